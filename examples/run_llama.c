@@ -1,0 +1,207 @@
+/* The assignment's program in C: same flags, same output files.
+   build/run_llama --option generate --pretrained-model-path stories42M.pt --tokenizer tokenizer.model
+   build/run_llama --prompt "Once upon a time" --temperature 0.8 --pretrained-model-path MODEL */
+#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#define MINILLAMA_IMPLEMENTATION
+#include "minillama.h"
+#include "options.h"
+
+static const char assignment_prompt[] =
+    "I have wanted to see this thriller for a while, and it didn't disappoint. Keanu Reeves, playing the hero "
+    "John Wick, is";
+
+typedef struct settings {
+    const char *option, *model, *tokenizer, *mode, *prompt, *low_out, *high_out;
+    int seed, use_gpu, threads, max_new_tokens, help;
+    ml_sampler sampler;
+} settings;
+
+static int default_threads(void) {
+#ifdef _OPENMP
+    return omp_get_num_procs();
+#else
+    return 1;
+#endif
+}
+
+static int fail(const ml_error *error) {
+    fprintf(stderr, "error: %s (%s)\n", error->text, ml_result_string(error->code));
+    return 1;
+}
+
+/* Text made so far; grows as needed. */
+typedef struct text {
+    char *bytes;
+    size_t length, size;
+    FILE *stream; /* where it is also written at once; NULL: nowhere */
+} text;
+
+static int text_append(text *t, const char *bytes, size_t n) {
+    if (n > t->size - t->length) {
+        size_t size = (t->length + n) * 2 + 256;
+        char *grown = (char *)realloc(t->bytes, size);
+        if (!grown) return 0;
+        t->bytes = grown;
+        t->size = size;
+    }
+    if (n) memcpy(t->bytes + t->length, bytes, n);
+    t->length += n;
+    if (t->stream) {
+        fwrite(bytes, 1, n, t->stream);
+        fflush(t->stream);
+    }
+    return 1;
+}
+
+static int append_token(void *user, int32_t id, const char *bytes, size_t n) {
+    (void)id;
+    return text_append((text *)user, bytes, n);
+}
+
+/* Writes on from the prompt into `out`, prompt included. */
+static int write_on(ml_session *session, const settings *s, const char *prompt, float temperature, text *out,
+                    ml_generated *generated) {
+    ml_generate_desc desc;
+    ml_random random;
+    ml_error error;
+    memset(&desc, 0, sizeof desc);
+    ml_random_seed(&random, (uint64_t)s->seed);
+    desc.prompt = prompt;
+    desc.max_new_tokens = s->max_new_tokens;
+    desc.sampler = s->sampler;
+    desc.sampler.temperature = temperature;
+    desc.random = &random;
+    desc.on_token = append_token;
+    desc.user = out;
+    if (!text_append(out, prompt, strlen(prompt))) return fprintf(stderr, "error: out of memory\n"), 1;
+    if (ml_generate(session, &desc, generated, &error)) return fail(&error);
+    return 0;
+}
+
+static int write_file(const char *path, const text *t) {
+    FILE *file = fopen(path, "wb");
+    int ok = file && fwrite(t->bytes, 1, t->length, file) == t->length;
+    if (file && fclose(file) != 0) ok = 0;
+    if (!ok) return fprintf(stderr, "error: %s cannot be written: %s\n", path, strerror(errno)), 1;
+    printf("Wrote generated sentence to %s.\n", path);
+    return 0;
+}
+
+/* The assignment's two continuations: temperature 0 into one file, 1 into another. */
+static int generate_both(ml_session *session, const settings *s) {
+    const char *const paths[2] = {s->low_out, s->high_out};
+    int i, status = 0;
+    printf("load model from %s\n", s->model);
+    for (i = 0; i < 2 && !status; i++) {
+        text t = {NULL, 0, 0, NULL};
+        status = write_on(session, s, assignment_prompt, (float)i, &t, NULL);
+        if (!status) {
+            printf("Temperature is %.1f\n%.*s\n---------------\n", (double)i, (int)t.length, t.bytes);
+            status = write_file(paths[i], &t);
+        }
+        free(t.bytes);
+    }
+    return status;
+}
+
+/* The user's own prompt: streamed to standard output, and nothing else there. */
+static int generate_one(ml_session *session, const settings *s) {
+    text t = {NULL, 0, 0, stdout};
+    ml_generated made = {0, 0, ML_STOP_LENGTH};
+    clock_t begin = clock();
+    int status = write_on(session, s, s->prompt, s->sampler.temperature, &t, &made);
+    double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
+    free(t.bytes);
+    if (!status) {
+        printf("\n");
+        fprintf(stderr, "(%d tokens read, %d written, %.2f s of processor time)\n", made.n_prompt, made.n_new, seconds);
+    }
+    return status;
+}
+
+static int generate(const settings *s) {
+    ml_load_desc load;
+    ml_session_desc desc;
+    ml_model *model = NULL;
+    ml_session *session = NULL;
+    ml_error error;
+    int status = 1, reference = strcmp(s->mode, "reference") == 0;
+    memset(&load, 0, sizeof load);
+    memset(&desc, 0, sizeof desc);
+    if (reference) {
+        load.norm = ML_NORM_LAYER;
+        load.mask = ML_MASK_FULL;
+    } else {
+        load.norm = ML_NORM_RMS;
+        load.mask = ML_MASK_CAUSAL;
+    }
+    load.tokenizer = s->tokenizer;
+    desc.threads.count = s->threads;
+    if (ml_load(s->model, &load, &model, &error)) return fail(&error);
+    if (!model->tokenizer)
+        fprintf(stderr, "error: no tokenizer of %d pieces in or beside %s; give one with --tokenizer FILE\n",
+                model->config.vocab_size, s->model);
+    else if (ml_session_new(model, &desc, NULL, &session, &error))
+        fail(&error);
+    else
+        status = s->prompt ? generate_one(session, s) : generate_both(session, s);
+    ml_session_free(session);
+    ml_free(model);
+    return status;
+}
+
+static int check(const settings *s) {
+    const ml_sampler *p = &s->sampler;
+    if (strcmp(s->option, "generate") != 0)
+        return fprintf(stderr, "--option %s is not known; this program has: generate\n", s->option), 0;
+    if (strcmp(s->mode, "llama") != 0 && strcmp(s->mode, "reference") != 0)
+        return fprintf(stderr, "--mode is llama or reference, not %s\n", s->mode), 0;
+    if (p->temperature < 0) return fprintf(stderr, "--temperature must not be negative\n"), 0;
+    if (p->top_k < 0) return fprintf(stderr, "--top_k must not be negative\n"), 0;
+    if (p->top_p < 0 || p->top_p > 1 || p->min_p < 0 || p->min_p > 1 || p->epsilon < 0 || p->epsilon > 1)
+        return fprintf(stderr, "--top_p, --min_p and --epsilon lie between 0 and 1\n"), 0;
+    if (p->repetition_penalty < 0) return fprintf(stderr, "--repetition_penalty must not be negative\n"), 0;
+    if (s->max_new_tokens < 0) return fprintf(stderr, "--max_new_tokens must not be negative\n"), 0;
+    if (s->threads < 1 || s->threads > 1024) return fprintf(stderr, "--threads lies between 1 and 1024\n"), 0;
+    return 1;
+}
+
+int main(int argc, char **argv) {
+    settings s = {"generate", "stories42M.pt", NULL, "llama", NULL, "generated-sentence-temp-0.txt",
+                  "generated-sentence-temp-1.txt", 1337, 0, 0, -1, 0, {0, 0, 0, 0, 0.05f, 0, 0}};
+    const option options[] = {
+        {"--option", OPTION_TEXT, &s.option, "what to do: generate (default)"},
+        {"--pretrained-model-path", OPTION_TEXT, &s.model, "model in any known format (stories42M.pt)"},
+        {"--tokenizer", OPTION_TEXT, &s.tokenizer, "tokenizer.model or .bin (in the model, or beside it)"},
+        {"--mode", OPTION_TEXT, &s.mode, "llama (RMSNorm, causal; default) or reference (LayerNorm, full attention)"},
+        {"--seed", OPTION_INT, &s.seed, "seed of the random choices (1337)"},
+        {"--generated_sentence_low_temp_out", OPTION_TEXT, &s.low_out, "file (generated-sentence-temp-0.txt)"},
+        {"--generated_sentence_high_temp_out", OPTION_TEXT, &s.high_out, "file (generated-sentence-temp-1.txt)"},
+        {"--use_gpu", OPTION_FLAG, &s.use_gpu, "accepted for the assignment's sake: the processor is used"},
+        {"--prompt", OPTION_TEXT, &s.prompt, "write on from this text, to standard output"},
+        {"--max_new_tokens", OPTION_INT, &s.max_new_tokens, "how many (75; with --prompt until the story or context ends)"},
+        {"--temperature", OPTION_FLOAT, &s.sampler.temperature, "with --prompt: 0 is greedy (0)"},
+        {"--top_k", OPTION_INT, &s.sampler.top_k, "keep the k most likely (0: all)"},
+        {"--top_p", OPTION_FLOAT, &s.sampler.top_p, "keep the most likely that reach p together (0: all)"},
+        {"--min_p", OPTION_FLOAT, &s.sampler.min_p, "drop what is below min_p of the most likely (0)"},
+        {"--epsilon", OPTION_FLOAT, &s.sampler.epsilon, "drop probabilities below (0.05, as the assignment does; 0: none)"},
+        {"--repetition_penalty", OPTION_FLOAT, &s.sampler.repetition_penalty, "weaken the last 64 tokens (0: none)"},
+        {"--threads", OPTION_INT, &s.threads, "how many (all processors where built with OpenMP)"},
+        {"--help", OPTION_FLAG, &s.help, "this list"},
+    };
+    int n_options = (int)(sizeof options / sizeof *options);
+    s.threads = default_threads();
+    if (!options_read(argc, argv, options, n_options, NULL, 0)) return 2;
+    if (s.help) {
+        printf("usage: run_llama [options]\n");
+        options_print(stdout, options, n_options);
+        return 0;
+    }
+    if (s.max_new_tokens < 0) s.max_new_tokens = s.prompt ? 0 : 75;
+    if (!check(&s)) return 2;
+    if (s.use_gpu) fprintf(stderr, "--use_gpu: there is no GPU code here; the processor is used\n");
+    return generate(&s);
+}

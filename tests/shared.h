@@ -1,0 +1,56 @@
+/* Where the tests find the public files that do not ship with the repository, and how they read them. Include after
+   minillama.h. */
+#ifndef SHARED_H
+#define SHARED_H
+
+#include "test.h"
+
+/* The path of a file in the shared folder; NULL when it is not there. */
+static const char *shared_path(const char *name) {
+    static char path[4][1024];
+    static int turn;
+    const char *root = getenv("MINILLAMA_SHARED");
+    FILE *file;
+    turn = (turn + 1) % 4;
+    snprintf(path[turn], sizeof path[turn], "%s/%s", root ? root : "../shared", name);
+    file = fopen(path[turn], "rb");
+    if (!file) return NULL;
+    fclose(file);
+    return path[turn];
+}
+
+/* An array of an archive as newly allocated floats; *n is how many. NULL, and a failed check, if there is none. */
+static float *shared_floats(const ml_archive *archive, const char *name, size_t *n) {
+    const ml_array *array = ml_archive_find(archive, name);
+    float *x;
+    CHECK(array != NULL);
+    if (!array) return NULL;
+    *n = ml_array_count(array);
+    x = (float *)malloc(*n * sizeof *x + 1);
+    CHECK(ml_array_read(array, x, *n) == ML_OK);
+    return x;
+}
+
+static int32_t *shared_tokens(const ml_archive *archive, const char *name, size_t *n) {
+    float *x = shared_floats(archive, name, n);
+    int32_t *ids;
+    size_t i;
+    if (!x) return NULL;
+    ids = (int32_t *)malloc(*n * sizeof *ids + 1);
+    for (i = 0; i < *n; i++) ids[i] = (int32_t)x[i];
+    free(x);
+    return ids;
+}
+
+/* The largest |a - b| over n, and NaN if there is one. */
+static double max_difference(const float *a, const float *b, size_t n) {
+    double most = 0;
+    size_t i;
+    for (i = 0; i < n; i++) {
+        double d = fabs((double)a[i] - (double)b[i]);
+        if (!(d <= most)) most = d;
+    }
+    return most;
+}
+
+#endif

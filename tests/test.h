@@ -1,0 +1,71 @@
+/* A test program: #include "test.h", write TEST(name) { CHECK(...); } and list them in main with RUN(name);
+   end with return test_report("name"). A test that fails says where; the program then exits with 1. */
+#ifndef TEST_H
+#define TEST_H
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int test_n_passed, test_n_failed, test_n_skipped, test_current_failed, test_current_skipped;
+
+#define TEST(name) static void name(void)
+
+/* The condition must hold; the test goes on to tell more, but counts as failed. */
+#define CHECK(condition)                                                                                     \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            if (test_current_failed++ < 8) printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);  \
+        }                                                                                                    \
+    } while (0)
+
+/* As CHECK, but leaves the test: what follows makes no sense without it. */
+#define REQUIRE(condition)                                                                                   \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            test_current_failed++;                                                                           \
+            printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);                                 \
+            return;                                                                                          \
+        }                                                                                                    \
+    } while (0)
+
+/* |a - b| <= absolute + relative * |b|; NaN never is. */
+#define CHECK_NEAR(a, b, absolute, relative)                                                                 \
+    do {                                                                                                     \
+        double a_ = (double)(a), b_ = (double)(b);                                                           \
+        if (!(fabs(a_ - b_) <= (absolute) + (relative) * fabs(b_))) {                                        \
+            if (test_current_failed++ < 8)                                                                   \
+                printf("%s:%d: %s = %.9g, not %.9g\n", __FILE__, __LINE__, #a, a_, b_);                      \
+        }                                                                                                    \
+    } while (0)
+
+/* Leaves the test uncounted as passed or failed, and says why. */
+#define SKIP(reason)                                                                                         \
+    do {                                                                                                     \
+        test_current_skipped = 1;                                                                            \
+        printf("skipped: %s\n", reason);                                                                     \
+        return;                                                                                              \
+    } while (0)
+
+#define RUN(name) test_run(#name, name)
+
+static void test_run(const char *name, void (*test)(void)) {
+    test_current_failed = test_current_skipped = 0;
+    test();
+    if (test_current_failed) {
+        test_n_failed++;
+        printf("FAILED %s (%d checks)\n", name, test_current_failed);
+    } else if (test_current_skipped) {
+        test_n_skipped++;
+    } else {
+        test_n_passed++;
+    }
+}
+
+static int test_report(const char *program) {
+    printf("%s: %d passed, %d failed, %d skipped\n", program, test_n_passed, test_n_failed, test_n_skipped);
+    return test_n_failed != 0;
+}
+
+#endif

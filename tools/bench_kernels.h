@@ -1,0 +1,89 @@
+/* What this machine can do at most, measured: multiply-adds a second in registers, and bytes a second read from
+   memory. Include after minillama.h with its implementation; the measurements use its vectors and its threads. */
+#ifndef BENCH_KERNELS_H
+#define BENCH_KERNELS_H
+
+#include <time.h>
+
+static double bench_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+enum { BENCH_CHAINS = 12, BENCH_FMA_STEPS = 1 << 16 };
+
+typedef struct bench_probe {
+    const float *data;
+    size_t n;
+    int n_tasks;
+    float result[64]; /* a task's, so that the work cannot be left out */
+} bench_probe;
+
+/* Chains of multiply-adds, enough of them to hide each other's latency, that never leave the registers. */
+static void bench_fma_task(void *arg, int index) {
+    bench_probe *probe = (bench_probe *)arg;
+    mli_v sum[BENCH_CHAINS], a = mli_v_set(probe->data[0]), b = mli_v_set(probe->data[1]);
+    int i, j;
+    MLI_UNROLL
+    for (j = 0; j < BENCH_CHAINS; j++) sum[j] = mli_v_set((float)j);
+    for (i = 0; i < BENCH_FMA_STEPS; i++) {
+        MLI_UNROLL
+        for (j = 0; j < BENCH_CHAINS; j++) sum[j] = mli_v_fma(sum[j], a, b);
+    }
+    MLI_UNROLL
+    for (j = 1; j < BENCH_CHAINS; j++) sum[0] = mli_v_add(sum[0], sum[j]);
+    probe->result[index & 63] += mli_v_sum(sum[0]);
+}
+
+/* Floating point operations a second (a multiply-add is two), the best of `times` tries. */
+static double bench_peak_flops(const ml_threads *threads, int times) {
+    static const float numbers[2] = {0.5f, 0.25f};
+    bench_probe probe;
+    double best = 0;
+    memset(&probe, 0, sizeof probe);
+    probe.data = numbers;
+    probe.n_tasks = threads->count;
+    while (times-- > 0) {
+        double start = bench_seconds(), flops;
+        mli_parallel(threads, probe.n_tasks, bench_fma_task, &probe);
+        flops = 2.0 * MLI_LANES * BENCH_CHAINS * BENCH_FMA_STEPS * probe.n_tasks / (bench_seconds() - start);
+        if (flops > best) best = flops;
+    }
+    return best;
+}
+
+static void bench_read_task(void *arg, int index) {
+    bench_probe *probe = (bench_probe *)arg;
+    mli_v sum[8];
+    size_t i, begin, end, j;
+    mli_share(probe->n, 8 * MLI_LANES, probe->n_tasks, index, &begin, &end);
+    MLI_UNROLL
+    for (j = 0; j < 8; j++) sum[j] = mli_v_zero();
+    for (i = begin; i + 8 * MLI_LANES <= end; i += 8 * MLI_LANES) {
+        MLI_UNROLL
+        for (j = 0; j < 8; j++) sum[j] = mli_v_add(sum[j], mli_v_load(probe->data + i + j * MLI_LANES));
+    }
+    MLI_UNROLL
+    for (j = 1; j < 8; j++) sum[0] = mli_v_add(sum[0], sum[j]);
+    probe->result[index & 63] += mli_v_sum(sum[0]);
+}
+
+/* Bytes a second read from data (n), which should be far larger than the caches, the best of `times` tries. */
+static double bench_read_bandwidth(const ml_threads *threads, const float *data, size_t n, int times) {
+    bench_probe probe;
+    double best = 0;
+    memset(&probe, 0, sizeof probe);
+    probe.data = data;
+    probe.n = n;
+    probe.n_tasks = threads->count;
+    while (times-- > 0) {
+        double start = bench_seconds(), rate;
+        mli_parallel(threads, probe.n_tasks, bench_read_task, &probe);
+        rate = (double)n * sizeof *data / (bench_seconds() - start);
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
+#endif
