@@ -1088,6 +1088,29 @@ MLI_INLINE void mli_v_transpose(mli_v row[MLI_LANES]) {
 #endif
 }
 
+/* out (4) = mli_v_sum of each of four vectors, to the same bits, for less than four times the work */
+MLI_INLINE void mli_v_sum_4(const mli_v a[4], float *out) {
+#if defined(MLI_AVX512) || defined(MLI_AVX2)
+    __m128 row[4], even, odd;
+    int i;
+    for (i = 0; i < 4; i++) {
+#if defined(MLI_AVX512)
+        __m256 half = _mm256_add_ps(mli_v_low(a[i]), mli_v_high(a[i]));
+#else
+        __m256 half = a[i];
+#endif
+        row[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    }
+    _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
+    even = _mm_add_ps(row[0], row[2]);
+    odd = _mm_add_ps(row[1], row[3]);
+    _mm_storeu_ps(out, _mm_add_ps(even, odd));
+#else
+    int i;
+    for (i = 0; i < 4; i++) out[i] = mli_v_sum(a[i]);
+#endif
+}
+
 /* ==== >>kernels ==== */
 
 /* ---- vectors ---- */
@@ -1262,99 +1285,115 @@ static void mli_widen_row(ml_type type, const void *row, float *dst, size_t n) {
     if (i < n) mli_v_store_n(dst + i, mli_v_load_as_n(type, row, i, n - i), n - i);
 }
 
-/* y_r = x . w_r for n_w rows of W and n_x rows of x at once: y (n_x, n_w), x (n_x, k), w (n_w, k), with strides between
-   rows. type, n_x and n_w are constants where this is inlined. A dot product is summed in an order of its own,
-   whichever rows it is computed along with. */
-MLI_INLINE void mli_matvec_block(ml_type type, int n_x, int n_w, float *y, size_t y_stride, const float *x,
-                                 size_t x_stride, const char *w, size_t w_bytes, size_t k) {
-    mli_v sum[4][4], xv[4];
-    size_t i = 0, rest;
-    int a, b;
+#if defined(MLI_AVX512) || defined(MLI_NEON)
+#define MLI_X_ROWS 4 /* rows of x that meet a row of W at once: 4 sums for each fit 32 registers */
+#else
+#define MLI_X_ROWS 2 /* or 16 */
+#endif
+
+/* total[a] = x_a * w, lane by lane, for one row of W and n_x <= MLI_X_ROWS rows of x (n_x, k). Memory is fastest when read
+   from one place on, so W's rows come one after the other; four interleaved sums hide the latency of the
+   additions. type and n_x are constants where this is inlined. */
+MLI_INLINE void mli_matvec_row(ml_type type, int n_x, mli_v *total, const float *x, size_t x_stride,
+                               const char *w, size_t k) {
+    mli_v sum[4][MLI_X_ROWS];
+    size_t i = 0;
+    int a, u;
     MLI_UNROLL
-    for (b = 0; b < n_w; b++) {
+    for (u = 0; u < 4; u++) {
         MLI_UNROLL
-        for (a = 0; a < n_x; a++) sum[b][a] = mli_v_zero();
+        for (a = 0; a < n_x; a++) sum[u][a] = mli_v_zero();
+    }
+    for (; i + 4 * MLI_LANES <= k; i += 4 * MLI_LANES) {
+        MLI_UNROLL
+        for (u = 0; u < 4; u++) {
+#ifdef PFD
+            PFI(w + (i + (size_t)u * MLI_LANES) * (type == ML_F32 ? 4 : 2) + PFD);
+#endif
+            size_t at = i + (size_t)u * MLI_LANES;
+            mli_v wv = mli_v_load_as(type, w, at);
+            MLI_UNROLL
+            for (a = 0; a < n_x; a++)
+                sum[u][a] = mli_v_fma(wv, mli_v_load(x + (size_t)a * x_stride + at), sum[u][a]);
+        }
     }
     for (; i + MLI_LANES <= k; i += MLI_LANES) {
+        mli_v wv = mli_v_load_as(type, w, i);
         MLI_UNROLL
-        for (a = 0; a < n_x; a++) xv[a] = mli_v_load(x + (size_t)a * x_stride + i);
-        MLI_UNROLL
-        for (b = 0; b < n_w; b++) {
-            mli_v wv = mli_v_load_as(type, w + (size_t)b * w_bytes, i);
-            MLI_UNROLL
-            for (a = 0; a < n_x; a++) sum[b][a] = mli_v_fma(wv, xv[a], sum[b][a]);
-        }
+        for (a = 0; a < n_x; a++)
+            sum[0][a] = mli_v_fma(wv, mli_v_load(x + (size_t)a * x_stride + i), sum[0][a]);
     }
-    rest = k - i;
-    if (rest) {
+    if (i < k) {
+        mli_v wv = mli_v_load_as_n(type, w, i, k - i);
         MLI_UNROLL
-        for (a = 0; a < n_x; a++) xv[a] = mli_v_load_n(x + (size_t)a * x_stride + i, rest);
-        MLI_UNROLL
-        for (b = 0; b < n_w; b++) {
-            mli_v wv = mli_v_load_as_n(type, w + (size_t)b * w_bytes, i, rest);
-            MLI_UNROLL
-            for (a = 0; a < n_x; a++) sum[b][a] = mli_v_fma(wv, xv[a], sum[b][a]);
-        }
+        for (a = 0; a < n_x; a++)
+            sum[1][a] = mli_v_fma(wv, mli_v_load_n(x + (size_t)a * x_stride + i, k - i), sum[1][a]);
     }
     MLI_UNROLL
-    for (b = 0; b < n_w; b++) {
+    for (a = 0; a < n_x; a++)
+        total[a] = mli_v_add(mli_v_add(sum[0][a], sum[1][a]), mli_v_add(sum[2][a], sum[3][a]));
+}
+
+/* y (n_x, n_w) = x . w^T for n_x <= MLI_X_ROWS rows of x (n_x, k) and up to 4 of w (n_w, k) */
+MLI_INLINE void mli_matvec_block(ml_type type, int n_x, float *y, size_t y_stride, const float *x,
+                                 size_t x_stride, const char *w, size_t w_bytes, size_t n_w, size_t k) {
+    mli_v total[MLI_X_ROWS][4], one[MLI_X_ROWS];
+    size_t b;
+    int a;
+    if (n_w == 4) {
         MLI_UNROLL
-        for (a = 0; a < n_x; a++) y[(size_t)a * y_stride + (size_t)b] = mli_v_sum(sum[b][a]);
+        for (b = 0; b < 4; b++) {
+            mli_matvec_row(type, n_x, one, x, x_stride, w + b * w_bytes, k);
+            MLI_UNROLL
+            for (a = 0; a < n_x; a++) total[a][b] = one[a];
+        }
+        MLI_UNROLL
+        for (a = 0; a < n_x; a++) mli_v_sum_4(total[a], y + (size_t)a * y_stride);
+        return;
+    }
+    for (b = 0; b < n_w; b++) {
+        mli_matvec_row(type, n_x, one, x, x_stride, w + b * w_bytes, k);
+        MLI_UNROLL
+        for (a = 0; a < n_x; a++) y[(size_t)a * y_stride + b] = mli_v_sum(one[a]);
     }
 }
 
-/* As above for any number of rows of W: blocks of 4 x 1, 4 x 2, 2 x 3 or 2 x 4 dot products. */
-MLI_INLINE void mli_matvec_rows(ml_type type, int n_x, float *y, size_t y_stride, const float *x,
-                                size_t x_stride, const char *w, size_t w_bytes, size_t n_w, size_t k) {
-    const int block = n_x <= 2 ? 4 : 2;
-    size_t b = 0;
-    for (; b + (size_t)block <= n_w; b += (size_t)block)
-        mli_matvec_block(type, n_x, block, y + b, y_stride, x, x_stride, w + b * w_bytes, w_bytes, k);
-    for (; b < n_w; b++)
-        mli_matvec_block(type, n_x, 1, y + b, y_stride, x, x_stride, w + b * w_bytes, w_bytes, k);
+/* As above for any number of rows: four rows of W, which stay in the first-level cache, meet all rows of x before the
+   next four are read. */
+MLI_INLINE void mli_matvec_rows(ml_type type, float *y, size_t y_stride, const float *x, size_t x_stride,
+                                size_t n_x, const char *w, size_t w_bytes, size_t n_w, size_t k) {
+    size_t a, b;
+    for (b = 0; b < n_w; b += 4) {
+        size_t rows = MLI_MIN(4, n_w - b);
+        const char *wb = w + b * w_bytes;
+#define MLI_DOTS(n)                                                                                          \
+    mli_matvec_block(type, n, y + a * y_stride + b, y_stride, x + a * x_stride, x_stride, wb, w_bytes, rows, \
+                     k)
+        a = 0;
+#if MLI_X_ROWS == 4
+        for (; a + 4 <= n_x; a += 4) MLI_DOTS(4);
+#endif
+        for (; a + 2 <= n_x; a += 2) MLI_DOTS(2);
+        if (a < n_x) MLI_DOTS(1);
+#undef MLI_DOTS
+    }
 }
 
-#define MLI_MATVEC(name, type)                                                                               \
-    static void name(int n_x, float *y, size_t y_stride, const float *x, size_t x_stride, const char *w,     \
-                     size_t w_bytes, size_t n_w, size_t k) {                                                 \
-        switch (n_x) {                                                                                       \
-        case 1: mli_matvec_rows(type, 1, y, y_stride, x, x_stride, w, w_bytes, n_w, k); break;               \
-        case 2: mli_matvec_rows(type, 2, y, y_stride, x, x_stride, w, w_bytes, n_w, k); break;               \
-        case 3: mli_matvec_rows(type, 3, y, y_stride, x, x_stride, w, w_bytes, n_w, k); break;               \
-        default: mli_matvec_rows(type, 4, y, y_stride, x, x_stride, w, w_bytes, n_w, k); break;              \
-        }                                                                                                    \
-    }
-MLI_MATVEC(mli_matvec_f32, ML_F32)
-MLI_MATVEC(mli_matvec_f16, ML_F16)
-MLI_MATVEC(mli_matvec_bf16, ML_BF16)
-#undef MLI_MATVEC
-
-/* y (n_x, n_w) = x (n_x, k) . w (n_w, k)^T for w of F32, F16 or BF16; strides in numbers. A block of W's rows that the
-   first-level cache holds meets all rows of x before the next one is read. */
+/* y (n_x, n_w) = x (n_x, k) . w (n_w, k)^T for w of F32, F16 or BF16; strides in numbers. A dot product is summed in an
+   order of its own, whichever rows it is computed along with. */
 static void mli_matvec(ml_type type, float *y, size_t y_stride, const float *x, size_t x_stride, size_t n_x,
                        const void *w, size_t w_stride, size_t n_w, size_t k) {
-    size_t w_bytes = w_stride * (type == ML_F32 ? sizeof(float) : sizeof(uint16_t));
-    size_t block = n_x <= 4 ? n_w : MLI_MAX(4, 16384 / (w_bytes + 1) / 4 * 4), a, b, rows;
-    for (b = 0; b < n_w; b += rows) {
-        rows = MLI_MIN(block, n_w - b);
-        for (a = 0; a < n_x; a += 4) {
-            const char *wb = (const char *)w + b * w_bytes;
-            const float *xa = x + a * x_stride;
-            float *ya = y + a * y_stride + b;
-            int count = (int)MLI_MIN(4, n_x - a);
-            if (type == ML_F16)
-                mli_matvec_f16(count, ya, y_stride, xa, x_stride, wb, w_bytes, rows, k);
-            else if (type == ML_BF16)
-                mli_matvec_bf16(count, ya, y_stride, xa, x_stride, wb, w_bytes, rows, k);
-            else
-                mli_matvec_f32(count, ya, y_stride, xa, x_stride, wb, w_bytes, rows, k);
-        }
+    const char *rows = (const char *)w;
+    switch (type) {
+    case ML_F16: mli_matvec_rows(ML_F16, y, y_stride, x, x_stride, n_x, rows, w_stride * 2, n_w, k); break;
+    case ML_BF16: mli_matvec_rows(ML_BF16, y, y_stride, x, x_stride, n_x, rows, w_stride * 2, n_w, k); break;
+    default: mli_matvec_rows(ML_F32, y, y_stride, x, x_stride, n_x, rows, w_stride * 4, n_w, k); break;
     }
 }
 
 /* y (n) = rows (n, k) . x (k) */
 static void mli_dots(float *y, const float *x, const float *rows, size_t row_stride, size_t n, size_t k) {
-    mli_matvec_f32(1, y, 0, x, 0, (const char *)rows, row_stride * sizeof(float), n, k);
+    mli_matvec(ML_F32, y, 0, x, 0, 1, rows, row_stride, n, k);
 }
 
 /* ---- matrix multiply ---- */
@@ -1399,25 +1438,31 @@ static void mli_ref_gemm(size_t m, size_t n, size_t k, mli_operand a, mli_operan
 #define MLI_TILE_VECTORS 2
 #define MLI_BLOCK_K 384
 #define MLI_BLOCK_ROWS (MLI_TILE_ROWS * 12)
+#define MLI_SLAB_COLS 2048
 #elif defined(MLI_AVX2)
 #define MLI_TILE_ROWS 6
 #define MLI_TILE_VECTORS 2
 #define MLI_BLOCK_K 256
 #define MLI_BLOCK_ROWS (MLI_TILE_ROWS * 24)
+#define MLI_SLAB_COLS 2048
 #elif defined(MLI_NEON)
 #define MLI_TILE_ROWS 8
 #define MLI_TILE_VECTORS 3
 #define MLI_BLOCK_K 256
 #define MLI_BLOCK_ROWS (MLI_TILE_ROWS * 16)
+#define MLI_SLAB_COLS 960
 #else
 #define MLI_TILE_ROWS 4
 #define MLI_TILE_VECTORS 2
 #define MLI_BLOCK_K 256
 #define MLI_BLOCK_ROWS (MLI_TILE_ROWS * 16)
+#define MLI_SLAB_COLS 96
 #endif
 #define MLI_TILE_COLS (MLI_TILE_VECTORS * MLI_LANES)
 #define MLI_COL_GRAIN (MLI_TILE_COLS % 3 ? 32 : 96) /* whole tiles and whole blocks of quantised numbers */
-#define MLI_PACKED_B ((size_t)1 << 20)              /* numbers of B that are packed at a time, about */
+#define MLI_SLAB ((size_t)MLI_SLAB_COLS * MLI_BLOCK_K)
+#define MLI_BUFFER ((size_t)(MLI_LANES * MLI_BLOCK_K)) /* numbers on their way from another type */
+#define MLI_TASK_WORK (1 << 17)                        /* multiplications worth waking a thread for */
 
 /* C (rows, cols) (+)= A . B for one tile: a is a packed panel (k, MLI_TILE_ROWS), b one (k, MLI_TILE_COLS). height and
    vectors are constants where this is inlined; rows <= height and cols <= vectors * MLI_LANES. */
@@ -1533,25 +1578,28 @@ static void mli_pack_along_k(const mli_lines *s, size_t first, size_t count, siz
     }
 }
 
-/* As above for lines that lie side by side: rows of `count` numbers, one for each p, are cut into panels. What a vector
-   stores beyond its row of the panel the next row overwrites; so the last one stores no more than its own. */
+/* As above for lines that lie side by side: rows of `count` numbers, one for each p, are cut into panels. Eight rows at a
+   time, so that what is written to a panel is long enough for the caches to foresee it. What a vector stores
+   beyond its row of the panel the next row overwrites; so the last one stores no more than its own. */
 static void mli_pack_across_k(const mli_lines *s, size_t first, size_t count, size_t k0, size_t k,
                               size_t width, float *dst, float *buffer) {
-    size_t p, q, i;
-    for (p = 0; p < k; p++) {
-        int spill_over = width % MLI_LANES == 0 || p + 1 < k;
-        const float *row = mli_row_as_f32(s, (k0 + p) * s->k_stride, first, count, buffer);
-        for (q = 0; q < count; q += width) {
-            float *to = dst + q * k + p * width;
-            for (i = 0; i < width; i += MLI_LANES) {
-                size_t at = q + i, n = at < count ? MLI_MIN(count - at, MLI_LANES) : 0;
-                mli_v v = n == MLI_LANES ? mli_v_load(row + at) : mli_v_load_n(row + at, n);
-                if (spill_over)
-                    mli_v_store(to + i, v);
-                else
-                    mli_v_store_n(to + i, v, MLI_MIN(width - i, MLI_LANES));
+    const size_t step = s->type == ML_F32 ? 8 : 1; /* one row where it is converted: there is one buffer */
+    size_t p0, p, q, i;
+    for (p0 = 0; p0 < k; p0 += step) {
+        const float *row = mli_row_as_f32(s, (k0 + p0) * s->k_stride, first, count, buffer);
+        for (q = 0; q < count; q += width)
+            for (p = p0; p < MLI_MIN(p0 + step, k); p++) {
+                const float *from = row + (p - p0) * s->k_stride + q;
+                float *to = dst + q * k + p * width;
+                for (i = 0; i < width; i += MLI_LANES) {
+                    size_t n = q + i < count ? count - q - i : 0;
+                    mli_v v = n >= MLI_LANES ? mli_v_load(from + i) : mli_v_load_n(from + i, n);
+                    if (width % MLI_LANES == 0 || p + 1 < k)
+                        mli_v_store(to + i, v);
+                    else
+                        mli_v_store_n(to + i, v, MLI_MIN(width - i, MLI_LANES));
+                }
             }
-        }
     }
 }
 
@@ -1570,145 +1618,167 @@ static void mli_pack(const mli_lines *s, size_t first, size_t count, size_t k0, 
 
 static size_t mli_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
+/* The part of B that is packed at a time: columns [col, col + cols), numbers [k_from, k_to) along k. */
+typedef struct mli_slab {
+    size_t col, cols, k_from, k_to;
+} mli_slab;
+
 typedef struct mli_gemm_job {
     size_t m, n, k;
     mli_lines a, b;
     float *c; /* (m, n) */
     size_t c_stride;
     int accumulate;
-    int n_tasks, by_rows; /* tasks own rows of C and share a packed B, or columns, and pack their own */
-    size_t block_k;       /* k is summed in blocks of this many, whatever the tile or the task */
-    size_t chunk_cols, first, cols; /* columns of B packed at a time; those at hand */
-    float *packed_b;                /* (k, chunk_cols) */
-    float *packed_a, *buffer;       /* of all tasks */
-    size_t packed_a_size, packed_b_size;
+    int n_tasks,
+        by_rows; /* tasks own rows of C and share a packed slab, or own columns and pack slabs of their own */
+    size_t block_k; /* k is summed in blocks of this many, whatever the tile or the task */
+    size_t slab_cols, slab_k;
+    mli_slab slab; /* the shared one */
+    float *packed_b, *packed_a, *buffer;
+    size_t packed_a_size; /* a task's, in numbers */
 } mli_gemm_job;
 
-/* Packs columns [first, first + cols) of B, all of k, as block after block of panels. In each block of k the panels
-   [from, to) are packed. */
-static void mli_gemm_pack_b(const mli_gemm_job *job, size_t first, size_t cols, size_t from, size_t to,
-                            float *dst, float *buffer) {
-    size_t p, width = mli_round_up(cols, MLI_TILE_COLS);
-    to = MLI_MIN(to, cols);
+/* Packs columns [from, to) of the slab: block of k after block, in each of them panel after panel. */
+static void mli_gemm_pack_b(const mli_gemm_job *job, mli_slab slab, size_t from, size_t to, float *dst,
+                            float *buffer) {
+    size_t p, k, width = mli_round_up(slab.cols, MLI_TILE_COLS);
     if (from >= to) return;
-    for (p = 0; p < job->k; p += job->block_k) {
-        size_t k = MLI_MIN(job->block_k, job->k - p);
-        mli_pack(&job->b, first + from, to - from, p, k, MLI_TILE_COLS, dst + p * width + from * k, buffer);
+    for (p = slab.k_from; p < slab.k_to; p += k) {
+        k = MLI_MIN(job->block_k, slab.k_to - p);
+        mli_pack(&job->b, slab.col + from, to - from, p, k, MLI_TILE_COLS,
+                 dst + (p - slab.k_from) * width + from * k, buffer);
     }
 }
 
-/* C for rows [row, row_end) and the columns [first, first + cols) that are packed in b. */
-static void mli_gemm_compute(const mli_gemm_job *job, size_t row, size_t row_end, size_t first, size_t cols,
+/* C += A . B for rows [row, row_end) and the slab, which is packed in b. */
+static void mli_gemm_compute(const mli_gemm_job *job, mli_slab slab, size_t row, size_t row_end,
                              const float *b, float *packed_a, float *buffer) {
-    size_t p, m, i, j, width = mli_round_up(cols, MLI_TILE_COLS);
+    size_t p, k, m, i, j, width = mli_round_up(slab.cols, MLI_TILE_COLS);
     for (; row < row_end; row += m) {
         m = MLI_MIN(MLI_BLOCK_ROWS, row_end - row);
-        for (p = 0; p < job->k; p += job->block_k) {
-            size_t k = MLI_MIN(job->block_k, job->k - p);
+        for (p = slab.k_from; p < slab.k_to; p += k) {
+            const float *panels = b + (p - slab.k_from) * width;
+            k = MLI_MIN(job->block_k, slab.k_to - p);
             mli_pack(&job->a, row, m, p, k, MLI_TILE_ROWS, packed_a, buffer);
-            for (j = 0; j < cols; j += MLI_TILE_COLS)
+            for (j = 0; j < slab.cols; j += MLI_TILE_COLS)
                 for (i = 0; i < m; i += MLI_TILE_ROWS)
-                    mli_gemm_any_tile(k, packed_a + i * k, b + p * width + j * k,
-                                      job->c + (row + i) * job->c_stride + first + j, job->c_stride,
-                                      MLI_MIN(MLI_TILE_ROWS, m - i), MLI_MIN(MLI_TILE_COLS, cols - j),
+                    mli_gemm_any_tile(k, packed_a + i * k, panels + j * k,
+                                      job->c + (row + i) * job->c_stride + slab.col + j, job->c_stride,
+                                      MLI_MIN(MLI_TILE_ROWS, m - i), MLI_MIN(MLI_TILE_COLS, slab.cols - j),
                                       job->accumulate || p > 0);
         }
     }
 }
 
+/* The slab at column `col` and k_from, cut off at col_end. */
+static mli_slab mli_gemm_slab(const mli_gemm_job *job, size_t col, size_t col_end, size_t k_from) {
+    mli_slab slab;
+    slab.col = col;
+    slab.cols = MLI_MIN(job->slab_cols, col_end - col);
+    slab.k_from = k_from;
+    slab.k_to = MLI_MIN(k_from + job->slab_k, job->k);
+    return slab;
+}
+
 static void mli_gemm_pack_task(void *arg, int index) {
     const mli_gemm_job *job = (const mli_gemm_job *)arg;
     size_t from, to;
-    mli_share(job->cols, MLI_COL_GRAIN, job->n_tasks, index, &from, &to);
-    mli_gemm_pack_b(job, job->first, job->cols, from, to, job->packed_b,
-                    job->buffer + (size_t)index * MLI_LANES * MLI_BLOCK_K);
+    mli_share(job->slab.cols, MLI_COL_GRAIN, job->n_tasks, index, &from, &to);
+    mli_gemm_pack_b(job, job->slab, from, to, job->packed_b, job->buffer + (size_t)index * MLI_BUFFER);
 }
 
-static void mli_gemm_task(void *arg, int index) {
+static void mli_gemm_rows_task(void *arg, int index) {
     const mli_gemm_job *job = (const mli_gemm_job *)arg;
-    float *buffer = job->buffer + (size_t)index * MLI_LANES * MLI_BLOCK_K;
-    float *packed_a = job->packed_a + (size_t)index * job->packed_a_size;
-    float *packed_b = job->packed_b + (size_t)index * job->packed_b_size;
-    size_t from, to, cols;
-    if (job->by_rows) {
-        mli_share(job->m, MLI_TILE_ROWS, job->n_tasks, index, &from, &to);
-        mli_gemm_compute(job, from, to, job->first, job->cols, job->packed_b, packed_a, buffer);
-        return;
-    }
-    mli_share(job->n, MLI_COL_GRAIN, job->n_tasks, index, &from, &to);
-    for (; from < to; from += cols) {
-        cols = MLI_MIN(job->chunk_cols, to - from);
-        mli_gemm_pack_b(job, from, cols, 0, cols, packed_b, buffer);
-        mli_gemm_compute(job, 0, job->m, from, cols, packed_b, packed_a, buffer);
-    }
+    size_t from, to;
+    mli_share(job->m, MLI_TILE_ROWS, job->n_tasks, index, &from, &to);
+    mli_gemm_compute(job, job->slab, from, to, job->packed_b,
+                     job->packed_a + (size_t)index * job->packed_a_size,
+                     job->buffer + (size_t)index * MLI_BUFFER);
 }
 
-/* Fills in how the work is cut, which depends on the sizes and the number of threads alone. */
+static void mli_gemm_cols_task(void *arg, int index) {
+    const mli_gemm_job *job = (const mli_gemm_job *)arg;
+    float *packed_a = job->packed_a + (size_t)index * job->packed_a_size;
+    float *packed_b = job->packed_b + (size_t)index * job->slab_cols * job->slab_k;
+    float *buffer = job->buffer + (size_t)index * MLI_BUFFER;
+    size_t from, to, col, p;
+    mli_share(job->n, MLI_COL_GRAIN, job->n_tasks, index, &from, &to);
+    for (col = from; col < to; col += job->slab_cols)
+        for (p = 0; p < job->k; p += job->slab_k) {
+            mli_slab slab = mli_gemm_slab(job, col, to, p);
+            mli_gemm_pack_b(job, slab, 0, slab.cols, packed_b, buffer);
+            mli_gemm_compute(job, slab, 0, job->m, packed_b, packed_a, buffer);
+        }
+}
+
+/* Decides how the work is cut, from the sizes and the number of threads alone. */
 static void mli_gemm_plan(mli_gemm_job *job, const ml_threads *threads, size_t m, size_t n, size_t k) {
-    size_t blocks = MLI_MAX(1, (k + MLI_BLOCK_K - 1) / MLI_BLOCK_K), sharers, cols, grains;
+    size_t blocks = (k + MLI_BLOCK_K - 1) / MLI_BLOCK_K, grains = (n + MLI_COL_GRAIN - 1) / MLI_COL_GRAIN,
+           sharers;
     job->m = m;
     job->n = n;
     job->k = k;
-    job->block_k = mli_round_up(MLI_MAX(1, (k + blocks - 1) / blocks), 32);
-    job->n_tasks = mli_task_count(threads, m * n, 1 + (1 << 17) / MLI_MAX(k, 1));
+    job->block_k = mli_round_up((k + blocks - 1) / blocks, 32);
+    job->n_tasks = mli_task_count(threads, m * n, 1 + MLI_TASK_WORK / k);
     job->by_rows = job->n_tasks > 1 && m / MLI_TILE_ROWS >= 8 * (size_t)job->n_tasks;
-    sharers = job->by_rows ? 1 : (size_t)job->n_tasks; /* the columns are dealt out among so many */
-    grains = (n + MLI_COL_GRAIN - 1) / MLI_COL_GRAIN;
-    cols = MLI_MIN(MLI_PACKED_B / sharers / MLI_MAX(k, 1), MLI_LANES * MLI_BLOCK_K);
-    cols = MLI_MAX(cols / MLI_COL_GRAIN, 1) * MLI_COL_GRAIN;
-    job->chunk_cols = MLI_MIN(cols, (grains + sharers - 1) / sharers * MLI_COL_GRAIN);
-    job->packed_a_size =
-        mli_round_up(MLI_MIN(m, MLI_BLOCK_ROWS) + MLI_TILE_ROWS, MLI_TILE_ROWS) * MLI_MIN(k, MLI_BLOCK_K);
-    job->packed_a_size = mli_round_up(job->packed_a_size + MLI_LANES, MLI_LANES);
-    job->packed_b_size = job->chunk_cols * k;
+    sharers = job->by_rows ? 1 : (size_t)job->n_tasks; /* among whom the columns are dealt out */
+    job->slab_cols = MLI_MIN(MLI_SLAB_COLS, (grains + sharers - 1) / sharers * MLI_COL_GRAIN);
+    job->slab_k = MLI_MAX(1, MLI_SLAB / job->slab_cols / job->block_k) * job->block_k;
+    job->slab_k = MLI_MIN(job->slab_k, k);
+    job->packed_a_size = mli_round_up(m, MLI_TILE_ROWS);
+    job->packed_a_size = MLI_MIN(job->packed_a_size, MLI_BLOCK_ROWS) * job->block_k;
+    job->packed_a_size = mli_round_up(job->packed_a_size, MLI_LANES) + MLI_LANES; /* see mli_pack_along_k */
 }
 
 /* Bytes of work that mli_gemm needs for matrices up to these sizes. */
 static size_t mli_gemm_work(const ml_threads *threads, size_t m, size_t n, size_t k) {
     size_t tasks = threads && threads->count > 1 ? (size_t)threads->count : 1;
-    size_t cols = mli_round_up(n, MLI_COL_GRAIN) + tasks * MLI_COL_GRAIN,
-           b = MLI_PACKED_B + tasks * MLI_COL_GRAIN * k;
-    size_t a = (MLI_MIN(m, MLI_BLOCK_ROWS) + 2 * MLI_TILE_ROWS) * MLI_MIN(k, MLI_BLOCK_K) + 2 * MLI_LANES;
-    if (cols <= b / MLI_MAX(k, 1)) b = cols * k;
-    return (b + tasks * (a + MLI_LANES * MLI_BLOCK_K)) * sizeof(float) + MLI_ALIGN;
+    size_t cols = MLI_MIN(mli_round_up(n, MLI_COL_GRAIN), MLI_SLAB_COLS * tasks) + tasks * MLI_COL_GRAIN;
+    size_t b = tasks * MLI_SLAB + cols * MLI_BLOCK_K;
+    size_t a = MLI_MIN(m + MLI_TILE_ROWS, MLI_BLOCK_ROWS) * MLI_MIN(k + 32, MLI_BLOCK_K) + 2 * MLI_LANES;
+    if (k <= b / cols) b = cols * k;
+    return (b + tasks * (a + MLI_BUFFER)) * sizeof(float) + MLI_ALIGN;
 }
 
-static mli_lines mli_lines_of(mli_operand x, int transposed) {
+/* A and B^T as lines along k. */
+static mli_lines mli_lines_of(ml_type type, const void *data, size_t line_stride, size_t k_stride) {
     mli_lines lines;
-    lines.type = x.type;
-    lines.data = (const char *)x.data;
-    lines.line_stride = transposed ? x.col_stride : x.row_stride;
-    lines.k_stride = transposed ? x.row_stride : x.col_stride;
+    lines.type = type;
+    lines.data = (const char *)data;
+    lines.line_stride = line_stride;
+    lines.k_stride = k_stride;
     return lines;
 }
 
-/* C (m, n) = A (m, k) . B (k, n), or C += ... where accumulate is set. What C held before is not read otherwise. A is
-   F32, F16 or BF16, B any weight type. work: mli_gemm_work bytes. */
+/* C (m, n) = A (m, k) . B (k, n), or C += ... where accumulate is set; otherwise what C held is not read. A is F32, F16
+   or BF16, B any type of weights. work: mli_gemm_work bytes. The result is the same bits for every number of
+   threads, and an element's do not depend on where in C it stands. */
 static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, mli_operand a, mli_operand b,
                      float *c, size_t c_row_stride, int accumulate, void *work) {
     mli_gemm_job job;
-    size_t i;
+    size_t i, col, p;
     if (k == 0 && !accumulate)
         for (i = 0; i < m; i++) memset(c + i * c_row_stride, 0, n * sizeof *c);
     if (m == 0 || n == 0 || k == 0) return;
     mli_gemm_plan(&job, threads, m, n, k);
-    job.a = mli_lines_of(a, 0);
-    job.b = mli_lines_of(b, 1);
+    job.a = mli_lines_of(a.type, a.data, a.row_stride, a.col_stride);
+    job.b = mli_lines_of(b.type, b.data, b.col_stride, b.row_stride);
     job.c = c;
     job.c_stride = c_row_stride;
     job.accumulate = accumulate;
     job.packed_b = (float *)mli_align_up((uintptr_t)work);
-    job.packed_a = job.packed_b + job.packed_b_size * (job.by_rows ? 1 : (size_t)job.n_tasks);
+    job.packed_a = job.packed_b + job.slab_cols * job.slab_k * (job.by_rows ? 1 : (size_t)job.n_tasks);
     job.buffer = job.packed_a + job.packed_a_size * (size_t)job.n_tasks;
     if (!job.by_rows) {
-        mli_parallel(threads, job.n_tasks, mli_gemm_task, &job);
+        mli_parallel(threads, job.n_tasks, mli_gemm_cols_task, &job);
         return;
     }
-    for (job.first = 0; job.first < n; job.first += job.cols) {
-        job.cols = MLI_MIN(job.chunk_cols, n - job.first);
-        mli_parallel(threads, job.n_tasks, mli_gemm_pack_task, &job);
-        mli_parallel(threads, job.n_tasks, mli_gemm_task, &job);
-    }
+    for (col = 0; col < n; col += job.slab_cols)
+        for (p = 0; p < k; p += job.slab_k) {
+            job.slab = mli_gemm_slab(&job, col, n, p);
+            mli_parallel(threads, job.n_tasks, mli_gemm_pack_task, &job);
+            mli_parallel(threads, job.n_tasks, mli_gemm_rows_task, &job);
+        }
 }
 
 /* ==== >>formats ====
@@ -3602,24 +3672,26 @@ ML_DEF ml_result ml_forward(ml_session *s, const ml_batch *b, ml_error *error) {
 }
 
 /* ==== >>tokenizer ====
-   A vocabulary numbers its pieces 0 .. V-1. Encoding cuts text into characters and then joins neighbours, always the
-   two whose joint piece has the highest score, the leftmost two on a tie, until no two neighbours make a piece. What
-   is then no piece of its own is spelled in byte pieces. This is SentencePiece's BPE, id for id, with one
-   difference that makes it lossless: bytes that are no valid UTF-8 become byte pieces, one each, where SentencePiece
-   puts U+FFFD. What does not come back is U+2581 in the text itself: SentencePiece reads it as a space, and so it is
-   here.
+   A vocabulary numbers its pieces 0 .. V-1. Encoding cuts text into characters and then joins neighbours,
+   always the two whose joint piece has the highest score, the leftmost two on a tie, until no two neighbours
+   make a piece. What is then no piece of its own is spelled in byte pieces. This is SentencePiece's BPE, id
+   for id, with one difference that makes it lossless: bytes that are no valid UTF-8 become byte pieces, one
+   each, where SentencePiece puts U+FFFD. What does not come back is U+2581 in the text itself: SentencePiece
+   reads it as a space, and so it is here.
 
-   Joining takes O(n log n) by a priority queue of the pairs that could be joined next. Two things keep the queue
-   small and in the cache. Text falls apart, exactly, wherever no piece holds the two bytes that meet there; in
-   English that is nearly every start of a word. And each stretch is finished before the next one is begun. */
+   Joining takes O(n log n) by a priority queue of the pairs that could be joined next. Two things keep the
+   queue small and in the cache. Text falls apart, exactly, wherever no piece holds the two bytes that meet
+   there; in English that is nearly every start of a word. And each stretch is finished before the next one is
+   begun. */
 
 #define MLI_MAX_PIECES 1048576 /* of a vocabulary */
 #define MLI_MAX_PIECE 1024     /* bytes of one piece: bounds the time a lookup takes */
 #define MLI_MAX_PROBES 256     /* slots looked at for one piece; honest vocabularies stay below 100 */
 
-/* SentencePiece writes the space as U+2581, so that spaces are seen in its lists of pieces. Here a piece is held
-   twice: as written, and as the text it stands for, in which the mark is a plain space again, a byte piece its byte,
-   a control piece nothing. Decoding is then copying, and encoding compares with the text at hand as it is. */
+/* SentencePiece writes the space as U+2581, so that spaces are seen in its lists of pieces. Here a piece is
+   held twice: as written, and as the text it stands for, in which the mark is a plain space again, a byte
+   piece its byte, a control piece nothing. Decoding is then copying, and encoding compares with the text at
+   hand as it is. */
 #define MLI_MARK "\xE2\x96\x81"
 #define MLI_MARK_SIZE 3
 #define MLI_UNKNOWN_TEXT " \xE2\x81\x87 " /* U+2047, as SentencePiece shows an unknown piece */
@@ -3776,7 +3848,8 @@ static ml_result mli_measure_pieces(const mli_vocabulary *vocabulary, size_t *pi
     return ML_OK;
 }
 
-/* FNV-1a (Fowler, Noll, Vo), which takes a byte at a time: a longer text goes on from a shorter one's hash. */
+/* FNV-1a (Fowler, Noll, Vo), which takes a byte at a time: a longer text goes on from a shorter one's hash.
+   */
 #define MLI_HASH_SEED 2166136261u
 static uint32_t mli_hash_byte(uint32_t hash, unsigned char c) { return (hash ^ c) * 16777619u; }
 
@@ -3787,7 +3860,8 @@ static uint32_t mli_hash(const unsigned char *text, size_t n) {
     return hash;
 }
 
-/* The slot where text stands or would stand. Collisions go to the next slot; at least half of them are free. */
+/* The slot where text stands or would stand. Collisions go to the next slot; at least half of them are free.
+   */
 static uint32_t mli_find_slot(const ml_tokenizer *tokenizer, const unsigned char *text, size_t n,
                               uint32_t hash) {
     uint32_t i = (hash ^ hash >> 15) & tokenizer->slot_mask;
@@ -3857,7 +3931,8 @@ static ml_result mli_fill_pieces(ml_tokenizer *tokenizer, const mli_vocabulary *
     return ML_OK;
 }
 
-/* Everything a tokenizer holds is one allocation: the struct, then its arrays from the widest elements to bytes. */
+/* Everything a tokenizer holds is one allocation: the struct, then its arrays from the widest elements to
+   bytes. */
 static ml_result mli_allocate_tokenizer(const mli_vocabulary *vocabulary, size_t piece_bytes,
                                         size_t text_bytes, const ml_allocator *allocator, ml_tokenizer **out,
                                         ml_error *error) {
@@ -3938,7 +4013,7 @@ ML_DEF int32_t ml_tokenizer_eos(const ml_tokenizer *tokenizer) { return tokenize
 ML_DEF int32_t ml_tokenizer_unknown(const ml_tokenizer *tokenizer) { return tokenizer->unknown; }
 ML_DEF int32_t ml_tokenizer_padding(const ml_tokenizer *tokenizer) { return tokenizer->padding; }
 
-/* What files keep beside the pieces. */
+#ifndef ML_NO_SAVE /* what is saved beside the pieces */
 static int mli_tokenizer_adds_space_prefix(const ml_tokenizer *tokenizer) {
     return tokenizer->adds_space_prefix;
 }
@@ -3947,10 +4022,13 @@ static int mli_tokenizer_removes_extra_spaces(const ml_tokenizer *tokenizer) {
 }
 static int mli_tokenizer_adds_bos(const ml_tokenizer *tokenizer) { return tokenizer->adds_bos; }
 static int mli_tokenizer_adds_eos(const ml_tokenizer *tokenizer) { return tokenizer->adds_eos; }
+#endif
 
 ML_DEF const char *ml_tokenizer_piece(const ml_tokenizer *tokenizer, int32_t id, size_t *length, float *score,
                                       ml_piece_kind *kind) {
     if (length) *length = 0;
+    if (score) *score = 0;
+    if (kind) *kind = ML_PIECE_UNUSED;
     if (id < 0 || id >= tokenizer->n_pieces) return NULL;
     if (length) *length = tokenizer->piece_at[id + 1] - tokenizer->piece_at[id];
     if (score) *score = tokenizer->scores[id];
@@ -3960,8 +4038,8 @@ ML_DEF const char *ml_tokenizer_piece(const ml_tokenizer *tokenizer, int32_t id,
 
 /* ---- joining ---- */
 
-/* A symbol is a stretch of text that is joined so far. It is named by the offset where it begins, and ends where the
-   next one begins. */
+/* A symbol is a stretch of text that is joined so far. It is named by the offset where it begins, and ends
+   where the next one begins. */
 typedef struct mli_symbol {
     int32_t next, prev; /* neighbours; the end of the text and -1 stand for none */
     int32_t pair;       /* the piece that this symbol and the next would make, or -1 */
@@ -3969,8 +4047,8 @@ typedef struct mli_symbol {
     int32_t split;      /* where the right half began when it was joined of two; -1: it is a character */
 } mli_symbol;
 
-/* An entry of the queue: `left` and its next symbol can be joined at this cost. It is stale, and skipped, when the
-   symbol's pair has changed since. */
+/* An entry of the queue: `left` and its next symbol can be joined at this cost. It is stale, and skipped,
+   when the symbol's pair has changed since. */
 typedef struct mli_join {
     uint32_t left, cost;
 } mli_join;
@@ -3985,11 +4063,10 @@ typedef struct mli_stretch {
     size_t n_queue;
 } mli_stretch;
 
-/* Maps scores to integers so that the highest score has the lowest cost. Floats sort like sign and magnitude; the two
-   zeros are made one. */
+/* Maps scores to integers so that the highest score has the lowest cost. Floats sort like sign and magnitude;
+   the two zeros are made one. */
 static uint32_t mli_piece_cost(const ml_tokenizer *tokenizer, int32_t id) {
-    uint32_t bits;
-    memcpy(&bits, &tokenizer->scores[id], sizeof bits);
+    uint32_t bits = mli_float_bits(tokenizer->scores[id]);
     if (bits == 0x80000000u) bits = 0;
     return bits & 0x80000000u ? bits : 0x7fffffffu - bits;
 }
@@ -4047,8 +4124,8 @@ static void mli_link_symbols(mli_stretch *stretch, int32_t left, int32_t right) 
     if (right < stretch->length) stretch->symbols[right].prev = left;
 }
 
-/* Joins until nothing is left to join. The right half's slot is free afterwards and remembers how the left half was
-   made, so that a join can be undone. */
+/* Joins until nothing is left to join. The right half's slot is free afterwards and remembers how the left
+   half was made, so that a join can be undone. */
 static void mli_join_symbols(mli_stretch *stretch) {
     mli_symbol *symbols = stretch->symbols;
     while (stretch->n_queue) {
@@ -4085,8 +4162,9 @@ typedef struct mli_encoder {
     int was_unknown; /* the last id is the unknown one, which stands for a whole run */
 } mli_encoder;
 
-/* Per byte of text: an id is four bytes, and so is each of five numbers of its symbol and four of two queue entries.
-   Ids take the place of symbols that are done with, so these nine are enough. The text itself is one more. */
+/* Per byte of text: an id is four bytes, and so is each of five numbers of its symbol and four of two queue
+   entries. Ids take the place of symbols that are done with, so these nine are enough. The text itself is one
+   more. */
 #define MLI_ENCODE_WORDS 9
 
 ML_DEF size_t ml_encode_size(size_t n_bytes) {
@@ -4097,7 +4175,8 @@ ML_DEF size_t ml_encode_size(size_t n_bytes) {
     return size;
 }
 
-/* Bytes of the character at p, where n > 0 are left: 2 to 4 for well-formed UTF-8 (Unicode 15, table 3-7), else 1. */
+/* Bytes of the character at p, where n > 0 are left: 2 to 4 for well-formed UTF-8 (Unicode 15, table 3-7),
+   else 1. */
 static int32_t mli_character_size(const unsigned char *p, size_t n) {
     unsigned char c = p[0], low = 0x80, high = 0xbf;
     int32_t i, size = c < 0xc2 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 1;
@@ -4112,20 +4191,22 @@ static int32_t mli_character_size(const unsigned char *p, size_t n) {
     return size;
 }
 
-/* Writes the text as pieces see it, at most n + 1 bytes, and returns how many. */
+/* Writes the text as pieces see it, at most n + 1 bytes, and returns how many. Where extra spaces are
+   removed, a mark in the text does not make the next space an extra one, but goes at the end like a space: so
+   SentencePiece has it. */
 static size_t mli_normalize(const ml_tokenizer *tokenizer, const unsigned char *text, size_t n,
                             unsigned char *to) {
-    int removes = tokenizer->removes_extra_spaces;
-    size_t i = 0, begin, m = 0;
+    int removes = tokenizer->removes_extra_spaces, is_extra = removes;
+    size_t i, m = 0, begin;
     if (n && tokenizer->adds_space_prefix) to[m++] = ' ';
     begin = m;
-    while (i < n) {
+    for (i = 0; i < n; i++) {
         int is_mark = text[i] == 0xE2 && mli_is_mark(text + i, n - i);
-        unsigned char c = is_mark ? ' ' : text[i];
-        i += is_mark ? MLI_MARK_SIZE : 1;
-        if (!(removes && c == ' ' && (m == begin || to[m - 1] == ' '))) to[m++] = c;
+        if (is_mark) i += MLI_MARK_SIZE - 1;
+        if (!is_extra || is_mark || text[i] != ' ') to[m++] = is_mark ? ' ' : text[i];
+        is_extra = removes && text[i] == ' ';
     }
-    if (removes && m > begin && to[m - 1] == ' ') m--;
+    while (removes && m > 0 && to[m - 1] == ' ') m--;
     return m > begin ? m : 0;
 }
 
@@ -4147,7 +4228,8 @@ static size_t mli_match_user_defined(const ml_tokenizer *tokenizer, const unsign
     return length;
 }
 
-/* Appends the id of a piece, or the bytes of text that is none, or the unknown id once for a run of such text. */
+/* Appends the id of a piece, or the bytes of text that is none, or the unknown id once for a run of such
+   text. */
 static ml_result mli_emit(mli_encoder *encoder, const unsigned char *text, size_t n, int32_t id,
                           ml_error *error) {
     const ml_tokenizer *tokenizer = encoder->tokenizer;
@@ -4197,8 +4279,9 @@ static size_t mli_cut_stretch(mli_encoder *encoder, size_t begin, mli_stretch *s
     return begin + (size_t)at;
 }
 
-/* Encodes one stretch. An id is written over its own symbol at the latest: a symbol of k bytes takes 5 * k numbers and
-   gives at most k ids. A piece that is marked unused is taken apart into what it was joined of. */
+/* Encodes one stretch. An id is written over its own symbol at the latest: a symbol of k bytes takes 5 * k
+   numbers and gives at most k ids. A piece that is marked unused is taken apart into what it was joined of.
+   */
 static ml_result mli_encode_stretch(mli_encoder *encoder, mli_stretch *stretch, ml_error *error) {
     mli_symbol *symbols = stretch->symbols;
     int32_t at, next;
@@ -4274,8 +4357,8 @@ ML_DEF ml_result ml_encode(const ml_tokenizer *tokenizer, const char *text, size
 
 /* ---- decoding ---- */
 
-/* At the start, that is first or after a control piece such as bos, the space that encoding put in front is dropped. It
-   is a piece's first character, or the byte 32 where spaces have no piece. */
+/* At the start, that is first or after a control piece such as bos, the space that encoding put in front is
+   dropped. It is a piece's first character, or the byte 32 where spaces have no piece. */
 ML_DEF const char *ml_decode_token(const ml_tokenizer *tokenizer, int32_t previous, int32_t id,
                                    size_t *n_bytes) {
     const char *text;
@@ -4667,17 +4750,11 @@ static uint64_t mli_read_uint(mli_reader *reader, int n_bytes) {
 }
 
 static unsigned mli_read_u8(mli_reader *reader) { return (unsigned)mli_read_uint(reader, 1); }
-static unsigned mli_read_u16(mli_reader *reader) { return (unsigned)mli_read_uint(reader, 2); }
 static uint32_t mli_read_u32(mli_reader *reader) { return (uint32_t)mli_read_uint(reader, 4); }
 static uint64_t mli_read_u64(mli_reader *reader) { return mli_read_uint(reader, 8); }
 static int32_t mli_read_i32(mli_reader *reader) { return (int32_t)mli_read_u32(reader); }
 
-static float mli_read_f32(mli_reader *reader) {
-    uint32_t bits = mli_read_u32(reader);
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
+static float mli_read_f32(mli_reader *reader) { return mli_bits_float(mli_read_u32(reader)); }
 
 static double mli_double_from_bits(uint64_t bits) {
     double value;
@@ -4745,7 +4822,7 @@ static const mli_named *mli_find_named(const mli_named *items, size_t n, const c
 
 /* ---- the archive under construction ---- */
 
-#define MLI_PATH_SIZE 512 /* the longest dotted name */
+#define MLI_PATH_SIZE 512 /* the longest dotted name, and its end */
 #define MLI_MAX_DEPTH 64  /* of containers in containers */
 
 /* Small things that live as long as the archive are cut from blocks, which are freed together. */
@@ -4760,54 +4837,79 @@ struct ml_archive {
     const unsigned char *data;
     size_t size;
     const char *format;
-    mli_block *blocks;
-    size_t name_budget; /* bytes that names may still take */
     ml_array *arrays;
     size_t n_arrays, array_capacity;
     ml_value *values;
     size_t n_values, value_capacity;
     mli_named *array_index, *value_index; /* sorted */
-    char path[MLI_PATH_SIZE];             /* the dotted name of what is being read */
+    mli_block *blocks;
+    /* while something is read: */
+    ml_result result; /* of the first thing that went wrong */
+    ml_error *error;
+    size_t name_budget;       /* bytes that names may still take */
+    char path[MLI_PATH_SIZE]; /* the dotted name of what is being read */
     size_t path_length;
+    ml_array no_array; /* what the functions that add return when they cannot */
+    ml_value no_value;
 };
 
-static ml_result mli_no_memory(ml_error *error) {
-    return mli_fail(error, ML_ERROR_MEMORY, "no memory for the contents of the file");
+/* Notes an error; the first one stays. The readers below go on with zeros and empty things after an error, and look at
+   `result` where they loop: that keeps them free of a check behind every call. */
+static ml_result mli_stop(ml_archive *archive, ml_result code, const char *format, ...) {
+    if (archive->result) return archive->result;
+    archive->result = code;
+    if (archive->error) {
+        va_list args;
+        va_start(args, format);
+        mli_format_v(archive->error->text, sizeof archive->error->text, format, args);
+        va_end(args);
+        archive->error->code = code;
+    }
+    return code;
+}
+
+/* Returns NULL, which stands for what could not be had. */
+static void *mli_no_memory(ml_archive *archive) {
+    mli_stop(archive, ML_ERROR_MEMORY, "no memory for the contents of the file");
+    return NULL;
+}
+
+static ml_result mli_cut_short(ml_archive *archive, const char *name, uint64_t needed) {
+    return mli_stop(archive, ML_ERROR_TRUNCATED,
+                    "file is cut short (an incomplete download?): %s needs bytes up to %l, it has %z", name,
+                    (int64_t)MLI_MIN(needed, (uint64_t)INT64_MAX), archive->size);
 }
 
 /* Memory that ml_archive_close frees; NULL when there is none. */
 static void *mli_keep(ml_archive *archive, size_t size) {
     mli_block *block = archive->blocks;
     size_t capacity;
-    unsigned char *memory;
-    if (size > SIZE_MAX / 2) return NULL;
+    if (size > SIZE_MAX / 2) return mli_no_memory(archive);
     size = (size + 15) & ~(size_t)15;
     if (!block || size > block->size - block->used) {
         capacity = block ? MLI_MIN(block->size * 2, (size_t)1 << 20) : 1024;
         capacity = MLI_MAX(capacity, size);
         block = (mli_block *)archive->allocator.alloc(sizeof *block + capacity, archive->allocator.user);
-        if (!block) return NULL;
+        if (!block) return mli_no_memory(archive);
         block->next = archive->blocks;
         block->size = capacity;
         block->used = block->padding = 0;
         archive->blocks = block;
     }
-    memory = (unsigned char *)(block + 1) + block->used;
     block->used += size;
-    return memory;
+    return (unsigned char *)(block + 1) + block->used - size;
 }
 
 /* Makes room for one more item behind n and returns the items, moved if need be; NULL (and they stay as they are)
    without memory. Doubling keeps the copying within a constant per item. */
-static void *mli_grow(const ml_allocator *allocator, void *items, size_t n, size_t *capacity,
-                      size_t item_size) {
+static void *mli_grow(ml_archive *archive, void *items, size_t n, size_t *capacity, size_t item_size) {
     size_t larger = n < 8 ? 16 : n * 2;
     void *moved;
     if (n < *capacity) return items;
-    moved = n > SIZE_MAX / 2 ? NULL : mli_alloc(allocator, larger, item_size);
-    if (!moved) return NULL;
-    if (n && items) memcpy(moved, items, n * item_size);
-    mli_free(allocator, items);
+    moved = n > SIZE_MAX / 2 ? NULL : mli_alloc(&archive->allocator, larger, item_size);
+    if (!moved) return mli_no_memory(archive);
+    if (items) memcpy(moved, items, n * item_size);
+    mli_free(&archive->allocator, items);
     *capacity = larger;
     return moved;
 }
@@ -4821,96 +4923,124 @@ static void mli_allow_names(ml_archive *archive, size_t file_size) {
         archive->name_budget = SIZE_MAX;
 }
 
-/* A zero-terminated copy of a name. */
-static ml_result mli_keep_name(ml_archive *archive, const char *name, size_t length, const char **kept,
-                               ml_error *error) {
-    char *copy;
+/* A zero-terminated copy. */
+static const char *mli_keep_name(ml_archive *archive, const char *name, size_t length) {
+    char *copy = NULL;
     if (length && memchr(name, 0, length))
-        return mli_fail(error, ML_ERROR_FORMAT, "a name contains a zero byte, after \"%s\"", name);
-    if (length >= archive->name_budget)
-        return mli_fail(error, ML_ERROR_UNSUPPORTED, "the names in this file are too long for its size");
+        mli_stop(archive, ML_ERROR_FORMAT, "a name contains a zero byte, after \"%s\"", name);
+    else if (length >= archive->name_budget)
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "the names in this file are too long for its size");
+    else
+        copy = (char *)mli_keep(archive, length + 1);
+    if (!copy) return "";
     archive->name_budget -= length;
-    copy = (char *)mli_keep(archive, length + 1);
-    if (!copy) return mli_no_memory(error);
     if (length) memcpy(copy, name, length);
     copy[length] = 0;
-    *kept = copy;
-    return ML_OK;
+    return copy;
 }
 
-static ml_result mli_add_array(ml_archive *archive, const char *name, size_t length, ml_array **array,
-                               ml_error *error) {
-    ml_array *arrays = (ml_array *)mli_grow(&archive->allocator, archive->arrays, archive->n_arrays,
-                                            &archive->array_capacity, sizeof *arrays);
-    ml_result result;
-    if (!arrays) return mli_no_memory(error);
-    archive->arrays = arrays;
-    *array = &arrays[archive->n_arrays];
-    memset(*array, 0, sizeof **array);
-    result = mli_keep_name(archive, name, length, &(*array)->name, error);
-    if (!result) archive->n_arrays++;
-    return result;
+/* A new array, zero but for its name; after an error one that goes nowhere. */
+static ml_array *mli_add_array(ml_archive *archive, const char *name, size_t length) {
+    ml_array *array = &archive->no_array, *arrays;
+    const char *copy = mli_keep_name(archive, name, length);
+    arrays = (ml_array *)mli_grow(archive, archive->arrays, archive->n_arrays, &archive->array_capacity,
+                                  sizeof *arrays);
+    if (arrays) {
+        archive->arrays = arrays;
+        array = &arrays[archive->n_arrays++];
+    }
+    memset(array, 0, sizeof *array);
+    array->name = copy;
+    return array;
 }
 
-static ml_result mli_add_value(ml_archive *archive, const char *name, size_t length, ml_value_kind kind,
-                               ml_value **value, ml_error *error) {
-    ml_value *values = (ml_value *)mli_grow(&archive->allocator, archive->values, archive->n_values,
-                                            &archive->value_capacity, sizeof *values);
-    ml_result result;
-    if (!values) return mli_no_memory(error);
-    archive->values = values;
-    *value = &values[archive->n_values];
-    memset(*value, 0, sizeof **value);
-    (*value)->kind = kind;
-    result = mli_keep_name(archive, name, length, &(*value)->name, error);
-    if (!result) archive->n_values++;
-    return result;
-}
-
-static void mli_set_int(ml_value *value, int64_t i) {
-    value->i = i;
-    value->f = (double)i;
+/* The same for a value. */
+static ml_value *mli_add_value(ml_archive *archive, const char *name, size_t length, ml_value_kind kind) {
+    ml_value *value = &archive->no_value, *values;
+    const char *copy = mli_keep_name(archive, name, length);
+    values = (ml_value *)mli_grow(archive, archive->values, archive->n_values, &archive->value_capacity,
+                                  sizeof *values);
+    if (values) {
+        archive->values = values;
+        value = &values[archive->n_values++];
+    }
+    memset(value, 0, sizeof *value);
+    value->name = copy;
+    value->kind = kind;
+    return value;
 }
 
 /* Lengthens the path by ".name"; the caller puts path_length back. */
-static ml_result mli_path_push(ml_archive *archive, const char *name, size_t length, ml_error *error) {
+static void mli_path_push(ml_archive *archive, const char *name, size_t length) {
     size_t dot = archive->path_length > 0;
+    archive->path[archive->path_length] = 0;
     if (length + dot >= MLI_PATH_SIZE - archive->path_length) {
-        archive->path[archive->path_length] = 0;
-        return mli_fail(error, ML_ERROR_UNSUPPORTED, "a name is longer than %d bytes: it begins with \"%s\"",
-                        MLI_PATH_SIZE, archive->path);
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "a name is longer than %d bytes: it begins with \"%s\"",
+                 MLI_PATH_SIZE - 1, archive->path);
+        return;
     }
     if (dot) archive->path[archive->path_length++] = '.';
     if (length) memcpy(archive->path + archive->path_length, name, length);
     archive->path_length += length;
-    return ML_OK;
 }
 
-static ml_result mli_path_push_int(ml_archive *archive, int64_t i, ml_error *error) {
+static void mli_path_push_int(ml_archive *archive, int64_t i) {
     char digits[24];
     size_t n = 0;
     mli_put_int(digits, sizeof digits, &n, i);
-    return mli_path_push(archive, digits, n, error);
+    mli_path_push(archive, digits, n);
 }
 
-/* Row-major strides, and the number of elements; fails where that overflows. */
-static ml_result mli_set_contiguous(ml_array *array, size_t *count, ml_error *error) {
+/* Row-major strides; returns the number of elements, 0 after the error that it overflows. */
+static size_t mli_set_contiguous(ml_archive *archive, ml_array *array) {
+    size_t count = 1;
     int i;
-    *count = 1;
     for (i = array->n_dims; i-- > 0;) {
-        array->stride[i] = (int64_t)*count;
-        if ((uint64_t)array->shape[i] > SIZE_MAX || !mli_mul_size(*count, (size_t)array->shape[i], count) ||
-            *count > INT64_MAX)
-            return mli_fail(error, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
+        array->stride[i] = (int64_t)count;
+        if ((uint64_t)array->shape[i] > SIZE_MAX || !mli_mul_size(count, (size_t)array->shape[i], &count) ||
+            count > INT64_MAX) {
+            mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
+            return 0;
+        }
     }
     array->is_contiguous = 1;
-    return ML_OK;
+    return count;
 }
 
-static ml_result mli_cut_short(ml_error *error, const char *name, uint64_t needed, size_t size) {
-    return mli_fail(error, ML_ERROR_TRUNCATED,
-                    "file is cut short (an incomplete download?): %s needs bytes up to %l, it has %z", name,
-                    (int64_t)MLI_MIN(needed, (uint64_t)INT64_MAX), size);
+/* Sorts names of things `stride` bytes apart, each of which begins with its name, and refuses equal ones. */
+static mli_named *mli_index_names(ml_archive *archive, const void *things, size_t n, size_t stride,
+                                  const char *what) {
+    mli_named *index = (mli_named *)mli_alloc(&archive->allocator, n, sizeof *index);
+    size_t i;
+    if (!index) return (mli_named *)mli_no_memory(archive);
+    for (i = 0; i < n; i++) {
+        memcpy(&index[i].name, (const char *)things + i * stride, sizeof index[i].name);
+        index[i].length = strlen(index[i].name);
+        index[i].index = i;
+    }
+    mli_sort_named(index, n);
+    for (i = 1; i < n; i++)
+        if (strcmp(index[i].name, index[i - 1].name) == 0)
+            mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", what, index[i].name);
+    return index;
+}
+
+/* To be called when something was added. */
+static void mli_archive_sort(ml_archive *archive) {
+    mli_named *arrays =
+        mli_index_names(archive, archive->arrays, archive->n_arrays, sizeof(ml_array), "tensors");
+    mli_named *values =
+        mli_index_names(archive, archive->values, archive->n_values, sizeof(ml_value), "values");
+    if (!archive->result) { /* the old ones go */
+        mli_named *old = archive->array_index;
+        archive->array_index = arrays;
+        arrays = old;
+        old = archive->value_index;
+        archive->value_index = values;
+        values = old;
+    }
+    mli_free(&archive->allocator, arrays);
+    mli_free(&archive->allocator, values);
 }
 
 /* ---- JSON (RFC 8259) ---- */
@@ -4919,12 +5049,21 @@ typedef struct mli_json {
     mli_reader in;
     const unsigned char *begin;
     ml_archive *archive;
-    ml_error *error;
 } mli_json;
 
-static ml_result mli_json_fail(const mli_json *json, const char *what) {
-    return mli_fail(json->error, ML_ERROR_FORMAT, "JSON: %s at byte %z", what,
-                    (size_t)(json->in.p - json->begin));
+static mli_json mli_json_at(ml_archive *archive, const unsigned char *data, size_t size) {
+    mli_json json;
+    json.in = mli_reader_at(data, 0, size);
+    json.begin = data;
+    json.archive = archive;
+    return json;
+}
+
+/* Notes the error and jumps to the end, where nothing more is found. Returns what stands for a string not read. */
+static const char *mli_json_fail(mli_json *json, const char *what) {
+    mli_stop(json->archive, ML_ERROR_FORMAT, "JSON: %s at byte %z", what, (size_t)(json->in.p - json->begin));
+    json->in.p = json->in.end;
+    return "";
 }
 
 /* The next character that is no white space, not taken; 0 at the end. */
@@ -4940,28 +5079,29 @@ static int mli_json_take(mli_json *json, int c) {
     return 1;
 }
 
+static void mli_json_expect(mli_json *json, int c, const char *otherwise) {
+    if (!mli_json_take(json, c)) mli_json_fail(json, otherwise);
+}
+
 /* Four hexadecimal digits; -1 if they are not. */
 static int32_t mli_json_hex4(const unsigned char *p, const unsigned char *end) {
+    static const char digits[] = "0123456789abcdef";
     int32_t value = 0;
     int i;
     if (end - p < 4) return -1;
     for (i = 0; i < 4; i++) {
-        int c = p[i], digit;
-        if (c >= '0' && c <= '9')
-            digit = c - '0';
-        else if ((c | 32) >= 'a' && (c | 32) <= 'f')
-            digit = (c | 32) - 'a' + 10;
-        else
-            return -1;
-        value = value * 16 + digit;
+        int c = p[i] >= 'A' && p[i] <= 'F' ? p[i] - 'A' + 'a' : p[i];
+        const char *found = (const char *)memchr(digits, c, 16);
+        if (!found) return -1;
+        value = value * 16 + (int32_t)(found - digits);
     }
     return value;
 }
 
-/* Appends a code point as UTF-8: at most 4 bytes, and never more than its escape took. */
+/* Writes a code point as UTF-8: at most 4 bytes, and never more than its escape took. */
 static size_t mli_put_utf8(char *to, uint32_t c) {
-    int i, more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
     static const unsigned char lead[4] = {0, 0xc0, 0xe0, 0xf0};
+    int i, more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
     for (i = more; i > 0; i--) {
         to[i] = (char)(0x80 | (c & 63));
         c >>= 6;
@@ -4997,33 +5137,39 @@ static int mli_json_unescape(const unsigned char **p, const unsigned char *end, 
     return 1;
 }
 
-/* A string, with its escapes undone, kept in the archive and zero-terminated. */
-static ml_result mli_json_string(mli_json *json, const char **text, size_t *length) {
+/* A string, with its escapes undone, kept in the archive and zero-terminated; "" after an error. */
+static const char *mli_json_string(mli_json *json, size_t *length) {
     const unsigned char *p, *end;
+    size_t n = 0;
     char *to;
-    if (!mli_json_take(json, '"')) return mli_json_fail(json, "a string is missing");
-    p = json->in.p;
-    for (end = p; end < json->in.end && *end != '"'; end++) {
-        if (*end == '\\' && ++end == json->in.end) break;
-        if (*end < 32) return mli_json_fail(json, "a control character in the string");
-    }
-    if (end == json->in.end) return mli_json_fail(json, "no end of the string");
-    to = (char *)mli_keep(json->archive, (size_t)(end - p) + 1);
-    if (!to) return mli_no_memory(json->error);
-    *text = to;
     *length = 0;
+    mli_json_expect(json, '"', "a string is missing");
+    p = json->in.p;
+    for (end = p; end < json->in.end && *end != '"' && *end >= 32; end++)
+        if (*end == '\\' && end + 1 < json->in.end) end++;
+    if (end == json->in.end || *end != '"') return mli_json_fail(json, "no end of the string");
+    to = (char *)mli_keep(json->archive, (size_t)(end - p) + 1);
+    if (!to) return "";
     while (p < end) {
         if (*p != '\\') {
-            to[(*length)++] = (char)*p++;
+            to[n++] = (char)*p++;
         } else {
             p++;
-            if (!mli_json_unescape(&p, end, to, length))
+            if (!mli_json_unescape(&p, end, to, &n))
                 return mli_json_fail(json, "a wrong escape in the string");
         }
     }
-    to[*length] = 0;
+    to[n] = 0;
+    *length = n;
     json->in.p = end + 1;
-    return ML_OK;
+    return to;
+}
+
+/* The key of a member of an object, and its colon. */
+static const char *mli_json_key(mli_json *json, size_t *length) {
+    const char *key = mli_json_string(json, length);
+    mli_json_expect(json, ':', "a colon is missing");
+    return key;
 }
 
 /* digits * 10^exponent. Exact to the last bit where both fit a double (Clinger 1990), else within a few units of
@@ -5031,59 +5177,55 @@ static ml_result mli_json_string(mli_json *json, const char **text, size_t *leng
 static double mli_scale_decimal(uint64_t digits, int exponent) {
     double value = (double)digits;
     int step;
-    while (exponent > 0 && value > 0 && value <= 1e308) {
+    for (; exponent > 0 && value > 0 && value <= 1e308; exponent -= step) {
         step = MLI_MIN(exponent, 22);
         value *= pow(10.0, step);
-        exponent -= step;
     }
-    while (exponent < 0 && value > 0) {
+    for (; exponent < 0 && value > 0; exponent += step) {
         step = MLI_MIN(-exponent, 22);
         value /= pow(10.0, step);
-        exponent += step;
     }
     return value;
 }
 
-/* [-]digits[.digits][e[+-]digits]. *is_int where it is written as an integer and fits an int64_t. */
-static ml_result mli_json_number(mli_json *json, int *is_int, int64_t *i, double *f) {
+/* Takes digits up into *digits as long as they fit. Returns the power of ten that then makes up for the place of the
+   point: the number left out in front of it, or minus the number taken behind it. */
+static int mli_json_digits(mli_json *json, uint64_t *digits, int is_fraction) {
     mli_reader *in = &json->in;
-    uint64_t digits = 0;
-    int exponent = 0, written = 0, n_digits = 0, after_point = 0, exact = 1;
-    int negative = mli_json_take(json, '-');
-    *is_int = 1;
-    for (; in->p < in->end; in->p++) {
-        if (*in->p == '.' && !after_point && n_digits) {
-            after_point = 1;
-            *is_int = 0;
-            n_digits = 0; /* the point wants digits behind it too */
-        } else if (*in->p >= '0' && *in->p <= '9') {
-            n_digits = 1;
-            if (digits <= (UINT64_MAX - 9) / 10) {
-                digits = digits * 10 + (uint64_t)(*in->p - '0');
-                exponent -= after_point;
-            } else {
-                exact = 0;
-                if (exponent < 100000) exponent += 1 - after_point;
-            }
-        } else {
-            break;
-        }
+    const unsigned char *begin = in->p;
+    int exponent = 0;
+    for (; in->p < in->end && *in->p >= '0' && *in->p <= '9'; in->p++) {
+        int fits = *digits <= (UINT64_MAX - 9) / 10;
+        if (fits) *digits = *digits * 10 + (uint64_t)(*in->p - '0');
+        if (fits == is_fraction && exponent > -100000 && exponent < 100000) exponent += fits ? -1 : 1;
     }
-    if (!n_digits) return mli_json_fail(json, "a number is wrong");
+    if (in->p == begin) mli_json_fail(json, "a digit is missing");
+    return exponent;
+}
+
+/* [-]digits[.digits][e[+-]digits]. Returns whether it is written as an integer and fits an int64_t. */
+static int mli_json_number(mli_json *json, int64_t *i, double *f) {
+    mli_reader *in = &json->in;
+    uint64_t digits = 0, written = 0;
+    int negative = mli_json_take(json, '-'), is_int = 1, sign = 1;
+    int exponent = mli_json_digits(json, &digits, 0);
+    if (exponent) is_int = 0;
+    if (in->p < in->end && *in->p == '.') {
+        in->p++;
+        is_int = 0;
+        exponent += mli_json_digits(json, &digits, 1);
+    }
     if (in->p < in->end && (*in->p | 32) == 'e') {
-        int sign = 1;
-        *is_int = 0;
+        is_int = 0;
         if (++in->p < in->end && (*in->p == '-' || *in->p == '+')) sign = *in->p++ == '-' ? -1 : 1;
-        if (in->p == in->end || *in->p < '0' || *in->p > '9') return mli_json_fail(json, "a number is wrong");
-        for (; in->p < in->end && *in->p >= '0' && *in->p <= '9'; in->p++)
-            if (written < 100000) written = written * 10 + (*in->p - '0');
-        exponent += sign * written;
+        mli_json_digits(json, &written, 0);
+        exponent += sign * (int)MLI_MIN(written, 100000u);
     }
     *f = mli_scale_decimal(digits, exponent);
     if (negative) *f = -*f;
-    if (!exact || digits > (uint64_t)INT64_MAX) *is_int = 0;
-    *i = *is_int ? (negative ? -(int64_t)digits : (int64_t)digits) : 0;
-    return ML_OK;
+    is_int = is_int && digits <= (uint64_t)INT64_MAX;
+    *i = is_int ? (negative ? -(int64_t)digits : (int64_t)digits) : 0;
+    return is_int;
 }
 
 static int mli_json_word(mli_json *json, const char *word) {
@@ -5094,124 +5236,74 @@ static int mli_json_word(mli_json *json, const char *word) {
 }
 
 /* A value that is no container, named by the path; null adds nothing. */
-static ml_result mli_json_scalar(mli_json *json) {
+static void mli_json_scalar(mli_json *json) {
     ml_archive *archive = json->archive;
-    ml_value *value;
-    ml_value_kind kind;
-    const char *text = NULL;
-    size_t length = 0;
-    int is_int = 0, c = mli_json_peek(json);
-    int64_t i = 0;
-    double f = 0;
-    ml_result result = ML_OK;
+    ml_value value, *added;
+    int c = mli_json_peek(json);
+    memset(&value, 0, sizeof value);
     if (c == '"') {
-        kind = ML_VALUE_STRING;
-        result = mli_json_string(json, &text, &length);
+        value.kind = ML_VALUE_STRING;
+        value.s = mli_json_string(json, &value.length);
     } else if (c == '-' || (c >= '0' && c <= '9')) {
-        result = mli_json_number(json, &is_int, &i, &f);
-        kind = is_int ? ML_VALUE_INT : ML_VALUE_FLOAT;
+        value.kind = mli_json_number(json, &value.i, &value.f) ? ML_VALUE_INT : ML_VALUE_FLOAT;
     } else if (mli_json_word(json, "null")) {
-        return ML_OK;
+        return;
     } else {
-        kind = ML_VALUE_BOOL;
-        i = mli_json_word(json, "true");
-        if (!i && !mli_json_word(json, "false")) return mli_json_fail(json, "no value");
-        f = (double)i;
+        value.kind = ML_VALUE_BOOL;
+        value.i = mli_json_word(json, "true");
+        value.f = (double)value.i;
+        if (!value.i && !mli_json_word(json, "false")) mli_json_fail(json, "no value");
     }
-    if (result) return result;
-    result = mli_add_value(archive, archive->path, archive->path_length, kind, &value, json->error);
-    if (result) return result;
-    value->i = i;
-    value->f = f;
-    value->s = text;
-    value->length = length;
-    return ML_OK;
+    added = mli_add_value(archive, archive->path, archive->path_length, value.kind);
+    value.name = added->name;
+    *added = value;
 }
 
 /* Any value; what it contains is added under dotted names. */
-static ml_result mli_json_value(mli_json *json, int depth) {
-    size_t path_length = json->archive->path_length, length;
-    const char *key;
-    ml_result result = ML_OK;
-    int64_t i;
+static void mli_json_value(mli_json *json, int depth) {
+    ml_archive *archive = json->archive;
+    size_t path_length = archive->path_length, length;
     int c = mli_json_peek(json), close = c == '{' ? '}' : ']';
-    if (c != '{' && c != '[') return mli_json_scalar(json);
-    if (depth == MLI_MAX_DEPTH) return mli_json_fail(json, "nested too deeply");
+    int64_t i;
+    if (c != '{' && c != '[') {
+        mli_json_scalar(json);
+        return;
+    }
+    if (depth == MLI_MAX_DEPTH) mli_json_fail(json, "nested too deeply");
     mli_json_take(json, c);
-    if (mli_json_take(json, close)) return ML_OK;
-    for (i = 0;; i++) {
+    if (mli_json_take(json, close)) return;
+    for (i = 0; !archive->result; i++) {
         if (c == '{') {
-            result = mli_json_string(json, &key, &length);
-            if (!result && !mli_json_take(json, ':')) result = mli_json_fail(json, "a colon is missing");
-            if (!result) result = mli_path_push(json->archive, key, length, json->error);
+            const char *key = mli_json_key(json, &length);
+            mli_path_push(archive, key, length);
         } else {
-            result = mli_path_push_int(json->archive, i, json->error);
+            mli_path_push_int(archive, i);
         }
-        if (!result) result = mli_json_value(json, depth + 1);
-        json->archive->path_length = path_length;
-        if (result) return result;
-        if (mli_json_take(json, close)) return ML_OK;
-        if (!mli_json_take(json, ',')) return mli_json_fail(json, "a comma is missing");
+        if (!archive->result) mli_json_value(json, depth + 1);
+        archive->path_length = path_length;
+        if (mli_json_take(json, close)) return;
+        mli_json_expect(json, ',', "a comma is missing");
     }
-}
-
-static mli_json mli_json_at(ml_archive *archive, const unsigned char *data, size_t size, ml_error *error) {
-    mli_json json;
-    json.in = mli_reader_at(data, 0, size);
-    json.begin = data;
-    json.archive = archive;
-    json.error = error;
-    return json;
-}
-
-/* ---- lists of names for looking up ---- */
-
-/* Sorts the archive's names and refuses equal ones. To be called when something was added. */
-static ml_result mli_archive_sort(ml_archive *archive, ml_error *error) {
-    size_t i, n_arrays = archive->n_arrays, n_values = archive->n_values;
-    mli_named *arrays, *values;
-    mli_free(&archive->allocator, archive->array_index);
-    mli_free(&archive->allocator, archive->value_index);
-    archive->value_index = NULL;
-    archive->array_index = arrays = (mli_named *)mli_alloc(&archive->allocator, n_arrays, sizeof *arrays);
-    if (!arrays) return mli_no_memory(error);
-    archive->value_index = values = (mli_named *)mli_alloc(&archive->allocator, n_values, sizeof *values);
-    if (!values) return mli_no_memory(error);
-    for (i = 0; i < n_arrays; i++) {
-        arrays[i].name = archive->arrays[i].name;
-        arrays[i].length = strlen(arrays[i].name);
-        arrays[i].index = i;
-    }
-    for (i = 0; i < n_values; i++) {
-        values[i].name = archive->values[i].name;
-        values[i].length = strlen(values[i].name);
-        values[i].index = i;
-    }
-    mli_sort_named(arrays, n_arrays);
-    mli_sort_named(values, n_values);
-    for (i = 1; i < n_arrays; i++)
-        if (strcmp(arrays[i].name, arrays[i - 1].name) == 0)
-            return mli_fail(error, ML_ERROR_FORMAT, "two tensors are named %s", arrays[i].name);
-    for (i = 1; i < n_values; i++)
-        if (strcmp(values[i].name, values[i - 1].name) == 0)
-            return mli_fail(error, ML_ERROR_FORMAT, "two values are named %s", values[i].name);
-    return ML_OK;
 }
 
 /* Adds what a JSON text contains to the archive's values, under dotted names that begin with prefix (may be "").
-   The text need not outlive the call. */
+   The text need not outlive the call. After an error the archive is as it was. */
 static ml_result mli_json_values(ml_archive *archive, const char *prefix, const void *data, size_t size,
                                  ml_error *error) {
-    mli_json json = mli_json_at(archive, (const unsigned char *)data, size, error);
-    ml_result result;
+    mli_json json = mli_json_at(archive, (const unsigned char *)data, size);
+    size_t n_values = archive->n_values;
+    archive->result = ML_OK;
+    archive->error = error;
     archive->path_length = 0;
-    result = mli_path_push(archive, prefix, strlen(prefix), error);
     mli_allow_names(archive, size);
-    if (!result) result = mli_json_value(&json, 0);
+    mli_path_push(archive, prefix, strlen(prefix));
+    mli_json_value(&json, 0);
+    if (mli_json_peek(&json)) mli_json_fail(&json, "more text than one value");
     archive->path_length = 0;
-    if (!result && mli_json_peek(&json)) result = mli_json_fail(&json, "more text than one value");
-    if (!result) result = mli_archive_sort(archive, error);
-    return result;
+    if (!archive->result) mli_archive_sort(archive);
+    if (archive->result) archive->n_values = n_values;
+    archive->error = NULL;
+    return archive->result;
 }
 
 /* ---- zip (APPNOTE 6.3), as far as torch.save uses it ---- */
@@ -5224,7 +5316,6 @@ typedef struct mli_range {
 
 typedef struct mli_zip {
     ml_archive *archive;
-    ml_error *error;
     mli_named *entries; /* (n_entries) sorted by name; index is the place in `ranges` */
     mli_range *ranges;  /* (n_entries) in the file's order */
     size_t n_entries;
@@ -5235,40 +5326,28 @@ typedef struct mli_zip_end {
 } mli_zip_end;
 
 enum {
-    MLI_ZIP_LOCAL = 0x04034b50,
+    MLI_ZIP_LOCAL = 0x04034b50, /* "PK", then two bytes that tell the records apart */
     MLI_ZIP_CENTRAL = 0x02014b50,
     MLI_ZIP_END = 0x06054b50,
     MLI_ZIP64_END = 0x06064b50,
     MLI_ZIP64_LOCATOR = 0x07064b50
 };
 
-/* Where a signature stands in the bytes from `begin` on; `size` if nowhere. */
-static size_t mli_find_signature(const unsigned char *data, size_t begin, size_t size, uint32_t signature) {
-    while (begin < size && size - begin >= 4) {
-        const unsigned char *p = (const unsigned char *)memchr(data + begin, 'P', size - begin - 3);
-        if (!p) break;
-        begin = (size_t)(p - data);
-        if ((p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24) == signature)
-            return begin;
-        begin++;
-    }
-    return size;
-}
-
 /* Finds the end record, which stands last but for a comment of at most 65535 bytes, and its 64-bit brother. Returns 0
    where there is none. */
 static int mli_zip_find_end(const unsigned char *data, size_t size, mli_zip_end *end) {
     size_t at, lowest = size > 65535 + 22 ? size - 65535 - 22 : 0;
+    uint64_t at64;
     mli_reader in;
     if (size < 22) return 0;
     for (at = size - 22;; at--) {
         in = mli_reader_at(data, at, size);
         if (mli_read_u32(&in) == MLI_ZIP_END) {
             mli_read_bytes(&in, 6);
-            end->n_entries = mli_read_u16(&in);
+            end->n_entries = mli_read_uint(&in, 2);
             end->size = mli_read_u32(&in);
             end->offset = mli_read_u32(&in);
-            if (mli_read_u16(&in) <= mli_left(&in)) break;
+            if (mli_read_uint(&in, 2) <= mli_left(&in)) break;
         }
         if (at == lowest) return 0;
     }
@@ -5276,11 +5355,9 @@ static int mli_zip_find_end(const unsigned char *data, size_t size, mli_zip_end 
     in = mli_reader_at(data, at - 20, at);
     if (mli_read_u32(&in) != MLI_ZIP64_LOCATOR) return 1;
     mli_read_u32(&in);
-    {
-        uint64_t at64 = mli_read_u64(&in);
-        if (at64 >= at) return 1;
-        in = mli_reader_at(data, (size_t)at64, at);
-    }
+    at64 = mli_read_u64(&in);
+    if (at64 >= at) return 1;
+    in = mli_reader_at(data, (size_t)at64, at);
     if (mli_read_u32(&in) != MLI_ZIP64_END) return 1;
     mli_read_bytes(&in, 28);
     end->n_entries = mli_read_u64(&in);
@@ -5292,10 +5369,10 @@ static int mli_zip_find_end(const unsigned char *data, size_t size, mli_zip_end 
 /* Sizes and offset that 32 bits cannot hold stand in the extra field 1, in this order, only those needed. */
 static void mli_zip_extra(mli_reader extra, uint64_t *size, uint64_t *packed, uint64_t *offset) {
     while (mli_left(&extra) >= 4) {
-        unsigned id = mli_read_u16(&extra), length = mli_read_u16(&extra);
+        uint64_t id = mli_read_uint(&extra, 2), length = mli_read_uint(&extra, 2);
         const unsigned char *p = mli_read_bytes(&extra, length);
         if (id == 1 && p) {
-            mli_reader in = mli_reader_at(p, 0, length);
+            mli_reader in = mli_reader_at(p, 0, (size_t)length);
             if (*size == 0xffffffffu) *size = mli_read_u64(&in);
             if (*packed == 0xffffffffu) *packed = mli_read_u64(&in);
             if (*offset == 0xffffffffu) *offset = mli_read_u64(&in);
@@ -5304,117 +5381,111 @@ static void mli_zip_extra(mli_reader extra, uint64_t *size, uint64_t *packed, ui
     }
 }
 
+/* The name in a header whose numbers are behind us, and the end of the header: two lengths, name, extra field. */
+static const char *mli_zip_local_name(mli_reader *in, size_t *length) {
+    uint64_t name_length = mli_read_uint(in, 2), extra_length = mli_read_uint(in, 2);
+    const char *name = (const char *)mli_read_bytes(in, name_length);
+    mli_read_bytes(in, extra_length);
+    *length = (size_t)name_length;
+    return in->failed ? NULL : name;
+}
+
 /* The bytes of an entry begin behind its local header, whose extra field may differ from the central one. */
-static ml_result mli_zip_locate(mli_zip *zip, const char *name, size_t length, uint64_t offset, uint64_t size,
-                                mli_range *range) {
-    const ml_archive *archive = zip->archive;
-    const unsigned char *local_name;
-    unsigned name_length, extra_length;
-    char shown[97];
+static void mli_zip_locate(mli_zip *zip, const mli_named *entry, const char *shown, uint64_t offset,
+                           uint64_t size) {
+    ml_archive *archive = zip->archive;
+    mli_range *range = &zip->ranges[entry->index];
+    const char *name;
+    size_t length;
     mli_reader in;
-    size_t shown_length = 0;
-    mli_put(shown, sizeof shown, &shown_length, name, length);
-    if (offset > archive->size) return mli_cut_short(zip->error, shown, offset, archive->size);
+    if (offset > archive->size) {
+        mli_cut_short(archive, shown, offset);
+        return;
+    }
     in = mli_reader_at(archive->data, (size_t)offset, archive->size);
     if (mli_read_u32(&in) != MLI_ZIP_LOCAL)
-        return mli_fail(zip->error, ML_ERROR_FORMAT, "zip entry %s: no header at byte %l", shown,
-                        (int64_t)offset);
+        mli_stop(archive, ML_ERROR_FORMAT, "zip entry %s: no header at byte %l", shown, (int64_t)offset);
     mli_read_bytes(&in, 22);
-    name_length = mli_read_u16(&in);
-    extra_length = mli_read_u16(&in);
-    local_name = mli_read_bytes(&in, name_length);
-    mli_read_bytes(&in, extra_length);
-    if (in.failed || name_length != length || memcmp(local_name, name, length) != 0)
-        return mli_fail(zip->error, ML_ERROR_FORMAT, "zip entry %s: the header at byte %l is another's",
-                        shown, (int64_t)offset);
-    if (size > mli_left(&in))
-        return mli_cut_short(zip->error, shown, (uint64_t)(in.p - archive->data) + size, archive->size);
+    name = mli_zip_local_name(&in, &length);
+    if (!name || mli_compare_text(name, length, entry->name, entry->length) != 0)
+        mli_stop(archive, ML_ERROR_FORMAT, "zip entry %s: the header at byte %l is another's", shown,
+                 (int64_t)offset);
     range->begin = (size_t)(in.p - archive->data);
     range->size = (size_t)size;
-    return ML_OK;
+    if (size > mli_left(&in)) mli_cut_short(archive, shown, range->begin + size);
 }
 
 /* One record of the central directory. */
-static ml_result mli_zip_entry(mli_zip *zip, mli_reader *in, size_t index) {
-    uint64_t packed, size, offset;
-    unsigned flags, method, name_length, extra_length, comment_length;
-    const char *name;
+static void mli_zip_entry(mli_zip *zip, mli_reader *in, size_t index) {
+    ml_archive *archive = zip->archive;
+    mli_named *entry = &zip->entries[index];
+    uint64_t packed, size, offset, flags, method, extra_length, comment_length;
     const unsigned char *extra;
     char shown[97];
     size_t shown_length = 0;
-    if (mli_read_u32(in) != MLI_ZIP_CENTRAL)
-        return mli_fail(zip->error, ML_ERROR_FORMAT, "zip: entry %z of the directory is damaged", index);
+    int is_central = mli_read_u32(in) == MLI_ZIP_CENTRAL;
     mli_read_bytes(in, 4);
-    flags = mli_read_u16(in);
-    method = mli_read_u16(in);
+    flags = mli_read_uint(in, 2);
+    method = mli_read_uint(in, 2);
     mli_read_bytes(in, 8);
     packed = mli_read_u32(in);
     size = mli_read_u32(in);
-    name_length = mli_read_u16(in);
-    extra_length = mli_read_u16(in);
-    comment_length = mli_read_u16(in);
+    entry->length = (size_t)mli_read_uint(in, 2);
+    extra_length = mli_read_uint(in, 2);
+    comment_length = mli_read_uint(in, 2);
     mli_read_bytes(in, 8);
     offset = mli_read_u32(in);
-    name = (const char *)mli_read_bytes(in, name_length);
+    entry->name = (const char *)mli_read_bytes(in, entry->length);
+    entry->index = index;
     extra = mli_read_bytes(in, extra_length);
     mli_read_bytes(in, comment_length);
-    if (in->failed)
-        return mli_fail(zip->error, ML_ERROR_FORMAT, "zip: the directory ends inside entry %z", index);
-    mli_zip_extra(mli_reader_at(extra, 0, extra_length), &size, &packed, &offset);
-    mli_put(shown, sizeof shown, &shown_length, name, name_length);
-    if (flags & 1) return mli_fail(zip->error, ML_ERROR_UNSUPPORTED, "zip entry %s is encrypted", shown);
+    if (in->failed || !is_central) {
+        mli_stop(archive, ML_ERROR_FORMAT, "zip: entry %z of the directory is damaged", index);
+        return;
+    }
+    mli_zip_extra(mli_reader_at(extra, 0, (size_t)extra_length), &size, &packed, &offset);
+    mli_put(shown, sizeof shown, &shown_length, entry->name, entry->length);
+    if (flags & 1) mli_stop(archive, ML_ERROR_UNSUPPORTED, "zip entry %s is encrypted", shown);
     if (method != 0 || size != packed)
-        return mli_fail(zip->error, ML_ERROR_UNSUPPORTED,
-                        "zip entry %s is compressed (method %d); torch.save stores plainly", shown,
-                        (int)method);
-    zip->entries[index].name = name;
-    zip->entries[index].length = name_length;
-    zip->entries[index].index = index;
-    return mli_zip_locate(zip, name, name_length, offset, size, &zip->ranges[index]);
+        mli_stop(archive, ML_ERROR_UNSUPPORTED,
+                 "zip entry %s is compressed (method %d); torch.save stores plainly", shown, (int)method);
+    mli_zip_locate(zip, entry, shown, offset, size);
 }
 
-static void mli_zip_free(mli_zip *zip) {
-    mli_free(&zip->archive->allocator, zip->entries);
-    mli_free(&zip->archive->allocator, zip->ranges);
-}
-
-static ml_result mli_zip_read(mli_zip *zip, const mli_zip_end *end) {
-    const ml_archive *archive = zip->archive;
-    ml_result result;
+static void mli_zip_read(mli_zip *zip, const mli_zip_end *end) {
+    ml_archive *archive = zip->archive;
     mli_reader in;
     size_t i;
-    if (end->offset > archive->size || end->size > archive->size - end->offset)
-        return mli_fail(zip->error, ML_ERROR_FORMAT, "zip: the directory lies outside of the file");
-    if (end->n_entries > end->size / 46) /* the least that an entry takes */
-        return mli_fail(zip->error, ML_ERROR_FORMAT, "zip: %l entries do not fit the directory",
-                        (int64_t)MLI_MIN(end->n_entries, (uint64_t)INT64_MAX));
+    if (end->offset > archive->size || end->size > archive->size - end->offset) {
+        mli_stop(archive, ML_ERROR_FORMAT, "zip: the directory lies outside of the file");
+        return;
+    }
+    if (end->n_entries > end->size / 46) { /* the least that an entry takes */
+        mli_stop(archive, ML_ERROR_FORMAT, "zip: %l entries do not fit the directory",
+                 (int64_t)MLI_MIN(end->n_entries, (uint64_t)INT64_MAX));
+        return;
+    }
     zip->n_entries = (size_t)end->n_entries;
     zip->entries = (mli_named *)mli_alloc(&archive->allocator, zip->n_entries, sizeof *zip->entries);
     zip->ranges = (mli_range *)mli_alloc(&archive->allocator, zip->n_entries, sizeof *zip->ranges);
-    if (!zip->entries || !zip->ranges) return mli_no_memory(zip->error);
-    in = mli_reader_at(archive->data, (size_t)end->offset, (size_t)(end->offset + end->size));
-    for (i = 0; i < zip->n_entries; i++) {
-        result = mli_zip_entry(zip, &in, i);
-        if (result) return result;
+    if (!zip->entries || !zip->ranges) {
+        mli_no_memory(archive);
+        return;
     }
-    mli_sort_named(zip->entries, zip->n_entries);
-    return ML_OK;
-}
-
-static const mli_range *mli_zip_find(const mli_zip *zip, const char *name, size_t length) {
-    const mli_named *found = mli_find_named(zip->entries, zip->n_entries, name, length);
-    return found ? &zip->ranges[found->index] : NULL;
+    in = mli_reader_at(archive->data, (size_t)end->offset, (size_t)(end->offset + end->size));
+    for (i = 0; i < zip->n_entries && !archive->result; i++) mli_zip_entry(zip, &in, i);
+    if (!archive->result) mli_sort_named(zip->entries, zip->n_entries);
 }
 
 /* ---- pickle (Python's pickletools.py describes it) ---- */
 
-/* A pickle is a program for a stack machine. This one knows the instructions that make plain data. The instructions
-   that call something accept the names in mli_globals alone and build a node for them: nothing is ever executed.
-   Every node, link and stack slot is made by at least one byte of the pickle, so memory is linear in its size. */
+/* A pickle is a program for a stack machine. This one knows the instructions that make plain data. Those that call
+   something accept the names in mli_globals alone and make a node for them: nothing is ever executed. Every node, link
+   and stack slot is made by at least one byte of the pickle, so memory is linear in its size. */
 
 typedef enum mli_node_kind {
-    MLI_NODE_MARK = 0,
-    MLI_NODE_NOTHING, /* None, and what is of no use here */
+    MLI_NODE_NOTHING = 0, /* None, and what is of no use here */
+    MLI_NODE_MARK,
     MLI_NODE_INT,
     MLI_NODE_BOOL,
     MLI_NODE_FLOAT,
@@ -5444,24 +5515,23 @@ typedef struct mli_link {
 } mli_link;
 
 typedef struct mli_pickle {
-    ml_allocator allocator;
-    ml_error *error;
+    ml_archive *archive;
     const unsigned char *begin;
     mli_reader in;
-    mli_node *nodes;
+    mli_node *nodes; /* the first, of kind nothing, stands for what could not be made */
     mli_link *links; /* the first is never used: link 0 means none */
     uint32_t *stack, *memo;
     size_t n_nodes, node_capacity, n_links, link_capacity, n_stack, stack_capacity, n_memo, n_put;
 } mli_pickle;
 
 typedef enum mli_global_kind {
-    MLI_GLOBAL_DICT,      /* called without arguments: a dict */
-    MLI_GLOBAL_OBJECT,    /* a class whose instances hold attributes only */
-    MLI_GLOBAL_TENSOR,    /* torch._utils._rebuild_tensor_v2 */
-    MLI_GLOBAL_PARAMETER, /* stands for its first argument */
-    MLI_GLOBAL_STORAGE,
-    MLI_GLOBAL_DTYPE,  /* a word */
-    MLI_GLOBAL_NOTHING /* read over, whatever its arguments */
+    MLI_GLOBAL_DICT,    /* called without arguments: a dict */
+    MLI_GLOBAL_OBJECT,  /* a class whose instances hold attributes only */
+    MLI_GLOBAL_TENSOR,  /* torch._utils._rebuild_tensor_v2 */
+    MLI_GLOBAL_FIRST,   /* stands for its first argument */
+    MLI_GLOBAL_STORAGE, /* of numbers of `type` */
+    MLI_GLOBAL_WORD,    /* stands for its own name */
+    MLI_GLOBAL_NOTHING  /* read over, whatever its arguments */
 } mli_global_kind;
 
 static const struct mli_global {
@@ -5471,7 +5541,7 @@ static const struct mli_global {
 } mli_globals[] = {
     {"collections", "OrderedDict", MLI_GLOBAL_DICT, ML_TYPE_NONE},
     {"torch._utils", "_rebuild_tensor_v2", MLI_GLOBAL_TENSOR, ML_TYPE_NONE},
-    {"torch._utils", "_rebuild_parameter", MLI_GLOBAL_PARAMETER, ML_TYPE_NONE},
+    {"torch._utils", "_rebuild_parameter", MLI_GLOBAL_FIRST, ML_TYPE_NONE},
     {"torch", "FloatStorage", MLI_GLOBAL_STORAGE, ML_F32},
     {"torch", "HalfStorage", MLI_GLOBAL_STORAGE, ML_F16},
     {"torch", "BFloat16Storage", MLI_GLOBAL_STORAGE, ML_BF16},
@@ -5482,86 +5552,87 @@ static const struct mli_global {
     {"torch", "CharStorage", MLI_GLOBAL_STORAGE, ML_I8},
     {"torch", "ByteStorage", MLI_GLOBAL_STORAGE, ML_U8},
     {"torch", "BoolStorage", MLI_GLOBAL_STORAGE, ML_BOOL},
-    {"torch", "Size", MLI_GLOBAL_PARAMETER, ML_TYPE_NONE},
-    {"torch", "device", MLI_GLOBAL_PARAMETER, ML_TYPE_NONE},
-    {"builtins", "set", MLI_GLOBAL_PARAMETER, ML_TYPE_NONE},
-    {"__builtin__", "set", MLI_GLOBAL_PARAMETER, ML_TYPE_NONE},
-    {"torch", "float32", MLI_GLOBAL_DTYPE, ML_F32},
-    {"torch", "float16", MLI_GLOBAL_DTYPE, ML_F16},
-    {"torch", "bfloat16", MLI_GLOBAL_DTYPE, ML_BF16},
     /* what training scripts save beside the weights: their options and the state of random generators */
+    {"torch", "Size", MLI_GLOBAL_FIRST, ML_TYPE_NONE},
+    {"torch", "device", MLI_GLOBAL_FIRST, ML_TYPE_NONE},
+    {"torch", "float32", MLI_GLOBAL_WORD, ML_TYPE_NONE},
+    {"torch", "float16", MLI_GLOBAL_WORD, ML_TYPE_NONE},
+    {"torch", "bfloat16", MLI_GLOBAL_WORD, ML_TYPE_NONE},
+    {"builtins", "set", MLI_GLOBAL_FIRST, ML_TYPE_NONE},
+    {"__builtin__", "set", MLI_GLOBAL_FIRST, ML_TYPE_NONE},
     {"argparse", "Namespace", MLI_GLOBAL_OBJECT, ML_TYPE_NONE},
     {"config", "LlamaConfig", MLI_GLOBAL_OBJECT, ML_TYPE_NONE},
     {"numpy", "dtype", MLI_GLOBAL_NOTHING, ML_TYPE_NONE},
     {"numpy", "ndarray", MLI_GLOBAL_NOTHING, ML_TYPE_NONE},
     {"numpy.core.multiarray", "_reconstruct", MLI_GLOBAL_NOTHING, ML_TYPE_NONE},
-    {"numpy.core.multiarray", "scalar", MLI_GLOBAL_NOTHING, ML_TYPE_NONE},
     {"numpy._core.multiarray", "_reconstruct", MLI_GLOBAL_NOTHING, ML_TYPE_NONE},
+    {"numpy.core.multiarray", "scalar", MLI_GLOBAL_NOTHING, ML_TYPE_NONE},
     {"numpy._core.multiarray", "scalar", MLI_GLOBAL_NOTHING, ML_TYPE_NONE},
     {"numpy.core.numeric", "_frombuffer", MLI_GLOBAL_NOTHING, ML_TYPE_NONE},
     {"numpy._core.numeric", "_frombuffer", MLI_GLOBAL_NOTHING, ML_TYPE_NONE},
     {"_codecs", "encode", MLI_GLOBAL_NOTHING, ML_TYPE_NONE},
 };
 
-static ml_result mli_pickle_fail(const mli_pickle *pickle, const char *what) {
-    if (pickle->in.failed) return mli_fail(pickle->error, ML_ERROR_TRUNCATED, "data.pkl is cut short");
-    return mli_fail(pickle->error, ML_ERROR_FORMAT, "data.pkl: %s before byte %z", what,
-                    (size_t)(pickle->in.p - pickle->begin));
+static void mli_pickle_fail(mli_pickle *pickle, const char *what) {
+    if (pickle->in.failed)
+        mli_stop(pickle->archive, ML_ERROR_TRUNCATED, "data.pkl is cut short");
+    else
+        mli_stop(pickle->archive, ML_ERROR_FORMAT, "data.pkl: %s before byte %z", what,
+                 (size_t)(pickle->in.p - pickle->begin));
 }
 
-/* Pushes an existing node. */
-static ml_result mli_pickle_push(mli_pickle *pickle, uint32_t node) {
-    uint32_t *stack = (uint32_t *)mli_grow(&pickle->allocator, pickle->stack, pickle->n_stack,
+static void mli_pickle_push(mli_pickle *pickle, uint32_t node) {
+    uint32_t *stack = (uint32_t *)mli_grow(pickle->archive, pickle->stack, pickle->n_stack,
                                            &pickle->stack_capacity, sizeof *stack);
-    if (!stack) return mli_no_memory(pickle->error);
+    if (!stack) return;
     pickle->stack = stack;
     stack[pickle->n_stack++] = node;
-    return ML_OK;
 }
 
-/* Makes a node and pushes it. */
-static ml_result mli_pickle_new(mli_pickle *pickle, mli_node_kind kind, mli_node **node) {
-    mli_node *nodes = (mli_node *)mli_grow(&pickle->allocator, pickle->nodes, pickle->n_nodes,
+/* Makes a node, zero but for its kind. */
+static uint32_t mli_pickle_new(mli_pickle *pickle, mli_node_kind kind) {
+    mli_node *nodes = (mli_node *)mli_grow(pickle->archive, pickle->nodes, pickle->n_nodes,
                                            &pickle->node_capacity, sizeof *nodes);
-    if (!nodes) return mli_no_memory(pickle->error);
+    if (!nodes) return 0;
     pickle->nodes = nodes;
-    *node = &nodes[pickle->n_nodes];
-    memset(*node, 0, sizeof **node);
-    (*node)->kind = kind;
-    return mli_pickle_push(pickle, (uint32_t)pickle->n_nodes++);
+    memset(&nodes[pickle->n_nodes], 0, sizeof *nodes);
+    nodes[pickle->n_nodes].kind = kind;
+    return (uint32_t)pickle->n_nodes++;
 }
 
-static ml_result mli_pickle_new_int(mli_pickle *pickle, mli_node_kind kind, int64_t i) {
-    mli_node *node;
-    ml_result result = mli_pickle_new(pickle, kind, &node);
-    if (!result) node->as.i = i;
-    return result;
+static void mli_pickle_push_int(mli_pickle *pickle, mli_node_kind kind, int64_t i) {
+    uint32_t node = mli_pickle_new(pickle, kind);
+    pickle->nodes[node].as.i = i;
+    mli_pickle_push(pickle, node);
 }
 
-static ml_result mli_pickle_new_string(mli_pickle *pickle, mli_node_kind kind, uint64_t length) {
-    const unsigned char *s = mli_read_bytes(&pickle->in, length);
-    mli_node *node;
-    ml_result result = s ? mli_pickle_new(pickle, kind, &node) : mli_pickle_fail(pickle, "a string");
-    if (result) return result;
-    node->as.s = (const char *)s;
-    node->length = (uint32_t)length; /* fits: the pickle is shorter than 2^32 */
-    return ML_OK;
+static void mli_pickle_push_string(mli_pickle *pickle, mli_node_kind kind, const void *s, uint64_t length) {
+    uint32_t node = mli_pickle_new(pickle, kind);
+    pickle->nodes[node].as.s = (const char *)s;
+    pickle->nodes[node].length = s ? (uint32_t)length : 0; /* fits: the pickle is shorter than 2^31 */
+    mli_pickle_push(pickle, node);
 }
 
-/* Takes the topmost node, which must not be a mark. */
-static ml_result mli_pickle_pop(mli_pickle *pickle, uint32_t *node) {
-    if (!pickle->n_stack || pickle->nodes[pickle->stack[pickle->n_stack - 1]].kind == MLI_NODE_MARK)
-        return mli_pickle_fail(pickle, "too little on the stack");
-    *node = pickle->stack[--pickle->n_stack];
-    return ML_OK;
+/* The topmost node, which must not be a mark; 0 after an error. */
+static uint32_t mli_pickle_top(mli_pickle *pickle) {
+    uint32_t node = pickle->n_stack ? pickle->stack[pickle->n_stack - 1] : 0;
+    if (pickle->n_stack && pickle->nodes[node].kind != MLI_NODE_MARK) return node;
+    mli_pickle_fail(pickle, "too little on the stack");
+    return 0;
 }
 
-static ml_result mli_pickle_append(mli_pickle *pickle, uint32_t parent, uint32_t child) {
-    mli_link *links = (mli_link *)mli_grow(&pickle->allocator, pickle->links, pickle->n_links,
+static uint32_t mli_pickle_pop(mli_pickle *pickle) {
+    uint32_t node = mli_pickle_top(pickle);
+    if (pickle->n_stack) pickle->n_stack--;
+    return node;
+}
+
+static void mli_pickle_append(mli_pickle *pickle, uint32_t parent, uint32_t child) {
+    mli_link *links = (mli_link *)mli_grow(pickle->archive, pickle->links, pickle->n_links,
                                            &pickle->link_capacity, sizeof *links);
     mli_node *node = &pickle->nodes[parent];
     uint32_t link = (uint32_t)pickle->n_links;
-    if (!links) return mli_no_memory(pickle->error);
+    if (!links) return;
     pickle->links = links;
     links[link].node = child;
     links[link].next = 0;
@@ -5571,378 +5642,332 @@ static ml_result mli_pickle_append(mli_pickle *pickle, uint32_t parent, uint32_t
         node->first = link;
     node->last = link;
     pickle->n_links++;
-    return ML_OK;
 }
 
-/* Where the nodes above the topmost mark begin in the stack. */
-static ml_result mli_pickle_mark(const mli_pickle *pickle, size_t *begin) {
+/* Where the n topmost nodes begin in the stack or, with n < 0, those above the topmost mark. */
+static size_t mli_pickle_above(mli_pickle *pickle, int n) {
     size_t i;
-    for (i = pickle->n_stack; i > 0; i--) {
-        if (pickle->nodes[pickle->stack[i - 1]].kind == MLI_NODE_MARK) {
-            *begin = i;
-            return ML_OK;
-        }
-    }
-    return mli_pickle_fail(pickle, "no mark on the stack");
+    if (n >= 0 && (size_t)n <= pickle->n_stack) return pickle->n_stack - (size_t)n;
+    for (i = n < 0 ? pickle->n_stack : 0; i > 0; i--)
+        if (pickle->nodes[pickle->stack[i - 1]].kind == MLI_NODE_MARK) return i;
+    mli_pickle_fail(pickle, n < 0 ? "no mark on the stack" : "too little on the stack");
+    return pickle->n_stack;
 }
 
 /* Moves the stack's nodes from `begin` on into a container. */
-static ml_result mli_pickle_append_from(mli_pickle *pickle, uint32_t parent, size_t begin) {
-    ml_result result = ML_OK;
+static void mli_pickle_gather(mli_pickle *pickle, uint32_t parent, size_t begin) {
     size_t i;
-    for (i = begin; i < pickle->n_stack && !result; i++) {
+    if (pickle->nodes[parent].kind == MLI_NODE_DICT && (pickle->n_stack - begin) % 2)
+        mli_pickle_fail(pickle, "an odd dict");
+    for (i = begin; i < pickle->n_stack; i++) {
         if (pickle->nodes[pickle->stack[i]].kind == MLI_NODE_MARK)
-            return mli_pickle_fail(pickle, "a mark in the way");
-        result = mli_pickle_append(pickle, parent, pickle->stack[i]);
+            mli_pickle_fail(pickle, "a mark in the way");
+        mli_pickle_append(pickle, parent, pickle->stack[i]);
     }
     pickle->n_stack = begin;
-    return result;
 }
 
 /* A container of the n topmost nodes, or with n < 0 of all above the mark, takes their place. */
-static ml_result mli_pickle_collect(mli_pickle *pickle, mli_node_kind kind, int n) {
-    size_t begin = 0;
-    uint32_t parent = (uint32_t)pickle->n_nodes;
-    mli_node *node;
-    ml_result result;
-    if (n < 0) {
-        result = mli_pickle_mark(pickle, &begin);
-        if (result) return result;
-        if (kind == MLI_NODE_DICT && (pickle->n_stack - begin) % 2)
-            return mli_pickle_fail(pickle, "an odd dict");
-    } else if ((size_t)n > pickle->n_stack) {
-        return mli_pickle_fail(pickle, "too little on the stack");
-    } else {
-        begin = pickle->n_stack - (size_t)n;
-    }
-    result = mli_pickle_new(pickle, kind, &node);
-    if (result) return result;
-    pickle->n_stack--; /* the container comes back when its items have gone */
-    result = mli_pickle_append_from(pickle, parent, begin);
-    if (result) return result;
+static void mli_pickle_collect(mli_pickle *pickle, mli_node_kind kind, int n) {
+    size_t begin = mli_pickle_above(pickle, n);
+    uint32_t parent = mli_pickle_new(pickle, kind);
+    if (pickle->archive->result) return;
+    mli_pickle_gather(pickle, parent, begin);
     if (n < 0) pickle->n_stack--; /* the mark */
-    return mli_pickle_push(pickle, parent);
+    mli_pickle_push(pickle, parent);
 }
 
-/* Appends to the container below: with n < 0 all above the mark, else the n topmost. */
-static ml_result mli_pickle_extend(mli_pickle *pickle, mli_node_kind kind, int n) {
-    size_t begin = 0, above;
-    ml_result result;
-    if (n < 0) {
-        result = mli_pickle_mark(pickle, &begin);
-        if (result) return result;
-        above = begin - 1;
-    } else {
-        if (pickle->n_stack < (size_t)n) return mli_pickle_fail(pickle, "too little on the stack");
-        above = begin = pickle->n_stack - (size_t)n;
-    }
+/* Appends to the container below: the n topmost nodes, or with n < 0 all above the mark. */
+static void mli_pickle_extend(mli_pickle *pickle, mli_node_kind kind, int n) {
+    size_t begin = mli_pickle_above(pickle, n), above = n < 0 && begin ? begin - 1 : begin;
     if (!above || pickle->nodes[pickle->stack[above - 1]].kind != kind)
-        return mli_pickle_fail(pickle, "items for something that takes none");
-    if (kind == MLI_NODE_DICT && (pickle->n_stack - begin) % 2) return mli_pickle_fail(pickle, "an odd dict");
-    result = mli_pickle_append_from(pickle, pickle->stack[above - 1], begin);
+        mli_pickle_fail(pickle, "items for something that takes none");
+    if (pickle->archive->result) return;
+    mli_pickle_gather(pickle, pickle->stack[above - 1], begin);
     pickle->n_stack = above;
-    return result;
 }
 
 /* The first n children; 0 where there are fewer. */
-static int mli_pickle_children(const mli_pickle *pickle, const mli_node *node, uint32_t *children, int n) {
-    uint32_t link = node->first;
+static int mli_pickle_children(const mli_pickle *pickle, uint32_t node, uint32_t *children, int n) {
+    uint32_t link = pickle->nodes[node].first;
     int i;
     for (i = 0; i < n && link; i++, link = pickle->links[link].next) children[i] = pickle->links[link].node;
     return i == n;
 }
 
-/* Looks a global up in the list of those allowed. */
-static ml_result mli_pickle_global(mli_pickle *pickle, const char *module, size_t module_length,
-                                   const char *name, size_t name_length) {
+/* Pushes the global of that name, if it is one of those allowed. */
+static void mli_pickle_global(mli_pickle *pickle, const char *module, size_t module_length, const char *name,
+                              size_t name_length) {
     char shown_module[65], shown_name[65];
     size_t i, n = 0;
     for (i = 0; i < sizeof mli_globals / sizeof mli_globals[0]; i++) {
         const struct mli_global *global = &mli_globals[i];
         if (mli_compare_text(global->module, strlen(global->module), module, module_length) != 0) continue;
         if (mli_compare_text(global->name, strlen(global->name), name, name_length) != 0) continue;
-        if (global->kind == MLI_GLOBAL_DTYPE) {
-            mli_node *node;
-            ml_result result = mli_pickle_new(pickle, MLI_NODE_STRING, &node);
-            if (result) return result;
-            node->as.s = global->name;
-            node->length = (uint32_t)strlen(global->name);
-            return ML_OK;
-        }
-        return mli_pickle_new_int(pickle, MLI_NODE_GLOBAL, (int64_t)i);
+        if (global->kind == MLI_GLOBAL_WORD)
+            mli_pickle_push_string(pickle, MLI_NODE_STRING, global->name, name_length);
+        else
+            mli_pickle_push_int(pickle, MLI_NODE_GLOBAL, (int64_t)i);
+        return;
     }
     mli_put(shown_module, sizeof shown_module, &n, module, module_length);
     n = 0;
     mli_put(shown_name, sizeof shown_name, &n, name, name_length);
-    return mli_fail(pickle->error, ML_ERROR_UNSUPPORTED,
-                    "data.pkl asks for %s.%s; only plain tensors are read", shown_module, shown_name);
+    mli_stop(pickle->archive, ML_ERROR_UNSUPPORTED, "data.pkl asks for %s.%s; only plain tensors are read",
+             shown_module, shown_name);
 }
 
-/* A line of text up to a newline, as GLOBAL and the oldest instructions have them. */
+/* A line of text, without its newline. */
 static const char *mli_pickle_line(mli_pickle *pickle, size_t *length) {
     mli_reader *in = &pickle->in;
-    const unsigned char *begin = in->p, *end = NULL;
-    if (mli_left(in)) end = (const unsigned char *)memchr(begin, '\n', mli_left(in));
-    if (!end) {
+    size_t left = mli_left(in);
+    const unsigned char *begin = in->p, *end = left ? (const unsigned char *)memchr(begin, '\n', left) : NULL;
+    *length = end ? (size_t)(end - begin) : 0;
+    if (!end)
         in->failed = 1;
-        return NULL;
-    }
-    *length = (size_t)(end - begin);
-    in->p = end + 1;
+    else
+        in->p = end + 1;
     return (const char *)begin;
 }
 
-/* GLOBAL: two lines; STACK_GLOBAL: two strings on the stack. */
-static ml_result mli_pickle_find_global(mli_pickle *pickle, int from_stack) {
+/* GLOBAL has its module and name in two lines, STACK_GLOBAL finds them on the stack. */
+static void mli_pickle_find_global(mli_pickle *pickle, int from_stack) {
     const char *module, *name;
-    size_t module_length = 0, name_length = 0;
-    uint32_t a, b;
-    ml_result result;
+    size_t module_length, name_length;
     if (from_stack) {
-        const mli_node *nodes;
-        result = mli_pickle_pop(pickle, &b);
-        if (!result) result = mli_pickle_pop(pickle, &a);
-        if (result) return result;
-        nodes = pickle->nodes;
+        uint32_t b = mli_pickle_pop(pickle), a = mli_pickle_pop(pickle);
+        const mli_node *nodes = pickle->nodes;
         if (nodes[a].kind != MLI_NODE_STRING || nodes[b].kind != MLI_NODE_STRING)
-            return mli_pickle_fail(pickle, "a global without a name");
-        return mli_pickle_global(pickle, nodes[a].as.s, nodes[a].length, nodes[b].as.s, nodes[b].length);
+            mli_pickle_fail(pickle, "a global without a name");
+        else
+            mli_pickle_global(pickle, nodes[a].as.s, nodes[a].length, nodes[b].as.s, nodes[b].length);
+        return;
     }
     module = mli_pickle_line(pickle, &module_length);
-    name = module ? mli_pickle_line(pickle, &name_length) : NULL;
-    if (!name) return mli_pickle_fail(pickle, "a global without a name");
-    return mli_pickle_global(pickle, module, module_length, name, name_length);
+    name = mli_pickle_line(pickle, &name_length);
+    if (pickle->in.failed)
+        mli_pickle_fail(pickle, "a global without a name");
+    else
+        mli_pickle_global(pickle, module, module_length, name, name_length);
+}
+
+/* Whether the arguments are those of torch._utils._rebuild_tensor_v2: storage, offset, shape, stride, ... */
+static int mli_pickle_is_tensor(const mli_pickle *pickle, uint32_t args) {
+    const mli_node *nodes = pickle->nodes;
+    uint32_t arg[4];
+    return mli_pickle_children(pickle, args, arg, 4) && nodes[arg[0]].kind == MLI_NODE_STORAGE &&
+           nodes[arg[1]].kind == MLI_NODE_INT && nodes[arg[2]].kind == MLI_NODE_TUPLE &&
+           nodes[arg[3]].kind == MLI_NODE_TUPLE;
 }
 
 /* REDUCE and NEWOBJ: what "calling" a global with a tuple of arguments stands for. */
-static ml_result mli_pickle_reduce(mli_pickle *pickle) {
-    uint32_t args, callable, first[4];
-    const mli_node *nodes;
-    mli_node *node;
-    ml_result result = mli_pickle_pop(pickle, &args);
-    if (!result) result = mli_pickle_pop(pickle, &callable);
-    if (result) return result;
-    nodes = pickle->nodes;
-    if (nodes[args].kind != MLI_NODE_TUPLE) return mli_pickle_fail(pickle, "arguments that are no tuple");
-    if (nodes[callable].kind == MLI_NODE_NOTHING) return mli_pickle_new(pickle, MLI_NODE_NOTHING, &node);
-    if (nodes[callable].kind != MLI_NODE_GLOBAL) return mli_pickle_fail(pickle, "a call of no function");
-    switch (mli_globals[nodes[callable].as.i].kind) {
+static void mli_pickle_reduce(mli_pickle *pickle) {
+    uint32_t args = mli_pickle_pop(pickle), callable = mli_pickle_pop(pickle), node = 0;
+    mli_global_kind kind = MLI_GLOBAL_NOTHING;
+    if (pickle->nodes[args].kind != MLI_NODE_TUPLE) mli_pickle_fail(pickle, "arguments that are no tuple");
+    if (pickle->nodes[callable].kind == MLI_NODE_GLOBAL)
+        kind = mli_globals[pickle->nodes[callable].as.i].kind;
+    else
+        mli_pickle_fail(pickle, "a call of no function");
+    switch (kind) {
     case MLI_GLOBAL_DICT:
-        if (nodes[args].first) return mli_pickle_fail(pickle, "an OrderedDict with arguments");
-        return mli_pickle_new(pickle, MLI_NODE_DICT, &node);
-    case MLI_GLOBAL_OBJECT: return mli_pickle_new(pickle, MLI_NODE_OBJECT, &node);
-    case MLI_GLOBAL_PARAMETER:
-        if (!mli_pickle_children(pickle, &nodes[args], first, 1))
-            return mli_pickle_fail(pickle, "no argument");
-        return mli_pickle_push(pickle, first[0]);
-    case MLI_GLOBAL_TENSOR: {
-        uint32_t link = nodes[args].first;
-        if (!mli_pickle_children(pickle, &nodes[args], first, 4) ||
-            nodes[first[0]].kind != MLI_NODE_STORAGE || nodes[first[1]].kind != MLI_NODE_INT ||
-            nodes[first[2]].kind != MLI_NODE_TUPLE || nodes[first[3]].kind != MLI_NODE_TUPLE)
-            return mli_pickle_fail(pickle, "a tensor with wrong arguments");
-        result = mli_pickle_new(pickle, MLI_NODE_TENSOR, &node);
-        if (!result) node->first = link;
-        return result;
+        if (pickle->nodes[args].first) mli_pickle_fail(pickle, "an OrderedDict with arguments");
+        node = mli_pickle_new(pickle, MLI_NODE_DICT);
+        break;
+    case MLI_GLOBAL_OBJECT: node = mli_pickle_new(pickle, MLI_NODE_OBJECT); break;
+    case MLI_GLOBAL_FIRST:
+        if (!mli_pickle_children(pickle, args, &node, 1)) mli_pickle_fail(pickle, "no argument");
+        break;
+    case MLI_GLOBAL_TENSOR:
+        if (!mli_pickle_is_tensor(pickle, args)) mli_pickle_fail(pickle, "a tensor with wrong arguments");
+        node = mli_pickle_new(pickle, MLI_NODE_TENSOR);
+        pickle->nodes[node].first = pickle->nodes[args].first;
+        break;
+    case MLI_GLOBAL_NOTHING: node = mli_pickle_new(pickle, MLI_NODE_NOTHING); break;
+    default: mli_pickle_fail(pickle, "a call of no function"); break;
     }
-    case MLI_GLOBAL_NOTHING: return mli_pickle_new(pickle, MLI_NODE_NOTHING, &node);
-    default: return mli_pickle_fail(pickle, "a call of no function");
-    }
+    mli_pickle_push(pickle, node);
 }
 
 /* BINPERSID: the tuple ("storage", type, key, device, number of elements) stands for memory kept in the zip. */
-static ml_result mli_pickle_storage(mli_pickle *pickle) {
-    uint32_t id, item[5], link;
-    const mli_node *nodes;
-    mli_node *node;
-    ml_type type;
-    ml_result result = mli_pickle_pop(pickle, &id);
-    if (result) return result;
-    nodes = pickle->nodes;
-    link = nodes[id].first;
-    if (nodes[id].kind != MLI_NODE_TUPLE || !mli_pickle_children(pickle, &nodes[id], item, 5) ||
+static void mli_pickle_storage(mli_pickle *pickle) {
+    uint32_t id = mli_pickle_pop(pickle), item[5], node;
+    const mli_node *nodes = pickle->nodes;
+    if (nodes[id].kind != MLI_NODE_TUPLE || !mli_pickle_children(pickle, id, item, 5) ||
         nodes[item[1]].kind != MLI_NODE_GLOBAL ||
         mli_globals[nodes[item[1]].as.i].kind != MLI_GLOBAL_STORAGE ||
         nodes[item[2]].kind != MLI_NODE_STRING || nodes[item[4]].kind != MLI_NODE_INT ||
-        nodes[item[4]].as.i < 0)
-        return mli_pickle_fail(pickle, "a storage with wrong arguments");
-    type = mli_globals[nodes[item[1]].as.i].type;
-    result = mli_pickle_new(pickle, MLI_NODE_STORAGE, &node);
-    if (result) return result;
-    node->first = link;
-    node->as.i = (int64_t)type;
-    return ML_OK;
+        nodes[item[4]].as.i < 0) {
+        mli_pickle_fail(pickle, "a storage with wrong arguments");
+        return;
+    }
+    node = mli_pickle_new(pickle, MLI_NODE_STORAGE);
+    nodes = pickle->nodes; /* may have moved */
+    pickle->nodes[node].first = nodes[id].first;
+    pickle->nodes[node].as.i = (int64_t)mli_globals[nodes[item[1]].as.i].type;
+    mli_pickle_push(pickle, node);
 }
 
 /* BUILD: gives an object its attributes. What else has state (the version notes of an OrderedDict) does without. */
-static ml_result mli_pickle_build(mli_pickle *pickle) {
-    uint32_t state;
-    mli_node *object;
-    ml_result result = mli_pickle_pop(pickle, &state);
-    if (result) return result;
-    if (!pickle->n_stack) return mli_pickle_fail(pickle, "too little on the stack");
-    object = &pickle->nodes[pickle->stack[pickle->n_stack - 1]];
+static void mli_pickle_build(mli_pickle *pickle) {
+    uint32_t state = mli_pickle_pop(pickle);
+    mli_node *object = &pickle->nodes[mli_pickle_top(pickle)];
     if (object->kind == MLI_NODE_OBJECT && pickle->nodes[state].kind == MLI_NODE_DICT)
         object->first = pickle->nodes[state].first;
     else if (object->kind != MLI_NODE_OBJECT && object->kind != MLI_NODE_DICT &&
              object->kind != MLI_NODE_NOTHING)
-        return mli_pickle_fail(pickle, "state for something that has none");
-    return ML_OK;
+        mli_pickle_fail(pickle, "state for something that has none");
 }
 
-/* BINPUT and friends remember the topmost node, BINGET and friends push it again. */
-static ml_result mli_pickle_put(mli_pickle *pickle, size_t index) {
+/* BINPUT, LONG_BINPUT and MEMOIZE remember the topmost node, BINGET and LONG_BINGET push it again. */
+static void mli_pickle_put(mli_pickle *pickle, size_t index) {
     size_t limit = (size_t)(pickle->in.end - pickle->begin), capacity;
-    uint32_t *memo;
-    if (pickle->in.failed || index >= limit || !pickle->n_stack)
-        return mli_pickle_fail(pickle, "a wrong put");
+    uint32_t node = mli_pickle_top(pickle), *memo;
+    if (index >= limit) mli_pickle_fail(pickle, "a put beyond all reason");
+    if (pickle->archive->result) return;
     if (index >= pickle->n_memo) {
         capacity = MLI_MIN(limit, MLI_MAX(index + 1, pickle->n_memo * 2));
-        memo = (uint32_t *)mli_alloc(&pickle->allocator, capacity, sizeof *memo);
-        if (!memo) return mli_no_memory(pickle->error);
+        memo = (uint32_t *)mli_alloc(&pickle->archive->allocator, capacity, sizeof *memo);
+        if (!memo) {
+            mli_no_memory(pickle->archive);
+            return;
+        }
         if (pickle->n_memo) memcpy(memo, pickle->memo, pickle->n_memo * sizeof *memo);
-        mli_free(&pickle->allocator, pickle->memo);
+        mli_free(&pickle->archive->allocator, pickle->memo);
         pickle->memo = memo;
         pickle->n_memo = capacity;
     }
-    pickle->n_put += !pickle->memo[index];
-    pickle->memo[index] = pickle->stack[pickle->n_stack - 1] + 1; /* 0: nothing put here */
-    return ML_OK;
+    pickle->n_put += !pickle->memo[index]; /* 0: nothing put here, which no node on the stack is */
+    pickle->memo[index] = node;
 }
 
-static ml_result mli_pickle_get(mli_pickle *pickle, size_t index) {
-    if (pickle->in.failed || index >= pickle->n_memo || !pickle->memo[index] ||
-        pickle->nodes[pickle->memo[index] - 1].kind == MLI_NODE_MARK)
-        return mli_pickle_fail(pickle, "a get of what was not put");
-    return mli_pickle_push(pickle, pickle->memo[index] - 1);
+static void mli_pickle_get(mli_pickle *pickle, size_t index) {
+    if (index < pickle->n_memo && pickle->memo[index])
+        mli_pickle_push(pickle, pickle->memo[index]);
+    else
+        mli_pickle_fail(pickle, "a get of what was not put");
 }
 
 /* LONG1 and LONG4: two's complement of any length. Beyond 64 bits (seeds of random generators) it is dropped. */
-static ml_result mli_pickle_long(mli_pickle *pickle, uint64_t length) {
+static void mli_pickle_long(mli_pickle *pickle, uint64_t length) {
     const unsigned char *p = mli_read_bytes(&pickle->in, length);
-    uint64_t bits;
-    size_t i;
-    if (!p) return mli_pickle_fail(pickle, "an integer");
-    if (length > 8) return mli_pickle_new_int(pickle, MLI_NODE_NOTHING, 0);
+    uint64_t bits, i;
+    if (!p) return;
     bits = length && p[length - 1] >= 128 ? ~(uint64_t)0 : 0;
-    for (i = (size_t)length; i-- > 0;) bits = bits << 8 | p[i];
-    return mli_pickle_new_int(pickle, MLI_NODE_INT, (int64_t)bits);
+    for (i = length; i-- > 0 && length <= 8;) bits = bits << 8 | p[i];
+    mli_pickle_push_int(pickle, length <= 8 ? MLI_NODE_INT : MLI_NODE_NOTHING, (int64_t)bits);
 }
 
-static ml_result mli_pickle_float(mli_pickle *pickle) {
+static void mli_pickle_float(mli_pickle *pickle) {
     const unsigned char *p = mli_read_bytes(&pickle->in, 8);
+    uint32_t node = mli_pickle_new(pickle, MLI_NODE_FLOAT);
     uint64_t bits = 0;
-    mli_node *node;
-    ml_result result;
     int i;
-    if (!p) return mli_pickle_fail(pickle, "a float");
-    for (i = 0; i < 8; i++) bits = bits << 8 | p[i]; /* the one big-endian thing */
-    result = mli_pickle_new(pickle, MLI_NODE_FLOAT, &node);
-    if (!result) node->as.f = mli_double_from_bits(bits);
-    return result;
+    for (i = 0; p && i < 8; i++) bits = bits << 8 | p[i]; /* the one big-endian thing */
+    pickle->nodes[node].as.f = mli_double_from_bits(bits);
+    mli_pickle_push(pickle, node);
+}
+
+static void mli_pickle_text(mli_pickle *pickle, mli_node_kind kind, int length_bytes) {
+    uint64_t length = mli_read_uint(&pickle->in, length_bytes);
+    mli_pickle_push_string(pickle, kind, mli_read_bytes(&pickle->in, length), length);
 }
 
 /* Instructions that push a number, a text or a name. */
-static ml_result mli_pickle_scalar(mli_pickle *pickle, unsigned op) {
+static void mli_pickle_scalar(mli_pickle *pickle, unsigned op) {
     mli_reader *in = &pickle->in;
     switch (op) {
-    case 'N': return mli_pickle_new_int(pickle, MLI_NODE_NOTHING, 0);
-    case 0x88: return mli_pickle_new_int(pickle, MLI_NODE_BOOL, 1);
-    case 0x89: return mli_pickle_new_int(pickle, MLI_NODE_BOOL, 0);
-    case 'J': return mli_pickle_new_int(pickle, MLI_NODE_INT, mli_read_i32(in));
-    case 'K': return mli_pickle_new_int(pickle, MLI_NODE_INT, mli_read_u8(in));
-    case 'M': return mli_pickle_new_int(pickle, MLI_NODE_INT, mli_read_u16(in));
-    case 0x8a: return mli_pickle_long(pickle, mli_read_u8(in));
-    case 0x8b: return mli_pickle_long(pickle, mli_read_u32(in));
-    case 'G': return mli_pickle_float(pickle);
-    case 'X': return mli_pickle_new_string(pickle, MLI_NODE_STRING, mli_read_u32(in));
-    case 0x8c: return mli_pickle_new_string(pickle, MLI_NODE_STRING, mli_read_u8(in));
-    case 0x8d: return mli_pickle_new_string(pickle, MLI_NODE_STRING, mli_read_u64(in));
-    case 'U': return mli_pickle_new_string(pickle, MLI_NODE_STRING, mli_read_u8(in));
-    case 'T': return mli_pickle_new_string(pickle, MLI_NODE_STRING, mli_read_u32(in));
-    case 'C': return mli_pickle_new_string(pickle, MLI_NODE_NOTHING, mli_read_u8(in));
-    case 'B': return mli_pickle_new_string(pickle, MLI_NODE_NOTHING, mli_read_u32(in));
+    case 'N': mli_pickle_push_int(pickle, MLI_NODE_NOTHING, 0); break;
+    case 0x88: mli_pickle_push_int(pickle, MLI_NODE_BOOL, 1); break;
+    case 0x89: mli_pickle_push_int(pickle, MLI_NODE_BOOL, 0); break;
+    case 'J': mli_pickle_push_int(pickle, MLI_NODE_INT, mli_read_i32(in)); break;
+    case 'K': mli_pickle_push_int(pickle, MLI_NODE_INT, (int64_t)mli_read_uint(in, 1)); break;
+    case 'M': mli_pickle_push_int(pickle, MLI_NODE_INT, (int64_t)mli_read_uint(in, 2)); break;
+    case 0x8a: mli_pickle_long(pickle, mli_read_u8(in)); break;
+    case 0x8b: mli_pickle_long(pickle, mli_read_u32(in)); break;
+    case 'G': mli_pickle_float(pickle); break;
+    case 'U':
+    case 0x8c: mli_pickle_text(pickle, MLI_NODE_STRING, 1); break;
+    case 'T':
+    case 'X': mli_pickle_text(pickle, MLI_NODE_STRING, 4); break;
+    case 0x8d: mli_pickle_text(pickle, MLI_NODE_STRING, 8); break;
+    case 'C': mli_pickle_text(pickle, MLI_NODE_NOTHING, 1); break; /* bytes: contents of NumPy arrays */
+    case 'B': mli_pickle_text(pickle, MLI_NODE_NOTHING, 4); break;
     case 0x8e:
-    case 0x96: return mli_pickle_new_string(pickle, MLI_NODE_NOTHING, mli_read_u64(in));
-    case 'c': return mli_pickle_find_global(pickle, 0);
-    case 0x93: return mli_pickle_find_global(pickle, 1);
-    case 'h': return mli_pickle_get(pickle, mli_read_u8(in));
-    case 'j': return mli_pickle_get(pickle, mli_read_u32(in));
+    case 0x96: mli_pickle_text(pickle, MLI_NODE_NOTHING, 8); break;
+    case 'c': mli_pickle_find_global(pickle, 0); break;
+    case 0x93: mli_pickle_find_global(pickle, 1); break;
+    case 'h': mli_pickle_get(pickle, mli_read_u8(in)); break;
+    case 'j': mli_pickle_get(pickle, mli_read_u32(in)); break;
     default:
-        return mli_fail(pickle->error, ML_ERROR_UNSUPPORTED,
-                        "data.pkl: instruction %d at byte %z is not known", (int)op,
-                        (size_t)(in->p - pickle->begin) - 1);
+        mli_stop(pickle->archive, ML_ERROR_UNSUPPORTED, "data.pkl: instruction %d at byte %z is not known",
+                 (int)op, (size_t)(in->p - pickle->begin) - 1);
     }
 }
 
 /* Any instruction but STOP. */
-static ml_result mli_pickle_step(mli_pickle *pickle, unsigned op) {
+static void mli_pickle_step(mli_pickle *pickle, unsigned op) {
     mli_reader *in = &pickle->in;
-    uint32_t node;
     switch (op) {
     case 0x80: /* PROTO */
-        if (mli_read_u8(in) > 5) return mli_pickle_fail(pickle, "a protocol above 5");
-        return ML_OK;
-    case 0x95: mli_read_u64(in); return ML_OK; /* FRAME: only a hint for reading ahead */
-    case '(': return mli_pickle_new_int(pickle, MLI_NODE_MARK, 0);
-    case '0': return mli_pickle_pop(pickle, &node);
-    case '}': return mli_pickle_collect(pickle, MLI_NODE_DICT, 0);
-    case ']': return mli_pickle_collect(pickle, MLI_NODE_LIST, 0);
-    case 0x8f: return mli_pickle_collect(pickle, MLI_NODE_LIST, 0); /* a set, as a list */
-    case ')': return mli_pickle_collect(pickle, MLI_NODE_TUPLE, 0);
-    case 0x85: return mli_pickle_collect(pickle, MLI_NODE_TUPLE, 1);
-    case 0x86: return mli_pickle_collect(pickle, MLI_NODE_TUPLE, 2);
-    case 0x87: return mli_pickle_collect(pickle, MLI_NODE_TUPLE, 3);
-    case 't': return mli_pickle_collect(pickle, MLI_NODE_TUPLE, -1);
-    case 'l': return mli_pickle_collect(pickle, MLI_NODE_LIST, -1);
-    case 'd': return mli_pickle_collect(pickle, MLI_NODE_DICT, -1);
-    case 'a': return mli_pickle_extend(pickle, MLI_NODE_LIST, 1);
-    case 'e':
-    case 0x90: return mli_pickle_extend(pickle, MLI_NODE_LIST, -1);
-    case 's': return mli_pickle_extend(pickle, MLI_NODE_DICT, 2);
-    case 'u': return mli_pickle_extend(pickle, MLI_NODE_DICT, -1);
+        if (mli_read_u8(in) > 5) mli_pickle_fail(pickle, "a protocol above 5");
+        break;
+    case 0x95: mli_read_u64(in); break; /* FRAME: only a hint for reading ahead */
+    case '(': mli_pickle_push_int(pickle, MLI_NODE_MARK, 0); break;
+    case '0': mli_pickle_pop(pickle); break;
+    case '}': mli_pickle_collect(pickle, MLI_NODE_DICT, 0); break;
+    case 0x8f: /* EMPTY_SET, as a list */
+    case ']': mli_pickle_collect(pickle, MLI_NODE_LIST, 0); break;
+    case ')': mli_pickle_collect(pickle, MLI_NODE_TUPLE, 0); break;
+    case 0x85: mli_pickle_collect(pickle, MLI_NODE_TUPLE, 1); break;
+    case 0x86: mli_pickle_collect(pickle, MLI_NODE_TUPLE, 2); break;
+    case 0x87: mli_pickle_collect(pickle, MLI_NODE_TUPLE, 3); break;
+    case 't': mli_pickle_collect(pickle, MLI_NODE_TUPLE, -1); break;
+    case 'l': mli_pickle_collect(pickle, MLI_NODE_LIST, -1); break;
+    case 'd': mli_pickle_collect(pickle, MLI_NODE_DICT, -1); break;
+    case 'a': mli_pickle_extend(pickle, MLI_NODE_LIST, 1); break;
+    case 0x90: /* ADDITEMS */
+    case 'e': mli_pickle_extend(pickle, MLI_NODE_LIST, -1); break;
+    case 's': mli_pickle_extend(pickle, MLI_NODE_DICT, 2); break;
+    case 'u': mli_pickle_extend(pickle, MLI_NODE_DICT, -1); break;
     case 'R':
-    case 0x81: return mli_pickle_reduce(pickle);
-    case 'b': return mli_pickle_build(pickle);
-    case 'Q': return mli_pickle_storage(pickle);
-    case 'q': return mli_pickle_put(pickle, mli_read_u8(in));
-    case 'r': return mli_pickle_put(pickle, mli_read_u32(in));
-    case 0x94: return mli_pickle_put(pickle, pickle->n_put);
-    default: return mli_pickle_scalar(pickle, op);
+    case 0x81: mli_pickle_reduce(pickle); break;
+    case 'b': mli_pickle_build(pickle); break;
+    case 'Q': mli_pickle_storage(pickle); break;
+    case 'q': mli_pickle_put(pickle, mli_read_u8(in)); break;
+    case 'r': mli_pickle_put(pickle, mli_read_u32(in)); break;
+    case 0x94: mli_pickle_put(pickle, pickle->n_put); break;
+    default: mli_pickle_scalar(pickle, op); break;
     }
 }
 
-/* Runs the pickle in size bytes to its STOP; *root is what it leaves. *used tells how long it is. */
-static ml_result mli_pickle_run(mli_pickle *pickle, const unsigned char *data, size_t size, uint32_t *root,
-                                size_t *used) {
-    ml_result result = ML_OK;
+/* Runs the pickle at the beginning of the bytes to its STOP. Returns what it leaves; 0 after an error. */
+static uint32_t mli_pickle_run(mli_pickle *pickle, const unsigned char *data, size_t size) {
     unsigned op;
-    if (size > 0x7fffffff)
-        return mli_fail(pickle->error, ML_ERROR_UNSUPPORTED, "data.pkl is longer than 2 GiB");
+    if (size > 0x7fffffff) mli_stop(pickle->archive, ML_ERROR_UNSUPPORTED, "data.pkl is longer than 2 GiB");
     pickle->begin = data;
     pickle->in = mli_reader_at(data, 0, size);
     pickle->n_links = 1;
-    while (!result && (op = mli_read_u8(&pickle->in)) != '.') {
-        if (!pickle->in.failed) result = mli_pickle_step(pickle, op);
-        if (!result && pickle->in.failed) result = mli_pickle_fail(pickle, "no end");
+    mli_pickle_new(pickle, MLI_NODE_NOTHING);
+    while (!pickle->archive->result && (op = mli_read_u8(&pickle->in)) != '.') {
+        if (!pickle->in.failed) mli_pickle_step(pickle, op);
+        if (pickle->in.failed) mli_pickle_fail(pickle, "no end");
     }
-    if (!result) result = mli_pickle_pop(pickle, root);
-    *used = (size_t)(pickle->in.p - data);
-    return result;
+    return pickle->archive->result ? 0 : mli_pickle_pop(pickle);
 }
 
 static void mli_pickle_free(mli_pickle *pickle) {
-    mli_free(&pickle->allocator, pickle->nodes);
-    mli_free(&pickle->allocator, pickle->links);
-    mli_free(&pickle->allocator, pickle->stack);
-    mli_free(&pickle->allocator, pickle->memo);
+    const ml_allocator *allocator = &pickle->archive->allocator;
+    mli_free(allocator, pickle->nodes);
+    mli_free(allocator, pickle->links);
+    mli_free(allocator, pickle->stack);
+    mli_free(allocator, pickle->memo);
 }
 
 /* ---- PyTorch: a zip of PREFIX/data.pkl and, for each storage in it, PREFIX/data/KEY ---- */
 
 typedef struct mli_torch {
     ml_archive *archive;
-    ml_error *error;
     mli_zip zip;
     mli_pickle pickle;
     const char *prefix; /* with its slash */
@@ -5950,40 +5975,42 @@ typedef struct mli_torch {
     size_t visits; /* how many nodes may still be looked at */
 } mli_torch;
 
-/* The zip's entry PREFIX + folder + key. */
+/* The zip's entry PREFIX + folder + key, or NULL. */
 static const mli_range *mli_torch_entry(const mli_torch *torch, const char *folder, const char *key,
                                         size_t key_length) {
+    const mli_zip *zip = &torch->zip;
+    const mli_named *found;
     char name[MLI_PATH_SIZE];
     size_t n = torch->prefix_length, folder_length = strlen(folder);
     if (n >= sizeof name - folder_length || key_length >= sizeof name - folder_length - n) return NULL;
     memcpy(name, torch->prefix, n);
     memcpy(name + n, folder, folder_length);
     if (key_length) memcpy(name + n + folder_length, key, key_length);
-    return mli_zip_find(&torch->zip, name, n + folder_length + key_length);
+    found = mli_find_named(zip->entries, zip->n_entries, name, n + folder_length + key_length);
+    return found ? &zip->ranges[found->index] : NULL;
 }
 
 /* The tuples of shape and stride. */
-static ml_result mli_torch_shape(mli_torch *torch, uint32_t shape, uint32_t stride, ml_array *array) {
+static void mli_torch_shape(mli_torch *torch, uint32_t shape, uint32_t stride, ml_array *array) {
     const mli_pickle *pickle = &torch->pickle;
     uint32_t a = pickle->nodes[shape].first, b = pickle->nodes[stride].first;
     int n;
     for (n = 0; a && b; n++, a = pickle->links[a].next, b = pickle->links[b].next) {
         const mli_node *size = &pickle->nodes[pickle->links[a].node],
                        *step = &pickle->nodes[pickle->links[b].node];
-        if (n == ML_MAX_DIMS)
-            return mli_fail(torch->error, ML_ERROR_UNSUPPORTED, "tensor %s has more than %d dimensions",
-                            array->name, ML_MAX_DIMS);
+        if (n == ML_MAX_DIMS) {
+            mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "tensor %s has more than %d dimensions",
+                     array->name, ML_MAX_DIMS);
+            return;
+        }
         if (size->kind != MLI_NODE_INT || step->kind != MLI_NODE_INT || size->as.i < 0 || step->as.i < 0)
-            return mli_fail(torch->error, ML_ERROR_FORMAT, "tensor %s: its shape or stride is wrong",
-                            array->name);
+            break;
         array->shape[n] = size->as.i;
         array->stride[n] = step->as.i;
     }
     if (a || b)
-        return mli_fail(torch->error, ML_ERROR_FORMAT, "tensor %s: shape and stride differ in length",
-                        array->name);
+        mli_stop(torch->archive, ML_ERROR_FORMAT, "tensor %s: its shape or stride is wrong", array->name);
     array->n_dims = n;
-    return ML_OK;
 }
 
 /* Whether all elements lie in a storage of n numbers when the first is number `offset`: the last is at offset +
@@ -6003,142 +6030,117 @@ static int mli_torch_fits(const ml_array *array, size_t count, int64_t offset, i
 }
 
 /* Checks the tensor's extent and sees whether its elements lie row by row without gaps. */
-static ml_result mli_torch_extent(const mli_torch *torch, ml_array *array, int64_t offset, int64_t n) {
+static void mli_torch_extent(mli_torch *torch, ml_array *array, int64_t offset, int64_t n) {
     ml_array dense = *array;
-    size_t count;
+    size_t count = mli_set_contiguous(torch->archive, &dense);
     int i;
-    ml_result result = mli_set_contiguous(&dense, &count, torch->error);
-    if (result) return result;
     if (!mli_torch_fits(array, count, offset, n))
-        return mli_fail(torch->error, ML_ERROR_FORMAT,
-                        "tensor %s reaches outside of its storage of %l numbers", array->name, n);
+        mli_stop(torch->archive, ML_ERROR_FORMAT, "tensor %s reaches outside of its storage of %l numbers",
+                 array->name, n);
     array->is_contiguous = 1;
     for (i = 0; i < array->n_dims; i++) {
         if (array->shape[i] == 1 || !count) array->stride[i] = dense.stride[i]; /* of no consequence */
         if (array->stride[i] != dense.stride[i]) array->is_contiguous = 0;
     }
-    return ML_OK;
 }
 
-static ml_result mli_torch_tensor(mli_torch *torch, const mli_node *tensor) {
+static void mli_torch_tensor(mli_torch *torch, uint32_t tensor) {
     const mli_pickle *pickle = &torch->pickle;
-    const mli_range *range;
-    const mli_node *storage, *key;
-    uint32_t arg[4], item[5];
     ml_archive *archive = torch->archive;
-    ml_array *array;
+    ml_array *array = mli_add_array(archive, archive->path, archive->path_length);
+    uint32_t arg[4], item[5];
+    const mli_range *range;
+    const mli_node *key;
     size_t bytes, item_size;
     int64_t offset, n;
-    ml_result result = mli_add_array(archive, archive->path, archive->path_length, &array, torch->error);
-    if (result) return result;
-    mli_pickle_children(pickle, tensor, arg, 4); /* there are: checked when the node was made */
-    storage = &pickle->nodes[arg[0]];
-    mli_pickle_children(pickle, storage, item, 5);
+    if (!mli_pickle_children(pickle, tensor, arg, 4) || !mli_pickle_children(pickle, arg[0], item, 5)) return;
     key = &pickle->nodes[item[2]];
     offset = pickle->nodes[arg[1]].as.i;
     n = pickle->nodes[item[4]].as.i;
-    array->type = (ml_type)storage->as.i;
-    result = mli_torch_shape(torch, arg[2], arg[3], array);
-    if (!result) result = mli_torch_extent(torch, array, offset, n);
-    if (result) return result;
+    array->type = (ml_type)pickle->nodes[arg[0]].as.i;
+    item_size = ml_row_bytes(array->type, 1);
+    mli_torch_shape(torch, arg[2], arg[3], array);
+    mli_torch_extent(torch, array, offset, n);
     range = mli_torch_entry(torch, "data/", key->as.s, key->length);
     if (!range)
-        return mli_fail(torch->error, ML_ERROR_FORMAT, "tensor %s: its storage is not in the file",
-                        array->name);
-    item_size = ml_row_bytes(array->type, 1);
-    if (!mli_mul_size((size_t)n, item_size, &bytes) || bytes > range->size)
-        return mli_fail(torch->error, ML_ERROR_FORMAT, "tensor %s: its storage of %l numbers has %z bytes",
-                        array->name, n, range->size);
-    array->data = archive->data + range->begin + (size_t)offset * item_size;
-    return ML_OK;
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its storage is not in the file", array->name);
+    else if (!mli_mul_size((size_t)n, item_size, &bytes) || bytes > range->size)
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its storage of %l numbers has %z bytes", array->name,
+                 n, range->size);
+    else if (!archive->result)
+        array->data = archive->data + range->begin + (size_t)offset * item_size;
 }
 
-static ml_result mli_torch_scalar(mli_torch *torch, const mli_node *node) {
+static void mli_torch_scalar(mli_torch *torch, const mli_node *node) {
+    static const ml_value_kind kinds[4] = {ML_VALUE_INT, ML_VALUE_BOOL, ML_VALUE_FLOAT, ML_VALUE_STRING};
     ml_archive *archive = torch->archive;
-    ml_value_kind kind = node->kind == MLI_NODE_INT     ? ML_VALUE_INT
-                         : node->kind == MLI_NODE_BOOL  ? ML_VALUE_BOOL
-                         : node->kind == MLI_NODE_FLOAT ? ML_VALUE_FLOAT
-                                                        : ML_VALUE_STRING;
-    ml_value *value;
-    ml_result result =
-        mli_add_value(archive, archive->path, archive->path_length, kind, &value, torch->error);
-    if (result) return result;
-    if (kind == ML_VALUE_STRING) {
-        char *copy = (char *)mli_keep(archive, node->length); /* a global's name lies outside of the file */
-        if (!copy) return mli_no_memory(torch->error);
-        if (node->length) memcpy(copy, node->as.s, node->length);
-        value->s = copy;
+    ml_value *value =
+        mli_add_value(archive, archive->path, archive->path_length, kinds[node->kind - MLI_NODE_INT]);
+    switch (value->kind) {
+    case ML_VALUE_STRING:
+        value->s = node->as.s; /* in the file, or in mli_globals */
         value->length = node->length;
-    } else if (kind == ML_VALUE_FLOAT) {
-        value->f = node->as.f;
-    } else {
-        mli_set_int(value, node->as.i);
+        break;
+    case ML_VALUE_FLOAT: value->f = node->as.f; break;
+    default:
+        value->i = node->as.i;
+        value->f = (double)node->as.i;
+        break;
     }
-    return ML_OK;
 }
 
-static ml_result mli_torch_key(mli_torch *torch, const mli_node *key) {
+static void mli_torch_key(mli_torch *torch, const mli_node *key) {
+    ml_archive *archive = torch->archive;
+    archive->path[archive->path_length] = 0;
     if (key->kind == MLI_NODE_STRING)
-        return mli_path_push(torch->archive, key->as.s, key->length, torch->error);
-    if (key->kind == MLI_NODE_INT || key->kind == MLI_NODE_BOOL)
-        return mli_path_push_int(torch->archive, key->as.i, torch->error);
-    torch->archive->path[torch->archive->path_length] = 0;
-    return mli_fail(torch->error, ML_ERROR_UNSUPPORTED,
-                    "data.pkl: a key in \"%s\" is neither text nor an integer", torch->archive->path);
+        mli_path_push(archive, key->as.s, key->length);
+    else if (key->kind == MLI_NODE_INT || key->kind == MLI_NODE_BOOL)
+        mli_path_push_int(archive, key->as.i);
+    else
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "data.pkl: a key in \"%s\" is neither text nor an integer",
+                 archive->path);
 }
 
 /* Adds the tensors and scalars in a node, under the names that lead to them. A container may stand in many places,
    even in itself: a limit on depth and one on the nodes looked at, as many as a pickle without sharing could
    have, end what would not end or double at every level. */
-static ml_result mli_torch_flatten(mli_torch *torch, uint32_t index, int depth) {
+static void mli_torch_flatten(mli_torch *torch, uint32_t index, int depth) {
     const mli_pickle *pickle = &torch->pickle;
     const mli_node *node = &pickle->nodes[index];
-    size_t path_length = torch->archive->path_length;
-    ml_result result = ML_OK;
+    ml_archive *archive = torch->archive;
+    size_t path_length = archive->path_length;
+    int is_dict = node->kind == MLI_NODE_DICT || node->kind == MLI_NODE_OBJECT;
     uint32_t link;
     int64_t i = 0;
-    if (depth > MLI_MAX_DEPTH)
-        return mli_fail(torch->error, ML_ERROR_UNSUPPORTED, "data.pkl is nested too deeply");
+    if (depth > MLI_MAX_DEPTH) mli_stop(archive, ML_ERROR_UNSUPPORTED, "data.pkl is nested too deeply");
     if (torch->visits-- == 0)
-        return mli_fail(torch->error, ML_ERROR_UNSUPPORTED,
-                        "data.pkl holds the same things too many times over");
-    switch (node->kind) {
-    case MLI_NODE_TENSOR: return mli_torch_tensor(torch, node);
-    case MLI_NODE_INT:
-    case MLI_NODE_BOOL:
-    case MLI_NODE_FLOAT:
-    case MLI_NODE_STRING: return mli_torch_scalar(torch, node);
-    case MLI_NODE_TUPLE:
-    case MLI_NODE_LIST:
-        for (link = node->first; link && !result; link = pickle->links[link].next) {
-            result = mli_path_push_int(torch->archive, i++, torch->error);
-            if (!result) result = mli_torch_flatten(torch, pickle->links[link].node, depth + 1);
-            torch->archive->path_length = path_length;
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "data.pkl holds the same things too many times over");
+    if (archive->result) return;
+    if (node->kind == MLI_NODE_TENSOR) mli_torch_tensor(torch, index);
+    if (node->kind >= MLI_NODE_INT && node->kind <= MLI_NODE_STRING) mli_torch_scalar(torch, node);
+    if (!is_dict && node->kind != MLI_NODE_LIST && node->kind != MLI_NODE_TUPLE) return;
+    for (link = node->first; link && !archive->result; link = pickle->links[link].next) {
+        if (is_dict) { /* children come in pairs */
+            mli_torch_key(torch, &pickle->nodes[pickle->links[link].node]);
+            link = pickle->links[link].next;
+        } else {
+            mli_path_push_int(archive, i++);
         }
-        return result;
-    case MLI_NODE_DICT:
-    case MLI_NODE_OBJECT:
-        for (link = node->first; link && !result; link = pickle->links[link].next) {
-            result = mli_torch_key(torch, &pickle->nodes[pickle->links[link].node]);
-            link = pickle->links[link].next; /* children come in pairs */
-            if (!result) result = mli_torch_flatten(torch, pickle->links[link].node, depth + 1);
-            torch->archive->path_length = path_length;
-        }
-        return result;
-    default: return ML_OK;
+        mli_torch_flatten(torch, pickle->links[link].node, depth + 1);
+        archive->path_length = path_length;
     }
 }
 
-/* What the storages named in the pickle take, each counted once. */
+/* What the storages named in the pickle take, each counted once; 0 if that cannot be told. */
 static size_t mli_torch_storage_bytes(mli_torch *torch) {
     const mli_pickle *pickle = &torch->pickle;
-    mli_named *keys = (mli_named *)mli_alloc(&pickle->allocator, pickle->n_nodes, sizeof *keys);
+    const ml_allocator *allocator = &torch->archive->allocator;
+    mli_named *keys = (mli_named *)mli_alloc(allocator, pickle->n_nodes, sizeof *keys);
     size_t i, n = 0, bytes, total = 0;
     uint32_t item[5];
-    if (!keys) return 0;
-    for (i = 0; i < pickle->n_nodes; i++) {
-        if (pickle->nodes[i].kind != MLI_NODE_STORAGE) continue;
-        mli_pickle_children(pickle, &pickle->nodes[i], item, 5);
+    for (i = 0; keys && i < pickle->n_nodes; i++) {
+        if (pickle->nodes[i].kind != MLI_NODE_STORAGE || !mli_pickle_children(pickle, (uint32_t)i, item, 5))
+            continue;
         keys[n].name = pickle->nodes[item[2]].as.s;
         keys[n].length = pickle->nodes[item[2]].length;
         keys[n++].index = i;
@@ -6148,7 +6150,7 @@ static size_t mli_torch_storage_bytes(mli_torch *torch) {
         const mli_node *storage = &pickle->nodes[keys[i].index];
         if (i && mli_compare_text(keys[i].name, keys[i].length, keys[i - 1].name, keys[i - 1].length) == 0)
             continue;
-        mli_pickle_children(pickle, storage, item, 5);
+        mli_pickle_children(pickle, (uint32_t)keys[i].index, item, 5);
         if ((uint64_t)pickle->nodes[item[4]].as.i > SIZE_MAX ||
             !mli_mul_size((size_t)pickle->nodes[item[4]].as.i, ml_row_bytes((ml_type)storage->as.i, 1),
                           &bytes) ||
@@ -6157,51 +6159,63 @@ static size_t mli_torch_storage_bytes(mli_torch *torch) {
             break;
         }
     }
-    mli_free(&pickle->allocator, keys);
+    mli_free(allocator, keys);
     return total;
 }
 
-/* A file that begins as a zip but has no directory at its end. Its local headers tell inside of what it stops, and its
-   pickle, if that is whole, how much is missing. */
-static ml_result mli_torch_cut(mli_torch *torch) {
-    const ml_archive *archive = torch->archive;
-    const unsigned char *data = archive->data;
-    size_t at = 0, size = archive->size, needed = 0, used, used_name = 0;
-    char name[97] = "its first entry";
-    ml_error *error = torch->error;
-    uint32_t root;
-    while (at < size) {
-        mli_reader in = mli_reader_at(data, at, size);
-        unsigned name_length, extra_length;
-        const char *entry;
-        mli_read_bytes(&in, 26);
-        name_length = mli_read_u16(&in);
-        extra_length = mli_read_u16(&in);
-        entry = (const char *)mli_read_bytes(&in, name_length);
-        mli_read_bytes(&in, extra_length);
-        if (in.failed) break;
-        used_name = 0;
-        mli_put(name, sizeof name, &used_name, entry, name_length);
-        if (at == 0) { /* torch.save writes data.pkl first */
-            torch->pickle.error = NULL;
-            if (mli_pickle_run(&torch->pickle, in.p, mli_left(&in), &root, &used) == ML_OK)
-                needed = mli_torch_storage_bytes(torch) + used;
-        }
-        at = mli_find_signature(data, (size_t)(in.p - data), size, MLI_ZIP_LOCAL);
+/* Where the next local header begins, from `begin` on; the size if there is none. */
+static size_t mli_zip_next_local(const ml_archive *archive, size_t begin) {
+    while (begin < archive->size) {
+        const unsigned char *p =
+            (const unsigned char *)memchr(archive->data + begin, 'P', archive->size - begin);
+        mli_reader in;
+        if (!p) break;
+        begin = (size_t)(p - archive->data);
+        in = mli_reader_at(archive->data, begin, archive->size);
+        if (mli_read_u32(&in) == MLI_ZIP_LOCAL) return begin;
+        begin++;
     }
-    if (needed <= size)
-        return mli_fail(error, ML_ERROR_TRUNCATED,
-                        "file is cut short (an incomplete download?): it ends at byte %z "
-                        "inside %s",
-                        size, name);
-    return mli_fail(error, ML_ERROR_TRUNCATED,
-                    "file is cut short (an incomplete download?): it ends at byte %z "
-                    "inside %s and needs at least %z bytes",
-                    size, name, needed);
+    return archive->size;
 }
 
-/* The zip's data.pkl; the folder it stands in holds the rest. */
-static ml_result mli_torch_find_pickle(mli_torch *torch, const mli_range **range) {
+/* A file that begins as a zip but has no directory at its end. Its local headers tell inside of what it stops; its
+   pickle, which torch.save writes first, how much is missing. */
+static void mli_torch_cut(mli_torch *torch) {
+    ml_archive *archive = torch->archive;
+    ml_error *error = archive->error;
+    size_t at = 0, needed = 0, length, shown_length;
+    char shown[97] = "its first entry";
+    while (at < archive->size) {
+        mli_reader in = mli_reader_at(archive->data, at, archive->size);
+        const char *name;
+        mli_read_bytes(&in, 26);
+        name = mli_zip_local_name(&in, &length);
+        if (!name) break;
+        shown_length = 0;
+        mli_put(shown, sizeof shown, &shown_length, name, length);
+        if (at == 0) {
+            archive->error = NULL; /* it may well be cut short itself */
+            mli_pickle_run(&torch->pickle, in.p, mli_left(&in));
+            if (!archive->result) needed = mli_torch_storage_bytes(torch);
+            if (needed) mli_add_size(needed, (size_t)(torch->pickle.in.p - archive->data), &needed);
+            archive->error = error;
+            archive->result = ML_OK;
+        }
+        at = mli_zip_next_local(archive, (size_t)(in.p - archive->data));
+    }
+    if (needed > archive->size)
+        mli_stop(archive, ML_ERROR_TRUNCATED,
+                 "file is cut short (an incomplete download?): it ends at byte %z inside %s and needs at "
+                 "least %z bytes",
+                 archive->size, shown, needed);
+    else
+        mli_stop(archive, ML_ERROR_TRUNCATED,
+                 "file is cut short (an incomplete download?): it ends at byte %z inside %s", archive->size,
+                 shown);
+}
+
+/* The zip's data.pkl; the folder that it stands in holds the rest. */
+static const mli_range *mli_torch_find_pickle(mli_torch *torch) {
     static const char wanted[] = "data.pkl";
     const size_t n = sizeof wanted - 1;
     size_t i;
@@ -6211,58 +6225,54 @@ static ml_result mli_torch_find_pickle(mli_torch *torch, const mli_range **range
         if (memchr(entry->name, '/', entry->length) != entry->name + entry->length - n - 1) continue;
         torch->prefix = entry->name;
         torch->prefix_length = entry->length - n;
-        *range = &torch->zip.ranges[entry->index];
-        return ML_OK;
+        return &torch->zip.ranges[entry->index];
     }
-    return mli_fail(torch->error, ML_ERROR_FORMAT, "a zip file, but not of torch.save: it has no data.pkl");
+    mli_stop(torch->archive, ML_ERROR_FORMAT, "a zip file, but not of torch.save: it has no data.pkl");
+    return NULL;
 }
 
-static ml_result mli_torch_read(mli_torch *torch) {
-    const ml_archive *archive = torch->archive;
-    const mli_range *range = NULL, *order;
+static void mli_torch_read(mli_torch *torch) {
+    ml_archive *archive = torch->archive;
+    const mli_range *range, *order;
     mli_zip_end end;
-    uint32_t root = 0;
-    size_t used;
-    ml_result result;
-    if (!mli_zip_find_end(archive->data, archive->size, &end)) return mli_torch_cut(torch);
-    result = mli_zip_read(&torch->zip, &end);
-    if (!result) result = mli_torch_find_pickle(torch, &range);
-    if (result) return result;
+    uint32_t root;
+    if (!mli_zip_find_end(archive->data, archive->size, &end)) {
+        mli_torch_cut(torch);
+        return;
+    }
+    mli_zip_read(&torch->zip, &end);
+    range = archive->result ? NULL : mli_torch_find_pickle(torch);
+    if (!range) return;
     order = mli_torch_entry(torch, "byteorder", NULL, 0);
-    if (order && (order->size != 6 || memcmp(archive->data + order->begin, "little", 6) != 0))
-        return mli_fail(torch->error, ML_ERROR_UNSUPPORTED, "its numbers are big-endian");
-    result = mli_pickle_run(&torch->pickle, archive->data + range->begin, range->size, &root, &used);
+    if (order && mli_compare_text((const char *)archive->data + order->begin, order->size, "little", 6) != 0)
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "its numbers are big-endian");
+    root = mli_pickle_run(&torch->pickle, archive->data + range->begin, range->size);
     torch->visits = range->size;
-    if (!result) result = mli_torch_flatten(torch, root, 0);
-    return result;
+    if (!archive->result) mli_torch_flatten(torch, root, 0);
 }
 
-static ml_result mli_read_torch(ml_archive *archive, ml_error *error) {
+static void mli_read_torch(ml_archive *archive) {
     mli_torch torch;
-    ml_result result;
     memset(&torch, 0, sizeof torch);
-    torch.archive = torch.zip.archive = archive;
-    torch.error = torch.zip.error = torch.pickle.error = error;
-    torch.pickle.allocator = archive->allocator;
+    torch.archive = torch.zip.archive = torch.pickle.archive = archive;
     archive->format = "PyTorch";
-    result = mli_torch_read(&torch);
+    mli_torch_read(&torch);
     mli_pickle_free(&torch.pickle);
-    mli_zip_free(&torch.zip);
-    return result;
+    mli_free(&archive->allocator, torch.zip.entries);
+    mli_free(&archive->allocator, torch.zip.ranges);
 }
 
 #else
 
-static ml_result mli_read_torch(ml_archive *archive, ml_error *error) {
-    (void)archive;
-    return mli_fail(error, ML_ERROR_UNSUPPORTED, "a zip file: PyTorch files are left out by ML_NO_PT");
+static void mli_read_torch(ml_archive *archive) {
+    mli_stop(archive, ML_ERROR_UNSUPPORTED, "a zip file: PyTorch files are left out by ML_NO_PT");
 }
 
 #endif /* ML_NO_PT */
 
 /* ---- GGUF (ggml's docs/gguf.md) ---- */
 
-enum { MLI_GGUF_BOOL = 7, MLI_GGUF_STRING = 8, MLI_GGUF_ARRAY = 9 };
+enum { MLI_GGUF_BOOL = 7, MLI_GGUF_STRING, MLI_GGUF_ARRAY, MLI_GGUF_U64, MLI_GGUF_I64, MLI_GGUF_F64 };
 
 /* Bytes of a value by GGUF's type number; 0 for strings, arrays and unknown numbers. */
 static size_t mli_gguf_size(uint32_t type) {
@@ -6271,314 +6281,257 @@ static size_t mli_gguf_size(uint32_t type) {
 }
 
 static const char *mli_gguf_string(mli_reader *in, size_t *length) {
-    uint64_t n = mli_read_u64(in);
-    const unsigned char *s = mli_read_bytes(in, n);
-    *length = s ? (size_t)n : 0;
+    const unsigned char *s = mli_read_bytes(in, mli_read_u64(in));
+    *length = s ? (size_t)(in->p - s) : 0;
     return (const char *)s;
 }
 
 /* A list stays where it is; its bytes are only walked over. */
-static ml_result mli_gguf_list(mli_reader *in, ml_value *value, ml_error *error) {
+static void mli_gguf_list(ml_archive *archive, mli_reader *in, ml_value *value) {
     uint32_t type = mli_read_u32(in);
     uint64_t i, n = mli_read_u64(in);
     size_t size = mli_gguf_size(type), length;
-    const unsigned char *begin = in->p;
-    if (in->failed) return ML_OK; /* the caller looks */
-    if (!size && type != MLI_GGUF_STRING)
-        return mli_fail(error, ML_ERROR_UNSUPPORTED, "key %s: a list of type %d is not supported",
-                        value->name, (int)(type & 0xffff));
-    if (n > mli_left(in) / (size ? size : 8)) { /* a string takes 8 bytes at least */
-        in->failed = 1;
-        return ML_OK;
-    }
-    if (size)
-        mli_read_bytes(in, n * size);
-    else
-        for (i = 0; i < n && !in->failed; i++) mli_gguf_string(in, &length);
-    value->s = (const char *)begin;
+    if (!size && type != MLI_GGUF_STRING && !in->failed)
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "key %s: a list of type %l is not supported", value->name,
+                 (int64_t)type);
+    if (n > mli_left(in) / (size ? size : 8)) in->failed = 1; /* a string takes 8 bytes at least */
+    if (in->failed || archive->result) return;
+    value->s = (const char *)in->p;
+    if (size) mli_read_bytes(in, n * size);
+    for (i = 0; i < n && !size && !in->failed; i++) mli_gguf_string(in, &length);
     value->length = (size_t)n;
     value->list_type = (int)type;
-    return ML_OK;
 }
 
 /* A number of GGUF's type; unsigned ones beyond int64_t are clipped to its largest. */
 static void mli_gguf_number(mli_reader *in, uint32_t type, ml_value *value) {
     size_t size = mli_gguf_size(type);
     uint64_t bits = mli_read_uint(in, (int)size), sign = (uint64_t)1 << (8 * size - 1);
-    float f;
-    uint32_t low = (uint32_t)bits;
     switch (type) {
-    case 6:
-        memcpy(&f, &low, sizeof f);
-        value->f = (double)f;
-        return;
-    case 12: value->f = mli_double_from_bits(bits); return;
-    case 1:
+    case 6: value->f = (double)mli_bits_float((uint32_t)bits); return; /* F32 */
+    case MLI_GGUF_F64: value->f = mli_double_from_bits(bits); return;
+    case MLI_GGUF_BOOL: value->i = bits != 0; break;
+    case 1: /* of 8, 16, 32 and 64 bits with a sign, which is extended */
     case 3:
     case 5:
-    case 11: value->i = (int64_t)((bits ^ sign) - sign); break; /* extends the sign */
-    case MLI_GGUF_BOOL: value->i = bits != 0; break;
+    case MLI_GGUF_I64: value->i = (int64_t)((bits ^ sign) - sign); break;
     default: value->i = bits > (uint64_t)INT64_MAX ? INT64_MAX : (int64_t)bits; break;
     }
-    value->f = type == 10 ? (double)bits : (double)value->i;
+    value->f = type == MLI_GGUF_U64 ? (double)bits : (double)value->i;
 }
 
-static ml_result mli_gguf_pair(ml_archive *archive, mli_reader *in, ml_error *error) {
+static void mli_gguf_pair(ml_archive *archive, mli_reader *in) {
     size_t length;
     const char *key = mli_gguf_string(in, &length);
     uint32_t type = mli_read_u32(in);
-    ml_value_kind kind = type == MLI_GGUF_STRING   ? ML_VALUE_STRING
-                         : type == MLI_GGUF_ARRAY  ? ML_VALUE_LIST
-                         : type == MLI_GGUF_BOOL   ? ML_VALUE_BOOL
-                         : type == 6 || type == 12 ? ML_VALUE_FLOAT
-                                                   : ML_VALUE_INT;
+    ml_value_kind kind = type == MLI_GGUF_STRING             ? ML_VALUE_STRING
+                         : type == MLI_GGUF_ARRAY            ? ML_VALUE_LIST
+                         : type == MLI_GGUF_BOOL             ? ML_VALUE_BOOL
+                         : type == 6 || type == MLI_GGUF_F64 ? ML_VALUE_FLOAT
+                                                             : ML_VALUE_INT;
     ml_value *value;
-    ml_result result;
-    if (in->failed) return ML_OK;
-    result = mli_add_value(archive, key, length, kind, &value, error);
-    if (result) return result;
-    if (kind == ML_VALUE_LIST) return mli_gguf_list(in, value, error);
-    if (kind == ML_VALUE_STRING) {
+    if (in->failed) return;
+    value = mli_add_value(archive, key, length, kind);
+    if (kind == ML_VALUE_LIST)
+        mli_gguf_list(archive, in, value);
+    else if (kind == ML_VALUE_STRING)
         value->s = mli_gguf_string(in, &value->length);
-        return ML_OK;
-    }
-    if (!mli_gguf_size(type))
-        return mli_fail(error, ML_ERROR_FORMAT, "key %s: its type %d is unknown", value->name,
-                        (int)(type & 0xffff));
-    mli_gguf_number(in, type, value);
-    return ML_OK;
+    else if (mli_gguf_size(type))
+        mli_gguf_number(in, type, value);
+    else
+        mli_stop(archive, ML_ERROR_FORMAT, "key %s: its type %l is unknown", value->name, (int64_t)type);
 }
 
-/* One tensor's description. Its data's offset is left in stride[ML_MAX_DIMS - 1] until the data's begin is known. */
-static ml_result mli_gguf_tensor(ml_archive *archive, mli_reader *in, ml_error *error) {
+/* One tensor's description. Where its data lies waits in stride[0] until it is known where all data begins; a tensor
+   without dimensions has no use for it. */
+static void mli_gguf_tensor(ml_archive *archive, mli_reader *in) {
     size_t length;
     const char *name = mli_gguf_string(in, &length);
     uint32_t i, type, n_dims = mli_read_u32(in);
-    uint64_t offset;
     ml_array *array;
-    ml_result result;
-    if (in->failed) return ML_OK;
-    result = mli_add_array(archive, name, length, &array, error);
-    if (result) return result;
-    if (n_dims > 4)
-        return mli_fail(error, ML_ERROR_FORMAT, "tensor %s has more than 4 dimensions", array->name);
+    if (in->failed) return;
+    array = mli_add_array(archive, name, length);
+    if (n_dims > 4) {
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s has more than 4 dimensions", array->name);
+        return;
+    }
     array->n_dims = (int)n_dims;
     for (i = n_dims; i-- > 0;) { /* innermost first in the file */
-        uint64_t size = mli_read_u64(in);
-        if (size > (uint64_t)INT64_MAX)
-            return mli_fail(error, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
-        array->shape[i] = (int64_t)size;
+        array->shape[i] = (int64_t)mli_read_u64(in);
+        if (array->shape[i] < 0)
+            mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
     }
     type = mli_read_u32(in);
-    offset = mli_read_u64(in);
-    if (in->failed) return ML_OK;
+    array->stride[0] = (int64_t)mli_read_u64(in);
     array->type = mli_type_from_gguf(type);
-    if (array->type == ML_TYPE_NONE)
-        return mli_fail(error, ML_ERROR_UNSUPPORTED, "tensor %s: type %l is not supported", array->name,
-                        (int64_t)type);
-    if (offset > (uint64_t)INT64_MAX) return mli_cut_short(error, array->name, offset, archive->size);
-    array->stride[ML_MAX_DIMS - 1] = (int64_t)offset;
-    return ML_OK;
+    if (array->type == ML_TYPE_NONE && !in->failed)
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "tensor %s: type %l is not supported", array->name,
+                 (int64_t)type);
 }
 
-/* Finds a tensor's bytes once it is known where the data begins. */
-static ml_result mli_gguf_place(ml_archive *archive, ml_array *array, size_t data_begin, uint64_t alignment,
-                                ml_error *error) {
-    uint64_t offset = (uint64_t)array->stride[ML_MAX_DIMS - 1];
-    size_t count, cols, row_bytes, bytes = 0;
-    ml_result result;
-    array->stride[ML_MAX_DIMS - 1] = 0;
-    result = mli_set_contiguous(array, &count, error);
-    if (result) return result;
-    cols = array->n_dims ? (size_t)array->shape[array->n_dims - 1] : 1;
-    row_bytes = ml_row_bytes(array->type, cols);
+/* Finds a tensor's bytes in the data, which begins at data_begin. */
+static void mli_gguf_place(ml_archive *archive, ml_array *array, size_t data_begin, uint64_t alignment) {
+    uint64_t offset = (uint64_t)array->stride[0];
+    size_t left = archive->size - data_begin, bytes = 0, count = mli_set_contiguous(archive, array);
+    size_t cols = array->n_dims ? (size_t)array->shape[array->n_dims - 1] : 1;
+    size_t row_bytes = ml_row_bytes(array->type, cols);
     if (cols && !row_bytes)
-        return mli_fail(error, ML_ERROR_FORMAT, "tensor %s: rows of %z do not fit blocks of %s", array->name,
-                        cols, ml_type_name(array->type));
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: rows of %z do not fit blocks of %s", array->name, cols,
+                 ml_type_name(array->type));
     if (cols && !mli_mul_size(count / cols, row_bytes, &bytes))
-        return mli_fail(error, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
     if (offset % alignment)
-        return mli_fail(error, ML_ERROR_FORMAT, "tensor %s: offset %l is not aligned to %l", array->name,
-                        (int64_t)offset, (int64_t)alignment);
-    if (offset > archive->size - data_begin || bytes > archive->size - data_begin - (size_t)offset)
-        return mli_cut_short(error, array->name, data_begin + offset + bytes, archive->size);
-    array->data = archive->data + data_begin + (size_t)offset;
-    return ML_OK;
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: offset %l is not aligned to %l", array->name,
+                 (int64_t)offset, (int64_t)alignment);
+    if (offset > left || bytes > left - (size_t)offset)
+        mli_cut_short(archive, array->name, offset > left ? offset : data_begin + offset + bytes);
+    else
+        array->data = archive->data + data_begin + (size_t)offset;
 }
 
 /* The data begins at the next multiple of general.alignment (default 32) behind the descriptions. */
-static ml_result mli_gguf_alignment(const ml_archive *archive, uint64_t *alignment, ml_error *error) {
+static uint64_t mli_gguf_alignment(ml_archive *archive) {
     size_t i;
-    *alignment = 32;
     for (i = 0; i < archive->n_values; i++) {
         const ml_value *value = &archive->values[i];
         if (strcmp(value->name, "general.alignment") != 0) continue;
-        if (value->kind != ML_VALUE_INT || value->i <= 0 || (value->i & (value->i - 1)))
-            return mli_fail(error, ML_ERROR_FORMAT, "general.alignment %l is no power of two", value->i);
-        *alignment = (uint64_t)value->i;
+        if (value->kind == ML_VALUE_INT && value->i > 0 && !(value->i & (value->i - 1)))
+            return (uint64_t)value->i;
+        mli_stop(archive, ML_ERROR_FORMAT, "general.alignment %l is no power of two", value->i);
     }
-    return ML_OK;
+    return 32;
 }
 
-static ml_result mli_read_gguf(ml_archive *archive, ml_error *error) {
+static void mli_read_gguf(ml_archive *archive) {
     mli_reader in = mli_reader_at(archive->data, 4, archive->size);
     uint32_t version = mli_read_u32(&in);
-    uint64_t n_tensors = mli_read_u64(&in), n_pairs = mli_read_u64(&in), i, alignment, rest;
-    ml_result result = ML_OK;
+    uint64_t n_tensors = mli_read_u64(&in), n_pairs = mli_read_u64(&in), i, alignment, padding;
     size_t begin;
     archive->format = "GGUF";
     if (!in.failed && version > 0xffff)
-        return mli_fail(error, ML_ERROR_UNSUPPORTED, "a big-endian GGUF file (version %d byte-swapped)",
-                        (int)(version >> 24));
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "a big-endian GGUF file (version %d byte-swapped)",
+                 (int)(version >> 24));
     if (!in.failed && version != 2 && version != 3)
-        return mli_fail(error, ML_ERROR_UNSUPPORTED, "GGUF version %d is not supported, only 2 and 3",
-                        (int)version);
-    for (i = 0; i < n_pairs && !in.failed && !result; i++) result = mli_gguf_pair(archive, &in, error);
-    for (i = 0; i < n_tensors && !in.failed && !result; i++) result = mli_gguf_tensor(archive, &in, error);
-    if (result) return result;
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "GGUF version %d is not supported, only 2 and 3",
+                 (int)version);
+    for (i = 0; i < n_pairs && !in.failed && !archive->result; i++) mli_gguf_pair(archive, &in);
+    for (i = 0; i < n_tensors && !in.failed && !archive->result; i++) mli_gguf_tensor(archive, &in);
     if (in.failed)
-        return mli_fail(error, ML_ERROR_TRUNCATED,
-                        "file is cut short (an incomplete download?): its %z bytes end before the "
-                        "descriptions of its keys and tensors do",
-                        archive->size);
-    result = mli_gguf_alignment(archive, &alignment, error);
-    if (result) return result;
+        mli_stop(archive, ML_ERROR_TRUNCATED,
+                 "file is cut short (an incomplete download?): it ends at byte %z inside the list of its "
+                 "keys and tensors",
+                 archive->size);
+    alignment = mli_gguf_alignment(archive);
     begin = (size_t)(in.p - archive->data);
-    rest = (alignment - begin % alignment) % alignment;
-    if (!archive->n_arrays) return ML_OK;
-    if (rest > archive->size - begin)
-        return mli_cut_short(error, "the tensors' data", begin + rest, archive->size);
-    for (i = 0; i < archive->n_arrays && !result; i++)
-        result = mli_gguf_place(archive, &archive->arrays[i], begin + (size_t)rest, alignment, error);
-    return result;
+    padding = (alignment - begin % alignment) % alignment;
+    if (archive->result || !archive->n_arrays) return;
+    if (padding > archive->size - begin) {
+        mli_cut_short(archive, "the tensors' data", begin + padding);
+        return;
+    }
+    for (i = 0; i < archive->n_arrays && !archive->result; i++)
+        mli_gguf_place(archive, &archive->arrays[i], begin + (size_t)padding, alignment);
 }
 
 /* ---- safetensors: u64 length, JSON of that length, data ---- */
 
-static ml_type mli_safetensors_type(const char *name) {
-    static const struct {
-        const char *name;
-        ml_type type;
-    } types[] = {{"F32", ML_F32}, {"F16", ML_F16}, {"BF16", ML_BF16}, {"F64", ML_F64}, {"I64", ML_I64},
-                 {"I32", ML_I32}, {"I16", ML_I16}, {"I8", ML_I8},     {"U8", ML_U8},   {"BOOL", ML_BOOL}};
-    size_t i;
-    for (i = 0; i < sizeof types / sizeof types[0]; i++)
-        if (strcmp(types[i].name, name) == 0) return types[i].type;
-    return ML_TYPE_NONE;
-}
-
-/* A list of at most `most` integers that are not negative. */
-static ml_result mli_json_sizes(mli_json *json, int64_t *sizes, int most, int *n) {
-    int is_int;
+/* A list of at most `most` integers that are not negative. Returns how many. */
+static int mli_json_sizes(mli_json *json, int64_t *sizes, int most) {
+    int n = 0;
     double f;
-    ml_result result;
-    *n = 0;
-    if (!mli_json_take(json, '[')) return mli_json_fail(json, "a list is missing");
-    if (mli_json_take(json, ']')) return ML_OK;
+    mli_json_expect(json, '[', "a list is missing");
+    if (mli_json_take(json, ']')) return 0;
     do {
-        if (*n == most) return mli_json_fail(json, "a list is too long");
+        if (n == most) mli_json_fail(json, "a list is too long");
+        if (json->archive->result) return 0;
         mli_json_peek(json);
-        result = mli_json_number(json, &is_int, &sizes[*n], &f);
-        if (result) return result;
-        if (!is_int || sizes[*n] < 0) return mli_json_fail(json, "a size is wrong");
-        ++*n;
+        if (!mli_json_number(json, &sizes[n], &f) || sizes[n] < 0) mli_json_fail(json, "a size is wrong");
+        n++;
     } while (mli_json_take(json, ','));
-    return mli_json_take(json, ']') ? ML_OK : mli_json_fail(json, "the end of a list is missing");
+    mli_json_expect(json, ']', "the end of a list is missing");
+    return n;
 }
 
 /* {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}; the data is the file from `base` on. */
-static ml_result mli_safetensors_tensor(mli_json *json, const char *name, size_t length, size_t base) {
+static void mli_safetensors_tensor(mli_json *json, const char *name, size_t length, size_t base) {
     ml_archive *archive = json->archive;
-    ml_error *error = json->error;
-    size_t count, bytes, key_length;
+    ml_array *array = mli_add_array(archive, name, length);
     int64_t range[2] = {0, 0};
     int n_range = 0, has_shape = 0;
-    const char *key, *type;
-    ml_array *array;
-    ml_result result = mli_add_array(archive, name, length, &array, error);
-    if (!result && !mli_json_take(json, '{'))
-        result = mli_json_fail(json, "a tensor's description is missing");
-    if (result) return result;
+    size_t count, bytes, text_length;
+    mli_json_expect(json, '{', "a tensor's description is missing");
     do {
-        result = mli_json_string(json, &key, &key_length);
-        if (!result && !mli_json_take(json, ':')) result = mli_json_fail(json, "a colon is missing");
-        if (result) return result;
+        const char *key = mli_json_key(json, &text_length);
         if (strcmp(key, "dtype") == 0) {
-            result = mli_json_string(json, &type, &key_length);
-            if (!result && (array->type = mli_safetensors_type(type)) == ML_TYPE_NONE)
-                return mli_fail(error, ML_ERROR_UNSUPPORTED, "tensor %s: dtype %s is not supported", name,
-                                type);
+            const char *type = mli_json_string(json, &text_length);
+            array->type = ml_type_from_name(type);
+            if (array->type == ML_TYPE_NONE || ml_type_block(array->type) > 1)
+                mli_stop(archive, ML_ERROR_UNSUPPORTED, "tensor %s: dtype %s is not supported", name, type);
         } else if (strcmp(key, "shape") == 0) {
-            result = mli_json_sizes(json, array->shape, ML_MAX_DIMS, &array->n_dims);
+            array->n_dims = mli_json_sizes(json, array->shape, ML_MAX_DIMS);
             has_shape = 1;
         } else if (strcmp(key, "data_offsets") == 0) {
-            result = mli_json_sizes(json, range, 2, &n_range);
+            n_range = mli_json_sizes(json, range, 2);
         } else {
-            result = mli_json_fail(json, "an unknown property of a tensor");
+            mli_json_fail(json, "an unknown property of a tensor");
         }
-        if (result) return result;
     } while (mli_json_take(json, ','));
-    if (!mli_json_take(json, '}')) return mli_json_fail(json, "the end of a tensor's description is missing");
+    mli_json_expect(json, '}', "the end of a tensor's description is missing");
     if (array->type == ML_TYPE_NONE || !has_shape || n_range != 2)
-        return mli_fail(error, ML_ERROR_FORMAT, "tensor %s lacks dtype, shape or data_offsets", name);
-    result = mli_set_contiguous(array, &count, error);
-    if (result) return result;
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s lacks dtype, shape or data_offsets", name);
+    count = mli_set_contiguous(archive, array);
     if (range[1] < range[0] || !mli_mul_size(count, ml_row_bytes(array->type, 1), &bytes) ||
         (uint64_t)(range[1] - range[0]) != bytes)
-        return mli_fail(error, ML_ERROR_FORMAT, "tensor %s: bytes %l to %l do not fit its shape", name,
-                        range[0], range[1]);
-    if ((uint64_t)range[1] > archive->size - base)
-        return mli_cut_short(error, name, base + (uint64_t)range[1], archive->size);
-    array->data = archive->data + base + (size_t)range[0];
-    return ML_OK;
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: bytes %l to %l do not fit its shape", name, range[0],
+                 range[1]);
+    else if ((uint64_t)range[1] > archive->size - base)
+        mli_cut_short(archive, name, base + (uint64_t)range[1]);
+    else
+        array->data = archive->data + base + (size_t)range[0];
 }
 
-static ml_result mli_read_safetensors(ml_archive *archive, ml_error *error) {
+static void mli_read_safetensors(ml_archive *archive) {
     mli_reader in = mli_reader_at(archive->data, 0, archive->size);
     uint64_t length = mli_read_u64(&in);
     const unsigned char *header = mli_read_bytes(&in, length);
     size_t name_length;
-    const char *name;
     mli_json json;
-    ml_result result = ML_OK;
     archive->format = "safetensors";
-    if (!header) return mli_cut_short(error, "its header", 8 + length, archive->size);
-    json = mli_json_at(archive, header, (size_t)length, error);
+    if (!header) {
+        mli_cut_short(archive, "its header", 8 + length);
+        return;
+    }
+    json = mli_json_at(archive, header, (size_t)length);
     mli_json_take(&json, '{');
     if (!mli_json_take(&json, '}')) {
         do {
-            result = mli_json_string(&json, &name, &name_length);
-            if (!result && !mli_json_take(&json, ':')) result = mli_json_fail(&json, "a colon is missing");
-            if (result) return result;
+            const char *name = mli_json_key(&json, &name_length);
             if (strcmp(name, "__metadata__") == 0) {
-                result = mli_path_push(archive, name, name_length, error);
-                if (!result) result = mli_json_value(&json, 1);
+                mli_path_push(archive, name, name_length);
+                mli_json_value(&json, 1);
                 archive->path_length = 0;
             } else {
-                result = mli_safetensors_tensor(&json, name, name_length, 8 + (size_t)length);
+                mli_safetensors_tensor(&json, name, name_length, 8 + (size_t)length);
             }
-            if (result) return result;
         } while (mli_json_take(&json, ','));
-        if (!mli_json_take(&json, '}')) return mli_json_fail(&json, "the end of the header is missing");
+        mli_json_expect(&json, '}', "the end of the header is missing");
     }
-    return mli_json_peek(&json) ? mli_json_fail(&json, "more text than one value") : ML_OK;
+    if (mli_json_peek(&json)) mli_json_fail(&json, "more text than one value");
 }
 
 /* ---- llama2.c's .bin: its export.py writes three versions ---- */
 
 typedef struct mli_bin {
     ml_archive *archive;
-    ml_error *error;
+    int version;                    /* 0: legacy */
+    size_t header_size, group_size; /* version 2: weights that share a scale */
+    int is_shared;                  /* the output layer is the token embedding */
     size_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size,
-        max_seq_len;   /* the header's 7 numbers */
-    int is_shared;     /* the output layer is the token embedding */
-    int version;       /* 0: legacy */
-    size_t group_size; /* version 2: weights that share a scale */
-    size_t header_size;
+        max_seq_len; /* the header's 7 numbers */
 } mli_bin;
 
-/* The tensors, in the order of versions 1 and 2; a dimension is a letter: D dim, H hidden_dim, K the width of keys and
-   values, V vocab_size, 1 none. Versions 1 and 2 have all norms first. */
+/* The tensors, in the order of versions 1 and 2. A dimension is a letter: D dim, H hidden_dim, K the width of keys and
+   values, V vocab_size, 1 none. */
 static const struct mli_bin_tensor {
     const char *name;
     char rows, cols;
@@ -6589,9 +6542,11 @@ static const struct mli_bin_tensor {
     {"attention.wv", 'K', 'D', 1},    {"attention.wo", 'D', 'D', 1},    {"feed_forward.w1", 'H', 'D', 1},
     {"feed_forward.w2", 'D', 'H', 1}, {"feed_forward.w3", 'H', 'D', 1}, {"output", 'V', 'D', 0},
 };
-enum { MLI_BIN_TENSORS = 12, MLI_BIN_NORMS = 3, MLI_BIN_OUTPUT = 11, MLI_BIN_SKIP = 12 };
-/* The order of the legacy version; where 12 stands, two tables of cosines and sines, which are computed anew. */
-static const unsigned char mli_bin_legacy_order[] = {3, 0, 4, 5, 6, 7, 1, 8, 9, 10, 2, MLI_BIN_SKIP, 11};
+enum { MLI_BIN_NORMS = 3, MLI_BIN_OUTPUT = 11, MLI_BIN_TENSORS = 12, MLI_BIN_ROTARY = 12 };
+
+/* The legacy order; MLI_BIN_ROTARY: two tables of cosines and sines, of no use here. */
+static const unsigned char mli_bin_legacy_order[] = {
+    3, 0, 4, 5, 6, 7, 1, 8, 9, 10, 2, MLI_BIN_ROTARY, MLI_BIN_OUTPUT};
 
 static size_t mli_bin_dim(const mli_bin *bin, char letter) {
     switch (letter) {
@@ -6603,189 +6558,169 @@ static size_t mli_bin_dim(const mli_bin *bin, char letter) {
     }
 }
 
-/* Reads and judges the seven numbers. 0 where they are no model's. The limits are far above any Llama, and below what
-   could overflow 64 bits. */
+/* Reads and judges the seven numbers; 0 where they are no model's. The limits are far above any Llama, and low enough
+   that no size below overflows 64 bits: 2^12 layers of 2^20 * 2^22 floats are 2^56 bytes. */
 static int mli_bin_header(mli_bin *bin, mli_reader *in) {
-    int32_t number[7], most[7] = {1 << 20, 1 << 22, 1 << 12, 1 << 14, 1 << 14, 1 << 24, 1 << 24};
+    static const int32_t most[7] = {1 << 20, 1 << 22, 1 << 12, 1 << 14, 1 << 14, 1 << 24, 1 << 24};
+    size_t *numbers[7];
     int i;
+    numbers[0] = &bin->dim, numbers[1] = &bin->hidden_dim, numbers[2] = &bin->n_layers,
+    numbers[3] = &bin->n_heads;
+    numbers[4] = &bin->n_kv_heads, numbers[5] = &bin->vocab_size, numbers[6] = &bin->max_seq_len;
     for (i = 0; i < 7; i++) {
-        number[i] = mli_read_i32(in);
-        if (i == 5 && bin->version == 0 && number[i] != INT32_MIN) {
-            bin->is_shared = number[i] > 0; /* the legacy version's flag is the sign of vocab_size */
-            if (number[i] < 0) number[i] = -number[i];
+        int64_t number = mli_read_i32(in);
+        if (i == 5 && bin->version == 0) { /* the legacy version's flag is the sign of vocab_size */
+            bin->is_shared = number > 0;
+            if (number < 0) number = -number;
         }
-        if (number[i] <= 0 || number[i] > most[i]) return 0;
+        if (number <= 0 || number > most[i]) return 0;
+        *numbers[i] = (size_t)number;
     }
-    bin->dim = (size_t)number[0];
-    bin->hidden_dim = (size_t)number[1];
-    bin->n_layers = (size_t)number[2];
-    bin->n_heads = (size_t)number[3];
-    bin->n_kv_heads = (size_t)number[4];
-    bin->vocab_size = (size_t)number[5];
-    bin->max_seq_len = (size_t)number[6];
     return bin->dim % bin->n_heads == 0 && bin->n_heads % bin->n_kv_heads == 0;
 }
 
-/* q (count) signed bytes, then a float for each group of them: value = q * scale. */
+/* count signed bytes q, then a float for each group of them: value = q * scale. */
 static void mli_bin_dequantize(const mli_bin *bin, uint64_t at, size_t count, float *to) {
     const unsigned char *q = bin->archive->data + at;
     mli_reader scales = mli_reader_at(q, count, count + count / bin->group_size * sizeof(float));
-    size_t i;
     float scale = 0;
+    size_t i;
     for (i = 0; i < count; i++) {
         if (i % bin->group_size == 0) scale = mli_read_f32(&scales);
         to[i] = scale * (float)(q[i] < 128 ? q[i] : q[i] - 256);
     }
 }
 
-static ml_result mli_bin_place(mli_bin *bin, const struct mli_bin_tensor *tensor, size_t layer, uint64_t *at,
-                               float **floats) {
-    size_t rows = mli_bin_dim(bin, tensor->rows), cols = mli_bin_dim(bin, tensor->cols), count;
+/* Moves *at behind a tensor. With `floats` also adds it to the archive; a quantized one takes its place in *floats. */
+static void mli_bin_tensor_at(mli_bin *bin, const struct mli_bin_tensor *tensor, size_t layer, uint64_t *at,
+                              float **floats) {
+    size_t rows = mli_bin_dim(bin, tensor->rows), cols = mli_bin_dim(bin, tensor->cols);
+    uint64_t begin = *at, n = (uint64_t)rows * cols;
     int is_quantized = bin->version == 2 && tensor >= mli_bin_tensors + MLI_BIN_NORMS;
-    uint64_t begin = *at, n = (uint64_t)rows * cols; /* below 2^46 by the header's limits */
     ml_archive *archive = bin->archive;
     ml_array *array;
     char name[64];
-    ml_result result;
     if (is_quantized && n % bin->group_size)
-        return mli_fail(bin->error, ML_ERROR_FORMAT, "%s.weight does not fit groups of %z", tensor->name,
-                        bin->group_size);
+        mli_stop(archive, ML_ERROR_FORMAT, "%s.weight does not fit groups of %z", tensor->name,
+                 bin->group_size);
     *at += is_quantized ? n + n / bin->group_size * sizeof(float) : n * sizeof(float);
-    if (!floats) return ML_OK;
+    if (!floats) return;
     if (tensor->per_layer)
         mli_format(name, sizeof name, "layers.%z.%s.weight", layer, tensor->name);
     else
         mli_format(name, sizeof name, "%s.weight", tensor->name);
-    result = mli_add_array(archive, name, strlen(name), &array, bin->error);
-    if (result) return result;
+    array = mli_add_array(archive, name, strlen(name));
     array->type = ML_F32;
     array->n_dims = tensor->rows == '1' ? 1 : 2;
-    array->shape[0] = (int64_t)(tensor->rows == '1' ? cols : rows);
-    array->shape[1] = tensor->rows == '1' ? 0 : (int64_t)cols;
+    array->shape[0] = (int64_t)rows;
+    array->shape[array->n_dims - 1] = (int64_t)cols;
     array->data = archive->data + begin;
-    result = mli_set_contiguous(array, &count, bin->error);
-    if (result || !is_quantized) return result;
-    mli_bin_dequantize(bin, begin, count, *floats);
+    mli_set_contiguous(archive, array);
+    if (!is_quantized) return;
+    mli_bin_dequantize(bin, begin, (size_t)n, *floats);
     array->data = *floats;
-    *floats += count;
-    return ML_OK;
+    *floats += n;
 }
 
-/* Goes through the tensors in the file's order and adds up what they take: *size is the whole file's size. With `floats`
-   they are also added to the archive; version 2's weights are turned to floats there. */
-static ml_result mli_bin_walk(mli_bin *bin, uint64_t *size, float **floats) {
+/* Goes through the tensors in the file's order. Returns how large that makes the file. */
+static uint64_t mli_bin_walk(mli_bin *bin, float **floats) {
     int n = bin->version ? MLI_BIN_TENSORS : MLI_BIN_TENSORS + 1, i;
-    ml_result result = ML_OK;
+    uint64_t at = bin->header_size;
     size_t layer;
-    *size = bin->header_size;
     for (i = 0; i < n; i++) {
         int index = bin->version ? i : mli_bin_legacy_order[i];
-        const struct mli_bin_tensor *tensor;
-        if (index == MLI_BIN_SKIP) {
-            *size += (uint64_t)bin->max_seq_len * (bin->dim / bin->n_heads / 2) * 2 * sizeof(float);
-            continue;
+        const struct mli_bin_tensor *tensor = &mli_bin_tensors[index % MLI_BIN_TENSORS];
+        if (index == MLI_BIN_ROTARY) {
+            at += (uint64_t)bin->max_seq_len * (bin->dim / bin->n_heads / 2) * 2 * sizeof(float);
+        } else if (index != MLI_BIN_OUTPUT || !bin->is_shared) {
+            for (layer = 0; layer < (tensor->per_layer ? bin->n_layers : 1); layer++)
+                mli_bin_tensor_at(bin, tensor, layer, &at, floats);
         }
-        if (index == MLI_BIN_OUTPUT && bin->is_shared) continue;
-        tensor = &mli_bin_tensors[index];
-        for (layer = 0; layer < (tensor->per_layer ? bin->n_layers : 1) && !result; layer++)
-            result = mli_bin_place(bin, tensor, layer, size, floats);
     }
-    return result;
+    return at;
 }
 
-static ml_result mli_bin_values(const mli_bin *bin) {
-    const struct {
-        const char *name;
-        size_t value;
-    } values[] = {{"model_args.dim", bin->dim},
-                  {"model_args.hidden_dim", bin->hidden_dim},
-                  {"model_args.n_layers", bin->n_layers},
-                  {"model_args.n_heads", bin->n_heads},
-                  {"model_args.n_kv_heads", bin->n_kv_heads},
-                  {"model_args.vocab_size", bin->vocab_size},
-                  {"model_args.max_seq_len", bin->max_seq_len}};
-    ml_value *value;
-    size_t i;
-    for (i = 0; i < sizeof values / sizeof values[0]; i++) {
-        ml_result result = mli_add_value(bin->archive, values[i].name, strlen(values[i].name), ML_VALUE_INT,
-                                         &value, bin->error);
-        if (result) return result;
-        mli_set_int(value, (int64_t)values[i].value);
-    }
-    return ML_OK;
-}
-
-/* Adds everything, once the size is known to be right. ml_type has no blocks as version 2 has them, so its weights are
+/* Adds everything, once the size is known to be right. No ml_type has blocks as version 2 has them, so its weights are
    turned to floats in memory of the archive's: the only format that is copied. */
-static ml_result mli_bin_add(mli_bin *bin) {
-    uint64_t size;
+static void mli_bin_add(mli_bin *bin) {
+    static const char *const names[7] = {"dim",        "hidden_dim", "n_layers",   "n_heads",
+                                         "n_kv_heads", "vocab_size", "max_seq_len"};
+    ml_archive *archive = bin->archive;
+    size_t numbers[7], room = archive->size; /* a byte or more for each weight */
     float *floats = NULL;
-    ml_result result;
+    char name[32];
+    int i;
+    archive->format = "llama2.c";
     if (bin->version == 2) {
-        size_t quantized = bin->archive->size; /* more than there are weights, one byte each */
         floats =
-            (float *)(quantized > SIZE_MAX / 8 ? NULL : mli_keep(bin->archive, quantized * sizeof(float)));
-        if (!floats) return mli_no_memory(bin->error);
+            (float *)(room > SIZE_MAX / 8 ? mli_no_memory(archive) : mli_keep(archive, room * sizeof(float)));
+        if (!floats) return;
     }
-    bin->archive->format = "llama2.c";
-    result = mli_bin_walk(bin, &size, &floats);
-    if (!result) result = mli_bin_values(bin);
-    return result;
+    mli_bin_walk(bin, &floats);
+    numbers[0] = bin->dim, numbers[1] = bin->hidden_dim, numbers[2] = bin->n_layers,
+    numbers[3] = bin->n_heads;
+    numbers[4] = bin->n_kv_heads, numbers[5] = bin->vocab_size, numbers[6] = bin->max_seq_len;
+    for (i = 0; i < 7; i++) {
+        ml_value *value;
+        mli_format(name, sizeof name, "model_args.%s", names[i]);
+        value = mli_add_value(archive, name, strlen(name), ML_VALUE_INT);
+        value->i = (int64_t)numbers[i];
+        value->f = (double)numbers[i];
+    }
 }
 
 /* Versions 1 and 2: "ak42", version, seven numbers, is_shared, group_size, zeros up to byte 256. */
-static ml_result mli_read_bin(ml_archive *archive, ml_error *error) {
+static void mli_read_bin(ml_archive *archive) {
     mli_reader in = mli_reader_at(archive->data, 4, archive->size);
     uint64_t size;
     mli_bin bin;
-    ml_result result;
     memset(&bin, 0, sizeof bin);
     bin.archive = archive;
-    bin.error = error;
     bin.version = mli_read_i32(&in);
     bin.header_size = 256;
-    if (in.failed || (archive->size < 256 && (bin.version == 1 || bin.version == 2)))
-        return mli_cut_short(error, "the header", 256, archive->size);
-    if (bin.version != 1 && bin.version != 2)
-        return mli_fail(error, ML_ERROR_UNSUPPORTED, "llama2.c file of version %d; 0, 1 and 2 are read",
-                        bin.version);
-    if (!mli_bin_header(&bin, &in))
-        return mli_fail(error, ML_ERROR_FORMAT, "llama2.c header: its numbers are no model's");
+    bin.group_size = 1;
+    if (!in.failed && bin.version != 1 && bin.version != 2)
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "llama2.c file of version %d; 0, 1 and 2 are read",
+                 bin.version);
+    if (archive->size < 256) mli_cut_short(archive, "the header", 256);
+    if (!archive->result && !mli_bin_header(&bin, &in))
+        mli_stop(archive, ML_ERROR_FORMAT, "llama2.c header: its numbers are no model's");
+    if (archive->result) return;
     bin.is_shared = mli_read_u8(&in) != 0;
     if (bin.version == 2) {
         int32_t group_size = mli_read_i32(&in);
-        if (group_size <= 0)
-            return mli_fail(error, ML_ERROR_FORMAT, "llama2.c header: group size %d", (int)group_size);
+        if (group_size <= 0) {
+            mli_stop(archive, ML_ERROR_FORMAT, "llama2.c header: group size %d", (int)group_size);
+            return;
+        }
         bin.group_size = (size_t)group_size;
     }
-    result = mli_bin_walk(&bin, &size, NULL);
-    if (result) return result;
-    if (size > archive->size) return mli_cut_short(error, "its header's model", size, archive->size);
+    size = mli_bin_walk(&bin, NULL);
+    if (size > archive->size) mli_cut_short(archive, "the model of its llama2.c header", size);
     if (size < archive->size)
-        return mli_fail(error, ML_ERROR_FORMAT, "llama2.c file: %z bytes, but its header's model has %l",
-                        archive->size, (int64_t)size);
-    return mli_bin_add(&bin);
+        mli_stop(archive, ML_ERROR_FORMAT, "llama2.c file: %z bytes, but its header's model has %l",
+                 archive->size, (int64_t)size);
+    if (!archive->result) mli_bin_add(&bin);
 }
 
-/* The legacy version has no magic: it is known by seven plausible numbers and the size that they give. *is_bin tells
-   whether to believe them. */
-static ml_result mli_read_legacy_bin(ml_archive *archive, int *is_bin, ml_error *error) {
+/* The legacy version has no magic: it is known by seven plausible numbers and the size that they give. Returns 0 where
+   they are not to be believed. */
+static int mli_read_legacy_bin(ml_archive *archive) {
     mli_reader in = mli_reader_at(archive->data, 0, archive->size);
     uint64_t size;
     mli_bin bin;
     memset(&bin, 0, sizeof bin);
     bin.archive = archive;
-    bin.error = error;
     bin.header_size = 28;
-    *is_bin = 0;
-    if (archive->size < 28 || !mli_bin_header(&bin, &in)) return ML_OK;
-    if (bin.dim % 2 || bin.hidden_dim < bin.dim / 4) return ML_OK;
-    mli_bin_walk(&bin, &size, NULL);
-    if (size < archive->size) return ML_OK;
-    *is_bin = 1;
+    if (archive->size < 28 || !mli_bin_header(&bin, &in) || bin.dim % 2 || bin.hidden_dim < bin.dim / 4)
+        return 0;
+    size = mli_bin_walk(&bin, NULL);
+    if (size < archive->size) return 0;
     if (size > archive->size)
-        return mli_cut_short(error, "the model of its llama2.c header", size, archive->size);
-    return mli_bin_add(&bin);
+        mli_cut_short(archive, "the model of its llama2.c header", size);
+    else
+        mli_bin_add(&bin);
+    return 1;
 }
 
 /* ---- telling formats apart ---- */
@@ -6858,38 +6793,36 @@ static const char *mli_describe(const ml_archive *archive) {
     return "a text file, not a model";
 }
 
-static ml_result mli_unknown_file(const ml_archive *archive, ml_error *error) {
+static void mli_unknown_file(ml_archive *archive) {
     static const char digits[] = "0123456789abcdef";
     const char *what = mli_describe(archive);
-    char hex[8 * 3 + 1];
+    char hex[8 * 3] = "";
     size_t i, n = MLI_MIN(archive->size, 8);
-    if (what) return mli_fail(error, ML_ERROR_FORMAT, "not a model file that is known: it is %s", what);
     for (i = 0; i < n; i++) {
         hex[3 * i] = digits[archive->data[i] >> 4];
         hex[3 * i + 1] = digits[archive->data[i] & 15];
-        hex[3 * i + 2] = ' ';
+        hex[3 * i + 2] = i + 1 < n ? ' ' : 0;
     }
-    hex[n ? 3 * n - 1 : 0] = 0;
-    return mli_fail(error, ML_ERROR_FORMAT, "not a model file that is known: starts with the bytes %s", hex);
+    if (what)
+        mli_stop(archive, ML_ERROR_FORMAT, "not a model file that is known: it is %s", what);
+    else
+        mli_stop(archive, ML_ERROR_FORMAT, "not a model file that is known: starts with the bytes %s", hex);
 }
 
-static ml_result mli_read_archive(ml_archive *archive, ml_error *error) {
+static void mli_read_archive(ml_archive *archive) {
     mli_reader in = mli_reader_at(archive->data, 0, archive->size);
-    uint64_t length;
-    ml_result result;
-    int is_bin;
-    if (mli_begins(archive, "GGUF", 4)) return mli_read_gguf(archive, error);
-    if (mli_begins(archive, "FUGG", 4))
-        return mli_fail(error, ML_ERROR_UNSUPPORTED, "a big-endian GGUF file");
-    if (mli_begins(archive, "PK\003\004", 4) || mli_begins(archive, "PK\005\006", 4))
-        return mli_read_torch(archive, error);
-    if (mli_begins(archive, "24ka", 4)) return mli_read_bin(archive, error);
-    length = mli_read_u64(&in);
-    if (length >= 2 && length < 100000000 && mli_read_u8(&in) == '{') /* the limit is that of safetensors */
-        return mli_read_safetensors(archive, error);
-    if (mli_is_tokenizer_bin(archive)) return mli_unknown_file(archive, error);
-    result = mli_read_legacy_bin(archive, &is_bin, error);
-    return is_bin || result ? result : mli_unknown_file(archive, error);
+    uint64_t length = mli_read_u64(&in);
+    int brace = mli_read_u8(&in) == '{';
+    if (mli_begins(archive, "GGUF", 4))
+        mli_read_gguf(archive);
+    else if (mli_begins(archive, "PK\003\004", 4) || mli_begins(archive, "PK\005\006", 4))
+        mli_read_torch(archive);
+    else if (mli_begins(archive, "24ka", 4))
+        mli_read_bin(archive);
+    else if (brace && length >= 2 && length < 100000000) /* the limit is that of safetensors itself */
+        mli_read_safetensors(archive);
+    else if (mli_is_tokenizer_bin(archive) || !mli_read_legacy_bin(archive))
+        mli_unknown_file(archive);
 }
 
 /* ---- archives ---- */
@@ -6918,16 +6851,19 @@ static ml_result mli_open_archive(const ml_allocator *allocator, const void *dat
     ml_result result;
     if (!opened) {
         if (file) mli_unmap_file(allocator, file);
-        return mli_no_memory(error);
+        return mli_fail(error, ML_ERROR_MEMORY, "no memory for an archive");
     }
     opened->allocator = *allocator;
     if (file) opened->file = *file;
     opened->data = size ? (const unsigned char *)data : (const unsigned char *)"";
     opened->size = size;
+    opened->error = error;
     opened->name_budget = 65536;
     mli_allow_names(opened, size);
-    result = mli_read_archive(opened, error);
-    if (!result) result = mli_archive_sort(opened, error);
+    mli_read_archive(opened);
+    if (!opened->result) mli_archive_sort(opened);
+    opened->error = NULL;
+    result = opened->result;
     if (result) {
         ml_archive_close(opened);
         return result;
@@ -7077,8 +7013,9 @@ ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t 
    The three files that hold a SentencePiece BPE vocabulary. */
 
 /* ---- llama2.c's tokenizer .bin ----
-   The length of the longest piece, then for each piece up to the end of the file: score (f32), length (i32), bytes.
-   Spaces are plain; ids 0, 1, 2 are unknown, bos and eos, the latter two written between line feeds. */
+   The length of the longest piece, then for each piece up to the end of the file: score (f32), length (i32),
+   bytes. Spaces are plain; ids 0, 1, 2 are unknown, bos and eos, the latter two written between line feeds.
+   */
 
 typedef struct mli_bin_source {
     const unsigned char *data;
@@ -7140,8 +7077,9 @@ static ml_result mli_tokenizer_from_bin(const unsigned char *data, size_t size, 
 }
 
 /* ---- SentencePiece's tokenizer.model ----
-   A protocol buffer (sentencepiece_model.proto): a run of fields, each a tag, number * 8 + wire type, and a value. A
-   message in it is a field of bytes with the same form inside. Fields that are not known here are passed over. */
+   A protocol buffer (sentencepiece_model.proto): a run of fields, each a tag, number * 8 + wire type, and a
+   value. A message in it is a field of bytes with the same form inside. Fields that are not known here are
+   passed over. */
 
 typedef struct mli_pb_field {
     uint64_t number; /* that the tag says, times 8, plus the wire type: one of the next */
@@ -7215,13 +7153,12 @@ static ml_result mli_spm_get(void *context, int32_t id, mli_piece *piece, ml_err
     piece->kind = ML_PIECE_NORMAL;
     piece->bytes = field.bytes;
     while (mli_pb_read(&in, &field)) {
-        uint32_t bits = (uint32_t)field.value;
         switch (field.number) {
         case MLI_PB(1, MLI_PB_BYTES):
             piece->bytes = field.bytes;
             piece->length = (size_t)field.value;
             break;
-        case MLI_PB(2, MLI_PB_32): memcpy(&piece->score, &bits, sizeof bits); break;
+        case MLI_PB(2, MLI_PB_32): piece->score = mli_bits_float((uint32_t)field.value); break;
         case MLI_PB(3, MLI_PB_VARINT): piece->kind = field.value > 99 ? 99 : (int)field.value; break;
         default: break;
         }
@@ -7304,8 +7241,8 @@ static ml_result mli_spm_check(const mli_spm_source *source, ml_error *error) {
     return ML_OK;
 }
 
-/* An id that a file gives for a special piece. Negative means that there is none; one outside is an error, unless it
-   is only the default. */
+/* An id that a file gives for a special piece. Negative means that there is none; one outside is an error,
+   unless it is only the default. */
 static ml_result mli_special_id(int64_t value, int is_default, const char *name, size_t n_pieces, int32_t *id,
                                 ml_error *error) {
     *id = -1;
@@ -7314,7 +7251,7 @@ static ml_result mli_special_id(int64_t value, int is_default, const char *name,
         *id = (int32_t)value;
         return ML_OK;
     }
-    if (is_default) return ML_OK;
+    if (is_default || !n_pieces) return ML_OK; /* that there are no pieces is told later */
     return mli_fail(error, ML_ERROR_FORMAT, "%s is %l, outside the vocabulary of %z", name, value, n_pieces);
 }
 
@@ -7491,8 +7428,8 @@ static ml_result mli_tokenizer_from_gguf(const void *data, size_t size, const ml
 
 /* ---- any of them ---- */
 
-/* A .bin begins with the length of its longest piece, which is below 2^16; a .model with the field of its first piece,
-   and then that piece's first field. */
+/* A .bin begins with the length of its longest piece, which is below 2^16; a .model with the field of its
+   first piece, and then that piece's first field. */
 ML_DEF ml_result ml_tokenizer_load_memory(const void *data, size_t size, const ml_allocator *given,
                                           ml_tokenizer **tokenizer, ml_error *error) {
     const unsigned char *p = (const unsigned char *)data;
@@ -7945,24 +7882,29 @@ static ml_type mli_weight_type(const ml_config *config, mli_slot slot, ml_type t
     return (size_t)mli_extent_of(config, mli_params[slot].cols) % ml_type_block(type) ? ML_F16 : type;
 }
 
-/* The bytes of a tensor in memory, a multiple of MLI_ALIGN; fails on overflow. */
-static int mli_tensor_room(const ml_tensor *tensor, size_t *bytes) {
-    return mli_mul_size((size_t)tensor->rows, ml_row_bytes(tensor->type, (size_t)tensor->cols), bytes) &&
-           mli_add_size(*bytes, MLI_ALIGN - 1, bytes) && (*bytes -= *bytes % MLI_ALIGN, 1);
+/* The bytes that a tensor takes in memory, a multiple of MLI_ALIGN; 0 on overflow. */
+static size_t mli_tensor_room(const ml_tensor *tensor) {
+    size_t bytes;
+    if (!mli_mul_size((size_t)tensor->rows, ml_row_bytes(tensor->type, (size_t)tensor->cols), &bytes) ||
+        !mli_add_size(bytes, MLI_ALIGN - 1, &bytes))
+        return 0;
+    return bytes - bytes % MLI_ALIGN;
 }
 
 /* Gives memory, in one block, to every tensor that has a type but no data. *is_needed tells whether there were any. */
 static ml_result mli_allocate_weights(ml_model *model, int *is_needed, ml_error *error) {
     ml_model_private *own = model->private_part;
-    size_t total = MLI_ALIGN, bytes;
+    size_t total = MLI_ALIGN;
     unsigned char *at;
     int i;
     *is_needed = 0;
     for (i = 0; i < model->n_tensors; i++) {
         const ml_tensor *tensor = &own->tensors[i];
+        size_t room;
         if (!tensor->type || tensor->data) continue;
         *is_needed = 1;
-        if (!mli_tensor_room(tensor, &bytes) || !mli_add_size(total, bytes, &total))
+        room = mli_tensor_room(tensor);
+        if (!room || !mli_add_size(total, room, &total))
             return mli_fail(error, ML_ERROR_MEMORY, "the weights are larger than the address space");
     }
     if (!*is_needed) return ML_OK;
@@ -7974,9 +7916,8 @@ static ml_result mli_allocate_weights(ml_model *model, int *is_needed, ml_error 
     for (i = 0; i < model->n_tensors; i++) {
         ml_tensor *tensor = &own->tensors[i];
         if (!tensor->type || tensor->data) continue;
-        mli_tensor_room(tensor, &bytes);
         tensor->data = at;
-        at += bytes;
+        at += mli_tensor_room(tensor);
     }
     return ML_OK;
 }
@@ -8606,8 +8547,8 @@ static void mli_append_piece(mli_writer *writer, const mli_saver *saver, int32_t
 static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver) {
     const ml_tokenizer *tokenizer = saver->model->tokenizer;
     int32_t id, n = ml_tokenizer_size(tokenizer);
-    ml_piece_kind kind;
-    float score;
+    ml_piece_kind kind = ML_PIECE_NORMAL;
+    float score = 0;
     mli_append_key_string(writer, "tokenizer.ggml.model", "llama");
     mli_append_key_list(writer, "tokenizer.ggml.tokens", MLI_GGUF_STRING, n);
     for (id = 0; id < n; id++) mli_append_piece(writer, saver, id);

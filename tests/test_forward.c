@@ -8,8 +8,8 @@
 
 static double weight_at(const ml_tensor *w, int row, int col) {
     float *line = (float *)malloc((size_t)w->cols * sizeof *line), value;
-    mli_dequantize_row(w->type, (const char *)w->data + (size_t)row * ml_row_bytes(w->type, (size_t)w->cols), line,
-                       (size_t)w->cols);
+    mli_dequantize_row(w->type, (const char *)w->data + (size_t)row * ml_row_bytes(w->type, (size_t)w->cols),
+                       line, (size_t)w->cols);
     value = line[col];
     free(line);
     return (double)value;
@@ -21,7 +21,8 @@ static void round_activations(double *rounded, const double *x, int n) {
     for (block = 0; block < n; block += 32) {
         double most = 0;
         for (i = block; i < block + 32; i++) most = fmax(most, fabs(x[i]));
-        for (i = block; i < block + 32; i++) rounded[i] = most > 0 ? round(x[i] / most * 127) * most / 127 : 0;
+        for (i = block; i < block + 32; i++)
+            rounded[i] = most > 0 ? round(x[i] / most * 127) * most / 127 : 0;
     }
 }
 
@@ -32,7 +33,8 @@ static void plain_linear(double *y, const double *given, const ml_tensor *w) {
     memcpy(x, given, (size_t)w->cols * sizeof *x);
     if (w->type == ML_Q8_0 || w->type == ML_Q4_0) round_activations(x, given, w->cols);
     for (i = 0; i < w->rows; i++) {
-        mli_dequantize_row(w->type, (const char *)w->data + (size_t)i * ml_row_bytes(w->type, (size_t)w->cols), line,
+        mli_dequantize_row(w->type,
+                           (const char *)w->data + (size_t)i * ml_row_bytes(w->type, (size_t)w->cols), line,
                            (size_t)w->cols);
         for (y[i] = 0, j = 0; j < w->cols; j++) y[i] += (double)line[j] * x[j];
     }
@@ -40,7 +42,8 @@ static void plain_linear(double *y, const double *given, const ml_tensor *w) {
     free(x);
 }
 
-static void plain_norm(double *y, const double *x, const ml_tensor *w, const ml_tensor *b, const ml_config *c) {
+static void plain_norm(double *y, const double *x, const ml_tensor *w, const ml_tensor *b,
+                       const ml_config *c) {
     double mean = 0, square = 0;
     int i, n = c->dim;
     if (c->norm == ML_NORM_LAYER)
@@ -63,7 +66,8 @@ static void plain_rope(double *x, int heads, int hd, int position, const ml_conf
         }
 }
 
-static void plain_attention(double *out, const double *q, const double *k, const double *v, int n, const ml_config *c) {
+static void plain_attention(double *out, const double *q, const double *k, const double *v, int n,
+                            const ml_config *c) {
     int hd = c->dim / c->n_heads, kv_dim = hd * c->n_kv_heads, t, s, h, j;
     double *p = (double *)malloc((size_t)n * sizeof *p);
     for (t = 0; t < n; t++)
@@ -89,13 +93,15 @@ static void plain_network(const ml_model *m, const int32_t *tokens, int n, doubl
     const ml_config *c = &m->config;
     int D = c->dim, H = c->hidden_dim, hd = D / c->n_heads, kv_dim = hd * c->n_kv_heads, t, i, l;
     double *x = (double *)calloc((size_t)(n * (6 * D + 2 * kv_dim + 2 * H)), sizeof *x);
-    double *h = x + n * D, *q = h + n * D, *a = q + n * D, *o = a + n * D, *k = o + 2 * n * D, *v = k + n * kv_dim;
+    double *h = x + n * D, *q = h + n * D, *a = q + n * D, *o = a + n * D, *k = o + 2 * n * D,
+           *v = k + n * kv_dim;
     double *gate = v + n * kv_dim, *up = gate + n * H;
     for (t = 0; t < n; t++)
         for (i = 0; i < D; i++) x[t * D + i] = weight_at(mli_weight(m, MLI_TOKEN_EMBEDDING, 0), tokens[t], i);
     for (l = 0; l < c->n_layers; l++) {
         for (t = 0; t < n; t++) {
-            plain_norm(h + t * D, x + t * D, mli_weight(m, MLI_ATTN_NORM, l), mli_weight(m, MLI_ATTN_NORM_BIAS, l), c);
+            plain_norm(h + t * D, x + t * D, mli_weight(m, MLI_ATTN_NORM, l),
+                       mli_weight(m, MLI_ATTN_NORM_BIAS, l), c);
             plain_linear(q + t * D, h + t * D, mli_weight(m, MLI_WQ, l));
             plain_linear(k + t * kv_dim, h + t * D, mli_weight(m, MLI_WK, l));
             plain_linear(v + t * kv_dim, h + t * D, mli_weight(m, MLI_WV, l));
@@ -115,7 +121,8 @@ static void plain_network(const ml_model *m, const int32_t *tokens, int n, doubl
         }
     }
     for (t = 0; t < n; t++) {
-        plain_norm(hidden + t * D, x + t * D, mli_weight(m, MLI_OUTPUT_NORM, 0), mli_weight(m, MLI_OUTPUT_NORM_BIAS, 0), c);
+        plain_norm(hidden + t * D, x + t * D, mli_weight(m, MLI_OUTPUT_NORM, 0),
+                   mli_weight(m, MLI_OUTPUT_NORM_BIAS, 0), c);
         plain_linear(logits + t * c->vocab_size, hidden + t * D, mli_weight(m, MLI_OUTPUT, 0));
     }
     free(x);
@@ -157,9 +164,12 @@ static ml_model *small_model(ml_norm norm, ml_mask mask, int tied, uint64_t seed
         if (!t.data || (slot == MLI_OUTPUT && tied)) continue;
         for (j = 0; j < t.rows * t.cols; j++) {
             float *w = (float *)t.data + j;
-            if (mli_params[slot].role == MLI_ROLE_NORM) *w = 1 + 0.3f * ml_random_normal(&random);
-            else if (mli_params[slot].role == MLI_ROLE_BIAS) *w = 0.2f * ml_random_normal(&random);
-            else *w *= 8;
+            if (mli_params[slot].role == MLI_ROLE_NORM)
+                *w = 1 + 0.3f * ml_random_normal(&random);
+            else if (mli_params[slot].role == MLI_ROLE_BIAS)
+                *w = 0.2f * ml_random_normal(&random);
+            else
+                *w *= 8;
         }
     }
     return model;
@@ -312,7 +322,8 @@ TEST(rows_and_threads_are_independent) {
 
 TEST(matches_pytorch) {
     static const char *const names[4] = {"rms_causal", "rms_full", "layer_causal", "layer_full"};
-    const char *model_path = shared_path("models/stories260K.pt"), *path = shared_path("reference/forward.pt");
+    const char *model_path = shared_path("models/stories260K.pt"),
+               *path = shared_path("reference/forward.pt");
     ml_archive *archive;
     int v;
     if (!model_path || !path) SKIP("matches_pytorch needs ../shared");
@@ -487,7 +498,8 @@ TEST(session_stays_inside_its_buffer) {
         REQUIRE(ml_session_size(model, &desc, &size) == ML_OK);
         memory = (unsigned char *)malloc(size + 4096);
         memset(memory, 0xa5, size + 4096);
-        REQUIRE(ml_session_init(model, &desc, memory + 3, size, &session, NULL) == ML_OK); /* aligned to nothing */
+        REQUIRE(ml_session_init(model, &desc, memory + 3, size, &session, NULL) ==
+                ML_OK); /* aligned to nothing */
         memset(&batch, 0, sizeof batch);
         batch.tokens = tokens;
         batch.n_tokens = 64;

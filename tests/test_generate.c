@@ -29,8 +29,10 @@ static void check_shares(const ml_sampler *sampler, const double *expected) {
     int i;
     draw_many(sampler, p, 6, NULL, 0, share);
     for (i = 0; i < 6; i++) {
-        if (expected[i] == 0) CHECK(share[i] == 0);
-        else CHECK_NEAR(share[i], expected[i], 0.018, 0);
+        if (expected[i] == 0)
+            CHECK(share[i] == 0);
+        else
+            CHECK_NEAR(share[i], expected[i], 0.018, 0);
     }
 }
 
@@ -93,8 +95,8 @@ TEST(repetition_penalty_weakens_what_was_seen) {
     sampler.repetition_penalty = 2;
     logits[0] = -1, logits[1] = 3, logits[2] = 2, logits[3] = 0.5f;
     CHECK(ml_sample(&sampler, NULL, logits, 4, history, 5, work) == 1); /* 3 / 2, still the largest */
-    CHECK_NEAR(logits[0], -2, 1e-6, 0);  /* negative logits are multiplied */
-    CHECK_NEAR(logits[1], 1.5, 1e-6, 0); /* once, though seen three times */
+    CHECK_NEAR(logits[0], -2, 1e-6, 0);                                 /* negative logits are multiplied */
+    CHECK_NEAR(logits[1], 1.5, 1e-6, 0);                                /* once, though seen three times */
     CHECK_NEAR(logits[2], 1, 1e-6, 0);
     CHECK_NEAR(logits[3], 0.5, 0, 0);
     sampler.repetition_window = 4; /* token 2 has left the window */
@@ -117,7 +119,8 @@ TEST(top_sets_equal_a_sort) {
         int k = 1 + (int)(ml_random_u64(&random) % 40), taken;
         float p = ml_random_uniform(&random), sum = 0;
         n = 1 + (int)(ml_random_u64(&random) % 500);
-        for (i = 0; i < n; i++) heap[i].p = ml_random_uniform(&random) / (float)n, heap[i].id = i, sorted[i] = heap[i];
+        for (i = 0; i < n; i++)
+            heap[i].p = ml_random_uniform(&random) / (float)n, heap[i].id = i, sorted[i] = heap[i];
         qsort(sorted, (size_t)n, sizeof *sorted, by_probability);
         taken = mli_take_top(heap, n, k, round & 1 ? p : 0);
         for (i = 0; i < taken; i++) {
@@ -141,7 +144,8 @@ TEST(hostile_logits_do_no_harm) {
     sampler.top_p = 0.9f;
     for (kind = 0; kind < 4; kind++) {
         int32_t id;
-        for (i = 0; i < 8; i++) logits[i] = kind == 0 ? NAN : kind == 1 ? INFINITY : kind == 2 ? -INFINITY : 1e38f;
+        for (i = 0; i < 8; i++)
+            logits[i] = kind == 0 ? NAN : kind == 1 ? INFINITY : kind == 2 ? -INFINITY : 1e38f;
         id = ml_sample(&sampler, &random, logits, 8, NULL, 0, work);
         CHECK(id >= 0 && id < 8);
     }
@@ -182,8 +186,10 @@ static char *next_field(char **at) {
     char *field = *at, *to = field, *p = field;
     if (*p == '"') {
         for (p++; *p && *p != '"'; p++) {
-            if (*p == '\\') *to++ = *++p == 'n' ? '\n' : *p;
-            else *to++ = *p;
+            if (*p == '\\')
+                *to++ = *++p == 'n' ? '\n' : *p;
+            else
+                *to++ = *p;
         }
         p += *p == '"';
     } else {
@@ -202,7 +208,8 @@ TEST(greedy_text_is_pytorchs) {
     if (!path) SKIP("greedy_text_is_pytorchs needs ../shared");
     file = fopen(path, "r");
     while (fgets(line, sizeof line, file)) {
-        char *at = line, *mode = next_field(&at), *prompt = next_field(&at), *ids = next_field(&at), *text = next_field(&at);
+        char *at = line, *mode = next_field(&at), *prompt = next_field(&at), *ids = next_field(&at),
+             *text = next_field(&at);
         ml_model *model = stories(strncmp(mode, "layer", 5) ? ML_NORM_RMS : ML_NORM_LAYER,
                                   strstr(mode, "full") ? ML_MASK_FULL : ML_MASK_CAUSAL);
         ml_session *session;

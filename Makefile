@@ -1,0 +1,92 @@
+# minillama.h itself needs no building. This builds what stands around it, and asks for a C compiler only.
+#
+#   make            examples and tools, into build/
+#   make run        a model writes: MODEL=file TOKENIZER=file PROMPT=text
+#   make test       the tests
+#   make check      compilers x standards x instruction sets x leave-out switches; several minutes
+#   make sanitize   the tests under the address and undefined-behaviour sanitizers
+#   make fuzz       every parser under libFuzzer, FUZZ_SECONDS each (clang)
+#   make bench      this machine's peaks, and what the kernels and models reach of them
+#   make format     clang-format; check-format only looks
+#
+# CFLAGS=... is appended to the flags below, ARCH=... chooses the instructions, CC=... the compiler, BUILD=... the
+# folder, RUNNER=... a command that runs the test programs.
+
+CC ?= cc
+BUILD ?= build
+FUZZ_SECONDS ?= 60
+WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+
+# This machine's own instructions and OpenMP, where the compiler has them.
+accepted = $(shell echo 'int main(void) { return 0; }' | $(CC) $(CFLAGS) $(1) -x c -o /dev/null - 2>/dev/null && echo $(1))
+ifeq ($(origin ARCH),undefined)
+ARCH := $(call accepted,-march=native)
+endif
+ifeq ($(origin OPENMP),undefined)
+OPENMP := $(call accepted,-fopenmp)
+endif
+FLAGS := -std=c99 -O3 $(WARNINGS) $(ARCH) $(OPENMP) -I. $(CFLAGS)
+
+HEADERS := minillama.h $(wildcard tests/*.h)
+PROGRAMS := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/*.c)) \
+            $(patsubst tools/%.c,$(BUILD)/%,$(wildcard tools/*.c))
+TESTS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
+FUZZERS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
+SOURCES := $(wildcard minillama.h examples/*.c tools/*.c tests/*.[ch] tests/compile/*.[ch])
+
+all: $(PROGRAMS)
+
+$(BUILD)/%: examples/%.c $(HEADERS) $(BUILD)/flags
+	$(CC) $(FLAGS) -o $@ $< -lm
+$(BUILD)/%: tools/%.c $(HEADERS) $(BUILD)/flags
+	$(CC) $(FLAGS) -o $@ $< -lm
+$(BUILD)/test_%: tests/test_%.c $(HEADERS) $(BUILD)/flags
+	$(CC) $(FLAGS) -o $@ $< -lm
+$(BUILD)/fuzz_%: tests/fuzz_%.c $(HEADERS)
+	@mkdir -p $(BUILD)
+	clang $(FLAGS) -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $< -lm
+
+# Other flags than last time build everything anew.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(BUILD)
+	@echo '$(CC) $(FLAGS)' | cmp -s - $@ || echo '$(CC) $(FLAGS)' > $@
+
+MODEL ?= $(firstword $(wildcard examples/models/*.gguf ../shared/models/stories260K.pt))
+TOKENIZER ?= $(if $(filter %/stories260K.pt,$(MODEL)),$(wildcard $(dir $(MODEL))tok512.bin))
+PROMPT ?= Once upon a time
+
+run: $(BUILD)/run_llama
+	@test -n "$(MODEL)" || { echo "Which model? Try: make run MODEL=path/to/stories42M.pt"; exit 1; }
+	$< --option generate --pretrained-model-path "$(MODEL)" \
+	    $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") --prompt "$(PROMPT)"
+
+test: $(TESTS)
+	@RUNNER="$(RUNNER)" sh tests/sum.sh $(TESTS)
+
+check:
+	@MAKE="$(MAKE)" sh tests/check.sh
+
+sanitize:
+	@$(MAKE) --no-print-directory test BUILD=$(BUILD)/sanitize \
+	    CFLAGS="$(CFLAGS) -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+
+fuzz: $(FUZZERS)
+	@for fuzzer in $(FUZZERS); do \
+	    mkdir -p $$fuzzer.corpus && echo "$$fuzzer" && \
+	    $$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=0 \
+	        -artifact_prefix=$$fuzzer. $$fuzzer.corpus $(wildcard tests/seeds) || exit 1; \
+	done
+
+bench: $(BUILD)/bench
+	$< $(BENCH)
+
+format:
+	clang-format -i $(SOURCES)
+
+check-format:
+	clang-format --dry-run -Werror $(SOURCES)
+
+clean:
+	rm -rf $(BUILD)
+
+.PHONY: all run test check sanitize fuzz bench format check-format clean FORCE

@@ -1,0 +1,4 @@
+#include "callers.h"
+#include "use.h"
+
+int call_a(void) { return use_minillama(); }

@@ -1,0 +1,2 @@
+#define MINILLAMA_IMPLEMENTATION
+#include "minillama.h"

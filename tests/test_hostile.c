@@ -1,0 +1,710 @@
+/* Attacks on the archive readers: files cut short, damaged, and made to do harm. Each must end in an error that says
+   why (or in an archive, where the damage does not matter), without a byte read outside of the file, memory beyond
+   reason or anything left over. Run it under the address and undefined behaviour sanitizers. */
+#define MINILLAMA_IMPLEMENTATION
+#include "minillama.h"
+
+#include "build_files.h"
+#include "test.h"
+
+static ml_error failure;
+
+/* What opening may take at the most: a constant, and for each byte of the file a constant more (a byte of pickle can
+   make a value of 64 bytes, an index entry and a name, all of which are held twice while their lists grow). */
+static size_t memory_limit(size_t size) { return 65536 + 256 * size; }
+
+/* Looks at everything that an archive shows, so that a sanitizer sees what is wrong with it. */
+static double walk(const ml_archive *archive) {
+    static float floats[65536];
+    double sum = 0;
+    size_t i, k, n;
+    for (i = 0; i < ml_archive_n_arrays(archive); i++) {
+        const ml_array *array = ml_archive_array(archive, i);
+        n = ml_array_count(array);
+        CHECK(ml_archive_find(archive, array->name) == array);
+        if (n > 65536) continue;
+        CHECK(ml_array_read(array, floats, n) == ML_OK);
+        for (k = 0; k < n; k++) sum += (double)floats[k];
+    }
+    for (i = 0; i < ml_archive_n_values(archive); i++) {
+        const ml_value *value = ml_archive_value(archive, i);
+        CHECK(ml_archive_find_value(archive, value->name) == value);
+        for (k = 0; value->kind == ML_VALUE_STRING && k < value->length; k++) sum += value->s[k];
+    }
+    return sum;
+}
+
+/* Opens a copy of exactly `size` bytes, counting the memory. */
+static ml_result try_open(const void *data, size_t size) {
+    static volatile double sink;
+    unsigned char *copy = (unsigned char *)malloc(size ? size : 1);
+    ml_archive *archive = NULL;
+    ml_allocator allocator;
+    ml_result result;
+    counting c;
+    if (!copy) exit(2);
+    if (size) memcpy(copy, data, size);
+    memset(&c, 0, sizeof c);
+    allocator.alloc = counting_alloc;
+    allocator.free = counting_free;
+    allocator.user = &c;
+    result = ml_archive_open_memory(size ? copy : NULL, size, &allocator, &archive, &failure);
+    CHECK((result == ML_OK) == (archive != NULL) && failure.code == result &&
+          (result == ML_OK) == !failure.text[0]);
+    CHECK(result != ML_ERROR_MEMORY && result != ML_ERROR_ARGUMENT);
+    CHECK(c.peak <= memory_limit(size));
+    if (archive) sink = sink + walk(archive);
+    ml_archive_close(archive);
+    CHECK(c.n_live == 0);
+    free(copy);
+    return result;
+}
+
+/* The bytes must be refused with the code and words given. Frees them. */
+static void refuse(bytes b, ml_result code, const char *words, int line) {
+    ml_result result = try_open(b.data, b.size);
+    if (result != code || !strstr(failure.text, words)) {
+        printf("line %d: %d \"%s\", expected %d \"%s\"\n", line, (int)result, failure.text, (int)code, words);
+        test_current_failed++;
+    }
+    free_bytes(&b);
+}
+#define REFUSE(b, code, words) refuse(b, code, words, __LINE__)
+
+static void accept(bytes b, int line) {
+    ml_result result = try_open(b.data, b.size);
+    if (result) printf("line %d: %s\n", line, failure.text);
+    CHECK(result == ML_OK);
+    free_bytes(&b);
+}
+#define ACCEPT(b) accept(b, __LINE__)
+
+/* ---- every file, cut and damaged everywhere ---- */
+
+enum { N_SMALL = 6 };
+
+static bytes small_file(int i) {
+    switch (i) {
+    case 0: return small_pt();
+    case 1: return small_gguf();
+    case 2: return small_safetensors();
+    default: return small_bin(i - 3, 0);
+    }
+}
+
+TEST(cut_at_every_byte) {
+    /* from this length on a file is known for what it is, and said to be cut short */
+    static const size_t known[N_SMALL] = {4, 4, 9, 28, 4, 4};
+    int i;
+    size_t n;
+    for (i = 0; i < N_SMALL; i++) {
+        bytes file = small_file(i);
+        CHECK(try_open(file.data, file.size) == ML_OK);
+        for (n = 0; n < file.size; n++) {
+            ml_result result = try_open(file.data, n);
+            if (n >= known[i] && result != ML_ERROR_TRUNCATED)
+                printf("file %d at %d: %s\n", i, (int)n, failure.text);
+            CHECK(result == (n >= known[i] ? ML_ERROR_TRUNCATED : ML_ERROR_FORMAT));
+        }
+        free_bytes(&file);
+    }
+}
+
+TEST(every_byte_damaged) {
+    int i, k;
+    size_t n;
+    for (i = 0; i < N_SMALL; i++) {
+        bytes file = small_file(i);
+        for (n = 0; n < file.size; n++) {
+            unsigned char whole = file.data[n];
+            unsigned char damaged[7];
+            damaged[0] = 0, damaged[1] = 255, damaged[2] = 127, damaged[3] = (unsigned char)(whole ^ 1);
+            damaged[4] = (unsigned char)(whole ^ 128), damaged[5] = (unsigned char)(whole + 1),
+            damaged[6] = '.';
+            for (k = 0; k < 7; k++) {
+                file.data[n] = damaged[k];
+                try_open(file.data, file.size);
+            }
+            file.data[n] = whole;
+        }
+        CHECK(try_open(file.data, file.size) == ML_OK);
+        free_bytes(&file);
+    }
+}
+
+/* Bytes at random in the middle of good files: two to nine at once, from a fixed seed. */
+TEST(many_bytes_damaged) {
+    ml_random random;
+    int i, k, round;
+    ml_random_seed(&random, 1);
+    for (i = 0; i < N_SMALL; i++) {
+        bytes file = small_file(i), copy = small_file(i);
+        for (round = 0; round < 3000; round++) {
+            memcpy(copy.data, file.data, file.size);
+            for (k = 0; k < 2 + round % 8; k++)
+                copy.data[ml_random_u64(&random) % MLI_MIN(file.size, 1200)] =
+                    (unsigned char)ml_random_u64(&random);
+            try_open(copy.data, copy.size);
+        }
+        free_bytes(&file), free_bytes(&copy);
+    }
+}
+
+/* ---- pickles ---- */
+
+static bytes pickle_file(const void *pickle, size_t size) {
+    bytes p;
+    bytes file;
+    memset(&p, 0, sizeof p);
+    put(&p, pickle, size);
+    file = pt_file(&p, 24);
+    free_bytes(&p);
+    return file;
+}
+#define PICKLE(literal) pickle_file(literal, sizeof(literal) - 1)
+
+TEST(pickles_that_would_run_code) {
+    REFUSE(PICKLE("\x80\2cos\nsystem\nX\2\0\0\0ls\x85R."), ML_ERROR_UNSUPPORTED,
+           "asks for os.system; only plain tensors");
+    REFUSE(PICKLE("\x80\2cposix\nsystem\nX\2\0\0\0ls\x85R."), ML_ERROR_UNSUPPORTED, "posix.system");
+    REFUSE(PICKLE("\x80\4\x8c\x08"
+                  "builtins\x8c\4eval\x93\x8c\1"
+                  "1\x85R."),
+           ML_ERROR_UNSUPPORTED, "builtins.eval");
+    REFUSE(PICKLE("\x80\2ctorch\nload\n."), ML_ERROR_UNSUPPORTED, "torch.load");
+    REFUSE(PICKLE("\x80\2ctorch._utils\n_rebuild_tensor_v3\n."), ML_ERROR_UNSUPPORTED, "_rebuild_tensor_v3");
+    REFUSE(PICKLE("\x80\2(ios\nsystem\n."), ML_ERROR_UNSUPPORTED, "instruction 105"); /* INST */
+    REFUSE(PICKLE("\x80\2\x82\1."), ML_ERROR_UNSUPPORTED, "instruction 130");         /* EXT1 */
+    REFUSE(PICKLE("\x80\2ccollections\nOrderedDict2\n."), ML_ERROR_UNSUPPORTED, "collections.OrderedDict2");
+    REFUSE(PICKLE("\x80\2ccollections\nOrderedDic\n."), ML_ERROR_UNSUPPORTED, "collections.OrderedDic;");
+    REFUSE(PICKLE("\x80\2K\1)R."), ML_ERROR_FORMAT, "a call of no function");
+    REFUSE(PICKLE("\x80\2X\2\0\0\0os)R."), ML_ERROR_FORMAT, "a call of no function");
+    REFUSE(PICKLE("\x80\2ctorch\nFloatStorage\n)R."), ML_ERROR_FORMAT, "a call of no function");
+}
+
+TEST(pickles_that_are_wrong) {
+    REFUSE(PICKLE(""), ML_ERROR_TRUNCATED, "data.pkl is cut short");
+    REFUSE(PICKLE("."), ML_ERROR_FORMAT, "stack");
+    REFUSE(PICKLE("(."), ML_ERROR_FORMAT, "stack");
+    REFUSE(PICKLE("\x80\6N."), ML_ERROR_FORMAT, "protocol");
+    REFUSE(PICKLE("\x80\2N"), ML_ERROR_TRUNCATED, "cut short");
+    REFUSE(PICKLE("\x80\2X\xff\xff\xff\xff"
+                  "a."),
+           ML_ERROR_TRUNCATED, "cut short");
+    REFUSE(PICKLE("\x80\4\x8d\xff\xff\xff\xff\xff\xff\xff\xff"
+                  "a."),
+           ML_ERROR_TRUNCATED, "cut short");
+    REFUSE(PICKLE("\x80\4\x8b\xff\xff\xff\xff"
+                  "a."),
+           ML_ERROR_TRUNCATED, "cut short");
+    REFUSE(PICKLE("\x80\2h\0."), ML_ERROR_FORMAT, "not put");
+    REFUSE(PICKLE("\x80\2Nr\xff\xff\xff\xff."), ML_ERROR_FORMAT, "put");
+    REFUSE(PICKLE("\x80\2(q\0h\0."), ML_ERROR_FORMAT, "stack");
+    REFUSE(PICKLE("\x80\2}(K\1u."), ML_ERROR_FORMAT, "odd dict");
+    REFUSE(PICKLE("\x80\2N(K\1K\1u."), ML_ERROR_FORMAT, "takes none");
+    REFUSE(PICKLE("\x80\2)K\1a."), ML_ERROR_FORMAT, "takes none");
+    REFUSE(PICKLE("\x80\2(K\1a."), ML_ERROR_FORMAT, "takes none");
+    REFUSE(PICKLE("\x80\2K\1t."), ML_ERROR_FORMAT, "no mark");
+    REFUSE(PICKLE("\x80\2(K\1\x86."), ML_ERROR_FORMAT, "mark");
+    REFUSE(PICKLE("\x80\2K\1\x86."), ML_ERROR_FORMAT, "stack");
+    REFUSE(PICKLE("\x80\2K\1Q."), ML_ERROR_FORMAT, "storage");
+    REFUSE(PICKLE("\x80\2K\1K\2b."), ML_ERROR_FORMAT, "state");
+    REFUSE(PICKLE("\x80\2}K\1K\1\x86K\2s."), ML_ERROR_UNSUPPORTED, "neither text nor an integer");
+    REFUSE(PICKLE("\x80\2ctorch._utils\n_rebuild_tensor_v2\n)R."), ML_ERROR_FORMAT, "wrong arguments");
+    REFUSE(PICKLE("\x80\2ctorch._utils\n_rebuild_parameter\n)R."), ML_ERROR_FORMAT, "no argument");
+    REFUSE(PICKLE("\x80\2}X\3\0\0\0a\0bK\1s."), ML_ERROR_FORMAT, "zero byte");
+    REFUSE(PICKLE("\x80\2}(X\1\0\0\0aK\1X\1\0\0\0aK\2u."), ML_ERROR_FORMAT, "two values are named a");
+}
+
+/* Containers inside of themselves, inside of each other a thousand deep, and doubling at each level. */
+TEST(pickles_that_never_end) {
+    static const char bomb_step[] = "]q_(hXhXhXhXhXhXhXhXhXhXe";
+    bytes p;
+    int i;
+    REFUSE(PICKLE("\x80\2]q\0h\0a."), ML_ERROR_UNSUPPORTED, "data.pkl");
+    REFUSE(PICKLE("\x80\2}q\0X\1\0\0\0ah\0s."), ML_ERROR_UNSUPPORTED, "data.pkl");
+    REFUSE(PICKLE("\x80\2]q\0(h\0h\0h\0h\0e."), ML_ERROR_UNSUPPORTED, "data.pkl");
+    memset(&p, 0, sizeof p);
+    for (i = 0; i < 1000; i++) put_u8(&p, ']');
+    put_u8(&p, 'N');
+    for (i = 0; i < 1000; i++) put_u8(&p, 'a');
+    put_u8(&p, '.');
+    REFUSE(pt_file(&p, 1), ML_ERROR_UNSUPPORTED, "nested too deeply");
+    free_bytes(&p);
+    /* "billion laughs": level i is ten times level i - 1; 10^30 items, or, with no scalar inside, nothing at all */
+    for (i = 0; i < 2; i++) {
+        int level;
+        put_text(&p, i ? "](K\1K\2e" : "]");
+        put(&p, "q\0", 2);
+        for (level = 1; level <= 30; level++) {
+            size_t begin = p.size, k;
+            put_text(&p, bomb_step);
+            p.data[begin + 2] = (unsigned char)level;
+            for (k = 5; k < sizeof bomb_step; k += 2) p.data[begin + k] = (unsigned char)(level - 1);
+        }
+        put_u8(&p, '.');
+        REFUSE(pt_file(&p, 1), ML_ERROR_UNSUPPORTED, "too many times");
+        free_bytes(&p);
+    }
+}
+
+/* Names: one too long, and one key of 500 bytes over ten thousand values. */
+TEST(pickles_with_long_names) {
+    bytes p;
+    char key[600];
+    int i;
+    memset(key, 'k', sizeof key);
+    memset(&p, 0, sizeof p);
+    put_text(&p, "}X"), put_u32(&p, 600), put(&p, key, 600), put_text(&p, "K\1s.");
+    REFUSE(pt_file(&p, 1), ML_ERROR_UNSUPPORTED, "longer than");
+    free_bytes(&p);
+    put_text(&p, "}X"), put_u32(&p, 500), put(&p, key, 500), put_text(&p, "](");
+    for (i = 0; i < 10000; i++) put_text(&p, "K\1");
+    put_text(&p, "es.");
+    REFUSE(pt_file(&p, 1), ML_ERROR_UNSUPPORTED, "names in this file are too long");
+    free_bytes(&p);
+}
+
+/* A pickle of one tensor over the storage "0" of 24 floats. */
+static bytes tensor_file(const pk_tensor_desc *t) {
+    bytes p, file;
+    memset(&p, 0, sizeof p);
+    put_text(&p, "}");
+    pk_text(&p, "w");
+    pk_tensor(&p, t);
+    put_text(&p, "s.");
+    file = pt_file(&p, 24);
+    free_bytes(&p);
+    return file;
+}
+
+TEST(tensors_outside_of_their_storage) {
+    static const struct {
+        int64_t n_storage, offset;
+        int n_dims;
+        int64_t shape[9], stride[9];
+        ml_result code;
+        const char *words;
+    } rows[] = {
+        {24, 0, 2, {4, 6}, {6, 1}, ML_OK, ""},
+        {24, 23, 2, {1, 1}, {1000, 1000}, ML_OK, ""},
+        {24, 24, 2, {0, 5}, {1, 1}, ML_OK, ""},
+        {24, 0, 1, {24}, {0}, ML_OK, ""},
+        {24, 0, 2, {5, 6}, {6, 1}, ML_ERROR_FORMAT, "tensor w reaches outside"},
+        {24, 1, 2, {4, 6}, {6, 1}, ML_ERROR_FORMAT, "outside"},
+        {24, 24, 1, {1}, {1}, ML_ERROR_FORMAT, "outside"},
+        {24, 25, 1, {0}, {1}, ML_ERROR_FORMAT, "outside"},
+        {24, -1, 1, {1}, {1}, ML_ERROR_FORMAT, "outside"},
+        {24, INT64_MAX, 1, {1}, {1}, ML_ERROR_FORMAT, "outside"},
+        {24, INT64_MIN, 1, {1}, {1}, ML_ERROR_FORMAT, "outside"},
+        {24, 0, 1, {-1}, {1}, ML_ERROR_FORMAT, "shape or stride is wrong"},
+        {24, 0, 1, {1}, {-1}, ML_ERROR_FORMAT, "shape or stride is wrong"},
+        {24, 0, 2, {2, 2}, {INT64_MAX, INT64_MAX}, ML_ERROR_FORMAT, "outside"},
+        {24, 0, 2, {INT64_MAX, INT64_MAX}, {0, 0}, ML_ERROR_FORMAT, "overflows"},
+        {24, 0, 2, {1ll << 32, 1ll << 32}, {0, 0}, ML_ERROR_FORMAT, "overflows"},
+        {24, 0, 2, {3, INT64_MAX}, {1, 2}, ML_ERROR_FORMAT, "overflows"},
+        {24, 0, 2, {0, INT64_MAX}, {1, 2}, ML_OK, ""},
+        {24,
+         0,
+         9,
+         {1, 1, 1, 1, 1, 1, 1, 1, 1},
+         {1, 1, 1, 1, 1, 1, 1, 1, 1},
+         ML_ERROR_UNSUPPORTED,
+         "more than 8 dimensions"},
+        {25, 0, 1, {1}, {1}, ML_ERROR_FORMAT, "storage of 25 numbers has 96 bytes"},
+        {INT64_MAX, 0, 1, {1}, {1}, ML_ERROR_FORMAT, "storage of 9223372036854775807 numbers"},
+        {1ll << 62, 0, 1, {1}, {1}, ML_ERROR_FORMAT, "storage of"},
+        {-1, 0, 1, {1}, {1}, ML_ERROR_FORMAT, "storage with wrong arguments"},
+    };
+    size_t i;
+    for (i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        pk_tensor_desc t;
+        memset(&t, 0, sizeof t);
+        t.storage = "FloatStorage", t.key = "0";
+        t.n_storage = rows[i].n_storage, t.offset = rows[i].offset, t.n_dims = rows[i].n_dims;
+        memcpy(t.shape, rows[i].shape, sizeof rows[i].shape);
+        memcpy(t.stride, rows[i].stride, sizeof rows[i].stride);
+        if (rows[i].code)
+            refuse(tensor_file(&t), rows[i].code, rows[i].words, (int)i);
+        else
+            accept(tensor_file(&t), (int)i);
+    }
+}
+
+TEST(tensors_with_wrong_storages) {
+    static char long_key[1000];
+    pk_tensor_desc t;
+    bytes p;
+    memset(&t, 0, sizeof t);
+    t.storage = "FloatStorage", t.key = "1", t.n_storage = 1;
+    REFUSE(tensor_file(&t), ML_ERROR_FORMAT, "tensor w: its storage is not in the file");
+    t.key = "../0";
+    REFUSE(tensor_file(&t), ML_ERROR_FORMAT, "not in the file");
+    memset(long_key, '0', sizeof long_key - 1);
+    t.key = long_key;
+    REFUSE(tensor_file(&t), ML_ERROR_FORMAT, "not in the file");
+    t.key = "0", t.storage = "Size";
+    REFUSE(tensor_file(&t), ML_ERROR_FORMAT, "storage with wrong arguments");
+    t.storage = "QInt8Storage";
+    REFUSE(tensor_file(&t), ML_ERROR_UNSUPPORTED, "torch.QInt8Storage");
+    /* the same name twice, once by a dotted key */
+    memset(&p, 0, sizeof p);
+    put_text(&p, "}(");
+    pk_text(&p, "a.b"), pk_matrix(&p, "0", 2, 3), pk_text(&p, "a"), put_text(&p, "}");
+    pk_text(&p, "b"), pk_matrix(&p, "0", 2, 3), put_text(&p, "su.");
+    REFUSE(pt_file(&p, 6), ML_ERROR_FORMAT, "two tensors are named a.b");
+    free_bytes(&p);
+}
+
+/* Time and memory stay linear: a hundred thousand marks, puts, dicts and equal names. */
+TEST(pickles_that_are_long) {
+    bytes p;
+    int i;
+    memset(&p, 0, sizeof p);
+    for (i = 0; i < 100000; i++) put_u8(&p, '(');
+    put_text(&p, "N.");
+    ACCEPT(pt_file(&p, 1));
+    free_bytes(&p);
+    put_text(&p, "](");
+    for (i = 0; i < 100000; i++) put_text(&p, "}r"), put_u32(&p, (unsigned)i);
+    put_text(&p, "e.");
+    ACCEPT(pt_file(&p, 1));
+    free_bytes(&p);
+    put_text(&p, "}(");
+    for (i = 0; i < 50000; i++) put_text(&p, "U\1aK\1");
+    put_text(&p, "u.");
+    REFUSE(pt_file(&p, 1), ML_ERROR_FORMAT, "two values are named a");
+    free_bytes(&p);
+    put_text(&p, "](");
+    for (i = 0; i < 100000; i++) put_text(&p, "K\1");
+    put_text(&p, "e.");
+    ACCEPT(pt_file(&p, 1));
+    free_bytes(&p);
+}
+
+/* ---- zips ---- */
+
+static bytes twisted_zip(zip_twist twist, int use_zip64) {
+    bytes p, file;
+    zip z;
+    memset(&p, 0, sizeof p), memset(&z, 0, sizeof z);
+    pk_small(&p);
+    zip_add(&z, "a/data.pkl", p.data, p.size);
+    zip_add_twisted(&z, "a/data/0", p.data, 24, twist);
+    file = zip_end(&z, use_zip64, "");
+    free_bytes(&p);
+    return file;
+}
+
+/* Puts n_bytes of value at `at`, counted from the end. */
+static bytes with_number(bytes b, size_t from_end, uint64_t value, int n_bytes) {
+    int i;
+    for (i = 0; i < n_bytes; i++) b.data[b.size - from_end + (size_t)i] = (unsigned char)(value >> (8 * i));
+    return b;
+}
+
+TEST(zips_that_lie) {
+    zip_twist good, t;
+    bytes p, file;
+    zip z;
+    int i;
+    memset(&good, 0, sizeof good);
+    ACCEPT(twisted_zip(good, 0));
+    ACCEPT(twisted_zip(good, 1));
+    t = good, t.method = 8;
+    REFUSE(twisted_zip(t, 0), ML_ERROR_UNSUPPORTED, "zip entry a/data/0 is compressed (method 8)");
+    t = good, t.flags = 1;
+    REFUSE(twisted_zip(t, 0), ML_ERROR_UNSUPPORTED, "zip entry a/data/0 is encrypted");
+    t = good, t.add_size = 100000;
+    REFUSE(twisted_zip(t, 0), ML_ERROR_TRUNCATED, "a/data/0");
+    t = good, t.add_size = -1;
+    REFUSE(twisted_zip(t, 0), ML_ERROR_FORMAT, "has 23 bytes");
+    t = good, t.add_offset = 1;
+    REFUSE(twisted_zip(t, 0), ML_ERROR_FORMAT, "no header at byte");
+    t = good, t.add_offset = 100000;
+    REFUSE(twisted_zip(t, 0), ML_ERROR_TRUNCATED, "a/data/0");
+    t = good, t.use_zip64 = 1;
+    ACCEPT(twisted_zip(t, 1));
+    t.add_offset = INT64_MAX;
+    REFUSE(twisted_zip(t, 1), ML_ERROR_TRUNCATED, "a/data/0");
+    t.add_offset = 0, t.add_size = -25; /* 2^64 - 1 */
+    REFUSE(twisted_zip(t, 1), ML_ERROR_TRUNCATED, "a/data/0");
+    REFUSE(with_number(twisted_zip(good, 0), 6, 0xffffffff, 4), ML_ERROR_FORMAT,
+           "outside of the file"); /* offset */
+    REFUSE(with_number(twisted_zip(good, 0), 10, 0x7fffffff, 4), ML_ERROR_FORMAT,
+           "outside of the file"); /* size */
+    REFUSE(with_number(twisted_zip(good, 0), 12, 0xffff, 2), ML_ERROR_FORMAT, "65535 entries do not fit");
+    REFUSE(with_number(twisted_zip(good, 0), 12, 1, 2), ML_ERROR_FORMAT, "storage is not in the file");
+    REFUSE(with_number(twisted_zip(good, 0), 12, 0, 2), ML_ERROR_FORMAT, "no data.pkl");
+    REFUSE(with_number(twisted_zip(good, 1), 22 + 20 + 24, UINT64_MAX, 8), ML_ERROR_FORMAT,
+           "entries do not fit");
+    REFUSE(with_number(twisted_zip(good, 1), 22 + 20 + 8, UINT64_MAX, 8), ML_ERROR_FORMAT,
+           "outside of the file");
+    REFUSE(with_number(twisted_zip(good, 1), 22 + 12, UINT64_MAX, 8), ML_ERROR_FORMAT,
+           "zip"); /* where record 64 is */
+    memset(&p, 0, sizeof p);
+    put_u32(&p, 0x06054b50), put_u64(&p, 0), put_u64(&p, 0), put_u16(&p, 0);
+    REFUSE(p, ML_ERROR_FORMAT, "no data.pkl"); /* the empty zip */
+    /* entries that overlap, or twice the same name: harmless */
+    memset(&z, 0, sizeof z), memset(&p, 0, sizeof p);
+    pk_small(&p);
+    zip_add(&z, "a/data.pkl", p.data, p.size);
+    for (i = 0; i < 1000; i++) zip_add(&z, "a/data/0", p.data, 24);
+    file = zip_end(&z, 0, "");
+    ACCEPT(file);
+    memset(&z, 0, sizeof z);
+    zip_add(&z, "a/data.pkl", p.data, p.size);
+    zip_add(&z, "a/byteorder", "big", 3);
+    zip_add(&z, "a/data/0", p.data, 24);
+    file = zip_end(&z, 0, "");
+    REFUSE(file, ML_ERROR_UNSUPPORTED, "big-endian");
+    free_bytes(&p);
+}
+
+/* ---- GGUF ---- */
+
+/* A GGUF file with one key "k" of `type` and the given bytes, and `n_bytes` of data behind. */
+static bytes gguf_key_file(unsigned type, const void *value, size_t size) {
+    bytes b;
+    memset(&b, 0, sizeof b);
+    gguf_begin(&b, 3, 0, 1);
+    gguf_key(&b, "k", type);
+    put(&b, value, size);
+    return b;
+}
+#define GGUF_KEY(type, literal) gguf_key_file(type, literal, sizeof(literal) - 1)
+
+static bytes gguf_aligned_file(uint64_t alignment, unsigned type) {
+    bytes b;
+    memset(&b, 0, sizeof b);
+    gguf_begin(&b, 3, 1, 1);
+    gguf_key(&b, "general.alignment", type), put_uint(&b, alignment, type >= 10 ? 8 : 4);
+    gguf_tensor(&b, "w", 1, 1, 4, 0, 0);
+    gguf_pad(&b, 64);
+    put_floats(&b, 0, 4);
+    return b;
+}
+
+/* One tensor "w" (rows, cols) before 256 bytes of data. */
+static bytes gguf_tensor_file(int n_dims, uint64_t rows, uint64_t cols, unsigned type, uint64_t offset) {
+    bytes b;
+    memset(&b, 0, sizeof b);
+    gguf_begin(&b, 2, 1, 0);
+    gguf_tensor(&b, "w", n_dims, rows, cols, type, offset);
+    gguf_pad(&b, 32);
+    put_floats(&b, 0, 64);
+    return b;
+}
+
+static bytes gguf_counts(uint64_t n_tensors, uint64_t n_pairs) {
+    bytes b;
+    memset(&b, 0, sizeof b);
+    gguf_begin(&b, 3, n_tensors, n_pairs);
+    put_floats(&b, 0, 64);
+    return b;
+}
+
+TEST(ggufs_that_lie) {
+    bytes b;
+    REFUSE(gguf_counts(UINT64_MAX, 0), ML_ERROR_TRUNCATED, "cut short");
+    REFUSE(gguf_counts(0, UINT64_MAX), ML_ERROR_TRUNCATED, "cut short");
+    REFUSE(gguf_counts(1ull << 60, 1ull << 60), ML_ERROR_TRUNCATED, "cut short");
+    ACCEPT(gguf_counts(0, 0));
+    ACCEPT(GGUF_KEY(8, "\1\0\0\0\0\0\0\0x"));
+    REFUSE(GGUF_KEY(8, "\xff\xff\xff\xff\xff\xff\xff\xffx"), ML_ERROR_TRUNCATED, "cut short");
+    REFUSE(GGUF_KEY(8, "\2\0\0\0\0\0\0\0x"), ML_ERROR_TRUNCATED, "cut short");
+    REFUSE(GGUF_KEY(13, "\0\0\0\0\0\0\0\0"), ML_ERROR_FORMAT, "key k: its type 13 is unknown");
+    REFUSE(GGUF_KEY(9, "\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xffxxxxx"), ML_ERROR_TRUNCATED, "cut short");
+    REFUSE(GGUF_KEY(9, "\x0a\0\0\0\0\0\0\0\0\0\0\x20xxxxxxxx"), ML_ERROR_TRUNCATED,
+           "cut short"); /* 2^61 * 8 = 2^64 */
+    REFUSE(GGUF_KEY(9, "\x08\0\0\0\2\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0x"), ML_ERROR_TRUNCATED, "cut short");
+    REFUSE(GGUF_KEY(9, "\x09\0\0\0\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"), ML_ERROR_UNSUPPORTED,
+           "key k: a list of type 9");
+    REFUSE(GGUF_KEY(9, "\x63\0\0\0\1\0\0\0\0\0\0\0x"), ML_ERROR_UNSUPPORTED, "key k: a list of type 99");
+    ACCEPT(gguf_aligned_file(64, 4));
+    ACCEPT(gguf_aligned_file(1, 10));
+    REFUSE(gguf_aligned_file(0, 4), ML_ERROR_FORMAT, "general.alignment");
+    REFUSE(gguf_aligned_file(24, 4), ML_ERROR_FORMAT, "general.alignment 24");
+    REFUSE(gguf_aligned_file(0xffffffffu, 5), ML_ERROR_FORMAT, "general.alignment");
+    REFUSE(gguf_aligned_file(1ull << 63, 11), ML_ERROR_FORMAT, "general.alignment");
+    REFUSE(gguf_aligned_file(1ull << 62, 11), ML_ERROR_TRUNCATED, "the tensors' data");
+    REFUSE(gguf_aligned_file(0x3f800000, 6), ML_ERROR_FORMAT, "general.alignment");
+    ACCEPT(gguf_tensor_file(2, 8, 8, 0, 0));
+    ACCEPT(gguf_tensor_file(0, 0, 0, 0, 0));
+    ACCEPT(gguf_tensor_file(2, 0, 1ull << 40, 0, 0));
+    REFUSE(gguf_tensor_file(2, 8, 9, 0, 0), ML_ERROR_TRUNCATED, "w needs bytes up to");
+    REFUSE(gguf_tensor_file(2, 8, 8, 0, 32), ML_ERROR_TRUNCATED, "w needs bytes up to");
+    REFUSE(gguf_tensor_file(1, 0, 0, 0, 288), ML_ERROR_TRUNCATED, "w needs bytes up to");
+    REFUSE(gguf_tensor_file(2, 8, 8, 0, 4), ML_ERROR_FORMAT, "tensor w: offset 4 is not aligned to 32");
+    REFUSE(gguf_tensor_file(2, 8, 8, 0, UINT64_MAX - 31), ML_ERROR_TRUNCATED, "w needs");
+    REFUSE(gguf_tensor_file(2, 8, 8, 0, INT64_MAX - 31), ML_ERROR_TRUNCATED, "w needs");
+    REFUSE(gguf_tensor_file(2, 1ull << 33, 1ull << 33, 0, 0), ML_ERROR_FORMAT,
+           "tensor w: its shape overflows");
+    REFUSE(gguf_tensor_file(2, 1ull << 30, 1ull << 30, 0, 0), ML_ERROR_TRUNCATED, "w needs");
+    REFUSE(gguf_tensor_file(2, 1, 1ull << 62, 0, 0), ML_ERROR_FORMAT, "tensor w");
+    REFUSE(gguf_tensor_file(2, 1, 1ull << 63, 0, 0), ML_ERROR_FORMAT, "tensor w: its shape overflows");
+    REFUSE(gguf_tensor_file(2, 1, 33, 8, 0), ML_ERROR_FORMAT,
+           "tensor w: rows of 33 do not fit blocks of Q8_0");
+    REFUSE(gguf_tensor_file(2, 1, 256, 12, 0), ML_ERROR_UNSUPPORTED, "tensor w: type 12 is not supported");
+    REFUSE(gguf_tensor_file(2, 1, 256, 0xffffffffu, 0), ML_ERROR_UNSUPPORTED, "tensor w: type 4294967295");
+    REFUSE(gguf_tensor_file(5, 1, 1, 0, 0), ML_ERROR_FORMAT, "tensor w has more than 4 dimensions");
+    REFUSE(gguf_tensor_file(-1, 1, 1, 0, 0), ML_ERROR_FORMAT, "tensor w has more than 4 dimensions");
+    memset(&b, 0, sizeof b);
+    gguf_begin(&b, 3, 2, 0);
+    gguf_tensor(&b, "w", 1, 0, 1, 0, 0), gguf_tensor(&b, "w", 1, 0, 1, 0, 0);
+    gguf_pad(&b, 32), put_floats(&b, 0, 1);
+    REFUSE(b, ML_ERROR_FORMAT, "two tensors are named w");
+    memset(&b, 0, sizeof b);
+    gguf_begin(&b, 3, 0, 2);
+    gguf_key(&b, "k", 0), put_u8(&b, 1), gguf_key(&b, "k", 0), put_u8(&b, 1);
+    REFUSE(b, ML_ERROR_FORMAT, "two values are named k");
+    memset(&b, 0, sizeof b);
+    gguf_begin(&b, 3, 0, 1);
+    put_u64(&b, 3), put(&b, "a\0b", 3), put_u32(&b, 0), put_u8(&b, 1);
+    REFUSE(b, ML_ERROR_FORMAT, "zero byte");
+}
+
+/* A hundred thousand keys, in no order, stay quick: their names are sorted, not searched one by one. */
+TEST(ggufs_with_many_keys) {
+    bytes b;
+    unsigned i, x = 1;
+    memset(&b, 0, sizeof b);
+    gguf_begin(&b, 3, 0, 100000);
+    for (i = 0; i < 100000; i++) {
+        char key[16];
+        x = x * 1664525u + 1013904223u; /* a full period: no number comes twice */
+        snprintf(key, sizeof key, "%u", x);
+        gguf_key(&b, key, 0), put_u8(&b, 1);
+    }
+    ACCEPT(b);
+}
+
+/* ---- safetensors ---- */
+
+#define W(type, shape, range)                                                                                \
+    "{\"w\":{\"dtype\":\"" type "\",\"shape\":" shape ",\"data_offsets\":" range "}}"
+
+TEST(safetensors_that_lie) {
+    static const struct {
+        const char *header;
+        ml_result code;
+        const char *words;
+    } rows[] = {
+        {"{}", ML_OK, ""},
+        {W("F32", "[2,3]", "[0,24]"), ML_OK, ""},
+        {W("F32", "[0,9223372036854775807]", "[24,24]"), ML_OK, ""},
+        {W("F32", "[2,3]", "[0,20]"), ML_ERROR_FORMAT, "tensor w: bytes 0 to 20 do not fit"},
+        {W("F32", "[2,3]", "[24,0]"), ML_ERROR_FORMAT, "tensor w: bytes 24 to 0 do not fit"},
+        {W("F32", "[2,3]", "[24,48]"), ML_ERROR_TRUNCATED, "w needs bytes up to"},
+        {W("F32", "[1]", "[9223372036854775803,9223372036854775807]"), ML_ERROR_TRUNCATED, "w needs bytes"},
+        {W("F32", "[2,3]", "[-4,20]"), ML_ERROR_FORMAT, "a size is wrong"},
+        {W("F32", "[-2,-3]", "[0,24]"), ML_ERROR_FORMAT, "a size is wrong"},
+        {W("F32", "[2.0,3]", "[0,24]"), ML_ERROR_FORMAT, "a size is wrong"},
+        {W("F32", "[18446744073709551616]", "[0,0]"), ML_ERROR_FORMAT, "a size is wrong"},
+        {W("F32", "[4294967296,4294967296]", "[0,0]"), ML_ERROR_FORMAT, "tensor w: its shape overflows"},
+        {W("F32", "[4611686018427387904]", "[0,0]"), ML_ERROR_FORMAT, "tensor w"},
+        {W("F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]"), ML_ERROR_FORMAT, "a list is too long"},
+        {W("F32", "[2,3]", "[0,24,24]"), ML_ERROR_FORMAT, "a list is too long"},
+        {W("F32", "[2,3]", "[0]"), ML_ERROR_FORMAT, "tensor w lacks"},
+        {W("F8_E4M3", "[2,3]", "[0,24]"), ML_ERROR_UNSUPPORTED, "tensor w: dtype F8_E4M3"},
+        {"{\"w\":{}}", ML_ERROR_FORMAT, "a string is missing"},
+        {"{\"w\":{\"dtype\":\"F32\"}}", ML_ERROR_FORMAT, "tensor w lacks"},
+        {"{\"w\":{\"x\":1}}", ML_ERROR_FORMAT, "unknown property"},
+        {"{\"w\":7}", ML_ERROR_FORMAT, "description is missing"},
+        {"{\"w\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]},"
+         "\"w\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]}}",
+         ML_ERROR_FORMAT, "two tensors are named w"},
+        {"{\"a\\u0000b\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}", ML_ERROR_FORMAT,
+         "zero byte"},
+        {"{", ML_ERROR_FORMAT, "JSON"},
+        {"{\"w\"", ML_ERROR_FORMAT, "JSON"},
+        {"{}x", ML_ERROR_FORMAT, "JSON"},
+    };
+    size_t i;
+    bytes data;
+    memset(&data, 0, sizeof data);
+    put_floats(&data, 0, 6);
+    for (i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        bytes b = safetensors_file(rows[i].header, data.data, data.size);
+        if (strlen(rows[i].header) < 2) { /* too short to be taken for safetensors */
+            CHECK(try_open(b.data, b.size) == ML_ERROR_FORMAT);
+            free_bytes(&b);
+        } else if (rows[i].code) {
+            refuse(b, rows[i].code, rows[i].words, (int)i);
+        } else {
+            accept(b, (int)i);
+        }
+    }
+    free_bytes(&data);
+}
+
+TEST(json_nested_deeply) {
+    bytes header, file;
+    int i;
+    memset(&header, 0, sizeof header);
+    put_text(&header, "{\"__metadata__\":");
+    for (i = 0; i < 100000; i++) put_u8(&header, '[');
+    put_u8(&header, 0);
+    file = safetensors_file((const char *)header.data, "", 0);
+    REFUSE(file, ML_ERROR_FORMAT, "nested too deeply");
+    free_bytes(&header);
+}
+
+/* ---- llama2.c ---- */
+
+static bytes bin_with(int version, size_t at, uint32_t value) {
+    bytes b = small_bin(version, 0);
+    return with_number(b, b.size - at, value, 4);
+}
+
+TEST(bins_that_lie) {
+    bytes b;
+    int i;
+    for (i = 0; i < 7; i++) { /* each number of the header, 0, negative and enormous */
+        static const uint32_t wrong[] = {0, 0x80000000u, 0xffffffffu, 0x7fffffffu};
+        int k;
+        for (k = 0; k < 4; k++) {
+            REFUSE(bin_with(1, 8 + 4 * (size_t)i, wrong[k]), ML_ERROR_FORMAT, "no model's");
+            b = bin_with(0, 4 * (size_t)i, wrong[k]);
+            CHECK(try_open(b.data, b.size) != ML_OK);
+            free_bytes(&b);
+        }
+    }
+    REFUSE(bin_with(1, 8 + 12, 3), ML_ERROR_FORMAT, "no model's");      /* 3 heads do not divide 8 */
+    REFUSE(bin_with(1, 8 + 16, 3), ML_ERROR_FORMAT, "no model's");      /* 3 of 4 key heads */
+    REFUSE(bin_with(1, 8 + 20, 11), ML_ERROR_TRUNCATED, "needs bytes"); /* a vocabulary of 11 */
+    REFUSE(bin_with(1, 8 + 20, 9), ML_ERROR_FORMAT, "but its header's model has");
+    REFUSE(bin_with(1, 8 + 20, 1 << 24), ML_ERROR_TRUNCATED, "needs bytes");
+    REFUSE(bin_with(1, 8, 1 << 20), ML_ERROR_TRUNCATED, "needs bytes");
+    REFUSE(bin_with(0, 20, 1 << 20), ML_ERROR_TRUNCATED, "needs bytes");
+    REFUSE(bin_with(0, 20, 9), ML_ERROR_FORMAT, "not a model file that is known");
+    REFUSE(bin_with(1, 4, 3), ML_ERROR_UNSUPPORTED, "version 3");
+    REFUSE(bin_with(1, 4, 0), ML_ERROR_UNSUPPORTED, "version 0");
+    REFUSE(bin_with(2, 37, 0), ML_ERROR_FORMAT, "group size 0");
+    REFUSE(bin_with(2, 37, 0xfffffffcu), ML_ERROR_FORMAT, "group size -4");
+    REFUSE(bin_with(2, 37, 3), ML_ERROR_FORMAT, "tok_embeddings.weight does not fit groups of 3");
+    REFUSE(bin_with(2, 37, 0x7fffffff), ML_ERROR_FORMAT, "does not fit groups");
+    b = small_bin(1, 1);
+    put_u8(&b, 0);
+    REFUSE(b, ML_ERROR_FORMAT, "but its header's model has");
+}
+
+int main(void) {
+    RUN(cut_at_every_byte);
+    RUN(every_byte_damaged);
+    RUN(many_bytes_damaged);
+    RUN(pickles_that_would_run_code);
+    RUN(pickles_that_are_wrong);
+    RUN(pickles_that_never_end);
+    RUN(pickles_with_long_names);
+    RUN(tensors_outside_of_their_storage);
+    RUN(tensors_with_wrong_storages);
+    RUN(pickles_that_are_long);
+    RUN(zips_that_lie);
+    RUN(ggufs_that_lie);
+    RUN(ggufs_with_many_keys);
+    RUN(safetensors_that_lie);
+    RUN(json_nested_deeply);
+    RUN(bins_that_lie);
+    return test_report("test_hostile");
+}

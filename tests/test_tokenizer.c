@@ -1,0 +1,1301 @@
+/* The tokenizer: ids as SentencePiece gives them, from every kind of file; lossless; safe against hostile
+   files. */
+#define MINILLAMA_IMPLEMENTATION
+#include "minillama.h"
+
+#include "test.h"
+
+#define MARK "\xE2\x96\x81"
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
+/* ---- vocabularies and their files ---- */
+
+typedef struct entry {
+    const char *text; /* as SentencePiece writes it */
+    float score;
+    int kind;
+} entry;
+
+typedef struct vocabulary {
+    entry *pieces;
+    int n;
+    int unknown, bos, eos, padding;
+    int adds_space_prefix, removes_extra_spaces;
+} vocabulary;
+
+typedef struct buffer {
+    unsigned char *data;
+    size_t size, capacity;
+} buffer;
+
+static void put(buffer *b, const void *data, size_t n) {
+    if (b->size + n > b->capacity) {
+        b->capacity = 2 * (b->size + n) + 64;
+        b->data = (unsigned char *)realloc(b->data, b->capacity);
+        if (!b->data) exit(2);
+    }
+    if (n) memcpy(b->data + b->size, data, n);
+    b->size += n;
+}
+
+static void put_number(buffer *b, uint64_t value, int n_bytes) {
+    for (; n_bytes > 0; n_bytes--, value >>= 8) {
+        unsigned char c = (unsigned char)value;
+        put(b, &c, 1);
+    }
+}
+
+static void put_float(buffer *b, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    put_number(b, bits, 4);
+}
+
+static void put_varint(buffer *b, uint64_t value) {
+    for (; value > 127; value >>= 7) put_number(b, (value & 127) | 128, 1);
+    put_number(b, value, 1);
+}
+
+static void put_field(buffer *b, int number, uint64_t value) {
+    put_varint(b, (uint64_t)number * 8);
+    put_varint(b, value);
+}
+
+static void put_bytes_field(buffer *b, int number, const void *data, size_t n) {
+    put_varint(b, (uint64_t)number * 8 + 2);
+    put_varint(b, n);
+    put(b, data, n);
+}
+
+static void put_message(buffer *b, int number, buffer *message) {
+    put_bytes_field(b, number, message->data, message->size);
+    free(message->data);
+    memset(message, 0, sizeof *message);
+}
+
+static void put_model_piece(buffer *b, const void *text, size_t n, float score, int kind) {
+    buffer piece = {NULL, 0, 0};
+    put_bytes_field(&piece, 1, text, n);
+    put_varint(&piece, 2 * 8 + 5);
+    put_float(&piece, score);
+    if (kind != 1) put_field(&piece, 3, (uint64_t)kind);
+    put_message(b, 1, &piece);
+}
+
+static void put_specs(buffer *b, const vocabulary *v) {
+    buffer trainer = {NULL, 0, 0}, normalizer = {NULL, 0, 0};
+    put_field(&trainer, 3, 2); /* BPE */
+    put_field(&trainer, 40, (uint64_t)(int64_t)v->unknown);
+    put_field(&trainer, 41, (uint64_t)(int64_t)v->bos);
+    put_field(&trainer, 42, (uint64_t)(int64_t)v->eos);
+    put_field(&trainer, 43, (uint64_t)(int64_t)v->padding);
+    put_message(b, 2, &trainer);
+    put_bytes_field(&normalizer, 1, "identity", 8);
+    put_field(&normalizer, 3, (uint64_t)v->adds_space_prefix);
+    put_field(&normalizer, 4, (uint64_t)v->removes_extra_spaces);
+    put_message(b, 3, &normalizer);
+}
+
+static buffer write_model(const vocabulary *v) {
+    buffer b = {NULL, 0, 0};
+    int i;
+    for (i = 0; i < v->n; i++)
+        put_model_piece(&b, v->pieces[i].text, strlen(v->pieces[i].text), v->pieces[i].score,
+                        v->pieces[i].kind);
+    put_specs(&b, v);
+    return b;
+}
+
+/* llama2.c's file: plain spaces, and ids 1 and 2 between line feeds. */
+static buffer write_bin(const vocabulary *v) {
+    buffer b = {NULL, 0, 0};
+    int i;
+    put_number(&b, 27, 4);
+    for (i = 0; i < v->n; i++) {
+        buffer text = {NULL, 0, 0};
+        const char *p;
+        if (i == 1 || i == 2) put(&text, "\n", 1);
+        for (p = v->pieces[i].text; *p; p++) {
+            if (strncmp(p, MARK, 3) == 0) {
+                put(&text, " ", 1);
+                p += 2;
+            } else {
+                put(&text, p, 1);
+            }
+        }
+        if (i == 1 || i == 2) put(&text, "\n", 1);
+        put_float(&b, v->pieces[i].score);
+        put_number(&b, text.size, 4);
+        put(&b, text.data, text.size);
+        free(text.data);
+    }
+    return b;
+}
+
+static void put_string(buffer *b, const char *text) {
+    put_number(b, strlen(text), 8);
+    put(b, text, strlen(text));
+}
+
+static void put_key(buffer *b, const char *key, uint32_t type) {
+    put_string(b, key);
+    put_number(b, type, 4);
+}
+
+static void put_list(buffer *b, const char *key, uint32_t type, uint64_t n) {
+    put_key(b, key, 9);
+    put_number(b, type, 4);
+    put_number(b, n, 8);
+}
+
+enum {
+    NO_SCORES = 1,
+    NO_KINDS = 2,
+    NO_IDS = 4,
+    SHORT_KINDS = 8,
+    WRONG_MODEL = 16,
+    NO_MODEL = 32,
+    FLOAT_ID = 64
+};
+
+static buffer write_gguf(const vocabulary *v, int twist) {
+    buffer b = {NULL, 0, 0};
+    static const char *const names[] = {"unknown", "bos", "eos", "padding"};
+    int ids[4], i, n_kinds = twist & SHORT_KINDS ? v->n - 1 : v->n;
+    ids[0] = v->unknown, ids[1] = v->bos, ids[2] = v->eos, ids[3] = v->padding;
+    put(&b, "GGUF", 4);
+    put_number(&b, 3, 4);
+    put_number(&b, 0, 8);
+    put_number(&b,
+               (uint64_t)(11 - !!(twist & NO_SCORES) - !!(twist & NO_KINDS) - 4 * !!(twist & NO_IDS) -
+                          !!(twist & NO_MODEL)),
+               8);
+    put_key(&b, "general.architecture", 8);
+    put_string(&b, "llama");
+    if (!(twist & NO_MODEL)) {
+        put_key(&b, "tokenizer.ggml.model", 8);
+        put_string(&b, twist & WRONG_MODEL ? "gpt2" : "llama");
+    }
+    put_list(&b, "tokenizer.ggml.tokens", 8, (uint64_t)v->n);
+    for (i = 0; i < v->n; i++) put_string(&b, v->pieces[i].text);
+    if (!(twist & NO_SCORES)) {
+        put_list(&b, "tokenizer.ggml.scores", 6, (uint64_t)v->n);
+        for (i = 0; i < v->n; i++) put_float(&b, v->pieces[i].score);
+    }
+    if (!(twist & NO_KINDS)) {
+        put_list(&b, "tokenizer.ggml.token_type", 5, (uint64_t)n_kinds);
+        for (i = 0; i < n_kinds; i++) put_number(&b, (uint64_t)v->pieces[i].kind, 4);
+    }
+    for (i = 0; i < 4 && !(twist & NO_IDS); i++) {
+        char key[64];
+        snprintf(key, sizeof key, "tokenizer.ggml.%s_token_id", names[i]);
+        put_key(&b, key, twist & FLOAT_ID ? 6 : 4);
+        put_number(&b, (uint64_t)(int64_t)ids[i], 4);
+    }
+    put_key(&b, "tokenizer.ggml.add_space_prefix", 7);
+    put_number(&b, (uint64_t)v->adds_space_prefix, 1);
+    put_key(&b, "tokenizer.ggml.remove_extra_whitespaces", 7);
+    put_number(&b, (uint64_t)v->removes_extra_spaces, 1);
+    return b;
+}
+
+/* <unk>, <s>, </s>, with or without the bytes, then the given pieces. The texts of bytes are static. */
+static vocabulary make_vocabulary(const entry *more, size_t n_more, int has_bytes) {
+    static char bytes[256][8];
+    vocabulary v;
+    int i;
+    v.pieces = (entry *)malloc((259 + n_more) * sizeof *v.pieces);
+    if (!v.pieces) exit(2);
+    v.pieces[0].text = "<unk>", v.pieces[0].kind = ML_PIECE_UNKNOWN;
+    v.pieces[1].text = "<s>", v.pieces[1].kind = ML_PIECE_CONTROL;
+    v.pieces[2].text = "</s>", v.pieces[2].kind = ML_PIECE_CONTROL;
+    v.n = 3;
+    for (i = 0; i < 256 && has_bytes; i++) {
+        snprintf(bytes[i], sizeof bytes[i], "<0x%02X>", (unsigned)i);
+        v.pieces[v.n].text = bytes[i];
+        v.pieces[v.n++].kind = ML_PIECE_BYTE;
+    }
+    for (i = 0; i < v.n; i++) v.pieces[i].score = 0;
+    for (i = 0; i < (int)n_more; i++) v.pieces[v.n++] = more[i];
+    v.unknown = 0, v.bos = 1, v.eos = 2, v.padding = -1;
+    v.adds_space_prefix = 1, v.removes_extra_spaces = 0;
+    return v;
+}
+
+#define FIRST 259 /* the id of the first piece behind the bytes */
+
+static const entry small_pieces[] = {
+    {MARK "a", -1, 1},
+    {"ab", -2, 1},
+    {"bc", -2, 1},
+    {"abc", -3, 1},
+    {"aa", -4, 1},
+    {"aaaa", -5, 1},
+    {MARK MARK, -6, 1},
+    {"a" MARK "b", -7, 1},
+    {MARK, -8, 1},
+    {"a", -9, 1},
+    {"b", -10, 1},
+    {"c", -11, 1},
+    {"\xC3\xA9", -12, 1},
+    {"x\xC3\xA9", -0.5f, 1},
+    {"x", -13, 1},
+    {MARK "abc", 1.5, 1},
+    {"\xE6\x97\xA5", -14, 1},
+    {"b" MARK "a", 0, 1},
+    {"zz", 0, 1},
+};
+
+static vocabulary small_vocabulary(void) { return make_vocabulary(small_pieces, COUNT(small_pieces), 1); }
+
+static ml_error failure; /* of the last load */
+
+static ml_tokenizer *load(const buffer *b) {
+    ml_tokenizer *t = NULL;
+    ml_result result = ml_tokenizer_load_memory(b->data, b->size, NULL, &t, &failure);
+    CHECK(result == failure.code && (!result) == (t != NULL) && (!result) == !failure.text[0]);
+    return t;
+}
+
+static ml_tokenizer *load_and_free(buffer b) {
+    ml_tokenizer *t = load(&b);
+    free(b.data);
+    return t;
+}
+
+static ml_tokenizer *load_vocabulary(const vocabulary *v) {
+    ml_tokenizer *t = load_and_free(write_model(v));
+    if (!t) {
+        printf("%s\n", failure.text);
+        exit(2);
+    }
+    return t;
+}
+
+/* ---- encoding and decoding as the tests use them ---- */
+
+typedef struct encoded {
+    void *work; /* exactly as large as asked for, so that sanitizers see a step beyond */
+    const int32_t *ids;
+    size_t n;
+} encoded;
+
+static encoded encode(const ml_tokenizer *t, const char *text, size_t n, int flags) {
+    encoded e;
+    size_t size = ml_encode_size(n);
+    e.work = malloc(size);
+    e.ids = NULL;
+    e.n = 0;
+    if (!e.work) exit(2);
+    CHECK(ml_encode(t, text, n, flags, e.work, size, &e.ids, &e.n, &failure) == ML_OK);
+    return e;
+}
+
+static int encodes_to(const ml_tokenizer *t, const char *text, size_t n, const int32_t *ids, size_t n_ids) {
+    encoded e = encode(t, text, n, 0);
+    size_t i;
+    int same = e.n == n_ids;
+    for (i = 0; i < n_ids && same; i++) same = e.ids[i] == ids[i];
+    if (!same) {
+        printf("  \"%.60s\" gives", text);
+        for (i = 0; i < e.n && i < 40; i++) printf(" %d", (int)e.ids[i]);
+        printf("\n");
+    }
+    free(e.work);
+    return same;
+}
+
+/* ENCODES(t, "text", ids...) */
+#define ENCODES(t, text, ...)                                                                                \
+    do {                                                                                                     \
+        static const int32_t ids_[] = {__VA_ARGS__};                                                         \
+        CHECK(encodes_to(t, text, sizeof(text) - 1, ids_, COUNT(ids_)));                                     \
+    } while (0)
+
+static int decodes_to(const ml_tokenizer *t, const int32_t *ids, size_t n_ids, const char *text, size_t n) {
+    size_t needed = 0, i, at = 0, piece_size;
+    char *decoded;
+    int32_t previous = -1;
+    ml_result result = ml_decode(t, ids, n_ids, NULL, 0, &needed, NULL);
+    int same = result == (needed ? ML_ERROR_MEMORY : ML_OK) && needed == n;
+    decoded = (char *)malloc(needed + 1);
+    if (!decoded) exit(2);
+    same = same && ml_decode(t, ids, n_ids, decoded, needed + 1, &needed, NULL) == ML_OK && needed == n &&
+           (!n || memcmp(decoded, text, n) == 0) && decoded[n] == 0;
+    for (i = 0; i < n_ids && same; previous = ids[i++]) { /* streamed */
+        const char *piece = ml_decode_token(t, previous, ids[i], &piece_size);
+        same = piece && piece_size <= n - at && memcmp(piece, text + at, piece_size) == 0;
+        at += piece_size;
+    }
+    same = same && at == n;
+    if (!same) printf("  decoded to \"%.*s\"\n", (int)MLI_MIN(needed, 100), decoded);
+    free(decoded);
+    return same;
+}
+
+#define DECODES(t, text, ...)                                                                                \
+    do {                                                                                                     \
+        static const int32_t ids_[] = {__VA_ARGS__};                                                         \
+        CHECK(decodes_to(t, ids_, COUNT(ids_), text, sizeof(text) - 1));                                     \
+    } while (0)
+
+/* With and without bos and eos. */
+static int round_trips(const ml_tokenizer *t, const char *text, size_t n) {
+    encoded e = encode(t, text, n, 0), f = encode(t, text, n, ML_ADD_BOS | ML_ADD_EOS);
+    int same = decodes_to(t, e.ids, e.n, text, n) && decodes_to(t, f.ids, f.n, text, n) && f.n == e.n + 2 &&
+               (!e.n || memcmp(f.ids + 1, e.ids, e.n * sizeof *e.ids) == 0);
+    free(e.work);
+    free(f.work);
+    return same;
+}
+
+/* ---- a plain reference: joins the best pair, looks through everything again ---- */
+
+typedef struct span {
+    const char *p;
+    size_t n;
+} span;
+
+static int find_entry(const vocabulary *v, const char *p, size_t n) {
+    int i;
+    for (i = 0; i < v->n; i++)
+        if (v->pieces[i].kind == ML_PIECE_NORMAL && strlen(v->pieces[i].text) == n &&
+            memcmp(v->pieces[i].text, p, n) == 0)
+            return i;
+    return -1;
+}
+
+static int find_byte(const vocabulary *v, unsigned char c) {
+    char text[8];
+    int i;
+    snprintf(text, sizeof text, "<0x%02X>", (unsigned)c);
+    for (i = 0; i < v->n; i++)
+        if (v->pieces[i].kind == ML_PIECE_BYTE && strcmp(v->pieces[i].text, text) == 0) return i;
+    return -1;
+}
+
+/* Characters by the bit patterns of UTF-8; only used on text that is well-formed or has bytes FE and FF. */
+static size_t character(const char *p) {
+    unsigned char c = (unsigned char)*p;
+    return c < 0x80 || c >= 0xFE ? 1 : c >= 0xF0 ? 4 : c >= 0xE0 ? 3 : 2;
+}
+
+static size_t encode_plainly(const vocabulary *v, const char *text, size_t n, int32_t *ids) {
+    buffer b = {NULL, 0, 0};
+    span *spans;
+    size_t i, k, count = 0, n_ids = 0;
+    if (!n) return 0;
+    put(&b, MARK, 3);
+    for (i = 0; i < n; i++) put(&b, text[i] == ' ' ? MARK : text + i, text[i] == ' ' ? 3 : 1);
+    spans = (span *)malloc(b.size * sizeof *spans);
+    if (!spans) exit(2);
+    for (i = 0; i < b.size; i += spans[count++].n) {
+        spans[count].p = (char *)b.data + i;
+        spans[count].n = character(spans[count].p);
+    }
+    for (;;) {
+        size_t best = count;
+        float score = 0;
+        for (i = 0; i + 1 < count; i++) {
+            int id = find_entry(v, spans[i].p, spans[i].n + spans[i + 1].n);
+            if (id >= 0 && (best == count || v->pieces[id].score > score)) {
+                best = i;
+                score = v->pieces[id].score;
+            }
+        }
+        if (best == count) break;
+        spans[best].n += spans[best + 1].n;
+        memmove(spans + best + 1, spans + best + 2, (count - best - 2) * sizeof *spans);
+        count--;
+    }
+    for (i = 0; i < count; i++) {
+        int id = find_entry(v, spans[i].p, spans[i].n);
+        if (id >= 0) ids[n_ids++] = id;
+        for (k = 0; k < spans[i].n && id < 0; k++) ids[n_ids++] = find_byte(v, (unsigned char)spans[i].p[k]);
+    }
+    free(spans);
+    free(b.data);
+    return n_ids;
+}
+
+static size_t below(ml_random *random, size_t n) { return (size_t)(ml_random_u64(random) % n); }
+
+/* Some of: letters that the small vocabularies have, spaces, other characters, bytes that are never UTF-8. */
+static size_t random_text(ml_random *random, char *text, size_t most) {
+    static const char *const parts[] = {
+        "a",    "b",    "c",  "a", "b", " ", " ", "x", "z", "\xC3\xA9", "\xE6\x97\xA5", "\xF0\x9F\x99\x82",
+        "\xFE", "\xFF", "\n", "y"};
+    size_t n = 0, target = below(random, most);
+    for (;;) {
+        const char *part = parts[below(random, COUNT(parts))];
+        if (n + strlen(part) > target) return n;
+        memcpy(text + n, part, strlen(part));
+        n += strlen(part);
+    }
+}
+
+/* ---- tests ---- */
+
+TEST(known_ids) {
+    vocabulary v = small_vocabulary();
+    ml_tokenizer *t = load_vocabulary(&v);
+    CHECK(ml_tokenizer_size(t) == v.n);
+    CHECK(ml_tokenizer_bos(t) == 1 && ml_tokenizer_eos(t) == 2 && ml_tokenizer_unknown(t) == 0);
+    CHECK(ml_tokenizer_padding(t) == 3); /* byte 0 */
+    CHECK(encodes_to(t, "", 0, NULL, 0));
+    CHECK(encodes_to(t, NULL, 0, NULL, 0));
+    ENCODES(t, "a", FIRST);                               /* _a */
+    ENCODES(t, " ", FIRST + 6);                           /* __ */
+    ENCODES(t, "bc", FIRST + 8, FIRST + 2);               /* _ bc */
+    ENCODES(t, "abc", FIRST + 15);                        /* _a (-1), then bc (-2), then _abc, not abc */
+    ENCODES(t, "cabc", FIRST + 8, FIRST + 11, FIRST + 3); /* ab and bc tie: the left one; then abc */
+    ENCODES(t, "caaaaa", FIRST + 8, FIRST + 11, FIRST + 5, FIRST + 9); /* aa aa a, aaaa a */
+    ENCODES(t, "xb a", FIRST + 8, FIRST + 14, FIRST + 17);             /* a piece with a space inside */
+    ENCODES(t, "x\xC3\xA9", FIRST + 8, FIRST + 13);
+    ENCODES(t, "zzz", FIRST + 8, FIRST + 18, 3 + 'z'); /* zz without a piece z; the rest as a byte */
+    ENCODES(t, "\xF0\x9F\x99\x82", FIRST + 8, 3 + 0xF0, 3 + 0x9F, 3 + 0x99, 3 + 0x82);
+    ENCODES(t, "x\0c", FIRST + 8, FIRST + 14, 3, FIRST + 11);
+    ENCODES(t, "<s>", FIRST + 8, 3 + '<', 3 + 's', 3 + '>'); /* never taken for control */
+    ENCODES(t, "<0x41>", FIRST + 8, 3 + '<', 3 + '0', FIRST + 14, 3 + '4', 3 + '1', 3 + '>');
+    ENCODES(t, "c" MARK "c", FIRST + 8, FIRST + 11, FIRST + 8,
+            FIRST + 11);                                   /* as a space, as SentencePiece does */
+    ENCODES(t, "\xC3", FIRST + 8, 3 + 0xC3);               /* cut off */
+    ENCODES(t, "\xC0\x80", FIRST + 8, 3 + 0xC0, 3 + 0x80); /* overlong */
+    ENCODES(t, "\xED\xA0\x80", FIRST + 8, 3 + 0xED, 3 + 0xA0, 3 + 0x80); /* a surrogate */
+    ENCODES(t, "\xE2\x96", FIRST + 8, 3 + 0xE2, 3 + 0x96);
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+TEST(decoding) {
+    vocabulary v = small_vocabulary();
+    ml_tokenizer *t = load_vocabulary(&v);
+    static const int32_t outside[] = {FIRST, -1}, large[] = {FIRST + (int32_t)COUNT(small_pieces)},
+                         two[] = {FIRST, FIRST};
+    char text[8];
+    size_t n = 7;
+    CHECK(decodes_to(t, NULL, 0, "", 0));
+    DECODES(t, "a", FIRST);
+    DECODES(t, "a", 1, FIRST);
+    DECODES(t, "a", 1, 2, FIRST);
+    DECODES(t, "a a", FIRST, FIRST);
+    DECODES(t, " a", FIRST + 8, FIRST); /* only one space is taken away */
+    DECODES(t, " ", FIRST + 6);
+    DECODES(t, "ba", FIRST + 10, FIRST + 9); /* no space in front: nothing to take away */
+    DECODES(t, "b a", FIRST + 17);
+    DECODES(t, "aa", FIRST, 2, 1, FIRST); /* a new text begins after control pieces */
+    DECODES(t, "", 1, 2);
+    DECODES(t, "\xFF\0a", 3 + 255, 3, FIRST + 9);
+    DECODES(t, " a", 3 + ' ', FIRST + 9);     /* a byte is a byte */
+    DECODES(t, " \xE2\x81\x87  a", 0, FIRST); /* as SentencePiece shows <unk> */
+    CHECK(ml_decode(t, outside, 2, text, sizeof text, &n, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(failure.text, "index 1") && strstr(failure.text, "-1"));
+    CHECK(ml_decode(t, large, 1, text, sizeof text, &n, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(ml_decode_token(t, -1, large[0], &n) == NULL && n == 0);
+    CHECK(ml_decode_token(t, large[0], FIRST, &n) && n == 2); /* a wrong previous one is as any other */
+    memcpy(text, "#######", 8);
+    CHECK(ml_decode(t, two, 2, text, 2, &n, &failure) == ML_ERROR_MEMORY && n == 3 && text[0] == '#');
+    CHECK(ml_decode(t, two, 2, text, 3, &n, &failure) == ML_OK && n == 3 && memcmp(text, "a a#", 4) == 0);
+    CHECK(ml_decode(t, two, 2, text, 4, &n, &failure) == ML_OK && n == 3 && memcmp(text, "a a\0###", 7) == 0);
+    CHECK(ml_decode(t, NULL, 1, text, 4, &n, NULL) == ML_ERROR_ARGUMENT);
+    CHECK(ml_decode(t, two, 2, NULL, 4, &n, NULL) == ML_ERROR_ARGUMENT);
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+TEST(arguments) {
+    vocabulary v = small_vocabulary();
+    ml_tokenizer *t = load_vocabulary(&v), *none;
+    int32_t work[256];
+    const int32_t *ids;
+    size_t n, size = ml_encode_size(2);
+    CHECK(size <= sizeof work - 1);
+    CHECK(ml_encode(t, "ab", 2, 0, work, size - 1, &ids, &n, &failure) == ML_ERROR_MEMORY);
+    CHECK(strstr(failure.text, "ml_encode_size"));
+    CHECK(ml_encode(t, "ab", 2, 0, (char *)work + 1, size, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(ml_encode(t, "ab", 2, 4, work, size, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(ml_encode(NULL, "ab", 2, 0, work, size, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(ml_encode(t, NULL, 2, 0, work, size, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(ml_encode(t, "ab", SIZE_MAX, 0, work, SIZE_MAX, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(ml_encode_size(SIZE_MAX) == SIZE_MAX && ml_encode_size(SIZE_MAX - 1) == SIZE_MAX);
+    CHECK(ml_encode_size((size_t)1 << 20) <= ((size_t)1 << 20) * 40);
+    CHECK(ml_tokenizer_piece(t, -1, &n, NULL, NULL) == NULL && n == 0);
+    CHECK(ml_tokenizer_piece(t, v.n, NULL, NULL, NULL) == NULL);
+    CHECK(ml_tokenizer_load("no such file", NULL, &none, &failure) == ML_ERROR_FILE && !none);
+    CHECK(strstr(failure.text, "no such file"));
+    CHECK(ml_tokenizer_load(NULL, NULL, &none, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(ml_tokenizer_load_memory(NULL, 8, NULL, &none, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(ml_tokenizer_load_memory("", 0, NULL, &none, &failure) == ML_ERROR_TRUNCATED);
+    ml_tokenizer_free(t);
+    ml_tokenizer_free(NULL);
+    v.bos = -1;
+    t = load_vocabulary(&v);
+    CHECK(ml_tokenizer_bos(t) == -1);
+    CHECK(ml_encode(t, "ab", 2, ML_ADD_BOS, work, size, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(failure.text, "bos"));
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* The same vocabulary from each kind of file is the same tokenizer. */
+TEST(containers_agree) {
+    vocabulary v = small_vocabulary();
+    ml_tokenizer *t[4];
+    ml_random random;
+    char text[200];
+    int i, k;
+    t[0] = load_and_free(write_model(&v));
+    t[1] = load_and_free(write_bin(&v));
+    t[2] = load_and_free(write_gguf(&v, 0));
+    t[3] = load_and_free(write_gguf(&v, NO_KINDS | NO_IDS)); /* told by how pieces are written */
+    for (k = 0; k < 4; k++) {
+        REQUIRE(t[k] && ml_tokenizer_size(t[k]) == v.n);
+        CHECK(ml_tokenizer_bos(t[k]) == 1 && ml_tokenizer_eos(t[k]) == 2);
+        CHECK(ml_tokenizer_unknown(t[k]) == 0 && ml_tokenizer_padding(t[k]) == 3);
+        CHECK(t[k]->adds_space_prefix && t[k]->adds_bos);
+        CHECK(!t[k]->adds_eos && !t[k]->removes_extra_spaces);
+        for (i = 0; i < v.n; i++) {
+            size_t length;
+            float score;
+            ml_piece_kind kind;
+            const char *piece = ml_tokenizer_piece(t[k], i, &length, &score, &kind);
+            CHECK(piece && length == strlen(v.pieces[i].text) &&
+                  memcmp(piece, v.pieces[i].text, length) == 0);
+            CHECK(score == v.pieces[i].score && (int)kind == v.pieces[i].kind);
+        }
+    }
+    ml_random_seed(&random, 3);
+    for (i = 0; i < 500; i++) {
+        size_t n = random_text(&random, text, sizeof text);
+        encoded e = encode(t[0], text, n, 0);
+        for (k = 1; k < 4; k++) CHECK(encodes_to(t[k], text, n, e.ids, e.n));
+        free(e.work);
+    }
+    for (k = 0; k < 4; k++) ml_tokenizer_free(t[k]);
+    free(v.pieces);
+}
+
+/* Random vocabularies, many of them with equal scores and pieces that hold spaces anywhere, on random text.
+   */
+TEST(equals_plain_joining) {
+    static char texts[40][40];
+    ml_random random;
+    int round, i;
+    ml_random_seed(&random, 1);
+    for (round = 0; round < 150; round++) {
+        entry more[40];
+        vocabulary v;
+        ml_tokenizer *t;
+        for (i = 0; i < 40; i++) {
+            static const char *const parts[] = {"a", "b", "c", MARK, "a", "b", "x", "\xC3\xA9"};
+            size_t n = 1 + below(&random, 4);
+            texts[i][0] = 0;
+            while (n--) strcat(texts[i], parts[below(&random, COUNT(parts))]);
+            more[i].text = texts[i]; /* some are there twice: the first counts */
+            more[i].score = (float)below(&random, 6) - 3;
+            if (below(&random, 8) == 0) more[i].score = -0.0f; /* ties with 0 */
+            more[i].kind = ML_PIECE_NORMAL;
+        }
+        v = make_vocabulary(more, 40, 1);
+        t = load_vocabulary(&v);
+        for (i = 0; i < 20; i++) {
+            char text[120];
+            int32_t expected[400];
+            size_t n = random_text(&random, text, sizeof text);
+            size_t n_expected = encode_plainly(&v, text, n, expected);
+            if (find_entry(&v, MARK, 3) <
+                0) { /* then a space that stays alone is byte 32, so that it comes back */
+                size_t k, m = 0;
+                for (k = 0; k < n_expected; k++) {
+                    expected[m++] = expected[k];
+                    if (k + 2 < n_expected && expected[k] == 3 + 0xE2 && expected[k + 1] == 3 + 0x96 &&
+                        expected[k + 2] == 3 + 0x81) {
+                        expected[m - 1] = 3 + ' ';
+                        k += 2;
+                    }
+                }
+                n_expected = m;
+            }
+            CHECK(encodes_to(t, text, n, expected, n_expected));
+            CHECK(round_trips(t, text, n));
+        }
+        ml_tokenizer_free(t);
+        free(v.pieces);
+    }
+}
+
+static size_t put_utf8(char *to, uint32_t c) {
+    if (c < 0x80) {
+        to[0] = (char)c;
+        return 1;
+    }
+    if (c < 0x800) {
+        to[0] = (char)(0xC0 | c >> 6);
+        to[1] = (char)(0x80 | (c & 63));
+        return 2;
+    }
+    if (c < 0x10000) {
+        to[0] = (char)(0xE0 | c >> 12);
+        to[1] = (char)(0x80 | (c >> 6 & 63));
+        to[2] = (char)(0x80 | (c & 63));
+        return 3;
+    }
+    to[0] = (char)(0xF0 | c >> 18);
+    to[1] = (char)(0x80 | (c >> 12 & 63));
+    to[2] = (char)(0x80 | (c >> 6 & 63));
+    to[3] = (char)(0x80 | (c & 63));
+    return 4;
+}
+
+static void round_trip_random(const ml_tokenizer *t, int rounds) {
+    ml_random random;
+    int round;
+    ml_random_seed(&random, 2);
+    for (round = 0; round < rounds; round++) {
+        char text[400];
+        size_t i, n = 0, target = below(&random, 300);
+        for (i = 0; i < target; i++) text[i] = (char)ml_random_u64(&random);
+        if (!(target > 2 && strstr(text, MARK))) CHECK(round_trips(t, text, target));
+        while (n < target) {
+            static const uint32_t limits[] = {0x80, 0x100, 0x800, 0x3000, 0x10000, 0x110000};
+            uint32_t c = (uint32_t)below(&random, limits[below(&random, COUNT(limits))]);
+            if (c == 0x2581 || (c >= 0xD800 && c < 0xE000)) c = ' ';
+            n += put_utf8(text + n, c);
+        }
+        CHECK(round_trips(t, text, n));
+    }
+}
+
+TEST(anything_comes_back) {
+    vocabulary v = small_vocabulary();
+    ml_tokenizer *t = load_vocabulary(&v);
+    char pair[2];
+    int i;
+    round_trip_random(t, 2000);
+    for (i = 0; i < 65536; i++) {
+        pair[0] = (char)(i >> 8);
+        pair[1] = (char)i;
+        CHECK(round_trips(t, pair, 2));
+    }
+    ml_tokenizer_free(t);
+    v.adds_space_prefix = 0;
+    t = load_vocabulary(&v);
+    ENCODES(t, "a", FIRST + 9);
+    ENCODES(t, " a", FIRST);
+    DECODES(t, " a", FIRST);
+    round_trip_random(t, 500);
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* Expected ids worked out by hand after SentencePiece's rules, and once compared with its version 0.1.97. */
+TEST(extra_spaces_removed) {
+    vocabulary v = small_vocabulary();
+    ml_tokenizer *t;
+    v.removes_extra_spaces = 1;
+    t = load_vocabulary(&v);
+    CHECK(t->removes_extra_spaces);
+    ENCODES(t, "  a   c  ", FIRST, FIRST + 8, FIRST + 11);
+    ENCODES(t, "c", FIRST + 8, FIRST + 11);
+    CHECK(encodes_to(t, "   ", 3, NULL, 0));
+    CHECK(encodes_to(t, "", 0, NULL, 0));
+    ENCODES(t, "c " MARK " c" MARK, FIRST + 8, FIRST + 11, FIRST + 6, FIRST + 8, FIRST + 11);
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+TEST(without_bytes) {
+    static const entry more[] = {{"a", -1, 1}, {"b", -2, 1}, {MARK, -3, 1}};
+    vocabulary v = make_vocabulary(more, COUNT(more), 0);
+    ml_tokenizer *t = load_vocabulary(&v);
+    int32_t work[256];
+    const int32_t *ids;
+    size_t n;
+    CHECK(ml_tokenizer_padding(t) == -1);
+    ENCODES(t, "ab", 5, 3, 4);
+    ENCODES(t, "axxb", 5, 3, 0, 4); /* a run of unknown characters is one id */
+    ENCODES(t, "xa\xFFx", 5, 0, 3, 0);
+    DECODES(t, "a \xE2\x81\x87 b", 5, 3, 0, 4);
+    ml_tokenizer_free(t);
+    v.unknown = -1;
+    t = load_vocabulary(&v);
+    CHECK(ml_encode(t, "ax", 2, 0, work, sizeof work, &ids, &n, &failure) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(failure.text, "120")); /* x */
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* Worked out by hand after SentencePiece's rules: user-defined pieces are found first, the longest at each
+   place, and join with nothing. */
+TEST(user_defined) {
+    static const entry more[] = {{"ab", 0, 4}, {"abcd", 0, 4}, {MARK "x", 0, 4}, {"a", -1, 1},  {"ca", 5, 1},
+                                 {"b", -2, 1}, {"c", -3, 1},   {MARK, -4, 1},    {"xa", -5, 1}, {"d", -6, 1}};
+    vocabulary v = make_vocabulary(more, COUNT(more), 1);
+    ml_tokenizer *t = load_vocabulary(&v);
+    ENCODES(t, "cab", FIRST + 7, FIRST + 6, FIRST); /* not ca, although it scores most */
+    ENCODES(t, "caa", FIRST + 7, FIRST + 4, FIRST + 3);
+    ENCODES(t, "abcd", FIRST + 7, FIRST + 1);
+    ENCODES(t, "abc d", FIRST + 7, FIRST, FIRST + 6, FIRST + 7, FIRST + 9);
+    ENCODES(t, "xa", FIRST + 2, FIRST + 3); /* not xa */
+    CHECK(round_trips(t, "abcdab x xab", 12));
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* A piece marked unused is joined on the way, and taken apart again where it stays. */
+TEST(unused) {
+    static const entry more[] = {{"ab", -1, 5}, {"abc", -2, 1}, {"abab", -3, 5}, {"a", -4, 1},
+                                 {"b", -5, 1},  {"c", -6, 1},   {MARK, -7, 1},   {"q", -8, 5}};
+    vocabulary v = make_vocabulary(more, COUNT(more), 1);
+    ml_tokenizer *t = load_vocabulary(&v);
+    ENCODES(t, "abc", FIRST + 6, FIRST + 1);
+    ENCODES(t, "ab", FIRST + 6, FIRST + 3, FIRST + 4);
+    ENCODES(t, "ababc", FIRST + 6, FIRST + 3, FIRST + 4, FIRST + 1);
+    ENCODES(t, "ababd", FIRST + 6, FIRST + 3, FIRST + 4, FIRST + 3, FIRST + 4, 3 + 'd');
+    ENCODES(t, "q", FIRST + 6, FIRST + 7); /* a character cannot be taken apart */
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* Spaces without a piece of their own are byte 32, the one in front included. */
+TEST(no_piece_for_space) {
+    static const entry more[] = {{"a", -1, 1}, {MARK "b", -2, 1}};
+    vocabulary v = make_vocabulary(more, COUNT(more), 1);
+    ml_tokenizer *t = load_vocabulary(&v);
+    ENCODES(t, "a b", 3 + ' ', FIRST, FIRST + 1);
+    ENCODES(t, " b", 3 + ' ', FIRST + 1);
+    round_trip_random(t, 300);
+    CHECK(round_trips(t, " a", 2) && round_trips(t, "  ", 2) && round_trips(t, " b a", 4));
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* ---- hostile files ---- */
+
+/* Whatever was loaded must work. */
+static void use(const ml_tokenizer *t) {
+    static const char text[] = " ab abc \xC3\xA9 <s>\0 zz\xFF" MARK;
+    int32_t work[1024];
+    const int32_t *ids;
+    char decoded[4096];
+    size_t n, size;
+    int32_t id, all = ml_tokenizer_size(t);
+    CHECK(ml_tokenizer_bos(t) < all && ml_tokenizer_eos(t) < all && ml_tokenizer_unknown(t) < all);
+    for (id = 0; id < all; id++)
+        if (!ml_tokenizer_piece(t, id, &n, NULL, NULL)) CHECK(0);
+    if (ml_encode(t, text, sizeof text - 1, 0, work, sizeof work, &ids, &n, NULL)) return;
+    CHECK(n <= sizeof text + 1);
+    CHECK(ml_decode(t, ids, n, decoded, sizeof decoded, &size, NULL) == ML_OK || size > sizeof decoded);
+}
+
+/* Every prefix and every changed byte of a file, each in memory of exactly its size. n_sound of the prefixes
+   are files in their own right. */
+static void damage(buffer whole, size_t n_sound) {
+    size_t i, k, n_loaded = 0;
+    for (i = 0; i <= whole.size; i++) {
+        unsigned char *cut = (unsigned char *)malloc(i + !i);
+        buffer b;
+        ml_tokenizer *t;
+        if (i) memcpy(cut, whole.data, i);
+        b.data = cut, b.size = i, b.capacity = i;
+        t = load(&b);
+        if (t) use(t);
+        if (t && i < whole.size) n_loaded++;
+        ml_tokenizer_free(t);
+        free(cut);
+    }
+    CHECK(n_loaded == n_sound);
+    for (i = 0; i < whole.size; i++) {
+        static const unsigned char changes[] = {0x01, 0x80, 0xFF, 0x08, 0x7F};
+        for (k = 0; k < COUNT(changes); k++) {
+            ml_tokenizer *t;
+            whole.data[i] ^= changes[k];
+            t = load(&whole);
+            if (t) use(t);
+            ml_tokenizer_free(t);
+            whole.data[i] ^= changes[k];
+        }
+    }
+    free(whole.data);
+}
+
+TEST(damaged_files) {
+    vocabulary v = small_vocabulary(), w = make_vocabulary(small_pieces, COUNT(small_pieces), 0);
+    damage(write_model(&w),
+           1); /* without the last message, normalizer_spec; without trainer_spec it is no BPE */
+    damage(write_bin(&w), (size_t)w.n - 1); /* its end is the end of any piece */
+    damage(write_gguf(&w, 0), 0);
+    damage(write_model(&v), 1);
+    free(v.pieces);
+    free(w.pieces);
+}
+
+static int refused(buffer b, ml_result result, const char *word) {
+    ml_tokenizer *t = load(&b);
+    int right = !t && failure.code == result && strstr(failure.text, word) != NULL;
+    if (!right) printf("  %d \"%s\"\n", (int)failure.code, failure.text);
+    ml_tokenizer_free(t);
+    free(b.data);
+    return right;
+}
+
+TEST(wrong_vocabularies) {
+    vocabulary v = small_vocabulary();
+    volatile float zero = 0;
+    v.bos = v.n;
+    CHECK(refused(write_model(&v), ML_ERROR_FORMAT, "trainer_spec.bos_id"));
+    CHECK(refused(write_gguf(&v, 0), ML_ERROR_FORMAT, "tokenizer.ggml.bos_token_id"));
+    v.bos = 1, v.padding = 1 << 30;
+    CHECK(refused(write_model(&v), ML_ERROR_FORMAT, "trainer_spec.pad_id"));
+    v.padding = -1;
+    v.pieces[FIRST].kind = 9;
+    CHECK(refused(write_model(&v), ML_ERROR_FORMAT, "piece 259"));
+    v.pieces[FIRST].kind = ML_PIECE_BYTE;
+    CHECK(refused(write_gguf(&v, 0), ML_ERROR_FORMAT, "<0x00>"));
+    v.pieces[FIRST].kind = ML_PIECE_NORMAL;
+    v.pieces[FIRST + 1].score = zero / zero;
+    CHECK(refused(write_model(&v), ML_ERROR_FORMAT, "piece 260"));
+    CHECK(refused(write_bin(&v), ML_ERROR_FORMAT, "piece 260"));
+    v.pieces[FIRST + 1].score = 0;
+    CHECK(refused(write_gguf(&v, SHORT_KINDS), ML_ERROR_MISMATCH, "token_type"));
+    CHECK(refused(write_gguf(&v, WRONG_MODEL), ML_ERROR_UNSUPPORTED, "tokenizer.ggml.model"));
+    CHECK(refused(write_gguf(&v, NO_MODEL), ML_ERROR_FORMAT, "tokenizer.ggml.model"));
+    CHECK(refused(write_gguf(&v, FLOAT_ID), ML_ERROR_FORMAT, "bos_token_id"));
+    v.n = 0;
+    CHECK(refused(write_gguf(&v, 0), ML_ERROR_FORMAT, "no pieces"));
+    v.n = 2; /* the default ids that do not exist are none */
+    v.eos = 2;
+    ml_tokenizer_free(load_and_free(write_gguf(&v, NO_IDS)));
+    CHECK(failure.code == ML_OK);
+    free(v.pieces);
+}
+
+/* Infinite scores are numbers, and order as such. */
+TEST(infinite_scores) {
+    entry more[] = {{"ab", 0, 1}, {"bc", 0, 1}, {"cd", 0, 1}, {MARK, 0, 1}};
+    vocabulary v;
+    ml_tokenizer *t;
+    more[0].score = -HUGE_VALF;
+    more[2].score = HUGE_VALF;
+    v = make_vocabulary(more, COUNT(more), 1);
+    t = load_vocabulary(&v);
+    ENCODES(t, "abcd", FIRST + 3, FIRST, FIRST + 2);
+    ENCODES(t, "abc", FIRST + 3, 3 + 'a', FIRST + 1);
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+static buffer with_trainer_field(int number, uint64_t value) {
+    vocabulary v = small_vocabulary();
+    buffer b = write_model(&v), trainer = {NULL, 0, 0};
+    put_field(&trainer, number, value);
+    put_message(&b, 2, &trainer);
+    free(v.pieces);
+    return b;
+}
+
+static buffer with_normalizer_bytes(int which, int number, const char *bytes, size_t n) {
+    vocabulary v = small_vocabulary();
+    buffer b = write_model(&v), normalizer = {NULL, 0, 0};
+    put_bytes_field(&normalizer, number, bytes, n);
+    put_message(&b, which, &normalizer);
+    free(v.pieces);
+    return b;
+}
+
+TEST(model_specs) {
+    vocabulary v = small_vocabulary();
+    buffer b, message = {NULL, 0, 0};
+    ml_tokenizer *t;
+    CHECK(refused(with_trainer_field(3, 1), ML_ERROR_UNSUPPORTED, "Unigram"));
+    CHECK(refused(with_trainer_field(3, 3), ML_ERROR_UNSUPPORTED, "Word"));
+    CHECK(refused(with_trainer_field(3, 77), ML_ERROR_UNSUPPORTED, "BPE"));
+    CHECK(refused(with_trainer_field(24, 1), ML_ERROR_UNSUPPORTED, "treat_whitespace_as_suffix"));
+    CHECK(refused(with_normalizer_bytes(3, 2, "rules", 5), ML_ERROR_UNSUPPORTED, "precompiled_charsmap"));
+    CHECK(refused(with_normalizer_bytes(5, 2, "rules", 5), ML_ERROR_UNSUPPORTED, "precompiled_charsmap"));
+    ml_tokenizer_free(load_and_free(with_normalizer_bytes(3, 2, "", 0)));
+    CHECK(failure.code == ML_OK);
+    b = write_model(&v); /* fields unknown to us: of every wire type, at every level */
+    put_field(&b, 1000, UINT64_MAX);
+    put_bytes_field(&b, 200, "anything", 8);
+    put_varint(&b, 300 * 8 + 1), put_number(&b, 123, 8);
+    put_varint(&b, 301 * 8 + 5), put_number(&b, 123, 4);
+    put_field(&message, 77, 5);
+    put_message(&b, 2, &message);
+    t = load(&b);
+    CHECK(t && ml_tokenizer_size(t) == v.n);
+    ml_tokenizer_free(t);
+    put_varint(&b, 302 * 8 + 3); /* a group, which proto2 left behind long ago */
+    CHECK(refused(b, ML_ERROR_FORMAT, "corrupt"));
+    b = write_model(&v);
+    put_number(&b, 0, 2); /* field 0 does not exist */
+    CHECK(refused(b, ML_ERROR_FORMAT, "corrupt"));
+    b = write_model(&v);
+    put_varint(&b, 50 * 8); /* a varint that does not end */
+    put_number(&b, UINT64_MAX, 8), put_number(&b, UINT64_MAX, 8);
+    CHECK(refused(b, ML_ERROR_FORMAT, "corrupt"));
+    b = write_model(&v);
+    put_varint(&b, 50 * 8 + 2); /* longer than any memory */
+    put_varint(&b, UINT64_MAX);
+    CHECK(refused(b, ML_ERROR_FORMAT, "corrupt"));
+    b.data = NULL, b.size = b.capacity = 0;
+    put(&b, "{\"model\": 1}", 12);
+    CHECK(refused(b, ML_ERROR_FORMAT, "no tokenizer"));
+    free(v.pieces);
+}
+
+TEST(sizes_beyond_limits) {
+    vocabulary v = small_vocabulary();
+    buffer b = {NULL, 0, 0};
+    char *large = (char *)malloc(1000001);
+    int32_t i;
+    REQUIRE(large);
+    memset(large, 'a', 1000000);
+    large[1000000] = 0;
+    v.pieces[FIRST].text = large;
+    CHECK(refused(write_model(&v), ML_ERROR_UNSUPPORTED, "piece 259"));
+    CHECK(refused(write_bin(&v), ML_ERROR_UNSUPPORTED, "1024"));
+    large[1025] = 0;
+    CHECK(refused(write_gguf(&v, 0), ML_ERROR_UNSUPPORTED, "1025"));
+    large[1024] = 0;
+    ml_tokenizer_free(load_and_free(write_gguf(&v, 0)));
+    CHECK(failure.code == ML_OK);
+    put_number(&b, 7, 4); /* two million pieces */
+    for (i = 0; i < 2000000; i++) put(&b, "\0\0\0\0\0\0\0\0", 8);
+    CHECK(refused(b, ML_ERROR_UNSUPPORTED, "1048576"));
+    free(large);
+    free(v.pieces);
+}
+
+/* Pieces chosen to fall on one slot of the hash table would make every lookup slow: they are refused. */
+TEST(colliding_pieces) {
+    enum { N = 700 };
+    static char texts[N][8];
+    static entry more[N];
+    uint32_t mask = 2047, number = 0; /* 703 pieces: 2048 slots */
+    vocabulary v;
+    int i;
+    for (i = 0; i < N; i++) {
+        uint32_t hash;
+        do {
+            snprintf(texts[i], sizeof texts[i], "%x", (unsigned)number++);
+            hash = mli_hash((const unsigned char *)texts[i], strlen(texts[i]));
+        } while (((hash ^ hash >> 15) & mask) != 5);
+        more[i].text = texts[i];
+        more[i].score = 0;
+        more[i].kind = ML_PIECE_NORMAL;
+    }
+    v = make_vocabulary(more, N, 0);
+    CHECK(refused(write_model(&v), ML_ERROR_FORMAT, "collide"));
+    v.n = 203;
+    ml_tokenizer_free(load_and_free(write_model(&v)));
+    CHECK(failure.code == ML_OK);
+    free(v.pieces);
+}
+
+/* ---- memory ---- */
+
+typedef struct counter {
+    int left, live;
+} counter;
+
+static void *counted_alloc(size_t size, void *user) {
+    counter *c = (counter *)user;
+    if (c->left-- <= 0) return NULL;
+    c->live++;
+    return malloc(size);
+}
+
+static void counted_free(void *memory, void *user) {
+    ((counter *)user)->live--;
+    free(memory);
+}
+
+TEST(out_of_memory) {
+    vocabulary v = small_vocabulary();
+    buffer files[3];
+    int k, n, n_failed = 0;
+    files[0] = write_model(&v);
+    files[1] = write_bin(&v);
+    files[2] = write_gguf(&v, 0);
+    for (k = 0; k < 3; k++) {
+        for (n = 0; n < 100; n++) {
+            counter c;
+            ml_allocator allocator;
+            ml_tokenizer *t = NULL;
+            ml_result result;
+            c.left = n, c.live = 0;
+            allocator.alloc = counted_alloc, allocator.free = counted_free, allocator.user = &c;
+            result = ml_tokenizer_load_memory(files[k].data, files[k].size, &allocator, &t, &failure);
+            CHECK(result == ML_OK || result == ML_ERROR_MEMORY);
+            CHECK((result == ML_OK) == (t != NULL) && c.live == (t != NULL));
+            n_failed += result != ML_OK;
+            ml_tokenizer_free(t);
+            CHECK(c.live == 0);
+            if (!result) break;
+        }
+        CHECK(n < 100);
+        free(files[k].data);
+    }
+    CHECK(n_failed >= 3);
+    free(v.pieces);
+}
+
+TEST(from_an_arena) {
+    vocabulary v = small_vocabulary();
+    buffer file = write_bin(&v);
+    ml_arena arena;
+    ml_allocator allocator;
+    ml_tokenizer *t = NULL;
+    memset(&arena, 0, sizeof arena);
+    arena.size = 100000;
+    arena.memory = (unsigned char *)malloc(arena.size);
+    allocator = ml_arena_allocator(&arena);
+    CHECK(ml_tokenizer_load_memory(file.data, file.size, &allocator, &t, NULL) == ML_OK);
+    REQUIRE(t);
+    ENCODES(t, "a", FIRST);
+    CHECK(arena.used < 40000); /* a vocabulary of 278 pieces suits a small device */
+    ml_tokenizer_free(t);
+    free(arena.memory);
+    free(file.data);
+    free(v.pieces);
+}
+
+/* ---- a megabyte: a quadratic step anywhere would show as a hang ---- */
+
+static void long_text(const ml_tokenizer *t, const char *alphabet, size_t n_alphabet) {
+    size_t i, n = (size_t)1 << 20;
+    char *text = (char *)malloc(n);
+    ml_random random;
+    encoded e;
+    if (!text) exit(2);
+    ml_random_seed(&random, 9);
+    for (i = 0; i < n; i++)
+        text[i] = alphabet ? alphabet[below(&random, n_alphabet)] : (char)ml_random_u64(&random);
+    if (!alphabet) /* no U+2581 */
+        for (i = 0; i < n; i++)
+            if ((unsigned char)text[i] == 0x96) text[i] = 0;
+    e = encode(t, text, n, 0);
+    CHECK(decodes_to(t, e.ids, e.n, text, n));
+    free(e.work);
+    free(text);
+}
+
+static void long_texts(const ml_tokenizer *t) {
+    long_text(t, "a", 1);
+    long_text(t, " ", 1);
+    long_text(t, "ab", 2);
+    long_text(t, "etaoinshrdlu", 12);
+    long_text(t, "a b c", 5);
+    long_text(t, NULL, 0);
+}
+
+TEST(a_megabyte) {
+    static char texts[9][1025];
+    entry more[19];
+    vocabulary v = small_vocabulary();
+    ml_tokenizer *t = load_vocabulary(&v);
+    int i;
+    long_texts(t);
+    ml_tokenizer_free(t);
+    free(v.pieces);
+    for (i = 0; i < 9;
+         i++) { /* the longest lookups: runs of 2, 4 ... 512 of one letter, then user-defined ones */
+        memset(texts[i], 'a', (size_t)2 << i);
+        more[i].text = more[i + 9].text = texts[i];
+        more[i].score = more[i + 9].score = (float)i;
+        more[i].kind = ML_PIECE_NORMAL;
+        more[i + 9].kind = ML_PIECE_USER_DEFINED;
+    }
+    more[18].text = "b", more[18].score = 0, more[18].kind = ML_PIECE_NORMAL;
+    v = make_vocabulary(more, 9, 1);
+    t = load_vocabulary(&v);
+    long_text(t, "a", 1);
+    ml_tokenizer_free(t);
+    free(v.pieces);
+    texts[8][512] = 'b'; /* looked for in vain at every letter */
+    v = make_vocabulary(more + 17, 2, 1);
+    t = load_vocabulary(&v);
+    long_text(t, "a", 1);
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* ---- the public tokenizers ---- */
+
+static const char *shared(const char *name) {
+    static char path[1024];
+    const char *root = getenv("MINILLAMA_SHARED");
+    FILE *file;
+    snprintf(path, sizeof path, "%s/%s", root ? root : "../shared", name);
+    file = fopen(path, "rb");
+    if (!file) return NULL;
+    fclose(file);
+    return path;
+}
+
+static buffer read_shared(const char *name) {
+    buffer b = {NULL, 0, 0};
+    const char *path = shared(name);
+    FILE *file = path ? fopen(path, "rb") : NULL;
+    char part[4096];
+    size_t n;
+    while (file && (n = fread(part, 1, sizeof part, file)) > 0) put(&b, part, n);
+    if (file) fclose(file);
+    return b;
+}
+
+static uint32_t json_hex(const char *p) {
+    char digits[5];
+    memcpy(digits, p, 4);
+    digits[4] = 0;
+    return (uint32_t)strtoul(digits, NULL, 16);
+}
+
+/* Reads a JSON string at p, behind its quote; returns what follows it. */
+static const char *json_string(const char *p, buffer *text) {
+    text->size = 0;
+    for (; *p && *p != '"'; p++) {
+        char utf8[4];
+        uint32_t c;
+        if (*p != '\\') {
+            put(text, p, 1);
+            continue;
+        }
+        switch (*++p) {
+        case 'n': put(text, "\n", 1); break;
+        case 't': put(text, "\t", 1); break;
+        case 'r': put(text, "\r", 1); break;
+        case 'b': put(text, "\b", 1); break;
+        case 'f': put(text, "\f", 1); break;
+        case 'u':
+            c = json_hex(p + 1);
+            p += 4;
+            if (c >= 0xD800 && c < 0xDC00) { /* the first half of a surrogate pair */
+                c = 0x10000 + ((c - 0xD800) << 10) + (json_hex(p + 3) - 0xDC00);
+                p += 6;
+            }
+            put(text, utf8, put_utf8(utf8, c));
+            break;
+        default: put(text, p, 1); break;
+        }
+    }
+    return *p ? p + 1 : p;
+}
+
+/* One line: {"text": "...", "ids": [...], "decoded": "..."}; the last may be absent, meaning the text. */
+static void check_line(const ml_tokenizer *t, const char *line) {
+    buffer text = {NULL, 0, 0}, decoded = {NULL, 0, 0};
+    static int32_t ids[10000];
+    size_t n = 0;
+    const char *p = json_string(line + strlen("{\"text\": \""), &text);
+    p = strstr(p, "\"ids\": [") + strlen("\"ids\": [");
+    while (*p != ']' && n < COUNT(ids)) {
+        char *end;
+        ids[n++] = (int32_t)strtol(p, &end, 10);
+        p = end + strspn(end, ", ");
+    }
+    CHECK(encodes_to(t, (char *)text.data, text.size, ids, n));
+    p = strstr(p, "\"decoded\": \"");
+    if (p)
+        json_string(p + strlen("\"decoded\": \""), &decoded);
+    else
+        put(&decoded, text.data, text.size);
+    CHECK(decodes_to(t, ids, n, (char *)decoded.data, decoded.size));
+    free(text.data);
+    free(decoded.data);
+}
+
+static void check_reference(const char *tokenizer, const char *reference, int n_lines_expected) {
+    buffer lines = read_shared(reference);
+    const char *path = shared(tokenizer);
+    ml_tokenizer *t = NULL;
+    char *line, *next;
+    int n_lines = 0;
+    if (!path || !lines.data) {
+        free(lines.data);
+        SKIP("no reference texts");
+    }
+    put(&lines, "", 1);
+    REQUIRE(ml_tokenizer_load(path, NULL, &t, &failure) == ML_OK);
+    for (line = (char *)lines.data; (next = strchr(line, '\n')) != NULL; line = next + 1) {
+        *next = 0;
+        check_line(t, line);
+        n_lines++;
+    }
+    CHECK(n_lines == n_lines_expected);
+    ml_tokenizer_free(t);
+    free(lines.data);
+}
+
+TEST(reference_llama_model) {
+    check_reference("data/tokenizer.model", "reference/tokenizer_llama.jsonl", 188);
+}
+TEST(reference_llama_bin) { check_reference("models/tokenizer.bin", "reference/tokenizer_llama.jsonl", 188); }
+TEST(reference_tok512_bin) { check_reference("models/tok512.bin", "reference/tokenizer_tok512.jsonl", 54); }
+TEST(reference_tok512_gguf) {
+    check_reference("models/llamacpp/stories260K-F32.gguf", "reference/tokenizer_tok512.jsonl", 54);
+}
+
+static int same_tokenizer(const ml_tokenizer *a, const ml_tokenizer *b) {
+    int32_t id, n = ml_tokenizer_size(a);
+    int same = ml_tokenizer_size(b) == n;
+    for (id = 0; id < n && same; id++) {
+        size_t na, nb;
+        float sa, sb;
+        ml_piece_kind ka, kb;
+        const char *pa = ml_tokenizer_piece(a, id, &na, &sa, &ka),
+                   *pb = ml_tokenizer_piece(b, id, &nb, &sb, &kb);
+        same = na == nb && memcmp(pa, pb, na) == 0 && sa == sb && ka == kb;
+    }
+    return same;
+}
+
+TEST(real_text) {
+    buffer model = read_shared("data/tokenizer.model"), bin = read_shared("models/tokenizer.bin");
+    buffer text = read_shared("text/tinystories-valid-10k-lines.txt");
+    ml_tokenizer *t, *u;
+    if (!model.data || !bin.data || !text.data) {
+        free(model.data), free(bin.data), free(text.data);
+        SKIP("no public tokenizer or text");
+    }
+    t = load_and_free(model);
+    u = load_and_free(bin);
+    REQUIRE(t && u);
+    CHECK(same_tokenizer(t, u));
+    CHECK(round_trips(t, (char *)text.data, text.size));
+    round_trip_random(t, 1000);
+    long_texts(t);
+    ml_tokenizer_free(t);
+    ml_tokenizer_free(u);
+    free(text.data);
+}
+
+int main(void) {
+    RUN(known_ids);
+    RUN(decoding);
+    RUN(arguments);
+    RUN(containers_agree);
+    RUN(equals_plain_joining);
+    RUN(anything_comes_back);
+    RUN(extra_spaces_removed);
+    RUN(without_bytes);
+    RUN(user_defined);
+    RUN(unused);
+    RUN(no_piece_for_space);
+    RUN(damaged_files);
+    RUN(wrong_vocabularies);
+    RUN(infinite_scores);
+    RUN(model_specs);
+    RUN(sizes_beyond_limits);
+    RUN(colliding_pieces);
+    RUN(out_of_memory);
+    RUN(from_an_arena);
+    RUN(a_megabyte);
+    RUN(reference_llama_model);
+    RUN(reference_llama_bin);
+    RUN(reference_tok512_bin);
+    RUN(reference_tok512_gguf);
+    RUN(real_text);
+    return test_report("tokenizer");
+}
