@@ -2124,59 +2124,113 @@ ML_DEF ml_result ml_convert(ml_type to, void *dst, ml_type from, const void *src
 #define MLI_DOT_NEON
 #endif
 
-#if defined(__GNUC__)
-#define MLI_UNROLLQ _Pragma("GCC unroll 16")
+/* The largest magnitude of x (32) as the bits of a float: without their sign, floats are ordered as their bits are,
+   and NaN comes last. */
+static uint32_t mli_block_largest(const float *x) {
+#if defined(MLI_DOT_VNNI) || defined(MLI_DOT_AVX2)
+    const __m256i *v = (const __m256i *)(const void *)x, magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i a = _mm256_max_epu32(_mm256_and_si256(_mm256_loadu_si256(v), magnitude),
+                                 _mm256_and_si256(_mm256_loadu_si256(v + 1), magnitude));
+    __m256i b = _mm256_max_epu32(_mm256_and_si256(_mm256_loadu_si256(v + 2), magnitude),
+                                 _mm256_and_si256(_mm256_loadu_si256(v + 3), magnitude));
+    __m128i m;
+    a = _mm256_max_epu32(a, b);
+    m = _mm_max_epu32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    m = _mm_max_epu32(m, _mm_unpackhi_epi64(m, m));
+    return (uint32_t)_mm_cvtsi128_si32(_mm_max_epu32(m, _mm_shuffle_epi32(m, 1)));
 #else
-#define MLI_UNROLLQ
+    uint32_t largest = 0, bits;
+    int i;
+    for (i = 0; i < MLI_BLOCK; i++) {
+        bits = mli_float_bits(x[i]) & 0x7fffffffu;
+        largest = MLI_MAX(largest, bits);
+    }
+    return largest;
 #endif
+}
+
+/* q (32) = x (32) * factor, to the nearest, ties to even; within -127..127. */
+static void mli_block_round(const float *x, float factor, int8_t *q) {
+#if defined(MLI_DOT_VNNI) || defined(MLI_DOT_AVX2)
+    __m256 f = _mm256_set1_ps(factor);
+    __m256i a = _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), f)),
+                                   _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), f)));
+    __m256i b = _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 16), f)),
+                                   _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 24), f)));
+    /* packing works on each half by itself: put the groups of four back in order */
+    a = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)(void *)q, a);
+#else
+    int i;
+    for (i = 0; i < MLI_BLOCK; i++) {
+        float shifted = x[i] * factor;
+        shifted += 12582912.0f; /* 1.5 * 2^23: from here on floats are integers; the addition rounds */
+        q[i] = (int8_t)(mli_float_bits(shifted) & 0xff);
+    }
+#endif
+}
 
 /* q (32) and *scale: x (32) = q * scale, |q| <= 127, to the nearest. A block that holds an infinity or a NaN gets
    the scale NaN, so that what is wrong with it shows in y as it would in floats. */
 static void mli_quantize_block(const float *x, int8_t *q, float *scale) {
-    uint32_t largest = 0, bits;
-    float inverse;
-    int i;
-    for (i = 0; i < MLI_BLOCK; i++) { /* floats without sign are ordered as their bits are */
-        bits = mli_float_bits(x[i]) & 0x7fffffffu;
-        largest = MLI_MAX(largest, bits);
-    }
-    *scale = mli_bits_float(largest) / 127.0f;
-    if (largest >= 0x7f800000u || largest < 0x0d800000u) { /* not finite, or below 2^-100: as good as 0 */
-        *scale = largest >= 0x7f800000u ? mli_bits_float(0x7fc00000u) : 0;
+    uint32_t bits = mli_block_largest(x);
+    float largest = mli_bits_float(bits);
+    if (bits >= 0x7f800000u || bits < 0x0d800000u) { /* not finite, or below 2^-100: as good as 0 */
+        *scale = bits >= 0x7f800000u ? mli_bits_float(0x7fc00000u) : 0;
         memset(q, 0, MLI_BLOCK);
         return;
     }
-    inverse = 127.0f / mli_bits_float(largest);
-    for (i = 0; i < MLI_BLOCK; i++) {
-        float shifted = x[i] * inverse;
-        shifted += 12582912.0f; /* 1.5 * 2^23: from here on floats are integers; the addition rounds */
-        q[i] = (int8_t)(uint8_t)(mli_float_bits(shifted) & 0xff);
-    }
+    *scale = largest / 127.0f;
+    mli_block_round(x, 127.0f / largest, q);
 }
 
 /* ---- few rows of activations: bound by the reading of the weights ---- */
 
-/* A block of activations. Kernels that multiply unsigned weights q + offset start their sums at -offset * sum(q). */
+/* A block of activations. Where weights are multiplied unsigned, as q + offset, sums start at -offset * sum(q). */
 typedef struct mli_xblock {
     int8_t q[MLI_BLOCK];
-    int32_t sum8[8]; /* -8 times the sum of each four q */
-    float scale;
+#if defined(MLI_DOT_VNNI) || defined(MLI_DOT_AVX2)
+    int32_t start[2][8]; /* -offset times the sum of each four q, for Q8_0 and for Q4_0 weights */
+#endif
 } mli_xblock;
 
-/* Bytes for n_x rows of activations; cols is a multiple of 32. They are aligned for a float, best at 64. */
-static size_t mli_activation_bytes(size_t n_x, size_t cols) {
-    return n_x * (cols / MLI_BLOCK) * sizeof(mli_xblock);
+#if defined(MLI_DOT_VNNI) /* see mli_i8_load */
+enum { MLI_OFFSET_Q8_0 = 128, MLI_OFFSET_Q4_0_LOW = 8, MLI_OFFSET_Q4_0_HIGH = 128 };
+#elif defined(MLI_DOT_AVX2)
+enum { MLI_OFFSET_Q8_0 = 0, MLI_OFFSET_Q4_0_LOW = 8, MLI_OFFSET_Q4_0_HIGH = 8 };
+#endif
+
+/* Fills in what follows from q. */
+static void mli_finish_xblock(mli_xblock *x) {
+#if defined(MLI_DOT_VNNI) || defined(MLI_DOT_AVX2)
+    const int low = -MLI_OFFSET_Q4_0_LOW, high = -MLI_OFFSET_Q4_0_HIGH;
+    __m256i q = _mm256_loadu_si256((const __m256i *)(const void *)x->q);
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), q);
+    __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    _mm256_storeu_si256((__m256i *)(void *)x->start[0],
+                        _mm256_mullo_epi32(fours, _mm256_set1_epi32(-MLI_OFFSET_Q8_0)));
+    _mm256_storeu_si256(
+        (__m256i *)(void *)x->start[1],
+        _mm256_mullo_epi32(fours, _mm256_setr_epi32(low, low, low, low, high, high, high, high)));
+#else
+    (void)x;
+#endif
 }
 
-/* q = x (n_x, cols) as blocks (n_x, cols / 32). */
+/* Bytes for n_x rows of activations, blocks first and their scales behind; cols is a multiple of 32. They are
+   aligned for a float at least, best at 64. */
+static size_t mli_activation_bytes(size_t n_x, size_t cols) {
+    return n_x * (cols / MLI_BLOCK) * (sizeof(mli_xblock) + sizeof(float));
+}
+
+/* q = x (n_x, cols) as blocks (n_x, cols / 32) and scales (n_x, cols / 32). */
 static void mli_quantize_activations(const float *x, size_t n_x, size_t cols, void *q) {
+    size_t i, n = n_x * (cols / MLI_BLOCK);
     mli_xblock *block = (mli_xblock *)q;
-    size_t i, j, n = n_x * (cols / MLI_BLOCK);
+    float *scale = (float *)(block + n);
     for (i = 0; i < n; i++, block++, x += MLI_BLOCK) {
-        mli_quantize_block(x, block->q, &block->scale);
-        for (j = 0; j < 8; j++)
-            block->sum8[j] =
-                -8 * (block->q[4 * j] + block->q[4 * j + 1] + block->q[4 * j + 2] + block->q[4 * j + 3]);
+        mli_quantize_block(x, block->q, scale + i);
+        mli_finish_xblock(block);
     }
 }
 
@@ -2199,102 +2253,155 @@ static inline void mli_ref_rows(ml_type type, float *y, const void *w, size_t n_
                                 const void *q, size_t n_x, size_t y_stride) {
     size_t row, i, b, blocks = cols / MLI_BLOCK, bytes = mli_type(type)->bytes;
     const mli_xblock *x = (const mli_xblock *)q;
-    for (i = 0; i < n_x; i++, x += blocks) {
+    const float *x_scale = (const float *)(x + n_x * blocks);
+    for (i = 0; i < n_x; i++, x += blocks, x_scale += blocks) {
         const uint8_t *block = (const uint8_t *)w;
         for (row = 0; row < n_rows; row++) {
             float sum = 0;
             for (b = 0; b < blocks; b++, block += bytes)
-                sum += mli_load_scale(block) * x[b].scale * (float)mli_ref_dot(type, block + 2, x[b].q);
+                sum += mli_load_scale(block) * x_scale[b] * (float)mli_ref_dot(type, block + 2, x[b].q);
             y[i * y_stride + row] = sum;
         }
     }
 }
 
+/* The scales of four blocks of a row, side by side. Put together in integers, whose units have nothing else to do. */
+MLI_INLINE uint64_t mli_four_halves(ml_type type, const uint8_t *w) {
+    const size_t bytes = type == ML_Q8_0 ? MLI_Q8_0_BYTES : MLI_Q4_0_BYTES;
+    uint16_t half[4];
+    memcpy(half, w, 2);
+    memcpy(half + 1, w + bytes, 2);
+    memcpy(half + 2, w + 2 * bytes, 2);
+    memcpy(half + 3, w + 3 * bytes, 2);
+    return (half[0] | (uint32_t)half[1] << 16) | (uint64_t)(half[2] | (uint32_t)half[3] << 16) << 32;
+}
+
 #if defined(MLI_DOT_VNNI) || defined(MLI_DOT_AVX2)
 /* Eight sums of four products each, and the floats that collect them. */
-typedef __m256i mli_dot_ints;
-typedef __m256 mli_dot_floats;
-typedef __m256i mli_dot_block;
+typedef __m256i mli_i8_ints;
+typedef __m256 mli_i8_floats;
+typedef __m256i mli_i8_block;
+typedef struct mli_i8_x {
+    __m256i q, start;
+} mli_i8_x;
 
-MLI_INLINE mli_dot_floats mli_dot_zero(void) { return _mm256_setzero_ps(); }
+MLI_INLINE mli_i8_floats mli_i8_zero(void) { return _mm256_setzero_ps(); }
 
-MLI_INLINE float mli_dot_sum(mli_dot_floats v) {
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+MLI_INLINE mli_i8_x mli_i8_load_x(ml_type type, const mli_xblock *x) {
+    mli_i8_x block;
+    block.q = _mm256_loadu_si256((const __m256i *)(const void *)x->q);
+    block.start = _mm256_loadu_si256((const __m256i *)(const void *)x->start[type == ML_Q4_0]);
+    return block;
+}
+
+typedef __m256 mli_i8_scales; /* four scales, in either half */
+
+/* sum + ints * scale j */
+MLI_INLINE mli_i8_floats mli_i8_add(mli_i8_floats sum, mli_i8_ints ints, mli_i8_scales scales, int j) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints), _mm256_permutevar_ps(scales, _mm256_set1_epi32(j)), sum);
+}
+
+MLI_INLINE mli_i8_scales mli_i8_times(mli_i8_scales w, const float *x) {
+    return _mm256_mul_ps(w, _mm256_broadcast_ps((const __m128 *)(const void *)x));
+}
+
+MLI_INLINE mli_i8_scales mli_i8_one_scale(const uint8_t *w, float x) {
+    return _mm256_set1_ps(mli_load_scale(w) * x);
+}
+
+MLI_INLINE float mli_i8_sum(ml_type type, mli_i8_floats v) {
+    __m128 high = _mm256_extractf128_ps(v, 1), sum;
+    if (type == ML_Q4_0 && MLI_OFFSET_Q4_0_HIGH == 128) high = _mm_mul_ps(high, _mm_set1_ps(1.0f / 16));
+    sum = _mm_add_ps(_mm256_castps256_ps128(v), high);
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-/* The weights' scale in every lane. */
-MLI_INLINE mli_dot_floats mli_dot_scale(const uint8_t *w) {
-    int16_t half;
-    memcpy(&half, w, 2);
-    return _mm256_cvtph_ps(_mm_set1_epi16(half));
-}
-
-/* sum + ints * (scale * x_scale) */
-MLI_INLINE mli_dot_floats mli_dot_add(mli_dot_floats sum, mli_dot_ints ints, mli_dot_floats scale,
-                                      float x_scale) {
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints), _mm256_mul_ps(scale, _mm256_set1_ps(x_scale)), sum);
-}
-
-/* Q4_0's q + 8: the low halves of 16 bytes, then the high ones. */
-MLI_INLINE __m256i mli_dot_load_q4_0(const uint8_t *w) {
-    __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)w));
-    return _mm256_and_si256(_mm256_srlv_epi32(twice, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)),
-                            _mm256_set1_epi8(15));
+/* The scales of four blocks of a row. */
+MLI_INLINE mli_i8_scales mli_i8_load_scales(ml_type type, const uint8_t *w) {
+    return _mm256_cvtph_ps(_mm_set1_epi64x((int64_t)mli_four_halves(type, w)));
 }
 
 #ifdef MLI_DOT_VNNI
 /* Weights are made unsigned: Q8_0's q + 128, Q4_0's q + 8. */
-MLI_INLINE mli_dot_block mli_dot_load(ml_type type, const uint8_t *w) {
-    if (type == ML_Q4_0) return mli_dot_load_q4_0(w);
+MLI_INLINE mli_i8_block mli_i8_load(ml_type type, const uint8_t *w) {
+    if (type == ML_Q4_0) {
+        __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)w));
+        return _mm256_and_si256(twice, _mm256_set_m128i(_mm_set1_epi8((char)0xf0), _mm_set1_epi8(15)));
+    }
     return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)w), _mm256_set1_epi8(-128));
 }
 
-MLI_INLINE mli_dot_ints mli_block_dot(ml_type type, mli_dot_block w, const mli_xblock *x) {
-    __m256i start = _mm256_loadu_si256((const __m256i *)(const void *)x->sum8);
-    if (type == ML_Q8_0) start = _mm256_slli_epi32(start, 4); /* -8 becomes -128 */
-    return _mm256_dpbusd_epi32(start, w, _mm256_loadu_si256((const __m256i *)(const void *)x->q));
+MLI_INLINE mli_i8_ints mli_i8_dot(ml_type type, mli_i8_block w, mli_i8_x x) {
+    (void)type;
+    return _mm256_dpbusd_epi32(x.start, w, x.q);
 }
 #else
-MLI_INLINE mli_dot_block mli_dot_load(ml_type type, const uint8_t *w) {
-    if (type == ML_Q4_0) return mli_dot_load_q4_0(w);
+MLI_INLINE mli_i8_block mli_i8_load(ml_type type, const uint8_t *w) {
+    if (type == ML_Q4_0) {
+        __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)w));
+        return _mm256_and_si256(_mm256_srlv_epi32(twice, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)),
+                                _mm256_set1_epi8(15));
+    }
     return _mm256_loadu_si256((const __m256i *)(const void *)w);
 }
 
 /* Q8_0: the weight's sign goes over to x, |w| <= 128 is unsigned. Two products add up to 2 * 128 * 127 at most, which
    16 bits hold: no saturation. */
-MLI_INLINE mli_dot_ints mli_block_dot(ml_type type, mli_dot_block w, const mli_xblock *x) {
-    __m256i q = _mm256_loadu_si256((const __m256i *)(const void *)x->q), ones = _mm256_set1_epi16(1);
+MLI_INLINE mli_i8_ints mli_i8_dot(ml_type type, mli_i8_block w, mli_i8_x x) {
+    const __m256i ones = _mm256_set1_epi16(1);
     if (type == ML_Q8_0)
-        return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w)), ones);
-    return _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(w, q), ones),
-                            _mm256_loadu_si256((const __m256i *)(const void *)x->sum8));
+        return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x.q, w)), ones);
+    return _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(w, x.q), ones), x.start);
 }
 #endif
 
 #elif defined(MLI_DOT_NEON)
-typedef int32x4_t mli_dot_ints;
-typedef float32x4_t mli_dot_floats;
-typedef int8x16x2_t mli_dot_block;
+typedef int32x4_t mli_i8_ints;
+typedef float32x4_t mli_i8_floats;
+typedef int8x16x2_t mli_i8_block;
+typedef int8x16x2_t mli_i8_x;
 
-MLI_INLINE mli_dot_floats mli_dot_zero(void) { return vdupq_n_f32(0); }
-
-MLI_INLINE float mli_dot_sum(mli_dot_floats v) { return vaddvq_f32(v); }
-
-MLI_INLINE mli_dot_floats mli_dot_scale(const uint8_t *w) {
-    uint16_t half;
-    memcpy(&half, w, 2);
-    return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half)));
+MLI_INLINE mli_i8_x mli_i8_load_x(ml_type type, const mli_xblock *x) {
+    mli_i8_x block;
+    (void)type;
+    block.val[0] = vld1q_s8(x->q);
+    block.val[1] = vld1q_s8(x->q + 16);
+    return block;
 }
 
-MLI_INLINE mli_dot_floats mli_dot_add(mli_dot_floats sum, mli_dot_ints ints, mli_dot_floats scale,
-                                      float x_scale) {
-    return vfmaq_f32(sum, vcvtq_f32_s32(ints), vmulq_n_f32(scale, x_scale));
+MLI_INLINE mli_i8_floats mli_i8_zero(void) { return vdupq_n_f32(0); }
+
+typedef float32x4_t mli_i8_scales;
+
+MLI_INLINE float mli_i8_sum(ml_type type, mli_i8_floats v) {
+    (void)type;
+    return vaddvq_f32(v);
 }
 
-MLI_INLINE mli_dot_block mli_dot_load(ml_type type, const uint8_t *w) {
-    mli_dot_block block;
+MLI_INLINE mli_i8_scales mli_i8_load_scales(ml_type type, const uint8_t *w) {
+    return vcvt_f32_f16(vreinterpret_f16_u64(vcreate_u64(mli_four_halves(type, w))));
+}
+
+MLI_INLINE mli_i8_scales mli_i8_times(mli_i8_scales w, const float *x) { return vmulq_f32(w, vld1q_f32(x)); }
+
+MLI_INLINE mli_i8_scales mli_i8_one_scale(const uint8_t *w, float x) {
+    return vdupq_n_f32(mli_load_scale(w) * x);
+}
+
+/* sum + ints * scale j */
+MLI_INLINE mli_i8_floats mli_i8_add(mli_i8_floats sum, mli_i8_ints ints, mli_i8_scales scales, int j) {
+    float32x4_t floats = vcvtq_f32_s32(ints);
+    switch (j) {
+    case 0: return vfmaq_laneq_f32(sum, floats, scales, 0);
+    case 1: return vfmaq_laneq_f32(sum, floats, scales, 1);
+    case 2: return vfmaq_laneq_f32(sum, floats, scales, 2);
+    default: return vfmaq_laneq_f32(sum, floats, scales, 3);
+    }
+}
+
+MLI_INLINE mli_i8_block mli_i8_load(ml_type type, const uint8_t *w) {
+    mli_i8_block block;
     if (type == ML_Q4_0) {
         uint8x16_t pairs = vld1q_u8(w);
         block.val[0] = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(pairs, vdupq_n_u8(15))), vdupq_n_s8(8));
@@ -2306,16 +2413,16 @@ MLI_INLINE mli_dot_block mli_dot_load(ml_type type, const uint8_t *w) {
     return block;
 }
 
-MLI_INLINE mli_dot_ints mli_block_dot(ml_type type, mli_dot_block w, const mli_xblock *x) {
-    int8x16_t x0 = vld1q_s8(x->q), x1 = vld1q_s8(x->q + 16);
+MLI_INLINE mli_i8_ints mli_i8_dot(ml_type type, mli_i8_block w, mli_i8_x x) {
     (void)type;
 #if defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w.val[0], x0), w.val[1], x1);
+    return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w.val[0], x.val[0]), w.val[1], x.val[1]);
 #else
     { /* two products of at most 128 * 127 fit 16 bits */
-        int16x8_t low = vmull_s8(vget_low_s8(w.val[0]), vget_low_s8(x0)), high = vmull_high_s8(w.val[0], x0);
-        low = vmlal_s8(low, vget_low_s8(w.val[1]), vget_low_s8(x1));
-        high = vmlal_high_s8(high, w.val[1], x1);
+        int16x8_t low = vmull_s8(vget_low_s8(w.val[0]), vget_low_s8(x.val[0])),
+                  high = vmull_high_s8(w.val[0], x.val[0]);
+        low = vmlal_s8(low, vget_low_s8(w.val[1]), vget_low_s8(x.val[1]));
+        high = vmlal_high_s8(high, w.val[1], x.val[1]);
         return vpadalq_s16(vpaddlq_s16(low), high);
     }
 #endif
@@ -2323,25 +2430,58 @@ MLI_INLINE mli_dot_ints mli_block_dot(ml_type type, mli_dot_block w, const mli_x
 #endif
 
 #if defined(MLI_DOT_VNNI) || defined(MLI_DOT_AVX2) || defined(MLI_DOT_NEON)
-/* As mli_ref_rows; n_x is 1..4 and, like the type, known where this is inlined. */
-MLI_INLINE void mli_dot_rows(ml_type type, float *y, const uint8_t *w, size_t n_rows, size_t cols,
-                             const mli_xblock *x, int n_x, size_t y_stride) {
-    const size_t bytes = type == ML_Q8_0 ? MLI_Q8_0_BYTES : MLI_Q4_0_BYTES, blocks = cols / MLI_BLOCK;
-    size_t row, b;
-    int i;
-    for (row = 0; row < n_rows; row++) {
-        mli_dot_floats sum[4];
-        for (i = 0; i < n_x; i++) sum[i] = mli_dot_zero();
-        for (b = 0; b < blocks; b++, w += bytes) {
-            mli_dot_block block = mli_dot_load(type, w + 2);
-            mli_dot_floats scale = mli_dot_scale(w);
-            MLI_UNROLLQ
-            for (i = 0; i < n_x; i++) {
-                const mli_xblock *xb = x + (size_t)i * blocks + b;
-                sum[i] = mli_dot_add(sum[i], mli_block_dot(type, block, xb), scale, xb->scale);
-            }
+/* sums (4 rows of w, n_x) += one block of the rows . one block of x; scales holds that of the block in place j. */
+MLI_INLINE void mli_i8_step(ml_type type, mli_i8_floats sum[4][2], const uint8_t *const w[4], size_t at,
+                            const mli_xblock *x, size_t x_stride, int n_x, mli_i8_scales scales[4][2],
+                            int j) {
+    mli_i8_x q[2];
+    int r, i;
+    MLI_UNROLL
+    for (i = 0; i < n_x; i++) q[i] = mli_i8_load_x(type, x + (size_t)i * x_stride);
+    MLI_UNROLL
+    for (r = 0; r < 4; r++) {
+        mli_i8_block block = mli_i8_load(type, w[r] + at + 2);
+        MLI_UNROLL
+        for (i = 0; i < n_x; i++)
+            sum[r][i] = mli_i8_add(sum[r][i], mli_i8_dot(type, block, q[i]), scales[r][i], j);
+    }
+}
+
+/* Four rows of w (4, blocks) . x (n_x, blocks), n_x = 1 or 2: their sums in y (4, n_x). */
+MLI_INLINE void mli_i8_rows(ml_type type, float y[4][2], const uint8_t *const w[4], size_t blocks,
+                            const mli_xblock *x, const float *x_scale, int n_x) {
+    const size_t bytes = type == ML_Q8_0 ? MLI_Q8_0_BYTES : MLI_Q4_0_BYTES;
+    mli_i8_floats sum[4][2];
+    mli_i8_scales scales[4][2];
+    size_t b, at = 0;
+    int i, j, r;
+    MLI_UNROLL
+    for (r = 0; r < 4; r++) sum[r][0] = sum[r][1] = mli_i8_zero();
+    for (b = 0; b + 4 <= blocks; b += 4) {
+
+        MLI_UNROLL
+        for (r = 0; r < 4; r++) {
+            mli_i8_scales w_scales = mli_i8_load_scales(type, w[r] + at);
+            MLI_UNROLL
+            for (i = 0; i < n_x; i++) scales[r][i] = mli_i8_times(w_scales, x_scale + (size_t)i * blocks + b);
         }
-        for (i = 0; i < n_x; i++) y[(size_t)i * y_stride + row] = mli_dot_sum(sum[i]);
+        MLI_UNROLL
+        for (j = 0; j < 4; j++, at += bytes)
+            mli_i8_step(type, sum, w, at, x + b + (size_t)j, blocks, n_x, scales, j);
+    }
+    for (; b < blocks; b++, at += bytes) {
+        MLI_UNROLL
+        for (r = 0; r < 4; r++) {
+            MLI_UNROLL
+            for (i = 0; i < n_x; i++)
+                scales[r][i] = mli_i8_one_scale(w[r] + at, x_scale[(size_t)i * blocks + b]);
+        }
+        mli_i8_step(type, sum, w, at, x + b, blocks, n_x, scales, 0);
+    }
+    MLI_UNROLL
+    for (r = 0; r < 4; r++) {
+        MLI_UNROLL
+        for (i = 0; i < n_x; i++) y[r][i] = mli_i8_sum(type, sum[r][i]);
     }
 }
 #endif
@@ -2349,17 +2489,25 @@ MLI_INLINE void mli_dot_rows(ml_type type, float *y, const uint8_t *w, size_t n_
 MLI_INLINE void mli_rows_of(ml_type type, float *y, const void *w, size_t n_rows, size_t cols, const void *q,
                             size_t n_x, size_t y_stride) {
 #if defined(MLI_DOT_VNNI) || defined(MLI_DOT_AVX2) || defined(MLI_DOT_NEON)
-    const size_t blocks = cols / MLI_BLOCK;
-    const uint8_t *bytes = (const uint8_t *)w;
+    const size_t blocks = cols / MLI_BLOCK, row_bytes = blocks * mli_type(type)->bytes;
     const mli_xblock *x = (const mli_xblock *)q;
-    for (; n_x > 4; n_x -= 4, x += 4 * blocks, y += 4 * y_stride)
-        mli_dot_rows(type, y, bytes, n_rows, cols, x, 4, y_stride);
-    switch (n_x) {
-    case 1: mli_dot_rows(type, y, bytes, n_rows, cols, x, 1, y_stride); break;
-    case 2: mli_dot_rows(type, y, bytes, n_rows, cols, x, 2, y_stride); break;
-    case 3: mli_dot_rows(type, y, bytes, n_rows, cols, x, 3, y_stride); break;
-    case 4: mli_dot_rows(type, y, bytes, n_rows, cols, x, 4, y_stride); break;
-    default: break;
+    const float *x_scale = (const float *)(x + n_x * blocks);
+    size_t row, i, r, n;
+    for (row = 0; row < n_rows; row += n) {
+        const uint8_t *rows[4];
+        float part[4][2];
+        n = MLI_MIN(n_rows - row, 4);
+        for (r = 0; r < 4; r++) rows[r] = (const uint8_t *)w + (row + MLI_MIN(r, n - 1)) * row_bytes;
+        for (i = 0; i < n_x; i += 2) {
+            if (i + 1 < n_x)
+                mli_i8_rows(type, part, rows, blocks, x + i * blocks, x_scale + i * blocks, 2);
+            else
+                mli_i8_rows(type, part, rows, blocks, x + i * blocks, x_scale + i * blocks, 1);
+            for (r = 0; r < n; r++) {
+                y[i * y_stride + row + r] = part[r][0];
+                if (i + 1 < n_x) y[(i + 1) * y_stride + row + r] = part[r][1];
+            }
+        }
     }
 #else
     mli_ref_rows(type, y, w, n_rows, cols, q, n_x, y_stride);
@@ -2378,70 +2526,55 @@ static void mli_rows_q4_0(float *y, const void *w, size_t n_rows, size_t cols, c
 
 /* ---- many rows of activations: bound by arithmetic ----
    y (m, n) = x (m, k) . w^T is cut into tiles of MLI_QROWS x MLI_QCOLS. Weights are repacked, a panel of MLI_QCOLS
-   outputs at a time, so that a vector holds four numbers along k of each of its outputs; a step multiplies it by
-   four numbers of x, the same in every lane. */
+   outputs at a time, so that a lane of a vector holds the next four bytes along k of one output; a step multiplies
+   them by the same four bytes of x in every lane. */
 
 #if defined(MLI_DOT_VNNI)
-enum { MLI_QLANES = 16, MLI_QVECTORS = 2, MLI_QROWS = 6 };
-#elif defined(MLI_DOT_AVX2)
-enum { MLI_QLANES = 8, MLI_QVECTORS = 2, MLI_QROWS = 4 };
-#elif defined(MLI_DOT_NEON)
-enum { MLI_QLANES = 4, MLI_QVECTORS = 2, MLI_QROWS = 4 };
-#else
-enum { MLI_QLANES = 1, MLI_QVECTORS = 8, MLI_QROWS = 2 };
-#endif
-#if defined(MLI_DOT_VNNI)
-enum { MLI_QOFFSET = 128 }; /* added to the weights, which this instruction wants unsigned */
-#else
-enum { MLI_QOFFSET = 0 };
-#endif
-enum { MLI_QCOLS = MLI_QLANES * MLI_QVECTORS };
-
-/* 32 steps along k of a panel. Bytes of outputs beyond n are 0 in effect: their scale is. */
-typedef struct mli_qpanel {
-    int8_t q[MLI_BLOCK / 4][MLI_QCOLS][4]; /* q + MLI_QOFFSET */
-    float scale[MLI_QCOLS];
-} mli_qpanel;
-
-/* 32 steps along k of MLI_QROWS rows of x; rows beyond m are 0. */
-typedef struct mli_qgroup {
-    int8_t q[MLI_QROWS][MLI_BLOCK];
-    int32_t start[MLI_QROWS]; /* what the sum begins with: -MLI_QOFFSET * sum(q) */
-    float scale[MLI_QROWS];
-} mli_qgroup;
-
-#if defined(MLI_DOT_VNNI)
-typedef __m512i mli_qints;
+typedef __m512i mli_qints; /* a lane: an int32_t sum, or four bytes of operands */
 typedef __m512 mli_qfloats;
+typedef uint8_t mli_qweight; /* q + MLI_QOFFSET: this instruction wants them unsigned */
+typedef int8_t mli_qx;
+enum { MLI_QLANES = 16, MLI_QVECTORS = 2, MLI_QROWS = 6, MLI_QOFFSET = 128 };
+
 MLI_INLINE mli_qints mli_qset(int32_t v) { return _mm512_set1_epi32(v); }
 MLI_INLINE mli_qints mli_qload(const void *p) { return _mm512_loadu_si512(p); }
 MLI_INLINE mli_qints mli_qdot(mli_qints sum, mli_qints w, mli_qints x) {
     return _mm512_dpbusd_epi32(sum, w, x);
 }
-MLI_INLINE mli_qfloats mli_qzero(void) { return _mm512_setzero_ps(); }
+MLI_INLINE mli_qfloats mli_qset_float(float v) { return _mm512_set1_ps(v); }
 MLI_INLINE mli_qfloats mli_qload_floats(const float *p) { return _mm512_loadu_ps(p); }
 MLI_INLINE void mli_qstore(float *p, mli_qfloats v) { _mm512_storeu_ps(p, v); }
-MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, float x_scale) {
-    return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(ints), w_scale), _mm512_set1_ps(x_scale), sum);
+MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, mli_qfloats x_scale) {
+    return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(ints), w_scale), x_scale, sum);
 }
+
 #elif defined(MLI_DOT_AVX2)
+/* Widened to 16 bits, two products at a time are added exactly; that is twice as fast as floats. */
 typedef __m256i mli_qints;
 typedef __m256 mli_qfloats;
+typedef int16_t mli_qweight;
+typedef int16_t mli_qx;
+enum { MLI_QLANES = 8, MLI_QVECTORS = 2, MLI_QROWS = 4, MLI_QOFFSET = 0 };
+
 MLI_INLINE mli_qints mli_qset(int32_t v) { return _mm256_set1_epi32(v); }
 MLI_INLINE mli_qints mli_qload(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-MLI_INLINE mli_qints mli_qdot(mli_qints sum, mli_qints w, mli_qints x) { /* as mli_dot */
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+MLI_INLINE mli_qints mli_qdot(mli_qints sum, mli_qints w, mli_qints x) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x));
 }
-MLI_INLINE mli_qfloats mli_qzero(void) { return _mm256_setzero_ps(); }
+MLI_INLINE mli_qfloats mli_qset_float(float v) { return _mm256_set1_ps(v); }
 MLI_INLINE mli_qfloats mli_qload_floats(const float *p) { return _mm256_loadu_ps(p); }
 MLI_INLINE void mli_qstore(float *p, mli_qfloats v) { _mm256_storeu_ps(p, v); }
-MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, float x_scale) {
-    return _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(ints), w_scale), _mm256_set1_ps(x_scale), sum);
+MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, mli_qfloats x_scale) {
+    return _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(ints), w_scale), x_scale, sum);
 }
+
 #elif defined(MLI_DOT_NEON)
 typedef int32x4_t mli_qints;
 typedef float32x4_t mli_qfloats;
+typedef int8_t mli_qweight;
+typedef int8_t mli_qx;
+enum { MLI_QLANES = 4, MLI_QVECTORS = 2, MLI_QROWS = 4, MLI_QOFFSET = 0 };
+
 MLI_INLINE mli_qints mli_qset(int32_t v) { return vdupq_n_s32(v); }
 MLI_INLINE mli_qints mli_qload(const void *p) { return vreinterpretq_s32_u8(vld1q_u8((const uint8_t *)p)); }
 MLI_INLINE mli_qints mli_qdot(mli_qints sum, mli_qints w, mli_qints x) {
@@ -2454,15 +2587,20 @@ MLI_INLINE mli_qints mli_qdot(mli_qints sum, mli_qints w, mli_qints x) {
     return vpadalq_s16(sum, pairs);
 #endif
 }
-MLI_INLINE mli_qfloats mli_qzero(void) { return vdupq_n_f32(0); }
+MLI_INLINE mli_qfloats mli_qset_float(float v) { return vdupq_n_f32(v); }
 MLI_INLINE mli_qfloats mli_qload_floats(const float *p) { return vld1q_f32(p); }
 MLI_INLINE void mli_qstore(float *p, mli_qfloats v) { vst1q_f32(p, v); }
-MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, float x_scale) {
-    return vfmaq_n_f32(sum, vmulq_f32(vcvtq_f32_s32(ints), w_scale), x_scale);
+MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, mli_qfloats x_scale) {
+    return vfmaq_f32(sum, vmulq_f32(vcvtq_f32_s32(ints), w_scale), x_scale);
 }
+
 #else
 typedef int32_t mli_qints;
 typedef float mli_qfloats;
+typedef int8_t mli_qweight;
+typedef int8_t mli_qx;
+enum { MLI_QLANES = 1, MLI_QVECTORS = 8, MLI_QROWS = 2, MLI_QOFFSET = 0 };
+
 MLI_INLINE mli_qints mli_qset(int32_t v) { return v; }
 MLI_INLINE mli_qints mli_qload(const void *p) {
     mli_qints v;
@@ -2475,86 +2613,116 @@ MLI_INLINE mli_qints mli_qdot(mli_qints sum, mli_qints w, mli_qints x) {
     memcpy(b, &x, 4);
     return sum + a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
 }
-MLI_INLINE mli_qfloats mli_qzero(void) { return 0; }
+MLI_INLINE mli_qfloats mli_qset_float(float v) { return v; }
 MLI_INLINE mli_qfloats mli_qload_floats(const float *p) { return *p; }
 MLI_INLINE void mli_qstore(float *p, mli_qfloats v) { *p = v; }
-MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, float x_scale) {
+MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, mli_qfloats x_scale) {
     return sum + (float)ints * w_scale * x_scale;
 }
 #endif
 
+enum {
+    MLI_QCOLS = MLI_QLANES * MLI_QVECTORS,
+    MLI_QFOUR = 4 / sizeof(mli_qx),    /* numbers in four bytes */
+    MLI_QSTEPS = MLI_BLOCK / MLI_QFOUR /* steps in a block */
+};
+
+/* 32 numbers along k of a panel. Outputs beyond the last have the scale 0. */
+typedef struct mli_qpanel {
+    mli_qweight q[MLI_QSTEPS][MLI_QCOLS][MLI_QFOUR];
+    float scale[MLI_QCOLS];
+} mli_qpanel;
+
+/* 32 numbers along k of MLI_QROWS rows of x; rows beyond the last are 0. */
+typedef struct mli_qgroup {
+    mli_qx q[MLI_QROWS][MLI_BLOCK];
+    int32_t start[MLI_QROWS]; /* what the sum begins with: -MLI_QOFFSET * sum(q) */
+    float scale[MLI_QROWS];
+} mli_qgroup;
+
 /* y (MLI_QROWS, MLI_QCOLS; a row every y_stride) = one group of x . one panel of w, both `blocks` long. */
 static void mli_qtile(const mli_qgroup *x, const mli_qpanel *w, size_t blocks, float *y, size_t y_stride) {
     mli_qfloats sum[MLI_QROWS][MLI_QVECTORS];
+    mli_qints ints[MLI_QROWS][MLI_QVECTORS];
     int r, v, j;
-    MLI_UNROLLQ
+    MLI_UNROLL
     for (r = 0; r < MLI_QROWS; r++) {
-        MLI_UNROLLQ
-        for (v = 0; v < MLI_QVECTORS; v++) sum[r][v] = mli_qzero();
+        MLI_UNROLL
+        for (v = 0; v < MLI_QVECTORS; v++) sum[r][v] = mli_qset_float(0);
     }
     for (; blocks; blocks--, x++, w++) {
-        mli_qints ints[MLI_QROWS][MLI_QVECTORS];
-        MLI_UNROLLQ
+        MLI_UNROLL
         for (r = 0; r < MLI_QROWS; r++) {
-            MLI_UNROLLQ
+            MLI_UNROLL
             for (v = 0; v < MLI_QVECTORS; v++) ints[r][v] = mli_qset(x->start[r]);
         }
-        MLI_UNROLLQ
-        for (j = 0; j < MLI_BLOCK / 4; j++) {
-            MLI_UNROLLQ
+        for (j = 0; j < MLI_QSTEPS; j++) {
+            MLI_UNROLL
             for (r = 0; r < MLI_QROWS; r++) {
                 int32_t four;
-                memcpy(&four, x->q[r] + 4 * j, 4);
-                MLI_UNROLLQ
+                memcpy(&four, x->q[r] + MLI_QFOUR * j, 4);
+                MLI_UNROLL
                 for (v = 0; v < MLI_QVECTORS; v++)
                     ints[r][v] = mli_qdot(ints[r][v], mli_qload(w->q[j][v * MLI_QLANES]), mli_qset(four));
             }
         }
-        MLI_UNROLLQ
+        MLI_UNROLL
         for (r = 0; r < MLI_QROWS; r++) {
-            MLI_UNROLLQ
+            MLI_UNROLL
             for (v = 0; v < MLI_QVECTORS; v++)
-                sum[r][v] =
-                    mli_qadd(sum[r][v], ints[r][v], mli_qload_floats(w->scale + v * MLI_QLANES), x->scale[r]);
+                sum[r][v] = mli_qadd(sum[r][v], ints[r][v], mli_qload_floats(w->scale + v * MLI_QLANES),
+                                     mli_qset_float(x->scale[r]));
         }
     }
-    MLI_UNROLLQ
+    MLI_UNROLL
     for (r = 0; r < MLI_QROWS; r++) {
-        MLI_UNROLLQ
+        MLI_UNROLL
         for (v = 0; v < MLI_QVECTORS; v++) mli_qstore(y + (size_t)r * y_stride + v * MLI_QLANES, sum[r][v]);
     }
 }
 
-/* Bytes of output `c` of a block of a panel: block is a block of weights, NULL beyond the last output. */
-static void mli_qpack_block(ml_type type, const uint8_t *block, mli_qpanel *panel, int c) {
-    const uint32_t offset = (uint32_t)MLI_QOFFSET * 0x01010101u; /* 128 for each byte, without carries */
-    uint32_t four;
-    int j;
-    panel->scale[c] = block ? mli_load_scale(block) : 0;
-    for (j = 0; j < MLI_BLOCK / 4; j++) {
-        four = 0;
-        if (block && type == ML_Q8_0) {
-            memcpy(&four, block + 2 + 4 * j, 4);
-        } else if (block) {
-            memcpy(&four, block + 2 + 4 * (j % 4), 4);
-            four =
-                (four >> (j / 4 * 4) & 0x0f0f0f0fu) + 0x78787878u; /* q + 8 + 120: no carry between bytes */
-            four ^= 0x80808080u;                                   /* less 128: q */
+/* One block of weights becomes column c of a block of a panel. */
+MLI_INLINE void mli_qpack_block(ml_type type, const uint8_t *block, mli_qpanel *panel, int c) {
+    mli_qweight q[MLI_BLOCK];
+    int i;
+    if (type == ML_Q8_0) {
+        const int8_t *from = (const int8_t *)(block + 2);
+        for (i = 0; i < MLI_BLOCK; i++) q[i] = (mli_qweight)(from[i] + MLI_QOFFSET);
+    } else {
+        for (i = 0; i < MLI_BLOCK / 2; i++) {
+            q[i] = (mli_qweight)((block[2 + i] & 15) + (MLI_QOFFSET - 8));
+            q[i + MLI_BLOCK / 2] = (mli_qweight)((block[2 + i] >> 4) + (MLI_QOFFSET - 8));
         }
-        four ^= offset;
-        memcpy(panel->q[j][c], &four, 4);
     }
+    for (i = 0; i < MLI_QSTEPS; i++) memcpy(panel->q[i][c], q + MLI_QFOUR * i, 4);
+    panel->scale[c] = mli_load_scale(block);
 }
 
 /* panel (blocks) = rows first .. first + MLI_QCOLS - 1 of w. */
 static void mli_qpack(const ml_tensor *w, size_t first, size_t blocks, mli_qpanel *panel) {
-    size_t bytes = mli_type(w->type)->bytes, b;
-    int c;
-    for (c = 0; c < MLI_QCOLS; c++) {
-        const uint8_t *row = (const uint8_t *)w->data + (first + (size_t)c) * blocks * bytes;
-        int inside = first + (size_t)c < (size_t)w->rows;
-        for (b = 0; b < blocks; b++) mli_qpack_block(w->type, inside ? row + b * bytes : NULL, panel + b, c);
+    size_t bytes = mli_type(w->type)->bytes, left = (size_t)w->rows - first, b;
+    const uint8_t *block = (const uint8_t *)w->data + first * blocks * bytes;
+    int c, n = (int)MLI_MIN(left, (size_t)MLI_QCOLS);
+    if (n < MLI_QCOLS) memset(panel, 0, blocks * sizeof *panel);
+    for (c = 0; c < n; c++) {
+        for (b = 0; b < blocks; b++, block += bytes) {
+            if (w->type == ML_Q8_0)
+                mli_qpack_block(ML_Q8_0, block, panel + b, c);
+            else
+                mli_qpack_block(ML_Q4_0, block, panel + b, c);
+        }
     }
+}
+
+/* One block of x (32) becomes row r of a block of a group. */
+static void mli_qpack_x(const float *x, mli_qgroup *group, size_t r) {
+    int8_t q[MLI_BLOCK];
+    int32_t sum = 0;
+    int i;
+    mli_quantize_block(x, q, &group->scale[r]);
+    for (i = 0; i < MLI_BLOCK; i++) group->q[r][i] = q[i];
+    for (i = 0; i < MLI_BLOCK; i++) sum += q[i];
+    group->start[r] = -MLI_QOFFSET * sum;
 }
 
 typedef struct mli_qgemm_job {
@@ -2570,24 +2738,14 @@ typedef struct mli_qgemm_job {
 /* Quantises this task's share of x. */
 static void mli_qgemm_quantize(void *arg, int index) {
     const mli_qgemm_job *job = (const mli_qgemm_job *)arg;
-    size_t blocks = job->k / MLI_BLOCK, n_groups = (job->m + MLI_QROWS - 1) / MLI_QROWS, begin, end, g, b, r,
-           i;
+    size_t blocks = job->k / MLI_BLOCK, n_groups = (job->m + MLI_QROWS - 1) / MLI_QROWS, begin, end, row, b;
     mli_share(n_groups, 1, job->n_tasks, index, &begin, &end);
-    for (g = begin; g < end; g++) {
-        for (r = 0; r < MLI_QROWS; r++) {
-            size_t row = g * MLI_QROWS + r;
-            for (b = 0; b < blocks; b++) {
-                mli_qgroup *group = job->groups + g * blocks + b;
-                int32_t sum = 0;
-                group->scale[r] = 0;
-                if (row < job->m)
-                    mli_quantize_block(job->x + row * job->k + b * MLI_BLOCK, group->q[r], &group->scale[r]);
-                else
-                    memset(group->q[r], 0, MLI_BLOCK);
-                for (i = 0; i < MLI_BLOCK; i++) sum += group->q[r][i];
-                group->start[r] = -MLI_QOFFSET * sum;
-            }
-        }
+    if (end == n_groups && job->m % MLI_QROWS) /* rows beyond m */
+        memset(job->groups + (n_groups - 1) * blocks, 0, blocks * sizeof *job->groups);
+    for (row = begin * MLI_QROWS; row < MLI_MIN(end * MLI_QROWS, job->m); row++) {
+        mli_qgroup *group = job->groups + row / MLI_QROWS * blocks;
+        for (b = 0; b < blocks; b++)
+            mli_qpack_x(job->x + row * job->k + b * MLI_BLOCK, group + b, row % MLI_QROWS);
     }
 }
 
@@ -3860,39 +4018,47 @@ static uint32_t mli_hash(const unsigned char *text, size_t n) {
     return hash;
 }
 
-/* The slot where text stands or would stand. Collisions go to the next slot; at least half of them are free.
-   */
-static uint32_t mli_find_slot(const ml_tokenizer *tokenizer, const unsigned char *text, size_t n,
-                              uint32_t hash) {
-    uint32_t i = (hash ^ hash >> 15) & tokenizer->slot_mask;
-    for (;; i = (i + 1) & tokenizer->slot_mask) {
-        const mli_piece_slot *slot = &tokenizer->slots[i];
+/* The slot where text stands or would stand: the first of the free ones from where its hash points. No piece is
+   put further away than MLI_MAX_PROBES, so that files with pieces chosen to crowd together cost no more than
+   that; NULL when all these slots are taken by others. */
+static mli_piece_slot *mli_find_slot(const ml_tokenizer *tokenizer, const unsigned char *text, size_t n,
+                                     uint32_t hash) {
+    uint32_t i, begin = hash ^ hash >> 15;
+    for (i = 0; i < MLI_MAX_PROBES; i++) {
+        mli_piece_slot *slot = &tokenizer->slots[(begin + i) & tokenizer->slot_mask];
         uint32_t at;
-        if (slot->id < 0) return i;
+        if (slot->id < 0) return slot;
         if (slot->hash != hash) continue;
         at = tokenizer->text_at[slot->id];
         if (tokenizer->text_at[slot->id + 1] - at == n && memcmp(tokenizer->texts + at, text, n) == 0)
-            return i;
+            return slot;
     }
+    return NULL;
 }
 
-/* The id of the piece with this text, or -1. */
+/* The id of the piece with this text, or -1; first with its hash at hand. */
+static int32_t mli_find_hashed(const ml_tokenizer *tokenizer, const unsigned char *text, size_t n,
+                               uint32_t hash) {
+    const mli_piece_slot *slot = mli_find_slot(tokenizer, text, n, hash);
+    return slot ? slot->id : -1;
+}
+
 static int32_t mli_find_piece(const ml_tokenizer *tokenizer, const unsigned char *text, size_t n) {
-    if (n > tokenizer->longest) return -1;
-    return tokenizer->slots[mli_find_slot(tokenizer, text, n, mli_hash(text, n))].id;
+    return n > tokenizer->longest ? -1 : mli_find_hashed(tokenizer, text, n, mli_hash(text, n));
 }
 
 /* Enters a piece into the table and the bit sets. Of equal pieces the first counts. */
 static ml_result mli_index_piece(ml_tokenizer *tokenizer, int32_t id, ml_error *error) {
     const unsigned char *text = (const unsigned char *)tokenizer->texts + tokenizer->text_at[id];
     size_t i, n = tokenizer->text_at[id + 1] - tokenizer->text_at[id];
-    uint32_t hash = mli_hash(text, n), slot = mli_find_slot(tokenizer, text, n, hash);
-    if (tokenizer->slots[slot].id >= 0) return ML_OK;
-    if (((slot - (hash ^ hash >> 15)) & tokenizer->slot_mask) >= MLI_MAX_PROBES)
+    uint32_t hash = mli_hash(text, n);
+    mli_piece_slot *slot = mli_find_slot(tokenizer, text, n, hash);
+    if (!slot)
         return mli_fail(error, ML_ERROR_FORMAT, "the tokenizer's pieces are chosen to collide (piece %d)",
                         (int)id);
-    tokenizer->slots[slot].hash = hash;
-    tokenizer->slots[slot].id = id;
+    if (slot->id >= 0) return ML_OK;
+    slot->hash = hash;
+    slot->id = id;
     for (i = 0; i + 1 < n; i++) mli_set_bit(tokenizer->joins, text[i] * 256u + text[i + 1]);
     tokenizer->longest = MLI_MAX(tokenizer->longest, n);
     if (tokenizer->kinds[id] == ML_PIECE_USER_DEFINED) {
@@ -4219,7 +4385,7 @@ static size_t mli_match_user_defined(const ml_tokenizer *tokenizer, const unsign
     for (i = 0; i < n && i < tokenizer->longest_user; i++) {
         int32_t found;
         hash = mli_hash_byte(hash, text[i]);
-        found = tokenizer->slots[mli_find_slot(tokenizer, text, i + 1, hash)].id;
+        found = mli_find_hashed(tokenizer, text, i + 1, hash);
         if (found >= 0 && tokenizer->kinds[found] == ML_PIECE_USER_DEFINED) {
             length = i + 1;
             *id = found;

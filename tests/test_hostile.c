@@ -198,6 +198,7 @@ TEST(pickles_that_are_wrong) {
                   "a."),
            ML_ERROR_TRUNCATED, "cut short");
     REFUSE(PICKLE("\x80\2h\0."), ML_ERROR_FORMAT, "not put");
+    REFUSE(PICKLE("\x80\2Nq\5h\3."), ML_ERROR_FORMAT, "not put");
     REFUSE(PICKLE("\x80\2Nr\xff\xff\xff\xff."), ML_ERROR_FORMAT, "put");
     REFUSE(PICKLE("\x80\2(q\0h\0."), ML_ERROR_FORMAT, "stack");
     REFUSE(PICKLE("\x80\2}(K\1u."), ML_ERROR_FORMAT, "odd dict");

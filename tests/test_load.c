@@ -924,6 +924,17 @@ TEST(arguments) {
     CHECK(ml_load_memory(NULL, 0, NULL, &model, NULL) == ML_ERROR_ARGUMENT);
     CHECK(ml_load("no/such/file", NULL, &model, &error) == ML_ERROR_FILE && contains(&error, "no/such/file"));
     CHECK(model == NULL);
+    {
+        bytes b;
+        memset(&b, 0, sizeof b);
+        gguf_begin(&b, 3, 0, 1);
+        gguf_key(&b, "general.architecture", 8), gguf_text(&b, "gpt2");
+        write_file(temporary("gpt2.gguf"), b.data, b.size);
+        CHECK(ml_load(temporary("gpt2.gguf"), NULL, &model, &error) == ML_ERROR_UNSUPPORTED);
+        CHECK(contains(&error, "general.architecture is gpt2")); /* and no word about a config.json */
+        remove(temporary("gpt2.gguf"));
+        free_bytes(&b);
+    }
     desc.allocator.alloc = counting_alloc; /* but no free */
     CHECK(ml_load_memory("x", 1, &desc, &model, &error) == ML_ERROR_ARGUMENT && contains(&error, "free"));
     ml_free(NULL);
