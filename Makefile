@@ -27,12 +27,12 @@ OPENMP := $(call accepted,-fopenmp)
 endif
 FLAGS := -std=c99 -O3 $(WARNINGS) $(ARCH) $(OPENMP) -I. $(CFLAGS)
 
-HEADERS := minillama.h $(wildcard tests/*.h)
+HEADERS := minillama.h $(wildcard tests/*.h examples/*.h tools/*.h)
 PROGRAMS := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/*.c)) \
             $(patsubst tools/%.c,$(BUILD)/%,$(wildcard tools/*.c))
 TESTS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
-SOURCES := $(wildcard minillama.h examples/*.c tools/*.c tests/*.[ch] tests/compile/*.[ch])
+SOURCES := $(wildcard minillama.h examples/*.[ch] tools/*.[ch] tests/*.[ch] tests/compile/*.[ch])
 
 all: $(PROGRAMS)
 

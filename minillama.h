@@ -250,7 +250,7 @@ ML_DEF ml_result ml_tensor_name(const ml_model *model, int index, char name[ML_N
 typedef struct ml_session ml_session;
 typedef struct ml_session_desc {
     int max_seq_len; /* positions in the KV cache; default the model's; 0 < max_seq_len */
-    int max_batch;   /* most tokens in one pass; default the smaller of max_seq_len and 512 */
+    int max_batch;   /* most tokens in one pass; default the smaller of max_seq_len and 256 */
     ml_threads threads;
 } ml_session_desc;
 
@@ -680,6 +680,7 @@ static void mli_free_malloced(void *memory, void *user) {
 
 /* The caller's allocator or the default one; fails when only half of one is given, or there is none. */
 static ml_result mli_resolve_allocator(const ml_allocator *given, ml_allocator *allocator, ml_error *error) {
+    memset(allocator, 0, sizeof *allocator);
     if (given && (!given->alloc) != (!given->free))
         return mli_fail(error, ML_ERROR_ARGUMENT, "an allocator needs both alloc and free, or neither");
     if (given && given->alloc) {
@@ -807,7 +808,7 @@ MLI_INLINE mli_v mli_v_max(mli_v a, mli_v b) { return _mm512_maskz_max_ps(0xffff
 MLI_INLINE mli_v mli_v_min(mli_v a, mli_v b) { return _mm512_maskz_min_ps(0xffff, a, b); }
 MLI_INLINE mli_v mli_v_fma(mli_v a, mli_v b, mli_v c) { return _mm512_fmadd_ps(a, b, c); }
 
-MLI_INLINE __m256 mli_v_low(mli_v a) { return _mm512_castps512_ps256(a); }
+MLI_INLINE __m256 mli_v_low(mli_v a) { return _mm512_maskz_extractf32x8_ps(0xff, a, 0); }
 MLI_INLINE __m256 mli_v_high(mli_v a) { return _mm512_maskz_extractf32x8_ps(0xff, a, 1); }
 MLI_INLINE mli_v mli_v_shift_left_23(mli_v a) {
     return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(a), 23));
@@ -1436,35 +1437,36 @@ static void mli_ref_gemm(size_t m, size_t n, size_t k, mli_operand a, mli_operan
 #if defined(MLI_AVX512)
 #define MLI_TILE_ROWS 14
 #define MLI_TILE_VECTORS 2
-#define MLI_BLOCK_K 384
-#define MLI_BLOCK_ROWS (MLI_TILE_ROWS * 12)
+#define MLI_BLOCK_K 704
+#define MLI_BLOCK_PANELS 4
 #define MLI_SLAB_COLS 2048
 #elif defined(MLI_AVX2)
 #define MLI_TILE_ROWS 6
 #define MLI_TILE_VECTORS 2
 #define MLI_BLOCK_K 256
-#define MLI_BLOCK_ROWS (MLI_TILE_ROWS * 24)
+#define MLI_BLOCK_PANELS 24
 #define MLI_SLAB_COLS 2048
 #elif defined(MLI_NEON)
 #define MLI_TILE_ROWS 8
 #define MLI_TILE_VECTORS 3
 #define MLI_BLOCK_K 256
-#define MLI_BLOCK_ROWS (MLI_TILE_ROWS * 16)
+#define MLI_BLOCK_PANELS 16
 #define MLI_SLAB_COLS 960
 #else
 #define MLI_TILE_ROWS 4
 #define MLI_TILE_VECTORS 2
 #define MLI_BLOCK_K 256
-#define MLI_BLOCK_ROWS (MLI_TILE_ROWS * 16)
+#define MLI_BLOCK_PANELS 16
 #define MLI_SLAB_COLS 96
 #endif
 #define MLI_TILE_COLS (MLI_TILE_VECTORS * MLI_LANES)
+#define MLI_TILE_WIDTH ((MLI_TILE_ROWS + MLI_LANES - 1) / MLI_LANES * MLI_LANES) /* of a packed panel of A */
 #define MLI_COL_GRAIN (MLI_TILE_COLS % 3 ? 32 : 96) /* whole tiles and whole blocks of quantised numbers */
-#define MLI_SLAB ((size_t)MLI_SLAB_COLS * MLI_BLOCK_K)
+#define MLI_BLOCK_ROWS (MLI_BLOCK_PANELS * MLI_TILE_ROWS)
 #define MLI_BUFFER ((size_t)(MLI_LANES * MLI_BLOCK_K)) /* numbers on their way from another type */
 #define MLI_TASK_WORK (1 << 17)                        /* multiplications worth waking a thread for */
 
-/* C (rows, cols) (+)= A . B for one tile: a is a packed panel (k, MLI_TILE_ROWS), b one (k, MLI_TILE_COLS). height and
+/* C (rows, cols) (+)= A . B for one tile: a is a packed panel (k, MLI_TILE_WIDTH), b one (k, MLI_TILE_COLS). height and
    vectors are constants where this is inlined; rows <= height and cols <= vectors * MLI_LANES. */
 MLI_INLINE void mli_gemm_tile(int height, int vectors, size_t k, const float *MLI_RESTRICT a,
                               const float *MLI_RESTRICT b, float *MLI_RESTRICT c, size_t c_stride, int rows,
@@ -1477,9 +1479,11 @@ MLI_INLINE void mli_gemm_tile(int height, int vectors, size_t k, const float *ML
         MLI_UNROLL
         for (v = 0; v < vectors; v++) sum[i][v] = mli_v_zero();
     }
-    MLI_UNROLL
-    for (i = 0; i < height; i++)
-        if (i < rows) MLI_PREFETCH_WRITE(c + (size_t)i * c_stride);
+    for (i = 0; i < rows;
+         i++) { /* the first and the last number of each row: all of its cache lines, or nearly */
+        MLI_PREFETCH_WRITE(c + (size_t)i * c_stride);
+        MLI_PREFETCH_WRITE(c + (size_t)i * c_stride + cols - 1);
+    }
     for (p = 0; p < k; p++) {
         MLI_UNROLL
         for (v = 0; v < vectors; v++) bv[v] = mli_v_load(b + v * MLI_LANES);
@@ -1489,7 +1493,7 @@ MLI_INLINE void mli_gemm_tile(int height, int vectors, size_t k, const float *ML
             MLI_UNROLL
             for (v = 0; v < vectors; v++) sum[i][v] = mli_v_fma(av, bv[v], sum[i][v]);
         }
-        a += MLI_TILE_ROWS;
+        a += MLI_TILE_WIDTH;
         b += MLI_TILE_COLS;
     }
     MLI_UNROLL
@@ -1548,20 +1552,26 @@ static const float *mli_row_as_f32(const mli_lines *s, size_t row, size_t at, si
     return buffer;
 }
 
-/* One panel of at most `width` lines that are contiguous along k: dst[p * width + i] = line i, number k0 + p. Squares of
-   MLI_LANES lines are transposed; where one is wider than the panel, the next row overwrites what it stored
-   beyond (so MLI_LANES numbers behind the panel are overwritten, too). */
+static size_t mli_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+/* ---- packing: `count` lines become panels of `lines` lines each; numbers k0 .. k0 + k - 1 of a panel's lines lie side by
+   side, dst[p * width + i] = line i, number k0 + p, where width is `lines` rounded up to whole vectors. What fills
+   the panel up is never used: the products with it are not stored. ---- */
+
+/* One panel of up to `lines` lines that are contiguous along k: squares of MLI_LANES lines are transposed. Beyond the
+   last line the first is repeated. */
 static void mli_pack_along_k(const mli_lines *s, size_t first, size_t count, size_t k0, size_t k,
                              size_t width, float *dst, float *buffer) {
     const float *line[MLI_LANES];
     mli_v square[MLI_LANES];
-    size_t g, p, i, n;
+    size_t g, p, i;
     for (g = 0; g < width; g += MLI_LANES) {
-        size_t n_lines = count > g ? MLI_MIN(count - g, MLI_LANES) : 0;
-        for (i = 0; i < n_lines; i++)
-            line[i] = mli_row_as_f32(s, (first + g + i) * s->line_stride, k0, k, buffer + i * k);
-        for (i = n_lines; i < MLI_LANES; i++)
-            line[i] = line[0]; /* products with these are computed, not stored */
+        for (i = 0; i < MLI_LANES; i++) {
+            if (g + i < count)
+                line[i] = mli_row_as_f32(s, (first + g + i) * s->line_stride, k0, k, buffer + i * k);
+            else if (i > 0)
+                line[i] = line[0];
+        }
         for (p = 0; p + MLI_LANES <= k; p += MLI_LANES) {
             MLI_UNROLL
             for (i = 0; i < MLI_LANES; i++) square[i] = mli_v_load(line[i] + p);
@@ -1569,58 +1579,47 @@ static void mli_pack_along_k(const mli_lines *s, size_t first, size_t count, siz
             MLI_UNROLL
             for (i = 0; i < MLI_LANES; i++) mli_v_store(dst + (p + i) * width + g, square[i]);
         }
-        if (p < k) {
-            n = k - p;
-            for (i = 0; i < MLI_LANES; i++) square[i] = mli_v_load_n(line[i] + p, n);
-            mli_v_transpose(square);
-            for (i = 0; i < n; i++) mli_v_store(dst + (p + i) * width + g, square[i]);
-        }
+        if (p == k) continue;
+        for (i = 0; i < MLI_LANES; i++) square[i] = mli_v_load_n(line[i] + p, k - p);
+        mli_v_transpose(square);
+        for (i = 0; p + i < k; i++) mli_v_store(dst + (p + i) * width + g, square[i]);
     }
 }
 
-/* As above for lines that lie side by side: rows of `count` numbers, one for each p, are cut into panels. Eight rows at a
-   time, so that what is written to a panel is long enough for the caches to foresee it. What a vector stores
-   beyond its row of the panel the next row overwrites; so the last one stores no more than its own. */
+/* All panels of lines that lie side by side: rows of `count` numbers, one for each p, are cut up. Eight rows at a time, so
+   that what is written to a panel before turning to the next is long enough for the caches to foresee it. */
 static void mli_pack_across_k(const mli_lines *s, size_t first, size_t count, size_t k0, size_t k,
-                              size_t width, float *dst, float *buffer) {
+                              size_t lines, size_t width, float *dst, float *buffer) {
     const size_t step = s->type == ML_F32 ? 8 : 1; /* one row where it is converted: there is one buffer */
     size_t p0, p, q, i;
     for (p0 = 0; p0 < k; p0 += step) {
         const float *row = mli_row_as_f32(s, (k0 + p0) * s->k_stride, first, count, buffer);
-        for (q = 0; q < count; q += width)
+        for (q = 0; q < count; q += lines)
             for (p = p0; p < MLI_MIN(p0 + step, k); p++) {
                 const float *from = row + (p - p0) * s->k_stride + q;
-                float *to = dst + q * k + p * width;
+                float *to = dst + q / lines * width * k + p * width;
+                if (p + 16 < k) MLI_PREFETCH(from + 16 * s->k_stride);
                 for (i = 0; i < width; i += MLI_LANES) {
                     size_t n = q + i < count ? count - q - i : 0;
-                    mli_v v = n >= MLI_LANES ? mli_v_load(from + i) : mli_v_load_n(from + i, n);
-                    if (width % MLI_LANES == 0 || p + 1 < k)
-                        mli_v_store(to + i, v);
-                    else
-                        mli_v_store_n(to + i, v, MLI_MIN(width - i, MLI_LANES));
+                    mli_v_store(to + i, n >= MLI_LANES ? mli_v_load(from + i) : mli_v_load_n(from + i, n));
                 }
             }
     }
 }
 
-/* Packs lines [first, first + count), numbers [k0, k0 + k), into panels of `width` lines, panel after panel; the last one
-   is filled up with zeros. */
-static void mli_pack(const mli_lines *s, size_t first, size_t count, size_t k0, size_t k, size_t width,
+static void mli_pack(const mli_lines *s, size_t first, size_t count, size_t k0, size_t k, size_t lines,
                      float *dst, float *buffer) {
-    size_t q;
-    if (s->k_stride == 1) {
-        for (q = 0; q < count; q += width)
-            mli_pack_along_k(s, first + q, MLI_MIN(width, count - q), k0, k, width, dst + q * k, buffer);
-    } else {
-        mli_pack_across_k(s, first, count, k0, k, width, dst, buffer);
-    }
+    size_t q, width = mli_round_up(lines, MLI_LANES);
+    if (s->k_stride != 1)
+        mli_pack_across_k(s, first, count, k0, k, lines, width, dst, buffer);
+    else
+        for (q = 0; q < count; q += lines, dst += width * k)
+            mli_pack_along_k(s, first + q, MLI_MIN(lines, count - q), k0, k, width, dst, buffer);
 }
 
-static size_t mli_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-
-/* The part of B that is packed at a time: columns [col, col + cols), numbers [k_from, k_to) along k. */
+/* The part of B that is packed at a time: `cols` columns from `col` on, numbers k_from .. k_from + k - 1 along k. */
 typedef struct mli_slab {
-    size_t col, cols, k_from, k_to;
+    size_t col, cols, k_from, k;
 } mli_slab;
 
 typedef struct mli_gemm_job {
@@ -1631,60 +1630,46 @@ typedef struct mli_gemm_job {
     int accumulate;
     int n_tasks,
         by_rows; /* tasks own rows of C and share a packed slab, or own columns and pack slabs of their own */
-    size_t block_k; /* k is summed in blocks of this many, whatever the tile or the task */
     size_t slab_cols, slab_k;
     mli_slab slab; /* the shared one */
     float *packed_b, *packed_a, *buffer;
     size_t packed_a_size; /* a task's, in numbers */
 } mli_gemm_job;
 
-/* Packs columns [from, to) of the slab: block of k after block, in each of them panel after panel. */
-static void mli_gemm_pack_b(const mli_gemm_job *job, mli_slab slab, size_t from, size_t to, float *dst,
-                            float *buffer) {
-    size_t p, k, width = mli_round_up(slab.cols, MLI_TILE_COLS);
-    if (from >= to) return;
-    for (p = slab.k_from; p < slab.k_to; p += k) {
-        k = MLI_MIN(job->block_k, slab.k_to - p);
-        mli_pack(&job->b, slab.col + from, to - from, p, k, MLI_TILE_COLS,
-                 dst + (p - slab.k_from) * width + from * k, buffer);
-    }
-}
-
-/* C += A . B for rows [row, row_end) and the slab, which is packed in b. */
-static void mli_gemm_compute(const mli_gemm_job *job, mli_slab slab, size_t row, size_t row_end,
-                             const float *b, float *packed_a, float *buffer) {
-    size_t p, k, m, i, j, width = mli_round_up(slab.cols, MLI_TILE_COLS);
-    for (; row < row_end; row += m) {
-        m = MLI_MIN(MLI_BLOCK_ROWS, row_end - row);
-        for (p = slab.k_from; p < slab.k_to; p += k) {
-            const float *panels = b + (p - slab.k_from) * width;
-            k = MLI_MIN(job->block_k, slab.k_to - p);
-            mli_pack(&job->a, row, m, p, k, MLI_TILE_ROWS, packed_a, buffer);
-            for (j = 0; j < slab.cols; j += MLI_TILE_COLS)
-                for (i = 0; i < m; i += MLI_TILE_ROWS)
-                    mli_gemm_any_tile(k, packed_a + i * k, panels + j * k,
-                                      job->c + (row + i) * job->c_stride + slab.col + j, job->c_stride,
-                                      MLI_MIN(MLI_TILE_ROWS, m - i), MLI_MIN(MLI_TILE_COLS, slab.cols - j),
-                                      job->accumulate || p > 0);
-        }
-    }
-}
-
-/* The slab at column `col` and k_from, cut off at col_end. */
+/* The slab at column `col` and k_from, cut off at col_end and the end of k. */
 static mli_slab mli_gemm_slab(const mli_gemm_job *job, size_t col, size_t col_end, size_t k_from) {
     mli_slab slab;
     slab.col = col;
     slab.cols = MLI_MIN(job->slab_cols, col_end - col);
     slab.k_from = k_from;
-    slab.k_to = MLI_MIN(k_from + job->slab_k, job->k);
+    slab.k = MLI_MIN(job->slab_k, job->k - k_from);
     return slab;
+}
+
+/* C (+)= A . B for rows [row, row_end) and the slab, which is packed in b: a block of A that the second-level cache holds
+   meets one panel of B, which moves to the first-level cache, after the other. */
+static void mli_gemm_compute(const mli_gemm_job *job, mli_slab slab, size_t row, size_t row_end,
+                             const float *b, float *packed_a, float *buffer) {
+    size_t m, i, j, k = slab.k;
+    for (; row < row_end; row += m) {
+        m = MLI_MIN(MLI_BLOCK_ROWS, row_end - row);
+        mli_pack(&job->a, row, m, slab.k_from, k, MLI_TILE_ROWS, packed_a, buffer);
+        for (j = 0; j < slab.cols; j += MLI_TILE_COLS)
+            for (i = 0; i < m; i += MLI_TILE_ROWS)
+                mli_gemm_any_tile(k, packed_a + i / MLI_TILE_ROWS * MLI_TILE_WIDTH * k, b + j * k,
+                                  job->c + (row + i) * job->c_stride + slab.col + j, job->c_stride,
+                                  MLI_MIN(MLI_TILE_ROWS, m - i), MLI_MIN(MLI_TILE_COLS, slab.cols - j),
+                                  job->accumulate || slab.k_from > 0);
+    }
 }
 
 static void mli_gemm_pack_task(void *arg, int index) {
     const mli_gemm_job *job = (const mli_gemm_job *)arg;
     size_t from, to;
     mli_share(job->slab.cols, MLI_COL_GRAIN, job->n_tasks, index, &from, &to);
-    mli_gemm_pack_b(job, job->slab, from, to, job->packed_b, job->buffer + (size_t)index * MLI_BUFFER);
+    if (from < to)
+        mli_pack(&job->b, job->slab.col + from, to - from, job->slab.k_from, job->slab.k, MLI_TILE_COLS,
+                 job->packed_b + from * job->slab.k, job->buffer + (size_t)index * MLI_BUFFER);
 }
 
 static void mli_gemm_rows_task(void *arg, int index) {
@@ -1701,43 +1686,39 @@ static void mli_gemm_cols_task(void *arg, int index) {
     float *packed_a = job->packed_a + (size_t)index * job->packed_a_size;
     float *packed_b = job->packed_b + (size_t)index * job->slab_cols * job->slab_k;
     float *buffer = job->buffer + (size_t)index * MLI_BUFFER;
-    size_t from, to, col, p;
+    size_t from, to, col, k;
     mli_share(job->n, MLI_COL_GRAIN, job->n_tasks, index, &from, &to);
     for (col = from; col < to; col += job->slab_cols)
-        for (p = 0; p < job->k; p += job->slab_k) {
-            mli_slab slab = mli_gemm_slab(job, col, to, p);
-            mli_gemm_pack_b(job, slab, 0, slab.cols, packed_b, buffer);
+        for (k = 0; k < job->k; k += job->slab_k) {
+            mli_slab slab = mli_gemm_slab(job, col, to, k);
+            mli_pack(&job->b, slab.col, slab.cols, slab.k_from, slab.k, MLI_TILE_COLS, packed_b, buffer);
             mli_gemm_compute(job, slab, 0, job->m, packed_b, packed_a, buffer);
         }
 }
 
-/* Decides how the work is cut, from the sizes and the number of threads alone. */
+/* Decides how the work is cut. The blocks of k, on which the order of summation hangs, depend on k alone. */
 static void mli_gemm_plan(mli_gemm_job *job, const ml_threads *threads, size_t m, size_t n, size_t k) {
-    size_t blocks = (k + MLI_BLOCK_K - 1) / MLI_BLOCK_K, grains = (n + MLI_COL_GRAIN - 1) / MLI_COL_GRAIN,
-           sharers;
+    size_t blocks = (k + MLI_BLOCK_K - 1) / MLI_BLOCK_K, grains = (n + MLI_COL_GRAIN - 1) / MLI_COL_GRAIN;
+    size_t sharers;
     job->m = m;
     job->n = n;
     job->k = k;
-    job->block_k = mli_round_up((k + blocks - 1) / blocks, 32);
     job->n_tasks = mli_task_count(threads, m * n, 1 + MLI_TASK_WORK / k);
     job->by_rows = job->n_tasks > 1 && m / MLI_TILE_ROWS >= 8 * (size_t)job->n_tasks;
     sharers = job->by_rows ? 1 : (size_t)job->n_tasks; /* among whom the columns are dealt out */
     job->slab_cols = MLI_MIN(MLI_SLAB_COLS, (grains + sharers - 1) / sharers * MLI_COL_GRAIN);
-    job->slab_k = MLI_MAX(1, MLI_SLAB / job->slab_cols / job->block_k) * job->block_k;
-    job->slab_k = MLI_MIN(job->slab_k, k);
-    job->packed_a_size = mli_round_up(m, MLI_TILE_ROWS);
-    job->packed_a_size = MLI_MIN(job->packed_a_size, MLI_BLOCK_ROWS) * job->block_k;
-    job->packed_a_size = mli_round_up(job->packed_a_size, MLI_LANES) + MLI_LANES; /* see mli_pack_along_k */
+    job->slab_k = mli_round_up((k + blocks - 1) / blocks, 32); /* whole blocks of quantised numbers */
+    job->packed_a_size = mli_round_up(m, MLI_TILE_ROWS) / MLI_TILE_ROWS * MLI_TILE_WIDTH;
+    job->packed_a_size = MLI_MIN(job->packed_a_size, MLI_BLOCK_PANELS * MLI_TILE_WIDTH) * job->slab_k;
 }
 
 /* Bytes of work that mli_gemm needs for matrices up to these sizes. */
 static size_t mli_gemm_work(const ml_threads *threads, size_t m, size_t n, size_t k) {
     size_t tasks = threads && threads->count > 1 ? (size_t)threads->count : 1;
     size_t cols = MLI_MIN(mli_round_up(n, MLI_COL_GRAIN), MLI_SLAB_COLS * tasks) + tasks * MLI_COL_GRAIN;
-    size_t b = tasks * MLI_SLAB + cols * MLI_BLOCK_K;
-    size_t a = MLI_MIN(m + MLI_TILE_ROWS, MLI_BLOCK_ROWS) * MLI_MIN(k + 32, MLI_BLOCK_K) + 2 * MLI_LANES;
-    if (k <= b / cols) b = cols * k;
-    return (b + tasks * (a + MLI_BUFFER)) * sizeof(float) + MLI_ALIGN;
+    size_t panels = MLI_MIN((m + MLI_TILE_ROWS - 1) / MLI_TILE_ROWS, MLI_BLOCK_PANELS);
+    size_t deep = MLI_MIN(mli_round_up(k, 32), MLI_BLOCK_K);
+    return ((cols + tasks * panels * MLI_TILE_WIDTH) * deep + tasks * MLI_BUFFER) * sizeof(float) + MLI_ALIGN;
 }
 
 /* A and B^T as lines along k. */
@@ -1756,7 +1737,7 @@ static mli_lines mli_lines_of(ml_type type, const void *data, size_t line_stride
 static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, mli_operand a, mli_operand b,
                      float *c, size_t c_row_stride, int accumulate, void *work) {
     mli_gemm_job job;
-    size_t i, col, p;
+    size_t i, col;
     if (k == 0 && !accumulate)
         for (i = 0; i < m; i++) memset(c + i * c_row_stride, 0, n * sizeof *c);
     if (m == 0 || n == 0 || k == 0) return;
@@ -1774,8 +1755,8 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
         return;
     }
     for (col = 0; col < n; col += job.slab_cols)
-        for (p = 0; p < k; p += job.slab_k) {
-            job.slab = mli_gemm_slab(&job, col, n, p);
+        for (i = 0; i < k; i += job.slab_k) {
+            job.slab = mli_gemm_slab(&job, col, n, i);
             mli_parallel(threads, job.n_tasks, mli_gemm_pack_task, &job);
             mli_parallel(threads, job.n_tasks, mli_gemm_rows_task, &job);
         }
@@ -2000,10 +1981,10 @@ static void mli_quantize_q8_0(const float *src, uint8_t *row, size_t n) {
     }
 }
 
-/* q + 8 of Q4_0 for x / d: 0..15. */
+/* q + 8 of Q4_0 for x / d: 0..15, and 8, which means 0, for NaN. */
 static unsigned mli_round_q4(float x) {
     x += 8.5f;
-    return x >= 15.0f ? 15u : x >= 1.0f ? (unsigned)x : 0u;
+    return x >= 15.0f ? 15u : x >= 1.0f ? (unsigned)x : x < 1.0f ? 0u : 8u;
 }
 
 /* Q4_0: d = (the number of largest magnitude, with its sign) / -8, so that it becomes -8 exactly and the range
@@ -2122,6 +2103,8 @@ ML_DEF ml_result ml_convert(ml_type to, void *dst, ml_type from, const void *src
 #define MLI_DOT_AVX2
 #elif defined(MLI_NEON)
 #define MLI_DOT_NEON
+#else
+#define MLI_DOT_SCALAR
 #endif
 
 /* The largest magnitude of x (32) as the bits of a float: without their sign, floats are ordered as their bits are,
@@ -2194,7 +2177,7 @@ typedef struct mli_xblock {
 #endif
 } mli_xblock;
 
-#if defined(MLI_DOT_VNNI) /* see mli_i8_load */
+#if defined(MLI_DOT_VNNI) /* see mli_i8_load_w */
 enum { MLI_OFFSET_Q8_0 = 128, MLI_OFFSET_Q4_0_LOW = 8, MLI_OFFSET_Q4_0_HIGH = 128 };
 #elif defined(MLI_DOT_AVX2)
 enum { MLI_OFFSET_Q8_0 = 0, MLI_OFFSET_Q4_0_LOW = 8, MLI_OFFSET_Q4_0_HIGH = 8 };
@@ -2234,8 +2217,9 @@ static void mli_quantize_activations(const float *x, size_t n_x, size_t cols, vo
     }
 }
 
+#if defined(MLI_DOT_SCALAR) || defined(ML_REFERENCE_KERNELS)
 /* The reference: sum of q_w * q_x over one block, w being the weights' block behind its scale. */
-static inline int32_t mli_ref_dot(ml_type type, const uint8_t *w, const int8_t *x) {
+static int32_t mli_ref_dot(ml_type type, const uint8_t *w, const int8_t *x) {
     int32_t sum = 0;
     int i;
     if (type == ML_Q8_0) {
@@ -2249,8 +2233,8 @@ static inline int32_t mli_ref_dot(ml_type type, const uint8_t *w, const int8_t *
 }
 
 /* y (n_x, n_rows; a row every y_stride) = x (n_x, cols) . w^T, w (n_rows, cols) in Q8_0 or Q4_0, q the blocks of x. */
-static inline void mli_ref_rows(ml_type type, float *y, const void *w, size_t n_rows, size_t cols,
-                                const void *q, size_t n_x, size_t y_stride) {
+static void mli_ref_rows(ml_type type, float *y, const void *w, size_t n_rows, size_t cols, const void *q,
+                         size_t n_x, size_t y_stride) {
     size_t row, i, b, blocks = cols / MLI_BLOCK, bytes = mli_type(type)->bytes;
     const mli_xblock *x = (const mli_xblock *)q;
     const float *x_scale = (const float *)(x + n_x * blocks);
@@ -2265,6 +2249,18 @@ static inline void mli_ref_rows(ml_type type, float *y, const void *w, size_t n_
     }
 }
 
+#endif
+
+/* Four rows of weights are multiplied at a time, so that what is loaded of x serves all four, and the memory system
+   sees four streams. What follows for each instruction set is:
+
+       mli_i8_w       a block of weights as bytes           mli_i8_load_w, from behind the block's scale
+       mli_i8_x       a block of x                          mli_i8_load_x
+       mli_i8_ints    lanes that add up to the integer sum  mli_i8_dot
+       mli_i8_scales  four scales                           mli_i8_load_scales of four blocks in a row, times x's
+       mli_i8_floats  lanes that add up to y                mli_i8_add, mli_i8_sums */
+
+#if !defined(MLI_DOT_SCALAR)
 /* The scales of four blocks of a row, side by side. Put together in integers, whose units have nothing else to do. */
 MLI_INLINE uint64_t mli_four_halves(ml_type type, const uint8_t *w) {
     const size_t bytes = type == ML_Q8_0 ? MLI_Q8_0_BYTES : MLI_Q4_0_BYTES;
@@ -2275,17 +2271,16 @@ MLI_INLINE uint64_t mli_four_halves(ml_type type, const uint8_t *w) {
     memcpy(half + 3, w + 3 * bytes, 2);
     return (half[0] | (uint32_t)half[1] << 16) | (uint64_t)(half[2] | (uint32_t)half[3] << 16) << 32;
 }
+#endif
 
 #if defined(MLI_DOT_VNNI) || defined(MLI_DOT_AVX2)
-/* Eight sums of four products each, and the floats that collect them. */
-typedef __m256i mli_i8_ints;
-typedef __m256 mli_i8_floats;
-typedef __m256i mli_i8_block;
+typedef __m256i mli_i8_w;
 typedef struct mli_i8_x {
     __m256i q, start;
 } mli_i8_x;
-
-MLI_INLINE mli_i8_floats mli_i8_zero(void) { return _mm256_setzero_ps(); }
+typedef __m256i mli_i8_ints;  /* each lane the sum of four products */
+typedef __m256 mli_i8_scales; /* the four in either half */
+typedef __m256 mli_i8_floats;
 
 MLI_INLINE mli_i8_x mli_i8_load_x(ml_type type, const mli_xblock *x) {
     mli_i8_x block;
@@ -2294,50 +2289,25 @@ MLI_INLINE mli_i8_x mli_i8_load_x(ml_type type, const mli_xblock *x) {
     return block;
 }
 
-typedef __m256 mli_i8_scales; /* four scales, in either half */
-
-/* sum + ints * scale j */
-MLI_INLINE mli_i8_floats mli_i8_add(mli_i8_floats sum, mli_i8_ints ints, mli_i8_scales scales, int j) {
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints), _mm256_permutevar_ps(scales, _mm256_set1_epi32(j)), sum);
-}
-
-MLI_INLINE mli_i8_scales mli_i8_times(mli_i8_scales w, const float *x) {
-    return _mm256_mul_ps(w, _mm256_broadcast_ps((const __m128 *)(const void *)x));
-}
-
-MLI_INLINE mli_i8_scales mli_i8_one_scale(const uint8_t *w, float x) {
-    return _mm256_set1_ps(mli_load_scale(w) * x);
-}
-
-MLI_INLINE float mli_i8_sum(ml_type type, mli_i8_floats v) {
-    __m128 high = _mm256_extractf128_ps(v, 1), sum;
-    if (type == ML_Q4_0 && MLI_OFFSET_Q4_0_HIGH == 128) high = _mm_mul_ps(high, _mm_set1_ps(1.0f / 16));
-    sum = _mm_add_ps(_mm256_castps256_ps128(v), high);
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-}
-
-/* The scales of four blocks of a row. */
-MLI_INLINE mli_i8_scales mli_i8_load_scales(ml_type type, const uint8_t *w) {
-    return _mm256_cvtph_ps(_mm_set1_epi64x((int64_t)mli_four_halves(type, w)));
-}
-
 #ifdef MLI_DOT_VNNI
-/* Weights are made unsigned: Q8_0's q + 128, Q4_0's q + 8. */
-MLI_INLINE mli_i8_block mli_i8_load(ml_type type, const uint8_t *w) {
+/* Unsigned: Q8_0's q + 128. Of Q4_0, q + 8 of the first 16 numbers, and 16 * (q + 8) of the others: masked, but not
+   shifted down. mli_i8_sums makes up for it. */
+MLI_INLINE mli_i8_w mli_i8_load_w(ml_type type, const uint8_t *w) {
     if (type == ML_Q4_0) {
         __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)w));
-        return _mm256_and_si256(twice, _mm256_set_m128i(_mm_set1_epi8((char)0xf0), _mm_set1_epi8(15)));
+        return _mm256_and_si256(twice, _mm256_setr_epi32(0x0f0f0f0f, 0x0f0f0f0f, 0x0f0f0f0f, 0x0f0f0f0f,
+                                                         -0x0f0f0f10, -0x0f0f0f10, -0x0f0f0f10, -0x0f0f0f10));
     }
     return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)w), _mm256_set1_epi8(-128));
 }
 
-MLI_INLINE mli_i8_ints mli_i8_dot(ml_type type, mli_i8_block w, mli_i8_x x) {
+MLI_INLINE mli_i8_ints mli_i8_dot(ml_type type, mli_i8_w w, mli_i8_x x) {
     (void)type;
     return _mm256_dpbusd_epi32(x.start, w, x.q);
 }
 #else
-MLI_INLINE mli_i8_block mli_i8_load(ml_type type, const uint8_t *w) {
+/* Q8_0's q as they are; Q4_0's q + 8. */
+MLI_INLINE mli_i8_w mli_i8_load_w(ml_type type, const uint8_t *w) {
     if (type == ML_Q4_0) {
         __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)w));
         return _mm256_and_si256(_mm256_srlv_epi32(twice, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)),
@@ -2346,9 +2316,9 @@ MLI_INLINE mli_i8_block mli_i8_load(ml_type type, const uint8_t *w) {
     return _mm256_loadu_si256((const __m256i *)(const void *)w);
 }
 
-/* Q8_0: the weight's sign goes over to x, |w| <= 128 is unsigned. Two products add up to 2 * 128 * 127 at most, which
-   16 bits hold: no saturation. */
-MLI_INLINE mli_i8_ints mli_i8_dot(ml_type type, mli_i8_block w, mli_i8_x x) {
+/* Q8_0: the weight's sign goes over to x, and |w| <= 128 is unsigned. Two products add up to 2 * 128 * 127 at most,
+   which 16 bits hold: nothing saturates. */
+MLI_INLINE mli_i8_ints mli_i8_dot(ml_type type, mli_i8_w w, mli_i8_x x) {
     const __m256i ones = _mm256_set1_epi16(1);
     if (type == ML_Q8_0)
         return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x.q, w)), ones);
@@ -2356,11 +2326,34 @@ MLI_INLINE mli_i8_ints mli_i8_dot(ml_type type, mli_i8_block w, mli_i8_x x) {
 }
 #endif
 
+MLI_INLINE mli_i8_scales mli_i8_load_scales(ml_type type, const uint8_t *w, const float *x) {
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_set1_epi64x((int64_t)mli_four_halves(type, w))),
+                         _mm256_broadcast_ps((const __m128 *)(const void *)x));
+}
+
+MLI_INLINE mli_i8_scales mli_i8_set_scale(float scale) { return _mm256_set1_ps(scale); }
+
+MLI_INLINE mli_i8_floats mli_i8_zero(void) { return _mm256_setzero_ps(); }
+
+/* sum + ints * scale j */
+MLI_INLINE mli_i8_floats mli_i8_add(mli_i8_floats sum, mli_i8_ints ints, mli_i8_scales scales, int j) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints), _mm256_permutevar_ps(scales, _mm256_set1_epi32(j)), sum);
+}
+
+/* y (4) = the sums of the lanes of each row. */
+MLI_INLINE void mli_i8_sums(ml_type type, const mli_i8_floats sum[4], float *y) {
+    __m256 rows = _mm256_hadd_ps(_mm256_hadd_ps(sum[0], sum[1]), _mm256_hadd_ps(sum[2], sum[3]));
+    __m128 high = _mm256_extractf128_ps(rows, 1);
+    if (type == ML_Q4_0 && MLI_OFFSET_Q4_0_HIGH == 128) high = _mm_mul_ps(high, _mm_set1_ps(1.0f / 16));
+    _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(rows), high));
+}
+
 #elif defined(MLI_DOT_NEON)
-typedef int32x4_t mli_i8_ints;
-typedef float32x4_t mli_i8_floats;
-typedef int8x16x2_t mli_i8_block;
+typedef int8x16x2_t mli_i8_w;
 typedef int8x16x2_t mli_i8_x;
+typedef int32x4_t mli_i8_ints;
+typedef float32x4_t mli_i8_scales;
+typedef float32x4_t mli_i8_floats;
 
 MLI_INLINE mli_i8_x mli_i8_load_x(ml_type type, const mli_xblock *x) {
     mli_i8_x block;
@@ -2370,38 +2363,8 @@ MLI_INLINE mli_i8_x mli_i8_load_x(ml_type type, const mli_xblock *x) {
     return block;
 }
 
-MLI_INLINE mli_i8_floats mli_i8_zero(void) { return vdupq_n_f32(0); }
-
-typedef float32x4_t mli_i8_scales;
-
-MLI_INLINE float mli_i8_sum(ml_type type, mli_i8_floats v) {
-    (void)type;
-    return vaddvq_f32(v);
-}
-
-MLI_INLINE mli_i8_scales mli_i8_load_scales(ml_type type, const uint8_t *w) {
-    return vcvt_f32_f16(vreinterpret_f16_u64(vcreate_u64(mli_four_halves(type, w))));
-}
-
-MLI_INLINE mli_i8_scales mli_i8_times(mli_i8_scales w, const float *x) { return vmulq_f32(w, vld1q_f32(x)); }
-
-MLI_INLINE mli_i8_scales mli_i8_one_scale(const uint8_t *w, float x) {
-    return vdupq_n_f32(mli_load_scale(w) * x);
-}
-
-/* sum + ints * scale j */
-MLI_INLINE mli_i8_floats mli_i8_add(mli_i8_floats sum, mli_i8_ints ints, mli_i8_scales scales, int j) {
-    float32x4_t floats = vcvtq_f32_s32(ints);
-    switch (j) {
-    case 0: return vfmaq_laneq_f32(sum, floats, scales, 0);
-    case 1: return vfmaq_laneq_f32(sum, floats, scales, 1);
-    case 2: return vfmaq_laneq_f32(sum, floats, scales, 2);
-    default: return vfmaq_laneq_f32(sum, floats, scales, 3);
-    }
-}
-
-MLI_INLINE mli_i8_block mli_i8_load(ml_type type, const uint8_t *w) {
-    mli_i8_block block;
+MLI_INLINE mli_i8_w mli_i8_load_w(ml_type type, const uint8_t *w) {
+    mli_i8_w block;
     if (type == ML_Q4_0) {
         uint8x16_t pairs = vld1q_u8(w);
         block.val[0] = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(pairs, vdupq_n_u8(15))), vdupq_n_s8(8));
@@ -2413,107 +2376,154 @@ MLI_INLINE mli_i8_block mli_i8_load(ml_type type, const uint8_t *w) {
     return block;
 }
 
-MLI_INLINE mli_i8_ints mli_i8_dot(ml_type type, mli_i8_block w, mli_i8_x x) {
-    (void)type;
+MLI_INLINE mli_i8_ints mli_i8_dot(ml_type type, mli_i8_w w, mli_i8_x x) {
 #if defined(__ARM_FEATURE_DOTPROD)
+    (void)type;
     return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w.val[0], x.val[0]), w.val[1], x.val[1]);
 #else
-    { /* two products of at most 128 * 127 fit 16 bits */
-        int16x8_t low = vmull_s8(vget_low_s8(w.val[0]), vget_low_s8(x.val[0])),
-                  high = vmull_high_s8(w.val[0], x.val[0]);
-        low = vmlal_s8(low, vget_low_s8(w.val[1]), vget_low_s8(x.val[1]));
-        high = vmlal_high_s8(high, w.val[1], x.val[1]);
-        return vpadalq_s16(vpaddlq_s16(low), high);
-    }
+    /* two products of at most 128 * 127 fit 16 bits */
+    int16x8_t low = vmull_s8(vget_low_s8(w.val[0]), vget_low_s8(x.val[0]));
+    int16x8_t high = vmull_high_s8(w.val[0], x.val[0]);
+    (void)type;
+    low = vmlal_s8(low, vget_low_s8(w.val[1]), vget_low_s8(x.val[1]));
+    high = vmlal_high_s8(high, w.val[1], x.val[1]);
+    return vpadalq_s16(vpaddlq_s16(low), high);
 #endif
+}
+
+MLI_INLINE mli_i8_scales mli_i8_load_scales(ml_type type, const uint8_t *w, const float *x) {
+    return vmulq_f32(vcvt_f32_f16(vreinterpret_f16_u64(vcreate_u64(mli_four_halves(type, w)))), vld1q_f32(x));
+}
+
+MLI_INLINE mli_i8_scales mli_i8_set_scale(float scale) { return vdupq_n_f32(scale); }
+
+MLI_INLINE mli_i8_floats mli_i8_zero(void) { return vdupq_n_f32(0); }
+
+/* sum + ints * scale j */
+MLI_INLINE mli_i8_floats mli_i8_add(mli_i8_floats sum, mli_i8_ints ints, mli_i8_scales scales, int j) {
+    float32x4_t floats = vcvtq_f32_s32(ints);
+    switch (j) { /* the instruction wants a constant */
+    case 0: return vfmaq_laneq_f32(sum, floats, scales, 0);
+    case 1: return vfmaq_laneq_f32(sum, floats, scales, 1);
+    case 2: return vfmaq_laneq_f32(sum, floats, scales, 2);
+    default: return vfmaq_laneq_f32(sum, floats, scales, 3);
+    }
+}
+
+/* y (4) = the sums of the lanes of each row. */
+MLI_INLINE void mli_i8_sums(ml_type type, const mli_i8_floats sum[4], float *y) {
+    (void)type;
+    vst1q_f32(y, vpaddq_f32(vpaddq_f32(sum[0], sum[1]), vpaddq_f32(sum[2], sum[3])));
 }
 #endif
 
-#if defined(MLI_DOT_VNNI) || defined(MLI_DOT_AVX2) || defined(MLI_DOT_NEON)
-/* sums (4 rows of w, n_x) += one block of the rows . one block of x; scales holds that of the block in place j. */
-MLI_INLINE void mli_i8_step(ml_type type, mli_i8_floats sum[4][2], const uint8_t *const w[4], size_t at,
-                            const mli_xblock *x, size_t x_stride, int n_x, mli_i8_scales scales[4][2],
-                            int j) {
-    mli_i8_x q[2];
-    int r, i;
+#if !defined(MLI_DOT_SCALAR)
+/* sum (n_x) += one block of w . x (n_x, a row every x_stride blocks), each with the scale in place j. */
+MLI_INLINE void mli_i8_step(ml_type type, mli_i8_floats sum[2], const uint8_t *w, const mli_xblock *x,
+                            size_t x_stride, int n_x, const mli_i8_scales scales[2], int j) {
+    mli_i8_w block = mli_i8_load_w(type, w + 2);
+    int i;
     MLI_UNROLL
-    for (i = 0; i < n_x; i++) q[i] = mli_i8_load_x(type, x + (size_t)i * x_stride);
+    for (i = 0; i < n_x; i++) {
+        mli_i8_x q = mli_i8_load_x(type, x + (size_t)i * x_stride);
+        sum[i] = mli_i8_add(sum[i], mli_i8_dot(type, block, q), scales[i], j);
+    }
+}
+
+/* sum (n_x) = one row of w (blocks) . x (n_x, blocks) */
+MLI_INLINE void mli_i8_row(ml_type type, mli_i8_floats sum[2], const uint8_t *w, size_t blocks,
+                           const mli_xblock *x, const float *x_scale, int n_x) {
+    const size_t bytes = type == ML_Q8_0 ? MLI_Q8_0_BYTES : MLI_Q4_0_BYTES;
+    mli_i8_scales scales[2];
+    size_t b;
+    int i, j;
     MLI_UNROLL
-    for (r = 0; r < 4; r++) {
-        mli_i8_block block = mli_i8_load(type, w[r] + at + 2);
+    for (i = 0; i < n_x; i++) sum[i] = mli_i8_zero();
+    for (b = 0; b + 4 <= blocks; b += 4) {
+        MLI_UNROLL
+        for (i = 0; i < n_x; i++) scales[i] = mli_i8_load_scales(type, w, x_scale + (size_t)i * blocks + b);
+        MLI_UNROLL
+        for (j = 0; j < 4; j++, w += bytes)
+            mli_i8_step(type, sum, w, x + b + (size_t)j, blocks, n_x, scales, j);
+    }
+    for (; b < blocks; b++, w += bytes) {
         MLI_UNROLL
         for (i = 0; i < n_x; i++)
-            sum[r][i] = mli_i8_add(sum[r][i], mli_i8_dot(type, block, q[i]), scales[r][i], j);
+            scales[i] = mli_i8_set_scale(mli_load_scale(w) * x_scale[(size_t)i * blocks + b]);
+        mli_i8_step(type, sum, w, x + b, blocks, n_x, scales, 0);
     }
 }
 
-/* Four rows of w (4, blocks) . x (n_x, blocks), n_x = 1 or 2: their sums in y (4, n_x). */
-MLI_INLINE void mli_i8_rows(ml_type type, float y[4][2], const uint8_t *const w[4], size_t blocks,
+/* y (n_x, 4) = four rows of w (4, blocks) . x (n_x, blocks), n_x = 1 or 2. Row after row, so that memory is read as one
+   stream; only the sums of the lanes are taken four at a time. */
+MLI_INLINE void mli_i8_rows(ml_type type, float y[2][4], const uint8_t *const w[4], size_t blocks,
                             const mli_xblock *x, const float *x_scale, int n_x) {
-    const size_t bytes = type == ML_Q8_0 ? MLI_Q8_0_BYTES : MLI_Q4_0_BYTES;
-    mli_i8_floats sum[4][2];
-    mli_i8_scales scales[4][2];
-    size_t b, at = 0;
-    int i, j, r;
-    MLI_UNROLL
-    for (r = 0; r < 4; r++) sum[r][0] = sum[r][1] = mli_i8_zero();
-    for (b = 0; b + 4 <= blocks; b += 4) {
-
-        MLI_UNROLL
-        for (r = 0; r < 4; r++) {
-            mli_i8_scales w_scales = mli_i8_load_scales(type, w[r] + at);
-            MLI_UNROLL
-            for (i = 0; i < n_x; i++) scales[r][i] = mli_i8_times(w_scales, x_scale + (size_t)i * blocks + b);
-        }
-        MLI_UNROLL
-        for (j = 0; j < 4; j++, at += bytes)
-            mli_i8_step(type, sum, w, at, x + b + (size_t)j, blocks, n_x, scales, j);
-    }
-    for (; b < blocks; b++, at += bytes) {
-        MLI_UNROLL
-        for (r = 0; r < 4; r++) {
-            MLI_UNROLL
-            for (i = 0; i < n_x; i++)
-                scales[r][i] = mli_i8_one_scale(w[r] + at, x_scale[(size_t)i * blocks + b]);
-        }
-        mli_i8_step(type, sum, w, at, x + b, blocks, n_x, scales, 0);
-    }
+    mli_i8_floats sum[2][4], row[2];
+    int i, r;
     MLI_UNROLL
     for (r = 0; r < 4; r++) {
+        mli_i8_row(type, row, w[r], blocks, x, x_scale, n_x);
         MLI_UNROLL
-        for (i = 0; i < n_x; i++) y[r][i] = mli_i8_sum(type, sum[r][i]);
+        for (i = 0; i < n_x; i++) sum[i][r] = row[i];
     }
+    MLI_UNROLL
+    for (i = 0; i < n_x; i++) mli_i8_sums(type, sum[i], y[i]);
 }
-#endif
 
-MLI_INLINE void mli_rows_of(ml_type type, float *y, const void *w, size_t n_rows, size_t cols, const void *q,
-                            size_t n_x, size_t y_stride) {
-#if defined(MLI_DOT_VNNI) || defined(MLI_DOT_AVX2) || defined(MLI_DOT_NEON)
+/* One function for each type and n_x. Compilers that unite them in one run out of registers. */
+#if defined(__GNUC__)
+#define MLI_APART __attribute__((noinline))
+#else
+#define MLI_APART
+#endif
+#define MLI_I8_KERNEL(name, type, n_x)                                                                       \
+    static MLI_APART void name(float y[2][4], const uint8_t *const w[4], size_t blocks, const mli_xblock *x, \
+                               const float *x_scale) {                                                       \
+        mli_i8_rows(type, y, w, blocks, x, x_scale, n_x);                                                    \
+    }
+MLI_I8_KERNEL(mli_i8_q8_0_1, ML_Q8_0, 1)
+MLI_I8_KERNEL(mli_i8_q8_0_2, ML_Q8_0, 2)
+MLI_I8_KERNEL(mli_i8_q4_0_1, ML_Q4_0, 1)
+MLI_I8_KERNEL(mli_i8_q4_0_2, ML_Q4_0, 2)
+#undef MLI_I8_KERNEL
+
+/* y (n) = the first of part (4). */
+static void mli_i8_put(float *y, const float *part, size_t n) {
+    if (n == 4)
+        memcpy(y, part, 4 * sizeof *y);
+    else
+        memcpy(y, part, n * sizeof *y);
+}
+
+/* At the end, the last row stands in for those that are missing to four. */
+static void mli_rows_of(ml_type type, float *y, const void *w, size_t n_rows, size_t cols, const void *q,
+                        size_t n_x, size_t y_stride) {
     const size_t blocks = cols / MLI_BLOCK, row_bytes = blocks * mli_type(type)->bytes;
     const mli_xblock *x = (const mli_xblock *)q;
     const float *x_scale = (const float *)(x + n_x * blocks);
     size_t row, i, r, n;
     for (row = 0; row < n_rows; row += n) {
         const uint8_t *rows[4];
-        float part[4][2];
+        float part[2][4];
         n = MLI_MIN(n_rows - row, 4);
         for (r = 0; r < 4; r++) rows[r] = (const uint8_t *)w + (row + MLI_MIN(r, n - 1)) * row_bytes;
-        for (i = 0; i < n_x; i += 2) {
-            if (i + 1 < n_x)
-                mli_i8_rows(type, part, rows, blocks, x + i * blocks, x_scale + i * blocks, 2);
-            else
-                mli_i8_rows(type, part, rows, blocks, x + i * blocks, x_scale + i * blocks, 1);
-            for (r = 0; r < n; r++) {
-                y[i * y_stride + row + r] = part[r][0];
-                if (i + 1 < n_x) y[(i + 1) * y_stride + row + r] = part[r][1];
-            }
+        for (i = 0; i + 2 <= n_x; i += 2) {
+            (type == ML_Q8_0 ? mli_i8_q8_0_2 : mli_i8_q4_0_2)(part, rows, blocks, x + i * blocks,
+                                                              x_scale + i * blocks);
+            mli_i8_put(y + i * y_stride + row, part[0], n);
+            mli_i8_put(y + (i + 1) * y_stride + row, part[1], n);
         }
+        if (i == n_x) continue;
+        (type == ML_Q8_0 ? mli_i8_q8_0_1 : mli_i8_q4_0_1)(part, rows, blocks, x + i * blocks,
+                                                          x_scale + i * blocks);
+        mli_i8_put(y + i * y_stride + row, part[0], n);
     }
-#else
-    mli_ref_rows(type, y, w, n_rows, cols, q, n_x, y_stride);
-#endif
 }
+#else
+#define mli_rows_of mli_ref_rows
+#endif
 
+/* y (n_x, n_rows; a row every y_stride) = x (n_x, cols) . w^T, q the blocks of x, w (n_rows, cols). */
 static void mli_rows_q8_0(float *y, const void *w, size_t n_rows, size_t cols, const void *q, size_t n_x,
                           size_t y_stride) {
     mli_rows_of(ML_Q8_0, y, w, n_rows, cols, q, n_x, y_stride);
@@ -2526,46 +2536,52 @@ static void mli_rows_q4_0(float *y, const void *w, size_t n_rows, size_t cols, c
 
 /* ---- many rows of activations: bound by arithmetic ----
    y (m, n) = x (m, k) . w^T is cut into tiles of MLI_QROWS x MLI_QCOLS. Weights are repacked, a panel of MLI_QCOLS
-   outputs at a time, so that a lane of a vector holds the next four bytes along k of one output; a step multiplies
-   them by the same four bytes of x in every lane. */
+   outputs at a time, so that a lane of a vector holds the next MLI_QSTEP numbers along k of one output; they meet
+   the same numbers of x in every lane. What follows for each instruction set is: the types, the shape of a tile, and
+
+       mli_qdot   sum + the inner product of MLI_QSTEP numbers, in each lane
+       mli_qadd   sum + ints * w_scale * x_scale, once for each block of 32 */
 
 #if defined(MLI_DOT_VNNI)
-typedef __m512i mli_qints; /* a lane: an int32_t sum, or four bytes of operands */
+typedef __m512i mli_qints;
 typedef __m512 mli_qfloats;
 typedef uint8_t mli_qweight; /* q + MLI_QOFFSET: this instruction wants them unsigned */
 typedef int8_t mli_qx;
-enum { MLI_QLANES = 16, MLI_QVECTORS = 2, MLI_QROWS = 6, MLI_QOFFSET = 128 };
+enum { MLI_QLANES = 16, MLI_QVECTORS = 2, MLI_QROWS = 6, MLI_QSTEP = 4, MLI_QOFFSET = 128 };
 
 MLI_INLINE mli_qints mli_qset(int32_t v) { return _mm512_set1_epi32(v); }
-MLI_INLINE mli_qints mli_qload(const void *p) { return _mm512_loadu_si512(p); }
-MLI_INLINE mli_qints mli_qdot(mli_qints sum, mli_qints w, mli_qints x) {
-    return _mm512_dpbusd_epi32(sum, w, x);
+MLI_INLINE mli_qints mli_qdot(mli_qints sum, const mli_qweight *w, const mli_qx *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(w), _mm512_set1_epi32(four));
 }
 MLI_INLINE mli_qfloats mli_qset_float(float v) { return _mm512_set1_ps(v); }
-MLI_INLINE mli_qfloats mli_qload_floats(const float *p) { return _mm512_loadu_ps(p); }
 MLI_INLINE void mli_qstore(float *p, mli_qfloats v) { _mm512_storeu_ps(p, v); }
-MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, mli_qfloats x_scale) {
-    return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(ints), w_scale), x_scale, sum);
+MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, const float *w_scale, float x_scale) {
+    mli_qfloats product = _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(0xffff, ints), _mm512_loadu_ps(w_scale));
+    return _mm512_fmadd_ps(product, _mm512_set1_ps(x_scale), sum);
 }
 
 #elif defined(MLI_DOT_AVX2)
-/* Widened to 16 bits, two products at a time are added exactly; that is twice as fast as floats. */
+/* Widened to 16 bits, products are added in pairs without overflow, and still faster than floats. */
 typedef __m256i mli_qints;
 typedef __m256 mli_qfloats;
 typedef int16_t mli_qweight;
 typedef int16_t mli_qx;
-enum { MLI_QLANES = 8, MLI_QVECTORS = 2, MLI_QROWS = 4, MLI_QOFFSET = 0 };
+enum { MLI_QLANES = 8, MLI_QVECTORS = 2, MLI_QROWS = 4, MLI_QSTEP = 2, MLI_QOFFSET = 0 };
 
 MLI_INLINE mli_qints mli_qset(int32_t v) { return _mm256_set1_epi32(v); }
-MLI_INLINE mli_qints mli_qload(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-MLI_INLINE mli_qints mli_qdot(mli_qints sum, mli_qints w, mli_qints x) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x));
+MLI_INLINE mli_qints mli_qdot(mli_qints sum, const mli_qweight *w, const mli_qx *x) {
+    int32_t two;
+    memcpy(&two, x, sizeof two);
+    return _mm256_add_epi32(
+        sum, _mm256_madd_epi16(_mm256_loadu_si256((const __m256i *)(const void *)w), _mm256_set1_epi32(two)));
 }
 MLI_INLINE mli_qfloats mli_qset_float(float v) { return _mm256_set1_ps(v); }
-MLI_INLINE mli_qfloats mli_qload_floats(const float *p) { return _mm256_loadu_ps(p); }
 MLI_INLINE void mli_qstore(float *p, mli_qfloats v) { _mm256_storeu_ps(p, v); }
-MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, mli_qfloats x_scale) {
-    return _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(ints), w_scale), x_scale, sum);
+MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, const float *w_scale, float x_scale) {
+    mli_qfloats product = _mm256_mul_ps(_mm256_cvtepi32_ps(ints), _mm256_loadu_ps(w_scale));
+    return _mm256_fmadd_ps(product, _mm256_set1_ps(x_scale), sum);
 }
 
 #elif defined(MLI_DOT_NEON)
@@ -2573,63 +2589,55 @@ typedef int32x4_t mli_qints;
 typedef float32x4_t mli_qfloats;
 typedef int8_t mli_qweight;
 typedef int8_t mli_qx;
-enum { MLI_QLANES = 4, MLI_QVECTORS = 2, MLI_QROWS = 4, MLI_QOFFSET = 0 };
+enum { MLI_QLANES = 4, MLI_QVECTORS = 2, MLI_QROWS = 4, MLI_QSTEP = 4, MLI_QOFFSET = 0 };
 
 MLI_INLINE mli_qints mli_qset(int32_t v) { return vdupq_n_s32(v); }
-MLI_INLINE mli_qints mli_qload(const void *p) { return vreinterpretq_s32_u8(vld1q_u8((const uint8_t *)p)); }
-MLI_INLINE mli_qints mli_qdot(mli_qints sum, mli_qints w, mli_qints x) {
-    int8x16_t a = vreinterpretq_s8_s32(w), b = vreinterpretq_s8_s32(x);
+MLI_INLINE mli_qints mli_qdot(mli_qints sum, const mli_qweight *w, const mli_qx *x) {
+    int32_t four;
+    int8x16_t a = vld1q_s8(w), b;
+    memcpy(&four, x, sizeof four);
+    b = vreinterpretq_s8_s32(vdupq_n_s32(four));
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(sum, a, b);
 #else
-    /* two products of at most 128 * 127 fit 16 bits */
-    int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b));
-    return vpadalq_s16(sum, pairs);
+    { /* two products of at most 128 * 127 fit 16 bits */
+        int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b));
+        return vpadalq_s16(sum, pairs);
+    }
 #endif
 }
 MLI_INLINE mli_qfloats mli_qset_float(float v) { return vdupq_n_f32(v); }
-MLI_INLINE mli_qfloats mli_qload_floats(const float *p) { return vld1q_f32(p); }
 MLI_INLINE void mli_qstore(float *p, mli_qfloats v) { vst1q_f32(p, v); }
-MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, mli_qfloats x_scale) {
-    return vfmaq_f32(sum, vmulq_f32(vcvtq_f32_s32(ints), w_scale), x_scale);
+MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, const float *w_scale, float x_scale) {
+    return vfmaq_n_f32(sum, vmulq_f32(vcvtq_f32_s32(ints), vld1q_f32(w_scale)), x_scale);
 }
 
 #else
+/* A whole block at a time: the loop that compilers know how to turn into what vectors they have. */
 typedef int32_t mli_qints;
 typedef float mli_qfloats;
-typedef int8_t mli_qweight;
-typedef int8_t mli_qx;
-enum { MLI_QLANES = 1, MLI_QVECTORS = 8, MLI_QROWS = 2, MLI_QOFFSET = 0 };
+typedef int16_t mli_qweight;
+typedef int16_t mli_qx;
+enum { MLI_QLANES = 1, MLI_QVECTORS = 4, MLI_QROWS = 2, MLI_QSTEP = MLI_BLOCK, MLI_QOFFSET = 0 };
 
 MLI_INLINE mli_qints mli_qset(int32_t v) { return v; }
-MLI_INLINE mli_qints mli_qload(const void *p) {
-    mli_qints v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-MLI_INLINE mli_qints mli_qdot(mli_qints sum, mli_qints w, mli_qints x) {
-    int8_t a[4], b[4];
-    memcpy(a, &w, 4);
-    memcpy(b, &x, 4);
-    return sum + a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
+MLI_INLINE mli_qints mli_qdot(mli_qints sum, const mli_qweight *w, const mli_qx *x) {
+    int i;
+    for (i = 0; i < MLI_QSTEP; i++) sum += w[i] * x[i];
+    return sum;
 }
 MLI_INLINE mli_qfloats mli_qset_float(float v) { return v; }
-MLI_INLINE mli_qfloats mli_qload_floats(const float *p) { return *p; }
 MLI_INLINE void mli_qstore(float *p, mli_qfloats v) { *p = v; }
-MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, mli_qfloats w_scale, mli_qfloats x_scale) {
-    return sum + (float)ints * w_scale * x_scale;
+MLI_INLINE mli_qfloats mli_qadd(mli_qfloats sum, mli_qints ints, const float *w_scale, float x_scale) {
+    return sum + (float)ints * *w_scale * x_scale;
 }
 #endif
 
-enum {
-    MLI_QCOLS = MLI_QLANES * MLI_QVECTORS,
-    MLI_QFOUR = 4 / sizeof(mli_qx),    /* numbers in four bytes */
-    MLI_QSTEPS = MLI_BLOCK / MLI_QFOUR /* steps in a block */
-};
+enum { MLI_QCOLS = MLI_QLANES * MLI_QVECTORS, MLI_QSTEPS = MLI_BLOCK / MLI_QSTEP };
 
 /* 32 numbers along k of a panel. Outputs beyond the last have the scale 0. */
 typedef struct mli_qpanel {
-    mli_qweight q[MLI_QSTEPS][MLI_QCOLS][MLI_QFOUR];
+    mli_qweight q[MLI_QSTEPS][MLI_QCOLS][MLI_QSTEP];
     float scale[MLI_QCOLS];
 } mli_qpanel;
 
@@ -2659,19 +2667,16 @@ static void mli_qtile(const mli_qgroup *x, const mli_qpanel *w, size_t blocks, f
         for (j = 0; j < MLI_QSTEPS; j++) {
             MLI_UNROLL
             for (r = 0; r < MLI_QROWS; r++) {
-                int32_t four;
-                memcpy(&four, x->q[r] + MLI_QFOUR * j, 4);
                 MLI_UNROLL
                 for (v = 0; v < MLI_QVECTORS; v++)
-                    ints[r][v] = mli_qdot(ints[r][v], mli_qload(w->q[j][v * MLI_QLANES]), mli_qset(four));
+                    ints[r][v] = mli_qdot(ints[r][v], w->q[j][v * MLI_QLANES], x->q[r] + j * MLI_QSTEP);
             }
         }
         MLI_UNROLL
         for (r = 0; r < MLI_QROWS; r++) {
             MLI_UNROLL
             for (v = 0; v < MLI_QVECTORS; v++)
-                sum[r][v] = mli_qadd(sum[r][v], ints[r][v], mli_qload_floats(w->scale + v * MLI_QLANES),
-                                     mli_qset_float(x->scale[r]));
+                sum[r][v] = mli_qadd(sum[r][v], ints[r][v], w->scale + v * MLI_QLANES, x->scale[r]);
         }
     }
     MLI_UNROLL
@@ -2694,7 +2699,7 @@ MLI_INLINE void mli_qpack_block(ml_type type, const uint8_t *block, mli_qpanel *
             q[i + MLI_BLOCK / 2] = (mli_qweight)((block[2 + i] >> 4) + (MLI_QOFFSET - 8));
         }
     }
-    for (i = 0; i < MLI_QSTEPS; i++) memcpy(panel->q[i][c], q + MLI_QFOUR * i, 4);
+    for (i = 0; i < MLI_QSTEPS; i++) memcpy(panel->q[i][c], q + i * MLI_QSTEP, MLI_QSTEP * sizeof *q);
     panel->scale[c] = mli_load_scale(block);
 }
 
@@ -3313,7 +3318,13 @@ typedef enum mli_slot {
 
 typedef enum mli_role { MLI_ROLE_EMBEDDING, MLI_ROLE_MATRIX, MLI_ROLE_NORM, MLI_ROLE_BIAS } mli_role;
 typedef enum mli_extent { MLI_ONE, MLI_DIM, MLI_KV_DIM, MLI_HIDDEN, MLI_VOCAB } mli_extent;
-typedef enum mli_naming { MLI_NAMING_GGUF, MLI_NAMING_META, MLI_NAMING_COURSE, MLI_NAMING_HF, MLI_NAMINGS } mli_naming;
+typedef enum mli_naming {
+    MLI_NAMING_GGUF,
+    MLI_NAMING_META,
+    MLI_NAMING_COURSE,
+    MLI_NAMING_HF,
+    MLI_NAMINGS
+} mli_naming;
 
 typedef struct mli_param {
     mli_role role;
@@ -3409,9 +3420,12 @@ static ml_result mli_check_config(const ml_config *c, ml_error *error) {
     const struct {
         const char *name;
         int value, most;
-    } fields[] = {{"dim", c->dim, 1 << 16},           {"hidden_dim", c->hidden_dim, 1 << 18},
-                  {"n_layers", c->n_layers, 1 << 10}, {"n_heads", c->n_heads, 1 << 12},
-                  {"n_kv_heads", c->n_kv_heads, 1 << 12}, {"vocab_size", c->vocab_size, 1 << 21},
+    } fields[] = {{"dim", c->dim, 1 << 16},
+                  {"hidden_dim", c->hidden_dim, 1 << 18},
+                  {"n_layers", c->n_layers, 1 << 10},
+                  {"n_heads", c->n_heads, 1 << 12},
+                  {"n_kv_heads", c->n_kv_heads, 1 << 12},
+                  {"vocab_size", c->vocab_size, 1 << 21},
                   {"max_seq_len", c->max_seq_len, 1 << 24}};
     size_t i;
     for (i = 0; i < sizeof fields / sizeof *fields; i++)
@@ -3419,30 +3433,33 @@ static ml_result mli_check_config(const ml_config *c, ml_error *error) {
             return mli_fail(error, ML_ERROR_FORMAT, "configuration: %s is %d, not in 1 to %d", fields[i].name,
                             fields[i].value, fields[i].most);
     if (c->dim % c->n_heads || (c->dim / c->n_heads) % 2)
-        return mli_fail(error, ML_ERROR_FORMAT, "configuration: dim %d cannot be cut into %d heads of an even size", c->dim,
+        return mli_fail(error, ML_ERROR_FORMAT,
+                        "configuration: dim %d cannot be cut into %d heads of an even size", c->dim,
                         c->n_heads);
     if (c->n_heads % c->n_kv_heads)
-        return mli_fail(error, ML_ERROR_FORMAT, "configuration: n_kv_heads %d does not divide n_heads %d", c->n_kv_heads,
-                        c->n_heads);
+        return mli_fail(error, ML_ERROR_FORMAT, "configuration: n_kv_heads %d does not divide n_heads %d",
+                        c->n_kv_heads, c->n_heads);
     if (!(c->norm_eps >= 0 && c->norm_eps < 1))
         return mli_fail(error, ML_ERROR_FORMAT, "configuration: norm_eps is not in 0 to 1");
     if (!(c->rope_theta > 0 && c->rope_theta < 1e12f) || !(c->rope_scale > 0 && c->rope_scale < 1e6f))
         return mli_fail(error, ML_ERROR_FORMAT, "configuration: rope_theta or rope_scale is out of range");
-    if ((c->norm != ML_NORM_RMS && c->norm != ML_NORM_LAYER) || (c->mask != ML_MASK_CAUSAL && c->mask != ML_MASK_FULL))
+    if ((c->norm != ML_NORM_RMS && c->norm != ML_NORM_LAYER) ||
+        (c->mask != ML_MASK_CAUSAL && c->mask != ML_MASK_FULL))
         return mli_fail(error, ML_ERROR_ARGUMENT, "configuration: norm or mask is not one of its names");
     return ML_OK;
 }
 
 struct ml_model_private {
     ml_allocator allocator;
-    ml_archive *archive;  /* where weights used in place live; NULL: none are */
-    void *weights;        /* one block with all the weights that are the model's own */
-    ml_tensor *tensors;   /* what model->tensors shows */
+    ml_archive *archive; /* where weights used in place live; NULL: none are */
+    void *weights;       /* one block with all the weights that are the model's own */
+    ml_tensor *tensors;  /* what model->tensors shows */
     ml_tokenizer *tokenizer;
 };
 
 /* A model without weights: every tensor has its shape, and no data. Takes the archive over on success. */
-static ml_result mli_model_new(const ml_config *config, const ml_allocator *allocator, ml_model **out, ml_error *error) {
+static ml_result mli_model_new(const ml_config *config, const ml_allocator *allocator, ml_model **out,
+                               ml_error *error) {
     int i, n_tensors = MLI_GLOBAL_SLOTS + config->n_layers * MLI_LAYER_SLOTS;
     ml_model *model = (ml_model *)mli_alloc(allocator, 1, sizeof *model);
     ml_model_private *own = (ml_model_private *)mli_alloc(allocator, 1, sizeof *own);
@@ -3483,7 +3500,6 @@ ML_DEF void ml_free(ml_model *model) {
     mli_free(&allocator, own);
     mli_free(&allocator, model);
 }
-
 
 /* ---- the network, written once ---- */
 
@@ -3641,7 +3657,7 @@ static ml_result mli_session_resolve(const ml_model *model, const ml_session_des
     if (s->max_seq_len < 1 || s->max_seq_len > 1 << 24)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: max_seq_len is %d, not in 1 to %d",
                         s->max_seq_len, 1 << 24);
-    s->max_batch = desc->max_batch ? desc->max_batch : MLI_MIN(s->max_seq_len, 512);
+    s->max_batch = desc->max_batch ? desc->max_batch : MLI_MIN(s->max_seq_len, 256);
     widest = (size_t)MLI_MAX(model->config.dim, MLI_MAX(model->config.hidden_dim, model->config.vocab_size));
     if (s->max_batch < 1 || s->max_batch > 1 << 24 || (size_t)s->max_batch > SIZE_MAX / 64 / widest)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: max_batch is %d", s->max_batch);
@@ -4018,9 +4034,9 @@ static uint32_t mli_hash(const unsigned char *text, size_t n) {
     return hash;
 }
 
-/* The slot where text stands or would stand: the first of the free ones from where its hash points. No piece is
-   put further away than MLI_MAX_PROBES, so that files with pieces chosen to crowd together cost no more than
-   that; NULL when all these slots are taken by others. */
+/* The slot where text stands or would stand: the first of the free ones from where its hash points. No piece
+   is put further away than MLI_MAX_PROBES, so that files with pieces chosen to crowd together cost no more
+   than that; NULL when all these slots are taken by others. */
 static mli_piece_slot *mli_find_slot(const ml_tokenizer *tokenizer, const unsigned char *text, size_t n,
                                      uint32_t hash) {
     uint32_t i, begin = hash ^ hash >> 15;
@@ -4243,6 +4259,7 @@ static uint64_t mli_join_key(const mli_join *join) { return (uint64_t)join->cost
 static void mli_queue_push(mli_stretch *stretch, uint32_t cost, int32_t left) {
     mli_join *queue = stretch->queue, join;
     size_t i = stretch->n_queue++;
+    ML_ASSERT(i < 2 * (size_t)stretch->length);
     join.cost = cost;
     join.left = (uint32_t)left;
     while (i > 0 && mli_join_key(&join) < mli_join_key(&queue[(i - 1) / 4])) {
@@ -4341,19 +4358,14 @@ ML_DEF size_t ml_encode_size(size_t n_bytes) {
     return size;
 }
 
-/* Bytes of the character at p, where n > 0 are left: 2 to 4 for well-formed UTF-8 (Unicode 15, table 3-7),
-   else 1. */
+/* Bytes of the UTF-8 character at p, where n > 0 are left. A first byte without those that must follow stands
+   alone. Overlong forms and surrogates need no care: no piece holds them, so they are spelled in bytes
+   anyway. */
 static int32_t mli_character_size(const unsigned char *p, size_t n) {
-    unsigned char c = p[0], low = 0x80, high = 0xbf;
-    int32_t i, size = c < 0xc2 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 1;
-    if (size == 1 || (size_t)size > n) return 1;
-    if (c == 0xe0) low = 0xa0;  /* lower is an overlong form */
-    if (c == 0xed) high = 0x9f; /* higher is a surrogate */
-    if (c == 0xf0) low = 0x90;
-    if (c == 0xf4) high = 0x8f; /* higher is beyond U+10FFFF */
-    if (p[1] < low || p[1] > high) return 1;
-    for (i = 2; i < size; i++)
-        if (p[i] < 0x80 || p[i] > 0xbf) return 1;
+    int32_t i, size = p[0] < 0xc0 ? 1 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
+    if ((size_t)size > n) return 1;
+    for (i = 1; i < size; i++)
+        if ((p[i] & 0xc0) != 0x80) return 1;
     return size;
 }
 
@@ -4442,6 +4454,7 @@ static size_t mli_cut_stretch(mli_encoder *encoder, size_t begin, mli_stretch *s
     }
     stretch->length = at;
     stretch->queue = (mli_join *)(void *)(stretch->symbols + at);
+    ML_ASSERT((unsigned char *)(stretch->queue + 2 * (size_t)at) <= encoder->text);
     return begin + (size_t)at;
 }
 
@@ -6921,7 +6934,6 @@ static const char *mli_describe(const ml_archive *archive) {
         unsigned char n;
         const char *what;
     } known[] = {
-        {"FUGG", 4, "a big-endian GGUF file"},
         {"\x80\x02\x8a\x0al\xfc\x9c", 7,
          "a PyTorch file from before version 1.6: load and save it again there"},
         {"lmgg", 4, "a ggml file from before GGUF: convert it with llama.cpp"},
@@ -8160,7 +8172,7 @@ static ml_result mli_load_weights(mli_loader *loader) {
     ml_model *model = loader->model;
     ml_model_private *own = model->private_part;
     uint64_t copied_bytes = 0;
-    int i, layer, is_copied, n_in_place = 0;
+    int i, layer, is_copied = 0, n_in_place = 0;
     mli_slot slot;
     ml_result result;
     for (i = 0; i < model->n_tensors; i++) {
@@ -8303,7 +8315,9 @@ static ml_result mli_load_json(mli_loader *loader, const char *path) {
 
 /* From the open archive to the model. What was begun when it fails is in the loader. */
 static ml_result mli_load_archive(mli_loader *loader, const char *path) {
-    ml_result result = mli_load_json(loader, path);
+    ml_result result =
+        mli_check_demands(loader); /* of another kind of model, no configuration is looked for */
+    if (!result) result = mli_load_json(loader, path);
     if (!result) result = mli_load_config(loader);
     if (!result) result = mli_detect_naming(loader);
     if (!result) result = mli_complete_config(loader);
@@ -8964,13 +8978,11 @@ static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
     mli_append_json_word(writer, "attention_bias", "false");
     mli_append_json_word(writer, "mlp_bias", "false");
     mli_append_json_word(writer, "torch_dtype",
-                         type == ML_F32   ? "\"float32\""
+                         type == ML_F32 ? "\"float32\""
                          : type == ML_F16 ? "\"float16\""
                                           : "\"bfloat16\"");
-    if (tokenizer) {
-        mli_append_json_int(writer, "bos_token_id", (int)ml_tokenizer_bos(tokenizer));
-        mli_append_json_int(writer, "eos_token_id", (int)ml_tokenizer_eos(tokenizer));
-    }
+    if (tokenizer && tokenizer->bos >= 0) mli_append_json_int(writer, "bos_token_id", (int)tokenizer->bos);
+    if (tokenizer && tokenizer->eos >= 0) mli_append_json_int(writer, "eos_token_id", (int)tokenizer->eos);
     if (c->norm == ML_NORM_LAYER) mli_append_json_word(writer, "minillama_norm", "\"layer\"");
     if (c->mask == ML_MASK_FULL) mli_append_json_word(writer, "minillama_mask", "\"full\"");
     mli_append_text(writer, "\n}\n");
@@ -9046,3 +9058,21 @@ ML_DEF const char *ml_result_string(ml_result result) {
 }
 
 #endif /* MINILLAMA_IMPLEMENTATION */
+
+/* LICENCE: choose whichever you prefer.
+
+   A - MIT No Attribution. Copyright (c) 2026 minillama.h contributors. Permission is hereby granted, free of charge, to
+   any person obtaining a copy of this software and associated documentation files (the "Software"), to deal in the
+   Software without restriction, including without limitation the rights to use, copy, modify, merge, publish,
+   distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is furnished
+   to do so.
+
+   B - Public domain (www.unlicense.org). This is free and unencumbered software released into the public domain. Anyone is
+   free to copy, modify, publish, use, compile, sell, or distribute this software, either in source code form or as a
+   compiled binary, for any purpose, commercial or non-commercial, and by any means.
+
+   In either case THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
+   LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL
+   THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF
+   CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN
+   THE SOFTWARE. */

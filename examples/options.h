@@ -12,7 +12,8 @@
 typedef enum option_kind { OPTION_FLAG, OPTION_INT, OPTION_FLOAT, OPTION_TEXT } option_kind;
 
 typedef struct option {
-    const char *name; /* "--seed"; a dash inside a name may be typed as an underscore and the other way round */
+    const char
+        *name; /* "--seed"; a dash inside a name may be typed as an underscore and the other way round */
     option_kind kind;
     void *value;      /* int *, int *, float *, const char ** by kind */
     const char *help; /* with the default in it */
@@ -84,7 +85,8 @@ static int option_set(const option *o, const char *text) {
 
 /* Sets what argv gives (--name value or --name=value). Words without dashes go to `words`, at most max_words.
    Returns 0, having said why, when something is wrong. */
-static int options_read(int argc, char **argv, const option *options, int n, const char **words, int max_words) {
+static int options_read(int argc, char **argv, const option *options, int n, const char **words,
+                        int max_words) {
     int i, j, n_words = 0;
     for (i = 1; i < argc; i++) {
         char name[64];
@@ -103,9 +105,12 @@ static int options_read(int argc, char **argv, const option *options, int n, con
             *(int *)options[j].value = 1;
             continue;
         }
-        if (equals) text = equals + 1;
-        else if (i + 1 < argc) text = argv[++i];
-        else return fprintf(stderr, "%s needs a value\n", options[j].name), 0;
+        if (equals)
+            text = equals + 1;
+        else if (i + 1 < argc)
+            text = argv[++i];
+        else
+            return fprintf(stderr, "%s needs a value\n", options[j].name), 0;
         if (!option_set(&options[j], text)) return 0;
     }
     return 1;

@@ -9,9 +9,9 @@
 #include "minillama.h"
 #include "options.h"
 
-static const char assignment_prompt[] =
-    "I have wanted to see this thriller for a while, and it didn't disappoint. Keanu Reeves, playing the hero "
-    "John Wick, is";
+static const char assignment_prompt[] = "I have wanted to see this thriller for a while, and it didn't "
+                                        "disappoint. Keanu Reeves, playing the hero "
+                                        "John Wick, is";
 
 typedef struct settings {
     const char *option, *model, *tokenizer, *mode, *prompt, *low_out, *high_out;
@@ -117,7 +117,8 @@ static int generate_one(ml_session *session, const settings *s) {
     free(t.bytes);
     if (!status) {
         printf("\n");
-        fprintf(stderr, "(%d tokens read, %d written, %.2f s of processor time)\n", made.n_prompt, made.n_new, seconds);
+        fprintf(stderr, "(%d tokens read, %d written, %.2f s of processor time)\n", made.n_prompt, made.n_new,
+                seconds);
     }
     return status;
 }
@@ -170,25 +171,42 @@ static int check(const settings *s) {
 }
 
 int main(int argc, char **argv) {
-    settings s = {"generate", "stories42M.pt", NULL, "llama", NULL, "generated-sentence-temp-0.txt",
-                  "generated-sentence-temp-1.txt", 1337, 0, 0, -1, 0, {0, 0, 0, 0, 0.05f, 0, 0}};
+    settings s = {"generate",
+                  "stories42M.pt",
+                  NULL,
+                  "llama",
+                  NULL,
+                  "generated-sentence-temp-0.txt",
+                  "generated-sentence-temp-1.txt",
+                  1337,
+                  0,
+                  0,
+                  -1,
+                  0,
+                  {0, 0, 0, 0, 0.05f, 0, 0}};
     const option options[] = {
         {"--option", OPTION_TEXT, &s.option, "what to do: generate (default)"},
         {"--pretrained-model-path", OPTION_TEXT, &s.model, "model in any known format (stories42M.pt)"},
         {"--tokenizer", OPTION_TEXT, &s.tokenizer, "tokenizer.model or .bin (in the model, or beside it)"},
-        {"--mode", OPTION_TEXT, &s.mode, "llama (RMSNorm, causal; default) or reference (LayerNorm, full attention)"},
+        {"--mode", OPTION_TEXT, &s.mode,
+         "llama (RMSNorm, causal; default) or reference (LayerNorm, full attention)"},
         {"--seed", OPTION_INT, &s.seed, "seed of the random choices (1337)"},
-        {"--generated_sentence_low_temp_out", OPTION_TEXT, &s.low_out, "file (generated-sentence-temp-0.txt)"},
-        {"--generated_sentence_high_temp_out", OPTION_TEXT, &s.high_out, "file (generated-sentence-temp-1.txt)"},
+        {"--generated_sentence_low_temp_out", OPTION_TEXT, &s.low_out,
+         "file (generated-sentence-temp-0.txt)"},
+        {"--generated_sentence_high_temp_out", OPTION_TEXT, &s.high_out,
+         "file (generated-sentence-temp-1.txt)"},
         {"--use_gpu", OPTION_FLAG, &s.use_gpu, "accepted for the assignment's sake: the processor is used"},
         {"--prompt", OPTION_TEXT, &s.prompt, "write on from this text, to standard output"},
-        {"--max_new_tokens", OPTION_INT, &s.max_new_tokens, "how many (75; with --prompt until the story or context ends)"},
+        {"--max_new_tokens", OPTION_INT, &s.max_new_tokens,
+         "how many (75; with --prompt until the story or context ends)"},
         {"--temperature", OPTION_FLOAT, &s.sampler.temperature, "with --prompt: 0 is greedy (0)"},
         {"--top_k", OPTION_INT, &s.sampler.top_k, "keep the k most likely (0: all)"},
         {"--top_p", OPTION_FLOAT, &s.sampler.top_p, "keep the most likely that reach p together (0: all)"},
         {"--min_p", OPTION_FLOAT, &s.sampler.min_p, "drop what is below min_p of the most likely (0)"},
-        {"--epsilon", OPTION_FLOAT, &s.sampler.epsilon, "drop probabilities below (0.05, as the assignment does; 0: none)"},
-        {"--repetition_penalty", OPTION_FLOAT, &s.sampler.repetition_penalty, "weaken the last 64 tokens (0: none)"},
+        {"--epsilon", OPTION_FLOAT, &s.sampler.epsilon,
+         "drop probabilities below (0.05, as the assignment does; 0: none)"},
+        {"--repetition_penalty", OPTION_FLOAT, &s.sampler.repetition_penalty,
+         "weaken the last 64 tokens (0: none)"},
         {"--threads", OPTION_INT, &s.threads, "how many (all processors where built with OpenMP)"},
         {"--help", OPTION_FLAG, &s.help, "this list"},
     };

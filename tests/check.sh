@@ -9,7 +9,7 @@ if [ "$1" = --job ]; then
     if output=$(sh -c "${2#*|}" 2>&1); then
         echo "ok ${2%%|*}"
     else
-        printf 'FAILED %s\n%s\n%s\n' "${2%%|*}" "${2#*|}" "$output"
+        printf 'FAILED %s\n%s\n%s\n' "${2%%|*}" "${2#*|}" "$(printf "%s\n" "$output" | head -n 30)"
     fi
     exit 0
 fi
@@ -51,32 +51,33 @@ cxx_of() { case $1 in *gcc) echo "${1%gcc}g++" ;; *) echo "$1++" ;; esac; }
 
 # job NAME COMPILER STANDARD FLAGS SOURCES...: builds a program and runs it; prints the job.
 job() {
-    name=$1 cc=$2 std=$3 more=$4
+    name=$1 compiler=$2 standard=$3 more=$4
     shift 4
     program=$out/$(echo "$name" | tr -c 'a-zA-Z0-9+\n' '-')
-    case $std in c++*) cc="$(cxx_of $cc) -x c++" ;; esac
-    echo "$name|$cc -std=$std -O1 $flags $more $* -o $program -lm && $program"
+    case $standard in c++*) compiler="$(cxx_of $compiler) -x c++" ;; esac
+    echo "$name|$compiler -std=$standard -O1 $flags $more $* -o $program -lm && $program"
 }
 
+# Each standard at an optimisation level of its own: a compiler warns of other things at each.
+level() { case $1 in c99) echo -O3 ;; c11) echo -O2 ;; c++11) echo -O1 ;; c++17) echo -O0 ;; esac; }
 matrix() {
     for cc in $compilers; do
         for std in $standards; do
             for path in $matrix_paths; do
                 path_runs $path || continue
-                job "$cc $std $path" $cc $std "$(path_flags $path)" $here/one.c
+                job "$cc $std $(level $std) $path" $cc $std "$(level $std) $(path_flags $path)" $here/one.c
             done
         done
     done
 }
 
-# Every switch that the header knows, one at a time and all at once.
+# Every switch that the header knows, one at a time and all at once; gcc as C, clang as C++.
 leave_out() {
     switches=$(grep -oE 'ML_NO_[A-Z0-9_]+' minillama.h | sort -u)
     for cc in $compilers; do
-        for std in c99 c++11; do
-            for switch in $switches; do job "$cc $std $switch" $cc $std "-march=native -D$switch" $here/one.c; done
-            job "$cc $std without all of it" $cc $std "$(printf ' -D%s' $switches)" $here/one.c
-        done
+        case $cc in clang) std=c++11 ;; *) std=c99 ;; esac
+        for switch in $switches; do job "$cc $std $switch" $cc $std "-march=native -D$switch" $here/one.c; done
+        job "$cc $std without all of it" $cc $std "$(printf ' -D%s' $switches)" $here/one.c
     done
 }
 
@@ -96,43 +97,42 @@ $(cxx_of $cc) -std=c++11 -O1 $flags -x c++ $callers -x none $o -o $out/$cc-mixed
 
 # The object file: it defines every public function, shows nothing else, and calls nothing that a switch leaves out.
 symbols() {
-    cc=${compilers%%[!a-z]*}
     public=$(sed -n 's/^ML_DEF .*[ *]\(ml_[a-z0-9_]*\)(.*/\1/p' minillama.h)
-    echo "every public function is defined|$cc -std=c99 $flags -c $here/implementation.c -o $out/all.o && \
-for f in $(echo $public); do nm $out/all.o | grep -q \" T \$f\$\" || { echo \$f; exit 1; }; done"
-    echo "only ml_ names are visible|$cc -std=c99 $flags -c $here/implementation.c -o $out/visible.o && \
-! nm -g --defined-only $out/visible.o | grep -v ' ml_'"
-    for switch in "MALLOC malloc|calloc|realloc|free" "STDIO f[a-z]*|v?s?n?printf|put[sc].*|open|read|write|rename|remove"; do
-        o=$out/no-${switch%% *}.o
-        echo "ML_NO_${switch%% *} calls none of it|$cc -std=c99 $flags -DML_NO_${switch%% *} -c $here/implementation.c -o $o && \
-! nm -u $o | grep -E ' (${switch#* })\$'"
-    done
+    echo "defines every public function|$(object all "") && \
+for f in $(echo $public); do nm $out/all.o | grep -q \" T \$f\$\" || { echo \$f is missing; exit 1; }; done"
+    echo "shows only ml_ names|$(object visible "") && ! nm -g --defined-only $out/visible.o | grep -v ' ml_'"
+    echo "ML_NO_MALLOC calls no malloc|$(object malloc -DML_NO_MALLOC) && \
+! nm -u $out/malloc.o | grep -E ' (malloc|calloc|realloc|free)\$'"
+    echo "ML_NO_STDIO opens and prints nothing|$(object stdio -DML_NO_STDIO) && \
+! nm -u $out/stdio.o | grep -E ' (f[a-z]*open|fread|fwrite|open|read|write|mmap|rename|remove|[a-z]*printf|put[a-z]*)\$'"
 }
+object() { echo "$(echo $compilers | cut -d ' ' -f 1) -std=c99 -O1 -I. $2 -c $here/implementation.c -o $out/$1.o"; }
 
-# tests_in NAME CC ARCH CFLAGS RUNNER: all tests, built in one way.
+# tests_in NAME VARIABLE=VALUE...: all tests, built in one way.
 tests_in() {
-    ${MAKE:-make} -s -k -j "$jobs" test BUILD=$out/tests CC="$2" ARCH="$3" CFLAGS="$4 -O2 -Werror" RUNNER="$5" \
-        >$out/tests.log 2>&1
+    name=$1
+    shift
+    ${MAKE:-make} -s -k -j "$jobs" test BUILD=$out/tests "$@" >$out/tests.log 2>&1
     counts=$(tail -n 1 $out/tests.log | grep '^[0-9]* passed, [0-9]* failed, [0-9]* skipped$')
     case $counts in
     *" 0 failed,"*) ;;
     *) cat $out/tests.log ;;
     esac
-    echo "tests $1: ${counts:-0 passed, 1 failed, 0 skipped}"
+    echo "tests $name: ${counts:-0 passed, 1 failed, 0 skipped}"
 }
 
 all_tests() {
     for cc in $compilers; do
         for path in $test_paths; do
             if path_runs $path; then
-                tests_in "$cc $path" $cc "$(path_flags $path)"
+                tests_in "$cc $path" CC=$cc ARCH="$(path_flags $path)" CFLAGS="-O1 -Werror"
             else
                 skip "tests $cc $path" "this processor has none of it"
             fi
         done
     done
     if has aarch64-linux-gnu-gcc && has qemu-aarch64; then
-        tests_in NEON aarch64-linux-gnu-gcc "" -static qemu-aarch64
+        tests_in NEON CC=aarch64-linux-gnu-gcc ARCH= OPENMP= CFLAGS="-static -O1 -Werror" RUNNER=qemu-aarch64
     else
         skip "tests NEON" "that takes aarch64-linux-gnu-gcc and qemu-aarch64"
     fi

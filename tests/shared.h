@@ -6,7 +6,7 @@
 #include "test.h"
 
 /* The path of a file in the shared folder; NULL when it is not there. */
-static const char *shared_path(const char *name) {
+static inline const char *shared_path(const char *name) {
     static char path[4][1024];
     static int turn;
     const char *root = getenv("MINILLAMA_SHARED");
@@ -20,7 +20,7 @@ static const char *shared_path(const char *name) {
 }
 
 /* An array of an archive as newly allocated floats; *n is how many. NULL, and a failed check, if there is none. */
-static float *shared_floats(const ml_archive *archive, const char *name, size_t *n) {
+static inline float *shared_floats(const ml_archive *archive, const char *name, size_t *n) {
     const ml_array *array = ml_archive_find(archive, name);
     float *x;
     CHECK(array != NULL);
@@ -31,7 +31,7 @@ static float *shared_floats(const ml_archive *archive, const char *name, size_t 
     return x;
 }
 
-static int32_t *shared_tokens(const ml_archive *archive, const char *name, size_t *n) {
+static inline int32_t *shared_tokens(const ml_archive *archive, const char *name, size_t *n) {
     float *x = shared_floats(archive, name, n);
     int32_t *ids;
     size_t i;
@@ -43,7 +43,7 @@ static int32_t *shared_tokens(const ml_archive *archive, const char *name, size_
 }
 
 /* The largest |a - b| over n, and NaN if there is one. */
-static double max_difference(const float *a, const float *b, size_t n) {
+static inline double max_difference(const float *a, const float *b, size_t n) {
     double most = 0;
     size_t i;
     for (i = 0; i < n; i++) {

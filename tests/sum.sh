@@ -2,6 +2,7 @@
 # sum.sh PROGRAM...: runs test programs (by $RUNNER, if set) and closes with one line, summed over theirs. One that
 # crashes, hangs for ten minutes or ends without its own line "NAME: N passed, N failed, N skipped" is a failure.
 passed=0 failed=0 skipped=0
+export OMP_WAIT_POLICY=passive # waiting threads sleep: a busy machine or an emulator is slow enough
 limit=$(command -v timeout >/dev/null && echo timeout 600)
 for program; do
     output=$($limit $RUNNER "$program" 2>&1)

@@ -34,7 +34,7 @@ static int test_n_passed, test_n_failed, test_n_skipped, test_current_failed, te
 #define CHECK_NEAR(a, b, absolute, relative)                                                                 \
     do {                                                                                                     \
         double a_ = (double)(a), b_ = (double)(b);                                                           \
-        if (!(fabs(a_ - b_) <= (absolute) + (relative) * fabs(b_))) {                                        \
+        if (!(fabs(a_ - b_) <= (absolute) + (relative)*fabs(b_))) {                                          \
             if (test_current_failed++ < 8)                                                                   \
                 printf("%s:%d: %s = %.9g, not %.9g\n", __FILE__, __LINE__, #a, a_, b_);                      \
         }                                                                                                    \

@@ -344,6 +344,8 @@ TEST(tensors_with_wrong_storages) {
     memset(long_key, '0', sizeof long_key - 1);
     t.key = long_key;
     REFUSE(tensor_file(&t), ML_ERROR_FORMAT, "not in the file");
+    REFUSE(PICKLE("\x80\2(X\7\0\0\0storagectorch\nFloatStorage\nK\1X\3\0\0\0cpuK\1tQ."), ML_ERROR_FORMAT,
+           "storage with wrong arguments"); /* a key that is no text */
     t.key = "0", t.storage = "Size";
     REFUSE(tensor_file(&t), ML_ERROR_FORMAT, "storage with wrong arguments");
     t.storage = "QInt8Storage";

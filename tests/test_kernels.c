@@ -389,8 +389,8 @@ TEST(gemm_blocks) { /* sizes around the blocks of k and of rows, large enough fo
     static const size_t ks[] = {MLI_BLOCK_K - 1, MLI_BLOCK_K, MLI_BLOCK_K + 1, 2 * MLI_BLOCK_K + 5, 100};
     int i;
     for (i = 0; i < 20; i++) check_gemm(1 + pick(60), 1 + pick(150), ks[i % 5], i % 4, pick(3), i % 3 == 0);
-    check_gemm((MLI_BLOCK_PANELS * MLI_TILE_ROWS) * 2 + 3, 70, 33, 0, 0, 0);
-    check_gemm((MLI_BLOCK_PANELS * MLI_TILE_ROWS) + 1, 35, 70, 3, 1, 1);
+    check_gemm(MLI_BLOCK_ROWS * 2 + 3, 70, 33, 0, 0, 0);
+    check_gemm(MLI_BLOCK_ROWS + 1, 35, 70, 3, 1, 1);
     check_gemm(8 * 5 * MLI_TILE_ROWS + 1, 67, 90, 2, 0, 0);
     check_gemm(8 * 5 * MLI_TILE_ROWS + 1, 67, MLI_BLOCK_K + 9, 1, 0, 1);
     check_gemm(3, 2000, 50, 2, 0, 0);

@@ -125,7 +125,7 @@ enum { N_PARTS = sizeof hf_parts / sizeof *hf_parts };
 static const char hf_config[] =
     "{\"model_type\": \"llama\", \"hidden_size\": 8, \"intermediate_size\": 12,"
     "\"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"num_key_value_heads\": 1,"
-    "\"vocab_size\": 5, \"max_position_embeddings\": 64, \"rms_norm_eps\": 1e-6,"
+    "\"vocab_size\": 5, \"max_position_embeddings\": 64, \"rms_norm_eps\": 2e-5,"
     "\"rope_theta\": 5000, \"hidden_act\": \"silu\"}";
 
 /* What is different from the model above. */
@@ -238,7 +238,7 @@ TEST(hf_configuration) {
     CHECK(model->config.n_heads == 2 && model->config.n_kv_heads == 1 && model->config.vocab_size == 5);
     CHECK(model->config.max_seq_len == 64 && !model->config.tied_output);
     CHECK(model->config.norm == ML_NORM_RMS && model->config.mask == ML_MASK_CAUSAL);
-    CHECK(model->config.norm_eps == 1e-6f && model->config.rope_theta == 5000 &&
+    CHECK(model->config.norm_eps == 2e-5f && model->config.rope_theta == 5000 &&
           model->config.rope_scale == 1);
     CHECK(model->n_parameters == 5 * 8 * 2 + 8 * 3 + 64 + 32 + 32 + 64 + 96 * 3);
     CHECK(model->tokenizer == NULL);
@@ -293,7 +293,11 @@ TEST(hf_keys) {
     model = load_with_key("vocab_size", "null");
     if (model) CHECK(model->config.vocab_size == 5);
     ml_free(model);
-    model = load_with_key("num_key_value_heads", "1");
+    model = load_with_key("rms_norm_eps", "null");
+    if (model) CHECK(model->config.norm_eps == 1e-6f); /* Hugging Face's default; the others' is 1e-5 */
+    ml_free(model);
+    model = load_with_key("num_key_value_heads", "1.0");
+    if (model) CHECK(model->config.n_kv_heads == 1);
     ml_free(model);
     model = load_with_key("minillama_norm", "\"layer\"");
     if (model) {

@@ -418,7 +418,8 @@ static size_t encode_plainly(const vocabulary *v, const char *text, size_t n, in
     return n_ids;
 }
 
-/* Without a piece for it, a space that stays alone is byte 32 and not those of U+2581, so that it comes back. */
+/* Without a piece for it, a space that stays alone is byte 32 and not those of U+2581, so that it comes back.
+   */
 static size_t spell_spaces(const vocabulary *v, int32_t *ids, size_t n) {
     size_t i, m = 0;
     if (find_entry(v, MARK, 3) >= 0) return n;
@@ -474,6 +475,10 @@ TEST(known_ids) {
     ENCODES(t, "\xC3", FIRST + 8, 3 + 0xC3);               /* cut off */
     ENCODES(t, "\xC0\x80", FIRST + 8, 3 + 0xC0, 3 + 0x80); /* overlong */
     ENCODES(t, "\xED\xA0\x80", FIRST + 8, 3 + 0xED, 3 + 0xA0, 3 + 0x80); /* a surrogate */
+    ENCODES(t,
+            "\xC3"
+            "ab\xE6\x97z",
+            FIRST + 8, 3 + 0xC3, FIRST + 1, 3 + 0xE6, 3 + 0x97, 3 + 'z');
     ENCODES(t, "\xE2\x96", FIRST + 8, 3 + 0xE2, 3 + 0x96);
     ml_tokenizer_free(t);
     free(v.pieces);
@@ -777,6 +782,19 @@ TEST(no_piece_for_space) {
     ENCODES(t, " b", 3 + ' ', FIRST + 1);
     round_trip_random(t, 300);
     CHECK(round_trips(t, " a", 2) && round_trips(t, "  ", 2) && round_trips(t, " b a", 4));
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* SentencePiece writes no piece with a plain space; one that is there is decoded, but text never becomes it.
+   */
+TEST(plain_space_in_a_piece) {
+    static const entry more[] = {{"a", -1, 1}, {MARK, -2, 1}, {"a b", 5, 1},
+                                 {"a ", 6, 1}, {" b", 7, 1},  {"b", -3, 1}};
+    vocabulary v = make_vocabulary(more, COUNT(more), 1);
+    ml_tokenizer *t = load_vocabulary(&v);
+    ENCODES(t, "a b", FIRST + 1, FIRST, FIRST + 1, FIRST + 5);
+    DECODES(t, "aa b", FIRST, FIRST + 2);
     ml_tokenizer_free(t);
     free(v.pieces);
 }
@@ -1295,6 +1313,7 @@ int main(void) {
     RUN(user_defined);
     RUN(unused);
     RUN(no_piece_for_space);
+    RUN(plain_space_in_a_piece);
     RUN(damaged_files);
     RUN(wrong_vocabularies);
     RUN(infinite_scores);

@@ -5,7 +5,7 @@
 #include "../examples/options.h"
 #include "bench_kernels.h"
 
-enum { N_PAIRS = 15, READ_FLOATS = 64 << 20 };
+enum { N_PAIRS = 11, READ_FLOATS = 32 << 20 };
 
 typedef struct bench {
     ml_threads threads;
@@ -40,7 +40,7 @@ static figure measure(const bench *b, work w, int is_memory) {
     int i;
     w.run(w.arg);
     for (i = 0; i < N_PAIRS; i++) {
-        double peak = is_memory ? bench_read_bandwidth(&b->threads, b->read_data, READ_FLOATS, 2)
+        double peak = is_memory ? bench_read_bandwidth(&b->threads, b->read_data, READ_FLOATS, 1)
                                 : bench_peak_flops(&b->threads, 8);
         double begin = bench_seconds(), seconds;
         int times = 0;
@@ -120,8 +120,8 @@ static void bench_layer(const bench *b, size_t out, size_t in) {
         job.arg = &g;
         job.amount = 2.0 * (double)g.m * (double)g.n * (double)g.k;
         f = measure(b, job, 0);
-        printf("| sgemm 2000 x %zu x %zu, %s | %d | %.1f GFLOP/s | %.0f %% of FMA peak |\n", out, in, names[i],
-               b->threads.count, f.rate * 1e-9, f.share * 100);
+        printf("| sgemm 2000 x %zu x %zu, %s | %d | %.1f GFLOP/s | %.0f %% of FMA peak |\n", out, in,
+               names[i], b->threads.count, f.rate * 1e-9, f.share * 100);
         fflush(stdout);
         free(g.work);
     }
@@ -223,8 +223,9 @@ static void bench_model(const bench *b, const char *name, const ml_model *model,
     per_token = decoding ? weight_bytes(model) : 2 * layer_weights(model) + attention;
     job.amount = per_token * n_tokens;
     f = measure(b, job, decoding);
-    printf("| %s, %s %d tokens | %d | %.0f tok/s | %.0f %% of %s |\n", name, decoding ? "decode" : "prompt of", n_tokens,
-           b->threads.count, f.rate / per_token, f.share * 100, decoding ? "read bandwidth" : "FMA peak");
+    printf("| %s, %s %d tokens | %d | %.0f tok/s | %.0f %% of %s |\n", name,
+           decoding ? "decode" : "prompt of", n_tokens, b->threads.count, f.rate / per_token, f.share * 100,
+           decoding ? "read bandwidth" : "FMA peak");
     fflush(stdout);
     ml_session_free(d.session);
 }
@@ -287,7 +288,8 @@ int main(int argc, char **argv) {
     n_options = (int)(sizeof options / sizeof *options);
     if (!options_read(argc, argv, options, n_options, words, 3)) return 2;
     for (i = 0; i < 3; i++)
-        if (words[i] && strcmp(words[i], "kernels") && strcmp(words[i], "decode") && strcmp(words[i], "prompt"))
+        if (words[i] && strcmp(words[i], "kernels") && strcmp(words[i], "decode") &&
+            strcmp(words[i], "prompt"))
             return fprintf(stderr, "measure kernels, decode or prompt, not %s\n", words[i]), 2;
     if (help) {
         printf("usage: bench [kernels] [decode] [prompt] [options]\n");
@@ -300,11 +302,13 @@ int main(int argc, char **argv) {
         memset(&b, 0, sizeof b);
         b.threads.count = atoi(threads);
         b.read_data = read_data;
-        if (b.threads.count < 1 || b.threads.count > 64) return fprintf(stderr, "--threads takes numbers like 1,2\n"), 2;
-        printf("%s, threads %d: FMA peak %.1f GFLOP/s, read bandwidth %.1f GB/s\n\n| work | threads | speed | share |\n"
+        if (b.threads.count < 1 || b.threads.count > 64)
+            return fprintf(stderr, "--threads takes numbers like 1,2\n"), 2;
+        printf("%s, threads %d: FMA peak %.1f GFLOP/s, read bandwidth %.1f GB/s\n\n| work | threads | speed "
+               "| share |\n"
                "| --- | --- | --- | --- |\n",
                instructions(), b.threads.count, bench_peak_flops(&b.threads, 50) * 1e-9,
-               bench_read_bandwidth(&b.threads, read_data, READ_FLOATS, 20) * 1e-9);
+               bench_read_bandwidth(&b.threads, read_data, READ_FLOATS, 10) * 1e-9);
         if (model) {
             bench_file(&b, model);
         } else {

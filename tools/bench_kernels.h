@@ -16,7 +16,7 @@ enum { BENCH_CHAINS = 12, BENCH_FMA_STEPS = 1 << 16 };
 typedef struct bench_probe {
     const float *data;
     size_t n;
-    int n_tasks;
+    int n_tasks, n_streams;
     float result[64]; /* a task's, so that the work cannot be left out */
 } bench_probe;
 
@@ -53,23 +53,28 @@ static double bench_peak_flops(const ml_threads *threads, int times) {
     return best;
 }
 
+/* Reads a share of the data as `n_streams` (1 to 4) streams side by side; how many are fastest differs by machine. */
 static void bench_read_task(void *arg, int index) {
     bench_probe *probe = (bench_probe *)arg;
     mli_v sum[8];
-    size_t i, begin, end, j;
-    mli_share(probe->n, 8 * MLI_LANES, probe->n_tasks, index, &begin, &end);
+    size_t begin, end, stream, i, j, s, n_streams = (size_t)probe->n_streams;
+    mli_share(probe->n, 32 * MLI_LANES, probe->n_tasks, index, &begin, &end);
+    stream = (end - begin) / n_streams / (8 * MLI_LANES) * (8 * MLI_LANES);
     MLI_UNROLL
     for (j = 0; j < 8; j++) sum[j] = mli_v_zero();
-    for (i = begin; i + 8 * MLI_LANES <= end; i += 8 * MLI_LANES) {
-        MLI_UNROLL
-        for (j = 0; j < 8; j++) sum[j] = mli_v_add(sum[j], mli_v_load(probe->data + i + j * MLI_LANES));
-    }
+    for (i = 0; i < stream; i += 8 * MLI_LANES)
+        for (s = 0; s < n_streams; s++) {
+            const float *at = probe->data + begin + s * stream + i;
+            MLI_UNROLL
+            for (j = 0; j < 8; j++) sum[j] = mli_v_add(sum[j], mli_v_load(at + j * MLI_LANES));
+        }
     MLI_UNROLL
     for (j = 1; j < 8; j++) sum[0] = mli_v_add(sum[0], sum[j]);
     probe->result[index & 63] += mli_v_sum(sum[0]);
 }
 
-/* Bytes a second read from data (n), which should be far larger than the caches, the best of `times` tries. */
+/* Bytes a second read from data (n), which should be far larger than the caches, the best of `times` tries of each number of
+   streams. */
 static double bench_read_bandwidth(const ml_threads *threads, const float *data, size_t n, int times) {
     bench_probe probe;
     double best = 0;
@@ -77,12 +82,13 @@ static double bench_read_bandwidth(const ml_threads *threads, const float *data,
     probe.data = data;
     probe.n = n;
     probe.n_tasks = threads->count;
-    while (times-- > 0) {
-        double start = bench_seconds(), rate;
-        mli_parallel(threads, probe.n_tasks, bench_read_task, &probe);
-        rate = (double)n * sizeof *data / (bench_seconds() - start);
-        if (rate > best) best = rate;
-    }
+    while (times-- > 0)
+        for (probe.n_streams = 1; probe.n_streams <= 4; probe.n_streams *= 2) {
+            double start = bench_seconds(), rate;
+            mli_parallel(threads, probe.n_tasks, bench_read_task, &probe);
+            rate = (double)n * sizeof *data / (bench_seconds() - start);
+            if (rate > best) best = rate;
+        }
     return best;
 }
 

@@ -54,6 +54,15 @@ static int parse(options *o, int argc, char **argv) {
     return 0;
 }
 
+/* The library's sentence, with the file's name in front where it is not in it. */
+static int failed(const char *path, const ml_error *error) {
+    if (strstr(error->text, path))
+        fprintf(stderr, "convert: %s\n", error->text);
+    else
+        fprintf(stderr, "convert: %s: %s\n", path, error->text);
+    return 1;
+}
+
 int main(int argc, char **argv) {
     options o;
     ml_load_desc load;
@@ -69,15 +78,13 @@ int main(int argc, char **argv) {
     status = parse(&o, argc, argv);
     if (status) return status;
     load.tokenizer = o.tokenizer;
-    if (ml_load(o.in, &load, &model, &error))
-        return fprintf(stderr, "convert: %s: %s\n", o.in, error.text), 1;
+    if (ml_load(o.in, &load, &model, &error)) return failed(o.in, &error);
     save.format = ends_with(o.out, ".gguf") ? ML_GGUF : ML_SAFETENSORS;
     save.type = ml_type_from_name(o.type);
     save.name = o.name;
     if (ml_save(model, o.out, &save, &error)) {
-        fprintf(stderr, "convert: %s: %s\n", o.out, error.text);
         ml_free(model);
-        return 1;
+        return failed(o.out, &error);
     }
     if (save.format == ML_SAFETENSORS && model->tokenizer)
         fprintf(stderr, "convert: the tokenizer is not written: copy its file beside %s\n", o.out);

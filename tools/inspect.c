@@ -28,8 +28,17 @@ static void print_quoted(const char *s, size_t n) {
     putchar('"');
 }
 
+/* A name from a file, without what a terminal would take for a command; filled up to `width`. */
+static void print_name(const char *name, int width) {
+    int n;
+    for (n = 0; name[n]; n++) putchar((unsigned char)name[n] < 32 || name[n] == 127 ? '?' : name[n]);
+    while (n++ < width) putchar(' ');
+}
+
 static void print_value(const ml_value *value) {
-    printf("  %s = ", value->name);
+    printf("  ");
+    print_name(value->name, 0);
+    printf(" = ");
     switch (value->kind) {
     case ML_VALUE_INT: printf("%lld\n", (long long)value->i); break;
     case ML_VALUE_FLOAT: printf("%.9g\n", value->f); break;
@@ -51,8 +60,10 @@ static void print_array(const ml_array *array, int width) {
     for (d = 0; d < array->n_dims; d++)
         n += snprintf(shape + n, sizeof shape - (size_t)n, "%s%lld", d ? ", " : "",
                       (long long)array->shape[d]);
-    printf("  %-*s %-5s (%s) %zu bytes%s\n", width, array->name, ml_type_name(array->type), shape,
-           array_bytes(array), array->is_contiguous ? "" : ", strided");
+    printf("  ");
+    print_name(array->name, width);
+    printf(" %-5s (%s) %zu bytes%s\n", ml_type_name(array->type), shape, array_bytes(array),
+           array->is_contiguous ? "" : ", strided");
 }
 
 static void print_archive(const ml_archive *archive) {
@@ -123,8 +134,11 @@ static void print_model(const ml_model *model) {
 /* A file that is no archive may be a tokenizer. */
 static int inspect_tokenizer(const char *path, const ml_error *why) {
     ml_tokenizer *tokenizer;
-    if (ml_tokenizer_load(path, NULL, &tokenizer, NULL))
-        return fprintf(stderr, "inspect: %s: %s\n", path, why->text), 1;
+    if (ml_tokenizer_load(path, NULL, &tokenizer, NULL)) {
+        int is_named = strstr(why->text, path) != NULL; /* the sentence names the file already */
+        fprintf(stderr, "inspect: %s%s%s\n", is_named ? "" : path, is_named ? "" : ": ", why->text);
+        return 1;
+    }
     print_tokenizer(tokenizer);
     ml_tokenizer_free(tokenizer);
     return 0;
