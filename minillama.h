@@ -450,11 +450,15 @@ ML_DEF size_t ml_array_count(const ml_array *array);
 
 typedef struct ml_load_desc {
     ml_allocator allocator;
-    ml_type type; /* hold the matrices in this type; default: as the file has them, in place where possible */
+    /* Of the matrices, F32 to Q4_0. Given, all weights are converted into memory of the model's own, which may be
+       written to (F32: for training), and the file is closed. Default: as the file has them, used where they
+       stand, read-only, where possible. */
+    ml_type type;
     ml_norm norm; /* override what the file says */
     ml_mask mask;
-    const char
-        *tokenizer; /* path; default: the file's own, else tokenizer.model or tokenizer.bin beside it */
+    /* Path of a tokenizer of vocab_size pieces. Default: the file's own; else tokenizer.model or tokenizer.bin beside
+       it, passed over if its size is another. */
+    const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
     const void *config_json; /* for ml_load_memory of a safetensors: its config.json */
@@ -468,20 +472,22 @@ ML_DEF ml_result ml_load_memory(const void *data, size_t size, const ml_load_des
                                 ml_error *error);
 ML_DEF void ml_free(ml_model *model);
 
-/* Makes a model with random weights, normal with standard deviation 0.02 (for training and measuring). */
+/* Makes a model with random weights, normal with standard deviation 0.02 (for training and measuring).
+   0 in n_kv_heads, norm, mask, norm_eps, rope_theta or rope_scale stands for the usual. */
 ML_DEF ml_result ml_create(const ml_config *config, ml_type type, ml_random *random,
                            const ml_allocator *allocator, ml_model **model, ml_error *error);
 
 typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
-    ml_type
-        type; /* of the matrices; default: as they are. Norms are F32; a row that no block fits stays F16 */
+    /* Of the matrices; default: as they are (in safetensors Q8_0 and Q4_0 become F16). Norms are F32; a row that no
+       block fits becomes F16; with Q4_0 the layer that makes the logits (or the tied embedding) is Q8_0. */
+    ml_type type;
     const char *name; /* general.name; default "minillama" */
 } ml_save_desc;
 
-/* Writes to a temporary name, then renames, so that an existing file is replaced whole or not at all.
-   Safetensors is Hugging Face's layout, with a config.json beside it. */
+/* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. Safetensors is Hugging Face's
+   layout; it also replaces config.json in the same folder, and holds no tokenizer. */
 ML_DEF ml_result ml_save(const ml_model *model, const char *path, const ml_save_desc *desc, ml_error *error);
 
 /* ==== >>names ==== */
@@ -1118,33 +1124,33 @@ MLI_INLINE void mli_v_sum_4(const mli_v a[4], float *out) {
 
 #if defined(ML_REFERENCE_KERNELS) /* each kernel as plainly as it can be said: the tests compare with these */
 
-static float mli_ref_dot_f32(const float *a, const float *b, size_t n) {
+static inline float mli_ref_dot_f32(const float *a, const float *b, size_t n) {
     double sum = 0.0;
     size_t i;
     for (i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
     return (float)sum;
 }
 
-static void mli_ref_axpy(float *y, float a, const float *x, size_t n) {
+static inline void mli_ref_axpy(float *y, float a, const float *x, size_t n) {
     size_t i;
     for (i = 0; i < n; i++) y[i] += a * x[i];
 }
 
-static float mli_ref_max(const float *x, size_t n) {
+static inline float mli_ref_max(const float *x, size_t n) {
     float max = x[0];
     size_t i;
     for (i = 1; i < n; i++) max = x[i] > max ? x[i] : max;
     return max;
 }
 
-static void mli_ref_softmax(float *x, size_t n) {
+static inline void mli_ref_softmax(float *x, size_t n) {
     double max = (double)mli_ref_max(x, n), sum = 0.0;
     size_t i;
     for (i = 0; i < n; i++) sum += exp((double)x[i] - max);
     for (i = 0; i < n; i++) x[i] = (float)(exp((double)x[i] - max) / sum);
 }
 
-static void mli_ref_swiglu(float *y, const float *gate, const float *up, size_t n) {
+static inline void mli_ref_swiglu(float *y, const float *gate, const float *up, size_t n) {
     size_t i;
     for (i = 0; i < n; i++) y[i] = (float)((double)gate[i] / (1.0 + exp(-(double)gate[i])) * (double)up[i]);
 }
@@ -1419,8 +1425,8 @@ static mli_operand mli_matrix(const float *data, size_t row_stride, size_t col_s
 #if defined(ML_REFERENCE_KERNELS)
 
 /* C (m, n) (+)= A (m, k) . B (k, n), all of F32 */
-static void mli_ref_gemm(size_t m, size_t n, size_t k, mli_operand a, mli_operand b, float *c,
-                         size_t c_row_stride, int accumulate) {
+static inline void mli_ref_gemm(size_t m, size_t n, size_t k, mli_operand a, mli_operand b, float *c,
+                                size_t c_row_stride, int accumulate) {
     size_t i, j, p;
     for (i = 0; i < m; i++)
         for (j = 0; j < n; j++) {
@@ -2219,7 +2225,7 @@ static void mli_quantize_activations(const float *x, size_t n_x, size_t cols, vo
 
 #if defined(MLI_DOT_SCALAR) || defined(ML_REFERENCE_KERNELS)
 /* The reference: sum of q_w * q_x over one block, w being the weights' block behind its scale. */
-static int32_t mli_ref_dot(ml_type type, const uint8_t *w, const int8_t *x) {
+static inline int32_t mli_ref_dot(ml_type type, const uint8_t *w, const int8_t *x) {
     int32_t sum = 0;
     int i;
     if (type == ML_Q8_0) {
@@ -2233,8 +2239,8 @@ static int32_t mli_ref_dot(ml_type type, const uint8_t *w, const int8_t *x) {
 }
 
 /* y (n_x, n_rows; a row every y_stride) = x (n_x, cols) . w^T, w (n_rows, cols) in Q8_0 or Q4_0, q the blocks of x. */
-static void mli_ref_rows(ml_type type, float *y, const void *w, size_t n_rows, size_t cols, const void *q,
-                         size_t n_x, size_t y_stride) {
+static inline void mli_ref_rows(ml_type type, float *y, const void *w, size_t n_rows, size_t cols,
+                                const void *q, size_t n_x, size_t y_stride) {
     size_t row, i, b, blocks = cols / MLI_BLOCK, bytes = mli_type(type)->bytes;
     const mli_xblock *x = (const mli_xblock *)q;
     const float *x_scale = (const float *)(x + n_x * blocks);
@@ -3457,7 +3463,7 @@ struct ml_model_private {
     ml_tokenizer *tokenizer;
 };
 
-/* A model without weights: every tensor has its shape, and no data. Takes the archive over on success. */
+/* A model without weights: every tensor has its shape, and no data. */
 static ml_result mli_model_new(const ml_config *config, const ml_allocator *allocator, ml_model **out,
                                ml_error *error) {
     int i, n_tensors = MLI_GLOBAL_SLOTS + config->n_layers * MLI_LAYER_SLOTS;

@@ -1,0 +1,437 @@
+/* Products with quantised weights: the kernels of the instruction set that this is compiled for, against plain loops.
+   Integer sums are exact, so kernels and loops may differ in the order in which floats are added, and no more. */
+#define _DEFAULT_SOURCE
+#define ML_REFERENCE_KERNELS
+#define MINILLAMA_IMPLEMENTATION
+#include "minillama.h"
+#include "test.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define UNIT 5.9604645e-8 /* 2^-24, half a unit in the last place of a float */
+
+static ml_random state;
+
+/* ---- memory ---- */
+
+/* n bytes, filled with a pattern, that end where a page without access begins: what reads or writes behind them dies.
+   Hand back with release(memory, n). */
+static void *guard(size_t n) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (n + page - 1) / page * page;
+    unsigned char *pages =
+        (unsigned char *)mmap(NULL, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == (unsigned char *)MAP_FAILED || mprotect(pages + whole, page, PROT_NONE)) {
+        printf("no memory for the test\n");
+        exit(1);
+    }
+    memset(pages, 0xa5, whole);
+    return pages + whole - n;
+}
+
+static void release(void *memory, size_t n) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (n + page - 1) / page * page;
+    munmap((unsigned char *)memory + n - whole, whole + page);
+}
+
+/* ---- threads: tasks in reverse order ---- */
+
+static void backwards(void *user, int n, ml_task task, void *arg) {
+    int i;
+    (void)user;
+    for (i = n - 1; i >= 0; i--) task(arg, i);
+}
+
+static ml_threads n_threads(int count) {
+    ml_threads threads;
+    threads.count = count;
+    threads.parallel_for = backwards;
+    threads.user = NULL;
+    return threads;
+}
+
+/* ---- a problem and its exact answer ---- */
+
+typedef struct problem {
+    ml_type type;
+    size_t m, n, k, w_bytes, q_bytes;
+    float *x;   /* (m, k) */
+    uint8_t *w; /* (n, k), from an address that is a multiple of nothing */
+    void *q;    /* x as blocks */
+} problem;
+
+/* Random blocks as a hostile file may hold them: any bytes, -128 too; the scales are finite, of either sign. */
+static problem make_problem(ml_type type, size_t m, size_t n, size_t k) {
+    problem p;
+    size_t i, bytes = mli_type(type)->bytes;
+    p.type = type, p.m = m, p.n = n, p.k = k;
+    p.w_bytes = n * ml_row_bytes(type, k);
+    p.q_bytes = mli_activation_bytes(m, k);
+    p.x = (float *)guard(m * k * sizeof(float));
+    p.w = (uint8_t *)guard(p.w_bytes);
+    p.q = guard(p.q_bytes);
+    for (i = 0; i < m * k; i++) p.x[i] = ml_random_normal(&state);
+    for (i = 0; i < p.w_bytes; i++) p.w[i] = (uint8_t)ml_random_u64(&state);
+    for (i = 0; i < p.w_bytes; i += bytes) mli_store_scale(p.w + i, 0.01f * ml_random_normal(&state));
+    mli_quantize_activations(p.x, m, k, p.q);
+    return p;
+}
+
+static void end_problem(problem *p) {
+    release(p->x, p->m * p->k * sizeof(float));
+    release(p->w, p->w_bytes);
+    release(p->q, p->q_bytes);
+}
+
+/* x . w^T for one output from the quantised x in doubles, and in *size the sum of all magnitudes. */
+static double exact(const problem *p, size_t row_x, size_t row_w, double *size) {
+    size_t blocks = p->k / 32, bytes = mli_type(p->type)->bytes, b;
+    const mli_xblock *x = (const mli_xblock *)p->q + row_x * blocks;
+    const float *x_scale = (const float *)((const mli_xblock *)p->q + p->m * blocks) + row_x * blocks;
+    const uint8_t *w = p->w + row_w * blocks * bytes;
+    double sum = 0;
+    *size = 0;
+    for (b = 0; b < blocks; b++, w += bytes) {
+        double scale = (double)mli_load_scale(w) * (double)x_scale[b];
+        double dot = 0,
+               all = 0; /* in doubles: gcc 12 makes wrong code of this loop in ints with AVX512-VNNI at -O3 */
+        int i;
+        for (i = 0; i < 32; i++) {
+            int q = p->type == ML_Q8_0 ? (int8_t)w[2 + i] : (i < 16 ? w[2 + i] & 15 : w[2 + i - 16] >> 4) - 8;
+            dot += (double)(q * x[b].q[i]);
+            all += fabs((double)(q * x[b].q[i]));
+        }
+        sum += scale * dot;
+        *size += fabs(scale) * all;
+    }
+    return sum;
+}
+
+/* Each block's product is rounded three times at most, and added to a sum of as many blocks; in the end eight lanes come
+   together. Higham (2002, section 3.1) bounds that by (blocks + 11) * 2^-24 times the sum of magnitudes. */
+static double tolerance(const problem *p, double size) { return (double)(p->k / 32 + 11) * UNIT * size; }
+
+static void multiply_rows(const problem *p, float *y, size_t first, size_t n_rows, const void *q, size_t n_x,
+                          size_t stride) {
+    const uint8_t *w = p->w + first * ml_row_bytes(p->type, p->k);
+    (p->type == ML_Q8_0 ? mli_rows_q8_0 : mli_rows_q4_0)(y, w, n_rows, p->k, q, n_x, stride);
+}
+
+static const ml_type types[2] = {ML_Q8_0, ML_Q4_0};
+
+/* ---- activations ---- */
+
+/* Half a step at most, up to the roundings of scale and quotient; the largest is +-127. */
+TEST(activations) {
+    float x[96];
+    mli_xblock block[3];
+    float scale[3];
+    int t, i;
+    for (t = 0; t < 1000; t++) {
+        float magnitude = ldexpf(1, (int)(ml_random_u64(&state) % 160) - 80);
+        int largest = 0;
+        for (i = 0; i < 32; i++) x[i] = magnitude * ml_random_normal(&state);
+        mli_quantize_block(x, block[0].q, scale);
+        for (i = 0; i < 32; i++) {
+            CHECK(fabs((double)x[i] - (double)scale[0] * block[0].q[i]) <= (double)scale[0] * (0.5 + 1e-4));
+            if (abs(block[0].q[i]) > largest) largest = abs(block[0].q[i]);
+        }
+        CHECK(largest == 127);
+    }
+    for (i = 0; i < 32; i++) { /* halves of a step go to the even one, on every instruction set */
+        x[i] = (float)i + 0.5f;
+        if (i == 31) x[i] = 127;
+    }
+    mli_quantize_block(x, block[0].q, scale);
+    for (i = 0; i < 31; i++) CHECK(block[0].q[i] == i + i % 2);
+}
+
+TEST(strange_activations) {
+    float x[5 * 32];
+    int8_t q[32];
+    float scale;
+    int i;
+    for (i = 0; i < 160; i++) x[i] = (float)(i % 7) - 3;
+    x[5] = NAN;
+    x[32 + 6] = -INFINITY;
+    for (i = 0; i < 32; i++)
+        x[64 + i] = i % 2 ? 1e-40f : 0.0f, x[96 + i] = 0, x[128 + i] = i % 2 ? 3.4028235e38f : -1;
+    for (i = 0; i < 5; i++) {
+        mli_quantize_block(x + 32 * i, q, &scale);
+        if (i < 2)
+            CHECK(scale != scale);
+        else if (i < 4)
+            CHECK(scale == 0 && q[1] == 0);
+        else
+            CHECK(q[0] == 0 && q[1] == 127 && scale == 3.4028235e38f / 127);
+    }
+}
+
+/* ---- few rows ---- */
+
+TEST(rows_against_loops) {
+    static const size_t cols[] = {32, 64, 96, 128, 160, 512, 1376};
+    static const size_t rows[] = {1, 2, 3, 4, 5, 7, 8, 17, 33};
+    size_t t, c, r, n_x, i, j;
+    for (t = 0; t < 2; t++)
+        for (c = 0; c < sizeof cols / sizeof *cols; c++)
+            for (r = 0; r < sizeof rows / sizeof *rows; r++)
+                for (n_x = 1; n_x <= 5; n_x++) {
+                    problem p = make_problem(types[t], n_x, rows[r], cols[c]);
+                    size_t stride = p.n + n_x % 3, n = (n_x - 1) * stride + p.n;
+                    float *y = (float *)guard(n * sizeof *y), *z = (float *)guard(n * sizeof *z);
+                    double size;
+                    multiply_rows(&p, y, 0, p.n, p.q, n_x, stride);
+                    mli_ref_rows(p.type, z, p.w, p.n, p.k, p.q, n_x, stride);
+                    for (i = 0; i < n_x; i++)
+                        for (j = 0; j < p.n; j++) {
+                            double expected = exact(&p, i, j, &size);
+                            CHECK_NEAR(y[i * stride + j], expected, tolerance(&p, size), 0);
+                            CHECK_NEAR(z[i * stride + j], expected, tolerance(&p, size), 0);
+                        }
+                    for (i = 0; i + 1 < n_x; i++) /* what lies between the rows of y is left alone */
+                        CHECK(stride == p.n || ((const uint8_t *)y)[(i * stride + p.n) * sizeof *y] == 0xa5);
+                    release(y, n * sizeof *y);
+                    release(z, n * sizeof *z);
+                    end_problem(&p);
+                }
+}
+
+/* Weights in a file stand at any even address, and a caller's may at any. */
+TEST(rows_at_any_address) {
+    size_t t, offset;
+    for (t = 0; t < 2; t++) {
+        problem p = make_problem(types[t], 2, 9, 224);
+        uint8_t *moved = (uint8_t *)malloc(p.w_bytes + 64);
+        float y[2 * 9], z[2 * 9];
+        multiply_rows(&p, y, 0, 9, p.q, 2, 9);
+        for (offset = 0; offset < 64; offset++) {
+            problem other = p;
+            memcpy(moved + offset, p.w, p.w_bytes);
+            other.w = moved + offset;
+            multiply_rows(&other, z, 0, 9, p.q, 2, 9);
+            CHECK(!memcmp(y, z, sizeof y));
+        }
+        free(moved);
+        end_problem(&p);
+    }
+}
+
+/* A row's result does not depend on its neighbours, on where the call begins, or on how many x there are. */
+TEST(rows_do_not_depend_on_position) {
+    size_t t, first, n, i;
+    for (t = 0; t < 2; t++) {
+        problem p = make_problem(types[t], 4, 23, 352), one;
+        float y[4 * 23], z[23];
+        multiply_rows(&p, y, 0, 23, p.q, 4, 23);
+        for (first = 0; first < 23; first++)
+            for (n = 1; first + n <= 23; n++)
+                for (i = 0; i < 4; i++) {
+                    one = p;
+                    one.q = guard(mli_activation_bytes(1, p.k));
+                    mli_quantize_activations(p.x + i * p.k, 1, p.k, one.q);
+                    multiply_rows(&p, z, first, n, one.q, 1, n);
+                    CHECK(!memcmp(z, y + i * 23 + first, n * sizeof *z));
+                    release(one.q, mli_activation_bytes(1, p.k));
+                }
+        end_problem(&p);
+    }
+}
+
+/* Fills all blocks with one byte, and all of x with one value per position. */
+static void fill(problem *p, float scale, int byte, float even, float odd) {
+    size_t i, bytes = mli_type(p->type)->bytes;
+    memset(p->w, byte, p->w_bytes);
+    for (i = 0; i < p->w_bytes; i += bytes) mli_store_scale(p->w + i, scale);
+    for (i = 0; i < p->m * p->k; i++) p->x[i] = i % 2 ? odd : even;
+    mli_quantize_activations(p->x, p->m, p->k, p->q);
+}
+
+/* The largest sums there are. Blocks of x are +-127 with scale 1, all numbers are small integers: exact. */
+TEST(extremes) {
+    static const int bytes[] = {0x80, 0x7f, 0x81, 0xff, 0x00, 0x08, 0xf0, 0x0f};
+    size_t b, t, i;
+    int s;
+    ml_threads threads = n_threads(1);
+    for (t = 0; t < 2; t++)
+        for (b = 0; b < sizeof bytes / sizeof *bytes; b++)
+            for (s = 0; s < 4; s++) {
+                problem p = make_problem(types[t], 6, 5, 96);
+                size_t size = mli_qgemm_work(&threads, p.m, p.n, p.k);
+                void *work = malloc(size);
+                ml_tensor w;
+                float y[30], even = s & 1 ? 127.0f : -127.0f, odd = s & 2 ? 127.0f : -127.0f;
+                int low = (bytes[b] & 15) - 8, high = (bytes[b] >> 4) - 8, q = (int8_t)bytes[b];
+                float expected = 48 * (even + odd) * (float)q;
+                if (types[t] == ML_Q4_0) expected = 24 * (even + odd) * (float)(low + high);
+                fill(&p, 1, bytes[b], even, odd);
+                multiply_rows(&p, y, 0, p.n, p.q, p.m, p.n);
+                for (i = 0; i < p.m * p.n; i++) CHECK(y[i] == expected);
+                w.type = p.type, w.rows = (int)p.n, w.cols = (int)p.k, w.data = p.w;
+                mli_qgemm(&threads, p.x, p.m, &w, y, work);
+                for (i = 0; i < p.m * p.n; i++) CHECK(y[i] == expected);
+                free(work);
+                end_problem(&p);
+            }
+}
+
+/* What is not finite shows where it must, and only there; zeros give zeros. */
+TEST(not_finite) {
+    size_t t, i, j;
+    ml_threads threads = n_threads(1);
+    for (t = 0; t < 2; t++) {
+        problem p = make_problem(types[t], 7, 9, 160);
+        size_t row_bytes = ml_row_bytes(p.type, p.k);
+        void *work = malloc(mli_qgemm_work(&threads, p.m, p.n, p.k));
+        float y[2][63];
+        ml_tensor w;
+        int kind;
+        w.type = p.type, w.rows = (int)p.n, w.cols = (int)p.k, w.data = p.w;
+        p.w[3 * row_bytes + mli_type(p.type)->bytes + 1] = 0x7c,
+                                                      p.w[3 * row_bytes + mli_type(p.type)->bytes] = 0;
+        p.w[5 * row_bytes + 1] = 0x7e, p.w[5 * row_bytes] = 1; /* row 3: an infinite scale; row 5: NaN */
+        p.x[2 * p.k + 70] = NAN;
+        p.x[4 * p.k + 1] = INFINITY;
+        memset(p.x + 6 * p.k, 0, p.k * sizeof *p.x);
+        mli_quantize_activations(p.x, p.m, p.k, p.q);
+        multiply_rows(&p, y[0], 0, p.n, p.q, p.m, p.n);
+        mli_qgemm(&threads, p.x, p.m, &w, y[1], work);
+        for (kind = 0; kind < 2; kind++)
+            for (i = 0; i < p.m; i++)
+                for (j = 0; j < p.n; j++) {
+                    float value = y[kind][i * p.n + j];
+                    if (i == 2 || i == 4)
+                        CHECK(value != value);
+                    else if (j == 3 || j == 5)
+                        CHECK(!(fabsf(value) <= 3.4e38f));
+                    else
+                        CHECK(fabsf(value) <= 1e6f && (i != 6 || value == 0));
+                }
+        free(work);
+        end_problem(&p);
+    }
+}
+
+/* ---- many rows ---- */
+
+static void multiply_all(const problem *p, const ml_threads *threads, float *y) {
+    size_t size = mli_qgemm_work(threads, p->m, p->n, p->k);
+    void *work = guard(size);
+    ml_tensor w;
+    w.type = p->type, w.rows = (int)p->n, w.cols = (int)p->k, w.data = p->w;
+    mli_qgemm(threads, p->x, p->m, &w, y, work);
+    release(work, size);
+}
+
+TEST(qgemm_against_loops) {
+    static const size_t ns[] = {1, 7, 16, 31, 32, 33, 50, 64}, ks[] = {32, 64, 352};
+    ml_threads threads = n_threads(1);
+    size_t t, m, n, k, i, j;
+    for (t = 0; t < 2; t++)
+        for (m = 1; m <= 40; m++)
+            for (n = m % 2; n < sizeof ns / sizeof *ns; n += 2)
+                for (k = 0; k < 3; k++) {
+                    problem p = make_problem(types[t], m, ns[n], ks[k]);
+                    float *y = (float *)guard(m * p.n * sizeof *y);
+                    double size;
+                    multiply_all(&p, &threads, y);
+                    for (i = 0; i < m; i++)
+                        for (j = 0; j < p.n; j++) {
+                            double expected = exact(&p, i, j, &size);
+                            CHECK_NEAR(y[i * p.n + j], expected, tolerance(&p, size), 0);
+                        }
+                    release(y, m * p.n * sizeof *y);
+                    end_problem(&p);
+                }
+}
+
+/* The same bits for any number of threads, and for an output wherever it stands in x or w. */
+TEST(qgemm_does_not_depend_on_threads_or_position) {
+    enum { M = 90, N = 300, K = 96 };
+    size_t t, i, j;
+    int count;
+    for (t = 0; t < 2; t++) {
+        problem p = make_problem(types[t], M, N, K), part = p;
+        float *y = (float *)malloc(M * N * sizeof *y), *z = (float *)malloc(M * N * sizeof *z);
+        ml_threads threads = n_threads(1);
+        multiply_all(&p, &threads, y);
+        for (count = 2; count <= 5; count++) {
+            threads = n_threads(count);
+            CHECK(mli_qgemm_tasks(&threads, M, N) == count); /* or this tests nothing */
+            memset(z, 0, M * N * sizeof *z);
+            multiply_all(&p, &threads, z);
+            CHECK(!memcmp(y, z, M * N * sizeof *z));
+        }
+        part.m = 1;
+        part.n = 41;
+        for (i = 0; i < M; i += 7)
+            for (j = 0; j + 41 <= N; j += 23) {
+                part.x = p.x + i * K;
+                part.w = p.w + j * ml_row_bytes(p.type, K);
+                multiply_all(&part, &threads, z);
+                CHECK(!memcmp(z, y + i * N + j, 41 * sizeof *z));
+            }
+        free(y);
+        free(z);
+        end_problem(&p);
+    }
+}
+
+/* Work for the largest of several matrices is enough for the others. */
+TEST(qgemm_work_grows) {
+    ml_threads threads = n_threads(3);
+    size_t m, n, k;
+    for (m = 1; m < 70; m += 9)
+        for (n = 1; n < 400; n += 13)
+            for (k = 32; k < 400; k += 96)
+                CHECK(mli_qgemm_work(&threads, m, n, k) <= mli_qgemm_work(&threads, 70, 400, 416));
+    CHECK(mli_qgemm_work(&threads, SIZE_MAX / 4, 32, SIZE_MAX / 4) == SIZE_MAX);
+}
+
+/* ---- against floats ---- */
+
+/* The numbers that the weights stand for, times the activations as they were: off by the rounding of x to bytes, half a
+   step (1e-4 for its own rounding) times |w|, and by the sums' rounding as above. */
+TEST(against_floats) {
+    size_t t, i, j, l;
+    for (t = 0; t < 2; t++) {
+        problem p = make_problem(types[t], 6, 40, 512);
+        float *w = (float *)malloc(p.n * p.k * sizeof *w), y[2][240];
+        const float *x_scale = (const float *)((const mli_xblock *)p.q + p.m * p.k / 32);
+        ml_threads threads = n_threads(1);
+        int kind;
+        mli_dequantize_row(p.type, p.w, w, p.n * p.k);
+        multiply_rows(&p, y[0], 0, p.n, p.q, p.m, p.n);
+        multiply_all(&p, &threads, y[1]);
+        for (i = 0; i < p.m; i++)
+            for (j = 0; j < p.n; j++) {
+                double sum = 0, bound = 0, size;
+                for (l = 0; l < p.k; l++) {
+                    sum += (double)w[j * p.k + l] * (double)p.x[i * p.k + l];
+                    bound +=
+                        (0.5 + 1e-4) * (double)x_scale[(i * p.k + l) / 32] * fabs((double)w[j * p.k + l]);
+                }
+                exact(&p, i, j, &size);
+                for (kind = 0; kind < 2; kind++)
+                    CHECK_NEAR(y[kind][i * p.n + j], sum, bound + tolerance(&p, size), 0);
+            }
+        free(w);
+        end_problem(&p);
+    }
+}
+
+int main(void) {
+    ml_random_seed(&state, 7);
+    RUN(activations);
+    RUN(strange_activations);
+    RUN(rows_against_loops);
+    RUN(rows_at_any_address);
+    RUN(rows_do_not_depend_on_position);
+    RUN(extremes);
+    RUN(not_finite);
+    RUN(qgemm_against_loops);
+    RUN(qgemm_does_not_depend_on_threads_or_position);
+    RUN(qgemm_work_grows);
+    RUN(against_floats);
+    return test_report("quant");
+}
