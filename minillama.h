@@ -1314,9 +1314,6 @@ MLI_INLINE void mli_matvec_row(ml_type type, int n_x, mli_v *total, const float 
     for (; i + 4 * MLI_LANES <= k; i += 4 * MLI_LANES) {
         MLI_UNROLL
         for (u = 0; u < 4; u++) {
-#ifdef PFD
-            PFI(w + (i + (size_t)u * MLI_LANES) * (type == ML_F32 ? 4 : 2) + PFD);
-#endif
             size_t at = i + (size_t)u * MLI_LANES;
             mli_v wv = mli_v_load_as(type, w, at);
             MLI_UNROLL

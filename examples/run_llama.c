@@ -170,20 +170,23 @@ static int check(const settings *s) {
     return 1;
 }
 
+static settings default_settings(void) {
+    settings s;
+    memset(&s, 0, sizeof s);
+    s.option = "generate";
+    s.model = "stories42M.pt";
+    s.mode = "llama";
+    s.low_out = "generated-sentence-temp-0.txt";
+    s.high_out = "generated-sentence-temp-1.txt";
+    s.seed = 1337;
+    s.threads = default_threads();
+    s.max_new_tokens = INT_MIN; /* depends on --prompt */
+    s.sampler.epsilon = 0.05f;
+    return s;
+}
+
 int main(int argc, char **argv) {
-    settings s = {"generate",
-                  "stories42M.pt",
-                  NULL,
-                  "llama",
-                  NULL,
-                  "generated-sentence-temp-0.txt",
-                  "generated-sentence-temp-1.txt",
-                  1337,
-                  0,
-                  0,
-                  -1,
-                  0,
-                  {0, 0, 0, 0, 0.05f, 0, 0}};
+    settings s = default_settings();
     const option options[] = {
         {"--option", OPTION_TEXT, &s.option, "what to do: generate (default)"},
         {"--pretrained-model-path", OPTION_TEXT, &s.model, "model in any known format (stories42M.pt)"},
@@ -211,14 +214,13 @@ int main(int argc, char **argv) {
         {"--help", OPTION_FLAG, &s.help, "this list"},
     };
     int n_options = (int)(sizeof options / sizeof *options);
-    s.threads = default_threads();
     if (!options_read(argc, argv, options, n_options, NULL, 0)) return 2;
     if (s.help) {
         printf("usage: run_llama [options]\n");
         options_print(stdout, options, n_options);
         return 0;
     }
-    if (s.max_new_tokens < 0) s.max_new_tokens = s.prompt ? 0 : 75;
+    if (s.max_new_tokens == INT_MIN) s.max_new_tokens = s.prompt ? 0 : 75;
     if (!check(&s)) return 2;
     if (s.use_gpu) fprintf(stderr, "--use_gpu: there is no GPU code here; the processor is used\n");
     return generate(&s);

@@ -110,6 +110,20 @@ TEST(cut_at_every_byte) {
     }
 }
 
+/* What a .pt file that was cut would need: its header (30 bytes, the name's 14, an extra field's 5), its pickle, and its
+   storage of 24 bytes once, though three tensors lie in it. */
+TEST(cut_file_tells_what_it_needs) {
+    bytes pickle, file = small_pt();
+    char words[64];
+    memset(&pickle, 0, sizeof pickle);
+    pk_small(&pickle);
+    snprintf(words, sizeof words, "needs at least %d bytes", (int)(30 + 14 + 5 + pickle.size + 24));
+    CHECK(try_open(file.data, 49 + pickle.size) == ML_ERROR_TRUNCATED && strstr(failure.text, words));
+    CHECK(strstr(failure.text, "inside small/data.pkl"));
+    CHECK(try_open(file.data, 48 + pickle.size) == ML_ERROR_TRUNCATED && !strstr(failure.text, "at least"));
+    free_bytes(&pickle), free_bytes(&file);
+}
+
 TEST(every_byte_damaged) {
     int i, k;
     size_t n;
@@ -301,6 +315,7 @@ TEST(tensors_outside_of_their_storage) {
         {24, 0, 1, {-1}, {1}, ML_ERROR_FORMAT, "shape or stride is wrong"},
         {24, 0, 1, {1}, {-1}, ML_ERROR_FORMAT, "shape or stride is wrong"},
         {24, 0, 2, {2, 2}, {INT64_MAX, INT64_MAX}, ML_ERROR_FORMAT, "outside"},
+        {24, 0, 1, {5}, {1ll << 62}, ML_ERROR_FORMAT, "outside"}, /* 4 * 2^62 is 0 in 64 bits */
         {24, 0, 2, {INT64_MAX, INT64_MAX}, {0, 0}, ML_ERROR_FORMAT, "overflows"},
         {24, 0, 2, {1ll << 32, 1ll << 32}, {0, 0}, ML_ERROR_FORMAT, "overflows"},
         {24, 0, 2, {3, INT64_MAX}, {1, 2}, ML_ERROR_FORMAT, "overflows"},
@@ -694,6 +709,7 @@ TEST(bins_that_lie) {
 
 int main(void) {
     RUN(cut_at_every_byte);
+    RUN(cut_file_tells_what_it_needs);
     RUN(every_byte_damaged);
     RUN(many_bytes_damaged);
     RUN(pickles_that_would_run_code);
