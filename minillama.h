@@ -517,6 +517,10 @@ ML_DEF const char *ml_result_string(ml_result result);
 #include <stdio.h>
 #endif
 
+#if !defined(ML_NO_STDIO) && !defined(ML_NO_SAVE)
+#define MLI_SAVING
+#endif
+
 #ifndef ML_ASSERT
 #include <assert.h>
 #define ML_ASSERT(condition) assert(condition) /* internal invariants only; never arguments or files */
@@ -4198,7 +4202,7 @@ ML_DEF int32_t ml_tokenizer_eos(const ml_tokenizer *tokenizer) { return tokenize
 ML_DEF int32_t ml_tokenizer_unknown(const ml_tokenizer *tokenizer) { return tokenizer->unknown; }
 ML_DEF int32_t ml_tokenizer_padding(const ml_tokenizer *tokenizer) { return tokenizer->padding; }
 
-#ifndef ML_NO_SAVE /* what is saved beside the pieces */
+#ifdef MLI_SAVING /* what is saved beside the pieces */
 static int mli_tokenizer_adds_space_prefix(const ml_tokenizer *tokenizer) {
     return tokenizer->adds_space_prefix;
 }
@@ -8456,10 +8460,10 @@ ML_DEF ml_result ml_create(const ml_config *config, ml_type type, ml_random *ran
 
 /* Third part: from a model to a file. */
 
-#ifdef ML_NO_STDIO
+#ifndef MLI_SAVING
 ML_DEF ml_result ml_save(const ml_model *model, const char *path, const ml_save_desc *desc, ml_error *error) {
     (void)model, (void)path, (void)desc;
-    return mli_fail(error, ML_ERROR_UNSUPPORTED, "ml_save: built with ML_NO_STDIO");
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "ml_save: built with ML_NO_SAVE or ML_NO_STDIO");
 }
 #else
 
@@ -9046,7 +9050,7 @@ ML_DEF ml_result ml_save(const ml_model *model, const char *path, const ml_save_
         result = mli_save_safetensors(&saver, &model->private_part->allocator, path, error);
     return result ? result : mli_ok(error);
 }
-#endif /* ML_NO_STDIO */
+#endif /* MLI_SAVING */
 
 /* ==== >>names ==== */
 

@@ -23,6 +23,7 @@ static inline const char *shared_path(const char *name) {
 static inline float *shared_floats(const ml_archive *archive, const char *name, size_t *n) {
     const ml_array *array = ml_archive_find(archive, name);
     float *x;
+    *n = 0;
     CHECK(array != NULL);
     if (!array) return NULL;
     *n = ml_array_count(array);

@@ -561,6 +561,7 @@ TEST(ggufs_that_lie) {
     REFUSE(gguf_tensor_file(2, 1ull << 30, 1ull << 30, 0, 0), ML_ERROR_TRUNCATED, "w needs");
     REFUSE(gguf_tensor_file(2, 1, 1ull << 62, 0, 0), ML_ERROR_FORMAT, "tensor w");
     REFUSE(gguf_tensor_file(2, 1, 1ull << 63, 0, 0), ML_ERROR_FORMAT, "tensor w: its shape overflows");
+    REFUSE(gguf_tensor_file(2, 1ull << 63, 0, 0, 0), ML_ERROR_FORMAT, "tensor w: its shape overflows");
     REFUSE(gguf_tensor_file(2, 1, 33, 8, 0), ML_ERROR_FORMAT,
            "tensor w: rows of 33 do not fit blocks of Q8_0");
     REFUSE(gguf_tensor_file(2, 1, 256, 12, 0), ML_ERROR_UNSUPPORTED, "tensor w: type 12 is not supported");

@@ -1215,7 +1215,7 @@ static void compare_stories(const char *path, int rounding) {
     ml_error error;
     size_t t;
     int layer, i, k, wrong = 0, n_compared = 0;
-    if (ml_load(path, NULL, &loaded, &error)) printf("%s: %s\n", path, error.text);
+    if (ml_load(path, NULL, &loaded, &error)) printf("%s: %s\n", path ? path : "?", error.text);
     REQUIRE(loaded);
     model = loaded;
     for (t = 0; t < sizeof story_tensors / sizeof *story_tensors; t++)
