@@ -3194,10 +3194,33 @@ static size_t mli_visible(const mli_attention_op *op, const mli_tile *tile, int 
     return (size_t)(op->rows->past + tile->first + i - tile->row_begin + 1);
 }
 
+/* out (hd) = p (n) . rows (n, hd), a vector of the head at a time, in four interleaved sums that stay in registers */
+static void mli_weighted_sum(float *out, const float *p, const float *rows, size_t stride, size_t n,
+                             size_t hd) {
+    size_t j, s, u, lanes;
+    for (j = 0; j < hd; j += MLI_LANES) {
+        mli_v sum[4];
+        lanes = MLI_MIN(hd - j, MLI_LANES);
+        MLI_UNROLL
+        for (u = 0; u < 4; u++) sum[u] = mli_v_zero();
+        for (s = 0; s + 4 <= n; s += 4) {
+            MLI_UNROLL
+            for (u = 0; u < 4; u++) {
+                const float *row = rows + (s + u) * stride + j;
+                mli_v v = lanes == MLI_LANES ? mli_v_load(row) : mli_v_load_n(row, lanes);
+                sum[u] = mli_v_fma(mli_v_set(p[s + u]), v, sum[u]);
+            }
+        }
+        for (; s < n; s++)
+            sum[0] = mli_v_fma(mli_v_set(p[s]), mli_v_load_n(rows + s * stride + j, lanes), sum[0]);
+        mli_v_store_n(out + j, mli_v_add(mli_v_add(sum[0], sum[1]), mli_v_add(sum[2], sum[3])), lanes);
+    }
+}
+
 static void mli_attend_few(const mli_attention_op *op, const mli_tile *tile, const float *q, const float *k,
                            const float *v, float *out, float *scores) {
     size_t hd = (size_t)(op->q.cols / op->config->n_heads), dim = (size_t)op->q.cols,
-           kv_dim = (size_t)op->k.cols, s;
+           kv_dim = (size_t)op->k.cols;
     float scale = 1.0f / sqrtf((float)hd);
     int i;
     for (i = 0; i < tile->n_queries; i++, q += dim, out += dim) {
@@ -3205,8 +3228,7 @@ static void mli_attend_few(const mli_attention_op *op, const mli_tile *tile, con
         mli_dots(scores, q, k, kv_dim, n, hd);
         mli_scale(scores, scale, n);
         mli_softmax(scores, n);
-        memset(out, 0, hd * sizeof *out);
-        for (s = 0; s < n; s++) mli_axpy(out, scores[s], v + s * kv_dim, hd);
+        mli_weighted_sum(out, scores, v, kv_dim, n, hd);
     }
 }
 

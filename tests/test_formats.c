@@ -180,8 +180,8 @@ static void random_block(ml_random *random, float *x) {
     if (ml_random_u64(random) % 4 == 0) x[ml_random_u64(random) % 32] *= 8;
 }
 
-/* |x - d q| <= d / 2, and as q <= 127 and the stored d is within 2^-11 of the true one, 127 * 2^-11 * d more; the
-   division's rounding moves q by less than 127 * 2^-22. */
+/* |x - d q| <= d / 2, and as q <= 127 and the stored d is within 2^-11 of the true one, 127 * 2^-11 * d more;
+   the division's rounding moves q by less than 127 * 2^-22. */
 TEST(q8_0_error) {
     ml_random random;
     float x[32], back[32];
@@ -312,8 +312,9 @@ static void make_source(ml_type type, uint8_t *bytes) {
     }
 }
 
-/* All pairs, at odd addresses. Whole numbers below 100 are exact in F32, F16 and BF16; a block format is off by half a
-   step (Q4_0: up to a whole one), the step being at most 100 / 127 or 100 / 8, once for each end. */
+/* All pairs, at odd addresses. Whole numbers below 100 are exact in F32, F16 and BF16; a block format is off
+   by half a step (Q4_0: up to a whole one), the step being at most 100 / 127 or 100 / 8, once for each end.
+   */
 TEST(convert_pairs) {
     static const double tolerance[ML_Q4_0 + 1] = {0, 0, 0, 0, 100.0 / 127 * 0.57, 100.0 / 8 * 1.01};
     static uint8_t src[COUNT * 8 + 1], dst[COUNT * 4 + 2];
@@ -336,8 +337,8 @@ TEST(convert_pairs) {
     }
 }
 
-/* One rounding, not two: numbers just above the middle between two neighbours, where rounding to F32 on the way would
-   land on the middle and then go to the even neighbour below. */
+/* One rounding, not two: numbers just above the middle between two neighbours, where rounding to F32 on the
+   way would land on the middle and then go to the even neighbour below. */
 TEST(convert_rounds_once) {
     double f64[4];
     int32_t i32 = (1 << 30) + (1 << 22) + 1; /* BF16 has steps of 2^23 there */
@@ -372,7 +373,7 @@ TEST(convert_integers) {
 
 TEST(convert_refuses) {
     float x[64] = {0};
-    uint8_t out[256];
+    uint8_t out[256] = {0};
     CHECK(ml_convert(ML_Q8_0, out, ML_F32, x, 33) == ML_ERROR_ARGUMENT);
     CHECK(ml_convert(ML_F32, x, ML_Q4_0, out, 16) == ML_ERROR_ARGUMENT);
     CHECK(ml_convert(ML_I32, out, ML_F32, x, 4) == ML_ERROR_ARGUMENT);

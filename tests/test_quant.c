@@ -1,5 +1,6 @@
-/* Products with quantised weights: the kernels of the instruction set that this is compiled for, against plain loops.
-   Integer sums are exact, so kernels and loops may differ in the order in which floats are added, and no more. */
+/* Products with quantised weights: the kernels of the instruction set that this is compiled for, against
+   plain loops. Integer sums are exact, so kernels and loops may differ in the order in which floats are
+   added, and no more. */
 #define _DEFAULT_SOURCE
 #define ML_REFERENCE_KERNELS
 #define MINILLAMA_IMPLEMENTATION
@@ -15,8 +16,8 @@ static ml_random state;
 
 /* ---- memory ---- */
 
-/* n bytes, filled with a pattern, that end where a page without access begins: what reads or writes behind them dies.
-   Hand back with release(memory, n). */
+/* n bytes, filled with a pattern, that end where a page without access begins: what reads or writes behind
+   them dies. Hand back with release(memory, n). */
 static void *guard(size_t n) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (n + page - 1) / page * page;
     unsigned char *pages =
@@ -60,7 +61,8 @@ typedef struct problem {
     void *q;    /* x as blocks */
 } problem;
 
-/* Random blocks as a hostile file may hold them: any bytes, -128 too; the scales are finite, of either sign. */
+/* Random blocks as a hostile file may hold them: any bytes, -128 too; the scales are finite, of either sign.
+   */
 static problem make_problem(ml_type type, size_t m, size_t n, size_t k) {
     problem p;
     size_t i, bytes = mli_type(type)->bytes;
@@ -93,13 +95,11 @@ static double exact(const problem *p, size_t row_x, size_t row_w, double *size) 
     *size = 0;
     for (b = 0; b < blocks; b++, w += bytes) {
         double scale = (double)mli_load_scale(w) * (double)x_scale[b];
-        double dot = 0,
-               all = 0; /* in doubles: gcc 12 makes wrong code of this loop in ints with AVX512-VNNI at -O3 */
-        int i;
+        int i, dot = 0, all = 0;
         for (i = 0; i < 32; i++) {
             int q = p->type == ML_Q8_0 ? (int8_t)w[2 + i] : (i < 16 ? w[2 + i] & 15 : w[2 + i - 16] >> 4) - 8;
-            dot += (double)(q * x[b].q[i]);
-            all += fabs((double)(q * x[b].q[i]));
+            dot += q * x[b].q[i];
+            all += abs(q * x[b].q[i]);
         }
         sum += scale * dot;
         *size += fabs(scale) * all;
@@ -107,8 +107,9 @@ static double exact(const problem *p, size_t row_x, size_t row_w, double *size) 
     return sum;
 }
 
-/* Each block's product is rounded three times at most, and added to a sum of as many blocks; in the end eight lanes come
-   together. Higham (2002, section 3.1) bounds that by (blocks + 11) * 2^-24 times the sum of magnitudes. */
+/* Each block's product is rounded three times at most, and added to a sum of as many blocks; in the end eight
+   lanes come together. Higham (2002, section 3.1) bounds that by (blocks + 11) * 2^-24 times the sum of
+   magnitudes. */
 static double tolerance(const problem *p, double size) { return (double)(p->k / 32 + 11) * UNIT * size; }
 
 static void multiply_rows(const problem *p, float *y, size_t first, size_t n_rows, const void *q, size_t n_x,
@@ -390,8 +391,8 @@ TEST(qgemm_work_grows) {
 
 /* ---- against floats ---- */
 
-/* The numbers that the weights stand for, times the activations as they were: off by the rounding of x to bytes, half a
-   step (1e-4 for its own rounding) times |w|, and by the sums' rounding as above. */
+/* The numbers that the weights stand for, times the activations as they were: off by the rounding of x to
+   bytes, half a step (1e-4 for its own rounding) times |w|, and by the sums' rounding as above. */
 TEST(against_floats) {
     size_t t, i, j, l;
     for (t = 0; t < 2; t++) {
