@@ -95,11 +95,13 @@ static double exact(const problem *p, size_t row_x, size_t row_w, double *size) 
     *size = 0;
     for (b = 0; b < blocks; b++, w += bytes) {
         double scale = (double)mli_load_scale(w) * (double)x_scale[b];
-        int i, dot = 0, all = 0;
+        double dot = 0,
+               all = 0; /* in doubles: gcc 12 makes wrong code of this loop in ints with AVX512-VNNI at -O3 */
+        int i;
         for (i = 0; i < 32; i++) {
             int q = p->type == ML_Q8_0 ? (int8_t)w[2 + i] : (i < 16 ? w[2 + i] & 15 : w[2 + i - 16] >> 4) - 8;
-            dot += q * x[b].q[i];
-            all += abs(q * x[b].q[i]);
+            dot += (double)(q * x[b].q[i]);
+            all += fabs((double)(q * x[b].q[i]));
         }
         sum += scale * dot;
         *size += fabs(scale) * all;
