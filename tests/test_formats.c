@@ -242,7 +242,7 @@ TEST(q4_0_rule) {
 /* What files and broken training may hold comes out finite. */
 TEST(strange_numbers) {
     static const ml_type types[2] = {ML_Q8_0, ML_Q4_0};
-    uint8_t block[34];
+    uint8_t block[128]; /* room for 32 numbers in any format */
     float x[32], back[32];
     int t, i;
     for (t = 0; t < 2; t++) {

@@ -625,6 +625,7 @@ TEST(safetensors_that_lie) {
         {W("F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]"), ML_ERROR_FORMAT, "a list is too long"},
         {W("F32", "[2,3]", "[0,24,24]"), ML_ERROR_FORMAT, "a list is too long"},
         {W("F32", "[2,3]", "[0]"), ML_ERROR_FORMAT, "tensor w lacks"},
+        {W("Q8_0", "[32]", "[0,1]"), ML_ERROR_UNSUPPORTED, "tensor w: dtype Q8_0"},
         {W("F8_E4M3", "[2,3]", "[0,24]"), ML_ERROR_UNSUPPORTED, "tensor w: dtype F8_E4M3"},
         {"{\"w\":{}}", ML_ERROR_FORMAT, "a string is missing"},
         {"{\"w\":{\"dtype\":\"F32\"}}", ML_ERROR_FORMAT, "tensor w lacks"},
