@@ -642,12 +642,16 @@ static int mli_task_count(const ml_threads *threads, size_t work, size_t work_pe
 
 static void mli_parallel(const ml_threads *threads, int n_tasks, ml_task task, void *arg) {
     int i;
-    if (n_tasks > 1 && threads->parallel_for) {
+    if (n_tasks == 1) { /* OpenMP would make a team of one, which costs more than a small model's layer */
+        task(arg, 0);
+        return;
+    }
+    if (threads->parallel_for) {
         threads->parallel_for(threads->user, n_tasks, task, arg);
         return;
     }
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(n_tasks) schedule(static, 1) if (n_tasks > 1)
+#pragma omp parallel for num_threads(n_tasks) schedule(static, 1)
 #endif
     for (i = 0; i < n_tasks; i++) task(arg, i);
 }
@@ -677,9 +681,31 @@ static int mli_add_size(size_t a, size_t b, size_t *sum) {
 }
 
 #ifndef ML_NO_MALLOC
+#if defined(__linux__)
+#include <sys/mman.h>
+#ifndef __cplusplus
+extern int madvise(void *memory, size_t size, int advice); /* which -std=c99 hides */
+#endif
+#endif
+
+/* Linux backs the inside of large blocks with huge pages where it may: a matrix multiply that walks down columns then
+   waits less for address translation. */
+static void mli_prefer_huge_pages(void *memory, size_t size) {
+#if defined(__linux__)
+    const uintptr_t page = (uintptr_t)1 << 21, advice_hugepage = 14;
+    uintptr_t from = ((uintptr_t)memory + page - 1) & ~(page - 1),
+              to = ((uintptr_t)memory + size) & ~(page - 1);
+    if (memory && from < to) (void)madvise((void *)from, (size_t)(to - from), (int)advice_hugepage);
+#else
+    (void)memory, (void)size;
+#endif
+}
+
 static void *mli_malloc(size_t size, void *user) {
+    void *memory = malloc(size);
     (void)user;
-    return malloc(size);
+    mli_prefer_huge_pages(memory, size);
+    return memory;
 }
 
 static void mli_free_malloced(void *memory, void *user) {
@@ -1310,6 +1336,12 @@ MLI_INLINE void mli_matvec_row(ml_type type, int n_x, mli_v *total, const float 
     mli_v sum[4][MLI_X_ROWS];
     size_t i = 0;
     int a, u;
+    if (k <= MLI_LANES) { /* a small head: the sums below would all but one be zero */
+        mli_v wv = mli_v_load_as_n(type, w, 0, k);
+        MLI_UNROLL
+        for (a = 0; a < n_x; a++) total[a] = mli_v_mul(wv, mli_v_load_n(x + (size_t)a * x_stride, k));
+        return;
+    }
     MLI_UNROLL
     for (u = 0; u < 4; u++) {
         MLI_UNROLL
@@ -1444,8 +1476,8 @@ static inline void mli_ref_gemm(size_t m, size_t n, size_t k, mli_operand a, mli
 #if defined(MLI_AVX512)
 #define MLI_TILE_ROWS 14
 #define MLI_TILE_VECTORS 2
-#define MLI_BLOCK_K 704
-#define MLI_BLOCK_PANELS 4
+#define MLI_BLOCK_K 512
+#define MLI_BLOCK_PANELS 8
 #define MLI_SLAB_COLS 2048
 #elif defined(MLI_AVX2)
 #define MLI_TILE_ROWS 6

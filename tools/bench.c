@@ -72,7 +72,7 @@ static void check(ml_result result, const ml_error *error) {
 }
 
 static float *random_floats(size_t n) {
-    float *x = (float *)need(malloc(n * sizeof *x));
+    float *x = (float *)need(mli_malloc(n * sizeof *x, NULL));
     ml_random random;
     size_t i;
     ml_random_seed(&random, 1);
@@ -101,7 +101,7 @@ static void bench_layer(const bench *b, size_t out, size_t in) {
     static const char *const names[3] = {"forward  y = x W^T", "backward dx = dy W", "backward dW += dy^T x"};
     size_t tokens = 2000, i;
     float *x = random_floats(tokens * in), *w = random_floats(out * in), *y = random_floats(tokens * out);
-    float *c = (float *)need(malloc(tokens * (in + out) * sizeof *c + out * in * sizeof *c));
+    float *c = (float *)need(mli_malloc((tokens * (in + out) + out * in) * sizeof *c, NULL));
     for (i = 0; i < 3; i++) {
         gemm g;
         work job;
@@ -115,7 +115,7 @@ static void bench_layer(const bench *b, size_t out, size_t in) {
         g.c = c;
         g.accumulate = i == 2;
         if (g.accumulate) memset(c, 0, out * in * sizeof *c);
-        g.work = need(malloc(mli_gemm_work(&b->threads, g.m, g.n, g.k)));
+        g.work = need(mli_malloc(mli_gemm_work(&b->threads, g.m, g.n, g.k), NULL));
         job.run = run_gemm;
         job.arg = &g;
         job.amount = 2.0 * (double)g.m * (double)g.n * (double)g.k;
