@@ -103,7 +103,8 @@ extern "C" {
     X(ML_ERROR_FORMAT, -5, "file is corrupt or of an unknown format")                                        \
     X(ML_ERROR_UNSUPPORTED, -6, "valid, but not supported")                                                  \
     X(ML_ERROR_MISMATCH, -7, "parts do not fit together")                                                    \
-    X(ML_ERROR_CONTEXT, -8, "text is longer than the context")
+    X(ML_ERROR_CONTEXT, -8, "text is longer than the context")                                               \
+    X(ML_ERROR_NUMBER, -9, "a number is not finite")
 
 typedef enum ml_result {
 #define ML_RESULT_ENUM(name, value, text) name = value,
@@ -196,6 +197,7 @@ typedef struct ml_tensor {
     ml_type type;
     int rows, cols;
     void *data;
+    float *grad; /* in training: (rows, cols), the gradient of the loss; NULL: none is wanted */
 } ml_tensor;
 
 /* ==== >>model ==== */
@@ -230,6 +232,7 @@ typedef struct ml_config {
 
 typedef struct ml_tokenizer ml_tokenizer;
 typedef struct ml_archive ml_archive;
+typedef struct ml_lora ml_lora;
 typedef struct ml_model_private ml_model_private;
 
 /* A loaded model. Read it freely; it does not change and any number of sessions may share it. */
@@ -249,8 +252,9 @@ ML_DEF ml_result ml_tensor_name(const ml_model *model, int index, char name[ML_N
 /* A session: KV cache and scratch of one sequence in progress, in one buffer. One thread at a time. */
 typedef struct ml_session ml_session;
 typedef struct ml_session_desc {
-    int max_seq_len; /* positions in the KV cache; default the model's; 0 < max_seq_len */
-    int max_batch;   /* most tokens in one pass; default the smaller of max_seq_len and 256 */
+    int max_seq_len;     /* positions in the KV cache; default the model's; 0 < max_seq_len */
+    int max_batch;       /* most tokens in one pass; default the smaller of max_seq_len and 256 */
+    const ml_lora *lora; /* an adapter over the model, which must outlive the session; default none */
     ml_threads threads;
 } ml_session_desc;
 
@@ -286,6 +290,159 @@ typedef struct ml_batch {
 
 /* Computes a batch without touching the session's sequence. */
 ML_DEF ml_result ml_forward(ml_session *session, const ml_batch *batch, ml_error *error);
+
+/* ==== >>adapters ====
+   LoRA (Hu et al. 2021): beside a frozen matrix W (out, in) stand two thin ones, A (rank, in) and B (out, rank), and
+   W + alpha / rank * B A is used in its place. A begins random and B at 0, so that nothing changes at first. */
+
+enum { /* what is adapted, added up */
+       ML_LORA_Q = 1,
+       ML_LORA_K = 2,
+       ML_LORA_V = 4,
+       ML_LORA_O = 8,
+       ML_LORA_W1 = 16,
+       ML_LORA_W2 = 32,
+       ML_LORA_W3 = 64,
+       ML_LORA_ATTENTION = 15,
+       ML_LORA_ALL = 127
+};
+
+typedef struct ml_lora_desc {
+    int rank;         /* default 4 */
+    float alpha;      /* default rank */
+    unsigned targets; /* default ML_LORA_ATTENTION */
+    float init_sd;    /* standard deviation of A; default 0.02 */
+} ml_lora_desc;
+
+/* An adapter, for any number of models of one shape. Read it freely; only a trainer and the functions below change it. */
+struct ml_lora {
+    int rank;
+    float alpha;
+    int n_tensors;
+    const ml_tensor
+        *tensors; /* ((layer * 7 + target) * 2): A, and after it B; no data where nothing is adapted */
+    int64_t n_parameters;
+    ml_allocator allocator;
+    void *block;
+};
+
+ML_DEF ml_result ml_lora_create(const ml_model *model, const ml_lora_desc *desc, ml_random *random,
+                                const ml_allocator *allocator, ml_lora **lora, ml_error *error);
+ML_DEF void ml_lora_free(ml_lora *lora);
+/* W += alpha / rank * B A for good, and back (to rounding). The model's weights must be its own and F32: see
+   ml_load_desc.type. */
+ML_DEF ml_result ml_lora_merge(ml_model *model, const ml_lora *lora, ml_error *error);
+ML_DEF ml_result ml_lora_unmerge(ml_model *model, const ml_lora *lora, ml_error *error);
+
+/* ==== >>training ====
+   ml_train computes a batch and its gradients; ml_step lets AdamW move the weights; ml_evaluate only computes. */
+
+/* A classifier on top of a model: logits (C) = W h + b of one hidden state h (D) of a row. */
+typedef struct ml_head {
+    int n_classes;
+    ml_tensor weight, bias; /* (C, D), (1, C) */
+    ml_allocator allocator;
+} ml_head;
+
+/* Uniform in +-1 / sqrt(D), as PyTorch's nn.Linear begins. */
+ML_DEF ml_result ml_head_create(const ml_model *model, int n_classes, ml_random *random,
+                                const ml_allocator *allocator, ml_head **head, ml_error *error);
+ML_DEF void ml_head_free(ml_head *head);
+
+typedef enum ml_pooling {
+    ML_POOL_LAST = 0, /* h of the last token of a row */
+    ML_POOL_MEAN      /* the mean over its tokens */
+} ml_pooling;
+
+/* AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019): with g the gradient, m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2,
+   c1 = 1 - b1^t, c2 = 1 - b2^t at step t. */
+typedef enum ml_adamw_form {
+    ML_ADAMW_FOLDED = 0, /* w -= lr sqrt(c2) / c1 * m / (sqrt(v) + eps); then w -= lr decay w */
+    ML_ADAMW_PYTORCH     /* w -= lr decay w; then w -= lr / c1 * m / (sqrt(v / c2) + eps) */
+} ml_adamw_form;
+
+typedef struct ml_adamw {
+    float lr;           /* 0 < lr; the schedule multiplies it */
+    float head_lr;      /* of the head; default lr */
+    float beta1, beta2; /* default 0.9, 0.999 */
+    float eps;          /* default 1e-6 */
+    float weight_decay; /* default 0 */
+    int decay_all;      /* norms and biases decay, too */
+    float clip;         /* the gradient's global norm is cut to this; default: it is not */
+    ml_adamw_form form;
+} ml_adamw;
+
+/* What lr is multiplied by: up from 0 along a line for warmup_steps, then 1, or down to `final` at total_steps. */
+typedef enum ml_decay { ML_DECAY_NONE = 0, ML_DECAY_LINEAR, ML_DECAY_COSINE } ml_decay;
+typedef struct ml_schedule {
+    ml_decay decay;
+    int warmup_steps, total_steps;
+    float final; /* default 0 */
+} ml_schedule;
+ML_DEF float ml_schedule_at(const ml_schedule *schedule, int64_t step); /* for the step after `step` steps */
+
+typedef struct ml_trainer_desc {
+    int max_tokens; /* of a batch; default the model's max_seq_len */
+    int max_rows;   /* of a batch; default max_tokens */
+    int max_row; /* tokens of the longest row; default the smaller of max_tokens and the model's max_seq_len */
+    ml_lora *lora; /* is trained, and the model is frozen; default: the model is trained */
+    ml_head *head; /* is trained on labels; default: next tokens are learned */
+    int frozen;    /* the model is frozen without an adapter: the head learns alone */
+    ml_pooling pooling;
+    float dropout;     /* of the head's input (Srivastava et al. 2014); default 0 */
+    uint64_t seed;     /* of dropout */
+    int checkpointing; /* keep only each layer's input and compute the rest twice: a third more time for much less
+                          memory, and the same gradients */
+    ml_adamw adamw;
+    ml_schedule schedule;
+    ml_threads threads;
+} ml_trainer_desc;
+
+/* A training run over a model, whose weights it changes: they must be the model's own and F32 (see ml_load_desc.type) unless
+   they are frozen. Nobody else may use the model meanwhile. Read the fields freely. */
+typedef struct ml_trainer {
+    int64_t step;           /* steps done */
+    float learning_rate;    /* of the last step */
+    float gradient_norm;    /* global, of the last step, before clipping */
+    int64_t n_parameters;   /* that are trained */
+    uint64_t progress[8];   /* the caller's own (a position in the data, ...): kept in checkpoints */
+    const ml_tensor *model; /* as model->tensors, with gradients where they are trained */
+    const ml_tensor *lora;  /* as lora->tensors, with gradients; or NULL */
+    ml_tensor head[2];      /* weight and bias with their gradients */
+    struct ml_trainer_private *private_part;
+} ml_trainer;
+
+/* The size is exact: everything that training takes, gradients, moments and activations, lies in that one buffer. */
+ML_DEF ml_result ml_trainer_size(const ml_model *model, const ml_trainer_desc *desc, size_t *size,
+                                 ml_error *error);
+ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, void *memory, size_t size,
+                                 ml_trainer **trainer, ml_error *error);
+ML_DEF ml_result ml_trainer_new(ml_model *model, const ml_trainer_desc *desc, const ml_allocator *allocator,
+                                ml_trainer **trainer, ml_error *error);
+ML_DEF void ml_trainer_free(ml_trainer *trainer); /* NULL is fine; nothing to do after ml_trainer_init */
+
+/* A packed batch with what is to be learned from it: `targets` without a head, `labels` with one. */
+typedef struct ml_examples {
+    const int32_t *tokens; /* (n_tokens) */
+    int n_tokens;
+    const int32_t *row_start; /* (n_rows + 1), from 0 to n_tokens; NULL: one row */
+    int n_rows;
+    const int32_t *targets; /* (n_tokens): the token that follows each; -1: not counted */
+    const int32_t *labels;  /* (n_rows): 0 .. C-1; -1: not counted */
+    float
+        divisor; /* the loss is the sum of -log p over all that counts, divided by this; default their number */
+    float *log_probs; /* out (n_rows, C) with a head; NULL: not wanted */
+} ml_examples;
+
+/* Computes the loss and records what its gradient needs; ml_backward adds the gradient to what is there since the last
+   ml_step or ml_zero_gradients. ML_ERROR_NUMBER when the loss is not finite. */
+ML_DEF ml_result ml_train(ml_trainer *trainer, const ml_examples *examples, float *loss, ml_error *error);
+ML_DEF ml_result ml_backward(ml_trainer *trainer, ml_error *error);
+/* One step of AdamW by the gradients, which are then 0. ML_ERROR_NUMBER, and nothing done, when they are not finite. */
+ML_DEF ml_result ml_step(ml_trainer *trainer, ml_error *error);
+ML_DEF void ml_zero_gradients(ml_trainer *trainer);
+/* The loss (may be NULL) without dropout, and nothing recorded; with a head and no labels only log_probs. */
+ML_DEF ml_result ml_evaluate(ml_trainer *trainer, const ml_examples *examples, float *loss, ml_error *error);
 
 /* ==== >>tokenizer ====
    SentencePiece BPE (Kudo & Richardson 2018; Sennrich et al. 2016): start from single characters, join the
@@ -840,6 +997,7 @@ MLI_INLINE mli_v mli_v_add(mli_v a, mli_v b) { return _mm512_add_ps(a, b); }
 MLI_INLINE mli_v mli_v_sub(mli_v a, mli_v b) { return _mm512_sub_ps(a, b); }
 MLI_INLINE mli_v mli_v_mul(mli_v a, mli_v b) { return _mm512_mul_ps(a, b); }
 MLI_INLINE mli_v mli_v_div(mli_v a, mli_v b) { return _mm512_div_ps(a, b); }
+MLI_INLINE mli_v mli_v_sqrt(mli_v a) { return _mm512_maskz_sqrt_ps(0xffff, a); }
 MLI_INLINE mli_v mli_v_max(mli_v a, mli_v b) { return _mm512_maskz_max_ps(0xffff, a, b); }
 MLI_INLINE mli_v mli_v_min(mli_v a, mli_v b) { return _mm512_maskz_min_ps(0xffff, a, b); }
 MLI_INLINE mli_v mli_v_fma(mli_v a, mli_v b, mli_v c) { return _mm512_fmadd_ps(a, b, c); }
@@ -879,6 +1037,7 @@ MLI_INLINE mli_v mli_v_add(mli_v a, mli_v b) { return _mm256_add_ps(a, b); }
 MLI_INLINE mli_v mli_v_sub(mli_v a, mli_v b) { return _mm256_sub_ps(a, b); }
 MLI_INLINE mli_v mli_v_mul(mli_v a, mli_v b) { return _mm256_mul_ps(a, b); }
 MLI_INLINE mli_v mli_v_div(mli_v a, mli_v b) { return _mm256_div_ps(a, b); }
+MLI_INLINE mli_v mli_v_sqrt(mli_v a) { return _mm256_sqrt_ps(a); }
 MLI_INLINE mli_v mli_v_max(mli_v a, mli_v b) { return _mm256_max_ps(a, b); }
 MLI_INLINE mli_v mli_v_min(mli_v a, mli_v b) { return _mm256_min_ps(a, b); }
 MLI_INLINE mli_v mli_v_fma(mli_v a, mli_v b, mli_v c) { return _mm256_fmadd_ps(a, b, c); }
@@ -917,6 +1076,7 @@ MLI_INLINE mli_v mli_v_add(mli_v a, mli_v b) { return vaddq_f32(a, b); }
 MLI_INLINE mli_v mli_v_sub(mli_v a, mli_v b) { return vsubq_f32(a, b); }
 MLI_INLINE mli_v mli_v_mul(mli_v a, mli_v b) { return vmulq_f32(a, b); }
 MLI_INLINE mli_v mli_v_div(mli_v a, mli_v b) { return vdivq_f32(a, b); }
+MLI_INLINE mli_v mli_v_sqrt(mli_v a) { return vsqrtq_f32(a); }
 MLI_INLINE mli_v mli_v_max(mli_v a, mli_v b) { return vmaxq_f32(a, b); }
 MLI_INLINE mli_v mli_v_min(mli_v a, mli_v b) { return vminq_f32(a, b); }
 MLI_INLINE mli_v mli_v_fma(mli_v a, mli_v b, mli_v c) { return vfmaq_f32(c, a, b); }
@@ -969,6 +1129,11 @@ MLI_EACH_LANE(mli_v_max, a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i])
 MLI_EACH_LANE(mli_v_min, a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i])
 #undef MLI_EACH_LANE
 MLI_INLINE mli_v mli_v_fma(mli_v a, mli_v b, mli_v c) { return mli_v_add(mli_v_mul(a, b), c); }
+MLI_INLINE mli_v mli_v_sqrt(mli_v a) {
+    int i;
+    for (i = 0; i < MLI_LANES; i++) a.lane[i] = sqrtf(a.lane[i]);
+    return a;
+}
 
 MLI_INLINE mli_v mli_v_shift_left_23(mli_v a) {
     uint32_t bits[MLI_LANES];
@@ -1259,6 +1424,20 @@ static void mli_softmax(float *x, size_t n) {
     mli_scale(x, 1.0f / mli_v_sum(sum), n);
 }
 
+#ifndef ML_NO_TRAINING
+/* From p = softmax(s x) and dp, the gradient of x, over dp:  s p (dp - sum(p dp)) */
+static void mli_softmax_gradient(float *dp, const float *p, float s, size_t n) {
+    mli_v sum = mli_v_set(mli_dot(p, dp, n)), scale = mli_v_set(s);
+    size_t i, m;
+    for (i = 0; i < n; i += MLI_LANES) {
+        mli_v d;
+        m = MLI_MIN(MLI_LANES, n - i);
+        d = mli_v_mul(mli_v_load_n(p + i, m), mli_v_sub(mli_v_load_n(dp + i, m), sum));
+        mli_v_store_n(dp + i, mli_v_mul(scale, d), m);
+    }
+}
+#endif
+
 MLI_INLINE mli_v mli_v_silu(mli_v x) { /* x / (1 + e^-x) */
     mli_v e = mli_v_exp(mli_v_sub(mli_v_zero(), x));
     return mli_v_div(x, mli_v_add(e, mli_v_set(1.0f)));
@@ -1274,6 +1453,26 @@ static void mli_swiglu(float *y, const float *gate, const float *up, size_t n) {
         mli_v_store_n(y + i, tail, n - i);
     }
 }
+
+#ifndef ML_NO_TRAINING
+/* The gradients of mli_swiglu's inputs; they may be written over the inputs. */
+static void mli_swiglu_gradient(float *d_gate, float *d_up, const float *dy, const float *gate,
+                                const float *up, size_t n) {
+    const mli_v one = mli_v_set(1.0f);
+    size_t i, m;
+    for (i = 0; i < n; i += m) {
+        mli_v a, b, d, s;
+        m = MLI_MIN(MLI_LANES, n - i);
+        a = mli_v_load_n(gate + i, m);
+        b = mli_v_load_n(up + i, m);
+        d = mli_v_load_n(dy + i, m);
+        s = mli_v_div(one, mli_v_add(one, mli_v_exp(mli_v_sub(mli_v_zero(), a))));
+        mli_v_store_n(d_up + i, mli_v_mul(d, mli_v_mul(a, s)), m);
+        d = mli_v_mul(mli_v_mul(d, b), s);
+        mli_v_store_n(d_gate + i, mli_v_mul(d, mli_v_fma(a, mli_v_sub(one, s), one)), m);
+    }
+}
+#endif
 
 /* ---- rows: few rows of x times every row of W; each row of W is read once, and reading is what takes the time ---- */
 
@@ -1308,7 +1507,7 @@ MLI_INLINE mli_v mli_v_load_as_n(ml_type type, const void *row, size_t i, size_t
     uint16_t half[MLI_LANES] = {0};
     if (type == ML_F32) return mli_v_load_n((const float *)row + i, n);
     memcpy(half, (const uint16_t *)row + i, n * sizeof *half);
-    return mli_v_load_as(type, half, 0);
+    return type == ML_F16 ? mli_v_load_f16(half) : mli_v_load_bf16(half);
 }
 
 /* A row of F16 or BF16 numbers as F32. */
@@ -1597,8 +1796,8 @@ static size_t mli_round_up(size_t n, size_t to) { return (n + to - 1) / to * to;
    side, dst[p * width + i] = line i, number k0 + p, where width is `lines` rounded up to whole vectors. What fills
    the panel up is never used: the products with it are not stored. ---- */
 
-/* One panel of up to `lines` lines that are contiguous along k: squares of MLI_LANES lines are transposed. Beyond the
-   last line the first is repeated. */
+/* One panel of up to `lines` lines that are contiguous along k: squares of MLI_LANES lines are transposed. The last line
+   is repeated to fill the squares up. */
 static void mli_pack_along_k(const mli_lines *s, size_t first, size_t count, size_t k0, size_t k,
                              size_t width, float *dst, float *buffer) {
     const float *line[MLI_LANES];
@@ -1606,10 +1805,8 @@ static void mli_pack_along_k(const mli_lines *s, size_t first, size_t count, siz
     size_t g, p, i;
     for (g = 0; g < width; g += MLI_LANES) {
         for (i = 0; i < MLI_LANES; i++) {
-            if (g + i < count)
-                line[i] = mli_row_as_f32(s, (first + g + i) * s->line_stride, k0, k, buffer + i * k);
-            else if (i > 0)
-                line[i] = line[0];
+            size_t at = first + MLI_MIN(g + i, count - 1);
+            line[i] = mli_row_as_f32(s, at * s->line_stride, k0, k, buffer + i * k);
         }
         for (p = 0; p + MLI_LANES <= k; p += MLI_LANES) {
             MLI_UNROLL
@@ -2952,23 +3149,42 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
 
 typedef struct mli_graph {
     const ml_threads *threads;
+    const ml_lora *lora;   /* what the matrices are adapted by, or NULL */
     unsigned char *memory; /* activations, stacked; NULL: measure only */
     size_t size, used, peak;
     void *work; /* scratch inside one operation */
     size_t work_size;
+    int taping;        /* operations record themselves for mli_run_backward */
+    int checkpointing; /* layers keep only their input, and are computed anew when it is their turn backward */
+    size_t recompute;  /* measured: what that takes above everything else */
+    struct mli_taped *newest; /* of the tape */
 } mli_graph;
 
 static int mli_measuring(const mli_graph *g) { return !g->memory; }
 
-/* A new activation (rows, cols) on the graph's stack. */
-static ml_tensor mli_new(mli_graph *g, int rows, int cols) {
+static void *mli_graph_alloc(mli_graph *g, size_t n, size_t size) {
+    void *memory = mli_carve(g->memory, &g->used, n, size);
+    if (g->used > g->peak) g->peak = g->used;
+    ML_ASSERT(mli_measuring(g) || g->used <= g->size);
+    return memory;
+}
+
+static ml_tensor mli_tensor_at(float *data, int rows, int cols) {
     ml_tensor t;
     t.type = ML_F32;
     t.rows = rows;
     t.cols = cols;
-    t.data = mli_carve(g->memory, &g->used, (size_t)rows * sizeof(float), (size_t)cols);
-    if (g->used > g->peak) g->peak = g->used;
-    ML_ASSERT(mli_measuring(g) || g->used <= g->size);
+    t.data = data;
+    t.grad = NULL;
+    return t;
+}
+
+/* A new activation (rows, cols) on the graph's stack. Its gradient stands where its value stood: whoever reads the value
+   last, going backward, writes the gradient over it. */
+static ml_tensor mli_new(mli_graph *g, int rows, int cols) {
+    ml_tensor t =
+        mli_tensor_at((float *)mli_graph_alloc(g, (size_t)rows * sizeof(float), (size_t)cols), rows, cols);
+    if (g->taping) t.grad = (float *)t.data;
     return t;
 }
 
@@ -2981,6 +3197,47 @@ static void mli_need_work(mli_graph *g, size_t bytes) {
 }
 
 static float *mli_row(ml_tensor t, size_t row) { return (float *)t.data + row * (size_t)t.cols; }
+static float *mli_grad_row(ml_tensor t, size_t row) { return t.grad + row * (size_t)t.cols; }
+
+/* ---- the tape (reverse-mode differentiation; Linnainmaa 1970). An operation that computes while g->taping records what
+   its backward needs; mli_run_backward calls the records, newest first. A backward writes the gradients of
+   its inputs and adds to those of weights and, in a norm, to that of the residual stream. ---- */
+
+typedef void (*mli_backward)(mli_graph *g, const void *op);
+
+typedef struct mli_taped {
+    struct mli_taped *previous;
+    mli_backward backward;
+    void *op;
+} mli_taped;
+
+#ifndef ML_NO_TRAINING
+static void mli_record(mli_graph *g, mli_backward backward, const void *op, size_t size) {
+    mli_taped *entry;
+    void *copy;
+    if (!g->taping) return;
+    entry = (mli_taped *)mli_graph_alloc(g, 1, sizeof *entry);
+    copy = mli_graph_alloc(g, 1, size);
+    if (mli_measuring(g)) return;
+    memcpy(copy, op, size);
+    entry->previous = g->newest;
+    entry->backward = backward;
+    entry->op = copy;
+    g->newest = entry;
+}
+#define MLI_RECORD(g, backward, op) mli_record(g, backward, &(op), sizeof(op))
+
+/* Everything recorded after `until`. */
+static void mli_run_backward(mli_graph *g, mli_taped *until) {
+    while (g->newest != until) {
+        mli_taped *entry = g->newest;
+        g->newest = entry->previous;
+        entry->backward(g, entry->op);
+    }
+}
+#else
+#define MLI_RECORD(g, backward, op) ((void)(g), (void)(op))
+#endif
 
 /* ---- rows of a batch ---- */
 
@@ -3003,7 +3260,8 @@ typedef struct mli_rowwise {
     const int32_t *index; /* embedding */
     const float *rope;    /* rotary table, ... */
     const mli_rows *rows; /* ... the batch whose positions it is looked up by, ... */
-    int head_size;        /* ... and the size of the heads that are rotated */
+    int head_size;        /* ... the size of the heads that are rotated, ... */
+    float direction;      /* ... and 1, or -1 to turn them back */
 } mli_rowwise;
 
 static mli_rowwise mli_rowwise_of(void (*f)(const mli_rowwise *op, size_t begin, size_t end), ml_tensor out) {
@@ -3037,6 +3295,22 @@ static void mli_embed_rows(const mli_rowwise *op, size_t begin, size_t end) {
                            mli_row(op->out, i), cols);
 }
 
+#ifndef ML_NO_TRAINING
+/* dtable_token += dy: columns [begin, end) of all rows, for a token may occur twice */
+static void mli_embed_gradient_columns(const mli_rowwise *op, size_t begin, size_t end) {
+    size_t i;
+    for (i = 0; i < (size_t)op->out.rows; i++)
+        mli_add(mli_grad_row(op->x, (size_t)op->index[i]) + begin, mli_grad_row(op->out, i) + begin,
+                end - begin);
+}
+
+static void mli_embed_backward(mli_graph *g, const void *record) {
+    mli_rowwise op = *(const mli_rowwise *)record;
+    op.f = mli_embed_gradient_columns;
+    if (op.x.grad) mli_run_rowwise(g, &op, (size_t)op.x.cols, (size_t)op.out.rows);
+}
+#endif
+
 /* y (n, D) = rows `index` (n) of table (rows, D), which may be of any weight type */
 static ml_tensor mli_embed(mli_graph *g, ml_tensor table, const int32_t *index, int n) {
     mli_rowwise op = mli_rowwise_of(mli_embed_rows, mli_new(g, n, table.cols));
@@ -3046,73 +3320,181 @@ static ml_tensor mli_embed(mli_graph *g, ml_tensor table, const int32_t *index, 
     return op.out;
 }
 
-/* ---- add: x + y, the residual connection ---- */
-
-static void mli_add_rows(const mli_rowwise *op, size_t begin, size_t end) {
-    mli_add(mli_row(op->out, begin), mli_row(op->y, begin), (end - begin) * (size_t)op->out.cols);
-}
-
-/* x (n, D) += y (n, D), in place */
-static ml_tensor mli_residual(mli_graph *g, ml_tensor x, ml_tensor y) {
-    mli_rowwise op = mli_rowwise_of(mli_add_rows, x);
-    op.y = y;
-    mli_run_rowwise(g, &op, (size_t)x.rows, (size_t)x.cols);
+/* The same as the start of a residual stream: every layer adds to it, and reads what is there. Its values differ from
+   layer to layer, but d(x + f(x)) = dx + ..., so that one gradient serves all of them. */
+static ml_tensor mli_embed_stream(mli_graph *g, ml_tensor table, const int32_t *index, int n) {
+    float *grad = g->taping ? (float *)mli_new(g, n, table.cols).data : NULL;
+    mli_rowwise op;
+    ml_tensor x = mli_embed(g, table, index, n);
+    x.grad = grad;
+    if (grad && !mli_measuring(g)) memset(grad, 0, (size_t)n * (size_t)table.cols * sizeof *grad);
+    op = mli_rowwise_of(NULL, x);
+    op.x = table;
+    op.index = index;
+    MLI_RECORD(g, mli_embed_backward, op);
     return x;
 }
 
-/* ---- SwiGLU (Shazeer 2020): silu(gate) * up, silu(z) = z / (1 + exp(-z)) ---- */
+/* ---- add: x + y, the residual connection ---- */
+
+static void mli_add_rows(const mli_rowwise *op, size_t begin, size_t end) {
+    size_t n = (end - begin) * (size_t)op->out.cols;
+    float *out = mli_row(op->out, begin);
+    if (op->out.data != op->x.data) memcpy(out, mli_row(op->x, begin), n * sizeof *out);
+    mli_add(out, mli_row(op->y, begin), n);
+}
+
+/* sum = x + y, all (n, D); sum may be x */
+static void mli_add_tensors(mli_graph *g, ml_tensor sum, ml_tensor x, ml_tensor y) {
+    mli_rowwise op = mli_rowwise_of(mli_add_rows, sum);
+    op.x = x;
+    op.y = y;
+    mli_run_rowwise(g, &op, (size_t)x.rows, (size_t)x.cols);
+}
+
+/* ---- SwiGLU (Shazeer 2020): silu(gate) * up, silu(z) = z s(z), s(z) = 1 / (1 + exp(-z)) ---- */
 
 static void mli_swiglu_rows(const mli_rowwise *op, size_t begin, size_t end) {
     mli_swiglu(mli_row(op->out, begin), mli_row(op->x, begin), mli_row(op->y, begin),
                (end - begin) * (size_t)op->out.cols);
 }
 
-/* gate (n, H), up (n, H) -> (n, H), in gate's place */
+#ifndef ML_NO_TRAINING
+/* dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)) */
+static void mli_swiglu_gradient_rows(const mli_rowwise *op, size_t begin, size_t end) {
+    mli_swiglu_gradient(mli_grad_row(op->x, begin), mli_grad_row(op->y, begin), mli_grad_row(op->out, begin),
+                        mli_row(op->x, begin), mli_row(op->y, begin), (end - begin) * (size_t)op->out.cols);
+}
+
+static void mli_gated_backward(mli_graph *g, const void *record) {
+    mli_rowwise op = *(const mli_rowwise *)record;
+    op.f = mli_swiglu_gradient_rows;
+    mli_run_rowwise(g, &op, (size_t)op.x.rows, (size_t)op.x.cols);
+}
+#endif
+
+/* gate (n, H), up (n, H) -> (n, H), in gate's place unless that is needed again */
 static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
-    mli_rowwise op = mli_rowwise_of(mli_swiglu_rows, gate);
+    mli_rowwise op = mli_rowwise_of(mli_swiglu_rows, g->taping ? mli_new(g, gate.rows, gate.cols) : gate);
     op.x = gate;
     op.y = up;
     mli_run_rowwise(g, &op, (size_t)gate.rows, (size_t)gate.cols);
-    return gate;
+    MLI_RECORD(g, mli_gated_backward, op);
+    return op.out;
 }
 
-/* ---- norms ---- */
+/* ---- norms: y = (x - mean) scale w + b ----
+   RMSNorm (Zhang & Sennrich 2019): mean 0, scale = 1 / sqrt(mean(x^2) + eps), no b.
+   LayerNorm (Ba, Kiros & Hinton 2016): the row's mean, scale = 1 / sqrt(variance + eps). */
 
-/* y = x * w / sqrt(mean(x^2) + eps)   (Zhang & Sennrich 2019) */
-static void mli_rms_norm_row(float *y, const float *x, const float *w, size_t n, float eps) {
-    float scale = 1.0f / sqrtf(mli_dot(x, x, n) / (float)n + eps);
-    mli_v s = mli_v_set(scale);
-    size_t i = 0;
-    for (; i + MLI_LANES <= n; i += MLI_LANES)
-        mli_v_store(y + i, mli_v_mul(mli_v_mul(mli_v_load(x + i), s), mli_v_load(w + i)));
-    for (; i < n; i++) y[i] = x[i] * scale * w[i];
+typedef struct mli_moments {
+    float mean, scale;
+} mli_moments;
+
+static mli_moments mli_moments_of(const float *x, size_t n, float eps, int is_layer_norm) {
+    mli_moments of = {0.0f, 0.0f};
+    mli_v sum = mli_v_zero(), mean;
+    size_t i, m;
+    if (!is_layer_norm) {
+        of.scale = 1.0f / sqrtf(mli_dot(x, x, n) / (float)n + eps);
+        return of;
+    }
+    for (i = 0; i < n; i += MLI_LANES) sum = mli_v_add(sum, mli_v_load_n(x + i, MLI_MIN(MLI_LANES, n - i)));
+    of.mean = mli_v_sum(sum) / (float)n;
+    mean = mli_v_set(of.mean);
+    sum = mli_v_zero();
+    for (i = 0; i < n; i += MLI_LANES) {
+        float centred[MLI_LANES];
+        mli_v d;
+        m = MLI_MIN(MLI_LANES, n - i);
+        mli_v_store(centred, mli_v_sub(mli_v_load_n(x + i, m), mean));
+        d = mli_v_load_n(centred, m);
+        sum = mli_v_fma(d, d, sum);
+    }
+    of.scale = 1.0f / sqrtf(mli_v_sum(sum) / (float)n + eps);
+    return of;
 }
 
-/* y = (x - mean) / sqrt(variance + eps) * w + b   (Ba, Kiros & Hinton 2016) */
-static void mli_layer_norm_row(float *y, const float *x, const float *w, const float *b, size_t n,
-                               float eps) {
-    float mean = 0, variance = 0, scale;
-    size_t i;
-    for (i = 0; i < n; i++) mean += x[i];
-    mean /= (float)n;
-    for (i = 0; i < n; i++) y[i] = x[i] - mean;
-    variance = mli_dot(y, y, n) / (float)n;
-    scale = 1.0f / sqrtf(variance + eps);
-    for (i = 0; i < n; i++) y[i] = y[i] * scale * w[i] + b[i];
+static void mli_norm_row(float *y, const float *x, const float *w, const float *b, size_t n, mli_moments of) {
+    mli_v mean = mli_v_set(of.mean), scale = mli_v_set(of.scale);
+    size_t i, m;
+    for (i = 0; i < n; i += MLI_LANES) {
+        mli_v v;
+        m = MLI_MIN(MLI_LANES, n - i);
+        v = mli_v_mul(mli_v_mul(mli_v_sub(mli_v_load_n(x + i, m), mean), scale), mli_v_load_n(w + i, m));
+        mli_v_store_n(y + i, b ? mli_v_add(v, mli_v_load_n(b + i, m)) : v, m);
+    }
 }
 
 static void mli_norm_rows(const mli_rowwise *op, size_t begin, size_t end) {
     const float *w = (const float *)op->weight.data, *b = (const float *)op->bias.data;
     size_t i, n = (size_t)op->x.cols;
     for (i = begin; i < end; i++) {
-        if (b)
-            mli_layer_norm_row(mli_row(op->out, i), mli_row(op->x, i), w, b, n, op->eps);
-        else
-            mli_rms_norm_row(mli_row(op->out, i), mli_row(op->x, i), w, n, op->eps);
+        const float *x = mli_row(op->x, i);
+        mli_norm_row(mli_row(op->out, i), x, w, b, n, mli_moments_of(x, n, op->eps, b != NULL));
     }
 }
 
-/* x (n, D), weight (1, D), bias (1, D): with data LayerNorm, without RMSNorm -> (n, D) */
+#ifndef ML_NO_TRAINING
+/* With z = (x - mean) scale and u = dy w:  dx += scale (u - mean(u) - z mean(u z)); RMSNorm has no mean(u). */
+static void mli_norm_gradient_rows(const mli_rowwise *op, size_t begin, size_t end) {
+    const float *w = (const float *)op->weight.data;
+    size_t r, i, m, n = (size_t)op->x.cols;
+    for (r = begin; r < end; r++) {
+        const float *x = mli_row(op->x, r), *dy = mli_grad_row(op->out, r);
+        float *dx = mli_grad_row(op->x, r);
+        mli_moments of = mli_moments_of(x, n, op->eps, op->bias.data != NULL);
+        mli_v mean = mli_v_set(of.mean), scale = mli_v_set(of.scale), sum_u = mli_v_zero(),
+              sum_uz = mli_v_zero();
+        for (i = 0; i < n; i += MLI_LANES) {
+            mli_v u, z;
+            m = MLI_MIN(MLI_LANES, n - i);
+            u = mli_v_mul(mli_v_load_n(dy + i, m), mli_v_load_n(w + i, m));
+            z = mli_v_mul(mli_v_sub(mli_v_load_n(x + i, m), mean), scale);
+            sum_u = mli_v_add(sum_u, u);
+            sum_uz = mli_v_fma(u, z, sum_uz);
+        }
+        sum_u = mli_v_set(op->bias.data ? mli_v_sum(sum_u) / (float)n : 0.0f);
+        sum_uz = mli_v_set(mli_v_sum(sum_uz) / (float)n);
+        for (i = 0; i < n; i += MLI_LANES) {
+            mli_v u, z;
+            m = MLI_MIN(MLI_LANES, n - i);
+            u = mli_v_mul(mli_v_load_n(dy + i, m), mli_v_load_n(w + i, m));
+            z = mli_v_mul(mli_v_sub(mli_v_load_n(x + i, m), mean), scale);
+            u = mli_v_sub(mli_v_sub(u, sum_u), mli_v_mul(z, sum_uz));
+            mli_v_store_n(dx + i, mli_v_fma(scale, u, mli_v_load_n(dx + i, m)), m);
+        }
+    }
+}
+
+/* dw += dy z, db += dy: columns [begin, end) of all rows */
+static void mli_norm_gradient_columns(const mli_rowwise *op, size_t begin, size_t end) {
+    float *dw = op->weight.grad, *db = op->bias.grad;
+    size_t r, i, m, n = (size_t)op->x.cols;
+    for (r = 0; r < (size_t)op->x.rows; r++) {
+        const float *x = mli_row(op->x, r), *dy = mli_grad_row(op->out, r);
+        mli_moments of = mli_moments_of(x, n, op->eps, op->bias.data != NULL);
+        mli_v mean = mli_v_set(of.mean), scale = mli_v_set(of.scale);
+        for (i = begin; dw && i < end; i += MLI_LANES) {
+            mli_v z;
+            m = MLI_MIN(MLI_LANES, end - i);
+            z = mli_v_mul(mli_v_sub(mli_v_load_n(x + i, m), mean), scale);
+            mli_v_store_n(dw + i, mli_v_fma(mli_v_load_n(dy + i, m), z, mli_v_load_n(dw + i, m)), m);
+        }
+        if (db) mli_add(db + begin, dy + begin, end - begin);
+    }
+}
+
+static void mli_norm_backward(mli_graph *g, const void *record) {
+    mli_rowwise op = *(const mli_rowwise *)record;
+    op.f = mli_norm_gradient_columns;
+    if (op.weight.grad || op.bias.grad) mli_run_rowwise(g, &op, (size_t)op.x.cols, (size_t)op.x.rows);
+    op.f = mli_norm_gradient_rows;
+    if (op.x.grad) mli_run_rowwise(g, &op, (size_t)op.x.rows, (size_t)op.x.cols);
+}
+#endif
+
+/* x (n, D), weight (1, D), bias (1, D): with data LayerNorm, without RMSNorm -> (n, D). Adds to the gradient of x. */
 static ml_tensor mli_norm(mli_graph *g, ml_tensor x, ml_tensor weight, ml_tensor bias, float eps) {
     mli_rowwise op = mli_rowwise_of(mli_norm_rows, mli_new(g, x.rows, x.cols));
     op.x = x;
@@ -3120,32 +3502,140 @@ static ml_tensor mli_norm(mli_graph *g, ml_tensor x, ml_tensor weight, ml_tensor
     op.bias = bias;
     op.eps = eps;
     mli_run_rowwise(g, &op, (size_t)x.rows, (size_t)x.cols);
+    MLI_RECORD(g, mli_norm_backward, op);
     return op.out;
 }
 
-/* ---- linear: y_j = x . W_j^T, several weights at once that share their input ---- */
+/* ---- linear: y_j = x W_j^T, several weights at once that share their input. A weight may have an adapter (LoRA, Hu et
+   al. 2021) beside it: y_j += s (x A_j^T) B_j^T ---- */
 
 #define MLI_MAX_JOBS 3 /* query, key and value */
 
-/* x (n, in), w_j (out_j, in) -> y_j (n, out_j), which the caller has made */
-static void mli_linears(mli_graph *g, ml_tensor x, const ml_tensor *const *w, const ml_tensor *y,
-                        int n_weights) {
-    mli_linear_job jobs[MLI_MAX_JOBS];
-    int j;
-    for (j = 0; j < n_weights; j++) {
-        mli_need_work(g, mli_linear_work(g->threads, (size_t)x.rows, (size_t)x.cols, (size_t)w[j]->rows));
-        jobs[j].w = w[j];
-        jobs[j].y = (float *)y[j].data;
-    }
-    if (!mli_measuring(g))
-        mli_linear(g->threads, (const float *)x.data, (size_t)x.rows, (size_t)x.cols, jobs, n_weights,
-                   g->work);
+/* A matrix as a layer uses it. */
+typedef struct mli_matrix_use {
+    ml_tensor w;    /* (out, in) */
+    ml_tensor a, b; /* (r, in), (out, r); without data: there is no adapter */
+    float scale;
+} mli_matrix_use;
+
+typedef struct mli_linears_op {
+    ml_tensor x, y[MLI_MAX_JOBS]; /* (n, in), (n, out_j) */
+    mli_matrix_use use[MLI_MAX_JOBS];
+    ml_tensor low[MLI_MAX_JOBS]; /* (n, r): s x A_j^T */
+    int n_weights;
+} mli_linears_op;
+
+/* y += s (x A^T) B^T; s x A^T is left in low */
+static void mli_adapt(mli_graph *g, ml_tensor x, const mli_matrix_use *use, ml_tensor low, ml_tensor y) {
+    size_t n = (size_t)x.rows, in = (size_t)x.cols, r = (size_t)use->a.rows, out = (size_t)y.cols;
+    float *u = (float *)low.data;
+    mli_gemm(g->threads, n, r, in, mli_matrix((const float *)x.data, in, 1),
+             mli_matrix((const float *)use->a.data, 1, in), u, r, 0, g->work);
+    mli_scale(u, use->scale, n * r);
+    mli_gemm(g->threads, n, out, r, mli_matrix(u, r, 1), mli_matrix((const float *)use->b.data, 1, r),
+             (float *)y.data, out, 1, g->work);
 }
 
-static ml_tensor mli_linear_1(mli_graph *g, ml_tensor x, const ml_tensor *w) {
-    ml_tensor y = mli_new(g, x.rows, w->rows);
-    mli_linears(g, x, &w, &y, 1);
-    return y;
+#ifndef ML_NO_TRAINING
+/* dW += dy^T x, of any part (out, in) of a weight */
+static void mli_weight_gradient(mli_graph *g, float *dw, const float *dy, const float *x, size_t n,
+                                size_t out, size_t in) {
+    mli_gemm(g->threads, out, in, n, mli_matrix(dy, 1, out), mli_matrix(x, in, 1), dw, in, 1, g->work);
+}
+
+/* dx (+)= dy W */
+static void mli_input_gradient(mli_graph *g, float *dx, const float *dy, ml_tensor w, size_t n,
+                               int accumulate) {
+    size_t out = (size_t)w.rows, in = (size_t)w.cols;
+    mli_operand b = mli_matrix((const float *)w.data, in, 1);
+    b.type = w.type;
+    mli_gemm(g->threads, n, in, out, mli_matrix(dy, out, 1), b, dx, in, accumulate, g->work);
+}
+
+/* With u = s x A^T:  dB += dy^T u;  du = s dy B, over u;  dA += du^T x */
+static void mli_adapter_backward(mli_graph *g, const mli_matrix_use *use, ml_tensor low, const float *dy,
+                                 const float *x, size_t n) {
+    size_t r = (size_t)use->a.rows, in = (size_t)use->a.cols, out = (size_t)use->b.rows;
+    float *u = (float *)low.data;
+    if (use->b.grad) mli_weight_gradient(g, use->b.grad, dy, u, n, out, r);
+    mli_input_gradient(g, u, dy, use->b, n, 0);
+    mli_scale(u, use->scale, n * r);
+    if (use->a.grad) mli_weight_gradient(g, use->a.grad, u, x, n, r, in);
+}
+
+/* dW_j += dy_j^T x while x is still there; then dx = sum of dy_j W_j, which may take its place. */
+static void mli_linears_backward(mli_graph *g, const void *record) {
+    const mli_linears_op *op = (const mli_linears_op *)record;
+    size_t n = (size_t)op->x.rows, in = (size_t)op->x.cols;
+    const float *x = (const float *)op->x.data;
+    int j;
+    for (j = 0; j < op->n_weights; j++) {
+        const mli_matrix_use *use = &op->use[j];
+        if (use->w.grad) mli_weight_gradient(g, use->w.grad, op->y[j].grad, x, n, (size_t)use->w.rows, in);
+        if (use->a.data) mli_adapter_backward(g, use, op->low[j], op->y[j].grad, x, n);
+    }
+    for (j = 0; j < op->n_weights && op->x.grad; j++) {
+        mli_input_gradient(g, op->x.grad, op->y[j].grad, op->use[j].w, n, j > 0);
+        if (op->use[j].a.data)
+            mli_input_gradient(g, op->x.grad, (const float *)op->low[j].data, op->use[j].a, n, 1);
+    }
+}
+#endif
+
+/* The scratch that any product of matrices in here may take, forward or backward. */
+static void mli_need_linear(mli_graph *g, size_t n, size_t in, size_t out, size_t r) {
+    mli_need_work(g, mli_linear_work(g->threads, n, in, out));
+    if (r)
+        mli_need_work(g, MLI_MAX(mli_gemm_work(g->threads, n, r, in), mli_gemm_work(g->threads, n, out, r)));
+    if (!g->taping) return;
+    mli_need_work(g, MLI_MAX(mli_gemm_work(g->threads, n, in, out), mli_gemm_work(g->threads, out, in, n)));
+    if (r)
+        mli_need_work(g, MLI_MAX(mli_gemm_work(g->threads, n, in, r), mli_gemm_work(g->threads, n, r, out)));
+    if (r)
+        mli_need_work(g, MLI_MAX(mli_gemm_work(g->threads, r, in, n), mli_gemm_work(g->threads, out, r, n)));
+}
+
+/* x (n, in), w_j (out_j, in) -> y_j (n, out_j), which the caller has made */
+static void mli_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *use, const ml_tensor *y,
+                        int n_weights) {
+    mli_linear_job jobs[MLI_MAX_JOBS];
+    mli_linears_op op;
+    size_t mark = g->used;
+    int j;
+    memset(&op, 0, sizeof op);
+    op.x = x;
+    op.n_weights = n_weights;
+    for (j = 0; j < n_weights; j++) {
+        jobs[j].w = &use[j].w;
+        jobs[j].y = (float *)y[j].data;
+        op.y[j] = y[j];
+        op.use[j] = use[j];
+        if (use[j].a.data) op.low[j] = mli_new(g, x.rows, use[j].a.rows);
+        mli_need_linear(g, (size_t)x.rows, (size_t)x.cols, (size_t)use[j].w.rows, (size_t)op.low[j].cols);
+    }
+    if (!mli_measuring(g)) {
+        mli_linear(g->threads, (const float *)x.data, (size_t)x.rows, (size_t)x.cols, jobs, n_weights,
+                   g->work);
+        for (j = 0; j < n_weights; j++)
+            if (use[j].a.data) mli_adapt(g, x, &use[j], op.low[j], y[j]);
+    }
+    if (!g->taping) mli_release(g, mark);
+    MLI_RECORD(g, mli_linears_backward, op);
+}
+
+/* x (n, D) + h W^T: what half a layer adds to the residual stream. Both terms have the sum's gradient, and share it. */
+static ml_tensor mli_add_linear(mli_graph *g, ml_tensor x, ml_tensor h, mli_matrix_use use) {
+    size_t mark = g->used;
+    ml_tensor y = mli_new(g, x.rows, use.w.rows);
+    y.grad = x.grad;
+    mli_linears(g, h, &use, &y, 1);
+    if (g->taping) { /* the layer's norm needs x again */
+        mli_add_tensors(g, y, y, x);
+        return y;
+    }
+    mli_add_tensors(g, x, x, y);
+    mli_release(g, mark);
+    return x;
 }
 
 /* ---- rotary position embedding (Su et al. 2021) ---- */
@@ -3163,14 +3653,14 @@ static void mli_rope_table(float *table, int n_positions, const ml_config *c) {
     }
 }
 
-/* Rotates each pair (x[2j], x[2j+1]) of each head of one token. */
-static void mli_rope_token(float *MLI_RESTRICT x, const float *MLI_RESTRICT cos_sin, size_t width,
-                           size_t hd) {
+/* Rotates each pair (x[2j], x[2j+1]) of each head of one token; direction -1 turns it back. */
+static void mli_rope_token(float *MLI_RESTRICT x, const float *MLI_RESTRICT cos_sin, size_t width, size_t hd,
+                           float direction) {
     size_t head, j;
     for (head = 0; head < width; head += hd) {
         float *MLI_RESTRICT pair = x + head;
         for (j = 0; j < hd; j += 2) {
-            float a = pair[j], b = pair[j + 1], c = cos_sin[j], s = cos_sin[j + 1];
+            float a = pair[j], b = pair[j + 1], c = cos_sin[j], s = cos_sin[j + 1] * direction;
             pair[j] = a * c - b * s;
             pair[j + 1] = a * s + b * c;
         }
@@ -3184,9 +3674,19 @@ static void mli_rope_rows(const mli_rowwise *op, size_t begin, size_t end) {
     for (i = begin; i < end; i++) {
         while ((size_t)rows->start[r + 1] <= i) r++;
         mli_rope_token(mli_row(op->out, i), op->rope + (i - (size_t)rows->start[r] + (size_t)rows->past) * hd,
-                       width, hd);
+                       width, hd, op->direction);
     }
 }
+
+#ifndef ML_NO_TRAINING
+/* A rotation's transpose is the rotation back. */
+static void mli_rope_backward(mli_graph *g, const void *record) {
+    mli_rowwise op = *(const mli_rowwise *)record;
+    op.out.data = op.out.grad;
+    op.direction = -1.0f;
+    mli_run_rowwise(g, &op, (size_t)op.out.rows, (size_t)op.out.cols);
+}
+#endif
 
 /* x (n, heads * hd), rotated in place by each token's position in its row */
 static void mli_rope(mli_graph *g, ml_tensor x, const float *table, int hd, const mli_rows *rows) {
@@ -3194,7 +3694,9 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, int hd, cons
     op.rope = table;
     op.rows = rows;
     op.head_size = hd;
+    op.direction = 1.0f;
     mli_run_rowwise(g, &op, (size_t)x.rows, (size_t)x.cols);
+    MLI_RECORD(g, mli_rope_backward, op);
 }
 
 /* ---- attention: softmax(q k^T / sqrt(hd)) v for each head (Vaswani et al. 2017), with grouped heads (Ainslie et
@@ -3210,6 +3712,7 @@ typedef struct mli_attention_op {
     const ml_config *config;
     const mli_rows *rows;
     int n_tasks;
+    size_t longest;   /* keys of the longest row */
     size_t task_work; /* bytes of scratch per task */
     unsigned char *work;
 } mli_attention_op;
@@ -3264,33 +3767,64 @@ static void mli_attend_few(const mli_attention_op *op, const mli_tile *tile, con
     }
 }
 
-static void mli_attend_many(const mli_attention_op *op, const mli_tile *tile, const float *q, const float *k,
-                            const float *v, float *out, float *scores) {
+/* p (n_queries, n_keys) = softmax(q k^T / sqrt(hd)) of a tile, 0 where a query does not see a key */
+static void mli_attention_weights(const mli_attention_op *op, const mli_tile *tile, const float *q,
+                                  const float *k, float *p, void *gemm_work) {
     size_t n = (size_t)tile->n_queries, n_keys = (size_t)tile->n_keys, dim = (size_t)op->q.cols;
     size_t kv_dim = (size_t)op->k.cols, hd = dim / (size_t)op->config->n_heads, i;
-    void *gemm_work = scores + n * n_keys;
     float scale = 1.0f / sqrtf((float)hd);
-    mli_gemm(NULL, n, n_keys, hd, mli_matrix(q, dim, 1), mli_matrix(k, 1, kv_dim), scores, n_keys, 0,
-             gemm_work);
+    mli_gemm(NULL, n, n_keys, hd, mli_matrix(q, dim, 1), mli_matrix(k, 1, kv_dim), p, n_keys, 0, gemm_work);
     for (i = 0; i < n; i++) {
-        float *row = scores + i * n_keys;
+        float *row = p + i * n_keys;
         size_t visible = mli_visible(op, tile, (int)i);
         mli_scale(row, scale, visible);
         mli_softmax(row, visible);
         memset(row + visible, 0, (n_keys - visible) * sizeof *row);
     }
+}
+
+static void mli_attend_many(const mli_attention_op *op, const mli_tile *tile, const float *q, const float *k,
+                            const float *v, float *out, float *scores) {
+    size_t n = (size_t)tile->n_queries, n_keys = (size_t)tile->n_keys, dim = (size_t)op->q.cols;
+    size_t kv_dim = (size_t)op->k.cols, hd = dim / (size_t)op->config->n_heads;
+    void *gemm_work = scores + n * n_keys;
+    mli_attention_weights(op, tile, q, k, scores, gemm_work);
     mli_gemm(NULL, n, hd, n_keys, mli_matrix(scores, n_keys, 1), mli_matrix(v, kv_dim, 1), out, dim, 0,
              gemm_work);
 }
 
-static void mli_attend(const mli_attention_op *op, const mli_tile *tile, float *scores) {
-    size_t hd = (size_t)(op->q.cols / op->config->n_heads);
+/* The tile of the row's queries that begins at `first`, for one head. */
+static mli_tile mli_tile_at(const mli_attention_op *op, int row, int first, int head) {
+    const mli_rows *rows = op->rows;
+    mli_tile tile;
+    int row_end = rows->start[row + 1];
+    tile.head = head;
+    tile.row_begin = rows->start[row];
+    tile.first = first;
+    tile.n_queries = MLI_MIN(row_end - first, MLI_QUERY_BLOCK);
+    tile.n_keys =
+        rows->past - tile.row_begin + (op->config->mask == ML_MASK_FULL ? row_end : first + tile.n_queries);
+    return tile;
+}
+
+/* Where the tile's head begins in k, v or their gradients, at the first key of the row. */
+static float *mli_keys_of(const mli_attention_op *op, const mli_tile *tile, float *k) {
+    size_t hd = (size_t)(op->q.cols / op->config->n_heads), kv_dim = (size_t)op->k.cols;
     size_t kv_head = (size_t)(tile->head / (op->config->n_heads / op->config->n_kv_heads));
-    size_t kv_dim = (size_t)op->k.cols;
-    const float *q = mli_row(op->q, (size_t)tile->first) + (size_t)tile->head * hd;
-    const float *k = mli_row(op->k, (size_t)tile->row_begin) - (size_t)op->rows->past * kv_dim + kv_head * hd;
-    const float *v = mli_row(op->v, (size_t)tile->row_begin) - (size_t)op->rows->past * kv_dim + kv_head * hd;
-    float *out = mli_row(op->out, (size_t)tile->first) + (size_t)tile->head * hd;
+    return k + (size_t)tile->row_begin * kv_dim - (size_t)op->rows->past * kv_dim + kv_head * hd;
+}
+
+/* Where the tile begins in q, out or their gradients. */
+static float *mli_queries_of(const mli_attention_op *op, const mli_tile *tile, float *q) {
+    size_t hd = (size_t)(op->q.cols / op->config->n_heads);
+    return q + (size_t)tile->first * (size_t)op->q.cols + (size_t)tile->head * hd;
+}
+
+static void mli_attend(const mli_attention_op *op, const mli_tile *tile, float *scores) {
+    const float *q = mli_queries_of(op, tile, (float *)op->q.data);
+    const float *k = mli_keys_of(op, tile, (float *)op->k.data),
+                *v = mli_keys_of(op, tile, (float *)op->v.data);
+    float *out = mli_queries_of(op, tile, (float *)op->out.data);
     if (tile->n_queries <= MLI_FEW_QUERIES)
         mli_attend_few(op, tile, q, k, v, out, scores);
     else
@@ -3301,29 +3835,111 @@ static void mli_attend(const mli_attention_op *op, const mli_tile *tile, float *
    gets its share of them. */
 static void mli_attention_task(void *arg, int index) {
     const mli_attention_op *op = (const mli_attention_op *)arg;
-    const mli_rows *rows = op->rows;
     float *scores = (float *)(void *)(op->work + (size_t)index * op->task_work);
-    mli_tile tile;
-    int r, turn = 0;
-    for (r = 0; r < rows->n_rows; r++) {
-        int row_end = rows->start[r + 1];
-        tile.row_begin = rows->start[r];
-        for (tile.first = tile.row_begin; tile.first < row_end; tile.first += MLI_QUERY_BLOCK) {
-            tile.n_queries = MLI_MIN(row_end - tile.first, MLI_QUERY_BLOCK);
-            tile.n_keys = rows->past - tile.row_begin +
-                          (op->config->mask == ML_MASK_FULL ? row_end : tile.first + tile.n_queries);
-            for (tile.head = 0; tile.head < op->config->n_heads; tile.head++)
-                if (turn++ % op->n_tasks == index) mli_attend(op, &tile, scores);
+    int row, first, head, turn = 0;
+    for (row = 0; row < op->rows->n_rows; row++)
+        for (first = op->rows->start[row]; first < op->rows->start[row + 1]; first += MLI_QUERY_BLOCK)
+            for (head = 0; head < op->config->n_heads; head++)
+                if (turn++ % op->n_tasks == index) {
+                    mli_tile tile = mli_tile_at(op, row, first, head);
+                    mli_attend(op, &tile, scores);
+                }
+}
+
+#ifndef ML_NO_TRAINING
+/* Scratch of one task going backward; S the longest row. */
+typedef struct mli_attention_scratch {
+    float *p, *dp;  /* (MLI_QUERY_BLOCK, S) */
+    float *dk, *dv; /* (S, hd): sums over the queries and the heads that share a key head */
+    void *gemm_work;
+} mli_attention_scratch;
+
+static size_t mli_attention_scratch_at(unsigned char *memory, size_t longest, size_t hd,
+                                       mli_attention_scratch *scratch) {
+    size_t used = 0, queries = MLI_MIN(longest, MLI_QUERY_BLOCK), work;
+    work = MLI_MAX(mli_gemm_work(NULL, queries, longest, hd), mli_gemm_work(NULL, queries, hd, longest));
+    work = MLI_MAX(work, mli_gemm_work(NULL, longest, hd, queries));
+    scratch->p = (float *)mli_carve(memory, &used, queries * longest, sizeof(float));
+    scratch->dp = (float *)mli_carve(memory, &used, queries * longest, sizeof(float));
+    scratch->dk = (float *)mli_carve(memory, &used, longest * hd, sizeof(float));
+    scratch->dv = (float *)mli_carve(memory, &used, longest * hd, sizeof(float));
+    scratch->gemm_work = mli_carve(memory, &used, work, 1);
+    return used;
+}
+
+/* With P the softmax, computed anew:  dV += P^T dy;  dP = dy V^T;  dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;
+   dQ = dS K, over Q, whose turn is then over. */
+static void mli_attend_backward(const mli_attention_op *op, const mli_tile *tile,
+                                const mli_attention_scratch *s) {
+    size_t n = (size_t)tile->n_queries, n_keys = (size_t)tile->n_keys, dim = (size_t)op->q.cols, i;
+    size_t kv_dim = (size_t)op->k.cols, hd = dim / (size_t)op->config->n_heads;
+    const float *q = mli_queries_of(op, tile, (float *)op->q.data);
+    const float *k = mli_keys_of(op, tile, (float *)op->k.data),
+                *v = mli_keys_of(op, tile, (float *)op->v.data);
+    const float *dy = mli_queries_of(op, tile, op->out.grad);
+    float *dq = mli_queries_of(op, tile, op->q.grad), scale = 1.0f / sqrtf((float)hd);
+    mli_attention_weights(op, tile, q, k, s->p, s->gemm_work);
+    mli_gemm(NULL, n_keys, hd, n, mli_matrix(s->p, 1, n_keys), mli_matrix(dy, dim, 1), s->dv, hd, 1,
+             s->gemm_work);
+    mli_gemm(NULL, n, n_keys, hd, mli_matrix(dy, dim, 1), mli_matrix(v, 1, kv_dim), s->dp, n_keys, 0,
+             s->gemm_work);
+    for (i = 0; i < n; i++) mli_softmax_gradient(s->dp + i * n_keys, s->p + i * n_keys, scale, n_keys);
+    mli_gemm(NULL, n_keys, hd, n, mli_matrix(s->dp, 1, n_keys), mli_matrix(q, dim, 1), s->dk, hd, 1,
+             s->gemm_work);
+    mli_gemm(NULL, n, hd, n_keys, mli_matrix(s->dp, n_keys, 1), mli_matrix(k, kv_dim, 1), dq, dim, 0,
+             s->gemm_work);
+}
+
+/* All queries that see the keys of one row and one key head; then these keys' and values' gradients take their place. */
+static void mli_attend_backward_keys(const mli_attention_op *op, int row, int kv_head,
+                                     const mli_attention_scratch *s) {
+    int group = op->config->n_heads / op->config->n_kv_heads, first, head;
+    size_t hd = (size_t)(op->q.cols / op->config->n_heads), kv_dim = (size_t)op->k.cols, i;
+    size_t n_keys = (size_t)(op->rows->start[row + 1] - op->rows->start[row]);
+    mli_tile tile = mli_tile_at(op, row, op->rows->start[row], kv_head * group);
+    float *dk = mli_keys_of(op, &tile, op->k.grad), *dv = mli_keys_of(op, &tile, op->v.grad);
+    memset(s->dk, 0, n_keys * hd * sizeof *s->dk);
+    memset(s->dv, 0, n_keys * hd * sizeof *s->dv);
+    for (first = op->rows->start[row]; first < op->rows->start[row + 1]; first += MLI_QUERY_BLOCK)
+        for (head = kv_head * group; head < (kv_head + 1) * group; head++) {
+            tile = mli_tile_at(op, row, first, head);
+            mli_attend_backward(op, &tile, s);
         }
+    for (i = 0; i < n_keys; i++) {
+        memcpy(dk + i * kv_dim, s->dk + i * hd, hd * sizeof *dk);
+        memcpy(dv + i * kv_dim, s->dv + i * hd, hd * sizeof *dv);
     }
 }
+
+static void mli_attention_backward_task(void *arg, int index) {
+    const mli_attention_op *op = (const mli_attention_op *)arg;
+    mli_attention_scratch scratch;
+    int row, kv_head, turn = 0;
+    mli_attention_scratch_at(op->work + (size_t)index * op->task_work, op->longest,
+                             (size_t)(op->q.cols / op->config->n_heads), &scratch);
+    for (row = 0; row < op->rows->n_rows; row++)
+        for (kv_head = 0; kv_head < op->config->n_kv_heads; kv_head++)
+            if (turn++ % op->n_tasks == index) mli_attend_backward_keys(op, row, kv_head, &scratch);
+}
+
+static void mli_attention_backward(mli_graph *g, const void *record) {
+    mli_attention_op op = *(const mli_attention_op *)record;
+    mli_attention_scratch scratch;
+    op.task_work =
+        mli_attention_scratch_at(NULL, op.longest, (size_t)(op.q.cols / op.config->n_heads), &scratch);
+    op.work = (unsigned char *)mli_align_up((uintptr_t)g->work);
+    mli_parallel(g->threads, op.n_tasks, mli_attention_backward_task, &op);
+}
+#endif
 
 /* q (n, D), k (n, kv_dim), v (n, kv_dim) -> (n, D) */
 static ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
                                const mli_rows *rows) {
     mli_attention_op op;
-    size_t hd = (size_t)(config->dim / config->n_heads), longest = 0, queries, work = 0;
-    int r, max_tasks = MLI_MAX(1, g->threads->count);
+    size_t hd = (size_t)(config->dim / config->n_heads), queries, work = 0;
+    size_t max_tasks = (size_t)MLI_MAX(1, g->threads->count);
+    int r;
+    memset(&op, 0, sizeof op);
     op.q = q;
     op.k = k;
     op.v = v;
@@ -3332,20 +3948,26 @@ static ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor
     op.rows = rows;
     for (r = 0; r < rows->n_rows; r++) {
         size_t keys = (size_t)(rows->start[r + 1] - rows->start[r] + rows->past);
-        longest = MLI_MAX(longest, keys);
+        op.longest = MLI_MAX(op.longest, keys);
         work += (size_t)(rows->start[r + 1] - rows->start[r]) * keys * (size_t)q.cols;
     }
     queries = (size_t)MLI_MIN(q.rows, MLI_QUERY_BLOCK);
-    op.task_work = queries * longest * sizeof(float);
+    op.task_work = queries * op.longest * sizeof(float);
     if (queries > MLI_FEW_QUERIES)
-        op.task_work +=
-            MLI_MAX(mli_gemm_work(NULL, queries, longest, hd), mli_gemm_work(NULL, queries, hd, longest));
+        op.task_work += MLI_MAX(mli_gemm_work(NULL, queries, op.longest, hd),
+                                mli_gemm_work(NULL, queries, hd, op.longest));
     op.task_work = (size_t)mli_align_up(op.task_work);
-    mli_need_work(g, (size_t)max_tasks * op.task_work);
-    if (mli_measuring(g)) return op.out;
-    op.work = (unsigned char *)g->work;
+    mli_need_work(g, max_tasks * op.task_work);
+#ifndef ML_NO_TRAINING
+    if (g->taping) {
+        mli_attention_scratch scratch;
+        mli_need_work(g, max_tasks * mli_attention_scratch_at(NULL, op.longest, hd, &scratch) + MLI_ALIGN);
+    }
+#endif
     op.n_tasks = mli_task_count(g->threads, work, 1 << 15);
-    mli_parallel(g->threads, op.n_tasks, mli_attention_task, &op);
+    op.work = (unsigned char *)g->work;
+    if (!mli_measuring(g)) mli_parallel(g->threads, op.n_tasks, mli_attention_task, &op);
+    MLI_RECORD(g, mli_attention_backward, op);
     return op.out;
 }
 
@@ -3425,6 +4047,11 @@ static const mli_param mli_params[MLI_SLOTS] = {
         "layers.#.feed_forward.w3.weight", "model.layers.#.mlp.up_proj.weight"}},
     /* clang-format on */
 };
+
+/* What an adapter may adapt, in the order of the bits ML_LORA_Q ... */
+#define MLI_LORA_TARGETS 7
+static const mli_slot mli_lora_slots[MLI_LORA_TARGETS] = {MLI_WQ, MLI_WK, MLI_WV, MLI_WO,
+                                                          MLI_W1, MLI_W2, MLI_W3};
 
 static int mli_extent_of(const ml_config *c, mli_extent extent) {
     switch (extent) {
@@ -3570,65 +4197,146 @@ typedef struct mli_kv {
 } mli_kv;
 
 static ml_tensor mli_kv_tensor(mli_graph *g, float *data, int rows, int cols) {
-    ml_tensor t;
-    if (!data) return mli_new(g, rows, cols);
-    t.type = ML_F32;
-    t.rows = rows;
-    t.cols = cols;
-    t.data = data;
-    return t;
+    return data ? mli_tensor_at(data, rows, cols) : mli_new(g, rows, cols);
 }
 
+/* The matrix of a slot with the adapter that the graph has for it. */
+static mli_matrix_use mli_use(const mli_graph *g, const ml_model *model, mli_slot slot, int layer) {
+    mli_matrix_use use;
+    memset(&use, 0, sizeof use);
+    use.w = *mli_weight(model, slot, layer);
+    if (g->lora) {
+        int target;
+        for (target = 0; target < MLI_LORA_TARGETS; target++)
+            if (mli_lora_slots[target] == slot) {
+                const ml_tensor *pair = g->lora->tensors + (layer * MLI_LORA_TARGETS + target) * 2;
+                use.a = pair[0];
+                use.b = pair[1];
+                use.scale = g->lora->alpha / (float)g->lora->rank;
+            }
+    }
+    return use;
+}
+
+/* What all layers of a pass share. */
+typedef struct mli_pass {
+    const ml_model *model;
+    const mli_rows *rows;
+    const float *rope; /* see mli_rope_table */
+    const mli_kv *kv;  /* (L), or NULL */
+} mli_pass;
+
 /* x (n, D) -> x + attention(norm(x)), the first half of a layer */
-static ml_tensor mli_attention_block(mli_graph *g, const ml_model *model, int layer, ml_tensor x,
-                                     const mli_rows *rows, const float *rope, mli_kv kv) {
+static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
+    const ml_model *model = pass->model;
     const ml_config *c = &model->config;
-    const ml_tensor *w[3];
+    mli_matrix_use w[3];
     ml_tensor h, qkv[3];
     int hd = c->dim / c->n_heads;
     h = mli_norm(g, x, *mli_weight(model, MLI_ATTN_NORM, layer),
                  *mli_weight(model, MLI_ATTN_NORM_BIAS, layer), c->norm_eps);
-    w[0] = mli_weight(model, MLI_WQ, layer);
-    w[1] = mli_weight(model, MLI_WK, layer);
-    w[2] = mli_weight(model, MLI_WV, layer);
-    qkv[0] = mli_new(g, x.rows, w[0]->rows);
-    qkv[1] = mli_kv_tensor(g, kv.k, x.rows, w[1]->rows);
-    qkv[2] = mli_kv_tensor(g, kv.v, x.rows, w[2]->rows);
+    w[0] = mli_use(g, model, MLI_WQ, layer);
+    w[1] = mli_use(g, model, MLI_WK, layer);
+    w[2] = mli_use(g, model, MLI_WV, layer);
+    qkv[0] = mli_new(g, x.rows, w[0].w.rows);
+    qkv[1] = mli_kv_tensor(g, pass->kv ? pass->kv[layer].k : NULL, x.rows, w[1].w.rows);
+    qkv[2] = mli_kv_tensor(g, pass->kv ? pass->kv[layer].v : NULL, x.rows, w[2].w.rows);
     mli_linears(g, h, w, qkv, 3);
-    mli_rope(g, qkv[0], rope, hd, rows);
-    mli_rope(g, qkv[1], rope, hd, rows);
-    h = mli_attention(g, qkv[0], qkv[1], qkv[2], c, rows);
-    return mli_residual(g, x, mli_linear_1(g, h, mli_weight(model, MLI_WO, layer)));
+    mli_rope(g, qkv[0], pass->rope, hd, pass->rows);
+    mli_rope(g, qkv[1], pass->rope, hd, pass->rows);
+    h = mli_attention(g, qkv[0], qkv[1], qkv[2], c, pass->rows);
+    return mli_add_linear(g, x, h, mli_use(g, model, MLI_WO, layer));
 }
 
 /* x (n, D) -> x + W2 (silu(W1 norm(x)) * W3 norm(x)), the second half */
-static ml_tensor mli_ffn_block(mli_graph *g, const ml_model *model, int layer, ml_tensor x) {
-    const ml_config *c = &model->config;
-    const ml_tensor *w[2];
+static ml_tensor mli_ffn_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
+    const ml_model *model = pass->model;
+    mli_matrix_use w[2];
     ml_tensor h, y[2];
     h = mli_norm(g, x, *mli_weight(model, MLI_FFN_NORM, layer), *mli_weight(model, MLI_FFN_NORM_BIAS, layer),
-                 c->norm_eps);
-    w[0] = mli_weight(model, MLI_W1, layer);
-    w[1] = mli_weight(model, MLI_W3, layer);
-    y[0] = mli_new(g, x.rows, w[0]->rows);
-    y[1] = mli_new(g, x.rows, w[1]->rows);
+                 model->config.norm_eps);
+    w[0] = mli_use(g, model, MLI_W1, layer);
+    w[1] = mli_use(g, model, MLI_W3, layer);
+    y[0] = mli_new(g, x.rows, w[0].w.rows);
+    y[1] = mli_new(g, x.rows, w[1].w.rows);
     mli_linears(g, h, w, y, 2);
     h = mli_gated(g, y[0], y[1]);
-    return mli_residual(g, x, mli_linear_1(g, h, mli_weight(model, MLI_W2, layer)));
+    return mli_add_linear(g, x, h, mli_use(g, model, MLI_W2, layer));
 }
+
+/* Without a tape a layer gives back all that it took, and x is changed in place. */
+static ml_tensor mli_layer(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
+    size_t mark = g->used;
+    x = mli_attention_block(g, pass, layer, x);
+    if (!g->taping) mli_release(g, mark);
+    x = mli_ffn_block(g, pass, layer, x);
+    if (!g->taping) mli_release(g, mark);
+    return x;
+}
+
+#ifndef ML_NO_TRAINING
+/* ---- gradient checkpointing (Chen et al. 2016): a layer is computed without a tape, and again with one when its turn
+   comes backward; only its input is kept ---- */
+
+typedef struct mli_layer_op {
+    mli_pass pass;
+    int layer;
+    ml_tensor x;
+} mli_layer_op;
+
+static void mli_layer_backward(mli_graph *g, const void *record) {
+    const mli_layer_op *op = (const mli_layer_op *)record;
+    mli_taped *before = g->newest;
+    size_t mark = g->used;
+    g->taping = 1;
+    mli_layer(g, &op->pass, op->layer, op->x);
+    mli_run_backward(g, before);
+    mli_release(g, mark);
+}
+
+static ml_tensor mli_layer_checkpointed(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
+    ml_tensor y = mli_new(g, x.rows, x.cols);
+    mli_layer_op op;
+    size_t mark = g->used;
+    op.pass = *pass;
+    op.layer = layer;
+    op.x = x;
+    y.grad = x.grad;
+    if (mli_measuring(g)) {
+        size_t peak = g->peak;
+        mli_layer(g, pass, layer, x);
+        g->recompute = MLI_MAX(g->recompute, g->used - mark);
+        g->peak = peak; /* it is not now that this is needed */
+        mli_release(g, mark);
+    } else {
+        memcpy(y.data, x.data, (size_t)x.rows * (size_t)x.cols * sizeof(float));
+    }
+    g->taping = 0;
+    mli_layer(g, pass, layer, y);
+    g->taping = 1;
+    MLI_RECORD(g, mli_layer_backward, op);
+    return y;
+}
+#endif
 
 /* tokens (n) -> hidden states after the last norm (n, D). kv holds one entry for each layer, or is NULL. */
 static ml_tensor mli_network(mli_graph *g, const ml_model *model, const int32_t *tokens, int n,
                              const mli_rows *rows, const float *rope, const mli_kv *kv) {
-    static const mli_kv none = {NULL, NULL};
-    ml_tensor x = mli_embed(g, *mli_weight(model, MLI_TOKEN_EMBEDDING, 0), tokens, n);
+    ml_tensor x = mli_embed_stream(g, *mli_weight(model, MLI_TOKEN_EMBEDDING, 0), tokens, n);
+    mli_pass pass;
     int layer;
+    pass.model = model;
+    pass.rows = rows;
+    pass.rope = rope;
+    pass.kv = kv;
     for (layer = 0; layer < model->config.n_layers; layer++) {
-        size_t mark = g->used;
-        x = mli_attention_block(g, model, layer, x, rows, rope, kv ? kv[layer] : none);
-        mli_release(g, mark);
-        x = mli_ffn_block(g, model, layer, x);
-        mli_release(g, mark);
+#ifndef ML_NO_TRAINING
+        if (g->taping && g->checkpointing) {
+            x = mli_layer_checkpointed(g, &pass, layer, x);
+            continue;
+        }
+#endif
+        x = mli_layer(g, &pass, layer, x);
     }
     return mli_norm(g, x, *mli_weight(model, MLI_OUTPUT_NORM, 0), *mli_weight(model, MLI_OUTPUT_NORM_BIAS, 0),
                     model->config.norm_eps);
@@ -3637,15 +4345,12 @@ static ml_tensor mli_network(mli_graph *g, const ml_model *model, const int32_t 
 /* hidden (n, D) -> logits (n_select, V) of the selected tokens, or of all without a selection */
 static void mli_output(mli_graph *g, const ml_model *model, ml_tensor hidden, const int32_t *select,
                        int n_select, float *logits) {
-    const ml_tensor *w = mli_weight(model, MLI_OUTPUT, 0);
+    mli_matrix_use use = mli_use(g, model, MLI_OUTPUT, 0);
     ml_tensor y;
     if (select)
         hidden = mli_embed(g, hidden, select, n_select); /* gathering rows is what an embedding does */
-    y.type = ML_F32;
-    y.rows = hidden.rows;
-    y.cols = w->rows;
-    y.data = logits;
-    mli_linears(g, hidden, &w, &y, 1);
+    y = mli_tensor_at(logits, hidden.rows, use.w.rows);
+    mli_linears(g, hidden, &use, &y, 1);
 }
 
 /* ---- session ---- */
@@ -3653,6 +4358,7 @@ static void mli_output(mli_graph *g, const ml_model *model, ml_tensor hidden, co
 struct ml_session {
     const ml_model *model;
     int max_seq_len, max_batch;
+    const ml_lora *lora;
     ml_threads threads;
     int length;      /* tokens held */
     int32_t *tokens; /* (max_seq_len): the first `length` are held */
@@ -3665,6 +4371,9 @@ struct ml_session {
     ml_allocator allocator; /* of ml_session_new ... */
     void *block;            /* ... and what it gave; NULL after ml_session_init */
 };
+
+static ml_result mli_lora_check(const ml_model *model, const ml_lora *lora,
+                                ml_error *error); /* in >>adapters */
 
 /* Runs the network without memory, to learn how much a pass of max_batch tokens needs. */
 static void mli_measure(ml_session *s) {
@@ -3679,6 +4388,7 @@ static void mli_measure(ml_session *s) {
     rows.past = c->mask == ML_MASK_FULL ? 0 : s->max_seq_len - start[1];
     memset(&s->graph, 0, sizeof s->graph);
     s->graph.threads = &s->threads;
+    s->graph.lora = s->lora;
     hidden = mli_network(&s->graph, s->model, NULL, s->max_batch, &rows, NULL, NULL);
     mli_output(&s->graph, s->model, hidden, start, s->max_batch, NULL);
     s->graph.size = s->graph.peak;
@@ -3708,8 +4418,9 @@ static size_t mli_session_layout(ml_session *s, unsigned char *memory) {
 /* Fills in the defaults of a description, once, for size and init alike. */
 static ml_result mli_session_resolve(const ml_model *model, const ml_session_desc *desc, ml_session *s,
                                      ml_error *error) {
-    static const ml_session_desc defaults = {0, 0, {0, NULL, NULL}};
+    static const ml_session_desc defaults = {0, 0, NULL, {0, NULL, NULL}};
     size_t widest;
+    ml_result result;
     if (!model) return mli_fail(error, ML_ERROR_ARGUMENT, "a session needs a model");
     if (!desc) desc = &defaults;
     memset(s, 0, sizeof *s);
@@ -3724,6 +4435,8 @@ static ml_result mli_session_resolve(const ml_model *model, const ml_session_des
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: max_batch is %d", s->max_batch);
     /* with mask full each pass computes the whole sequence; a causal pass is never longer than the cache */
     if (model->config.mask == ML_MASK_FULL) s->max_batch = MLI_MAX(s->max_batch, s->max_seq_len);
+    s->lora = desc->lora;
+    if (s->lora && (result = mli_lora_check(model, s->lora, error)) != ML_OK) return result;
     s->threads = desc->threads;
     if (s->threads.count < 0 || s->threads.count > 1024)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: threads.count is %d, not in 0 to 1024",
@@ -3905,6 +4618,988 @@ ML_DEF ml_result ml_forward(ml_session *s, const ml_batch *b, ml_error *error) {
     if (b->logits) mli_output(&s->graph, s->model, hidden, b->select, b->n_select, b->logits);
     return mli_ok(error);
 }
+
+/* ==== >>adapters ==== */
+
+/* Two tensors for each target of each layer; A and B lie in `data`, one after the other, or with NULL are only counted. */
+static size_t mli_lora_layout(const ml_config *c, int rank, unsigned targets, ml_tensor *tensors,
+                              float *data) {
+    size_t used = 0;
+    int layer, target;
+    for (layer = 0; layer < c->n_layers; layer++)
+        for (target = 0; target < MLI_LORA_TARGETS; target++) {
+            const mli_param *param = &mli_params[mli_lora_slots[target]];
+            int out = mli_extent_of(c, param->rows), in = mli_extent_of(c, param->cols);
+            ml_tensor *pair = tensors + (layer * MLI_LORA_TARGETS + target) * 2;
+            if (!(targets >> target & 1)) continue;
+            if (data) {
+                pair[0] = mli_tensor_at(data + used, rank, in);
+                pair[1] = mli_tensor_at(data + used + (size_t)rank * (size_t)in, out, rank);
+            }
+            used += (size_t)rank * (size_t)(in + out);
+        }
+    return used;
+}
+
+/* An adapter of zeros. */
+static ml_result mli_lora_new(const ml_config *c, int rank, float alpha, unsigned targets,
+                              const ml_allocator *given, ml_lora **out, ml_error *error) {
+    ml_allocator allocator;
+    int n_tensors = c->n_layers * MLI_LORA_TARGETS * 2;
+    size_t numbers, used = 0;
+    unsigned char *block;
+    ml_tensor *tensors;
+    ml_lora *lora;
+    ml_result result = mli_resolve_allocator(given, &allocator, error);
+    if (result) return result;
+    if (rank < 1 || rank > 1 << 12)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: rank is %d, not in 1 to %d", rank, 1 << 12);
+    if (!targets || targets > ML_LORA_ALL)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "adapter: targets is %d, not a sum of ML_LORA_Q ... ML_LORA_W3", (int)targets);
+    if (!(alpha > 0 && alpha < 1e6f))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: alpha is out of range");
+    numbers = mli_lora_layout(c, rank, targets, NULL, NULL);
+    mli_carve(NULL, &used, 1, sizeof *lora);
+    mli_carve(NULL, &used, (size_t)n_tensors, sizeof *tensors);
+    mli_carve(NULL, &used, numbers, sizeof(float));
+    block =
+        (unsigned char *)mli_alloc(&allocator, 1, used > SIZE_MAX - MLI_ALIGN ? SIZE_MAX : used + MLI_ALIGN);
+    if (!block)
+        return mli_fail(error, ML_ERROR_MEMORY, "out of memory for an adapter of %z numbers", numbers);
+    used = (size_t)(mli_align_up((uintptr_t)block) - (uintptr_t)block);
+    lora = (ml_lora *)mli_carve(block, &used, 1, sizeof *lora);
+    tensors = (ml_tensor *)mli_carve(block, &used, (size_t)n_tensors, sizeof *tensors);
+    mli_lora_layout(c, rank, targets, tensors, (float *)mli_carve(block, &used, numbers, sizeof(float)));
+    lora->rank = rank;
+    lora->alpha = alpha;
+    lora->n_tensors = n_tensors;
+    lora->tensors = tensors;
+    lora->n_parameters = (int64_t)numbers;
+    lora->allocator = allocator;
+    lora->block = block;
+    *out = lora;
+    return mli_ok(error);
+}
+
+ML_DEF ml_result ml_lora_create(const ml_model *model, const ml_lora_desc *given, ml_random *random,
+                                const ml_allocator *allocator, ml_lora **lora, ml_error *error) {
+    static const ml_lora_desc defaults = {0, 0, 0, 0};
+    ml_lora_desc desc = given ? *given : defaults;
+    ml_result result;
+    int i;
+    size_t j;
+    if (!model || !random || !lora)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_lora_create: model, random or lora is NULL");
+    *lora = NULL;
+    if (!desc.rank) desc.rank = 4;
+    if (desc.alpha == 0) desc.alpha = (float)desc.rank;
+    if (!desc.targets) desc.targets = ML_LORA_ATTENTION;
+    if (desc.init_sd == 0) desc.init_sd = 0.02f;
+    result = mli_lora_new(&model->config, desc.rank, desc.alpha, desc.targets, allocator, lora, error);
+    if (result) return result;
+    for (i = 0; i < (*lora)->n_tensors; i += 2) {
+        const ml_tensor *a = &(*lora)->tensors[i];
+        for (j = 0; a->data && j < (size_t)a->rows * (size_t)a->cols; j++)
+            ((float *)a->data)[j] = desc.init_sd * ml_random_normal(random);
+    }
+    return mli_ok(error);
+}
+
+ML_DEF void ml_lora_free(ml_lora *lora) {
+    if (lora) {
+        ml_allocator allocator = lora->allocator;
+        mli_free(&allocator, lora->block);
+    }
+}
+
+/* Whether the adapter has a pair of this model's shapes, or none, for every matrix. */
+static ml_result mli_lora_check(const ml_model *model, const ml_lora *lora, ml_error *error) {
+    const ml_config *c = &model->config;
+    int i;
+    if (lora->n_tensors != c->n_layers * MLI_LORA_TARGETS * 2)
+        return mli_fail(error, ML_ERROR_MISMATCH, "the adapter is for %d layers, the model has %d",
+                        lora->n_tensors / (MLI_LORA_TARGETS * 2), c->n_layers);
+    for (i = 0; i < lora->n_tensors; i += 2) {
+        const ml_tensor *a = &lora->tensors[i], *b = a + 1, *w;
+        mli_slot slot = mli_lora_slots[i / 2 % MLI_LORA_TARGETS];
+        char name[ML_NAME_SIZE];
+        if (!a->data) continue;
+        w = mli_weight(model, slot, i / 2 / MLI_LORA_TARGETS);
+        mli_param_name(MLI_NAMING_GGUF, slot, i / 2 / MLI_LORA_TARGETS, name);
+        if (a->cols != w->cols || b->rows != w->rows)
+            return mli_fail(error, ML_ERROR_MISMATCH,
+                            "the adapter of %s is for (%d, %d), the model has (%d, %d)", name, b->rows,
+                            a->cols, w->rows, w->cols);
+    }
+    return ML_OK;
+}
+
+/* Weights that may be written to: the model's own, and F32. */
+static ml_result mli_check_writable(const ml_model *model, ml_error *error) {
+    int i;
+    for (i = 0; i < model->n_tensors; i++)
+        if (model->tensors[i].data && model->tensors[i].type != ML_F32) break;
+    if (i < model->n_tensors || !model->private_part->weights || model->private_part->archive)
+        return mli_fail(
+            error, ML_ERROR_ARGUMENT,
+            "the model's weights are read-only or not F32: load it with ml_load_desc.type = ML_F32");
+    return ML_OK;
+}
+
+/* W += sign * alpha / rank * B A */
+static ml_result mli_lora_apply(ml_model *model, const ml_lora *lora, float sign, ml_error *error) {
+    ml_result result;
+    int i, k;
+    size_t row, col;
+    if (!model || !lora) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_lora_merge: model or lora is NULL");
+    if ((result = mli_check_writable(model, error)) != ML_OK) return result;
+    if ((result = mli_lora_check(model, lora, error)) != ML_OK) return result;
+    for (i = 0; i < lora->n_tensors; i += 2) {
+        const ml_tensor *a = &lora->tensors[i], *b = a + 1;
+        const ml_tensor *w =
+            mli_weight(model, mli_lora_slots[i / 2 % MLI_LORA_TARGETS], i / 2 / MLI_LORA_TARGETS);
+        for (row = 0; a->data && row < (size_t)w->rows; row++)
+            for (k = 0; k < lora->rank; k++) {
+                float s = sign * lora->alpha / (float)lora->rank * mli_row(*b, row)[k];
+                float *to = mli_row(*w, row), *from = mli_row(*a, (size_t)k);
+                for (col = 0; col < (size_t)w->cols; col++) to[col] += s * from[col];
+            }
+    }
+    return mli_ok(error);
+}
+
+ML_DEF ml_result ml_lora_merge(ml_model *model, const ml_lora *lora, ml_error *error) {
+    return mli_lora_apply(model, lora, 1.0f, error);
+}
+
+ML_DEF ml_result ml_lora_unmerge(ml_model *model, const ml_lora *lora, ml_error *error) {
+    return mli_lora_apply(model, lora, -1.0f, error);
+}
+
+/* ==== >>training ==== */
+
+#ifndef ML_NO_TRAINING
+
+/* ---- rows of the hidden state that a head reads ---- */
+
+typedef struct mli_pool_op {
+    ml_tensor x, out; /* (n, D), (n_rows, D) */
+    const mli_rows *rows;
+    ml_pooling pooling;
+} mli_pool_op;
+
+static void mli_pool_backward(mli_graph *g, const void *record) {
+    const mli_pool_op *op = (const mli_pool_op *)record;
+    size_t cols = (size_t)op->x.cols, i;
+    int r;
+    (void)g;
+    for (r = 0; r < op->rows->n_rows; r++) {
+        size_t begin = (size_t)op->rows->start[r], end = (size_t)op->rows->start[r + 1];
+        const float *dy = mli_grad_row(op->out, (size_t)r);
+        for (i = begin; i < end; i++) {
+            float *dx = mli_grad_row(op->x, i), share = 1.0f;
+            if (op->pooling == ML_POOL_MEAN) share = 1.0f / (float)(end - begin);
+            if (op->pooling == ML_POOL_LAST && i + 1 < end) share = 0.0f;
+            memcpy(dx, dy, cols * sizeof *dx);
+            mli_scale(dx, share, cols);
+        }
+    }
+}
+
+/* x (n, D) -> (n_rows, D): each row's last token, or the mean of its tokens */
+static ml_tensor mli_pool(mli_graph *g, ml_tensor x, const mli_rows *rows, ml_pooling pooling) {
+    mli_pool_op op;
+    size_t cols = (size_t)x.cols, i;
+    int r;
+    op.x = x;
+    op.out = mli_new(g, rows->n_rows, x.cols);
+    op.rows = rows;
+    op.pooling = pooling;
+    for (r = 0; r < rows->n_rows && !mli_measuring(g); r++) {
+        size_t begin = (size_t)rows->start[r], end = (size_t)rows->start[r + 1];
+        float *y = mli_row(op.out, (size_t)r);
+        if (pooling == ML_POOL_LAST) begin = end - 1;
+        memset(y, 0, cols * sizeof *y);
+        for (i = begin; i < end; i++) mli_add(y, mli_row(x, i), cols);
+        mli_scale(y, 1.0f / (float)(end - begin), cols);
+    }
+    MLI_RECORD(g, mli_pool_backward, op);
+    return op.out;
+}
+
+/* ---- dropout (Srivastava et al. 2014): each number is 0 with probability p, else divided by 1 - p. Which ones hangs on
+   the seed and the place alone, so that nothing is kept for the way back. ---- */
+
+typedef struct mli_dropout_op {
+    ml_tensor x; /* in place */
+    float p;
+    uint64_t seed;
+} mli_dropout_op;
+
+static void mli_drop(float *x, size_t n, float p, uint64_t seed) {
+    size_t i;
+    for (i = 0; i < n; i++) {
+        uint64_t state = seed + i * 0x9e3779b97f4a7c15u;
+        float uniform = (float)(mli_splitmix64(&state) >> 40) * (1.0f / 16777216.0f);
+        x[i] = uniform < p ? 0.0f : x[i] / (1.0f - p);
+    }
+}
+
+static void mli_dropout_backward(mli_graph *g, const void *record) {
+    const mli_dropout_op *op = (const mli_dropout_op *)record;
+    (void)g;
+    mli_drop(op->x.grad, (size_t)op->x.rows * (size_t)op->x.cols, op->p, op->seed);
+}
+
+/* x, in place; p 0 leaves it alone */
+static void mli_dropout(mli_graph *g, ml_tensor x, float p, uint64_t seed) {
+    mli_dropout_op op;
+    if (!(p > 0)) return;
+    op.x = x;
+    op.p = p;
+    op.seed = seed;
+    if (!mli_measuring(g)) mli_drop((float *)x.data, (size_t)x.rows * (size_t)x.cols, p, seed);
+    MLI_RECORD(g, mli_dropout_backward, op);
+}
+
+/* ---- bias: y + b ---- */
+
+typedef struct mli_bias_op {
+    ml_tensor y, b; /* (n, C), (1, C) */
+} mli_bias_op;
+
+static void mli_bias_backward(mli_graph *g, const void *record) {
+    const mli_bias_op *op = (const mli_bias_op *)record;
+    size_t i;
+    (void)g;
+    for (i = 0; i < (size_t)op->y.rows && op->b.grad; i++)
+        mli_add(op->b.grad, mli_grad_row(op->y, i), (size_t)op->y.cols);
+}
+
+/* y (n, C) += b, in place */
+static void mli_bias(mli_graph *g, ml_tensor y, ml_tensor b) {
+    mli_bias_op op;
+    size_t i;
+    op.y = y;
+    op.b = b;
+    for (i = 0; i < (size_t)y.rows && !mli_measuring(g); i++)
+        mli_add(mli_row(y, i), (const float *)b.data, (size_t)y.cols);
+    MLI_RECORD(g, mli_bias_backward, op);
+}
+
+/* ---- losses: -log p(target), p = softmax(logits), summed over the rows that count and divided ---- */
+
+typedef struct mli_nll_op {
+    ml_tensor logits;      /* (n, C) */
+    const int32_t *target; /* (n); negative: not counted */
+    float scale;           /* 1 / divisor */
+    float *loss;           /* (n) -log p of each row, not yet scaled */
+    int want_gradient;
+} mli_nll_op;
+
+/* The logits of one row become s (softmax - one-hot), which is the loss's gradient; returns -log p(target). */
+static float mli_nll_gradient_row(float *logits, size_t n, int32_t target, float s) {
+    float max = mli_max(logits, n), at = logits[target] - max;
+    mli_v sum = mli_v_zero(), m = mli_v_set(max);
+    size_t i, lanes;
+    for (i = 0; i < n; i += MLI_LANES) {
+        lanes = MLI_MIN(MLI_LANES, n - i);
+        mli_v_store_n(logits + i, mli_v_exp(mli_v_sub(mli_v_load_n(logits + i, lanes), m)), lanes);
+        sum = mli_v_add(sum, mli_v_load_n(logits + i, lanes));
+    }
+    mli_scale(logits, s / mli_v_sum(sum), n);
+    logits[target] -= s;
+    return logf(mli_v_sum(sum)) - at;
+}
+
+/* The logits of one row become log-probabilities. */
+static void mli_log_softmax_row(float *logits, size_t n) {
+    float max = mli_max(logits, n), log_sum;
+    mli_v sum = mli_v_zero(), m = mli_v_set(max);
+    size_t i, lanes;
+    for (i = 0; i < n; i += MLI_LANES) {
+        float e[MLI_LANES];
+        lanes = MLI_MIN(MLI_LANES, n - i);
+        mli_v_store(e, mli_v_exp(mli_v_sub(mli_v_load_n(logits + i, lanes), m)));
+        sum = mli_v_add(sum, mli_v_load_n(e, lanes));
+    }
+    log_sum = max + logf(mli_v_sum(sum));
+    for (i = 0; i < n; i++) logits[i] -= log_sum;
+}
+
+static void mli_nll_rows(const mli_nll_op *op, size_t begin, size_t end) {
+    size_t i, n = (size_t)op->logits.cols;
+    for (i = begin; i < end; i++) {
+        float *row = mli_row(op->logits, i);
+        int32_t target = op->target ? op->target[i] : -1;
+        op->loss[i] = 0;
+        if (op->want_gradient && target < 0) {
+            memset(row, 0, n * sizeof *row);
+        } else if (op->want_gradient) {
+            op->loss[i] = mli_nll_gradient_row(row, n, target, op->scale);
+        } else {
+            mli_log_softmax_row(row, n);
+            if (target >= 0) op->loss[i] = -row[target];
+        }
+    }
+}
+
+typedef struct mli_nll_job {
+    const mli_nll_op *op;
+    int n_tasks;
+} mli_nll_job;
+
+static void mli_nll_task(void *arg, int index) {
+    const mli_nll_job *job = (const mli_nll_job *)arg;
+    size_t begin, end;
+    mli_share((size_t)job->op->logits.rows, 1, job->n_tasks, index, &begin, &end);
+    mli_nll_rows(job->op, begin, end);
+}
+
+/* Runs the rows and returns the sum of their losses, not yet scaled. */
+static double mli_nll_run(mli_graph *g, const mli_nll_op *op) {
+    size_t i, n = (size_t)op->logits.rows;
+    double sum = 0;
+    mli_nll_job job;
+    job.op = op;
+    job.n_tasks = mli_task_count(g->threads, n * (size_t)op->logits.cols, 1 << 14);
+    mli_parallel(g->threads, job.n_tasks, mli_nll_task, &job);
+    for (i = 0; i < n; i++) sum += (double)op->loss[i];
+    return sum;
+}
+
+/* From the log-probabilities that the forward left:  dlogits = s (exp(log p) - one-hot) */
+static void mli_nll_backward(mli_graph *g, const void *record) {
+    const mli_nll_op *op = (const mli_nll_op *)record;
+    size_t i, j, n = (size_t)op->logits.cols;
+    (void)g;
+    for (i = 0; i < (size_t)op->logits.rows; i++) {
+        const float *log_p = mli_row(op->logits, i);
+        float *d = mli_grad_row(op->logits, i);
+        int32_t target = op->target[i];
+        for (j = 0; j < n; j++)
+            d[j] = target < 0 ? 0.0f : op->scale * (expf(log_p[j]) - (j == (size_t)target ? 1.0f : 0.0f));
+    }
+}
+
+/* logits (n, C) become log-probabilities. Returns the loss; targets may be NULL, and then it is 0. */
+static double mli_nll(mli_graph *g, ml_tensor logits, const int32_t *targets, float divisor) {
+    mli_nll_op op;
+    double sum;
+    op.logits = logits;
+    op.target = targets;
+    op.scale = 1.0f / divisor;
+    op.loss = (float *)mli_graph_alloc(g, (size_t)logits.rows, sizeof *op.loss);
+    op.want_gradient = 0;
+    sum = mli_measuring(g) ? 0 : mli_nll_run(g, &op);
+    MLI_RECORD(g, mli_nll_backward, op);
+    return sum / (double)divisor;
+}
+
+#define MLI_LOSS_ROWS 256 /* of logits that exist at a time: many enough that reading W is cheap */
+
+/* hidden (n, D) against the output matrix (V, D), without ever holding all logits. With a tape the gradients, too, are
+   computed here, while the logits are there: dW += dlogits^T h, and dh = dlogits W over h. */
+static double mli_cross_entropy(mli_graph *g, ml_tensor hidden, ml_tensor w, const int32_t *targets,
+                                float divisor) {
+    size_t mark = g->used, n = (size_t)hidden.rows, dim = (size_t)hidden.cols, vocab = (size_t)w.rows, i;
+    size_t most = MLI_MIN(n, MLI_LOSS_ROWS);
+    mli_linear_job job;
+    mli_nll_op op;
+    double sum = 0;
+    op.logits = mli_new(g, (int)most, w.rows);
+    op.scale = 1.0f / divisor;
+    op.loss = (float *)mli_graph_alloc(g, most, sizeof *op.loss);
+    op.want_gradient = g->taping;
+    mli_need_linear(g, most, dim, vocab, 0);
+    for (i = 0; i < n && !mli_measuring(g); i += most) {
+        float *h = mli_row(hidden, i);
+        size_t rows = MLI_MIN(most, n - i);
+        op.logits.rows = (int)rows;
+        op.target = targets + i;
+        job.w = &w;
+        job.y = (float *)op.logits.data;
+        mli_linear(g->threads, h, rows, dim, &job, 1, g->work);
+        sum += mli_nll_run(g, &op);
+        if (!g->taping) continue;
+        if (w.grad) mli_weight_gradient(g, w.grad, job.y, h, rows, vocab, dim);
+        mli_input_gradient(g, mli_grad_row(hidden, i), job.y, w, rows, 0);
+    }
+    mli_release(g, mark);
+    return sum / (double)divisor;
+}
+
+#endif /* ML_NO_TRAINING */
+
+/* ---- the classifier ---- */
+
+ML_DEF ml_result ml_head_create(const ml_model *model, int n_classes, ml_random *random,
+                                const ml_allocator *given, ml_head **head, ml_error *error) {
+    ml_allocator allocator;
+    ml_head *created;
+    ml_result result;
+    size_t i, n;
+    float *numbers;
+    if (!model || !random || !head)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_head_create: model, random or head is NULL");
+    *head = NULL;
+    if (n_classes < 2 || n_classes > 1 << 16)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "head: %d classes, not 2 to %d", n_classes, 1 << 16);
+    if ((result = mli_resolve_allocator(given, &allocator, error)) != ML_OK) return result;
+    n = (size_t)n_classes * ((size_t)model->config.dim + 1);
+    created = (ml_head *)mli_alloc(&allocator, 1, sizeof *created + n * sizeof *numbers);
+    if (!created)
+        return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a head of %d classes", n_classes);
+    numbers = (float *)(void *)(created + 1);
+    created->n_classes = n_classes;
+    created->weight = mli_tensor_at(numbers, n_classes, model->config.dim);
+    created->bias = mli_tensor_at(numbers + (size_t)n_classes * (size_t)model->config.dim, 1, n_classes);
+    created->allocator = allocator;
+    for (i = 0; i < n; i++)
+        numbers[i] = (2 * ml_random_uniform(random) - 1) / sqrtf((float)model->config.dim);
+    *head = created;
+    return mli_ok(error);
+}
+
+ML_DEF void ml_head_free(ml_head *head) {
+    if (head) {
+        ml_allocator allocator = head->allocator;
+        mli_free(&allocator, head);
+    }
+}
+
+#ifndef ML_NO_TRAINING
+
+/* ---- the schedule ---- */
+
+ML_DEF float ml_schedule_at(const ml_schedule *schedule, int64_t step) {
+    double span = (double)schedule->total_steps - (double)schedule->warmup_steps, done, rest;
+    if (step < schedule->warmup_steps) return (float)((double)(step + 1) / (double)schedule->warmup_steps);
+    if (schedule->decay == ML_DECAY_NONE || span <= 0) return 1.0f;
+    done = MLI_MIN(1.0, (double)(step - schedule->warmup_steps) / span);
+    rest = schedule->decay == ML_DECAY_COSINE ? 0.5 * (1.0 + cos(3.14159265358979323846 * done)) : 1.0 - done;
+    return (float)((double)schedule->final + (1.0 - (double)schedule->final) * rest);
+}
+
+/* ---- the trainer ---- */
+
+/* A tensor that is trained. */
+typedef struct mli_trained {
+    ml_tensor *t; /* in one of the tables that the trainer shows */
+    float *m, *v; /* AdamW's moments */
+    int decays, is_head;
+} mli_trained;
+
+/* A piece of a trained tensor: what a task takes at a time, the same for every number of threads. */
+#define MLI_STEP_NUMBERS (1 << 15)
+typedef struct mli_piece_of {
+    const mli_trained *of;
+    size_t begin, n;
+    double square_sum; /* of the gradients */
+} mli_piece_of;
+
+typedef struct ml_trainer_private {
+    ml_trainer_desc desc;
+    ml_model *model;
+    ml_model view; /* the model with the trainer's table of tensors, which have gradients */
+    ml_lora lora;  /* the adapter in the same way */
+    ml_tensor *tensors, *lora_tensors;
+    mli_trained *trained;
+    int n_trained;
+    mli_piece_of *pieces;
+    int n_pieces;
+    float *gradients;
+    size_t n_gradients;
+    int32_t *tokens, *row_start, *targets; /* a copy of the batch that is on the tape */
+    float *rope;
+    mli_rows rows;
+    uint64_t passes; /* each has its own dropout */
+    mli_graph graph;
+    ml_allocator allocator;
+    void *block;
+} ml_trainer_private;
+
+static size_t mli_numbers(const ml_tensor *t) { return (size_t)t->rows * (size_t)t->cols; }
+
+/* Fills in the defaults and refuses what cannot be. */
+static ml_result mli_trainer_resolve(const ml_model *model, const ml_trainer_desc *given,
+                                     ml_trainer_desc *desc, ml_error *error) {
+    const ml_adamw *a;
+    if (!model || !given)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "a trainer needs a model and a description");
+    *desc = *given;
+    if (!desc->max_tokens) desc->max_tokens = model->config.max_seq_len;
+    if (!desc->max_rows) desc->max_rows = desc->max_tokens;
+    if (!desc->max_row) desc->max_row = MLI_MIN(desc->max_tokens, model->config.max_seq_len);
+    if (!desc->adamw.head_lr) desc->adamw.head_lr = desc->adamw.lr;
+    if (!desc->adamw.beta1) desc->adamw.beta1 = 0.9f;
+    if (!desc->adamw.beta2) desc->adamw.beta2 = 0.999f;
+    if (!desc->adamw.eps) desc->adamw.eps = 1e-6f;
+    if (!desc->threads.count) desc->threads.count = 1;
+    a = &desc->adamw;
+    if (desc->max_tokens < 1 || desc->max_tokens > 1 << 22 || desc->max_rows < 1 ||
+        desc->max_rows > desc->max_tokens || desc->max_row < 1 || desc->max_row > desc->max_tokens)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "trainer: max_tokens %d, max_rows %d, max_row %d do not go together",
+                        desc->max_tokens, desc->max_rows, desc->max_row);
+    if (!(a->lr > 0) || !(a->head_lr > 0) || !(a->beta1 > 0 && a->beta1 < 1) ||
+        !(a->beta2 > 0 && a->beta2 < 1) || !(a->eps > 0) || !(a->weight_decay >= 0) || !(a->clip >= 0))
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "trainer: a number of AdamW is out of range (lr must be given)");
+    if (!(desc->dropout >= 0 && desc->dropout < 1))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "trainer: dropout is not in 0 to 1");
+    if (desc->threads.count < 1 || desc->threads.count > 1024)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "trainer: threads.count is %d, not in 0 to 1024",
+                        desc->threads.count);
+    if (desc->head && desc->head->weight.cols != model->config.dim)
+        return mli_fail(error, ML_ERROR_MISMATCH, "the head reads %d numbers, the model's dim is %d",
+                        desc->head->weight.cols, model->config.dim);
+    if (desc->frozen && !desc->head && !desc->lora)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "trainer: a frozen model without adapter or head learns nothing");
+    if (desc->lora) return mli_lora_check(model, desc->lora, error);
+    return desc->frozen ? ML_OK : mli_check_writable(model, error);
+}
+
+/* Whether tensor `index` of the model is trained. */
+static int mli_is_trained(const ml_trainer_private *t, int index) {
+    mli_slot slot;
+    int layer;
+    mli_slot_of(index, &slot, &layer);
+    if (t->desc.lora || t->desc.frozen || !mli_has_slot(&t->model->config, slot)) return 0;
+    return slot != MLI_OUTPUT || !t->desc.head; /* with a head nobody reads the output matrix */
+}
+
+/* Takes a tensor into the list of those that are trained. With `trained` NULL it only counts. */
+static void mli_train_tensor(ml_trainer_private *t, ml_tensor *tensor, size_t n, int decays, int is_head) {
+    if (t->trained) {
+        mli_trained *to = &t->trained[t->n_trained];
+        to->t = tensor;
+        to->decays = decays || t->desc.adamw.decay_all;
+        to->is_head = is_head;
+    }
+    t->n_trained++;
+    t->n_pieces += (int)((n + MLI_STEP_NUMBERS - 1) / MLI_STEP_NUMBERS);
+    t->n_gradients += n;
+}
+
+/* Lists, or counts, all that is trained. */
+static void mli_list_trained(ml_trainer *trainer, ml_trainer_private *t) {
+    const ml_model *model = t->model;
+    int i;
+    t->n_trained = t->n_pieces = 0;
+    t->n_gradients = 0;
+    for (i = 0; i < model->n_tensors; i++)
+        if (mli_is_trained(t, i)) {
+            mli_slot slot;
+            int layer;
+            mli_slot_of(i, &slot, &layer);
+            mli_train_tensor(t, t->tensors + i, mli_numbers(&model->tensors[i]),
+                             mli_params[slot].role != MLI_ROLE_NORM && mli_params[slot].role != MLI_ROLE_BIAS,
+                             0);
+        }
+    for (i = 0; t->desc.lora && i < t->desc.lora->n_tensors; i++)
+        if (t->desc.lora->tensors[i].data)
+            mli_train_tensor(t, t->lora_tensors + i, mli_numbers(&t->desc.lora->tensors[i]), 1, 0);
+    if (t->desc.head) {
+        mli_train_tensor(t, &trainer->head[0], mli_numbers(&t->desc.head->weight), 1, 1);
+        mli_train_tensor(t, &trainer->head[1], mli_numbers(&t->desc.head->bias), 0, 1);
+    }
+    trainer->n_parameters = (int64_t)t->n_gradients;
+}
+
+/* The computation of a batch, once for training, evaluation and measuring. */
+static double mli_trainer_forward(ml_trainer *trainer, int n_tokens, const int32_t *targets, float divisor,
+                                  ml_tensor *log_probs) {
+    ml_trainer_private *t = trainer->private_part;
+    mli_graph *g = &t->graph;
+    ml_tensor hidden, logits;
+    mli_matrix_use use;
+    mli_release(g, 0);
+    g->newest = NULL;
+    g->lora = t->desc.lora ? &t->lora : NULL;
+    hidden = mli_network(g, &t->view, t->tokens, n_tokens, &t->rows, t->rope, NULL);
+    if (!t->desc.head)
+        return mli_cross_entropy(g, hidden, *mli_weight(&t->view, MLI_OUTPUT, 0), targets, divisor);
+    hidden = mli_pool(g, hidden, &t->rows, t->desc.pooling);
+    if (g->taping)
+        mli_dropout(g, hidden, t->desc.dropout,
+                    t->desc.seed * 0x9e3779b97f4a7c15u + ++t->passes * 0x94d049bb133111ebu);
+    memset(&use, 0, sizeof use);
+    use.w = trainer->head[0];
+    logits = mli_new(g, hidden.rows, use.w.rows);
+    mli_linears(g, hidden, &use, &logits, 1);
+    mli_bias(g, logits, trainer->head[1]);
+    *log_probs = logits;
+    return mli_nll(g, logits, targets, divisor);
+}
+
+/* Runs the largest batch without memory, to learn what it needs. */
+static void mli_trainer_measure(ml_trainer *trainer) {
+    ml_trainer_private *t = trainer->private_part;
+    int32_t start[2];
+    int n_rows = t->desc.head ? t->desc.max_rows : 1;
+    ml_tensor log_probs;
+    start[0] = 0;
+    start[1] = t->desc.max_row;
+    memset(&t->graph, 0, sizeof t->graph);
+    t->graph.threads = &t->desc.threads;
+    t->graph.taping = 1;
+    t->graph.checkpointing = t->desc.checkpointing;
+    t->rows.start = start;
+    t->rows.n_rows = 1;
+    t->rows.past = 0;
+    mli_trainer_forward(trainer, t->desc.max_tokens, NULL, 1, &log_probs);
+    t->graph.used += (size_t)n_rows * ((size_t)t->model->config.dim * sizeof(float) * 2 + 4 * MLI_ALIGN);
+    if (t->desc.head) t->graph.used += (size_t)n_rows * (size_t)t->desc.head->n_classes * sizeof(float) * 2;
+    t->graph.size = MLI_MAX(t->graph.peak, t->graph.used + t->graph.recompute);
+    t->graph.size = MLI_MAX(t->graph.size, t->graph.used);
+}
+
+/* Lays the trainer out in memory, itself first; with NULL only counts. Returns the bytes, SIZE_MAX on overflow. */
+static size_t mli_trainer_layout(ml_trainer *trainer, unsigned char *memory) {
+    ml_trainer_private *t = trainer->private_part;
+    const ml_config *c = &t->model->config;
+    size_t used = 0, hd = (size_t)(c->dim / c->n_heads), tokens = (size_t)t->desc.max_tokens, i;
+    float *moments;
+    mli_carve(memory, &used, 1, sizeof *trainer);
+    mli_carve(memory, &used, 1, sizeof *t);
+    t->tensors = (ml_tensor *)mli_carve(memory, &used, (size_t)t->model->n_tensors, sizeof *t->tensors);
+    t->lora_tensors = (ml_tensor *)mli_carve(
+        memory, &used, t->desc.lora ? (size_t)t->desc.lora->n_tensors : 0, sizeof *t->lora_tensors);
+    mli_list_trained(trainer, t);
+    t->trained = (mli_trained *)mli_carve(memory, &used, (size_t)t->n_trained, sizeof *t->trained);
+    t->pieces = (mli_piece_of *)mli_carve(memory, &used, (size_t)t->n_pieces, sizeof *t->pieces);
+    t->tokens = (int32_t *)mli_carve(memory, &used, tokens, sizeof *t->tokens);
+    t->targets = (int32_t *)mli_carve(memory, &used, tokens, sizeof *t->targets);
+    t->row_start = (int32_t *)mli_carve(memory, &used, (size_t)t->desc.max_rows + 1, sizeof *t->row_start);
+    t->rope = (float *)mli_carve(memory, &used, (size_t)t->desc.max_row, hd * sizeof *t->rope);
+    t->gradients = (float *)mli_carve(memory, &used, t->n_gradients, sizeof *t->gradients);
+    moments = (float *)mli_carve(memory, &used, t->n_gradients, 2 * sizeof *moments);
+    t->graph.memory = (unsigned char *)mli_carve(memory, &used, t->graph.size, 1);
+    t->graph.work = mli_carve(memory, &used, t->graph.work_size, 1);
+    if (memory) {
+        mli_list_trained(trainer, t);
+        for (i = 0; i < 2 * t->n_gradients; i++) moments[i] = 0;
+        t->trained[0].m = moments;
+    }
+    return used;
+}
+
+/* Gives every trained tensor its gradient, its moments and its pieces. */
+static void mli_trainer_deal_out(ml_trainer_private *t) {
+    float *grad = t->gradients, *moments = t->trained[0].m;
+    int i, n_pieces = 0;
+    for (i = 0; i < t->n_trained; i++) {
+        mli_trained *to = &t->trained[i];
+        size_t n = mli_numbers(to->t), begin;
+        to->t->grad = grad;
+        to->m = moments;
+        to->v = moments + n;
+        grad += n;
+        moments += 2 * n;
+        for (begin = 0; begin < n; begin += MLI_STEP_NUMBERS) {
+            t->pieces[n_pieces].of = to;
+            t->pieces[n_pieces].begin = begin;
+            t->pieces[n_pieces++].n = MLI_MIN(MLI_STEP_NUMBERS, n - begin);
+        }
+    }
+}
+
+/* A trainer on the caller's stack that knows its layout; the private part is the caller's, too. */
+static ml_result mli_trainer_plan(const ml_model *model, const ml_trainer_desc *desc, ml_trainer *trainer,
+                                  ml_trainer_private *t, size_t *size, ml_error *error) {
+    ml_result result;
+    memset(trainer, 0, sizeof *trainer);
+    memset(t, 0, sizeof *t);
+    trainer->private_part = t;
+    if ((result = mli_trainer_resolve(model, desc, &t->desc, error)) != ML_OK) return result;
+    t->model = (ml_model *)(uintptr_t)model; /* ml_trainer_size only reads it */
+    t->view = *model;
+    if (t->desc.lora) t->lora = *t->desc.lora;
+    if (t->desc.head) {
+        trainer->head[0] = t->desc.head->weight;
+        trainer->head[1] = t->desc.head->bias;
+    }
+    mli_trainer_measure(trainer);
+    *size = mli_trainer_layout(trainer, NULL);
+    if (*size > SIZE_MAX - 2 * MLI_ALIGN)
+        return mli_fail(error, ML_ERROR_MEMORY,
+                        "training at this size takes more memory than can be addressed");
+    *size += MLI_ALIGN; /* room to align any buffer */
+    return ML_OK;
+}
+
+ML_DEF ml_result ml_trainer_size(const ml_model *model, const ml_trainer_desc *desc, size_t *size,
+                                 ml_error *error) {
+    ml_trainer trainer;
+    ml_trainer_private part;
+    ml_result result;
+    if (!size) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_size: size is NULL");
+    result = mli_trainer_plan(model, desc, &trainer, &part, size, error);
+    return result ? result : mli_ok(error);
+}
+
+/* The tables of tensors, with the gradients that a tied output shares with the embedding. */
+static void mli_trainer_tables(ml_trainer *trainer, ml_trainer_private *t) {
+    memcpy(t->tensors, t->model->tensors, (size_t)t->model->n_tensors * sizeof *t->tensors);
+    if (t->desc.lora) {
+        memcpy(t->lora_tensors, t->desc.lora->tensors,
+               (size_t)t->desc.lora->n_tensors * sizeof *t->lora_tensors);
+        t->lora.tensors = trainer->lora = t->lora_tensors;
+    }
+    mli_trainer_deal_out(t);
+    if (t->model->config.tied_output) t->tensors[MLI_OUTPUT].grad = t->tensors[MLI_TOKEN_EMBEDDING].grad;
+    t->view.tensors = trainer->model = t->tensors;
+}
+
+ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, void *memory, size_t size,
+                                 ml_trainer **out, ml_error *error) {
+    ml_trainer planned, *trainer;
+    ml_trainer_private part, *t;
+    uintptr_t base = mli_align_up((uintptr_t)memory);
+    size_t need, used = 0;
+    ml_result result = mli_trainer_plan(model, desc, &planned, &part, &need, error);
+    if (result) return result;
+    if (!memory || !out)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_init: memory or trainer is NULL");
+    if (base - (uintptr_t)memory > size || need - MLI_ALIGN > size - (size_t)(base - (uintptr_t)memory))
+        return mli_fail(error, ML_ERROR_MEMORY,
+                        "trainer: the buffer has %z bytes; it takes %z (ml_trainer_size)", size, need);
+    trainer = (ml_trainer *)mli_carve((unsigned char *)base, &used, 1, sizeof *trainer);
+    t = (ml_trainer_private *)mli_carve((unsigned char *)base, &used, 1, sizeof *t);
+    *trainer = planned;
+    *t = part;
+    trainer->private_part = t;
+    t->graph.threads = &t->desc.threads;
+    mli_trainer_layout(trainer, (unsigned char *)base);
+    mli_trainer_tables(trainer, t);
+    mli_rope_table(t->rope, t->desc.max_row, &model->config);
+    ml_zero_gradients(trainer);
+    *out = trainer;
+    return mli_ok(error);
+}
+
+ML_DEF ml_result ml_trainer_new(ml_model *model, const ml_trainer_desc *desc, const ml_allocator *given,
+                                ml_trainer **trainer, ml_error *error) {
+    ml_allocator allocator;
+    void *memory;
+    size_t size;
+    ml_result result = mli_resolve_allocator(given, &allocator, error);
+    if (result || (result = ml_trainer_size(model, desc, &size, error)) != ML_OK) return result;
+    memory = allocator.alloc(size, allocator.user);
+    if (!memory) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a trainer of %z bytes", size);
+    result = ml_trainer_init(model, desc, memory, size, trainer, error);
+    if (result) {
+        mli_free(&allocator, memory);
+        return result;
+    }
+    (*trainer)->private_part->allocator = allocator;
+    (*trainer)->private_part->block = memory;
+    return ML_OK;
+}
+
+ML_DEF void ml_trainer_free(ml_trainer *trainer) {
+    if (trainer && trainer->private_part->block) {
+        ml_allocator allocator = trainer->private_part->allocator;
+        mli_free(&allocator, trainer->private_part->block);
+    }
+}
+
+ML_DEF void ml_zero_gradients(ml_trainer *trainer) {
+    ml_trainer_private *t = trainer->private_part;
+    memset(t->gradients, 0, t->n_gradients * sizeof *t->gradients);
+}
+
+/* ---- a batch ---- */
+
+/* Checks the examples, and copies what the tape will need. *counted: how many targets or labels count. */
+static ml_result mli_take_examples(ml_trainer_private *t, const ml_examples *e, int need_targets,
+                                   int *counted, ml_error *error) {
+    const int32_t *given = t->desc.head ? e->labels : e->targets;
+    int n_rows = e->row_start ? e->n_rows : 1, n = t->desc.head ? n_rows : e->n_tokens, r, i;
+    int most = t->desc.head ? t->desc.head->n_classes : t->model->config.vocab_size;
+    ml_result result;
+    if (!e->tokens || e->n_tokens < 1 || e->n_tokens > t->desc.max_tokens || n_rows < 1 ||
+        n_rows > t->desc.max_rows)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "examples: %d tokens in %d rows; the trainer is for up to %d in %d", e->n_tokens,
+                        n_rows, t->desc.max_tokens, t->desc.max_rows);
+    if (!given && need_targets)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "examples: there are no %s",
+                        t->desc.head ? "labels" : "targets");
+    for (r = 0; r <= n_rows; r++) t->row_start[r] = e->row_start ? e->row_start[r] : r * e->n_tokens;
+    if (t->row_start[0] != 0 || t->row_start[n_rows] != e->n_tokens)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "examples: row_start does not run from 0 to n_tokens");
+    for (r = 0; r < n_rows; r++) {
+        int length = t->row_start[r + 1] - t->row_start[r];
+        if (length < 1)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "examples: row %d is empty or runs backwards", r);
+        if (length > t->desc.max_row)
+            return mli_fail(error, ML_ERROR_CONTEXT,
+                            "examples: row %d has %d tokens; the trainer's max_row is %d", r, length,
+                            t->desc.max_row);
+    }
+    if ((result = mli_check_tokens(t->model, e->tokens, e->n_tokens, error)) != ML_OK) return result;
+    for (i = 0, *counted = 0; given && i < n; i++) {
+        if (given[i] >= most)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "examples: %s %d is %d, not below %d",
+                            t->desc.head ? "label" : "target", i, (int)given[i], most);
+        t->targets[i] = given[i];
+        *counted += given[i] >= 0;
+    }
+    memcpy(t->tokens, e->tokens, (size_t)e->n_tokens * sizeof *t->tokens);
+    t->rows.start = t->row_start;
+    t->rows.n_rows = n_rows;
+    t->rows.past = 0;
+    return ML_OK;
+}
+
+static ml_result mli_run_examples(ml_trainer *trainer, const ml_examples *e, int taping, float *loss,
+                                  ml_error *error) {
+    ml_trainer_private *t = trainer->private_part;
+    int counted = 0;
+    float divisor;
+    double sum;
+    ml_tensor log_probs;
+    ml_result result = mli_take_examples(t, e, taping || !t->desc.head, &counted, error);
+    t->graph.newest = NULL; /* whatever was recorded is gone */
+    if (result) return result;
+    divisor = e->divisor > 0 ? e->divisor : (float)MLI_MAX(counted, 1);
+    t->graph.taping = taping;
+    sum = mli_trainer_forward(trainer, e->n_tokens, t->desc.head && !e->labels ? NULL : t->targets, divisor,
+                              &log_probs);
+    t->graph.taping = 0;
+    if (t->desc.head && e->log_probs)
+        memcpy(e->log_probs, log_probs.data, mli_numbers(&log_probs) * sizeof(float));
+    if (loss) *loss = (float)sum;
+    if (sum - sum != 0) {
+        t->graph.newest = NULL;
+        return mli_fail(error, ML_ERROR_NUMBER,
+                        "the loss is not finite (a learning rate too high, or a broken model?)");
+    }
+    return mli_ok(error);
+}
+
+ML_DEF ml_result ml_train(ml_trainer *trainer, const ml_examples *examples, float *loss, ml_error *error) {
+    if (!trainer || !examples)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_train: trainer or examples is NULL");
+    return mli_run_examples(trainer, examples, 1, loss, error);
+}
+
+ML_DEF ml_result ml_evaluate(ml_trainer *trainer, const ml_examples *examples, float *loss, ml_error *error) {
+    if (!trainer || !examples)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_evaluate: trainer or examples is NULL");
+    return mli_run_examples(trainer, examples, 0, loss, error);
+}
+
+ML_DEF ml_result ml_backward(ml_trainer *trainer, ml_error *error) {
+    mli_graph *g;
+    if (!trainer) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_backward: trainer is NULL");
+    g = &trainer->private_part->graph;
+    if (!g->newest)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_backward: nothing is recorded since the last time");
+    mli_run_backward(g, NULL);
+    g->taping = 0;
+    return mli_ok(error);
+}
+
+/* ---- AdamW ---- */
+
+typedef struct mli_step_job {
+    ml_trainer_private *t;
+    int n_tasks;
+    float clip;        /* what gradients are multiplied by */
+    float lr, head_lr; /* of this step */
+    double c1, c2;     /* 1 - beta^t */
+} mli_step_job;
+
+static void mli_square_sum_task(void *arg, int index) {
+    const mli_step_job *job = (const mli_step_job *)arg;
+    size_t begin, end, i;
+    mli_share((size_t)job->t->n_pieces, 1, job->n_tasks, index, &begin, &end);
+    for (; begin < end; begin++) {
+        mli_piece_of *piece = &job->t->pieces[begin];
+        const float *grad = piece->of->t->grad + piece->begin;
+        piece->square_sum = 0;
+        for (i = 0; i < piece->n; i += 1024) {
+            size_t n = MLI_MIN(1024, piece->n - i);
+            piece->square_sum += (double)mli_dot(grad + i, grad + i, n);
+        }
+    }
+}
+
+/* One piece of one tensor. w, m, v and g are read and written once: it is memory that takes the time. */
+static void mli_adamw_piece(const mli_step_job *job, const mli_piece_of *piece) {
+    const ml_adamw *a = &job->t->desc.adamw;
+    const mli_trained *of = piece->of;
+    float *w = (float *)of->t->data + piece->begin, *g = of->t->grad + piece->begin;
+    float *m = of->m + piece->begin, *v = of->v + piece->begin;
+    float lr = of->is_head ? job->head_lr : job->lr, decay = of->decays ? lr * a->weight_decay : 0.0f;
+    int pytorch = a->form == ML_ADAMW_PYTORCH;
+    mli_v clip = mli_v_set(job->clip), b1 = mli_v_set(a->beta1), b2 = mli_v_set(a->beta2),
+          eps = mli_v_set(a->eps);
+    mli_v b1_rest = mli_v_set(1.0f - a->beta1), b2_rest = mli_v_set(1.0f - a->beta2);
+    mli_v rate = mli_v_set(-(float)((double)lr * (pytorch ? 1.0 : sqrt(job->c2)) / job->c1));
+    mli_v root = mli_v_set(pytorch ? (float)(1.0 / sqrt(job->c2)) : 1.0f), keep = mli_v_set(1.0f - decay);
+    size_t i, n;
+    for (i = 0; i < piece->n; i += MLI_LANES) {
+        mli_v gi, mi, vi, wi, step;
+        n = MLI_MIN(MLI_LANES, piece->n - i);
+        gi = mli_v_mul(mli_v_load_n(g + i, n), clip);
+        mi = mli_v_fma(b1, mli_v_load_n(m + i, n), mli_v_mul(b1_rest, gi));
+        vi = mli_v_fma(b2, mli_v_load_n(v + i, n), mli_v_mul(b2_rest, mli_v_mul(gi, gi)));
+        step = mli_v_div(mi, mli_v_fma(mli_v_sqrt(vi), root, eps));
+        wi = mli_v_load_n(w + i, n);
+        if (pytorch) wi = mli_v_mul(wi, keep);
+        wi = mli_v_fma(rate, step, wi);
+        if (!pytorch) wi = mli_v_mul(wi, keep);
+        mli_v_store_n(w + i, wi, n);
+        mli_v_store_n(m + i, mi, n);
+        mli_v_store_n(v + i, vi, n);
+        mli_v_store_n(g + i, mli_v_zero(), n);
+    }
+}
+
+static void mli_adamw_task(void *arg, int index) {
+    const mli_step_job *job = (const mli_step_job *)arg;
+    size_t begin, end;
+    mli_share((size_t)job->t->n_pieces, 1, job->n_tasks, index, &begin, &end);
+    for (; begin < end; begin++) mli_adamw_piece(job, &job->t->pieces[begin]);
+}
+
+ML_DEF ml_result ml_step(ml_trainer *trainer, ml_error *error) {
+    mli_step_job job;
+    ml_trainer_private *t;
+    const ml_adamw *a;
+    double square_sum = 0, norm;
+    float factor;
+    int i;
+    if (!trainer) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_step: trainer is NULL");
+    job.t = t = trainer->private_part;
+    a = &t->desc.adamw;
+    t->graph.newest = NULL; /* the weights that it was recorded with are about to change */
+    job.n_tasks = mli_task_count(&t->desc.threads, t->n_gradients, 1 << 14);
+    mli_parallel(&t->desc.threads, job.n_tasks, mli_square_sum_task, &job);
+    for (i = 0; i < t->n_pieces; i++) square_sum += t->pieces[i].square_sum;
+    norm = sqrt(square_sum);
+    if (norm - norm != 0)
+        return mli_fail(error, ML_ERROR_NUMBER, "the gradient of step %l is not finite", trainer->step + 1);
+    job.clip = a->clip > 0 ? (float)MLI_MIN(1.0, (double)a->clip / (norm + 1e-6)) : 1.0f;
+    factor = ml_schedule_at(&t->desc.schedule, trainer->step);
+    trainer->step++;
+    job.lr = a->lr * factor;
+    job.head_lr = a->head_lr * factor;
+    job.c1 = 1.0 - pow((double)a->beta1, (double)trainer->step);
+    job.c2 = 1.0 - pow((double)a->beta2, (double)trainer->step);
+    mli_parallel(&t->desc.threads, job.n_tasks, mli_adamw_task, &job);
+    trainer->learning_rate = job.lr;
+    trainer->gradient_norm = (float)norm;
+    return mli_ok(error);
+}
+
+#endif /* ML_NO_TRAINING */
 
 /* ==== >>tokenizer ====
    A vocabulary numbers its pieces 0 .. V-1. Encoding cuts text into characters and then joins neighbours,
