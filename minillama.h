@@ -441,6 +441,11 @@ ML_DEF ml_result ml_backward(ml_trainer *trainer, ml_error *error);
 /* One step of AdamW by the gradients, which are then 0. ML_ERROR_NUMBER, and nothing done, when they are not finite. */
 ML_DEF ml_result ml_step(ml_trainer *trainer, ml_error *error);
 ML_DEF void ml_zero_gradients(ml_trainer *trainer);
+/* A checkpoint: all that is trained, AdamW's moments, step, progress and dropout's place, in one GGUF file that appears
+   whole or not at all (see ml_save). ml_trainer_load puts a trainer of the same description there again, and it goes on
+   bit for bit; a checkpoint of another shape changes nothing. A checkpoint of a whole model is a model file, too. */
+ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml_error *error);
+ML_DEF ml_result ml_trainer_load(ml_trainer *trainer, const char *path, ml_error *error);
 /* The loss (may be NULL) without dropout, and nothing recorded; with a head and no labels only log_probs. */
 ML_DEF ml_result ml_evaluate(ml_trainer *trainer, const ml_examples *examples, float *loss, ml_error *error);
 
@@ -633,6 +638,9 @@ ML_DEF void ml_free(ml_model *model);
    0 in n_kv_heads, norm, mask, norm_eps, rope_theta or rope_scale stands for the usual. */
 ML_DEF ml_result ml_create(const ml_config *config, ml_type type, ml_random *random,
                            const ml_allocator *allocator, ml_model **model, ml_error *error);
+
+/* Gives a created model the tokenizer that it is to be saved with. The model owns it from then on, and frees what it had. */
+ML_DEF ml_result ml_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer, ml_error *error);
 
 typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS } ml_format;
 typedef struct ml_save_desc {
@@ -3197,7 +3205,6 @@ static void mli_need_work(mli_graph *g, size_t bytes) {
 }
 
 static float *mli_row(ml_tensor t, size_t row) { return (float *)t.data + row * (size_t)t.cols; }
-static float *mli_grad_row(ml_tensor t, size_t row) { return t.grad + row * (size_t)t.cols; }
 
 /* ---- the tape (reverse-mode differentiation; Linnainmaa 1970). An operation that computes while g->taping records what
    its backward needs; mli_run_backward calls the records, newest first. A backward writes the gradients of
@@ -3212,6 +3219,8 @@ typedef struct mli_taped {
 } mli_taped;
 
 #ifndef ML_NO_TRAINING
+static float *mli_grad_row(ml_tensor t, size_t row) { return t.grad + row * (size_t)t.cols; }
+
 static void mli_record(mli_graph *g, mli_backward backward, const void *op, size_t size) {
     mli_taped *entry;
     void *copy;
@@ -3598,7 +3607,7 @@ static void mli_need_linear(mli_graph *g, size_t n, size_t in, size_t out, size_
 /* x (n, in), w_j (out_j, in) -> y_j (n, out_j), which the caller has made */
 static void mli_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *use, const ml_tensor *y,
                         int n_weights) {
-    mli_linear_job jobs[MLI_MAX_JOBS];
+    mli_linear_job jobs[MLI_MAX_JOBS] = {{NULL, NULL}};
     mli_linears_op op;
     size_t mark = g->used;
     int j;
@@ -5086,9 +5095,9 @@ ML_DEF float ml_schedule_at(const ml_schedule *schedule, int64_t step) {
 
 /* A tensor that is trained. */
 typedef struct mli_trained {
-    ml_tensor *t; /* in one of the tables that the trainer shows */
-    float *m, *v; /* AdamW's moments */
-    int decays, is_head;
+    ml_tensor *t;                        /* in one of the tables that the trainer shows */
+    float *m, *v;                        /* AdamW's moments */
+    int decays, decays_by_role, is_head; /* decays_by_role: unless decay_all says otherwise */
 } mli_trained;
 
 /* A piece of a trained tensor: what a task takes at a time, the same for every number of threads. */
@@ -5177,6 +5186,7 @@ static void mli_train_tensor(ml_trainer_private *t, ml_tensor *tensor, size_t n,
         mli_trained *to = &t->trained[t->n_trained];
         to->t = tensor;
         to->decays = decays || t->desc.adamw.decay_all;
+        to->decays_by_role = decays;
         to->is_head = is_head;
     }
     t->n_trained++;
@@ -10207,6 +10217,17 @@ ML_DEF ml_result ml_create(const ml_config *config, ml_type type, ml_random *ran
     return mli_ok(error);
 }
 
+ML_DEF ml_result ml_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer, ml_error *error) {
+    if (!model || !tokenizer)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_set_tokenizer: model or tokenizer is NULL");
+    if (ml_tokenizer_size(tokenizer) != model->config.vocab_size)
+        return mli_fail(error, ML_ERROR_MISMATCH, "a tokenizer of %d pieces for a model with vocab_size %d",
+                        ml_tokenizer_size(tokenizer), model->config.vocab_size);
+    if (model->private_part->tokenizer != tokenizer) ml_tokenizer_free(model->private_part->tokenizer);
+    model->tokenizer = model->private_part->tokenizer = tokenizer;
+    return mli_ok(error);
+}
+
 /* Third part: from a model to a file. */
 
 #ifndef MLI_SAVING
@@ -10362,7 +10383,16 @@ typedef struct mli_saver {
     const ml_model *model;
     const ml_save_desc *desc;
     const unsigned char *is_repeated; /* (V) of the tokenizer's pieces, see mli_find_repeated */
+    const ml_trainer *trainer;        /* a checkpoint: what is trained, and the training's state; or NULL */
 } mli_saver;
+
+/* One tensor of a GGUF file. */
+typedef struct mli_saved {
+    char name[ML_NAME_SIZE];
+    ml_tensor tensor;
+    ml_type type; /* in the file */
+    int is_matrix;
+} mli_saved;
 
 static void mli_append_string(mli_writer *writer, const char *s, size_t length) {
     mli_append_uint(writer, length, 8);
@@ -10417,6 +10447,8 @@ static ml_type mli_saved_type(const mli_saver *saver, int index) {
 static int mli_is_saved(const mli_saver *saver, int index) {
     mli_slot slot;
     int layer;
+    if (saver->trainer && !saver->trainer->model[index].grad)
+        return 0; /* a frozen tensor is not in a checkpoint */
     mli_slot_of(index, &slot, &layer);
     return mli_has_slot(&saver->model->config, slot);
 }
@@ -10424,6 +10456,28 @@ static int mli_is_saved(const mli_saver *saver, int index) {
 static uint64_t mli_saved_bytes(const mli_saver *saver, int index) {
     const ml_tensor *tensor = &saver->model->tensors[index];
     return (uint64_t)tensor->rows * ml_row_bytes(mli_saved_type(saver, index), (size_t)tensor->cols);
+}
+
+static int mli_count_checkpointed(const ml_trainer *trainer);                           /* in >>checkpoints */
+static int mli_checkpointed_at(const ml_trainer *trainer, int index, mli_saved *saved); /* as is this */
+
+static int mli_count_saved(const mli_saver *saver) {
+    return saver->model->n_tensors + (saver->trainer ? mli_count_checkpointed(saver->trainer) : 0);
+}
+
+/* Whether number `index` of mli_count_saved is in the file, and what it is. */
+static int mli_saved_at(const mli_saver *saver, int index, mli_saved *saved) {
+    mli_slot slot;
+    int layer;
+    if (index >= saver->model->n_tensors)
+        return mli_checkpointed_at(saver->trainer, index - saver->model->n_tensors, saved);
+    if (!mli_is_saved(saver, index)) return 0;
+    mli_slot_of(index, &slot, &layer);
+    ml_tensor_name(saver->model, index, saved->name);
+    saved->tensor = saver->model->tensors[index];
+    saved->type = mli_saved_type(saver, index);
+    saved->is_matrix = mli_params[slot].rows != MLI_ONE;
+    return 1;
 }
 
 /* llama.cpp's number for the type that most of a file's matrices have: told by the largest tensors, those of the
@@ -10511,31 +10565,28 @@ static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver
         mli_append_key_bool(writer, "tokenizer.ggml.remove_extra_whitespaces", 1);
 }
 
+static void mli_append_gguf_training(mli_writer *writer, const ml_trainer *trainer); /* in >>checkpoints */
+
 static void mli_append_gguf_values(mli_writer *writer, const mli_saver *saver) {
     mli_append_gguf_config(writer, saver);
     if (saver->model->tokenizer) mli_append_gguf_tokenizer(writer, saver);
+    if (saver->trainer) mli_append_gguf_training(writer, saver->trainer);
 }
 
 /* Name, extents (innermost first), type and offset of every tensor. Returns their number. */
 static int mli_append_gguf_tensors(mli_writer *writer, const mli_saver *saver) {
     uint64_t offset = 0;
     int i, n = 0;
-    for (i = 0; i < saver->model->n_tensors; i++) {
-        const ml_tensor *tensor = &saver->model->tensors[i];
-        char name[ML_NAME_SIZE];
-        mli_slot slot;
-        int layer, is_matrix;
-        if (!mli_is_saved(saver, i)) continue;
-        mli_slot_of(i, &slot, &layer);
-        is_matrix = mli_params[slot].rows != MLI_ONE;
-        ml_tensor_name(saver->model, i, name);
-        mli_append_string(writer, name, strlen(name));
-        mli_append_uint(writer, is_matrix ? 2 : 1, 4);
-        mli_append_uint(writer, (uint64_t)tensor->cols, 8);
-        if (is_matrix) mli_append_uint(writer, (uint64_t)tensor->rows, 8);
-        mli_append_uint(writer, mli_type(mli_saved_type(saver, i))->gguf, 4);
+    for (i = 0; i < mli_count_saved(saver); i++) {
+        mli_saved saved;
+        if (!mli_saved_at(saver, i, &saved)) continue;
+        mli_append_string(writer, saved.name, strlen(saved.name));
+        mli_append_uint(writer, saved.is_matrix ? 2 : 1, 4);
+        mli_append_uint(writer, (uint64_t)saved.tensor.cols, 8);
+        if (saved.is_matrix) mli_append_uint(writer, (uint64_t)saved.tensor.rows, 8);
+        mli_append_uint(writer, mli_type(saved.type)->gguf, 4);
         mli_append_uint(writer, offset, 8);
-        offset += mli_saved_bytes(saver, i);
+        offset += (uint64_t)saved.tensor.rows * ml_row_bytes(saved.type, (size_t)saved.tensor.cols);
         offset += (MLI_GGUF_ALIGNMENT - offset % MLI_GGUF_ALIGNMENT) % MLI_GGUF_ALIGNMENT;
         n++;
     }
@@ -10543,7 +10594,6 @@ static int mli_append_gguf_tensors(mli_writer *writer, const mli_saver *saver) {
 }
 
 static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
-    const ml_model *model = saver->model;
     mli_writer counter;
     int i, n_tensors;
     memset(&counter, 0, sizeof counter);
@@ -10555,12 +10605,12 @@ static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
     mli_append_uint(writer, counter.n_keys, 8);
     mli_append_gguf_values(writer, saver);
     mli_append_gguf_tensors(writer, saver);
-    for (i = 0; i < model->n_tensors; i++) {
-        const ml_tensor *tensor = &model->tensors[i];
-        if (!mli_is_saved(saver, i)) continue;
+    for (i = 0; i < mli_count_saved(saver); i++) {
+        mli_saved saved;
+        if (!mli_saved_at(saver, i, &saved)) continue;
         mli_append_padding(writer, MLI_GGUF_ALIGNMENT, 0);
-        mli_append_numbers(writer, mli_saved_type(saver, i), tensor->type, tensor->data,
-                           (size_t)tensor->rows * (size_t)tensor->cols);
+        mli_append_numbers(writer, saved.type, saved.tensor.type, saved.tensor.data,
+                           (size_t)saved.tensor.rows * (size_t)saved.tensor.cols);
     }
     mli_append_padding(writer, MLI_GGUF_ALIGNMENT, 0);
 }
@@ -10800,6 +10850,174 @@ ML_DEF ml_result ml_save(const ml_model *model, const char *path, const ml_save_
     return result ? result : mli_ok(error);
 }
 #endif /* MLI_SAVING */
+
+/* ==== >>checkpoints ====
+   A checkpoint is a GGUF file with all that is trained, AdamW's moments of it, and where the training stands. Where the
+   model itself is trained it is also a model like any other. */
+
+#ifndef ML_NO_TRAINING
+
+/* What the trained tensors other than the model's are called, and the moments of all of them. */
+static void mli_trained_name(const ml_trainer_private *t, const mli_trained *trained, const char *prefix,
+                             char name[ML_NAME_SIZE]) {
+    char own[ML_NAME_SIZE];
+    if (trained->is_head) {
+        mli_format(own, sizeof own, "cls.%s", trained->decays_by_role ? "weight" : "bias");
+    } else if (t->desc.lora) {
+        int index = (int)(trained->t - t->lora_tensors), pair = index / 2;
+        char weight[ML_NAME_SIZE];
+        mli_param_name(MLI_NAMING_GGUF, mli_lora_slots[pair % MLI_LORA_TARGETS], pair / MLI_LORA_TARGETS,
+                       weight);
+        mli_format(own, sizeof own, "%s.lora_%s", weight, index % 2 ? "b" : "a");
+    } else {
+        ml_tensor_name(t->model, (int)(trained->t - t->tensors), own);
+    }
+    mli_format(name, ML_NAME_SIZE, "%s%s", prefix, own);
+}
+
+#ifdef MLI_SAVING
+
+/* Each trained tensor stands for three: its value, unless it is among the model's own, and its two moments. */
+static int mli_count_checkpointed(const ml_trainer *trainer) { return 3 * trainer->private_part->n_trained; }
+
+static int mli_checkpointed_at(const ml_trainer *trainer, int index, mli_saved *saved) {
+    static const char *const prefixes[3] = {"", "adamw.m.", "adamw.v."};
+    const ml_trainer_private *t = trainer->private_part;
+    const mli_trained *trained = &t->trained[index / 3];
+    int part = index % 3;
+    if (part == 0 && !trained->is_head && !t->desc.lora) return 0;
+    mli_trained_name(t, trained, prefixes[part], saved->name);
+    saved->tensor = *trained->t;
+    if (part) saved->tensor.data = part == 1 ? trained->m : trained->v;
+    saved->type = ML_F32;
+    saved->is_matrix = 1;
+    return 1;
+}
+
+static void mli_append_key_i64(mli_writer *writer, const char *key, int64_t value) {
+    mli_append_key(writer, key, MLI_GGUF_I64);
+    mli_append_uint(writer, (uint64_t)value, 8);
+}
+
+static void mli_append_gguf_training(mli_writer *writer, const ml_trainer *trainer) {
+    int i;
+    mli_append_key_i64(writer, "minillama.train.step", trainer->step);
+    mli_append_key_i64(writer, "minillama.train.passes", (int64_t)trainer->private_part->passes);
+    for (i = 0; i < 8; i++) {
+        char key[ML_NAME_SIZE];
+        mli_format(key, sizeof key, "minillama.train.progress.%d", i);
+        mli_append_key_i64(writer, key, (int64_t)trainer->progress[i]);
+    }
+}
+
+ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml_error *error) {
+    ml_save_desc desc;
+    mli_saver saver;
+    ml_result result;
+    if (!trainer || !path)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_save: trainer or path is NULL");
+    memset(&desc, 0, sizeof desc);
+    memset(&saver, 0, sizeof saver);
+    saver.model = trainer->private_part->model;
+    saver.desc = &desc;
+    saver.trainer = trainer;
+    result = mli_check_byte_order(error);
+    if (!result) result = mli_save_gguf(&saver, &saver.model->private_part->allocator, path, error);
+    return result ? result : mli_ok(error);
+}
+
+#else
+ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml_error *error) {
+    (void)trainer, (void)path;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "built without writing (ML_NO_SAVE or ML_NO_STDIO)");
+}
+#endif
+
+/* One part of a trained tensor out of a checkpoint; with to NULL it is only looked for. */
+static ml_result mli_restore(const ml_archive *archive, const char *name, float *to, size_t n,
+                             ml_error *error) {
+    const ml_array *array = ml_archive_find(archive, name);
+    if (!array) return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint has no tensor %s", name);
+    if (ml_array_count(array) != n)
+        return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has %z numbers, not %z", name,
+                        ml_array_count(array), n);
+    return to ? ml_array_read(array, to, n) : ML_OK;
+}
+
+/* All parts of all trained tensors. */
+static ml_result mli_restore_trained(ml_trainer_private *t, const ml_archive *archive, int write,
+                                     ml_error *error) {
+    int i;
+    for (i = 0; i < t->n_trained; i++) {
+        const mli_trained *trained = &t->trained[i];
+        size_t n = mli_numbers(trained->t);
+        char name[ML_NAME_SIZE];
+        ml_result result;
+        mli_trained_name(t, trained, "", name);
+        result = mli_restore(archive, name, write ? (float *)trained->t->data : NULL, n, error);
+        mli_trained_name(t, trained, "adamw.m.", name);
+        if (!result) result = mli_restore(archive, name, write ? trained->m : NULL, n, error);
+        mli_trained_name(t, trained, "adamw.v.", name);
+        if (!result) result = mli_restore(archive, name, write ? trained->v : NULL, n, error);
+        if (result) return result;
+    }
+    return ML_OK;
+}
+
+static ml_result mli_restore_number(const ml_archive *archive, const char *key, int64_t *to,
+                                    ml_error *error) {
+    const ml_value *value = ml_archive_find_value(archive, key);
+    if (!value || value->kind != ML_VALUE_INT)
+        return mli_fail(error, ML_ERROR_MISMATCH, "not a checkpoint: there is no %s", key);
+    *to = value->i;
+    return ML_OK;
+}
+
+ML_DEF ml_result ml_trainer_load(ml_trainer *trainer, const char *path, ml_error *error) {
+    ml_trainer_private *t;
+    ml_archive *archive;
+    int64_t step = 0, passes = 0, progress[8];
+    ml_result result;
+    int i;
+    if (!trainer || !path)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_load: trainer or path is NULL");
+    t = trainer->private_part;
+    result = ml_archive_open(path, &t->model->private_part->allocator, &archive, error);
+    if (result) return result;
+    result = mli_restore_number(archive, "minillama.train.step", &step, error);
+    if (!result) result = mli_restore_number(archive, "minillama.train.passes", &passes, error);
+    for (i = 0; i < 8 && !result; i++) {
+        char key[ML_NAME_SIZE];
+        mli_format(key, sizeof key, "minillama.train.progress.%d", i);
+        result = mli_restore_number(archive, key, &progress[i], error);
+    }
+    if (!result && step < 0) result = mli_fail(error, ML_ERROR_FORMAT, "the checkpoint's step is negative");
+    if (!result) result = mli_restore_trained(t, archive, 0, error); /* first look, then change anything */
+    if (!result) result = mli_restore_trained(t, archive, 1, error);
+    ml_archive_close(archive);
+    if (result) return result;
+    trainer->step = step;
+    t->passes = (uint64_t)passes;
+    for (i = 0; i < 8; i++) trainer->progress[i] = (uint64_t)progress[i];
+    t->graph.newest = NULL;
+    ml_zero_gradients(trainer);
+    return mli_ok(error);
+}
+
+#elif defined(MLI_SAVING) /* without training there is nothing more to save */
+
+static int mli_count_checkpointed(const ml_trainer *trainer) { return (void)trainer, 0; }
+
+static int mli_checkpointed_at(const ml_trainer *trainer, int index, mli_saved *saved) {
+    (void)trainer, (void)index, (void)saved;
+    return 0;
+}
+
+static void mli_append_gguf_training(mli_writer *writer, const ml_trainer *trainer) {
+    (void)writer, (void)trainer;
+}
+
+#endif /* ML_NO_TRAINING */
 
 /* ==== >>names ==== */
 

@@ -1,11 +1,11 @@
 /* How fast minillama.h is here, next to what this machine can do at most, measured in the same minute.
-   build/bench [kernels] [decode] [prompt] [--threads 1,2] [--model FILE --tokenizer FILE] */
+   build/bench [kernels] [decode] [prompt] [train] [--threads 1,2] [--model FILE --tokenizer FILE] */
 #define MINILLAMA_IMPLEMENTATION
 #include "minillama.h"
 #include "../examples/options.h"
 #include "bench_kernels.h"
 
-enum { N_PAIRS = 11, READ_FLOATS = 32 << 20 };
+enum { N_PAIRS = 11, N_LONG_PAIRS = 5, READ_FLOATS = 32 << 20 };
 
 typedef struct bench {
     ml_threads threads;
@@ -27,6 +27,7 @@ typedef struct work {
     void (*run)(void *arg);
     void *arg;
     double amount;
+    int n_pairs; /* how often; 0 stands for N_PAIRS */
 } work;
 
 typedef struct figure {
@@ -37,9 +38,9 @@ typedef struct figure {
 static figure measure(const bench *b, work w, int is_memory) {
     double rates[N_PAIRS], shares[N_PAIRS];
     figure f;
-    int i;
+    int i, n = w.n_pairs ? w.n_pairs : N_PAIRS;
     w.run(w.arg);
-    for (i = 0; i < N_PAIRS; i++) {
+    for (i = 0; i < n; i++) {
         double peak = is_memory ? bench_read_bandwidth(&b->threads, b->read_data, READ_FLOATS, 1)
                                 : bench_peak_flops(&b->threads, 8);
         double begin = bench_seconds(), seconds;
@@ -51,8 +52,8 @@ static figure measure(const bench *b, work w, int is_memory) {
         rates[i] = w.amount * times / seconds;
         shares[i] = rates[i] / peak;
     }
-    f.rate = median(rates, N_PAIRS);
-    f.share = median(shares, N_PAIRS);
+    f.rate = median(rates, n);
+    f.share = median(shares, n);
     return f;
 }
 
@@ -119,6 +120,7 @@ static void bench_layer(const bench *b, size_t out, size_t in) {
         job.run = run_gemm;
         job.arg = &g;
         job.amount = 2.0 * (double)g.m * (double)g.n * (double)g.k;
+        job.n_pairs = 0;
         f = measure(b, job, 0);
         printf("| sgemm 2000 x %zu x %zu, %s | %d | %.1f GFLOP/s | %.0f %% of FMA peak |\n", out, in,
                names[i], b->threads.count, f.rate * 1e-9, f.share * 100);
@@ -222,6 +224,7 @@ static void bench_model(const bench *b, const char *name, const ml_model *model,
     job.arg = &d;
     per_token = decoding ? weight_bytes(model) : 2 * layer_weights(model) + attention;
     job.amount = per_token * n_tokens;
+    job.n_pairs = 0;
     f = measure(b, job, decoding);
     printf("| %s, %s %d tokens | %d | %.0f tok/s | %.0f %% of %s |\n", name,
            decoding ? "decode" : "prompt of", n_tokens, b->threads.count, f.rate / per_token, f.share * 100,
@@ -254,6 +257,107 @@ static void bench_file(const bench *b, const char *path) {
     ml_free(model);
 }
 
+/* ---- training ---- */
+
+typedef struct lesson {
+    const char *name;
+    int n_rows, row; /* tokens of each row; 0: as SST's 80 sentences, 4 to 53 tokens, 26 on average */
+    int padded;      /* all rows are as long as the longest */
+    int n_classes;   /* 0: next tokens */
+    int rank;        /* of LoRA on the attention; 0: everything is trained */
+    int checkpointing;
+} lesson;
+
+static const lesson lessons[] = {
+    {"language model, 8 x 256 tokens", 8, 256, 0, 0, 0, 0},
+    {"classification, 80 rows padded to 53", 80, 0, 1, 5, 0, 0},
+    {"classification, 80 rows packed", 80, 0, 0, 5, 0, 0},
+    {"the same with checkpointing", 80, 0, 0, 5, 0, 1},
+    {"LoRA r4, 80 rows packed", 80, 0, 0, 5, 4, 0},
+};
+
+typedef struct lesson_run {
+    ml_trainer *trainer;
+    ml_examples examples;
+} lesson_run;
+
+static void run_lesson(void *arg) {
+    lesson_run *run = (lesson_run *)arg;
+    ml_error error;
+    float loss;
+    check(ml_train(run->trainer, &run->examples, &loss, &error), &error);
+    check(ml_backward(run->trainer, &error), &error);
+    check(ml_step(run->trainer, &error), &error);
+}
+
+/* Row lengths between 4 and 53 with SST's mean, in a fixed disorder. */
+static int sentence_length(int row) {
+    double u = (row * 37 % 80 + 0.5) / 80;
+    return 4 + (int)(49.9 * pow(u, 1.25));
+}
+
+/* One step: forward, backward and AdamW. Held against 6 operations for each weight and token (4 where the weights are frozen,
+   and none for the embedding), and 6 for the output matrix where next tokens are learned; attention comes on top. */
+static void bench_lesson(const bench *b, const lesson *what) {
+    static int32_t tokens[8192], follow[8192], starts[128], labels[128];
+    ml_model *model = random_model(&shapes[1], ML_F32);
+    ml_trainer_desc desc = {0};
+    ml_lora_desc lora_desc = {0};
+    ml_lora *lora = NULL;
+    ml_head *head = NULL;
+    ml_random random;
+    ml_error error;
+    lesson_run run;
+    work job;
+    figure f;
+    size_t size;
+    int i, real = 0, n;
+    double per_token = (what->rank ? 4 : 6) * layer_weights(model);
+    ml_random_seed(&random, 1);
+    memset(&run, 0, sizeof run);
+    for (i = 0; i < what->n_rows; i++) {
+        int length = what->row ? what->row : sentence_length(i);
+        real += length;
+        labels[i] = i % 5;
+        starts[i + 1] = starts[i] + (what->padded ? 53 : length);
+    }
+    n = starts[what->n_rows];
+    for (i = 0; i < n; i++) tokens[i] = (i * 7919 + 1) % 32000, follow[i] = (i * 104729 + 7) % 32000;
+    if (what->n_classes) check(ml_head_create(model, what->n_classes, &random, NULL, &head, &error), &error);
+    lora_desc.rank = what->rank;
+    if (what->rank) check(ml_lora_create(model, &lora_desc, &random, NULL, &lora, &error), &error);
+    if (!what->n_classes) per_token += 6.0 * model->config.vocab_size * model->config.dim;
+    desc.max_tokens = n;
+    desc.max_rows = what->n_rows;
+    desc.max_row = what->row ? what->row : 53;
+    desc.head = head;
+    desc.lora = lora;
+    desc.checkpointing = what->checkpointing;
+    desc.adamw.lr = 1e-5f;
+    desc.threads = b->threads;
+    check(ml_trainer_size(model, &desc, &size, &error), &error);
+    check(ml_trainer_new(model, &desc, NULL, &run.trainer, &error), &error);
+    run.examples.tokens = tokens;
+    run.examples.n_tokens = n;
+    run.examples.row_start = starts;
+    run.examples.n_rows = what->n_rows;
+    run.examples.targets = follow;
+    run.examples.labels = labels;
+    job.run = run_lesson;
+    job.arg = &run;
+    job.amount = per_token * n;
+    job.n_pairs = N_LONG_PAIRS;
+    f = measure(b, job, 0);
+    printf("| 42M train, %s | %d | %.0f tok/s (%.0f MB) | %.0f %% of FMA peak |\n", what->name,
+           b->threads.count, f.rate / job.amount * real,
+           (double)size * 1e-6 + 4e-6 * (double)model->n_parameters, f.share * 100);
+    fflush(stdout);
+    ml_trainer_free(run.trainer);
+    ml_lora_free(lora);
+    ml_head_free(head);
+    ml_free(model);
+}
+
 static const char *instructions(void) {
 #if defined(MLI_AVX512)
     return "AVX-512";
@@ -268,7 +372,7 @@ static const char *instructions(void) {
 
 static int wanted(const char *word, const char *const *words) {
     int i, any = 0;
-    for (i = 0; i < 3; i++)
+    for (i = 0; i < 4; i++)
         if (words[i]) {
             any = 1;
             if (strcmp(words[i], word) == 0) return 1;
@@ -277,7 +381,7 @@ static int wanted(const char *word, const char *const *words) {
 }
 
 int main(int argc, char **argv) {
-    const char *words[3] = {NULL, NULL, NULL}, *threads = "1,2", *model = NULL;
+    const char *words[4] = {NULL, NULL, NULL, NULL}, *threads = "1,2", *model = NULL;
     int help = 0, n_options, i;
     const option options[] = {
         {"--threads", OPTION_TEXT, &threads, "numbers of threads (1,2)"},
@@ -286,13 +390,13 @@ int main(int argc, char **argv) {
     };
     float *read_data;
     n_options = (int)(sizeof options / sizeof *options);
-    if (!options_read(argc, argv, options, n_options, words, 3)) return 2;
-    for (i = 0; i < 3; i++)
+    if (!options_read(argc, argv, options, n_options, words, 4)) return 2;
+    for (i = 0; i < 4; i++)
         if (words[i] && strcmp(words[i], "kernels") && strcmp(words[i], "decode") &&
-            strcmp(words[i], "prompt"))
-            return fprintf(stderr, "measure kernels, decode or prompt, not %s\n", words[i]), 2;
+            strcmp(words[i], "prompt") && strcmp(words[i], "train"))
+            return fprintf(stderr, "measure kernels, decode, prompt or train, not %s\n", words[i]), 2;
     if (help) {
-        printf("usage: bench [kernels] [decode] [prompt] [options]\n");
+        printf("usage: bench [kernels] [decode] [prompt] [train] [options]\n");
         options_print(stdout, options, n_options);
         return 0;
     }
@@ -315,6 +419,8 @@ int main(int argc, char **argv) {
             if (wanted("kernels", words)) bench_kernels(&b);
             if (wanted("decode", words)) bench_shapes(&b, 1);
             if (wanted("prompt", words)) bench_shapes(&b, 0);
+            for (i = 0; wanted("train", words) && i < (int)(sizeof lessons / sizeof *lessons); i++)
+                bench_lesson(&b, &lessons[i]);
         }
         printf("\n");
     }
