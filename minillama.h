@@ -5141,10 +5141,10 @@ static ml_result mli_trainer_resolve(const ml_model *model, const ml_trainer_des
     if (!desc->max_tokens) desc->max_tokens = model->config.max_seq_len;
     if (!desc->max_rows) desc->max_rows = desc->max_tokens;
     if (!desc->max_row) desc->max_row = MLI_MIN(desc->max_tokens, model->config.max_seq_len);
-    if (!desc->adamw.head_lr) desc->adamw.head_lr = desc->adamw.lr;
-    if (!desc->adamw.beta1) desc->adamw.beta1 = 0.9f;
-    if (!desc->adamw.beta2) desc->adamw.beta2 = 0.999f;
-    if (!desc->adamw.eps) desc->adamw.eps = 1e-6f;
+    if (desc->adamw.head_lr == 0) desc->adamw.head_lr = desc->adamw.lr;
+    if (desc->adamw.beta1 == 0) desc->adamw.beta1 = 0.9f;
+    if (desc->adamw.beta2 == 0) desc->adamw.beta2 = 0.999f;
+    if (desc->adamw.eps == 0) desc->adamw.eps = 1e-6f;
     if (!desc->threads.count) desc->threads.count = 1;
     a = &desc->adamw;
     if (desc->max_tokens < 1 || desc->max_tokens > 1 << 22 || desc->max_rows < 1 ||
@@ -5232,6 +5232,7 @@ static double mli_trainer_forward(ml_trainer *trainer, int n_tokens, const int32
     hidden = mli_network(g, &t->view, t->tokens, n_tokens, &t->rows, t->rope, NULL);
     if (!t->desc.head)
         return mli_cross_entropy(g, hidden, *mli_weight(&t->view, MLI_OUTPUT, 0), targets, divisor);
+    if (mli_measuring(g)) t->rows.n_rows = t->desc.max_rows; /* the most that the head may read */
     hidden = mli_pool(g, hidden, &t->rows, t->desc.pooling);
     if (g->taping)
         mli_dropout(g, hidden, t->desc.dropout,
@@ -5249,7 +5250,6 @@ static double mli_trainer_forward(ml_trainer *trainer, int n_tokens, const int32
 static void mli_trainer_measure(ml_trainer *trainer) {
     ml_trainer_private *t = trainer->private_part;
     int32_t start[2];
-    int n_rows = t->desc.head ? t->desc.max_rows : 1;
     ml_tensor log_probs;
     start[0] = 0;
     start[1] = t->desc.max_row;
@@ -5261,10 +5261,9 @@ static void mli_trainer_measure(ml_trainer *trainer) {
     t->rows.n_rows = 1;
     t->rows.past = 0;
     mli_trainer_forward(trainer, t->desc.max_tokens, NULL, 1, &log_probs);
-    t->graph.used += (size_t)n_rows * ((size_t)t->model->config.dim * sizeof(float) * 2 + 4 * MLI_ALIGN);
-    if (t->desc.head) t->graph.used += (size_t)n_rows * (size_t)t->desc.head->n_classes * sizeof(float) * 2;
-    t->graph.size = MLI_MAX(t->graph.peak, t->graph.used + t->graph.recompute);
-    t->graph.size = MLI_MAX(t->graph.size, t->graph.used);
+    t->graph.size =
+        t->graph.used > SIZE_MAX - t->graph.recompute ? SIZE_MAX : t->graph.used + t->graph.recompute;
+    t->graph.size = MLI_MAX(t->graph.size, t->graph.peak);
 }
 
 /* Lays the trainer out in memory, itself first; with NULL only counts. Returns the bytes, SIZE_MAX on overflow. */
@@ -5443,9 +5442,10 @@ static ml_result mli_take_examples(ml_trainer_private *t, const ml_examples *e, 
     if (t->row_start[0] != 0 || t->row_start[n_rows] != e->n_tokens)
         return mli_fail(error, ML_ERROR_ARGUMENT, "examples: row_start does not run from 0 to n_tokens");
     for (r = 0; r < n_rows; r++) {
-        int length = t->row_start[r + 1] - t->row_start[r];
-        if (length < 1)
+        int length;
+        if (t->row_start[r + 1] <= t->row_start[r] || t->row_start[r + 1] > e->n_tokens)
             return mli_fail(error, ML_ERROR_ARGUMENT, "examples: row %d is empty or runs backwards", r);
+        length = t->row_start[r + 1] - t->row_start[r];
         if (length > t->desc.max_row)
             return mli_fail(error, ML_ERROR_CONTEXT,
                             "examples: row %d has %d tokens; the trainer's max_row is %d", r, length,

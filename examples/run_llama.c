@@ -1,6 +1,10 @@
 /* The assignment's program in C: same flags, same output files.
    build/run_llama --option generate --pretrained-model-path stories42M.pt --tokenizer tokenizer.model
+   build/run_llama --option finetune --epochs 5 --lr 2e-5 --batch_size 80 --train data/sst-train.txt ...
    build/run_llama --prompt "Once upon a time" --temperature 0.8 --pretrained-model-path MODEL */
+#if !defined(_POSIX_C_SOURCE) && !defined(__APPLE__)
+#define _POSIX_C_SOURCE 200809L
+#endif
 #include <time.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -8,6 +12,7 @@
 #define MINILLAMA_IMPLEMENTATION
 #include "minillama.h"
 #include "options.h"
+#include "sentiment.h"
 
 static const char assignment_prompt[] = "I have wanted to see this thriller for a while, and it didn't "
                                         "disappoint. Keanu Reeves, playing the hero "
@@ -15,8 +20,9 @@ static const char assignment_prompt[] = "I have wanted to see this thriller for 
 
 typedef struct settings {
     const char *option, *model, *tokenizer, *mode, *prompt, *low_out, *high_out;
-    int seed, use_gpu, threads, max_new_tokens, help;
+    int seed, seeds, use_gpu, threads, max_new_tokens, help;
     ml_sampler sampler;
+    sentiment_settings sentiment;
 } settings;
 
 static int default_threads(void) {
@@ -123,29 +129,35 @@ static int generate_one(ml_session *session, const settings *s) {
     return status;
 }
 
-static int generate(const settings *s) {
+/* The model, computing as the mode says; type F32 for one that is trained. NULL, having said why. */
+static ml_model *load_model(const settings *s, ml_type type) {
     ml_load_desc load;
-    ml_session_desc desc;
     ml_model *model = NULL;
+    ml_error error;
+    int reference = strcmp(s->mode, "reference") == 0;
+    memset(&load, 0, sizeof load);
+    load.norm = reference ? ML_NORM_LAYER : ML_NORM_RMS;
+    load.mask = reference ? ML_MASK_FULL : ML_MASK_CAUSAL;
+    load.tokenizer = s->tokenizer;
+    load.type = type;
+    if (ml_load(s->model, &load, &model, &error)) return fail(&error), NULL;
+    if (model->tokenizer) return model;
+    fprintf(stderr, "error: no tokenizer of %d pieces in or beside %s; give one with --tokenizer FILE\n",
+            model->config.vocab_size, s->model);
+    ml_free(model);
+    return NULL;
+}
+
+static int generate(const settings *s) {
+    ml_session_desc desc;
+    ml_model *model = load_model(s, (ml_type)0);
     ml_session *session = NULL;
     ml_error error;
-    int status = 1, reference = strcmp(s->mode, "reference") == 0;
-    memset(&load, 0, sizeof load);
+    int status = 1;
     memset(&desc, 0, sizeof desc);
-    if (reference) {
-        load.norm = ML_NORM_LAYER;
-        load.mask = ML_MASK_FULL;
-    } else {
-        load.norm = ML_NORM_RMS;
-        load.mask = ML_MASK_CAUSAL;
-    }
-    load.tokenizer = s->tokenizer;
     desc.threads.count = s->threads;
-    if (ml_load(s->model, &load, &model, &error)) return fail(&error);
-    if (!model->tokenizer)
-        fprintf(stderr, "error: no tokenizer of %d pieces in or beside %s; give one with --tokenizer FILE\n",
-                model->config.vocab_size, s->model);
-    else if (ml_session_new(model, &desc, NULL, &session, &error))
+    if (!model) return 1;
+    if (ml_session_new(model, &desc, NULL, &session, &error))
         fail(&error);
     else
         status = s->prompt ? generate_one(session, s) : generate_both(session, s);
@@ -154,10 +166,60 @@ static int generate(const settings *s) {
     return status;
 }
 
+static void print_mean(const char *what, const double *x, int n) {
+    double mean = 0, square = 0;
+    int i;
+    for (i = 0; i < n; i++) mean += x[i] / n;
+    for (i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean) / n;
+    printf("%s acc over %d seeds :: %.3f (%.3f)\n", what, n, mean, sqrt(square));
+}
+
+/* Prompting, fine-tuning or LoRA, once for each seed, each time from the file's weights. */
+static int label_sentences(const settings *s) {
+    enum { MAX_SEEDS = 100 };
+    double dev[MAX_SEEDS], test[MAX_SEEDS];
+    sentiment_settings set = s->sentiment;
+    char state[64];
+    int i, n = set.prompting ? 1 : MLI_MIN(s->seeds, MAX_SEEDS);
+    snprintf(state, sizeof state, "%s-%d-%g.gguf", s->option, set.epochs, (double)set.lr);
+    if (!set.model_out) set.model_out = state;
+    for (i = 0; i < n; i++) {
+        sentiment_result on_dev = {0, 0}, on_test = {0, 0};
+        ml_model *model = load_model(s, set.prompting ? (ml_type)0 : ML_F32);
+        int ok;
+        if (!model) return 1;
+        set.seed = s->seed + i;
+        if (n > 1) printf("seed %d\n", set.seed);
+        ok = sentiment_run(&set, model, &on_dev, &on_test);
+        ml_free(model);
+        if (!ok) return 1;
+        dev[i] = on_dev.accuracy;
+        test[i] = on_test.accuracy;
+    }
+    if (n > 1) print_mean("dev", dev, n), print_mean("test", test, n);
+    return 0;
+}
+
 static int check(const settings *s) {
     const ml_sampler *p = &s->sampler;
-    if (strcmp(s->option, "generate") != 0)
-        return fprintf(stderr, "--option %s is not known; this program has: generate\n", s->option), 0;
+    const sentiment_settings *t = &s->sentiment;
+    if (strcmp(s->option, "generate") != 0 && strcmp(s->option, "prompt") != 0 &&
+        strcmp(s->option, "finetune") != 0 && strcmp(s->option, "lora") != 0)
+        return fprintf(stderr, "--option is generate, prompt, finetune or lora, not %s\n", s->option), 0;
+    if (strcmp(t->score, "sum") && strcmp(t->score, "mean") && strcmp(t->score, "calibrated") &&
+        strcmp(t->score, "pmi"))
+        return fprintf(stderr, "--score is sum, mean, calibrated or pmi, not %s\n", t->score), 0;
+    if (t->reference && strcmp(t->score, "sum") != 0)
+        return fprintf(stderr, "--score %s needs --mode llama: the reference has only sum\n", t->score), 0;
+    if (t->max_sentence_len < 0 || t->epochs < 1 || t->batch_size < 1 || t->batch_size > 65536 ||
+        t->lora_rank < 1 || s->seeds < 1)
+        return fprintf(stderr,
+                       "--max_sentence_len, --epochs, --batch_size, --lora_rank and --seeds are positive\n"),
+               0;
+    if (!(t->dropout >= 0 && t->dropout < 1))
+        return fprintf(stderr, "--hidden_dropout_prob lies between 0 and 1\n"), 0;
+    if (!(t->lr > 0) || !(t->lora_alpha > 0))
+        return fprintf(stderr, "--lr and --lora_alpha are positive\n"), 0;
     if (strcmp(s->mode, "llama") != 0 && strcmp(s->mode, "reference") != 0)
         return fprintf(stderr, "--mode is llama or reference, not %s\n", s->mode), 0;
     if (p->temperature < 0) return fprintf(stderr, "--temperature must not be negative\n"), 0;
@@ -175,7 +237,20 @@ static settings default_settings(void) {
     memset(&s, 0, sizeof s);
     s.option = "generate";
     s.model = "stories42M.pt";
-    s.mode = "llama";
+    s.seeds = 1;
+    s.sentiment.train = "data/cfimdb-train.txt";
+    s.sentiment.dev = "data/cfimdb-dev.txt";
+    s.sentiment.test = "data/cfimdb-test.txt";
+    s.sentiment.labels = "data/cfimdb-label-mapping.json";
+    s.sentiment.dev_out = "cfimdb-dev-prompting-output.txt";
+    s.sentiment.test_out = "cfimdb-test-prompting-output.txt";
+    s.sentiment.score = "sum";
+    s.sentiment.epochs = 5;
+    s.sentiment.batch_size = 8;
+    s.sentiment.lora_rank = 4;
+    s.sentiment.lora_alpha = 1;
+    s.sentiment.dropout = 0.3f;
+    s.sentiment.lr = 2e-5f;
     s.low_out = "generated-sentence-temp-0.txt";
     s.high_out = "generated-sentence-temp-1.txt";
     s.seed = 1337;
@@ -188,12 +263,33 @@ static settings default_settings(void) {
 int main(int argc, char **argv) {
     settings s = default_settings();
     const option options[] = {
-        {"--option", OPTION_TEXT, &s.option, "what to do: generate (default)"},
+        {"--option", OPTION_TEXT, &s.option, "generate (default), prompt, finetune or lora"},
         {"--pretrained-model-path", OPTION_TEXT, &s.model, "model in any known format (stories42M.pt)"},
         {"--tokenizer", OPTION_TEXT, &s.tokenizer, "tokenizer.model or .bin (in the model, or beside it)"},
         {"--mode", OPTION_TEXT, &s.mode,
-         "llama (RMSNorm, causal; default) or reference (LayerNorm, full attention)"},
+         "llama (RMSNorm, causal; default to generate) or reference (LayerNorm, full attention; default "
+         "else)"},
         {"--seed", OPTION_INT, &s.seed, "seed of the random choices (1337)"},
+        {"--train", OPTION_TEXT, &s.sentiment.train,
+         "lines of \"label ||| sentence\" (data/cfimdb-train.txt)"},
+        {"--dev", OPTION_TEXT, &s.sentiment.dev, "(data/cfimdb-dev.txt)"},
+        {"--test", OPTION_TEXT, &s.sentiment.test, "(data/cfimdb-test.txt)"},
+        {"--label-names", OPTION_TEXT, &s.sentiment.labels, "a JSON list (data/cfimdb-label-mapping.json)"},
+        {"--dev_out", OPTION_TEXT, &s.sentiment.dev_out, "predictions (cfimdb-dev-prompting-output.txt)"},
+        {"--test_out", OPTION_TEXT, &s.sentiment.test_out, "predictions (cfimdb-test-prompting-output.txt)"},
+        {"--max_sentence_len", OPTION_INT, &s.sentiment.max_sentence_len,
+         "tokens, the rest is cut (the context)"},
+        {"--epochs", OPTION_INT, &s.sentiment.epochs, "of fine-tuning (5)"},
+        {"--batch_size", OPTION_INT, &s.sentiment.batch_size, "sentences (8)"},
+        {"--hidden_dropout_prob", OPTION_FLOAT, &s.sentiment.dropout, "of the classifier's input (0.3)"},
+        {"--lr", OPTION_FLOAT, &s.sentiment.lr, "learning rate (2e-5)"},
+        {"--lora_rank", OPTION_INT, &s.sentiment.lora_rank, "(4)"},
+        {"--lora_alpha", OPTION_FLOAT, &s.sentiment.lora_alpha, "(1)"},
+        {"--seeds", OPTION_INT, &s.seeds, "repeat with this many seeds, and print mean and deviation (1)"},
+        {"--score", OPTION_TEXT, &s.sentiment.score,
+         "prompting in mode llama: sum, mean, calibrated or pmi (sum)"},
+        {"--state", OPTION_TEXT, &s.sentiment.model_out,
+         "file of the best epoch's state (OPTION-EPOCHS-LR.gguf)"},
         {"--generated_sentence_low_temp_out", OPTION_TEXT, &s.low_out,
          "file (generated-sentence-temp-0.txt)"},
         {"--generated_sentence_high_temp_out", OPTION_TEXT, &s.high_out,
@@ -221,7 +317,12 @@ int main(int argc, char **argv) {
         return 0;
     }
     if (s.max_new_tokens == INT_MIN) s.max_new_tokens = s.prompt ? 0 : 75;
+    if (!s.mode) s.mode = strcmp(s.option, "generate") == 0 ? "llama" : "reference";
+    s.sentiment.reference = strcmp(s.mode, "reference") == 0;
+    s.sentiment.prompting = strcmp(s.option, "prompt") == 0;
+    s.sentiment.lora = strcmp(s.option, "lora") == 0;
+    s.sentiment.threads = s.threads;
     if (!check(&s)) return 2;
     if (s.use_gpu) fprintf(stderr, "--use_gpu: there is no GPU code here; the processor is used\n");
-    return generate(&s);
+    return strcmp(s.option, "generate") == 0 ? generate(&s) : label_sentences(&s);
 }

@@ -1,0 +1,224 @@
+/* examples/sentiment.h and reviews.h: zero-shot scores against PyTorch's, and what files may get wrong. */
+#if !defined(_POSIX_C_SOURCE) && !defined(__APPLE__)
+#define _POSIX_C_SOURCE 200809L
+#endif
+#define MINILLAMA_IMPLEMENTATION
+#include "minillama.h"
+#include "shared.h"
+#include "../examples/sentiment.h"
+
+static const char *write_text(const char *text, size_t n) {
+    static char path[64];
+    FILE *file;
+    snprintf(path, sizeof path, "/tmp/minillama-reviews-%ld.txt", (long)getpid());
+    file = fopen(path, "wb");
+    CHECK(file && fwrite(text, 1, n, file) == n);
+    if (file) fclose(file);
+    return path;
+}
+
+/* The first 40 dev sentences in batches of 10, padded as the reference pads: all three of its configurations, within
+   2e-3: a score is the sum of up to seven log-probabilities, each of which is right to about 1e-4. */
+static void zero_shot(ml_norm norm, ml_mask mask, const char *key) {
+    const char *model_path = shared_path("models/stories260K.pt"),
+               *set_path = shared_path("data/sst-dev.txt");
+    const char *labels_path = shared_path("data/sst-label-mapping.json");
+    char question[4096];
+    ml_load_desc load;
+    ml_session_desc desc;
+    ml_archive *archive;
+    ml_model *model;
+    ml_error error;
+    sentiment s;
+    label_ids labels;
+    float *theirs, *logits, scores[10 * 5];
+    size_t n;
+    int from, i;
+    if (!model_path || !set_path || !labels_path) SKIP("../shared is not there");
+    memset(&load, 0, sizeof load);
+    memset(&desc, 0, sizeof desc);
+    memset(&s, 0, sizeof s);
+    load.norm = norm;
+    load.mask = mask;
+    REQUIRE(ml_load(model_path, &load, &model, &error) == ML_OK);
+    REQUIRE(ml_archive_open(shared_path("reference/zeroshot_sst_dev40.pt"), NULL, &archive, &error) == ML_OK);
+    theirs = shared_floats(archive, key, &n);
+    REQUIRE(n == 40 * 5);
+    s.model = model;
+    s.set.reference = 1;
+    s.set.batch_size = 10;
+    s.set.prompting = 1;
+    s.set.labels = labels_path;
+    s.set.dev = s.set.test = set_path;
+    REQUIRE(sentiment_read(&s));
+    CHECK(s.dev.n == 1101 && s.labels.n == 5);
+    sentiment_question(&s.labels, question, sizeof question);
+    CHECK(strcmp(question, " Is this movie awful, bad, average, good, or excellent? This movie is ") == 0);
+    desc.max_seq_len = s.max_row;
+    desc.max_batch = s.max_row * 10;
+    REQUIRE(ml_session_new(model, &desc, NULL, &s.session, &error) == ML_OK);
+    logits = (float *)malloc(10 * (size_t)model->config.vocab_size * sizeof *logits);
+    REQUIRE(sentiment_label_ids(&s, &labels));
+    for (from = 0; from < 40; from += 10) {
+        REQUIRE(sentiment_prompt_batch(&s, &s.dev, from, 10, &labels, logits, scores));
+        for (i = 0; i < 50; i++) CHECK_NEAR(scores[i], theirs[from * 5 + i], 2e-3, 0);
+    }
+    free(logits);
+    free(theirs);
+    ml_archive_close(archive);
+    sentiment_free(&s);
+    ml_free(model);
+}
+
+TEST(zero_shot_layer_full) { zero_shot(ML_NORM_LAYER, ML_MASK_FULL, "layer_full_scores"); }
+TEST(zero_shot_rms_full) { zero_shot(ML_NORM_RMS, ML_MASK_FULL, "rms_full_scores"); }
+TEST(zero_shot_rms_causal) { zero_shot(ML_NORM_RMS, ML_MASK_CAUSAL, "rms_causal_scores"); }
+
+/* The chain rule over a label's tokens, step by step through a session, is what one pass over the whole text gives. */
+TEST(likelihood_by_the_chain_rule) {
+    const char *model_path = shared_path("models/stories260K.pt");
+    static char bad[] = "bad", marvellous[] = "marvellous";
+    ml_load_desc load;
+    ml_session_desc desc;
+    ml_model *model;
+    ml_error error;
+    sentiment s;
+    double scores[REVIEWS_MAX_LABELS];
+    int n_tokens[REVIEWS_MAX_LABELS], i, j;
+    float *logits;
+    if (!model_path) SKIP("../shared is not there");
+    memset(&load, 0, sizeof load);
+    memset(&desc, 0, sizeof desc);
+    memset(&s, 0, sizeof s);
+    REQUIRE(ml_load(model_path, &load, &model, &error) == ML_OK);
+    REQUIRE(ml_session_new(model, &desc, NULL, &s.session, &error) == ML_OK);
+    s.model = model;
+    s.labels.name[0] = bad;
+    s.labels.name[1] = marvellous;
+    s.labels.n = 2;
+    s.max_row = 512;
+    REQUIRE(sentiment_likelihoods(&s, "The film was long. This movie is", scores, n_tokens));
+    logits = (float *)malloc(64 * (size_t)model->config.vocab_size * sizeof *logits);
+    for (i = 0; i < 2; i++) {
+        int n = 0;
+        int32_t *ids = sentiment_with_label(&s, "The film was long. This movie is", i, &n);
+        double sum = 0;
+        ml_batch batch;
+        memset(&batch, 0, sizeof batch);
+        REQUIRE(ids && n < 64);
+        batch.tokens = ids;
+        batch.n_tokens = n;
+        batch.logits = logits;
+        REQUIRE(ml_forward(s.session, &batch, &error) == ML_OK);
+        for (j = n - n_tokens[i]; j < n; j++) {
+            const float *row = logits + (j - 1) * model->config.vocab_size;
+            sum += (double)row[ids[j]] - sentiment_log_sum(row, model->config.vocab_size);
+        }
+        CHECK_NEAR(scores[i], sum, 1e-3, 0); /* several log-probabilities, each right to 1e-4 */
+        free(ids);
+    }
+    CHECK(n_tokens[1] > n_tokens[0]);
+    free(logits);
+    ml_session_free(s.session);
+    ml_free(model);
+}
+
+TEST(accuracy_and_f1) {
+    review rows[6];
+    reviews set;
+    static const int truth[6] = {0, 0, 1, 1, 2, -1}, said[6] = {0, 1, 1, 1, 0, 2};
+    sentiment_result result;
+    int i;
+    memset(rows, 0, sizeof rows);
+    memset(&set, 0, sizeof set);
+    for (i = 0; i < 6; i++) rows[i].label = truth[i];
+    set.rows = rows;
+    set.n = 6;
+    result = sentiment_measure(&set, said, 3);
+    CHECK_NEAR(result.accuracy, 3.0 / 5, 1e-12, 0);
+    CHECK_NEAR(result.f1, (0.5 + 0.8 + 0.0) / 3, 1e-12, 0); /* F1 of 0: 1/2; of 1: 4/5; of 2: never hit */
+}
+
+static int reads(const char *text, reviews *all) {
+    return reviews_read(all, write_text(text, strlen(text)), 3);
+}
+
+TEST(lines) {
+    reviews all;
+    CHECK(reads("0 ||| bad .\r\n\n2 |||  good ||| film \r\n-1 ||| no one knows", &all));
+    CHECK(all.n == 3 && all.rows[1].label == 2 && all.rows[2].label == -1);
+    CHECK(strcmp(all.rows[0].sentence, "bad .") == 0);
+    CHECK(strcmp(all.rows[1].sentence, "good ||| film") == 0);
+    CHECK(strcmp(all.rows[2].sentence, "no one knows") == 0);
+    reviews_free(&all);
+}
+
+TEST(bad_lines) {
+    static const char *const texts[] = {"",        "0 ||| a\n1|||b\n", "3 ||| x\n", "-2 ||| x\n",
+                                        "x ||| y", "1 ||| \n",         "\n\n",      " ||| y"};
+    reviews all;
+    size_t i;
+    for (i = 0; i < sizeof texts / sizeof *texts; i++) {
+        CHECK(!reads(texts[i], &all));
+        reviews_free(&all);
+    }
+    CHECK(!reviews_read(&all, write_text("0 ||| a\0b\n", 10), 3));
+    reviews_free(&all);
+    CHECK(!reviews_read(&all, "/nowhere", 3));
+    reviews_free(&all);
+}
+
+TEST(bad_label_names) {
+    static const char *const texts[] = {"",  "{}", "[\"a\"]", "[\"a\", 3]", "[\"a\", \"b\"", "[\"a\", \"\"]",
+                                        "[]"};
+    label_names names;
+    size_t i;
+    for (i = 0; i < sizeof texts / sizeof *texts; i++) {
+        CHECK(!label_names_read(&names, write_text(texts[i], strlen(texts[i]))));
+        free(names.text);
+    }
+    CHECK(label_names_read(&names, write_text("[\"bad\" ,\n\"good\"]", 15)));
+    CHECK(names.n == 2 && strcmp(names.name[1], "good") == 0);
+    free(names.text);
+}
+
+/* Too long a sentence loses its end, never the question; invalid UTF-8 is spelled in bytes. */
+TEST(cut_to_the_context) {
+    const char *model_path = shared_path("models/stories260K.pt");
+    ml_model *model;
+    ml_error error;
+    reviews all;
+    char *text = (char *)malloc(4000), decoded[4000];
+    size_t n = 0;
+    int i;
+    if (!model_path) SKIP("../shared is not there");
+    REQUIRE(ml_load(model_path, NULL, &model, &error) == ML_OK);
+    n += (size_t)snprintf(text, 4000, "0 ||| ");
+    for (i = 0; i < 300; i++) n += (size_t)snprintf(text + n, 4000 - n, "word ");
+    n += (size_t)snprintf(text + n, 4000 - n, "\n1 ||| caf\xe9 \xff\xfe\n");
+    REQUIRE(reads(text, &all));
+    REQUIRE(reviews_encode(&all, model->tokenizer, " Is it good?", 64));
+    CHECK(all.n_cut == 1 && all.rows[0].n_ids <= 64 && all.rows[0].n_ids > 50);
+    REQUIRE(ml_decode(model->tokenizer, all.rows[0].ids, (size_t)all.rows[0].n_ids, decoded, sizeof decoded,
+                      &n, &error) == ML_OK);
+    CHECK(n > 12 && strcmp(decoded + n - 12, " Is it good?") == 0);
+    REQUIRE(ml_decode(model->tokenizer, all.rows[1].ids, (size_t)all.rows[1].n_ids, decoded, sizeof decoded,
+                      &n, &error) == ML_OK);
+    CHECK(strcmp(decoded, "caf\xe9 \xff\xfe Is it good?") == 0);
+    reviews_free(&all);
+    free(text);
+    ml_free(model);
+}
+
+int main(void) {
+    RUN(zero_shot_layer_full);
+    RUN(zero_shot_rms_full);
+    RUN(zero_shot_rms_causal);
+    RUN(likelihood_by_the_chain_rule);
+    RUN(accuracy_and_f1);
+    RUN(lines);
+    RUN(bad_lines);
+    RUN(bad_label_names);
+    RUN(cut_to_the_context);
+    return test_report("test_sentiment");
+}
