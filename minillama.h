@@ -655,6 +655,22 @@ typedef struct ml_save_desc {
    layout; it also replaces config.json in the same folder, and holds no tokenizer. */
 ML_DEF ml_result ml_save(const ml_model *model, const char *path, const ml_save_desc *desc, ml_error *error);
 
+/* Writes an adapter (see >>adapters) in the same way: a GGUF that llama.cpp reads, or, as safetensors, Hugging Face
+   PEFT's adapter_model.safetensors; that also replaces adapter_config.json in the same folder. Types F32 (the default)
+   to BF16. */
+ML_DEF ml_result ml_lora_save(const ml_model *model, const ml_lora *lora, const char *path,
+                              const ml_save_desc *desc, ml_error *error);
+
+/* Reads an adapter for this model, told apart by content: llama.cpp's GGUF or PEFT's safetensors (or .bin), whose
+   adapter_config.json stands beside it, or in memory. Its numbers become F32 in memory of the adapter's own. All pairs
+   must be of one rank. Whatever else would change the model's results (DoRA, rsLoRA, an adapted embedding, ...) is
+   refused: ML_ERROR_UNSUPPORTED. */
+ML_DEF ml_result ml_lora_load(const char *path, const ml_model *model, const ml_allocator *allocator,
+                              ml_lora **lora, ml_error *error);
+ML_DEF ml_result ml_lora_load_memory(const void *data, size_t size, const void *config_json,
+                                     size_t config_json_size, const ml_model *model,
+                                     const ml_allocator *allocator, ml_lora **lora, ml_error *error);
+
 /* ==== >>names ==== */
 
 ML_DEF const char *ml_result_string(ml_result result);
@@ -4630,18 +4646,22 @@ ML_DEF ml_result ml_forward(ml_session *s, const ml_batch *b, ml_error *error) {
 
 /* ==== >>adapters ==== */
 
-/* Two tensors for each target of each layer; A and B lie in `data`, one after the other, or with NULL are only counted. */
-static size_t mli_lora_layout(const ml_config *c, int rank, unsigned targets, ml_tensor *tensors,
-                              float *data) {
+#define MLI_MAX_RANK (1 << 12)
+
+/* Two tensors for each target of each layer; A and B lie in `data`, one after the other, or with NULL are only counted.
+   present, unless it is NULL, tells of each of the tensors whether it is wanted (not NULL). */
+static size_t mli_lora_layout(const ml_config *c, int rank, unsigned targets, const ml_array *const *present,
+                              ml_tensor *tensors, float *data) {
     size_t used = 0;
     int layer, target;
     for (layer = 0; layer < c->n_layers; layer++)
         for (target = 0; target < MLI_LORA_TARGETS; target++) {
             const mli_param *param = &mli_params[mli_lora_slots[target]];
             int out = mli_extent_of(c, param->rows), in = mli_extent_of(c, param->cols);
-            ml_tensor *pair = tensors + (layer * MLI_LORA_TARGETS + target) * 2;
-            if (!(targets >> target & 1)) continue;
+            int index = (layer * MLI_LORA_TARGETS + target) * 2;
+            if (!(targets >> target & 1) || (present && !present[index])) continue;
             if (data) {
+                ml_tensor *pair = tensors + index;
                 pair[0] = mli_tensor_at(data + used, rank, in);
                 pair[1] = mli_tensor_at(data + used + (size_t)rank * (size_t)in, out, rank);
             }
@@ -4652,7 +4672,8 @@ static size_t mli_lora_layout(const ml_config *c, int rank, unsigned targets, ml
 
 /* An adapter of zeros. */
 static ml_result mli_lora_new(const ml_config *c, int rank, float alpha, unsigned targets,
-                              const ml_allocator *given, ml_lora **out, ml_error *error) {
+                              const ml_array *const *present, const ml_allocator *given, ml_lora **out,
+                              ml_error *error) {
     ml_allocator allocator;
     int n_tensors = c->n_layers * MLI_LORA_TARGETS * 2;
     size_t numbers, used = 0;
@@ -4661,14 +4682,14 @@ static ml_result mli_lora_new(const ml_config *c, int rank, float alpha, unsigne
     ml_lora *lora;
     ml_result result = mli_resolve_allocator(given, &allocator, error);
     if (result) return result;
-    if (rank < 1 || rank > 1 << 12)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: rank is %d, not in 1 to %d", rank, 1 << 12);
+    if (rank < 1 || rank > MLI_MAX_RANK)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: rank is %d, not in 1 to %d", rank, MLI_MAX_RANK);
     if (!targets || targets > ML_LORA_ALL)
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "adapter: targets is %d, not a sum of ML_LORA_Q ... ML_LORA_W3", (int)targets);
     if (!(alpha > 0 && alpha < 1e6f))
         return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: alpha is out of range");
-    numbers = mli_lora_layout(c, rank, targets, NULL, NULL);
+    numbers = mli_lora_layout(c, rank, targets, present, NULL, NULL);
     mli_carve(NULL, &used, 1, sizeof *lora);
     mli_carve(NULL, &used, (size_t)n_tensors, sizeof *tensors);
     mli_carve(NULL, &used, numbers, sizeof(float));
@@ -4679,7 +4700,8 @@ static ml_result mli_lora_new(const ml_config *c, int rank, float alpha, unsigne
     used = (size_t)(mli_align_up((uintptr_t)block) - (uintptr_t)block);
     lora = (ml_lora *)mli_carve(block, &used, 1, sizeof *lora);
     tensors = (ml_tensor *)mli_carve(block, &used, (size_t)n_tensors, sizeof *tensors);
-    mli_lora_layout(c, rank, targets, tensors, (float *)mli_carve(block, &used, numbers, sizeof(float)));
+    mli_lora_layout(c, rank, targets, present, tensors,
+                    (float *)mli_carve(block, &used, numbers, sizeof(float)));
     lora->rank = rank;
     lora->alpha = alpha;
     lora->n_tensors = n_tensors;
@@ -4705,7 +4727,7 @@ ML_DEF ml_result ml_lora_create(const ml_model *model, const ml_lora_desc *given
     if (desc.alpha == 0) desc.alpha = (float)desc.rank;
     if (!desc.targets) desc.targets = ML_LORA_ATTENTION;
     if (desc.init_sd == 0) desc.init_sd = 0.02f;
-    result = mli_lora_new(&model->config, desc.rank, desc.alpha, desc.targets, allocator, lora, error);
+    result = mli_lora_new(&model->config, desc.rank, desc.alpha, desc.targets, NULL, allocator, lora, error);
     if (result) return result;
     for (i = 0; i < (*lora)->n_tensors; i += 2) {
         const ml_tensor *a = &(*lora)->tensors[i];
@@ -9463,9 +9485,10 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
 
 /* What must be so, where a file says anything about it, for the file to be a Llama that this forward pass computes.
    No text: the value must be 0 or false. */
-static const struct {
+typedef struct mli_demand {
     const char *key, *text;
-} mli_demands[] = {
+} mli_demand;
+static const mli_demand mli_demands[] = {
     {"general.architecture", "llama"},  {"general.type", "model"},
     {"llama.expert_count", NULL},       {"config.json.model_type", "llama"},
     {"config.json.hidden_act", "silu"}, {"config.json.attention_bias", NULL},
@@ -9552,11 +9575,11 @@ static ml_result mli_load_choice(const mli_loader *loader, mli_field field, cons
                     value->name, mli_value_text(value, text), first, second);
 }
 
-static ml_result mli_check_demands(const mli_loader *loader) {
+static ml_result mli_check_demands(const mli_loader *loader, const mli_demand *demands, size_t n) {
     size_t i;
-    for (i = 0; i < sizeof mli_demands / sizeof *mli_demands; i++) {
-        const char *wanted = mli_demands[i].text;
-        const ml_value *value = ml_archive_find_value(loader->archive, mli_demands[i].key);
+    for (i = 0; i < n; i++) {
+        const char *wanted = demands[i].text;
+        const ml_value *value = ml_archive_find_value(loader->archive, demands[i].key);
         char text[64];
         if (!value || (wanted && mli_value_is(value, wanted))) continue;
         if (wanted)
@@ -9600,7 +9623,7 @@ static ml_result mli_load_config(mli_loader *loader) {
                 {MLI_FIELD_SEQ_LEN, &config->max_seq_len, 0}};
     const ml_value *tied = mli_field_value(loader, MLI_FIELD_TIED);
     int norm = ML_NORM_RMS, mask = ML_MASK_CAUSAL;
-    ml_result result = mli_check_demands(loader);
+    ml_result result = mli_check_demands(loader, mli_demands, sizeof mli_demands / sizeof *mli_demands);
     size_t i;
     config->max_seq_len = 2048; /* what the first authors of these files assume where they say nothing */
     config->rope_theta = 10000;
@@ -10052,38 +10075,37 @@ static ml_result mli_check_byte_order(ml_error *error) {
                  : mli_fail(error, ML_ERROR_UNSUPPORTED, "models are files of little-endian machines");
 }
 
-/* Hugging Face keeps the configuration in config.json, beside the weights; the caller may have it in memory. Its values
-   join the archive's as "config.json.hidden_size" and so on. */
-static ml_result mli_load_json(mli_loader *loader, const char *path) {
+/* Hugging Face keeps the configuration beside the weights, a model's in config.json; the caller may have it in memory.
+   Its values join the archive's as "config.json.hidden_size" and so on. `whose` is for the sentence that there is none. */
+static ml_result mli_load_json(mli_loader *loader, const char *path, const char *name, const char *whose) {
     const ml_load_desc *desc = loader->desc;
     mli_file file;
     ml_result result;
     char *beside;
-    if (mli_field_value(loader, MLI_FIELD_DIM)) return ML_OK;
     if (desc->config_json)
-        return mli_json_values(loader->archive, "config.json", desc->config_json, desc->config_json_size,
+        return mli_json_values(loader->archive, name, desc->config_json, desc->config_json_size,
                                loader->error);
     if (!path) return ML_OK;
-    beside = mli_path_beside(&loader->allocator, path, "config.json");
+    beside = mli_path_beside(&loader->allocator, path, name);
     result = beside ? mli_map_file(beside, &loader->allocator, &file, NULL) : ML_ERROR_MEMORY;
     if (result == ML_ERROR_MEMORY)
-        mli_fail(loader->error, result, "out of memory for config.json");
+        mli_fail(loader->error, result, "out of memory for %s", name);
     else if (result)
-        result =
-            mli_fail(loader->error, ML_ERROR_FILE,
-                     "the file has no configuration of a Llama, and beside it %s cannot be read", beside);
+        result = mli_fail(loader->error, ML_ERROR_FILE,
+                          "the file has no configuration %s, and beside it %s cannot be read", whose, beside);
     mli_free(&loader->allocator, beside);
     if (result) return result;
-    result = mli_json_values(loader->archive, "config.json", file.data, file.size, loader->error);
+    result = mli_json_values(loader->archive, name, file.data, file.size, loader->error);
     mli_unmap_file(&loader->allocator, &file);
     return result;
 }
 
 /* From the open archive to the model. What was begun when it fails is in the loader. */
 static ml_result mli_load_archive(mli_loader *loader, const char *path) {
-    ml_result result =
-        mli_check_demands(loader); /* of another kind of model, no configuration is looked for */
-    if (!result) result = mli_load_json(loader, path);
+    /* of another kind of model, no configuration is looked for */
+    ml_result result = mli_check_demands(loader, mli_demands, sizeof mli_demands / sizeof *mli_demands);
+    if (!result && !mli_field_value(loader, MLI_FIELD_DIM))
+        result = mli_load_json(loader, path, "config.json", "of a Llama");
     if (!result) result = mli_load_config(loader);
     if (!result) result = mli_detect_naming(loader);
     if (!result) result = mli_complete_config(loader);
@@ -10140,6 +10162,259 @@ ML_DEF ml_result ml_load_memory(const void *data, size_t size, const ml_load_des
                                 ml_error *error) {
     if (!data || !model) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_load_memory: data or model is NULL");
     return mli_load(NULL, data, size, desc, model, error);
+}
+
+/* ---- adapters ---- */
+
+#define MLI_PEFT_JSON "adapter_config.json"
+
+/* Of what PEFT's configuration may say, all that changes how a pair is used. */
+static const mli_demand mli_lora_demands[] = {
+    {"general.architecture", "llama"},
+    {"general.type", "adapter"},
+    {"adapter.type", "lora"},
+    {MLI_PEFT_JSON ".peft_type", "LORA"},
+    {MLI_PEFT_JSON ".bias", "none"},
+    {MLI_PEFT_JSON ".use_dora", NULL},
+    {MLI_PEFT_JSON ".use_rslora", NULL},
+    {MLI_PEFT_JSON ".lora_bias", NULL},
+    {MLI_PEFT_JSON ".use_qalora", NULL},
+    {MLI_PEFT_JSON ".fan_in_fan_out", NULL},
+};
+
+/* Lists and dictionaries that must be empty or absent: a scale of its own for some matrices, layers repeated, an
+   adapter for only part of the text. */
+static const char *const mli_lora_refused[] = {
+    "adapter.alora.", MLI_PEFT_JSON ".alpha_pattern.", MLI_PEFT_JSON ".layer_replication.",
+    MLI_PEFT_JSON ".alora_invocation_tokens.", MLI_PEFT_JSON ".arrow_config."};
+
+/* How the weights began. Some ways change the frozen matrices, too, so that the pairs mean nothing beside the model as it
+   was; of these three it is known that they do not. */
+static const char *const mli_lora_inits[] = {"gaussian", "eva", "orthogonal"};
+
+/* Half `index` of an adapter's tensors belongs to slot `*slot` of layer `*layer`; odd ones are B. */
+static void mli_lora_slot_of(int index, mli_slot *slot, int *layer) {
+    *slot = mli_lora_slots[index / 2 % MLI_LORA_TARGETS];
+    *layer = index / 2 / MLI_LORA_TARGETS;
+}
+
+/* "blk.0.attn_q.weight.lora_a"; Hugging Face's "PREFIX.model.layers.0.self_attn.q_proj.lora_A.weight" */
+static void mli_lora_name(mli_naming naming, const char *prefix, int index, char name[MLI_LONG_NAME_SIZE]) {
+    char weight[ML_NAME_SIZE];
+    const char *half;
+    mli_slot slot;
+    int layer;
+    mli_lora_slot_of(index, &slot, &layer);
+    mli_param_name(naming, slot, layer, weight);
+    if (naming == MLI_NAMING_HF) weight[strlen(weight) - strlen(".weight")] = 0;
+    if (naming == MLI_NAMING_HF)
+        half = index % 2 ? "B.weight" : "A.weight";
+    else
+        half = index % 2 ? "b" : "a";
+    mli_format(name, MLI_LONG_NAME_SIZE, "%s%s.lora_%s", prefix, weight, half);
+}
+
+/* B's rows are those of the matrix, in whatever order a file has them; A's are of no matrix. */
+static mli_slot mli_lora_rows(int index) {
+    return index % 2 ? mli_lora_slots[index / 2 % MLI_LORA_TARGETS] : MLI_SLOTS;
+}
+
+/* What PEFT puts in front of the model's names, which begin with "model."; what it puts there when the model lacks the
+   layer that makes logits; nothing. */
+static const char *const mli_peft_prefixes[3] = {"base_model.model.", "base_model.", ""};
+
+/* Finds the halves that are there. */
+static ml_result mli_find_pairs(mli_loader *loader) {
+    int is_gguf = strcmp(ml_archive_format(loader->archive), "GGUF") == 0, n = 0;
+    size_t p, i, n_sources = (size_t)loader->config.n_layers * MLI_LORA_TARGETS * 2;
+    loader->naming = is_gguf ? MLI_NAMING_GGUF : MLI_NAMING_HF;
+    loader->sources = (const ml_array **)mli_alloc(&loader->allocator, n_sources, sizeof *loader->sources);
+    if (!loader->sources)
+        return mli_fail(loader->error, ML_ERROR_MEMORY, "out of memory for a list of tensors");
+    for (p = is_gguf ? 2 : 0; p < 3 && !n; p++) {
+        mli_format(loader->prefix, MLI_PREFIX_SIZE, "%s", mli_peft_prefixes[p]);
+        for (i = 0; i < n_sources; i++) {
+            char name[MLI_LONG_NAME_SIZE];
+            mli_lora_name(loader->naming, loader->prefix, (int)i, name);
+            loader->sources[i] = ml_archive_find(loader->archive, name);
+            n += loader->sources[i] != NULL;
+        }
+    }
+    if (n) return ML_OK;
+    return mli_fail(loader->error, ML_ERROR_MISMATCH,
+                    "no adapter for this model: none of its %z tensors is named like half of a pair",
+                    ml_archive_n_arrays(loader->archive));
+}
+
+/* A tensor that is left over would have changed something. */
+static ml_result mli_check_all_used(const mli_loader *loader) {
+    int n = loader->config.n_layers * MLI_LORA_TARGETS * 2, i;
+    size_t k, n_used = 0;
+    for (i = 0; i < n; i++) n_used += loader->sources[i] != NULL;
+    if (n_used == ml_archive_n_arrays(loader->archive)) return ML_OK;
+    for (k = 0; k < ml_archive_n_arrays(loader->archive); k++) {
+        const ml_array *array = ml_archive_array(loader->archive, k);
+        for (i = 0; i < n && loader->sources[i] != array; i++) {
+        }
+        if (i == n)
+            return mli_fail(loader->error, ML_ERROR_UNSUPPORTED,
+                            "tensor %s is not part of an adapter that can be used: those are pairs beside "
+                            "the matrices of the model's %d layers",
+                            array->name, loader->config.n_layers);
+    }
+    return ML_OK;
+}
+
+/* Both halves of every pair are there, fit the model's matrix, and have the rank of all others. */
+static ml_result mli_check_pairs(mli_loader *loader, int *rank) {
+    const ml_config *c = &loader->config;
+    const ml_array *first = NULL;
+    int i, layer, n = c->n_layers * MLI_LORA_TARGETS * 2;
+    mli_slot slot;
+    for (i = 0; i < n; i += 2) {
+        const ml_array *a = loader->sources[i], *b = loader->sources[i + 1];
+        char other[MLI_LONG_NAME_SIZE];
+        ml_tensor half;
+        ml_result result;
+        if (!a && !b) continue;
+        mli_lora_name(loader->naming, loader->prefix, a ? i + 1 : i, other);
+        if (!a || !b)
+            return mli_fail(loader->error, ML_ERROR_MISMATCH,
+                            "tensor %s is there, but not its other half, %s", a ? a->name : b->name, other);
+        if (!first) first = a;
+        if (a->n_dims != 2 || a->shape[0] < 1 || a->shape[0] > MLI_MAX_RANK)
+            return mli_fail(loader->error, ML_ERROR_UNSUPPORTED,
+                            "tensor %s is no matrix of a rank from 1 to %d", a->name, MLI_MAX_RANK);
+        if (a->shape[0] != first->shape[0])
+            return mli_fail(loader->error, ML_ERROR_UNSUPPORTED,
+                            "tensor %s has rank %l, but %s has %l: one rank for all is supported", a->name,
+                            a->shape[0], first->name, first->shape[0]);
+        *rank = (int)a->shape[0];
+        mli_lora_slot_of(i, &slot, &layer);
+        half = mli_tensor_at(NULL, *rank, mli_extent_of(c, mli_params[slot].cols));
+        result = mli_check_source(loader, a, &half, slot);
+        half = mli_tensor_at(NULL, mli_extent_of(c, mli_params[slot].rows), *rank);
+        if (!result) result = mli_check_source(loader, b, &half, slot);
+        if (result) return result;
+    }
+    return mli_check_all_used(loader);
+}
+
+/* What the configuration of the adapter may not say. */
+static ml_result mli_check_adapter(const mli_loader *loader) {
+    const ml_value *init = ml_archive_find_value(loader->archive, MLI_PEFT_JSON ".init_lora_weights");
+    char text[64];
+    size_t i, k;
+    ml_result result =
+        mli_check_demands(loader, mli_lora_demands, sizeof mli_lora_demands / sizeof *mli_lora_demands);
+    if (result) return result;
+    for (k = 0; k < ml_archive_n_values(loader->archive); k++) {
+        const char *name = ml_archive_value(loader->archive, k)->name;
+        for (i = 0; i < sizeof mli_lora_refused / sizeof *mli_lora_refused; i++)
+            if (strncmp(name, mli_lora_refused[i], strlen(mli_lora_refused[i])) == 0)
+                return mli_fail(loader->error, ML_ERROR_UNSUPPORTED, "value %s is set: that is not supported",
+                                name);
+    }
+    if (!init || init->kind == ML_VALUE_BOOL) return ML_OK;
+    for (i = 0; i < sizeof mli_lora_inits / sizeof *mli_lora_inits; i++)
+        if (mli_value_is(init, mli_lora_inits[i])) return ML_OK;
+    return mli_fail(loader->error, ML_ERROR_UNSUPPORTED,
+                    "value %s is %s: such an adapter may be for a changed model", init->name,
+                    mli_value_text(init, text));
+}
+
+/* alpha; and the rank that the configuration names must be that of the tensors. */
+static ml_result mli_load_alpha(const mli_loader *loader, int rank, float *alpha) {
+    int is_gguf = loader->naming == MLI_NAMING_GGUF;
+    const char *key = is_gguf ? "adapter.lora.alpha" : MLI_PEFT_JSON ".lora_alpha";
+    const ml_value *value = ml_archive_find_value(loader->archive, key);
+    const ml_value *r = ml_archive_find_value(loader->archive, MLI_PEFT_JSON ".r");
+    if (r && (r->kind != ML_VALUE_INT || r->i != rank))
+        return mli_fail(loader->error, ML_ERROR_MISMATCH, "value %s is not %d, the rank of the tensors",
+                        r->name, rank);
+    *alpha = (float)rank; /* llama.cpp: 0 is a scale of 1 */
+    if (is_gguf && (!value || (value->kind == ML_VALUE_FLOAT && value->f == 0))) return ML_OK;
+    if (!value)
+        return mli_fail(loader->error, ML_ERROR_MISMATCH, "no configuration: value %s is missing", key);
+    *alpha = value->f > 0 && value->f < 1e6 ? (float)value->f : 0;
+    if ((value->kind != ML_VALUE_FLOAT && value->kind != ML_VALUE_INT) || !(*alpha > 0 && *alpha < 1e6f))
+        return mli_fail(loader->error, ML_ERROR_FORMAT, "value %s is not a number between 0 and 1e6", key);
+    return ML_OK;
+}
+
+/* From the open archive to the adapter, which is in *lora also when it fails, if it was begun. */
+static ml_result mli_load_adapter(mli_loader *loader, const char *path, ml_lora **lora) {
+    const ml_array *array;
+    float alpha = 0;
+    int i, rank = 0;
+    uint64_t bytes = 0;
+    ml_result result = mli_find_pairs(loader);
+    if (!result && loader->naming == MLI_NAMING_HF)
+        result = mli_load_json(loader, path, MLI_PEFT_JSON, "of an adapter");
+    if (!result) result = mli_check_adapter(loader);
+    if (!result) result = mli_check_pairs(loader, &rank);
+    if (!result) result = mli_load_alpha(loader, rank, &alpha);
+    for (i = 0; i < loader->config.n_layers * MLI_LORA_TARGETS * 2 && !result; i++)
+        if ((array = loader->sources[i]) != NULL) bytes += ml_row_bytes(array->type, ml_array_count(array));
+    if (!result) result = mli_check_sharing(loader, bytes);
+    if (!result)
+        result = mli_lora_new(&loader->config, rank, alpha, ML_LORA_ALL, loader->sources, &loader->allocator,
+                              lora, loader->error);
+    for (i = 0; !result && i < (*lora)->n_tensors; i++)
+        if (loader->sources[i])
+            result = mli_copy_weight(loader, loader->sources[i], &(*lora)->tensors[i], mli_lora_rows(i));
+    return result;
+}
+
+/* ml_lora_load and ml_lora_load_memory: path, or else data; what else the caller gave stands in desc. */
+static ml_result mli_lora_load(const char *path, const void *data, size_t size, const ml_load_desc *desc,
+                               const ml_model *model, ml_lora **lora, ml_error *error) {
+    mli_loader loader;
+    ml_lora *loaded = NULL;
+    ml_result result;
+    memset(&loader, 0, sizeof loader);
+    loader.desc = desc;
+    loader.error = error;
+    loader.config = model->config;
+    *lora = NULL;
+    result = mli_check_byte_order(error);
+    if (!result) result = mli_resolve_allocator(&desc->allocator, &loader.allocator, error);
+    if (!result && path) result = ml_archive_open(path, &loader.allocator, &loader.archive, error);
+    if (!result && !path)
+        result = ml_archive_open_memory(data, size, &loader.allocator, &loader.archive, error);
+    if (result) return result;
+    result = mli_load_adapter(&loader, path, &loaded);
+    mli_free(&loader.allocator, loader.sources);
+    ml_archive_close(loader.archive);
+    if (result) {
+        ml_lora_free(loaded);
+        return result;
+    }
+    *lora = loaded;
+    return mli_ok(error);
+}
+
+ML_DEF ml_result ml_lora_load(const char *path, const ml_model *model, const ml_allocator *allocator,
+                              ml_lora **lora, ml_error *error) {
+    ml_load_desc desc;
+    if (!path || !model || !lora)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_lora_load: path, model or lora is NULL");
+    memset(&desc, 0, sizeof desc);
+    if (allocator) desc.allocator = *allocator;
+    return mli_lora_load(path, NULL, 0, &desc, model, lora, error);
+}
+
+ML_DEF ml_result ml_lora_load_memory(const void *data, size_t size, const void *config_json,
+                                     size_t config_json_size, const ml_model *model,
+                                     const ml_allocator *allocator, ml_lora **lora, ml_error *error) {
+    ml_load_desc desc;
+    if (!data || !model || !lora)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_lora_load_memory: data, model or lora is NULL");
+    memset(&desc, 0, sizeof desc);
+    if (allocator) desc.allocator = *allocator;
+    desc.config_json = config_json;
+    desc.config_json_size = config_json_size;
+    return mli_lora_load(NULL, data, size, &desc, model, lora, error);
 }
 
 /* ---- making ---- */
@@ -10234,6 +10509,12 @@ ML_DEF ml_result ml_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer, ml_e
 ML_DEF ml_result ml_save(const ml_model *model, const char *path, const ml_save_desc *desc, ml_error *error) {
     (void)model, (void)path, (void)desc;
     return mli_fail(error, ML_ERROR_UNSUPPORTED, "ml_save: built with ML_NO_SAVE or ML_NO_STDIO");
+}
+
+ML_DEF ml_result ml_lora_save(const ml_model *model, const ml_lora *lora, const char *path,
+                              const ml_save_desc *desc, ml_error *error) {
+    (void)model, (void)lora, (void)path, (void)desc;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "ml_lora_save: built with ML_NO_SAVE or ML_NO_STDIO");
 }
 #else
 
@@ -10381,16 +10662,18 @@ enum { MLI_GGUF_U32 = 4 }; /* the others stand beside the readers */
 
 typedef struct mli_saver {
     const ml_model *model;
+    const ml_lora *lora; /* what is saved; NULL: the model itself */
     const ml_save_desc *desc;
     const unsigned char *is_repeated; /* (V) of the tokenizer's pieces, see mli_find_repeated */
     const ml_trainer *trainer;        /* a checkpoint: what is trained, and the training's state; or NULL */
 } mli_saver;
 
-/* One tensor of a GGUF file. */
+/* One tensor of a file. */
 typedef struct mli_saved {
-    char name[ML_NAME_SIZE];
+    char name[MLI_LONG_NAME_SIZE];
     ml_tensor tensor;
-    ml_type type; /* in the file */
+    ml_type type;  /* in the file */
+    mli_slot rows; /* whose rows they are, see mli_row_in_meta; MLI_SLOTS: of no matrix */
     int is_matrix;
 } mli_saved;
 
@@ -10453,29 +10736,45 @@ static int mli_is_saved(const mli_saver *saver, int index) {
     return mli_has_slot(&saver->model->config, slot);
 }
 
-static uint64_t mli_saved_bytes(const mli_saver *saver, int index) {
-    const ml_tensor *tensor = &saver->model->tensors[index];
-    return (uint64_t)tensor->rows * ml_row_bytes(mli_saved_type(saver, index), (size_t)tensor->cols);
+static uint64_t mli_saved_bytes(const mli_saved *saved) {
+    return (uint64_t)saved->tensor.rows * ml_row_bytes(saved->type, (size_t)saved->tensor.cols);
 }
 
 static int mli_count_checkpointed(const ml_trainer *trainer);                           /* in >>checkpoints */
 static int mli_checkpointed_at(const ml_trainer *trainer, int index, mli_saved *saved); /* as is this */
 
 static int mli_count_saved(const mli_saver *saver) {
+    if (saver->lora) return saver->lora->n_tensors;
     return saver->model->n_tensors + (saver->trainer ? mli_count_checkpointed(saver->trainer) : 0);
+}
+
+/* The same of an adapter. PEFT puts its own name in front of Hugging Face's. */
+static int mli_saved_half_at(const mli_saver *saver, int index, mli_saved *saved) {
+    saved->tensor = saver->lora->tensors[index];
+    saved->type = saver->desc->type ? saver->desc->type : saved->tensor.type;
+    saved->rows = mli_lora_rows(index);
+    saved->is_matrix = 1;
+    if (saver->desc->format == ML_GGUF)
+        mli_lora_name(MLI_NAMING_GGUF, "", index, saved->name);
+    else
+        mli_lora_name(MLI_NAMING_HF, mli_peft_prefixes[0], index, saved->name);
+    return saved->tensor.data != NULL;
 }
 
 /* Whether number `index` of mli_count_saved is in the file, and what it is. */
 static int mli_saved_at(const mli_saver *saver, int index, mli_saved *saved) {
     mli_slot slot;
     int layer;
+    if (saver->lora) return mli_saved_half_at(saver, index, saved);
     if (index >= saver->model->n_tensors)
         return mli_checkpointed_at(saver->trainer, index - saver->model->n_tensors, saved);
     if (!mli_is_saved(saver, index)) return 0;
     mli_slot_of(index, &slot, &layer);
-    ml_tensor_name(saver->model, index, saved->name);
+    mli_param_name(saver->desc->format == ML_GGUF ? MLI_NAMING_GGUF : MLI_NAMING_HF, slot, layer,
+                   saved->name);
     saved->tensor = saver->model->tensors[index];
     saved->type = mli_saved_type(saver, index);
+    saved->rows = slot;
     saved->is_matrix = mli_params[slot].rows != MLI_ONE;
     return 1;
 }
@@ -10567,7 +10866,20 @@ static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver
 
 static void mli_append_gguf_training(mli_writer *writer, const ml_trainer *trainer); /* in >>checkpoints */
 
+/* What llama.cpp asks of an adapter. */
+static void mli_append_gguf_adapter(mli_writer *writer, const mli_saver *saver) {
+    mli_append_key_string(writer, "general.architecture", "llama");
+    mli_append_key_string(writer, "general.type", "adapter");
+    mli_append_key_string(writer, "general.name", saver->desc->name ? saver->desc->name : "minillama");
+    mli_append_key_string(writer, "adapter.type", "lora");
+    mli_append_key_f32(writer, "adapter.lora.alpha", saver->lora->alpha);
+}
+
 static void mli_append_gguf_values(mli_writer *writer, const mli_saver *saver) {
+    if (saver->lora) {
+        mli_append_gguf_adapter(writer, saver);
+        return;
+    }
     mli_append_gguf_config(writer, saver);
     if (saver->model->tokenizer) mli_append_gguf_tokenizer(writer, saver);
     if (saver->trainer) mli_append_gguf_training(writer, saver->trainer);
@@ -10586,7 +10898,7 @@ static int mli_append_gguf_tensors(mli_writer *writer, const mli_saver *saver) {
         if (saved.is_matrix) mli_append_uint(writer, (uint64_t)saved.tensor.rows, 8);
         mli_append_uint(writer, mli_type(saved.type)->gguf, 4);
         mli_append_uint(writer, offset, 8);
-        offset += (uint64_t)saved.tensor.rows * ml_row_bytes(saved.type, (size_t)saved.tensor.cols);
+        offset += mli_saved_bytes(&saved);
         offset += (MLI_GGUF_ALIGNMENT - offset % MLI_GGUF_ALIGNMENT) % MLI_GGUF_ALIGNMENT;
         n++;
     }
@@ -10636,7 +10948,7 @@ static ml_result mli_find_repeated(const ml_tokenizer *tokenizer, const ml_alloc
 
 static ml_result mli_save_gguf(mli_saver *saver, const ml_allocator *allocator, const char *path,
                                ml_error *error) {
-    const ml_tokenizer *tokenizer = saver->model->tokenizer;
+    const ml_tokenizer *tokenizer = saver->lora ? NULL : saver->model->tokenizer;
     unsigned char *is_repeated = NULL;
     mli_target target;
     ml_result result = ML_OK;
@@ -10668,29 +10980,25 @@ static int mli_row_in_meta(const ml_config *config, mli_slot slot, int row) {
 
 static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *saver) {
     uint64_t offset = 0;
-    int i, layer;
-    mli_slot slot;
+    int i;
     mli_append_text(writer, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (i = 0; i < saver->model->n_tensors; i++) {
-        const ml_tensor *tensor = &saver->model->tensors[i];
-        char name[ML_NAME_SIZE];
-        if (!mli_is_saved(saver, i)) continue;
-        mli_slot_of(i, &slot, &layer);
-        mli_param_name(MLI_NAMING_HF, slot, layer, name);
+    for (i = 0; i < mli_count_saved(saver); i++) {
+        mli_saved saved;
+        if (!mli_saved_at(saver, i, &saved)) continue;
         mli_append_text(writer, ",\"");
-        mli_append_text(writer, name);
+        mli_append_text(writer, saved.name);
         mli_append_text(writer, "\":{\"dtype\":\"");
-        mli_append_text(writer, ml_type_name(mli_saved_type(saver, i)));
+        mli_append_text(writer, ml_type_name(saved.type));
         mli_append_text(writer, "\",\"shape\":[");
-        if (mli_params[slot].rows != MLI_ONE) {
-            mli_append_decimal(writer, tensor->rows);
+        if (saved.is_matrix) {
+            mli_append_decimal(writer, saved.tensor.rows);
             mli_append_text(writer, ",");
         }
-        mli_append_decimal(writer, tensor->cols);
+        mli_append_decimal(writer, saved.tensor.cols);
         mli_append_text(writer, "],\"data_offsets\":[");
         mli_append_decimal(writer, (int64_t)offset);
         mli_append_text(writer, ",");
-        offset += mli_saved_bytes(saver, i);
+        offset += mli_saved_bytes(&saved);
         mli_append_decimal(writer, (int64_t)offset);
         mli_append_text(writer, "]}");
     }
@@ -10699,24 +11007,23 @@ static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *s
 }
 
 static void mli_append_safetensors(mli_writer *writer, const mli_saver *saver) {
-    const ml_model *model = saver->model;
     mli_writer counter;
-    int i, row, layer;
-    mli_slot slot;
+    int i, row;
     memset(&counter, 0, sizeof counter);
     mli_append_safetensors_header(&counter, saver);
     mli_append_uint(writer, counter.at, 8); /* eight bytes, so the padding comes out alike */
     mli_append_safetensors_header(writer, saver);
-    for (i = 0; i < model->n_tensors; i++) {
-        const ml_tensor *tensor = &model->tensors[i];
-        size_t bytes = ml_row_bytes(tensor->type, (size_t)tensor->cols);
-        if (!mli_is_saved(saver, i)) continue;
-        mli_slot_of(i, &slot, &layer);
-        for (row = 0; row < tensor->rows; row++)
-            mli_append_numbers(writer, mli_saved_type(saver, i), tensor->type,
-                               (const unsigned char *)tensor->data +
-                                   (size_t)mli_row_in_meta(&model->config, slot, row) * bytes,
-                               (size_t)tensor->cols);
+    for (i = 0; i < mli_count_saved(saver); i++) {
+        mli_saved saved;
+        if (!mli_saved_at(saver, i, &saved)) continue;
+        for (row = 0; row < saved.tensor.rows; row++) {
+            size_t cols = (size_t)saved.tensor.cols;
+            size_t from = (size_t)mli_row_in_meta(&saver->model->config, saved.rows, row);
+            mli_append_numbers(writer, saved.type, saved.tensor.type,
+                               (const unsigned char *)saved.tensor.data +
+                                   from * ml_row_bytes(saved.tensor.type, cols),
+                               cols);
+        }
     }
 }
 
@@ -10794,10 +11101,58 @@ static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
     mli_append_text(writer, "\n}\n");
 }
 
+/* The name of a matrix inside its layer, as PEFT lists what it adapts: "q_proj" of
+   "model.layers.#.self_attn.q_proj.weight". */
+static void mli_append_module(mli_writer *writer, mli_slot slot) {
+    const char *name = mli_params[slot].name[MLI_NAMING_HF], *end = strrchr(name, '.'), *begin = end;
+    while (begin > name && begin[-1] != '.') begin--;
+    mli_append_text(writer, "\"");
+    mli_append(writer, begin, (size_t)(end - begin));
+    mli_append_text(writer, "\"");
+}
+
+/* PEFT's LoraConfig, in its order; alpha is written as its own files have it where it is a whole number. */
+static void mli_append_adapter_json(mli_writer *writer, const mli_saver *saver) {
+    const ml_lora *lora = saver->lora;
+    int target, i, n = 0;
+    mli_append_text(writer, "{\n  \"alpha_pattern\": {}");
+    mli_append_json_word(writer, "auto_mapping", "null");
+    mli_append_json_word(writer, "base_model_name_or_path", "null");
+    mli_append_json_word(writer, "bias", "\"none\"");
+    mli_append_json_word(writer, "fan_in_fan_out", "false");
+    mli_append_json_word(writer, "inference_mode", "true");
+    mli_append_json_word(writer, "init_lora_weights", "true");
+    mli_append_json_word(writer, "layers_pattern", "null");
+    mli_append_json_word(writer, "layers_to_transform", "null");
+    mli_append_json_key(writer, "lora_alpha");
+    if (lora->alpha == floorf(lora->alpha))
+        mli_append_decimal(writer, (int64_t)lora->alpha);
+    else
+        mli_append_json_float(writer, lora->alpha);
+    mli_append_json_word(writer, "lora_dropout", "0.0");
+    mli_append_json_word(writer, "modules_to_save", "null");
+    mli_append_json_word(writer, "peft_type", "\"LORA\"");
+    mli_append_json_int(writer, "r", lora->rank);
+    mli_append_json_word(writer, "rank_pattern", "{}");
+    mli_append_json_word(writer, "target_modules", "[");
+    for (target = 0; target < MLI_LORA_TARGETS; target++) {
+        for (i = target * 2; i < lora->n_tensors && !lora->tensors[i].data; i += MLI_LORA_TARGETS * 2) {
+        }
+        if (i >= lora->n_tensors) continue;
+        if (n++) mli_append_text(writer, ", ");
+        mli_append_module(writer, mli_lora_slots[target]);
+    }
+    mli_append_text(writer, "]");
+    mli_append_json_word(writer, "task_type", "\"CAUSAL_LM\"");
+    mli_append_json_word(writer, "use_dora", "false");
+    mli_append_json_word(writer, "use_rslora", "false");
+    mli_append_text(writer, "\n}\n");
+}
+
 /* Two files: both are complete on the disk before the first takes its place. */
 static ml_result mli_save_safetensors(mli_saver *saver, const ml_allocator *allocator, const char *path,
                                       ml_error *error) {
-    char *json_path = mli_path_beside(allocator, path, "config.json");
+    char *json_path = mli_path_beside(allocator, path, saver->lora ? MLI_PEFT_JSON : "config.json");
     mli_target weights, json;
     ml_result result;
     if (!json_path) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a file's name");
@@ -10812,7 +11167,10 @@ static ml_result mli_save_safetensors(mli_saver *saver, const ml_allocator *allo
     if (!result) result = mli_target_open(&json, allocator, json_path, error);
     if (!result) {
         mli_append_safetensors(&weights.writer, saver);
-        mli_append_config_json(&json.writer, saver);
+        if (saver->lora)
+            mli_append_adapter_json(&json.writer, saver);
+        else
+            mli_append_config_json(&json.writer, saver);
         result = mli_target_complete(&weights, error);
     }
     if (!result) result = mli_target_complete(&json, error);
@@ -10824,19 +11182,21 @@ static ml_result mli_save_safetensors(mli_saver *saver, const ml_allocator *allo
     return result;
 }
 
-ML_DEF ml_result ml_save(const ml_model *model, const char *path, const ml_save_desc *desc, ml_error *error) {
+/* ml_save and ml_lora_save: lora is NULL for the model itself. */
+static ml_result mli_save(const ml_model *model, const ml_lora *lora, const char *path,
+                          const ml_save_desc *desc, ml_error *error) {
     ml_save_desc defaults;
     mli_saver saver;
     ml_result result;
-    if (!model || !path) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_save: model or path is NULL");
     memset(&defaults, 0, sizeof defaults);
     memset(&saver, 0, sizeof saver);
     saver.model = model;
+    saver.lora = lora;
     saver.desc = desc ? desc : &defaults;
     if (saver.desc->format != ML_GGUF && saver.desc->format != ML_SAFETENSORS)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_save: format is not one of its names");
-    if (saver.desc->type && (saver.desc->type < ML_F32 || saver.desc->type > ML_Q4_0))
-        return mli_fail(error, ML_ERROR_ARGUMENT, "weights cannot be saved as %s",
+    if (saver.desc->type && (saver.desc->type < ML_F32 || saver.desc->type > (lora ? ML_BF16 : ML_Q4_0)))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "%s cannot be saved as %s", lora ? "adapters" : "weights",
                         ml_type_name(saver.desc->type));
     if (saver.desc->format == ML_SAFETENSORS && saver.desc->type > ML_BF16)
         return mli_fail(error, ML_ERROR_UNSUPPORTED, "safetensors has no type %s",
@@ -10849,6 +11209,20 @@ ML_DEF ml_result ml_save(const ml_model *model, const char *path, const ml_save_
         result = mli_save_safetensors(&saver, &model->private_part->allocator, path, error);
     return result ? result : mli_ok(error);
 }
+
+ML_DEF ml_result ml_save(const ml_model *model, const char *path, const ml_save_desc *desc, ml_error *error) {
+    if (!model || !path) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_save: model or path is NULL");
+    return mli_save(model, NULL, path, desc, error);
+}
+
+ML_DEF ml_result ml_lora_save(const ml_model *model, const ml_lora *lora, const char *path,
+                              const ml_save_desc *desc, ml_error *error) {
+    ml_result result;
+    if (!model || !lora || !path)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_lora_save: model, lora or path is NULL");
+    result = mli_lora_check(model, lora, error);
+    return result ? result : mli_save(model, lora, path, desc, error);
+}
 #endif /* MLI_SAVING */
 
 /* ==== >>checkpoints ====
@@ -10860,15 +11234,11 @@ ML_DEF ml_result ml_save(const ml_model *model, const char *path, const ml_save_
 /* What the trained tensors other than the model's are called, and the moments of all of them. */
 static void mli_trained_name(const ml_trainer_private *t, const mli_trained *trained, const char *prefix,
                              char name[ML_NAME_SIZE]) {
-    char own[ML_NAME_SIZE];
+    char own[MLI_LONG_NAME_SIZE];
     if (trained->is_head) {
         mli_format(own, sizeof own, "cls.%s", trained->decays_by_role ? "weight" : "bias");
     } else if (t->desc.lora) {
-        int index = (int)(trained->t - t->lora_tensors), pair = index / 2;
-        char weight[ML_NAME_SIZE];
-        mli_param_name(MLI_NAMING_GGUF, mli_lora_slots[pair % MLI_LORA_TARGETS], pair / MLI_LORA_TARGETS,
-                       weight);
-        mli_format(own, sizeof own, "%s.lora_%s", weight, index % 2 ? "b" : "a");
+        mli_lora_name(MLI_NAMING_GGUF, "", (int)(trained->t - t->lora_tensors), own);
     } else {
         ml_tensor_name(t->model, (int)(trained->t - t->tensors), own);
     }
