@@ -1,4 +1,4 @@
-/* minillama.h - v0.1 - a whole small Llama in one C header: load, write, save - no dependencies
+/* minillama.h - v0.2 - a whole small Llama in one C header: load, write, train, save - no dependencies
    Public domain or MIT-0, as you like; see the end of this file.
 
    DO THIS
@@ -25,6 +25,17 @@
           return 0;
       }
 
+   TRAINING one, loaded with ml_load_desc.type = ML_F32 or made by ml_create, on what follows each token:
+      ml_trainer *trainer;  ml_trainer_desc how = {0};  float loss;
+      how.max_tokens = 2048;  how.max_row = 256;  how.adamw.lr = 1e-3f;
+      ml_trainer_new(model, &how, NULL, &trainer, &error);
+      while (next_batch(&batch)) { // ml_examples: tokens, row_start, targets
+          ml_train(trainer, &batch, &loss, &error);
+          ml_backward(trainer, &error);
+          ml_step(trainer, &error);
+      }
+      ml_save(model, "trained.gguf", NULL, &error);
+
    CONTENTS (search for the words behind >>; the implementation has the same order, with parts of its own between)
       >>results     ml_result, ml_error
       >>threads     ml_threads
@@ -33,12 +44,15 @@
       >>formats     ml_type: F32, F16, BF16, Q8_0, Q4_0
       >>tensors     ml_tensor
       >>model       ml_config, ml_model, ml_session: ml_eval, ml_forward
+      >>adapters    ml_lora
+      >>training    ml_trainer: ml_train, ml_backward, ml_step, ml_evaluate, checkpoints; ml_head
       >>tokenizer   ml_encode, ml_decode
       >>generation  ml_sampler, ml_generate
       >>files       ml_archive (named tensors of any file), ml_load, ml_save
       >>names       ml_result_string
-      Behind the API: >>platform, >>math, >>kernels (vectors, matrix multiply), >>linear.
-   To learn how a Llama works, read the implementation in order from >>kernels to >>generation.
+      Behind the API: >>platform, >>math, >>kernels (vectors, matrix multiply), >>linear, >>checkpoints.
+   To learn how a Llama works and learns, read the implementation in order from >>kernels to >>generation. Each operation
+   of the network stands in >>tensors, its way back right below it.
 
    SWITCHES (define before including with MINILLAMA_IMPLEMENTATION)
       ML_STATIC        everything static, for use inside one file (define it wherever you include)
@@ -48,19 +62,20 @@
       ML_NO_MALLOC     no malloc: every constructor needs an allocator (see ml_arena)
       ML_NO_MMAP       read files into memory instead of mapping them
       ML_NO_SIMD, ML_NO_AVX512, ML_NO_AVX2, ML_NO_NEON   step down to simpler instructions
-      ML_NO_PT, ML_NO_SAFETENSORS, ML_NO_LLAMA2C, ML_NO_SAVE   leave out a format's reader, or writing
+      ML_NO_TRAINING, ML_NO_PT, ML_NO_SAVE   leave out training, the reader of PyTorch's files, writing
 
    MEMORY  Nothing is allocated behind your back: constructors take an allocator (default malloc), a session also lives
       in a buffer of yours (ml_session_size, ml_session_init), and after construction nothing allocates.
       A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache takes
-      8 * n_layers * max_seq_len * kv_dim bytes.
+      8 * n_layers * max_seq_len * kv_dim bytes. A trainer is one such buffer, too: 12 bytes for each number that
+      it trains, and the activations of its largest batch.
 
    ERRORS  Functions return an ml_result and fill in an ml_error with one sentence. Nothing prints, exits or aborts.
       Files may be hostile: every size and offset in them is checked.
 
-   THREADS  A model is immutable and may be shared; a session, a random state and an arena belong to one thread at a
-      time. There are no globals. A session itself works with as many threads as its description says: by OpenMP
-      where the compiler has it on, or by a parallel_for of yours.
+   THREADS  A model is immutable and may be shared, unless a trainer changes it; a session, a trainer, a random state and an
+      arena belong to one thread at a time. There are no globals. A session or trainer itself works with as many threads
+      as its description says: by OpenMP where the compiler has it on, or by a parallel_for of yours.
 
    NUMERICS  F32 arithmetic with fused multiply-add where the instructions have it; no -ffast-math. The same build gives
       the same bits for any number of threads. Reading tokens one by one, in passes or in a batch takes different

@@ -455,11 +455,1128 @@ TEST(nothing_is_allocated_while_training) {
     ml_free(model);
 }
 
+/* ---- the same bits, however it is computed ---- */
+
+enum { MADE_TOKENS = 300, MADE_ROWS = 4, MADE_VOCAB = 1100, MADE_STEPS = 3 };
+
+/* Random numbers, large enough that two or three threads each get a task of every operation. */
+static ml_model *made_model(uint64_t seed, ml_type type, ml_norm norm, ml_mask mask, int tied) {
+    ml_config c;
+    ml_model *model = NULL;
+    ml_random random;
+    ml_error error;
+    memset(&c, 0, sizeof c);
+    c.dim = 64;
+    c.hidden_dim = 192;
+    c.n_layers = 3;
+    c.n_heads = 8;
+    c.n_kv_heads = 4;
+    c.vocab_size = MADE_VOCAB;
+    c.max_seq_len = MADE_TOKENS;
+    c.tied_output = tied;
+    c.norm = norm;
+    c.mask = mask;
+    ml_random_seed(&random, seed);
+    CHECK(ml_create(&c, type, &random, NULL, &model, &error) == ML_OK);
+    return model;
+}
+
+static ml_head *made_head(const ml_model *model, uint64_t seed) {
+    ml_head *head = NULL;
+    ml_random random;
+    ml_error error;
+    ml_random_seed(&random, seed);
+    CHECK(ml_head_create(model, CLASSES, &random, NULL, &head, &error) == ML_OK);
+    return head;
+}
+
+/* An adapter of every matrix; with `used` its B's are no longer 0, and it moves the logits by more than their size. */
+static ml_lora *made_lora(const ml_model *model, uint64_t seed, int used) {
+    ml_lora *lora = NULL;
+    ml_lora_desc desc;
+    ml_random random;
+    ml_error error;
+    int i;
+    size_t j;
+    memset(&desc, 0, sizeof desc);
+    desc.rank = 16;
+    desc.alpha = 8;
+    desc.targets = ML_LORA_ALL;
+    desc.init_sd = 0.1f;
+    ml_random_seed(&random, seed);
+    CHECK(ml_lora_create(model, &desc, &random, NULL, &lora, &error) == ML_OK);
+    for (i = 1; lora && used && i < lora->n_tensors; i += 2)
+        for (j = 0; j < mli_numbers(&lora->tensors[i]); j++)
+            ((float *)lora->tensors[i].data)[j] = 0.1f * ml_random_normal(&random);
+    return lora;
+}
+
+typedef struct made_batch {
+    int32_t tokens[MADE_TOKENS], targets[MADE_TOKENS], starts[MADE_ROWS + 1], labels[MADE_ROWS];
+    ml_examples examples;
+} made_batch;
+
+/* Four rows of unlike lengths; about every eighth token is not counted, nor is the third label. */
+static void make_batch(made_batch *b, uint64_t seed) {
+    static const int32_t starts[MADE_ROWS + 1] = {0, 90, 91, 170, MADE_TOKENS};
+    ml_random random;
+    int i;
+    memset(b, 0, sizeof *b);
+    ml_random_seed(&random, seed);
+    for (i = 0; i < MADE_TOKENS; i++) {
+        b->tokens[i] = (int32_t)between(&random, 0, MADE_VOCAB - 1);
+        b->targets[i] = between(&random, 0, 7) ? (int32_t)between(&random, 0, MADE_VOCAB - 1) : -1;
+    }
+    for (i = 0; i < MADE_ROWS; i++) b->labels[i] = i == 2 ? -1 : (int32_t)between(&random, 0, CLASSES - 1);
+    memcpy(b->starts, starts, sizeof starts);
+    b->examples.tokens = b->tokens;
+    b->examples.n_tokens = MADE_TOKENS;
+    b->examples.row_start = b->starts;
+    b->examples.n_rows = MADE_ROWS;
+    b->examples.targets = b->targets;
+    b->examples.labels = b->labels;
+}
+
+static ml_trainer_desc made_desc(void) {
+    ml_trainer_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.max_tokens = MADE_TOKENS;
+    desc.max_rows = MADE_ROWS;
+    desc.adamw.lr = 1e-2f;
+    desc.adamw.weight_decay = 0.1f;
+    desc.adamw.clip = 0.5f;
+    return desc;
+}
+
+enum { LANGUAGE_MODEL, CLASSIFIER, ADAPTER, KINDS };
+
+typedef struct numbers {
+    float *x;
+    size_t n;
+} numbers;
+
+static void put(numbers *to, const float *x, size_t n) {
+    memcpy(to->x + to->n, x, n * sizeof *x);
+    to->n += n;
+}
+
+/* Every loss, gradient and norm of three steps, and the weights and moments after them. The last batch is two tokens, which
+   take other kernels. */
+static numbers train_made(int kind, ml_threads threads, int checkpointing) {
+    ml_model *model = kind == CLASSIFIER
+                          ? made_model(1, ML_F32, ML_NORM_LAYER, ML_MASK_FULL, 0)
+                          : made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, kind == LANGUAGE_MODEL);
+    ml_head *head = kind == LANGUAGE_MODEL ? NULL : made_head(model, 2);
+    ml_lora *lora = kind == ADAPTER ? made_lora(model, 3, 1) : NULL;
+    ml_trainer_desc desc = made_desc();
+    ml_trainer *trainer = NULL;
+    ml_error error;
+    made_batch b;
+    numbers out;
+    const mli_trained *t;
+    int step, i;
+    desc.head = head;
+    desc.lora = lora;
+    desc.dropout = head ? 0.3f : 0;
+    desc.pooling = kind == ADAPTER ? ML_POOL_MEAN : ML_POOL_LAST;
+    desc.checkpointing = checkpointing;
+    desc.threads = threads;
+    out.n = 0;
+    CHECK(ml_trainer_new(model, &desc, NULL, &trainer, &error) == ML_OK);
+    out.x = (float *)malloc(((size_t)trainer->n_parameters + 1) * 2 * MADE_STEPS * sizeof *out.x);
+    for (step = 0; step < MADE_STEPS; step++) {
+        float loss;
+        make_batch(&b, 10 + (uint64_t)step);
+        if (step == 2) b.examples.n_tokens = 2, b.examples.row_start = NULL;
+        CHECK(ml_train(trainer, &b.examples, &loss, &error) == ML_OK);
+        CHECK(ml_backward(trainer, &error) == ML_OK);
+        put(&out, &loss, 1);
+        for (i = 0; i < trainer->private_part->n_trained; i++) {
+            t = &trainer->private_part->trained[i];
+            put(&out, t->t->grad, mli_numbers(t->t));
+        }
+        CHECK(ml_step(trainer, &error) == ML_OK);
+        put(&out, &trainer->gradient_norm, 1);
+    }
+    for (i = 0; i < trainer->private_part->n_trained; i++) {
+        t = &trainer->private_part->trained[i];
+        put(&out, (const float *)t->t->data, mli_numbers(t->t));
+        put(&out, t->m, mli_numbers(t->t));
+        put(&out, t->v, mli_numbers(t->t));
+    }
+    CHECK(out.n == ((size_t)trainer->n_parameters + 1) * 2 * MADE_STEPS);
+    ml_trainer_free(trainer);
+    ml_lora_free(lora);
+    ml_head_free(head);
+    ml_free(model);
+    return out;
+}
+
+/* Bit for bit; a's memory is given back. */
+static int same_bits(numbers a, const numbers *b) {
+    int same = a.n == b->n && memcmp(a.x, b->x, a.n * sizeof *a.x) == 0;
+    if (!same)
+        printf("of %lu numbers some differ, by up to %g\n", (unsigned long)a.n,
+               max_difference(a.x, b->x, a.n));
+    free(a.x);
+    return same;
+}
+
+static ml_threads threads_of(int count) {
+    ml_threads threads;
+    memset(&threads, 0, sizeof threads);
+    threads.count = count;
+    return threads;
+}
+
+TEST(checkpointing_changes_no_bit) {
+    int kind;
+    for (kind = 0; kind < KINDS; kind++) {
+        numbers kept = train_made(kind, threads_of(1), 0);
+        CHECK(same_bits(train_made(kind, threads_of(1), 1), &kept));
+        CHECK(same_bits(train_made(kind, threads_of(2), 1), &kept));
+        free(kept.x);
+    }
+}
+
+typedef struct cut_tasks {
+    ml_task task[32];
+    int most[32], n; /* into how many tasks it was cut at most */
+} cut_tasks;
+
+/* Runs the last task first, and notes which were really cut. */
+static void run_backwards(void *user, int n_tasks, ml_task task, void *arg) {
+    cut_tasks *cut = (cut_tasks *)user;
+    int i = 0;
+    while (i < cut->n && cut->task[i] != task) i++;
+    if (i == 32) return;
+    if (i == cut->n) cut->task[cut->n++] = task, cut->most[i] = 0;
+    cut->most[i] = MLI_MAX(cut->most[i], n_tasks);
+    while (n_tasks-- > 0) task(arg, n_tasks);
+}
+
+static int cut_into(const cut_tasks *cut, ml_task task) {
+    int i = 0;
+    while (i < cut->n && cut->task[i] != task) i++;
+    return i < cut->n ? cut->most[i] : 0;
+}
+
+TEST(threads_change_no_bit) {
+    int kind, count;
+    for (kind = 0; kind < KINDS; kind++) {
+        numbers one = train_made(kind, threads_of(1), 0);
+        for (count = 2; count <= 3; count++) {
+            ml_threads threads = threads_of(count);
+            cut_tasks cut;
+            CHECK(same_bits(train_made(kind, threads, 0), &one)); /* OpenMP, where there is one */
+            memset(&cut, 0, sizeof cut);
+            threads.parallel_for = run_backwards;
+            threads.user = &cut;
+            CHECK(same_bits(train_made(kind, threads, 0), &one));
+            CHECK(cut_into(&cut, mli_rowwise_task) == count);
+            CHECK(cut_into(&cut, mli_gemm_cols_task) == count || cut_into(&cut, mli_gemm_rows_task) == count);
+            CHECK(cut_into(&cut, mli_attention_task) == count);
+            CHECK(cut_into(&cut, mli_attention_backward_task) == count);
+            CHECK(cut_into(&cut, mli_square_sum_task) == count);
+            CHECK(cut_into(&cut, mli_adamw_task) == count);
+            if (kind != LANGUAGE_MODEL) continue; /* the head's few numbers are not worth a second thread */
+            CHECK(cut_into(&cut, mli_few_rows_task) > 1);
+            CHECK(cut_into(&cut, mli_nll_task) == count);
+        }
+        free(one.x);
+    }
+}
+
+/* Two halves of a batch, each divided by what counts in the whole, add up to its gradient; the sums are the same numbers in
+   another order, so each tensor's difference is at most 1e-6 of its length. */
+static void check_halves(int with_head) {
+    ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 1);
+    ml_head *head = with_head ? made_head(model, 2) : NULL;
+    ml_trainer_desc desc = made_desc();
+    ml_trainer *whole, *halves;
+    ml_error error;
+    made_batch b;
+    ml_examples half;
+    int32_t second[3];
+    float loss, first_loss, second_loss;
+    int i;
+    size_t j, counted = 0;
+    desc.head = head;
+    make_batch(&b, 4);
+    for (i = 0; i < MADE_TOKENS; i++) counted += b.targets[i] >= 0;
+    if (with_head) counted = 3;
+    REQUIRE(ml_trainer_new(model, &desc, NULL, &whole, &error) == ML_OK);
+    REQUIRE(ml_trainer_new(model, &desc, NULL, &halves, &error) == ML_OK);
+    CHECK(ml_train(whole, &b.examples, &loss, &error) == ML_OK);
+    CHECK(ml_backward(whole, &error) == ML_OK);
+    half = b.examples;
+    half.divisor = (float)counted;
+    half.n_rows = 2;
+    half.n_tokens = b.starts[2];
+    CHECK(ml_train(halves, &half, &first_loss, &error) == ML_OK);
+    CHECK(ml_backward(halves, &error) == ML_OK);
+    for (i = 0; i < 3; i++) second[i] = b.starts[2 + i] - b.starts[2];
+    half.tokens = b.tokens + b.starts[2];
+    half.targets = b.targets + b.starts[2];
+    half.labels = b.labels + 2;
+    half.row_start = second;
+    half.n_tokens = second[2];
+    CHECK(ml_train(halves, &half, &second_loss, &error) == ML_OK);
+    CHECK(ml_backward(halves, &error) == ML_OK);
+    CHECK_NEAR(first_loss + second_loss, loss, 0, 1e-6);
+    for (i = 0; i < whole->private_part->n_trained; i++) {
+        const ml_tensor *a = halves->private_part->trained[i].t, *t = whole->private_part->trained[i].t;
+        double difference = 0, length = 0;
+        for (j = 0; j < mli_numbers(t); j++) {
+            double d = (double)a->grad[j] - (double)t->grad[j];
+            difference += d * d;
+            length += (double)t->grad[j] * (double)t->grad[j];
+        }
+        CHECK(length > 0);
+        CHECK_NEAR(sqrt(difference / length), 0, 1e-6, 0);
+    }
+    ml_trainer_free(whole);
+    ml_trainer_free(halves);
+    ml_head_free(head);
+    ml_free(model);
+}
+
+TEST(gradients_accumulate) {
+    check_halves(0);
+    check_halves(1);
+}
+
+/* ---- AdamW ---- */
+
+/* A bias-free linear layer (2, 3) learns y = (x0 + x1, -x2) in 1000 steps of one x each. The tolerances are those of the
+   course's own test. */
+TEST(adamw_as_in_the_course) {
+    const char *path = shared_path("reference/adamw_course.pt"),
+               *npy = shared_path("reference/course-optimizer_test.npy");
+    ml_archive *archive;
+    ml_error error;
+    ml_trainer trainer;
+    ml_trainer_private part;
+    mli_trained trained;
+    mli_piece_of piece;
+    ml_tensor t;
+    FILE *file;
+    float *w, *x, *after, course[6], grad[6] = {0}, m[6] = {0}, v[6] = {0};
+    size_t n, n_x;
+    int step, i;
+    if (!path || !npy) SKIP("../shared is not there");
+    REQUIRE(ml_archive_open(path, NULL, &archive, &error) == ML_OK);
+    w = shared_floats(archive, "weight0", &n);
+    x = shared_floats(archive, "x", &n_x);
+    after = shared_floats(archive, "weight_after", &n);
+    REQUIRE(n == 6 && n_x == 3000);
+    file = fopen(npy, "rb"); /* 128 bytes of header, then the floats */
+    REQUIRE(file && fseek(file, 128, SEEK_SET) == 0 && fread(course, sizeof course, 1, file) == 1);
+    fclose(file);
+    CHECK(memcmp(course, after, sizeof course) == 0);
+    memset(&trainer, 0, sizeof trainer);
+    memset(&part, 0, sizeof part);
+    memset(&trained, 0, sizeof trained);
+    memset(&piece, 0, sizeof piece);
+    t = mli_tensor_at(w, 2, 3);
+    t.grad = grad;
+    trained.t = &t;
+    trained.m = m;
+    trained.v = v;
+    trained.decays = 1;
+    piece.of = &trained;
+    piece.n = 6;
+    part.desc.adamw.lr = 1e-3f;
+    part.desc.adamw.beta1 = 0.9f;
+    part.desc.adamw.beta2 = 0.999f;
+    part.desc.adamw.eps = 1e-6f;
+    part.desc.adamw.weight_decay = 1e-4f;
+    part.desc.adamw.clip = 0.9f;
+    part.desc.threads.count = 1;
+    part.trained = &trained;
+    part.pieces = &piece;
+    part.n_trained = part.n_pieces = 1;
+    part.gradients = grad;
+    part.n_gradients = 6;
+    trainer.private_part = &part;
+    for (step = 0; step < 1000; step++) {
+        const float *xs = x + 3 * step;
+        float d[2];
+        d[0] = w[0] * xs[0] + w[1] * xs[1] + w[2] * xs[2] - (xs[0] + xs[1]);
+        d[1] = w[3] * xs[0] + w[4] * xs[1] + w[5] * xs[2] + xs[2];
+        for (i = 0; i < 6; i++) grad[i] = 2 * d[i / 3] * xs[i % 3];
+        CHECK(ml_step(&trainer, &error) == ML_OK);
+        for (i = 0; i < 6; i++) CHECK(grad[i] == 0);
+    }
+    CHECK(trainer.step == 1000);
+    for (i = 0; i < 6; i++) CHECK_NEAR(w[i], course[i], 1e-5, 1e-3);
+    free(w);
+    free(x);
+    free(after);
+    ml_archive_close(archive);
+}
+
+/* The smallest model that can be, for an adapter of one matrix and a head of two classes. */
+static ml_model *tiny_model(void) {
+    ml_config c;
+    ml_model *model = NULL;
+    ml_random random;
+    ml_error error;
+    memset(&c, 0, sizeof c);
+    c.dim = 4;
+    c.hidden_dim = c.n_heads = c.n_kv_heads = c.n_layers = 1;
+    c.vocab_size = 3;
+    c.max_seq_len = 8;
+    ml_random_seed(&random, 1);
+    CHECK(ml_create(&c, ML_F32, &random, NULL, &model, &error) == ML_OK);
+    return model;
+}
+
+static void fill(float *x, size_t n, int seed, float scale) {
+    size_t i;
+    for (i = 0; i < n; i++) x[i] = (float)((int)(i * 37 + (size_t)seed * 29) % 101 - 50) / 64 * scale;
+}
+
+/* PyTorch's own AdamW and clip_grad_norm_ on four tensors in groups, six steps, of which every other is clipped:
+
+   import torch
+   def values(n, seed): return torch.tensor([((i * 37 + seed * 29) % 101 - 50) / 64 for i in range(n)])
+   sizes, seeds = [4, 4, 8, 2], [1, 2, 3, 4]
+   p = [torch.nn.Parameter(values(n, s)) for n, s in zip(sizes, seeds)]
+   o = torch.optim.AdamW([dict(params=p[:2], lr=0.01, weight_decay=0.1),
+                          dict(params=p[2:3], lr=0.03, weight_decay=0.1),
+                          dict(params=p[3:], lr=0.03, weight_decay=0)], betas=(0.9, 0.99), eps=1e-5)
+   for t in range(6):
+       for i in range(4): p[i].grad = values(sizes[i], 5 + 4 * t + i) * [1, 0.125][t % 2]
+       print(float(torch.nn.utils.clip_grad_norm_(p, 1.0)))
+       o.step()
+   print(torch.cat([x.detach() for x in p]).tolist())
+
+   Norms: 1e-6 of their size, the rounding of one sum. Weights: 3e-7, a few roundings of numbers below 1. */
+TEST(adamw_as_pytorch) {
+    static const float norms[6] = {1.776789903640747f,  0.24088454246520996f, 2.0132617950439453f,
+                                   0.2554340958595276f, 2.0018301010131836f,  0.2338046431541443f};
+    static const float expected[18] = {-0.3187203109264374f,  0.2337135374546051f,  -0.718051552772522f,
+                                       -0.20730717480182648f, 0.11717267334461212f, 0.7334738969802856f,
+                                       -0.2921789288520813f,  0.26271504163742065f, 0.6853429079055786f,
+                                       -0.41532719135284424f, 0.12723223865032196f, 0.819589376449585f,
+                                       -0.2710266709327698f,  0.25067269802093506f, -0.606843113899231f,
+                                       -0.20070374011993408f, -0.5069502592086792f, -0.08142714947462082f};
+    ml_model *model = tiny_model();
+    ml_head *head;
+    ml_lora *lora;
+    ml_lora_desc adapter;
+    ml_trainer_desc desc;
+    ml_trainer *trainer;
+    ml_random random;
+    ml_error error;
+    mli_trained *trained;
+    const float *next = expected;
+    int step, i;
+    ml_random_seed(&random, 1);
+    memset(&desc, 0, sizeof desc);
+    memset(&adapter, 0, sizeof adapter);
+    adapter.rank = 1;
+    adapter.targets = ML_LORA_Q;
+    REQUIRE(ml_lora_create(model, &adapter, &random, NULL, &lora, &error) == ML_OK);
+    REQUIRE(ml_head_create(model, 2, &random, NULL, &head, &error) == ML_OK);
+    desc.lora = lora;
+    desc.head = head;
+    desc.adamw.lr = 0.01f;
+    desc.adamw.head_lr = 0.03f;
+    desc.adamw.beta2 = 0.99f;
+    desc.adamw.eps = 1e-5f;
+    desc.adamw.weight_decay = 0.1f;
+    desc.adamw.clip = 1;
+    desc.adamw.form = ML_ADAMW_PYTORCH;
+    REQUIRE(ml_trainer_new(model, &desc, NULL, &trainer, &error) == ML_OK);
+    REQUIRE(trainer->private_part->n_trained == 4 && trainer->n_parameters == 18);
+    trained = trainer->private_part->trained;
+    for (i = 0; i < 4; i++) fill((float *)trained[i].t->data, mli_numbers(trained[i].t), 1 + i, 1);
+    for (step = 0; step < 6; step++) {
+        for (i = 0; i < 4; i++)
+            fill(trained[i].t->grad, mli_numbers(trained[i].t), 5 + 4 * step + i, step % 2 ? 0.125f : 1);
+        CHECK(ml_step(trainer, &error) == ML_OK);
+        CHECK_NEAR(trainer->gradient_norm, norms[step], 0, 1e-6);
+    }
+    for (i = 0; i < 4; next += mli_numbers(trained[i++].t))
+        CHECK_NEAR(max_difference((const float *)trained[i].t->data, next, mli_numbers(trained[i].t)), 0,
+                   3e-7, 0);
+    ml_trainer_free(trainer);
+    ml_lora_free(lora);
+    ml_head_free(head);
+    ml_free(model);
+}
+
+/* By hand. 1e-7: one rounding to float of numbers up to 1. */
+TEST(schedules) {
+    static const struct {
+        ml_schedule schedule;
+        int64_t step;
+        double factor;
+    } cases[] = {
+        {{ML_DECAY_NONE, 0, 0, 0}, 0, 1},
+        {{ML_DECAY_NONE, 0, 0, 0}, 1000000, 1},
+        {{ML_DECAY_NONE, 4, 0, 0}, 0, 0.25},
+        {{ML_DECAY_NONE, 4, 0, 0}, 2, 0.75},
+        {{ML_DECAY_NONE, 4, 0, 0}, 3, 1},
+        {{ML_DECAY_NONE, 4, 10, 0.5f}, 100, 1},
+        {{ML_DECAY_LINEAR, 2, 10, 0}, 0, 0.5},
+        {{ML_DECAY_LINEAR, 2, 10, 0}, 1, 1},
+        {{ML_DECAY_LINEAR, 2, 10, 0}, 2, 1},
+        {{ML_DECAY_LINEAR, 2, 10, 0}, 3, 0.875},
+        {{ML_DECAY_LINEAR, 2, 10, 0}, 9, 0.125},
+        {{ML_DECAY_LINEAR, 2, 10, 0}, 10, 0},
+        {{ML_DECAY_LINEAR, 2, 10, 0}, 5000000000, 0},
+        {{ML_DECAY_LINEAR, 2, 10, 0.2f}, 6, 0.6},
+        {{ML_DECAY_LINEAR, 2, 10, 0.2f}, 11, 0.2},
+        {{ML_DECAY_COSINE, 0, 8, 0}, 0, 1},
+        {{ML_DECAY_COSINE, 0, 8, 0}, 2, 0.85355339059327376}, /* (1 + cos(pi / 4)) / 2 */
+        {{ML_DECAY_COSINE, 0, 8, 0}, 4, 0.5},
+        {{ML_DECAY_COSINE, 0, 8, 0}, 6, 0.14644660940672624},
+        {{ML_DECAY_COSINE, 0, 8, 0}, 8, 0},
+        {{ML_DECAY_COSINE, 0, 8, 0}, 9, 0},
+        {{ML_DECAY_COSINE, 3, 11, 0.1f}, 0, 1.0 / 3},
+        {{ML_DECAY_COSINE, 3, 11, 0.1f}, 7, 0.55},
+        {{ML_DECAY_COSINE, 3, 11, 0.1f}, 11, 0.1},
+    };
+    ml_model *model = tiny_model();
+    ml_trainer_desc desc = made_desc();
+    ml_trainer *trainer;
+    ml_error error;
+    size_t i;
+    for (i = 0; i < sizeof cases / sizeof *cases; i++)
+        CHECK_NEAR(ml_schedule_at(&cases[i].schedule, cases[i].step), cases[i].factor, 1e-7, 0);
+    desc.max_tokens = desc.max_rows = 8;
+    desc.schedule.decay = ML_DECAY_LINEAR;
+    desc.schedule.warmup_steps = 2;
+    desc.schedule.total_steps = 4;
+    REQUIRE(ml_trainer_new(model, &desc, NULL, &trainer, &error) == ML_OK);
+    for (i = 0; i < 5; i++) {
+        static const float factors[5] = {0.5f, 1, 1, 0.5f, 0};
+        CHECK(ml_step(trainer, &error) == ML_OK);
+        CHECK_NEAR(trainer->learning_rate, 1e-2f * factors[i], 0, 1e-7);
+    }
+    ml_trainer_free(trainer);
+    ml_free(model);
+}
+
+/* What a model or an adapter holds, one tensor after the other. */
+static numbers copy_of(const ml_tensor *tensors, int n) {
+    numbers out;
+    size_t total = 1;
+    int i;
+    for (i = 0; i < n; i++) total += tensors[i].data ? mli_numbers(&tensors[i]) : 0;
+    out.x = (float *)malloc(total * sizeof *out.x);
+    out.n = 0;
+    for (i = 0; i < n; i++)
+        if (tensors[i].data) put(&out, (const float *)tensors[i].data, mli_numbers(&tensors[i]));
+    return out;
+}
+
+/* With no gradient but weight decay, a step only shrinks: by lr * decay, the head by head_lr * decay; norms and biases not
+   at all unless decay_all. Then, with every gradient 1, the first step of PyTorch's form is lr long (1e-5 shorter for
+   eps), the head's head_lr. */
+static void check_groups(int decay_all) {
+    ml_model *model = made_model(1, ML_F32, ML_NORM_LAYER, ML_MASK_FULL, 0);
+    ml_head *head = made_head(model, 2);
+    ml_trainer_desc desc = made_desc();
+    ml_trainer *trainer;
+    ml_error error;
+    numbers before = copy_of(model->tensors, model->n_tensors), w = copy_of(&head->weight, 2);
+    const float *old = before.x;
+    int i, part, norms = 0;
+    size_t j;
+    desc.head = head;
+    desc.adamw.head_lr = 5e-2f;
+    desc.adamw.weight_decay = 0.5f;
+    desc.adamw.decay_all = decay_all;
+    REQUIRE(ml_trainer_new(model, &desc, NULL, &trainer, &error) == ML_OK);
+    CHECK(ml_step(trainer, &error) == ML_OK);
+    for (i = 0; i < model->n_tensors; i++) {
+        const ml_tensor *t = &model->tensors[i];
+        const float *now = (const float *)t->data;
+        char name[ML_NAME_SIZE];
+        int norm, output;
+        size_t wrong = 0;
+        CHECK(ml_tensor_name(model, i, name) == ML_OK);
+        norm = strstr(name, "norm") != NULL;
+        output = strcmp(name, "output.weight") == 0; /* not read by a head, so not trained */
+        CHECK((trainer->model[i].grad == NULL) == output);
+        for (j = 0; j < mli_numbers(t); j++)
+            wrong += now[j] != old[j] * (output || (norm && !decay_all) ? 1.0f : 1.0f - 1e-2f * 0.5f);
+        if (wrong) printf("%s: %lu are wrong\n", name, (unsigned long)wrong);
+        CHECK(wrong == 0);
+        norms += norm;
+        old += mli_numbers(t);
+    }
+    CHECK(norms == 2 * (2 * model->config.n_layers + 1));
+    for (part = 0, old = w.x; part < 2; old += mli_numbers(&trainer->head[part++]))
+        for (j = 0; j < mli_numbers(&trainer->head[part]); j++)
+            CHECK(((const float *)trainer->head[part].data)[j] ==
+                  old[j] * (part && !decay_all ? 1.0f : 1.0f - 5e-2f * 0.5f));
+    free(before.x);
+    free(w.x);
+    ml_trainer_free(trainer);
+    ml_head_free(head);
+    ml_free(model);
+}
+
+static void check_rates(void) {
+    ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 1);
+    ml_head *head = made_head(model, 2);
+    ml_trainer_desc desc = made_desc();
+    ml_trainer *trainer;
+    ml_error error;
+    int i;
+    size_t j;
+    desc.head = head;
+    desc.adamw.head_lr = 5e-2f;
+    desc.adamw.weight_decay = desc.adamw.clip = 0;
+    desc.adamw.form = ML_ADAMW_PYTORCH;
+    REQUIRE(ml_trainer_new(model, &desc, NULL, &trainer, &error) == ML_OK);
+    for (i = 0; i < trainer->private_part->n_trained; i++) {
+        const ml_tensor *t = trainer->private_part->trained[i].t;
+        int is_head = t->data == head->weight.data || t->data == head->bias.data;
+        float *w = (float *)t->data;
+        for (j = 0; j < mli_numbers(t); j++) w[j] = is_head ? 1.0f : 2.0f, t->grad[j] = 1;
+    }
+    CHECK(ml_step(trainer, &error) == ML_OK);
+    for (i = 0; i < trainer->private_part->n_trained; i++) {
+        const ml_tensor *t = trainer->private_part->trained[i].t;
+        int is_head = t->data == head->weight.data || t->data == head->bias.data;
+        const float *w = (const float *)t->data;
+        for (j = 0; j < mli_numbers(t); j++)
+            CHECK_NEAR(w[j], is_head ? 1 - 5e-2 : 2 - 1e-2, 4e-7,
+                       0); /* two roundings of 2 and 1e-5 of the step */
+    }
+    ml_trainer_free(trainer);
+    ml_head_free(head);
+    ml_free(model);
+}
+
+TEST(parameter_groups) {
+    check_groups(0);
+    check_groups(1);
+    check_rates();
+}
+
+/* What is frozen keeps its bits, has no gradient, and costs neither that nor moments: three floats of each number. The
+   batch is small, so that a frozen trainer as a whole takes less than those would. */
+TEST(frozen_costs_nothing) {
+    ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 0);
+    ml_head *head = made_head(model, 2);
+    ml_lora *lora = made_lora(model, 3, 0);
+    ml_trainer_desc desc = made_desc();
+    numbers before = copy_of(model->tensors, model->n_tensors);
+    size_t full, size, three = 3 * sizeof(float), n_output = MADE_VOCAB * 64;
+    ml_error error;
+    int turn, step, i;
+    desc.max_tokens = desc.max_rows = 8;
+    desc.head = head;
+    REQUIRE(ml_trainer_size(model, &desc, &full, &error) == ML_OK);
+    CHECK(full > three * ((size_t)model->n_parameters - n_output));
+    for (turn = 0; turn < 3; turn++) { /* the head alone; adapter and head; the adapter alone */
+        numbers head_before = copy_of(&head->weight, 2),
+                lora_before = copy_of(lora->tensors, lora->n_tensors);
+        ml_trainer *trainer;
+        int64_t expected = 0;
+        desc.frozen = turn == 0;
+        desc.lora = turn ? lora : NULL;
+        desc.head = turn < 2 ? head : NULL;
+        if (turn) expected += lora->n_parameters;
+        if (turn < 2) expected += CLASSES * (64 + 1);
+        REQUIRE(ml_trainer_size(model, &desc, &size, &error) == ML_OK);
+        CHECK(size < three * ((size_t)model->n_parameters - n_output));
+        if (turn == 0) CHECK(full - size >= three * ((size_t)model->n_parameters - n_output));
+        REQUIRE(ml_trainer_new(model, &desc, NULL, &trainer, &error) == ML_OK);
+        CHECK(trainer->n_parameters == expected);
+        for (i = 0; i < model->n_tensors; i++) CHECK(trainer->model[i].grad == NULL);
+        for (step = 0; step < 3; step++) {
+            made_batch b;
+            make_batch(&b, 20 + (uint64_t)step);
+            b.examples.row_start = NULL;
+            b.examples.n_tokens = 8;
+            CHECK(ml_train(trainer, &b.examples, NULL, &error) == ML_OK);
+            CHECK(ml_backward(trainer, &error) == ML_OK);
+            CHECK(ml_step(trainer, &error) == ML_OK);
+        }
+        CHECK(same_bits(copy_of(model->tensors, model->n_tensors), &before));
+        ml_trainer_free(trainer);
+        size = head_before.n;
+        CHECK((memcmp(head->weight.data, head_before.x, size * sizeof(float)) == 0) == (turn == 2));
+        CHECK((memcmp(lora->tensors[1].data, lora_before.x + mli_numbers(&lora->tensors[0]),
+                      mli_numbers(&lora->tensors[1]) * sizeof(float)) == 0) == (turn == 0));
+        free(head_before.x);
+        free(lora_before.x);
+    }
+    free(before.x);
+    ml_lora_free(lora);
+    ml_head_free(head);
+    ml_free(model);
+}
+
+/* ---- adapters ---- */
+
+/* The logits of every position, (tokens, V), read as a batch, and of the last by ml_eval one token at a time. */
+static numbers logits_of(ml_session *session, const made_batch *b) {
+    enum { N = 40 };
+    const ml_config *c = &session->model->config;
+    size_t all = (size_t)N * (size_t)c->vocab_size;
+    ml_batch reading;
+    ml_error error;
+    numbers out;
+    const float *last = NULL;
+    int i;
+    out.x = (float *)malloc((all + (size_t)c->vocab_size) * sizeof *out.x);
+    out.n = all;
+    memset(&reading, 0, sizeof reading);
+    reading.tokens = b->tokens;
+    reading.n_tokens = N;
+    reading.logits = out.x;
+    CHECK(ml_forward(session, &reading, &error) == ML_OK);
+    CHECK(ml_session_truncate(session, 0) == ML_OK);
+    for (i = 0; i < N; i++) CHECK(ml_eval(session, b->tokens + i, 1, &last, &error) == ML_OK);
+    if (last) put(&out, last, (size_t)c->vocab_size);
+    return out;
+}
+
+static ml_session *session_with(const ml_model *model, const ml_lora *lora) {
+    ml_session_desc desc;
+    ml_session *session = NULL;
+    ml_error error;
+    memset(&desc, 0, sizeof desc);
+    desc.lora = lora;
+    desc.max_seq_len = 64;
+    CHECK(ml_session_new(model, &desc, NULL, &session, &error) == ML_OK);
+    return session;
+}
+
+/* A and B beside the weights, or put into them. Logits: 1e-5, for they reach 1, and their products are summed in another
+   order through three layers. Weights, taken apart again: 1e-6, two roundings of numbers below 1 for each of 16 ranks. */
+TEST(adapter_beside_as_merged) {
+    ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 0);
+    ml_lora *fresh = made_lora(model, 2, 0), *lora[2];
+    ml_session *plain = session_with(model, NULL), *with_fresh = session_with(model, fresh), *with[2];
+    numbers weights = copy_of(model->tensors, model->n_tensors), logits, beside[2];
+    made_batch b;
+    ml_error error;
+    int i;
+    make_batch(&b, 5);
+    logits = logits_of(plain, &b);
+    CHECK(same_bits(logits_of(with_fresh, &b), &logits));
+    for (i = 0; i < 2; i++) {
+        lora[i] = made_lora(model, 3 + (uint64_t)i, 1);
+        with[i] = session_with(model, lora[i]);
+    }
+    for (i = 0; i < 2; i++) beside[i] = logits_of(with[i], &b);
+    CHECK(same_bits(logits_of(with[0], &b), &beside[0])); /* after the other one has run */
+    CHECK(same_bits(logits_of(plain, &b), &logits));
+    CHECK(max_difference(beside[0].x, beside[1].x, logits.n) > 0.1);
+    for (i = 0; i < 2; i++) {
+        numbers merged, back;
+        CHECK(max_difference(beside[i].x, logits.x, logits.n) > 0.1);
+        CHECK(ml_lora_merge(model, lora[i], &error) == ML_OK);
+        merged = logits_of(plain, &b);
+        CHECK_NEAR(max_difference(beside[i].x, merged.x, logits.n), 0, 1e-5, 0);
+        CHECK(ml_lora_unmerge(model, lora[i], &error) == ML_OK);
+        back = copy_of(model->tensors, model->n_tensors);
+        CHECK_NEAR(max_difference(back.x, weights.x, weights.n), 0, 1e-6, 0);
+        free(merged.x);
+        free(back.x);
+        free(beside[i].x);
+        ml_session_free(with[i]);
+        ml_lora_free(lora[i]);
+    }
+    free(logits.x);
+    free(weights.x);
+    ml_session_free(plain);
+    ml_session_free(with_fresh);
+    ml_lora_free(fresh);
+    ml_free(model);
+}
+
+/* ---- what is refused ---- */
+
+/* The call must give this code and a sentence with these words. */
+#define REFUSED(call, result, words)                                                                         \
+    do {                                                                                                     \
+        memset(&error, 0, sizeof error);                                                                     \
+        CHECK((call) == (result));                                                                           \
+        CHECK(error.code == (result));                                                                       \
+        CHECK(strstr(error.text, words) != NULL);                                                            \
+        if (!strstr(error.text, words)) printf("not \"%s\": %s\n", words, error.text);                       \
+    } while (0)
+
+/* Each wrong batch is refused by ml_train and ml_evaluate, leaves nothing to go back from, and the trainer as it was. */
+static void check_examples(int with_head) {
+    static const struct {
+        int with_head; /* 2: both */
+        ml_result result;
+        const char *words;
+    } cases[] = {
+        {0, ML_ERROR_ARGUMENT, "there are no targets"},
+        {0, ML_ERROR_ARGUMENT, "target 7 is 1100, not below 1100"},
+        {1, ML_ERROR_ARGUMENT, "label 1 is 5, not below 5"},
+        {2, ML_ERROR_CONTEXT, "row 3 has 130 tokens; the trainer's max_row is 120"},
+        {2, ML_ERROR_ARGUMENT, "row 1 is empty or runs backwards"},
+        {2, ML_ERROR_ARGUMENT, "row 1 is empty or runs backwards"},
+        {2, ML_ERROR_ARGUMENT, "row 1 is empty or runs backwards"},
+        {2, ML_ERROR_ARGUMENT, "row_start does not run from 0 to n_tokens"},
+        {2, ML_ERROR_ARGUMENT, "row_start does not run from 0 to n_tokens"},
+        {2, ML_ERROR_ARGUMENT, "token 9 is 1100, outside the vocabulary of 1100"},
+        {2, ML_ERROR_ARGUMENT, "token 9 is -1, outside the vocabulary of 1100"},
+        {2, ML_ERROR_ARGUMENT, "0 tokens in 4 rows"},
+        {2, ML_ERROR_ARGUMENT, "the trainer is for up to 300 in 4"},
+        {2, ML_ERROR_ARGUMENT, "300 tokens in 5 rows"},
+        {2, ML_ERROR_ARGUMENT, "300 tokens in 0 rows"},
+        {2, ML_ERROR_ARGUMENT, "in 4 rows"},
+    };
+    ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 1);
+    ml_head *head = with_head ? made_head(model, 2) : NULL;
+    ml_trainer_desc desc = made_desc();
+    ml_trainer *trainer;
+    numbers before = copy_of(model->tensors, model->n_tensors);
+    ml_error error;
+    float loss, again, log_probs[MADE_ROWS * CLASSES];
+    int i;
+    size_t j;
+    made_batch b;
+    desc.head = head;
+    desc.max_row = 120;
+    REQUIRE(ml_trainer_new(model, &desc, NULL, &trainer, &error) == ML_OK);
+    make_batch(&b, 3);
+    b.starts[3] = 180;
+    CHECK(ml_train(trainer, &b.examples, &loss, &error) == ML_OK && error.text[0] == 0);
+    ml_zero_gradients(trainer);
+    for (i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
+        if (cases[i].with_head < 2 && cases[i].with_head != with_head) continue;
+        make_batch(&b, 3);
+        b.starts[3] = 180;
+        switch (i) {
+        case 0: b.examples.targets = NULL; break;
+        case 1: b.targets[7] = MADE_VOCAB; break;
+        case 2: b.labels[1] = CLASSES; break;
+        case 3: b.starts[3] = 170; break;
+        case 4: b.starts[2] = b.starts[1]; break;
+        case 5: b.starts[2] = b.starts[1] - 1; break;
+        case 6: b.starts[2] = INT32_MIN; break;
+        case 7: b.starts[0] = 1; break;
+        case 8: b.starts[4] = MADE_TOKENS - 1; break;
+        case 9: b.tokens[9] = MADE_VOCAB; break;
+        case 10: b.tokens[9] = -1; break;
+        case 11: b.examples.n_tokens = 0; break;
+        case 12: b.examples.n_tokens = MADE_TOKENS + 1; break;
+        case 13: b.examples.n_rows = MADE_ROWS + 1; break;
+        case 14: b.examples.n_rows = 0; break;
+        default: b.examples.tokens = NULL; break;
+        }
+        REFUSED(ml_train(trainer, &b.examples, &again, &error), cases[i].result, cases[i].words);
+        REFUSED(ml_backward(trainer, &error), ML_ERROR_ARGUMENT, "nothing is recorded");
+        REFUSED(ml_evaluate(trainer, &b.examples, &again, &error), cases[i].result, cases[i].words);
+    }
+    REFUSED(ml_train(trainer, NULL, &again, &error), ML_ERROR_ARGUMENT, "NULL");
+    REFUSED(ml_train(NULL, &b.examples, &again, &error), ML_ERROR_ARGUMENT, "NULL");
+    REFUSED(ml_evaluate(trainer, NULL, &again, &error), ML_ERROR_ARGUMENT, "NULL");
+    REFUSED(ml_backward(NULL, &error), ML_ERROR_ARGUMENT, "NULL");
+    REFUSED(ml_step(NULL, &error), ML_ERROR_ARGUMENT, "NULL");
+    make_batch(&b, 3);
+    b.starts[3] = 180;
+    b.examples.labels = NULL;
+    b.examples.log_probs = log_probs;
+    if (with_head) { /* without labels it can be asked, not taught */
+        REFUSED(ml_train(trainer, &b.examples, &again, &error), ML_ERROR_ARGUMENT, "there are no labels");
+        CHECK(ml_evaluate(trainer, &b.examples, &again, &error) == ML_OK && again == 0);
+        CHECK(log_probs[0] < 0 && log_probs[MADE_ROWS * CLASSES - 1] < 0);
+    }
+    CHECK(trainer->step == 0);
+    CHECK(same_bits(copy_of(model->tensors, model->n_tensors), &before));
+    for (j = 0; j < trainer->private_part->n_gradients; j++) CHECK(trainer->private_part->gradients[j] == 0);
+    b.examples.labels = b.labels;
+    CHECK(ml_train(trainer, &b.examples, &again, &error) == ML_OK && again == loss);
+    CHECK(ml_backward(trainer, &error) == ML_OK);
+    REFUSED(ml_backward(trainer, &error), ML_ERROR_ARGUMENT, "nothing is recorded");
+    CHECK(ml_step(trainer, &error) == ML_OK);
+    REFUSED(ml_backward(trainer, &error), ML_ERROR_ARGUMENT, "nothing is recorded");
+    CHECK(ml_train(trainer, &b.examples, NULL, &error) == ML_OK);
+    CHECK(ml_evaluate(trainer, &b.examples, NULL, &error) == ML_OK);
+    REFUSED(ml_backward(trainer, &error), ML_ERROR_ARGUMENT, "nothing is recorded");
+    free(before.x);
+    ml_trainer_free(trainer);
+    ml_head_free(head);
+    ml_free(model);
+}
+
+TEST(wrong_examples) {
+    check_examples(0);
+    check_examples(1);
+}
+
+/* One weight or one gradient that is no number is enough, wherever it stands. */
+static void check_not_finite(int with_head, float bad) {
+    ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 1);
+    ml_head *head = with_head ? made_head(model, 2) : NULL;
+    ml_trainer_desc desc = made_desc();
+    ml_trainer *trainer;
+    ml_trainer_private *part;
+    ml_tensor moments;
+    numbers weights, old_moments;
+    ml_error error;
+    made_batch b;
+    int i;
+    desc.head = head;
+    make_batch(&b, 3);
+    REQUIRE(ml_trainer_new(model, &desc, NULL, &trainer, &error) == ML_OK);
+    part = trainer->private_part;
+    moments = mli_tensor_at(part->trained[0].m, 2, (int)part->n_gradients);
+    CHECK(ml_train(trainer, &b.examples, NULL, &error) == ML_OK);
+    CHECK(ml_backward(trainer, &error) == ML_OK);
+    CHECK(ml_step(trainer, &error) == ML_OK);
+    weights = copy_of(model->tensors, model->n_tensors);
+    old_moments = copy_of(&moments, 1);
+    for (i = 0; i < part->n_trained; i++) { /* the gradient */
+        ml_tensor *t = part->trained[i].t;
+        t->grad[mli_numbers(t) - 1] = bad;
+        REFUSED(ml_step(trainer, &error), ML_ERROR_NUMBER, "the gradient of step 2 is not finite");
+        CHECK(trainer->step == 1);
+        t->grad[mli_numbers(t) - 1] = 0;
+    }
+    CHECK(same_bits(copy_of(model->tensors, model->n_tensors), &weights));
+    CHECK(same_bits(copy_of(&moments, 1), &old_moments));
+    part->trained[0].t->grad[0] = bad;
+    ml_zero_gradients(trainer);
+    for (i = 0; i < part->n_trained; i++) { /* the weight */
+        ml_tensor *t = part->trained[i].t;
+        float *w = (float *)t->data, old = w[mli_numbers(t) - 1], loss = 0;
+        int32_t last = MADE_VOCAB - 1;
+        make_batch(&b, 3);
+        b.tokens[MADE_TOKENS - 1] = last; /* whoever stands in the last row of the embedding is read */
+        b.tokens[100] = last;
+        w[mli_numbers(t) - 1] = bad;
+        REFUSED(ml_train(trainer, &b.examples, &loss, &error), ML_ERROR_NUMBER, "the loss is not finite");
+        CHECK(loss - loss != 0);
+        REFUSED(ml_backward(trainer, &error), ML_ERROR_ARGUMENT, "nothing is recorded");
+        REFUSED(ml_evaluate(trainer, &b.examples, NULL, &error), ML_ERROR_NUMBER, "the loss is not finite");
+        w[mli_numbers(t) - 1] = old;
+    }
+    CHECK(same_bits(copy_of(model->tensors, model->n_tensors), &weights));
+    ml_zero_gradients(trainer);
+    CHECK(ml_train(trainer, &b.examples, NULL, &error) == ML_OK); /* and it goes on */
+    CHECK(ml_backward(trainer, &error) == ML_OK);
+    CHECK(ml_step(trainer, &error) == ML_OK && trainer->step == 2);
+    free(weights.x);
+    free(old_moments.x);
+    ml_trainer_free(trainer);
+    ml_head_free(head);
+    ml_free(model);
+}
+
+TEST(not_finite) {
+    check_not_finite(0, NAN);
+    check_not_finite(1, NAN);
+    check_not_finite(0, INFINITY);
+}
+
+/* Only ml_backward adds to the gradients: neither a pass that is given up, nor one whose loss is not finite. */
+static void check_train_alone(int with_head) {
+    ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 1);
+    ml_head *head = with_head ? made_head(model, 2) : NULL;
+    ml_trainer_desc desc = made_desc();
+    ml_trainer *trainer;
+    ml_tensor gradients;
+    numbers before;
+    ml_error error;
+    made_batch b;
+    float *w = (float *)model->tensors[0].data, old = w[0];
+    desc.head = head;
+    make_batch(&b, 3);
+    b.tokens[0] = 0;
+    REQUIRE(ml_trainer_new(model, &desc, NULL, &trainer, &error) == ML_OK);
+    gradients = mli_tensor_at(trainer->private_part->gradients, 1, (int)trainer->private_part->n_gradients);
+    CHECK(ml_train(trainer, &b.examples, NULL, &error) == ML_OK);
+    CHECK(ml_backward(trainer, &error) == ML_OK);
+    before = copy_of(&gradients, 1);
+    CHECK(ml_train(trainer, &b.examples, NULL, &error) == ML_OK);
+    CHECK(same_bits(copy_of(&gradients, 1), &before));
+    w[0] = NAN;
+    REFUSED(ml_train(trainer, &b.examples, NULL, &error), ML_ERROR_NUMBER, "the loss is not finite");
+    CHECK(same_bits(copy_of(&gradients, 1), &before));
+    w[0] = old;
+    free(before.x);
+    ml_trainer_free(trainer);
+    ml_head_free(head);
+    ml_free(model);
+}
+
+TEST(train_alone_adds_no_gradient) {
+    check_train_alone(0);
+    check_train_alone(1);
+}
+
+static ml_result size_result(const ml_model *model, const ml_trainer_desc *desc, ml_error *error) {
+    size_t size;
+    return ml_trainer_size(model, desc, &size, error);
+}
+
+TEST(read_only_weights) {
+    const char *path = shared_path("models/stories260K.pt");
+    ml_model *model = made_model(1, ML_Q8_0, ML_NORM_RMS, ML_MASK_CAUSAL, 0), *mapped = NULL;
+    ml_head *head = made_head(model, 2);
+    ml_lora *lora = made_lora(model, 3, 0), *other = NULL;
+    ml_trainer_desc desc = made_desc();
+    ml_trainer *trainer = NULL;
+    ml_error error;
+    made_batch b;
+    REFUSED(ml_trainer_new(model, &desc, NULL, &trainer, &error), ML_ERROR_ARGUMENT, "read-only or not F32");
+    CHECK(trainer == NULL);
+    REFUSED(ml_lora_merge(model, lora, &error), ML_ERROR_ARGUMENT, "read-only or not F32");
+    REFUSED(ml_lora_unmerge(model, lora, &error), ML_ERROR_ARGUMENT, "read-only or not F32");
+    desc.head = head;
+    REFUSED(size_result(model, &desc, &error), ML_ERROR_ARGUMENT, "read-only or not F32");
+    desc.frozen = 1; /* but what learns beside it may */
+    CHECK(size_result(model, &desc, &error) == ML_OK);
+    desc.lora = lora;
+    REQUIRE(ml_trainer_new(model, &desc, NULL, &trainer, &error) == ML_OK);
+    make_batch(&b, 3);
+    CHECK(ml_train(trainer, &b.examples, NULL, &error) == ML_OK);
+    CHECK(ml_backward(trainer, &error) == ML_OK);
+    CHECK(ml_step(trainer, &error) == ML_OK && trainer->gradient_norm > 0);
+    ml_trainer_free(trainer);
+    if (path) {
+        CHECK(ml_load(path, NULL, &mapped, &error) == ML_OK);
+        desc = made_desc();
+        REFUSED(size_result(mapped, &desc, &error), ML_ERROR_ARGUMENT, "read-only or not F32");
+        other = made_lora(mapped, 3, 1);
+        REFUSED(ml_lora_merge(mapped, other, &error), ML_ERROR_ARGUMENT, "read-only or not F32");
+        desc.lora = other;
+        CHECK(size_result(mapped, &desc, &error) == ML_OK);
+    }
+    ml_lora_free(other);
+    ml_lora_free(lora);
+    ml_head_free(head);
+    ml_free(mapped);
+    ml_free(model);
+}
+
+/* Tensors of tiny_model: dim 4 instead of 64, one layer instead of three. */
+TEST(parts_that_do_not_fit) {
+    ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 0), *tiny = tiny_model(), *thin;
+    ml_config c = tiny->config;
+    ml_head *head = made_head(tiny, 2);
+    ml_lora *lora = made_lora(tiny, 3, 1), *thin_lora;
+    ml_trainer_desc desc = made_desc();
+    ml_session_desc session_desc;
+    ml_session *session = NULL;
+    ml_random random;
+    ml_error error;
+    ml_random_seed(&random, 1);
+    c.n_layers = 3; /* as many layers, but thin ones */
+    REQUIRE(ml_create(&c, ML_F32, &random, NULL, &thin, &error) == ML_OK);
+    thin_lora = made_lora(thin, 3, 1);
+    desc.lora = lora;
+    REFUSED(size_result(model, &desc, &error), ML_ERROR_MISMATCH,
+            "the adapter is for 1 layers, the model has 3");
+    desc.lora = thin_lora;
+    REFUSED(size_result(model, &desc, &error), ML_ERROR_MISMATCH,
+            "the adapter of blk.0.attn_q.weight is for (4, 4), the model has (64, 64)");
+    REFUSED(ml_lora_merge(model, thin_lora, &error), ML_ERROR_MISMATCH, "the adapter of blk.0.attn_q.weight");
+    memset(&session_desc, 0, sizeof session_desc);
+    session_desc.lora = thin_lora;
+    REFUSED(ml_session_new(model, &session_desc, NULL, &session, &error), ML_ERROR_MISMATCH,
+            "the adapter of blk.0.attn_q.weight");
+    desc.lora = NULL;
+    desc.head = head;
+    REFUSED(size_result(model, &desc, &error), ML_ERROR_MISMATCH,
+            "the head reads 4 numbers, the model's dim is 64");
+    ml_lora_free(thin_lora);
+    ml_lora_free(lora);
+    ml_head_free(head);
+    ml_free(thin);
+    ml_free(tiny);
+    ml_free(model);
+}
+
+#define WRONG(field, value, words)                                                                           \
+    do {                                                                                                     \
+        ml_trainer_desc desc = made_desc();                                                                  \
+        desc.max_tokens = desc.max_rows = 8;                                                                 \
+        CHECK(size_result(model, &desc, &error) == ML_OK);                                                   \
+        desc.field = value;                                                                                  \
+        REFUSED(size_result(model, &desc, &error), ML_ERROR_ARGUMENT, words);                                \
+    } while (0)
+
+TEST(wrong_descriptions) {
+    ml_model *model = tiny_model();
+    ml_trainer_desc good = made_desc();
+    ml_trainer *trainer;
+    ml_error error;
+    ml_random random;
+    ml_lora_desc adapter;
+    ml_lora *lora;
+    ml_head *head;
+    WRONG(adamw.lr, 0, "lr must be given");
+    WRONG(adamw.lr, -1e-3f, "AdamW");
+    WRONG(adamw.lr, NAN, "AdamW");
+    WRONG(adamw.head_lr, -1, "AdamW");
+    WRONG(adamw.beta1, 1, "AdamW");
+    WRONG(adamw.beta2, 1, "AdamW");
+    WRONG(adamw.eps, -1e-6f, "AdamW");
+    WRONG(adamw.weight_decay, -1, "AdamW");
+    WRONG(adamw.clip, NAN, "AdamW");
+    WRONG(dropout, 1, "dropout");
+    WRONG(threads.count, -1, "threads.count is -1");
+    WRONG(max_rows, 9, "max_tokens 8, max_rows 9");
+    WRONG(max_row, 9, "do not go together");
+    WRONG(max_tokens, -8, "do not go together");
+    WRONG(frozen, 1, "learns nothing");
+    good.max_tokens = good.max_rows = 8;
+    good.adamw.head_lr = good.adamw.lr;
+    good.adamw.lr = 0; /* also where only the head has one */
+    REFUSED(size_result(model, &good, &error), ML_ERROR_ARGUMENT, "lr must be given");
+    good = made_desc();
+    REFUSED(size_result(NULL, &good, &error), ML_ERROR_ARGUMENT, "needs a model");
+    REFUSED(size_result(model, NULL, &error), ML_ERROR_ARGUMENT, "needs a model");
+    REFUSED(ml_trainer_size(model, &good, NULL, &error), ML_ERROR_ARGUMENT, "size is NULL");
+    REFUSED(ml_trainer_init(model, &good, NULL, 0, &trainer, &error), ML_ERROR_ARGUMENT, "NULL");
+    REFUSED(ml_trainer_new(model, &good, NULL, NULL, &error), ML_ERROR_ARGUMENT, "NULL");
+    ml_random_seed(&random, 1);
+    memset(&adapter, 0, sizeof adapter);
+    adapter.rank = -1;
+    REFUSED(ml_lora_create(model, &adapter, &random, NULL, &lora, &error), ML_ERROR_ARGUMENT, "rank is -1");
+    adapter.rank = 2;
+    adapter.targets = ML_LORA_ALL + 1;
+    REFUSED(ml_lora_create(model, &adapter, &random, NULL, &lora, &error), ML_ERROR_ARGUMENT,
+            "targets is 128");
+    adapter.targets = 0;
+    adapter.alpha = -1;
+    REFUSED(ml_lora_create(model, &adapter, &random, NULL, &lora, &error), ML_ERROR_ARGUMENT, "alpha");
+    REFUSED(ml_head_create(model, 1, &random, NULL, &head, &error), ML_ERROR_ARGUMENT, "1 classes");
+    ml_trainer_free(NULL);
+    ml_lora_free(NULL);
+    ml_head_free(NULL);
+    ml_free(model);
+}
+
 int main(void) {
     RUN(language_model_as_pytorch);
     RUN(classifier_as_pytorch);
     RUN(classifier_with_adapter_as_pytorch);
     RUN(memory_is_exact);
     RUN(nothing_is_allocated_while_training);
+    RUN(checkpointing_changes_no_bit);
+    RUN(threads_change_no_bit);
+    RUN(gradients_accumulate);
+    RUN(adamw_as_in_the_course);
+    RUN(adamw_as_pytorch);
+    RUN(schedules);
+    RUN(parameter_groups);
+    RUN(frozen_costs_nothing);
+    RUN(adapter_beside_as_merged);
+    RUN(wrong_examples);
+    RUN(not_finite);
+    RUN(train_alone_adds_no_gradient);
+    RUN(read_only_weights);
+    RUN(parts_that_do_not_fit);
+    RUN(wrong_descriptions);
     return test_report("test_train");
 }
