@@ -450,7 +450,9 @@ typedef struct ml_examples {
 } ml_examples;
 
 /* Computes the loss and records what its gradient needs; ml_backward adds the gradient to what is there since the last
-   ml_step or ml_zero_gradients. ML_ERROR_NUMBER when the loss is not finite. */
+   ml_step or ml_zero_gradients. Whoever leaves ml_backward out calls ml_zero_gradients: without a head the output layer's
+   part is added by ml_train itself, while the logits are there. ML_ERROR_NUMBER when the loss is not finite; all gradients
+   are 0 then. */
 ML_DEF ml_result ml_train(ml_trainer *trainer, const ml_examples *examples, float *loss, ml_error *error);
 ML_DEF ml_result ml_backward(ml_trainer *trainer, ml_error *error);
 /* One step of AdamW by the gradients, which are then 0. ML_ERROR_NUMBER, and nothing done, when they are not finite. */
@@ -5122,8 +5124,8 @@ ML_DEF void ml_head_free(ml_head *head) {
 ML_DEF float ml_schedule_at(const ml_schedule *schedule, int64_t step) {
     double span = (double)schedule->total_steps - (double)schedule->warmup_steps, done, rest;
     if (step < schedule->warmup_steps) return (float)((double)(step + 1) / (double)schedule->warmup_steps);
-    if (schedule->decay == ML_DECAY_NONE || span <= 0) return 1.0f;
-    done = MLI_MIN(1.0, (double)(step - schedule->warmup_steps) / span);
+    if (schedule->decay == ML_DECAY_NONE) return 1.0f;
+    done = span > 0 ? MLI_MIN(1.0, (double)(step - schedule->warmup_steps) / span) : 1.0;
     rest = schedule->decay == ML_DECAY_COSINE ? 0.5 * (1.0 + cos(3.14159265358979323846 * done)) : 1.0 - done;
     return (float)((double)schedule->final + (1.0 - (double)schedule->final) * rest);
 }
@@ -5189,8 +5191,9 @@ static ml_result mli_trainer_resolve(const ml_model *model, const ml_trainer_des
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: max_tokens %d, max_rows %d, max_row %d do not go together",
                         desc->max_tokens, desc->max_rows, desc->max_row);
-    if (!(a->lr > 0) || !(a->head_lr > 0) || !(a->beta1 > 0 && a->beta1 < 1) ||
-        !(a->beta2 > 0 && a->beta2 < 1) || !(a->eps > 0) || !(a->weight_decay >= 0) || !(a->clip >= 0))
+    if (!(a->lr > 0 && a->lr <= 1e6f) || !(a->head_lr > 0 && a->head_lr <= 1e6f) ||
+        !(a->beta1 > 0 && a->beta1 < 1) || !(a->beta2 > 0 && a->beta2 < 1) || !(a->eps > 0) ||
+        !(a->weight_decay >= 0 && a->weight_decay <= 1e6f) || !(a->clip >= 0))
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: a number of AdamW is out of range (lr must be given)");
     if (!(desc->dropout >= 0 && desc->dropout < 1))
@@ -5242,13 +5245,14 @@ static void mli_list_trained(ml_trainer *trainer, ml_trainer_private *t) {
             mli_slot slot;
             int layer;
             mli_slot_of(i, &slot, &layer);
-            mli_train_tensor(t, t->tensors + i, mli_numbers(&model->tensors[i]),
+            mli_train_tensor(t, t->tensors ? t->tensors + i : NULL, mli_numbers(&model->tensors[i]),
                              mli_params[slot].role != MLI_ROLE_NORM && mli_params[slot].role != MLI_ROLE_BIAS,
                              0);
         }
     for (i = 0; t->desc.lora && i < t->desc.lora->n_tensors; i++)
         if (t->desc.lora->tensors[i].data)
-            mli_train_tensor(t, t->lora_tensors + i, mli_numbers(&t->desc.lora->tensors[i]), 1, 0);
+            mli_train_tensor(t, t->lora_tensors ? t->lora_tensors + i : NULL,
+                             mli_numbers(&t->desc.lora->tensors[i]), 1, 0);
     if (t->desc.head) {
         mli_train_tensor(t, &trainer->head[0], mli_numbers(&t->desc.head->weight), 1, 1);
         mli_train_tensor(t, &trainer->head[1], mli_numbers(&t->desc.head->bias), 0, 1);
@@ -5432,8 +5436,12 @@ ML_DEF ml_result ml_trainer_new(ml_model *model, const ml_trainer_desc *desc, co
     ml_allocator allocator;
     void *memory;
     size_t size;
-    ml_result result = mli_resolve_allocator(given, &allocator, error);
-    if (result || (result = ml_trainer_size(model, desc, &size, error)) != ML_OK) return result;
+    ml_result result;
+    if (!trainer) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_new: trainer is NULL");
+    *trainer = NULL;
+    if ((result = mli_resolve_allocator(given, &allocator, error)) != ML_OK ||
+        (result = ml_trainer_size(model, desc, &size, error)) != ML_OK)
+        return result;
     memory = allocator.alloc(size, allocator.user);
     if (!memory) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a trainer of %z bytes", size);
     result = ml_trainer_init(model, desc, memory, size, trainer, error);
@@ -5523,6 +5531,7 @@ static ml_result mli_run_examples(ml_trainer *trainer, const ml_examples *e, int
     if (loss) *loss = (float)sum;
     if (sum - sum != 0) {
         t->graph.newest = NULL;
+        if (taping) ml_zero_gradients(trainer);
         return mli_fail(error, ML_ERROR_NUMBER,
                         "the loss is not finite (a learning rate too high, or a broken model?)");
     }

@@ -21,8 +21,9 @@ static const char *write_text(const char *text, size_t n) {
    2e-3: a score is the sum of up to seven log-probabilities, each of which is right to about 1e-4. */
 static void zero_shot(ml_norm norm, ml_mask mask, const char *key) {
     const char *model_path = shared_path("models/stories260K.pt"),
-               *set_path = shared_path("data/sst-dev.txt");
-    const char *labels_path = shared_path("data/sst-label-mapping.json");
+               *tokenizer_path = shared_path("models/tok512.bin"),
+               *set_path = shared_path("data/sst-dev.txt"),
+               *labels_path = shared_path("data/sst-label-mapping.json");
     char question[4096];
     ml_load_desc load;
     ml_session_desc desc;
@@ -40,6 +41,7 @@ static void zero_shot(ml_norm norm, ml_mask mask, const char *key) {
     memset(&s, 0, sizeof s);
     load.norm = norm;
     load.mask = mask;
+    load.tokenizer = tokenizer_path;
     REQUIRE(ml_load(model_path, &load, &model, &error) == ML_OK);
     REQUIRE(ml_archive_open(shared_path("reference/zeroshot_sst_dev40.pt"), NULL, &archive, &error) == ML_OK);
     theirs = shared_floats(archive, key, &n);
@@ -90,6 +92,7 @@ TEST(likelihood_by_the_chain_rule) {
     memset(&load, 0, sizeof load);
     memset(&desc, 0, sizeof desc);
     memset(&s, 0, sizeof s);
+    load.tokenizer = shared_path("models/tok512.bin");
     REQUIRE(ml_load(model_path, &load, &model, &error) == ML_OK);
     REQUIRE(ml_session_new(model, &desc, NULL, &s.session, &error) == ML_OK);
     s.model = model;
@@ -177,7 +180,7 @@ TEST(bad_label_names) {
         CHECK(!label_names_read(&names, write_text(texts[i], strlen(texts[i]))));
         free(names.text);
     }
-    CHECK(label_names_read(&names, write_text("[\"bad\" ,\n\"good\"]", 15)));
+    CHECK(label_names_read(&names, write_text("[\"bad\" ,\n\"good\"]", 16)));
     CHECK(names.n == 2 && strcmp(names.name[1], "good") == 0);
     free(names.text);
 }
@@ -185,6 +188,7 @@ TEST(bad_label_names) {
 /* Too long a sentence loses its end, never the question; invalid UTF-8 is spelled in bytes. */
 TEST(cut_to_the_context) {
     const char *model_path = shared_path("models/stories260K.pt");
+    ml_load_desc load;
     ml_model *model;
     ml_error error;
     reviews all;
@@ -192,7 +196,9 @@ TEST(cut_to_the_context) {
     size_t n = 0;
     int i;
     if (!model_path) SKIP("../shared is not there");
-    REQUIRE(ml_load(model_path, NULL, &model, &error) == ML_OK);
+    memset(&load, 0, sizeof load);
+    load.tokenizer = shared_path("models/tok512.bin");
+    REQUIRE(ml_load(model_path, &load, &model, &error) == ML_OK);
     n += (size_t)snprintf(text, 4000, "0 ||| ");
     for (i = 0; i < 300; i++) n += (size_t)snprintf(text + n, 4000 - n, "word ");
     n += (size_t)snprintf(text + n, 4000 - n, "\n1 ||| caf\xe9 \xff\xfe\n");
