@@ -6,6 +6,7 @@
 #   make check      compilers x standards x instruction sets x leave-out switches; several minutes
 #   make sanitize   the tests under the address and undefined-behaviour sanitizers
 #   make fuzz       every parser under libFuzzer, FUZZ_SECONDS each (clang)
+#   make table      MODEL=file DATA=folder: the assignment's settings on SST-5 and CFIMDB (TABLE="--seeds 10": more)
 #   make bench      this machine's peaks, and what the kernels and models reach of them
 #   make format     clang-format; check-format only looks
 #
@@ -80,6 +81,12 @@ fuzz: $(FUZZERS)
 bench: $(BUILD)/bench
 	$< $(BENCH)
 
+DATA ?= $(firstword $(wildcard data ../shared/data) data)
+table: $(BUILD)/table $(BUILD)/run_llama
+	@test -n "$(MODEL)" || { echo "Which model? Try: make table MODEL=path/to/stories42M.pt"; exit 1; }
+	$< --model "$(MODEL)" $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") --data "$(DATA)" \
+	    --out "$(BUILD)/tables/$(notdir $(MODEL))" --run_llama $(BUILD)/run_llama $(TABLE)
+
 format:
 	clang-format -i $(SOURCES)
 
@@ -89,4 +96,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run test check sanitize fuzz bench format check-format clean FORCE
+.PHONY: all run test check sanitize fuzz bench table format check-format clean FORCE

@@ -40,10 +40,28 @@ static void curve_print(FILE *csv, const curve_point *p) {
     fprintf(csv, "\n");
 }
 
+/* A file is written as PATH.tmp and then renamed, so that a full disk leaves the old one as it was. */
+static FILE *curve_begin(const char *path, char *temporary, size_t size) {
+    FILE *file;
+    errno = 0;
+    if ((size_t)snprintf(temporary, size, "%s.tmp", path) >= size) errno = ENAMETOOLONG;
+    file = errno ? NULL : fopen(temporary, "w");
+    if (!file) curve_failed(path);
+    return file;
+}
+
+static int curve_publish(FILE *file, const char *temporary, const char *path) {
+    int failed = ferror(file);
+    if (fclose(file) == 0 && !failed && rename(temporary, path) == 0) return 1;
+    curve_failed(path);
+    remove(temporary);
+    return 0;
+}
+
 /* Begins a CSV, or with last_step >= 0 goes on with one: its lines up to that step are kept. */
 static int curve_open(curve *c, const char *path, double last_step) {
     FILE *csv = last_step >= 0 ? fopen(path, "r") : NULL;
-    char line[256];
+    char line[256], temporary[2048];
     size_t i;
     while (csv && fgets(line, sizeof line, csv)) {
         curve_point p;
@@ -52,17 +70,16 @@ static int curve_open(curve *c, const char *path, double last_step) {
         if (fields >= 2 && p.step <= last_step && !curve_keep(c, p)) return fclose(csv), 0;
     }
     if (csv) fclose(csv);
-    csv = fopen(path, "w");
-    if (!csv) return curve_failed(path);
+    csv = curve_begin(path, temporary, sizeof temporary);
+    if (!csv) return 0;
     fprintf(csv, "step,loss,kept_back\n");
     for (i = 0; i < c->n; i++) curve_print(csv, &c->points[i]);
-    return fclose(csv) == 0 || curve_failed(path);
+    return curve_publish(csv, temporary, path);
 }
 
 static int curve_add(curve *c, const char *path, double step, double loss, double valid) {
     curve_point p = {step, loss, valid};
     FILE *csv;
-    if (valid != valid) return 1; /* between two lines of progress */
     if (!curve_keep(c, p)) return 0;
     csv = fopen(path, "a");
     if (!csv) return curve_failed(path);
@@ -86,6 +103,7 @@ static void curve_line(FILE *svg, const curve *c, int which, double top, double 
 /* Draws both curves, loss over steps. Fewer than two points are no curve, and no picture. */
 static int curve_svg(const curve *c, const char *path) {
     double top = -1e30, bottom = 1e30;
+    char temporary[2048];
     FILE *svg;
     size_t i;
     int tick;
@@ -95,8 +113,8 @@ static int curve_svg(const curve *c, const char *path) {
         bottom = fmin(bottom, fmin(p->loss, p->valid == p->valid ? p->valid : p->loss));
     }
     if (c->n < 2 || !(top > bottom)) return 1;
-    svg = fopen(path, "w");
-    if (!svg) return curve_failed(path);
+    svg = curve_begin(path, temporary, sizeof temporary);
+    if (!svg) return 0;
     fprintf(svg, "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 800 400' font-family='sans-serif' "
                  "font-size='12'>\n"
                  "<rect width='800' height='400' fill='white'/>\n");
@@ -113,7 +131,7 @@ static int curve_svg(const curve *c, const char *path) {
     fprintf(svg, "<text x='410' y='382' text-anchor='middle'>step</text>\n"
                  "<text x='640' y='40' fill='#9ab'>loss of a batch</text>\n"
                  "<text x='640' y='58' fill='#c33'>of the text kept back</text>\n</svg>\n");
-    return fclose(svg) == 0 || curve_failed(path);
+    return curve_publish(svg, temporary, path);
 }
 
 static void curve_free(curve *c) { free(c->points); }

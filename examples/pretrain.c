@@ -46,6 +46,7 @@ typedef struct run {
     curve losses;
     double began; /* seconds, at the first step of this start */
     int64_t began_at;
+    int64_t saved_at; /* the step of the last checkpoint of this run; -1: there is none */
 } run;
 
 static volatile sig_atomic_t interrupted;
@@ -81,9 +82,10 @@ static int read_text(const char *path, bpe_text *text) {
         (data = (char *)malloc((size_t)size + 1)) != NULL &&
         fread(data, 1, (size_t)size, file) == (size_t)size) {
         fclose(file);
+        if (!size) return free(data), complain(path, "is empty");
         text->data = data;
         text->size = (size_t)size;
-        return size > 0 ? 1 : (free(data), complain(path, "is empty"));
+        return 1;
     }
     free(data);
     fclose(file);
@@ -119,6 +121,8 @@ static int append_ids(corpus *c, const int32_t *ids, size_t n) {
     return 1;
 }
 
+static int is_space(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+
 /* Encodes one text without the space around it. */
 static int encode_text(const ml_tokenizer *tokenizer, const char *text, const char *end, corpus *to) {
     size_t work_size, n = 0;
@@ -126,8 +130,8 @@ static int encode_text(const ml_tokenizer *tokenizer, const char *text, const ch
     ml_error error;
     void *work;
     int ok;
-    while (text < end && strchr(" \t\r\n", *text)) text++;
-    while (text < end && strchr(" \t\r\n", end[-1])) end--;
+    while (text < end && is_space(*text)) text++;
+    while (text < end && is_space(end[-1])) end--;
     if (text == end) return 1;
     work_size = ml_encode_size((size_t)(end - text));
     work = malloc(work_size);
@@ -172,6 +176,7 @@ static int encode_all(run *r) {
         return complain("training text", "fewer than two tokens: nothing follows");
     if (r->set.steps != 0 && r->train.n < (size_t)r->set.context + 1)
         return complain("training text", "shorter than one row; take a smaller --context");
+    if (r->set.steps == 0 && r->valid.n < 2) return complain("--steps 0", "no text is kept back to measure");
     return 1;
 }
 
@@ -265,8 +270,11 @@ static int make_trainer(run *r) {
     if (!well(ml_trainer_size(r->model, &desc, &size, &error), &error)) return 0;
     printf("training takes %.0f MB\n", (double)size * 1e-6);
     if (!well(ml_trainer_new(r->model, &desc, NULL, &r->trainer, &error), &error)) return 0;
-    if (r->set.resume) return well(ml_trainer_load(r->trainer, r->checkpoint, &error), &error);
+    r->saved_at = -1;
     ml_random_seed((ml_random *)(void *)r->trainer->progress, (uint64_t)r->set.seed + 1);
+    if (!r->set.resume) return 1;
+    if (!well(ml_trainer_load(r->trainer, r->checkpoint, &error), &error)) return 0;
+    r->saved_at = r->trainer->step;
     return 1;
 }
 
@@ -342,6 +350,7 @@ static void print_sample(run *r) {
     ml_random_seed(&random, (uint64_t)r->trainer->step);
     desc.prompt = r->set.prompt;
     desc.max_new_tokens = 120;
+    desc.overflow = ML_OVERFLOW_SLIDE; /* which may be more than --context */
     desc.sampler.temperature = 0.8f;
     desc.sampler.top_p = 0.9f;
     desc.random = &random;
@@ -358,8 +367,9 @@ static int save_all(run *r) {
     ml_save_desc desc = {0};
     ml_error error;
     desc.type = ml_type_from_name(r->set.type);
-    return well(ml_trainer_save(r->trainer, r->checkpoint, &error), &error) &&
-           well(ml_save(r->model, r->set.output, &desc, &error), &error) && curve_svg(&r->losses, r->svg);
+    if (!well(ml_trainer_save(r->trainer, r->checkpoint, &error), &error)) return 0;
+    r->saved_at = r->trainer->step;
+    return well(ml_save(r->model, r->set.output, &desc, &error), &error) && curve_svg(&r->losses, r->svg);
 }
 
 static int report(run *r, float loss, int whole) {
@@ -374,10 +384,11 @@ static int report(run *r, float loss, int whole) {
     printf(", %.0f tokens/s, %d:%02d left%s", seconds > 0 ? done * tokens / seconds : 0.0, (int)left / 60,
            (int)left % 60, isatty(1) && !whole ? "  " : "\n");
     fflush(stdout);
-    return curve_add(&r->losses, r->csv, (double)r->trainer->step, (double)loss, per_token);
+    return !whole || curve_add(&r->losses, r->csv, (double)r->trainer->step, (double)loss, per_token);
 }
 
-static int train(run *r) {
+/* To the last step, or to where it is interrupted. */
+static int take_steps(run *r) {
     const settings *set = &r->set;
     ml_error error;
     float loss = 0;
@@ -388,7 +399,7 @@ static int train(run *r) {
         int64_t step;
         if (!well(ml_train(r->trainer, &e, &loss, &error), &error) ||
             !well(ml_backward(r->trainer, &error), &error) || !well(ml_step(r->trainer, &error), &error))
-            return fprintf(stderr, "pretrain: the last good state is in %s\n", r->checkpoint), 0;
+            return 0;
         step = r->trainer->step;
         if (step % set->every == 0 || step == set->steps) {
             if (!report(r, loss, 1)) return 0;
@@ -398,7 +409,16 @@ static int train(run *r) {
         if (set->sample_every && step % set->sample_every == 0) print_sample(r);
         if (step % set->save_every == 0 && !save_all(r)) return 0;
     }
-    if (!save_all(r)) return 0;
+    return save_all(r);
+}
+
+static int train(run *r) {
+    if (!take_steps(r)) {
+        if (r->saved_at >= 0)
+            fprintf(stderr, "pretrain: the state after step %lld is in %s\n", (long long)r->saved_at,
+                    r->checkpoint);
+        return 0;
+    }
     if (interrupted)
         printf("\nstopped at step %lld; the same command with --resume goes on\n",
                (long long)r->trainer->step);
@@ -408,6 +428,32 @@ static int train(run *r) {
 }
 
 /* ---- the program ---- */
+
+static int in_range(const char *name, double value, double least, double most) {
+    if (value >= least && value <= most) return 1;
+    return fprintf(stderr, "pretrain: %s goes from %.9g to %.9g, not %.9g\n", name, least, most, value), 0;
+}
+
+static int check_settings(const settings *set) {
+    int i;
+    if (!in_range("--rows", set->rows, 1, 1 << 22) || !in_range("--context", set->context, 2, 1 << 22) ||
+        !in_range("--dim", set->dim, 1, 1 << 16) || !in_range("--every", set->every, 1, INT_MAX) ||
+        !in_range("--save_every", set->save_every, 1, INT_MAX) ||
+        !in_range("--warmup", set->warmup, 0, INT_MAX) ||
+        (set->steps != -1 && !in_range("--steps", set->steps, 0, INT_MAX)) ||
+        !in_range("--validation", (double)set->validation, 0, 0.999) ||
+        !in_range("--weight_decay", (double)set->weight_decay, 0, 1e6) ||
+        !in_range("--clip", (double)set->clip, 0, 1e6) || !in_range("--threads", set->threads, 1, 1024))
+        return 0;
+    if (!(set->lr > 0)) return complain("--lr", "must be above 0");
+    if (!(set->epochs > 0)) return complain("--epochs", "must be above 0");
+    if (ml_type_from_name(set->type) < ML_F32 || ml_type_from_name(set->type) > ML_Q4_0)
+        return complain("--type", "is F32, F16, BF16, Q8_0 or Q4_0");
+    for (i = 0; set->texts[i]; i++)
+        if (strcmp(set->texts[i], set->output) == 0)
+            return complain("--output", "is one of the texts, which would be lost");
+    return 1;
+}
 
 static int read_settings(int argc, char **argv, settings *set) {
     const option options[] = {
@@ -450,27 +496,40 @@ static int read_settings(int argc, char **argv, settings *set) {
         options_print(set->help ? stdout : stderr, options, n);
         return 0;
     }
-    if (set->rows < 1 || set->context < 2 || set->every < 1 || set->save_every < 1 || set->warmup < 0 ||
-        set->steps < -1 || !(set->validation >= 0 && set->validation < 1) || !(set->lr > 0) ||
-        !(set->epochs > 0))
-        return complain("options", "a number is out of range");
-    if (ml_type_from_name(set->type) < ML_F32 || ml_type_from_name(set->type) > ML_Q4_0)
-        return complain("--type", "is F32, F16, BF16, Q8_0 or Q4_0");
+    return check_settings(set);
+}
+
+/* The names of what is left beside OUTPUT. */
+static int name_files(run *r) {
+    const char *output = r->set.output;
+    if (!*output || strlen(output) + sizeof ".train.tmp" > sizeof r->checkpoint)
+        return complain("--output", "is empty or too long a name");
+    snprintf(r->checkpoint, sizeof r->checkpoint, "%s.train", output);
+    snprintf(r->csv, sizeof r->csv, "%s.csv", output);
+    snprintf(r->svg, sizeof r->svg, "%s.svg", output);
+    return 1;
+}
+
+/* The steps that --epochs asks for, of n tokens each. */
+static int count_steps(run *r, size_t n) {
+    double steps = (double)r->set.epochs * (double)r->train.n / (double)n + 1;
+    if (steps > INT_MAX) return complain("--epochs", "that is too many steps");
+    r->set.steps = (int)steps;
     return 1;
 }
 
 static int prepare(run *r) {
     settings *set = &r->set;
-    size_t n = (size_t)set->rows * (size_t)set->context;
+    size_t n;
     int i;
-    snprintf(r->checkpoint, sizeof r->checkpoint, "%s.train", set->output);
-    snprintf(r->csv, sizeof r->csv, "%s.csv", set->output);
-    snprintf(r->svg, sizeof r->svg, "%s.svg", set->output);
+    if (!name_files(r)) return 0;
     for (i = 0; set->texts[i]; i++, r->n_texts++)
         if (!read_text(set->texts[i], &r->texts[i])) return 0;
     if (set->validation_text && !read_text(set->validation_text, &r->held_back)) return 0;
     if (!make_model(r) || !encode_all(r)) return 0;
-    if (set->steps < 0) set->steps = (int)((double)set->epochs * (double)r->train.n / (double)n) + 1;
+    n = (size_t)set->rows * (size_t)set->context; /* which the model may have made smaller */
+    if (n > 1 << 22) return complain("--rows", "and --context make a batch of more than 4194304 tokens");
+    if (set->steps < 0 && !count_steps(r, n)) return 0;
     if (set->final_lr < 0) set->final_lr = set->lr / 20;
     r->tokens = (int32_t *)malloc(n * sizeof *r->tokens);
     r->targets = (int32_t *)malloc(n * sizeof *r->targets);

@@ -260,6 +260,18 @@ static int sentiment_label_ids(const sentiment *s, label_ids *to) {
     return 1;
 }
 
+/* Room for any label behind a text, its space included; -1, having said why. */
+static int sentiment_longest_label(const sentiment *s) {
+    label_ids labels;
+    int i, longest = 0;
+    if (!sentiment_label_ids(s, &labels)) return -1;
+    for (i = 0; i < s->labels.n; i++) longest = MLI_MAX(longest, labels.n[i] + 1);
+    if (longest < s->model->config.max_seq_len) return longest;
+    return fprintf(stderr, "error: a label of %d tokens, the context has %d\n", longest - 1,
+                   s->model->config.max_seq_len),
+           -1;
+}
+
 /* log p of each id in the row of logits, less the same for all: logits[id] - log sum exp. */
 static double sentiment_log_sum(const float *logits, int n) {
     double sum = 0;
@@ -323,6 +335,33 @@ static int32_t *sentiment_with_label(const sentiment *s, const char *text, int l
     return copy;
 }
 
+/* A text with each label behind it, in tokens, of which all labels share the first `shared`. */
+typedef struct label_rows {
+    int32_t *ids[REVIEWS_MAX_LABELS];
+    int n[REVIEWS_MAX_LABELS], shared;
+} label_rows;
+
+static void label_rows_free(label_rows *rows, int n_labels) {
+    int i;
+    for (i = 0; i < n_labels; i++) free(rows->ids[i]);
+}
+
+/* 0, having said why, when the text does not fit; free it in any case. */
+static int sentiment_label_rows(const sentiment *s, const char *text, label_rows *rows) {
+    int i, most = s->model->config.max_seq_len;
+    memset(rows, 0, sizeof *rows);
+    for (i = 0; i < s->labels.n; i++) {
+        int *n = &rows->n[i];
+        if ((rows->ids[i] = sentiment_with_label(s, text, i, n)) == NULL) return 0;
+        if (*n > most)
+            return fprintf(stderr, "error: a prompt of %d tokens, the context has %d\n", *n, most), 0;
+        rows->shared = i ? MLI_MIN(rows->shared, *n - 1) : *n - 1;
+        while (i && memcmp(rows->ids[0], rows->ids[i], (size_t)rows->shared * sizeof **rows->ids) != 0)
+            rows->shared--;
+    }
+    return 1;
+}
+
 /* Adds log p of ids[from .. n - 1] given what stands before them; the session holds exactly ids[0 .. from - 1], and logits
    are those that follow. */
 static int sentiment_continue(sentiment *s, const int32_t *ids, int from, int n, const float *logits,
@@ -336,32 +375,50 @@ static int sentiment_continue(sentiment *s, const int32_t *ids, int from, int n,
     }
 }
 
-/* scores (n_labels): log p(label | text), and how many tokens that was. All labels go on from the tokens they share. */
-static int sentiment_likelihoods(sentiment *s, const char *text, double *scores, int *n_tokens) {
-    int32_t *ids[REVIEWS_MAX_LABELS] = {NULL};
-    int n[REVIEWS_MAX_LABELS], i, shared = INT_MAX, ok = 1, most = s->max_row;
-    float *first = NULL;
+/* scores (n_labels): log p(label | text). The text is read once, and each label goes on from there. */
+static int sentiment_likelihoods(sentiment *s, const label_rows *rows, double *scores) {
+    size_t size = (size_t)s->model->config.vocab_size * sizeof(float);
+    float *first = (float *)malloc(size);
     const float *logits = NULL;
     ml_error error;
-    for (i = 0; i < s->labels.n && ok; i++) {
-        ok = (ids[i] = sentiment_with_label(s, text, i, &n[i])) != NULL;
-        shared = ok ? MLI_MIN(shared, n[i] - 1) : 0;
-        while (ok && i && memcmp(ids[0], ids[i], (size_t)shared * sizeof **ids) != 0) shared--;
-    }
-    for (i = 0; i < s->labels.n && ok; i++)
-        if (n[i] > most)
-            ok = (fprintf(stderr, "error: a prompt of %d tokens, the context has %d\n", n[i], most), 0);
+    int i, ok = first || (fprintf(stderr, "error: not enough memory\n"), 0);
     ml_session_truncate(s->session, 0);
-    ok = ok && sentiment_well(ml_eval(s->session, ids[0], shared, &logits, &error), &error);
-    ok = ok && (first = (float *)malloc((size_t)s->model->config.vocab_size * sizeof *first)) != NULL;
-    if (ok) memcpy(first, logits, (size_t)s->model->config.vocab_size * sizeof *first);
+    ok = ok && sentiment_well(ml_eval(s->session, rows->ids[0], rows->shared, &logits, &error), &error);
+    if (ok) memcpy(first, logits, size); /* the next ml_eval writes over them */
     for (i = 0; i < s->labels.n && ok; i++) {
-        ml_session_truncate(s->session, shared);
-        n_tokens[i] = n[i] - shared;
-        ok = sentiment_continue(s, ids[i], shared, n[i], first, &scores[i]);
+        ml_session_truncate(s->session, rows->shared);
+        ok = sentiment_continue(s, rows->ids[i], rows->shared, rows->n[i], first, &scores[i]);
     }
-    for (i = 0; i < s->labels.n; i++) free(ids[i]);
     free(first);
+    return ok;
+}
+
+/* The same of n texts in one packed pass, which is faster, where every label is a single token: scores (n, n_labels). */
+static int sentiment_likelihoods_packed(sentiment *s, const label_rows *rows, int n, double *scores) {
+    int vocab = s->model->config.vocab_size, i, j;
+    float *logits = (float *)malloc((size_t)n * (size_t)vocab * sizeof *logits);
+    ml_batch batch;
+    ml_error error;
+    int ok = logits || (fprintf(stderr, "error: not enough memory\n"), 0);
+    memset(&batch, 0, sizeof batch);
+    for (i = 0; i < n; i++) {
+        memcpy(s->tokens + batch.n_tokens, rows[i].ids[0], (size_t)rows[i].shared * sizeof *s->tokens);
+        s->starts[i + 1] = batch.n_tokens += rows[i].shared;
+        s->truth[i] = batch.n_tokens - 1;
+    }
+    batch.tokens = s->tokens;
+    batch.row_start = s->starts;
+    batch.n_rows = batch.n_select = n;
+    batch.select = s->truth;
+    batch.logits = logits;
+    ok = ok && sentiment_well(ml_forward(s->session, &batch, &error), &error);
+    for (i = 0; i < n && ok; i++) {
+        const float *row = logits + (size_t)i * (size_t)vocab;
+        double log_sum = sentiment_log_sum(row, vocab);
+        for (j = 0; j < s->labels.n; j++)
+            scores[i * s->labels.n + j] = (double)row[rows[i].ids[j][rows[i].shared]] - log_sum;
+    }
+    free(logits);
     return ok;
 }
 
@@ -369,8 +426,9 @@ static int sentiment_likelihoods(sentiment *s, const char *text, double *scores,
    that says nothing: "N/A" and the question (calibrated; Zhao et al. 2021), or the question's end alone (pmi; Holtzman
    et al. 2021). */
 static int sentiment_baseline(sentiment *s, const char *question, double *baseline) {
-    int n_tokens[REVIEWS_MAX_LABELS], i;
+    label_rows rows;
     char text[4096 + 8];
+    int i, ok;
     for (i = 0; i < s->labels.n; i++) baseline[i] = 0;
     if (strcmp(s->set.score, "calibrated") == 0)
         snprintf(text, sizeof text, "N/A%s", question);
@@ -378,34 +436,68 @@ static int sentiment_baseline(sentiment *s, const char *question, double *baseli
         snprintf(text, sizeof text, "This movie is");
     else
         return 1;
-    return sentiment_likelihoods(s, text, baseline, n_tokens);
+    ok = sentiment_label_rows(s, text, &rows) && sentiment_likelihoods(s, &rows, baseline);
+    label_rows_free(&rows, s->labels.n);
+    return ok;
+}
+
+/* Sentences from .. from + n - 1 with the question behind them. */
+static int sentiment_ask(const sentiment *s, const reviews *set, int from, int n, const char *question,
+                         label_rows *rows) {
+    int i, ok = 1;
+    for (i = 0; i < n && ok; i++) {
+        const review *row = &set->rows[from + i];
+        size_t size = row->n_kept + strlen(question) + 1;
+        char *text = (char *)malloc(size);
+        if (!text) return fprintf(stderr, "error: not enough memory\n"), 0;
+        snprintf(text, size, "%.*s%s", (int)row->n_kept, row->sentence, question);
+        ok = sentiment_label_rows(s, text, &rows[i]);
+        free(text);
+    }
+    return ok;
+}
+
+/* One batch: its texts together where labels are single tokens, and one by one where they are not. */
+static int sentiment_prompt_rows(sentiment *s, const label_rows *rows, int n, const double *baseline,
+                                 int *predicted) {
+    double *scores = (double *)malloc((size_t)n * (size_t)s->labels.n * sizeof *scores);
+    float final[REVIEWS_MAX_LABELS];
+    int i, j, single = 1, ok = scores || (fprintf(stderr, "error: not enough memory\n"), 0);
+    for (i = 0; i < n; i++)
+        for (j = 0; j < s->labels.n; j++) single = single && rows[i].n[j] == rows[i].shared + 1;
+    if (ok && single) ok = sentiment_likelihoods_packed(s, rows, n, scores);
+    for (i = 0; i < n && ok && !single; i++)
+        ok = sentiment_likelihoods(s, &rows[i], scores + i * s->labels.n);
+    for (i = 0; i < n && ok; i++) {
+        for (j = 0; j < s->labels.n; j++) {
+            double score = scores[i * s->labels.n + j] - baseline[j];
+            int n_tokens = rows[i].n[j] - rows[i].shared;
+            final[j] = (float)(strcmp(s->set.score, "mean") == 0 ? score / n_tokens : score);
+        }
+        predicted[i] = sentiment_best(final, s->labels.n);
+    }
+    free(scores);
+    return ok;
 }
 
 static int sentiment_prompt_llama(sentiment *s, const reviews *set, const char *question, const char *what) {
-    double baseline[REVIEWS_MAX_LABELS], scores[REVIEWS_MAX_LABELS], began = sentiment_now();
-    int n_tokens[REVIEWS_MAX_LABELS], i, j;
+    double baseline[REVIEWS_MAX_LABELS], began = sentiment_now();
+    label_rows *rows = (label_rows *)calloc((size_t)s->set.batch_size, sizeof *rows);
     char asked[4096];
+    int from, i, ok = rows || (fprintf(stderr, "error: not enough memory\n"), 0);
     snprintf(asked, sizeof asked, "%.*s", (int)strlen(question) - 1,
              question); /* the space goes with the label */
-    if (!sentiment_baseline(s, asked, baseline)) return 0;
-    for (i = 0; i < set->n; i++) {
-        size_t kept = set->rows[i].n_kept, size = kept + strlen(asked) + 1;
-        char *text = (char *)malloc(size);
-        float final[REVIEWS_MAX_LABELS];
-        int ok;
-        if (!text) return fprintf(stderr, "error: not enough memory\n"), 0;
-        snprintf(text, size, "%.*s%s", (int)kept, set->rows[i].sentence, asked);
-        ok = sentiment_likelihoods(s, text, scores, n_tokens);
-        free(text);
-        if (!ok) return 0;
-        for (j = 0; j < s->labels.n; j++) {
-            double score = scores[j] - baseline[j];
-            final[j] = (float)(strcmp(s->set.score, "mean") == 0 ? score / n_tokens[j] : score);
-        }
-        s->predicted[i] = sentiment_best(final, s->labels.n);
-        sentiment_bar(what, i + 1, set->n, began);
+    ok = ok && sentiment_baseline(s, asked, baseline);
+    for (from = 0; from < set->n && ok; from += s->set.batch_size) {
+        int n = MLI_MIN(s->set.batch_size, set->n - from);
+        ok = sentiment_ask(s, set, from, n, asked, rows) &&
+             sentiment_prompt_rows(s, rows, n, baseline, s->predicted + from);
+        for (i = 0; i < n; i++) label_rows_free(&rows[i], s->labels.n);
+        memset(rows, 0, (size_t)n * sizeof *rows);
+        sentiment_bar(what, from + n, set->n, began);
     }
-    return 1;
+    free(rows);
+    return ok;
 }
 
 static int sentiment_prompt(sentiment *s, const reviews *set, const char *question, const char *what) {
@@ -435,22 +527,26 @@ static int sentiment_prompt(sentiment *s, const reviews *set, const char *questi
 static int sentiment_read(sentiment *s) {
     const sentiment_settings *set = &s->set;
     char question[4096] = "";
-    int most = s->model->config.max_seq_len, i, n;
+    int most = s->model->config.max_seq_len, behind = 0, i, n;
     reviews *all[3] = {&s->train, &s->dev, &s->test};
     if (!label_names_read(&s->labels, set->labels)) return 0;
     if (!set->prompting && !reviews_read(&s->train, set->train, s->labels.n)) return 0;
     if (!reviews_read(&s->dev, set->dev, s->labels.n) || !reviews_read(&s->test, set->test, s->labels.n))
         return 0;
-    if (set->prompting) sentiment_question(&s->labels, question, sizeof question);
+    if (set->prompting) {
+        sentiment_question(&s->labels, question, sizeof question);
+        if (!set->reference) behind = sentiment_longest_label(s);
+    }
     if (set->max_sentence_len) most = MLI_MIN(most, set->max_sentence_len);
-    if (set->prompting && !set->reference) most -= 8; /* room for the label */
+    if (behind < 0) return 0;
+    most -= behind;
     for (n = 0, i = set->prompting; i < 3; i++) {
         int j;
         if (!reviews_encode(all[i], s->model->tokenizer, question, most)) return 0;
         for (j = 0; j < all[i]->n; j++) s->max_row = MLI_MAX(s->max_row, all[i]->rows[j].n_ids);
         n = MLI_MAX(n, all[i]->n);
     }
-    if (set->prompting && !set->reference) s->max_row = s->model->config.max_seq_len;
+    s->max_row += behind;
     s->tokens = (int32_t *)malloc((size_t)s->max_row * (size_t)set->batch_size * sizeof *s->tokens);
     s->starts = (int32_t *)calloc((size_t)set->batch_size + 1, sizeof *s->starts);
     s->truth = (int32_t *)malloc((size_t)set->batch_size * sizeof *s->truth);
@@ -513,7 +609,7 @@ static int sentiment_run(const sentiment_settings *set, ml_model *model, sentime
     if (ok && set->prompting) {
         desc.threads.count = set->threads;
         desc.max_seq_len = s.max_row;
-        desc.max_batch = set->reference ? s.max_row * set->batch_size : s.max_row;
+        desc.max_batch = s.max_row * set->batch_size;
         ok = sentiment_well(ml_session_new(model, &desc, NULL, &s.session, &error), &error);
     } else if (ok) {
         ok = sentiment_finetune(&s);

@@ -86,7 +86,8 @@ TEST(likelihood_by_the_chain_rule) {
     ml_error error;
     sentiment s;
     double scores[REVIEWS_MAX_LABELS];
-    int n_tokens[REVIEWS_MAX_LABELS], i, j;
+    label_rows rows;
+    int i, j;
     float *logits;
     if (!model_path) SKIP("../shared is not there");
     memset(&load, 0, sizeof load);
@@ -99,28 +100,26 @@ TEST(likelihood_by_the_chain_rule) {
     s.labels.name[0] = bad;
     s.labels.name[1] = marvellous;
     s.labels.n = 2;
-    s.max_row = 512;
-    REQUIRE(sentiment_likelihoods(&s, "The film was long. This movie is", scores, n_tokens));
+    REQUIRE(sentiment_label_rows(&s, "The film was long. This movie is", &rows));
+    REQUIRE(sentiment_likelihoods(&s, &rows, scores));
     logits = (float *)malloc(64 * (size_t)model->config.vocab_size * sizeof *logits);
     for (i = 0; i < 2; i++) {
-        int n = 0;
-        int32_t *ids = sentiment_with_label(&s, "The film was long. This movie is", i, &n);
         double sum = 0;
         ml_batch batch;
         memset(&batch, 0, sizeof batch);
-        REQUIRE(ids && n < 64);
-        batch.tokens = ids;
-        batch.n_tokens = n;
+        REQUIRE(rows.n[i] < 64);
+        batch.tokens = rows.ids[i];
+        batch.n_tokens = rows.n[i];
         batch.logits = logits;
         REQUIRE(ml_forward(s.session, &batch, &error) == ML_OK);
-        for (j = n - n_tokens[i]; j < n; j++) {
+        for (j = rows.shared; j < rows.n[i]; j++) {
             const float *row = logits + (j - 1) * model->config.vocab_size;
-            sum += (double)row[ids[j]] - sentiment_log_sum(row, model->config.vocab_size);
+            sum += (double)row[rows.ids[i][j]] - sentiment_log_sum(row, model->config.vocab_size);
         }
         CHECK_NEAR(scores[i], sum, 1e-3, 0); /* several log-probabilities, each right to 1e-4 */
-        free(ids);
     }
-    CHECK(n_tokens[1] > n_tokens[0]);
+    CHECK(rows.n[1] > rows.n[0]);
+    label_rows_free(&rows, 2);
     free(logits);
     ml_session_free(s.session);
     ml_free(model);

@@ -1,0 +1,392 @@
+/* The assignment's table: every setting of run_llama, on both data sets, in both modes, over some seeds, next to what the
+   assignment reports for stories42M. Each run is kept as a log in the folder --out, so a table that was stopped goes on with the
+   runs that are missing.
+
+   build/table --model stories42M.pt --data data --seeds 10 */
+#define _DEFAULT_SOURCE /* wait4 */
+#include <fcntl.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include "../examples/options.h"
+#include "../examples/plot.h"
+
+#ifdef __APPLE__
+#define MAXRSS_PER_MB (1024.0 * 1024) /* bytes there */
+#else
+#define MAXRSS_PER_MB 1024.0
+#endif
+
+enum { MAX_EPOCHS = 100, MAX_SEEDS = 100, MAX_ARGS = 48 };
+
+typedef struct row {
+    const char *set, *option, *mode, *score;
+    const char *dev, *test; /* the assignment's accuracies with stories42M */
+} row;
+
+static const row rows[] = {
+    {"sst", "prompt", "reference", "sum", ".237", ".250"},
+    {"sst", "prompt", "llama", "sum", "", ""},
+    {"sst", "prompt", "llama", "mean", "", ""},
+    {"sst", "prompt", "llama", "calibrated", "", ""},
+    {"sst", "prompt", "llama", "pmi", "", ""},
+    {"cfimdb", "prompt", "reference", "sum", ".490", ""},
+    {"cfimdb", "prompt", "llama", "sum", "", ""},
+    {"cfimdb", "prompt", "llama", "mean", "", ""},
+    {"cfimdb", "prompt", "llama", "calibrated", "", ""},
+    {"cfimdb", "prompt", "llama", "pmi", "", ""},
+    {"sst", "finetune", "reference", "", ".411 (.025)", ".399 (.023)"},
+    {"sst", "finetune", "llama", "", "", ""},
+    {"sst", "lora", "reference", "", ".275 (.024)", ".269 (.020)"},
+    {"sst", "lora", "llama", "", "", ""},
+    {"cfimdb", "finetune", "reference", "", ".833 (.060)", ""},
+    {"cfimdb", "finetune", "llama", "", "", ""},
+    {"cfimdb", "lora", "reference", "", ".510 (.051)", ""},
+    {"cfimdb", "lora", "llama", "", "", ""},
+};
+enum { N_ROWS = sizeof rows / sizeof *rows };
+
+typedef struct settings {
+    const char *model, *tokenizer, *data, *out, *only, *lr, *program;
+    int seeds, epochs, threads, help;
+} settings;
+
+/* What a log says of one run. */
+typedef struct run {
+    double dev, dev_f1, test, seconds, megabytes;
+    double epoch[MAX_EPOCHS]; /* accuracy on dev */
+    int n_epochs;
+} run;
+
+/* The command of a run, and the text that its arguments are written into. */
+typedef struct command {
+    char *args[MAX_ARGS], text[16384];
+    int n;
+    size_t used;
+} command;
+
+static void add(command *c, const char *word) {
+    size_t n = strlen(word) + 1;
+    if (c->used + n > sizeof c->text || c->n + 1 >= MAX_ARGS) {
+        fprintf(stderr, "error: the paths are too long\n");
+        exit(1);
+    }
+    c->args[c->n++] = (char *)memcpy(c->text + c->used, word, n);
+    c->args[c->n] = NULL;
+    c->used += n;
+}
+
+static void add_flag(command *c, const char *flag, const char *value) {
+    add(c, flag);
+    add(c, value);
+}
+
+static void add_number(command *c, const char *flag, int value) {
+    char text[16];
+    snprintf(text, sizeof text, "%d", value);
+    add_flag(c, flag, text);
+}
+
+static int is_prompt(const row *r) { return strcmp(r->option, "prompt") == 0; }
+
+static void name_of(const row *r, char *to, size_t size) {
+    snprintf(to, size, "%s %s %s%s%s", r->set, r->option, r->mode, is_prompt(r) ? " " : "", r->score);
+}
+
+/* OUT/sst-prompt-llama-sum-1337 and an ending. */
+static const char *path_of(const settings *s, const row *r, int seed, const char *ending) {
+    static char path[4][4096];
+    static int turn;
+    char name[128], *p;
+    name_of(r, name, sizeof name);
+    for (p = name; *p; p++)
+        if (*p == ' ') *p = '-';
+    turn = (turn + 1) % 4;
+    snprintf(path[turn], sizeof path[turn], "%s/%s-%d%s", s->out, name, seed, ending);
+    return path[turn];
+}
+
+static void make_command(const settings *s, const row *r, int seed, command *c) {
+    static const char *const parts[] = {"train", "dev", "test"};
+    char flag[16], path[4096];
+    int i;
+    c->n = 0;
+    c->used = 0;
+    add(c, s->program);
+    add_flag(c, "--pretrained-model-path", s->model);
+    if (s->tokenizer) add_flag(c, "--tokenizer", s->tokenizer);
+    add_flag(c, "--option", r->option);
+    add_flag(c, "--mode", r->mode);
+    add_number(c, "--seed", seed);
+    add_number(c, "--batch_size", !is_prompt(r) && strcmp(r->set, "sst") == 0 ? 80 : 10);
+    for (i = 0; i < 3; i++) {
+        snprintf(flag, sizeof flag, "--%s", parts[i]);
+        snprintf(path, sizeof path, "%s/%s-%s.txt", s->data, r->set, parts[i]);
+        add_flag(c, flag, path);
+    }
+    snprintf(path, sizeof path, "%s/%s-label-mapping.json", s->data, r->set);
+    add_flag(c, "--label-names", path);
+    add_flag(c, "--dev_out", path_of(s, r, seed, "-dev.txt"));
+    add_flag(c, "--test_out", path_of(s, r, seed, "-test.txt"));
+    if (is_prompt(r)) {
+        add_flag(c, "--score", r->score);
+    } else {
+        add_flag(c, "--lr", s->lr);
+        add_number(c, "--epochs", s->epochs);
+        add_flag(c, "--state", path_of(s, r, seed, ".gguf"));
+    }
+    if (s->threads) add_number(c, "--threads", s->threads);
+}
+
+/* The first line of a log: what was run. The number of threads changes no result. */
+static void print_command(FILE *log, const command *c) {
+    int i;
+    for (i = 0; i < c->n && strcmp(c->args[i], "--threads") != 0; i++)
+        fprintf(log, "%s%s", i ? " " : "", c->args[i]);
+    fprintf(log, "\n");
+}
+
+/* Reads the log of a run that is done; 0 when there is none, or one of another command. */
+static int read_run(const char *path, const command *c, run *to) {
+    char line[16384], ours[16384];
+    FILE *log = fopen(path, "r"), *text = fmemopen(ours, sizeof ours, "w");
+    int same = 0;
+    memset(to, 0, sizeof *to);
+    if (text) {
+        print_command(text, c);
+        fclose(text);
+    }
+    if (log) same = text && fgets(line, sizeof line, log) && strcmp(line, ours) == 0;
+    while (same && fgets(line, sizeof line, log)) {
+        double loss, on_train, on_dev, f1;
+        int epoch;
+        if (sscanf(line, "epoch %d: train loss :: %lf, train acc :: %lf, dev acc :: %lf", &epoch, &loss,
+                   &on_train, &on_dev) == 4 &&
+            to->n_epochs < MAX_EPOCHS)
+            to->epoch[to->n_epochs++] = on_dev;
+        else if (sscanf(line, "dev acc :: %lf, f1 :: %lf", &on_dev, &f1) == 2)
+            to->dev = on_dev, to->dev_f1 = f1;
+        else if (sscanf(line, "test acc :: %lf, f1 :: %lf", &on_dev, &f1) == 2)
+            to->test = on_dev;
+        else
+            sscanf(line, "took %lf s, %lf MB", &to->seconds, &to->megabytes);
+    }
+    if (log) fclose(log);
+    return same && to->seconds > 0;
+}
+
+/* Runs it with its output in a log, which gets its name when all went well. */
+static int do_run(const settings *s, const row *r, int seed, const command *c) {
+    const char *part = path_of(s, r, seed, ".part");
+    FILE *log = fopen(part, "w");
+    struct timespec begin, end;
+    struct rusage used;
+    int status = 0;
+    pid_t child;
+    if (!log) return plot_failed(part);
+    print_command(log, c);
+    fflush(log);
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    child = fork();
+    if (child == 0) {
+        dup2(fileno(log), 1);
+        dup2(fileno(log), 2);
+        execv(c->args[0], c->args);
+        fprintf(stderr, "error: %s: %s\n", c->args[0], strerror(errno));
+        _exit(127);
+    }
+    if (child < 0 || wait4(child, &status, 0, &used) != child) {
+        fclose(log);
+        return fprintf(stderr, "error: no process can be started: %s\n", strerror(errno)), 0;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    fseek(log, 0, SEEK_END);
+    if (status == 0)
+        fprintf(log, "took %.2f s, %.1f MB\n",
+                (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec),
+                (double)used.ru_maxrss / MAXRSS_PER_MB);
+    if (fclose(log) != 0) return plot_failed(part);
+    remove(path_of(s, r, seed, ".gguf")); /* the state of the best epoch: large, and made again by the seed */
+    if (WIFSIGNALED(status)) return fprintf(stderr, "stopped; the same command goes on from here\n"), 0;
+    if (status != 0) return fprintf(stderr, "error: a run failed; %s says why\n", part), 0;
+    return rename(part, path_of(s, r, seed, ".log")) == 0 || plot_failed(part);
+}
+
+/* The means, and the deviation of the accuracies, over the seeds that are done. Returns how many. */
+static int row_mean(const settings *s, const row *r, run *mean, double *dev_sd, double *test_sd) {
+    int seed, i, n = 0;
+    double square_dev = 0, square_test = 0;
+    command c;
+    run one;
+    memset(mean, 0, sizeof *mean);
+    for (seed = 0; seed < (is_prompt(r) ? 1 : s->seeds); seed++) {
+        make_command(s, r, 1337 + seed, &c);
+        if (!read_run(path_of(s, r, 1337 + seed, ".log"), &c, &one)) continue;
+        mean->dev += one.dev, square_dev += one.dev * one.dev;
+        mean->test += one.test, square_test += one.test * one.test;
+        mean->dev_f1 += one.dev_f1;
+        mean->seconds += one.seconds;
+        mean->megabytes = fmax(mean->megabytes, one.megabytes);
+        for (i = 0; i < one.n_epochs; i++) mean->epoch[i] += one.epoch[i];
+        mean->n_epochs = one.n_epochs;
+        n++;
+    }
+    if (!n) return 0;
+    mean->dev /= n, mean->test /= n, mean->dev_f1 /= n, mean->seconds /= n;
+    for (i = 0; i < mean->n_epochs; i++) mean->epoch[i] /= n;
+    *dev_sd = sqrt(fmax(0, square_dev / n - mean->dev * mean->dev));
+    *test_sd = sqrt(fmax(0, square_test / n - mean->test * mean->test));
+    return n;
+}
+
+static void print_accuracy(FILE *to, double mean, double sd, int n) {
+    if (n > 1)
+        fprintf(to, " %.3f (%.3f) |", mean, sd);
+    else
+        fprintf(to, " %.3f |", mean);
+}
+
+static void print_table(const settings *s, FILE *to) {
+    int i;
+    fprintf(
+        to,
+        "%s: accuracy and macro F1; over several seeds the mean and, in brackets, the standard deviation.\n"
+        "Right of them the assignment's accuracies with stories42M.pt. Time and memory are of one run.\n\n",
+        s->model);
+    fprintf(to, "| data | setting | mode | seeds | dev | dev F1 | test | assignment: dev | test | s | MB |\n"
+                "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
+    for (i = 0; i < N_ROWS; i++) {
+        const row *r = &rows[i];
+        run mean;
+        double dev_sd = 0, test_sd = 0;
+        int n = row_mean(s, r, &mean, &dev_sd, &test_sd), labelled = strcmp(r->set, "cfimdb") != 0;
+        fprintf(to, "| %s | %s%s%s | %s |", r->set, r->option, is_prompt(r) ? ", " : "", r->score, r->mode);
+        if (n) {
+            fprintf(to, " %d |", n);
+            print_accuracy(to, mean.dev, dev_sd, n);
+            fprintf(to, " %.3f |", mean.dev_f1);
+            if (labelled)
+                print_accuracy(to, mean.test, test_sd, n);
+            else
+                fprintf(to, " |");
+        } else {
+            fprintf(to, " 0 | | | |");
+        }
+        fprintf(to, " %s | %s |", r->dev, r->test);
+        if (n) fprintf(to, " %.1f | %.0f |\n", mean.seconds, mean.megabytes);
+        if (!n) fprintf(to, " | |\n");
+    }
+    fprintf(to, "\ncfimdb's test labels are placeholders, so nothing is said of them.\n");
+}
+
+/* Accuracy on dev after each epoch, a line for each setting that learns. */
+static int draw_epochs(const settings *s) {
+    static const char *const colours[] = {"#c33", "#e90", "#36c", "#3ac", "#393", "#8a2", "#939", "#888"};
+    char path[4096], name[128];
+    int i, j, n_drawn = 0;
+    double unused;
+    plot p;
+    run mean;
+    snprintf(path, sizeof path, "%s/accuracy.svg", s->out);
+    p.left = 1;
+    p.right = s->epochs;
+    p.bottom = 0;
+    p.top = 1;
+    if (s->epochs < 2) return 1;
+    if (!plot_begin(&p, path, "epoch; accuracy on dev")) return 0;
+    for (i = 0; i < N_ROWS; i++) {
+        if (is_prompt(&rows[i]) || !row_mean(s, &rows[i], &mean, &unused, &unused)) continue;
+        name_of(&rows[i], name, sizeof name);
+        plot_line(&p, name, colours[n_drawn++ % 8]);
+        for (j = 0; j < mean.n_epochs; j++) plot_point(&p, j + 1, mean.epoch[j]);
+        plot_line_end(&p);
+    }
+    return plot_end(&p);
+}
+
+static int write_results(const settings *s) {
+    char path[4096];
+    FILE *file;
+    snprintf(path, sizeof path, "%s/table.md", s->out);
+    file = fopen(path, "w");
+    if (!file) return plot_failed(path);
+    print_table(s, file);
+    if (fclose(file) != 0) return plot_failed(path);
+    return draw_epochs(s);
+}
+
+static int wanted(const settings *s, const row *r) {
+    char name[128];
+    name_of(r, name, sizeof name);
+    return !s->only || strstr(name, s->only);
+}
+
+/* All runs that are missing: one seed of every row, then the next seed. */
+static int run_all(const settings *s) {
+    int seed, i;
+    command c;
+    run done;
+    for (seed = 0; seed < s->seeds; seed++)
+        for (i = 0; i < N_ROWS; i++) {
+            char name[128];
+            if (!wanted(s, &rows[i]) || (seed && is_prompt(&rows[i]))) continue;
+            make_command(s, &rows[i], 1337 + seed, &c);
+            if (read_run(path_of(s, &rows[i], 1337 + seed, ".log"), &c, &done)) continue;
+            name_of(&rows[i], name, sizeof name);
+            fprintf(stderr, "%s, seed %d ...\n", name, 1337 + seed);
+            if (!do_run(s, &rows[i], 1337 + seed, &c) || !write_results(s)) return 0;
+            if (read_run(path_of(s, &rows[i], 1337 + seed, ".log"), &c, &done))
+                fprintf(stderr, "    dev %.3f, %.1f s\n", done.dev, done.seconds);
+        }
+    return write_results(s);
+}
+
+/* OUT, and the folders above it. */
+static int make_folders(const char *path) {
+    char part[4096];
+    size_t i;
+    for (i = 1; i <= strlen(path) && i < sizeof part; i++)
+        if (path[i] == '/' || !path[i]) {
+            snprintf(part, sizeof part, "%.*s", (int)i, path);
+            if (mkdir(part, 0777) != 0 && errno != EEXIST) return plot_failed(part);
+        }
+    return 1;
+}
+
+int main(int argc, char **argv) {
+    settings s = {NULL, NULL, "data", "build/tables", NULL, "2e-5", "build/run_llama", 1, 5, 0, 0};
+    const option options[] = {
+        {"--model", OPTION_TEXT, &s.model, "in any format that run_llama reads"},
+        {"--tokenizer", OPTION_TEXT, &s.tokenizer, "(in the model, or beside it)"},
+        {"--data", OPTION_TEXT, &s.data, "folder of sst-train.txt and the others (data)"},
+        {"--out", OPTION_TEXT, &s.out, "folder of the logs, table.md and accuracy.svg (build/tables)"},
+        {"--only", OPTION_TEXT, &s.only, "rows whose name has this in it, as \"sst finetune\" (all)"},
+        {"--seeds", OPTION_INT, &s.seeds, "runs of each row that has chance in it (1; the assignment: 10)"},
+        {"--epochs", OPTION_INT, &s.epochs, "(5)"},
+        {"--lr", OPTION_TEXT, &s.lr, "learning rate (2e-5)"},
+        {"--threads", OPTION_INT, &s.threads, "(as run_llama)"},
+        {"--run_llama", OPTION_TEXT, &s.program, "the program (build/run_llama)"},
+        {"--help", OPTION_FLAG, &s.help, "this list"},
+    };
+    int n_options = (int)(sizeof options / sizeof *options);
+    if (!options_read(argc, argv, options, n_options, NULL, 0)) return 2;
+    if (s.help || !s.model) {
+        fprintf(s.help ? stdout : stderr, "usage: table --model FILE [options]\n");
+        options_print(s.help ? stdout : stderr, options, n_options);
+        return s.help ? 0 : 2;
+    }
+    if (s.seeds < 1 || s.seeds > MAX_SEEDS || s.epochs < 1 || s.epochs > MAX_EPOCHS)
+        return fprintf(stderr, "--seeds and --epochs lie between 1 and %d\n", MAX_EPOCHS), 2;
+    if (!make_folders(s.out) || !run_all(&s)) return 1;
+    print_table(&s, stdout);
+    fprintf(stderr, "(also in %s, with a picture of the epochs in accuracy.svg)\n", s.out);
+    return 0;
+}
