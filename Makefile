@@ -6,6 +6,7 @@
 #   make check      compilers x standards x instruction sets x leave-out switches; several minutes
 #   make sanitize   the tests under the address and undefined-behaviour sanitizers
 #   make fuzz       every parser under libFuzzer, FUZZ_SECONDS each (clang)
+#   make demo       the model that ships labels film opinions: by prompting, fine-tuned, and with LoRA; about a minute
 #   make table      MODEL=file DATA=folder: the assignment's settings on SST-5 and CFIMDB (TABLE="--seeds 10": more)
 #   make bench      this machine's peaks, and what the kernels and models reach of them
 #   make format     clang-format; check-format only looks
@@ -81,6 +82,29 @@ fuzz: $(FUZZERS)
 bench: $(BUILD)/bench
 	$< $(BENCH)
 
+# What all settings of the demo share: $(1) is the number of classes. Passive: threads that wait sleep, so that a busy machine
+# takes a little longer and not many times as long.
+demo_run = OMP_WAIT_POLICY=passive $< --mode llama --batch_size 10 --epochs 6 --pretrained-model-path $(DEMO_MODEL) \
+    --label-names examples/data/opinions$(1)-labels.json --state $(BUILD)/demo.gguf \
+    --train examples/data/opinions$(1)-train.txt --dev examples/data/opinions$(1)-dev.txt \
+    --test examples/data/opinions$(1)-test.txt --dev_out $(BUILD)/demo-dev.txt --test_out $(BUILD)/demo-test.txt
+DEMO_MODEL := examples/models/stories.gguf
+
+demo: $(BUILD)/run_llama
+	@echo "== 1. The model writes."
+	$< --pretrained-model-path $(DEMO_MODEL) --max_new_tokens 60 --prompt "I watched a film about a dragon. It was"
+	@echo "== 2. It is asked, untrained, which of 2 and of 5 labels fits an opinion: no better than chance (0.5, 0.2)."
+	$(call demo_run,2) --option prompt
+	$(call demo_run,5) --option prompt
+	$(call demo_run,5) --option prompt --score calibrated
+	@echo "== 3. It is fine-tuned on 240 and on 300 opinions, a classifier on top."
+	$(call demo_run,2) --option finetune --lr 5e-4
+	$(call demo_run,5) --option finetune --lr 5e-4
+	@echo "== 4. The same with LoRA: the model stays as it is, and a few percent of new weights learn."
+	$(call demo_run,2) --option lora --lr 3e-3 --lora_rank 8 --lora_alpha 16
+	$(call demo_run,5) --option lora --lr 3e-3 --lora_rank 8 --lora_alpha 16
+	@echo "== The last predictions are in $(BUILD)/demo-test.txt:" && head -n 5 $(BUILD)/demo-test.txt
+
 DATA ?= $(firstword $(wildcard data ../shared/data) data)
 table: $(BUILD)/table $(BUILD)/run_llama
 	@test -n "$(MODEL)" || { echo "Which model? Try: make table MODEL=path/to/stories42M.pt"; exit 1; }
@@ -96,4 +120,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run test check sanitize fuzz bench table format check-format clean FORCE
+.PHONY: all run test check sanitize fuzz bench demo table format check-format clean FORCE

@@ -24,9 +24,9 @@ static int plot_begin(plot *p, const char *path, const char *x_name) {
     p->n_lines = 0;
     p->svg = fopen(path, "w");
     if (!p->svg) return plot_failed(path);
-    fprintf(p->svg, "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 800 400' font-family='sans-serif' "
+    fprintf(p->svg, "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 960 400' font-family='sans-serif' "
                     "font-size='12'>\n"
-                    "<rect width='800' height='400' fill='white'/>\n");
+                    "<rect width='960' height='400' fill='white'/>\n");
     for (tick = 0; tick <= 5; tick++) {
         double y = 20 + 64.0 * tick, x = 60 + 140.0 * tick;
         fprintf(p->svg, "<line x1='60' x2='760' y1='%.0f' y2='%.0f' stroke='#ddd'/>\n", y, y);
@@ -41,8 +41,7 @@ static int plot_begin(plot *p, const char *path, const char *x_name) {
 
 /* A line: its name, then its points, then its end. */
 static void plot_line(plot *p, const char *name, const char *colour) {
-    fprintf(p->svg, "<text x='750' y='%d' text-anchor='end' fill='%s'>%s</text>\n", 36 + 16 * p->n_lines++,
-            colour, name);
+    fprintf(p->svg, "<text x='775' y='%d' fill='%s'>%s</text>\n", 24 + 16 * p->n_lines++, colour, name);
     fprintf(p->svg, "<polyline fill='none' stroke='%s' stroke-width='1.5' points='", colour);
 }
 

@@ -296,7 +296,7 @@ static int draw_epochs(const settings *s) {
     plot p;
     run mean;
     snprintf(path, sizeof path, "%s/accuracy.svg", s->out);
-    p.left = 1;
+    p.left = 0;
     p.right = s->epochs;
     p.bottom = 0;
     p.top = 1;
