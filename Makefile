@@ -42,7 +42,7 @@ $(BUILD)/%: examples/%.c $(HEADERS) $(BUILD)/flags
 	$(CC) $(FLAGS) -o $@ $< -lm
 $(BUILD)/%: tools/%.c $(HEADERS) $(BUILD)/flags
 	$(CC) $(FLAGS) -o $@ $< -lm
-$(BUILD)/test_%: tests/test_%.c $(HEADERS) $(BUILD)/flags
+$(BUILD)/test_%: tests/test_%.c $(HEADERS) $(wildcard examples/*.c tools/*.c) $(BUILD)/flags
 	$(CC) $(FLAGS) -o $@ $< -lm
 $(BUILD)/fuzz_%: tests/fuzz_%.c $(HEADERS)
 	@mkdir -p $(BUILD)

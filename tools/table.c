@@ -3,7 +3,9 @@
    runs that are missing.
 
    build/table --model stories42M.pt --data data --seeds 10 */
-#define _DEFAULT_SOURCE /* wait4 */
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE 1 /* wait4 */
+#endif
 #include <fcntl.h>
 #include <math.h>
 #include <signal.h>
@@ -147,24 +149,22 @@ static void make_command(const settings *s, const row *r, int seed, command *c) 
 }
 
 /* The first line of a log: what was run. The number of threads changes no result. */
-static void print_command(FILE *log, const command *c) {
+static void command_line(const command *c, char *to, size_t size) {
+    size_t n = 0;
     int i;
-    for (i = 0; i < c->n && strcmp(c->args[i], "--threads") != 0; i++)
-        fprintf(log, "%s%s", i ? " " : "", c->args[i]);
-    fprintf(log, "\n");
+    for (i = 0; i < c->n && n < size && strcmp(c->args[i], "--threads") != 0; i++)
+        n += (size_t)snprintf(to + n, size - n, "%s%s", i ? " " : "", c->args[i]);
+    if (n + 1 < size) memcpy(to + n, "\n", 2);
 }
 
 /* Reads the log of a run that is done; 0 when there is none, or one of another command. */
 static int read_run(const char *path, const command *c, run *to) {
     char line[16384], ours[16384];
-    FILE *log = fopen(path, "r"), *text = fmemopen(ours, sizeof ours, "w");
-    int same = 0;
+    FILE *log = fopen(path, "r");
+    int same, done = 0;
     memset(to, 0, sizeof *to);
-    if (text) {
-        print_command(text, c);
-        fclose(text);
-    }
-    if (log) same = text && fgets(line, sizeof line, log) && strcmp(line, ours) == 0;
+    command_line(c, ours, sizeof ours);
+    same = log && fgets(line, sizeof line, log) && strcmp(line, ours) == 0;
     while (same && fgets(line, sizeof line, log)) {
         double loss, on_train, on_dev, f1;
         int epoch;
@@ -176,23 +176,25 @@ static int read_run(const char *path, const command *c, run *to) {
             to->dev = on_dev, to->dev_f1 = f1;
         else if (sscanf(line, "test acc :: %lf, f1 :: %lf", &on_dev, &f1) == 2)
             to->test = on_dev;
-        else
-            sscanf(line, "took %lf s, %lf MB", &to->seconds, &to->megabytes);
+        else if (sscanf(line, "took %lf s, %lf MB", &to->seconds, &to->megabytes) == 2)
+            done = 1;
     }
     if (log) fclose(log);
-    return same && to->seconds > 0;
+    return done;
 }
 
 /* Runs it with its output in a log, which gets its name when all went well. */
 static int do_run(const settings *s, const row *r, int seed, const command *c) {
     const char *part = path_of(s, r, seed, ".part");
     FILE *log = fopen(part, "w");
+    char line[16384];
     struct timespec begin, end;
     struct rusage used;
     int status = 0;
     pid_t child;
     if (!log) return plot_failed(part);
-    print_command(log, c);
+    command_line(c, line, sizeof line);
+    fputs(line, log);
     fflush(log);
     clock_gettime(CLOCK_MONOTONIC, &begin);
     child = fork();

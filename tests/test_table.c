@@ -1,0 +1,121 @@
+/* tools/table.c: what is run, what of it is run again, and the means. A script stands in for run_llama: it counts its runs in a
+   file, says what run_llama would say, and breaks off where it is told to. */
+#define _DEFAULT_SOURCE 1 /* as tools/table.c */
+#include "test.h"
+#define main table_main
+#include "../tools/table.c"
+#undef main
+
+static char folder[64];
+
+static const char *in_folder(const char *name) {
+    static char path[4][256];
+    static int turn;
+    turn = (turn + 1) % 4;
+    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
+    return path[turn];
+}
+
+static void write_script(void) {
+    FILE *script = fopen(in_folder("run"), "w");
+    REQUIRE(script != NULL);
+    fprintf(
+        script,
+        "#!/bin/sh\n"
+        "echo \"$@\" >>%s/calls\n"
+        "calls=$(wc -l <%s/calls)\n"
+        "[ \"$calls\" -eq \"$(cat %s/kill)\" ] && kill -9 $$\n"
+        "[ \"$calls\" -eq \"$(cat %s/fail)\" ] && exit 1\n"
+        "case \"$*\" in *1338*) a=0.500 ;; *) a=0.300 ;; esac\n"
+        "case \"$*\" in\n"
+        "*finetune*|*lora*) for e in 0 1; do\n"
+        "    echo \"epoch $e: train loss :: 1.5, train acc :: 0.2, dev acc :: $a, dev f1 :: 0.1\"; done ;;\n"
+        "esac\n"
+        "echo \"dev acc :: $a, f1 :: 0.250\"\n"
+        "echo \"test acc :: $a, f1 :: 0.200\"\n",
+        folder, folder, folder, folder);
+    REQUIRE(fclose(script) == 0 && chmod(in_folder("run"), 0755) == 0);
+}
+
+static void write_number(const char *name, int number) {
+    FILE *file = fopen(in_folder(name), "w");
+    REQUIRE(file != NULL);
+    fprintf(file, "%d\n", number);
+    fclose(file);
+}
+
+static int lines_with(const char *name, const char *part) {
+    char line[8192];
+    int n = 0;
+    FILE *file = fopen(in_folder(name), "r");
+    while (file && fgets(line, sizeof line, file)) n += strstr(line, part) != NULL;
+    if (file) fclose(file);
+    return n;
+}
+
+static int run_table(const char *lr) {
+    char out[80], script[80];
+    const char *words[] = {"table", "--model", "m.pt", "--data", "d", "--out",    out, "--run_llama",
+                           script,  "--seeds", "2",    "--lr",   lr,  "--epochs", "2", NULL};
+    char *args[16];
+    int i, status, saved = dup(1), nowhere = open("/dev/null", O_WRONLY);
+    snprintf(out, sizeof out, "%s/a/b", folder);
+    snprintf(script, sizeof script, "%s/run", folder);
+    for (i = 0; i < 16; i++) args[i] = (char *)(size_t)words[i];
+    fflush(stdout);
+    dup2(nowhere, 1); /* the table: it is in the folder, too */
+    status = table_main(15, args);
+    fflush(stdout);
+    dup2(saved, 1);
+    close(saved);
+    close(nowhere);
+    return status;
+}
+
+/* 10 ways of prompting, once; 8 rows that learn, with two seeds: 26 runs. One that is killed or fails is run again, and no
+   other is. */
+TEST(goes_on) {
+    write_number("kill", 4);
+    write_number("fail", 13);
+    CHECK(run_table("1e-3") == 1);
+    CHECK(lines_with("calls", "--option") == 4);
+    CHECK(run_table("1e-3") == 1);
+    CHECK(lines_with("calls", "--option") == 4 + 9);
+    CHECK(run_table("1e-3") == 0);
+    CHECK(lines_with("calls", "--option") == 26 + 2);
+    CHECK(run_table("1e-3") == 0);
+    CHECK(lines_with("calls", "--option") == 26 + 2);
+    CHECK(lines_with("calls", "--option prompt") == 10 + 1);
+    CHECK(lines_with("calls", "--batch_size 80") ==
+          8 + 1); /* sst's learning rows; the 13th call is one of them */
+}
+
+/* 0.3 and 0.5: mean 0.4, deviation 0.1. */
+TEST(means) {
+    CHECK(lines_with("a/b/table.md", "| 0.400 (0.100) | 0.250 | 0.400 (0.100) |") == 4); /* sst, learning */
+    CHECK(lines_with("a/b/table.md", "| 0.400 (0.100) | 0.250 | | ") ==
+          4); /* cfimdb: its test labels say nothing */
+    CHECK(lines_with("a/b/table.md", "| 1 | 0.300 | 0.250 |") == 10); /* prompting */
+    CHECK(lines_with("a/b/accuracy.svg", "<polyline") == 8);
+    CHECK(lines_with("a/b/accuracy.svg", "</svg>") == 1);
+    CHECK(lines_with("a/b/accuracy.svg", "nan") == 0);
+}
+
+/* Logs of another learning rate are no answer; how one prompts does not depend on it. */
+TEST(other_flags) {
+    int before = lines_with("calls", "--option");
+    CHECK(run_table("2e-3") == 0);
+    CHECK(lines_with("calls", "--option") == before + 16);
+}
+
+int main(void) {
+    char tidy[128];
+    snprintf(folder, sizeof folder, "/tmp/minillama-table-%ld", (long)getpid());
+    mkdir(folder, 0777);
+    write_script();
+    RUN(goes_on);
+    RUN(means);
+    RUN(other_flags);
+    snprintf(tidy, sizeof tidy, "rm -rf %s", folder);
+    return system(tidy) != 0 || test_report("test_table");
+}
