@@ -9443,6 +9443,7 @@ ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_allocator *given, 
                                    ml_error *error) {
     ml_allocator allocator;
     mli_file file;
+    ml_error inner;
     ml_result result;
     if (!path || !tokenizer)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_tokenizer_load: an argument is NULL");
@@ -9450,9 +9451,9 @@ ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_allocator *given, 
     result = mli_resolve_allocator(given, &allocator, error);
     if (!result) result = mli_map_file(path, &allocator, &file, error);
     if (result) return result;
-    result = ml_tokenizer_load_memory(file.data, file.size, &allocator, tokenizer, error);
+    result = ml_tokenizer_load_memory(file.data, file.size, &allocator, tokenizer, &inner);
     mli_unmap_file(&allocator, &file);
-    return result;
+    return result ? mli_fail(error, result, "%s: %s", path, inner.text) : mli_ok(error);
 }
 
 /* Second part: from named arrays and values to a model. */

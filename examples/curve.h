@@ -37,28 +37,11 @@ static void curve_print(FILE *csv, const curve_point *p) {
     fprintf(csv, "\n");
 }
 
-/* A file is written as PATH.tmp and then renamed, so that a full disk leaves the old one as it was. */
-static FILE *curve_begin(const char *path, char *temporary, size_t size) {
-    FILE *file;
-    errno = 0;
-    if ((size_t)snprintf(temporary, size, "%s.tmp", path) >= size) errno = ENAMETOOLONG;
-    file = errno ? NULL : fopen(temporary, "w");
-    if (!file) plot_failed(path);
-    return file;
-}
-
-static int curve_publish(FILE *file, const char *temporary, const char *path) {
-    int failed = ferror(file);
-    if (fclose(file) == 0 && !failed && rename(temporary, path) == 0) return 1;
-    plot_failed(path);
-    remove(temporary);
-    return 0;
-}
-
 /* Begins a CSV, or with last_step >= 0 goes on with one: its lines up to that step are kept. */
 static int curve_open(curve *c, const char *path, double last_step) {
     FILE *csv = last_step >= 0 ? fopen(path, "r") : NULL;
-    char line[256], temporary[2048];
+    char line[256];
+    whole_file whole;
     size_t i;
     while (csv && fgets(line, sizeof line, csv)) {
         curve_point p;
@@ -67,11 +50,10 @@ static int curve_open(curve *c, const char *path, double last_step) {
         if (fields >= 2 && p.step <= last_step && !curve_keep(c, p)) return fclose(csv), 0;
     }
     if (csv) fclose(csv);
-    csv = curve_begin(path, temporary, sizeof temporary);
-    if (!csv) return 0;
-    fprintf(csv, "step,loss,kept_back\n");
-    for (i = 0; i < c->n; i++) curve_print(csv, &c->points[i]);
-    return curve_publish(csv, temporary, path);
+    if (!whole_file_begin(&whole, path)) return 0;
+    fprintf(whole.to, "step,loss,kept_back\n");
+    for (i = 0; i < c->n; i++) curve_print(whole.to, &c->points[i]);
+    return whole_file_end(&whole);
 }
 
 static int curve_add(curve *c, const char *path, double step, double loss, double valid) {
@@ -79,9 +61,9 @@ static int curve_add(curve *c, const char *path, double step, double loss, doubl
     FILE *csv;
     if (!curve_keep(c, p)) return 0;
     csv = fopen(path, "a");
-    if (!csv) return plot_failed(path);
+    if (!csv) return whole_file_failed(path);
     curve_print(csv, &p);
-    return fclose(csv) == 0 || plot_failed(path);
+    return fclose(csv) == 0 || whole_file_failed(path);
 }
 
 static void curve_line(plot *p, const curve *c, int which, const char *name, const char *colour) {

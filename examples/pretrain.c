@@ -71,6 +71,11 @@ static int well(ml_result result, const ml_error *error) {
     return result == ML_OK || (fprintf(stderr, "pretrain: %s\n", error->text), 0);
 }
 
+/* The same for what was read from a file, which the sentence may not name. */
+static int well_read(const char *path, ml_result result, const ml_error *error) {
+    return result == ML_OK || (strstr(error->text, path) ? well(result, error) : complain(path, error->text));
+}
+
 /* ---- text to tokens ---- */
 
 static int read_text(const char *path, bpe_text *text) {
@@ -172,6 +177,9 @@ static int encode_all(run *r) {
     if (r->held_back.data && !encode_file(r, &r->held_back, &r->valid, &r->valid, 0)) return 0;
     printf("%zu tokens to train on (%.2f bytes each), %zu kept back\n", r->train.n,
            (double)r->train.n_bytes / (double)(r->train.n ? r->train.n : 1), r->valid.n);
+    if (share > 0 && !r->valid.n)
+        fprintf(stderr,
+                "pretrain: too few texts to keep one back of them; see --validation and --validation_text\n");
     if (r->set.steps != 0 && r->train.n < 2)
         return complain("training text", "fewer than two tokens: nothing follows");
     if (r->set.steps != 0 && r->train.n < (size_t)r->set.context + 1)
@@ -212,7 +220,7 @@ static int create_model(run *r) {
     ml_tokenizer *tokenizer = NULL;
     if (!set->tokenizer)
         tokenizer = learn_tokenizer(r);
-    else if (!well(ml_tokenizer_load(set->tokenizer, NULL, &tokenizer, &error), &error))
+    else if (!well_read(set->tokenizer, ml_tokenizer_load(set->tokenizer, NULL, &tokenizer, &error), &error))
         tokenizer = NULL;
     if (!tokenizer) return 0;
     c.dim = set->dim;
@@ -238,7 +246,7 @@ static int make_model(run *r) {
     desc.tokenizer = r->set.resume ? NULL : r->set.tokenizer;
     if (!from) {
         if (!create_model(r)) return 0;
-    } else if (!well(ml_load(from, &desc, &r->model, &error), &error)) {
+    } else if (!well_read(from, ml_load(from, &desc, &r->model, &error), &error)) {
         return 0;
     }
     if (!r->model->tokenizer) return complain(from, "has no tokenizer; give one with --tokenizer");
@@ -273,7 +281,7 @@ static int make_trainer(run *r) {
     r->saved_at = -1;
     ml_random_seed((ml_random *)(void *)r->trainer->progress, (uint64_t)r->set.seed + 1);
     if (!r->set.resume) return 1;
-    if (!well(ml_trainer_load(r->trainer, r->checkpoint, &error), &error)) return 0;
+    if (!well_read(r->checkpoint, ml_trainer_load(r->trainer, r->checkpoint, &error), &error)) return 0;
     r->saved_at = r->trainer->step;
     return 1;
 }

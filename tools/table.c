@@ -192,7 +192,7 @@ static int do_run(const settings *s, const row *r, int seed, const command *c) {
     struct rusage used;
     int status = 0;
     pid_t child;
-    if (!log) return plot_failed(part);
+    if (!log) return whole_file_failed(part);
     command_line(c, line, sizeof line);
     fputs(line, log);
     fflush(log);
@@ -215,11 +215,11 @@ static int do_run(const settings *s, const row *r, int seed, const command *c) {
         fprintf(log, "took %.2f s, %.1f MB\n",
                 (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec),
                 (double)used.ru_maxrss / MAXRSS_PER_MB);
-    if (fclose(log) != 0) return plot_failed(part);
+    if (fclose(log) != 0) return whole_file_failed(part);
     remove(path_of(s, r, seed, ".gguf")); /* the state of the best epoch: large, and made again by the seed */
     if (WIFSIGNALED(status)) return fprintf(stderr, "stopped; the same command goes on from here\n"), 0;
     if (status != 0) return fprintf(stderr, "error: a run failed; %s says why\n", part), 0;
-    return rename(part, path_of(s, r, seed, ".log")) == 0 || plot_failed(part);
+    return rename(part, path_of(s, r, seed, ".log")) == 0 || whole_file_failed(part);
 }
 
 /* The means, and the deviation of the accuracies, over the seeds that are done. Returns how many. */
@@ -316,13 +316,11 @@ static int draw_epochs(const settings *s) {
 
 static int write_results(const settings *s) {
     char path[4096];
-    FILE *file;
+    whole_file file;
     snprintf(path, sizeof path, "%s/table.md", s->out);
-    file = fopen(path, "w");
-    if (!file) return plot_failed(path);
-    print_table(s, file);
-    if (fclose(file) != 0) return plot_failed(path);
-    return draw_epochs(s);
+    if (!whole_file_begin(&file, path)) return 0;
+    print_table(s, file.to);
+    return whole_file_end(&file) && draw_epochs(s);
 }
 
 static int wanted(const settings *s, const row *r) {
@@ -358,7 +356,7 @@ static int make_folders(const char *path) {
     for (i = 1; i <= strlen(path) && i < sizeof part; i++)
         if (path[i] == '/' || !path[i]) {
             snprintf(part, sizeof part, "%.*s", (int)i, path);
-            if (mkdir(part, 0777) != 0 && errno != EEXIST) return plot_failed(part);
+            if (mkdir(part, 0777) != 0 && errno != EEXIST) return whole_file_failed(part);
         }
     return 1;
 }
