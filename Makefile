@@ -60,7 +60,8 @@ PROMPT ?= Once upon a time
 run: $(BUILD)/run_llama
 	@test -n "$(MODEL)" || { echo "Which model? Try: make run MODEL=path/to/stories42M.pt"; exit 1; }
 	$< --option generate --pretrained-model-path "$(MODEL)" \
-	    $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") --prompt "$(PROMPT)"
+	    $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") --prompt "$(PROMPT)" \
+	    --temperature 0.5 --epsilon 0.02
 
 test: $(TESTS)
 	@RUNNER="$(RUNNER)" sh tests/sum.sh $(TESTS)

@@ -3150,7 +3150,7 @@ static size_t mli_linear_work(const ml_threads *threads, size_t n, size_t max_in
 static void mli_linear(const ml_threads *threads, const float *x, size_t n, size_t in,
                        const mli_linear_job *jobs, int n_jobs, void *work) {
     mli_few_rows few;
-    size_t few_numbers = 0;
+    size_t few_bytes = 0;
     int j, quantised = 0;
     for (j = 0; j < n_jobs; j++) {
         const ml_tensor *w = jobs[j].w;
@@ -3158,7 +3158,7 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
         mli_operand a = mli_matrix(x, in, 1), b = mli_matrix((const float *)w->data, 1, in);
         b.type = w->type;
         if (mli_is_few(w->type, n)) {
-            few_numbers += out * in;
+            few_bytes += out * ml_row_bytes(w->type, in);
             quantised |= mli_is_quantised(w->type);
         } else if (mli_is_quantised(w->type)) {
             mli_qgemm(threads, x, n, w, jobs[j].y, work);
@@ -3166,14 +3166,14 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
             mli_gemm(threads, n, out, in, a, b, jobs[j].y, out, 0, work);
         }
     }
-    if (!few_numbers) return;
+    if (!few_bytes) return;
     few.x = x;
     few.q = (const void *)mli_align_up((uintptr_t)work);
     few.n = n;
     few.in = in;
     few.jobs = jobs;
     few.n_jobs = n_jobs;
-    few.n_tasks = mli_task_count(threads, few_numbers, 1 << 15);
+    few.n_tasks = mli_task_count(threads, few_bytes, 1 << 17); /* it is reading that takes the time */
     if (quantised) mli_quantize_activations(x, n, in, (void *)mli_align_up((uintptr_t)work));
     mli_parallel(threads, few.n_tasks, mli_few_rows_task, &few);
 }

@@ -414,7 +414,7 @@ static int take_steps(run *r) {
         } else if (isatty(1) && !report(r, loss, 0)) {
             return 0;
         }
-        if (set->sample_every && step % set->sample_every == 0) print_sample(r);
+        if (set->sample_every && step % set->sample_every == 0 && step < set->steps) print_sample(r);
         if (step % set->save_every == 0 && !save_all(r)) return 0;
     }
     return save_all(r);

@@ -25,6 +25,9 @@ typedef struct settings {
     sentiment_settings sentiment;
 } settings;
 
+/* A model of fewer numbers writes a token before a second thread has woken up. */
+enum { SMALL = 4000000 };
+
 static int default_threads(void) {
 #ifdef _OPENMP
     return omp_get_num_procs();
@@ -155,8 +158,8 @@ static int generate(const settings *s) {
     ml_error error;
     int status = 1;
     memset(&desc, 0, sizeof desc);
-    desc.threads.count = s->threads;
     if (!model) return 1;
+    desc.threads.count = s->threads ? s->threads : model->n_parameters < SMALL ? 1 : default_threads();
     if (ml_session_new(model, &desc, NULL, &session, &error))
         fail(&error);
     else
@@ -228,7 +231,7 @@ static int check(const settings *s) {
         return fprintf(stderr, "--top_p, --min_p and --epsilon lie between 0 and 1\n"), 0;
     if (p->repetition_penalty < 0) return fprintf(stderr, "--repetition_penalty must not be negative\n"), 0;
     if (s->max_new_tokens < 0) return fprintf(stderr, "--max_new_tokens must not be negative\n"), 0;
-    if (s->threads < 1 || s->threads > 1024) return fprintf(stderr, "--threads lies between 1 and 1024\n"), 0;
+    if (s->threads < 0 || s->threads > 1024) return fprintf(stderr, "--threads lies between 1 and 1024\n"), 0;
     return 1;
 }
 
@@ -254,7 +257,6 @@ static settings default_settings(void) {
     s.low_out = "generated-sentence-temp-0.txt";
     s.high_out = "generated-sentence-temp-1.txt";
     s.seed = 1337;
-    s.threads = default_threads();
     s.max_new_tokens = INT_MIN; /* depends on --prompt */
     s.sampler.epsilon = 0.05f;
     return s;
@@ -306,7 +308,8 @@ int main(int argc, char **argv) {
          "drop probabilities below (0.05, as the assignment does; 0: none)"},
         {"--repetition_penalty", OPTION_FLOAT, &s.sampler.repetition_penalty,
          "weaken the last 64 tokens (0: none)"},
-        {"--threads", OPTION_INT, &s.threads, "how many (all processors where built with OpenMP)"},
+        {"--threads", OPTION_INT, &s.threads,
+         "how many (all processors where built with OpenMP; one to write with a small model)"},
         {"--help", OPTION_FLAG, &s.help, "this list"},
     };
     int n_options = (int)(sizeof options / sizeof *options);
@@ -321,7 +324,7 @@ int main(int argc, char **argv) {
     s.sentiment.reference = strcmp(s.mode, "reference") == 0;
     s.sentiment.prompting = strcmp(s.option, "prompt") == 0;
     s.sentiment.lora = strcmp(s.option, "lora") == 0;
-    s.sentiment.threads = s.threads;
+    s.sentiment.threads = s.threads ? s.threads : default_threads();
     if (!check(&s)) return 2;
     if (s.use_gpu) fprintf(stderr, "--use_gpu: there is no GPU code here; the processor is used\n");
     return strcmp(s.option, "generate") == 0 ? generate(&s) : label_sentences(&s);
