@@ -4,7 +4,7 @@
 #   make run        a model writes: MODEL=file TOKENIZER=file PROMPT=text
 #   make test       the tests
 #   make check      compilers x standards x instruction sets x leave-out switches; several minutes
-#   make sanitize   the tests under the address and undefined-behaviour sanitizers
+#   make sanitize   the tests under the address and undefined-behaviour sanitizers (SANITIZED="load train": some of them)
 #   make fuzz       every parser under libFuzzer, FUZZ_SECONDS each (clang)
 #   make demo       the model that ships labels film opinions: by prompting, fine-tuned, and with LoRA; about a minute
 #   make table      MODEL=file DATA=folder: the assignment's settings on SST-5 and CFIMDB (TABLE="--seeds 10": more)
@@ -69,8 +69,9 @@ test: $(TESTS)
 check:
 	@MAKE="$(MAKE)" sh tests/check.sh
 
+SANITIZED ?= $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c))
 sanitize:
-	@$(MAKE) --no-print-directory test BUILD=$(BUILD)/sanitize \
+	@$(MAKE) --no-print-directory test BUILD=$(BUILD)/sanitize TESTS="$(SANITIZED:%=$(BUILD)/sanitize/test_%)" \
 	    CFLAGS="$(CFLAGS) -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 fuzz: $(FUZZERS)

@@ -2183,12 +2183,14 @@ static void mli_store_scale(uint8_t *block, float d) {
 }
 
 static void mli_dequantize_f16(const uint16_t *row, float *dst, size_t n) {
-    size_t i = 0;
+    size_t i = 0, whole = n & ~(size_t)7;
 #if defined(MLI_AVX512) || defined(MLI_AVX2)
-    for (; i + 8 <= n; i += 8)
+    for (; i < whole; i += 8)
         _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(row + i))));
 #elif defined(MLI_NEON)
-    for (; i + 4 <= n; i += 4) vst1q_f32(dst + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(row + i))));
+    for (; i < whole; i += 4) vst1q_f32(dst + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(row + i))));
+#else
+    (void)whole;
 #endif
     for (; i < n; i++) dst[i] = mli_f16_to_f32(row[i]);
 }
