@@ -10,6 +10,7 @@
 #pragma GCC diagnostic ignored "-Wunused-function" /* helpers of the next two that other tests use */
 #endif
 #include "build_files.h"
+#include "folder.h"
 #include "shared.h"
 #include "test.h"
 
@@ -27,41 +28,6 @@ static const char *const peft_names[] = {"self_attn.q_proj", "self_attn.k_proj",
                                          "mlp.up_proj"};
 static const int ins[] = {DIM, DIM, DIM, DIM, DIM, HIDDEN, DIM};
 static const int outs[] = {DIM, KV_DIM, KV_DIM, DIM, HIDDEN, DIM, HIDDEN};
-
-/* A folder of this process's own, made by main. */
-static char folder[512];
-
-static const char *in_folder(const char *name) {
-    static char paths[16][700];
-    static int turn;
-    turn = (turn + 1) % 16;
-    snprintf(paths[turn], sizeof paths[0], "%s/%s", folder, name);
-    return paths[turn];
-}
-
-static bytes read_file(const char *path) {
-    FILE *file = fopen(path, "rb");
-    unsigned char part[4096];
-    size_t n;
-    bytes b;
-    memset(&b, 0, sizeof b);
-    if (!file) return b;
-    while ((n = fread(part, 1, sizeof part, file)) > 0) put(&b, part, n);
-    fclose(file);
-    return b;
-}
-
-static void write_file(const char *path, const void *data, size_t n) {
-    FILE *file = fopen(path, "wb");
-    REQUIRE(file);
-    CHECK(fwrite(data, 1, n, file) == n);
-    fclose(file);
-}
-
-static int exists(const char *path) {
-    struct stat status;
-    return lstat(path, &status) == 0;
-}
 
 static ml_config some_config(void) {
     ml_config c;
@@ -988,11 +954,7 @@ TEST(out_of_memory) {
 }
 
 int main(void) {
-    char command[700];
-    int failed;
-    snprintf(folder, sizeof folder, "%s/minillama-adapters-%ld", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp",
-             (long)getpid());
-    if (mkdir(folder, 0777)) return printf("%s cannot be made\n", folder), 1;
+    if (!folder_begin("adapters")) return 1;
     RUN(round_trips);
     RUN(some_layers);
     RUN(same_logits);
@@ -1012,7 +974,5 @@ int main(void) {
     RUN(truncated);
     RUN(flipped);
     RUN(out_of_memory);
-    failed = test_report("test_adapters");
-    snprintf(command, sizeof command, "rm -r '%s'", folder);
-    return system(command) != 0 || failed;
+    return !folder_end() || test_report("test_adapters");
 }

@@ -1,4 +1,7 @@
 /* ml_load, ml_load_memory, ml_create: every format into the same model, and what is refused. */
+#if !defined(_POSIX_C_SOURCE) && !defined(__APPLE__)
+#define _POSIX_C_SOURCE 200809L
+#endif
 #define MINILLAMA_IMPLEMENTATION
 #include "minillama.h"
 
@@ -6,6 +9,7 @@
 #pragma GCC diagnostic ignored "-Wunused-function" /* helpers of the next two that other tests use */
 #endif
 #include "build_files.h"
+#include "folder.h"
 #include "shared.h"
 #include "test.h"
 
@@ -27,34 +31,6 @@ static ml_allocator counting_allocator(counting *c) {
     allocator.free = counting_free;
     allocator.user = c;
     return allocator;
-}
-
-static bytes read_file(const char *path) {
-    FILE *file = path ? fopen(path, "rb") : NULL;
-    unsigned char part[4096];
-    size_t n;
-    bytes b;
-    memset(&b, 0, sizeof b);
-    if (!file) return b;
-    while ((n = fread(part, 1, sizeof part, file)) > 0) put(&b, part, n);
-    fclose(file);
-    return b;
-}
-
-static void write_file(const char *path, const void *data, size_t n) {
-    FILE *file = fopen(path, "wb");
-    CHECK(file && fwrite(data, 1, n, file) == n);
-    if (file) fclose(file);
-}
-
-/* A name in the system's folder for such things, of this process's own. */
-static const char *temporary(const char *name) {
-    static char paths[4][512];
-    static int turn;
-    const char *root = getenv("TMPDIR");
-    turn = (turn + 1) % 4;
-    snprintf(paths[turn], sizeof paths[0], "%s/minillama-%ld-%s", root ? root : "/tmp", (long)getpid(), name);
-    return paths[turn];
 }
 
 static const ml_tensor *tensor_named(const ml_model *model, const char *name) {
@@ -854,7 +830,7 @@ static ml_result load_sweep_hf(const ml_load_desc *given, ml_model **model, ml_e
 }
 
 static ml_result load_sweep_file(const ml_load_desc *desc, ml_model **model, ml_error *error) {
-    return ml_load(temporary("sweep.gguf"), desc, model, error);
+    return ml_load(in_folder("sweep.gguf"), desc, model, error);
 }
 
 TEST(out_of_memory) {
@@ -863,9 +839,9 @@ TEST(out_of_memory) {
     gguf_current.n_pieces = 6;
     sweep_file = build_gguf(&gguf_current);
     sweep_memory("GGUF", load_sweep);
-    write_file(temporary("sweep.gguf"), sweep_file.data, sweep_file.size);
+    write_file(in_folder("sweep.gguf"), sweep_file.data, sweep_file.size);
     sweep_memory("GGUF by name", load_sweep_file);
-    remove(temporary("sweep.gguf"));
+    remove(in_folder("sweep.gguf"));
     sweep_type = ML_F16;
     sweep_memory("GGUF to F16", load_sweep);
     sweep_type = ML_TYPE_NONE;
@@ -933,10 +909,10 @@ TEST(arguments) {
         memset(&b, 0, sizeof b);
         gguf_begin(&b, 3, 0, 1);
         gguf_key(&b, "general.architecture", 8), gguf_text(&b, "gpt2");
-        write_file(temporary("gpt2.gguf"), b.data, b.size);
-        CHECK(ml_load(temporary("gpt2.gguf"), NULL, &model, &error) == ML_ERROR_UNSUPPORTED);
+        write_file(in_folder("gpt2.gguf"), b.data, b.size);
+        CHECK(ml_load(in_folder("gpt2.gguf"), NULL, &model, &error) == ML_ERROR_UNSUPPORTED);
         CHECK(contains(&error, "general.architecture is gpt2")); /* and no word about a config.json */
-        remove(temporary("gpt2.gguf"));
+        remove(in_folder("gpt2.gguf"));
         free_bytes(&b);
     }
     desc.allocator.alloc = counting_alloc; /* but no free */
@@ -999,15 +975,15 @@ TEST(tokenizers) {
 
 /* A tokenizer beside the model is taken if it fits, and passed over if not. */
 TEST(tokenizer_beside) {
-    char folder[512], model_path[600], tokenizer_path[600];
+    char beside[700], model_path[800], tokenizer_path[800];
     bytes file, small = build_tokenizer(5), fitting = build_tokenizer(6);
     ml_model *model = NULL;
     ml_error error;
-    snprintf(folder, sizeof folder, "%s", temporary("beside"));
-    snprintf(model_path, sizeof model_path, "mkdir -p '%s'", folder);
+    snprintf(beside, sizeof beside, "%s", in_folder("beside"));
+    snprintf(model_path, sizeof model_path, "mkdir -p '%s'", beside);
     REQUIRE(system(model_path) == 0);
-    snprintf(model_path, sizeof model_path, "%s/m.gguf", folder);
-    snprintf(tokenizer_path, sizeof tokenizer_path, "%s/tokenizer.bin", folder);
+    snprintf(model_path, sizeof model_path, "%s/m.gguf", beside);
+    snprintf(tokenizer_path, sizeof tokenizer_path, "%s/tokenizer.bin", beside);
     gguf_with(NULL, 0, NULL, 0, 0);
     file = build_gguf(&gguf_current);
     write_file(model_path, file.data, file.size);
@@ -1022,7 +998,7 @@ TEST(tokenizer_beside) {
     CHECK(model && model->private_part->archive->file.is_mapped); /* here; elsewhere it is read */
     ml_free(model);
     remove(model_path), remove(tokenizer_path);
-    rmdir(folder);
+    rmdir(beside);
     free_bytes(&file), free_bytes(&small), free_bytes(&fitting);
 }
 
@@ -1413,6 +1389,7 @@ TEST(stories_out_of_memory) {
 }
 
 int main(void) {
+    if (!folder_begin("load")) return 1;
     RUN(hf_configuration);
     RUN(hf_permutation);
     RUN(hf_keys);
@@ -1442,5 +1419,5 @@ int main(void) {
     RUN(incomplete_download);
     RUN(stories_tokenizers);
     RUN(stories_out_of_memory);
-    return test_report("test_load");
+    return !folder_end() || test_report("test_load");
 }

@@ -9,6 +9,7 @@
 #pragma GCC diagnostic ignored "-Wunused-function" /* helpers of the next two that other tests use */
 #endif
 #include "build_files.h"
+#include "folder.h"
 #include "shared.h"
 #include "test.h"
 
@@ -21,35 +22,6 @@
     if (!shared_path("REFERENCE.md")) SKIP("../shared is absent")
 
 /* ---- helpers ---- */
-
-/* A folder of this process's own, made by main. */
-static char folder[512];
-
-static const char *in_folder(const char *name) {
-    static char paths[16][600];
-    static int turn;
-    turn = (turn + 1) % 16;
-    snprintf(paths[turn], sizeof paths[0], "%s/%s", folder, name);
-    return paths[turn];
-}
-
-static bytes read_file(const char *path) {
-    FILE *file = fopen(path, "rb");
-    unsigned char part[4096];
-    size_t n;
-    bytes b;
-    memset(&b, 0, sizeof b);
-    if (!file) return b;
-    while ((n = fread(part, 1, sizeof part, file)) > 0 && b.size < 30000000)
-        put(&b, part, n); /* not a device's all */
-    fclose(file);
-    return b;
-}
-
-static int exists(const char *path) {
-    struct stat status;
-    return lstat(path, &status) == 0;
-}
 
 static ml_config some_config(void) {
     ml_config c;
@@ -738,11 +710,7 @@ TEST(llama_tokenizer) {
 }
 
 int main(void) {
-    char command[700];
-    int failed;
-    snprintf(folder, sizeof folder, "%s/minillama-save-%ld", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp",
-             (long)getpid());
-    if (mkdir(folder, 0777)) return printf("%s cannot be made\n", folder), 1;
+    if (!folder_begin("save")) return 1;
     RUN(gguf_types);
     RUN(safetensors_types);
     RUN(odd_rows);
@@ -763,7 +731,5 @@ int main(void) {
     RUN(beside_llamacpp);
     RUN(beside_hugging_face);
     RUN(llama_tokenizer);
-    failed = test_report("test_save");
-    snprintf(command, sizeof command, "rm -r '%s'", folder);
-    return system(command) != 0 || failed;
+    return !folder_end() || test_report("test_save");
 }

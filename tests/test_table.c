@@ -1,20 +1,13 @@
 /* tools/table.c: what is run, what of it is run again, and the means. A script stands in for run_llama: it counts its runs in a
    file, says what run_llama would say, and breaks off where it is told to. */
 #define _DEFAULT_SOURCE 1 /* as tools/table.c */
-#include "test.h"
+#if defined(__GNUC__)
+#pragma GCC diagnostic ignored "-Wunused-function" /* helpers of the next that other tests use */
+#endif
+#include "folder.h"
 #define main table_main
 #include "../tools/table.c"
 #undef main
-
-static char folder[64];
-
-static const char *in_folder(const char *name) {
-    static char path[4][256];
-    static int turn;
-    turn = (turn + 1) % 4;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", folder, name);
-    return path[turn];
-}
 
 static void write_script(void) {
     FILE *script = fopen(in_folder("run"), "w");
@@ -54,7 +47,7 @@ static int lines_with(const char *name, const char *part) {
 }
 
 static int run_table(const char *lr) {
-    char out[80], script[80];
+    char out[600], script[600];
     const char *words[] = {"table", "--model", "m.pt", "--data", "d", "--out",    out, "--run_llama",
                            script,  "--seeds", "2",    "--lr",   lr,  "--epochs", "2", NULL};
     char *args[16];
@@ -109,13 +102,10 @@ TEST(other_flags) {
 }
 
 int main(void) {
-    char tidy[128];
-    snprintf(folder, sizeof folder, "/tmp/minillama-table-%ld", (long)getpid());
-    mkdir(folder, 0777);
+    if (!folder_begin("table")) return 1;
     write_script();
     RUN(goes_on);
     RUN(means);
     RUN(other_flags);
-    snprintf(tidy, sizeof tidy, "rm -rf %s", folder);
-    return system(tidy) != 0 || test_report("test_table");
+    return !folder_end() || test_report("test_table");
 }
