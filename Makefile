@@ -95,8 +95,9 @@ DEMO_MODEL := examples/models/stories.gguf
 demo: $(BUILD)/run_llama
 	@echo "== 1. The model writes."
 	$< --pretrained-model-path $(DEMO_MODEL) --max_new_tokens 60 --prompt "I watched a film about a dragon. It was"
-	@echo "== 2. It is asked, untrained, which of 2 and of 5 labels fits an opinion: no better than chance (0.5, 0.2)."
+	@echo "== 2. It is asked, untrained, which of 2 and of 5 labels fits an opinion (chance: 0.5, 0.2), and then calibrated."
 	$(call demo_run,2) --option prompt
+	$(call demo_run,2) --option prompt --score calibrated
 	$(call demo_run,5) --option prompt
 	$(call demo_run,5) --option prompt --score calibrated
 	@echo "== 3. It is fine-tuned on 240 and on 300 opinions, a classifier on top."
