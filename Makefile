@@ -1,18 +1,18 @@
-# minillama.h itself needs no building. This builds what stands around it, and asks for a C compiler only.
+# minillama.h needs no building. This builds what is around it, and needs a C compiler only.
 #
 #   make            examples and tools, into build/
 #   make run        a model writes: MODEL=file TOKENIZER=file PROMPT=text
 #   make test       the tests
 #   make check      compilers x standards x instruction sets x leave-out switches; several minutes
-#   make sanitize   the tests under the address and undefined-behaviour sanitizers (SANITIZED="load train": some of them)
+#   make sanitize   the tests under the address and undefined-behavior sanitizers (SANITIZED="load train": these)
 #   make fuzz       every parser under libFuzzer, FUZZ_SECONDS each (clang)
-#   make demo       the model that ships labels film opinions: by prompting, fine-tuned, and with LoRA; about a minute
+#   make demo       the model in examples/models labels film opinions: prompted, fine-tuned, with LoRA; a minute
 #   make table      MODEL=file DATA=folder: the assignment's settings on SST-5 and CFIMDB (TABLE="--seeds 10": more)
-#   make bench      this machine's peaks, and what the kernels and models reach of them
-#   make format     clang-format; check-format only looks
+#   make bench      this machine's peaks, and how much of them the kernels and models reach
+#   make format     clang-format; check-format only reports
 #
 # CFLAGS=... is appended to the flags below, ARCH=... chooses the instructions, CC=... the compiler, BUILD=... the
-# folder, RUNNER=... a command that runs the test programs.
+# folder, RUNNER=... a command that runs the test programs. make -j compiles in parallel.
 
 CC ?= cc
 BUILD ?= build
@@ -27,31 +27,67 @@ endif
 ifeq ($(origin OPENMP),undefined)
 OPENMP := $(call accepted,-fopenmp)
 endif
-FLAGS := -std=c99 -O3 $(WARNINGS) $(ARCH) $(OPENMP) -I. $(CFLAGS)
+LEVEL := -O3
+FLAGS = -std=c99 $(LEVEL) $(WARNINGS) $(ARCH) $(OPENMP) -I. $(CFLAGS)
+BUILT_WITH := $(CC) $(FLAGS)
+POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the header needs the C library only
 
-HEADERS := minillama.h $(wildcard tests/*.h examples/*.h tools/*.h)
-PROGRAMS := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/*.c)) \
-            $(patsubst tools/%.c,$(BUILD)/%,$(wildcard tools/*.c))
-TESTS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
+# The library is compiled once, and linked by every program that does not define MINILLAMA_IMPLEMENTATION itself: a
+# program of one file, or a test that looks inside the library.
+LIBRARY := $(BUILD)/minillama.o
+ALONE := $(shell grep -ls '^.define MINILLAMA_IMPLEMENTATION' examples/*.c tools/*.c tests/*.c)
+
+# A program is a file of examples/ or tools/, or a folder there with a main.c; a test is a file of tests/.
+FILES := $(wildcard examples/*.c tools/*.c)
+FOLDERS := $(patsubst %/main.c,%,$(wildcard examples/*/main.c))
+PROGRAMS := $(addprefix $(BUILD)/,$(notdir $(FILES:.c=) $(FOLDERS)))
+TESTS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c)) \
+         $(patsubst tests/%.c,$(BUILD)/test_%,$(wildcard tests/fuzz_*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
-SOURCES := $(wildcard minillama.h examples/*.[ch] tools/*.[ch] tests/*.[ch] tests/compile/*.[ch])
+SOURCES := $(wildcard minillama.h $(foreach folder,examples examples/* tools tools/* tests tests/compile,\
+                                    $(folder)/*.c $(folder)/*.h))
+
+# Compiling the library for each test that looks inside takes most of the time of `make test`: this is done at -O1,
+# except where the subject is the compiled kernels themselves. All other tests run the library as it is used, at -O3.
+INSIDE := $(filter-out $(patsubst %,tests/test_%.c,kernels quant formats),$(filter tests/%,$(ALONE)))
+$(INSIDE:%.c=$(BUILD)/obj/%.o): LEVEL := -O1
 
 all: $(PROGRAMS)
 
-$(BUILD)/%: examples/%.c $(HEADERS) $(BUILD)/flags
-	$(CC) $(FLAGS) -o $@ $< -lm
-$(BUILD)/%: tools/%.c $(HEADERS) $(BUILD)/flags
-	$(CC) $(FLAGS) -o $@ $< -lm
-$(BUILD)/test_%: tests/test_%.c $(HEADERS) $(wildcard examples/*.c tools/*.c) $(BUILD)/flags
-	$(CC) $(FLAGS) -o $@ $< -lm
-$(BUILD)/fuzz_%: tests/fuzz_%.c $(HEADERS)
-	@mkdir -p $(BUILD)
-	clang $(FLAGS) -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $< -lm
+# What a program is linked with besides its own files.
+uses_pretrain := tools/bpe/bpe.c
+uses_train_tokenizer := tools/bpe/bpe.c
+uses_test_sentiment := $(addprefix examples/run_llama/,reviews.c sentiment.c finetune.c prompt.c)
+uses_test_pretrain := examples/pretrain/corpus.c examples/pretrain/model.c tools/bpe/bpe.c
 
-# Other flags than last time build everything anew.
+# program NAME,SOURCES: the rule that links it.
+define program
+$(BUILD)/$(1): $(patsubst %.c,$(BUILD)/obj/%.o,$(2) $(uses_$(1))) $(if $(filter $(ALONE),$(2)),,$(LIBRARY))
+	$$(CC) $$(FLAGS) -o $$@ $$(filter %.o,$$^) -lm
+endef
+$(foreach file,$(FILES) $(wildcard tests/test_*.c),$(eval $(call program,$(notdir $(file:.c=)),$(file))))
+$(foreach folder,$(FOLDERS),$(eval $(call program,$(notdir $(folder)),$(wildcard $(folder)/*.c))))
+$(foreach file,$(wildcard tests/fuzz_*.c),$(eval $(call program,test_$(notdir $(file:.c=)),$(file))))
+$(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed) # which it runs
+
+$(LIBRARY): tests/compile/implementation.c $(BUILD)/flags
+	$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/obj/tests/%.o: tests/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/obj/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) $(POSIX) -MMD -MP -c -o $@ $<
+$(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz.h minillama.h
+	@mkdir -p $(BUILD)
+	clang $(FLAGS) -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $< \
+	    $(if $(filter $(ALONE),$<),,tests/compile/implementation.c) -lm
+-include $(wildcard $(BUILD)/*.d $(BUILD)/obj/*/*.d $(BUILD)/obj/*/*/*.d) # headers that each object was made from
+
+# Other flags than last time compile everything again.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(BUILD)
-	@echo '$(CC) $(FLAGS)' | cmp -s - $@ || echo '$(CC) $(FLAGS)' > $@
+	@echo '$(BUILT_WITH)' | cmp -s - $@ || echo '$(BUILT_WITH)' > $@
 
 MODEL ?= $(firstword $(wildcard examples/models/*.gguf ../shared/models/stories260K.pt))
 TOKENIZER ?= $(if $(filter %/stories260K.pt,$(MODEL)),$(wildcard $(dir $(MODEL))tok512.bin))
@@ -69,7 +105,7 @@ test: $(TESTS)
 check:
 	@MAKE="$(MAKE)" sh tests/check.sh
 
-SANITIZED ?= $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c))
+SANITIZED ?= $(TESTS:$(BUILD)/test_%=%)
 sanitize:
 	@$(MAKE) --no-print-directory test BUILD=$(BUILD)/sanitize TESTS="$(SANITIZED:%=$(BUILD)/sanitize/test_%)" \
 	    CFLAGS="$(CFLAGS) -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
@@ -78,14 +114,14 @@ fuzz: $(FUZZERS)
 	@for fuzzer in $(FUZZERS); do \
 	    mkdir -p $$fuzzer.corpus && echo "$$fuzzer" && \
 	    $$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=0 \
-	        -artifact_prefix=$$fuzzer. $$fuzzer.corpus $(wildcard tests/seeds) || exit 1; \
+	        -artifact_prefix=$$fuzzer. $$fuzzer.corpus  || exit 1; \
 	done
 
 bench: $(BUILD)/bench
 	$< $(BENCH)
 
-# What all settings of the demo share: $(1) is the number of classes. Passive: threads that wait sleep, so that a busy machine
-# takes a little longer and not many times as long.
+# What all settings of the demo share; $(1) is the number of classes. Passive: waiting threads sleep, so that a busy
+# machine takes a little longer, and not many times as long.
 demo_run = OMP_WAIT_POLICY=passive $< --mode llama --batch_size 10 --epochs 6 --pretrained-model-path $(DEMO_MODEL) \
     --label-names examples/data/opinions$(1)-labels.json --state $(BUILD)/demo.gguf \
     --train examples/data/opinions$(1)-train.txt --dev examples/data/opinions$(1)-dev.txt \
@@ -114,11 +150,12 @@ table: $(BUILD)/table $(BUILD)/run_llama
 	$< --model "$(MODEL)" $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") --data "$(DATA)" \
 	    --out "$(BUILD)/tables/$(notdir $(MODEL))" --run_llama $(BUILD)/run_llama $(TABLE)
 
+CLANG_FORMAT ?= clang-format # version 14
 format:
-	clang-format -i $(SOURCES)
+	$(CLANG_FORMAT) -i $(SOURCES)
 
 check-format:
-	clang-format --dry-run -Werror $(SOURCES)
+	$(CLANG_FORMAT) --dry-run -Werror $(SOURCES)
 
 clean:
 	rm -rf $(BUILD)

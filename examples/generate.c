@@ -1,4 +1,4 @@
-/* The smallest program: load a model and write on from a prompt.
+/* The smallest program: loads a model and continues a prompt.
    cc -O3 -march=native -I. examples/generate.c -o generate -lm && ./generate MODEL "Once upon a time" */
 #include <stdio.h>
 #define MINILLAMA_IMPLEMENTATION
@@ -18,11 +18,11 @@ int main(int argc, char **argv) {
     desc.prompt = argc > 2 ? argv[2] : "Once upon a time";
     desc.on_token = print_token;
     printf("%s", desc.prompt);
-    if (ml_load(argv[1], NULL, &model, &error) || ml_session_new(model, NULL, NULL, &session, &error) ||
-        ml_generate(session, &desc, NULL, &error))
+    if (ml_model_load(argv[1], NULL, &model, &error) || ml_session_new(model, NULL, &session, &error) ||
+        ml_session_generate(session, &desc, NULL, &error))
         fprintf(stderr, "\n%s: %s\n", ml_result_string(error.code), error.text);
     printf("\n");
     ml_session_free(session);
-    ml_free(model);
+    ml_model_free(model);
     return error.code != ML_OK;
 }

@@ -2,10 +2,7 @@
 #ifndef BUILD_FILES_H
 #define BUILD_FILES_H
 
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "preamble.h"
 
 /* ---- bytes that grow ---- */
 
@@ -31,8 +28,7 @@ static void put_text(bytes *b, const char *text) { put(b, text, strlen(text)); }
 
 static void put_uint(bytes *b, uint64_t value, int n_bytes) {
     unsigned char raw[8];
-    int i;
-    for (i = 0; i < n_bytes; i++) raw[i] = (unsigned char)(value >> (8 * i));
+    for (int i = 0; i < n_bytes; i++) raw[i] = (unsigned char)(value >> (8 * i));
     put(b, raw, (size_t)n_bytes);
 }
 
@@ -49,8 +45,7 @@ static void put_f32(bytes *b, float value) {
 
 /* n floats: first, first + 1, ... */
 static void put_floats(bytes *b, float first, size_t n) {
-    size_t i;
-    for (i = 0; i < n; i++) put_f32(b, first + (float)i);
+    for (size_t i = 0; i < n; i++) put_f32(b, first + (float)i);
 }
 
 static void free_bytes(bytes *b) {
@@ -69,7 +64,7 @@ typedef struct zip {
 typedef struct zip_twist {
     unsigned method, flags;
     int64_t add_size, add_offset; /* to what the directory says */
-    int use_zip64;                /* the sizes stand in the extra field */
+    int use_zip64;                /* the sizes are in the extra field */
 } zip_twist;
 
 static void zip_add_twisted(zip *z, const char *name, const void *data, size_t n, zip_twist twist) {
@@ -103,7 +98,7 @@ static void zip_add_twisted(zip *z, const char *name, const void *data, size_t n
     put_u32(&z->directory, twist.use_zip64 ? 0xffffffffu : at);
     put_text(&z->directory, name);
     if (twist.use_zip64) {
-        put(&z->directory, "\x99\x99\5\0other", 9); /* a field of somebody else's first */
+        put(&z->directory, "\x99\x99\5\0other", 9); /* first a field of another program */
         put_u32(&z->directory, 1 | 24u << 16);
         put_u64(&z->directory, size);
         put_u64(&z->directory, size);
@@ -118,11 +113,11 @@ static void zip_add(zip *z, const char *name, const void *data, size_t n) {
     zip_add_twisted(z, name, data, n, none);
 }
 
-/* Directory and end record; with use_zip64 the record of 64 bits too, the old one saying only "look there". */
+/* Directory and end record; with use_zip64 the record of 64 bits too, and the old one only refers to it. */
 static bytes zip_end(zip *z, int use_zip64, const char *comment) {
-    size_t begin = z->file.size, end64;
+    size_t begin = z->file.size;
     put(&z->file, z->directory.data, z->directory.size);
-    end64 = z->file.size;
+    size_t end64 = z->file.size;
     if (use_zip64) {
         put_u32(&z->file, 0x06064b50);
         put_u64(&z->file, 44);
@@ -173,9 +168,8 @@ static void pk_int(bytes *b, int64_t value) {
 }
 
 static void pk_ints(bytes *b, const int64_t *values, int n) {
-    int i;
     put_u8(b, '(');
-    for (i = 0; i < n; i++) pk_int(b, values[i]);
+    for (int i = 0; i < n; i++) pk_int(b, values[i]);
     put_u8(b, 't');
 }
 
@@ -229,7 +223,7 @@ static void pk_matrix(bytes *b, const char *key, int64_t rows, int64_t cols) {
 /* The .pt file of a pickle and a storage "0" of n floats 0, 1, 2, ... */
 static bytes pt_file(const bytes *pickle, size_t n) {
     zip z;
-    bytes floats, file;
+    bytes floats;
     memset(&z, 0, sizeof z);
     memset(&floats, 0, sizeof floats);
     put_floats(&floats, 0, n);
@@ -237,7 +231,7 @@ static bytes pt_file(const bytes *pickle, size_t n) {
     zip_add(&z, "small/byteorder", "little", 6);
     zip_add(&z, "small/data/0", floats.data, floats.size);
     free_bytes(&floats);
-    file = zip_end(&z, 0, "");
+    bytes file = zip_end(&z, 0, "");
     return file;
 }
 
@@ -295,10 +289,10 @@ static void pk_small(bytes *b) {
 }
 
 static bytes small_pt(void) {
-    bytes pickle, file;
+    bytes pickle;
     memset(&pickle, 0, sizeof pickle);
     pk_small(&pickle);
-    file = pt_file(&pickle, 6);
+    bytes file = pt_file(&pickle, 6);
     free_bytes(&pickle);
     return file;
 }
@@ -340,7 +334,6 @@ static void gguf_pad(bytes *b, size_t alignment) {
 /* A value of every kind; tensors a (2, 3) of floats 10..15 and q (1, 32), Q8_0 with scale 0.5 and -16..15. */
 static bytes small_gguf(void) {
     bytes b;
-    int i;
     memset(&b, 0, sizeof b);
     gguf_begin(&b, 3, 2, 16);
     gguf_key(&b, "general.architecture", 8), gguf_text(&b, "llama");
@@ -365,7 +358,7 @@ static bytes small_gguf(void) {
     put_floats(&b, 10, 6);
     put_u64(&b, 0); /* 24 bytes up to 32 */
     put_u16(&b, 0x3800);
-    for (i = -16; i < 16; i++) put_u8(&b, (unsigned)i & 255u);
+    for (int i = -16; i < 16; i++) put_u8(&b, (unsigned)i & 255u);
     return b;
 }
 
@@ -382,20 +375,21 @@ static bytes safetensors_file(const char *header, const void *data, size_t n) {
 
 /* w (2, 3) floats 0..5, b BF16 [1, -2], i I64 [-3], t BOOL [1, 0], s F64 scalar 0.1 */
 static bytes small_safetensors(void) {
-    bytes data, file;
+    bytes data;
     memset(&data, 0, sizeof data);
     put_floats(&data, 0, 6);
     put_u16(&data, 0x3f80), put_u16(&data, 0xc000);
     put_u64(&data, (uint64_t)-3);
     put_u8(&data, 1), put_u8(&data, 0);
     put_u64(&data, 0x3fb999999999999au);
-    file = safetensors_file("{\"__metadata__\":{\"format\":\"pt\",\"a\\\"b\":\"\\u00e4\\ud83d\\ude00\\n\"},"
-                            "\"w\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]},"
-                            "\"b\":{\"shape\":[2],\"dtype\":\"BF16\",\"data_offsets\":[24,28]},"
-                            "\"i\": {\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[28,36]},"
-                            "\"t\":{\"dtype\":\"BOOL\",\"shape\":[1,2],\"data_offsets\":[36,38]},"
-                            "\"s\":{\"dtype\":\"F64\",\"shape\":[],\"data_offsets\":[38,46]}}   ",
-                            data.data, data.size);
+    bytes file =
+        safetensors_file("{\"__metadata__\":{\"format\":\"pt\",\"a\\\"b\":\"\\u00e4\\ud83d\\ude00\\n\"},"
+                         "\"w\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]},"
+                         "\"b\":{\"shape\":[2],\"dtype\":\"BF16\",\"data_offsets\":[24,28]},"
+                         "\"i\": {\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[28,36]},"
+                         "\"t\":{\"dtype\":\"BOOL\",\"shape\":[1,2],\"data_offsets\":[36,38]},"
+                         "\"s\":{\"dtype\":\"F64\",\"shape\":[],\"data_offsets\":[38,46]}}   ",
+                         data.data, data.size);
     free_bytes(&data);
     return file;
 }
@@ -416,9 +410,8 @@ enum {
 
 /* A tensor of version 2: counting bytes from first, then scales 0.5, 1, 1.5, ... */
 static void bin_quantized(bytes *b, int first, size_t n) {
-    size_t i;
-    for (i = 0; i < n; i++) put_u8(b, ((unsigned)first + (unsigned)i) & 255u);
-    for (i = 0; i < n / BIN_G; i++) put_f32(b, 0.5f * (float)(i + 1));
+    for (size_t i = 0; i < n; i++) put_u8(b, ((unsigned)first + (unsigned)i) & 255u);
+    for (size_t i = 0; i < n / BIN_G; i++) put_f32(b, 0.5f * (float)(i + 1));
 }
 
 /* version 0 (legacy), 1 or 2. A tensor's numbers begin at 100 times its place in llama2.c's own list. */
@@ -429,7 +422,7 @@ static bytes small_bin(int version, int is_shared) {
                                   BIN_D * BIN_D, BIN_KD * BIN_D, BIN_KD * BIN_D, BIN_D * BIN_D,
                                   BIN_H * BIN_D, BIN_D * BIN_H,  BIN_H * BIN_D,  BIN_V * BIN_D};
     const int *order = version ? newer : legacy;
-    int i, layer, n = version ? 12 : 13;
+    int n = version ? 12 : 13;
     bytes b;
     memset(&b, 0, sizeof b);
     if (version) {
@@ -442,11 +435,11 @@ static bytes small_bin(int version, int is_shared) {
     if (version) put_u8(&b, (unsigned)is_shared);
     if (version == 2) put_u32(&b, BIN_G);
     while (version && b.size < 256) put_u8(&b, 0);
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         int t = order[i];
         if (t < 0) put_floats(&b, 0, BIN_S * (BIN_D / BIN_A)); /* cosines and sines */
         if (t < 0 || (t == 11 && is_shared)) continue;
-        for (layer = 0; layer < (t == 2 || t == 3 || t == 11 ? 1 : BIN_L); layer++) {
+        for (int layer = 0; layer < (t == 2 || t == 3 || t == 11 ? 1 : BIN_L); layer++) {
             int first = 100 * t + 1000 * layer;
             if (version == 2 && t > 2)
                 bin_quantized(&b, first, (size_t)sizes[t]);
@@ -466,9 +459,8 @@ typedef struct counting {
 
 static void *counting_alloc(size_t size, void *user) {
     counting *c = (counting *)user;
-    size_t *memory;
     if (++c->n_calls == c->fail_at) return NULL;
-    memory = (size_t *)malloc(size + 16); /* 16 keeps malloc's alignment */
+    size_t *memory = (size_t *)malloc(size + 16); /* 16 keeps malloc's alignment */
     if (!memory) return NULL;
     memory[0] = size;
     c->n_live++;

@@ -1,8 +1,9 @@
 #!/bin/sh
-# check.sh [quick]: builds and runs the header in every way that it offers, without one warning: compilers x standards x
-# instruction sets, each leave-out switch, several translation units; then (unless quick) all tests in each
-# instruction set. What the machine lacks is skipped, with a sentence. The last line sums up.
+# check.sh [quick]: builds and runs the header in every way that it offers, without one warning: compilers x standards
+# x instruction sets, each leave-out switch, several translation units; then (unless quick) all tests in each
+# instruction set. What the machine lacks is skipped, with a sentence. The last line is the sum.
 cd "$(dirname "$0")/.." || exit 1
+export LC_ALL=C
 
 # One job of the lists below: NAME|COMMAND.
 if [ "$1" = --job ]; then
@@ -14,6 +15,24 @@ if [ "$1" = --job ]; then
     exit 0
 fi
 
+# The public functions that the header declares with these switches, and those that an object of it defines.
+declared() {
+    "$@" -E -P -DML_DEF=ML_PUBLIC minillama.h 2>/dev/null | tr '\n' ' ' | grep -o 'ML_PUBLIC [^(;]*(' |
+        sed 's/.*[ *]\(ml_[a-z0-9_]*\) *($/\1/' | sort
+}
+defined() { nm -g "$1" | sed -n 's/^.* [TDBRS] _*\(.*\)/\1/p' | sort; }
+
+# --same OBJECT COMPILER SWITCH...: do the two agree? Everything else that an object shows is a mistake.
+if [ "$1" = --same ]; then
+    object=$2
+    shift 2
+    "$@" -std=c99 -O1 -I. -c tests/compile/implementation.c -o "$object" || exit 1
+    declared "$@" -x c >"$object.declared"
+    defined "$object" >"$object.defined"
+    [ -s "$object.declared" ] && diff "$object.declared" "$object.defined"
+    exit
+fi
+
 quick=$1
 out=build/check
 here=tests/compile
@@ -23,7 +42,7 @@ rm -rf $out && mkdir -p $out
 
 has() { command -v "$1" >/dev/null; }
 skip() { echo "skipped $1: $2"; }
-cpu_has() { for flag; do grep -qw "$flag" /proc/cpuinfo || return 1; done; }
+cpu_has() { for flag; do grep -qsw "$flag" /proc/cpuinfo || return 1; done; }
 
 # Instruction sets, the flags that choose them, and whether this processor has them.
 case $(uname -m) in
@@ -58,7 +77,7 @@ job() {
     echo "$name|$compiler -std=$standard -O1 $flags $more $* -o $program -lm && $program"
 }
 
-# Each standard at an optimisation level of its own: a compiler warns of other things at each.
+# A different optimization level for each standard: compilers warn of different things at each.
 level() { case $1 in c99) echo -O3 ;; c11) echo -O2 ;; c++11) echo -O1 ;; c++17) echo -O0 ;; esac; }
 matrix() {
     for cc in $compilers; do
@@ -72,8 +91,8 @@ matrix() {
 }
 
 # Every switch that the header knows, one at a time and all at once; gcc as C, clang as C++.
+switches=$(grep -oE 'ML_NO_[A-Z0-9_]+' minillama.h | sort -u)
 leave_out() {
-    switches=$(grep -oE 'ML_NO_[A-Z0-9_]+' minillama.h | sort -u)
     for cc in $compilers; do
         case $cc in clang) std=c++11 ;; *) std=c99 ;; esac
         for switch in $switches; do job "$cc $std $switch" $cc $std "-march=native -D$switch" $here/one.c; done
@@ -95,12 +114,17 @@ $(cxx_of $cc) -std=c++11 -O1 $flags -x c++ $callers -x none $o -o $out/$cc-mixed
     done
 }
 
-# The object file: it defines every public function, shows nothing else, and calls nothing that a switch leaves out.
+# The object file, with each switch: it defines the functions that the header declares, and nothing else; it calls
+# nothing that a switch leaves out. A function of a part that is left out cannot be called.
 symbols() {
-    public=$(sed -n 's/^ML_DEF .*[ *]\(ml_[a-z0-9_]*\)(.*/\1/p' minillama.h)
-    echo "defines every public function|$(object all "") && \
-for f in $(echo $public); do nm $out/all.o | grep -q \" T \$f\$\" || { echo \$f is missing; exit 1; }; done"
-    echo "shows only ml_ names|$(object visible "") && ! nm -g --defined-only $out/visible.o | grep -v ' ml_'"
+    cc=$(echo $compilers | cut -d ' ' -f 1)
+    for switch in ML_ALL $switches; do
+        echo "declares and defines the same functions, $switch|sh $0 --same $out/$switch.o $cc -D$switch"
+    done
+    echo "a left-out function is not declared|! $cc -std=c99 -Werror -I. -DML_NO_TRAINING -fsyntax-only $here/left_out.c \
+2>$out/left_out && grep -q ml_trainer_step $out/left_out && $cc -std=c99 -Werror -I. -fsyntax-only $here/left_out.c"
+    echo "the recipes of the opening comment compile|sh tests/manual.sh >$out/manual.c && \
+$cc -std=c99 -Wall -Wshadow -Wconversion -Werror -I. -o $out/manual $out/manual.c -lm"
     echo "ML_NO_MALLOC calls no malloc|$(object malloc -DML_NO_MALLOC) && \
 ! nm -u $out/malloc.o | grep -E ' (malloc|calloc|realloc|free)\$'"
     echo "ML_NO_STDIO opens and prints nothing|$(object stdio -DML_NO_STDIO) && \

@@ -1,22 +1,20 @@
-/* A folder of the test program's own, and whole files in and out. Include after minillama.h. */
+/* A temporary folder for one test program, and whole files in and out. */
 #ifndef FOLDER_H
 #define FOLDER_H
 
-#include <sys/stat.h>
-#include <unistd.h>
+#include "preamble.h"
 #include "build_files.h"
-#include "test.h"
 
 static char folder[512];
 
-/* Makes it, in the system's place for such things; 0 when that fails. */
+/* Makes it in the system's temporary place; 0 when that fails. */
 static inline int folder_begin(const char *name) {
     const char *root = getenv("TMPDIR");
     snprintf(folder, sizeof folder, "%s/minillama-%s-%ld", root ? root : "/tmp", name, (long)getpid());
     return mkdir(folder, 0777) == 0 || (printf("%s cannot be made\n", folder), 0);
 }
 
-/* Removes it with all that is in it. */
+/* Removes it with everything in it. */
 static inline int folder_end(void) {
     char command[600];
     snprintf(command, sizeof command, "rm -r '%s'", folder);
@@ -31,7 +29,7 @@ static inline const char *in_folder(const char *name) {
     return paths[turn];
 }
 
-/* Nothing of a path that is NULL or cannot be opened; of a device not all. */
+/* Empty if the path is NULL or cannot be opened; of a device only the first 30 MB. */
 static inline bytes read_file(const char *path) {
     FILE *file = path ? fopen(path, "rb") : NULL;
     unsigned char part[4096];

@@ -1,42 +1,32 @@
-/* Fuzzing: whatever the bytes, opening them as an archive must end, soon, in an archive or an error.
-     clang -g -O1 -std=c99 -fsanitize=fuzzer,address,undefined -I. -Itests tests/fuzz_archive.c -o fuzz_archive -lm
-     ./fuzz_archive -max_len=65536 CORPUS
-   Without libFuzzer it replays files:
-     cc -g -std=c99 -DFUZZ_REPLAY -I. -Itests tests/fuzz_archive.c -o replay -lm && ./replay FILE... */
-#define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-
-#include "build_files.h"
-
-#ifdef __cplusplus
-extern "C"
-#endif
-    int
-    LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+/* Fuzzing: whatever the bytes, opening them as an archive must end soon, in an archive or an error.
+     make fuzz                          under libFuzzer, with sanitizers (clang)
+     build/test_fuzz_archive FILE...    replays files; without any, a fixed set of mutated seeds */
+#include "fuzz.h"
 
 static float fuzz_floats[4096];
 static int64_t fuzz_ints[4096];
 
-/* Touches all that the archive shows: names, values, the first and last byte of every array, small arrays whole. */
+/* Reads all that the archive shows: names, values, the first and last byte of every array, small arrays
+   completely. */
 static uint64_t fuzz_walk(const ml_archive *archive) {
     uint64_t sum = 0;
-    size_t i, k, n;
-    for (i = 0; i < ml_archive_n_arrays(archive); i++) {
-        const ml_array *array = ml_archive_array(archive, i);
+    size_t n;
+    for (size_t i = 0; i < archive->n_arrays; i++) {
+        const ml_array *array = &archive->arrays[i];
         n = ml_array_count(array);
-        if (ml_archive_find(archive, array->name) != array) sum += 1000;
+        if (ml_archive_find_array(archive, array->name) != array) sum += 1000;
         if (n && array->is_contiguous) {
             const unsigned char *p = (const unsigned char *)array->data;
-            sum += (uint64_t)p[0] + p[ml_row_bytes(array->type, n) - 1];
+            sum += (uint64_t)p[0] + p[ml_type_row_bytes(array->type, n) - 1];
         }
         if (n > 4096) continue;
-        if (ml_array_read(array, fuzz_floats, n) == ML_OK && n) sum += fuzz_floats[n - 1] > 0;
+        if (ml_array_read_floats(array, fuzz_floats, n) == ML_OK && n) sum += fuzz_floats[n - 1] > 0;
         if (ml_array_read_ints(array, fuzz_ints, n) == ML_OK && n) sum += (uint64_t)fuzz_ints[n - 1];
     }
-    for (i = 0; i < ml_archive_n_values(archive); i++) {
-        const ml_value *value = ml_archive_value(archive, i);
+    for (size_t i = 0; i < archive->n_values; i++) {
+        const ml_value *value = &archive->values[i];
         if (!ml_archive_find_value(archive, value->name)) sum += 1000;
-        for (k = 0; value->kind == ML_VALUE_STRING && k < value->length; k++)
+        for (size_t k = 0; value->kind == ML_VALUE_STRING && k < value->length; k++)
             sum += (unsigned char)value->s[k];
         sum += (uint64_t)value->i + (value->f > 0);
     }
@@ -47,16 +37,18 @@ static void fuzz_open(const uint8_t *data, size_t size) {
     static volatile uint64_t sink;
     ml_archive *archive = NULL;
     ml_error error;
-    ml_result result = ml_archive_open_memory(data, size, NULL, &archive, &error);
+    ml_result result = ml_archive_load_memory(data, size, NULL, &archive, &error);
     if (result != error.code || (!result) != (archive != NULL) || (!result) != !error.text[0]) abort();
+    if (archive) fuzz_accepted = 1;
     if (archive) sink = sink + fuzz_walk(archive);
-    ml_archive_close(archive);
+    ml_archive_free(archive);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fuzz_open(data, size);
     if (size &&
-        data[0] == 0x80) { /* a bare pickle: put into a .pt file, which spares the fuzzer the zip around it */
+        data[0] ==
+            0x80) { /* a bare pickle is put into a .pt file, so that the fuzzer need not find a zip around it */
         bytes pickle, file;
         memset(&pickle, 0, sizeof pickle);
         put(&pickle, data, size);
@@ -67,23 +59,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-#ifdef FUZZ_REPLAY
-int main(int argc, char **argv) {
-    int i;
-    for (i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        unsigned char *data = NULL;
-        long size = 0;
-        if (file && fseek(file, 0, SEEK_END) == 0 && (size = ftell(file)) >= 0) {
-            rewind(file);
-            data = (unsigned char *)malloc((size_t)size + 1);
-            if (data && fread(data, 1, (size_t)size, file) == (size_t)size)
-                LLVMFuzzerTestOneInput(data, (size_t)size);
-        }
-        printf("%s: %s\n", argv[i], data ? "read" : "cannot be read");
-        free(data);
-        if (file) fclose(file);
-    }
-    return 0;
+/* A bare pickle too, and each version of llama2.c's files. */
+static bytes fuzz_seed(int index) {
+    bytes b = {NULL, 0, 0};
+    if (index == 0) return small_pt();
+    if (index == 1) return small_gguf();
+    if (index == 2) return small_safetensors();
+    if (index == 3) pk_small(&b);
+    return index < 4 || index > 6 ? b : small_bin(index - 4, 0);
 }
-#endif

@@ -1,17 +1,8 @@
-/* Fuzzing: whatever the bytes, loading them as a model must end, soon and within bounds, in a model or an error. An
+/* Fuzzing: whatever the bytes, loading them as a model must end soon and within bounds, in a model or an error. An
    input that begins with '{' is the config.json of a small safetensors file that is made here.
-     clang -g -O1 -std=c99 -fsanitize=fuzzer,address,undefined -I. tests/fuzz_load.c -o fuzz_load -lm
-     ./fuzz_load -max_len=65536 CORPUS
-   Without libFuzzer it replays files:
-     cc -g -std=c99 -DFUZZ_REPLAY -I. tests/fuzz_load.c -o replay -lm && ./replay FILE... */
-#define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-
-#ifdef __cplusplus
-extern "C"
-#endif
-    int
-    LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+     make fuzz                       under libFuzzer, with sanitizers (clang)
+     build/test_fuzz_load FILE...    replays files; without any, a fixed set of mutated seeds */
+#include "fuzz.h"
 
 /* Memory may be 64 times what the file has, and a quarter of a megabyte: tables of names take more than the file. */
 typedef struct limited {
@@ -20,11 +11,10 @@ typedef struct limited {
 
 static void *limited_alloc(size_t size, void *user) {
     limited *l = (limited *)user;
-    void *memory;
-    if (size > l->left) abort(); /* a small file must not ask for much */
-    memory = malloc(size);
+    if (size > l->left) abort(); /* a small file must not need much */
+    void *memory = malloc(size);
     if (!memory) return NULL;
-    l->left -= size; /* what is freed is not counted back: growing lists stay within it too */
+    l->left -= size; /* freed memory is not counted back: growing lists stay within the limit too */
     l->n_live++;
     return memory;
 }
@@ -53,8 +43,8 @@ static size_t make_safetensors(void) {
                  {"layers.0.mlp.down_proj", 8, 12},
                  {"layers.0.mlp.up_proj", 12, 8}};
     char *header = (char *)safetensors + 8;
-    size_t n = 0, offset = 0, i, size;
-    for (i = 0; i < sizeof parts / sizeof *parts; i++) {
+    size_t n = 0, offset = 0, size;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         char shape[32];
         size = (size_t)(parts[i].rows ? parts[i].rows : 1) * (size_t)parts[i].cols * 4;
         if (parts[i].rows)
@@ -68,7 +58,7 @@ static size_t make_safetensors(void) {
         offset += size;
     }
     header[n++] = '}';
-    for (i = 0; i < 8; i++) safetensors[i] = (unsigned char)(n >> (8 * i) & 255);
+    for (size_t i = 0; i < 8; i++) safetensors[i] = (unsigned char)(n >> (8 * i) & 255);
     memset(header + n, 0, offset);
     return 8 + n + offset;
 }
@@ -77,14 +67,13 @@ static size_t make_safetensors(void) {
 static double sum_of(const ml_model *model) {
     float row[256];
     double sum = 0;
-    int i;
-    for (i = 0; i < model->n_tensors; i++) {
+    for (int i = 0; i < model->n_tensors; i++) {
         const ml_tensor *tensor = &model->tensors[i];
-        size_t n = (size_t)tensor->rows * (size_t)tensor->cols, at, part;
+        size_t n = tensor->rows * tensor->cols, at, part;
         const unsigned char *p = (const unsigned char *)tensor->data;
         for (at = 0; p && at < n; at += part) {
             part = n - at < 256 ? n - at : 256;
-            ml_convert(ML_F32, row, tensor->type, p + ml_row_bytes(tensor->type, at), part);
+            ml_type_convert(ML_F32, row, tensor->type, p + ml_type_row_bytes(tensor->type, at), part);
             sum += (double)row[0] + (double)row[part - 1];
         }
     }
@@ -94,7 +83,7 @@ static double sum_of(const ml_model *model) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const ml_type types[4] = {ML_TYPE_NONE, ML_F32, ML_TYPE_NONE, ML_Q4_0};
     static volatile double sink;
-    ml_load_desc desc;
+    ml_model_load_desc desc;
     ml_model *model = NULL;
     ml_error error;
     ml_result result;
@@ -112,40 +101,50 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         size_t n = make_safetensors();
         desc.config_json = data;
         desc.config_json_size = size;
-        result = ml_load_memory(safetensors, n, &desc, &model, &error);
+        result = ml_model_load_memory(safetensors, n, &desc, &model, &error);
     } else {
-        result = size ? ml_load_memory(data, size, &desc, &model, &error)
-                      : ml_load_memory("", 0, &desc, &model, &error);
+        result = size ? ml_model_load_memory(data, size, &desc, &model, &error)
+                      : ml_model_load_memory("", 0, &desc, &model, &error);
     }
     if (result != error.code || (!result) != (model != NULL) || (!result) != !error.text[0]) abort();
+    if (model) fuzz_accepted = 1;
     if (model) sink = sink + sum_of(model);
-    ml_free(model);
+    ml_model_free(model);
     if (memory.n_live) abort();
     return 0;
 }
 
-#ifdef FUZZ_REPLAY
-int main(int argc, char **argv) {
-    int i;
-    for (i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        unsigned char *data = NULL;
-        size_t size = 0, n;
-        if (!file) {
-            printf("%s cannot be opened\n", argv[i]);
-            return 1;
-        }
-        do {
-            unsigned char *more = (unsigned char *)realloc(data, size + 65536);
-            if (!more) return 1;
-            data = more;
-            n = fread(data + size, 1, 65536, file);
-            size += n;
-        } while (n);
-        fclose(file);
-        LLVMFuzzerTestOneInput(data, size);
-        free(data);
-    }
-    return 0;
+/* A model as this library saves it. */
+static bytes saved_model(void) {
+    ml_model_create_desc desc = {{8, 12, 1, 2, 1, 5, 16, 1, ML_NORM_DEFAULT, ML_MASK_DEFAULT, 0, 0, 0},
+                                 ML_F32,
+                                 NULL,
+                                 {NULL, NULL, NULL}};
+    const char *root = getenv("TMPDIR");
+    char path[512];
+    ml_random random;
+    ml_model *model;
+    bytes b = {NULL, 0, 0};
+    unsigned char part[4096];
+    ml_random_seed(&random, 1);
+    desc.random = &random;
+    snprintf(path, sizeof path, "%s/minillama-fuzz-%ld.gguf", root ? root : "/tmp", (long)getpid());
+    if (ml_model_create(&desc, &model, NULL)) exit(2);
+    FILE *file = ml_model_save(model, path, NULL, NULL) ? NULL : fopen(path, "rb");
+    for (size_t n = 1; file && n > 0; put(&b, part, n)) n = fread(part, 1, sizeof part, file);
+    if (file) fclose(file);
+    remove(path);
+    ml_model_free(model);
+    return b;
 }
-#endif
+
+static bytes fuzz_seed(int index) {
+    bytes b = {NULL, 0, 0};
+    if (index == 0) return saved_model();
+    if (index == 1)
+        put_text(&b, "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":8,\"intermediate_size\":12,"
+                     "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,"
+                     "\"vocab_size\":5,\"max_position_embeddings\":16,\"rms_norm_eps\":1e-05,"
+                     "\"rope_theta\":10000.0,\"tie_word_embeddings\":true,\"hidden_act\":\"silu\"}");
+    return index < 2 || index > 4 ? b : small_bin(index - 2, 1);
+}

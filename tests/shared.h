@@ -1,9 +1,8 @@
-/* Where the tests find the public files that do not ship with the repository, and how they read them. Include after
-   minillama.h. */
+/* Where the tests find the public files that are not part of the repository, and how they read them. */
 #ifndef SHARED_H
 #define SHARED_H
 
-#include "test.h"
+#include "preamble.h"
 
 /* The path of a file in the shared folder; NULL when it is not there. */
 static inline const char *shared_path(const char *name) {
@@ -19,26 +18,27 @@ static inline const char *shared_path(const char *name) {
     return path[turn];
 }
 
+/* Skips a test that needs the shared folder where there is none. */
+#define NEED_SHARED()                                                                                        \
+    if (!shared_path("REFERENCE.md")) SKIP("../shared is absent")
+
 /* An array of an archive as newly allocated floats; *n is how many. NULL, and a failed check, if there is none. */
 static inline float *shared_floats(const ml_archive *archive, const char *name, size_t *n) {
-    const ml_array *array = ml_archive_find(archive, name);
-    float *x;
+    const ml_array *array = ml_archive_find_array(archive, name);
     *n = 0;
     CHECK(array != NULL);
     if (!array) return NULL;
     *n = ml_array_count(array);
-    x = (float *)malloc(*n * sizeof *x + 1);
-    CHECK(ml_array_read(array, x, *n) == ML_OK);
+    float *x = (float *)malloc(*n * sizeof *x + 1);
+    CHECK(ml_array_read_floats(array, x, *n) == ML_OK);
     return x;
 }
 
 static inline int32_t *shared_tokens(const ml_archive *archive, const char *name, size_t *n) {
     float *x = shared_floats(archive, name, n);
-    int32_t *ids;
-    size_t i;
     if (!x) return NULL;
-    ids = (int32_t *)malloc(*n * sizeof *ids + 1);
-    for (i = 0; i < *n; i++) ids[i] = (int32_t)x[i];
+    int32_t *ids = (int32_t *)malloc(*n * sizeof *ids + 1);
+    for (size_t i = 0; i < *n; i++) ids[i] = (int32_t)x[i];
     free(x);
     return ids;
 }
@@ -46,8 +46,7 @@ static inline int32_t *shared_tokens(const ml_archive *archive, const char *name
 /* The largest |a - b| over n, and NaN if there is one. */
 static inline double max_difference(const float *a, const float *b, size_t n) {
     double most = 0;
-    size_t i;
-    for (i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         double d = fabs((double)a[i] - (double)b[i]);
         if (d != d) return d;
         if (d > most) most = d;

@@ -1,4 +1,4 @@
-/* A test program: #include "test.h", write TEST(name) { CHECK(...); } and list them in main with RUN(name);
+/* A test program: #include "preamble.h", write TEST(name) { CHECK(...); } and list them in main with RUN(name);
    end with return test_report("name"). A test that fails says where; the program then exits with 1. */
 #ifndef TEST_H
 #define TEST_H
@@ -12,7 +12,7 @@ static int test_n_passed, test_n_failed, test_n_skipped, test_current_failed, te
 
 #define TEST(name) static void name(void)
 
-/* The condition must hold; the test goes on to tell more, but counts as failed. */
+/* The condition must hold. Otherwise the test continues, to report more, but counts as failed. */
 #define CHECK(condition)                                                                                     \
     do {                                                                                                     \
         if (!(condition)) {                                                                                  \
@@ -20,7 +20,7 @@ static int test_n_passed, test_n_failed, test_n_skipped, test_current_failed, te
         }                                                                                                    \
     } while (0)
 
-/* As CHECK, but leaves the test: what follows makes no sense without it. */
+/* As CHECK, but leaves the test: the rest depends on it. */
 #define REQUIRE(condition)                                                                                   \
     do {                                                                                                     \
         if (!(condition)) {                                                                                  \
@@ -40,7 +40,7 @@ static int test_n_passed, test_n_failed, test_n_skipped, test_current_failed, te
         }                                                                                                    \
     } while (0)
 
-/* Leaves the test uncounted as passed or failed, and says why. */
+/* Leaves the test, which counts as skipped, and says why. */
 #define SKIP(reason)                                                                                         \
     do {                                                                                                     \
         test_current_skipped = 1;                                                                            \

@@ -1,10 +1,9 @@
-/* The trainer of tokenizers: merges as a plain trainer finds them and as SentencePiece's spm_train learnt them; files
-   that load; texts of any kind. */
-#define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-
+/* The trainer of tokenizers: merges as a plain trainer finds them and as SentencePiece's spm_train learned them;
+   files that load; texts of any kind. */
+#include "preamble.h"
+#include <limits.h>
+#include <stdarg.h>
 #include "shared.h"
-#include "test.h"
 
 /* The trainer's memory comes from here, so that it can run out, and leaks show. */
 static long allocations_left = -1, live_allocations; /* at 0, one fails; below, none does */
@@ -38,7 +37,7 @@ static void test_free(void *p) {
 #define calloc test_calloc
 #define realloc test_realloc
 #define free test_free
-#include "../tools/bpe.h"
+#include "../tools/bpe/bpe.c"
 #undef malloc
 #undef calloc
 #undef realloc
@@ -83,8 +82,7 @@ static int piece_is(const bpe_vocabulary *v, int id, const char *text) {
 }
 
 static int has_piece(const bpe_vocabulary *v, const char *text) {
-    int id;
-    for (id = BPE_FIRST; id < v->n_pieces; id++)
+    for (int id = BPE_FIRST; id < v->n_pieces; id++)
         if (piece_is(v, id, text)) return 1;
     return 0;
 }
@@ -101,7 +99,7 @@ static ml_tokenizer *load(const bpe_vocabulary *v) {
     return t;
 }
 
-/* ---- a plain trainer, which counts everything anew for each merge ---- */
+/* ---- a plain trainer, which counts everything again for each merge ---- */
 
 enum { NAIVE_WORDS = 400, NAIVE_TEXT = 200, NAIVE_PIECES = 2000, NAIVE_CHARS = 16 };
 
@@ -168,25 +166,24 @@ static void naive_split(const char *text) {
 }
 
 static int naive_find(const char *text, int n) {
-    int i;
-    for (i = 0; i < naive.n_pieces; i++)
+    for (int i = 0; i < naive.n_pieces; i++)
         if ((int)strlen(naive.pieces[i]) == n && memcmp(naive.pieces[i], text, (size_t)n) == 0) return i;
     return NAIVE_PIECES;
 }
 
 /* Cuts a word into characters, then joins as encoding does. */
 static void naive_cut(naive_word *w) {
-    int i, at = 0;
+    int at = 0;
     for (w->n = 0; w->text[at]; at += char_size(w->text + at)) w->at[w->n++] = at;
     w->at[w->n] = at;
     for (;;) {
         int best = 0, rank = NAIVE_PIECES;
-        for (i = 0; i + 1 < w->n; i++) {
+        for (int i = 0; i + 1 < w->n; i++) {
             int r = naive_find(w->text + w->at[i], w->at[i + 2] - w->at[i]);
             if (r < rank) rank = r, best = i;
         }
         if (rank == NAIVE_PIECES) return;
-        for (i = best + 1; i < w->n; i++) w->at[i] = w->at[i + 1];
+        for (int i = best + 1; i < w->n; i++) w->at[i] = w->at[i + 1];
         w->n--;
     }
 }
@@ -202,11 +199,10 @@ static void naive_count(const char *text) {
     naive.counts[i]++;
 }
 
-/* Counts what neighbours would make; of two that overlap and make the same, the first. */
+/* Counts what neighbors would make; of two that overlap and make the same, the first. */
 static void naive_count_word(const naive_word *w) {
     char last[NAIVE_TEXT] = "", joint[NAIVE_TEXT];
-    int i;
-    for (i = 0; i + 1 < w->n; i++) {
+    for (int i = 0; i + 1 < w->n; i++) {
         sprintf(joint, "%.*s", w->at[i + 2] - w->at[i], w->text + w->at[i]);
         if (strcmp(joint, last) == 0) {
             last[0] = 0;
@@ -243,21 +239,20 @@ static void naive_train(const char *text) {
     }
 }
 
-/* ---- what is learnt ---- */
+/* ---- what is learned ---- */
 
 /* Worked out by hand. _ a a b (twice), _ a b: ab and _a come 3 times, ab has the lesser bytes; then _a comes twice,
    as does aab, which is longer; then only _aab and _ab are left. */
 TEST(known_merges) {
     static const char *const pieces[] = {"ab", MARK "a", MARK "aab", MARK "ab", "a", "b", MARK};
     bpe_vocabulary *v = train("aab aab\nab", 266);
-    int i;
     REQUIRE(v);
     CHECK(!why[0] && v->n_pieces == 266 && v->n_merges == 4 && v->n_chars == 3);
     CHECK(piece_is(v, 0, "<unk>") && piece_is(v, 1, "<s>") && piece_is(v, 2, "</s>"));
     CHECK(v->pieces[0].kind == BPE_UNKNOWN && v->pieces[1].kind == BPE_CONTROL);
     CHECK(v->pieces[2].kind == BPE_CONTROL && v->pieces[3].kind == BPE_BYTE);
     CHECK(piece_is(v, 3, "<0x00>") && piece_is(v, 13, "<0x0A>") && piece_is(v, 258, "<0xFF>"));
-    for (i = 0; i < 7; i++) {
+    for (int i = 0; i < 7; i++) {
         CHECK(piece_is(v, BPE_FIRST + i, pieces[i]));
         CHECK(v->pieces[BPE_FIRST + i].kind == BPE_NORMAL && v->pieces[BPE_FIRST + i].score == -(float)i);
     }
@@ -283,9 +278,8 @@ TEST(equals_plain_training) {
         "a",        "b", "c",   " ",   "e",  " ", "a", "\xC3\xA9", "\xD0\xB6", "5", "\n", ".", "\xE6\x97\xA5",
         "\xD0\xB4", "!", " ab", "abc", "the"};
     ml_random random;
-    int round, i;
     ml_random_seed(&random, 1);
-    for (round = 0; round < 60; round++) {
+    for (int round = 0; round < 60; round++) {
         char text[400];
         bpe_vocabulary *v;
         if (round % 2)
@@ -296,7 +290,7 @@ TEST(equals_plain_training) {
         v = train_fully(text, strlen(text));
         REQUIRE(v);
         CHECK(v->n_merges == naive.n_pieces);
-        for (i = 0; i < v->n_merges && i < naive.n_pieces; i++)
+        for (int i = 0; i < v->n_merges && i < naive.n_pieces; i++)
             CHECK(piece_is(v, BPE_FIRST + i, naive.pieces[i]));
         if (test_current_failed) printf("  in round %d: \"%s\"\n", round, text);
         bpe_free(v);
@@ -342,15 +336,13 @@ TEST(what_joins) {
     const char text[] = "don't (5.55). 5 55 5a x  x\nabc\xD0\xB6\xD0\xB6\xE6\x97\xA5\xE3\x81\xAE."
                         " e\xCC\x81t \xD8\xA7\xD9\x8B\xDB\x81";
     bpe_vocabulary *v = train_fully(text, sizeof text - 1);
-    size_t i;
-    int id;
     REQUIRE(v);
-    for (i = 0; i < COUNT(pieces); i++) {
+    for (size_t i = 0; i < COUNT(pieces); i++) {
         CHECK(has_piece(v, pieces[i]));
         if (!has_piece(v, pieces[i])) printf("  no %s\n", pieces[i]);
     }
-    for (i = 0; i < COUNT(none); i++) CHECK(!has_piece(v, none[i]));
-    for (id = BPE_FIRST; id < v->n_pieces; id++) { /* each once, and a space in front only */
+    for (size_t i = 0; i < COUNT(none); i++) CHECK(!has_piece(v, none[i]));
+    for (int id = BPE_FIRST; id < v->n_pieces; id++) { /* each once, and a space in front only */
         int other;
         for (other = BPE_FIRST; other < id; other++)
             CHECK(v->pieces[other].size != v->pieces[id].size ||
@@ -365,9 +357,8 @@ TEST(what_joins) {
 TEST(spaces_and_lines) {
     bpe_vocabulary *a = train("ab c\nd", 268), *b = train("ab" MARK "c\n\n\nd\n", 268);
     bpe_vocabulary *c = train("ab\tc\r\n\x7F", 264);
-    int i;
     REQUIRE(a && b && c);
-    for (i = 0; i < a->n_pieces; i++)
+    for (int i = 0; i < a->n_pieces; i++)
         CHECK(a->pieces[i].size == b->pieces[i].size &&
               memcmp(a->pieces[i].text, b->pieces[i].text, (size_t)a->pieces[i].size) == 0);
     CHECK(c->n_chars == 4); /* _ a b c */
@@ -378,10 +369,9 @@ TEST(spaces_and_lines) {
 
 TEST(coverage) {
     char text[20000];
-    bpe_vocabulary *v;
     memset(text, 'a', sizeof text);
     text[1000] = 'q';
-    v = train_bytes(text, sizeof text, 262, 0.999);
+    bpe_vocabulary *v = train_bytes(text, sizeof text, 262, 0.999);
     REQUIRE(v);
     CHECK(v->n_chars == 2 && !has_piece(v, "q") && has_piece(v, MARK)); /* the space always */
     bpe_free(v);
@@ -399,8 +389,7 @@ TEST(coverage) {
 TEST(longest_piece) {
     const char text[] = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz";
     bpe_text texts[1] = {{text, sizeof text - 1}};
-    int most;
-    for (most = 1; most <= BPE_MAX_WORD; most++) {
+    for (int most = 1; most <= BPE_MAX_WORD; most++) {
         bpe_desc desc;
         bpe_vocabulary *v;
         int id, longest = 0;
@@ -429,18 +418,46 @@ static const char sample[] =
     "\"Hello,\" said the cat. \"I am 42!\"\n\nThe other cat sat there too, and sat, and sat.\n"
     "Caf\xC3\xA9, na\xC3\xAFve, \xD0\xBC\xD0\xB8\xD1\x80, \xE6\x97\xA5\xE6\x9C\xAC.\n";
 
+static int round_trips(const ml_tokenizer *t, const char *text, size_t n, size_t *n_ids) {
+    size_t work_size = ml_tokenizer_encode_size(n), n_decoded = 0;
+    ml_encode_desc encode = {text, n, 0, malloc(work_size), work_size};
+    char *decoded = (char *)malloc(n + 1);
+    ml_tokens tokens;
+    if (!encode.work || !decoded) exit(2);
+    int same = ml_tokenizer_encode(t, &encode, &tokens, NULL) == ML_OK &&
+               ml_tokenizer_decode(t, &tokens, decoded, n + 1, &n_decoded, NULL) == ML_OK && n_decoded == n &&
+               (!n || memcmp(decoded, text, n) == 0);
+    *n_ids = (size_t)tokens.n;
+    free(encode.work);
+    free(decoded);
+    return same;
+}
+
+/* The first piece of a text begins with the space that is put in front. */
+static int adds_space(const ml_tokenizer *t, const char *text) {
+    int32_t work[64];
+    size_t length;
+    ml_encode_desc encode = {text, strlen(text), 0, work, sizeof work};
+    ml_tokens tokens;
+    if (ml_tokenizer_encode(t, &encode, &tokens, NULL) || tokens.n < 1) return 0;
+    const char *piece = ml_tokenizer_piece(t, tokens.ids[0], &length, NULL, NULL);
+    return length >= 3 && memcmp(piece, MARK, 3) == 0;
+}
+
 TEST(file_loads) {
     bpe_vocabulary *v = train(sample, 350);
-    ml_tokenizer *t;
-    int32_t id;
     REQUIRE(v);
-    t = load(v);
+    ml_tokenizer *t = load(v);
     REQUIRE(t);
-    CHECK(ml_tokenizer_size(t) == 350);
-    CHECK(ml_tokenizer_unknown(t) == 0 && ml_tokenizer_bos(t) == 1 && ml_tokenizer_eos(t) == 2);
-    CHECK(ml_tokenizer_padding(t) == 3); /* none is given */
-    CHECK(t->adds_space_prefix && !t->removes_extra_spaces && t->has_bytes);
-    for (id = 0; id < 350; id++) {
+    CHECK(t->n_pieces == 350);
+    CHECK(t->unknown == 0 && t->bos == 1 && t->eos == 2);
+    CHECK(t->padding == 3); /* none is given */
+    size_t n_ids;
+    CHECK(adds_space(t, "cat"));
+    CHECK(round_trips(t, "  cat  sat ", 11, &n_ids));     /* extra spaces are kept */
+    CHECK(round_trips(t, "\xE2\x82\xAC\xFF", 4, &n_ids)); /* what is not a piece becomes bytes */
+    CHECK(n_ids == 5);                                    /* the space and four bytes */
+    for (int32_t id = 0; id < 350; id++) {
         size_t n;
         float score;
         ml_piece_kind kind;
@@ -459,7 +476,7 @@ static size_t read_varint(const unsigned char *data, size_t *at) {
     return value | (size_t)data[(*at)++] << shift;
 }
 
-/* Where the last field of this number stands in a message: the value of a varint, or the size of what begins at *at.
+/* Where the last field of this number is in a message: the value of a varint, or the size of what begins at *at.
    SIZE_MAX: nowhere. */
 static size_t find_field(const unsigned char *data, size_t size, size_t field, size_t *where) {
     size_t at = 0, found = SIZE_MAX;
@@ -475,16 +492,15 @@ static size_t find_field(const unsigned char *data, size_t size, size_t field, s
 /* What SentencePiece itself looks at. */
 TEST(file_specs) {
     bpe_vocabulary *v = train(sample, 350);
-    size_t size, n, at = 0, i, unused;
-    unsigned char *model;
+    size_t size, at = 0, unused;
     static const size_t expected[][2] = {{3, 2},  {4, 350}, {20, 16}, {21, 1}, {22, 1}, {23, 1}, {24, 0},
                                          {25, 1}, {26, 0},  {35, 1},  {40, 0}, {41, 1}, {42, 2}};
     REQUIRE(v);
-    model = bpe_write(v, &size, why, sizeof why);
+    unsigned char *model = bpe_write(v, &size, why, sizeof why);
     REQUIRE(model);
-    n = find_field(model, size, 2, &at);
+    size_t n = find_field(model, size, 2, &at);
     REQUIRE(n != SIZE_MAX);
-    for (i = 0; i < COUNT(expected); i++)
+    for (size_t i = 0; i < COUNT(expected); i++)
         CHECK(find_field(model + at, n, expected[i][0], &unused) == expected[i][1]);
     n = find_field(model, size, 3, &at);
     REQUIRE(n != SIZE_MAX);
@@ -495,36 +511,19 @@ TEST(file_specs) {
     CHECK(live_allocations == 0);
 }
 
-/* ---- encoding with what was learnt ---- */
-
-static int round_trips(const ml_tokenizer *t, const char *text, size_t n, size_t *n_ids) {
-    size_t work_size = ml_encode_size(n), n_decoded = 0;
-    void *work = malloc(work_size);
-    char *decoded = (char *)malloc(n + 1);
-    const int32_t *ids = NULL;
-    int same;
-    if (!work || !decoded) exit(2);
-    same = ml_encode(t, text, n, 0, work, work_size, &ids, n_ids, NULL) == ML_OK &&
-           ml_decode(t, ids, *n_ids, decoded, n + 1, &n_decoded, NULL) == ML_OK && n_decoded == n &&
-           (!n || memcmp(decoded, text, n) == 0);
-    free(work);
-    free(decoded);
-    return same;
-}
+/* ---- encoding with what was learned ---- */
 
 TEST(anything_comes_back) {
     bpe_vocabulary *v = train(sample, 350);
-    ml_tokenizer *t;
     ml_random random;
     size_t n_ids;
-    int round;
     REQUIRE(v);
-    t = load(v);
+    ml_tokenizer *t = load(v);
     REQUIRE(t);
     CHECK(round_trips(t, sample, sizeof sample - 1, &n_ids) && n_ids < sizeof sample * 2 / 3);
     CHECK(round_trips(t, "", 0, &n_ids) && n_ids == 0);
     ml_random_seed(&random, 4);
-    for (round = 0; round < 1000; round++) {
+    for (int round = 0; round < 1000; round++) {
         char text[300];
         size_t i, n = (size_t)(ml_random_u64(&random) % sizeof text);
         for (i = 0; i < n; i++) {
@@ -575,17 +574,15 @@ TEST(deterministic) {
 
 /* Every size from the least to the largest is met exactly, and each is the beginning of the next. */
 TEST(sizes) {
-    int least, most, size;
-    bpe_vocabulary *full;
     CHECK(!train(sample, 10) && strstr(why, "too small"));
-    least = size_in_sentence(" need ");
+    int least = size_in_sentence(" need ");
     CHECK(!train(sample, 5000) && strstr(why, "5000"));
-    most = size_in_sentence("at most ");
+    int most = size_in_sentence("at most ");
     REQUIRE(least > BPE_FIRST && most > least);
     CHECK(!train(sample, least - 1) && !train(sample, most + 1));
-    full = train(sample, most);
+    bpe_vocabulary *full = train(sample, most);
     REQUIRE(full);
-    for (size = least; size <= most; size += 7) {
+    for (int size = least; size <= most; size += 7) {
         bpe_vocabulary *v = train(sample, size);
         int i;
         REQUIRE(v);
@@ -603,9 +600,8 @@ TEST(wrong_settings) {
     bpe_text text = {"abc", 3};
     bpe_desc desc;
     static const int sizes[] = {0, -1, INT_MIN, 259, BPE_MAX_PIECES + 1, INT_MAX};
-    size_t i;
     memset(&desc, 0, sizeof desc);
-    for (i = 0; i < COUNT(sizes); i++) {
+    for (size_t i = 0; i < COUNT(sizes); i++) {
         desc.vocab_size = sizes[i];
         CHECK(!bpe_train(&desc, &text, 1, why, sizeof why));
         CHECK(strstr(why, sizes[i] > BPE_MAX_PIECES ? "too large" : "too small"));
@@ -643,10 +639,9 @@ TEST(no_text) {
 
 static void train_and_load(const char *data, size_t size) {
     bpe_vocabulary *v = train_fully(data, size);
-    ml_tokenizer *t;
     size_t n_ids;
     REQUIRE(v);
-    t = load(v);
+    ml_tokenizer *t = load(v);
     REQUIRE(t);
     if (size > 10000) size = 10000;
     CHECK(round_trips(t, data, size, &n_ids));
@@ -654,7 +649,7 @@ static void train_and_load(const char *data, size_t size) {
     bpe_free(v);
 }
 
-/* Bytes that are no UTF-8 get no piece, wherever they stand; all sequences of two bytes come along. */
+/* Bytes that are no UTF-8 get no piece, wherever they are; all sequences of two bytes are included. */
 TEST(invalid_utf8) {
     static const struct {
         const char *text;
@@ -680,15 +675,14 @@ TEST(invalid_utf8) {
                  {"\xF0\x9F\x99zz", 2},
                  {"\xC3\xC3\xA9", 2}};
     char bytes[3 * 65536];
-    size_t i;
-    for (i = 0; i < COUNT(texts); i++) {
+    for (size_t i = 0; i < COUNT(texts); i++) {
         bpe_vocabulary *v = train_fully(texts[i].text, strlen(texts[i].text));
         REQUIRE(v);
         CHECK(v->n_chars == texts[i].n_chars);
         if (v->n_chars != texts[i].n_chars) printf("  text %d\n", (int)i);
         bpe_free(v);
     }
-    for (i = 0; i < 65536; i++)
+    for (size_t i = 0; i < 65536; i++)
         bytes[3 * i] = (char)(i >> 8), bytes[3 * i + 1] = (char)i, bytes[3 * i + 2] = ' ';
     train_and_load(bytes, sizeof bytes);
     CHECK(live_allocations == 0);
@@ -699,15 +693,14 @@ TEST(long_words) {
     enum { SIZE = 60000 };
     char *text = (char *)malloc(SIZE);
     ml_random random;
-    int i;
     REQUIRE(text);
     memset(text, 'a', SIZE);
     train_and_load(text, SIZE);
     ml_random_seed(&random, 5);
-    for (i = 0; i < SIZE; i++) text[i] = (char)('a' + ml_random_u64(&random) % 2);
+    for (int i = 0; i < SIZE; i++) text[i] = (char)('a' + ml_random_u64(&random) % 2);
     train_and_load(text, SIZE);
-    for (i = 0; i < SIZE; i++) text[i] = (char)ml_random_u64(&random);
-    for (i = 0; i + 2 < SIZE; i++)
+    for (int i = 0; i < SIZE; i++) text[i] = (char)ml_random_u64(&random);
+    for (int i = 0; i + 2 < SIZE; i++)
         if (memcmp(text + i, MARK, 3) == 0) text[i] = 'x';
     train_and_load(text, SIZE);
     free(text);
@@ -739,13 +732,11 @@ TEST(out_of_memory) {
 
 static char *read_file(const char *path, size_t *size) {
     FILE *file = fopen(path, "rb");
-    char *data;
-    long n;
     if (!file) exit(2);
     fseek(file, 0, SEEK_END);
-    n = ftell(file);
+    long n = ftell(file);
     rewind(file);
-    data = (char *)malloc((size_t)n + 1);
+    char *data = (char *)malloc((size_t)n + 1);
     if (!data || fread(data, 1, (size_t)n, file) != (size_t)n) exit(2);
     fclose(file);
     *size = (size_t)n;
@@ -761,27 +752,24 @@ TEST(real_text) {
     const char *valid = shared_path("text/tinystories-valid-10k-lines.txt");
     bpe_text texts[2];
     bpe_desc desc;
-    bpe_vocabulary *v;
-    ml_tokenizer *t;
     uint64_t hash = BPE_HASH_SEED;
     size_t n_ids;
-    int i;
     if (!head || !valid) SKIP("no public text");
     texts[0].data = read_file(head, &texts[0].size);
     texts[1].data = read_file(valid, &texts[1].size);
     memset(&desc, 0, sizeof desc);
     desc.vocab_size = 1024;
-    v = bpe_train(&desc, texts, 2, why, sizeof why);
+    bpe_vocabulary *v = bpe_train(&desc, texts, 2, why, sizeof why);
     REQUIRE(v);
-    for (i = 0; i < v->n_pieces; i++) {
+    for (int i = 0; i < v->n_pieces; i++) {
         hash = bpe_hash(hash, (const unsigned char *)v->pieces[i].text, (size_t)v->pieces[i].size);
         hash = bpe_hash(hash, (const unsigned char *)"\n", 1);
     }
     CHECK(v->n_pieces == 1024 && hash == 0x098fea0dc4eabbe9u);
     CHECK(piece_is(v, 259, "he") && piece_is(v, 260, MARK "t") && piece_is(v, 265, MARK "the"));
-    t = load(v);
+    ml_tokenizer *t = load(v);
     REQUIRE(t);
-    for (i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++) {
         CHECK(round_trips(t, texts[i].data, texts[i].size, &n_ids));
         CHECK((double)texts[i].size / (double)n_ids > 2.9);
         free((char *)(uintptr_t)texts[i].data);

@@ -1,8 +1,7 @@
 /* Number formats: every F16 and BF16 against arithmetic in doubles, rounding at every boundary, the two block
-   formats against their definitions, and ml_convert. */
+   formats against their definitions, and ml_type_convert. */
 #define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-#include "test.h"
+#include "preamble.h"
 
 /* ---- F16 and BF16 ---- */
 
@@ -119,7 +118,7 @@ TEST(type_table) {
         CHECK(mli_type_from_gguf(rows[i].gguf) == rows[i].type);
         CHECK(mli_type(rows[i].type)->gguf == rows[i].gguf);
         CHECK(ml_type_block(rows[i].type) == rows[i].block);
-        CHECK(ml_row_bytes(rows[i].type, 96) == 96 / rows[i].block * rows[i].bytes);
+        CHECK(ml_type_row_bytes(rows[i].type, 96) == 96 / rows[i].block * rows[i].bytes);
     }
     CHECK(ml_type_from_name("q8_0") == ML_Q8_0);
     CHECK(ml_type_from_name("bF16") == ML_BF16);
@@ -138,13 +137,13 @@ TEST(type_table) {
 }
 
 TEST(row_bytes) {
-    CHECK(ml_row_bytes(ML_Q8_0, 64) == 68);
-    CHECK(ml_row_bytes(ML_Q4_0, 64) == 36);
-    CHECK(ml_row_bytes(ML_Q8_0, 33) == 0);
-    CHECK(ml_row_bytes(ML_Q4_0, 16) == 0);
-    CHECK(ml_row_bytes(ML_TYPE_NONE, 4) == 0);
-    CHECK(ml_row_bytes(ML_F64, SIZE_MAX / 4) == 0); /* cannot be counted */
-    CHECK(ml_row_bytes(ML_U8, SIZE_MAX) == SIZE_MAX);
+    CHECK(ml_type_row_bytes(ML_Q8_0, 64) == 68);
+    CHECK(ml_type_row_bytes(ML_Q4_0, 64) == 36);
+    CHECK(ml_type_row_bytes(ML_Q8_0, 33) == 0);
+    CHECK(ml_type_row_bytes(ML_Q4_0, 16) == 0);
+    CHECK(ml_type_row_bytes(ML_TYPE_NONE, 4) == 0);
+    CHECK(ml_type_row_bytes(ML_F64, SIZE_MAX / 4) == 0); /* cannot be counted */
+    CHECK(ml_type_row_bytes(ML_U8, SIZE_MAX) == SIZE_MAX);
 }
 
 /* ---- blocks ---- */
@@ -274,7 +273,7 @@ TEST(strange_numbers) {
     }
 }
 
-/* ---- ml_convert ---- */
+/* ---- ml_type_convert ---- */
 
 enum { COUNT = 832 }; /* a multiple of 32, and not of the conversion's internal portions */
 
@@ -308,7 +307,7 @@ static void make_source(ml_type type, uint8_t *bytes) {
     if (type <= ML_Q4_0) {
         static float aligned[COUNT];
         mli_quantize_row(type, floats, aligned, COUNT);
-        memcpy(bytes, aligned, ml_row_bytes(type, COUNT));
+        memcpy(bytes, aligned, ml_type_row_bytes(type, COUNT));
     }
 }
 
@@ -324,10 +323,10 @@ TEST(convert_pairs) {
     for (from = ML_F32; from < ML_TYPE_COUNT; from++) {
         make_source((ml_type)from, src + 1);
         for (to = ML_F32; to <= ML_Q4_0; to++) {
-            size_t bytes = ml_row_bytes((ml_type)to, COUNT);
+            size_t bytes = ml_type_row_bytes((ml_type)to, COUNT);
             double bound = tolerance[to] + (from <= ML_Q4_0 && from != to ? tolerance[from] * 1.2 : 0);
             memset(dst, 0xa5, sizeof dst);
-            CHECK(ml_convert((ml_type)to, dst + 1, (ml_type)from, src + 1, COUNT) == ML_OK);
+            CHECK(ml_type_convert((ml_type)to, dst + 1, (ml_type)from, src + 1, COUNT) == ML_OK);
             CHECK(dst[0] == 0xa5 && dst[bytes + 1] == 0xa5);
             memcpy(aligned, dst + 1, bytes);
             mli_dequantize_row((ml_type)to, aligned, floats, COUNT);
@@ -337,8 +336,8 @@ TEST(convert_pairs) {
     }
 }
 
-/* One rounding, not two: numbers just above the middle between two neighbours, where rounding to F32 on the
-   way would land on the middle and then go to the even neighbour below. */
+/* One rounding, not two: numbers just above the middle between two neighbors, where rounding to F32 on the
+   way would land on the middle and then go to the even neighbor below. */
 TEST(convert_rounds_once) {
     double f64[4];
     int32_t i32 = (1 << 30) + (1 << 22) + 1; /* BF16 has steps of 2^23 there */
@@ -347,15 +346,15 @@ TEST(convert_rounds_once) {
     f64[1] = -f64[0];
     f64[2] = 1 + ldexp(1, -11);     /* the middle itself */
     f64[3] = 65520 - ldexp(1, -20); /* below the middle between the largest and infinity */
-    CHECK(ml_convert(ML_F16, half, ML_F64, f64, 4) == ML_OK);
+    CHECK(ml_type_convert(ML_F16, half, ML_F64, f64, 4) == ML_OK);
     CHECK(half[0] == 0x3c01 && half[1] == 0xbc01 && half[2] == 0x3c00 && half[3] == 0x7bff);
     f64[0] = 1 + ldexp(1, -8) + ldexp(1, -50);
     f64[1] = 1e300;
     f64[2] = -1e-300;
     f64[3] = (double)NAN;
-    CHECK(ml_convert(ML_BF16, half, ML_F64, f64, 4) == ML_OK);
+    CHECK(ml_type_convert(ML_BF16, half, ML_F64, f64, 4) == ML_OK);
     CHECK(half[0] == 0x3f81 && half[1] == 0x7f80 && half[2] == 0x8000 && (half[3] & 0x7fff) > 0x7f80);
-    CHECK(ml_convert(ML_BF16, half, ML_I32, &i32, 1) == ML_OK);
+    CHECK(ml_type_convert(ML_BF16, half, ML_I32, &i32, 1) == ML_OK);
     CHECK(half[0] == 0x4e81);
 }
 
@@ -363,26 +362,26 @@ TEST(convert_integers) {
     static const int64_t i64[3] = {INT64_MIN, INT64_MAX, (1 << 24) + 1};
     static const uint8_t bytes[2] = {128, 255};
     float f[3];
-    CHECK(ml_convert(ML_F32, f, ML_I64, i64, 3) == ML_OK);
+    CHECK(ml_type_convert(ML_F32, f, ML_I64, i64, 3) == ML_OK);
     CHECK(f[0] == -9223372036854775808.0f && f[1] == 9223372036854775808.0f && f[2] == 16777216.0f);
-    CHECK(ml_convert(ML_F32, f, ML_I8, bytes, 2) == ML_OK);
+    CHECK(ml_type_convert(ML_F32, f, ML_I8, bytes, 2) == ML_OK);
     CHECK(f[0] == -128 && f[1] == -1);
-    CHECK(ml_convert(ML_F32, f, ML_U8, bytes, 2) == ML_OK);
+    CHECK(ml_type_convert(ML_F32, f, ML_U8, bytes, 2) == ML_OK);
     CHECK(f[0] == 128 && f[1] == 255);
 }
 
 TEST(convert_refuses) {
     float x[64] = {0};
     uint8_t out[256] = {0};
-    CHECK(ml_convert(ML_Q8_0, out, ML_F32, x, 33) == ML_ERROR_ARGUMENT);
-    CHECK(ml_convert(ML_F32, x, ML_Q4_0, out, 16) == ML_ERROR_ARGUMENT);
-    CHECK(ml_convert(ML_I32, out, ML_F32, x, 4) == ML_ERROR_ARGUMENT);
-    CHECK(ml_convert(ML_TYPE_NONE, out, ML_F32, x, 4) == ML_ERROR_ARGUMENT);
-    CHECK(ml_convert(ML_F32, out, ML_TYPE_NONE, x, 4) == ML_ERROR_ARGUMENT);
-    CHECK(ml_convert(ML_F32, out, (ml_type)ML_TYPE_COUNT, x, 4) == ML_ERROR_ARGUMENT);
-    CHECK(ml_convert(ML_F32, NULL, ML_F16, x, 4) == ML_ERROR_ARGUMENT);
-    CHECK(ml_convert(ML_F32, out, ML_F16, NULL, 4) == ML_ERROR_ARGUMENT);
-    CHECK(ml_convert(ML_F32, NULL, ML_F16, NULL, 0) == ML_OK);
+    CHECK(ml_type_convert(ML_Q8_0, out, ML_F32, x, 33) == ML_ERROR_ARGUMENT);
+    CHECK(ml_type_convert(ML_F32, x, ML_Q4_0, out, 16) == ML_ERROR_ARGUMENT);
+    CHECK(ml_type_convert(ML_I32, out, ML_F32, x, 4) == ML_ERROR_ARGUMENT);
+    CHECK(ml_type_convert(ML_TYPE_NONE, out, ML_F32, x, 4) == ML_ERROR_ARGUMENT);
+    CHECK(ml_type_convert(ML_F32, out, ML_TYPE_NONE, x, 4) == ML_ERROR_ARGUMENT);
+    CHECK(ml_type_convert(ML_F32, out, (ml_type)ML_TYPE_COUNT, x, 4) == ML_ERROR_ARGUMENT);
+    CHECK(ml_type_convert(ML_F32, NULL, ML_F16, x, 4) == ML_ERROR_ARGUMENT);
+    CHECK(ml_type_convert(ML_F32, out, ML_F16, NULL, 4) == ML_ERROR_ARGUMENT);
+    CHECK(ml_type_convert(ML_F32, NULL, ML_F16, NULL, 0) == ML_OK);
 }
 
 int main(void) {

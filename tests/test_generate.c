@@ -1,33 +1,34 @@
 /* Sampling and generation. */
 #define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
+#include "preamble.h"
 #include "shared.h"
 
-/* ---- the sampler, on distributions that can be worked out by hand ---- */
+/* ---- the sampler, on distributions that are easy to compute by hand ---- */
 
 #define N_DRAWS 20000
 
 /* Draws many times from the given probabilities; share[i] is how often token i came. */
-static void draw_many(const ml_sampler *sampler, const float *p, int n, const int32_t *history, int n_history,
-                      double *share) {
+static void draw_many(const ml_sampler *sampler, const float *p, int n, double *share) {
     ml_random random;
+    ml_sampler seeded = *sampler;
     float logits[64];
     ml_candidate work[64];
     int i, j;
     ml_random_seed(&random, 42);
+    seeded.random = &random;
     for (i = 0; i < n; i++) share[i] = 0;
     for (j = 0; j < N_DRAWS; j++) {
         for (i = 0; i < n; i++) logits[i] = logf(p[i]) + 3; /* softmax undoes any shift */
-        share[ml_sample(sampler, &random, logits, n, history, n_history, work)] += 1.0 / N_DRAWS;
+        share[ml_sampler_sample(&seeded, logits, n, NULL, work)] += 1.0 / N_DRAWS;
     }
 }
 
-/* Each expected share; 5 standard deviations of a share of 20000 draws are below 0.018. */
+/* Checks each share; 5 standard deviations of a share of 20000 draws are below 0.018. */
 static void check_shares(const ml_sampler *sampler, const double *expected) {
     static const float p[6] = {0.05f, 0.4f, 0.02f, 0.3f, 0.2f, 0.03f};
     double share[6];
     int i;
-    draw_many(sampler, p, 6, NULL, 0, share);
+    draw_many(sampler, p, 6, share);
     for (i = 0; i < 6; i++) {
         if (expected[i] == 0)
             CHECK(share[i] == 0);
@@ -41,7 +42,7 @@ TEST(greedy_takes_the_most_likely) {
     float logits[5] = {0.5f, 2, -1, 2, 1};
     ml_candidate work[5];
     memset(&sampler, 0, sizeof sampler);
-    CHECK(ml_sample(&sampler, NULL, logits, 5, NULL, 0, work) == 1);
+    CHECK(ml_sampler_sample(&sampler, logits, 5, NULL, work) == 1);
 }
 
 TEST(temperature_sharpens_and_flattens) {
@@ -52,7 +53,7 @@ TEST(temperature_sharpens_and_flattens) {
     memset(&sampler, 0, sizeof sampler);
     sampler.temperature = 1;
     check_shares(&sampler, plain);
-    sampler.temperature = 0.5f; /* p^(1/T), renormalised */
+    sampler.temperature = 0.5f; /* p^(1/T), renormalized */
     for (i = 0; i < 6; i++) sum += plain[i] * plain[i];
     for (i = 0; i < 6; i++) squared[i] = plain[i] * plain[i] / sum;
     check_shares(&sampler, squared);
@@ -69,7 +70,7 @@ TEST(filters_keep_what_they_should) {
     sampler.top_k = 2;
     check_shares(&sampler, two);
     sampler.top_k = 0;
-    sampler.top_p = 0.8f; /* 0.4 + 0.3 is short of it, with 0.2 it is reached */
+    sampler.top_p = 0.8f; /* 0.4 + 0.3 is less, with 0.2 it is reached */
     check_shares(&sampler, three);
     sampler.top_p = 0;
     sampler.min_p = 0.6f; /* of 0.4: drops below 0.24 */
@@ -89,19 +90,20 @@ TEST(filters_keep_what_they_should) {
 TEST(repetition_penalty_weakens_what_was_seen) {
     ml_sampler sampler;
     float logits[4];
-    int32_t history[5] = {2, 1, 1, 1, 0};
+    static const int32_t seen[5] = {2, 1, 1, 1, 0};
+    const ml_tokens history = {seen, 5};
     ml_candidate work[4];
     memset(&sampler, 0, sizeof sampler);
     sampler.repetition_penalty = 2;
     logits[0] = -1, logits[1] = 3, logits[2] = 2, logits[3] = 0.5f;
-    CHECK(ml_sample(&sampler, NULL, logits, 4, history, 5, work) == 1); /* 3 / 2, still the largest */
+    CHECK(ml_sampler_sample(&sampler, logits, 4, &history, work) == 1); /* 3 / 2, still the largest */
     CHECK_NEAR(logits[0], -2, 1e-6, 0);                                 /* negative logits are multiplied */
     CHECK_NEAR(logits[1], 1.5, 1e-6, 0);                                /* once, though seen three times */
     CHECK_NEAR(logits[2], 1, 1e-6, 0);
     CHECK_NEAR(logits[3], 0.5, 0, 0);
     sampler.repetition_window = 4; /* token 2 has left the window */
     logits[0] = -1, logits[1] = 3, logits[2] = 2, logits[3] = 0.5f;
-    CHECK(ml_sample(&sampler, NULL, logits, 4, history, 5, work) == 2);
+    CHECK(ml_sampler_sample(&sampler, logits, 4, &history, work) == 2);
 }
 
 /* A long, random distribution: the sets kept by top-k and top-p are those of a plain sort. */
@@ -142,11 +144,12 @@ TEST(hostile_logits_do_no_harm) {
     memset(&sampler, 0, sizeof sampler);
     sampler.temperature = 1;
     sampler.top_p = 0.9f;
+    sampler.random = &random;
     for (kind = 0; kind < 4; kind++) {
         int32_t id;
         for (i = 0; i < 8; i++)
             logits[i] = kind == 0 ? NAN : kind == 1 ? INFINITY : kind == 2 ? -INFINITY : 1e38f;
-        id = ml_sample(&sampler, &random, logits, 8, NULL, 0, work);
+        id = ml_sampler_sample(&sampler, logits, 8, NULL, work);
         CHECK(id >= 0 && id < 8);
     }
 }
@@ -170,14 +173,14 @@ static int collect(void *user, int32_t id, const char *text, size_t n) {
 
 static ml_model *stories(ml_norm norm, ml_mask mask) {
     const char *path = shared_path("models/stories260K.pt");
-    ml_load_desc load;
+    ml_model_load_desc load;
     ml_model *model = NULL;
     ml_error error;
     memset(&load, 0, sizeof load);
     load.norm = norm;
     load.mask = mask;
     load.tokenizer = shared_path("models/tok512.bin");
-    if (path && load.tokenizer && ml_load(path, &load, &model, &error)) printf("%s\n", error.text);
+    if (path && load.tokenizer && ml_model_load(path, &load, &model, &error)) printf("%s\n", error.text);
     return model;
 }
 
@@ -220,14 +223,14 @@ TEST(greedy_text_is_pytorchs) {
         int i, n_ids = 0;
         memset(&desc, 0, sizeof desc);
         memset(&c, 0, sizeof c);
-        REQUIRE(model && ml_session_new(model, NULL, NULL, &session, &error) == ML_OK);
+        REQUIRE(model && ml_session_new(model, NULL, &session, &error) == ML_OK);
         for (i = 0; ids[i]; i++) n_ids += ids[i] == ' ';
         n_ids++;
         desc.prompt = prompt;
         desc.on_token = collect;
         desc.user = &c;
         desc.max_new_tokens = 75;
-        REQUIRE(ml_generate(session, &desc, &made, &error) == ML_OK);
+        REQUIRE(ml_session_generate(session, &desc, &made, &error) == ML_OK);
         CHECK(made.n_prompt + made.n_new == n_ids);
         for (i = 0; i < n_ids && i < made.n_prompt + c.n; i++) {
             int32_t id = (int32_t)strtol(ids, &ids, 10);
@@ -235,7 +238,7 @@ TEST(greedy_text_is_pytorchs) {
         }
         CHECK(strncmp(text, prompt, strlen(prompt)) == 0 && strcmp(text + strlen(prompt), c.text) == 0);
         ml_session_free(session);
-        ml_free(model);
+        ml_model_free(model);
         n_lines++;
     }
     fclose(file);
@@ -256,36 +259,38 @@ TEST(greedy_story_is_llama2cs) {
     desc.max_new_tokens = 200;
     desc.on_token = collect;
     desc.user = &c;
-    REQUIRE(ml_session_new(model, NULL, NULL, &session, NULL) == ML_OK);
-    CHECK(ml_generate(session, &desc, NULL, NULL) == ML_OK);
+    REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
+    CHECK(ml_session_generate(session, &desc, NULL, NULL) == ML_OK);
     for (i = 0; i < c.length; i++) hash = (hash ^ (unsigned char)c.text[i]) * 0x100000001b3u;
     CHECK(c.length == 464);
     CHECK(hash == 0x7b55aec7519f96abu);
     CHECK(strncmp(c.text, "Once upon a time, there was a little girl named Lily.", 53) == 0);
     ml_session_free(session);
-    ml_free(model);
+    ml_model_free(model);
 }
 
 /* ---- stops, limits and sliding: a random model without tokenizer is enough ---- */
 
 static ml_model *random_model(void) {
-    ml_config c;
+    ml_model_create_desc desc;
+    ml_config *c = &desc.config;
     ml_random random;
     ml_model *model = NULL;
-    memset(&c, 0, sizeof c);
-    c.dim = 32;
-    c.hidden_dim = 64;
-    c.n_layers = 2;
-    c.n_heads = c.n_kv_heads = 4;
-    c.vocab_size = 50;
-    c.max_seq_len = 24;
-    c.norm = ML_NORM_RMS;
-    c.mask = ML_MASK_CAUSAL;
-    c.norm_eps = 1e-5f;
-    c.rope_theta = 10000;
-    c.rope_scale = 1;
+    memset(&desc, 0, sizeof desc);
+    c->dim = 32;
+    c->hidden_dim = 64;
+    c->n_layers = 2;
+    c->n_heads = c->n_kv_heads = 4;
+    c->vocab_size = 50;
+    c->max_seq_len = 24;
+    c->norm = ML_NORM_RMS;
+    c->mask = ML_MASK_CAUSAL;
+    c->norm_eps = 1e-5f;
+    c->rope_theta = 10000;
+    c->rope_scale = 1;
     ml_random_seed(&random, 4);
-    ml_create(&c, ML_F32, &random, NULL, &model, NULL);
+    desc.random = &random;
+    ml_model_create(&desc, &model, NULL);
     return model;
 }
 
@@ -298,51 +303,51 @@ TEST(stops_where_it_should) {
     ml_random random;
     ml_error error;
     collected c;
-    REQUIRE(model && ml_session_new(model, NULL, NULL, &session, NULL) == ML_OK);
+    REQUIRE(model && ml_session_new(model, NULL, &session, NULL) == ML_OK);
     memset(&desc, 0, sizeof desc);
     memset(&c, 0, sizeof c);
-    desc.prompt_ids = prompt;
-    desc.n_prompt_ids = 3;
+    desc.prompt_ids.ids = prompt;
+    desc.prompt_ids.n = 3;
     desc.on_token = collect;
     desc.user = &c;
-    CHECK(ml_generate(session, &desc, &made, &error) == ML_OK); /* until the context is full */
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK); /* until the context is full */
     CHECK(made.n_prompt == 3 && made.n_new == 21 && made.stop == ML_STOP_LENGTH && c.n == 21);
     c.n = 0;
     c.stop_after = 5;
-    CHECK(ml_generate(session, &desc, &made, &error) == ML_OK);
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
     CHECK(made.n_new == 5 && made.stop == ML_STOP_CALLER);
     desc.max_new_tokens = 22;
-    CHECK(ml_generate(session, &desc, &made, &error) == ML_ERROR_CONTEXT);
-    desc.n_prompt_ids = 24;
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_CONTEXT);
+    desc.prompt_ids.n = 24;
     desc.max_new_tokens = 0;
-    CHECK(ml_generate(session, &desc, &made, &error) == ML_OK && made.n_new == 0);
-    desc.n_prompt_ids = 0;
-    CHECK(ml_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT);
-    desc.n_prompt_ids = 3;
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK && made.n_new == 0);
+    desc.prompt_ids.n = 0;
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT);
+    desc.prompt_ids.n = 3;
     desc.sampler.temperature = 1;
-    CHECK(ml_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT); /* no ml_random */
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT); /* no ml_random */
     desc.sampler.temperature = 0;
     desc.prompt = "text";
-    CHECK(ml_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT); /* no tokenizer */
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT); /* no tokenizer */
     CHECK(strstr(error.text, "tokenizer") != NULL);
     /* the same seed gives the same text */
     desc.prompt = NULL;
     desc.sampler.temperature = 1;
-    desc.random = &random;
+    desc.sampler.random = &random;
     c.stop_after = 0;
     {
         collected again;
         memset(&c, 0, sizeof c);
         memset(&again, 0, sizeof again);
         ml_random_seed(&random, 5);
-        CHECK(ml_generate(session, &desc, &made, &error) == ML_OK);
+        CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
         desc.user = &again;
         ml_random_seed(&random, 5);
-        CHECK(ml_generate(session, &desc, &made, &error) == ML_OK);
+        CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
         CHECK(c.n == 21 && memcmp(c.ids, again.ids, sizeof c.ids) == 0);
     }
     ml_session_free(session);
-    ml_free(model);
+    ml_model_free(model);
 }
 
 /* Sliding: what is written after the context is full equals a fresh session that is given bos and the kept half. */
@@ -355,17 +360,17 @@ TEST(slides_when_told_to) {
     const float *logits;
     collected c;
     int i, n_kept;
-    REQUIRE(model && ml_session_new(model, NULL, NULL, &session, NULL) == ML_OK);
-    REQUIRE(ml_session_new(model, NULL, NULL, &fresh, NULL) == ML_OK);
+    REQUIRE(model && ml_session_new(model, NULL, &session, NULL) == ML_OK);
+    REQUIRE(ml_session_new(model, NULL, &fresh, NULL) == ML_OK);
     memset(&desc, 0, sizeof desc);
     memset(&c, 0, sizeof c);
-    desc.prompt_ids = prompt;
-    desc.n_prompt_ids = 3;
+    desc.prompt_ids.ids = prompt;
+    desc.prompt_ids.n = 3;
     desc.max_new_tokens = 100;
     desc.on_token = collect;
     desc.user = &c;
     desc.overflow = ML_OVERFLOW_SLIDE;
-    REQUIRE(ml_generate(session, &desc, &made, NULL) == ML_OK);
+    REQUIRE(ml_session_generate(session, &desc, &made, NULL) == ML_OK);
     CHECK(made.n_new == 100 && c.n == 100);
     memcpy(all, prompt, sizeof prompt);
     memcpy(all + 3, c.ids, 100 * sizeof *all);
@@ -374,14 +379,14 @@ TEST(slides_when_told_to) {
     kept[0] = 1;
     memcpy(kept + 1, all + 24 - n_kept, (size_t)n_kept * sizeof *kept);
     kept[n_kept + 1] = all[24];
-    REQUIRE(ml_eval(fresh, kept, n_kept + 2, &logits, NULL) == ML_OK);
+    REQUIRE(ml_session_eval(fresh, kept, n_kept + 2, &logits, NULL) == ML_OK);
     for (i = 25; i < 25 + 24 - (n_kept + 2); i++) {
         CHECK(mli_argmax(logits, 50) == all[i]);
-        REQUIRE(ml_eval(fresh, all + i, 1, &logits, NULL) == ML_OK);
+        REQUIRE(ml_session_eval(fresh, all + i, 1, &logits, NULL) == ML_OK);
     }
     ml_session_free(session);
     ml_session_free(fresh);
-    ml_free(model);
+    ml_model_free(model);
 }
 
 int main(void) {

@@ -1,39 +1,51 @@
 /* Every operation's backward against central differences of the same operation written plainly in doubles.
 
-   With a random dy, L(x) = sum(dy * op(x)); its derivative along any direction is (L(x + h d) - L(x - h d)) / 2h. In doubles
-   with h = 1e-5 the cut-off terms, of h^2, and the rounding, of 1e-16 / h, both stay near 1e-10, so that what is seen is the
-   error of the library's float gradients alone: some 1e-7 for each rounding, a few times more in long sums. Single numbers
-   are held against the largest of their gradient, directions against its length: TOLERANCE of that. */
+   With a random dy, L(x) = sum(dy * op(x)); its derivative along any direction is (L(x + h d) - L(x - h d)) / 2h. In
+   doubles with h = 1e-5 the truncation error, of h^2, and the rounding error, of 1e-16 / h, both stay near 1e-10, so
+   that what remains is the error of the library's float gradients alone: about 1e-7 for each rounding, a few times
+   more in long sums. Single numbers are compared relative to the largest of their gradient, directions relative to
+   its length: TOLERANCE of that. */
 #define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-#include "test.h"
+#include "preamble.h"
 
 #define TOLERANCE 1e-5
 #define STEP 1e-5
 
+/* Sizes inside the library; the shapes below are multiples of them and not. */
+enum {
+    QUERY_BLOCK = 64, /* queries of a tile of attention */
+    LOSS_ROWS = 256,  /* rows of logits that exist at a time */
+    MAX_WEIGHTS = 3,  /* that share an input */
+    ALIGNMENT = 64    /* bytes, of everything on a graph */
+};
+
+static double larger(double a, double b) { return a > b ? a : b; }
+
 /* ---- a problem: an operation, what goes in, and the gradient that comes out ---- */
 
-typedef enum role {
-    ACTIVATION, /* made on the graph, where its gradient takes its place */
-    STREAM,     /* stands apart from its gradient, which is added to */
-    WEIGHT,     /* of the caller's; its gradient is added to */
+typedef enum variable_role {
+    ACTIVATION, /* made on the graph; its gradient overwrites it */
+    STREAM,     /* in other memory than its gradient, which is added to */
+    WEIGHT,     /* owned by the caller; its gradient is added to */
     FROZEN      /* a weight without a gradient */
-} role;
+} variable_role;
 
 typedef struct variable {
     const char *name;
-    role role;
+    variable_role role;
     int rows, cols;
     size_t n;
     float *given;  /* what the library computes with ... */
     double *exact; /* ... and the plain operation: the same numbers, until a difference is taken */
     float *grad;
-    ml_tensor at; /* where it stood in the last pass */
+    ml_tensor at; /* where it was in the last pass */
 } variable;
 
-#define MAX_LAYERS 2
-#define MAX_VARIABLES (MLI_GLOBAL_SLOTS + MAX_LAYERS * MLI_LAYER_SLOTS)
-#define MAX_OUTPUTS 3
+enum {
+    MAX_LAYERS = 2,
+    MAX_VARIABLES = MAX_LAYERS * (int)(sizeof mli_params / sizeof *mli_params), /* or fewer */
+    MAX_OUTPUTS = 3
+};
 
 typedef struct problem {
     /* computes on the graph, names the outputs by output(), and returns the loss if it is one */
@@ -50,15 +62,15 @@ typedef struct problem {
     double tolerance, forward_tolerance;
     ml_random random;
 
-    /* what single operations need besides */
+    /* what single operations need in addition */
     ml_config config;
     mli_rows rows;
     int32_t starts[8], *index;
-    int n, n_weights, rank, checkpointing;
+    int n, n_weights, rank, checkpointing, recorded;
     float scale, p;
     float *rope;
     ml_pooling pooling;
-    const void *quantised;
+    const void *quantized;
     ml_model model;
     ml_tensor tensors[MAX_VARIABLES];
 } problem;
@@ -70,7 +82,8 @@ static void *allocate(size_t n, size_t size) {
 }
 
 /* A variable of random numbers. */
-static variable *add(problem *p, const char *name, role as, int rows, int cols, double mean, double sd) {
+static variable *add(problem *p, const char *name, variable_role as, int rows, int cols, double mean,
+                     double sd) {
     variable *v = &p->v[p->n_variables++];
     size_t i;
     v->name = name;
@@ -129,14 +142,15 @@ static void add_loss(problem *p) {
 /* Variable i as the operation's operand. */
 static ml_tensor operand(mli_graph *g, problem *p, int i) {
     variable *v = &p->v[i];
+    size_t rows = (size_t)v->rows, cols = (size_t)v->cols;
     if (v->role == ACTIVATION || v->role == STREAM) {
-        float *grad = v->role == STREAM ? (float *)mli_new(g, v->rows, v->cols).data : NULL;
-        v->at = mli_new(g, v->rows, v->cols);
+        float *grad = v->role == STREAM ? (float *)mli_new(g, rows, cols).data : NULL;
+        v->at = mli_new(g, rows, cols);
         if (grad) v->at.grad = grad;
         if (!mli_measuring(g)) memcpy(v->at.data, v->given, v->n * sizeof *v->given);
         if (grad && !mli_measuring(g)) memcpy(grad, v->given, v->n * sizeof *grad); /* something to add to */
     } else {
-        v->at = mli_tensor_at(v->given, v->rows, v->cols);
+        v->at = mli_tensor_at(v->given, rows, cols);
         v->at.grad = v->role == WEIGHT ? v->grad : NULL;
     }
     return v->at;
@@ -144,23 +158,23 @@ static ml_tensor operand(mli_graph *g, problem *p, int i) {
 
 static void output(problem *p, int j, ml_tensor t) { p->out[j] = t; }
 
-/* ---- running it on a graph of our own ---- */
+/* ---- running it on a graph ---- */
 
 #define CANARIES 256
 
 static unsigned char *with_canaries(size_t size, unsigned char **block) {
-    *block = (unsigned char *)allocate(size + 2 * CANARIES + MLI_ALIGN, 1);
-    memset(*block, 0xab, size + 2 * CANARIES + MLI_ALIGN);
+    *block = (unsigned char *)allocate(size + 2 * CANARIES + ALIGNMENT, 1);
+    memset(*block, 0xab, size + 2 * CANARIES + ALIGNMENT);
     {
         unsigned char *at = (unsigned char *)mli_align_up((uintptr_t)*block + CANARIES);
-        memset(at, 0xff, size); /* NaN, for whoever reads what was not written */
+        memset(at, 0xff, size); /* NaN, to find reads of what was not written */
         return at;
     }
 }
 
 static int canaries_live(const unsigned char *at, size_t size) {
     int i;
-    for (i = 1; i <= CANARIES - MLI_ALIGN; i++)
+    for (i = 1; i <= CANARIES - ALIGNMENT; i++)
         if (at[-i] != 0xab || at[size + (size_t)i - 1] != 0xab) return 0;
     return 1;
 }
@@ -170,7 +184,7 @@ static void tasks_backwards(void *user, int n_tasks, ml_task task, void *arg) {
     while (n_tasks-- > 0) task(arg, n_tasks);
 }
 
-/* Forward and backward `times` over, in exactly the memory that measuring asks for; gradients end in the variables. */
+/* Runs forward and backward `times` times in exactly the measured memory; gradients end in the variables. */
 static void run_passes(problem *p, int n_threads, int times) {
     ml_threads threads;
     mli_graph g;
@@ -185,7 +199,7 @@ static void run_passes(problem *p, int n_threads, int times) {
     g.taping = 1;
     g.checkpointing = p->checkpointing;
     p->forward(&g, p);
-    g.size = MLI_MAX(g.peak, g.used + g.recompute);
+    g.size = g.peak > g.used + g.recompute ? g.peak : g.used + g.recompute;
     g.memory = memory = with_canaries(g.size, &memory_block);
     g.work = work = with_canaries(g.work_size, &work_block);
     for (j = 0; j < p->n_variables; j++) memset(p->v[j].grad, 0, p->v[j].n * sizeof *p->v[j].grad);
@@ -198,7 +212,7 @@ static void run_passes(problem *p, int n_threads, int times) {
         p->plain(p, p->y);
         for (j = 0; j < p->n_outputs && !p->is_loss; j++) {
             double most = 1;
-            for (i = 0; i < p->n_out[j]; i++) most = MLI_MAX(most, fabs(p->y[j][i]));
+            for (i = 0; i < p->n_out[j]; i++) most = larger(most, fabs(p->y[j][i]));
             for (i = 0; i < p->n_out[j]; i++)
                 CHECK_NEAR(((float *)p->out[j].data)[i], p->y[j][i], p->forward_tolerance * most, 0);
             for (i = 0; i < p->n_out[j]; i++) p->out[j].grad[i] = (float)p->dy[j][i];
@@ -237,7 +251,7 @@ static void check_gradient(problem *p, variable *v, int most) {
     for (i = 0; i < v->n; i++) {
         double grad = (double)v->grad[i];
         CHECK(grad - grad == 0);
-        largest = MLI_MAX(largest, fabs(grad));
+        largest = larger(largest, fabs(grad));
         length += grad * grad;
     }
     length = sqrt(length);
@@ -265,8 +279,8 @@ static void check_gradient(problem *p, variable *v, int most) {
     free(along);
 }
 
-/* The whole of it: gradients are right; three threads give the same bits; a second pass adds as much again to weights, and
-   writes the same to activations. */
+/* Everything: gradients are right; three threads give the same bits; a second pass adds as much again to
+   weights, and writes the same to activations. */
 static void check_problem(problem *p, int most) {
     float *first[MAX_VARIABLES];
     size_t i;
@@ -285,9 +299,9 @@ static void check_problem(problem *p, int most) {
     for (j = 0; j < p->n_variables; j++) {
         variable *v = &p->v[j];
         double largest = 0;
-        for (i = 0; i < v->n; i++) largest = MLI_MAX(largest, fabs((double)first[j][i]));
+        for (i = 0; i < v->n; i++) largest = larger(largest, fabs((double)first[j][i]));
         for (i = 0; i < v->n; i++) {
-            if (v->role == WEIGHT) /* sums begun elsewhere round elsewhere */
+            if (v->role == WEIGHT) /* a sum that starts at another value rounds differently */
                 CHECK_NEAR(v->grad[i], 2 * (double)first[j][i], 2e-6 * largest, 0);
             else
                 CHECK(v->grad[i] == first[j][i]);
@@ -322,7 +336,7 @@ TEST(swiglu) {
         p.plain = swiglu_plain;
         add(&p, "gate", ACTIVATION, shapes[s][0], shapes[s][1], 0, 2);
         add(&p, "up", ACTIVATION, shapes[s][0], shapes[s][1], 0, 1);
-        if (s == 2) p.v[0].given[0] = -60, p.v[0].given[1] = 60; /* e^x at its ends */
+        if (s == 2) p.v[0].given[0] = -60, p.v[0].given[1] = 60; /* the ends of the range of e^x */
         if (s == 2) p.v[0].exact[0] = -60, p.v[0].exact[1] = 60;
         add_output(&p, shapes[s][0], shapes[s][1]);
         check_problem(&p, 60);
@@ -394,7 +408,7 @@ static void set_rope(problem *p, int hd) {
 
 static double rope_forward(mli_graph *g, problem *p) {
     ml_tensor x = operand(g, p, 0);
-    mli_rope(g, x, p->rope, p->config.dim / p->config.n_heads, &p->rows);
+    mli_rope(g, x, p->rope, (size_t)(p->config.dim / p->config.n_heads), &p->rows);
     output(p, 0, x);
     return 0;
 }
@@ -499,7 +513,7 @@ TEST(attention) {
 
 /* Rows of one, two and three tiles of queries, whole or cut. */
 TEST(attention_of_long_rows) {
-    static const int lengths[] = {1, MLI_QUERY_BLOCK, 2 * MLI_QUERY_BLOCK + 3, MLI_QUERY_BLOCK + 1, 2, 0};
+    static const int lengths[] = {1, QUERY_BLOCK, 2 * QUERY_BLOCK + 3, QUERY_BLOCK + 1, 2, 0};
     check_attention(ML_MASK_CAUSAL, 4, 2, 10, lengths, 20);
     check_attention(ML_MASK_FULL, 4, 2, 10, lengths, 20);
 }
@@ -508,25 +522,25 @@ TEST(attention_of_long_rows) {
 
 /* Variable 0 is x; then come W_j, and with adapters A_j and B_j of each. */
 static double linears_forward(mli_graph *g, problem *p) {
-    mli_matrix_use use[MLI_MAX_JOBS];
-    ml_tensor x = operand(g, p, 0), y[MLI_MAX_JOBS];
+    mli_matrix_use use[MAX_WEIGHTS];
+    ml_tensor x = operand(g, p, 0);
     int j, at = 1;
     memset(use, 0, sizeof use);
     for (j = 0; j < p->n_weights; j++) {
         use[j].w = operand(g, p, at++);
-        if (p->quantised) {
+        if (p->quantized) {
             use[j].w.type = ML_Q8_0;
-            use[j].w.data = (void *)(uintptr_t)p->quantised;
+            use[j].w.data = (void *)(uintptr_t)p->quantized;
         }
         if (p->rank && j != 1) { /* the second has none */
             use[j].a = operand(g, p, at++);
             use[j].b = operand(g, p, at++);
             use[j].scale = p->scale;
         }
-        y[j] = mli_new(g, x.rows, use[j].w.rows);
-        output(p, j, y[j]);
+        use[j].y = mli_new(g, x.rows, use[j].w.rows);
+        output(p, j, use[j].y);
     }
-    mli_linears(g, x, use, y, p->n_weights);
+    mli_linears(g, x, use, p->n_weights);
     return 0;
 }
 
@@ -557,7 +571,7 @@ static void linears_plain(const problem *p, double *const *y) {
     }
 }
 
-static void check_linears(int n, int in, int n_weights, int rank, role of_weights, int most) {
+static void check_linears(int n, int in, int n_weights, int rank, variable_role of_weights, int most) {
     static const int outs[3] = {19, 6, 33};
     static const char *const names[3][3] = {{"w0", "a0", "b0"}, {"w1", "a1", "b1"}, {"w2", "a2", "b2"}};
     problem p;
@@ -592,8 +606,8 @@ TEST(linears) {
         }
 }
 
-/* Forward rounds the activations to 8 bits; backward is the product with the weights that the blocks stand for. */
-TEST(linear_with_quantised_weights) {
+/* Forward rounds the activations to 8 bits; backward is the product with the dequantized weights. */
+TEST(linear_with_quantized_weights) {
     static const int rows[3] = {1, 5, 40};
     int s, rank;
     for (s = 0; s < 3; s++)
@@ -612,9 +626,9 @@ TEST(linear_with_quantised_weights) {
             w = add(&p, "w", FROZEN, 37, 96, 0, 0.1);
             if (rank) add(&p, "a", WEIGHT, rank, 96, 0, 0.1);
             if (rank) add(&p, "b", WEIGHT, 37, rank, 0, 1);
-            p.quantised = blocks = allocate(37, ml_row_bytes(ML_Q8_0, 96));
-            CHECK(ml_convert(ML_Q8_0, blocks, ML_F32, w->given, w->n) == ML_OK);
-            CHECK(ml_convert(ML_F32, w->given, ML_Q8_0, blocks, w->n) == ML_OK);
+            p.quantized = blocks = allocate(37, ml_type_row_bytes(ML_Q8_0, 96));
+            CHECK(ml_type_convert(ML_Q8_0, blocks, ML_F32, w->given, w->n) == ML_OK);
+            CHECK(ml_type_convert(ML_F32, w->given, ML_Q8_0, blocks, w->n) == ML_OK);
             for (i = 0; i < w->n; i++) w->exact[i] = (double)w->given[i];
             p.forward_tolerance = 0.02; /* of 96 products, each wrong by up to half of 1/127 */
             add_output(&p, rows[s], 37);
@@ -650,7 +664,7 @@ TEST(add_linear) {
     add(&p, "w", WEIGHT, 13, 29, 0, 0.3);
     add_output(&p, 21, 13);
     run_passes(&p, 1, 1);
-    for (i = 0; i < p.v[0].n; i++) { /* the sum's gradient was written where x has its own: it is dy */
+    for (i = 0; i < p.v[0].n; i++) { /* x and the sum share one gradient: it is dy */
         p.v[0].grad[i] += p.v[0].given[i];
         CHECK_NEAR(p.v[0].grad[i], p.dy[0][i], 1e-6, 0);
     }
@@ -663,7 +677,7 @@ TEST(add_linear) {
 
 static double embed_forward(mli_graph *g, problem *p) {
     ml_tensor table = operand(g, p, 0);
-    output(p, 0, mli_embed_stream(g, table, p->index, p->n));
+    output(p, 0, mli_embed(g, table, p->index, mli_new_stream(g, (size_t)p->n, table.cols)));
     return 0;
 }
 
@@ -682,7 +696,8 @@ TEST(embedding) {
             problem_begin(&p, 60);
             p.n = shapes[s][0];
             p.index = (int32_t *)allocate((size_t)p.n, sizeof *p.index);
-            for (i = 0; i < p.n; i++) p.index[i] = (int32_t)(ml_random_u64(&p.random) % 7); /* each often */
+            for (i = 0; i < p.n; i++)
+                p.index[i] = (int32_t)(ml_random_u64(&p.random) % 7); /* each many times */
             p.forward = embed_forward;
             p.plain = embed_plain;
             add(&p, "table", frozen ? FROZEN : WEIGHT, 9, shapes[s][1], 0, 1);
@@ -738,7 +753,7 @@ static double dropout_forward(mli_graph *g, problem *p) {
     return 0;
 }
 
-/* Which numbers it keeps is learnt from the operation itself, given ones. */
+/* Which numbers are kept is found by applying the operation to ones. */
 static void dropout_plain(const problem *p, double *const *y) {
     size_t i;
     float *kept = (float *)allocate(p->v[0].n, sizeof *kept);
@@ -764,20 +779,20 @@ TEST(dropout) {
     }
 }
 
-/* The share that is kept lies within five standard deviations of 1 - p, in every stretch; another seed keeps others, and
-   as many agree as chance lets agree; p 0 changes and records nothing. */
+/* The share that is kept is within five standard deviations of 1 - p, in every tenth; with another seed others are
+   kept, and as many agree as would by chance; p 0 changes and records nothing. */
 TEST(dropout_is_a_fair_coin) {
-    enum { N = 100000 };
+    const int N = 100000;
     static const float ps[4] = {0.1f, 0.3f, 0.5f, 0.9f};
-    float *a = (float *)allocate(N, sizeof *a), *b = (float *)allocate(N, sizeof *b);
+    float *a = (float *)allocate((size_t)N, sizeof *a), *b = (float *)allocate((size_t)N, sizeof *b);
     ml_threads threads;
     mli_graph g;
     int s, i, part, lag;
     for (s = 0; s < 4; s++) {
         double p = (double)ps[s], kept = 0, agree = 0;
         for (i = 0; i < N; i++) a[i] = b[i] = 1;
-        mli_drop(a, N, ps[s], 1);
-        mli_drop(b, N, ps[s], 2);
+        mli_drop(a, (size_t)N, ps[s], 1);
+        mli_drop(b, (size_t)N, ps[s], 2);
         for (part = 0; part < 10; part++) {
             double here = 0;
             for (i = part * N / 10; i < (part + 1) * N / 10; i++) here += a[i] != 0;
@@ -790,63 +805,48 @@ TEST(dropout_is_a_fair_coin) {
             agree += (a[i] != 0) == (b[i] != 0);
         }
         CHECK_NEAR(agree / N, p * p + (1 - p) * (1 - p), 5 * sqrt(0.25 / N), 0);
-        for (lag = 1; lag <= 3; lag++) { /* nor do neighbours know of each other */
+        for (lag = 1; lag <= 3; lag++) { /* neighbors are independent */
             for (agree = 0, i = 0; i + lag < N; i++) agree += (a[i] != 0) == (a[i + lag] != 0);
             CHECK_NEAR(agree / (N - lag), p * p + (1 - p) * (1 - p), 5 * sqrt(0.25 / N), 0);
         }
         for (i = 0; i < N; i++) b[i] = 1;
-        mli_drop(b, N, ps[s], 1);
-        CHECK(memcmp(a, b, N * sizeof *a) == 0);
+        mli_drop(b, (size_t)N, ps[s], 1);
+        CHECK(memcmp(a, b, (size_t)N * sizeof *a) == 0);
     }
     memset(&threads, 0, sizeof threads);
     memset(&g, 0, sizeof g);
     g.threads = &threads;
     g.taping = 1;
     g.memory = (unsigned char *)b;
-    mli_dropout(&g, mli_tensor_at(a, 1, N), 0, 1);
+    mli_dropout(&g, mli_tensor_at(a, 1, (size_t)N), 0, 1);
     CHECK(g.used == 0 && g.newest == NULL);
     free(a);
     free(b);
-}
-
-static double bias_forward(mli_graph *g, problem *p) {
-    ml_tensor y = operand(g, p, 0);
-    mli_bias(g, y, operand(g, p, 1));
-    output(p, 0, y);
-    return 0;
-}
-
-static void bias_plain(const problem *p, double *const *y) {
-    int i, j, cols = p->v[0].cols;
-    for (i = 0; i < p->v[0].rows; i++)
-        for (j = 0; j < cols; j++) y[0][i * cols + j] = p->v[0].exact[i * cols + j] + p->v[1].exact[j];
-}
-
-TEST(bias) {
-    static const int shapes[3][2] = {{1, 2}, {6, 5}, {41, 19}};
-    int s;
-    for (s = 0; s < 6; s++) {
-        problem p;
-        problem_begin(&p, 90);
-        p.forward = bias_forward;
-        p.plain = bias_plain;
-        add(&p, "y", ACTIVATION, shapes[s / 2][0], shapes[s / 2][1], 0, 1);
-        add(&p, "b", s & 1 ? FROZEN : WEIGHT, 1, shapes[s / 2][1], 0, 1);
-        add_output(&p, shapes[s / 2][0], shapes[s / 2][1]);
-        check_problem(&p, 100);
-        problem_end(&p);
-    }
 }
 
 /* ---- losses ---- */
 
 #define DIVISOR 7.5f
 
+/* The loss of h W^T + b, and its gradients, as a trainer computes them; b without data: there is none. The forward
+   pass alone gives the same loss. */
+static double entropy_of(mli_graph *g, ml_tensor h, ml_tensor w, ml_tensor b, const int32_t *targets) {
+    double loss = 0, alone = 0;
+    mli_cross_entropy_op op = {h, w, b, targets, DIVISOR, NULL, &alone};
+    g->taping = 0;
+    mli_cross_entropy(g, &op);
+    g->taping = 1;
+    op.loss = &loss;
+    mli_cross_entropy_backward(g, &op);
+    CHECK(alone == loss);
+    return loss;
+}
+
 static double row_loss(const double *logits, int n, int32_t target) {
     double sum = 0, max = logits[0];
     int i;
     if (target < 0) return 0;
-    for (i = 0; i < n; i++) max = MLI_MAX(max, logits[i]);
+    for (i = 0; i < n; i++) max = larger(max, logits[i]);
     for (i = 0; i < n; i++) sum += exp(logits[i] - max);
     return max + log(sum) - logits[target];
 }
@@ -860,15 +860,29 @@ static void set_targets(problem *p, int n, int n_classes) {
     }
 }
 
+/* Variable 0 is logits: h with W the identity, variable 1. Variable 2, if there is one, is a bias. */
 static double nll_forward(mli_graph *g, problem *p) {
-    return mli_nll(g, operand(g, p, 0), p->index, DIVISOR);
+    ml_tensor logits = operand(g, p, 0), identity = operand(g, p, 1), bias = mli_tensor_at(NULL, 0, 0);
+    if (p->n_variables > 2) bias = operand(g, p, 2);
+    return entropy_of(g, logits, identity, bias, p->index);
 }
 
 static void nll_plain(const problem *p, double *const *y) {
-    int i, cols = p->v[0].cols;
+    int i, j, cols = p->v[0].cols;
+    double *logits = (double *)allocate((size_t)cols, sizeof *logits);
     y[0][0] = 0;
-    for (i = 0; i < p->v[0].rows; i++)
-        y[0][0] += row_loss(p->v[0].exact + i * cols, cols, p->index[i]) / (double)DIVISOR;
+    for (i = 0; i < p->v[0].rows; i++) {
+        for (j = 0; j < cols; j++)
+            logits[j] = p->v[0].exact[i * cols + j] + (p->n_variables > 2 ? p->v[2].exact[j] : 0);
+        y[0][0] += row_loss(logits, cols, p->index[i]) / (double)DIVISOR;
+    }
+    free(logits);
+}
+
+static void add_identity(problem *p, int n) {
+    variable *v = add(p, "identity", FROZEN, n, n, 0, 0);
+    int i;
+    for (i = 0; i < n; i++) v->exact[i * n + i] = v->given[i * n + i] = 1;
 }
 
 TEST(negative_log_likelihood) {
@@ -880,8 +894,9 @@ TEST(negative_log_likelihood) {
         problem_begin(&p, 100);
         p.forward = nll_forward;
         p.plain = nll_plain;
-        add(&p, "logits", ACTIVATION, shapes[s][0], shapes[s][1], 30,
-            2); /* far from 0: max must be taken off */
+        /* far from 0: max must be subtracted */
+        add(&p, "logits", ACTIVATION, shapes[s][0], shapes[s][1], 30, 2);
+        add_identity(&p, shapes[s][1]);
         set_targets(&p, shapes[s][0], shapes[s][1]);
         add_loss(&p);
         check_problem(&p, 100);
@@ -891,13 +906,37 @@ TEST(negative_log_likelihood) {
     }
 }
 
+TEST(bias) {
+    static const int shapes[3][2] = {{1, 2}, {6, 5}, {41, 19}};
+    int s;
+    for (s = 0; s < 6; s++) {
+        problem p;
+        problem_begin(&p, 90);
+        p.forward = nll_forward;
+        p.plain = nll_plain;
+        add(&p, "y", ACTIVATION, shapes[s / 2][0], shapes[s / 2][1], 0, 1);
+        add_identity(&p, shapes[s / 2][1]);
+        add(&p, "b", s & 1 ? FROZEN : WEIGHT, 1, shapes[s / 2][1], 0, 1);
+        set_targets(&p, shapes[s / 2][0], shapes[s / 2][1]);
+        add_loss(&p);
+        check_problem(&p, 100);
+        problem_end(&p);
+    }
+}
+
 static double entropy_forward(mli_graph *g, problem *p) {
     ml_tensor hidden = operand(g, p, 0), w = operand(g, p, 1);
-    if (p->quantised) {
+    if (p->quantized) {
         w.type = ML_Q8_0;
-        w.data = (void *)(uintptr_t)p->quantised;
+        w.data = (void *)(uintptr_t)p->quantized;
     }
-    return mli_cross_entropy(g, hidden, w, p->index, DIVISOR);
+    if (p->recorded) {
+        mli_cross_entropy_op op = {hidden, w, mli_tensor_at(NULL, 0, 0), p->index, DIVISOR, NULL, &p->result};
+        mli_cross_entropy(g, &op);
+        mli_new(g, hidden.rows, 5); /* the loss need not be the last operation */
+        return p->result;
+    }
+    return entropy_of(g, hidden, w, mli_tensor_at(NULL, 0, 0), p->index);
 }
 
 static void entropy_plain(const problem *p, double *const *y) {
@@ -912,17 +951,19 @@ static void entropy_plain(const problem *p, double *const *y) {
     free(logits);
 }
 
-/* Also with more rows than there are logits at a time. */
+/* Also with more rows than the logits that are computed at a time, and recorded as any operation. */
 TEST(cross_entropy) {
     static const int shapes[4][3] = {
-        {1, 3, 2}, {9, 17, 37}, {MLI_LOSS_ROWS, 10, 77}, {2 * MLI_LOSS_ROWS + 19, 13, 101}};
-    int s, frozen, i;
+        {1, 3, 2}, {9, 17, 37}, {LOSS_ROWS, 10, 77}, {2 * LOSS_ROWS + 19, 13, 101}};
+    int s, way, i;
     for (s = 0; s < 4; s++)
-        for (frozen = 0; frozen < 2; frozen++) {
+        for (way = 0; way < 4; way++) {
+            int frozen = way & 1;
             problem p;
             problem_begin(&p, 110);
             p.forward = entropy_forward;
             p.plain = entropy_plain;
+            p.recorded = way >> 1;
             add(&p, "hidden", ACTIVATION, shapes[s][0], shapes[s][1], 0, 1);
             add(&p, "w", frozen ? FROZEN : WEIGHT, shapes[s][2], shapes[s][1], 0, 1);
             set_targets(&p, shapes[s][0], shapes[s][2]);
@@ -936,6 +977,14 @@ TEST(cross_entropy) {
 
 /* ---- the whole network, of which each variable is one of the model's tensors ---- */
 
+/* The variable of this name, with '#' for the number of the layer, in a layer. */
+static int variable_named(const problem *p, const char *name, int layer) {
+    for (int i = 0; i < p->n_variables; i++)
+        if (strcmp(p->v[i].name, name) == 0 && layer-- == 0) return i;
+    printf("no variable is named %s\n", name);
+    exit(2);
+}
+
 static double network_forward(mli_graph *g, problem *p) {
     ml_tensor hidden;
     int i;
@@ -943,23 +992,31 @@ static double network_forward(mli_graph *g, problem *p) {
         p->tensors[i] = operand(g, p, i);
         if (!p->v[i].n) p->tensors[i].data = p->tensors[i].grad = NULL;
     }
-    p->tensors[MLI_OUTPUT] = p->tensors[MLI_TOKEN_EMBEDDING]; /* tied: both add to one gradient */
+    int embedding = variable_named(p, "token_embd.weight", 0), output = variable_named(p, "output.weight", 0);
+    p->tensors[output] = p->tensors[embedding]; /* tied: both add to one gradient */
     p->model.config = p->config;
     p->model.tensors = p->tensors;
     p->model.n_tensors = p->n_variables;
-    hidden = mli_network(g, &p->model, p->index, p->n, &p->rows, p->rope, NULL);
-    return mli_cross_entropy(g, hidden, p->tensors[MLI_OUTPUT], p->index + p->n, DIVISOR);
+    mli_pass pass = {&p->model, p->index, p->n, &p->rows, p->rope, NULL};
+    hidden = mli_network(g, &pass);
+    return entropy_of(g, hidden, p->tensors[output], mli_tensor_at(NULL, 0, 0), p->index + p->n);
 }
 
-/* y (n, out) = norm(x) W^T, W in variable `slot` of a layer */
-static void normed_product(const problem *p, double *y, const double *h, int slot) {
-    const variable *w = &p->v[slot];
+/* x (n, D) += a (n, in) W^T, W the variable of a name and a layer */
+static void add_to_stream(const problem *p, double *x, const double *a, const char *name, int layer) {
+    const variable *w = &p->v[variable_named(p, name, layer)];
+    add_product(x, a, w->exact, p->n, w->cols, w->rows, 1);
+}
+
+/* y (n, out) = norm(x) W^T, W the variable of a name and a layer */
+static void normed_product(const problem *p, double *y, const double *h, const char *name, int layer) {
+    const variable *w = &p->v[variable_named(p, name, layer)];
     memset(y, 0, (size_t)(p->n * w->rows) * sizeof *y);
     add_product(y, h, w->exact, p->n, w->cols, w->rows, 1);
 }
 
-static void plain_norm(const problem *p, double *y, const double *x, int slot) {
-    const variable *w = &p->v[slot], *b = w + 1;
+static void plain_norm(const problem *p, double *y, const double *x, const char *name, int layer) {
+    const variable *w = &p->v[variable_named(p, name, layer)], *b = w + 1;
     norm_rows(y, x, w->exact, b->n ? b->exact : NULL, p->n, w->cols);
 }
 
@@ -970,25 +1027,25 @@ static void network_plain(const problem *p, double *const *y) {
            *q = h + n * D, *k = q + 2 * n * D, *v = k + 2 * n * kv_dim, *a = v + n * kv_dim,
            *gate = a + n * D, *up = gate + n * H;
     double *logits = (double *)allocate((size_t)(n * c->vocab_size), sizeof *logits);
-    for (i = 0; i < n * D; i++) x[i] = p->v[MLI_TOKEN_EMBEDDING].exact[p->index[i / D] * D + i % D];
+    const double *embedding = p->v[variable_named(p, "token_embd.weight", 0)].exact;
+    for (i = 0; i < n * D; i++) x[i] = embedding[p->index[i / D] * D + i % D];
     for (l = 0; l < c->n_layers; l++) {
-        int at = l * MLI_LAYER_SLOTS;
-        plain_norm(p, h, x, at + MLI_ATTN_NORM);
-        normed_product(p, q, h, at + MLI_WQ);
-        normed_product(p, k, h, at + MLI_WK);
-        normed_product(p, v, h, at + MLI_WV);
+        plain_norm(p, h, x, "blk.#.attn_norm.weight", l);
+        normed_product(p, q, h, "blk.#.attn_q.weight", l);
+        normed_product(p, k, h, "blk.#.attn_k.weight", l);
+        normed_product(p, v, h, "blk.#.attn_v.weight", l);
         rope_rows(p, q + n * D, q, D, hd);
         rope_rows(p, k + n * kv_dim, k, kv_dim, hd);
         attention_rows(p, a, q + n * D, k + n * kv_dim, v);
-        add_product(x, a, p->v[at + MLI_WO].exact, n, D, D, 1);
-        plain_norm(p, h, x, at + MLI_FFN_NORM);
-        normed_product(p, gate, h, at + MLI_W1);
-        normed_product(p, up, h, at + MLI_W3);
+        add_to_stream(p, x, a, "blk.#.attn_output.weight", l);
+        plain_norm(p, h, x, "blk.#.ffn_norm.weight", l);
+        normed_product(p, gate, h, "blk.#.ffn_gate.weight", l);
+        normed_product(p, up, h, "blk.#.ffn_up.weight", l);
         for (i = 0; i < n * H; i++) gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
-        add_product(x, gate, p->v[at + MLI_W2].exact, n, H, D, 1);
+        add_to_stream(p, x, gate, "blk.#.ffn_down.weight", l);
     }
-    plain_norm(p, h, x, MLI_OUTPUT_NORM);
-    normed_product(p, logits, h, MLI_TOKEN_EMBEDDING);
+    plain_norm(p, h, x, "output_norm.weight", 0);
+    normed_product(p, logits, h, "token_embd.weight", 0);
     for (y[0][0] = 0, i = 0; i < n; i++)
         y[0][0] += row_loss(logits + i * c->vocab_size, c->vocab_size, p->index[n + i]) / (double)DIVISOR;
     free(x);
@@ -1016,13 +1073,11 @@ static void network_begin(problem *p, int variant) {
     p->checkpointing = variant >> 2;
     p->forward = network_forward;
     p->plain = network_plain;
-    for (i = 0; i < MLI_GLOBAL_SLOTS + c->n_layers * MLI_LAYER_SLOTS; i++) {
-        mli_slot slot;
-        int layer, is_norm;
-        mli_slot_of(i, &slot, &layer);
-        is_norm = mli_params[slot].role == MLI_ROLE_NORM;
-        add(p, mli_params[slot].name[0], WEIGHT,
-            mli_has_slot(c, slot) ? mli_extent_of(c, mli_params[slot].rows) : 0,
+    for (i = 0; mli_layer_at(i) < c->n_layers; i++) {
+        mli_slot slot = mli_slot_at(i);
+        const char *name = mli_params[slot].name[0]; /* in GGUF files */
+        int is_norm = strstr(name, "norm.weight") != NULL;
+        add(p, name, WEIGHT, mli_has_slot(c, slot) ? mli_extent_of(c, mli_params[slot].rows) : 0,
             mli_extent_of(c, mli_params[slot].cols), is_norm, 0.3);
     }
     p->index = (int32_t *)allocate((size_t)(2 * p->n), sizeof *p->index);
@@ -1031,7 +1086,7 @@ static void network_begin(problem *p, int variant) {
     add_loss(p);
 }
 
-/* Both norms and masks, with and without checkpointing, which changes not one bit. */
+/* Both norms and masks, with and without checkpointing, which gives the same bits. */
 TEST(network) {
     int variant, j;
     for (variant = 0; variant < 4; variant++) {
@@ -1056,14 +1111,14 @@ int main(void) {
     RUN(attention);
     RUN(attention_of_long_rows);
     RUN(linears);
-    RUN(linear_with_quantised_weights);
+    RUN(linear_with_quantized_weights);
     RUN(add_linear);
     RUN(embedding);
     RUN(pool);
     RUN(dropout);
     RUN(dropout_is_a_fair_coin);
-    RUN(bias);
     RUN(negative_log_likelihood);
+    RUN(bias);
     RUN(cross_entropy);
     RUN(network);
     return test_report("test_gradients");

@@ -1,14 +1,12 @@
-/* The kernels of the instruction set that this is compiled for, against plain loops in double precision; built once for
-   each of them by the Makefile. Inputs, outputs and scratch end where a page without access begins, so that a kernel
-   that reads or writes one number too many dies here. */
-#define _DEFAULT_SOURCE
+/* The kernels of the instruction set that this is compiled for, against plain loops in double precision; built once
+   for each of them by the Makefile. Inputs, outputs and scratch end where a page without access begins, so that a
+   kernel that reads or writes one number too many crashes here. */
 #define ML_REFERENCE_KERNELS
 #define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-#include "test.h"
-
+#include "preamble.h"
 #include <sys/mman.h>
-#include <unistd.h>
+
+enum { LANES = (int)(sizeof(mli_v) / sizeof(float)) };
 
 /* Rounding errors are bounded as Higham (2002, section 3.1) does: a sum of n products is off by at most about
    n * 2^-24 * sum |a b|. The kernels' interleaved sums stay below sqrt(n) of it; n is the safe side. */
@@ -102,22 +100,22 @@ static ml_threads thread_case(int i) {
 /* ---- vectors ---- */
 
 TEST(lanes) {
-    float *x = random_floats(MLI_LANES), *y, expected = 0, lanes[MLI_LANES];
+    float *x = random_floats(LANES), *y, expected = 0, lanes[LANES];
     size_t n, i;
-    for (n = 0; n <= MLI_LANES; n++) {
-        float *end = guard_floats(n), *to = guard_floats(MLI_LANES);
+    for (n = 0; n <= LANES; n++) {
+        float *end = guard_floats(n), *to = guard_floats(LANES);
         memcpy(end, x, n * sizeof *x);
         mli_v_store(lanes, mli_v_load_n(end, n));
-        for (i = 0; i < MLI_LANES; i++) CHECK(lanes[i] == (i < n ? x[i] : 0.0f));
+        for (i = 0; i < LANES; i++) CHECK(lanes[i] == (i < n ? x[i] : 0.0f));
         mli_v_store_n(end, mli_v_set(3.0f), n);
         for (i = 0; i < n; i++) CHECK(end[i] == 3.0f);
         mli_v_store_n(to, mli_v_set(5.0f), n); /* the rest stays as it was: NaN */
-        for (i = 0; i < MLI_LANES; i++) CHECK(i < n ? to[i] == 5.0f : to[i] != to[i]);
+        for (i = 0; i < LANES; i++) CHECK(i < n ? to[i] == 5.0f : to[i] != to[i]);
     }
-    y = random_floats(MLI_LANES);
+    y = random_floats(LANES);
 #define CHECK_LANES(expression, value)                                                                       \
     mli_v_store(lanes, expression);                                                                          \
-    for (i = 0; i < MLI_LANES; i++) CHECK(lanes[i] == (value))
+    for (i = 0; i < LANES; i++) CHECK(lanes[i] == (value))
     CHECK_LANES(mli_v_zero(), 0.0f);
     CHECK_LANES(mli_v_add(mli_v_load(x), mli_v_load(y)), x[i] + y[i]);
     CHECK_LANES(mli_v_sub(mli_v_load(x), mli_v_load(y)), x[i] - y[i]);
@@ -127,28 +125,41 @@ TEST(lanes) {
     CHECK_LANES(mli_v_min(mli_v_load(x), mli_v_load(y)), x[i] < y[i] ? x[i] : y[i]);
     CHECK_LANES(mli_v_fma(mli_v_set(3.0f), mli_v_set(4.0f), mli_v_set(5.0f)), 17.0f);
 #undef CHECK_LANES
-    for (i = 0; i < MLI_LANES; i++)
-        lanes[i] = (float)(1 << i), expected += lanes[i]; /* each lane counts once */
+    for (i = 0; i < LANES; i++) lanes[i] = (float)(1 << i), expected += lanes[i]; /* each lane counts once */
     CHECK(mli_v_sum(mli_v_load(lanes)) == expected);
-    for (n = 0; n < MLI_LANES; n++) {
-        for (i = 0; i < MLI_LANES; i++) lanes[i] = i == n ? -1.0f : -2.0f;
-        CHECK(mli_v_hmax(mli_v_load(lanes)) == -1.0f);
+    for (n = 0; n <= LANES + 3; n++) { /* more than there are: all */
+        mli_v_store(lanes, mli_v_keep_n(mli_v_load_n(x, LANES + n), n));
+        for (i = 0; i < LANES; i++) CHECK(lanes[i] == (i < n ? x[i] : 0.0f));
+    }
+    mli_v_store_n(lanes, mli_v_load(y), LANES + 1);
+    CHECK(memcmp(lanes, y, sizeof lanes) == 0);
+    for (n = 0; n < LANES; n++) {
+        for (i = 0; i < LANES; i++) lanes[i] = i == n ? -1.0f : -2.0f;
+        CHECK(mli_v_largest(mli_v_load(lanes)) == -1.0f);
     }
     release();
 }
 
 TEST(transposing) {
-    mli_v row[MLI_LANES];
-    float lanes[MLI_LANES];
+    mli_v row[LANES];
+    float lanes[LANES];
     int i, j;
-    for (i = 0; i < MLI_LANES; i++) {
-        for (j = 0; j < MLI_LANES; j++) lanes[j] = (float)(100 * i + j);
+    for (i = 0; i < LANES; i++) {
+        for (j = 0; j < LANES; j++) lanes[j] = (float)(100 * i + j);
         row[i] = mli_v_load(lanes);
     }
+    for (i = 0; i < LANES; i += 4) { /* to the same bits as one by one */
+        float sums[4], sum;
+        mli_v_sum_4(row + i, sums);
+        for (j = 0; j < 4; j++) {
+            sum = mli_v_sum(row[i + j]);
+            CHECK(memcmp(&sums[j], &sum, sizeof sum) == 0);
+        }
+    }
     mli_v_transpose(row);
-    for (i = 0; i < MLI_LANES; i++) {
+    for (i = 0; i < LANES; i++) {
         mli_v_store(lanes, row[i]);
-        for (j = 0; j < MLI_LANES; j++) CHECK(lanes[j] == (float)(100 * j + i));
+        for (j = 0; j < LANES; j++) CHECK(lanes[j] == (float)(100 * j + i));
     }
 }
 
@@ -162,12 +173,12 @@ static double half_value(uint16_t half) {
 
 TEST(halves) {
     uint32_t h;
-    float lanes[MLI_LANES];
+    float lanes[LANES];
     for (h = 0; h < 65536; h++) { /* all of them, each in another lane */
-        uint16_t halves[MLI_LANES] = {0};
+        uint16_t halves[LANES] = {0};
         uint32_t bits = h << 16;
         float brain;
-        size_t lane = h % MLI_LANES;
+        size_t lane = h % LANES;
         double expected = half_value((uint16_t)h);
         halves[lane] = (uint16_t)h;
         mli_v_store(lanes, mli_v_load_f16(halves));
@@ -179,16 +190,16 @@ TEST(halves) {
 }
 
 static float exp_of(float x) {
-    float lanes[MLI_LANES];
+    float lanes[LANES];
     mli_v_store(lanes, mli_v_exp(mli_v_set(x)));
-    return lanes[MLI_LANES - 1];
+    return lanes[LANES - 1];
 }
 
 /* |value - exact| in units of the last place of exact, which is 2^-149 below the normal numbers. */
 static double ulps(float value, double exact) {
     int exponent;
     frexp(exact, &exponent);
-    return fabs((double)value - exact) / ldexp(1.0, MLI_MAX(exponent - 24, -149));
+    return fabs((double)value - exact) / ldexp(1.0, exponent - 24 > -149 ? exponent - 24 : -149);
 }
 
 TEST(exponential) {
@@ -242,7 +253,7 @@ TEST(vector_kernels) {
     mli_scale(NULL, 1.0f, 0);
 }
 
-TEST(maximum) { /* wherever it stands, and below 0 */
+TEST(maximum) { /* at any position, and below 0 */
     size_t n, at, i;
     for (n = 1; n < 70; n++) {
         float *x = guard_floats(n);
@@ -254,24 +265,28 @@ TEST(maximum) { /* wherever it stands, and below 0 */
     }
 }
 
-/* Exponentials are good to 2 ulp, and their sum of positive terms to n roundings; but x - max is rounded, too, which e^x
-   turns into a relative error of |x - max| * 2^-24. */
+/* Exponentials are good to 2 ulp, and their sum of positive terms to n roundings; but x - max is rounded, too, which
+   e^x turns into a relative error of |x - max| * 2^-24. */
 TEST(softmax) {
     static const float shift[] = {0, 1e4f, -1e4f, 1e30f};
     size_t n, i, s;
     for (n = 1; n < 300; n += n < 70 ? 1 : 53)
         for (s = 0; s < 4; s++) {
-            float *x = random_floats(n), *expected;
+            float *x = random_floats(n), *expected, *logits, *again, log_sum;
             double sum = 0, max, *distance = (double *)malloc(n * sizeof *distance);
             for (i = 0; i < n; i++) x[i] = x[i] * 10.0f + shift[s];
             max = (double)mli_ref_max(x, n);
             for (i = 0; i < n; i++) distance[i] = max - (double)x[i];
             expected = copy_floats(x, n);
-            mli_softmax(x, n);
+            logits = copy_floats(x, n);
+            again = copy_floats(x, n);
+            log_sum = mli_softmax(x, n);
             mli_ref_softmax(expected, n);
             for (i = 0; i < n; i++)
                 CHECK_NEAR(x[i], expected[i], 1e-37, (10.0 + (double)n + distance[i]) * UNIT);
             free(distance);
+            mli_log_softmax(again, n);
+            for (i = 0; i < n; i++) CHECK(again[i] == logits[i] - log_sum);
             for (i = 0; i < n; i++) sum += (double)x[i];
             CHECK_NEAR(sum, 1.0, (10.0 + (double)n) * UNIT, 0);
             release();
@@ -325,7 +340,7 @@ static matrix random_matrix(size_t rows, size_t cols, int transposed, size_t roo
     size_t outer = transposed ? cols : rows, inner = transposed ? rows : cols, i;
     x.row_stride = transposed ? 1 : inner + room;
     x.col_stride = transposed ? inner + room : 1;
-    x.size = (outer - 1) * (inner + room) + inner; /* nothing behind the last number */
+    x.size = (outer - 1) * (inner + room) + inner; /* nothing after the last number */
     x.data = random_floats(x.size);
     for (i = 0; i < x.size; i++)
         if (i % (inner + room) >= inner) x.data[i] = (float)NAN; /* must not be used */
@@ -385,14 +400,20 @@ TEST(gemm_edges) { /* all small shapes around the tile's height and width, and o
     }
 }
 
-TEST(gemm_blocks) { /* sizes around the blocks of k and of rows, large enough for the threads to share */
-    static const size_t ks[] = {MLI_BLOCK_K - 1, MLI_BLOCK_K, MLI_BLOCK_K + 1, 2 * MLI_BLOCK_K + 5, 100};
+/* Sizes around the blocks, which depend on the instruction set: 256 or 512 of k, 64 to 144 rows, tiles of 4 to 14 rows;
+   large enough for the threads to share. Every instruction set is given the sizes of all of them. */
+TEST(gemm_blocks) {
+    static const size_t ks[] = {255, 256, 257, 2 * 256 + 5, 511, 512, 513, 2 * 512 + 5, 100};
+    static const size_t block_rows[] = {64, 112, 128, 144}, tile_rows[] = {4, 6, 8, 14};
     int i;
-    for (i = 0; i < 20; i++) check_gemm(1 + pick(60), 1 + pick(150), ks[i % 5], i % 4, pick(3), i % 3 == 0);
-    check_gemm(MLI_BLOCK_ROWS * 2 + 3, 70, 33, 0, 0, 0);
-    check_gemm(MLI_BLOCK_ROWS + 1, 35, 70, 3, 1, 1);
-    check_gemm(8 * 5 * MLI_TILE_ROWS + 1, 67, 90, 2, 0, 0);
-    check_gemm(8 * 5 * MLI_TILE_ROWS + 1, 67, MLI_BLOCK_K + 9, 1, 0, 1);
+    for (i = 0; i < 36; i++) check_gemm(1 + pick(60), 1 + pick(150), ks[i % 9], i % 4, pick(3), i % 3 == 0);
+    for (i = 0; i < 4; i++) {
+        check_gemm(block_rows[i] * 2 + 3, 70, 33, 0, 0, 0);
+        check_gemm(block_rows[i] + 1, 35, 70, 3, 1, 1);
+        check_gemm(8 * 5 * tile_rows[i] + 1, 67, 90, 2, 0, 0);
+        check_gemm(8 * 5 * tile_rows[i] + 1, 67, 256 + 9, 1, 0, 1);
+        check_gemm(8 * 5 * tile_rows[i] + 1, 67, 512 + 9, 1, 0, 1);
+    }
     check_gemm(3, 2000, 50, 2, 0, 0);
 }
 
@@ -410,9 +431,9 @@ TEST(gemm_without_k) { /* an empty sum is 0 */
     CHECK(c[0] == 0 && c[1] == 0 && c[2] == 0 && c[3] == 0);
 }
 
-/* Where an element stands does not change its bits: parts of A and B give the part of C. */
-TEST(gemm_positions) {
-    size_t m = 61, n = 83, k = MLI_BLOCK_K + 40, i;
+/* The position of an element does not change its bits: parts of A and B give the part of C. */
+static void check_positions(size_t k) {
+    size_t m = 61, n = 83, i;
     matrix a = random_matrix(m, k, 0, 0), b = random_matrix(k, n, 1, 0);
     float *c = guard_floats(m * n), *part = guard_floats(m * n);
     void *work = guard(mli_gemm_work(NULL, m, n, k), 4);
@@ -428,22 +449,27 @@ TEST(gemm_positions) {
     release();
 }
 
+TEST(gemm_positions) { /* in one block of k and a part of the next, of 256 and of 512 */
+    check_positions(256 + 40);
+    check_positions(512 + 40);
+}
+
 /* ---- weights of all types ---- */
 
-/* w (rows, cols) in the type, and what it stands for as F32 */
+/* w (rows, cols) in the type, and its values as F32 */
 static ml_tensor random_weights(ml_type type, size_t rows, size_t cols, float *values) {
     ml_tensor w;
-    size_t i, bytes = ml_row_bytes(type, cols);
+    size_t i, bytes = ml_type_row_bytes(type, cols);
     float *row = (float *)malloc(cols * sizeof *row);
     w.type = type;
-    w.rows = (int)rows;
-    w.cols = (int)cols;
+    w.rows = rows;
+    w.cols = cols;
     w.data = guard(rows * bytes, type == ML_F32 ? 4 : 2);
     for (i = 0; i < rows; i++) {
         size_t j;
         for (j = 0; j < cols; j++) row[j] = ml_random_normal(&random_state);
-        CHECK(ml_convert(type, (char *)w.data + i * bytes, ML_F32, row, cols) == ML_OK);
-        CHECK(ml_convert(ML_F32, values + i * cols, type, (char *)w.data + i * bytes, cols) == ML_OK);
+        CHECK(ml_type_convert(type, (char *)w.data + i * bytes, ML_F32, row, cols) == ML_OK);
+        CHECK(ml_type_convert(ML_F32, values + i * cols, type, (char *)w.data + i * bytes, cols) == ML_OK);
     }
     free(row);
     return w;
@@ -497,7 +523,7 @@ TEST(dots) {
 }
 
 /* y = x . W^T for every type, one row to many, several weights at once; all thread counts give the same bits.
-   Quantised weights meet activations of 8 bits, which are off by up to max |x| / 254 each: with max |x| below 5 and
+   Quantized weights meet activations of 8 bits, which are off by up to max |x| / 254 each: with max |x| below 5 and
    weights of about 1, a sum of k such errors of random sign stays below 6 sqrt(k) * 5 / 254 / sqrt(3). */
 static double linear_tolerance(ml_type type, size_t k) {
     return sum_tolerance(k) + (type == ML_Q8_0 || type == ML_Q4_0 ? 0.069 * sqrt((double)k) : 0.0);
@@ -507,8 +533,9 @@ static void check_linear(const ml_type types[3], size_t n, size_t in, const size
     float *x = random_floats(n * in), *values[3], *expected[3], *y[3];
     ml_tensor w[3];
     mli_linear_job jobs[3];
-    size_t i, max_out = MLI_MAX(out[0], MLI_MAX(out[1], out[2]));
+    size_t i, max_out = out[0] > out[1] ? out[0] : out[1];
     int j, t, bad = 0;
+    if (out[2] > max_out) max_out = out[2];
     for (j = 0; j < 3; j++) {
         values[j] = guard_floats(out[j] * in);
         w[j] = random_weights(types[j], out[j], in, values[j]);

@@ -1,26 +1,20 @@
-/* examples/pretrain.c as its users run it: each run is a process of its own, in a folder under /tmp, and is judged by its
-   exit status, what it says, and the files that it leaves. */
-#if !defined(_POSIX_C_SOURCE) && !defined(__APPLE__)
-#define _POSIX_C_SOURCE 200809L
-#endif
+/* examples/pretrain as its users run it: each run is a separate process, in a folder under /tmp, and is judged by its
+   exit status, what it prints, and the files that it leaves. */
+#include "preamble.h"
 #include <dirent.h>
 #include <signal.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
-#define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-#include "test.h"
 
-/* The program itself, but that it can be made to wait after a step, for a signal to come at a known place. */
+/* The program itself, except that it can be made to wait after a step until a signal arrives. */
 static ml_result step_and_wait(ml_trainer *trainer, ml_error *error);
-#define ml_step step_and_wait
+#define ml_trainer_step step_and_wait
+#include "../examples/pretrain/training.c"
+#undef ml_trainer_step
 #define main pretrain_main
-#include "../examples/pretrain.c"
+#include "../examples/pretrain/main.c"
 #undef main
-#undef ml_step
 
 /* A model that learns in milliseconds. */
 #define SMALL                                                                                                \
@@ -42,7 +36,7 @@ static void pause_a_millisecond(void) {
 }
 
 static ml_result step_and_wait(ml_trainer *trainer, ml_error *error) {
-    ml_result result = ml_step(trainer, error);
+    ml_result result = ml_trainer_step(trainer, error);
     if (trainer->step != wait_after_step) return result;
     if (mkdir("waiting", 0700) != 0) _exit(97); /* tells the test */
     while (!interrupted) pause_a_millisecond();
@@ -72,9 +66,8 @@ static void be_pretrain(const char *arguments) {
 }
 
 static pid_t start(const char *arguments) {
-    pid_t pid;
     fflush(stdout);
-    pid = fork();
+    pid_t pid = fork();
     if (pid == 0) be_pretrain(arguments);
     return pid;
 }
@@ -110,13 +103,11 @@ static int trains(const char *arguments) {
 static void pretrain_until(const char *arguments, int step, int signal_number) {
     char progress[32];
     struct stat about;
-    pid_t pid;
-    int waited;
     snprintf(progress, sizeof progress, "step %d of 60", (step - 1) / 10 * 10);
     wait_after_step = step;
-    pid = start(arguments);
+    pid_t pid = start(arguments);
     wait_after_step = 0;
-    for (waited = 0; stat("waiting", &about) != 0 && waited < 30000; waited++) pause_a_millisecond();
+    for (int waited = 0; stat("waiting", &about) != 0 && waited < 30000; waited++) pause_a_millisecond();
     rmdir("waiting");
     if (pid > 0) kill(pid, signal_number);
     finish(pid);
@@ -280,8 +271,7 @@ static int count_of(const char *text, const char *what) {
 /* ---- a run from end to end ---- */
 
 static void check_progress(const progress *p, int n) {
-    int i;
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         double seconds_left = (p[i].steps - p[i].step) * 4 * 32 / p[i].speed;
         CHECK(p[i].step == 10 * (i + 1) && p[i].steps == 60);
         CHECK(p[i].speed > 0 && isfinite(p[i].loss));
@@ -330,17 +320,22 @@ static void check_polyline(const char *line, int n) {
 static void check_svg(const char *path, int n) {
     size_t size;
     char *svg = read_bytes(path, &size);
-    const char *first, *second;
     REQUIRE(svg != NULL);
     CHECK(strncmp(svg, "<svg ", 5) == 0 && size > 8 && strcmp(svg + size - 8, "\n</svg>\n") == 0);
     CHECK(count_of(svg, "<") == count_of(svg, ">") && count_of(svg, "'") % 2 == 0);
     CHECK(count_of(svg, "<text ") == count_of(svg, "</text>"));
     CHECK(!strstr(svg, "nan") && !strstr(svg, "inf"));
-    first = strstr(svg, "<polyline ");
-    second = first ? strstr(first + 1, "<polyline ") : NULL;
+    const char *first = strstr(svg, "<polyline ");
+    const char *second = first ? strstr(first + 1, "<polyline ") : NULL;
     CHECK(second && count_of(svg, "<polyline ") == 2);
     if (second) check_polyline(first, n), check_polyline(second, n);
     free(svg);
+}
+
+static const ml_tensor *embedding_of(const ml_model *model) {
+    char name[ML_NAME_SIZE];
+    CHECK(ml_model_tensor_name(model, 0, name) == ML_OK && strcmp(name, "token_embd.weight") == 0);
+    return &model->tensors[0];
 }
 
 /* The model reads, tokenizes and writes. */
@@ -351,32 +346,32 @@ static void check_model(const char *path, ml_type type) {
     ml_session *session = NULL;
     ml_model *model = NULL;
     ml_error error;
-    const int32_t *ids;
-    char work[4096], back[64];
-    size_t n_ids, n_back;
-    REQUIRE(ml_load(path, NULL, &model, &error) == ML_OK);
+    int32_t work[1024];
+    ml_encode_desc encode = {text, sizeof text - 1, 0, work, sizeof work};
+    ml_tokens tokens;
+    char back[64];
+    size_t n_back;
+    REQUIRE(ml_model_load(path, NULL, &model, &error) == ML_OK);
     CHECK(model->config.dim == 16 && model->config.n_layers == 1 && model->config.vocab_size == 300);
     CHECK(model->config.max_seq_len == 32 && model->config.tied_output);
-    CHECK(model->tensors[MLI_TOKEN_EMBEDDING].type == type);
-    REQUIRE(model->tokenizer && ml_tokenizer_size(model->tokenizer) == 300);
-    CHECK(ml_encode(model->tokenizer, text, sizeof text - 1, 0, work, sizeof work, &ids, &n_ids, &error) ==
-          ML_OK);
-    CHECK(n_ids < sizeof text - 1); /* it has learnt pieces */
-    CHECK(ml_decode(model->tokenizer, ids, n_ids, back, sizeof back, &n_back, &error) == ML_OK);
+    CHECK(embedding_of(model)->type == type);
+    REQUIRE(model->tokenizer && model->tokenizer->n_pieces == 300);
+    CHECK(ml_tokenizer_encode(model->tokenizer, &encode, &tokens, &error) == ML_OK);
+    CHECK(tokens.n < (int)sizeof text - 1); /* it has learned pieces */
+    CHECK(ml_tokenizer_decode(model->tokenizer, &tokens, back, sizeof back, &n_back, &error) == ML_OK);
     CHECK(strcmp(back, text) == 0);
     desc.prompt = "Tom";
     desc.max_new_tokens = 20;
-    CHECK(ml_session_new(model, NULL, NULL, &session, &error) == ML_OK);
-    CHECK(ml_generate(session, &desc, &made, &error) == ML_OK && made.n_new >= 5);
+    CHECK(ml_session_new(model, NULL, &session, &error) == ML_OK);
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK && made.n_new >= 5);
     ml_session_free(session);
-    ml_free(model);
+    ml_model_free(model);
 }
 
 TEST(from_text_to_a_model) {
     progress p[8];
-    int n;
     REQUIRE(trains("stories.txt --output new.gguf --sample_every 20" SMALL));
-    n = read_progress(p, 8);
+    int n = read_progress(p, 8);
     REQUIRE(n == 6);
     check_progress(p, n);
     check_csv("new.gguf.csv", p, n);
@@ -396,16 +391,15 @@ static double surprise(ml_session *session, const ml_model *model, const int32_t
     static float logits[32 * 300];
     const int context = model->config.max_seq_len;
     double sum = 0;
-    int from, i, k;
-    for (from = 0; from + 1 < n; from += context) {
+    for (int from = 0; from + 1 < n; from += context) {
         ml_batch batch = {0};
+        ml_outputs outputs = {NULL, 0, NULL, logits};
         batch.tokens = ids + from;
         batch.n_tokens = n - 1 - from < context ? n - 1 - from : context;
-        batch.logits = logits;
-        CHECK(ml_forward(session, &batch, NULL) == ML_OK);
-        for (i = 0; i < batch.n_tokens; i++) {
+        CHECK(ml_session_eval_batch(session, &batch, &outputs, NULL) == ML_OK);
+        for (int i = 0; i < batch.n_tokens; i++) {
             double total = 0;
-            for (k = 0; k < 300; k++) total += exp((double)logits[i * 300 + k]);
+            for (int k = 0; k < 300; k++) total += exp((double)logits[i * 300 + k]);
             sum += log(total) - (double)logits[i * 300 + ids[from + i + 1]];
         }
     }
@@ -416,23 +410,23 @@ static double surprise(ml_session *session, const ml_model *model, const int32_t
 static void measure_others(const ml_model *model, double *per_token, double *per_byte) {
     ml_session *session = NULL;
     ml_random random;
-    char text[128], work[4096];
+    char text[128];
     double sum = 0;
-    int i, n_tokens = 0, n_bytes = 0;
-    CHECK(ml_session_new(model, NULL, NULL, &session, NULL) == ML_OK);
+    int n_tokens = 0, n_bytes = 0;
+    CHECK(ml_session_new(model, NULL, &session, NULL) == ML_OK);
     ml_random_seed(&random, 1);
-    for (i = 0; i < 60; i++) {
-        int32_t ids[128];
-        const int32_t *encoded;
-        size_t n = 0;
+    for (int i = 0; i < 60; i++) {
+        int32_t ids[128], work[1024];
         make_story(&random, 1, text, sizeof text);
-        CHECK(ml_encode(model->tokenizer, text, strlen(text), ML_ADD_BOS, work, sizeof work, &encoded, &n,
-                        NULL) == ML_OK);
-        memcpy(ids, encoded, n * sizeof *ids);
+        ml_encode_desc encode = {text, strlen(text), ML_ADD_BOS, work, sizeof work};
+        ml_tokens encoded;
+        CHECK(ml_tokenizer_encode(model->tokenizer, &encode, &encoded, NULL) == ML_OK);
+        int n = encoded.n;
+        memcpy(ids, encoded.ids, (size_t)n * sizeof *ids);
         CHECK(n > 33); /* more than a row, for the test to see how it is cut */
-        if (i < 59) ids[n++] = ml_tokenizer_bos(model->tokenizer);
-        sum += surprise(session, model, ids, (int)n);
-        n_tokens += (int)n - 1;
+        if (i < 59) ids[n++] = model->tokenizer->bos;
+        sum += surprise(session, model, ids, n);
+        n_tokens += n - 1;
         n_bytes += (int)strlen(text);
     }
     *per_token = sum / n_tokens;
@@ -440,7 +434,7 @@ static void measure_others(const ml_model *model, double *per_token, double *per
     ml_session_free(session);
 }
 
-/* --steps 0 prints what ml_forward gives, and writes nothing. */
+/* --steps 0 prints what ml_session_eval_batch gives, and writes nothing. */
 TEST(only_measures) {
     double per_token, per_byte, told_token = 0, told_byte = 0;
     ml_model *model = NULL;
@@ -448,19 +442,19 @@ TEST(only_measures) {
     REQUIRE(trains("--steps 0 --rows 3 --model small.gguf --validation_text others.txt --output none.gguf"));
     CHECK(count_files("") == n_files);
     CHECK(read_loss(&told_token, &told_byte));
-    REQUIRE(ml_load("small.gguf", NULL, &model, NULL) == ML_OK);
+    REQUIRE(ml_model_load("small.gguf", NULL, &model, NULL) == ML_OK);
     measure_others(model, &per_token, &per_byte);
     CHECK_NEAR(told_token, per_token, 6e-5, 1e-5);
     CHECK_NEAR(told_byte, per_byte, 6e-5, 1e-5);
-    ml_free(model);
+    ml_model_free(model);
 }
 
 /* Every tenth text, the end of a single one, or none. */
 TEST(keeps_text_back) {
-    int n_train = 0, n_kept = 0, i;
+    int n_train = 0, n_kept = 0;
     FILE *file = fopen("single.txt", "w");
     REQUIRE(file != NULL);
-    for (i = 0; i < 80; i++) fprintf(file, "Tom has a ball. It is a good ball.\n");
+    for (int i = 0; i < 80; i++) fprintf(file, "Tom has a ball. It is a good ball.\n");
     fclose(file);
     REQUIRE(trains("stories.txt --output kept.gguf" SMALL));
     CHECK(read_counts(&n_train, &n_kept));
@@ -476,10 +470,9 @@ TEST(keeps_text_back) {
 /* The curve is drawn of what there is. */
 TEST(nothing_kept_back) {
     size_t n;
-    char *csv, *svg;
     REQUIRE(trains("stories.txt --output bare.gguf" SMALL " --validation 0"));
-    csv = read_bytes("bare.gguf.csv", &n);
-    svg = read_bytes("bare.gguf.svg", &n);
+    char *csv = read_bytes("bare.gguf.csv", &n);
+    char *svg = read_bytes("bare.gguf.svg", &n);
     REQUIRE(csv && svg);
     CHECK(count_of(csv, "\n") == 7 && count_of(csv, ",\n") == 6 && !strstr(csv, "nan"));
     check_polyline(strstr(svg, "<polyline "), 6);
@@ -542,19 +535,18 @@ TEST(killed_and_resumed) {
     check_as_if_undisturbed();
 }
 
-/* ---- a model that goes on learning ---- */
+/* ---- a model that continues to learn ---- */
 
 static int same_tokenizers(const char *a, const char *b) {
     ml_tokenizer *t[2] = {NULL, NULL};
     const char *piece[2];
     size_t length[2];
     float score[2];
-    int id, i, same;
     CHECK(ml_tokenizer_load(a, NULL, &t[0], NULL) == ML_OK &&
           ml_tokenizer_load(b, NULL, &t[1], NULL) == ML_OK);
-    same = t[0] && t[1] && ml_tokenizer_size(t[0]) == ml_tokenizer_size(t[1]);
-    for (id = 0; same && id < ml_tokenizer_size(t[0]); id++) {
-        for (i = 0; i < 2; i++) piece[i] = ml_tokenizer_piece(t[i], id, &length[i], &score[i], NULL);
+    int same = t[0] && t[1] && t[0]->n_pieces == t[1]->n_pieces;
+    for (int id = 0; same && id < t[0]->n_pieces; id++) {
+        for (int i = 0; i < 2; i++) piece[i] = ml_tokenizer_piece(t[i], id, &length[i], &score[i], NULL);
         same = length[0] == length[1] && score[0] == score[1] && memcmp(piece[0], piece[1], length[0]) == 0;
     }
     ml_tokenizer_free(t[0]);
@@ -576,7 +568,7 @@ TEST(model_goes_on_learning) {
     check_model("further.gguf", ML_F32);
 }
 
-/* A context that the model does not have becomes its own, and epochs are counted in its rows. */
+/* A context longer than the model's becomes the model's, and epochs are counted in its rows. */
 TEST(context_of_the_model) {
     progress p;
     int n_train = 0, n_kept;
@@ -589,13 +581,13 @@ TEST(context_of_the_model) {
     CHECK(same_tokenizers("far.gguf", "small.gguf"));
 }
 
-/* What is no text is learnt as bytes, all of them. */
+/* Bytes that are not text are learned, too, all of them. */
 TEST(any_bytes) {
     unsigned char bytes[8192];
-    int i, n_train = 0, n_kept;
+    int n_train = 0, n_kept;
     REQUIRE(trains("zeros.bin --model small.gguf --output bytes.gguf" SMALL " --validation 0"));
     CHECK(read_counts(&n_train, &n_kept) && n_train >= 4000);
-    for (i = 0; i < 8192; i++) bytes[i] = (unsigned char)(i * 89 + i / 251);
+    for (int i = 0; i < 8192; i++) bytes[i] = (unsigned char)(i * 89 + i / 251);
     write_bytes("noise.bin", bytes, sizeof bytes);
     REQUIRE(trains("noise.bin --output bytes.gguf" SMALL " --vocab_size 360"));
 }
@@ -616,9 +608,8 @@ TEST(help_is_no_error) {
 
 /* The run fails, says so in these words, and leaves everything as it was. */
 static void refuses(const char *arguments, const char *words) {
-    int n_files;
     pretrain("--help"); /* so that its logs are there when files are counted */
-    n_files = count_files("");
+    int n_files = count_files("");
     pretrain(arguments);
     if (status > 0 && strstr(complained, words) && count_files("") == n_files &&
         same_bytes("valued.gguf", "valued.copy"))
@@ -749,14 +740,14 @@ TEST(output_is_a_folder) {
 
 /* A model that is broken fails at the first step: nothing is saved over what is there, or said to be. */
 TEST(loss_is_not_finite) {
-    ml_load_desc desc = {0};
+    ml_model_load_desc desc = {0};
     ml_model *model = NULL;
     desc.type = ML_F32;
     value_a_file();
-    REQUIRE(ml_load("small.gguf", &desc, &model, NULL) == ML_OK);
-    ((float *)model->tensors[MLI_TOKEN_EMBEDDING].data)[100 * 16] = NAN;
-    CHECK(ml_save(model, "broken.gguf", NULL, NULL) == ML_OK);
-    ml_free(model);
+    REQUIRE(ml_model_load("small.gguf", &desc, &model, NULL) == ML_OK);
+    ((float *)embedding_of(model)->data)[100 * 16] = NAN;
+    CHECK(ml_model_save(model, "broken.gguf", NULL, NULL) == ML_OK);
+    ml_model_free(model);
     pretrain("stories.txt --model broken.gguf --output valued.gguf" SMALL);
     CHECK(status == 1 && strstr(complained, "the loss is not finite"));
     CHECK(!strstr(complained, "the state after step") && !exists("valued.gguf.train"));
@@ -773,9 +764,9 @@ static void pretrain_on_full_disk(const char *arguments, size_t bytes) {
     largest_file = 0;
 }
 
-/* The last good state stays, and is gone on from when there is room again, as if nothing had been. */
+/* The last good state is kept, and training continues from it when there is room again, as if nothing had
+   happened. */
 TEST(disk_is_full) {
-    size_t row;
     REQUIRE(trains("stories.txt --output empty.gguf" SMALL " --every 1"));
     pretrain_until(FULL, 40, SIGINT);
     CHECK(status == 0);
@@ -783,7 +774,7 @@ TEST(disk_is_full) {
     copy_file("full.gguf.train", "full.train.copy");
     copy_file("full.gguf.csv", "full.csv.copy");
     copy_file("full.gguf.svg", "full.svg.copy");
-    row = size_of("full.gguf.csv") / 40;
+    size_t row = size_of("full.gguf.csv") / 40;
 
     /* no room for the checkpoint */
     pretrain_on_full_disk(FULL " --resume", size_of("full.gguf.train") - 1);
@@ -792,7 +783,7 @@ TEST(disk_is_full) {
     CHECK(same_bytes("full.gguf", "full.copy") && same_bytes("full.gguf.train", "full.train.copy"));
     CHECK(count_files(".tmp") == 0);
 
-    /* none for the curve: not when it is written anew, nor for the next of its lines */
+    /* none for the curve: neither when it is written again, nor for its next line */
     copy_file("full.csv.copy", "full.gguf.csv");
     pretrain_on_full_disk(FULL " --resume", size_of("full.gguf.csv") - 1);
     CHECK(status == 1 && strstr(complained, "full.gguf.csv cannot be written: File too large"));

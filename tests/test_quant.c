@@ -1,14 +1,8 @@
-/* Products with quantised weights: the kernels of the instruction set that this is compiled for, against
-   plain loops. Integer sums are exact, so kernels and loops may differ in the order in which floats are
-   added, and no more. */
-#define _DEFAULT_SOURCE
-#define ML_REFERENCE_KERNELS
+/* Products with quantized weights: the kernels of the instruction set that this is compiled for, against plain
+   loops. Integer sums are exact, so kernels and loops may differ only in the order in which floats are added. */
 #define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-#include "test.h"
-
+#include "preamble.h"
 #include <sys/mman.h>
-#include <unistd.h>
 
 #define UNIT 5.9604645e-8 /* 2^-24, half a unit in the last place of a float */
 
@@ -16,8 +10,8 @@ static ml_random state;
 
 /* ---- memory ---- */
 
-/* n bytes, filled with a pattern, that end where a page without access begins: what reads or writes behind
-   them dies. Hand back with release(memory, n). */
+/* n bytes, filled with a pattern, that end where a page without access begins: what reads or writes after
+   them crashes. Free with release(memory, n). */
 static void *guard(size_t n) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (n + page - 1) / page * page;
     unsigned char *pages =
@@ -58,7 +52,8 @@ typedef struct problem {
     size_t m, n, k, w_bytes, q_bytes;
     float *x;   /* (m, k) */
     uint8_t *w; /* (n, k), from an address that is a multiple of nothing */
-    void *q;    /* x as blocks */
+    void *memory;
+    mli_activations q; /* x as blocks, in memory */
 } problem;
 
 /* Random blocks as a hostile file may hold them: any bytes, -128 too; the scales are finite, of either sign.
@@ -67,29 +62,29 @@ static problem make_problem(ml_type type, size_t m, size_t n, size_t k) {
     problem p;
     size_t i, bytes = mli_type(type)->bytes;
     p.type = type, p.m = m, p.n = n, p.k = k;
-    p.w_bytes = n * ml_row_bytes(type, k);
-    p.q_bytes = mli_activation_bytes(m, k);
+    p.w_bytes = n * ml_type_row_bytes(type, k);
+    p.q_bytes = mli_integer_bytes(m, k);
     p.x = (float *)guard(m * k * sizeof(float));
     p.w = (uint8_t *)guard(p.w_bytes);
-    p.q = guard(p.q_bytes);
+    p.memory = guard(p.q_bytes);
     for (i = 0; i < m * k; i++) p.x[i] = ml_random_normal(&state);
     for (i = 0; i < p.w_bytes; i++) p.w[i] = (uint8_t)ml_random_u64(&state);
     for (i = 0; i < p.w_bytes; i += bytes) mli_store_scale(p.w + i, 0.01f * ml_random_normal(&state));
-    mli_quantize_activations(p.x, m, k, p.q);
+    p.q = mli_integer_quantize(NULL, p.x, m, k, p.memory);
     return p;
 }
 
 static void end_problem(problem *p) {
     release(p->x, p->m * p->k * sizeof(float));
     release(p->w, p->w_bytes);
-    release(p->q, p->q_bytes);
+    release(p->memory, p->q_bytes);
 }
 
-/* x . w^T for one output from the quantised x in doubles, and in *size the sum of all magnitudes. */
+/* x . w^T for one output from the quantized x in doubles, and in *size the sum of all magnitudes. */
 static double exact(const problem *p, size_t row_x, size_t row_w, double *size) {
     size_t blocks = p->k / 32, bytes = mli_type(p->type)->bytes, b;
-    const mli_xblock *x = (const mli_xblock *)p->q + row_x * blocks;
-    const float *x_scale = (const float *)((const mli_xblock *)p->q + p->m * blocks) + row_x * blocks;
+    const mli_block_x *x = p->q.q + row_x * blocks;
+    const float *x_scale = p->q.scale + row_x * blocks;
     const uint8_t *w = p->w + row_w * blocks * bytes;
     double sum = 0;
     *size = 0;
@@ -114,10 +109,52 @@ static double exact(const problem *p, size_t row_x, size_t row_w, double *size) 
    magnitudes. */
 static double tolerance(const problem *p, double size) { return (double)(p->k / 32 + 11) * UNIT * size; }
 
-static void multiply_rows(const problem *p, float *y, size_t first, size_t n_rows, const void *q, size_t n_x,
+static ml_tensor weights(const problem *p, size_t first, size_t n_rows) {
+    ml_tensor w;
+    memset(&w, 0, sizeof w);
+    w.type = p->type, w.rows = n_rows, w.cols = p->k;
+    w.data = p->w + first * ml_type_row_bytes(p->type, p->k);
+    return w;
+}
+
+/* y (q.rows, n_rows; a row every stride) = q . rows first .. first + n_rows - 1 of w^T */
+static void multiply_rows(const problem *p, float *y, size_t first, size_t n_rows, mli_activations q,
                           size_t stride) {
-    const uint8_t *w = p->w + first * ml_row_bytes(p->type, p->k);
-    (p->type == ML_Q8_0 ? mli_rows_q8_0 : mli_rows_q4_0)(y, w, n_rows, p->k, q, n_x, stride);
+    ml_tensor w = weights(p, 0, p->n);
+    mli_integer_job job = {&w, q, NULL, 0};
+    job.y = y - first; /* column `first` of y comes first */
+    job.y_stride = stride;
+    mli_integer_few(&job, first, n_rows);
+}
+
+/* All of y, the path for many rows; x is quantized again, by the threads. */
+static void multiply_all(const problem *p, const ml_threads *threads, float *y) {
+    size_t size = mli_integer_work(threads, p->m, p->n, p->k), q_size = mli_integer_bytes(p->m, p->k);
+    void *work = guard(size), *memory = guard(q_size);
+    ml_tensor w = weights(p, 0, p->n);
+    mli_integer_job job = {&w, mli_integer_quantize(threads, p->x, p->m, p->k, memory), y, p->n};
+    mli_integer_many(threads, &job, work);
+    release(memory, q_size);
+    release(work, size);
+}
+
+/* The same in plain loops of floats. */
+static void plain_rows(const problem *p, float *y, size_t stride) {
+    size_t blocks = p->k / 32, bytes = mli_type(p->type)->bytes, i, row, b;
+    for (i = 0; i < p->m; i++)
+        for (row = 0; row < p->n; row++) {
+            const uint8_t *w = p->w + row * blocks * bytes;
+            float sum = 0;
+            for (b = 0; b < blocks; b++, w += bytes) {
+                float q[32], dot = 0;
+                int j;
+                mli_dequantize_row(p->type, w, q, 32);
+                for (j = 0; j < 32; j++) q[j] /= mli_load_scale(w); /* whole numbers again, up to rounding */
+                for (j = 0; j < 32; j++) dot += roundf(q[j]) * (float)p->q.q[i * blocks + b].q[j];
+                sum += mli_load_scale(w) * p->q.scale[i * blocks + b] * dot;
+            }
+            y[i * stride + row] = sum;
+        }
 }
 
 static const ml_type types[2] = {ML_Q8_0, ML_Q4_0};
@@ -127,7 +164,7 @@ static const ml_type types[2] = {ML_Q8_0, ML_Q4_0};
 /* Half a step at most, up to the roundings of scale and quotient; the largest is +-127. */
 TEST(activations) {
     float x[96];
-    mli_xblock block[3];
+    mli_block_x block[3];
     float scale[3];
     int t, i;
     for (t = 0; t < 1000; t++) {
@@ -151,7 +188,7 @@ TEST(activations) {
 
 TEST(strange_activations) {
     float x[5 * 32];
-    int8_t q[32];
+    mli_q q[32];
     float scale;
     int i;
     for (i = 0; i < 160; i++) x[i] = (float)(i % 7) - 3;
@@ -184,15 +221,15 @@ TEST(rows_against_loops) {
                     size_t stride = p.n + n_x % 3, n = (n_x - 1) * stride + p.n;
                     float *y = (float *)guard(n * sizeof *y), *z = (float *)guard(n * sizeof *z);
                     double size;
-                    multiply_rows(&p, y, 0, p.n, p.q, n_x, stride);
-                    mli_ref_rows(p.type, z, p.w, p.n, p.k, p.q, n_x, stride);
+                    multiply_rows(&p, y, 0, p.n, p.q, stride);
+                    plain_rows(&p, z, stride);
                     for (i = 0; i < n_x; i++)
                         for (j = 0; j < p.n; j++) {
                             double expected = exact(&p, i, j, &size);
                             CHECK_NEAR(y[i * stride + j], expected, tolerance(&p, size), 0);
                             CHECK_NEAR(z[i * stride + j], expected, tolerance(&p, size), 0);
                         }
-                    for (i = 0; i + 1 < n_x; i++) /* what lies between the rows of y is left alone */
+                    for (i = 0; i + 1 < n_x; i++) /* what is between the rows of y does not change */
                         CHECK(stride == p.n || ((const uint8_t *)y)[(i * stride + p.n) * sizeof *y] == 0xa5);
                     release(y, n * sizeof *y);
                     release(z, n * sizeof *z);
@@ -200,19 +237,19 @@ TEST(rows_against_loops) {
                 }
 }
 
-/* Weights in a file stand at any even address, and a caller's may at any. */
+/* Weights in a file are at any even address, and a caller's may be at any. */
 TEST(rows_at_any_address) {
     size_t t, offset;
     for (t = 0; t < 2; t++) {
         problem p = make_problem(types[t], 2, 9, 224);
         uint8_t *moved = (uint8_t *)malloc(p.w_bytes + 64);
         float y[2 * 9], z[2 * 9];
-        multiply_rows(&p, y, 0, 9, p.q, 2, 9);
+        multiply_rows(&p, y, 0, 9, p.q, 9);
         for (offset = 0; offset < 64; offset++) {
             problem other = p;
             memcpy(moved + offset, p.w, p.w_bytes);
             other.w = moved + offset;
-            multiply_rows(&other, z, 0, 9, p.q, 2, 9);
+            multiply_rows(&other, z, 0, 9, p.q, 9);
             CHECK(!memcmp(y, z, sizeof y));
         }
         free(moved);
@@ -220,22 +257,22 @@ TEST(rows_at_any_address) {
     }
 }
 
-/* A row's result does not depend on its neighbours, on where the call begins, or on how many x there are. */
+/* A row's result does not depend on its neighbors, on where the call begins, or on how many x there are. */
 TEST(rows_do_not_depend_on_position) {
     size_t t, first, n, i;
     for (t = 0; t < 2; t++) {
         problem p = make_problem(types[t], 4, 23, 352), one;
         float y[4 * 23], z[23];
-        multiply_rows(&p, y, 0, 23, p.q, 4, 23);
+        multiply_rows(&p, y, 0, 23, p.q, 23);
         for (first = 0; first < 23; first++)
             for (n = 1; first + n <= 23; n++)
                 for (i = 0; i < 4; i++) {
                     one = p;
-                    one.q = guard(mli_activation_bytes(1, p.k));
-                    mli_quantize_activations(p.x + i * p.k, 1, p.k, one.q);
-                    multiply_rows(&p, z, first, n, one.q, 1, n);
+                    one.memory = guard(mli_integer_bytes(1, p.k));
+                    one.q = mli_integer_quantize(NULL, p.x + i * p.k, 1, p.k, one.memory);
+                    multiply_rows(&p, z, first, n, one.q, n);
                     CHECK(!memcmp(z, y + i * 23 + first, n * sizeof *z));
-                    release(one.q, mli_activation_bytes(1, p.k));
+                    release(one.memory, mli_integer_bytes(1, p.k));
                 }
         end_problem(&p);
     }
@@ -247,7 +284,7 @@ static void fill(problem *p, float scale, int byte, float even, float odd) {
     memset(p->w, byte, p->w_bytes);
     for (i = 0; i < p->w_bytes; i += bytes) mli_store_scale(p->w + i, scale);
     for (i = 0; i < p->m * p->k; i++) p->x[i] = i % 2 ? odd : even;
-    mli_quantize_activations(p->x, p->m, p->k, p->q);
+    p->q = mli_integer_quantize(NULL, p->x, p->m, p->k, p->memory);
 }
 
 /* The largest sums there are. Blocks of x are +-127 with scale 1, all numbers are small integers: exact. */
@@ -260,20 +297,15 @@ TEST(extremes) {
         for (b = 0; b < sizeof bytes / sizeof *bytes; b++)
             for (s = 0; s < 4; s++) {
                 problem p = make_problem(types[t], 6, 5, 96);
-                size_t size = mli_qgemm_work(&threads, p.m, p.n, p.k);
-                void *work = malloc(size);
-                ml_tensor w;
                 float y[30], even = s & 1 ? 127.0f : -127.0f, odd = s & 2 ? 127.0f : -127.0f;
                 int low = (bytes[b] & 15) - 8, high = (bytes[b] >> 4) - 8, q = (int8_t)bytes[b];
                 float expected = 48 * (even + odd) * (float)q;
                 if (types[t] == ML_Q4_0) expected = 24 * (even + odd) * (float)(low + high);
                 fill(&p, 1, bytes[b], even, odd);
-                multiply_rows(&p, y, 0, p.n, p.q, p.m, p.n);
+                multiply_rows(&p, y, 0, p.n, p.q, p.n);
                 for (i = 0; i < p.m * p.n; i++) CHECK(y[i] == expected);
-                w.type = p.type, w.rows = (int)p.n, w.cols = (int)p.k, w.data = p.w;
-                mli_qgemm(&threads, p.x, p.m, &w, y, work);
+                multiply_all(&p, &threads, y);
                 for (i = 0; i < p.m * p.n; i++) CHECK(y[i] == expected);
-                free(work);
                 end_problem(&p);
             }
 }
@@ -284,21 +316,18 @@ TEST(not_finite) {
     ml_threads threads = n_threads(1);
     for (t = 0; t < 2; t++) {
         problem p = make_problem(types[t], 7, 9, 160);
-        size_t row_bytes = ml_row_bytes(p.type, p.k);
-        void *work = malloc(mli_qgemm_work(&threads, p.m, p.n, p.k));
+        size_t row_bytes = ml_type_row_bytes(p.type, p.k);
         float y[2][63];
-        ml_tensor w;
         int kind;
-        w.type = p.type, w.rows = (int)p.n, w.cols = (int)p.k, w.data = p.w;
         p.w[3 * row_bytes + mli_type(p.type)->bytes + 1] = 0x7c,
                                                       p.w[3 * row_bytes + mli_type(p.type)->bytes] = 0;
         p.w[5 * row_bytes + 1] = 0x7e, p.w[5 * row_bytes] = 1; /* row 3: an infinite scale; row 5: NaN */
         p.x[2 * p.k + 70] = NAN;
         p.x[4 * p.k + 1] = INFINITY;
         memset(p.x + 6 * p.k, 0, p.k * sizeof *p.x);
-        mli_quantize_activations(p.x, p.m, p.k, p.q);
-        multiply_rows(&p, y[0], 0, p.n, p.q, p.m, p.n);
-        mli_qgemm(&threads, p.x, p.m, &w, y[1], work);
+        p.q = mli_integer_quantize(NULL, p.x, p.m, p.k, p.memory);
+        multiply_rows(&p, y[0], 0, p.n, p.q, p.n);
+        multiply_all(&p, &threads, y[1]);
         for (kind = 0; kind < 2; kind++)
             for (i = 0; i < p.m; i++)
                 for (j = 0; j < p.n; j++) {
@@ -310,23 +339,13 @@ TEST(not_finite) {
                     else
                         CHECK(fabsf(value) <= 1e6f && (i != 6 || value == 0));
                 }
-        free(work);
         end_problem(&p);
     }
 }
 
 /* ---- many rows ---- */
 
-static void multiply_all(const problem *p, const ml_threads *threads, float *y) {
-    size_t size = mli_qgemm_work(threads, p->m, p->n, p->k);
-    void *work = guard(size);
-    ml_tensor w;
-    w.type = p->type, w.rows = (int)p->n, w.cols = (int)p->k, w.data = p->w;
-    mli_qgemm(threads, p->x, p->m, &w, y, work);
-    release(work, size);
-}
-
-TEST(qgemm_against_loops) {
+TEST(many_against_loops) {
     static const size_t ns[] = {1, 7, 16, 31, 32, 33, 50, 64}, ks[] = {32, 64, 352};
     ml_threads threads = n_threads(1);
     size_t t, m, n, k, i, j;
@@ -348,8 +367,8 @@ TEST(qgemm_against_loops) {
                 }
 }
 
-/* The same bits for any number of threads, and for an output wherever it stands in x or w. */
-TEST(qgemm_does_not_depend_on_threads_or_position) {
+/* The same bits for any number of threads, and for an output at any position in x or w. */
+TEST(many_does_not_depend_on_threads_or_position) {
     enum { M = 90, N = 300, K = 96 };
     size_t t, i, j;
     int count;
@@ -360,7 +379,7 @@ TEST(qgemm_does_not_depend_on_threads_or_position) {
         multiply_all(&p, &threads, y);
         for (count = 2; count <= 5; count++) {
             threads = n_threads(count);
-            CHECK(mli_qgemm_tasks(&threads, M, N) == count); /* or this tests nothing */
+            CHECK(mli_integer_task_count(&threads, M, N) == count); /* or this tests nothing */
             memset(z, 0, M * N * sizeof *z);
             multiply_all(&p, &threads, z);
             CHECK(!memcmp(y, z, M * N * sizeof *z));
@@ -370,7 +389,7 @@ TEST(qgemm_does_not_depend_on_threads_or_position) {
         for (i = 0; i < M; i += 7)
             for (j = 0; j + 41 <= N; j += 23) {
                 part.x = p.x + i * K;
-                part.w = p.w + j * ml_row_bytes(p.type, K);
+                part.w = p.w + j * ml_type_row_bytes(p.type, K);
                 multiply_all(&part, &threads, z);
                 CHECK(!memcmp(z, y + i * N + j, 41 * sizeof *z));
             }
@@ -381,30 +400,32 @@ TEST(qgemm_does_not_depend_on_threads_or_position) {
 }
 
 /* Work for the largest of several matrices is enough for the others. */
-TEST(qgemm_work_grows) {
+TEST(many_work_grows) {
     ml_threads threads = n_threads(3);
     size_t m, n, k;
     for (m = 1; m < 70; m += 9)
         for (n = 1; n < 400; n += 13)
             for (k = 32; k < 400; k += 96)
-                CHECK(mli_qgemm_work(&threads, m, n, k) <= mli_qgemm_work(&threads, 70, 400, 416));
-    CHECK(mli_qgemm_work(&threads, SIZE_MAX / 4, 32, SIZE_MAX / 4) == SIZE_MAX);
+                CHECK(mli_integer_work(&threads, m, n, k) <= mli_integer_work(&threads, 70, 400, 416));
+    CHECK(mli_integer_bytes(SIZE_MAX / 4, SIZE_MAX / 4) == SIZE_MAX);
+    if (sizeof(mli_panel) > 1) /* there are panels */
+        CHECK(mli_integer_work(&threads, SIZE_MAX / 4, 32, SIZE_MAX / 4) == SIZE_MAX);
 }
 
 /* ---- against floats ---- */
 
-/* The numbers that the weights stand for, times the activations as they were: off by the rounding of x to
+/* The values of the weights times the unrounded activations: off by the rounding of x to
    bytes, half a step (1e-4 for its own rounding) times |w|, and by the sums' rounding as above. */
 TEST(against_floats) {
     size_t t, i, j, l;
     for (t = 0; t < 2; t++) {
         problem p = make_problem(types[t], 6, 40, 512);
         float *w = (float *)malloc(p.n * p.k * sizeof *w), y[2][240];
-        const float *x_scale = (const float *)((const mli_xblock *)p.q + p.m * p.k / 32);
+        const float *x_scale = p.q.scale;
         ml_threads threads = n_threads(1);
         int kind;
         mli_dequantize_row(p.type, p.w, w, p.n * p.k);
-        multiply_rows(&p, y[0], 0, p.n, p.q, p.m, p.n);
+        multiply_rows(&p, y[0], 0, p.n, p.q, p.n);
         multiply_all(&p, &threads, y[1]);
         for (i = 0; i < p.m; i++)
             for (j = 0; j < p.n; j++) {
@@ -432,9 +453,9 @@ int main(void) {
     RUN(rows_do_not_depend_on_position);
     RUN(extremes);
     RUN(not_finite);
-    RUN(qgemm_against_loops);
-    RUN(qgemm_does_not_depend_on_threads_or_position);
-    RUN(qgemm_work_grows);
+    RUN(many_against_loops);
+    RUN(many_does_not_depend_on_threads_or_position);
+    RUN(many_work_grows);
     RUN(against_floats);
     return test_report("quant");
 }

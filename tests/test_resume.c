@@ -1,15 +1,11 @@
-/* Checkpoints: a training that is killed in the middle of whatever it does, again and again, and taken up each time from its
-   checkpoint, ends with the bits of one that was never disturbed. */
-#if !defined(_POSIX_C_SOURCE) && !defined(__APPLE__)
-#define _POSIX_C_SOURCE 200809L
-#endif
+/* Checkpoints: training that is killed at any moment, repeatedly, and continued each time from its checkpoint ends
+   with the same bits as training that was never interrupted. */
+#define MINILLAMA_IMPLEMENTATION
+#include "preamble.h"
 #include <signal.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
-#define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-#include "test.h"
+#include "models.h"
 
 enum { ROWS = 3, ROW = 20, LAST_STEP = 40 };
 
@@ -29,24 +25,29 @@ static const char *checkpoint_path(void) {
 }
 
 static void training_begin(training *t, int classifies) {
-    ml_config c;
+    ml_model_create_desc model;
+    ml_config *c = &model.config;
     ml_trainer_desc desc;
-    ml_lora_desc lora;
+    ml_lora_create_desc lora;
+    ml_head_create_desc head;
     ml_random random;
     ml_error error;
     memset(t, 0, sizeof *t);
-    memset(&c, 0, sizeof c);
+    memset(&model, 0, sizeof model);
     memset(&desc, 0, sizeof desc);
     memset(&lora, 0, sizeof lora);
-    c.dim = 32, c.hidden_dim = 48, c.n_layers = 2, c.n_heads = 4, c.n_kv_heads = 2, c.vocab_size = 300;
-    c.max_seq_len = ROW, c.tied_output = 1;
+    memset(&head, 0, sizeof head);
+    c->dim = 32, c->hidden_dim = 48, c->n_layers = 2, c->n_heads = 4, c->n_kv_heads = 2, c->vocab_size = 300;
+    c->max_seq_len = ROW, c->tied_output = 1;
     ml_random_seed(&random, 7);
     t->classifies = classifies;
-    CHECK(ml_create(&c, ML_F32, &random, NULL, &t->model, &error) == ML_OK);
+    model.random = lora.random = head.random = &random;
+    CHECK(ml_model_create(&model, &t->model, &error) == ML_OK);
     if (classifies) {
         lora.rank = 3;
-        CHECK(ml_lora_create(t->model, &lora, &random, NULL, &t->lora, &error) == ML_OK);
-        CHECK(ml_head_create(t->model, 4, &random, NULL, &t->head, &error) == ML_OK);
+        head.n_classes = 4;
+        CHECK(ml_lora_create(t->model, &lora, &t->lora, &error) == ML_OK);
+        CHECK(ml_head_create(t->model, &head, &t->head, &error) == ML_OK);
     }
     desc.max_tokens = ROWS * ROW;
     desc.max_rows = ROWS;
@@ -61,46 +62,46 @@ static void training_begin(training *t, int classifies) {
     desc.schedule.decay = ML_DECAY_COSINE;
     desc.schedule.warmup_steps = 5;
     desc.schedule.total_steps = LAST_STEP;
-    CHECK(ml_trainer_new(t->model, &desc, NULL, &t->trainer, &error) == ML_OK);
+    CHECK(ml_trainer_new(t->model, &desc, &t->trainer, &error) == ML_OK);
     ml_random_seed((ml_random *)(void *)t->trainer->progress,
-                   3); /* the data's place, kept in the checkpoint */
+                   3); /* the position in the data, kept in the checkpoint */
 }
 
 static void training_end(training *t) {
     ml_trainer_free(t->trainer);
     ml_lora_free(t->lora);
     ml_head_free(t->head);
-    ml_free(t->model);
+    ml_model_free(t->model);
 }
 
-/* A step on a batch that hangs on the data's place. 0 when something failed. */
+/* A step on a batch that depends on the position in the data. 0 when something failed. */
 static int training_step(training *t) {
     ml_random *data = (ml_random *)(void *)t->trainer->progress;
     int32_t tokens[ROWS * ROW], targets[ROWS * ROW], starts[ROWS + 1], labels[ROWS];
-    ml_examples e;
+    ml_batch batch;
     ml_error error;
     float loss;
     int i;
-    memset(&e, 0, sizeof e);
+    memset(&batch, 0, sizeof batch);
     for (i = 0; i < ROWS * ROW; i++) {
         tokens[i] = (int32_t)(ml_random_u64(data) % 300);
         targets[i] = (tokens[i] * 7 + 1) % 300;
     }
     for (i = 0; i <= ROWS; i++) starts[i] = i * ROW;
     for (i = 0; i < ROWS; i++) labels[i] = tokens[i * ROW] % 4;
-    e.tokens = tokens, e.targets = targets, e.labels = labels, e.row_start = starts;
-    e.n_tokens = ROWS * ROW, e.n_rows = ROWS;
-    return !ml_train(t->trainer, &e, &loss, &error) && !ml_backward(t->trainer, &error) &&
-           !ml_step(t->trainer, &error);
+    batch.tokens = tokens, batch.targets = targets, batch.labels = labels, batch.row_start = starts;
+    batch.n_tokens = ROWS * ROW, batch.n_rows = ROWS;
+    return !ml_trainer_backward(t->trainer, &batch, NULL, &loss, &error) &&
+           !ml_trainer_step(t->trainer, &error);
 }
 
-/* In a process of its own: goes on from the checkpoint, saving after each step, to the end or until it is killed. */
+/* In a child process: continues from the checkpoint, saving after each step, to the end or until it is killed. */
 static void child(int classifies) {
     training t;
     ml_error error;
     FILE *file = fopen(checkpoint_path(), "rb");
     training_begin(&t, classifies);
-    if (file && ml_trainer_load(t.trainer, checkpoint_path(), &error)) {
+    if (file && ml_trainer_restore(t.trainer, checkpoint_path(), &error)) {
         printf("resuming: %s\n", error.text);
         _exit(2);
     }
@@ -109,8 +110,8 @@ static void child(int classifies) {
     _exit(0);
 }
 
-/* Starts children and kills them after a while that is different each time, until one comes to the end. Returns how many
-   were killed, or -1 when one failed. */
+/* Starts children and kills them after a while that is different each time, until one comes to the end. Returns how
+   many were killed, or -1 when one failed. */
 static int kill_until_done(int classifies) {
     ml_random random;
     int kills = 0, status;
@@ -144,15 +145,15 @@ static void killed_and_resumed(int classifies) {
     training_begin(&undisturbed, classifies);
     while (undisturbed.trainer->step < LAST_STEP) REQUIRE(training_step(&undisturbed));
     training_begin(&resumed, classifies);
-    CHECK(ml_trainer_load(resumed.trainer, checkpoint_path(), &error) == ML_OK);
+    CHECK(ml_trainer_restore(resumed.trainer, checkpoint_path(), &error) == ML_OK);
     CHECK(resumed.trainer->step == LAST_STEP);
     CHECK(memcmp(resumed.trainer->progress, undisturbed.trainer->progress,
                  sizeof resumed.trainer->progress) == 0);
     /* one more step needs the moments, too */
     CHECK(training_step(&undisturbed) && training_step(&resumed));
-    for (i = 0; i < undisturbed.trainer->private_part->n_trained; i++) {
-        const mli_trained *a = &undisturbed.trainer->private_part->trained[i],
-                          *b = &resumed.trainer->private_part->trained[i];
+    for (i = 0; i < undisturbed.trainer->private_part->optimizer.n_trained; i++) {
+        const mli_trained *a = &undisturbed.trainer->private_part->optimizer.trained[i],
+                          *b = &resumed.trainer->private_part->optimizer.trained[i];
         CHECK(memcmp(a->t->data, b->t->data, mli_numbers(a->t) * sizeof(float)) == 0);
     }
     remove(checkpoint_path());
@@ -166,21 +167,26 @@ TEST(adapter_and_head_killed_and_resumed) { killed_and_resumed(1); }
 /* A checkpoint that does not fit is refused, and the trainer stays as it was. */
 TEST(wrong_checkpoints) {
     training whole, adapter;
+    ml_archive *archive;
     ml_error error;
     float before;
     training_begin(&whole, 0);
     training_begin(&adapter, 1);
     REQUIRE(training_step(&whole) && training_step(&adapter));
     REQUIRE(ml_trainer_save(adapter.trainer, checkpoint_path(), &error) == ML_OK);
+    REQUIRE(ml_archive_load(checkpoint_path(), NULL, &archive, &error) == ML_OK);
+    CHECK(ml_archive_find_array(archive, "cls.output.weight") != NULL);
+    CHECK(ml_archive_find_array(archive, "adamw.v.cls.output.bias") != NULL);
+    ml_archive_free(archive);
     before = ((const float *)whole.model->tensors[0].data)[5];
-    CHECK(ml_trainer_load(whole.trainer, checkpoint_path(), &error) == ML_ERROR_MISMATCH);
+    CHECK(ml_trainer_restore(whole.trainer, checkpoint_path(), &error) == ML_ERROR_MISMATCH);
     CHECK(strstr(error.text, "token_embd.weight") != NULL);
     CHECK(((const float *)whole.model->tensors[0].data)[5] == before && whole.trainer->step == 1);
-    REQUIRE(ml_save(whole.model, checkpoint_path(), NULL, &error) == ML_OK);
-    CHECK(ml_trainer_load(whole.trainer, checkpoint_path(), &error) == ML_ERROR_MISMATCH);
+    REQUIRE(ml_model_save(whole.model, checkpoint_path(), NULL, &error) == ML_OK);
+    CHECK(ml_trainer_restore(whole.trainer, checkpoint_path(), &error) == ML_ERROR_MISMATCH);
     CHECK(strstr(error.text, "minillama.train.step") != NULL);
     remove(checkpoint_path());
-    CHECK(ml_trainer_load(whole.trainer, checkpoint_path(), &error) == ML_ERROR_FILE);
+    CHECK(ml_trainer_restore(whole.trainer, checkpoint_path(), &error) == ML_ERROR_FILE);
     CHECK(ml_trainer_save(whole.trainer, "/nowhere/at/all", &error) == ML_ERROR_FILE);
     training_end(&whole);
     training_end(&adapter);
@@ -194,10 +200,11 @@ TEST(checkpoint_is_a_model) {
     training_begin(&t, 0);
     REQUIRE(training_step(&t));
     REQUIRE(ml_trainer_save(t.trainer, checkpoint_path(), &error) == ML_OK);
-    REQUIRE(ml_load(checkpoint_path(), NULL, &model, &error) == ML_OK);
-    CHECK(memcmp(model->tensors[MLI_TOKEN_EMBEDDING].data, t.model->tensors[MLI_TOKEN_EMBEDDING].data,
-                 mli_numbers(&model->tensors[MLI_TOKEN_EMBEDDING]) * sizeof(float)) == 0);
-    ml_free(model);
+    REQUIRE(ml_model_load(checkpoint_path(), NULL, &model, &error) == ML_OK);
+    const ml_tensor *saved = tensor_named(model, "token_embd.weight"),
+                    *trained = tensor_named(t.model, "token_embd.weight");
+    CHECK(memcmp(saved->data, trained->data, mli_numbers(saved) * sizeof(float)) == 0);
+    ml_model_free(model);
     remove(checkpoint_path());
     training_end(&t);
 }

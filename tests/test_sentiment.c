@@ -1,11 +1,7 @@
-/* examples/sentiment.h and reviews.h: zero-shot scores against PyTorch's, and what files may get wrong. */
-#if !defined(_POSIX_C_SOURCE) && !defined(__APPLE__)
-#define _POSIX_C_SOURCE 200809L
-#endif
-#define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
+/* examples/run_llama: zero-shot scores against PyTorch's, what files may get wrong, and training on the opinions. */
+#include "preamble.h"
 #include "shared.h"
-#include "../examples/sentiment.h"
+#include "../examples/run_llama/sentiment.h"
 
 static const char *write_text(const char *text, size_t n) {
     static char path[64];
@@ -25,26 +21,22 @@ static void zero_shot(ml_norm norm, ml_mask mask, const char *key) {
                *set_path = shared_path("data/sst-dev.txt"),
                *labels_path = shared_path("data/sst-label-mapping.json");
     char question[4096];
-    ml_load_desc load;
-    ml_session_desc desc;
+    ml_model_load_desc load = {0};
+    ml_session_desc desc = {0};
     ml_archive *archive;
     ml_model *model;
     ml_error error;
-    sentiment s;
+    sentiment s = {0};
     label_ids labels;
-    float *theirs, *logits, scores[10 * 5];
+    float scores[10 * 5];
     size_t n;
-    int from, i;
     if (!model_path || !set_path || !labels_path) SKIP("../shared is not there");
-    memset(&load, 0, sizeof load);
-    memset(&desc, 0, sizeof desc);
-    memset(&s, 0, sizeof s);
     load.norm = norm;
     load.mask = mask;
     load.tokenizer = tokenizer_path;
-    REQUIRE(ml_load(model_path, &load, &model, &error) == ML_OK);
-    REQUIRE(ml_archive_open(shared_path("reference/zeroshot_sst_dev40.pt"), NULL, &archive, &error) == ML_OK);
-    theirs = shared_floats(archive, key, &n);
+    REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
+    REQUIRE(ml_archive_load(shared_path("reference/zeroshot_sst_dev40.pt"), NULL, &archive, &error) == ML_OK);
+    float *theirs = shared_floats(archive, key, &n);
     REQUIRE(n == 40 * 5);
     s.model = model;
     s.set.reference = 1;
@@ -58,61 +50,56 @@ static void zero_shot(ml_norm norm, ml_mask mask, const char *key) {
     CHECK(strcmp(question, " Is this movie awful, bad, average, good, or excellent? This movie is ") == 0);
     desc.max_seq_len = s.max_row;
     desc.max_batch = s.max_row * 10;
-    REQUIRE(ml_session_new(model, &desc, NULL, &s.session, &error) == ML_OK);
-    logits = (float *)malloc(10 * (size_t)model->config.vocab_size * sizeof *logits);
+    REQUIRE(ml_session_new(model, &desc, &s.session, &error) == ML_OK);
+    float *logits = (float *)malloc(10 * (size_t)model->config.vocab_size * sizeof *logits);
     REQUIRE(sentiment_label_ids(&s, &labels));
-    for (from = 0; from < 40; from += 10) {
+    for (int from = 0; from < 40; from += 10) {
         REQUIRE(sentiment_prompt_batch(&s, &s.dev, from, 10, &labels, logits, scores));
-        for (i = 0; i < 50; i++) CHECK_NEAR(scores[i], theirs[from * 5 + i], 2e-3, 0);
+        for (int i = 0; i < 50; i++) CHECK_NEAR(scores[i], theirs[from * 5 + i], 2e-3, 0);
     }
     free(logits);
     free(theirs);
-    ml_archive_close(archive);
+    ml_archive_free(archive);
     sentiment_free(&s);
-    ml_free(model);
+    ml_model_free(model);
 }
 
 TEST(zero_shot_layer_full) { zero_shot(ML_NORM_LAYER, ML_MASK_FULL, "layer_full_scores"); }
 TEST(zero_shot_rms_full) { zero_shot(ML_NORM_RMS, ML_MASK_FULL, "rms_full_scores"); }
 TEST(zero_shot_rms_causal) { zero_shot(ML_NORM_RMS, ML_MASK_CAUSAL, "rms_causal_scores"); }
 
-/* The chain rule over a label's tokens, step by step through a session, is what one pass over the whole text gives. */
+/* The chain rule over a label's tokens, step by step through a session, is what one pass over the whole text
+   gives. */
 TEST(likelihood_by_the_chain_rule) {
     const char *model_path = shared_path("models/stories260K.pt");
     static char bad[] = "bad", marvellous[] = "marvellous";
-    ml_load_desc load;
-    ml_session_desc desc;
+    ml_model_load_desc load = {0};
+    ml_session_desc desc = {0};
     ml_model *model;
     ml_error error;
-    sentiment s;
+    sentiment s = {0};
     double scores[REVIEWS_MAX_LABELS];
     label_rows rows;
-    int i, j;
-    float *logits;
     if (!model_path) SKIP("../shared is not there");
-    memset(&load, 0, sizeof load);
-    memset(&desc, 0, sizeof desc);
-    memset(&s, 0, sizeof s);
     load.tokenizer = shared_path("models/tok512.bin");
-    REQUIRE(ml_load(model_path, &load, &model, &error) == ML_OK);
-    REQUIRE(ml_session_new(model, &desc, NULL, &s.session, &error) == ML_OK);
+    REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
+    REQUIRE(ml_session_new(model, &desc, &s.session, &error) == ML_OK);
     s.model = model;
     s.labels.name[0] = bad;
     s.labels.name[1] = marvellous;
     s.labels.n = 2;
     REQUIRE(sentiment_label_rows(&s, "The film was long. This movie is", &rows));
     REQUIRE(sentiment_likelihoods(&s, &rows, scores));
-    logits = (float *)malloc(64 * (size_t)model->config.vocab_size * sizeof *logits);
-    for (i = 0; i < 2; i++) {
+    float *logits = (float *)malloc(64 * (size_t)model->config.vocab_size * sizeof *logits);
+    for (int i = 0; i < 2; i++) {
         double sum = 0;
-        ml_batch batch;
-        memset(&batch, 0, sizeof batch);
+        ml_batch batch = {0};
+        ml_outputs outputs = {NULL, 0, NULL, logits};
         REQUIRE(rows.n[i] < 64);
         batch.tokens = rows.ids[i];
         batch.n_tokens = rows.n[i];
-        batch.logits = logits;
-        REQUIRE(ml_forward(s.session, &batch, &error) == ML_OK);
-        for (j = rows.shared; j < rows.n[i]; j++) {
+        REQUIRE(ml_session_eval_batch(s.session, &batch, &outputs, &error) == ML_OK);
+        for (int j = rows.shared; j < rows.n[i]; j++) {
             const float *row = logits + (j - 1) * model->config.vocab_size;
             sum += (double)row[rows.ids[i][j]] - sentiment_log_sum(row, model->config.vocab_size);
         }
@@ -122,21 +109,19 @@ TEST(likelihood_by_the_chain_rule) {
     label_rows_free(&rows, 2);
     free(logits);
     ml_session_free(s.session);
-    ml_free(model);
+    ml_model_free(model);
 }
 
 TEST(accuracy_and_f1) {
     review rows[6];
     reviews set;
     static const int truth[6] = {0, 0, 1, 1, 2, -1}, said[6] = {0, 1, 1, 1, 0, 2};
-    sentiment_result result;
-    int i;
     memset(rows, 0, sizeof rows);
     memset(&set, 0, sizeof set);
-    for (i = 0; i < 6; i++) rows[i].label = truth[i];
+    for (int i = 0; i < 6; i++) rows[i].label = truth[i];
     set.rows = rows;
     set.n = 6;
-    result = sentiment_measure(&set, said, 3);
+    sentiment_result result = sentiment_measure(&set, said, 3);
     CHECK_NEAR(result.accuracy, 3.0 / 5, 1e-12, 0);
     CHECK_NEAR(result.f1, (0.5 + 0.8 + 0.0) / 3, 1e-12, 0); /* F1 of 0: 1/2; of 1: 4/5; of 2: never hit */
 }
@@ -159,8 +144,7 @@ TEST(bad_lines) {
     static const char *const texts[] = {"",        "0 ||| a\n1|||b\n", "3 ||| x\n", "-2 ||| x\n",
                                         "x ||| y", "1 ||| \n",         "\n\n",      " ||| y"};
     reviews all;
-    size_t i;
-    for (i = 0; i < sizeof texts / sizeof *texts; i++) {
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         CHECK(!reads(texts[i], &all));
         reviews_free(&all);
     }
@@ -174,8 +158,7 @@ TEST(bad_label_names) {
     static const char *const texts[] = {"",  "{}", "[\"a\"]", "[\"a\", 3]", "[\"a\", \"b\"", "[\"a\", \"\"]",
                                         "[]"};
     label_names names;
-    size_t i;
-    for (i = 0; i < sizeof texts / sizeof *texts; i++) {
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         CHECK(!label_names_read(&names, write_text(texts[i], strlen(texts[i]))));
         free(names.text);
     }
@@ -187,41 +170,39 @@ TEST(bad_label_names) {
 /* Too long a sentence loses its end, never the question; invalid UTF-8 is spelled in bytes. */
 TEST(cut_to_the_context) {
     const char *model_path = shared_path("models/stories260K.pt");
-    ml_load_desc load;
+    ml_model_load_desc load = {0};
     ml_model *model;
     ml_error error;
     reviews all;
     char *text = (char *)malloc(4000), decoded[4000];
     size_t n = 0;
-    int i;
     if (!model_path) SKIP("../shared is not there");
-    memset(&load, 0, sizeof load);
     load.tokenizer = shared_path("models/tok512.bin");
-    REQUIRE(ml_load(model_path, &load, &model, &error) == ML_OK);
+    REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
     n += (size_t)snprintf(text, 4000, "0 ||| ");
-    for (i = 0; i < 300; i++) n += (size_t)snprintf(text + n, 4000 - n, "word ");
+    for (int i = 0; i < 300; i++) n += (size_t)snprintf(text + n, 4000 - n, "word ");
     n += (size_t)snprintf(text + n, 4000 - n, "\n1 ||| caf\xe9 \xff\xfe\n");
     REQUIRE(reads(text, &all));
     REQUIRE(reviews_encode(&all, model->tokenizer, " Is it good?", 64));
     CHECK(all.n_cut == 1 && all.rows[0].n_ids <= 64 && all.rows[0].n_ids > 50);
-    REQUIRE(ml_decode(model->tokenizer, all.rows[0].ids, (size_t)all.rows[0].n_ids, decoded, sizeof decoded,
-                      &n, &error) == ML_OK);
+    ml_tokens row0 = {all.rows[0].ids, all.rows[0].n_ids};
+    REQUIRE(ml_tokenizer_decode(model->tokenizer, &row0, decoded, sizeof decoded, &n, &error) == ML_OK);
     CHECK(n > 12 && strcmp(decoded + n - 12, " Is it good?") == 0);
-    REQUIRE(ml_decode(model->tokenizer, all.rows[1].ids, (size_t)all.rows[1].n_ids, decoded, sizeof decoded,
-                      &n, &error) == ML_OK);
+    ml_tokens row1 = {all.rows[1].ids, all.rows[1].n_ids};
+    REQUIRE(ml_tokenizer_decode(model->tokenizer, &row1, decoded, sizeof decoded, &n, &error) == ML_OK);
     CHECK(strcmp(decoded, "caf\xe9 \xff\xfe Is it good?") == 0);
     reviews_free(&all);
     free(text);
-    ml_free(model);
+    ml_model_free(model);
 }
 
-/* Fine-tuning and LoRA on the model and the opinions that ship with the repository, as `make demo` does it but shorter. */
+/* Fine-tuning and LoRA on the model and the opinions that ship with the repository, as `make demo` does it but
+   shorter. */
 static sentiment_settings demo_settings(const char *n_labels) {
     static char path[6][64];
     static const char *const files[4] = {"train.txt", "dev.txt", "test.txt", "labels.json"};
     sentiment_settings set;
-    int i;
-    for (i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++)
         snprintf(path[i], sizeof path[i], "examples/data/opinions%s-%s", n_labels, files[i]);
     snprintf(path[4], sizeof path[4], "/tmp/minillama-demo-%ld.txt", (long)getpid());
     snprintf(path[5], sizeof path[5], "/tmp/minillama-demo-%ld.gguf", (long)getpid());
@@ -244,26 +225,24 @@ static sentiment_settings demo_settings(const char *n_labels) {
 
 static void demo(const sentiment_settings *set, double bound) {
     sentiment_result dev = {0, 0}, test = {0, 0};
-    ml_load_desc load;
+    ml_model_load_desc load = {0};
     ml_model *model;
     ml_error error;
-    memset(&load, 0, sizeof load);
     load.type = ML_F32;
-    REQUIRE(ml_load("examples/models/stories.gguf", &load, &model, &error) == ML_OK);
+    REQUIRE(ml_model_load("examples/models/stories.gguf", &load, &model, &error) == ML_OK);
     CHECK(sentiment_run(set, model, &dev, &test));
     CHECK(dev.accuracy >= bound);
     CHECK(test.accuracy >= bound);
-    ml_free(model);
+    ml_model_free(model);
     remove(set->model_out);
 }
 
 /* "LABEL ||| SENTENCE" for each line of the set, in its order. */
 static void check_written(const char *path, const char *of, int n_labels) {
     reviews wrote, set;
-    int i;
     REQUIRE(reviews_read(&wrote, path, n_labels) && reviews_read(&set, of, n_labels));
     CHECK(wrote.n == set.n);
-    for (i = 0; i < wrote.n && i < set.n; i++) {
+    for (int i = 0; i < wrote.n && i < set.n; i++) {
         CHECK(strcmp(wrote.rows[i].sentence, set.rows[i].sentence) == 0);
         CHECK(wrote.rows[i].label >= 0);
     }

@@ -1,9 +1,7 @@
-/* tools/table.c: what is run, what of it is run again, and the means. A script stands in for run_llama: it counts its runs in a
-   file, says what run_llama would say, and breaks off where it is told to. */
-#define _DEFAULT_SOURCE 1 /* as tools/table.c */
-#if defined(__GNUC__)
-#pragma GCC diagnostic ignored "-Wunused-function" /* helpers of the next that other tests use */
-#endif
+/* tools/table.c: what is run, what is run again, and the means. A script replaces run_llama: it counts its runs in a
+   file, prints what run_llama would print, and aborts where it is told to. */
+#include "preamble.h"
+#include <fcntl.h>
 #include "folder.h"
 #define main table_main
 #include "../tools/table.c"
@@ -65,8 +63,8 @@ static int run_table(const char *lr) {
     return status;
 }
 
-/* 10 ways of prompting, once; 8 rows that learn, with two seeds: 26 runs. One that is killed or fails is run again, and no
-   other is. */
+/* 10 ways of prompting, once; 8 rows that learn, with two seeds: 26 runs. One that is killed or fails is run again,
+   and no other is. */
 TEST(goes_on) {
     write_number("kill", 4);
     write_number("fail", 13);

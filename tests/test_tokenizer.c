@@ -1,9 +1,9 @@
-/* The tokenizer: ids as SentencePiece gives them, from every kind of file; lossless; safe against hostile
-   files. */
+/* The tokenizer: the ids of SentencePiece, from every kind of file; lossless; safe against hostile files. */
 #define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-
-#include "test.h"
+#include "preamble.h"
+#include "build_files.h"
+#include "folder.h"
+#include "shared.h"
 
 #define MARK "\xE2\x96\x81"
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
@@ -23,67 +23,39 @@ typedef struct vocabulary {
     int adds_space_prefix, removes_extra_spaces;
 } vocabulary;
 
-typedef struct buffer {
-    unsigned char *data;
-    size_t size, capacity;
-} buffer;
-
-static void put(buffer *b, const void *data, size_t n) {
-    if (b->size + n > b->capacity) {
-        b->capacity = 2 * (b->size + n) + 64;
-        b->data = (unsigned char *)realloc(b->data, b->capacity);
-        if (!b->data) exit(2);
-    }
-    if (n) memcpy(b->data + b->size, data, n);
-    b->size += n;
+static void put_varint(bytes *b, uint64_t value) {
+    for (; value > 127; value >>= 7) put_uint(b, (value & 127) | 128, 1);
+    put_uint(b, value, 1);
 }
 
-static void put_number(buffer *b, uint64_t value, int n_bytes) {
-    for (; n_bytes > 0; n_bytes--, value >>= 8) {
-        unsigned char c = (unsigned char)value;
-        put(b, &c, 1);
-    }
-}
-
-static void put_float(buffer *b, float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    put_number(b, bits, 4);
-}
-
-static void put_varint(buffer *b, uint64_t value) {
-    for (; value > 127; value >>= 7) put_number(b, (value & 127) | 128, 1);
-    put_number(b, value, 1);
-}
-
-static void put_field(buffer *b, int number, uint64_t value) {
+static void put_field(bytes *b, int number, uint64_t value) {
     put_varint(b, (uint64_t)number * 8);
     put_varint(b, value);
 }
 
-static void put_bytes_field(buffer *b, int number, const void *data, size_t n) {
+static void put_bytes_field(bytes *b, int number, const void *data, size_t n) {
     put_varint(b, (uint64_t)number * 8 + 2);
     put_varint(b, n);
     put(b, data, n);
 }
 
-static void put_message(buffer *b, int number, buffer *message) {
+static void put_message(bytes *b, int number, bytes *message) {
     put_bytes_field(b, number, message->data, message->size);
     free(message->data);
     memset(message, 0, sizeof *message);
 }
 
-static void put_model_piece(buffer *b, const void *text, size_t n, float score, int kind) {
-    buffer piece = {NULL, 0, 0};
+static void put_model_piece(bytes *b, const void *text, size_t n, float score, int kind) {
+    bytes piece = {NULL, 0, 0};
     put_bytes_field(&piece, 1, text, n);
     put_varint(&piece, 2 * 8 + 5);
-    put_float(&piece, score);
+    put_f32(&piece, score);
     if (kind != 1) put_field(&piece, 3, (uint64_t)kind);
     put_message(b, 1, &piece);
 }
 
-static void put_specs(buffer *b, const vocabulary *v) {
-    buffer trainer = {NULL, 0, 0}, normalizer = {NULL, 0, 0};
+static void put_specs(bytes *b, const vocabulary *v) {
+    bytes trainer = {NULL, 0, 0}, normalizer = {NULL, 0, 0};
     put_field(&trainer, 3, 2); /* BPE */
     put_field(&trainer, 40, (uint64_t)(int64_t)v->unknown);
     put_field(&trainer, 41, (uint64_t)(int64_t)v->bos);
@@ -96,8 +68,8 @@ static void put_specs(buffer *b, const vocabulary *v) {
     put_message(b, 3, &normalizer);
 }
 
-static buffer write_model(const vocabulary *v) {
-    buffer b = {NULL, 0, 0};
+static bytes write_model(const vocabulary *v) {
+    bytes b = {NULL, 0, 0};
     int i;
     for (i = 0; i < v->n; i++)
         put_model_piece(&b, v->pieces[i].text, strlen(v->pieces[i].text), v->pieces[i].score,
@@ -107,12 +79,12 @@ static buffer write_model(const vocabulary *v) {
 }
 
 /* llama2.c's file: plain spaces, and ids 1 and 2 between line feeds. */
-static buffer write_bin(const vocabulary *v) {
-    buffer b = {NULL, 0, 0};
+static bytes write_bin(const vocabulary *v) {
+    bytes b = {NULL, 0, 0};
     int i;
-    put_number(&b, 27, 4);
+    put_uint(&b, 27, 4);
     for (i = 0; i < v->n; i++) {
-        buffer text = {NULL, 0, 0};
+        bytes text = {NULL, 0, 0};
         const char *p;
         if (i == 1 || i == 2) put(&text, "\n", 1);
         for (p = v->pieces[i].text; *p; p++) {
@@ -124,28 +96,18 @@ static buffer write_bin(const vocabulary *v) {
             }
         }
         if (i == 1 || i == 2) put(&text, "\n", 1);
-        put_float(&b, v->pieces[i].score);
-        put_number(&b, text.size, 4);
+        put_f32(&b, v->pieces[i].score);
+        put_uint(&b, text.size, 4);
         put(&b, text.data, text.size);
         free(text.data);
     }
     return b;
 }
 
-static void put_string(buffer *b, const char *text) {
-    put_number(b, strlen(text), 8);
-    put(b, text, strlen(text));
-}
-
-static void put_key(buffer *b, const char *key, uint32_t type) {
-    put_string(b, key);
-    put_number(b, type, 4);
-}
-
-static void put_list(buffer *b, const char *key, uint32_t type, uint64_t n) {
-    put_key(b, key, 9);
-    put_number(b, type, 4);
-    put_number(b, n, 8);
+static void put_list(bytes *b, const char *key, uint32_t type, uint64_t n) {
+    gguf_key(b, key, 9);
+    put_uint(b, type, 4);
+    put_uint(b, n, 8);
 }
 
 enum {
@@ -158,50 +120,50 @@ enum {
     FLOAT_ID = 64
 };
 
-static buffer write_gguf(const vocabulary *v, int twist) {
-    buffer b = {NULL, 0, 0};
+static bytes write_gguf(const vocabulary *v, int twist) {
+    bytes b = {NULL, 0, 0};
     static const char *const names[] = {"unknown", "bos", "eos", "padding"};
     int ids[4], i, n_kinds = twist & SHORT_KINDS ? v->n - 1 : v->n;
     ids[0] = v->unknown, ids[1] = v->bos, ids[2] = v->eos, ids[3] = v->padding;
     put(&b, "GGUF", 4);
-    put_number(&b, 3, 4);
-    put_number(&b, 0, 8);
-    put_number(&b,
-               (uint64_t)(11 - !!(twist & NO_SCORES) - !!(twist & NO_KINDS) - 4 * !!(twist & NO_IDS) -
-                          !!(twist & NO_MODEL)),
-               8);
-    put_key(&b, "general.architecture", 8);
-    put_string(&b, "llama");
+    put_uint(&b, 3, 4);
+    put_uint(&b, 0, 8);
+    put_uint(&b,
+             (uint64_t)(11 - !!(twist & NO_SCORES) - !!(twist & NO_KINDS) - 4 * !!(twist & NO_IDS) -
+                        !!(twist & NO_MODEL)),
+             8);
+    gguf_key(&b, "general.architecture", 8);
+    gguf_text(&b, "llama");
     if (!(twist & NO_MODEL)) {
-        put_key(&b, "tokenizer.ggml.model", 8);
-        put_string(&b, twist & WRONG_MODEL ? "gpt2" : "llama");
+        gguf_key(&b, "tokenizer.ggml.model", 8);
+        gguf_text(&b, twist & WRONG_MODEL ? "gpt2" : "llama");
     }
     put_list(&b, "tokenizer.ggml.tokens", 8, (uint64_t)v->n);
-    for (i = 0; i < v->n; i++) put_string(&b, v->pieces[i].text);
+    for (i = 0; i < v->n; i++) gguf_text(&b, v->pieces[i].text);
     if (!(twist & NO_SCORES)) {
         put_list(&b, "tokenizer.ggml.scores", 6, (uint64_t)v->n);
-        for (i = 0; i < v->n; i++) put_float(&b, v->pieces[i].score);
+        for (i = 0; i < v->n; i++) put_f32(&b, v->pieces[i].score);
     }
     if (!(twist & NO_KINDS)) {
         put_list(&b, "tokenizer.ggml.token_type", 5, (uint64_t)n_kinds);
-        for (i = 0; i < n_kinds; i++) put_number(&b, (uint64_t)v->pieces[i].kind, 4);
+        for (i = 0; i < n_kinds; i++) put_uint(&b, (uint64_t)v->pieces[i].kind, 4);
     }
     for (i = 0; i < 4 && !(twist & NO_IDS); i++) {
         char key[64];
         snprintf(key, sizeof key, "tokenizer.ggml.%s_token_id", names[i]);
-        put_key(&b, key, twist & FLOAT_ID ? 6 : 4);
-        put_number(&b, (uint64_t)(int64_t)ids[i], 4);
+        gguf_key(&b, key, twist & FLOAT_ID ? 6 : 4);
+        put_uint(&b, (uint64_t)(int64_t)ids[i], 4);
     }
-    put_key(&b, "tokenizer.ggml.add_space_prefix", 7);
-    put_number(&b, (uint64_t)v->adds_space_prefix, 1);
-    put_key(&b, "tokenizer.ggml.remove_extra_whitespaces", 7);
-    put_number(&b, (uint64_t)v->removes_extra_spaces, 1);
+    gguf_key(&b, "tokenizer.ggml.add_space_prefix", 7);
+    put_uint(&b, (uint64_t)v->adds_space_prefix, 1);
+    gguf_key(&b, "tokenizer.ggml.remove_extra_whitespaces", 7);
+    put_uint(&b, (uint64_t)v->removes_extra_spaces, 1);
     return b;
 }
 
 /* <unk>, <s>, </s>, with or without the bytes, then the given pieces. The texts of bytes are static. */
 static vocabulary make_vocabulary(const entry *more, size_t n_more, int has_bytes) {
-    static char bytes[256][8];
+    static char texts[256][8];
     vocabulary v;
     int i;
     v.pieces = (entry *)malloc((259 + n_more) * sizeof *v.pieces);
@@ -211,8 +173,8 @@ static vocabulary make_vocabulary(const entry *more, size_t n_more, int has_byte
     v.pieces[2].text = "</s>", v.pieces[2].kind = ML_PIECE_CONTROL;
     v.n = 3;
     for (i = 0; i < 256 && has_bytes; i++) {
-        snprintf(bytes[i], sizeof bytes[i], "<0x%02X>", (unsigned)i);
-        v.pieces[v.n].text = bytes[i];
+        snprintf(texts[i], sizeof texts[i], "<0x%02X>", (unsigned)i);
+        v.pieces[v.n].text = texts[i];
         v.pieces[v.n++].kind = ML_PIECE_BYTE;
     }
     for (i = 0; i < v.n; i++) v.pieces[i].score = 0;
@@ -222,7 +184,7 @@ static vocabulary make_vocabulary(const entry *more, size_t n_more, int has_byte
     return v;
 }
 
-#define FIRST 259 /* the id of the first piece behind the bytes */
+#define FIRST 259 /* the id of the first piece after the bytes */
 
 static const entry small_pieces[] = {
     {MARK "a", -1, 1},
@@ -250,14 +212,14 @@ static vocabulary small_vocabulary(void) { return make_vocabulary(small_pieces, 
 
 static ml_error failure; /* of the last load */
 
-static ml_tokenizer *load(const buffer *b) {
+static ml_tokenizer *load(const bytes *b) {
     ml_tokenizer *t = NULL;
     ml_result result = ml_tokenizer_load_memory(b->data, b->size, NULL, &t, &failure);
     CHECK(result == failure.code && (!result) == (t != NULL) && (!result) == !failure.text[0]);
     return t;
 }
 
-static ml_tokenizer *load_and_free(buffer b) {
+static ml_tokenizer *load_and_free(bytes b) {
     ml_tokenizer *t = load(&b);
     free(b.data);
     return t;
@@ -274,20 +236,33 @@ static ml_tokenizer *load_vocabulary(const vocabulary *v) {
 
 /* ---- encoding and decoding as the tests use them ---- */
 
+static ml_result encode_into(void *work, size_t work_size, const ml_tokenizer *t, const char *text, size_t n,
+                             int flags, ml_tokens *tokens) {
+    ml_encode_desc desc = {text, n, flags, work, work_size};
+    return ml_tokenizer_encode(t, &desc, tokens, &failure);
+}
+
+static ml_result decode(const ml_tokenizer *t, const int32_t *ids, size_t n_ids, char *text, size_t size,
+                        size_t *n) {
+    ml_tokens tokens = {ids, (int)n_ids};
+    return ml_tokenizer_decode(t, &tokens, text, size, n, &failure);
+}
+
 typedef struct encoded {
-    void *work; /* exactly as large as asked for, so that sanitizers see a step beyond */
+    void *work; /* exactly as large as required, so that sanitizers see a step beyond */
     const int32_t *ids;
     size_t n;
 } encoded;
 
 static encoded encode(const ml_tokenizer *t, const char *text, size_t n, int flags) {
     encoded e;
-    size_t size = ml_encode_size(n);
+    size_t size = ml_tokenizer_encode_size(n);
+    ml_tokens tokens = {NULL, 0};
     e.work = malloc(size);
-    e.ids = NULL;
-    e.n = 0;
     if (!e.work) exit(2);
-    CHECK(ml_encode(t, text, n, flags, e.work, size, &e.ids, &e.n, &failure) == ML_OK);
+    CHECK(encode_into(e.work, size, t, text, n, flags, &tokens) == ML_OK);
+    e.ids = tokens.ids;
+    e.n = (size_t)tokens.n;
     return e;
 }
 
@@ -316,19 +291,19 @@ static int decodes_to(const ml_tokenizer *t, const int32_t *ids, size_t n_ids, c
     size_t needed = 0, i, at = 0, piece_size;
     char *decoded;
     int32_t previous = -1;
-    ml_result result = ml_decode(t, ids, n_ids, NULL, 0, &needed, NULL);
+    ml_result result = decode(t, ids, n_ids, NULL, 0, &needed);
     int same = result == (needed ? ML_ERROR_MEMORY : ML_OK) && needed == n;
     decoded = (char *)malloc(needed + 1);
     if (!decoded) exit(2);
-    same = same && ml_decode(t, ids, n_ids, decoded, needed + 1, &needed, NULL) == ML_OK && needed == n &&
+    same = same && decode(t, ids, n_ids, decoded, needed + 1, &needed) == ML_OK && needed == n &&
            (!n || memcmp(decoded, text, n) == 0) && decoded[n] == 0;
     for (i = 0; i < n_ids && same; previous = ids[i++]) { /* streamed */
-        const char *piece = ml_decode_token(t, previous, ids[i], &piece_size);
+        const char *piece = ml_tokenizer_decode_token(t, previous, ids[i], &piece_size);
         same = piece && piece_size <= n - at && memcmp(piece, text + at, piece_size) == 0;
         at += piece_size;
     }
     same = same && at == n;
-    if (!same) printf("  decoded to \"%.*s\"\n", (int)MLI_MIN(needed, 100), decoded);
+    if (!same) printf("  decoded to \"%.*s\"\n", (int)(needed < 100 ? needed : 100), decoded);
     free(decoded);
     return same;
 }
@@ -349,7 +324,7 @@ static int round_trips(const ml_tokenizer *t, const char *text, size_t n) {
     return same;
 }
 
-/* ---- a plain reference: joins the best pair, looks through everything again ---- */
+/* ---- a simple reference: merges the best pair, then searches everything again ---- */
 
 typedef struct span {
     const char *p;
@@ -381,7 +356,7 @@ static size_t character(const char *p) {
 }
 
 static size_t encode_plainly(const vocabulary *v, const char *text, size_t n, int32_t *ids) {
-    buffer b = {NULL, 0, 0};
+    bytes b = {NULL, 0, 0};
     span *spans;
     size_t i, k, count = 0, n_ids = 0;
     if (!n) return 0;
@@ -418,8 +393,8 @@ static size_t encode_plainly(const vocabulary *v, const char *text, size_t n, in
     return n_ids;
 }
 
-/* Without a piece for it, a space that stays alone is byte 32 and not those of U+2581, so that it comes back.
-   */
+/* Without a piece for it, a space that is merged with nothing is byte 32, not the bytes of U+2581, so that it is
+   restored. */
 static size_t spell_spaces(const vocabulary *v, int32_t *ids, size_t n) {
     size_t i, m = 0;
     if (find_entry(v, MARK, 3) >= 0) return n;
@@ -433,7 +408,7 @@ static size_t spell_spaces(const vocabulary *v, int32_t *ids, size_t n) {
 
 static size_t below(ml_random *random, size_t n) { return (size_t)(ml_random_u64(random) % n); }
 
-/* Some of: letters that the small vocabularies have, spaces, other characters, bytes that are never UTF-8. */
+/* A mix of letters that the small vocabularies have, spaces, other characters, and bytes that are never UTF-8. */
 static size_t random_text(ml_random *random, char *text, size_t most) {
     static const char *const parts[] = {
         "a",    "b",    "c",  "a", "b", " ", " ", "x", "z", "\xC3\xA9", "\xE6\x97\xA5", "\xF0\x9F\x99\x82",
@@ -452,9 +427,9 @@ static size_t random_text(ml_random *random, char *text, size_t most) {
 TEST(known_ids) {
     vocabulary v = small_vocabulary();
     ml_tokenizer *t = load_vocabulary(&v);
-    CHECK(ml_tokenizer_size(t) == v.n);
-    CHECK(ml_tokenizer_bos(t) == 1 && ml_tokenizer_eos(t) == 2 && ml_tokenizer_unknown(t) == 0);
-    CHECK(ml_tokenizer_padding(t) == 3); /* byte 0 */
+    CHECK(t->n_pieces == v.n);
+    CHECK(t->bos == 1 && t->eos == 2 && t->unknown == 0);
+    CHECK(t->padding == 3); /* byte 0 */
     CHECK(encodes_to(t, "", 0, NULL, 0));
     CHECK(encodes_to(t, NULL, 0, NULL, 0));
     ENCODES(t, "a", FIRST);                               /* _a */
@@ -484,8 +459,8 @@ TEST(known_ids) {
     free(v.pieces);
 }
 
-/* bc, then of abc and bcd the better one; ab, which would have come between, is no more. */
-TEST(what_was_is_not_joined) {
+/* bc, then the better one of abc and bcd; ab, with a score between them, is no longer a pair. */
+TEST(a_pair_that_is_gone_is_not_merged) {
     static const entry more[] = {{"bc", -1, 1}, {"ab", -2, 1}, {"bcd", -3, 1}, {"abc", -4, 1}, {MARK, -5, 1}};
     vocabulary v = make_vocabulary(more, COUNT(more), 1);
     ml_tokenizer *t = load_vocabulary(&v);
@@ -506,26 +481,27 @@ TEST(decoding) {
     DECODES(t, "a", 1, FIRST);
     DECODES(t, "a", 1, 2, FIRST);
     DECODES(t, "a a", FIRST, FIRST);
-    DECODES(t, " a", FIRST + 8, FIRST); /* only one space is taken away */
+    DECODES(t, " a", FIRST + 8, FIRST); /* only one space is dropped */
     DECODES(t, " ", FIRST + 6);
-    DECODES(t, "ba", FIRST + 10, FIRST + 9); /* no space in front: nothing to take away */
+    DECODES(t, "ba", FIRST + 10, FIRST + 9); /* no space at the start: nothing to drop */
     DECODES(t, "b a", FIRST + 17);
     DECODES(t, "aa", FIRST, 2, 1, FIRST); /* a new text begins after control pieces */
     DECODES(t, "", 1, 2);
     DECODES(t, "\xFF\0a", 3 + 255, 3, FIRST + 9);
     DECODES(t, " a", 3 + ' ', FIRST + 9);     /* a byte is a byte */
     DECODES(t, " \xE2\x81\x87  a", 0, FIRST); /* as SentencePiece shows <unk> */
-    CHECK(ml_decode(t, outside, 2, text, sizeof text, &n, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(decode(t, outside, 2, text, sizeof text, &n) == ML_ERROR_ARGUMENT);
     CHECK(strstr(failure.text, "index 1") && strstr(failure.text, "-1"));
-    CHECK(ml_decode(t, large, 1, text, sizeof text, &n, &failure) == ML_ERROR_ARGUMENT);
-    CHECK(ml_decode_token(t, -1, large[0], &n) == NULL && n == 0);
-    CHECK(ml_decode_token(t, large[0], FIRST, &n) && n == 2); /* a wrong previous one is as any other */
+    CHECK(decode(t, large, 1, text, sizeof text, &n) == ML_ERROR_ARGUMENT);
+    CHECK(ml_tokenizer_decode_token(t, -1, large[0], &n) == NULL && n == 0);
+    CHECK(ml_tokenizer_decode_token(t, large[0], FIRST, &n) &&
+          n == 2); /* a wrong previous id is like any other */
     memcpy(text, "#######", 8);
-    CHECK(ml_decode(t, two, 2, text, 2, &n, &failure) == ML_ERROR_MEMORY && n == 3 && text[0] == '#');
-    CHECK(ml_decode(t, two, 2, text, 3, &n, &failure) == ML_OK && n == 3 && memcmp(text, "a a#", 4) == 0);
-    CHECK(ml_decode(t, two, 2, text, 4, &n, &failure) == ML_OK && n == 3 && memcmp(text, "a a\0###", 7) == 0);
-    CHECK(ml_decode(t, NULL, 1, text, 4, &n, NULL) == ML_ERROR_ARGUMENT);
-    CHECK(ml_decode(t, two, 2, NULL, 4, &n, NULL) == ML_ERROR_ARGUMENT);
+    CHECK(decode(t, two, 2, text, 2, &n) == ML_ERROR_MEMORY && n == 3 && text[0] == '#');
+    CHECK(decode(t, two, 2, text, 3, &n) == ML_OK && n == 3 && memcmp(text, "a a#", 4) == 0);
+    CHECK(decode(t, two, 2, text, 4, &n) == ML_OK && n == 3 && memcmp(text, "a a\0###", 7) == 0);
+    CHECK(decode(t, NULL, 1, text, 4, &n) == ML_ERROR_ARGUMENT);
+    CHECK(decode(t, two, 2, NULL, 4, &n) == ML_ERROR_ARGUMENT);
     ml_tokenizer_free(t);
     free(v.pieces);
 }
@@ -534,18 +510,19 @@ TEST(arguments) {
     vocabulary v = small_vocabulary();
     ml_tokenizer *t = load_vocabulary(&v), *none;
     int32_t work[256];
-    const int32_t *ids;
-    size_t n, size = ml_encode_size(2);
+    ml_tokens tokens;
+    size_t n, size = ml_tokenizer_encode_size(2);
     CHECK(size <= sizeof work - 1);
-    CHECK(ml_encode(t, "ab", 2, 0, work, size - 1, &ids, &n, &failure) == ML_ERROR_MEMORY);
-    CHECK(strstr(failure.text, "ml_encode_size"));
-    CHECK(ml_encode(t, "ab", 2, 0, (char *)work + 1, size, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
-    CHECK(ml_encode(t, "ab", 2, 4, work, size, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
-    CHECK(ml_encode(NULL, "ab", 2, 0, work, size, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
-    CHECK(ml_encode(t, NULL, 2, 0, work, size, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
-    CHECK(ml_encode(t, "ab", SIZE_MAX, 0, work, SIZE_MAX, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
-    CHECK(ml_encode_size(SIZE_MAX) == SIZE_MAX && ml_encode_size(SIZE_MAX - 1) == SIZE_MAX);
-    CHECK(ml_encode_size((size_t)1 << 20) <= ((size_t)1 << 20) * 40);
+    CHECK(encode_into(work, size - 1, t, "ab", 2, 0, &tokens) == ML_ERROR_MEMORY);
+    CHECK(strstr(failure.text, "ml_tokenizer_encode_size"));
+    CHECK(encode_into((char *)work + 1, size, t, "ab", 2, 0, &tokens) == ML_ERROR_ARGUMENT);
+    CHECK(encode_into(work, size, t, "ab", 2, 4, &tokens) == ML_ERROR_ARGUMENT);
+    CHECK(encode_into(work, size, NULL, "ab", 2, 0, &tokens) == ML_ERROR_ARGUMENT);
+    CHECK(encode_into(work, size, t, NULL, 2, 0, &tokens) == ML_ERROR_ARGUMENT);
+    CHECK(encode_into(work, SIZE_MAX, t, "ab", SIZE_MAX, 0, &tokens) == ML_ERROR_ARGUMENT);
+    CHECK(ml_tokenizer_encode_size(SIZE_MAX) == SIZE_MAX &&
+          ml_tokenizer_encode_size(SIZE_MAX - 1) == SIZE_MAX);
+    CHECK(ml_tokenizer_encode_size((size_t)1 << 20) <= ((size_t)1 << 20) * 40);
     CHECK(ml_tokenizer_piece(t, -1, &n, NULL, NULL) == NULL && n == 0);
     CHECK(ml_tokenizer_piece(t, v.n, NULL, NULL, NULL) == NULL);
     CHECK(ml_tokenizer_load("no such file", NULL, &none, &failure) == ML_ERROR_FILE && !none);
@@ -557,8 +534,8 @@ TEST(arguments) {
     ml_tokenizer_free(NULL);
     v.bos = -1;
     t = load_vocabulary(&v);
-    CHECK(ml_tokenizer_bos(t) == -1);
-    CHECK(ml_encode(t, "ab", 2, ML_ADD_BOS, work, size, &ids, &n, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(t->bos == -1);
+    CHECK(encode_into(work, size, t, "ab", 2, ML_ADD_BOS, &tokens) == ML_ERROR_ARGUMENT);
     CHECK(strstr(failure.text, "bos"));
     ml_tokenizer_free(t);
     free(v.pieces);
@@ -574,13 +551,13 @@ TEST(containers_agree) {
     t[0] = load_and_free(write_model(&v));
     t[1] = load_and_free(write_bin(&v));
     t[2] = load_and_free(write_gguf(&v, 0));
-    t[3] = load_and_free(write_gguf(&v, NO_KINDS | NO_IDS)); /* told by how pieces are written */
+    t[3] = load_and_free(write_gguf(&v, NO_KINDS | NO_IDS)); /* recognized by how pieces are written */
     for (k = 0; k < 4; k++) {
-        REQUIRE(t[k] && ml_tokenizer_size(t[k]) == v.n);
-        CHECK(ml_tokenizer_bos(t[k]) == 1 && ml_tokenizer_eos(t[k]) == 2);
-        CHECK(ml_tokenizer_unknown(t[k]) == 0 && ml_tokenizer_padding(t[k]) == 3);
-        CHECK(t[k]->adds_space_prefix && t[k]->adds_bos);
-        CHECK(!t[k]->adds_eos && !t[k]->removes_extra_spaces);
+        REQUIRE(t[k] && t[k]->n_pieces == v.n);
+        CHECK(t[k]->bos == 1 && t[k]->eos == 2);
+        CHECK(t[k]->unknown == 0 && t[k]->padding == 3);
+        CHECK(t[k]->private_part->adds_space_prefix && t[k]->private_part->adds_bos);
+        CHECK(!t[k]->private_part->adds_eos && !t[k]->private_part->removes_extra_spaces);
         for (i = 0; i < v.n; i++) {
             size_t length;
             float score;
@@ -602,9 +579,8 @@ TEST(containers_agree) {
     free(v.pieces);
 }
 
-/* Random vocabularies, many of them with equal scores and pieces that hold spaces anywhere, on random text.
-   */
-TEST(equals_plain_joining) {
+/* Random vocabularies, many with equal scores and with spaces anywhere in their pieces, on random text. */
+TEST(equals_plain_merging) {
     static char texts[40][40];
     ml_random random;
     int round, i;
@@ -616,10 +592,10 @@ TEST(equals_plain_joining) {
         for (i = 0; i < 40; i++) {
             static const char *const parts[] = {"a", "b", "c", MARK, "a", "b", "x", "\xC3\xA9"};
             size_t n = 1 + below(&random, 4),
-                   n_parts = round % 2 ? COUNT(parts) : 3; /* few letters: many joins */
+                   n_parts = round % 2 ? COUNT(parts) : 3; /* few letters: many merges */
             texts[i][0] = 0;
             while (n--) strcat(texts[i], parts[below(&random, n_parts)]);
-            more[i].text = texts[i]; /* some are there twice: the first counts */
+            more[i].text = texts[i]; /* some occur twice: the first counts */
             more[i].score = (float)below(&random, round % 3 ? 40 : 6) - 3;
             if (below(&random, 8) == 0) more[i].score = -0.0f; /* ties with 0 */
             more[i].kind = ML_PIECE_NORMAL;
@@ -682,7 +658,7 @@ static void round_trip_random(const ml_tokenizer *t, int rounds) {
     }
 }
 
-TEST(anything_comes_back) {
+TEST(anything_is_restored) {
     vocabulary v = small_vocabulary();
     ml_tokenizer *t = load_vocabulary(&v);
     char pair[2];
@@ -704,13 +680,13 @@ TEST(anything_comes_back) {
     free(v.pieces);
 }
 
-/* Expected ids worked out by hand after SentencePiece's rules, and once compared with its version 0.1.97. */
+/* Expected ids were derived by hand from SentencePiece's rules, and compared once with its version 0.1.97. */
 TEST(extra_spaces_removed) {
     vocabulary v = small_vocabulary();
     ml_tokenizer *t;
     v.removes_extra_spaces = 1;
     t = load_vocabulary(&v);
-    CHECK(t->removes_extra_spaces);
+    CHECK(t->private_part->removes_extra_spaces);
     ENCODES(t, "  a   c  ", FIRST, FIRST + 8, FIRST + 11);
     ENCODES(t, "c", FIRST + 8, FIRST + 11);
     CHECK(encodes_to(t, "   ", 3, NULL, 0));
@@ -725,9 +701,8 @@ TEST(without_bytes) {
     vocabulary v = make_vocabulary(more, COUNT(more), 0);
     ml_tokenizer *t = load_vocabulary(&v);
     int32_t work[256];
-    const int32_t *ids;
-    size_t n;
-    CHECK(ml_tokenizer_padding(t) == -1);
+    ml_tokens tokens;
+    CHECK(t->padding == -1);
     ENCODES(t, "ab", 5, 3, 4);
     ENCODES(t, "axxb", 5, 3, 0, 4); /* a run of unknown characters is one id */
     ENCODES(t, "xa\xFFx", 5, 0, 3, 0);
@@ -735,14 +710,14 @@ TEST(without_bytes) {
     ml_tokenizer_free(t);
     v.unknown = -1;
     t = load_vocabulary(&v);
-    CHECK(ml_encode(t, "ax", 2, 0, work, sizeof work, &ids, &n, &failure) == ML_ERROR_UNSUPPORTED);
+    CHECK(encode_into(work, sizeof work, t, "ax", 2, 0, &tokens) == ML_ERROR_UNSUPPORTED);
     CHECK(strstr(failure.text, "120")); /* x */
     ml_tokenizer_free(t);
     free(v.pieces);
 }
 
-/* Worked out by hand after SentencePiece's rules: user-defined pieces are found first, the longest at each
-   place, and join with nothing. */
+/* Derived by hand from SentencePiece's rules: user-defined pieces are found first, the longest at each position, and
+   merge with nothing. */
 TEST(user_defined) {
     static const entry more[] = {{"ab", 0, 4}, {"abcd", 0, 4}, {MARK "x", 0, 4}, {"a", -1, 1},  {"ca", 5, 1},
                                  {"b", -2, 1}, {"c", -3, 1},   {MARK, -4, 1},    {"xa", -5, 1}, {"d", -6, 1}};
@@ -758,7 +733,7 @@ TEST(user_defined) {
     free(v.pieces);
 }
 
-/* A piece marked unused is joined on the way, and taken apart again where it stays. */
+/* A piece marked unused may take part in merges, and is split again where it remains. */
 TEST(unused) {
     static const entry more[] = {{"ab", -1, 5}, {"abc", -2, 1}, {"abab", -3, 5}, {"a", -4, 1},
                                  {"b", -5, 1},  {"c", -6, 1},   {MARK, -7, 1},   {"q", -8, 5}};
@@ -768,12 +743,12 @@ TEST(unused) {
     ENCODES(t, "ab", FIRST + 6, FIRST + 3, FIRST + 4);
     ENCODES(t, "ababc", FIRST + 6, FIRST + 3, FIRST + 4, FIRST + 1);
     ENCODES(t, "ababd", FIRST + 6, FIRST + 3, FIRST + 4, FIRST + 3, FIRST + 4, 3 + 'd');
-    ENCODES(t, "q", FIRST + 6, FIRST + 7); /* a character cannot be taken apart */
+    ENCODES(t, "q", FIRST + 6, FIRST + 7); /* a character cannot be split */
     ml_tokenizer_free(t);
     free(v.pieces);
 }
 
-/* Spaces without a piece of their own are byte 32, the one in front included. */
+/* Spaces that have no piece are byte 32, including the one put before the text. */
 TEST(no_piece_for_space) {
     static const entry more[] = {{"a", -1, 1}, {MARK "b", -2, 1}};
     vocabulary v = make_vocabulary(more, COUNT(more), 1);
@@ -786,8 +761,7 @@ TEST(no_piece_for_space) {
     free(v.pieces);
 }
 
-/* SentencePiece writes no piece with a plain space; one that is there is decoded, but text never becomes it.
-   */
+/* SentencePiece writes no piece with a plain space; if there is one, it is decoded, but text never becomes it. */
 TEST(plain_space_in_a_piece) {
     static const entry more[] = {{"a", -1, 1}, {MARK, -2, 1}, {"a b", 5, 1},
                                  {"a ", 6, 1}, {" b", 7, 1},  {"b", -3, 1}};
@@ -805,25 +779,26 @@ TEST(plain_space_in_a_piece) {
 static void use(const ml_tokenizer *t) {
     static const char text[] = " ab abc \xC3\xA9 <s>\0 zz\xFF" MARK;
     int32_t work[1024];
-    const int32_t *ids;
+    ml_tokens tokens;
     char decoded[4096];
     size_t n, size;
-    int32_t id, all = ml_tokenizer_size(t);
-    CHECK(ml_tokenizer_bos(t) < all && ml_tokenizer_eos(t) < all && ml_tokenizer_unknown(t) < all);
+    int32_t id, all = t->n_pieces;
+    CHECK(t->bos < all && t->eos < all && t->unknown < all);
     for (id = 0; id < all; id++)
         if (!ml_tokenizer_piece(t, id, &n, NULL, NULL)) CHECK(0);
-    if (ml_encode(t, text, sizeof text - 1, 0, work, sizeof work, &ids, &n, NULL)) return;
-    CHECK(n <= sizeof text + 1);
-    CHECK(ml_decode(t, ids, n, decoded, sizeof decoded, &size, NULL) == ML_OK || size > sizeof decoded);
+    if (encode_into(work, sizeof work, t, text, sizeof text - 1, 0, &tokens)) return;
+    CHECK((size_t)tokens.n <= sizeof text + 1);
+    CHECK(decode(t, tokens.ids, (size_t)tokens.n, decoded, sizeof decoded, &size) == ML_OK ||
+          size > sizeof decoded);
 }
 
 /* Every prefix and every changed byte of a file, each in memory of exactly its size. n_sound of the prefixes
    are files in their own right. */
-static void damage(buffer whole, size_t n_sound) {
+static void damage(bytes whole, size_t n_sound) {
     size_t i, k, n_loaded = 0;
     for (i = 0; i <= whole.size; i++) {
         unsigned char *cut = (unsigned char *)malloc(i + !i);
-        buffer b;
+        bytes b;
         ml_tokenizer *t;
         if (i) memcpy(cut, whole.data, i);
         b.data = cut, b.size = i, b.capacity = i;
@@ -852,14 +827,14 @@ TEST(damaged_files) {
     vocabulary v = small_vocabulary(), w = make_vocabulary(small_pieces, COUNT(small_pieces), 0);
     damage(write_model(&w),
            1); /* without the last message, normalizer_spec; without trainer_spec it is no BPE */
-    damage(write_bin(&w), (size_t)w.n - 1); /* its end is the end of any piece */
+    damage(write_bin(&w), (size_t)w.n - 1); /* it may end after any piece */
     damage(write_gguf(&w, 0), 0);
     damage(write_model(&v), 1);
     free(v.pieces);
     free(w.pieces);
 }
 
-static int refused(buffer b, ml_result result, const char *word) {
+static int refused(bytes b, ml_result result, const char *word) {
     ml_tokenizer *t = load(&b);
     int right = !t && failure.code == result && strstr(failure.text, word) != NULL;
     if (!right) printf("  %d \"%s\"\n", (int)failure.code, failure.text);
@@ -899,7 +874,7 @@ TEST(wrong_vocabularies) {
     free(v.pieces);
 }
 
-/* Infinite scores are numbers, and order as such. */
+/* Infinite scores are numbers, and are ordered like numbers. */
 TEST(infinite_scores) {
     entry more[] = {{"ab", 0, 1}, {"bc", 0, 1}, {"cd", 0, 1}, {MARK, 0, 1}};
     vocabulary v;
@@ -914,19 +889,19 @@ TEST(infinite_scores) {
     free(v.pieces);
 }
 
-static buffer with_trainer_field(int number, uint64_t value) {
+static bytes with_trainer_field(int number, uint64_t value) {
     vocabulary v = small_vocabulary();
-    buffer b = write_model(&v), trainer = {NULL, 0, 0};
+    bytes b = write_model(&v), trainer = {NULL, 0, 0};
     put_field(&trainer, number, value);
     put_message(&b, 2, &trainer);
     free(v.pieces);
     return b;
 }
 
-static buffer with_normalizer_bytes(int which, int number, const char *bytes, size_t n) {
+static bytes with_normalizer_bytes(int which, int number, const char *data, size_t n) {
     vocabulary v = small_vocabulary();
-    buffer b = write_model(&v), normalizer = {NULL, 0, 0};
-    put_bytes_field(&normalizer, number, bytes, n);
+    bytes b = write_model(&v), normalizer = {NULL, 0, 0};
+    put_bytes_field(&normalizer, number, data, n);
     put_message(&b, which, &normalizer);
     free(v.pieces);
     return b;
@@ -934,7 +909,7 @@ static buffer with_normalizer_bytes(int which, int number, const char *bytes, si
 
 TEST(model_specs) {
     vocabulary v = small_vocabulary();
-    buffer b, message = {NULL, 0, 0};
+    bytes b, message = {NULL, 0, 0};
     ml_tokenizer *t;
     CHECK(refused(with_trainer_field(3, 1), ML_ERROR_UNSUPPORTED, "Unigram"));
     CHECK(refused(with_trainer_field(3, 3), ML_ERROR_UNSUPPORTED, "Word"));
@@ -947,21 +922,21 @@ TEST(model_specs) {
     b = write_model(&v); /* fields unknown to us: of every wire type, at every level */
     put_field(&b, 1000, UINT64_MAX);
     put_bytes_field(&b, 200, "anything", 8);
-    put_varint(&b, 300 * 8 + 1), put_number(&b, 123, 8);
-    put_varint(&b, 301 * 8 + 5), put_number(&b, 123, 4);
+    put_varint(&b, 300 * 8 + 1), put_uint(&b, 123, 8);
+    put_varint(&b, 301 * 8 + 5), put_uint(&b, 123, 4);
     put_field(&message, 77, 5);
     put_message(&b, 2, &message);
     t = load(&b);
-    CHECK(t && ml_tokenizer_size(t) == v.n);
+    CHECK(t && t->n_pieces == v.n);
     ml_tokenizer_free(t);
-    put_varint(&b, 302 * 8 + 3); /* a group, which proto2 left behind long ago */
+    put_varint(&b, 302 * 8 + 3); /* a group, which proto2 deprecated long ago */
     CHECK(refused(b, ML_ERROR_FORMAT, "corrupt"));
     b = write_model(&v);
-    put_number(&b, 0, 2); /* field 0 does not exist */
+    put_uint(&b, 0, 2); /* field 0 does not exist */
     CHECK(refused(b, ML_ERROR_FORMAT, "corrupt"));
     b = write_model(&v);
     put_varint(&b, 50 * 8); /* a varint that does not end */
-    put_number(&b, UINT64_MAX, 8), put_number(&b, UINT64_MAX, 8);
+    put_uint(&b, UINT64_MAX, 8), put_uint(&b, UINT64_MAX, 8);
     CHECK(refused(b, ML_ERROR_FORMAT, "corrupt"));
     b = write_model(&v);
     put_varint(&b, 50 * 8 + 2); /* longer than any memory */
@@ -975,7 +950,7 @@ TEST(model_specs) {
 
 TEST(sizes_beyond_limits) {
     vocabulary v = small_vocabulary();
-    buffer b = {NULL, 0, 0};
+    bytes b = {NULL, 0, 0};
     char *large = (char *)malloc(1000001);
     int32_t i;
     REQUIRE(large);
@@ -989,7 +964,7 @@ TEST(sizes_beyond_limits) {
     large[1024] = 0;
     ml_tokenizer_free(load_and_free(write_gguf(&v, 0)));
     CHECK(failure.code == ML_OK);
-    put_number(&b, 7, 4); /* two million pieces */
+    put_uint(&b, 7, 4); /* two million pieces */
     for (i = 0; i < 2000000; i++) put(&b, "\0\0\0\0\0\0\0\0", 8);
     CHECK(refused(b, ML_ERROR_UNSUPPORTED, "1048576"));
     free(large);
@@ -1042,7 +1017,7 @@ static void counted_free(void *memory, void *user) {
 
 TEST(out_of_memory) {
     vocabulary v = small_vocabulary();
-    buffer files[3];
+    bytes files[3];
     int k, n, n_failed = 0;
     files[0] = write_model(&v);
     files[1] = write_bin(&v);
@@ -1050,12 +1025,11 @@ TEST(out_of_memory) {
     for (k = 0; k < 3; k++) {
         for (n = 0; n < 100; n++) {
             counter c;
-            ml_allocator allocator;
+            ml_load_desc desc = {NULL, 0, {counted_alloc, counted_free, &c}};
             ml_tokenizer *t = NULL;
             ml_result result;
             c.left = n, c.live = 0;
-            allocator.alloc = counted_alloc, allocator.free = counted_free, allocator.user = &c;
-            result = ml_tokenizer_load_memory(files[k].data, files[k].size, &allocator, &t, &failure);
+            result = ml_tokenizer_load_memory(files[k].data, files[k].size, &desc, &t, &failure);
             CHECK(result == ML_OK || result == ML_ERROR_MEMORY);
             CHECK((result == ML_OK) == (t != NULL) && c.live == (t != NULL));
             n_failed += result != ML_OK;
@@ -1072,18 +1046,18 @@ TEST(out_of_memory) {
 
 TEST(from_an_arena) {
     vocabulary v = small_vocabulary();
-    buffer file = write_bin(&v);
+    bytes file = write_bin(&v);
     ml_arena arena;
-    ml_allocator allocator;
+    ml_load_desc desc = {NULL, 0, {NULL, NULL, NULL}};
     ml_tokenizer *t = NULL;
     memset(&arena, 0, sizeof arena);
     arena.size = 100000;
     arena.memory = (unsigned char *)malloc(arena.size);
-    allocator = ml_arena_allocator(&arena);
-    CHECK(ml_tokenizer_load_memory(file.data, file.size, &allocator, &t, NULL) == ML_OK);
+    desc.allocator = ml_arena_allocator(&arena);
+    CHECK(ml_tokenizer_load_memory(file.data, file.size, &desc, &t, NULL) == ML_OK);
     REQUIRE(t);
     ENCODES(t, "a", FIRST);
-    CHECK(arena.used < 40000); /* a vocabulary of 278 pieces suits a small device */
+    CHECK(arena.used < 40000); /* a vocabulary of 278 pieces fits a small device */
     ml_tokenizer_free(t);
     free(arena.memory);
     free(file.data);
@@ -1142,7 +1116,7 @@ TEST(a_megabyte) {
     long_text(t, "a", 1);
     ml_tokenizer_free(t);
     free(v.pieces);
-    texts[8][512] = 'b'; /* looked for in vain at every letter */
+    texts[8][512] = 'b'; /* looked up at every letter, and never found */
     v = make_vocabulary(more + 17, 2, 1);
     t = load_vocabulary(&v);
     long_text(t, "a", 1);
@@ -1152,27 +1126,7 @@ TEST(a_megabyte) {
 
 /* ---- the public tokenizers ---- */
 
-static const char *shared(const char *name) {
-    static char path[1024];
-    const char *root = getenv("MINILLAMA_SHARED");
-    FILE *file;
-    snprintf(path, sizeof path, "%s/%s", root ? root : "../shared", name);
-    file = fopen(path, "rb");
-    if (!file) return NULL;
-    fclose(file);
-    return path;
-}
-
-static buffer read_shared(const char *name) {
-    buffer b = {NULL, 0, 0};
-    const char *path = shared(name);
-    FILE *file = path ? fopen(path, "rb") : NULL;
-    char part[4096];
-    size_t n;
-    while (file && (n = fread(part, 1, sizeof part, file)) > 0) put(&b, part, n);
-    if (file) fclose(file);
-    return b;
-}
+static bytes read_shared(const char *name) { return read_file(shared_path(name)); }
 
 static uint32_t json_hex(const char *p) {
     char digits[5];
@@ -1181,8 +1135,8 @@ static uint32_t json_hex(const char *p) {
     return (uint32_t)strtoul(digits, NULL, 16);
 }
 
-/* Reads a JSON string at p, behind its quote; returns what follows it. */
-static const char *json_string(const char *p, buffer *text) {
+/* Reads a JSON string at p, after its quote; returns what follows it. */
+static const char *json_string(const char *p, bytes *text) {
     text->size = 0;
     for (; *p && *p != '"'; p++) {
         char utf8[4];
@@ -1214,7 +1168,7 @@ static const char *json_string(const char *p, buffer *text) {
 
 /* One line: {"text": "...", "ids": [...], "decoded": "..."}; the last may be absent, meaning the text. */
 static void check_line(const ml_tokenizer *t, const char *line) {
-    buffer text = {NULL, 0, 0}, decoded = {NULL, 0, 0};
+    bytes text = {NULL, 0, 0}, decoded = {NULL, 0, 0};
     static int32_t ids[10000];
     size_t n = 0;
     const char *p = json_string(line + strlen("{\"text\": \""), &text);
@@ -1236,8 +1190,8 @@ static void check_line(const ml_tokenizer *t, const char *line) {
 }
 
 static void check_reference(const char *tokenizer, const char *reference, int n_lines_expected) {
-    buffer lines = read_shared(reference);
-    const char *path = shared(tokenizer);
+    bytes lines = read_shared(reference);
+    const char *path = shared_path(tokenizer);
     ml_tokenizer *t = NULL;
     char *line, *next;
     int n_lines = 0;
@@ -1267,8 +1221,8 @@ TEST(reference_tok512_gguf) {
 }
 
 static int same_tokenizer(const ml_tokenizer *a, const ml_tokenizer *b) {
-    int32_t id, n = ml_tokenizer_size(a);
-    int same = ml_tokenizer_size(b) == n;
+    int32_t id, n = a->n_pieces;
+    int same = b->n_pieces == n;
     for (id = 0; id < n && same; id++) {
         size_t na, nb;
         float sa, sb;
@@ -1281,8 +1235,8 @@ static int same_tokenizer(const ml_tokenizer *a, const ml_tokenizer *b) {
 }
 
 TEST(real_text) {
-    buffer model = read_shared("data/tokenizer.model"), bin = read_shared("models/tokenizer.bin");
-    buffer text = read_shared("text/tinystories-valid-10k-lines.txt");
+    bytes model = read_shared("data/tokenizer.model"), bin = read_shared("models/tokenizer.bin");
+    bytes text = read_shared("text/tinystories-valid-10k-lines.txt");
     ml_tokenizer *t, *u;
     if (!model.data || !bin.data || !text.data) {
         free(model.data), free(bin.data), free(text.data);
@@ -1302,12 +1256,12 @@ TEST(real_text) {
 
 int main(void) {
     RUN(known_ids);
-    RUN(what_was_is_not_joined);
+    RUN(a_pair_that_is_gone_is_not_merged);
     RUN(decoding);
     RUN(arguments);
     RUN(containers_agree);
-    RUN(equals_plain_joining);
-    RUN(anything_comes_back);
+    RUN(equals_plain_merging);
+    RUN(anything_is_restored);
     RUN(extra_spaces_removed);
     RUN(without_bytes);
     RUN(user_defined);

@@ -1,8 +1,9 @@
-/* How fast minillama.h is here, next to what this machine can do at most, measured in the same minute.
-   build/bench [kernels] [decode] [prompt] [train] [--threads 1,2] [--model FILE --tokenizer FILE] */
+/* How fast minillama.h is here, against this machine's peaks, measured in the same minute. It measures kernels of the
+   implementation too, so it compiles its own.
+   build/bench [kernels] [decode] [prompt] [train] [--threads 1,2] [--model FILE] */
 #define MINILLAMA_IMPLEMENTATION
 #include "minillama.h"
-#include "../examples/options.h"
+#include "../examples/common/options.h"
 #include "bench_kernels.h"
 
 enum { N_PAIRS = 11, N_LONG_PAIRS = 5, READ_FLOATS = 32 << 20 };
@@ -27,28 +28,29 @@ typedef struct work {
     void (*run)(void *arg);
     void *arg;
     double amount;
-    int n_pairs; /* how often; 0 stands for N_PAIRS */
+    int n_pairs; /* how often; default N_PAIRS */
 } work;
 
 typedef struct figure {
-    double rate, share; /* medians: amount per second; that divided by the peak measured right beside it */
+    double rate, share; /* medians: amount per second; that divided by the peak measured next to it */
 } figure;
 
-/* Times work and peak in turn, so that a machine that slows down slows both, and takes the median of the ratios. */
+/* Times work and peak alternately, so that a machine that slows down slows both, and takes the median of the
+   ratios. */
 static figure measure(const bench *b, work w, int is_memory) {
     double rates[N_PAIRS], shares[N_PAIRS];
     figure f;
-    int i, n = w.n_pairs ? w.n_pairs : N_PAIRS;
+    int n = w.n_pairs ? w.n_pairs : N_PAIRS;
     w.run(w.arg);
-    for (i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) {
         double peak = is_memory ? bench_read_bandwidth(&b->threads, b->read_data, READ_FLOATS, 1)
                                 : bench_peak_flops(&b->threads, 8);
-        double begin = bench_seconds(), seconds;
+        double begin = seconds_now(), seconds;
         int times = 0;
         do {
             w.run(w.arg);
             times++;
-        } while ((seconds = bench_seconds() - begin) < 0.02);
+        } while ((seconds = seconds_now() - begin) < 0.02);
         rates[i] = w.amount * times / seconds;
         shares[i] = rates[i] / peak;
     }
@@ -56,6 +58,8 @@ static figure measure(const bench *b, work w, int is_memory) {
     f.share = median(shares, n);
     return f;
 }
+
+static int min_int(int a, int b) { return a < b ? a : b; }
 
 static void *need(void *memory) {
     if (!memory) {
@@ -73,11 +77,10 @@ static void check(ml_result result, const ml_error *error) {
 }
 
 static float *random_floats(size_t n) {
-    float *x = (float *)need(mli_malloc(n * sizeof *x, NULL));
+    float *x = (float *)need(malloc(n * sizeof *x));
     ml_random random;
-    size_t i;
     ml_random_seed(&random, 1);
-    for (i = 0; i < n; i++) x[i] = ml_random_uniform(&random) - 0.5f;
+    for (size_t i = 0; i < n; i++) x[i] = ml_random_uniform(&random) - 0.5f;
     return x;
 }
 
@@ -97,13 +100,14 @@ static void run_gemm(void *arg) {
     mli_gemm(g->threads, g->m, g->n, g->k, g->a, g->b, g->c, g->n, g->accumulate, g->work);
 }
 
-/* A layer of `in` inputs and `out` outputs over 2000 tokens: forward y = x W^T, and the two products of its backward. */
+/* A layer of `in` inputs and `out` outputs over 2000 tokens: forward y = x W^T, and the two products of its
+   backward. */
 static void bench_layer(const bench *b, size_t out, size_t in) {
     static const char *const names[3] = {"forward  y = x W^T", "backward dx = dy W", "backward dW += dy^T x"};
-    size_t tokens = 2000, i;
+    size_t tokens = 2000;
     float *x = random_floats(tokens * in), *w = random_floats(out * in), *y = random_floats(tokens * out);
-    float *c = (float *)need(mli_malloc((tokens * (in + out) + out * in) * sizeof *c, NULL));
-    for (i = 0; i < 3; i++) {
+    float *c = (float *)need(malloc((tokens * (in + out) + out * in) * sizeof *c));
+    for (size_t i = 0; i < 3; i++) {
         gemm g;
         work job;
         figure f;
@@ -116,7 +120,7 @@ static void bench_layer(const bench *b, size_t out, size_t in) {
         g.c = c;
         g.accumulate = i == 2;
         if (g.accumulate) memset(c, 0, out * in * sizeof *c);
-        g.work = need(mli_malloc(mli_gemm_work(&b->threads, g.m, g.n, g.k), NULL));
+        g.work = need(malloc(mli_gemm_work(&b->threads, g.m, g.n, g.k)));
         job.run = run_gemm;
         job.arg = &g;
         job.amount = 2.0 * (double)g.m * (double)g.n * (double)g.k;
@@ -144,45 +148,46 @@ static const struct shape {
 } shapes[] = {{"15M", 288, 768, 6, 6}, {"42M", 512, 1376, 8, 8}, {"110M", 768, 2048, 12, 12}};
 
 static ml_model *random_model(const struct shape *shape, ml_type type) {
-    ml_config c;
+    ml_model_create_desc desc = {0};
     ml_random random;
     ml_model *model;
     ml_error error;
-    memset(&c, 0, sizeof c);
-    c.dim = shape->dim;
-    c.hidden_dim = shape->hidden_dim;
-    c.n_layers = shape->n_layers;
-    c.n_heads = c.n_kv_heads = shape->n_heads;
-    c.vocab_size = 32000;
-    c.max_seq_len = 1024;
-    c.tied_output = 1;
-    c.norm = ML_NORM_RMS;
-    c.mask = ML_MASK_CAUSAL;
-    c.norm_eps = 1e-5f;
-    c.rope_theta = 10000;
-    c.rope_scale = 1;
     ml_random_seed(&random, 1);
-    check(ml_create(&c, type, &random, NULL, &model, &error), &error);
+    desc.config.dim = shape->dim;
+    desc.config.hidden_dim = shape->hidden_dim;
+    desc.config.n_layers = shape->n_layers;
+    desc.config.n_heads = shape->n_heads;
+    desc.config.vocab_size = 32000;
+    desc.config.max_seq_len = 1024;
+    desc.config.tied_output = 1;
+    desc.type = type;
+    desc.random = &random;
+    check(ml_model_create(&desc, &model, &error), &error);
     return model;
 }
 
-/* Bytes of weights that one token reads, and how many of them multiply in a prompt (all but embedding and output). */
+static int name_begins(const ml_model *model, int index, const char *begin) {
+    char name[ML_NAME_SIZE];
+    return ml_model_tensor_name(model, index, name) == ML_OK && strncmp(name, begin, strlen(begin)) == 0;
+}
+
+/* Bytes of weights that one token reads: all but the embedding, of which it reads a row. */
 static double weight_bytes(const ml_model *model) {
     double bytes = 0;
-    int i;
-    for (i = 0; i < model->n_tensors; i++) {
+    for (int i = 0; i < model->n_tensors; i++) {
         const ml_tensor *t = &model->tensors[i];
-        if (t->data && i != MLI_TOKEN_EMBEDDING)
-            bytes += (double)t->rows * (double)ml_row_bytes(t->type, (size_t)t->cols);
+        if (t->data && !name_begins(model, i, "token_embd."))
+            bytes += (double)t->rows * (double)ml_type_row_bytes(t->type, t->cols);
     }
     return bytes;
 }
 
+/* The weights of the layers, which multiply every token of a prompt. */
 static double layer_weights(const ml_model *model) {
     double n = 0;
-    int i;
-    for (i = MLI_GLOBAL_SLOTS; i < model->n_tensors; i++)
-        if (model->tensors[i].data) n += (double)model->tensors[i].rows * model->tensors[i].cols;
+    for (int i = 0; i < model->n_tensors; i++)
+        if (model->tensors[i].data && name_begins(model, i, "blk."))
+            n += (double)model->tensors[i].rows * (double)model->tensors[i].cols;
     return n;
 }
 
@@ -197,27 +202,25 @@ static void run_decode(void *arg) {
     decode *d = (decode *)arg;
     const float *logits;
     ml_error error;
-    int i;
-    ml_session_truncate(d->session, 0);
-    for (i = 0; i < d->n_tokens; i += d->at_once)
-        check(ml_eval(d->session, d->tokens + i, d->at_once, &logits, &error), &error);
+    check(ml_session_truncate(d->session, 0, &error), &error);
+    for (int i = 0; i < d->n_tokens; i += d->at_once)
+        check(ml_session_eval(d->session, d->tokens + i, d->at_once, &logits, &error), &error);
 }
 
-/* Times n_tokens from an empty context, at_once in each pass. Decoding is held against the bandwidth that its weights
-   need, a prompt against the multiply-adds of its weights and of attention. */
+/* Times n_tokens from an empty context, at_once in each pass. Decoding is compared with the bandwidth that its
+   weights need, a prompt with the multiply-adds of its weights and of attention. */
 static void bench_model(const bench *b, const char *name, const ml_model *model, int n_tokens, int at_once) {
     decode d;
     ml_session_desc desc;
     ml_error error;
     work job;
-    figure f;
-    int i, decoding = at_once == 1;
+    int decoding = at_once == 1;
     double per_token, attention = 2.0 * model->config.dim * (n_tokens + 1) * model->config.n_layers;
     memset(&desc, 0, sizeof desc);
-    desc.max_seq_len = MLI_MIN(1024, model->config.max_seq_len);
+    desc.max_seq_len = min_int(1024, model->config.max_seq_len);
     desc.threads = b->threads;
-    check(ml_session_new(model, &desc, NULL, &d.session, &error), &error);
-    for (i = 0; i < n_tokens; i++) d.tokens[i] = (int32_t)((i * 7919 + 1) % model->config.vocab_size);
+    check(ml_session_new(model, &desc, &d.session, &error), &error);
+    for (int i = 0; i < n_tokens; i++) d.tokens[i] = (int32_t)((i * 7919 + 1) % model->config.vocab_size);
     d.n_tokens = n_tokens;
     d.at_once = at_once;
     job.run = run_decode;
@@ -225,7 +228,7 @@ static void bench_model(const bench *b, const char *name, const ml_model *model,
     per_token = decoding ? weight_bytes(model) : 2 * layer_weights(model) + attention;
     job.amount = per_token * n_tokens;
     job.n_pairs = 0;
-    f = measure(b, job, decoding);
+    figure f = measure(b, job, decoding);
     printf("| %s, %s %d tokens | %d | %.0f tok/s | %.0f %% of %s |\n", name,
            decoding ? "decode" : "prompt of", n_tokens, b->threads.count, f.rate / per_token, f.share * 100,
            decoding ? "read bandwidth" : "FMA peak");
@@ -235,26 +238,24 @@ static void bench_model(const bench *b, const char *name, const ml_model *model,
 
 static void bench_shapes(const bench *b, int decoding) {
     static const ml_type types[] = {ML_F32, ML_BF16, ML_Q8_0, ML_Q4_0};
-    size_t s, t;
-    for (s = 0; s < sizeof shapes / sizeof *shapes; s++)
-        for (t = 0; t < sizeof types / sizeof *types; t++) {
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
             ml_model *model = random_model(&shapes[s], types[t]);
             char name[64];
             snprintf(name, sizeof name, "%s %s", shapes[s].name, ml_type_name(types[t]));
             bench_model(b, name, model, decoding ? 64 : 512, decoding ? 1 : 512);
-            ml_free(model);
+            ml_model_free(model);
         }
 }
 
 static void bench_file(const bench *b, const char *path) {
     ml_model *model;
     ml_error error;
-    int n;
-    check(ml_load(path, NULL, &model, &error), &error);
-    n = MLI_MIN(256, model->config.max_seq_len);
+    check(ml_model_load(path, NULL, &model, &error), &error);
+    int n = min_int(256, model->config.max_seq_len);
     bench_model(b, path, model, n, 1);
     bench_model(b, path, model, n, n);
-    ml_free(model);
+    ml_model_free(model);
 }
 
 /* ---- training ---- */
@@ -277,17 +278,21 @@ static const lesson lessons[] = {
 };
 
 typedef struct lesson_run {
+    ml_model *model;
+    ml_lora *lora;
+    ml_head *head;
     ml_trainer *trainer;
-    ml_examples examples;
+    size_t size; /* of the trainer */
+    ml_batch batch;
+    int n_real; /* tokens without the padding */
 } lesson_run;
 
 static void run_lesson(void *arg) {
     lesson_run *run = (lesson_run *)arg;
     ml_error error;
     float loss;
-    check(ml_train(run->trainer, &run->examples, &loss, &error), &error);
-    check(ml_backward(run->trainer, &error), &error);
-    check(ml_step(run->trainer, &error), &error);
+    check(ml_trainer_backward(run->trainer, &run->batch, NULL, &loss, &error), &error);
+    check(ml_trainer_step(run->trainer, &error), &error);
 }
 
 /* Row lengths between 4 and 53 with SST's mean, in a fixed disorder. */
@@ -296,83 +301,84 @@ static int sentence_length(int row) {
     return 4 + (int)(49.9 * pow(u, 1.25));
 }
 
-/* One step: forward, backward and AdamW. Held against 6 operations for each weight and token (4 where the weights are frozen,
-   and none for the embedding), and 6 for the output matrix where next tokens are learned; attention comes on top. */
-static void bench_lesson(const bench *b, const lesson *what) {
+static void make_lesson_batch(lesson_run *run, const lesson *what) {
     static int32_t tokens[8192], follow[8192], starts[128], labels[128];
-    ml_model *model = random_model(&shapes[1], ML_F32);
-    ml_trainer_desc desc = {0};
-    ml_lora_desc lora_desc = {0};
-    ml_lora *lora = NULL;
-    ml_head *head = NULL;
-    ml_random random;
-    ml_error error;
-    lesson_run run;
-    work job;
-    figure f;
-    size_t size;
-    int i, real = 0, n;
-    double per_token = (what->rank ? 4 : 6) * layer_weights(model);
-    ml_random_seed(&random, 1);
-    memset(&run, 0, sizeof run);
-    for (i = 0; i < what->n_rows; i++) {
+    for (int i = 0; i < what->n_rows; i++) {
         int length = what->row ? what->row : sentence_length(i);
-        real += length;
+        run->n_real += length;
         labels[i] = i % 5;
         starts[i + 1] = starts[i] + (what->padded ? 53 : length);
     }
-    n = starts[what->n_rows];
-    for (i = 0; i < n; i++) tokens[i] = (i * 7919 + 1) % 32000, follow[i] = (i * 104729 + 7) % 32000;
-    if (what->n_classes) check(ml_head_create(model, what->n_classes, &random, NULL, &head, &error), &error);
-    lora_desc.rank = what->rank;
-    if (what->rank) check(ml_lora_create(model, &lora_desc, &random, NULL, &lora, &error), &error);
-    if (!what->n_classes) per_token += 6.0 * model->config.vocab_size * model->config.dim;
-    desc.max_tokens = n;
-    desc.max_rows = what->n_rows;
-    desc.max_row = what->row ? what->row : 53;
-    desc.head = head;
-    desc.lora = lora;
-    desc.checkpointing = what->checkpointing;
-    desc.adamw.lr = 1e-5f;
-    desc.threads = b->threads;
-    check(ml_trainer_size(model, &desc, &size, &error), &error);
-    check(ml_trainer_new(model, &desc, NULL, &run.trainer, &error), &error);
-    run.examples.tokens = tokens;
-    run.examples.n_tokens = n;
-    run.examples.row_start = starts;
-    run.examples.n_rows = what->n_rows;
-    run.examples.targets = follow;
-    run.examples.labels = labels;
-    job.run = run_lesson;
-    job.arg = &run;
-    job.amount = per_token * n;
-    job.n_pairs = N_LONG_PAIRS;
-    f = measure(b, job, 0);
-    printf("| 42M train, %s | %d | %.0f tok/s (%.0f MB) | %.0f %% of FMA peak |\n", what->name,
-           b->threads.count, f.rate / job.amount * real,
-           (double)size * 1e-6 + 4e-6 * (double)model->n_parameters, f.share * 100);
-    fflush(stdout);
-    ml_trainer_free(run.trainer);
-    ml_lora_free(lora);
-    ml_head_free(head);
-    ml_free(model);
+    int n = starts[what->n_rows];
+    for (int i = 0; i < n; i++) tokens[i] = (i * 7919 + 1) % 32000, follow[i] = (i * 104729 + 7) % 32000;
+    run->batch.tokens = tokens;
+    run->batch.n_tokens = n;
+    run->batch.row_start = starts;
+    run->batch.n_rows = what->n_rows;
+    run->batch.targets = follow;
+    run->batch.labels = labels;
 }
 
+static void make_lesson_trainer(lesson_run *run, const lesson *what, const ml_threads *threads) {
+    ml_trainer_desc desc = {0};
+    ml_head_create_desc head = {0};
+    ml_lora_create_desc lora = {0};
+    ml_random random;
+    ml_error error;
+    ml_random_seed(&random, 1);
+    head.n_classes = what->n_classes;
+    lora.rank = what->rank;
+    head.random = lora.random = &random;
+    if (what->n_classes) check(ml_head_create(run->model, &head, &run->head, &error), &error);
+    if (what->rank) check(ml_lora_create(run->model, &lora, &run->lora, &error), &error);
+    desc.max_tokens = run->batch.n_tokens;
+    desc.max_rows = what->n_rows;
+    desc.max_row = what->row ? what->row : 53;
+    desc.head = run->head;
+    desc.lora = run->lora;
+    desc.checkpointing = what->checkpointing;
+    desc.adamw.lr = 1e-5f;
+    desc.threads = *threads;
+    check(ml_trainer_size(run->model, &desc, &run->size, &error), &error);
+    check(ml_trainer_new(run->model, &desc, &run->trainer, &error), &error);
+}
+
+/* One step: forward, backward and AdamW. Compared with 6 operations for each weight and token (4 where the weights
+   are frozen, none for the embedding), and 6 for the output matrix where next tokens are learned; attention is
+   extra. */
+static void bench_lesson(const bench *b, const lesson *what) {
+    lesson_run run = {0};
+    run.model = random_model(&shapes[1], ML_F32);
+    make_lesson_batch(&run, what);
+    make_lesson_trainer(&run, what, &b->threads);
+    double per_token = (what->rank ? 4 : 6) * layer_weights(run.model);
+    if (!what->n_classes) per_token += 6.0 * run.model->config.vocab_size * run.model->config.dim;
+    work job = {run_lesson, &run, per_token * run.batch.n_tokens, N_LONG_PAIRS};
+    figure f = measure(b, job, 0);
+    printf("| 42M train, %s | %d | %.0f tok/s (%.0f MB) | %.0f %% of FMA peak |\n", what->name,
+           b->threads.count, f.rate / job.amount * run.n_real,
+           (double)run.size * 1e-6 + 4e-6 * (double)run.model->n_parameters, f.share * 100);
+    fflush(stdout);
+    ml_trainer_free(run.trainer);
+    ml_lora_free(run.lora);
+    ml_head_free(run.head);
+    ml_model_free(run.model);
+}
+
+/* ---- the program ---- */
+
+/* Which instruction set was compiled in, by the size of its vectors. */
 static const char *instructions(void) {
-#if defined(MLI_AVX512)
-    return "AVX-512";
-#elif defined(MLI_AVX2)
-    return "AVX2";
-#elif defined(MLI_NEON)
+#if defined(__ARM_NEON) && !defined(ML_NO_SIMD) && !defined(ML_NO_NEON)
     return "NEON";
 #else
-    return "scalar";
+    return sizeof(mli_v) == 64 ? "AVX-512" : sizeof(mli_v) == 32 ? "AVX2" : "scalar";
 #endif
 }
 
 static int wanted(const char *word, const char *const *words) {
-    int i, any = 0;
-    for (i = 0; i < 4; i++)
+    int any = 0;
+    for (int i = 0; i < 4; i++)
         if (words[i]) {
             any = 1;
             if (strcmp(words[i], word) == 0) return 1;
@@ -380,18 +386,36 @@ static int wanted(const char *word, const char *const *words) {
     return !any;
 }
 
+/* All that was asked for, with one number of threads. */
+static void bench_all(const bench *b, const char *const *words, const char *model) {
+    printf("%s, threads %d: FMA peak %.1f GFLOP/s, read bandwidth %.1f GB/s\n\n| work | threads | speed "
+           "| share |\n"
+           "| --- | --- | --- | --- |\n",
+           instructions(), b->threads.count, bench_peak_flops(&b->threads, 50) * 1e-9,
+           bench_read_bandwidth(&b->threads, b->read_data, READ_FLOATS, 10) * 1e-9);
+    if (model) {
+        bench_file(b, model);
+    } else {
+        if (wanted("kernels", words)) bench_kernels(b);
+        if (wanted("decode", words)) bench_shapes(b, 1);
+        if (wanted("prompt", words)) bench_shapes(b, 0);
+        for (size_t i = 0; wanted("train", words) && i < sizeof lessons / sizeof *lessons; i++)
+            bench_lesson(b, &lessons[i]);
+    }
+    printf("\n");
+}
+
 int main(int argc, char **argv) {
     const char *words[4] = {NULL, NULL, NULL, NULL}, *threads = "1,2", *model = NULL;
-    int help = 0, n_options, i;
+    int help = 0;
     const option options[] = {
         {"--threads", OPTION_TEXT, &threads, "numbers of threads (1,2)"},
         {"--model", OPTION_TEXT, &model, "measure this model instead of random ones"},
         {"--help", OPTION_FLAG, &help, "this list"},
     };
-    float *read_data;
-    n_options = (int)(sizeof options / sizeof *options);
+    int n_options = (int)(sizeof options / sizeof *options);
     if (!options_read(argc, argv, options, n_options, words, 4)) return 2;
-    for (i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++)
         if (words[i] && strcmp(words[i], "kernels") && strcmp(words[i], "decode") &&
             strcmp(words[i], "prompt") && strcmp(words[i], "train"))
             return fprintf(stderr, "measure kernels, decode, prompt or train, not %s\n", words[i]), 2;
@@ -400,29 +424,13 @@ int main(int argc, char **argv) {
         options_print(stdout, options, n_options);
         return 0;
     }
-    read_data = random_floats(READ_FLOATS);
+    float *read_data = random_floats(READ_FLOATS);
     for (; *threads; threads += strcspn(threads, ","), threads += *threads == ',') {
-        bench b;
-        memset(&b, 0, sizeof b);
+        bench b = {{0}, read_data};
         b.threads.count = atoi(threads);
-        b.read_data = read_data;
         if (b.threads.count < 1 || b.threads.count > 64)
             return fprintf(stderr, "--threads takes numbers like 1,2\n"), 2;
-        printf("%s, threads %d: FMA peak %.1f GFLOP/s, read bandwidth %.1f GB/s\n\n| work | threads | speed "
-               "| share |\n"
-               "| --- | --- | --- | --- |\n",
-               instructions(), b.threads.count, bench_peak_flops(&b.threads, 50) * 1e-9,
-               bench_read_bandwidth(&b.threads, read_data, READ_FLOATS, 10) * 1e-9);
-        if (model) {
-            bench_file(&b, model);
-        } else {
-            if (wanted("kernels", words)) bench_kernels(&b);
-            if (wanted("decode", words)) bench_shapes(&b, 1);
-            if (wanted("prompt", words)) bench_shapes(&b, 0);
-            for (i = 0; wanted("train", words) && i < (int)(sizeof lessons / sizeof *lessons); i++)
-                bench_lesson(&b, &lessons[i]);
-        }
-        printf("\n");
+        bench_all(&b, words, model);
     }
     free(read_data);
     return 0;

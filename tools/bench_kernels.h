@@ -1,17 +1,20 @@
-/* What this machine can do at most, measured: multiply-adds a second in registers, and bytes a second read from
-   memory. Include after minillama.h with its implementation; the measurements use its vectors and its threads. */
+/* This machine's peaks, measured: multiply-adds a second in registers, and bytes a second read from memory. Include
+   after minillama.h with its implementation; the measurements use its vectors and its threads. */
 #ifndef BENCH_KERNELS_H
 #define BENCH_KERNELS_H
 
-#include <time.h>
+#include "../examples/common/progress.h"
 
-static double bench_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+/* Unrolls the next loop, whose length is a constant, so that an array of vectors becomes registers. */
+#if defined(__clang__)
+#define BENCH_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define BENCH_UNROLL _Pragma("GCC unroll 32")
+#else
+#define BENCH_UNROLL
+#endif
 
-enum { BENCH_CHAINS = 12, BENCH_FMA_STEPS = 1 << 16 };
+enum { BENCH_CHAINS = 12, BENCH_FMA_STEPS = 1 << 16, BENCH_LANES = sizeof(mli_v) / sizeof(float) };
 
 typedef struct bench_probe {
     const float *data;
@@ -24,15 +27,14 @@ typedef struct bench_probe {
 static void bench_fma_task(void *arg, int index) {
     bench_probe *probe = (bench_probe *)arg;
     mli_v sum[BENCH_CHAINS], a = mli_v_set(probe->data[0]), b = mli_v_set(probe->data[1]);
-    int i, j;
-    MLI_UNROLL
-    for (j = 0; j < BENCH_CHAINS; j++) sum[j] = mli_v_set((float)j);
-    for (i = 0; i < BENCH_FMA_STEPS; i++) {
-        MLI_UNROLL
-        for (j = 0; j < BENCH_CHAINS; j++) sum[j] = mli_v_fma(sum[j], a, b);
+    BENCH_UNROLL
+    for (int j = 0; j < BENCH_CHAINS; j++) sum[j] = mli_v_set((float)j);
+    for (int i = 0; i < BENCH_FMA_STEPS; i++) {
+        BENCH_UNROLL
+        for (int j = 0; j < BENCH_CHAINS; j++) sum[j] = mli_v_fma(sum[j], a, b);
     }
-    MLI_UNROLL
-    for (j = 1; j < BENCH_CHAINS; j++) sum[0] = mli_v_add(sum[0], sum[j]);
+    BENCH_UNROLL
+    for (int j = 1; j < BENCH_CHAINS; j++) sum[0] = mli_v_add(sum[0], sum[j]);
     probe->result[index & 63] += mli_v_sum(sum[0]);
 }
 
@@ -45,9 +47,9 @@ static double bench_peak_flops(const ml_threads *threads, int times) {
     probe.data = numbers;
     probe.n_tasks = threads->count;
     while (times-- > 0) {
-        double start = bench_seconds(), flops;
+        double start = seconds_now(), flops;
         mli_parallel(threads, probe.n_tasks, bench_fma_task, &probe);
-        flops = 2.0 * MLI_LANES * BENCH_CHAINS * BENCH_FMA_STEPS * probe.n_tasks / (bench_seconds() - start);
+        flops = 2.0 * BENCH_LANES * BENCH_CHAINS * BENCH_FMA_STEPS * probe.n_tasks / (seconds_now() - start);
         if (flops > best) best = flops;
     }
     return best;
@@ -58,23 +60,23 @@ static void bench_read_task(void *arg, int index) {
     bench_probe *probe = (bench_probe *)arg;
     mli_v sum[8];
     size_t begin, end, stream, i, j, s, n_streams = (size_t)probe->n_streams;
-    mli_share(probe->n, 32 * MLI_LANES, probe->n_tasks, index, &begin, &end);
-    stream = (end - begin) / n_streams / (8 * MLI_LANES) * (8 * MLI_LANES);
-    MLI_UNROLL
+    mli_share(probe->n, 32 * BENCH_LANES, probe->n_tasks, index, &begin, &end);
+    stream = (end - begin) / n_streams / (8 * BENCH_LANES) * (8 * BENCH_LANES);
+    BENCH_UNROLL
     for (j = 0; j < 8; j++) sum[j] = mli_v_zero();
-    for (i = 0; i < stream; i += 8 * MLI_LANES)
+    for (i = 0; i < stream; i += 8 * BENCH_LANES)
         for (s = 0; s < n_streams; s++) {
             const float *at = probe->data + begin + s * stream + i;
-            MLI_UNROLL
-            for (j = 0; j < 8; j++) sum[j] = mli_v_add(sum[j], mli_v_load(at + j * MLI_LANES));
+            BENCH_UNROLL
+            for (j = 0; j < 8; j++) sum[j] = mli_v_add(sum[j], mli_v_load(at + j * BENCH_LANES));
         }
-    MLI_UNROLL
+    BENCH_UNROLL
     for (j = 1; j < 8; j++) sum[0] = mli_v_add(sum[0], sum[j]);
     probe->result[index & 63] += mli_v_sum(sum[0]);
 }
 
-/* Bytes a second read from data (n), which should be far larger than the caches, the best of `times` tries of each number of
-   streams. */
+/* Bytes a second read from data (n), which should be far larger than the caches, the best of `times` tries of each
+   number of streams. */
 static double bench_read_bandwidth(const ml_threads *threads, const float *data, size_t n, int times) {
     bench_probe probe;
     double best = 0;
@@ -84,9 +86,9 @@ static double bench_read_bandwidth(const ml_threads *threads, const float *data,
     probe.n_tasks = threads->count;
     while (times-- > 0)
         for (probe.n_streams = 1; probe.n_streams <= 4; probe.n_streams *= 2) {
-            double start = bench_seconds(), rate;
+            double start = seconds_now(), rate;
             mli_parallel(threads, probe.n_tasks, bench_read_task, &probe);
-            rate = (double)n * sizeof *data / (bench_seconds() - start);
+            rate = (double)n * sizeof *data / (seconds_now() - start);
             if (rate > best) best = rate;
         }
     return best;

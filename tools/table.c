@@ -1,25 +1,15 @@
-/* The assignment's table: every setting of run_llama, on both data sets, in both modes, over some seeds, next to what the
-   assignment reports for stories42M. Each run is kept as a log in the folder --out, so a table that was stopped goes on with the
-   runs that are missing.
+/* The assignment's table: every setting of run_llama, on both data sets, in both modes, over some seeds, next to what
+   the assignment reports for stories42M. Each run is kept as a log in the folder --out, so a table that was stopped
+   continues with the missing runs.
 
    build/table --model stories42M.pt --data data --seeds 10 */
-#ifndef _DEFAULT_SOURCE
-#define _DEFAULT_SOURCE 1 /* wait4 */
-#endif
-#include <fcntl.h>
 #include <math.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-#include "../examples/options.h"
-#include "../examples/plot.h"
+#include "../examples/common/options.h"
+#include "../examples/common/plot.h"
+#include "../examples/common/progress.h"
 
 #ifdef __APPLE__
 #define MAXRSS_PER_MB (1024.0 * 1024) /* bytes there */
@@ -61,7 +51,7 @@ typedef struct settings {
     int seeds, epochs, threads, help;
 } settings;
 
-/* What a log says of one run. */
+/* What the log of one run says. */
 typedef struct run {
     double dev, dev_f1, test, seconds, megabytes;
     double epoch[MAX_EPOCHS]; /* accuracy on dev */
@@ -78,7 +68,7 @@ typedef struct command {
 static void add(command *c, const char *word) {
     size_t n = strlen(word) + 1;
     if (c->used + n > sizeof c->text || c->n + 1 >= MAX_ARGS) {
-        fprintf(stderr, "error: the paths are too long\n");
+        complain("the paths are too long");
         exit(1);
     }
     c->args[c->n++] = (char *)memcpy(c->text + c->used, word, n);
@@ -119,7 +109,6 @@ static const char *path_of(const settings *s, const row *r, int seed, const char
 static void make_command(const settings *s, const row *r, int seed, command *c) {
     static const char *const parts[] = {"train", "dev", "test"};
     char flag[16], path[4096];
-    int i;
     c->n = 0;
     c->used = 0;
     add(c, s->program);
@@ -129,7 +118,7 @@ static void make_command(const settings *s, const row *r, int seed, command *c) 
     add_flag(c, "--mode", r->mode);
     add_number(c, "--seed", seed);
     add_number(c, "--batch_size", !is_prompt(r) && strcmp(r->set, "sst") == 0 ? 80 : 10);
-    for (i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; i++) {
         snprintf(flag, sizeof flag, "--%s", parts[i]);
         snprintf(path, sizeof path, "%s/%s-%s.txt", s->data, r->set, parts[i]);
         add_flag(c, flag, path);
@@ -151,20 +140,19 @@ static void make_command(const settings *s, const row *r, int seed, command *c) 
 /* The first line of a log: what was run. The number of threads changes no result. */
 static void command_line(const command *c, char *to, size_t size) {
     size_t n = 0;
-    int i;
-    for (i = 0; i < c->n && n < size && strcmp(c->args[i], "--threads") != 0; i++)
+    for (int i = 0; i < c->n && n < size && strcmp(c->args[i], "--threads") != 0; i++)
         n += (size_t)snprintf(to + n, size - n, "%s%s", i ? " " : "", c->args[i]);
     if (n + 1 < size) memcpy(to + n, "\n", 2);
 }
 
-/* Reads the log of a run that is done; 0 when there is none, or one of another command. */
+/* Reads the log of a finished run; 0 when there is none, or it is of another command. */
 static int read_run(const char *path, const command *c, run *to) {
     char line[16384], ours[16384];
     FILE *log = fopen(path, "r");
-    int same, done = 0;
+    int done = 0;
     memset(to, 0, sizeof *to);
     command_line(c, ours, sizeof ours);
-    same = log && fgets(line, sizeof line, log) && strcmp(line, ours) == 0;
+    int same = log && fgets(line, sizeof line, log) && strcmp(line, ours) == 0;
     while (same && fgets(line, sizeof line, log)) {
         double loss, on_train, on_dev, f1;
         int epoch;
@@ -183,53 +171,49 @@ static int read_run(const char *path, const command *c, run *to) {
     return done;
 }
 
-/* Runs it with its output in a log, which gets its name when all went well. */
+/* Runs it with its output in a log, which gets its final name after success. */
 static int do_run(const settings *s, const row *r, int seed, const command *c) {
     const char *part = path_of(s, r, seed, ".part");
     FILE *log = fopen(part, "w");
     char line[16384];
-    struct timespec begin, end;
     struct rusage used;
     int status = 0;
-    pid_t child;
     if (!log) return whole_file_failed(part);
     command_line(c, line, sizeof line);
     fputs(line, log);
     fflush(log);
-    clock_gettime(CLOCK_MONOTONIC, &begin);
-    child = fork();
+    double began = seconds_now();
+    pid_t child = fork();
     if (child == 0) {
         dup2(fileno(log), 1);
         dup2(fileno(log), 2);
         execv(c->args[0], c->args);
-        fprintf(stderr, "error: %s: %s\n", c->args[0], strerror(errno));
+        complain("%s: %s", c->args[0], strerror(errno));
         _exit(127);
     }
     if (child < 0 || wait4(child, &status, 0, &used) != child) {
         fclose(log);
-        return fprintf(stderr, "error: no process can be started: %s\n", strerror(errno)), 0;
+        return complain("no process can be started: %s", strerror(errno));
     }
-    clock_gettime(CLOCK_MONOTONIC, &end);
     fseek(log, 0, SEEK_END);
     if (status == 0)
-        fprintf(log, "took %.2f s, %.1f MB\n",
-                (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec),
-                (double)used.ru_maxrss / MAXRSS_PER_MB);
+        fprintf(log, "took %.2f s, %.1f MB\n", seconds_now() - began, (double)used.ru_maxrss / MAXRSS_PER_MB);
     if (fclose(log) != 0) return whole_file_failed(part);
-    remove(path_of(s, r, seed, ".gguf")); /* the state of the best epoch: large, and made again by the seed */
-    if (WIFSIGNALED(status)) return fprintf(stderr, "stopped; the same command goes on from here\n"), 0;
-    if (status != 0) return fprintf(stderr, "error: a run failed; %s says why\n", part), 0;
+    remove(path_of(s, r, seed,
+                   ".gguf")); /* the state of the best epoch: large, and the same seed makes it again */
+    if (WIFSIGNALED(status)) return fprintf(stderr, "stopped; the same command continues from here\n"), 0;
+    if (status != 0) return complain("a run failed; %s says why", part);
     return rename(part, path_of(s, r, seed, ".log")) == 0 || whole_file_failed(part);
 }
 
-/* The means, and the deviation of the accuracies, over the seeds that are done. Returns how many. */
+/* The means, and the deviation of the accuracies, over the finished seeds. Returns how many. */
 static int row_mean(const settings *s, const row *r, run *mean, double *dev_sd, double *test_sd) {
-    int seed, i, n = 0;
+    int n = 0;
     double square_dev = 0, square_test = 0;
     command c;
     run one;
     memset(mean, 0, sizeof *mean);
-    for (seed = 0; seed < (is_prompt(r) ? 1 : s->seeds); seed++) {
+    for (int seed = 0; seed < (is_prompt(r) ? 1 : s->seeds); seed++) {
         make_command(s, r, 1337 + seed, &c);
         if (!read_run(path_of(s, r, 1337 + seed, ".log"), &c, &one)) continue;
         mean->dev += one.dev, square_dev += one.dev * one.dev;
@@ -237,13 +221,13 @@ static int row_mean(const settings *s, const row *r, run *mean, double *dev_sd, 
         mean->dev_f1 += one.dev_f1;
         mean->seconds += one.seconds;
         mean->megabytes = fmax(mean->megabytes, one.megabytes);
-        for (i = 0; i < one.n_epochs; i++) mean->epoch[i] += one.epoch[i];
+        for (int i = 0; i < one.n_epochs; i++) mean->epoch[i] += one.epoch[i];
         mean->n_epochs = one.n_epochs;
         n++;
     }
     if (!n) return 0;
     mean->dev /= n, mean->test /= n, mean->dev_f1 /= n, mean->seconds /= n;
-    for (i = 0; i < mean->n_epochs; i++) mean->epoch[i] /= n;
+    for (int i = 0; i < mean->n_epochs; i++) mean->epoch[i] /= n;
     *dev_sd = sqrt(fmax(0, square_dev / n - mean->dev * mean->dev));
     *test_sd = sqrt(fmax(0, square_test / n - mean->test * mean->test));
     return n;
@@ -257,25 +241,24 @@ static void print_accuracy(FILE *to, double mean, double sd, int n) {
 }
 
 static void print_table(const settings *s, FILE *to) {
-    int i;
     fprintf(
         to,
         "%s: accuracy and macro F1; over several seeds the mean and, in brackets, the standard deviation.\n"
-        "Right of them the assignment's accuracies with stories42M.pt. Time and memory are of one run.\n\n",
+        "Beside them the assignment's accuracies with stories42M.pt. Time and memory are of one run.\n\n",
         s->model);
     fprintf(to, "| data | setting | mode | seeds | dev | dev F1 | test | assignment: dev | test | s | MB |\n"
                 "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
-    for (i = 0; i < N_ROWS; i++) {
+    for (int i = 0; i < N_ROWS; i++) {
         const row *r = &rows[i];
         run mean;
         double dev_sd = 0, test_sd = 0;
-        int n = row_mean(s, r, &mean, &dev_sd, &test_sd), labelled = strcmp(r->set, "cfimdb") != 0;
+        int n = row_mean(s, r, &mean, &dev_sd, &test_sd), labeled = strcmp(r->set, "cfimdb") != 0;
         fprintf(to, "| %s | %s%s%s | %s |", r->set, r->option, is_prompt(r) ? ", " : "", r->score, r->mode);
         if (n) {
             fprintf(to, " %d |", n);
             print_accuracy(to, mean.dev, dev_sd, n);
             fprintf(to, " %.3f |", mean.dev_f1);
-            if (labelled)
+            if (labeled)
                 print_accuracy(to, mean.test, test_sd, n);
             else
                 fprintf(to, " |");
@@ -286,14 +269,14 @@ static void print_table(const settings *s, FILE *to) {
         if (n) fprintf(to, " %.1f | %.0f |\n", mean.seconds, mean.megabytes);
         if (!n) fprintf(to, " | |\n");
     }
-    fprintf(to, "\ncfimdb's test labels are placeholders, so nothing is said of them.\n");
+    fprintf(to, "\ncfimdb's test labels are placeholders, so no accuracy is given.\n");
 }
 
-/* Accuracy on dev after each epoch, a line for each setting that learns. */
+/* Accuracy on dev after each epoch, a line for each setting that trains. */
 static int draw_epochs(const settings *s) {
-    static const char *const colours[] = {"#c33", "#e90", "#36c", "#3ac", "#393", "#8a2", "#939", "#888"};
+    static const char *const colors[] = {"#c33", "#e90", "#36c", "#3ac", "#393", "#8a2", "#939", "#888"};
     char path[4096], name[128];
-    int i, j, n_drawn = 0;
+    int n_drawn = 0;
     double unused;
     plot p;
     run mean;
@@ -304,11 +287,11 @@ static int draw_epochs(const settings *s) {
     p.top = 1;
     if (s->epochs < 2) return 1;
     if (!plot_begin(&p, path, "epoch; accuracy on dev")) return 0;
-    for (i = 0; i < N_ROWS; i++) {
+    for (int i = 0; i < N_ROWS; i++) {
         if (is_prompt(&rows[i]) || !row_mean(s, &rows[i], &mean, &unused, &unused)) continue;
         name_of(&rows[i], name, sizeof name);
-        plot_line(&p, name, colours[n_drawn++ % 8]);
-        for (j = 0; j < mean.n_epochs; j++) plot_point(&p, j + 1, mean.epoch[j]);
+        plot_line(&p, name, colors[n_drawn++ % 8]);
+        for (int j = 0; j < mean.n_epochs; j++) plot_point(&p, j + 1, mean.epoch[j]);
         plot_line_end(&p);
     }
     return plot_end(&p);
@@ -329,13 +312,12 @@ static int wanted(const settings *s, const row *r) {
     return !s->only || strstr(name, s->only);
 }
 
-/* All runs that are missing: one seed of every row, then the next seed. */
+/* All missing runs: one seed of every row, then the next seed. */
 static int run_all(const settings *s) {
-    int seed, i;
     command c;
     run done;
-    for (seed = 0; seed < s->seeds; seed++)
-        for (i = 0; i < N_ROWS; i++) {
+    for (int seed = 0; seed < s->seeds; seed++)
+        for (int i = 0; i < N_ROWS; i++) {
             char name[128];
             if (!wanted(s, &rows[i]) || (seed && is_prompt(&rows[i]))) continue;
             make_command(s, &rows[i], 1337 + seed, &c);
@@ -352,8 +334,7 @@ static int run_all(const settings *s) {
 /* OUT, and the folders above it. */
 static int make_folders(const char *path) {
     char part[4096];
-    size_t i;
-    for (i = 1; i <= strlen(path) && i < sizeof part; i++)
+    for (size_t i = 1; i <= strlen(path) && i < sizeof part; i++)
         if (path[i] == '/' || !path[i]) {
             snprintf(part, sizeof part, "%.*s", (int)i, path);
             if (mkdir(part, 0777) != 0 && errno != EEXIST) return whole_file_failed(part);
@@ -365,11 +346,11 @@ int main(int argc, char **argv) {
     settings s = {NULL, NULL, "data", "build/tables", NULL, "2e-5", "build/run_llama", 1, 5, 0, 0};
     const option options[] = {
         {"--model", OPTION_TEXT, &s.model, "in any format that run_llama reads"},
-        {"--tokenizer", OPTION_TEXT, &s.tokenizer, "(in the model, or beside it)"},
+        {"--tokenizer", OPTION_TEXT, &s.tokenizer, "(in the model, or next to it)"},
         {"--data", OPTION_TEXT, &s.data, "folder of sst-train.txt and the others (data)"},
         {"--out", OPTION_TEXT, &s.out, "folder of the logs, table.md and accuracy.svg (build/tables)"},
-        {"--only", OPTION_TEXT, &s.only, "rows whose name has this in it, as \"sst finetune\" (all)"},
-        {"--seeds", OPTION_INT, &s.seeds, "runs of each row that has chance in it (1; the assignment: 10)"},
+        {"--only", OPTION_TEXT, &s.only, "rows whose name contains this, as \"sst finetune\" (all)"},
+        {"--seeds", OPTION_INT, &s.seeds, "runs of each row that involves chance (1; the assignment: 10)"},
         {"--epochs", OPTION_INT, &s.epochs, "(5)"},
         {"--lr", OPTION_TEXT, &s.lr, "learning rate (2e-5)"},
         {"--threads", OPTION_INT, &s.threads, "(as run_llama)"},
@@ -384,7 +365,7 @@ int main(int argc, char **argv) {
         return s.help ? 0 : 2;
     }
     if (s.seeds < 1 || s.seeds > MAX_SEEDS || s.epochs < 1 || s.epochs > MAX_EPOCHS)
-        return fprintf(stderr, "--seeds and --epochs lie between 1 and %d\n", MAX_EPOCHS), 2;
+        return fprintf(stderr, "--seeds and --epochs are between 1 and %d\n", MAX_EPOCHS), 2;
     if (!make_folders(s.out) || !run_all(&s)) return 1;
     print_table(&s, stdout);
     fprintf(stderr, "(also in %s, with a picture of the epochs in accuracy.svg)\n", s.out);

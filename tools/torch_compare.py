@@ -9,7 +9,7 @@ A tool for development; nothing depends on it. It is as fast as the BLAS that Py
 whichever libblas.so.3 it finds, and the plain one is some 30 times slower than OpenBLAS.
 
 mode reference: LayerNorm, full attention, padding attended to, the last position of the padded row. mode llama:
-RMSNorm, causal, the last token; padding stands to its right, so no token that counts sees it.
+RMSNorm, causal, the last token; padding is to its right, so no token that counts sees it.
 Shapes: B rows, T positions.
 """
 import argparse, copy, json, math, os, resource, struct, time
@@ -26,7 +26,7 @@ SHAPES = {"42M": {"vocab_size": 32000, "dim": 512, "hidden": 1376, "n_layers": 8
 # ---- data
 
 class Tokenizer:
-    """llama2.c's tokenizer .bin: BPE that joins the neighbours whose joint piece scores highest."""
+    """llama2.c's tokenizer .bin: BPE that joins the neighbors whose joint piece scores highest."""
 
     def __init__(self, path):
         data, at = open(path, "rb").read(), 4
@@ -39,7 +39,7 @@ class Tokenizer:
         self.ids = {self.pieces[i]: i for i in range(len(self.pieces) - 1, FIRST_PIECE - 1, -1)}
 
     def pair(self, a, b):
-        """Score and id of the piece that two neighbours make; (-inf, -1) where there is none."""
+        """Score and id of the piece that two neighbors make; (-inf, -1) where there is none."""
         if (a, b) not in self.pairs:
             joint = self.ids.get(self.pieces[a] + self.pieces[b], -1) if min(a, b) >= FIRST_PIECE else -1
             self.pairs[a, b] = (self.scores[joint], joint) if joint >= 0 else (-math.inf, -1)

@@ -1,11 +1,10 @@
-/* write_stories MODEL --output FILE --megabytes N: lets a model write texts, one after the other, from nothing but the mark that
-   begins a text; a separator line stands between them. A small model that learns from a larger one's texts is distilled
-   by them (Hinton et al. 2015; Kim & Rush 2016).
+/* write_stories MODEL --output FILE --megabytes N: lets a model write texts, one after the other, each from bos
+   alone, with a separator line between them. A small model trained on a larger model's texts is distilled from it
+   (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"; Kim & Rush 2016, "Sequence-Level Knowledge
+   Distillation").
    make build/write_stories && build/write_stories stories15M.gguf --output stories.txt --megabytes 100 */
-#include <stdio.h>
-#define MINILLAMA_IMPLEMENTATION
-#include "minillama.h"
-#include "../examples/options.h"
+#include "../examples/common/file.h"
+#include "../examples/common/options.h"
 
 typedef struct writer {
     FILE *file;
@@ -19,71 +18,69 @@ static int write_token(void *user, int32_t id, const char *text, size_t n_bytes)
     return fwrite(text, 1, n_bytes, out->file) == n_bytes;
 }
 
-/* Writes stories until there are `bytes` of them. A story that the context cut off ends where it is. */
-static ml_result write_all(ml_session *session, ml_generate_desc *desc, writer *out, long long bytes,
-                           const char *separator, ml_error *error) {
+/* Writes stories until there are `bytes` of them. A story that is longer than the context is cut off. */
+static int write_all(ml_session *session, const ml_generate_desc *desc, writer *out, long long bytes,
+                     const char *separator) {
     while (out->bytes < bytes) {
         ml_generated done;
-        ml_result result = ml_generate(session, desc, &done, error);
-        if (result) return result;
-        if (done.stop == ML_STOP_CALLER || fprintf(out->file, "\n%s\n", separator) < 0) {
-            error->code = ML_ERROR_FILE;
-            snprintf(error->text, sizeof error->text, "cannot write after byte %lld", out->bytes);
-            return error->code;
-        }
+        ml_error error;
+        if (!succeeded(ml_session_generate(session, desc, &done, &error), &error)) return 0;
+        if (done.stop == ML_STOP_CALLER || fprintf(out->file, "\n%s\n", separator) < 0)
+            return complain("cannot write after byte %lld", out->bytes);
     }
-    return ML_OK;
+    return 1;
 }
 
-int main(int argc, char **argv) {
-    const char *path = NULL, *output = NULL, *tokenizer = NULL, *separator = "<|endoftext|>";
-    int seed = 1, help = 0;
-    float megabytes = 1;
+typedef struct settings {
+    const char *model, *output, *tokenizer, *separator;
+    ml_sampler sampler;
+    float megabytes;
+    int seed, help;
+} settings;
+
+static int write_stories(const settings *s) {
+    ml_model_load_desc load = {0};
     ml_generate_desc desc = {0};
-    ml_load_desc load = {0};
-    ml_error error = {ML_OK, ""};
     ml_model *model = NULL;
     ml_session *session = NULL;
     ml_random random;
-    writer out = {NULL, 0};
-    int failed;
-    const option options[] = {
-        {"--output", OPTION_TEXT, &output, "where to write (standard output)"},
-        {"--megabytes", OPTION_FLOAT, &megabytes, "how much (1)"},
-        {"--seed", OPTION_INT, &seed, "of the random choices (1)"},
-        {"--temperature", OPTION_FLOAT, &desc.sampler.temperature, "as run_llama has it (1)"},
-        {"--top_p", OPTION_FLOAT, &desc.sampler.top_p, "as run_llama has it (off)"},
-        {"--tokenizer", OPTION_TEXT, &tokenizer, "for a model without its own"},
-        {"--separator", OPTION_TEXT, &separator, "the line between two texts (<|endoftext|>)"},
-        {"--help", OPTION_FLAG, &help, "this list"},
-    };
-    const int n_options = (int)(sizeof options / sizeof *options);
-    desc.sampler.temperature = 1;
-    if (!options_read(argc, argv, options, n_options, &path, 1)) return 2;
-    if (help || !path) {
-        fprintf(help ? stdout : stderr, "usage: write_stories MODEL [options]\n");
-        options_print(help ? stdout : stderr, options, n_options);
-        return help ? 0 : 2;
-    }
-    ml_random_seed(&random, (uint64_t)seed);
-    load.tokenizer = tokenizer;
+    ml_error error;
+    writer out = {s->output ? fopen(s->output, "wb") : stdout, 0};
+    if (!out.file) return whole_file_failed(s->output);
+    ml_random_seed(&random, (uint64_t)s->seed);
+    load.tokenizer = s->tokenizer;
     desc.prompt = "";
-    desc.random = &random;
+    desc.sampler = s->sampler;
+    desc.sampler.random = &random;
     desc.on_token = write_token;
     desc.user = &out;
-    out.file = output ? fopen(output, "wb") : stdout;
-    if (!out.file) {
-        fprintf(stderr, "%s: cannot be written\n", output);
-        return 1;
-    }
-    failed = ml_load(path, &load, &model, &error) || ml_session_new(model, NULL, NULL, &session, &error) ||
-             write_all(session, &desc, &out, (long long)(megabytes * 1e6), separator, &error);
-    if (fclose(out.file) != 0 && !failed) {
-        failed = 1;
-        snprintf(error.text, sizeof error.text, "cannot be written to the end");
-    }
-    if (failed) fprintf(stderr, "write_stories: %s\n", error.text);
+    int ok = loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error) &&
+             succeeded(ml_session_new(model, NULL, &session, &error), &error) &&
+             write_all(session, &desc, &out, (long long)((double)s->megabytes * 1e6), s->separator);
+    if (fclose(out.file) != 0 && ok) ok = whole_file_failed(s->output ? s->output : "standard output");
     ml_session_free(session);
-    ml_free(model);
-    return failed;
+    ml_model_free(model);
+    return ok;
+}
+
+int main(int argc, char **argv) {
+    settings s = {.separator = "<|endoftext|>", .sampler = {.temperature = 1}, .megabytes = 1, .seed = 1};
+    const option options[] = {
+        {"--output", OPTION_TEXT, &s.output, "where to write (standard output)"},
+        {"--megabytes", OPTION_FLOAT, &s.megabytes, "how much (1)"},
+        {"--seed", OPTION_INT, &s.seed, "of the random choices (1)"},
+        {"--temperature", OPTION_FLOAT, &s.sampler.temperature, "as in run_llama (1)"},
+        {"--top_p", OPTION_FLOAT, &s.sampler.top_p, "as in run_llama (off)"},
+        {"--tokenizer", OPTION_TEXT, &s.tokenizer, "for a model that has none"},
+        {"--separator", OPTION_TEXT, &s.separator, "the line between two texts (<|endoftext|>)"},
+        {"--help", OPTION_FLAG, &s.help, "this list"},
+    };
+    const int n_options = (int)(sizeof options / sizeof *options);
+    if (!options_read(argc, argv, options, n_options, &s.model, 1)) return 2;
+    if (s.help || !s.model) {
+        fprintf(s.help ? stdout : stderr, "usage: write_stories MODEL [options]\n");
+        options_print(s.help ? stdout : stderr, options, n_options);
+        return s.help ? 0 : 2;
+    }
+    return !write_stories(&s);
 }

@@ -1,41 +1,5 @@
-/* Learns a SentencePiece BPE vocabulary (Sennrich et al. 2016; Kudo & Richardson 2018) from text, and writes it as a
-   tokenizer.model that minillama.h and SentencePiece read.
-
-       bpe_text text = {data, size};
-       bpe_desc desc = {0};
-       desc.vocab_size = 1024;
-       bpe_vocabulary *v = bpe_train(&desc, &text, 1, error, sizeof error);
-       unsigned char *model = v ? bpe_write(v, &n, error, sizeof error) : NULL;
-       ... ml_tokenizer_load_memory(model, n, NULL, &tokenizer, &why) ...
-       free(model);
-       bpe_free(v);
-
-   The ids are Llama's: 0 <unk>, 1 <s>, 2 </s>, 3 to 258 the bytes, then the merges in the order in which they were
-   learnt, then single characters, the most frequent first. Scores fall by one from piece to piece.
-
-   What a piece may hold:
-     - A line is a sentence; the line feed between lines is no part of any piece but its byte's. Empty lines count for
-       nothing.
-     - Each line gets a space in front. A space begins a word: it may only stand first in a piece. U+2581, as which
-       SentencePiece writes the space, is one.
-     - Letters of one script only (kana count as Han), or none: letters never join with punctuation or symbols, which
-       join with each other. Marks that combine with what stands in front of them go with it.
-     - The digits 0 to 9 stay single, also from the space in front.
-     - At most 16 characters, unless asked otherwise.
-   What is no piece is spelled in bytes: characters so rare that coverage is reached without them, control characters
-   (below U+0020, and U+007F), and bytes that are no UTF-8. Words of more than BPE_MAX_WORD characters are learnt from
-   in parts of that length.
-
-   Each merge takes the pair that could be joined most often (pairs that overlap, as in "aaa", count once). On a tie,
-   the piece with fewer characters comes first, then the one whose bytes compare less. The same texts so give the same
-   vocabulary everywhere. This is how SentencePiece's spm_train goes about it with --model_type=bpe --byte_fallback
-   --split_digits --normalization_rule_name=identity --remove_extra_whitespaces=false, and its vocabularies come out the
-   same but where it takes short cuts: it lists the frequent pairs anew only now and then, which shows late, among rare
-   ones, and it counts runs of one character otherwise. After each merge, every word is cut as ml_encode would cut it.
-
-   Everything is in memory; the caller's texts are pointed into while bpe_train runs, not copied. */
-#ifndef BPE_H
-#define BPE_H
+/* See bpe.h. */
+#include "bpe.h"
 
 #include <limits.h>
 #include <stdarg.h>
@@ -43,47 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct bpe_text {
-    const char *data;
-    size_t size;
-} bpe_text;
-
-typedef struct bpe_desc {
-    int vocab_size;            /* pieces, exactly; at most BPE_MAX_PIECES */
-    double character_coverage; /* the part of all characters in the text that get a piece. Default: 0.9995 */
-    int max_piece_chars; /* characters in a piece, the space included; at most BPE_MAX_WORD. Default: 16 */
-} bpe_desc;
-
-enum { BPE_NORMAL = 1, BPE_UNKNOWN = 2, BPE_CONTROL = 3, BPE_BYTE = 6 }; /* numbered as in tokenizer.model */
-
-typedef struct bpe_piece {
-    const char *text; /* as SentencePiece writes it: spaces as U+2581; not zero-terminated */
-    int size, kind;
-    float score;
-} bpe_piece;
-
-typedef struct bpe_vocabulary {
-    bpe_desc desc; /* with the defaults filled in */
-    bpe_piece *pieces;
-    int n_pieces, n_merges, n_chars; /* 259 + n_merges + n_chars make n_pieces */
-    char *texts;
-} bpe_vocabulary;
-
-#define BPE_FIRST 259          /* the id of the first merge */
-#define BPE_MAX_PIECES 1048576 /* what minillama.h reads */
-#define BPE_MAX_WORD 64        /* characters; what a merge costs in a word grows with its length */
-
-/* Learns desc->vocab_size pieces from the texts together. NULL when that cannot be, with a sentence that says why in
-   error: wrong settings, too few pieces for the characters, more pieces than the texts can fill, no memory. */
-static bpe_vocabulary *bpe_train(const bpe_desc *desc, const bpe_text *texts, size_t n_texts, char *error,
-                                 size_t error_size);
-
-/* The vocabulary as a tokenizer.model, *size bytes; the caller frees them. NULL without memory. */
-static unsigned char *bpe_write(const bpe_vocabulary *vocabulary, size_t *size, char *error,
-                                size_t error_size);
-
-static void bpe_free(bpe_vocabulary *vocabulary); /* NULL is fine */
 
 /* ==== memory and errors ==== */
 
@@ -98,24 +21,22 @@ bpe_fail(char *error, size_t error_size, const char *format, ...) {
     va_end(list);
 }
 
-/* The array with room for n elements: itself, or moved. NULL without memory, or with more than 32 bits can number;
-   then the old array stays. */
+/* The array with room for n elements: itself, or moved. NULL when out of memory or above the range of 32 bits;
+   the old array is then unchanged. */
 static void *bpe_room(void *array, size_t n, size_t *capacity, size_t element_size) {
     size_t more = *capacity;
-    void *moved;
     if (array && n <= more) return array;
     if (n >= UINT32_MAX || n > SIZE_MAX / 2 / element_size) return NULL;
     more = n + n / 2 + 16;
-    moved = realloc(array, more * element_size);
+    void *moved = realloc(array, more * element_size);
     if (moved) *capacity = more;
     return moved;
 }
 
-/* FNV-1a (Fowler, Noll, Vo) by bytes: the hash of two texts in a row goes on from that of the first. */
+/* FNV-1a (Fowler, Noll, Vo) by bytes: the hash of a concatenation continues from the hash of the first part. */
 #define BPE_HASH_SEED 14695981039346656037u
 static uint64_t bpe_hash(uint64_t hash, const unsigned char *text, size_t n) {
-    size_t i;
-    for (i = 0; i < n; i++) hash = (hash ^ text[i]) * 1099511628211u;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ text[i]) * 1099511628211u;
     return hash;
 }
 
@@ -127,12 +48,12 @@ static size_t bpe_slot(uint64_t hash, size_t n_slots) { return (size_t)(hash ^ h
 #define BPE_MARK_TEXT "\xE2\x96\x81"
 #define BPE_N_CODES 0x110000u
 
-/* The character at p, below end: its length, or 0 when these bytes are no valid UTF-8. */
+/* The character at p, below end: its length, or 0 for invalid UTF-8. */
 static size_t bpe_decode(const unsigned char *p, const unsigned char *end, uint32_t *code) {
-    size_t i, n = *p < 0x80 ? 1 : *p < 0xC2 ? 0 : *p < 0xE0 ? 2 : *p < 0xF0 ? 3 : *p < 0xF5 ? 4 : 0;
+    size_t n = *p < 0x80 ? 1 : *p < 0xC2 ? 0 : *p < 0xE0 ? 2 : *p < 0xF0 ? 3 : *p < 0xF5 ? 4 : 0;
     uint32_t c = n == 1 ? *p : n == 2 ? *p & 31u : n == 3 ? *p & 15u : *p & 7u;
     if (!n || n > (size_t)(end - p)) return 0;
-    for (i = 1; i < n; i++) {
+    for (size_t i = 1; i < n; i++) {
         if ((p[i] & 0xC0) != 0x80) return 0;
         c = c << 6 | (p[i] & 63u);
     }
@@ -143,14 +64,14 @@ static size_t bpe_decode(const unsigned char *p, const unsigned char *end, uint3
 }
 
 static size_t bpe_encode(uint32_t c, unsigned char *to) {
-    size_t i, n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     static const unsigned char first[] = {0, 0, 0xC0, 0xE0, 0xF0};
-    for (i = n - 1; i > 0; i--, c >>= 6) to[i] = (unsigned char)(0x80 | (c & 63));
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) to[i] = (unsigned char)(0x80 | (c & 63));
     to[0] = (unsigned char)(first[n] | c);
     return n;
 }
 
-/* What joins with what. Scripts after these are numbered by where they stand in the table. */
+/* Groups of characters that join with each other. Further scripts are numbered by their row in the table. */
 enum {
     BPE_ALONE,
     BPE_COMMON,
@@ -165,8 +86,8 @@ enum {
     BPE_OTHER
 };
 
-/* Unicode's scripts by blocks, as near as such a table comes: from each code to the next row's. BPE_OTHER: a script
-   that stands in this row only. */
+/* Unicode's scripts by blocks, approximately: from each code up to the next row's. BPE_OTHER: a script that has only
+   this row. */
 static const struct {
     uint32_t first;
     int group;
@@ -211,7 +132,7 @@ static const struct {
     {0xFFE0, BPE_COMMON},     {0x10000, BPE_OTHER}, {0x1D000, BPE_COMMON},    {0x1E000, BPE_OTHER},
     {0x1F000, BPE_COMMON},    {0x20000, BPE_HAN},   {0xE0000, BPE_COMBINING}};
 
-/* The group of a character: of two neighbours, both must be in the same. */
+/* The group of a character; two neighbors join only within one group. */
 static int bpe_group(uint32_t code) {
     size_t low = 0, high = sizeof bpe_blocks / sizeof bpe_blocks[0];
     while (high - low > 1) {
@@ -230,7 +151,7 @@ typedef struct bpe_word {
     const unsigned char *text; /* in the caller's texts */
     size_t size;
     uint64_t hash, count;
-    int has_mark; /* a space stands in front of the text */
+    int has_mark; /* a space precedes the text */
 } bpe_word;
 
 typedef struct bpe_words {
@@ -248,12 +169,11 @@ static void bpe_free_words(bpe_words *words) {
 
 /* A table is at most half full. */
 static int bpe_grow_words(bpe_words *words) {
-    size_t i, n_slots = words->n_slots ? words->n_slots * 2 : 1024;
-    uint32_t *slots;
+    size_t n_slots = words->n_slots ? words->n_slots * 2 : 1024;
     if (2 * (words->n + 1) <= words->n_slots) return 1;
-    slots = (uint32_t *)calloc(n_slots, sizeof *slots);
+    uint32_t *slots = (uint32_t *)calloc(n_slots, sizeof *slots);
     if (!slots) return 0;
-    for (i = 0; i < words->n; i++) {
+    for (size_t i = 0; i < words->n; i++) {
         size_t slot = bpe_slot(words->at[i].hash, n_slots);
         while (slots[slot]) slot = (slot + 1) & (n_slots - 1);
         slots[slot] = (uint32_t)i + 1;
@@ -267,10 +187,9 @@ static int bpe_grow_words(bpe_words *words) {
 static int bpe_add_word(bpe_words *words, const unsigned char *text, size_t size, int has_mark,
                         uint64_t count) {
     uint64_t hash = bpe_hash(BPE_HASH_SEED + (uint64_t)has_mark, text, size);
-    size_t slot;
-    bpe_word *room, *word;
+    bpe_word *word;
     if (!bpe_grow_words(words)) return 0;
-    slot = bpe_slot(hash, words->n_slots);
+    size_t slot = bpe_slot(hash, words->n_slots);
     for (; words->slots[slot]; slot = (slot + 1) & (words->n_slots - 1)) {
         word = &words->at[words->slots[slot] - 1];
         if (word->hash != hash || word->size != size || word->has_mark != has_mark) continue;
@@ -278,7 +197,7 @@ static int bpe_add_word(bpe_words *words, const unsigned char *text, size_t size
         word->count += count;
         return 1;
     }
-    room = (bpe_word *)bpe_room(words->at, words->n + 1, &words->capacity, sizeof *room);
+    bpe_word *room = (bpe_word *)bpe_room(words->at, words->n + 1, &words->capacity, sizeof *room);
     if (!room) return 0;
     words->at = room;
     word = &room[words->n];
@@ -294,7 +213,7 @@ static size_t bpe_space(const unsigned char *p, const unsigned char *end) {
     return *p == 0xE2 && end - p >= 3 && p[1] == 0x96 && p[2] == 0x81 ? 3 : 0;
 }
 
-/* The words of a text, each with the space that leads it; empty ones stand for spaces in a row. */
+/* The words of a text, each with its leading space; an empty word is a space followed by another. */
 static int bpe_count_text(bpe_words *words, const unsigned char *text, size_t size) {
     const unsigned char *p = text, *end = text + size, *begin = text;
     int in_line = 0; /* the line is not empty */
@@ -315,29 +234,29 @@ static int bpe_count_text(bpe_words *words, const unsigned char *text, size_t si
 
 /* ==== the trainer ==== */
 
-/* A text that is a piece or that two neighbours would make. Number 0 is no string. */
+/* A text that is a piece, or that joining two neighbors would make. Number 0 is not a string. */
 typedef struct bpe_string {
     uint64_t hash;
-    uint64_t count;  /* how often it could be joined now */
-    uint64_t queued; /* the largest count with which it stands in the queue; 0: it does not */
+    uint64_t count;  /* how often it can be joined now */
+    uint64_t queued; /* its largest count in the queue; 0: it is not queued */
     uint32_t text;   /* where it begins in bpe_trainer.texts */
-    uint32_t rank;   /* merges before it; BPE_NONE: it is none */
+    uint32_t rank;   /* merges before it; BPE_NONE: it is not a merge */
     uint32_t place;  /* 1 + the first of its places; 0: none */
     uint16_t size;   /* bytes */
     uint8_t chars, touched;
 } bpe_string;
 
-/* A word that holds a string. The list may name words that hold it no longer. */
+/* A word that contains a string. The list may name words that no longer contain it. */
 typedef struct bpe_place {
     uint32_t word, next;
 } bpe_place;
 
-/* A part of a word, and what it would make with the next; the last makes nothing, 0. */
+/* A part of a word, and the string it would make with the next part; 0 for the last. */
 typedef struct bpe_symbol {
     uint32_t string, joint;
 } bpe_symbol;
 
-typedef struct bpe_run { /* a word that is learnt from */
+typedef struct bpe_run { /* a word that is learned from */
     uint64_t count;
     size_t first; /* of its symbols */
     uint32_t n;
@@ -352,7 +271,7 @@ typedef struct bpe_entry {
 
 typedef struct bpe_trainer {
     bpe_desc desc;
-    bpe_words words, parts; /* between spaces; then cut to what may be a piece */
+    bpe_words words, parts; /* between spaces; then cut into what can be a piece */
     uint64_t *code_counts;  /* (BPE_N_CODES) */
     uint32_t *code_strings; /* (BPE_N_CODES) 0: the character gets no piece */
     uint32_t *codes;        /* (n_codes) those that do, the most frequent first */
@@ -364,12 +283,12 @@ typedef struct bpe_trainer {
     bpe_symbol *symbols;
     bpe_place *places;
     bpe_entry *queue;
-    uint32_t *touched; /* strings that may count more than they are queued with */
+    uint32_t *touched; /* strings whose count may exceed their entry in the queue */
     uint32_t *merges;  /* (n_merges) */
     size_t n_texts, n_strings, n_slots, n_runs, n_symbols, n_places, n_queue, n_touched, n_merges;
     size_t texts_capacity, strings_capacity, runs_capacity, symbols_capacity, places_capacity, queue_capacity,
         touched_capacity;
-    int no_memory; /* once set, all that follows does nothing */
+    int no_memory; /* once set, everything after it does nothing */
 } bpe_trainer;
 
 static void bpe_free_trainer(bpe_trainer *t) {
@@ -392,11 +311,10 @@ static void bpe_free_trainer(bpe_trainer *t) {
 /* ---- which characters get a piece ---- */
 
 static int bpe_count_chars(bpe_trainer *t) {
-    size_t i;
     t->code_counts = (uint64_t *)calloc(BPE_N_CODES, sizeof *t->code_counts);
     t->code_strings = (uint32_t *)calloc(BPE_N_CODES, sizeof *t->code_strings);
     if (!t->code_counts || !t->code_strings) return 0;
-    for (i = 0; i < t->words.n; i++) {
+    for (size_t i = 0; i < t->words.n; i++) {
         const bpe_word *word = &t->words.at[i];
         const unsigned char *p = word->text, *end = p + word->size;
         t->code_counts[BPE_MARK] += word->count;
@@ -421,14 +339,13 @@ static int bpe_compare_codes(const void *a, const void *b) {
     return x->code < y->code ? -1 : 1;
 }
 
-/* The most frequent characters, until together they cover enough of the text. The space is among them always: every
-   text begins with it. */
+/* The most frequent characters, until together they cover enough of the text. The space is always among them, since
+   every text begins with it. */
 static int bpe_choose_chars(bpe_trainer *t) {
     size_t i, n = 0;
     uint64_t all = 0, covered = 0;
-    bpe_code *sorted;
     for (i = 0; i < BPE_N_CODES; i++) n += t->code_counts[i] > 0;
-    sorted = (bpe_code *)malloc((n + 1) * sizeof *sorted);
+    bpe_code *sorted = (bpe_code *)malloc((n + 1) * sizeof *sorted);
     t->codes = (uint32_t *)malloc((n + 1) * sizeof *t->codes);
     if (!sorted || !t->codes) return free(sorted), 0;
     for (i = n = 0; i < BPE_N_CODES; i++) {
@@ -450,12 +367,11 @@ static int bpe_choose_chars(bpe_trainer *t) {
 /* ---- strings ---- */
 
 static int bpe_grow_slots(bpe_trainer *t) {
-    size_t i, n_slots = t->n_slots ? t->n_slots * 2 : 4096;
-    uint32_t *slots;
+    size_t n_slots = t->n_slots ? t->n_slots * 2 : 4096;
     if (2 * (t->n_strings + 1) <= t->n_slots) return 1;
-    slots = (uint32_t *)calloc(n_slots, sizeof *slots);
+    uint32_t *slots = (uint32_t *)calloc(n_slots, sizeof *slots);
     if (!slots) return 0;
-    for (i = 1; i < t->n_strings; i++) {
+    for (size_t i = 1; i < t->n_strings; i++) {
         size_t slot = bpe_slot(t->strings[i].hash, n_slots);
         while (slots[slot]) slot = (slot + 1) & (n_slots - 1);
         slots[slot] = (uint32_t)i;
@@ -466,22 +382,20 @@ static int bpe_grow_slots(bpe_trainer *t) {
     return 1;
 }
 
-/* The string with this text, new if need be; 0 without memory. */
+/* The string with this text, added if there is none; 0 when out of memory. */
 static uint32_t bpe_string_of(bpe_trainer *t, const unsigned char *text, size_t size, int chars,
                               uint64_t hash) {
-    size_t slot;
-    void *texts, *strings;
     bpe_string *s;
     if (!bpe_grow_slots(t)) return t->no_memory = 1, 0;
-    slot = bpe_slot(hash, t->n_slots);
+    size_t slot = bpe_slot(hash, t->n_slots);
     for (; t->slots[slot]; slot = (slot + 1) & (t->n_slots - 1)) {
         s = &t->strings[t->slots[slot]];
         if (s->hash == hash && s->size == size && memcmp(t->texts + s->text, text, size) == 0)
             return t->slots[slot];
     }
-    texts = bpe_room(t->texts, t->n_texts + size, &t->texts_capacity, 1);
+    void *texts = bpe_room(t->texts, t->n_texts + size, &t->texts_capacity, 1);
     if (texts) t->texts = (unsigned char *)texts;
-    strings = bpe_room(t->strings, t->n_strings + 1, &t->strings_capacity, sizeof *s);
+    void *strings = bpe_room(t->strings, t->n_strings + 1, &t->strings_capacity, sizeof *s);
     if (strings) t->strings = (bpe_string *)strings;
     if (!texts || !strings) return t->no_memory = 1, 0;
     s = &t->strings[t->n_strings];
@@ -498,13 +412,12 @@ static uint32_t bpe_string_of(bpe_trainer *t, const unsigned char *text, size_t 
 
 /* The string of each character that gets a piece. */
 static int bpe_add_chars(bpe_trainer *t) {
-    size_t i;
     t->strings = (bpe_string *)bpe_room(NULL, 1, &t->strings_capacity, sizeof *t->strings);
     if (!t->strings) return 0;
     memset(t->strings, 0, sizeof *t->strings);
     t->strings[0].rank = BPE_NONE;
     t->n_strings = 1;
-    for (i = 0; i < t->n_codes; i++) {
+    for (size_t i = 0; i < t->n_codes; i++) {
         unsigned char text[4];
         size_t size = bpe_encode(t->codes[i], text);
         t->code_strings[t->codes[i]] = bpe_string_of(t, text, size, 1, bpe_hash(BPE_HASH_SEED, text, size));
@@ -512,7 +425,7 @@ static int bpe_add_chars(bpe_trainer *t) {
     return !t->no_memory;
 }
 
-/* What two strings make: 0 where that is too long, or one of them is none. */
+/* The string that two strings make; 0 if it is too long or either of them is 0. */
 static uint32_t bpe_joint_of(bpe_trainer *t, uint32_t left, uint32_t right) {
     const bpe_string *a = &t->strings[left], *b = &t->strings[right];
     unsigned char text[4 * BPE_MAX_WORD];
@@ -524,9 +437,9 @@ static uint32_t bpe_joint_of(bpe_trainer *t, uint32_t left, uint32_t right) {
                          bpe_hash(a->hash, text + a->size, b->size));
 }
 
-/* ---- cutting words to what may be a piece ---- */
+/* ---- cutting words into parts that can be pieces ---- */
 
-/* A part from a word; one of a single character has nothing to learn from. */
+/* Adds a part of a word, unless it is a single character, from which nothing can be learned. */
 static int bpe_add_part(bpe_trainer *t, const unsigned char *begin, const unsigned char *end, int has_mark,
                         int n_chars, uint64_t count) {
     return n_chars + has_mark < 2 || bpe_add_word(&t->parts, begin, (size_t)(end - begin), has_mark, count);
@@ -556,8 +469,7 @@ static int bpe_cut_word(bpe_trainer *t, const bpe_word *word) {
 }
 
 static int bpe_cut_words(bpe_trainer *t) {
-    size_t i;
-    for (i = 0; i < t->words.n; i++)
+    for (size_t i = 0; i < t->words.n; i++)
         if (!bpe_cut_word(t, &t->words.at[i])) return 0;
     bpe_free_words(&t->words);
     return 1;
@@ -567,10 +479,9 @@ static int bpe_cut_words(bpe_trainer *t) {
 
 static int bpe_is_before(const bpe_trainer *t, const bpe_entry *x, const bpe_entry *y) {
     const bpe_string *a = &t->strings[x->string], *b = &t->strings[y->string];
-    int order;
     if (x->count != y->count) return x->count > y->count;
     if (a->chars != b->chars) return a->chars < b->chars;
-    order = memcmp(t->texts + a->text, t->texts + b->text, a->size < b->size ? a->size : b->size);
+    int order = memcmp(t->texts + a->text, t->texts + b->text, a->size < b->size ? a->size : b->size);
     return order ? order < 0 : a->size < b->size;
 }
 
@@ -604,14 +515,14 @@ static bpe_entry bpe_pop(bpe_trainer *t) {
     return top;
 }
 
-/* The next merge; 0: nothing is left to join. Counts that fell are corrected only here, when they come up: until then
-   an entry says at least as much as is true, so that the first that says exactly what is true is the best. */
+/* The next merge; 0: nothing is left to join. Counts that fell are corrected only here, when they reach the top:
+   until then an entry is an upper bound, so the first entry that is exact is the best. */
 static uint32_t bpe_pop_best(bpe_trainer *t) {
     while (t->n_queue && !t->no_memory) {
         bpe_entry top = bpe_pop(t);
         bpe_string *s = &t->strings[top.string];
         if (s->rank != BPE_NONE || top.count != s->queued)
-            continue; /* since pushed anew with a larger count */
+            continue; /* pushed again since then, with a larger count */
         if (s->count == top.count) return top.string;
         s->queued = 0;
         if (s->count) bpe_push(t, top.string);
@@ -619,10 +530,9 @@ static uint32_t bpe_pop_best(bpe_trainer *t) {
     return 0;
 }
 
-/* Pushes what has come to count more than its entries say. */
+/* Pushes the strings whose counts have grown above their entries. */
 static void bpe_push_touched(bpe_trainer *t) {
-    size_t i;
-    for (i = 0; i < t->n_touched; i++) {
+    for (size_t i = 0; i < t->n_touched; i++) {
         bpe_string *s = &t->strings[t->touched[i]];
         s->touched = 0;
         if (s->count > s->queued) bpe_push(t, t->touched[i]);
@@ -633,9 +543,8 @@ static void bpe_push_touched(bpe_trainer *t) {
 /* ---- counting and joining ---- */
 
 static void bpe_touch(bpe_trainer *t, uint32_t string) {
-    uint32_t *room;
     if (t->strings[string].touched) return;
-    room = (uint32_t *)bpe_room(t->touched, t->n_touched + 1, &t->touched_capacity, sizeof *room);
+    uint32_t *room = (uint32_t *)bpe_room(t->touched, t->n_touched + 1, &t->touched_capacity, sizeof *room);
     if (!room) {
         t->no_memory = 1;
         return;
@@ -645,12 +554,12 @@ static void bpe_touch(bpe_trainer *t, uint32_t string) {
     t->strings[string].touched = 1;
 }
 
-/* Adds what a run could join to the counts, or takes it away again. Of two that overlap the left one counts, since
-   only it would be joined. */
+/* Adds the pairs of a run to the counts, or subtracts them. Of two that overlap only the left one counts, since only
+   it would be joined. */
 static void bpe_count_run(bpe_trainer *t, const bpe_run *run, int sign) {
     const bpe_symbol *symbols = t->symbols + run->first;
-    uint32_t i, before = 0;
-    for (i = 0; i + 1 < run->n; i++) {
+    uint32_t before = 0;
+    for (uint32_t i = 0; i + 1 < run->n; i++) {
         uint32_t joint = symbols[i].joint;
         bpe_string *s = &t->strings[joint];
         int overlaps = joint == before;
@@ -661,16 +570,14 @@ static void bpe_count_run(bpe_trainer *t, const bpe_run *run, int sign) {
     }
 }
 
-/* Sets what a symbol would make with the next, and notes that the run holds it. */
+/* Sets the string that a symbol would make with the next, and records that the run contains it. */
 static void bpe_set_joint(bpe_trainer *t, uint32_t number, uint32_t i) {
     const bpe_run *run = &t->runs[number];
     bpe_symbol *symbol = &t->symbols[run->first + i];
-    bpe_place *room;
-    bpe_string *s;
     symbol->joint = i + 1 < run->n ? bpe_joint_of(t, symbol->string, symbol[1].string) : 0;
-    s = &t->strings[symbol->joint];
+    bpe_string *s = &t->strings[symbol->joint];
     if (!symbol->joint || (s->place && t->places[s->place - 1].word == number)) return;
-    room = (bpe_place *)bpe_room(t->places, t->n_places + 1, &t->places_capacity, sizeof *room);
+    bpe_place *room = (bpe_place *)bpe_room(t->places, t->n_places + 1, &t->places_capacity, sizeof *room);
     if (!room) {
         t->no_memory = 1;
         return;
@@ -681,13 +588,12 @@ static void bpe_set_joint(bpe_trainer *t, uint32_t number, uint32_t i) {
     s->place = (uint32_t)++t->n_places;
 }
 
-/* Joins in a run all neighbours that make the string, from the left. No other piece can come of it: a text that made a
-   piece before had been joined by the same steps wherever it stands, unless a step across its ends took it apart. */
+/* Joins all neighbors in a run that make the string, from the left. This cannot create any other piece: a text that
+   became a piece earlier was joined by the same steps everywhere, except where a merge across its ends split it. */
 static void bpe_join(bpe_trainer *t, uint32_t number, uint32_t string) {
     bpe_run *run = &t->runs[number];
     bpe_symbol *symbols = t->symbols + run->first;
-    uint32_t i;
-    for (i = 0; i + 1 < run->n; i++) {
+    for (uint32_t i = 0; i + 1 < run->n; i++) {
         if (symbols[i].joint != string) continue;
         symbols[i].string = string;
         run->n--;
@@ -697,7 +603,7 @@ static void bpe_join(bpe_trainer *t, uint32_t number, uint32_t string) {
     }
 }
 
-/* Makes a string the next piece and brings all words that hold it up to date. */
+/* Makes a string the next piece and updates all words that contain it. */
 static void bpe_merge(bpe_trainer *t, uint32_t string) {
     uint32_t place = t->strings[string].place;
     t->strings[string].rank = (uint32_t)t->n_merges;
@@ -722,7 +628,7 @@ static int bpe_add_run(bpe_trainer *t, const bpe_word *part) {
     bpe_run *runs = (bpe_run *)bpe_room(t->runs, t->n_runs + 1, &t->runs_capacity, sizeof *runs), *run;
     bpe_symbol *symbols = (bpe_symbol *)bpe_room(t->symbols, t->n_symbols + BPE_MAX_WORD,
                                                  &t->symbols_capacity, sizeof *symbols);
-    uint32_t i, code;
+    uint32_t code;
     if (runs) t->runs = runs;
     if (symbols) t->symbols = symbols;
     if (!runs || !symbols) return 0;
@@ -737,22 +643,21 @@ static int bpe_add_run(bpe_trainer *t, const bpe_word *part) {
         symbols[run->n++].string = t->code_strings[code];
     }
     t->n_symbols += run->n;
-    for (i = 0; i < run->n; i++) bpe_set_joint(t, (uint32_t)t->n_runs, i);
+    for (uint32_t i = 0; i < run->n; i++) bpe_set_joint(t, (uint32_t)t->n_runs, i);
     t->n_runs++;
     bpe_count_run(t, run, 1);
     return !t->no_memory;
 }
 
 static int bpe_add_runs(bpe_trainer *t) {
-    size_t i;
-    for (i = 0; i < t->parts.n; i++)
+    for (size_t i = 0; i < t->parts.n; i++)
         if (!bpe_add_run(t, &t->parts.at[i])) return 0;
     bpe_free_words(&t->parts);
     bpe_push_touched(t);
     return !t->no_memory;
 }
 
-/* ==== what comes out ==== */
+/* ==== the vocabulary ==== */
 
 static void bpe_set_piece(bpe_vocabulary *v, int id, char *text, size_t size, int kind, float score) {
     bpe_piece *piece = &v->pieces[id];
@@ -762,11 +667,10 @@ static void bpe_set_piece(bpe_vocabulary *v, int id, char *text, size_t size, in
     piece->score = score;
 }
 
-/* The ids before the first merge; returns the byte behind their texts. */
+/* The ids before the first merge; returns the end of their texts. */
 static char *bpe_add_fixed_pieces(bpe_vocabulary *v, char *to) {
     static const char *const names[] = {"<unk>", "<s>", "</s>"};
-    int id;
-    for (id = 0; id < BPE_FIRST; id++) {
+    for (int id = 0; id < BPE_FIRST; id++) {
         char name[8];
         size_t size;
         if (id < 3)
@@ -783,10 +687,9 @@ static char *bpe_add_fixed_pieces(bpe_vocabulary *v, char *to) {
 
 static bpe_vocabulary *bpe_vocabulary_of(const bpe_trainer *t) {
     bpe_vocabulary *v = (bpe_vocabulary *)calloc(1, sizeof *v);
-    size_t i, n = t->n_merges + t->n_codes, n_bytes = BPE_FIRST * 6;
-    char *to;
+    size_t n = t->n_merges + t->n_codes, n_bytes = BPE_FIRST * 6;
     if (!v) return NULL;
-    for (i = 0; i < t->n_merges; i++) n_bytes += t->strings[t->merges[i]].size;
+    for (size_t i = 0; i < t->n_merges; i++) n_bytes += t->strings[t->merges[i]].size;
     v->desc = t->desc;
     v->n_merges = (int)t->n_merges;
     v->n_chars = (int)t->n_codes;
@@ -794,8 +697,8 @@ static bpe_vocabulary *bpe_vocabulary_of(const bpe_trainer *t) {
     v->pieces = (bpe_piece *)malloc((BPE_FIRST + n) * sizeof *v->pieces);
     v->texts = (char *)malloc(n_bytes + 4 * t->n_codes);
     if (!v->pieces || !v->texts) return bpe_free(v), (bpe_vocabulary *)NULL;
-    to = bpe_add_fixed_pieces(v, v->texts);
-    for (i = 0; i < n; i++) {
+    char *to = bpe_add_fixed_pieces(v, v->texts);
+    for (size_t i = 0; i < n; i++) {
         uint32_t string = i < t->n_merges ? t->merges[i] : t->code_strings[t->codes[i - t->n_merges]];
         const bpe_string *s = &t->strings[string];
         memcpy(to, t->texts + s->text, s->size);
@@ -805,7 +708,7 @@ static bpe_vocabulary *bpe_vocabulary_of(const bpe_trainer *t) {
     return v;
 }
 
-static void bpe_free(bpe_vocabulary *vocabulary) {
+void bpe_free(bpe_vocabulary *vocabulary) {
     if (!vocabulary) return;
     free(vocabulary->pieces);
     free(vocabulary->texts);
@@ -832,10 +735,9 @@ static int bpe_check_desc(bpe_trainer *t, const bpe_desc *desc, char *error, siz
     return 1;
 }
 
-/* From the texts to runs and the queue of what they could join. 0 without memory. */
+/* From the texts to runs and the queue of the pairs in them. 0 when out of memory. */
 static int bpe_read_texts(bpe_trainer *t, const bpe_text *texts, size_t n_texts) {
-    size_t i;
-    for (i = 0; i < n_texts; i++)
+    for (size_t i = 0; i < n_texts; i++)
         if (texts[i].size && !bpe_count_text(&t->words, (const unsigned char *)texts[i].data, texts[i].size))
             return 0;
     return bpe_count_chars(t) && bpe_choose_chars(t) && bpe_add_chars(t) && bpe_cut_words(t) &&
@@ -843,10 +745,9 @@ static int bpe_read_texts(bpe_trainer *t, const bpe_text *texts, size_t n_texts)
 }
 
 static int bpe_learn(bpe_trainer *t, const bpe_text *texts, size_t n_texts, char *error, size_t error_size) {
-    size_t least, wanted;
     if (!bpe_read_texts(t, texts, n_texts)) return bpe_fail(error, error_size, "not enough memory"), 0;
     if (!t->n_codes) return bpe_fail(error, error_size, "there is no text to learn a vocabulary from"), 0;
-    least = BPE_FIRST + t->n_codes;
+    size_t least = BPE_FIRST + t->n_codes;
     if (t->desc.vocab_size < 0 || (size_t)t->desc.vocab_size < least)
         return bpe_fail(error, error_size,
                         "a vocabulary of %d pieces is too small: <unk>, <s>, </s>, the 256 bytes and %lu "
@@ -854,7 +755,7 @@ static int bpe_learn(bpe_trainer *t, const bpe_text *texts, size_t n_texts, char
                         "of the text need %lu (a lower character coverage leaves out rare characters)",
                         t->desc.vocab_size, (unsigned long)t->n_codes, (unsigned long)least),
                0;
-    wanted = (size_t)t->desc.vocab_size - least;
+    size_t wanted = (size_t)t->desc.vocab_size - least;
     t->merges = (uint32_t *)malloc((wanted + 1) * sizeof *t->merges);
     if (!t->merges) t->no_memory = 1;
     while (t->n_merges < wanted && !t->no_memory) {
@@ -870,8 +771,8 @@ static int bpe_learn(bpe_trainer *t, const bpe_text *texts, size_t n_texts, char
     return 1;
 }
 
-static bpe_vocabulary *bpe_train(const bpe_desc *desc, const bpe_text *texts, size_t n_texts, char *error,
-                                 size_t error_size) {
+bpe_vocabulary *bpe_train(const bpe_desc *desc, const bpe_text *texts, size_t n_texts, char *error,
+                          size_t error_size) {
     bpe_trainer t;
     bpe_vocabulary *v = NULL;
     memset(&t, 0, sizeof t);
@@ -886,7 +787,7 @@ static bpe_vocabulary *bpe_train(const bpe_desc *desc, const bpe_text *texts, si
 
 /* ==== tokenizer.model: SentencePiece's ModelProto, in protobuf's encoding ==== */
 
-/* Bytes that are written, or with data NULL only counted. */
+/* Bytes to be written, or with data NULL only counted. */
 typedef struct bpe_out {
     unsigned char *data;
     size_t size;
@@ -914,9 +815,8 @@ static void bpe_put_int(bpe_out *out, int field, int64_t value) {
 static void bpe_put_float(bpe_out *out, int field, float value) {
     unsigned char bytes[4];
     uint32_t bits;
-    int i;
     memcpy(&bits, &value, sizeof bits);
-    for (i = 0; i < 4; i++) bytes[i] = (unsigned char)(bits >> 8 * i);
+    for (int i = 0; i < 4; i++) bytes[i] = (unsigned char)(bits >> 8 * i);
     bpe_put_varint(out, (uint64_t)field << 3 | 5);
     bpe_put(out, bytes, 4);
 }
@@ -934,10 +834,10 @@ static void bpe_put_piece(bpe_out *out, const void *context) {
     if (piece->kind != BPE_NORMAL) bpe_put_int(out, 3, piece->kind);
 }
 
-/* TrainerSpec: how the vocabulary was learnt, and what makes readers treat it as BPE with these special ids. */
+/* TrainerSpec: how the vocabulary was learned, and what makes readers treat it as BPE with these special ids. */
 static void bpe_put_trainer(bpe_out *out, const void *context) {
     const bpe_vocabulary *v = (const bpe_vocabulary *)context;
-    static const char unknown_text[] = " \xE2\x81\x87 "; /* what an unknown piece is shown as */
+    static const char unknown_text[] = " \xE2\x81\x87 "; /* how an unknown piece is shown */
     bpe_put_int(out, 3, 2);                              /* model_type: BPE */
     bpe_put_int(out, 4, v->n_pieces);                    /* vocab_size */
     bpe_put_float(out, 10, (float)v->desc.character_coverage);
@@ -961,7 +861,7 @@ static void bpe_put_trainer(bpe_out *out, const void *context) {
     bpe_put_text(out, 48, "<pad>", 5);
 }
 
-/* NormalizerSpec: text stays as it is but for the space in front. */
+/* NormalizerSpec: text stays as it is except for the leading space. */
 static void bpe_put_normalizer(bpe_out *out, const void *context) {
     (void)context;
     bpe_put_text(out, 1, "identity", 8);
@@ -971,7 +871,7 @@ static void bpe_put_normalizer(bpe_out *out, const void *context) {
     bpe_put_int(out, 5, 1);      /* escape_whitespaces: as U+2581 */
 }
 
-/* A message inside one has its size in front: it is put twice, first to be counted. */
+/* A nested message is preceded by its size, so it is written twice, first only to be counted. */
 static void bpe_put_message(bpe_out *out, int field, void (*put)(bpe_out *, const void *),
                             const void *context) {
     bpe_out counted = {NULL, 0};
@@ -982,14 +882,12 @@ static void bpe_put_message(bpe_out *out, int field, void (*put)(bpe_out *, cons
 }
 
 static void bpe_put_model(bpe_out *out, const bpe_vocabulary *v) {
-    int id;
-    for (id = 0; id < v->n_pieces; id++) bpe_put_message(out, 1, bpe_put_piece, &v->pieces[id]);
+    for (int id = 0; id < v->n_pieces; id++) bpe_put_message(out, 1, bpe_put_piece, &v->pieces[id]);
     bpe_put_message(out, 2, bpe_put_trainer, v);
     bpe_put_message(out, 3, bpe_put_normalizer, v);
 }
 
-static unsigned char *bpe_write(const bpe_vocabulary *vocabulary, size_t *size, char *error,
-                                size_t error_size) {
+unsigned char *bpe_write(const bpe_vocabulary *vocabulary, size_t *size, char *error, size_t error_size) {
     bpe_out out = {NULL, 0};
     if (error_size) error[0] = 0;
     bpe_put_model(&out, vocabulary);
@@ -1001,5 +899,3 @@ static unsigned char *bpe_write(const bpe_vocabulary *vocabulary, size_t *size, 
     *size = out.size;
     return out.data;
 }
-
-#endif

@@ -1,0 +1,56 @@
+/* Labels sentences, one per line of standard input, with a classifier that was saved in the file of a model or of an
+   adapter, and prints "label probability sentence".
+   cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/classify.c -o classify -lm
+   ./classify MODEL < sentences.txt             a fine-tuned model
+   ./classify MODEL ADAPTER < sentences.txt     a model with an adapter, as examples/lora.c saves it */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include "minillama.h"
+
+enum { MAX_CLASSES = 64 };
+
+static ml_result classify(ml_session *session, const ml_head *head, const char *sentence, ml_error *error) {
+    float log_probs[MAX_CLASSES];
+    ml_tokens tokens;
+    ml_batch batch = {0};
+    int best = 0;
+    if (ml_session_encode(session, sentence, ML_ADD_BOS, &tokens, error)) return error->code;
+    batch.tokens = tokens.ids;
+    batch.n_tokens =
+        tokens.n < session->max_batch ? tokens.n : session->max_batch; /* the end may be cut off */
+    if (ml_head_eval(head, session, &batch, log_probs, error)) return error->code;
+    for (int i = 1; i < head->n_classes; i++)
+        if (log_probs[i] > log_probs[best]) best = i;
+    if (head->labels)
+        printf("%s %.3f %s\n", head->labels[best], exp((double)log_probs[best]), sentence);
+    else
+        printf("%d %.3f %s\n", best, exp((double)log_probs[best]), sentence);
+    return ML_OK;
+}
+
+int main(int argc, char **argv) {
+    ml_error error = {ML_OK, ""};
+    ml_model *model = NULL;
+    ml_lora *lora = NULL;
+    ml_head *head = NULL;
+    ml_session *session = NULL;
+    ml_session_desc desc = {0};
+    char line[4096];
+    if (argc < 2 || argc > 3) return fprintf(stderr, "usage: classify MODEL [ADAPTER] < SENTENCES\n"), 2;
+    int ok = !ml_model_load(argv[1], NULL, &model, &error) &&
+             (argc == 2 || !ml_lora_load(argv[2], model, NULL, &lora, &error)) &&
+             !ml_head_load(argv[argc - 1], model, NULL, &head, &error);
+    desc.lora = lora;
+    ok = ok && head->n_classes <= MAX_CLASSES && !ml_session_new(model, &desc, &session, &error);
+    while (ok && fgets(line, sizeof line, stdin)) {
+        line[strcspn(line, "\r\n")] = 0;
+        ok = !classify(session, head, line, &error);
+    }
+    if (!ok) fprintf(stderr, "%s: %s\n", ml_result_string(error.code), error.text);
+    ml_session_free(session);
+    ml_head_free(head);
+    ml_lora_free(lora);
+    ml_model_free(model);
+    return !ok;
+}

@@ -1,0 +1,31 @@
+/* Time, and progress shown on a terminal. */
+#ifndef PROGRESS_H
+#define PROGRESS_H
+
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Seconds from some fixed moment, by a monotonic clock. */
+static inline double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Seconds left when `done` of `all` took the time since `began`. */
+static inline double seconds_left(double done, double all, double began) {
+    return done > 0 ? (seconds_now() - began) / done * (all - done) : 0;
+}
+
+/* A bar with the remaining time; nothing if standard error is not a terminal. */
+static inline void progress_bar(const char *what, int done, int all, double began) {
+    if (!isatty(2)) return;
+    int left = (int)seconds_left(done, all, began), full = all ? 30 * done / all : 30;
+    fprintf(stderr, "\r%-12s [", what);
+    for (int i = 0; i < 30; i++) fputc(i < full ? '#' : '.', stderr);
+    fprintf(stderr, "] %d/%d, %d:%02d left ", done, all, left / 60, left % 60);
+    if (done == all) fprintf(stderr, "\r%78s\r", "");
+}
+
+#endif

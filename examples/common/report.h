@@ -1,0 +1,39 @@
+/* What went wrong, on standard error: "error: WHAT: WHY". All of these return 0, so that a function can end with
+   `return complain(...)`. */
+#ifndef REPORT_H
+#define REPORT_H
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include "minillama.h"
+
+#if defined(__GNUC__)
+__attribute__((format(printf, 1, 2)))
+#endif
+static inline int
+complain(const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    fputs("error: ", stderr);
+    vfprintf(stderr, format, list);
+    fputc('\n', stderr);
+    va_end(list);
+    return 0;
+}
+
+static inline int no_memory(const char *what) { return complain("%s: not enough memory", what); }
+
+/* 1 if a call of the library succeeded; 0 after printing the library's sentence. */
+static inline int succeeded(ml_result result, const ml_error *error) {
+    return result == ML_OK || complain("%s (%s)", error->text, ml_result_string(result));
+}
+
+/* The same for a call that read a file: its sentence may not name the file. */
+static inline int loaded(const char *path, ml_result result, const ml_error *error) {
+    return result == ML_OK ||
+           (strstr(error->text, path) ? succeeded(result, error)
+                                      : complain("%s: %s (%s)", path, error->text, ml_result_string(result)));
+}
+
+#endif

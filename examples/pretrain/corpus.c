@@ -1,0 +1,73 @@
+#include "corpus.h"
+#include "../common/file.h"
+
+int text_read(const char *path, bpe_text *text) {
+    char *data = file_read(path, &text->size);
+    if (!data) return 0;
+    if (!text->size) return free(data), complain("%s: is empty", path);
+    text->data = data;
+    return 1;
+}
+
+/* Where the next line that is the separator begins, or the end. *next: what follows it. */
+static const char *find_separator(const char *p, const char *end, const char *separator, const char **next) {
+    size_t n = strlen(separator);
+    while (p < end) {
+        const char *line_end = (const char *)memchr(p, '\n', (size_t)(end - p));
+        size_t length = line_end ? (size_t)(line_end - p) : (size_t)(end - p);
+        *next = line_end ? line_end + 1 : end;
+        if (length && p[length - 1] == '\r') length--;
+        if (n && length == n && memcmp(p, separator, n) == 0) return p;
+        p = *next;
+    }
+    *next = end;
+    return end;
+}
+
+static int is_space(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+
+static int append_ids(corpus *c, const ml_tokens *tokens) {
+    size_t n = (size_t)tokens->n;
+    int32_t *room = (int32_t *)grow(c->ids, c->n + n, &c->capacity, sizeof *room);
+    if (!room) return no_memory("tokens");
+    c->ids = room;
+    if (n) memcpy(room + c->n, tokens->ids, n * sizeof *room);
+    c->n += n;
+    return 1;
+}
+
+/* Encodes one text without the space around it. */
+static int add_text(corpus *to, const ml_tokenizer *tokenizer, const char *text, const char *end) {
+    while (text < end && is_space(*text)) text++;
+    while (text < end && is_space(end[-1])) end--;
+    if (text == end) return 1;
+    size_t n = (size_t)(end - text);
+    ml_encode_desc desc = {text, n, ML_ADD_BOS, malloc(ml_tokenizer_encode_size(n)),
+                           ml_tokenizer_encode_size(n)};
+    ml_tokens tokens;
+    ml_error error;
+    if (!desc.work) return no_memory("a text");
+    int ok =
+        succeeded(ml_tokenizer_encode(tokenizer, &desc, &tokens, &error), &error) && append_ids(to, &tokens);
+    if (ok) to->n_bytes += n;
+    free(desc.work);
+    return ok;
+}
+
+int corpus_add(corpus *to, corpus *kept, const ml_tokenizer *tokenizer, const bpe_text *file,
+               const char *separator, double share) {
+    const char *p = file->data, *end = p + file->size, *next = NULL;
+    double due = 0.5;
+    if (share > 0 && find_separator(p, end, separator, &next) == end) {
+        const char *cut = p + (size_t)((double)file->size * (1 - share));
+        return add_text(to, tokenizer, p, cut) && add_text(kept, tokenizer, cut, end);
+    }
+    while (p < end) {
+        const char *text_end = find_separator(p, end, separator, &next);
+        due += share;
+        if (!add_text(due >= 1 ? kept : to, tokenizer, p, text_end)) return 0;
+        if (due >= 1) due -= 1;
+        p = next;
+    }
+    return 1;
+}

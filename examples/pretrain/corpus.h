@@ -1,0 +1,23 @@
+/* Texts, and the token ids that a model learns from. Functions that can fail return 0 after saying why. */
+#ifndef CORPUS_H
+#define CORPUS_H
+
+#include "minillama.h"
+#include "../../tools/bpe/bpe.h"
+
+/* Token ids of many texts, one after the other, each beginning with bos. */
+typedef struct corpus {
+    int32_t *ids;
+    size_t n, capacity;
+    size_t n_bytes; /* of the texts */
+} corpus;
+
+/* Reads a file, which must not be empty, into new memory; the caller frees text->data. */
+int text_read(const char *path, bpe_text *text);
+
+/* Encodes all texts of a file, which are divided by lines that are equal to `separator` (may be ""). A share of the
+   texts goes into `kept` instead: every k-th, k = 1 / share, or the end of a file that is one single text. */
+int corpus_add(corpus *to, corpus *kept, const ml_tokenizer *tokenizer, const bpe_text *file,
+               const char *separator, double share);
+
+#endif

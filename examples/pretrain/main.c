@@ -1,0 +1,202 @@
+/* pretrain: trains a Llama to write, from plain text files and nothing else; or continues to train a model.
+
+   build/pretrain stories.txt --output stories.gguf
+   build/pretrain stories.txt --model other.gguf --output better.gguf
+
+   It learns a tokenizer, holds out some text for validation, trains, and occasionally writes a sample. Next to
+   OUTPUT it leaves OUTPUT.train (the whole state: run again with --resume to continue), OUTPUT.csv and OUTPUT.svg
+   (the loss). Ctrl-C saves and stops. */
+#include <signal.h>
+#include "pretrain.h"
+#include "../common/options.h"
+
+static run r = {.set = {.output = "pretrained.gguf",
+                        .separator = "<|endoftext|>",
+                        .prompt = "Once upon a time",
+                        .type = "F32",
+                        .vocab_size = 1024,
+                        .dim = 128,
+                        .n_layers = 6,
+                        .n_heads = 4,
+                        .context = 256,
+                        .rows = 16,
+                        .steps = -1,
+                        .epochs = 3,
+                        .lr = 0.002f,
+                        .final_lr = -1,
+                        .warmup = 100,
+                        .weight_decay = 0.1f,
+                        .clip = 1,
+                        .validation = 0.02f,
+                        .every = 100,
+                        .sample_every = 1000,
+                        .save_every = 500,
+                        .seed = 1,
+                        .threads = 1}};
+
+static const option options[] = {
+    {"--output", OPTION_TEXT, &r.set.output, "the model's file (pretrained.gguf)"},
+    {"--model", OPTION_TEXT, &r.set.model, "continue to train this model instead of a new one"},
+    {"--tokenizer", OPTION_TEXT, &r.set.tokenizer, "instead of learning one from the texts"},
+    {"--resume", OPTION_FLAG, &r.set.resume, "continue where the last run of this OUTPUT was stopped"},
+    {"--vocab_size", OPTION_INT, &r.set.vocab_size, "pieces of a new tokenizer (1024)"},
+    {"--dim", OPTION_INT, &r.set.dim, "width of a new model (128)"},
+    {"--hidden_dim", OPTION_INT, &r.set.hidden_dim, "of its feed-forward layers (8/3 dim)"},
+    {"--n_layers", OPTION_INT, &r.set.n_layers, "its layers (6)"},
+    {"--n_heads", OPTION_INT, &r.set.n_heads, "its query heads (4)"},
+    {"--n_kv_heads", OPTION_INT, &r.set.n_kv_heads, "its key heads (as n_heads)"},
+    {"--context", OPTION_INT, &r.set.context, "tokens of a row (256)"},
+    {"--rows", OPTION_INT, &r.set.rows, "rows of a batch (16)"},
+    {"--steps", OPTION_INT, &r.set.steps, "steps in all (as --epochs says); 0: only measure"},
+    {"--epochs", OPTION_FLOAT, &r.set.epochs, "passes over the text (3)"},
+    {"--lr", OPTION_FLOAT, &r.set.lr, "highest learning rate (0.002)"},
+    {"--final_lr", OPTION_FLOAT, &r.set.final_lr, "the last one (lr / 20)"},
+    {"--warmup", OPTION_INT, &r.set.warmup, "steps until lr is reached (100)"},
+    {"--weight_decay", OPTION_FLOAT, &r.set.weight_decay, "of the matrices (0.1)"},
+    {"--clip", OPTION_FLOAT, &r.set.clip, "largest norm of the gradient (1)"},
+    {"--validation", OPTION_FLOAT, &r.set.validation, "share of the texts that is kept back (0.02)"},
+    {"--validation_text", OPTION_TEXT, &r.set.validation_text, "or a separate file"},
+    {"--separator", OPTION_TEXT, &r.set.separator, "the line between two texts (<|endoftext|>)"},
+    {"--every", OPTION_INT, &r.set.every, "steps between two lines of progress (100)"},
+    {"--sample_every", OPTION_INT, &r.set.sample_every, "steps between two samples (1000)"},
+    {"--save_every", OPTION_INT, &r.set.save_every, "steps between two checkpoints (500)"},
+    {"--prompt", OPTION_TEXT, &r.set.prompt, "how samples begin (Once upon a time)"},
+    {"--type", OPTION_TEXT, &r.set.type, "of the weights in OUTPUT (F32)"},
+    {"--checkpointing", OPTION_FLAG, &r.set.checkpointing, "less memory, a third more time"},
+    {"--seed", OPTION_INT, &r.set.seed, "of all random choices (1)"},
+    {"--threads", OPTION_INT, &r.set.threads, "(1)"},
+    {"--help", OPTION_FLAG, &r.set.help, "this list"},
+};
+enum { N_OPTIONS = sizeof options / sizeof *options };
+
+static void on_signal(int number) {
+    (void)number;
+    stop_training();
+}
+
+static int in_range(const char *name, double value, double least, double most) {
+    return (value >= least && value <= most) ||
+           complain("%s goes from %.9g to %.9g, not %.9g", name, least, most, value);
+}
+
+static int check_settings(const settings *set) {
+    if (!in_range("--rows", set->rows, 1, MAX_BATCH) || !in_range("--context", set->context, 2, MAX_BATCH) ||
+        !in_range("--dim", set->dim, 1, 1 << 16) || !in_range("--every", set->every, 1, INT_MAX) ||
+        !in_range("--save_every", set->save_every, 1, INT_MAX) ||
+        !in_range("--warmup", set->warmup, 0, INT_MAX) ||
+        (set->steps != -1 && !in_range("--steps", set->steps, 0, INT_MAX)) ||
+        !in_range("--validation", (double)set->validation, 0, 0.999) ||
+        !in_range("--weight_decay", (double)set->weight_decay, 0, 1e6) ||
+        !in_range("--clip", (double)set->clip, 0, 1e6) || !in_range("--threads", set->threads, 1, 1024))
+        return 0;
+    if (!(set->lr > 0)) return complain("--lr: must be above 0");
+    if (!(set->epochs > 0)) return complain("--epochs: must be above 0");
+    if (ml_type_from_name(set->type) < ML_F32 || ml_type_from_name(set->type) > ML_Q4_0)
+        return complain("--type: is F32, F16, BF16, Q8_0 or Q4_0");
+    for (int i = 0; set->texts[i]; i++)
+        if (strcmp(set->texts[i], set->output) == 0)
+            return complain("--output: is one of the texts, which would be lost");
+    return 1;
+}
+
+static int read_settings(int argc, char **argv, settings *set) {
+    if (!options_read(argc, argv, options, N_OPTIONS, set->texts, MAX_TEXTS)) return 0;
+    if (set->help || (!set->texts[0] && set->steps != 0)) {
+        fprintf(set->help ? stdout : stderr, "usage: pretrain TEXT... [options]\n");
+        options_print(set->help ? stdout : stderr, options, N_OPTIONS);
+        return 0;
+    }
+    return check_settings(set);
+}
+
+/* The names of the files next to OUTPUT. */
+static int name_files(void) {
+    const char *output = r.set.output;
+    if (!*output || strlen(output) + sizeof ".train.tmp" > sizeof r.checkpoint)
+        return complain("--output: is empty or too long a name");
+    snprintf(r.checkpoint, sizeof r.checkpoint, "%s.train", output);
+    snprintf(r.csv, sizeof r.csv, "%s.csv", output);
+    snprintf(r.svg, sizeof r.svg, "%s.svg", output);
+    return 1;
+}
+
+static int read_texts(void) {
+    for (; r.set.texts[r.n_texts]; r.n_texts++)
+        if (!text_read(r.set.texts[r.n_texts], &r.texts[r.n_texts])) return 0;
+    return !r.set.validation_text || text_read(r.set.validation_text, &r.held_back);
+}
+
+/* All texts to tokens. */
+static int encode_texts(void) {
+    const settings *set = &r.set;
+    const ml_tokenizer *tokenizer = r.model->tokenizer;
+    double share = set->validation_text ? 0 : (double)set->validation;
+    for (int i = 0; i < r.n_texts; i++)
+        if (!corpus_add(&r.train, &r.valid, tokenizer, &r.texts[i], set->separator, share)) return 0;
+    if (r.held_back.data && !corpus_add(&r.valid, &r.valid, tokenizer, &r.held_back, set->separator, 0))
+        return 0;
+    printf("%zu tokens to train on (%.2f bytes each), %zu kept back\n", r.train.n,
+           (double)r.train.n_bytes / (double)(r.train.n ? r.train.n : 1), r.valid.n);
+    if (share > 0 && !r.valid.n)
+        fprintf(stderr, "too few texts to keep one of them back; see --validation and --validation_text\n");
+    if (set->steps == 0) return r.valid.n >= 2 || complain("--steps 0: no text is kept back to measure");
+    if (r.train.n < 2) return complain("training text: fewer than two tokens: nothing follows");
+    if (r.train.n < (size_t)set->context + 1)
+        return complain("training text: shorter than one row; take a smaller --context");
+    return 1;
+}
+
+/* The settings that depend on the data: steps from --epochs, the last learning rate. */
+static int finish_settings(settings *set) {
+    double n = (double)set->rows * set->context; /* which the model may have made smaller */
+    if (n > MAX_BATCH)
+        return complain("--rows: and --context make a batch of more than %d tokens", MAX_BATCH);
+    if (set->steps < 0) {
+        double steps = (double)set->epochs * (double)r.train.n / n + 1;
+        if (steps > INT_MAX) return complain("--epochs: that is too many steps");
+        set->steps = (int)steps;
+    }
+    if (set->final_lr < 0) set->final_lr = set->lr / 20;
+    return 1;
+}
+
+static int prepare(void) {
+    if (!name_files() || !read_texts() || !make_model(&r) || !encode_texts() || !finish_settings(&r.set))
+        return 0;
+    size_t n = (size_t)r.set.rows * (size_t)r.set.context;
+    r.tokens = (int32_t *)malloc(n * sizeof *r.tokens);
+    r.targets = (int32_t *)malloc(n * sizeof *r.targets);
+    r.starts = (int32_t *)calloc((size_t)r.set.rows + 1, sizeof *r.starts);
+    if (!r.tokens || !r.targets || !r.starts) return no_memory("a batch");
+    if (!make_trainer(&r)) return 0;
+    return r.set.steps == 0 || curve_open(&r.losses, r.csv, r.set.resume ? (double)r.trainer->step : -1);
+}
+
+static void clean_up(void) {
+    for (int i = 0; i < r.n_texts; i++) free((void *)(uintptr_t)r.texts[i].data);
+    free((void *)(uintptr_t)r.held_back.data);
+    free(r.train.ids);
+    free(r.valid.ids);
+    free(r.tokens);
+    free(r.targets);
+    free(r.starts);
+    curve_free(&r.losses);
+    ml_trainer_free(r.trainer);
+    ml_model_free(r.model);
+}
+
+int main(int argc, char **argv) {
+    double per_token, per_byte;
+    if (!read_settings(argc, argv, &r.set)) return r.set.help ? 0 : 2;
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    int ok = prepare();
+    if (ok && r.set.steps == 0) {
+        ok = validate(&r, &per_token, &per_byte);
+        if (ok) printf("loss %.4f a token, %.4f a byte\n", per_token, per_byte);
+    } else if (ok) {
+        ok = train(&r);
+    }
+    clean_up();
+    return !ok;
+}

@@ -1,0 +1,123 @@
+/* A classifier on top of the model, trained with all of the model's weights or with LoRA. */
+#include <stdlib.h>
+#include "sentiment.h"
+#include "../common/progress.h"
+#include "../common/report.h"
+
+int sentiment_predict(sentiment *s, const reviews *set, const char *what) {
+    double began = seconds_now();
+    for (int from = 0; from < set->n; from += s->set.batch_size) {
+        int n = min_int(s->set.batch_size, set->n - from);
+        ml_batch batch = sentiment_batch(s, set, NULL, from, n);
+        ml_error error;
+        batch.labels = NULL;
+        if (!succeeded(ml_trainer_eval(s->trainer, &batch, s->log_probs, NULL, &error), &error)) return 0;
+        for (int i = 0; i < n; i++)
+            s->predicted[from + i] = sentiment_best(s->log_probs + i * s->labels.n, s->labels.n);
+        progress_bar(what, from + n, set->n, began);
+    }
+    return 1;
+}
+
+/* Fisher & Yates 1938, "Statistical Tables for Biological, Agricultural and Medical Research". */
+static void shuffle(int *order, int n, ml_random *random) {
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int)(ml_random_u64(random) % (uint64_t)(i + 1)), held = order[i];
+        order[i] = order[j];
+        order[j] = held;
+    }
+}
+
+/* One pass over the training set in a new order. *loss: the mean over the batches. */
+static int train_epoch(sentiment *s, ml_random *random, int *order, int epoch, double *loss) {
+    int n_batches = 0;
+    double began = seconds_now();
+    char what[32];
+    snprintf(what, sizeof what, "train-%d", epoch);
+    shuffle(order, s->train.n, random);
+    *loss = 0;
+    for (int from = 0; from < s->train.n; from += s->set.batch_size) {
+        int n = min_int(s->set.batch_size, s->train.n - from);
+        ml_batch batch = sentiment_batch(s, &s->train, order, from, n);
+        ml_error error;
+        float batch_loss;
+        if (!succeeded(ml_trainer_backward(s->trainer, &batch, NULL, &batch_loss, &error), &error) ||
+            !succeeded(ml_trainer_step(s->trainer, &error), &error))
+            return 0;
+        *loss += (double)batch_loss;
+        n_batches++;
+        progress_bar(what, from + n, s->train.n, began);
+    }
+    *loss /= n_batches;
+    return 1;
+}
+
+static int make_head(sentiment *s, ml_random *random) {
+    ml_head_create_desc desc = {0};
+    ml_error error;
+    desc.n_classes = s->labels.n;
+    desc.labels = s->labels.name;
+    desc.random = random;
+    return succeeded(ml_head_create(s->model, &desc, &s->head, &error), &error);
+}
+
+static int make_lora(sentiment *s, ml_random *random) {
+    ml_lora_create_desc desc = {0};
+    ml_error error;
+    desc.rank = s->set.lora_rank;
+    desc.alpha = s->set.lora_alpha;
+    desc.random = random;
+    return succeeded(ml_lora_create(s->model, &desc, &s->lora, &error), &error);
+}
+
+static int make_trainer(sentiment *s) {
+    ml_trainer_desc desc = {0};
+    ml_random random;
+    ml_error error;
+    ml_random_seed(&random, (uint64_t)s->set.seed);
+    if (!make_head(s, &random) || (s->set.lora && !make_lora(s, &random))) return 0;
+    desc.max_row = s->max_row;
+    desc.max_rows = s->set.batch_size;
+    desc.max_tokens = s->max_row * s->set.batch_size;
+    desc.head = s->head;
+    desc.lora = s->lora;
+    desc.dropout = s->set.dropout;
+    desc.seed = (uint64_t)s->set.seed;
+    desc.adamw.lr = s->set.lr;
+    desc.threads.count = s->set.threads;
+    return succeeded(ml_trainer_new(s->model, &desc, &s->trainer, &error), &error);
+}
+
+/* Trains for one epoch and measures; saves the state if it is the best so far. */
+static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, double *best) {
+    double loss;
+    ml_error error;
+    if (!train_epoch(s, random, order, epoch, &loss)) return 0;
+    if (!sentiment_predict(s, &s->train, "eval train")) return 0;
+    sentiment_result on_train = sentiment_measure(&s->train, s->predicted, s->labels.n);
+    if (!sentiment_predict(s, &s->dev, "eval dev")) return 0;
+    sentiment_result on_dev = sentiment_measure(&s->dev, s->predicted, s->labels.n);
+    if (on_dev.accuracy > *best) {
+        *best = on_dev.accuracy;
+        if (!succeeded(ml_trainer_save(s->trainer, s->set.model_out, &error), &error)) return 0;
+    }
+    printf("epoch %d: train loss :: %.3f, train acc :: %.3f, dev acc :: %.3f, dev f1 :: %.3f\n", epoch, loss,
+           on_train.accuracy, on_dev.accuracy, on_dev.f1);
+    fflush(stdout);
+    return 1;
+}
+
+int sentiment_finetune(sentiment *s) {
+    int *order = (int *)malloc((size_t)s->train.n * sizeof *order);
+    double best = -1;
+    ml_random random;
+    ml_error error;
+    int ok = order ? make_trainer(s) : no_memory("an epoch");
+    for (int i = 0; ok && i < s->train.n; i++) order[i] = i;
+    ml_random_seed(&random, (uint64_t)s->set.seed + 1);
+    for (int epoch = 0; ok && epoch < s->set.epochs; epoch++) ok = do_epoch(s, &random, order, epoch, &best);
+    free(order);
+    if (!ok || !succeeded(ml_trainer_restore(s->trainer, s->set.model_out, &error), &error)) return 0;
+    printf("load model from %s\n", s->set.model_out);
+    return 1;
+}

@@ -1,0 +1,198 @@
+/* The assignment's program in C: same flags, same output files.
+   build/run_llama --option generate --pretrained-model-path stories42M.pt --tokenizer tokenizer.model
+   build/run_llama --option finetune --epochs 5 --lr 2e-5 --batch_size 80 --train data/sst-train.txt ...
+   build/run_llama --prompt "Once upon a time" --temperature 0.8 --pretrained-model-path MODEL */
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include <math.h>
+#include "run_llama.h"
+#include "../common/options.h"
+#include "../common/report.h"
+
+static settings set = {
+    .option = "generate",
+    .model = "stories42M.pt",
+    .seed = 1337,
+    .seeds = 1,
+    .low_out = "generated-sentence-temp-0.txt",
+    .high_out = "generated-sentence-temp-1.txt",
+    .max_new_tokens = INT_MIN, /* depends on --prompt */
+    .sampler = {.epsilon = 0.05f},
+    .sentiment = {.train = "data/cfimdb-train.txt",
+                  .dev = "data/cfimdb-dev.txt",
+                  .test = "data/cfimdb-test.txt",
+                  .labels = "data/cfimdb-label-mapping.json",
+                  .dev_out = "cfimdb-dev-prompting-output.txt",
+                  .test_out = "cfimdb-test-prompting-output.txt",
+                  .score = "sum",
+                  .epochs = 5,
+                  .batch_size = 8,
+                  .lora_rank = 4,
+                  .lora_alpha = 1,
+                  .dropout = 0.3f,
+                  .lr = 2e-5f},
+};
+
+static const option options[] = {
+    {"--option", OPTION_TEXT, &set.option, "generate (default), prompt, finetune or lora"},
+    {"--pretrained-model-path", OPTION_TEXT, &set.model, "model in any known format (stories42M.pt)"},
+    {"--tokenizer", OPTION_TEXT, &set.tokenizer, "tokenizer.model or .bin (in the model, or next to it)"},
+    {"--mode", OPTION_TEXT, &set.mode,
+     "llama (RMSNorm, causal; default to generate) or reference (LayerNorm, full attention; default else)"},
+    {"--seed", OPTION_INT, &set.seed, "seed of the random choices (1337)"},
+    {"--train", OPTION_TEXT, &set.sentiment.train, "lines of \"label ||| sentence\" (data/cfimdb-train.txt)"},
+    {"--dev", OPTION_TEXT, &set.sentiment.dev, "(data/cfimdb-dev.txt)"},
+    {"--test", OPTION_TEXT, &set.sentiment.test, "(data/cfimdb-test.txt)"},
+    {"--label-names", OPTION_TEXT, &set.sentiment.labels, "a JSON list (data/cfimdb-label-mapping.json)"},
+    {"--dev_out", OPTION_TEXT, &set.sentiment.dev_out, "predictions (cfimdb-dev-prompting-output.txt)"},
+    {"--test_out", OPTION_TEXT, &set.sentiment.test_out, "predictions (cfimdb-test-prompting-output.txt)"},
+    {"--max_sentence_len", OPTION_INT, &set.sentiment.max_sentence_len,
+     "tokens, the rest is cut off (the context)"},
+    {"--epochs", OPTION_INT, &set.sentiment.epochs, "of fine-tuning (5)"},
+    {"--batch_size", OPTION_INT, &set.sentiment.batch_size, "sentences (8)"},
+    {"--hidden_dropout_prob", OPTION_FLOAT, &set.sentiment.dropout, "of the classifier's input (0.3)"},
+    {"--lr", OPTION_FLOAT, &set.sentiment.lr, "learning rate (2e-5)"},
+    {"--lora_rank", OPTION_INT, &set.sentiment.lora_rank, "(4)"},
+    {"--lora_alpha", OPTION_FLOAT, &set.sentiment.lora_alpha, "(1)"},
+    {"--seeds", OPTION_INT, &set.seeds, "repeat with this many seeds, and print mean and deviation (1)"},
+    {"--score", OPTION_TEXT, &set.sentiment.score,
+     "prompting in mode llama: sum, mean, calibrated or pmi (sum)"},
+    {"--state", OPTION_TEXT, &set.sentiment.model_out,
+     "file of the best epoch's state (OPTION-EPOCHS-LR.gguf)"},
+    {"--generated_sentence_low_temp_out", OPTION_TEXT, &set.low_out, "file (generated-sentence-temp-0.txt)"},
+    {"--generated_sentence_high_temp_out", OPTION_TEXT, &set.high_out,
+     "file (generated-sentence-temp-1.txt)"},
+    {"--use_gpu", OPTION_FLAG, &set.use_gpu, "accepted, as the assignment has it; the processor is used"},
+    {"--prompt", OPTION_TEXT, &set.prompt, "continue this text, on standard output"},
+    {"--max_new_tokens", OPTION_INT, &set.max_new_tokens,
+     "how many (75; with --prompt until the story or context ends)"},
+    {"--temperature", OPTION_FLOAT, &set.sampler.temperature, "with --prompt: 0 is greedy (0)"},
+    {"--top_k", OPTION_INT, &set.sampler.top_k, "keep the k most likely (0: all)"},
+    {"--top_p", OPTION_FLOAT, &set.sampler.top_p, "keep the most likely that reach p together (0: all)"},
+    {"--min_p", OPTION_FLOAT, &set.sampler.min_p, "drop what is below min_p of the most likely (0)"},
+    {"--epsilon", OPTION_FLOAT, &set.sampler.epsilon,
+     "drop probabilities below (0.05, as the assignment does; 0: none)"},
+    {"--repetition_penalty", OPTION_FLOAT, &set.sampler.repetition_penalty,
+     "weaken the last 64 tokens (0: none)"},
+    {"--threads", OPTION_INT, &set.threads,
+     "how many (all processors where built with OpenMP; one to write with a small model)"},
+    {"--help", OPTION_FLAG, &set.help, "this list"},
+};
+enum { N_OPTIONS = sizeof options / sizeof *options };
+
+int default_threads(void) {
+#ifdef _OPENMP
+    return omp_get_num_procs();
+#else
+    return 1;
+#endif
+}
+
+ml_model *load_model(const settings *s, ml_type type) {
+    ml_model_load_desc load = {0};
+    ml_model *model = NULL;
+    ml_error error;
+    int reference = strcmp(s->mode, "reference") == 0;
+    load.norm = reference ? ML_NORM_LAYER : ML_NORM_RMS;
+    load.mask = reference ? ML_MASK_FULL : ML_MASK_CAUSAL;
+    load.tokenizer = s->tokenizer;
+    load.type = type;
+    if (!loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error)) return NULL;
+    if (model->tokenizer) return model;
+    complain("no tokenizer of %d pieces in or next to %s; give one with --tokenizer FILE",
+             model->config.vocab_size, s->model);
+    ml_model_free(model);
+    return NULL;
+}
+
+static void print_mean(const char *what, const double *x, int n) {
+    double mean = 0, square = 0;
+    for (int i = 0; i < n; i++) mean += x[i] / n;
+    for (int i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean) / n;
+    printf("%s acc over %d seeds :: %.3f (%.3f)\n", what, n, mean, sqrt(square));
+}
+
+/* Prompting, fine-tuning or LoRA, once for each seed, each time from the file's weights. The exit status. */
+static int label_sentences(const settings *s) {
+    enum { MAX_SEEDS = 100 };
+    double dev[MAX_SEEDS], test[MAX_SEEDS];
+    sentiment_settings run = s->sentiment;
+    char state[64];
+    int n = run.prompting ? 1 : min_int(s->seeds, MAX_SEEDS);
+    snprintf(state, sizeof state, "%s-%d-%g.gguf", s->option, run.epochs, (double)run.lr);
+    if (!run.model_out) run.model_out = state;
+    for (int i = 0; i < n; i++) {
+        sentiment_result on_dev = {0, 0}, on_test = {0, 0};
+        ml_model *model = load_model(s, run.prompting ? ML_TYPE_NONE : ML_F32);
+        if (!model) return 1;
+        run.seed = s->seed + i;
+        if (n > 1) printf("seed %d\n", run.seed);
+        int ok = sentiment_run(&run, model, &on_dev, &on_test);
+        ml_model_free(model);
+        if (!ok) return 1;
+        dev[i] = on_dev.accuracy;
+        test[i] = on_test.accuracy;
+    }
+    if (n > 1) print_mean("dev", dev, n), print_mean("test", test, n);
+    return 0;
+}
+
+/* Is the value one of the words? Otherwise says so. */
+static int is_one_of(const char *name, const char *value, const char *words) {
+    char list[64];
+    snprintf(list, sizeof list, "%s", words);
+    for (char *word = strtok(list, ", "); word; word = strtok(NULL, ", "))
+        if (strcmp(word, "or") != 0 && strcmp(word, value) == 0) return 1;
+    return complain("%s is %s, not %s", name, words, value);
+}
+
+static int check_sentiment(const sentiment_settings *t) {
+    if (t->reference && strcmp(t->score, "sum") != 0)
+        return complain("--score %s needs --mode llama: the reference has only sum", t->score);
+    if (t->max_sentence_len < 0 || t->epochs < 1 || t->batch_size < 1 || t->batch_size > 65536 ||
+        t->lora_rank < 1 || set.seeds < 1)
+        return complain("--max_sentence_len, --epochs, --batch_size, --lora_rank and --seeds are positive");
+    if (!(t->dropout >= 0 && t->dropout < 1)) return complain("--hidden_dropout_prob is between 0 and 1");
+    if (!(t->lr > 0) || !(t->lora_alpha > 0)) return complain("--lr and --lora_alpha are positive");
+    return 1;
+}
+
+static int check_sampler(const ml_sampler *p) {
+    if (p->temperature < 0) return complain("--temperature must not be negative");
+    if (p->top_k < 0) return complain("--top_k must not be negative");
+    if (p->top_p < 0 || p->top_p > 1 || p->min_p < 0 || p->min_p > 1 || p->epsilon < 0 || p->epsilon > 1)
+        return complain("--top_p, --min_p and --epsilon are between 0 and 1");
+    if (p->repetition_penalty < 0) return complain("--repetition_penalty must not be negative");
+    return 1;
+}
+
+static int check_settings(void) {
+    if (!is_one_of("--option", set.option, "generate, prompt, finetune or lora") ||
+        !is_one_of("--score", set.sentiment.score, "sum, mean, calibrated or pmi") ||
+        !is_one_of("--mode", set.mode, "llama or reference") || !check_sentiment(&set.sentiment) ||
+        !check_sampler(&set.sampler))
+        return 0;
+    if (set.max_new_tokens < 0) return complain("--max_new_tokens must not be negative");
+    if (set.threads < 0 || set.threads > 1024) return complain("--threads is between 1 and 1024");
+    return 1;
+}
+
+int main(int argc, char **argv) {
+    if (!options_read(argc, argv, options, N_OPTIONS, NULL, 0)) return 2;
+    if (set.help) {
+        printf("usage: run_llama [options]\n");
+        options_print(stdout, options, N_OPTIONS);
+        return 0;
+    }
+    int generates = strcmp(set.option, "generate") == 0;
+    if (set.max_new_tokens == INT_MIN) set.max_new_tokens = set.prompt ? 0 : 75;
+    if (!set.mode) set.mode = generates ? "llama" : "reference";
+    set.sentiment.reference = strcmp(set.mode, "reference") == 0;
+    set.sentiment.prompting = strcmp(set.option, "prompt") == 0;
+    set.sentiment.lora = strcmp(set.option, "lora") == 0;
+    set.sentiment.threads = set.threads ? set.threads : default_threads();
+    if (!check_settings()) return 2;
+    if (set.use_gpu) fprintf(stderr, "--use_gpu: there is no GPU code here; the processor is used\n");
+    return generates ? generate(&set) : label_sentences(&set);
+}

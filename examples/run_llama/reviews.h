@@ -1,0 +1,43 @@
+/* Labeled sentences in the assignment's format: one per line, "label ||| sentence"; and the names of the labels, a
+   JSON list. Lines may end in CRLF. Sentences are kept byte for byte: invalid UTF-8 is encoded as bytes. A label of
+   -1 means that it is unknown. */
+#ifndef REVIEWS_H
+#define REVIEWS_H
+
+#include "minillama.h"
+
+enum { REVIEWS_MAX_LABELS = 64 };
+
+typedef struct review {
+    int label; /* -1: not known */
+    const char *sentence;
+    size_t n_kept; /* bytes of the sentence that reviews_encode kept */
+    int32_t *ids;
+    int n_ids;
+} review;
+
+typedef struct reviews {
+    const char *path;
+    char *text; /* the file, its lines zero-terminated */
+    review *rows;
+    int n, n_cut; /* n_cut: how many sentences were cut to fit */
+    size_t capacity;
+} reviews;
+
+typedef struct label_names {
+    char *text; /* the file */
+    const char *name[REVIEWS_MAX_LABELS];
+    int n;
+} label_names;
+
+/* These return 0 after saying what is wrong, and where. What they filled so far is freed as usual. */
+int label_names_read(label_names *names, const char *path);
+int reviews_read(reviews *all, const char *path, int n_labels);
+
+/* bos and the tokens of every row, cut to at most `most` tokens. `suffix` (may be "") is appended to each sentence
+   before it is encoded; if that is too long, the end of the sentence is cut off, and not the suffix. */
+int reviews_encode(reviews *all, const ml_tokenizer *tokenizer, const char *suffix, int most);
+
+void reviews_free(reviews *all);
+
+#endif

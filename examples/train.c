@@ -1,0 +1,60 @@
+/* Trains a small model from scratch on a text, with the tokenizer of another model. See examples/pretrain for more.
+   cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/train.c -o train -lm
+   ./train TOKENIZER stories.txt small.gguf */
+#include <stdio.h>
+#include <string.h>
+#include "minillama.h"
+
+enum { CONTEXT = 64, ROWS = 8, STEPS = 200, MAX_TEXT = 1 << 17 };
+
+/* Steps on batches of ROWS rows from random positions, whose targets are the same tokens one later. */
+static ml_result train(ml_trainer *trainer, const ml_tokens *text, ml_random *random, ml_error *error) {
+    int32_t tokens[ROWS * CONTEXT], targets[ROWS * CONTEXT], row_start[ROWS + 1] = {0};
+    ml_batch batch = {tokens, ROWS * CONTEXT, row_start, ROWS, targets, NULL, 0};
+    if (text->n <= CONTEXT) return strcpy(error->text, "too short a text"), error->code = ML_ERROR_ARGUMENT;
+    for (int step = 1; step <= STEPS; step++) {
+        float loss;
+        for (int row = 0; row < ROWS; row++) {
+            const int32_t *from = text->ids + ml_random_u64(random) % (uint64_t)(text->n - CONTEXT);
+            memcpy(tokens + row * CONTEXT, from, CONTEXT * sizeof *tokens);
+            memcpy(targets + row * CONTEXT, from + 1, CONTEXT * sizeof *targets);
+            row_start[row + 1] = (row + 1) * CONTEXT;
+        }
+        if (ml_trainer_backward(trainer, &batch, NULL, &loss, error) || ml_trainer_step(trainer, error))
+            return error->code;
+        if (step % 20 == 0) printf("step %d: loss %.3f\n", step, (double)loss);
+    }
+    return ML_OK;
+}
+
+int main(int argc, char **argv) {
+    static char text[MAX_TEXT]; /* of a longer file only the beginning is used */
+    static int32_t work[MAX_TEXT * 8];
+    ml_error error = {ML_OK, ""};
+    ml_model *model = NULL;
+    ml_tokenizer *tokenizer = NULL;
+    ml_trainer *trainer = NULL;
+    ml_tokens tokens;
+    ml_random random;
+    ml_trainer_desc how = {0};
+    FILE *file = argc == 4 ? fopen(argv[2], "rb") : NULL;
+    if (!file) return fprintf(stderr, "usage: train TOKENIZER TEXT MODEL.gguf\n"), 2;
+    ml_encode_desc encode = {text, fread(text, 1, MAX_TEXT, file), ML_ADD_BOS, work, sizeof work};
+    ml_random_seed(&random, 1);
+    how.max_tokens = ROWS * CONTEXT;
+    how.adamw.lr = 3e-3f;
+    int ok = !ml_tokenizer_load(argv[1], NULL, &tokenizer, &error) &&
+             !ml_tokenizer_encode(tokenizer, &encode, &tokens, &error);
+    ml_config config = {64, 192, 2, 4, 4, 0, CONTEXT, 1, ML_NORM_RMS, ML_MASK_CAUSAL, 0, 0, 0};
+    ml_model_create_desc desc = {config, ML_F32, &random, {0}};
+    desc.config.vocab_size = ok ? tokenizer->n_pieces : 0;
+    ok = ok && !ml_model_create(&desc, &model, &error) && !ml_model_set_tokenizer(model, tokenizer, &error) &&
+         !ml_trainer_new(model, &how, &trainer, &error) && !train(trainer, &tokens, &random, &error) &&
+         !ml_model_save(model, argv[3], NULL, &error);
+    if (!ok) fprintf(stderr, "%s: %s\n", ml_result_string(error.code), error.text);
+    if (!model) ml_tokenizer_free(tokenizer); /* otherwise the model owns it */
+    fclose(file);
+    ml_trainer_free(trainer);
+    ml_model_free(model);
+    return !ok;
+}
