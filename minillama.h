@@ -480,6 +480,7 @@ ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml
                               float *log_probs, ml_error *error);
 
 #ifndef ML_NO_TRAINING
+
 /* ==== >>training ====
    ml_trainer_backward computes a batch's loss and adds its gradient; ml_trainer_step updates the weights (AdamW). */
 
@@ -947,6 +948,8 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_MAX(a, b) ((a) > (b) ? +(a) : +(b))
 #define MLI_COUNT(array) (sizeof(array) / sizeof *(array))
 
+MLI_OPTIONAL int mli_is_finite(double x) { return x - x == 0; } /* inf - inf and NaN - NaN are NaN */
+
 /* ==== >>results ====
    An error is a code and one sentence, built piece by piece in a fixed buffer without stdio: it cannot overflow. */
 
@@ -1198,6 +1201,7 @@ ML_DEF float ml_random_normal(ml_random *random) {
     float radius = sqrtf(-2.0f * logf(1.0f - ml_random_uniform(random)));
     return radius * cosf(6.28318530718f * ml_random_uniform(random));
 }
+
 /* ==== >>kernels ====
    The interface of the kernels: what each computes, as a formula with shapes, and its prototype. How they are made
    fast is the subject of the last sections (>>vectors, >>rows, >>products, >>numbers, >>integers). Numbers are F32
@@ -1314,6 +1318,7 @@ typedef struct mli_linear_job {
 MLI_OPTIONAL void mli_linear(const ml_threads *threads, const float *x, size_t n, size_t in,
                              const mli_linear_job *jobs, int n_jobs, void *work);
 MLI_OPTIONAL size_t mli_linear_work(const ml_threads *threads, size_t n, size_t max_in, size_t max_out);
+
 /* ==== >>graph ====
    Tensors and autograd. An activation is an F32 matrix with one row per token of the pass. An operation is a function
    such as h = mli_norm(g, x, weight, bias, eps): it takes memory for its output from the graph, computes it, and
@@ -1477,6 +1482,7 @@ static void mli_split_rows(const ml_threads *threads, mli_rows_function f, const
 static void mli_for_rows(mli_graph *g, mli_rows_function f, const void *op, size_t n, size_t cost) {
     if (!mli_measuring(g)) mli_split_rows(g->threads, f, op, n, n * cost);
 }
+
 /* ==== >>layers ====
    The operations of the network. Each has its formula, a struct that is both its plan and its record on the tape, the
    work on a share of the rows, its backward function, and last the operation itself. */
@@ -2010,6 +2016,7 @@ static ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor
     mli_record(g, mli_attention_backward, &op, sizeof op);
     return op.out;
 }
+
 /* ==== >>network ====
    Llama (Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models"), written once: for tokens one
    by one with a KV cache, for batches, and, with a tape, for training. First the table of its parameters, then the
@@ -2088,9 +2095,6 @@ static mli_slot mli_slot_at(int index) {
     return (mli_slot)(in_layers < 0 ? index : MLI_GLOBAL_SLOTS + in_layers % MLI_LAYER_SLOTS);
 }
 static int mli_layer_at(int index) { return MLI_MAX(0, index - MLI_GLOBAL_SLOTS) / MLI_LAYER_SLOTS; }
-static void mli_slot_of(int index, mli_slot *slot, int *layer) {
-    *slot = mli_slot_at(index), *layer = mli_layer_at(index);
-}
 
 static const ml_tensor *mli_weight(const ml_model *model, mli_slot slot, int layer) {
     return &model->tensors[(int)slot + (slot < MLI_GLOBAL_SLOTS ? 0 : layer * MLI_LAYER_SLOTS)];
@@ -2360,6 +2364,7 @@ static void mli_output(mli_graph *g, const ml_model *model, ml_tensor hidden, co
     use.y = mli_tensor_at(logits, hidden.rows, use.w.rows);
     mli_linears(g, hidden, &use, 1);
 }
+
 /* ==== >>create ====
    The memory of a model's weights, and models created from scratch: for training and for measuring. */
 
@@ -2475,6 +2480,7 @@ ML_DEF ml_result ml_model_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer
     model->tokenizer = own->tokenizer = tokenizer;
     return mli_ok(error);
 }
+
 /* ==== >>session ====
    A session holds a sequence of tokens and everything that computing its next token needs, in one buffer.
 
@@ -3044,6 +3050,7 @@ ML_DEF ml_result ml_session_restore(ml_session *session, const void *memory, siz
     session->length = length;
     return mli_ok(error);
 }
+
 /* ==== >>heads ====
    What is above the network: a head, which is one more linear layer, logits (C) = W h + b, and the loss, which
    compares softmax(logits) with the right answer. A language model reads the hidden state h (D) of every token, and
@@ -3317,6 +3324,7 @@ ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml
     }
     return mli_ok(error);
 }
+
 /* ==== >>training ====
    One step of training: the network and its loss are computed for a batch (forward), the gradient of the loss with
    respect to every trained number is accumulated (backward), and AdamW moves each number against its gradient. Here
@@ -3688,7 +3696,7 @@ static ml_result mli_trainer_run(ml_trainer *trainer, const ml_batch *given, int
     if (!(batch.divisor > 0)) batch.divisor = (float)MLI_MAX(counted, 1);
     double sum = mli_trainer_pass(t, &batch, &rows, log_probs);
     if (loss) *loss = (float)sum;
-    if (sum - sum == 0) {
+    if (mli_is_finite(sum)) {
         mli_run_backward(&t->graph, NULL);
         return mli_ok(error);
     }
@@ -3714,7 +3722,7 @@ ML_DEF ml_result ml_trainer_step(ml_trainer *trainer, ml_error *error) {
     const mli_optimizer *o = &t->optimizer;
     const ml_adamw *a = &t->desc.adamw;
     double norm = mli_gradient_norm(o), number = (double)trainer->step + 1;
-    if (norm - norm != 0)
+    if (!mli_is_finite(norm))
         return mli_fail(error, ML_ERROR_NUMBER, "the gradient of step %l is not finite", trainer->step + 1);
     float clip = a->clip > 0 ? (float)MLI_MIN(1.0, (double)a->clip / (norm + 1e-6)) : 1.0f;
     float factor = ml_schedule_factor(&t->desc.schedule, trainer->step);
@@ -3737,6 +3745,7 @@ ML_DEF ml_result ml_trainer_step(ml_trainer *trainer, ml_error *error) {
 }
 
 #endif /* ML_NO_TRAINING */
+
 /* ==== >>adapters ====
    LoRA: a matrix W keeps its numbers, and what training would add to it is written as a product of two thin matrices,
    B A, of rank r. All pairs of an adapter are trained, saved and loaded without the model.
@@ -3898,6 +3907,7 @@ ML_DEF ml_result ml_lora_merge(const ml_lora *lora, ml_model *model, ml_error *e
 ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error *error) {
     return mli_lora_apply(lora, model, -1.0f, error);
 }
+
 /* ==== >>tokenizer ====
    A vocabulary numbers its pieces 0 .. V-1. Encoding cuts text into characters and then merges neighbors, always the
    two whose joint piece has the highest score, the leftmost two on a tie, until no two neighbors make a piece.
@@ -4532,6 +4542,7 @@ ML_DEF ml_result ml_tokenizer_decode(const ml_tokenizer *tokenizer, const ml_tok
     if (*n_bytes < size) text[*n_bytes] = 0;
     return mli_ok(error);
 }
+
 /* ==== >>generation ====
    The sampler draws a token from the logits, the session reads it and computes the next logits, and so on. A penalty
    and a temperature change the logits, softmax makes them probabilities, and filters drop the unlikely ones: drawing
@@ -4600,9 +4611,11 @@ static int32_t mli_draw(ml_random *random, const ml_candidate *candidates, int n
     float sum = 0;
     for (int i = 0; i < n; i++) sum += candidates[i].p;
     float target = ml_random_uniform(random) * sum;
-    int i = 0;
-    while (i + 1 < n && !((target -= candidates[i].p) < 0)) i++;
-    return candidates[i].id;
+    for (int i = 0; i + 1 < n; i++) {
+        target -= candidates[i].p;
+        if (target < 0) return candidates[i].id;
+    }
+    return candidates[n - 1].id;
 }
 
 ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history,
@@ -4664,7 +4677,8 @@ static ml_result mli_read_prompt(mli_session *s, const ml_generate_desc *desc, m
     int kept = 0;
     if (desc->start == ML_START_OVER) s->shown.length = 0;
     if (desc->start == ML_START_APPEND && !ids.n) { /* only the logits after the last token are missing */
-        ids.ids = &s->tokens[--s->shown.length];
+        s->shown.length--;
+        ids.ids = s->tokens + s->shown.length;
         ids.n = 1;
     } else if (desc->start != ML_START_APPEND) {
         ml_session_keep_prefix(&s->shown, &ids, &kept, NULL);
@@ -4722,6 +4736,7 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     if (generated) *generated = out;
     return result;
 }
+
 /* ==== >>bytes ====
    From a file to its bytes, and from bytes to numbers. This section and those up to >>loading read files that may be
    hostile. Every number in them is checked before it is used; nothing is allocated by a count that the bytes present
@@ -4918,6 +4933,7 @@ static const mli_named *mli_find_named(const mli_named *items, size_t n, const c
     }
     return items < end && mli_compare_text(items->name, items->length, name, length) == 0 ? items : NULL;
 }
+
 /* ==== >>writing ====
    A file appears whole or not at all: its bytes go to a temporary name and are synced to the disk, then renamed.
    The format writers (>>gguf, >>safetensors) know nothing of models: parts of what is saved list tensors and keys. */
@@ -5156,6 +5172,7 @@ static void mli_target_close(mli_saver *saver, mli_target *target) {
     mli_free(saver->allocator, target->temporary);
 }
 #endif /* MLI_SAVING */
+
 /* ==== >>archives ====
    An archive shows any file as named tensors (arrays) and named values, which point into the file's bytes. Opening
    one tells the formats apart by their first bytes; a reader of the format then adds what it finds; at the end the
@@ -5608,6 +5625,7 @@ ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t 
     if (n) mli_array_walk(array, 0, (const unsigned char *)array->data, &to);
     return ML_OK;
 }
+
 /* ==== >>json ====
    JSON (RFC 8259) into an archive's values: {"rope": {"factor": 2}, "eos": [1, 2]} gives "rope.factor", "eos.0" and
    "eos.1". It is the header of safetensors, and the configuration beside Hugging Face's models and adapters. */
@@ -5870,6 +5888,7 @@ static void mli_append_json_string(mli_writer *writer, const char *text) {
     mli_append_text(writer, "\"");
 }
 #endif /* MLI_SAVING */
+
 /* ==== >>pytorch ====
    torch.save writes a zip file with entries that are not compressed. One is a pickle: a program for a stack machine,
    which builds dictionaries, lists, numbers and tensors. The others are storages: plain numbers, into which tensors
@@ -6675,6 +6694,7 @@ static void mli_read_torch(mli_archive *archive) {
 }
 
 #endif /* ML_NO_PT */
+
 /* ==== >>gguf ====
    GGUF (ggml's docs/gguf.md): magic, version, the numbers of tensors and of keys, then the keys with their values,
    then a description of each tensor, and, from the next multiple of the alignment on, the tensors' data. */
@@ -6891,6 +6911,7 @@ static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
     mli_append_tensors(writer, saver, MLI_GGUF_ALIGNMENT);
 }
 #endif /* MLI_SAVING */
+
 /* ==== >>safetensors ====
    Hugging Face's safetensors: the length of a header (8 bytes), the header, data. The header is one JSON object,
    {"__metadata__": {"key": "text"}, "NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}. */
@@ -6999,6 +7020,7 @@ static void mli_append_safetensors(mli_writer *writer, const mli_saver *saver) {
     mli_append_tensors(writer, saver, 1);
 }
 #endif /* MLI_SAVING */
+
 /* ==== >>llama2c ====
    llama2.c's model .bin, as its export.py writes it: seven numbers, then the weights without names or shapes, which
    follow from those numbers. Version 0 (legacy) has no magic number; version 1 has; in version 2 the matrices are
@@ -7153,6 +7175,7 @@ static int mli_read_legacy_bin(mli_archive *archive) {
     mli_bin_add(&bin);
     return 1;
 }
+
 /* ==== >>vocabularies ====
    The three files that hold a SentencePiece BPE vocabulary. Each reader hands its pieces, one after the other, to
    mli_tokenizer_create. */
@@ -7546,6 +7569,7 @@ ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_load_desc *desc, m
     return mli_tokenizer_from(path, NULL, 0, desc ? &desc->allocator : NULL, tokenizer, error);
 }
 #endif
+
 /* ==== >>loading ====
    From an archive's named tensors and values to a model, an adapter or a head. The loader finds the configuration
    under the names that five programs give it, finds out who named the tensors, checks every shape against the
@@ -8002,9 +8026,8 @@ static void mli_find_sources(mli_loader *loader) {
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
         const ml_tensor *tensor = &model->tensors[i];
         char name[MLI_LONG_NAME_SIZE];
-        mli_slot slot;
-        int layer;
-        mli_slot_of(i, &slot, &layer);
+        mli_slot slot = mli_slot_at(i);
+        int layer = mli_layer_at(i);
         if (!mli_has_slot(&model->config, slot)) continue;
         const ml_array *array = loader->sources[i] = mli_find_weight(loader, slot, layer, name);
         if (array) {
@@ -8091,9 +8114,7 @@ static int mli_place_weights(mli_loader *loader) {
     for (int i = 0; i < loader->model->n_tensors; i++) {
         const ml_array *array = loader->sources[i];
         ml_tensor *tensor = &loader->model->private_part->tensors[i];
-        mli_slot slot;
-        int layer;
-        mli_slot_of(i, &slot, &layer);
+        mli_slot slot = mli_slot_at(i);
         if (!mli_has_slot(config, slot)) continue;
         tensor->type = mli_weight_type(config, slot, loader->desc.type, array ? array->type : ML_F32);
         if (array && mli_is_in_place(loader, array, tensor, slot)) {
@@ -8115,9 +8136,7 @@ static void mli_load_weights(mli_loader *loader) {
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
         const ml_array *array = loader->sources[i];
         const ml_tensor *tensor = &model->tensors[i];
-        mli_slot slot;
-        int layer;
-        mli_slot_of(i, &slot, &layer);
+        mli_slot slot = mli_slot_at(i);
         if (!array && tensor->type) /* a bias that the file does not have */
             memset(tensor->data, 0, tensor->cols * sizeof(float));
         else if (array && tensor->data != array->data)
@@ -8626,6 +8645,7 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
     mli_loader loader = mli_loader_of(NULL, data, size, error);
     return mli_load_head(&loader, model, desc, head);
 }
+
 /* ==== >>saving ====
    From a model, an adapter or a head to a file: which tensors go into it under which names and types, and the keys or
    the JSON that describe them. The keys are those of the loader's tables. */
@@ -8637,18 +8657,15 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
 /* The type that tensor `index` of the model has in the file. */
 static ml_type mli_saved_type(const mli_saver *saver, int index) {
     ml_type wanted = saver->desc.type, present = saver->model->tensors[index].type;
-    mli_slot slot;
-    int layer;
-    mli_slot_of(index, &slot, &layer);
+    mli_slot slot = mli_slot_at(index);
     if (saver->is_hf && !wanted && ml_type_block(present) > 1) wanted = ML_F16;
     return mli_weight_type(&saver->model->config, slot, wanted, present);
 }
 
 static int mli_saved_weight(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
     const ml_model *model = (const ml_model *)object;
-    mli_slot slot;
-    int layer;
-    mli_slot_of(index, &slot, &layer);
+    mli_slot slot = mli_slot_at(index);
+    int layer = mli_layer_at(index);
     if (!mli_has_slot(&model->config, slot)) return 0;
     if (saver->trained && !saver->trained[index].grad) return 0; /* a frozen tensor is not in a checkpoint */
     mli_param_name(saver->is_hf ? MLI_NAMING_HF : MLI_NAMING_GGUF, slot, layer, saved->name);
@@ -9011,6 +9028,7 @@ ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const 
 }
 
 #endif /* MLI_SAVING */
+
 /* ==== >>checkpoints ====
    A checkpoint is a GGUF file with every trained tensor, AdamW's moments of it ("adamw.m." and "adamw.v." before its
    name), and the state of the training: the step, the dropout counter and the caller's progress. If the model itself
@@ -9140,6 +9158,7 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 }
 
 #endif
+
 /* ==== >>vectors ====
    SIMD (single instruction, multiple data): a register holds several floats, its lanes, and one instruction does the
    same to all of them at once. mli_v is such a register, MLI_LANES the number of its floats: 16 with AVX-512, 8 with
@@ -9478,6 +9497,7 @@ MLI_INLINE mli_v mli_v_exp(mli_v x) {
     mli_v half = mli_v_round(mli_v_mul(n, mli_v_set(0.5f)));
     return mli_v_mul(mli_v_mul(q, mli_v_power_of_2(half)), mli_v_power_of_2(mli_v_sub(n, half)));
 }
+
 /* ==== >>rows ====
    The kernels on rows of numbers: sums, softmax, SwiGLU, norms, rotary positions, AdamW; >>kernels says what each
    computes. All have the loop that >>vectors shows. What takes time is memory or, where there is an e^x, its
@@ -9731,6 +9751,7 @@ static void mli_adamw(const mli_adamw_step *s, float *w, float *m, float *v, flo
         mli_v_store_n(g + i, mli_v_zero(), n - i);
     }
 }
+
 /* ==== >>products ====
    y (n, out) = x (n, in) . W (out, in)^T takes nearly all of a network's time. What limits it depends on n, because a
    core multiplies faster than memory delivers: some 20 multiply-adds in the time in which one F32 arrives.
@@ -10237,6 +10258,7 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
             mli_parallel(threads, job.n_tasks, mli_gemm_rows_task, &job);
         }
 }
+
 /* ==== >>numbers ====
    Number formats: what the bytes of a weight mean, and conversion between formats.
 
@@ -10564,6 +10586,7 @@ ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void
     }
     return ML_OK;
 }
+
 /* ==== >>integers ====
    Products with quantized weights, in integers. The activations x are quantized first: blocks of 32 signed bytes
    with one scale each, as weights of type Q8_0 have them. A row of weights w and a row of activations x then give
@@ -11120,6 +11143,7 @@ static void mli_integer_many(const ml_threads *threads, const mli_integer_job *j
     tasks.n_tasks = mli_integer_task_count(threads, job->x.rows, job->w->rows);
     mli_parallel(threads, tasks.n_tasks, mli_integer_many_task, &tasks);
 }
+
 /* ==== >>linear ====
    y = x . W^T for any type of W and any number of rows of x: with few rows mli_matvec (>>products) or, for
    quantized weights, its counterpart in >>integers; with many rows matrix multiply. */

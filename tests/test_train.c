@@ -68,16 +68,14 @@ static void check_tensors(const ml_archive *archive, const char *prefix, const m
                           const ml_tensor *tensors, int gradients, double tolerance) {
     int i, compared = 0;
     for (i = 0; i < model->n_tensors; i++) {
-        mli_slot slot;
-        int layer;
+        mli_slot slot = mli_slot_at(i);
         size_t n;
         char name[ML_NAME_SIZE], key[2 * ML_NAME_SIZE];
         const float *ours = gradients ? tensors[i].grad : (const float *)tensors[i].data;
         float *theirs;
         double d;
-        mli_slot_of(i, &slot, &layer);
         if (!mli_has_slot(&model->config, slot)) continue;
-        mli_param_name(course_naming(model), slot, layer, name);
+        mli_param_name(course_naming(model), slot, mli_layer_at(i), name);
         snprintf(key, sizeof key, "%s%s", prefix, name);
         theirs = shared_floats(archive, key, &n);
         if (!theirs) continue;
