@@ -5,23 +5,28 @@
 #include <string.h>
 #include "minillama.h"
 
-/* Ends a turn at the end of a line. */
+/* Ends a turn at the end of a line that has text. user: the tokens of this turn so far. */
 static int print_token(void *user, int32_t id, const char *text, size_t n_bytes) {
-    (void)user, (void)id;
-    return fwrite(text, 1, n_bytes, stdout) == n_bytes && fflush(stdout) == 0 && !memchr(text, '\n', n_bytes);
+    int *n_tokens = (int *)user;
+    (void)id;
+    if (fwrite(text, 1, n_bytes, stdout) != n_bytes || fflush(stdout) != 0) return 0;
+    return ++*n_tokens < 3 || !memchr(text, '\n', n_bytes);
 }
 
 /* The turns. The oldest text is forgotten when the context is full. */
 static ml_result talk(ml_session *session, ml_error *error) {
     char line[1024];
+    int n_tokens;
     ml_generate_desc desc = {0};
     desc.start = ML_START_APPEND;
     desc.overflow = ML_OVERFLOW_SLIDE;
     desc.max_new_tokens = 30;
     desc.on_token = print_token;
+    desc.user = &n_tokens;
     while (printf("> "), fflush(stdout), fgets(line, sizeof line, stdin) && *line != '\n') {
         line[strcspn(line, "\r\n")] = 0;
         desc.prompt = line;
+        n_tokens = 0;
         if (ml_session_generate(session, &desc, NULL, error)) return error->code;
         printf("\n");
     }
