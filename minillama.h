@@ -4815,7 +4815,8 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
 #else
 static ml_result mli_map_file(const char *path, const ml_allocator *allocator, mli_file *file,
                               ml_error *error) {
-    (void)allocator, (void)file;
+    (void)allocator;
+    memset(file, 0, sizeof *file);
     return mli_fail(error, ML_ERROR_UNSUPPORTED, "%s cannot be opened: built with ML_NO_STDIO", path);
 }
 #endif
