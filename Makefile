@@ -80,7 +80,8 @@ $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	$(CC) $(FLAGS) $(POSIX) -MMD -MP -c -o $@ $<
 $(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz.h minillama.h
 	@mkdir -p $(BUILD)
-	clang $(FLAGS) -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $< \
+	clang $(FLAGS) -O1 -g -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION=1 -fsanitize=fuzzer,address,undefined \
+	    -fno-sanitize-recover=all -o $@ $< \
 	    $(if $(filter $(ALONE),$<),,tests/compile/implementation.c) -lm
 -include $(wildcard $(BUILD)/*.d $(BUILD)/obj/*/*.d $(BUILD)/obj/*/*/*.d) # headers that each object was made from
 

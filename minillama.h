@@ -2532,7 +2532,8 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     const ml_config *c = &model->config;
     size_t widest = (size_t)MLI_MAX(c->dim, MLI_MAX(c->hidden_dim, c->vocab_size));
     int seq = desc->max_seq_len ? desc->max_seq_len : c->max_seq_len;
-    int batch = desc->max_batch ? desc->max_batch : MLI_MIN(seq, 256);
+    int batch = desc->max_batch ? desc->max_batch : MLI_MIN(seq, 256), is_full = c->mask == ML_MASK_FULL;
+    if (is_full && batch > 0) batch = MLI_MAX(batch, seq); /* one pass for all */
     if (seq < 1 || seq > MLI_MAX_TOKENS)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: max_seq_len is %d, not in 1 to %d", seq,
                         MLI_MAX_TOKENS);
@@ -2541,8 +2542,8 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     memset(s, 0, sizeof *s);
     s->shown.model = model;
     s->shown.max_seq_len = seq;
-    s->is_full = c->mask == ML_MASK_FULL;
-    s->shown.max_batch = s->is_full ? MLI_MAX(batch, seq) : batch; /* full: one pass for all */
+    s->shown.max_batch = batch;
+    s->is_full = is_full;
     s->threads = desc->threads;
     s->lora = desc->lora;
     ml_result result = mli_check_threads(&s->threads, "session", error);
@@ -2817,7 +2818,7 @@ ML_DEF ml_result ml_session_embed(ml_session *session, const ml_batch *batch, co
     ml_tensor x;
     mli_rows rows;
     ml_result result = mli_session_hidden(session->private_part, batch, &x, &rows, error);
-    for (int r = 0; r < rows.n_rows && !result; r++) {
+    for (int r = 0; !result && r < rows.n_rows; r++) {
         float *row = embeddings + (size_t)r * x.cols;
         mli_pool_row(row, x, mli_row_start(&rows, r), mli_row_start(&rows, r + 1), how.pooling);
         float length = sqrtf(mli_dot(row, row, x.cols));
@@ -3781,7 +3782,8 @@ static const ml_tensor *mli_lora_matrix(const ml_model *model, int pair) {
     return mli_weight(model, mli_lora_slots[pair % MLI_LORA_TARGETS], pair / MLI_LORA_TARGETS);
 }
 
-/* Lays out A and B of each layer and target in `data`; returns how many numbers they have. NULL: only counts. */
+/* Lays out A and B of each layer and target in `data`; returns how many numbers they have, SIZE_MAX on overflow. NULL:
+   only counts. */
 static size_t mli_lora_pairs(const mli_lora_shape *s, ml_tensor *tensors, float *data) {
     size_t used = 0, rank = (size_t)s->rank;
     for (int pair = 0; pair < s->config->n_layers * MLI_LORA_TARGETS; pair++) {
@@ -3794,7 +3796,8 @@ static size_t mli_lora_pairs(const mli_lora_shape *s, ml_tensor *tensors, float 
             tensors[2 * pair] = mli_tensor_at(data + used, rank, in);
             tensors[2 * pair + 1] = mli_tensor_at(data + used + rank * in, out, rank);
         }
-        used += rank * (in + out);
+        size_t numbers = rank * (in + out); /* fits: a rank is small */
+        if (!mli_add_size(used, numbers, &used)) return SIZE_MAX;
     }
     return used;
 }
@@ -4562,7 +4565,7 @@ static int32_t mli_argmax(const float *x, int n) {
 /* Makes the tokens of the window less likely, each once however often it occurs (Keskar et al. 2019, "CTRL: A
    Conditional Transformer Language Model for Controllable Generation"). */
 static void mli_penalize(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history) {
-    int window = sampler->repetition_window ? sampler->repetition_window : 64;
+    int window = sampler->repetition_window ? MLI_MAX(sampler->repetition_window, 0) : 64;
     float penalty = sampler->repetition_penalty;
     for (int first = MLI_MAX(0, history->n - window), i = first; i < history->n; i++) {
         int32_t id = history->ids[i];
@@ -6807,9 +6810,10 @@ static void mli_gguf_tensor(mli_archive *archive, mli_reader *in) {
 }
 
 static uint64_t mli_gguf_alignment(mli_archive *archive) {
-    const ml_value *value = (const ml_value *)archive->values.items, *end = value + archive->values.n;
-    while (value < end && strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) != 0) value++;
-    if (value == end) return MLI_GGUF_ALIGNMENT;
+    const ml_value *value = (const ml_value *)archive->values.items;
+    size_t left = archive->values.n;
+    for (; left && strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) != 0; value++) left--;
+    if (!left) return MLI_GGUF_ALIGNMENT;
     if (value->kind == ML_VALUE_INT && value->i > 0 && !(value->i & (value->i - 1)))
         return (uint64_t)value->i;
     mli_stop(archive, ML_ERROR_FORMAT, "%s %l is not a power of two", value->name, value->i);
@@ -6819,10 +6823,10 @@ static uint64_t mli_gguf_alignment(mli_archive *archive) {
 /* Finds the tensors' data, which follows the position `at`. */
 static void mli_gguf_place(mli_archive *archive, size_t at) {
     uint64_t alignment = mli_gguf_alignment(archive), padding = (alignment - at % alignment) % alignment;
-    ml_array *array = (ml_array *)archive->arrays.items, *end = array + archive->arrays.n;
-    if (array < end && padding > archive->size - at)
-        mli_cut_short(archive, "the tensors' data", at + padding);
-    for (; array < end && !archive->result; array++) {
+    size_t n = archive->arrays.n;
+    if (n && padding > archive->size - at) mli_cut_short(archive, "the tensors' data", at + padding);
+    for (size_t i = 0; i < n && !archive->result; i++) {
+        ml_array *array = (ml_array *)archive->arrays.items + i;
         uint64_t offset = (uint64_t)array->stride[0];
         if (offset % alignment)
             mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: offset %l is not aligned to %l", array->name,
@@ -6964,7 +6968,7 @@ static void mli_safetensors_tensor(mli_json *json, const char *name, size_t leng
     int64_t range[2] = {0, 0};
     mli_safetensors_describe(json, array, range);
     size_t bytes = mli_set_contiguous(archive, array);
-    if (range[1] < range[0] || (uint64_t)(range[1] - range[0]) != bytes)
+    if (range[1] < range[0] || (uint64_t)range[1] - (uint64_t)range[0] != bytes)
         mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: bytes %l to %l do not fit its shape", name, range[0],
                  range[1]);
     mli_set_data(archive, array, base, (uint64_t)range[0], bytes);
@@ -9134,8 +9138,8 @@ static ml_result mli_read_training_state(const ml_archive *archive, int64_t stat
             return mli_fail(error, ML_ERROR_MISMATCH, "not a checkpoint: there is no %s", key);
         state[i] = value->i;
     }
-    if (state[0] < 0) return mli_fail(error, ML_ERROR_FORMAT, "the checkpoint's step is negative");
-    return ML_OK;
+    if (state[0] >= 0 && state[0] <= INT64_MAX / 2) return ML_OK; /* from where counting cannot overflow */
+    return mli_fail(error, ML_ERROR_FORMAT, "the checkpoint's step %l is out of range", state[0]);
 }
 
 ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_error *error) {

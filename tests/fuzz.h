@@ -19,7 +19,7 @@ static bytes fuzz_seed(int index);
 
 static int fuzz_accepted; /* the fuzzer sets it to 1 when an input is loaded */
 
-#ifndef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION /* which clang defines with -fsanitize=fuzzer */
+#ifndef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION /* which `make fuzz` defines */
 
 enum { MUTATIONS = 2000 };
 

@@ -104,6 +104,9 @@ TEST(repetition_penalty_weakens_what_was_seen) {
     sampler.repetition_window = 4; /* token 2 has left the window */
     logits[0] = -1, logits[1] = 3, logits[2] = 2, logits[3] = 0.5f;
     CHECK(ml_sampler_sample(&sampler, logits, 4, &history, work) == 2);
+    sampler.repetition_window = INT32_MIN; /* no token is in it */
+    logits[0] = -1, logits[1] = 3, logits[2] = 2, logits[3] = 0.5f;
+    CHECK(ml_sampler_sample(&sampler, logits, 4, &history, work) == 1 && logits[1] == 3 && logits[0] == -1);
 }
 
 /* A long, random distribution: the sets kept by top-k and top-p are those of a plain sort. */

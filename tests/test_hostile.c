@@ -617,6 +617,8 @@ TEST(safetensors_that_lie) {
         {W("F32", "[1]", "[9223372036854775803,9223372036854775807]"), ML_ERROR_TRUNCATED, "w needs bytes"},
         {W("F32", "[2,3]", "[-4,20]"), ML_ERROR_FORMAT, "a size is wrong"},
         {W("F32", "[-2,-3]", "[0,24]"), ML_ERROR_FORMAT, "a size is wrong"},
+        {W("F32", "[1]", "[0,9223372036854775807],\"data_offsets\":[-1,3]"), ML_ERROR_FORMAT,
+         "a size is wrong"},
         {W("F32", "[2.0,3]", "[0,24]"), ML_ERROR_FORMAT, "a size is wrong"},
         {W("F32", "[18446744073709551616]", "[0,0]"), ML_ERROR_FORMAT, "a size is wrong"},
         {W("F32", "[4294967296,4294967296]", "[0,0]"), ML_ERROR_FORMAT, "tensor w: its shape overflows"},

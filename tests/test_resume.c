@@ -182,6 +182,11 @@ TEST(wrong_checkpoints) {
     CHECK(ml_trainer_restore(whole.trainer, checkpoint_path(), &error) == ML_ERROR_MISMATCH);
     CHECK(strstr(error.text, "token_embd.weight") != NULL);
     CHECK(((const float *)whole.model->tensors[0].data)[5] == before && whole.trainer->step == 1);
+    whole.trainer->step = INT64_MAX; /* the next step could not be counted */
+    REQUIRE(ml_trainer_save(whole.trainer, checkpoint_path(), &error) == ML_OK);
+    whole.trainer->step = 1;
+    CHECK(ml_trainer_restore(whole.trainer, checkpoint_path(), &error) == ML_ERROR_FORMAT);
+    CHECK(strstr(error.text, "step") != NULL && whole.trainer->step == 1);
     REQUIRE(ml_model_save(whole.model, checkpoint_path(), NULL, &error) == ML_OK);
     CHECK(ml_trainer_restore(whole.trainer, checkpoint_path(), &error) == ML_ERROR_MISMATCH);
     CHECK(strstr(error.text, "minillama.train.step") != NULL);
