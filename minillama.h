@@ -3782,8 +3782,8 @@ static const ml_tensor *mli_lora_matrix(const ml_model *model, int pair) {
     return mli_weight(model, mli_lora_slots[pair % MLI_LORA_TARGETS], pair / MLI_LORA_TARGETS);
 }
 
-/* Lays out A and B of each layer and target in `data`; returns how many numbers they have, SIZE_MAX on overflow. NULL:
-   only counts. */
+/* Lays out A and B of each layer and target in `data`; returns how many numbers they have, SIZE_MAX on overflow.
+   NULL: only counts. */
 static size_t mli_lora_pairs(const mli_lora_shape *s, ml_tensor *tensors, float *data) {
     size_t used = 0, rank = (size_t)s->rank;
     for (int pair = 0; pair < s->config->n_layers * MLI_LORA_TARGETS; pair++) {
