@@ -29,7 +29,7 @@ endif
 # This machine's own instructions and OpenMP, where the compiler has them: the first time that the flags are needed, a
 # program is compiled with the flag, linked and run. (musl-gcc links GNU's OpenMP, which then does not load.)
 accepted = $(shell { mkdir -p $(BUILD) && $(CC) $(CFLAGS) $(1) $(2) -o $(BUILD)/probe tests/compile/probe.c && \
-                     $(RUNNER) $(BUILD)/probe; } >/dev/null 2>&1 && echo $(1); rm -f $(BUILD)/probe)
+                     $(RUNNER) $(BUILD)/probe; } >/dev/null 2>&1 && echo $(1); rm -f $(BUILD)/probe*)
 ifeq ($(origin ARCH),undefined)
 ARCH = $(eval ARCH := $(call accepted,-march=native))$(ARCH)
 endif
@@ -37,6 +37,8 @@ ifeq ($(origin OPENMP),undefined)
 OPENMP = $(eval OPENMP := $(call accepted,-fopenmp,-DPROBE_OPENMP))$(OPENMP)
 NO_OPENMP = $(if $(OPENMP),,echo 'OpenMP: not available with $(CC): one thread';)
 endif
+# How it writes the headers that an object was made from; tcc knows only the second.
+LISTED = $(eval LISTED := $(or $(call accepted,-MMD -MP),$(call accepted,-MD)))$(LISTED)
 LEVEL := -O3
 FLAGS = -std=c99 $(LEVEL) $(WARNINGS) $(ARCH) $(OPENMP) -I. $(CFLAGS)
 BUILT_WITH = $(CC) $(FLAGS)
@@ -87,13 +89,13 @@ $(foreach file,$(wildcard tests/fuzz_*.c),$(eval $(call program,test_$(notdir $(
 $(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed) # which it runs
 
 $(LIBRARY): tests/compile/implementation.c $(BUILD)/flags
-	$(call short,cc $@ (the library: about 10 s))$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+	$(call short,cc $@ (the library: about 10 s))$(CC) $(FLAGS) $(LISTED) -c -o $@ $<
 $(BUILD)/obj/tests/%.o: tests/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(call short,cc $@)$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+	$(call short,cc $@)$(CC) $(FLAGS) $(LISTED) -c -o $@ $<
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(call short,cc $@)$(CC) $(FLAGS) $(POSIX) -MMD -MP -c -o $@ $<
+	$(call short,cc $@)$(CC) $(FLAGS) $(POSIX) $(LISTED) -c -o $@ $<
 $(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz.h minillama.h
 	@mkdir -p $(BUILD)
 	$(call short,clang $@)clang $(FLAGS) -O1 -g -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION=1 -fsanitize=fuzzer,address,undefined \

@@ -1,10 +1,9 @@
-/* examples/pretrain as its users run it: each run is a separate process, in a folder under /tmp, and is judged by its
+/* examples/pretrain as its users run it: each run is a separate process, in a temporary folder, and is judged by its
    exit status, what it prints, and the files that it leaves. */
 #include "preamble.h"
+#include "temporary.h"
 #include <dirent.h>
-#include <signal.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 #include <time.h>
 
 /* The program itself, except that it can be made to wait after a step until a signal arrives. */
@@ -167,23 +166,15 @@ static void copy_file(const char *from, const char *to) {
 
 /* How many files there are in the folder whose names end so. */
 static int count_files(const char *end) {
-    DIR *folder = opendir(".");
+    DIR *here = opendir(".");
     const struct dirent *entry;
     int n = 0;
-    while (folder && (entry = readdir(folder)) != NULL) {
+    while (here && (entry = readdir(here)) != NULL) {
         size_t length = strlen(entry->d_name);
         n += length >= strlen(end) && strcmp(entry->d_name + length - strlen(end), end) == 0;
     }
-    if (folder) closedir(folder);
+    if (here) closedir(here);
     return n;
-}
-
-static void remove_all(void) {
-    DIR *folder = opendir(".");
-    const struct dirent *entry;
-    while (folder && (entry = readdir(folder)) != NULL)
-        if (entry->d_name[0] != '.') remove(entry->d_name);
-    if (folder) closedir(folder);
 }
 
 /* ---- texts ---- */
@@ -798,9 +789,7 @@ TEST(disk_is_full) {
 }
 
 int main(void) {
-    char folder[64];
-    snprintf(folder, sizeof folder, "/tmp/minillama-pretrain-%ld", (long)getpid());
-    if (mkdir(folder, 0700) != 0 || chdir(folder) != 0) return perror(folder), 1;
+    if (!folder_begin("pretrain") || chdir(folder) != 0) return 1;
     write_inputs();
     RUN(from_text_to_a_model);
     RUN(only_measures);
@@ -822,7 +811,6 @@ int main(void) {
     RUN(output_is_a_folder);
     RUN(loss_is_not_finite);
     RUN(disk_is_full);
-    remove_all();
-    if (chdir("/") != 0 || rmdir(folder) != 0) perror(folder);
+    if (chdir("/") != 0 || !folder_end()) return 1;
     return test_report("test_pretrain");
 }

@@ -1,13 +1,12 @@
 /* examples/run_llama: zero-shot scores against PyTorch's, what files may get wrong, and training on the opinions. */
 #include "preamble.h"
 #include "shared.h"
+#include "temporary.h"
 #include "../examples/run_llama/sentiment.h"
 
 static const char *write_text(const char *text, size_t n) {
-    static char path[64];
-    FILE *file;
-    snprintf(path, sizeof path, "/tmp/minillama-reviews-%ld.txt", (long)getpid());
-    file = fopen(path, "wb");
+    const char *path = in_folder("reviews.txt");
+    FILE *file = fopen(path, "wb");
     CHECK(file && fwrite(text, 1, n, file) == n);
     if (file) fclose(file);
     return path;
@@ -30,7 +29,7 @@ static void zero_shot(ml_norm norm, ml_mask mask, const char *key) {
     label_ids labels;
     float scores[10 * 5];
     size_t n;
-    if (!model_path || !set_path || !labels_path) SKIP("../shared is not there");
+    if (!model_path || !set_path || !labels_path) SKIP("../shared is absent");
     load.norm = norm;
     load.mask = mask;
     load.tokenizer = tokenizer_path;
@@ -80,7 +79,7 @@ TEST(likelihood_by_the_chain_rule) {
     sentiment s = {0};
     double scores[REVIEWS_MAX_LABELS];
     label_rows rows;
-    if (!model_path) SKIP("../shared is not there");
+    if (!model_path) SKIP("../shared is absent");
     load.tokenizer = shared_path("models/tok512.bin");
     REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
     REQUIRE(ml_session_new(model, &desc, &s.session, &error) == ML_OK);
@@ -130,6 +129,26 @@ static int reads(const char *text, reviews *all) {
     return reviews_read(all, write_text(text, strlen(text)), 3);
 }
 
+/* The file is refused, with a complaint that has these words. */
+static int refuses_lines(const char *path, const char *words) {
+    reviews all;
+    capture_begin();
+    int is_read = reviews_read(&all, path, 3);
+    const char *complained = capture_end();
+    reviews_free(&all);
+    return !is_read && strncmp(complained, "error: ", 7) == 0 && strstr(complained, words);
+}
+
+static int refuses_names(const char *text, const char *words) {
+    label_names names;
+    const char *path = write_text(text, strlen(text));
+    capture_begin();
+    int is_read = label_names_read(&names, path);
+    const char *complained = capture_end();
+    free(names.text);
+    return !is_read && strncmp(complained, "error: ", 7) == 0 && strstr(complained, words);
+}
+
 TEST(lines) {
     reviews all;
     CHECK(reads("0 ||| bad .\r\n\n2 |||  good ||| film \r\n-1 ||| no one knows", &all));
@@ -141,27 +160,30 @@ TEST(lines) {
 }
 
 TEST(bad_lines) {
-    static const char *const texts[] = {"",        "0 ||| a\n1|||b\n", "3 ||| x\n", "-2 ||| x\n",
-                                        "x ||| y", "1 ||| \n",         "\n\n",      " ||| y"};
-    reviews all;
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        CHECK(!reads(texts[i], &all));
-        reviews_free(&all);
-    }
-    CHECK(!reviews_read(&all, write_text("0 ||| a\0b\n", 10), 3));
-    reviews_free(&all);
-    CHECK(!reviews_read(&all, "/nowhere", 3));
-    reviews_free(&all);
+    static const char *const cases[][2] = {{"", "it has no lines"},
+                                           {"0 ||| a\n1|||b\n", ":2: no \" ||| \""},
+                                           {"3 ||| x\n", ":1: label \"3\" is not 0 to 2"},
+                                           {"-2 ||| x\n", ":1: label \"-2\" is not 0 to 2"},
+                                           {"x ||| y", ":1: label \"x\" is not 0 to 2"},
+                                           {"1 ||| \n", ":1: the sentence is empty"},
+                                           {"\n\n", "it has no lines"},
+                                           {" ||| y", ":1: label \"\" is not 0 to 2"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        CHECK(refuses_lines(write_text(cases[i][0], strlen(cases[i][0])), cases[i][1]));
+    CHECK(refuses_lines(write_text("0 ||| a\0b\n", 10), "byte of value 0"));
+    CHECK(refuses_lines("/nowhere", "/nowhere: No such file"));
 }
 
 TEST(bad_label_names) {
-    static const char *const texts[] = {"",  "{}", "[\"a\"]", "[\"a\", 3]", "[\"a\", \"b\"", "[\"a\", \"\"]",
-                                        "[]"};
+    static const char *const cases[][2] = {{"", "not a JSON list"},
+                                           {"{}", "not a JSON list"},
+                                           {"[\"a\"]", "fewer than two labels"},
+                                           {"[\"a\", 3]", "label name 1"},
+                                           {"[\"a\", \"b\"", "label name 2"},
+                                           {"[\"a\", \"\"]", "label name 1"},
+                                           {"[]", "fewer than two labels"}};
     label_names names;
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        CHECK(!label_names_read(&names, write_text(texts[i], strlen(texts[i]))));
-        free(names.text);
-    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) CHECK(refuses_names(cases[i][0], cases[i][1]));
     CHECK(label_names_read(&names, write_text("[\"bad\" ,\n\"good\"]", 16)));
     CHECK(names.n == 2 && strcmp(names.name[1], "good") == 0);
     free(names.text);
@@ -176,14 +198,17 @@ TEST(cut_to_the_context) {
     reviews all;
     char *text = (char *)malloc(4000), decoded[4000];
     size_t n = 0;
-    if (!model_path) SKIP("../shared is not there");
+    if (!model_path) SKIP("../shared is absent");
     load.tokenizer = shared_path("models/tok512.bin");
     REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
     n += (size_t)snprintf(text, 4000, "0 ||| ");
     for (int i = 0; i < 300; i++) n += (size_t)snprintf(text + n, 4000 - n, "word ");
     n += (size_t)snprintf(text + n, 4000 - n, "\n1 ||| caf\xe9 \xff\xfe\n");
     REQUIRE(reads(text, &all));
-    REQUIRE(reviews_encode(&all, model->tokenizer, " Is it good?", 64));
+    capture_begin();
+    int is_encoded = reviews_encode(&all, model->tokenizer, " Is it good?", 64);
+    CHECK(strstr(capture_end(), "1 sentences are cut to 64 tokens"));
+    REQUIRE(is_encoded);
     CHECK(all.n_cut == 1 && all.rows[0].n_ids <= 64 && all.rows[0].n_ids > 50);
     ml_tokens row0 = {all.rows[0].ids, all.rows[0].n_ids};
     REQUIRE(ml_tokenizer_decode(model->tokenizer, &row0, decoded, sizeof decoded, &n, &error) == ML_OK);
@@ -199,20 +224,18 @@ TEST(cut_to_the_context) {
 /* Fine-tuning and LoRA on the model and the opinions that ship with the repository, as `make demo` does it but
    shorter. */
 static sentiment_settings demo_settings(const char *n_labels) {
-    static char path[6][64];
+    static char path[4][64];
     static const char *const files[4] = {"train.txt", "dev.txt", "test.txt", "labels.json"};
     sentiment_settings set;
     for (int i = 0; i < 4; i++)
         snprintf(path[i], sizeof path[i], "examples/data/opinions%s-%s", n_labels, files[i]);
-    snprintf(path[4], sizeof path[4], "/tmp/minillama-demo-%ld.txt", (long)getpid());
-    snprintf(path[5], sizeof path[5], "/tmp/minillama-demo-%ld.gguf", (long)getpid());
     memset(&set, 0, sizeof set);
     set.train = path[0];
     set.dev = path[1];
     set.test = path[2];
     set.labels = path[3];
-    set.dev_out = set.test_out = path[4];
-    set.model_out = path[5];
+    set.dev_out = set.test_out = in_folder("demo.txt");
+    set.model_out = in_folder("demo.gguf");
     set.score = "sum";
     set.epochs = 3;
     set.batch_size = 10;
@@ -230,7 +253,10 @@ static void demo(const sentiment_settings *set, double bound) {
     ml_error error;
     load.type = ML_F32;
     REQUIRE(ml_model_load("examples/models/stories.gguf", &load, &model, &error) == ML_OK);
-    CHECK(sentiment_run(set, model, &dev, &test));
+    capture_begin();
+    int is_run = sentiment_run(set, model, &dev, &test);
+    const char *said = capture_end();
+    CHECK(is_run && strstr(said, "epoch 2: train loss :: ") && strstr(said, "\ntest acc :: "));
     CHECK(dev.accuracy >= bound);
     CHECK(test.accuracy >= bound);
     ml_model_free(model);
@@ -270,6 +296,7 @@ TEST(demo_lora) {
 }
 
 int main(void) {
+    if (!folder_begin("sentiment")) return 1;
     RUN(zero_shot_layer_full);
     RUN(zero_shot_rms_full);
     RUN(zero_shot_rms_causal);
@@ -281,5 +308,5 @@ int main(void) {
     RUN(cut_to_the_context);
     RUN(demo_finetune);
     RUN(demo_lora);
-    return test_report("test_sentiment");
+    return !folder_end() || test_report("test_sentiment");
 }
