@@ -156,7 +156,7 @@ demo: $(BUILD)/run_llama
 	$(call demo_run,2) --option prompt --score calibrated
 	$(call demo_run,5) --option prompt
 	$(call demo_run,5) --option prompt --score calibrated
-	@echo "== 3. It is fine-tuned on 240 and on 300 opinions, a classifier on top."
+	@echo "== 3. It is fine-tuned on 240 and on 300 opinions, a classifier on top; the epoch that is best on dev is kept."
 	$(call demo_run,2) --option finetune --lr 5e-4
 	$(call demo_run,5) --option finetune --lr 5e-4
 	@echo "== 4. The same with LoRA: the model stays as it is, and a few percent of new weights learn."

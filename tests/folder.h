@@ -26,7 +26,11 @@ static inline void write_file(const char *path, const void *data, size_t n) {
 
 static inline int exists(const char *path) {
     struct stat status;
+#ifdef _WIN32
+    return stat(path, &status) == 0;
+#else
     return lstat(path, &status) == 0;
+#endif
 }
 
 #endif

@@ -8,15 +8,35 @@
 #include "preamble.h"
 #include <fcntl.h>
 #include <signal.h>
+
+static char folder[512];  /* empty: there is none */
+static long folder_owner; /* a child of the program removes nothing */
+
+#ifdef _WIN32
+#include <direct.h>
+#include <io.h>
+
+static inline int make_folder(const char *path) { return _mkdir(path) == 0; }
+
+static inline int folder_end(void) {
+    char command[600];
+    if (!*folder) return 1;
+    snprintf(command, sizeof command, "rmdir /s /q \"%s\"", folder);
+    *folder = 0;
+    return system(command) == 0;
+}
+
+/* There are none, and no device that is full, which is what tests need them for. */
+static inline int symlink(const char *to, const char *from) { return (void)to, (void)from, -1; }
+#else
 #include <sys/wait.h>
 
-static char folder[512];   /* empty: there is none */
-static pid_t folder_owner; /* a child of the program removes nothing */
+static inline int make_folder(const char *path) { return mkdir(path, 0777) == 0; }
 
 /* Removes it with everything in it; 0 when that fails. A signal handler may call this. */
 static inline int folder_end(void) {
     int status = 1;
-    if (!*folder || folder_owner != getpid()) return 1;
+    if (!*folder || folder_owner != (long)getpid()) return 1;
     pid_t child = fork();
     if (child == 0) {
         execlp("rm", "rm", "-r", "--", folder, (char *)NULL);
@@ -25,6 +45,7 @@ static inline int folder_end(void) {
     *folder = 0;
     return child > 0 && waitpid(child, &status, 0) == child && status == 0;
 }
+#endif
 
 static inline void folder_at_exit(void) { folder_end(); }
 
@@ -34,14 +55,19 @@ static inline void folder_on_signal(int number) {
     raise(number);
 }
 
-/* Makes it in $TMPDIR or /tmp; 0 when that fails. */
+/* Makes it in $TMPDIR, or $TEMP, or /tmp; 0 when that fails. */
 static inline int folder_begin(const char *name) {
-    static const int ending[] = {SIGINT, SIGTERM, SIGHUP};
+    static const int ending[] = {
+#ifdef SIGHUP
+        SIGHUP,
+#endif
+        SIGINT, SIGTERM};
     const char *root = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/minillama-%s-%ld", root && *root ? root : "/tmp", name,
-             (long)getpid());
-    if (mkdir(folder, 0777) != 0) return printf("%s cannot be made\n", folder), *folder = 0;
-    folder_owner = getpid();
+    if (!root || !*root) root = getenv("TEMP");
+    if (!root || !*root) root = "/tmp";
+    snprintf(folder, sizeof folder, "%s/minillama-%s-%ld", root, name, (long)getpid());
+    if (!make_folder(folder)) return printf("%s cannot be made\n", folder), *folder = 0;
+    folder_owner = (long)getpid();
     atexit(folder_at_exit);
     for (size_t i = 0; i < sizeof ending / sizeof *ending; i++)
         if (signal(ending[i], folder_on_signal) == SIG_IGN) signal(ending[i], SIG_IGN);
