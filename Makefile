@@ -56,6 +56,11 @@ PROGRAMS := $(addprefix $(BUILD)/,$(notdir $(FILES:.c=) $(FOLDERS)))
 TESTS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c)) \
          $(patsubst tests/%.c,$(BUILD)/test_%,$(wildcard tests/fuzz_*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
+
+# Code that is not optimized, as all of tcc's, needs a minute to ten minutes for each of these; without them, all others
+# together need two.
+QUICK ?= $(findstring tcc,$(notdir $(firstword $(CC))))
+LONG := $(if $(QUICK),$(addprefix $(BUILD)/test_,examples generate pretrain resume sentiment session tokenizer train))
 SOURCES := $(wildcard minillama.h $(foreach folder,examples examples/* tools tools/* tests tests/compile,\
                                     $(folder)/*.c $(folder)/*.h))
 
@@ -119,8 +124,8 @@ run: $(BUILD)/run_llama
 	    $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") --prompt "$(PROMPT)" \
 	    --temperature 0.5 --epsilon 0.02
 
-test: $(TESTS)
-	@RUNNER="$(RUNNER)" sh tests/sum.sh $(TESTS)
+test: $(filter-out $(LONG),$(TESTS))
+	@$(if $(LONG),echo 'the quick tests (QUICK= runs all):';) RUNNER="$(RUNNER)" sh tests/sum.sh $^
 
 check:
 	@MAKE="$(MAKE)" sh tests/check.sh
