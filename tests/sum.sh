@@ -34,12 +34,13 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-printf '%s\n' "$@" | xargs -P "$jobs" -n 1 sh "$0" --one &
+printf '%s\0' "$@" | xargs -0 -P "$jobs" -n 1 sh "$0" --one &
 all=$!
 wait $all
 all=
-awk '/^skipped: .* \([0-9]+\)$/ { n = $NF; gsub(/[()]/, "", n); sub(/ \([0-9]+\)$/, ""); count[$0] += n }
-     END { for (reason in count) printf "%s (%d tests)\n", reason, count[reason] }' $(printf '%s.log ' "$@")
+for program; do cat "$program.log"; done |
+    awk '/^skipped: .* \([0-9]+\)$/ { n = substr($NF, 2) + 0; sub(/ \([0-9]+\)$/, ""); count[$0] += n }
+         END { for (reason in count) printf "%s (%d test%s)\n", reason, count[reason], count[reason] == 1 ? "" : "s" }'
 passed=0 failed=0 skipped=0
 for program; do
     status=$(sed -n '$s/^exit status //p' "$program.log")
