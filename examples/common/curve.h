@@ -120,7 +120,7 @@ static inline int curve_svg(const curve *c, const char *path) {
         to++;
     }
     for (size_t i = 0; i < n; i++)
-        data[2 * n + i] = curve_smooth(data + n, n, i, fmin(50, fmax(1.5, (double)n / 15)));
+        data[2 * n + i] = curve_smooth(data + n, n, i, fmin(20, fmax(1.5, (double)n / 15)));
     for (size_t i = n; i < 4 * n; i++) {
         if (!isfinite(data[i])) continue;
         range[0] = fmin(range[0], data[i]);
