@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 #include <time.h>
+#include "folder.h"
 #include "models.h"
 
 enum { ROWS = 3, ROW = 20, LAST_STEP = 40 };
@@ -19,8 +20,8 @@ typedef struct training {
 } training;
 
 static const char *checkpoint_path(void) {
-    static char path[64];
-    if (!*path) snprintf(path, sizeof path, "/tmp/minillama-resume-%ld.gguf", (long)getpid());
+    static char path[600];
+    if (!*path) snprintf(path, sizeof path, "%s/checkpoint.gguf", folder);
     return path;
 }
 
@@ -215,9 +216,11 @@ TEST(checkpoint_is_a_model) {
 }
 
 int main(void) {
+    if (!folder_begin("resume")) return 1;
     RUN(model_killed_and_resumed);
     RUN(adapter_and_head_killed_and_resumed);
     RUN(wrong_checkpoints);
     RUN(checkpoint_is_a_model);
+    if (!folder_end()) return 1;
     return test_report("test_resume");
 }

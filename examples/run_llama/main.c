@@ -149,7 +149,9 @@ static int label_sentences(const settings *s) {
     if (!files_ready(s, run.model_out)) return 1;
     for (int i = 0; i < n; i++) {
         sentiment_result on_dev = {0, 0}, on_test = {0, 0};
-        ml_model *model = load_model(s, run.prompting || run.predicting ? ML_TYPE_NONE : ML_F32);
+        /* an adapter's numbers are those of its training over a model as it was there */
+        int as_stored = run.prompting || (run.predicting && !s->adapter);
+        ml_model *model = load_model(s, as_stored ? ML_TYPE_NONE : ML_F32);
         if (!model) return 1;
         run.reference = model->config.mask == ML_MASK_FULL;
         run.seed = s->seed + i;
