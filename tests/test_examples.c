@@ -22,8 +22,9 @@ static int run(const char *example, const char *arguments, const char *input) {
     char command[4096];
     const char *runner = getenv("RUNNER");
     write_file(in_folder("input"), input, strlen(input));
-    snprintf(command, sizeof command, "%s %s/%s %s <%s >%s 2>%s", runner ? runner : "", program_folder,
-             example, arguments, in_folder("input"), in_folder("said"), in_folder("complained"));
+    snprintf(command, sizeof command, "%s '%s/%s' %s <'%s' >'%s' 2>'%s'", runner ? runner : "",
+             program_folder, example, arguments, in_folder("input"), in_folder("said"),
+             in_folder("complained"));
     int status = system(command);
     free(said), free(complained);
     said = text_of(in_folder("said"));
@@ -153,14 +154,14 @@ TEST(lora_and_classify) {
     char *truth = text_of("examples/data/opinions2-test.txt");
     int n, epoch;
     double first, loss = 0;
-    snprintf(arguments, sizeof arguments, MODEL " examples/data/opinions2-train.txt 2 %s",
+    snprintf(arguments, sizeof arguments, MODEL " examples/data/opinions2-train.txt 2 '%s'",
              in_folder("adapter.gguf"));
     REQUIRE(runs("lora", arguments, ""));
     CHECK(sscanf(said, "epoch 0: loss %lf", &first) == 1 && first < 1);
     const char *last = strstr(said, "epoch 5:");
     CHECK(last && sscanf(last, "epoch %d: loss %lf", &epoch, &loss) == 2 && loss < 0.5 * first);
     sentences_of(truth, &sentences);
-    snprintf(arguments, sizeof arguments, MODEL " %s", in_folder("adapter.gguf"));
+    snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("adapter.gguf"));
     REQUIRE(runs("classify", arguments, (const char *)sentences.data));
     int right = count_right(truth, said, &n);
     CHECK(n == 60 && right >= 42);
@@ -179,12 +180,13 @@ TEST(train) {
     for (int i = 0; i < 20; i++) put_text(&text, story);
     write_file(in_folder("story.txt"), text.data, text.size);
     free_bytes(&text);
-    snprintf(arguments, sizeof arguments, MODEL " %s %s", in_folder("story.txt"), in_folder("small.gguf"));
+    snprintf(arguments, sizeof arguments, MODEL " '%s' '%s'", in_folder("story.txt"),
+             in_folder("small.gguf"));
     REQUIRE(runs("train", arguments, ""));
     CHECK(sscanf(said, "step 20: loss %lf", &first) == 1);
     const char *line = strstr(said, "step 200:");
     CHECK(line && sscanf(line, "step 200: loss %lf", &last) == 1 && last < 0.1 && last < first);
-    snprintf(arguments, sizeof arguments, "%s 'Tom had a ball.'", in_folder("small.gguf"));
+    snprintf(arguments, sizeof arguments, "'%s' 'Tom had a ball.'", in_folder("small.gguf"));
     REQUIRE(runs("generate", arguments, ""));
     CHECK(strncmp(said, story, strlen(story) - 1) == 0); /* it has memorized the story */
 }
@@ -218,7 +220,7 @@ TEST(errors) {
     CHECK(run("lora", MODEL " examples/data/opinions5-train.txt 2 /nowhere/x", "") == 1 && *complained);
     write_file(in_folder("short.txt"), "Tom.", 4);
     char arguments[2048];
-    snprintf(arguments, sizeof arguments, MODEL " %s %s", in_folder("short.txt"), in_folder("none.gguf"));
+    snprintf(arguments, sizeof arguments, MODEL " '%s' '%s'", in_folder("short.txt"), in_folder("none.gguf"));
     CHECK(run("train", arguments, "") == 1 && strstr(complained, "too short") &&
           !exists(in_folder("none.gguf")));
 }

@@ -1,7 +1,7 @@
 /* examples/run_llama: zero-shot scores against PyTorch's, what files may get wrong, and training on the opinions. */
 #include "preamble.h"
-#include "folder.h"
 #include "shared.h"
+#include "temporary.h"
 #include "../examples/run_llama/sentiment.h"
 #include "../examples/common/file.h"
 #define PROGRESS_PAUSE 0
@@ -34,7 +34,7 @@ static void zero_shot(ml_norm norm, ml_mask mask, const char *key) {
     label_ids labels;
     float scores[10 * 5];
     size_t n;
-    if (!model_path || !set_path || !labels_path) SKIP("../shared is not there");
+    if (!model_path || !set_path || !labels_path) SKIP("../shared is absent");
     load.norm = norm;
     load.mask = mask;
     load.tokenizer = tokenizer_path;
@@ -84,7 +84,7 @@ TEST(likelihood_by_the_chain_rule) {
     sentiment s = {0};
     double scores[REVIEWS_MAX_LABELS];
     label_rows rows;
-    if (!model_path) SKIP("../shared is not there");
+    if (!model_path) SKIP("../shared is absent");
     load.tokenizer = shared_path("models/tok512.bin");
     REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
     REQUIRE(ml_session_new(model, &desc, &s.session, &error) == ML_OK);
@@ -185,37 +185,6 @@ TEST(lines_as_python_reads_them) {
     }
 }
 
-/* ---- what is printed ---- */
-
-static FILE *hushed; /* stdout or stderr, while it goes into a file */
-static int real_output = -1;
-static char printed[1 << 16];
-
-static const char *log_path(void) {
-    static char path[600];
-    snprintf(path, sizeof path, "%s/printed.txt", folder);
-    return path;
-}
-
-/* From here on a stream goes into a file, which the other function reads into `printed` and removes. */
-static void hush(FILE *stream) {
-    hushed = stream;
-    fflush(stream);
-    real_output = dup(fileno(stream));
-    CHECK(real_output >= 0 && freopen(log_path(), "w", stream));
-}
-
-static const char *unhush(void) {
-    fflush(hushed);
-    CHECK(dup2(real_output, fileno(hushed)) >= 0);
-    close(real_output);
-    FILE *file = fopen(log_path(), "r");
-    printed[file ? fread(printed, 1, sizeof printed - 1, file) : 0] = 0;
-    if (file) fclose(file);
-    remove(log_path());
-    return printed;
-}
-
 TEST(bad_lines) {
     static const struct {
         const char *text;
@@ -242,15 +211,17 @@ TEST(bad_lines) {
     };
     reviews all;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        hush(stderr);
+        capture_begin();
         int is_read = reads_bytes(cases[i].text, cases[i].n ? cases[i].n : strlen(cases[i].text), &all);
-        CHECK(strstr(unhush(), cases[i].says) && strstr(printed, "reviews.txt"));
+        const char *printed = capture_end();
+        CHECK(strncmp(printed, "error: ", 7) == 0 && strstr(printed, cases[i].says));
+        CHECK(strstr(printed, "reviews.txt") != NULL);
         CHECK(!is_read);
         reviews_free(&all);
     }
-    hush(stderr);
+    capture_begin();
     CHECK(!reviews_read(&all, "/nowhere", 3));
-    CHECK(strstr(unhush(), "/nowhere: No such file") != NULL);
+    CHECK(strstr(capture_end(), "/nowhere: No such file") != NULL);
     reviews_free(&all);
 }
 
@@ -302,9 +273,11 @@ TEST(bad_label_names) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         label_names names;
-        hush(stderr);
+        capture_begin();
         int is_read = label_names_read(&names, write_text(cases[i][0], strlen(cases[i][0])));
-        CHECK(strstr(unhush(), cases[i][1]) && strstr(printed, "reviews.txt"));
+        const char *printed = capture_end();
+        CHECK(strncmp(printed, "error: ", 7) == 0 && strstr(printed, cases[i][1]));
+        CHECK(strstr(printed, "reviews.txt") != NULL);
         CHECK(!is_read);
         free(names.text);
     }
@@ -319,16 +292,16 @@ TEST(cut_to_the_context) {
     reviews all;
     char *text = (char *)malloc(4000), decoded[4000];
     size_t n = 0;
-    if (!model_path) SKIP("../shared is not there");
+    if (!model_path) SKIP("../shared is absent");
     load.tokenizer = shared_path("models/tok512.bin");
     REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
     n += (size_t)snprintf(text, 4000, "0 ||| ");
     for (int i = 0; i < 300; i++) n += (size_t)snprintf(text + n, 4000 - n, "word ");
     n += (size_t)snprintf(text + n, 4000 - n, "\n1 ||| caf\xe9 \xff\xfe\n");
     REQUIRE(reads(text, &all));
-    hush(stderr);
+    capture_begin();
     int is_encoded = reviews_encode(&all, model->tokenizer, " Is it good?", 64);
-    CHECK(strstr(unhush(), "1 sentences are cut to 64 tokens") != NULL);
+    CHECK(strstr(capture_end(), "1 sentences are cut to 64 tokens") != NULL);
     REQUIRE(is_encoded);
     CHECK(all.n_cut == 1 && all.rows[0].n_ids <= 64 && all.rows[0].n_ids > 50);
     ml_tokens row0 = {all.rows[0].ids, all.rows[0].n_ids};
@@ -354,9 +327,9 @@ static void sentence_length(int reference) {
     s.set.max_sentence_len = 10;
     s.set.labels = "examples/data/opinions2-labels.json";
     s.set.train = s.set.dev = s.set.test = "examples/data/opinions2-dev.txt";
-    hush(stderr);
+    capture_begin();
     int is_read = sentiment_read(&s);
-    unhush();
+    capture_end();
     REQUIRE(is_read);
     for (int i = 0, cut; i < s.dev.n; i++) {
         int32_t work[4096];
@@ -377,29 +350,30 @@ TEST(sentence_length_in_mode_llama) { sentence_length(0); }
 
 /* Where no terminal is, a line now and then: here whenever there is something left to do. */
 TEST(progress_without_a_terminal) {
-    hush(stderr);
+    capture_begin();
     progress_bar("train-0", 10, 80, seconds_now() - 1);
     progress_bar("train-0", 80, 80, seconds_now() - 1);
-    CHECK(strcmp(unhush(), "train-0: 10 of 80, 0:07 left\n") == 0);
+    CHECK(strcmp(capture_end(), "train-0: 10 of 80, 0:07 left\n") == 0);
 }
 
 /* Fine-tuning and LoRA on the model and the opinions that ship with the repository, as `make demo` does it but
    shorter. */
 static sentiment_settings demo_settings(const char *n_labels) {
-    static char path[6][600];
+    static char path[4][64];
     static const char *const files[4] = {"train.txt", "dev.txt", "test.txt", "labels.json"};
     sentiment_settings set;
     for (int i = 0; i < 4; i++)
         snprintf(path[i], sizeof path[i], "examples/data/opinions%s-%s", n_labels, files[i]);
-    snprintf(path[4], sizeof path[4], "%s/demo.txt", folder);
-    snprintf(path[5], sizeof path[5], "%s/demo.gguf", folder);
+    static char out[600], model_out[600];
+    snprintf(out, sizeof out, "%s/demo.txt", folder);
+    snprintf(model_out, sizeof model_out, "%s/demo.gguf", folder);
     memset(&set, 0, sizeof set);
     set.train = path[0];
     set.dev = path[1];
     set.test = path[2];
     set.labels = path[3];
-    set.dev_out = set.test_out = path[4];
-    set.model_out = path[5];
+    set.dev_out = set.test_out = out;
+    set.model_out = model_out;
     set.score = "sum";
     set.epochs = 3;
     set.batch_size = 10;
@@ -417,9 +391,9 @@ static void demo(const sentiment_settings *set, double bound) {
     ml_error error;
     load.type = ML_F32;
     REQUIRE(ml_model_load("examples/models/stories.gguf", &load, &model, &error) == ML_OK);
-    hush(stdout);
+    capture_begin();
     int is_done = sentiment_run(set, model, &dev, &test);
-    CHECK(strstr(unhush(), "is kept\nload model from ") != NULL);
+    CHECK(strstr(capture_end(), "is kept\nload model from ") != NULL);
     CHECK(is_done);
     CHECK(dev.accuracy >= bound);
     CHECK(test.accuracy >= bound);
@@ -444,9 +418,9 @@ static void predicts_the_same(const sentiment_settings *trained, const char *mod
     set.classifier = trained->model_out;
     load.type = ML_F32;
     REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
-    hush(stdout);
+    capture_begin();
     int is_done = sentiment_run(&set, model, &dev, &test);
-    CHECK(strncmp(unhush(), "dev acc :: ", 11) == 0);
+    CHECK(strncmp(capture_end(), "dev acc :: ", 11) == 0);
     CHECK(is_done);
     size_t n, m;
     char *ours = file_read(path, &n), *theirs = file_read(trained->test_out, &m);
@@ -469,9 +443,9 @@ static void says_placeholders(const sentiment_settings *trained, const char *lab
     set.classifier = set.model_out;
     set.test = write_text(text, strlen(text));
     REQUIRE(ml_model_load(set.model_out, NULL, &model, &error) == ML_OK);
-    hush(stdout);
+    capture_begin();
     int is_done = sentiment_run(&set, model, &dev, &test);
-    const char *line = strstr(unhush(), "test acc :: ");
+    const char *printed = capture_end(), *line = strstr(printed, "test acc :: ");
     CHECK(is_done && line && strstr(line, words) && !memchr(printed, '(', (size_t)(line - printed)));
     remove(set.test);
     ml_model_free(model);
@@ -533,6 +507,5 @@ int main(void) {
     RUN(progress_without_a_terminal);
     RUN(demo_finetune);
     RUN(demo_lora);
-    if (!folder_end()) return 1;
-    return test_report("test_sentiment");
+    return !folder_end() || test_report("test_sentiment");
 }

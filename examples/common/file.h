@@ -118,12 +118,12 @@ static inline const char *file_name(const char *path) {
 
 /* What stat says of the folder that a path is in. */
 static inline int folder_stat(const char *path, struct stat *about) {
-    char folder[4096];
+    char parent[4096];
     size_t n = (size_t)(file_name(path) - path);
-    if (n >= sizeof folder) return -1;
-    memcpy(folder, path, n);
-    strcpy(folder + n, ".");
-    return stat(folder, about);
+    if (n >= sizeof parent) return -1;
+    memcpy(parent, path, n);
+    strcpy(parent + n, ".");
+    return stat(parent, about);
 }
 
 /* Do two paths lead to one regular file? Of files that do not exist yet, folders and names are compared. */
