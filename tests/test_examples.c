@@ -328,6 +328,7 @@ TEST(outputs_are_tried_first) {
     refuses_llama(dev, " --test_out /nowhere/d", "", "/nowhere/d cannot be written: No such file");
     refuses_llama(dev, test, " --state /nowhere/d", "/nowhere/d cannot be written: No such file");
     refuses_llama(dev, test, flag("--state", "."), "cannot be written: Is a directory");
+    refuses_llama(dev, test, " --state /dev/null", "/dev/null cannot be written: File exists");
     refuses_llama(flag("--dev_out", "other"), test, "", "--dev_out and --test_out are the same file");
     refuses_llama(flag("--dev_out", "./other"), test, "", "--dev_out and --test_out are the same file");
     static const char *const ways[] = {"old", "./old", "symbolic", "hard"};

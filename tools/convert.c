@@ -40,7 +40,7 @@ static int files_ready(const settings *s) {
                                 {"next to IN", ends_with(in, ".safetensors") ? config_in : NULL}};
     const used_file outputs[] = {{"OUT", out},
                                  {"next to OUT", ends_with(out, ".safetensors") ? config_out : NULL}};
-    return outputs_ready(outputs, 2, inputs, 4);
+    return outputs_ready(outputs, 2, inputs, 4) && file_can_be_saved(out);
 }
 
 /* Adds --merge-lora's adapter to the weights. */

@@ -11,6 +11,20 @@
 #include "memory.h"
 #include "report.h"
 
+#ifdef _WIN32 /* no links, no numbers of files, and a rename that does not replace */
+#include <io.h>
+#define lstat stat
+#define fsync _commit
+#define FILES_HAVE_NUMBERS 0
+#else
+#define FILES_HAVE_NUMBERS 1
+#endif
+
+static inline int file_rename(const char *from, const char *to) {
+    if (!FILES_HAVE_NUMBERS) remove(to);
+    return rename(from, to);
+}
+
 /* All bytes of a file or pipe in new memory, followed by a zero byte; *n (may be NULL) is how many. NULL after saying
    why it cannot be read. */
 static inline char *file_read(const char *path, size_t *n) {
@@ -88,7 +102,7 @@ static inline int whole_file_end(whole_file *file) {
     if (!why && *file->temporary && fsync(fileno(file->to)) != 0 && errno != EINVAL && errno != ENOSYS)
         why = errno;
     if (fclose(file->to) != 0 && !why) why = errno;
-    if (!why && *file->temporary && rename(file->temporary, file->path) != 0) why = errno;
+    if (!why && *file->temporary && file_rename(file->temporary, file->path) != 0) why = errno;
     if (!why) return 1;
     if (*file->temporary) remove(file->temporary);
     errno = why;
@@ -129,6 +143,7 @@ static inline int folder_stat(const char *path, struct stat *about) {
 /* Do two paths lead to one regular file? Of files that do not exist yet, folders and names are compared. */
 static inline int same_file(const char *a, const char *b) {
     struct stat x, y;
+    if (!FILES_HAVE_NUMBERS) return strcmp(a, b) == 0;
     int a_is_there = stat(a, &x) == 0, b_is_there = stat(b, &y) == 0;
     if (a_is_there != b_is_there) return 0;
     if (a_is_there) return x.st_dev == y.st_dev && x.st_ino == y.st_ino && S_ISREG(x.st_mode);
@@ -137,14 +152,22 @@ static inline int same_file(const char *a, const char *b) {
     return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
+/* The library saves by replacing files only: no device and no pipe. path NULL: nothing is saved. */
+static inline int file_can_be_saved(const char *path) {
+    struct stat about;
+    if (!path || stat(path, &about) != 0 || S_ISREG(about.st_mode) || S_ISDIR(about.st_mode)) return 1;
+    errno = EEXIST;
+    return whole_file_failed(path);
+}
+
 /* Can a whole_file be written there? Leaves an existing file as it is, and no new one. */
 static inline int file_can_be_written(const char *path) {
     struct stat about;
     char temporary[4100];
     int is_there = stat(path, &about) == 0;
     errno = !*path ? ENOENT : is_there && S_ISDIR(about.st_mode) ? EISDIR : 0;
-    if (!errno && is_there && !S_ISREG(about.st_mode))
-        return access(path, W_OK) == 0 || whole_file_failed(path);
+    if (errno || (is_there && access(path, W_OK) != 0)) return whole_file_failed(path);
+    if (is_there && !S_ISREG(about.st_mode)) return 1;
     if ((size_t)snprintf(temporary, sizeof temporary, "%s.tmp", path) >= sizeof temporary)
         errno = ENAMETOOLONG;
     if (errno) return whole_file_failed(path);

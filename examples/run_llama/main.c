@@ -134,7 +134,7 @@ static int files_ready(const settings *s, const char *state) {
                                 {"--lora", s->adapter}};
     const used_file outputs[] = {
         {"--dev_out", t->dev_out}, {"--test_out", t->test_out}, {"--state", trains ? state : NULL}};
-    return outputs_ready(outputs, 3, inputs, 7);
+    return outputs_ready(outputs, 3, inputs, 7) && file_can_be_saved(outputs[2].path);
 }
 
 /* Prompting, fine-tuning or LoRA, once for each seed, each time from the file's weights; or predicting. The exit

@@ -228,7 +228,8 @@ int reviews_encode(reviews *all, const ml_tokenizer *tokenizer, const char *suff
         free(work);
         if (!ok) return complain("%s: row %d cannot be encoded", all->path, i + 1);
     }
-    if (all->n_cut) fprintf(stderr, "%s: %d sentences are cut to %d tokens\n", all->path, all->n_cut, most);
+    if (all->n_cut)
+        fprintf(stderr, "%s: %d sentences are cut to %d tokens with bos\n", all->path, all->n_cut, most);
     return 1;
 }
 
