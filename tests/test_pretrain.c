@@ -588,6 +588,53 @@ TEST(any_bytes) {
     REQUIRE(trains("noise.bin --output bytes.gguf" SMALL " --vocab_size 360"));
 }
 
+/* A text as Windows and old Macs write it, with a byte order mark or not, is the same text. */
+TEST(texts_of_other_systems) {
+    static const char *const line_ends[] = {"\r\n", "\r"};
+    size_t n;
+    char *text = read_bytes("stories.txt", &n), *marked = (char *)malloc(n + 3);
+    REQUIRE(text && marked);
+    for (int i = 0; i < 2; i++) {
+        write_stories("foreign.txt", 80, 0, line_ends[i]);
+        REQUIRE(trains("foreign.txt --output foreign.gguf" SMALL));
+        CHECK(same_bytes("foreign.gguf", "small.gguf"));
+    }
+    memcpy(marked, "\xef\xbb\xbf", 3);
+    memcpy(marked + 3, text, n);
+    write_bytes("foreign.txt", marked, n + 3);
+    REQUIRE(trains("foreign.txt --output foreign.gguf" SMALL));
+    CHECK(same_bytes("foreign.gguf", "small.gguf"));
+    free(text);
+    free(marked);
+}
+
+/* A pipe gives its text once: to the tokenizer that is learned and to the model. */
+TEST(text_from_a_pipe) {
+    int how = 0;
+    fflush(stdout);
+    CHECK(mkfifo("pipe", 0600) == 0);
+    pid_t writer = fork();
+    if (writer == 0) {
+        alarm(60);
+        copy_file("stories.txt", "pipe");
+        _exit(0);
+    }
+    REQUIRE(trains("pipe --output piped.gguf" SMALL));
+    CHECK(waitpid(writer, &how, 0) == writer && WIFEXITED(how));
+    CHECK(same_bytes("piped.gguf", "small.gguf"));
+}
+
+TEST(as_many_threads_as_openmp_says) {
+#ifdef _OPENMP
+    int before = omp_get_max_threads();
+    omp_set_num_threads(3); /* as OMP_NUM_THREADS=3 does when a program starts */
+    CHECK(default_threads() == 3);
+    omp_set_num_threads(before);
+#else
+    CHECK(default_threads() == 1);
+#endif
+}
+
 TEST(smaller_types) {
     REQUIRE(trains("stories.txt --output half.gguf --type F16" SMALL));
     check_model("half.gguf", ML_F16);
@@ -596,6 +643,8 @@ TEST(smaller_types) {
 }
 
 TEST(help_is_no_error) {
+    REQUIRE(trains("-h"));
+    CHECK(strstr(said, "usage: pretrain") != NULL);
     REQUIRE(trains("--help"));
     CHECK(strstr(said, "usage: pretrain") && strstr(said, "--resume") && strstr(said, "--vocab_size"));
 }
@@ -634,6 +683,10 @@ TEST(wrong_texts) {
     refuses("", "usage: pretrain TEXT");
     refuses_also("", "usage: pretrain TEXT");
     refuses_also("absent.txt", "absent.txt: No such file");
+    write_bytes("utf16.txt", "\xff\xfeO\0n\0c\0e\0", 10);
+    refuses_also("utf16.txt", "utf16.txt: the text is UTF-16: save it as UTF-8");
+    write_bytes("utf16.txt", "\xfe\xff\0O\0n\0c\0e", 10);
+    refuses_also("utf16.txt", "utf16.txt: the text is UTF-16: save it as UTF-8");
     refuses_also("stories.txt absent.txt", "absent.txt: No such file");
     refuses_also("empty.txt", "empty.txt: is empty");
     refuses_also("stories.txt --validation_text empty.txt", "empty.txt: is empty");
@@ -653,6 +706,7 @@ TEST(wrong_options) {
     value_a_file();
     refuses_also("stories.txt --nonsense 3", "unknown option --nonsense");
     refuses_also("stories.txt --vocabsize 300", "did you mean --vocab_size?");
+    refuses_also("stories.txt -o 3", "unknown option -o");
     refuses_also("stories.txt --steps", "--steps needs a value");
     refuses_also("stories.txt --steps ten", "--steps takes a whole number, not \"ten\"");
     refuses_also("stories.txt --lr high", "--lr takes a number, not \"high\"");
@@ -712,8 +766,15 @@ TEST(wrong_files) {
     refuses_also("stories.txt --tokenizer absent.gguf", "absent.gguf");
     refuses_also("stories.txt --tokenizer stories.txt", "stories.txt");
     refuses_also("stories.txt --model small.gguf --tokenizer stories.txt", "tokenizer");
-    refuses_also("stories.txt --output nowhere/a.gguf", "nowhere/a.gguf.csv cannot be written: No such file");
-    refuses_also("stories.txt --output stories.txt", "--output: is one of the texts");
+    refuses_also("stories.txt --output nowhere/a.gguf", "nowhere/a.gguf cannot be written: No such file");
+    refuses_also("stories.txt --output stories.txt", "--output: stories.txt is also read (a text)");
+    refuses_also("others.txt stories.txt --output ./stories.txt", "--output: ./stories.txt is also read");
+    CHECK(symlink("stories.txt", "linked.txt") == 0 && link("stories.txt", "hard.txt") == 0);
+    refuses_also("stories.txt --output linked.txt", "--output: linked.txt is also read");
+    refuses_also("stories.txt --output hard.txt", "--output: hard.txt is also read");
+    refuses_also("stories.txt --model small.gguf --output small.gguf", "small.gguf is also read (--model)");
+    refuses_also("small.gguf.csv --output small.gguf", "small.gguf.csv is also read (a text)");
+    refuses_also("stories.txt --validation_text small.gguf.tmp --output small.gguf", "--validation_text");
     memset(name, 'x', sizeof name);
     name[sizeof name - 1] = 0;
     snprintf(all, sizeof all, "stories.txt --output %s", name);
@@ -721,17 +782,13 @@ TEST(wrong_files) {
     refuses_also("stories.txt --output=", "--output: is empty or too long");
 }
 
-/* Shows only when it is saved, at the end. */
+/* Shows before anything is read, and leaves no file. */
 TEST(output_is_a_folder) {
+    value_a_file();
     CHECK(mkdir("folder.gguf", 0700) == 0);
-    pretrain("stories.txt --output folder.gguf" SMALL);
-    CHECK(status == 1 && strstr(complained, "folder.gguf cannot be written"));
-    CHECK(strstr(complained, "the state after step 60 is in folder.gguf.train"));
-    CHECK(same_bytes("folder.gguf.train", "small.gguf.train") && count_files(".tmp") == 0);
+    refuses("stories.txt --output folder.gguf" SMALL, "folder.gguf cannot be written: Is a directory");
     CHECK(mkdir("picture.gguf.svg", 0700) == 0);
-    pretrain("stories.txt --output picture.gguf" SMALL);
-    CHECK(status == 1 && strstr(complained, "picture.gguf.svg cannot be written"));
-    CHECK(same_bytes("picture.gguf", "small.gguf") && count_files(".tmp") == 0);
+    refuses("stories.txt --output picture.gguf" SMALL, "picture.gguf.svg cannot be written: Is a directory");
 }
 
 /* A model that is broken fails at the first step: nothing is saved over what is there, or said to be. */
@@ -806,6 +863,9 @@ int main(void) {
     RUN(model_goes_on_learning);
     RUN(context_of_the_model);
     RUN(any_bytes);
+    RUN(texts_of_other_systems);
+    RUN(text_from_a_pipe);
+    RUN(as_many_threads_as_openmp_says);
     RUN(smaller_types);
     RUN(help_is_no_error);
     RUN(wrong_texts);
