@@ -432,7 +432,8 @@ typedef struct ml_embed_desc {
 ML_DEF ml_result ml_session_embed(ml_session *session, const ml_batch *batch, const ml_embed_desc *desc,
                                   float *embeddings, ml_error *error);
 
-/* log p(continuation | context). Give texts, or ids with bos in front of the context. */
+/* log p(continuation | context). Give texts (bos is put in front if tokenizer->adds_bos says so), or ids with bos in
+   front of the context. Without bos, an empty context is ML_ERROR_ARGUMENT: there is nothing to predict from. */
 typedef struct ml_likelihood_desc {
     /* Encoded together, and scored from where the ids of both first differ from those of the context alone. */
     const char *context, *continuation;
@@ -616,7 +617,12 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
    Richardson 2018, "SentencePiece"): start from single characters and merge the neighbors whose joint piece has the
    highest score (leftmost on a tie) until none is left; characters without a piece become bytes. */
 
-enum { ML_ADD_BOS = 1, ML_ADD_EOS = 2 }; /* flags of encoding */
+enum {                 /* flags of encoding */
+       ML_ADD_BOS = 1, /* bos in front; an error where the tokenizer has none */
+       ML_ADD_EOS = 2, /* eos at the end; likewise */
+       ML_ADD_SPECIAL =
+           4 /* bos and eos where the tokenizer's file asks for them: what a model was trained on */
+};
 
 typedef enum ml_piece_kind { /* numbered as in GGUF */
                              ML_PIECE_NORMAL = 1,
@@ -627,10 +633,14 @@ typedef enum ml_piece_kind { /* numbered as in GGUF */
                              ML_PIECE_BYTE
 } ml_piece_kind;
 
+#define ML_MAX_ENDS 8
 struct ml_tokenizer {
-    int n_pieces;              /* V */
+    int n_pieces;              /* V, or fewer where the model's vocabulary is padded */
     int32_t bos, eos, unknown; /* -1: there is none */
     int32_t padding;           /* the id of byte 0 where the file gives none */
+    int adds_bos, adds_eos;    /* whether a text is to begin with bos, to end with eos: see ML_ADD_SPECIAL */
+    int n_ends;
+    int32_t ends[ML_MAX_ENDS]; /* (n_ends) ids that end a text: eos, end of turn, whatever the file names */
     struct ml_tokenizer_private *private_part;
 };
 
@@ -642,7 +652,7 @@ ML_DEF void ml_tokenizer_free(ml_tokenizer *tokenizer);
 typedef struct ml_encode_desc {
     const char *text; /* (n_bytes) UTF-8, but ml_tokenizer_decode restores any bytes */
     size_t n_bytes;
-    int flags;        /* a sum of ML_ADD_BOS, ML_ADD_EOS */
+    int flags;        /* a sum of ML_ADD_BOS, ML_ADD_EOS, ML_ADD_SPECIAL */
     void *work;       /* aligned for int32_t; the ids are in it afterwards */
     size_t work_size; /* at least ml_tokenizer_encode_size(n_bytes) */
 } ml_encode_desc;
@@ -650,15 +660,16 @@ ML_DEF size_t ml_tokenizer_encode_size(size_t n_bytes);
 ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_encode_desc *desc,
                                      ml_tokens *tokens, ml_error *error);
 
-/* Decodes ids into text (zero-terminated if there is room). Control pieces give nothing, and the space that encoding
-   puts in front is removed. *n_bytes is what the whole text needs; ML_ERROR_MEMORY if that is more than size. text
-   may be NULL with size 0, to ask. */
+/* Decodes ids into text (zero-terminated if there is room), as SentencePiece does: control pieces give nothing, and
+   the space that encoding puts in front is removed. *n_bytes is what the whole text needs; ML_ERROR_MEMORY if that is
+   more than size. text may be NULL with size 0, to ask. ML_ERROR_ARGUMENT if an id is not in 0 .. n_pieces-1. */
 ML_DEF ml_result ml_tokenizer_decode(const ml_tokenizer *tokenizer, const ml_tokens *tokens, char *text,
                                      size_t size, size_t *n_bytes, ml_error *error);
 
-/* The bytes that token `id` adds after token `previous` (-1: none): for streaming. Points into the tokenizer or
-   static data; concatenated over a sequence it equals ml_tokenizer_decode. NULL if there is no such id. */
-ML_DEF const char *ml_tokenizer_decode_token(const ml_tokenizer *tokenizer, int32_t previous, int32_t id,
+/* The bytes that the next token adds: for streaming. *has_begun is 0 before the first token, and belongs to this
+   function: it becomes 1 where the text begins, after which no space is removed. Points into the tokenizer;
+   concatenated over a sequence it equals ml_tokenizer_decode. NULL, and *n_bytes 0, if there is no such id. */
+ML_DEF const char *ml_tokenizer_decode_token(const ml_tokenizer *tokenizer, int *has_begun, int32_t id,
                                              size_t *n_bytes);
 
 /* ==== >>generation ==== */
@@ -690,26 +701,29 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
 
 typedef enum ml_start {
     ML_START_OVER = 0, /* forget what the session holds, and read the whole prompt */
-    ML_START_APPEND, /* a conversation: the prompt is appended (no bos unless the session is empty); may be empty */
+    ML_START_APPEND, /* a conversation: the prompt is appended (bos only if the session is empty); may be empty */
     ML_START_PREFIX /* keep what the session and the prompt have in common (see ml_session_keep_prefix) */
 } ml_start;
 
 typedef enum ml_overflow {
-    ML_OVERFLOW_ERROR = 0, /* ML_ERROR_CONTEXT when the context is full */
+    ML_OVERFLOW_ERROR =
+        0,            /* a prompt that does not fit is ML_ERROR_CONTEXT; new tokens stop (ML_STOP_CONTEXT) */
     ML_OVERFLOW_SLIDE /* drop the oldest half of what follows bos, and go on (reads the kept half again) */
 } ml_overflow;
 
 typedef enum ml_stop {
-    ML_STOP_LENGTH = 1, /* max_new_tokens reached, or the context full */
-    ML_STOP_END,        /* the model ended its text: eos, or the bos of a next one */
-    ML_STOP_CALLER      /* on_token said so */
+    ML_STOP_LENGTH = 1, /* max_new_tokens reached */
+    ML_STOP_END,        /* the model ended its text: one of tokenizer->ends, or the bos of a next one */
+    ML_STOP_CALLER,     /* on_token said so */
+    ML_STOP_CONTEXT     /* the context is full */
 } ml_stop;
 
 typedef struct ml_generate_desc {
-    const char *prompt;   /* text, zero-terminated; bos is put in front. Needs the model's tokenizer */
+    /* Text, zero-terminated. Needs the model's tokenizer, which puts bos in front if tokenizer->adds_bos says so. */
+    const char *prompt;
     ml_tokens prompt_ids; /* or token ids (bos included) */
     ml_start start;
-    int max_new_tokens; /* default: until the context is full */
+    int max_new_tokens; /* default: until the context is full; never more than fit, unless it slides */
     ml_sampler sampler; /* default greedy */
     ml_overflow overflow;
     /* Called for each new token with the bytes it adds; not zero-terminated. Return 0 to stop. */
@@ -722,7 +736,9 @@ typedef struct ml_generated {
     ml_stop stop;
 } ml_generated;
 
-/* Reads the prompt and continues it. The session then holds the prompt and all new tokens. *generated may be NULL. */
+/* Reads the prompt and continues it. The session then holds the prompt and all new tokens. *generated may be NULL. An
+   empty prompt needs a bos to predict from, or tokens that the session holds: otherwise ML_ERROR_ARGUMENT. An id for
+   which the tokenizer has no piece (of a padded vocabulary) is never drawn. */
 ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc *desc,
                                      ml_generated *generated, ml_error *error);
 
@@ -2861,6 +2877,12 @@ ML_DEF ml_result ml_session_encode(ml_session *session, const char *text, int fl
 
 /* ---- likelihood: log p(continuation | context) = sum of log softmax(logits before token t)[token t] ---- */
 
+/* What is put around a text that is to be continued: the tokenizer's bos, but never its eos, which would end it. */
+static int mli_prompt_flags(const mli_session *s) {
+    const ml_tokenizer *tokenizer = s->shown.model->tokenizer;
+    return tokenizer && tokenizer->adds_bos ? ML_ADD_BOS : 0;
+}
+
 /* Puts the ids of context and continuation into the scratch. A text's continuation begins where the ids first differ
    from those of the context alone: if a piece crosses the boundary, it is scored, too. */
 static ml_result mli_likelihood_ids(mli_session *s, const ml_likelihood_desc *desc, ml_tokens *all,
@@ -2868,12 +2890,15 @@ static ml_result mli_likelihood_ids(mli_session *s, const ml_likelihood_desc *de
     const ml_tokens *a = &desc->context_ids, *b = &desc->continuation_ids;
     if (desc->continuation) {
         const char *context = desc->context ? desc->context : "";
+        int flags = mli_prompt_flags(s);
         ml_tokens before = {NULL, 0};
-        ml_result result = mli_session_ids(s, 0, context, desc->continuation, ML_ADD_BOS, all, error);
+        ml_result result = mli_session_ids(s, 0, context, desc->continuation, flags, all, error);
         size_t end = (size_t)all->n * sizeof *all->ids;
-        if (!result) result = mli_session_ids(s, end, context, "", ML_ADD_BOS, &before, error);
+        if (!result) result = mli_session_ids(s, end, context, "", flags, &before, error);
         if (!result) *n_context = mli_common_prefix(all->ids, before.ids, MLI_MIN(all->n, before.n));
-        return result;
+        if (result || *n_context) return result;
+        return mli_fail(error, ML_ERROR_ARGUMENT, "nothing to predict from: %s, and no bos is put in front",
+                        before.n ? "the continuation changes the context's first token" : "an empty context");
     }
     if (!a->ids || a->n < 1 || (!b->ids && b->n) || b->n < 0)
         return mli_fail(error, ML_ERROR_ARGUMENT,
@@ -3932,7 +3957,7 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
    piece nothing. Decoding is then copying, and encoding compares with the caller's text directly. */
 #define MLI_MARK "\xE2\x96\x81"
 #define MLI_MARK_SIZE 3
-#define MLI_UNKNOWN_TEXT " \xE2\x81\x87 " /* U+2047, as SentencePiece shows an unknown piece */
+#define MLI_UNKNOWN_TEXT " \xE2\x81\x87 " /* U+2047, as SentencePiece shows an unknown piece by default */
 #define MLI_UNKNOWN_TEXT_SIZE 5
 
 typedef struct mli_piece_slot {
@@ -3945,7 +3970,7 @@ typedef struct ml_tokenizer_private {
     ml_allocator allocator;
     int adds_space_prefix;    /* a space is put before the text when it is encoded */
     int removes_extra_spaces; /* before that, spaces at both ends are dropped, and runs of them become one */
-    int adds_bos, adds_eos;   /* flags that the file suggests for encoding */
+    int has_padding;          /* the file names a padding piece */
     int has_bytes;            /* all 256 byte pieces exist */
     int32_t space;            /* the piece of a single space, or -1 */
     size_t longest, longest_user; /* bytes in the longest text of a piece, of a user-defined one */
@@ -3977,7 +4002,27 @@ typedef struct mli_vocabulary {
     int has_plain_spaces; /* pieces are written with ' ' where SentencePiece has U+2581 */
     int32_t bos, eos, unknown, padding;
     int adds_space_prefix, removes_extra_spaces, adds_bos, adds_eos;
+    const unsigned char *unknown_text; /* (unknown_size) what an unknown piece is decoded to */
+    size_t unknown_size;
+    int n_ends; /* besides eos */
+    int32_t ends[ML_MAX_ENDS];
 } mli_vocabulary;
+
+static mli_vocabulary mli_no_vocabulary(void) {
+    mli_vocabulary v;
+    memset(&v, 0, sizeof v);
+    v.bos = v.eos = v.unknown = v.padding = -1;
+    v.unknown_text = (const unsigned char *)MLI_UNKNOWN_TEXT;
+    v.unknown_size = MLI_UNKNOWN_TEXT_SIZE;
+    return v;
+}
+
+/* Adds an id to a list of those that end a text, once. A ninth is dropped: no model has as many. */
+static void mli_add_end(int32_t ends[ML_MAX_ENDS], int *n_ends, int32_t id) {
+    for (int i = 0; i < *n_ends; i++)
+        if (ends[i] == id) return;
+    if (id >= 0 && *n_ends < ML_MAX_ENDS) ends[(*n_ends)++] = id;
+}
 
 static int mli_bit(const unsigned char *bits, unsigned index) { return bits[index >> 3] >> (index & 7) & 1; }
 
@@ -4020,12 +4065,12 @@ static size_t mli_write_piece(const mli_vocabulary *vocabulary, const mli_piece 
 }
 
 /* ... and this one the text of a piece. */
-static size_t mli_write_text(const mli_piece *piece, char *to) {
+static size_t mli_write_text(const mli_vocabulary *vocabulary, const mli_piece *piece, char *to) {
     size_t n = 0;
     if (piece->kind == ML_PIECE_CONTROL) return 0;
     if (piece->kind == ML_PIECE_UNKNOWN) {
-        if (to) memcpy(to, MLI_UNKNOWN_TEXT, MLI_UNKNOWN_TEXT_SIZE);
-        return MLI_UNKNOWN_TEXT_SIZE;
+        if (to && vocabulary->unknown_size) memcpy(to, vocabulary->unknown_text, vocabulary->unknown_size);
+        return vocabulary->unknown_size;
     }
     if (piece->kind == ML_PIECE_BYTE) {
         if (to) to[0] = (char)mli_byte_of_piece(piece->bytes, piece->length);
@@ -4071,7 +4116,7 @@ static ml_result mli_measure_pieces(const mli_vocabulary *vocabulary, size_t *pi
         result = mli_check_piece(&piece, id, length, error);
         if (result) return result;
         *piece_bytes += length; /* at most 2^20 * 2^10: no overflow */
-        *text_bytes += mli_write_text(&piece, NULL);
+        *text_bytes += mli_write_text(vocabulary, &piece, NULL);
     }
     return ML_OK;
 }
@@ -4141,7 +4186,7 @@ static ml_result mli_fill_pieces(mli_tokenizer *t, const mli_vocabulary *vocabul
         char *written = t->pieces + t->piece_at[id];
         piece.length = mli_write_piece(vocabulary, &piece, written);
         piece.bytes = (const unsigned char *)written;
-        size_t text_size = mli_write_text(&piece, t->texts + t->text_at[id]);
+        size_t text_size = mli_write_text(vocabulary, &piece, t->texts + t->text_at[id]);
         t->piece_at[id + 1] = t->piece_at[id] + (uint32_t)piece.length;
         t->text_at[id + 1] = t->text_at[id] + (uint32_t)text_size;
         t->scores[id] = piece.score;
@@ -4175,21 +4220,34 @@ static size_t mli_tokenizer_layout(mli_tokenizer *t, size_t piece_bytes, size_t 
     return used;
 }
 
+/* All but the pieces. */
+static mli_tokenizer mli_plan_tokenizer(const mli_vocabulary *v, const ml_allocator *allocator) {
+    mli_tokenizer plan;
+    ml_tokenizer *shown = &plan.shown;
+    memset(&plan, 0, sizeof plan);
+    memset(plan.byte_ids, 0xff, sizeof plan.byte_ids); /* -1 */
+    plan.allocator = *allocator;
+    plan.adds_space_prefix = v->adds_space_prefix;
+    plan.removes_extra_spaces = v->removes_extra_spaces;
+    plan.has_padding = v->padding >= 0;
+    shown->n_pieces = (int)v->n_pieces;
+    shown->bos = v->bos;
+    shown->eos = v->eos;
+    shown->unknown = v->unknown;
+    shown->padding = v->padding;
+    shown->adds_bos = v->adds_bos && v->bos >= 0;
+    shown->adds_eos = v->adds_eos && v->eos >= 0;
+    mli_add_end(shown->ends, &shown->n_ends, v->eos);
+    for (int i = 0; i < v->n_ends; i++) mli_add_end(shown->ends, &shown->n_ends, v->ends[i]);
+    return plan;
+}
+
 static ml_result mli_tokenizer_create(const mli_vocabulary *v, const ml_allocator *allocator,
                                       ml_tokenizer **out, ml_error *error) {
     size_t piece_bytes, text_bytes;
     ml_result result = mli_measure_pieces(v, &piece_bytes, &text_bytes, error);
     if (result) return result;
-    mli_tokenizer plan;
-    ml_tokenizer shown = {(int)v->n_pieces, v->bos, v->eos, v->unknown, v->padding, NULL};
-    memset(&plan, 0, sizeof plan);
-    memset(plan.byte_ids, 0xff, sizeof plan.byte_ids); /* -1 */
-    plan.shown = shown;
-    plan.allocator = *allocator;
-    plan.adds_space_prefix = v->adds_space_prefix;
-    plan.removes_extra_spaces = v->removes_extra_spaces;
-    plan.adds_bos = v->adds_bos;
-    plan.adds_eos = v->adds_eos;
+    mli_tokenizer plan = mli_plan_tokenizer(v, allocator);
     size_t size = mli_tokenizer_layout(&plan, piece_bytes, text_bytes, NULL);
     mli_tokenizer *t = size == SIZE_MAX ? NULL : (mli_tokenizer *)mli_alloc(allocator, size, 1);
     if (!t) return mli_fail(error, ML_ERROR_MEMORY, "no memory for a tokenizer of %z bytes", size);
@@ -4467,9 +4525,10 @@ static ml_result mli_encode_text(mli_encoder *e, ml_error *error) {
 static ml_result mli_check_encode(const ml_tokenizer *tokenizer, const ml_encode_desc *desc,
                                   ml_error *error) {
     size_t needed = ml_tokenizer_encode_size(desc->n_bytes);
+    const int known = ML_ADD_BOS | ML_ADD_EOS | ML_ADD_SPECIAL;
     int no_bos = (desc->flags & ML_ADD_BOS) && tokenizer->bos < 0;
     int no_eos = (desc->flags & ML_ADD_EOS) && tokenizer->eos < 0;
-    if ((!desc->text && desc->n_bytes) || !desc->work || (desc->flags & ~(ML_ADD_BOS | ML_ADD_EOS)))
+    if ((!desc->text && desc->n_bytes) || !desc->work || (desc->flags & ~known))
         return mli_fail(error, ML_ERROR_ARGUMENT, "encoding: text or work is NULL, or a flag is unknown");
     if ((uintptr_t)desc->work % sizeof(int32_t))
         return mli_fail(error, ML_ERROR_ARGUMENT, "work is not aligned for int32_t");
@@ -4482,6 +4541,11 @@ static ml_result mli_check_encode(const ml_tokenizer *tokenizer, const ml_encode
     return mli_fail(error, ML_ERROR_ARGUMENT, "the tokenizer has no %s to add", no_bos ? "bos" : "eos");
 }
 
+/* ML_ADD_SPECIAL as the flags that it stands for. */
+static int mli_special_flags(const ml_tokenizer *tokenizer, int flags) {
+    return flags | (tokenizer->adds_bos ? ML_ADD_BOS : 0) | (tokenizer->adds_eos ? ML_ADD_EOS : 0);
+}
+
 ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_encode_desc *desc,
                                      ml_tokens *tokens, ml_error *error) {
     const ml_tokens none = {NULL, 0};
@@ -4490,14 +4554,15 @@ ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_enc
     ml_result result = mli_check_encode(tokenizer, desc, error);
     if (result) return result;
     const mli_tokenizer *t = tokenizer->private_part;
+    int flags = desc->flags & ML_ADD_SPECIAL ? mli_special_flags(tokenizer, desc->flags) : desc->flags;
     unsigned char *end = (unsigned char *)desc->work + ml_tokenizer_encode_size(desc->n_bytes);
     unsigned char *normal = end - (desc->n_bytes + 1);
     size_t n = mli_normalize(t, (const unsigned char *)desc->text, desc->n_bytes, normal);
     mli_encoder e = {t, normal, n, (int32_t *)desc->work, 0, NULL, 0, NULL, NULL, 0, 0, 0};
-    if (desc->flags & ML_ADD_BOS) e.ids[e.n_ids++] = tokenizer->bos;
+    if (flags & ML_ADD_BOS) e.ids[e.n_ids++] = tokenizer->bos;
     result = mli_encode_text(&e, error);
     if (result) return result;
-    if (desc->flags & ML_ADD_EOS) e.ids[e.n_ids++] = tokenizer->eos;
+    if (flags & ML_ADD_EOS) e.ids[e.n_ids++] = tokenizer->eos;
     tokens->ids = e.ids;
     tokens->n = (int)e.n_ids;
     return result;
@@ -4505,20 +4570,22 @@ ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_enc
 
 /* ---- decoding ---- */
 
-/* At the start of a text, that is first or after a control piece such as bos, the space that encoding put there is
-   dropped. It is the first character of a piece, or byte 32 where the space has no piece. */
-ML_DEF const char *ml_tokenizer_decode_token(const ml_tokenizer *tokenizer, int32_t previous, int32_t id,
+/* Before a text begins, SentencePiece drops the space that a piece starts with, and only one: that is the space that
+   encoding put there. Dropping it begins the text, even where nothing else is in the piece; but where extra spaces are
+   removed, the text begins with the first byte that is shown. Control pieces begin nothing. A space may also be byte
+   32, where it has no piece. */
+ML_DEF const char *ml_tokenizer_decode_token(const ml_tokenizer *tokenizer, int *has_begun, int32_t id,
                                              size_t *n_bytes) {
     const mli_tokenizer *t = tokenizer->private_part;
     *n_bytes = 0;
     if (id < 0 || id >= tokenizer->n_pieces) return NULL;
     const char *text = t->texts + t->text_at[id];
     size_t n = t->text_at[id + 1] - t->text_at[id];
-    int kind = t->kinds[id];
-    int at_start = previous < 0 || (previous < tokenizer->n_pieces && t->kinds[previous] == ML_PIECE_CONTROL);
+    int kind = t->kinds[id], drops_spaces = t->adds_space_prefix || t->removes_extra_spaces;
     int may_be_prefix = mli_is_text_kind(kind) || (kind == ML_PIECE_BYTE && t->space < 0);
-    size_t dropped = at_start && t->adds_space_prefix && may_be_prefix && n && text[0] == ' ';
+    size_t dropped = !*has_begun && drops_spaces && may_be_prefix && n && text[0] == ' ';
     *n_bytes = n - dropped;
+    if (*n_bytes || (dropped && !t->removes_extra_spaces)) *has_begun = 1;
     return text + dropped;
 }
 
@@ -4527,11 +4594,12 @@ ML_DEF ml_result ml_tokenizer_decode(const ml_tokenizer *tokenizer, const ml_tok
     if (!tokenizer || !tokens || (!tokens->ids && tokens->n) || tokens->n < 0 || (!text && size) || !n_bytes)
         return mli_null(error, "ml_tokenizer_decode");
     for (int writes = 0; writes < 2; writes++) { /* counts first: on failure nothing is written */
+        int has_begun = 0;
         *n_bytes = 0;
         for (int i = 0; i < tokens->n; i++) {
             size_t n;
-            int32_t id = tokens->ids[i], previous = i ? tokens->ids[i - 1] : -1;
-            const char *piece = ml_tokenizer_decode_token(tokenizer, previous, id, &n);
+            int32_t id = tokens->ids[i];
+            const char *piece = ml_tokenizer_decode_token(tokenizer, &has_begun, id, &n);
             if (!piece)
                 return mli_fail(error, ML_ERROR_ARGUMENT, "id %d at index %d is outside the vocabulary of %d",
                                 (int)id, i, tokenizer->n_pieces);
@@ -4648,7 +4716,14 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
 /* The prompt's ids, in the session's scratch, where the tokens that it holds do not overlap them. */
 static ml_result mli_prompt_ids(mli_session *s, const ml_generate_desc *desc, int held, ml_tokens *ids,
                                 ml_error *error) {
-    if (desc->prompt) return mli_session_ids(s, 0, desc->prompt, "", held ? 0 : ML_ADD_BOS, ids, error);
+    if (desc->prompt) {
+        ml_result result =
+            mli_session_ids(s, 0, desc->prompt, "", held ? 0 : mli_prompt_flags(s), ids, error);
+        if (result || ids->n || held) return result;
+        return mli_fail(error, ML_ERROR_ARGUMENT, "an empty prompt needs a bos to begin with, and %s",
+                        s->shown.model->tokenizer->bos < 0 ? "the tokenizer has none"
+                                                           : "the tokenizer's file says not to add it");
+    }
     *ids = desc->prompt_ids;
     if (ids->n < 0 || (!ids->ids && ids->n) || (!ids->n && !held))
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_generate: no prompt");
@@ -4691,24 +4766,39 @@ static ml_result mli_read_prompt(mli_session *s, const ml_generate_desc *desc, m
     return mli_session_append(s, desc->overflow, ids, &logits, error);
 }
 
-/* Draws up to `limit` tokens. Each is read by the session, also the last one, whose logits are not needed. eos ends a
-   text, and so does bos: for models trained on concatenated texts it marks the beginning of the next one. */
+/* bos ends a text, too: for models trained on concatenated texts it marks the beginning of the next one. */
+static int mli_is_end(const ml_tokenizer *t, int32_t id) {
+    int is_end = id == t->bos;
+    for (int i = 0; i < t->n_ends; i++) is_end |= id == t->ends[i];
+    return is_end;
+}
+
+/* Whether the text of these tokens has begun (see ml_tokenizer_decode_token). */
+static int mli_has_begun(const ml_tokenizer *t, const int32_t *ids, int n) {
+    int has_begun = 0;
+    size_t n_bytes;
+    for (int i = 0; i < n && !has_begun; i++) ml_tokenizer_decode_token(t, &has_begun, ids[i], &n_bytes);
+    return has_begun;
+}
+
+/* Draws up to `limit` tokens. Each is read by the session, also the last one, whose logits are not needed. */
 static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *desc, int limit,
                                      ml_generated *out, ml_error *error) {
-    const ml_model *model = s->shown.model;
-    const ml_tokenizer *t = model->tokenizer;
+    const ml_tokenizer *t = s->shown.model->tokenizer;
+    int n_ids = s->shown.model->config.vocab_size, has_begun = 0;
     ml_result result = ML_OK;
+    if (t) n_ids = MLI_MIN(n_ids, t->n_pieces); /* the rest of a padded vocabulary means nothing */
+    if (t) has_begun = mli_has_begun(t, s->tokens, s->shown.length);
     while (!result && out->n_new < limit && out->stop == ML_STOP_LENGTH) {
         ml_tokens history = {s->tokens, s->shown.length};
-        int vocab_size = model->config.vocab_size;
-        int32_t id = ml_sampler_sample(&desc->sampler, s->logits, vocab_size, &history, s->candidates);
-        if (t && (id == t->eos || id == t->bos)) {
+        int32_t id = ml_sampler_sample(&desc->sampler, s->logits, n_ids, &history, s->candidates);
+        if (t && mli_is_end(t, id)) {
             out->stop = ML_STOP_END;
             break;
         }
         const char *text = "";
         size_t n_bytes = 0;
-        if (t) text = ml_tokenizer_decode_token(t, history.ids[history.n - 1], id, &n_bytes);
+        if (t) text = ml_tokenizer_decode_token(t, &has_begun, id, &n_bytes);
         if (desc->on_token && !desc->on_token(desc->user, id, text, n_bytes)) out->stop = ML_STOP_CALLER;
         out->n_new++;
         const float *logits;
@@ -4729,13 +4819,15 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     ml_tokens ids = {NULL, 0};
     ml_result result = mli_prompt_ids(s, desc, held, &ids, error);
     if (result) return result;
-    if (desc->overflow == ML_OVERFLOW_ERROR && MLI_MAX(limit, 0) > session->max_seq_len - held - ids.n)
-        return mli_fail(error, ML_ERROR_CONTEXT, "%d tokens, a prompt of %d, %d new: the context holds %d",
-                        held, ids.n, MLI_MAX(limit, 0), session->max_seq_len);
+    if (desc->overflow == ML_OVERFLOW_ERROR && ids.n > session->max_seq_len - held)
+        return mli_fail(error, ML_ERROR_CONTEXT, "%d tokens and a prompt of %d: the context holds %d", held,
+                        ids.n, session->max_seq_len);
     ml_generated out = {ids.n, 0, ML_STOP_LENGTH};
     result = mli_read_prompt(s, desc, ids, error);
-    if (limit <= 0) limit = session->max_seq_len - session->length;
-    if (!result) result = mli_generate_tokens(s, desc, limit, &out, error);
+    int room = session->max_seq_len - session->length;
+    int is_bounded = limit <= 0 || (limit > room && desc->overflow == ML_OVERFLOW_ERROR); /* by the room */
+    if (!result) result = mli_generate_tokens(s, desc, is_bounded ? room : limit, &out, error);
+    if (!result && is_bounded && out.stop == ML_STOP_LENGTH) out.stop = ML_STOP_CONTEXT;
     if (generated) *generated = out;
     return result;
 }
@@ -7206,10 +7298,38 @@ static ml_result mli_special_id(int64_t value, int is_default, const char *name,
 typedef struct mli_piece_source {
     const unsigned char *data; /* (size) */
     size_t size;
-    mli_reader in;                       /* after the piece read last */
-    const unsigned char *scores, *kinds; /* of a GGUF: four bytes each, or NULL */
+    mli_reader in;                  /* after the piece read last */
+    const ml_value *scores, *kinds; /* of a GGUF: lists of numbers, or NULL */
     const mli_vocabulary *vocabulary;
 } mli_piece_source;
+
+/* The ids of bos, eos and unknown that a file takes for granted count only where there is such a piece: spelled as
+   usual, or otherwise special and not spelled as one of the others. (Without this, a vocabulary made with
+   --bos_id=-1 would get its eos, or some word, as bos.) Those that the file gives itself are not touched. */
+static ml_result mli_check_default_ids(mli_vocabulary *v, const int is_default[3], ml_error *error) {
+    static const char *const spelled[3] = {"<s>", "</s>", "<unk>"};
+    int32_t *const ids[3] = {&v->bos, &v->eos, &v->unknown}, wanted[3] = {v->bos, v->eos, v->unknown},
+                   last = -1;
+    for (int i = 0; i < 3; i++) {
+        if (!is_default[i]) continue;
+        last = MLI_MAX(last, wanted[i]);
+        *ids[i] = -1; /* meanwhile: so that no reader takes it for special because of its id */
+    }
+    for (int32_t id = 0; id <= last; id++) {
+        mli_piece piece;
+        int named = -1;
+        ml_result result = v->get(v->context, id, &piece, error);
+        if (result) return result;
+        for (int i = 0; i < 3; i++)
+            if (piece.length == strlen(spelled[i]) && memcmp(piece.bytes, spelled[i], piece.length) == 0)
+                named = i;
+        for (int i = 0; i < 3; i++) {
+            int is_special = piece.kind == (i < 2 ? ML_PIECE_CONTROL : ML_PIECE_UNKNOWN);
+            if (is_default[i] && wanted[i] == id && (named == i || (is_special && named < 0))) *ids[i] = id;
+        }
+    }
+    return ML_OK;
+}
 
 /* ---- llama2.c's tokenizer .bin ----
    The length of the longest piece, then for each piece up to the end of the file: score (f32), length (i32), bytes.
@@ -7243,9 +7363,9 @@ static ml_result mli_bin_open(mli_piece_source *source, mli_vocabulary *v, ml_er
     }
     v->get = mli_bin_get;
     v->has_plain_spaces = v->adds_space_prefix = v->adds_bos = 1;
+    v->unknown = 0;
     v->bos = v->n_pieces > 1 ? 1 : -1;
     v->eos = v->n_pieces > 2 ? 2 : -1;
-    v->padding = -1;
     return ML_OK;
 }
 
@@ -7294,7 +7414,9 @@ static int mli_pb_read(mli_reader *in, mli_pb_field *field) {
     return !in->failed;
 }
 
-/* The settings that matter, by message and number, with the defaults of the .proto file. All are varints. */
+#define MLI_SPM_UNK_SURFACE 44 /* of TrainerSpec, a string: how an unknown piece is shown */
+
+/* The settings that matter, by message and number, with the defaults of the .proto file. These are varints. */
 /* clang-format off */
 enum { /* of TrainerSpec, but the last three, which are NormalizerSpec's */
     MLI_SPM_UNK, MLI_SPM_BOS, MLI_SPM_EOS, MLI_SPM_PAD, MLI_SPM_MODEL_TYPE, MLI_SPM_SUFFIX,
@@ -7339,13 +7461,18 @@ static ml_result mli_spm_get(void *context, int32_t id, mli_piece *piece, ml_err
 }
 
 /* The settings of TrainerSpec and NormalizerSpec; whether a normalizer or denormalizer has rules. */
-static ml_result mli_spm_read_spec(const mli_piece_source *source, const mli_pb_field *message,
-                                   int32_t settings[MLI_SPM_SETTINGS], int *has_rules, ml_error *error) {
+static ml_result mli_spm_read_spec(const mli_piece_source *source, mli_vocabulary *v,
+                                   const mli_pb_field *message, int32_t settings[MLI_SPM_SETTINGS],
+                                   int *has_rules, ml_error *error) {
     mli_reader in = mli_reader_at(message->bytes, 0, (size_t)message->value);
     uint64_t which = message->tag >> 3;
     mli_pb_field field;
     while (mli_pb_read(&in, &field)) {
         *has_rules |= which != 2 && field.tag == MLI_PB(2, MLI_PB_BYTES) && field.value > 0;
+        if (which == 2 && field.tag == MLI_PB(MLI_SPM_UNK_SURFACE, MLI_PB_BYTES)) {
+            v->unknown_text = field.bytes;
+            v->unknown_size = (size_t)field.value;
+        }
         for (int i = 0; i < MLI_SPM_SETTINGS; i++) {
             const struct mli_spm_setting *known = &mli_spm_settings[i];
             if (which == (uint64_t)known->message &&
@@ -7387,18 +7514,23 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
         if (field.tag % 8 != MLI_PB_BYTES) continue;
         v->n_pieces += number == 1;
         if (number == 2 || number == 3 || number == 5)
-            result = mli_spm_read_spec(source, &field, settings, &has_rules, error);
+            result = mli_spm_read_spec(source, v, &field, settings, &has_rules, error);
     }
     if (!result && in.failed) result = mli_spm_corrupt(source, at, "a field", error);
     if (!result) result = mli_spm_check(settings, has_rules, error);
     for (int i = MLI_SPM_UNK; i <= MLI_SPM_PAD && !result; i++)
         result = mli_special_id(settings[i], settings[i] == mli_spm_settings[i].fallback,
                                 mli_spm_settings[i].name, v->n_pieces, ids[i], error);
+    if (!result && v->unknown_size > MLI_MAX_PIECE)
+        result = mli_fail(error, ML_ERROR_UNSUPPORTED,
+                          "trainer_spec.unk_surface has %z bytes; at most %d are supported", v->unknown_size,
+                          MLI_MAX_PIECE);
     v->get = mli_spm_get;
     v->adds_space_prefix = settings[MLI_SPM_PREFIX] != 0;
     v->removes_extra_spaces = settings[MLI_SPM_EXTRA] != 0;
     v->adds_bos = 1;
-    return result;
+    const int is_default[3] = {v->bos == 1, v->eos == 2, v->unknown == 0};
+    return result ? result : mli_check_default_ids(v, is_default, error);
 }
 
 /* ---- GGUF ----
@@ -7408,31 +7540,43 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
 #define MLI_KEY_TOKENS "tokenizer.ggml.tokens"
 #define MLI_KEY_SCORES "tokenizer.ggml.scores"
 #define MLI_KEY_KINDS "tokenizer.ggml.token_type"
-#define MLI_TOKENIZER_IDS 4   /* bos, eos, unknown, padding */
+#define MLI_TOKENIZER_IDS 6   /* bos, eos, unknown, padding, end of turn, end of message */
 #define MLI_TOKENIZER_FLAGS 4 /* adds_bos, adds_eos, adds_space_prefix, removes_extra_spaces */
 static const char *const mli_id_keys[MLI_TOKENIZER_IDS] = {
-    "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.unknown_token_id",
-    "tokenizer.ggml.padding_token_id"};
+    "tokenizer.ggml.bos_token_id",     "tokenizer.ggml.eos_token_id", "tokenizer.ggml.unknown_token_id",
+    "tokenizer.ggml.padding_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+#define MLI_KEY_ENDS "tokenizer.ggml.eos_token_ids" /* a list; eos may be one as well */
 static const char *const mli_flag_keys[MLI_TOKENIZER_FLAGS] = {
     "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix",
     "tokenizer.ggml.remove_extra_whitespaces"};
 
+/* Element i of a list of integers or floats, of whatever size. */
+static double mli_gguf_number(const ml_value *list, size_t i) {
+    int type = list->list_type, size = mli_gguf_types[type].size;
+    mli_reader in = mli_reader_at((const unsigned char *)list->s, i * (size_t)size, (i + 1) * (size_t)size);
+    uint64_t bits = mli_read_uint(&in, size);
+    if (type == MLI_GGUF_F32) return (double)mli_bits_float((uint32_t)bits);
+    if (type == MLI_GGUF_F64) return mli_double_from_bits(bits);
+    return mli_gguf_types[type].is_signed ? (double)mli_signed(bits, size) : (double)bits;
+}
+
+/* The nearest float, where C leaves it undefined, too: of a number beyond the largest float. */
+static float mli_to_float(double x) {
+    const double most = 3.4028234663852886e38;
+    return (float)(x > most ? most : x < -most ? -most : x);
+}
+
 static ml_result mli_gguf_get(void *context, int32_t id, mli_piece *piece, ml_error *error) {
     mli_piece_source *source = (mli_piece_source *)context;
     const mli_vocabulary *v = source->vocabulary;
-    size_t at = (size_t)id * 4;
     if (id == 0) source->in = mli_reader_at(source->data, 0, source->size);
     piece->bytes = (const unsigned char *)mli_gguf_string(&source->in, &piece->length);
     if (source->in.failed)
         return mli_fail(error, ML_ERROR_TRUNCATED, MLI_KEY_TOKENS ": string %d is cut short", (int)id);
-    piece->score = 0;
-    if (source->scores) {
-        mli_reader in = mli_reader_at(source->scores, at, at + 4);
-        piece->score = mli_read_f32(&in);
-    }
+    piece->score = source->scores ? mli_to_float(mli_gguf_number(source->scores, (size_t)id)) : 0;
     if (source->kinds) {
-        mli_reader in = mli_reader_at(source->kinds, at, at + 4);
-        piece->kind = mli_read_i32(&in);
+        double kind = mli_gguf_number(source->kinds, (size_t)id);
+        piece->kind = (int)MLI_MIN(MLI_MAX(kind, -1), 99);
         if (piece->kind == 0) piece->kind = ML_PIECE_NORMAL; /* llama.cpp's "undefined" */
     } else {
         piece->kind = mli_guess_kind(piece, id == v->unknown, id == v->bos || id == v->eos);
@@ -7440,76 +7584,143 @@ static ml_result mli_gguf_get(void *context, int32_t id, mli_piece *piece, ml_er
     return ML_OK;
 }
 
-/* The list under a key, of that type and, unless n is 0, length; *list is NULL when there is no such key. */
+/* The list under a key, of that type and, unless n is 0, length; *list is NULL when there is no such key. For F32 any
+   numbers will do, for I32 integers of any size. */
 static ml_result mli_gguf_find_list(const ml_archive *archive, const char *key, int type, size_t n,
                                     const ml_value **list, ml_error *error) {
     const ml_value *value = *list = ml_archive_find_value(archive, key);
     if (!value) return ML_OK;
-    if (value->kind != ML_VALUE_LIST || (value->list_type != type && value->length))
+    ml_value_kind found = mli_gguf_types[value->list_type].kind, wanted = mli_gguf_types[type].kind;
+    int fits = found == wanted || (found == ML_VALUE_INT && wanted == ML_VALUE_FLOAT);
+    if (value->kind != ML_VALUE_LIST || (!fits && value->length))
         return mli_fail(error, ML_ERROR_FORMAT, "key %s is no list of %s", key,
                         type == MLI_GGUF_STRING ? "strings"
-                        : type == MLI_GGUF_F32  ? "32-bit floats"
-                                                : "32-bit integers");
+                        : type == MLI_GGUF_F32  ? "numbers"
+                                                : "integers");
     if (n && value->length != n)
         return mli_fail(error, ML_ERROR_MISMATCH, "key %s has %z elements, not %z", key, value->length, n);
     return ML_OK;
 }
 
-/* Special ids and flags. An id of all ones, as llama.cpp's own converter writes it, means that there is none. */
+/* The special ids. One of all ones, as llama.cpp's own converter writes it, means that there is none. */
 static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
-    static const int64_t fallbacks[MLI_TOKENIZER_IDS] = {1, 2, 0, -1};
-    int32_t *const ids[MLI_TOKENIZER_IDS] = {&v->bos, &v->eos, &v->unknown, &v->padding};
+    static const int64_t fallbacks[MLI_TOKENIZER_IDS] = {1, 2, 0, -1, -1, -1};
+    int32_t end_of_turn, end_of_message;
+    int32_t *const ids[MLI_TOKENIZER_IDS] = {&v->bos,     &v->eos,      &v->unknown,
+                                             &v->padding, &end_of_turn, &end_of_message};
+    int is_default[MLI_TOKENIZER_IDS];
+    for (int i = 0; i < MLI_TOKENIZER_IDS; i++) {
+        const ml_value *value = ml_archive_find_value(archive, mli_id_keys[i]);
+        int is_list = i == 1 && value && value->kind == ML_VALUE_LIST; /* of eos: see mli_gguf_ends */
+        int64_t id = is_list ? -1 : !value ? fallbacks[i] : value->i == (int64_t)UINT32_MAX ? -1 : value->i;
+        if (value && value->kind != ML_VALUE_INT && !is_list)
+            return mli_fail(error, ML_ERROR_FORMAT, "key %s is no integer", mli_id_keys[i]);
+        is_default[i] = !value; /* an end that has no piece is never drawn: no error */
+        ml_result result = mli_special_id(id, !value || i > 3, mli_id_keys[i], v->n_pieces, ids[i], error);
+        if (result) return result;
+    }
+    mli_add_end(v->ends, &v->n_ends, end_of_turn);
+    mli_add_end(v->ends, &v->n_ends, end_of_message);
+    return mli_check_default_ids(v, is_default, error);
+}
+
+/* The lists of ids that end a text; the first of them is eos if no other is. Those without a piece are never drawn,
+   and so passed over. */
+static ml_result mli_gguf_ends(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
+    const char *const keys[2] = {mli_id_keys[1], MLI_KEY_ENDS};
+    for (int k = 0; k < 2; k++) {
+        const ml_value *list = ml_archive_find_value(archive, keys[k]);
+        if (!list || (k == 0 && list->kind == ML_VALUE_INT)) continue;
+        ml_result result = mli_gguf_find_list(archive, keys[k], MLI_GGUF_I32, 0, &list, error);
+        if (result) return result;
+        for (size_t i = 0; i < list->length && i < 64; i++) {
+            double id = mli_gguf_number(list, i);
+            if (!(id >= 0 && id < (double)v->n_pieces)) continue;
+            mli_add_end(v->ends, &v->n_ends, (int32_t)id);
+            if (v->eos < 0) v->eos = (int32_t)id;
+        }
+    }
+    return ML_OK;
+}
+
+/* A file that says not to add bos, and names none, has none: so is a vocabulary without bos written. */
+static ml_result mli_gguf_flags(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
     int *const flags[MLI_TOKENIZER_FLAGS] = {&v->adds_bos, &v->adds_eos, &v->adds_space_prefix,
                                              &v->removes_extra_spaces};
-    ml_result result = ML_OK;
-    for (int i = 0; i < MLI_TOKENIZER_IDS && !result; i++) {
-        const ml_value *value = ml_archive_find_value(archive, mli_id_keys[i]);
-        int64_t id = value ? value->i == (int64_t)UINT32_MAX ? -1 : value->i : fallbacks[i];
-        if (value && value->kind != ML_VALUE_INT)
-            return mli_fail(error, ML_ERROR_FORMAT, "key %s is no integer", mli_id_keys[i]);
-        result = mli_special_id(id, !value, mli_id_keys[i], v->n_pieces, ids[i], error);
-    }
     v->adds_space_prefix = v->adds_bos = 1;
-    for (int i = 0; i < MLI_TOKENIZER_FLAGS && !result; i++) {
+    for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) {
         const ml_value *value = ml_archive_find_value(archive, mli_flag_keys[i]);
         if (value && value->kind != ML_VALUE_BOOL)
             return mli_fail(error, ML_ERROR_FORMAT, "key %s is no bool", mli_flag_keys[i]);
         if (value) *flags[i] = value->i != 0;
     }
-    return result;
+    if (!v->adds_bos && !ml_archive_find_value(archive, mli_id_keys[0])) v->bos = -1;
+    return ML_OK;
+}
+
+/* What llama.cpp calls the kinds of tokenizers, and what they are. */
+static ml_result mli_check_tokenizer_kind(const ml_value *model, ml_error *error) {
+    static const char *const kinds[][2] = {{"gpt2", "byte-level BPE, as of Llama 3 and GPT-2"},
+                                           {"bert", "WordPiece"},
+                                           {"t5", "Unigram"},
+                                           {"rwkv", "RWKV"},
+                                           {"none", "no tokenizer"},
+                                           {"no_vocab", "no tokenizer"}};
+    char name[32];
+    const char *what = "unknown";
+    size_t at = 0;
+    if (model->length == 5 && memcmp(model->s, "llama", 5) == 0) return ML_OK;
+    mli_put(name, sizeof name, &at, model->s, model->length);
+    for (size_t i = 0; i < MLI_COUNT(kinds); i++)
+        if (strcmp(name, kinds[i][0]) == 0) what = kinds[i][1];
+    return mli_fail(error, ML_ERROR_UNSUPPORTED,
+                    MLI_KEY_TOKENIZER " is \"%s\" (%s); only \"llama\" (SentencePiece BPE) is supported",
+                    name, what);
 }
 
 static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_allocator *allocator,
                                             ml_tokenizer **tokenizer, ml_error *error) {
-    const ml_value *model = ml_archive_find_value(archive, MLI_KEY_TOKENIZER), *tokens, *scores, *kinds;
+    const ml_value *model = ml_archive_find_value(archive, MLI_KEY_TOKENIZER), *tokens;
     mli_piece_source source;
-    mli_vocabulary v;
+    mli_vocabulary v = mli_no_vocabulary();
     memset(&source, 0, sizeof source);
-    memset(&v, 0, sizeof v);
     ml_result result = mli_gguf_find_list(archive, MLI_KEY_TOKENS, MLI_GGUF_STRING, 0, &tokens, error);
     if (result) return result;
     if (!tokens || !model || model->kind != ML_VALUE_STRING)
         return mli_fail(error, ML_ERROR_FORMAT, "no tokenizer in this file: key %s is absent",
                         tokens ? MLI_KEY_TOKENIZER : MLI_KEY_TOKENS);
-    if (model->length != 5 || memcmp(model->s, "llama", 5) != 0)
-        return mli_fail(error, ML_ERROR_UNSUPPORTED,
-                        MLI_KEY_TOKENIZER " is not \"llama\" (SentencePiece BPE), the only kind supported");
-    v.n_pieces = tokens->length;
-    result = mli_gguf_find_list(archive, MLI_KEY_SCORES, MLI_GGUF_F32, v.n_pieces, &scores, error);
-    if (!result) result = mli_gguf_find_list(archive, MLI_KEY_KINDS, MLI_GGUF_I32, v.n_pieces, &kinds, error);
-    if (!result) result = mli_gguf_special(archive, &v, error);
+    result = mli_check_tokenizer_kind(model, error);
     if (result) return result;
-    source.data = (const unsigned char *)tokens->s;
-    source.size = (size_t)(archive->private_part->data + archive->private_part->size - source.data);
-    source.scores = scores ? (const unsigned char *)scores->s : NULL;
-    source.kinds = kinds ? (const unsigned char *)kinds->s : NULL;
-    source.vocabulary = &v;
+    v.n_pieces = tokens->length;
     v.get = mli_gguf_get;
     v.context = &source;
-    return mli_tokenizer_create(&v, allocator, tokenizer, error);
+    source.data = (const unsigned char *)tokens->s;
+    source.size =
+        v.n_pieces ? (size_t)(archive->private_part->data + archive->private_part->size - source.data) : 0;
+    source.vocabulary = &v;
+    result = mli_gguf_find_list(archive, MLI_KEY_SCORES, MLI_GGUF_F32, v.n_pieces, &source.scores, error);
+    if (!result)
+        result = mli_gguf_find_list(archive, MLI_KEY_KINDS, MLI_GGUF_I32, v.n_pieces, &source.kinds, error);
+    if (!result && v.n_pieces) result = mli_gguf_special(archive, &v, error);
+    if (!result && v.n_pieces) result = mli_gguf_ends(archive, &v, error);
+    if (!result) result = mli_gguf_flags(archive, &v, error);
+    return result ? result : mli_tokenizer_create(&v, allocator, tokenizer, error);
 }
 
 /* ---- any of them ---- */
+
+/* Files that are often given, and not read: a sentence that says which one it is. Otherwise NULL. */
+static const char *mli_name_other_tokenizer(const unsigned char *p, size_t size) {
+    static const char base64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=";
+    size_t i = size >= 3 && memcmp(p, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0, begin;
+    while (i < size && (p[i] == ' ' || p[i] == '\n' || p[i] == '\r' || p[i] == '\t')) i++;
+    if (i < size && p[i] == '{')
+        return "JSON, perhaps Hugging Face's tokenizer.json (a fast tokenizer), is not read yet";
+    for (begin = i; i < size && memchr(base64, p[i], sizeof base64 - 1); i++) continue;
+    if (i == begin || i - begin > 4096 || i + 1 >= size || p[i] != ' ' || p[i + 1] < '0' || p[i + 1] > '9')
+        return NULL;
+    return "a tokenizer.model of tiktoken (lines of base64 and rank, as of Llama 3) is not read yet";
+}
 
 /* A .bin begins with the length of its longest piece, below 2^16; a .model with the tag of its first piece. */
 static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml_allocator *allocator,
@@ -7526,9 +7737,9 @@ static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml
         return result;
     }
     mli_piece_source source;
-    mli_vocabulary v;
+    mli_vocabulary v = mli_no_vocabulary();
+    const char *other = mli_name_other_tokenizer(p, size);
     memset(&source, 0, sizeof source);
-    memset(&v, 0, sizeof v);
     source.data = p;
     source.size = size;
     v.context = &source;
@@ -7536,6 +7747,9 @@ static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml
         result = mli_bin_open(&source, &v, error);
     else if (p[0] == MLI_PB(1, MLI_PB_BYTES))
         result = mli_spm_open(&source, &v, error);
+    else if (other)
+        result = mli_fail(error, ML_ERROR_UNSUPPORTED,
+                          "%s; give a tokenizer.model of SentencePiece, a GGUF, or llama2.c's .bin", other);
     else
         result = mli_fail(error, ML_ERROR_FORMAT,
                           "this is no tokenizer: neither tokenizer.model, nor GGUF, nor llama2.c's .bin");
@@ -7554,7 +7768,11 @@ static ml_result mli_tokenizer_from(const char *path, const void *data, size_t s
     if (result) return result;
     result = mli_tokenizer_from_data(file.data, file.size, &allocator, tokenizer, &inner);
     mli_unmap_file(&allocator, &file);
-    return result ? mli_fail(error, result, "%s: %s", path, inner.text) : mli_ok(error);
+    if (!result) return mli_ok(error);
+    mli_fail(error, result, "%s: ", path);
+    size_t at = error ? strlen(error->text) : 0;
+    if (error) mli_put(error->text, sizeof error->text, &at, inner.text, strlen(inner.text)); /* whole */
+    return result;
 }
 
 ML_DEF ml_result ml_tokenizer_load_memory(const void *data, size_t size, const ml_load_desc *desc,
@@ -8156,6 +8374,9 @@ static void mli_load_weights(mli_loader *loader) {
 
 /* ---- the tokenizer ---- */
 
+#define MLI_GENERATION_JSON "generation_config.json"
+#define MLI_TOKENIZER_JSON "tokenizer_config.json"
+
 /* Tries a tokenizer beside the model: it counts only if it is one, and of the right size. */
 static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
     ml_tokenizer *tokenizer = NULL;
@@ -8168,6 +8389,46 @@ static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
     if (tokenizer->n_pieces == loader->config.vocab_size) return tokenizer;
     ml_tokenizer_free(tokenizer);
     return NULL;
+}
+
+/* Adds a JSON file beside the model to the archive's values, if there is one that can be read: what it says is of use,
+   but not needed. */
+static void mli_try_json(mli_loader *loader, const char *name) {
+    mli_file file;
+    if (loader->result || !loader->path) return;
+    char *beside = mli_path_beside(&loader->allocator, loader->path, name);
+    ml_result result = beside ? mli_map_file(beside, &loader->allocator, &file, NULL) : ML_ERROR_MEMORY;
+    mli_free(&loader->allocator, beside);
+    if (!result) {
+        result = mli_json_values(loader->archive->private_part, name, file.data, file.size, NULL);
+        mli_unmap_file(&loader->allocator, &file);
+    }
+    if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
+}
+
+/* Hugging Face says in three files what tokenizer.model does not: eos_token_id, a number or a list, and whether a text
+   begins with bos and ends with eos. */
+static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
+    static const char *const ends[] = {MLI_CONFIG_JSON, MLI_GENERATION_JSON};
+    static const char *const flags[] = {MLI_TOKENIZER_JSON ".add_bos_token",
+                                        MLI_TOKENIZER_JSON ".add_eos_token"};
+    char name[ML_NAME_SIZE];
+    if (!ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1])) return;
+    mli_try_json(loader, MLI_GENERATION_JSON);
+    mli_try_json(loader, MLI_TOKENIZER_JSON);
+    for (size_t file = 0; file < MLI_COUNT(ends); file++)
+        for (int i = -1; i < ML_MAX_ENDS; i++) {
+            if (i < 0) mli_format(name, sizeof name, "%s.eos_token_id", ends[file]);
+            if (i >= 0) mli_format(name, sizeof name, "%s.eos_token_id.%d", ends[file], i);
+            const ml_value *id = ml_archive_find_value(loader->archive, name);
+            if (id && id->kind == ML_VALUE_INT && id->i >= 0 && id->i < t->n_pieces)
+                mli_add_end(t->ends, &t->n_ends, (int32_t)id->i);
+        }
+    for (size_t i = 0; i < MLI_COUNT(flags); i++) {
+        const ml_value *flag = ml_archive_find_value(loader->archive, flags[i]);
+        int is_there = i ? t->eos >= 0 : t->bos >= 0;
+        if (flag && flag->kind == ML_VALUE_BOOL) *(i ? &t->adds_eos : &t->adds_bos) = flag->i && is_there;
+    }
 }
 
 /* The caller's tokenizer, else the file's own, else one beside the file. The first two must fit the vocabulary; a
@@ -8188,6 +8449,7 @@ static void mli_load_tokenizer(mli_loader *loader) {
         tokenizer = mli_try_tokenizer(loader, "tokenizer.model");
         if (!tokenizer && !loader->result) tokenizer = mli_try_tokenizer(loader, "tokenizer.bin");
     }
+    if (tokenizer) mli_load_special(loader, tokenizer);
     loader->model->private_part->tokenizer = tokenizer; /* ml_model_free frees it from here on */
     loader->model->tokenizer = tokenizer;
     if (tokenizer && tokenizer->n_pieces != loader->config.vocab_size)
@@ -8728,8 +8990,12 @@ static void mli_append_piece(mli_writer *writer, const mli_saver *saver, int32_t
 static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver) {
     const ml_tokenizer *t = saver->model->tokenizer;
     const struct ml_tokenizer_private *own = t->private_part;
-    const int32_t ids[MLI_TOKENIZER_IDS] = {t->bos, t->eos, t->unknown, t->padding};
-    const int flags[MLI_TOKENIZER_FLAGS] = {own->adds_bos, own->adds_eos, own->adds_space_prefix,
+    int32_t ends[2] = {-1, -1}; /* the first two besides eos; no program reads more */
+    for (int i = 0, n = 0; i < t->n_ends && n < 2; i++)
+        if (t->ends[i] != t->eos) ends[n++] = t->ends[i];
+    const int32_t ids[MLI_TOKENIZER_IDS] = {t->bos,  t->eos, t->unknown, own->has_padding ? t->padding : -1,
+                                            ends[0], ends[1]};
+    const int flags[MLI_TOKENIZER_FLAGS] = {t->adds_bos, t->adds_eos, own->adds_space_prefix,
                                             own->removes_extra_spaces};
     float score = 0;
     ml_piece_kind kind = ML_PIECE_NORMAL;
@@ -8746,9 +9012,9 @@ static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver
         ml_tokenizer_piece(t, id, NULL, NULL, &kind);
         mli_append_uint(writer, (uint64_t)(saver->is_repeated[id] ? ML_PIECE_UNUSED : kind), 4);
     }
-    for (int i = 0; i < MLI_TOKENIZER_IDS; i++) /* padding, the last, may be left out */
-        if (i < MLI_TOKENIZER_IDS - 1 || ids[i] >= 0) mli_append_key_u32(writer, mli_id_keys[i], (int)ids[i]);
-    for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) /* as may the last of the flags */
+    for (int i = 0; i < MLI_TOKENIZER_IDS; i++) /* one that is not there has no key */
+        if (ids[i] >= 0) mli_append_key_u32(writer, mli_id_keys[i], (int)ids[i]);
+    for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) /* the last of the flags may be left out, too */
         if (i < MLI_TOKENIZER_FLAGS - 1 || flags[i])
             mli_append_key(writer, mli_flag_keys[i], MLI_GGUF_BOOL, flags[i] != 0);
 }
@@ -8879,6 +9145,15 @@ static void mli_append_json_field(mli_writer *writer, mli_field field, const cha
     mli_append_format(writer, ",\n  \"%s\": %s", mli_field_keys[field][1] + sizeof MLI_CONFIG_JSON, value);
 }
 
+/* eos, or, where other ids end a text, too, the list of them. */
+static void mli_append_json_ends(mli_writer *writer, const ml_tokenizer *tokenizer) {
+    int n = tokenizer ? tokenizer->n_ends : 0;
+    if (n)
+        mli_append_format(writer, ",\n  \"eos_token_id\": %s%d", n > 1 ? "[" : "", (int)tokenizer->ends[0]);
+    for (int i = 1; i < n; i++) mli_append_format(writer, ", %d", (int)tokenizer->ends[i]);
+    if (n > 1) mli_append_text(writer, "]");
+}
+
 static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
     static const mli_field order[] = {MLI_FIELD_DIM,      MLI_FIELD_HIDDEN, MLI_FIELD_LAYERS, MLI_FIELD_HEADS,
                                       MLI_FIELD_KV_HEADS, MLI_FIELD_VOCAB,  MLI_FIELD_SEQ_LEN};
@@ -8911,8 +9186,7 @@ static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
                                        : "bfloat16");
     if (tokenizer && tokenizer->bos >= 0)
         mli_append_format(writer, ",\n  \"bos_token_id\": %d", (int)tokenizer->bos);
-    if (tokenizer && tokenizer->eos >= 0)
-        mli_append_format(writer, ",\n  \"eos_token_id\": %d", (int)tokenizer->eos);
+    mli_append_json_ends(writer, tokenizer);
     if (c.norm == ML_NORM_LAYER) mli_append_json_field(writer, MLI_FIELD_NORM, "\"layer\"");
     if (c.mask == ML_MASK_FULL) mli_append_json_field(writer, MLI_FIELD_MASK, "\"full\"");
     if (head) mli_append_json_head(writer, saver, head);

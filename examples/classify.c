@@ -15,7 +15,7 @@ static ml_result classify(ml_session *session, const ml_head *head, const char *
     ml_tokens tokens;
     ml_batch batch = {0};
     int best = 0;
-    if (ml_session_encode(session, sentence, ML_ADD_BOS, &tokens, error)) return error->code;
+    if (ml_session_encode(session, sentence, ML_ADD_SPECIAL, &tokens, error)) return error->code;
     batch.tokens = tokens.ids;
     batch.n_tokens =
         tokens.n < session->max_batch ? tokens.n : session->max_batch; /* the end may be cut off */

@@ -12,7 +12,7 @@ static ml_result embed(ml_session *session, const char *sentence, float *embeddi
     ml_embed_desc desc = {ML_POOL_MEAN, 1};
     ml_tokens tokens;
     ml_batch batch = {0};
-    if (ml_session_encode(session, sentence, ML_ADD_BOS, &tokens, error)) return error->code;
+    if (ml_session_encode(session, sentence, ML_ADD_SPECIAL, &tokens, error)) return error->code;
     batch.tokens = tokens.ids;
     batch.n_tokens =
         tokens.n < session->max_batch ? tokens.n : session->max_batch; /* the end may be cut off */

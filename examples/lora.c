@@ -16,7 +16,7 @@ static ml_result train(ml_trainer *trainer, const ml_tokenizer *tokenizer, FILE 
     double sum = 0;
     int n = 0;
     for (rewind(file); fgets(line, sizeof line, file) && (bar = strstr(line, " ||| ")) != NULL; n++) {
-        ml_encode_desc text = {bar + 5, strcspn(bar + 5, "\r\n"), ML_ADD_BOS, work, sizeof work};
+        ml_encode_desc text = {bar + 5, strcspn(bar + 5, "\r\n"), ML_ADD_SPECIAL, work, sizeof work};
         int32_t label = (int32_t)strtol(line, NULL, 10);
         ml_tokens tokens;
         float loss;

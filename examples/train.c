@@ -39,7 +39,7 @@ int main(int argc, char **argv) {
     ml_trainer_desc how = {0};
     FILE *file = argc == 4 ? fopen(argv[2], "rb") : NULL;
     if (!file) return fprintf(stderr, "usage: train TOKENIZER TEXT MODEL.gguf\n"), 2;
-    ml_encode_desc encode = {text, fread(text, 1, MAX_TEXT, file), ML_ADD_BOS, work, sizeof work};
+    ml_encode_desc encode = {text, fread(text, 1, MAX_TEXT, file), ML_ADD_SPECIAL, work, sizeof work};
     ml_random_seed(&random, 1);
     how.max_tokens = ROWS * CONTEXT;
     how.adamw.lr = 3e-3f;

@@ -23,21 +23,35 @@ static void check_text(const ml_tokenizer *tokenizer, const unsigned char *text,
     static char decoded[300 * 1024];
     size_t size = ml_tokenizer_encode_size(n), n_decoded, at = 0;
     ml_encode_desc encode = {(const char *)text, n, 0, malloc(size), size};
-    ml_tokens tokens;
+    ml_tokens tokens = {NULL, 0};
+    int has_begun = 0;
     if (ml_tokenizer_encode(tokenizer, &encode, &tokens, NULL) == ML_OK) {
         require((size_t)tokens.n <= n + 1);
         require(ml_tokenizer_decode(tokenizer, &tokens, decoded, sizeof decoded, &n_decoded, NULL) == ML_OK);
         for (int i = 0; i < tokens.n; i++) {
             size_t length;
-            const char *piece =
-                ml_tokenizer_decode_token(tokenizer, i ? tokens.ids[i - 1] : -1, tokens.ids[i], &length);
+            const char *piece = ml_tokenizer_decode_token(tokenizer, &has_begun, tokens.ids[i], &length);
             require(piece && length <= n_decoded - at && memcmp(piece, decoded + at, length) == 0);
             at += length;
         }
         require(at == n_decoded);
         if (is_lossless(tokenizer, text, n)) require(n_decoded == n && (!n || memcmp(decoded, text, n) == 0));
     }
+    /* what the file asks to be put around a text is there to be put */
+    encode.flags = ML_ADD_SPECIAL;
+    int added = tokens.n;
+    if (ml_tokenizer_encode(tokenizer, &encode, &tokens, NULL) == ML_OK)
+        require(tokens.n - added == tokenizer->adds_bos + tokenizer->adds_eos);
+    else
+        require(added == 0);
     free(encode.work);
+}
+
+static void check_ids(const ml_tokenizer *t) {
+    const int32_t all = t->n_pieces;
+    require(t->bos < all && t->eos < all && t->unknown < all && t->padding < all);
+    require(t->n_ends >= 0 && t->n_ends <= ML_MAX_ENDS);
+    for (int i = 0; i < t->n_ends; i++) require(t->ends[i] >= 0 && t->ends[i] < all);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -54,6 +68,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (int32_t id = 0; id < tokenizer->n_pieces; id++)
         require(ml_tokenizer_piece(tokenizer, id, &length, NULL, NULL) && length <= 1024);
     fuzz_accepted = 1;
+    check_ids(tokenizer);
     check_text(tokenizer, text, n_text);
     ml_tokenizer_free(tokenizer);
     return 0;
@@ -95,11 +110,41 @@ static void put_pieces(bytes *b, void (*put_piece)(bytes *, const char *, float,
     for (int i = 0; i < 7; i++) put_piece(b, texts[i], -(float)i, 1);
 }
 
+static void put_list(bytes *b, const char *key, unsigned type, uint64_t n) {
+    gguf_key(b, key, 9);
+    put_u32(b, type);
+    put_u64(b, n);
+}
+
+/* A GGUF with lists of less common types, and with several ids that end a text. */
+static void put_gguf(bytes *b) {
+    static const char *const texts[] = {"<unk>", "<s>", "</s>", "\xE2\x96\x81", "a", "b", "ab", "<end>"};
+    static const unsigned kinds[] = {2, 3, 3, 1, 1, 1, 1, 3};
+    gguf_begin(b, 3, 0, 8);
+    gguf_key(b, "tokenizer.ggml.model", 8);
+    gguf_text(b, "llama");
+    put_list(b, "tokenizer.ggml.tokens", 8, 8);
+    for (int i = 0; i < 8; i++) gguf_text(b, texts[i]);
+    put_list(b, "tokenizer.ggml.scores", 12, 8); /* F64 */
+    for (int i = 0; i < 8; i++) put_u64(b, 0xbff0000000000000u + ((uint64_t)i << 50));
+    put_list(b, "tokenizer.ggml.token_type", 1, 8); /* I8 */
+    for (int i = 0; i < 8; i++) put_u8(b, kinds[i]);
+    gguf_key(b, "tokenizer.ggml.eot_token_id", 4);
+    put_u32(b, 7);
+    put_list(b, "tokenizer.ggml.eos_token_id", 5, 2); /* I32 */
+    put_u32(b, 2), put_u32(b, 7);
+    put_list(b, "tokenizer.ggml.eos_token_ids", 11, 1); /* I64 */
+    put_u64(b, 6);
+    gguf_key(b, "tokenizer.ggml.add_eos_token", 7);
+    put_u8(b, 1);
+}
+
 static bytes fuzz_seed(int index) {
     bytes b = {NULL, 0, 0};
     if (index == 0) put_pieces(&b, put_model_piece), put_literal(&b, "\x12\2\x18\2"); /* TrainerSpec: BPE */
     if (index == 1) put_u32(&b, 6), put_pieces(&b, put_bin_piece);
-    if (index < 2)
+    if (index == 2) put_gguf(&b);
+    if (index < 3)
         put_text(&b, " abab  b\xC3\xA9\xFF"
                      "a\n\xE2\x82\xAC\x10");
     return b;

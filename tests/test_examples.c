@@ -81,12 +81,12 @@ static void expect_turn(ml_session *session, const char *prompt, int flags, int 
     REQUIRE(ml_tokenizer_encode(tokenizer, &encode, &tokens, NULL) == ML_OK && tokens.n > 0);
     for (int i = 0; i < tokens.n; i++)
         REQUIRE(ml_session_eval(session, &tokens.ids[i], 1, &logits, NULL) == ML_OK);
-    for (int32_t id, last = tokens.ids[tokens.n - 1]; n_new > 0; n_new--, last = id) {
+    for (int has_begun = 1; n_new > 0; n_new--) {
         size_t n;
-        id = 0;
+        int32_t id = 0;
         for (int32_t i = 1; i < tokenizer->n_pieces; i++)
             if (logits[i] > logits[id]) id = i;
-        const char *text = ml_tokenizer_decode_token(tokenizer, last, id, &n);
+        const char *text = ml_tokenizer_decode_token(tokenizer, &has_begun, id, &n);
         put(expected, text, n);
         if (memchr(text, '\n', n)) break;
         REQUIRE(ml_session_eval(session, &id, 1, &logits, NULL) == ML_OK);

@@ -1,6 +1,7 @@
 /* Sampling and generation. */
 #define MINILLAMA_IMPLEMENTATION
 #include "preamble.h"
+#include "build_files.h"
 #include "shared.h"
 
 /* ---- the sampler, on distributions that are easy to compute by hand ---- */
@@ -314,16 +315,25 @@ TEST(stops_where_it_should) {
     desc.on_token = collect;
     desc.user = &c;
     CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK); /* until the context is full */
-    CHECK(made.n_prompt == 3 && made.n_new == 21 && made.stop == ML_STOP_LENGTH && c.n == 21);
+    CHECK(made.n_prompt == 3 && made.n_new == 21 && made.stop == ML_STOP_CONTEXT && c.n == 21);
     c.n = 0;
     c.stop_after = 5;
     CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
     CHECK(made.n_new == 5 && made.stop == ML_STOP_CALLER);
-    desc.max_new_tokens = 22;
-    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_CONTEXT);
+    c.stop_after = 0;
+    desc.max_new_tokens = 21; /* as many as fit */
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
+    CHECK(made.n_new == 21 && made.stop == ML_STOP_LENGTH);
+    desc.max_new_tokens = 22; /* one more */
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
+    CHECK(made.n_new == 21 && made.stop == ML_STOP_CONTEXT && session->length == 24);
+    desc.max_new_tokens = INT32_MAX;
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
+    CHECK(made.n_new == 21 && made.stop == ML_STOP_CONTEXT);
     desc.prompt_ids.n = 24;
     desc.max_new_tokens = 0;
     CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK && made.n_new == 0);
+    CHECK(made.stop == ML_STOP_CONTEXT);
     desc.prompt_ids.n = 0;
     CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT);
     desc.prompt_ids.n = 3;
@@ -392,6 +402,182 @@ TEST(slides_when_told_to) {
     ml_model_free(model);
 }
 
+/* ---- with a tokenizer: what begins and what ends a text ---- */
+
+/* n pieces: <unk>, <s>, </s>, the space, then "a", "b" and so on; llama2.c's file. */
+static ml_tokenizer *letters(int n) {
+    static const char *const texts[4] = {"<unk>", "\n<s>\n", "\n</s>\n", " "};
+    bytes b = {NULL, 0, 0};
+    ml_tokenizer *t = NULL;
+    put_u32(&b, 6);
+    for (int i = 0; i < n; i++) {
+        char letter[2] = {(char)('a' + i - 4), 0};
+        const char *text = i < 4 ? texts[i] : letter;
+        put_f32(&b, 0);
+        put_u32(&b, strlen(text));
+        put_text(&b, text);
+    }
+    CHECK(ml_tokenizer_load_memory(b.data, b.size, NULL, &t, NULL) == ML_OK);
+    free_bytes(&b);
+    return t;
+}
+
+/* What the file says about bos is obeyed, and a tokenizer without bos works as well. */
+TEST(bos_is_added_only_where_it_is_wanted) {
+    ml_model *model = random_model();
+    ml_tokenizer *t = letters(50);
+    ml_session *session;
+    ml_generate_desc desc;
+    ml_generated made;
+    ml_likelihood_desc score;
+    ml_likelihood got;
+    ml_error error;
+    REQUIRE(model && t && ml_model_set_tokenizer(model, t, NULL) == ML_OK);
+    REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
+    memset(&desc, 0, sizeof desc);
+    memset(&score, 0, sizeof score);
+    desc.max_new_tokens = 1;
+    for (int how = 0; how < 4; how++) { /* as usual; bos not wanted; none; eos wanted, but not in a prompt */
+        int adds = how == 0 || how == 3;
+        t->bos = how == 2 ? -1 : 1;
+        t->adds_bos = adds;
+        t->adds_eos = how == 3;
+        desc.prompt = "ab";
+        desc.start = ML_START_OVER;
+        CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
+        CHECK(made.n_prompt == 3 + adds && session->tokens[0] == (adds ? 1 : 3));
+        CHECK(session->tokens[made.n_prompt - 1] == 5); /* b */
+        desc.prompt = "";
+        CHECK(ml_session_generate(session, &desc, &made, &error) == (adds ? ML_OK : ML_ERROR_ARGUMENT));
+        if (!adds) CHECK(strstr(error.text, "an empty prompt needs a bos"));
+        desc.start = ML_START_APPEND; /* there is something to continue */
+        CHECK(session->length > 0 && ml_session_generate(session, &desc, &made, &error) == ML_OK);
+        ml_session_truncate(session, 0, NULL);
+        desc.prompt = "ab";
+        CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK && made.n_prompt == 3 + adds);
+        CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK && made.n_prompt == 3);
+        score.context = "a";
+        score.continuation = "bc";
+        CHECK(ml_session_likelihood(session, &score, &got, &error) == ML_OK && got.n_tokens == 2);
+        CHECK(session->length == 4 + adds && session->tokens[0] == (adds ? 1 : 3));
+        score.context = "";
+        CHECK(ml_session_likelihood(session, &score, &got, &error) == (adds ? ML_OK : ML_ERROR_ARGUMENT));
+        if (!adds) CHECK(strstr(error.text, "nothing to predict from"));
+    }
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
+/* Any of the tokenizer's ends stops a text, and so does its bos; the text before them is the same. */
+TEST(every_end_ends_a_text) {
+    ml_model *model = random_model();
+    ml_tokenizer *t = letters(50);
+    ml_session *session;
+    ml_generate_desc desc;
+    ml_generated made;
+    collected all;
+    int32_t prompt[3] = {1, 7, 9};
+    REQUIRE(model && t && ml_model_set_tokenizer(model, t, NULL) == ML_OK);
+    REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
+    memset(&desc, 0, sizeof desc);
+    memset(&all, 0, sizeof all);
+    desc.prompt_ids.ids = prompt;
+    desc.prompt_ids.n = 3;
+    desc.on_token = collect;
+    desc.user = &all;
+    t->bos = t->eos = -1;
+    t->n_ends = 0;
+    CHECK(ml_session_generate(session, &desc, &made, NULL) == ML_OK && made.n_new == 21);
+    CHECK(made.stop == ML_STOP_CONTEXT);
+    for (int i = 0; i < 21; i++) {
+        collected c;
+        int first = 0;
+        memset(&c, 0, sizeof c);
+        desc.user = &c;
+        while (all.ids[first] != all.ids[i]) first++;
+        t->bos = i % 3 == 2 ? all.ids[i] : -1;
+        t->ends[0] = -1; /* which no id is */
+        t->ends[1] = i % 3 < 2 ? all.ids[i] : -1;
+        t->n_ends = 2;
+        CHECK(ml_session_generate(session, &desc, &made, NULL) == ML_OK);
+        CHECK(made.stop == ML_STOP_END && made.n_new == first && session->length == 3 + first);
+        CHECK(memcmp(c.ids, all.ids, (size_t)first * sizeof *c.ids) == 0);
+    }
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
+/* The ids of a padded vocabulary that have no piece are never drawn, however likely they are. */
+TEST(ids_without_a_piece_are_never_drawn) {
+    ml_model *model = random_model();
+    ml_tokenizer *t = letters(12), *own = letters(50);
+    ml_session *session;
+    ml_generate_desc desc;
+    ml_generated made;
+    ml_random random;
+    int32_t prompt[3] = {1, 40, 49}; /* such ids may be read */
+    REQUIRE(model && t && own && ml_model_set_tokenizer(model, own, NULL) == ML_OK);
+    model->tokenizer = t;
+    REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
+    memset(&desc, 0, sizeof desc);
+    t->bos = t->eos = -1;
+    t->n_ends = 0;
+    desc.prompt_ids.ids = prompt;
+    desc.prompt_ids.n = 3;
+    ml_random_seed(&random, 6);
+    desc.sampler.random = &random;
+    for (int round = 0; round < 40; round++) {
+        collected c;
+        memset(&c, 0, sizeof c);
+        desc.on_token = collect;
+        desc.user = &c;
+        desc.sampler.temperature = round ? 1.5f : 0;
+        CHECK(ml_session_generate(session, &desc, &made, NULL) == ML_OK && c.n == 21);
+        for (int i = 0; i < c.n; i++) CHECK(c.ids[i] >= 0 && c.ids[i] < 12);
+    }
+    model->tokenizer = own;
+    ml_tokenizer_free(t);
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
+/* What is given to on_token is what the whole text has after the prompt's text, its first space included. */
+TEST(new_text_continues_the_prompts) {
+    ml_model *model = random_model();
+    ml_tokenizer *t = letters(50);
+    ml_session *session;
+    ml_random random;
+    REQUIRE(model && t && ml_model_set_tokenizer(model, t, NULL) == ML_OK);
+    REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
+    t->bos = t->eos = -1;
+    t->n_ends = 0;
+    ml_random_seed(&random, 7);
+    for (int round = 0; round < 200; round++) { /* most texts have a space early, some as their first token */
+        static const int32_t prompts[4][2] = {{1, 2}, {1, 4}, {4, 2}, {1, 3}};
+        ml_generate_desc desc;
+        collected c;
+        char whole[64], before[64];
+        size_t n, n_before;
+        memset(&desc, 0, sizeof desc);
+        memset(&c, 0, sizeof c);
+        desc.prompt_ids.ids = prompts[round % 4];
+        desc.prompt_ids.n = 2;
+        desc.max_new_tokens = 20;
+        desc.sampler.temperature = 3;
+        desc.sampler.random = &random;
+        desc.on_token = collect;
+        desc.user = &c;
+        REQUIRE(ml_session_generate(session, &desc, NULL, NULL) == ML_OK);
+        const ml_tokens all = {session->tokens, session->length};
+        REQUIRE(!ml_tokenizer_decode(t, &all, whole, sizeof whole, &n, NULL));
+        REQUIRE(!ml_tokenizer_decode(t, &desc.prompt_ids, before, sizeof before, &n_before, NULL));
+        CHECK(n == n_before + c.length && memcmp(whole, before, n_before) == 0);
+        CHECK(memcmp(whole + n_before, c.text, c.length) == 0);
+    }
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
 int main(void) {
     RUN(greedy_takes_the_most_likely);
     RUN(temperature_sharpens_and_flattens);
@@ -403,5 +589,9 @@ int main(void) {
     RUN(greedy_story_is_llama2cs);
     RUN(stops_where_it_should);
     RUN(slides_when_told_to);
+    RUN(bos_is_added_only_where_it_is_wanted);
+    RUN(every_end_ends_a_text);
+    RUN(ids_without_a_piece_are_never_drawn);
+    RUN(new_text_continues_the_prompts);
     return test_report("test_generate");
 }

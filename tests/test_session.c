@@ -722,13 +722,15 @@ TEST(conversations_in_a_full_context) {
     generate(session, "ab", ML_START_OVER, 8, &c, &made);
     CHECK(session->length == 11);
     memcpy(before, session->tokens, sizeof before);
-    ml_generate_desc desc = describe("c d e", ML_START_APPEND, 7, &c);
-    CHECK(ml_session_generate(session, &desc, &made, &failure) == ML_ERROR_CONTEXT); /* 11 + 3 + 7 */
-    CHECK(strstr(failure.text, "11 tokens") && holds(session, before, 11));
+    ml_generate_desc desc = describe("c d f", ML_START_APPEND, 7, &c);
+    memset(&c, 0, sizeof c);
+    CHECK(ml_session_generate(session, &desc, &made, &failure) == ML_OK); /* 11 + 3 + 7: one too many */
+    CHECK(made.n_new == 6 && session->length == 20 && made.stop == ML_STOP_CONTEXT);
+    CHECK(!ml_session_truncate(session, 11, NULL) && holds(session, before, 11));
     desc.prompt = "c d e f g h i j k l";
     desc.max_new_tokens = 0;
     CHECK(ml_session_generate(session, &desc, &made, &failure) == ML_ERROR_CONTEXT); /* 11 + 10 */
-    CHECK(holds(session, before, 11));
+    CHECK(strstr(failure.text, "11 tokens") && holds(session, before, 11));
     /* sliding makes room for a whole prompt: bos, the last 5 of 10, the 10 new ones */
     desc.overflow = ML_OVERFLOW_SLIDE;
     desc.max_new_tokens = 2;
@@ -755,9 +757,9 @@ TEST(conversations_in_a_full_context) {
     /* until the context is full */
     ml_session_truncate(session, 5, NULL);
     generate(session, "a b", ML_START_APPEND, 0, &c, &made);
-    CHECK(made.n_new == 13 && session->length == 20 && made.stop == ML_STOP_LENGTH);
+    CHECK(made.n_new == 13 && session->length == 20 && made.stop == ML_STOP_CONTEXT);
     generate(session, "", ML_START_APPEND, 0, &c, &made);
-    CHECK(made.n_new == 0 && session->length == 20);
+    CHECK(made.n_new == 0 && session->length == 20 && made.stop == ML_STOP_CONTEXT);
     ml_session_free(session);
     ml_model_free(model);
 }

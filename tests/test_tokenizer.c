@@ -21,6 +21,7 @@ typedef struct vocabulary {
     int n;
     int unknown, bos, eos, padding;
     int adds_space_prefix, removes_extra_spaces;
+    const char *unknown_text; /* NULL: unk_surface is not set */
 } vocabulary;
 
 static void put_varint(bytes *b, uint64_t value) {
@@ -61,6 +62,7 @@ static void put_specs(bytes *b, const vocabulary *v) {
     put_field(&trainer, 41, (uint64_t)(int64_t)v->bos);
     put_field(&trainer, 42, (uint64_t)(int64_t)v->eos);
     put_field(&trainer, 43, (uint64_t)(int64_t)v->padding);
+    if (v->unknown_text) put_bytes_field(&trainer, 44, v->unknown_text, strlen(v->unknown_text));
     put_message(b, 2, &trainer);
     put_bytes_field(&normalizer, 1, "identity", 8);
     put_field(&normalizer, 3, (uint64_t)v->adds_space_prefix);
@@ -120,7 +122,8 @@ enum {
     FLOAT_ID = 64
 };
 
-static bytes write_gguf(const vocabulary *v, int twist) {
+/* With n_more keys, which `more` holds, after the others. */
+static bytes write_gguf_with(const vocabulary *v, int twist, int n_more, bytes more) {
     bytes b = {NULL, 0, 0};
     static const char *const names[] = {"unknown", "bos", "eos", "padding"};
     int ids[4], i, n_kinds = twist & SHORT_KINDS ? v->n - 1 : v->n;
@@ -129,7 +132,7 @@ static bytes write_gguf(const vocabulary *v, int twist) {
     put_uint(&b, 3, 4);
     put_uint(&b, 0, 8);
     put_uint(&b,
-             (uint64_t)(11 - !!(twist & NO_SCORES) - !!(twist & NO_KINDS) - 4 * !!(twist & NO_IDS) -
+             (uint64_t)(11 + n_more - !!(twist & NO_SCORES) - !!(twist & NO_KINDS) - 4 * !!(twist & NO_IDS) -
                         !!(twist & NO_MODEL)),
              8);
     gguf_key(&b, "general.architecture", 8);
@@ -158,7 +161,14 @@ static bytes write_gguf(const vocabulary *v, int twist) {
     put_uint(&b, (uint64_t)v->adds_space_prefix, 1);
     gguf_key(&b, "tokenizer.ggml.remove_extra_whitespaces", 7);
     put_uint(&b, (uint64_t)v->removes_extra_spaces, 1);
+    if (more.size) put(&b, more.data, more.size);
+    free(more.data);
     return b;
+}
+
+static bytes write_gguf(const vocabulary *v, int twist) {
+    static const bytes none = {NULL, 0, 0};
+    return write_gguf_with(v, twist, 0, none);
 }
 
 /* <unk>, <s>, </s>, with or without the bytes, then the given pieces. The texts of bytes are static. */
@@ -181,6 +191,7 @@ static vocabulary make_vocabulary(const entry *more, size_t n_more, int has_byte
     for (i = 0; i < (int)n_more; i++) v.pieces[v.n++] = more[i];
     v.unknown = 0, v.bos = 1, v.eos = 2, v.padding = -1;
     v.adds_space_prefix = 1, v.removes_extra_spaces = 0;
+    v.unknown_text = NULL;
     return v;
 }
 
@@ -290,15 +301,15 @@ static int encodes_to(const ml_tokenizer *t, const char *text, size_t n, const i
 static int decodes_to(const ml_tokenizer *t, const int32_t *ids, size_t n_ids, const char *text, size_t n) {
     size_t needed = 0, i, at = 0, piece_size;
     char *decoded;
-    int32_t previous = -1;
+    int has_begun = 0;
     ml_result result = decode(t, ids, n_ids, NULL, 0, &needed);
     int same = result == (needed ? ML_ERROR_MEMORY : ML_OK) && needed == n;
     decoded = (char *)malloc(needed + 1);
     if (!decoded) exit(2);
     same = same && decode(t, ids, n_ids, decoded, needed + 1, &needed) == ML_OK && needed == n &&
            (!n || memcmp(decoded, text, n) == 0) && decoded[n] == 0;
-    for (i = 0; i < n_ids && same; previous = ids[i++]) { /* streamed */
-        const char *piece = ml_tokenizer_decode_token(t, previous, ids[i], &piece_size);
+    for (i = 0; i < n_ids && same; i++) { /* streamed */
+        const char *piece = ml_tokenizer_decode_token(t, &has_begun, ids[i], &piece_size);
         same = piece && piece_size <= n - at && memcmp(piece, text + at, piece_size) == 0;
         at += piece_size;
     }
@@ -476,6 +487,7 @@ TEST(decoding) {
                          two[] = {FIRST, FIRST};
     char text[8];
     size_t n = 7;
+    int has_begun = 0;
     CHECK(decodes_to(t, NULL, 0, "", 0));
     DECODES(t, "a", FIRST);
     DECODES(t, "a", 1, FIRST);
@@ -485,7 +497,8 @@ TEST(decoding) {
     DECODES(t, " ", FIRST + 6);
     DECODES(t, "ba", FIRST + 10, FIRST + 9); /* no space at the start: nothing to drop */
     DECODES(t, "b a", FIRST + 17);
-    DECODES(t, "aa", FIRST, 2, 1, FIRST); /* a new text begins after control pieces */
+    DECODES(t, "a a", FIRST, 2, 1, FIRST); /* control pieces are passed over */
+    DECODES(t, "a", 2, 1, FIRST);
     DECODES(t, "", 1, 2);
     DECODES(t, "\xFF\0a", 3 + 255, 3, FIRST + 9);
     DECODES(t, " a", 3 + ' ', FIRST + 9);     /* a byte is a byte */
@@ -493,9 +506,8 @@ TEST(decoding) {
     CHECK(decode(t, outside, 2, text, sizeof text, &n) == ML_ERROR_ARGUMENT);
     CHECK(strstr(failure.text, "index 1") && strstr(failure.text, "-1"));
     CHECK(decode(t, large, 1, text, sizeof text, &n) == ML_ERROR_ARGUMENT);
-    CHECK(ml_tokenizer_decode_token(t, -1, large[0], &n) == NULL && n == 0);
-    CHECK(ml_tokenizer_decode_token(t, large[0], FIRST, &n) &&
-          n == 2); /* a wrong previous id is like any other */
+    CHECK(ml_tokenizer_decode_token(t, &has_begun, large[0], &n) == NULL && n == 0 && !has_begun);
+    CHECK(ml_tokenizer_decode_token(t, &has_begun, FIRST, &n) && n == 1 && has_begun);
     memcpy(text, "#######", 8);
     CHECK(decode(t, two, 2, text, 2, &n) == ML_ERROR_MEMORY && n == 3 && text[0] == '#');
     CHECK(decode(t, two, 2, text, 3, &n) == ML_OK && n == 3 && memcmp(text, "a a#", 4) == 0);
@@ -516,7 +528,7 @@ TEST(arguments) {
     CHECK(encode_into(work, size - 1, t, "ab", 2, 0, &tokens) == ML_ERROR_MEMORY);
     CHECK(strstr(failure.text, "ml_tokenizer_encode_size"));
     CHECK(encode_into((char *)work + 1, size, t, "ab", 2, 0, &tokens) == ML_ERROR_ARGUMENT);
-    CHECK(encode_into(work, size, t, "ab", 2, 4, &tokens) == ML_ERROR_ARGUMENT);
+    CHECK(encode_into(work, size, t, "ab", 2, 8, &tokens) == ML_ERROR_ARGUMENT);
     CHECK(encode_into(work, size, NULL, "ab", 2, 0, &tokens) == ML_ERROR_ARGUMENT);
     CHECK(encode_into(work, size, t, NULL, 2, 0, &tokens) == ML_ERROR_ARGUMENT);
     CHECK(encode_into(work, SIZE_MAX, t, "ab", SIZE_MAX, 0, &tokens) == ML_ERROR_ARGUMENT);
@@ -556,8 +568,8 @@ TEST(containers_agree) {
         REQUIRE(t[k] && t[k]->n_pieces == v.n);
         CHECK(t[k]->bos == 1 && t[k]->eos == 2);
         CHECK(t[k]->unknown == 0 && t[k]->padding == 3);
-        CHECK(t[k]->private_part->adds_space_prefix && t[k]->private_part->adds_bos);
-        CHECK(!t[k]->private_part->adds_eos && !t[k]->private_part->removes_extra_spaces);
+        CHECK(t[k]->private_part->adds_space_prefix && !t[k]->private_part->removes_extra_spaces);
+        CHECK(t[k]->adds_bos && !t[k]->adds_eos && t[k]->n_ends == 1 && t[k]->ends[0] == 2);
         for (i = 0; i < v.n; i++) {
             size_t length;
             float score;
@@ -696,6 +708,69 @@ TEST(extra_spaces_removed) {
     free(v.pieces);
 }
 
+/* Where a text begins, and how an unknown piece is shown: the texts are what SentencePiece 0.1.97 decodes from models
+   with these pieces and settings. */
+TEST(texts_begin_as_sentencepieces) {
+    enum { A = FIRST, SPACES = FIRST + 6, SPACE = FIRST + 8, BARE = FIRST + 9, BYTE = 3 };
+    static const struct {
+        int32_t ids[3];
+        size_t n;
+        const char
+            *texts[4]; /* prefix and kept spaces; prefix, removed; no prefix, kept; no prefix, removed */
+    } cases[] = {
+        {{BARE, 2, A}, 3, {"a a", "a a", "a a", "a a"}},
+        {{1, A}, 2, {"a", "a", " a", "a"}},
+        {{2, 1, A}, 3, {"a", "a", " a", "a"}},
+        {{SPACE, A}, 2, {" a", "a", "  a", "a"}},
+        {{SPACE, 1, A}, 3, {" a", "a", "  a", "a"}},
+        {{SPACES, A}, 2, {"  a", "  a", "   a", "  a"}},
+        {{0, A}, 2, {" \xE2\x81\x87  a", " \xE2\x81\x87  a", " \xE2\x81\x87  a", " \xE2\x81\x87  a"}},
+        {{SPACE, 0, A}, 3, {" \xE2\x81\x87  a", " \xE2\x81\x87  a", "  \xE2\x81\x87  a", " \xE2\x81\x87  a"}},
+        {{BYTE + ' ', A}, 2, {"  a", "  a", "  a", "  a"}},
+        {{SPACE, SPACE, A}, 3, {"  a", "a", "   a", "a"}},
+        {{SPACE, SPACE}, 2, {" ", "", "  ", ""}},
+        {{BARE, SPACE, A}, 3, {"a  a", "a  a", "a  a", "a  a"}},
+    };
+    vocabulary v = small_vocabulary();
+    for (int how = 0; how < 4; how++) {
+        v.adds_space_prefix = how < 2;
+        v.removes_extra_spaces = how % 2;
+        ml_tokenizer *t = load_vocabulary(&v);
+        for (size_t i = 0; i < COUNT(cases); i++) {
+            const char *text = cases[i].texts[how];
+            CHECK(decodes_to(t, cases[i].ids, cases[i].n, text, strlen(text)));
+        }
+        ml_tokenizer_free(t);
+    }
+    free(v.pieces);
+}
+
+TEST(unk_surface) {
+    vocabulary v = small_vocabulary();
+    char large[1026];
+    v.unknown_text = "[?]";
+    ml_tokenizer *t = load_vocabulary(&v);
+    DECODES(t, "[?] a", 0, FIRST);
+    DECODES(t, "a[?] a", FIRST, 0, FIRST);
+    DECODES(t, "[?][?]a", 0, 0, FIRST + 9);
+    ml_tokenizer_free(t);
+    v.unknown_text = ""; /* nothing is shown, and so the text has not begun */
+    t = load_vocabulary(&v);
+    DECODES(t, "a", 0, FIRST);
+    DECODES(t, "a a", FIRST, 0, FIRST);
+    ml_tokenizer_free(t);
+    v.unknown_text = " x";
+    t = load_vocabulary(&v);
+    DECODES(t, " x xa", 0, 0, FIRST + 9);
+    ml_tokenizer_free(t);
+    memset(large, 'x', 1025);
+    large[1025] = 0;
+    v.unknown_text = large;
+    t = load_and_free(write_model(&v));
+    CHECK(!t && failure.code == ML_ERROR_UNSUPPORTED && strstr(failure.text, "unk_surface"));
+    free(v.pieces);
+}
+
 TEST(without_bytes) {
     static const entry more[] = {{"a", -1, 1}, {"b", -2, 1}, {MARK, -3, 1}};
     vocabulary v = make_vocabulary(more, COUNT(more), 0);
@@ -770,6 +845,222 @@ TEST(plain_space_in_a_piece) {
     ENCODES(t, "a b", FIRST + 1, FIRST, FIRST + 1, FIRST + 5);
     DECODES(t, "aa b", FIRST, FIRST + 2);
     ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* ---- what a file says about texts ---- */
+
+static void put_id(bytes *b, const char *name, uint32_t id) {
+    char key[64];
+    snprintf(key, sizeof key, "tokenizer.ggml.%s", name);
+    gguf_key(b, key, 4);
+    put_uint(b, id, 4);
+}
+
+static void put_flag(bytes *b, const char *name, int flag) {
+    char key[64];
+    snprintf(key, sizeof key, "tokenizer.ggml.%s", name);
+    gguf_key(b, key, 7);
+    put_uint(b, (uint64_t)flag, 1);
+}
+
+/* "ab" with these flags is ab, with bos and eos around it where there is one to be. */
+static int adds(const ml_tokenizer *t, int flags, int bos, int eos) {
+    encoded e = encode(t, "ab", 2, flags), plain = encode(t, "ab", 2, 0);
+    int right = e.n == plain.n + (size_t) !!bos + (size_t) !!eos && (!bos || e.ids[0] == t->bos) &&
+                (!eos || e.ids[e.n - 1] == t->eos) &&
+                memcmp(e.ids + !!bos, plain.ids, plain.n * sizeof *e.ids) == 0;
+    free(e.work);
+    free(plain.work);
+    return right;
+}
+
+TEST(flags_of_the_file_are_obeyed) {
+    vocabulary v = small_vocabulary();
+    for (int how = 0; how < 4; how++) {
+        bytes more = {NULL, 0, 0};
+        put_flag(&more, "add_bos_token", how & 1);
+        put_flag(&more, "add_eos_token", how >> 1);
+        ml_tokenizer *t = load_and_free(write_gguf_with(&v, 0, 2, more));
+        REQUIRE(t);
+        CHECK(t->bos == 1 && t->eos == 2 && t->adds_bos == (how & 1) && t->adds_eos == how >> 1);
+        CHECK(adds(t, ML_ADD_SPECIAL, how & 1, how >> 1) && adds(t, 0, 0, 0));
+        CHECK(adds(t, ML_ADD_BOS, 1, 0) && adds(t, ML_ADD_EOS, 0, 1));  /* asked for explicitly */
+        CHECK(adds(t, ML_ADD_SPECIAL | ML_ADD_BOS | ML_ADD_EOS, 1, 1)); /* and never twice */
+        ml_tokenizer_free(t);
+    }
+    free(v.pieces);
+}
+
+static int has_ends(const ml_tokenizer *t, const int32_t *ids, int n) {
+    return t && t->n_ends == n && memcmp(t->ends, ids, (size_t)n * sizeof *ids) == 0;
+}
+
+TEST(several_ids_end_a_text) {
+    static const int32_t named[] = {2, FIRST, FIRST + 1, FIRST + 2}, listed[] = {5, 2},
+                         most[] = {2, 10, 11, 12, 13, 14, 15, 16};
+    vocabulary v = small_vocabulary();
+    bytes more = {NULL, 0, 0};
+    put_id(&more, "eot_token_id", FIRST);
+    put_id(&more, "eom_token_id", FIRST + 1);
+    put_list(&more, "tokenizer.ggml.eos_token_ids", 5,
+             4); /* one of them a second time, two that do not exist */
+    put_uint(&more, 2, 4), put_uint(&more, FIRST + 2, 4), put_uint(&more, (uint64_t)v.n, 4),
+        put_uint(&more, ~0u, 4);
+    ml_tokenizer *t = load_and_free(write_gguf_with(&v, 0, 3, more));
+    CHECK(t && t->eos == 2 && has_ends(t, named, 4));
+    ml_tokenizer_free(t);
+    memset(&more, 0, sizeof more);
+    put_list(&more, "tokenizer.ggml.eos_token_id", 4, 2); /* a list where others have a number */
+    put_uint(&more, 5, 4), put_uint(&more, 2, 4);
+    put_id(&more, "eot_token_id", (uint32_t)v.n); /* outside */
+    t = load_and_free(write_gguf_with(&v, NO_IDS, 2, more));
+    CHECK(t && t->eos == 5 && has_ends(t, listed, 2));
+    ml_tokenizer_free(t);
+    memset(&more, 0, sizeof more);
+    put_list(&more, "tokenizer.ggml.eos_token_ids", 4, 20); /* the first eight count */
+    for (uint64_t i = 0; i < 20; i++) put_uint(&more, 10 + i, 4);
+    t = load_and_free(write_gguf_with(&v, 0, 1, more));
+    CHECK(has_ends(t, most, ML_MAX_ENDS));
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* Written with --bos_id=-1 or its like: nothing is invented in its place. */
+TEST(without_bos) {
+    vocabulary v = small_vocabulary();
+    bytes more = {NULL, 0, 0};
+    int32_t work[256];
+    ml_tokens tokens;
+    ml_tokenizer *t[5];
+    v.bos = -1;
+    t[0] = load_vocabulary(&v);
+    t[1] = load_and_free(write_gguf(&v, 0)); /* 0xffffffff */
+    put_flag(&more, "add_bos_token", 0);
+    t[2] = load_and_free(write_gguf_with(&v, NO_IDS, 1, more));
+    v.pieces[1].text = "</s>", v.pieces[2].text = "<pad>"; /* id 1, the default, is eos */
+    v.eos = 1;
+    t[3] = load_vocabulary(&v);
+    memset(&more, 0, sizeof more);
+    put_id(&more, "eos_token_id", 1);
+    t[4] = load_and_free(write_gguf_with(&v, NO_IDS, 1, more));
+    for (int i = 0; i < 5; i++) {
+        REQUIRE(t[i]);
+        CHECK(t[i]->bos == -1 && !t[i]->adds_bos && t[i]->eos == (i < 3 ? 2 : 1));
+        CHECK(adds(t[i], ML_ADD_SPECIAL, 0, 0) && adds(t[i], ML_ADD_EOS, 0, 1));
+        CHECK(encode_into(work, sizeof work, t[i], "ab", 2, ML_ADD_BOS, &tokens) == ML_ERROR_ARGUMENT);
+        ml_tokenizer_free(t[i]);
+    }
+    v.pieces[1].text = "the", v.pieces[1].kind = 1; /* or a word */
+    v.pieces[2].text = "dog", v.pieces[2].kind = 1;
+    t[0] = load_and_free(write_gguf(&v, NO_IDS));
+    CHECK(t[0] && t[0]->bos == -1 && t[0]->eos == -1 && t[0]->unknown == 0 && !t[0]->n_ends);
+    ml_tokenizer_free(t[0]);
+    v.pieces[1].text = "<s>"; /* a word to SentencePiece, but the usual name */
+    t[0] = load_and_free(write_gguf(&v, NO_IDS));
+    CHECK(t[0] && t[0]->bos == 1 && t[0]->eos == -1);
+    ml_tokenizer_free(t[0]);
+    free(v.pieces);
+}
+
+/* ---- saving ---- */
+
+/* A model of one small layer for this vocabulary. */
+static ml_model *model_for(ml_tokenizer *t) {
+    ml_model_create_desc desc;
+    ml_random random;
+    ml_model *model = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.config.dim = 16, desc.config.hidden_dim = 16, desc.config.n_layers = 1, desc.config.n_heads = 1;
+    desc.config.max_seq_len = 8, desc.config.vocab_size = t->n_pieces;
+    ml_random_seed(&random, 1);
+    desc.random = &random;
+    if (ml_model_create(&desc, &model, &failure) || ml_model_set_tokenizer(model, t, &failure)) exit(2);
+    return model;
+}
+
+/* The key's number; -1 where it has none, -2 where it is false. */
+static int64_t saved_value(const ml_archive *archive, const char *key) {
+    const ml_value *value = ml_archive_find_value(archive, key);
+    return !value ? -1 : value->kind == ML_VALUE_BOOL && !value->i ? -2 : value->i;
+}
+
+/* Only what the tokenizer has is written, and it is the same when it is loaded again. */
+TEST(saving_invents_nothing) {
+    static const int32_t ends[] = {2, FIRST, FIRST + 1};
+    vocabulary v = small_vocabulary();
+    bytes more = {NULL, 0, 0};
+    ml_archive *archive = NULL;
+    ml_model *model, *again = NULL;
+    v.bos = v.padding = -1;
+    put_id(&more, "eot_token_id", FIRST);
+    put_id(&more, "eom_token_id", FIRST + 1);
+    model = model_for(load_and_free(write_gguf_with(&v, 0, 2, more)));
+    REQUIRE(ml_model_save(model, in_folder("without.gguf"), NULL, &failure) == ML_OK);
+    ml_model_free(model);
+    REQUIRE(ml_archive_load(in_folder("without.gguf"), NULL, &archive, &failure) == ML_OK);
+    CHECK(saved_value(archive, "tokenizer.ggml.bos_token_id") == -1);
+    CHECK(saved_value(archive, "tokenizer.ggml.padding_token_id") == -1);
+    CHECK(saved_value(archive, "tokenizer.ggml.add_bos_token") == -2);
+    CHECK(saved_value(archive, "tokenizer.ggml.eos_token_id") == 2);
+    CHECK(saved_value(archive, "tokenizer.ggml.eot_token_id") == FIRST);
+    CHECK(saved_value(archive, "tokenizer.ggml.eom_token_id") == FIRST + 1);
+    ml_archive_free(archive);
+    REQUIRE(ml_model_load(in_folder("without.gguf"), NULL, &again, &failure) == ML_OK);
+    CHECK(again->tokenizer->bos == -1 && !again->tokenizer->adds_bos && has_ends(again->tokenizer, ends, 3));
+    CHECK(again->tokenizer->padding == 3); /* byte 0, as before */
+    ml_model_free(again);
+    v.bos = 1, v.padding = 2;
+    model = model_for(load_vocabulary(&v));
+    REQUIRE(ml_model_save(model, in_folder("with.gguf"), NULL, &failure) == ML_OK);
+    ml_model_free(model);
+    REQUIRE(ml_archive_load(in_folder("with.gguf"), NULL, &archive, &failure) == ML_OK);
+    CHECK(saved_value(archive, "tokenizer.ggml.bos_token_id") == 1);
+    CHECK(saved_value(archive, "tokenizer.ggml.padding_token_id") == 2);
+    CHECK(saved_value(archive, "tokenizer.ggml.add_bos_token") == 1);
+    CHECK(saved_value(archive, "tokenizer.ggml.eot_token_id") == -1);
+    ml_archive_free(archive);
+    free(v.pieces);
+}
+
+/* Hugging Face's files beside tokenizer.model. One that cannot be read changes nothing. */
+TEST(hugging_faces_files) {
+    static const int32_t plain[] = {2}, all[] = {2, FIRST, FIRST + 1};
+    static const struct {
+        const char *generation, *tokenizer;
+        int adds_bos, adds_eos, n_ends;
+    } cases[] = {
+        {"{\"eos_token_id\": 2}", "{\"add_bos_token\": true, \"add_eos_token\": false}", 1, 0, 1},
+        {"{\"eos_token_id\": null}", "{\"add_bos_token\": null, \"add_eos_token\": true}", 1, 1, 1},
+        {"{\"eos_token_id\": [259, 260], ", "{add_bos_token: false}", 1, 0, 1},
+        {"{\"eos_token_id\": [259, 2, 260, 99999, -1]}", "{\"add_bos_token\": false}", 0, 0, 3},
+    };
+    vocabulary v = small_vocabulary();
+    ml_save_desc save;
+    bytes file = write_model(&v);
+    ml_model *model = model_for(load_vocabulary(&v)), *loaded = NULL;
+    memset(&save, 0, sizeof save);
+    save.format = ML_SAFETENSORS;
+    REQUIRE(ml_model_save(model, in_folder("model.safetensors"), &save, &failure) == ML_OK);
+    ml_model_free(model);
+    write_file(in_folder("tokenizer.model"), file.data, file.size);
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        write_file(in_folder("generation_config.json"), cases[i].generation, strlen(cases[i].generation));
+        write_file(in_folder("tokenizer_config.json"), cases[i].tokenizer, strlen(cases[i].tokenizer));
+        REQUIRE(ml_model_load(in_folder("model.safetensors"), NULL, &loaded, &failure) == ML_OK);
+        const ml_tokenizer *t = loaded->tokenizer;
+        REQUIRE(t);
+        CHECK(t->adds_bos == cases[i].adds_bos && t->adds_eos == cases[i].adds_eos);
+        CHECK(has_ends(t, cases[i].n_ends > 1 ? all : plain, cases[i].n_ends));
+        if (cases[i].n_ends == 3) /* config.json then has the list, and needs no other file */
+            CHECK(ml_model_save(loaded, in_folder("again.safetensors"), &save, &failure) == ML_OK);
+        ml_model_free(loaded);
+    }
+    CHECK(remove(in_folder("generation_config.json")) == 0);
+    REQUIRE(ml_model_load(in_folder("again.safetensors"), NULL, &loaded, &failure) == ML_OK);
+    CHECK(has_ends(loaded->tokenizer, all, 3));
+    ml_model_free(loaded);
+    free(file.data);
     free(v.pieces);
 }
 
@@ -944,7 +1235,7 @@ TEST(model_specs) {
     CHECK(refused(b, ML_ERROR_FORMAT, "corrupt"));
     b.data = NULL, b.size = b.capacity = 0;
     put(&b, "{\"model\": 1}", 12);
-    CHECK(refused(b, ML_ERROR_FORMAT, "no tokenizer"));
+    CHECK(refused(b, ML_ERROR_UNSUPPORTED, "tokenizer.json"));
     free(v.pieces);
 }
 
@@ -994,6 +1285,82 @@ TEST(colliding_pieces) {
     v.n = 203;
     ml_tokenizer_free(load_and_free(write_model(&v)));
     CHECK(failure.code == ML_OK);
+    free(v.pieces);
+}
+
+/* Lists of numbers of any size are read, as are files without scores. */
+TEST(lists_of_other_types) {
+    static const struct {
+        int type, size, is_float; /* GGUF's number */
+    } types[] = {{0, 1, 0}, {1, 1, 0}, {2, 2, 0}, {3, 2, 0}, {4, 4, 0}, {10, 8, 0}, {11, 8, 0}, {12, 8, 1}};
+    vocabulary v = small_vocabulary();
+    for (size_t k = 0; k < COUNT(types); k++) {
+        bytes more = {NULL, 0, 0};
+        ml_tokenizer *t;
+        if (!types[k].is_float) {
+            put_list(&more, "tokenizer.ggml.token_type", (uint32_t)types[k].type, (uint64_t)v.n);
+            for (int i = 0; i < v.n; i++) put_uint(&more, (uint64_t)v.pieces[i].kind, types[k].size);
+        }
+        put_list(&more, "tokenizer.ggml.scores", (uint32_t)types[k].type, (uint64_t)v.n);
+        for (int i = 0; i < v.n; i++) {
+            double score = (double)v.pieces[i].score;
+            uint64_t bits = (uint64_t)i % 100;
+            if (types[k].is_float) memcpy(&bits, &score, 8);
+            put_uint(&more, bits, types[k].size);
+        }
+        t = load_and_free(write_gguf_with(&v, types[k].is_float ? NO_SCORES : NO_SCORES | NO_KINDS,
+                                          types[k].is_float ? 1 : 2, more));
+        REQUIRE(t);
+        for (int i = 0; i < v.n; i++) {
+            float score, expected = types[k].is_float ? v.pieces[i].score : (float)(i % 100);
+            ml_piece_kind kind;
+            ml_tokenizer_piece(t, i, NULL, &score, &kind);
+            CHECK(score == expected && (int)kind == v.pieces[i].kind);
+        }
+        ml_tokenizer_free(t);
+    }
+    bytes more = {NULL, 0, 0};
+    put_list(&more, "tokenizer.ggml.scores", 12, (uint64_t)v.n); /* beyond the floats */
+    for (int i = 0; i < v.n; i++) put_uint(&more, 0x7fe0000000000000u, 8);
+    ml_tokenizer *t = load_and_free(write_gguf_with(&v, NO_SCORES, 1, more));
+    float score = 0;
+    CHECK(t && ml_tokenizer_piece(t, FIRST, NULL, &score, NULL) && score > 3e38f && score < HUGE_VALF);
+    ml_tokenizer_free(t);
+    memset(&more, 0, sizeof more);
+    put_list(&more, "tokenizer.ggml.token_type", 6, (uint64_t)v.n); /* floats are no kinds */
+    for (int i = 0; i < v.n; i++) put_f32(&more, 1);
+    CHECK(refused(write_gguf_with(&v, NO_KINDS, 1, more), ML_ERROR_FORMAT, "integers"));
+    t = load_and_free(write_gguf(&v, NO_SCORES)); /* all are equal: the leftmost pair is merged first */
+    REQUIRE(t);
+    ENCODES(t, "cabc", FIRST + 8, FIRST + 11, FIRST + 3);
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
+/* Tokenizers that are known, and not read: the error says which one it is, and what to give instead. */
+TEST(other_tokenizers_are_named) {
+    static const struct {
+        const char *text, *word;
+    } files[] = {
+        {"{\"version\": \"1.0\", \"model\": {\"type\": \"BPE\"}}", "tokenizer.json"},
+        {"\xEF\xBB\xBF\r\n  {\"version\": \"1.0\"}", "tokenizer.json"},
+        {"IQ== 0\nIg== 1\nIw== 2\n", "tiktoken"},
+        {"aW5n 0\r\n", "tiktoken"},
+    };
+    vocabulary v = small_vocabulary();
+    for (size_t i = 0; i < COUNT(files); i++) {
+        bytes b = {NULL, 0, 0};
+        ml_tokenizer *t;
+        put(&b, files[i].text, strlen(files[i].text));
+        write_file(in_folder("other"), b.data, b.size);
+        CHECK(ml_tokenizer_load(in_folder("other"), NULL, &t, &failure) == ML_ERROR_UNSUPPORTED && !t);
+        CHECK(strstr(failure.text, files[i].word) && strstr(failure.text, "llama2.c's .bin"));
+        CHECK(refused(b, ML_ERROR_UNSUPPORTED, files[i].word));
+    }
+    CHECK(refused(write_gguf(&v, WRONG_MODEL), ML_ERROR_UNSUPPORTED, "\"gpt2\" (byte-level BPE"));
+    bytes words = {NULL, 0, 0};
+    put(&words, "Once upon 1 time", 16);
+    CHECK(refused(words, ML_ERROR_FORMAT, "no tokenizer"));
     free(v.pieces);
 }
 
@@ -1255,6 +1622,7 @@ TEST(real_text) {
 }
 
 int main(void) {
+    if (!folder_begin("tokenizer")) return 2;
     RUN(known_ids);
     RUN(a_pair_that_is_gone_is_not_merged);
     RUN(decoding);
@@ -1263,17 +1631,26 @@ int main(void) {
     RUN(equals_plain_merging);
     RUN(anything_is_restored);
     RUN(extra_spaces_removed);
+    RUN(texts_begin_as_sentencepieces);
+    RUN(unk_surface);
     RUN(without_bytes);
     RUN(user_defined);
     RUN(unused);
     RUN(no_piece_for_space);
     RUN(plain_space_in_a_piece);
+    RUN(flags_of_the_file_are_obeyed);
+    RUN(several_ids_end_a_text);
+    RUN(without_bos);
+    RUN(saving_invents_nothing);
+    RUN(hugging_faces_files);
     RUN(damaged_files);
     RUN(wrong_vocabularies);
     RUN(infinite_scores);
     RUN(model_specs);
     RUN(sizes_beyond_limits);
     RUN(colliding_pieces);
+    RUN(lists_of_other_types);
+    RUN(other_tokenizers_are_named);
     RUN(out_of_memory);
     RUN(from_an_arena);
     RUN(a_megabyte);
@@ -1282,5 +1659,6 @@ int main(void) {
     RUN(reference_tok512_bin);
     RUN(reference_tok512_gguf);
     RUN(real_text);
+    CHECK(folder_end());
     return test_report("tokenizer");
 }

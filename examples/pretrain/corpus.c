@@ -41,7 +41,7 @@ static int add_text(corpus *to, const ml_tokenizer *tokenizer, const char *text,
     while (text < end && is_space(end[-1])) end--;
     if (text == end) return 1;
     size_t n = (size_t)(end - text);
-    ml_encode_desc desc = {text, n, ML_ADD_BOS, malloc(ml_tokenizer_encode_size(n)),
+    ml_encode_desc desc = {text, n, ML_ADD_SPECIAL, malloc(ml_tokenizer_encode_size(n)),
                            ml_tokenizer_encode_size(n)};
     ml_tokens tokens;
     ml_error error;

@@ -102,14 +102,14 @@ static int prompt_reference(sentiment *s, const reviews *set, const char *what) 
 
 /* ---- mode llama: a text, and each label after it ---- */
 
-/* The ids of bos, text and label; the caller frees them. */
+/* The ids of text and label, with the bos that the tokenizer asks for; the caller frees them. */
 static int32_t *encode_with_label(const sentiment *s, const char *prompt, int label, int *n) {
     const char *name = s->labels.name[label];
     buffer whole = {0};
     int32_t *ids = NULL;
     if (buffer_append(&whole, prompt, strlen(prompt)) && buffer_append(&whole, " ", 1) &&
         buffer_append(&whole, name, strlen(name)))
-        ids = encode(s->model->tokenizer, whole.bytes, ML_ADD_BOS, n);
+        ids = encode(s->model->tokenizer, whole.bytes, ML_ADD_SPECIAL, n);
     else
         no_memory("a text");
     buffer_free(&whole);

@@ -219,7 +219,7 @@ int reviews_encode(reviews *all, const ml_tokenizer *tokenizer, const char *suff
         size_t size = strlen(all->rows[i].sentence) + strlen(suffix);
         char *text = (char *)malloc(size + 1);
         void *work = malloc(ml_tokenizer_encode_size(size));
-        ml_encode_desc room = {text, 0, ML_ADD_BOS, work, ml_tokenizer_encode_size(size)};
+        ml_encode_desc room = {text, 0, ML_ADD_SPECIAL, work, ml_tokenizer_encode_size(size)};
         int is_cut = 0;
         int ok = text && work ? encode_row(&all->rows[i], tokenizer, suffix, most, &room, &is_cut)
                               : no_memory("a row");
