@@ -7453,7 +7453,7 @@ static const char *mli_gguf_type_name(mli_archive *archive, uint32_t number) {
         "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
     char text[24];
     if (number < MLI_COUNT(names)) return names[number];
-    mli_format(text, sizeof text, "type %l", (int64_t)number);
+    mli_format(text, sizeof text, "%l", (int64_t)number);
     return mli_keep_name(archive, text, strlen(text));
 }
 
