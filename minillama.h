@@ -736,9 +736,10 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
 
 #define ML_MAX_DIMS 8
 typedef struct ml_array {
-    const char *name;      /* zero-terminated */
-    ml_type type;          /* ML_TYPE_NONE: a kind of number that no weight is made of; it cannot be read */
-    const char *type_name; /* ml_type_name(type); for ML_TYPE_NONE as the file calls it: "C64", "ComplexFloat" */
+    const char *name; /* zero-terminated */
+    ml_type type;     /* ML_TYPE_NONE: a kind of number that no weight is made of; it cannot be read */
+    const char
+        *type_name; /* ml_type_name(type); for ML_TYPE_NONE as the file calls it: "C64", "ComplexFloat" */
     int n_dims;
     int64_t shape[ML_MAX_DIMS];  /* outermost first */
     int64_t stride[ML_MAX_DIMS]; /* in elements; arrays of quantized types are always contiguous */
@@ -5379,7 +5380,8 @@ static size_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
 }
 
 /* The array's bytes are at base + offset in the file, if they are in it. */
-static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uint64_t offset, uint64_t bytes) {
+static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uint64_t offset,
+                         uint64_t bytes) {
     size_t left = archive->size - base;
     if (offset > left || bytes > left - offset)
         mli_cut_short(archive, array->name, offset > left ? offset : base + offset + bytes);
@@ -6142,8 +6144,8 @@ typedef enum mli_node_kind {
     MLI_NODE_STRING,
     MLI_NODE_TUPLE,
     MLI_NODE_LIST,
-    MLI_NODE_DICT,      /* children: key, value, key, value, ... */
-    MLI_NODE_OPAQUE,    /* of a class as.s; children: a tuple of arguments, lists and dicts of items, its state */
+    MLI_NODE_DICT,   /* children: key, value, key, value, ... */
+    MLI_NODE_OPAQUE, /* of a class as.s; children: a tuple of arguments, lists and dicts of items, its state */
     MLI_NODE_GLOBAL,    /* a class or function as.s */
     MLI_NODE_STORAGE,   /* children: "storage", type, key, device, number of elements, view */
     MLI_NODE_TENSOR,    /* children: storage, offset, shape, stride, ... */
@@ -6176,7 +6178,8 @@ typedef struct mli_node {
 typedef struct mli_opcode {
     unsigned char code;
     unsigned char kind; /* mli_node_kind that it makes, or adds to */
-    short n; /* bytes of its operand, -1: a line; or items that it takes from the stack, -1: those above the mark */
+    short
+        n; /* bytes of its operand, -1: a line; or items that it takes from the stack, -1: those above the mark */
     void (*run)(mli_torch *torch);
 } mli_opcode;
 
@@ -6380,7 +6383,8 @@ static void mli_numpy_number(const mli_torch *torch, const mli_node *const *arg,
         return; /* big-endian */
     if (code[0]->kind != MLI_NODE_STRING || code[0]->length != 2) return;
     int kind = code[0]->as.s[0], size = code[0]->as.s[1] - '0';
-    if ((size != 1 && size != 2 && size != 4 && size != 8) || !mli_bytes_uint(torch, arg[1], (size_t)size, &bits))
+    if ((size != 1 && size != 2 && size != 4 && size != 8) ||
+        !mli_bytes_uint(torch, arg[1], (size_t)size, &bits))
         return;
     if (kind != 'i' && kind != 'u' && kind != 'b' && (kind != 'f' || size == 1)) return;
     *made = mli_opaque(NULL, 0);
@@ -6447,12 +6451,14 @@ static size_t mli_storage_row(const mli_node *type, const char **name, size_t *l
     size_t row = MLI_COUNT(mli_dtypes), begin = type->length;
     *name = NULL;
     *length = 0;
-    if (type->kind != MLI_NODE_GLOBAL || begin < n || memcmp(type->as.s + begin - n, "Storage", n) != 0) return 0;
+    if (type->kind != MLI_NODE_GLOBAL || begin < n || memcmp(type->as.s + begin - n, "Storage", n) != 0)
+        return 0;
     while (begin > 0 && type->as.s[begin - 1] != '.') begin--;
     *name = type->as.s + begin;
     *length = type->length - begin > n ? type->length - begin - n : 0;
-    while (--row > 0 && (!*mli_dtypes[row].storage || mli_compare_text(*name, *length, mli_dtypes[row].storage,
-                                                                       strlen(mli_dtypes[row].storage)) != 0))
+    while (--row > 0 &&
+           (!*mli_dtypes[row].storage ||
+            mli_compare_text(*name, *length, mli_dtypes[row].storage, strlen(mli_dtypes[row].storage)) != 0))
         continue;
     return row;
 }
@@ -6492,8 +6498,8 @@ static void mli_pickle_build(mli_torch *torch) {
 
 static void mli_pickle_unknown(mli_torch *torch) {
     size_t at = (size_t)(torch->in.p - torch->begin) - 1;
-    mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "%s: instruction %d at byte %z is not known", torch->pickle,
-             (int)torch->begin[at], at);
+    mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "%s: instruction %d at byte %z is not known",
+             torch->pickle, (int)torch->begin[at], at);
 }
 
 static uint64_t mli_pickle_operand(mli_torch *torch) { return mli_read_uint(&torch->in, torch->op->n); }
@@ -6586,7 +6592,8 @@ static void mli_pickle_extend(mli_torch *torch) {
     mli_node *parent = mli_node_at(torch, index);
     if (torch->archive->result) return;
     if (parent->kind == MLI_NODE_OPAQUE) {
-        mli_node *last = &((mli_node *)torch->nodes.items)[parent->last]; /* no reference's: those are others' */
+        mli_node *last =
+            &((mli_node *)torch->nodes.items)[parent->last]; /* no reference's: those are others' */
         if (parent->last && last->kind == torch->op->kind) {
             parent = last;
         } else {
@@ -6800,7 +6807,8 @@ static const mli_opcode mli_opcodes[] = {
 static uint32_t mli_pickle_run(mli_torch *torch, const unsigned char *data, size_t size) {
     unsigned char row[256] = {0}; /* of each code in the table */
     for (size_t i = 1; i < MLI_COUNT(mli_opcodes); i++) row[mli_opcodes[i].code] = (unsigned char)i;
-    if (size > 0x7fffffff) mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "%s is longer than 2 GiB", torch->pickle);
+    if (size > 0x7fffffff)
+        mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "%s is longer than 2 GiB", torch->pickle);
     torch->begin = data;
     torch->in = mli_reader_at(data, 0, size);
     torch->stack.n = torch->memo.n = torch->n_put = 0;
@@ -6890,13 +6898,14 @@ static size_t mli_torch_type(mli_torch *torch, const mli_node *tensor, const mli
     int at = mli_globals[tensor->row].dtype;
     size_t row = arg[0]->row, length, known = MLI_COUNT(mli_dtypes);
     const char *name;
-    if (at && n > at && (arg[at]->kind == MLI_NODE_STRING || arg[at]->kind == MLI_NODE_GLOBAL)) dtype = arg[at];
+    if (at && n > at && (arg[at]->kind == MLI_NODE_STRING || arg[at]->kind == MLI_NODE_GLOBAL))
+        dtype = arg[at];
     if (dtype) {
         size_t skip = dtype->length > 6 && memcmp(dtype->as.s, prefix, 6) == 0 ? 6 : 0;
         name = dtype->as.s + skip;
         length = dtype->length - skip;
-        while (--known > 0 && mli_compare_text(name, length, mli_dtypes[known].name,
-                                               strlen(mli_dtypes[known].name)) != 0)
+        while (--known > 0 &&
+               mli_compare_text(name, length, mli_dtypes[known].name, strlen(mli_dtypes[known].name)) != 0)
             continue;
         row = known;
     } else {
@@ -7020,8 +7029,8 @@ static void mli_torch_scalar(mli_torch *torch, const mli_node *node) {
    together no longer than the first ones: otherwise a small pickle could double at every level. */
 static void mli_torch_enter(mli_torch *torch, mli_node *node, int is_object) {
     if (node->is_in || !node->first || (node->was_in && !torch->visits)) return;
-    mli_frame frame = {mli_node_index(torch, node),      node->first, torch->archive->path_length, 0, is_object,
-                       node->was_in};
+    mli_frame frame = {
+        mli_node_index(torch, node), node->first, torch->archive->path_length, 0, is_object, node->was_in};
     *(mli_frame *)mli_list_add(torch->archive, &torch->frames, sizeof frame) = frame;
     node->is_in = node->was_in = 1;
 }
@@ -7210,7 +7219,8 @@ static void mli_torch_read(mli_torch *torch) {
     if (!range) return;
     mli_torch_need(torch, range, torch->pickle);
     const mli_range *order = mli_torch_entry(torch, "byteorder", NULL, 0);
-    if (order && mli_compare_text((const char *)archive->data + order->begin, order->size, "little", 6) != 0 &&
+    if (order &&
+        mli_compare_text((const char *)archive->data + order->begin, order->size, "little", 6) != 0 &&
         !order->method)
         mli_stop(archive, ML_ERROR_UNSUPPORTED, "its numbers are big-endian");
     uint32_t root = archive->result ? 0 : mli_pickle_run(torch, archive->data + range->begin, range->size);
@@ -7346,7 +7356,8 @@ static void mli_read_torch(mli_archive *archive) {
 }
 
 static void mli_read_torch_legacy(mli_archive *archive) {
-    mli_stop(archive, ML_ERROR_UNSUPPORTED, "a PyTorch file (older format), which this build cannot read: ML_NO_PT");
+    mli_stop(archive, ML_ERROR_UNSUPPORTED,
+             "a PyTorch file (older format), which this build cannot read: ML_NO_PT");
 }
 
 #endif /* ML_NO_PT */
@@ -7393,7 +7404,8 @@ static void mli_gguf_list(mli_archive *archive, mli_reader *in, ml_value *value,
     if (!size && type != MLI_GGUF_STRING && !is_nested && !in->failed)
         mli_stop(archive, ML_ERROR_UNSUPPORTED, "key %s: a list of type %l is not supported", value->name,
                  (int64_t)type);
-    if (n > mli_left(in) / (size ? size : is_nested ? 12 : 8)) in->failed = 1; /* a string has 8 bytes at least */
+    if (n > mli_left(in) / (size ? size : is_nested ? 12 : 8))
+        in->failed = 1; /* a string has 8 bytes at least */
     if (in->failed || archive->result) return;
     const char *begin = (const char *)in->p;
     mli_read_bytes(in, n * size);
@@ -7446,11 +7458,11 @@ static void mli_gguf_pair(mli_archive *archive, mli_reader *in) {
 /* ggml's names of tensor types, for those that ml_type does not have. */
 static const char *mli_gguf_type_name(mli_archive *archive, uint32_t number) {
     static const char *const names[] = {
-        "F32",     "F16",    "Q4_0",    "Q4_1",     "Q4_2",     "Q4_3",     "Q5_0",     "Q5_1",
-        "Q8_0",    "Q8_1",   "Q2_K",    "Q3_K",     "Q4_K",     "Q5_K",     "Q6_K",     "Q8_K",
-        "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",    "IQ4_NL",   "IQ3_S",    "IQ2_S",    "IQ4_XS",
-        "I8",      "I16",    "I32",     "I64",      "F64",      "IQ1_M",    "BF16",     "Q4_0_4_4",
-        "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
+        "F32",      "F16",      "Q4_0",    "Q4_1",  "Q4_2",       "Q4_3",       "Q5_0",       "Q5_1",
+        "Q8_0",     "Q8_1",     "Q2_K",    "Q3_K",  "Q4_K",       "Q5_K",       "Q6_K",       "Q8_K",
+        "IQ2_XXS",  "IQ2_XS",   "IQ3_XXS", "IQ1_S", "IQ4_NL",     "IQ3_S",      "IQ2_S",      "IQ4_XS",
+        "I8",       "I16",      "I32",     "I64",   "F64",        "IQ1_M",      "BF16",       "Q4_0_4_4",
+        "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",   "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
     char text[24];
     if (number < MLI_COUNT(names)) return names[number];
     mli_format(text, sizeof text, "%l", (int64_t)number);

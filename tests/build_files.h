@@ -302,7 +302,7 @@ static bytes legacy_file(const bytes *pickle, size_t n) {
     bytes b;
     memset(&b, 0, sizeof b);
     put_literal(&b, "\x80\2\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19."); /* 0x1950a86a20f9469cfc6c */
-    put_literal(&b, "\x80\2M\xe9\3.");                             /* 1001 */
+    put_literal(&b, "\x80\2M\xe9\3.");                              /* 1001 */
     put_literal(&b, "\x80\2}(");
     pk_text(&b, "protocol_version"), pk_int(&b, 1001);
     pk_text(&b, "little_endian"), put_u8(&b, 0x88);

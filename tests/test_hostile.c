@@ -223,7 +223,9 @@ TEST(pickles_that_are_wrong) {
     REFUSE(PICKLE("\x80\2cm\nA\n)\x81(K\1u."), ML_ERROR_FORMAT, "odd dict");
     REFUSE(PICKLE("\x80\2K\1o."), ML_ERROR_FORMAT, "no mark");
     REFUSE(PICKLE("\x80\2im\nA\n."), ML_ERROR_FORMAT, "no mark");
-    REFUSE(PICKLE("\x80\2K\1" "1."), ML_ERROR_FORMAT, "no mark");
+    REFUSE(PICKLE("\x80\2K\1"
+                  "1."),
+           ML_ERROR_FORMAT, "no mark");
     REFUSE(PICKLE("2."), ML_ERROR_FORMAT, "stack");
     REFUSE(PICKLE("Np999999999999999999999\n."), ML_ERROR_FORMAT, "memo index");
     REFUSE(PICKLE("Np-1\n."), ML_ERROR_FORMAT, "memo index");
@@ -344,13 +346,7 @@ TEST(tensors_outside_of_their_storage) {
         {24, 0, 2, {1ll << 32, 1ll << 32}, {0, 0}, ML_ERROR_FORMAT, "overflows"},
         {24, 0, 2, {3, INT64_MAX}, {1, 2}, ML_ERROR_FORMAT, "overflows"},
         {24, 0, 2, {0, INT64_MAX}, {1, 2}, ML_OK, ""},
-        {24,
-         0,
-         9,
-         {1, 1, 1, 1, 1, 1, 1, 1, 1},
-         {1, 1, 1, 1, 1, 1, 1, 1, 1},
-         ML_OK,
-         ""},
+        {24, 0, 9, {1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1, 1, 1, 1}, ML_OK, ""},
         {25, 0, 1, {1}, {1}, ML_ERROR_FORMAT, "storage of 25 numbers has 96 bytes"},
         {INT64_MAX, 0, 1, {1}, {1}, ML_ERROR_FORMAT, "storage of 9223372036854775807 numbers"},
         {1ll << 62, 0, 1, {1}, {1}, ML_ERROR_FORMAT, "storage of"},

@@ -72,8 +72,7 @@ static void print_array(const ml_array *array, int width) {
 /* How much of the file is only named above. */
 static void print_passed_over(const ml_archive *archive) {
     size_t n_objects = 0, n_arrays = 0;
-    for (size_t i = 0; i < archive->n_values; i++)
-        n_objects += archive->values[i].kind == ML_VALUE_OPAQUE;
+    for (size_t i = 0; i < archive->n_values; i++) n_objects += archive->values[i].kind == ML_VALUE_OPAQUE;
     for (size_t i = 0; i < archive->n_arrays; i++) n_arrays += archive->arrays[i].type == ML_TYPE_NONE;
     if (n_objects) printf("passed over: objects of unknown classes (%zu, <in brackets> above)\n", n_objects);
     if (n_arrays) printf("passed over: tensors of types that are not read (%zu)\n", n_arrays);
