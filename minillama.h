@@ -8262,7 +8262,7 @@ static void mli_drop_ones(mli_loader *loader) {
 static void mli_check_source(mli_loader *loader, const ml_array *array, size_t rows, size_t cols,
                              int is_vector) {
     const int64_t shape[2] = {(int64_t)rows, (int64_t)cols}, *wanted = shape + is_vector;
-    if (is_vector && array->n_dims == 2 && rows == 1) is_vector = 0, wanted = shape;
+    if (is_vector && array->n_dims == 2 && array->shape[0] == 1) is_vector = 0, wanted = shape;
     int n_dims = 2 - is_vector;
     if (array->n_dims != n_dims || memcmp(array->shape, wanted, (size_t)n_dims * sizeof *wanted) != 0) {
         char have[96], want[96];
@@ -9210,8 +9210,10 @@ static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
     const ml_tokenizer *tokenizer = saver->model->tokenizer;
     const ml_head *head = saver->desc.head;
     ml_type type = mli_saved_type(saver, (int)MLI_W1);
-    mli_append_format(writer, "{\n  \"architectures\": [\"LlamaFor%s\"],\n  \"model_type\": \"llama\"",
-                      head ? "SequenceClassification" : "CausalLM");
+    mli_append_format(writer, "{\n  \"architectures\": [\"Llama%s\"],\n  \"model_type\": \"llama\"",
+                      head                           ? "ForSequenceClassification"
+                      : mli_has_output(saver->model) ? "ForCausalLM"
+                                                     : "Model");
     for (size_t i = 0; i < MLI_COUNT(order); i++) {
         mli_append_json_field(writer, order[i], "");
         mli_append_decimal(writer, *mli_field_int(&c, order[i]));

@@ -439,6 +439,80 @@ TEST(no_output) {
     ml_model_free(model);
 }
 
+/* Hidden states, embeddings and heads are those of the same model with an output layer; nothing gives logits. */
+TEST(no_output_calls) {
+    static const int32_t ids[] = {1, 4, 2, 3};
+    static const int32_t labels[] = {1};
+    ml_batch batch = {ids, 4, NULL, 0, NULL, labels, 0};
+    float hidden[2][4 * 8], embedding[2][8], log_probs[2][3], logits[4 * 5];
+    int pass;
+    for (pass = 0; pass < 2; pass++) {
+        ml_model *model = NULL;
+        ml_session *session = NULL;
+        ml_head *head = NULL;
+        ml_head_create_desc top;
+        ml_model_load_desc how = no_desc();
+        ml_outputs out;
+        ml_error error;
+        ml_random random;
+        const float *last = NULL;
+        ml_result expected = pass ? ML_ERROR_UNSUPPORTED : ML_OK;
+        memset(&top, 0, sizeof top);
+        memset(&out, 0, sizeof out);
+        ml_random_seed(&random, 1);
+        top.n_classes = 3, top.random = &random;
+        how.type = ML_F32;
+        current = no_change();
+        current.desc = &how;
+        if (pass) current.without = "lm_head.weight";
+        REQUIRE(load_current(&model, &error) == ML_OK);
+        REQUIRE(ml_session_new(model, NULL, &session, &error) == ML_OK);
+        REQUIRE(ml_head_create(model, &top, &head, &error) == ML_OK);
+        out.hidden = hidden[pass];
+        CHECK(ml_session_eval_batch(session, &batch, &out, &error) == ML_OK);
+        CHECK(ml_session_embed(session, &batch, NULL, embedding[pass], &error) == ML_OK);
+        CHECK(ml_head_eval(head, session, &batch, log_probs[pass], &error) == ML_OK);
+        CHECK(ml_session_eval(session, ids, 4, NULL, &error) == ML_OK && session->length == 4);
+
+        CHECK(ml_session_eval(session, ids, 1, &last, &error) == expected);
+        CHECK(!pass || (contains(&error, "no output layer") && session->length == 4));
+        out.logits = logits;
+        CHECK(ml_session_eval_batch(session, &batch, &out, &error) == expected);
+        ml_generate_desc generate;
+        memset(&generate, 0, sizeof generate);
+        generate.prompt_ids.ids = ids, generate.prompt_ids.n = 4;
+        generate.max_new_tokens = 1;
+        if (pass) CHECK(ml_session_generate(session, &generate, NULL, &error) == expected);
+        ml_likelihood_desc continuation;
+        ml_likelihood likelihood;
+        memset(&continuation, 0, sizeof continuation);
+        continuation.context_ids.ids = ids, continuation.context_ids.n = 2;
+        continuation.continuation_ids.ids = ids + 2, continuation.continuation_ids.n = 2;
+        CHECK(ml_session_likelihood(session, &continuation, &likelihood, &error) == expected);
+#ifndef ML_NO_TRAINING
+        ml_trainer_desc train;
+        ml_trainer *trainer = NULL;
+        float loss;
+        memset(&train, 0, sizeof train);
+        train.max_tokens = 8, train.adamw.lr = 1e-3f;
+        CHECK(ml_trainer_new(model, &train, &trainer, &error) == expected);
+        CHECK(!pass || contains(&error, "no output layer"));
+        ml_trainer_free(trainer);
+        train.head = head;
+        CHECK(ml_trainer_new(model, &train, &trainer, &error) == ML_OK);
+        if (trainer) CHECK(ml_trainer_backward(trainer, &batch, NULL, &loss, &error) == ML_OK);
+        if (trainer) CHECK(trainer->n_parameters == model->n_parameters - (pass ? 0 : 40) + 3 * 8 + 3);
+        ml_trainer_free(trainer);
+#endif
+        ml_session_free(session);
+        ml_head_free(head);
+        ml_model_free(model);
+    }
+    CHECK(memcmp(hidden[0], hidden[1], sizeof hidden[0]) == 0);
+    CHECK(memcmp(embedding[0], embedding[1], sizeof embedding[0]) == 0);
+    CHECK(memcmp(log_probs[0], log_probs[1], sizeof log_probs[0]) == 0);
+}
+
 /* The embedding, and the output matrix, may have more rows than the configuration says. */
 TEST(more_rows) {
     ml_model *model = NULL;
@@ -1676,6 +1750,7 @@ int main(void) {
     RUN(hf_json);
     RUN(masks);
     RUN(no_output);
+    RUN(no_output_calls);
     RUN(more_rows);
     RUN(params_json);
     RUN(gguf_dimensions);
