@@ -1321,6 +1321,48 @@ TEST(tokenizers) {
     free_bytes(&file), free_bytes(&tokenizer), free_bytes(&large), free_bytes(&fitting);
 }
 
+/* Whatever is wrong with a file, the sentence begins with its path, or has it; of a long one it has the end. */
+TEST(errors_name_the_file) {
+    char deep[600], path[900], command[1000];
+    ml_model *model = NULL;
+    ml_tokenizer *tokenizer = NULL;
+    ml_archive *archive = NULL;
+    ml_model_load_desc desc = no_desc();
+    ml_error error;
+    bytes file, large = build_tokenizer(7);
+    size_t i;
+    gguf_with("llama.block_count", 11, NULL, 0, 1000);
+    file = build_gguf(&gguf_current);
+    snprintf(path, sizeof path, "%s", in_folder("wrong.gguf"));
+    write_file(path, file.data, file.size);
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_ERROR_MISMATCH);
+    CHECK(strncmp(error.text, path, strlen(path)) == 0 && contains(&error, ": tensor blk.2."));
+    CHECK(ml_model_load("no/such/model", NULL, &model, &error) == ML_ERROR_FILE);
+    CHECK(strncmp(error.text, "no/such/model cannot be opened", 30) == 0); /* and not twice */
+    free_bytes(&file);
+    gguf_with(NULL, 0, NULL, 0, 0);
+    file = build_gguf(&gguf_current);
+    write_file(path, file.data, file.size);
+    desc.tokenizer_data = large.data, desc.tokenizer_size = large.size;
+    CHECK(ml_model_load(path, &desc, &model, &error) == ML_ERROR_MISMATCH);
+    CHECK(strncmp(error.text, path, strlen(path)) == 0 && contains(&error, "7 pieces"));
+    write_file(path, file.data, file.size / 2);
+    CHECK(ml_archive_load(path, NULL, &archive, &error) == ML_ERROR_TRUNCATED && contains(&error, path));
+    CHECK(ml_tokenizer_load(path, NULL, &tokenizer, &error) != ML_OK && contains(&error, path));
+
+    for (i = 0; i < 60; i++) memcpy(deep + 9 * i, "12345678/", 9); /* 540 bytes, in a folder each */
+    memcpy(deep + 540, "\xc3\xa4nd.gguf", 10);
+    snprintf(path, sizeof path, "%s/%s", in_folder("deep"), deep);
+    snprintf(command, sizeof command, "mkdir -p '%.*s'", (int)(strrchr(path, '/') - path), path);
+    REQUIRE(system(command) == 0);
+    write_file(path, "nothing", 7);
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_ERROR_FORMAT && !model);
+    CHECK(strncmp(error.text, "...", 3) == 0 &&
+          contains(&error, "78/\xc3\xa4nd.gguf: not a known model file"));
+    CHECK(contains(&error, "a text file, not a model") && strlen(error.text) == sizeof error.text - 1);
+    free_bytes(&file), free_bytes(&large);
+}
+
 /* A tokenizer in the model's folder is used if it fits, and ignored if not. */
 TEST(tokenizer_beside) {
     char beside[700], model_path[800], tokenizer_path[800];
@@ -1770,6 +1812,7 @@ int main(void) {
     RUN(damaged_files);
     RUN(arguments);
     RUN(tokenizers);
+    RUN(errors_name_the_file);
     RUN(tokenizer_beside);
     RUN(create);
     RUN(create_types);
