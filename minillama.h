@@ -2722,6 +2722,7 @@ static void mli_session_logits(mli_session *s, ml_tensor hidden, size_t begin, s
 
 ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int n, const float **logits,
                                  ml_error *error) {
+    if (logits) *logits = NULL;
     if (!session || !tokens || n < 1)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_eval: nothing to evaluate");
     mli_session *s = session->private_part;
@@ -2758,6 +2759,7 @@ static int mli_common_prefix(const int32_t *a, const int32_t *b, int most) {
 
 ML_DEF ml_result ml_session_keep_prefix(ml_session *session, const ml_tokens *tokens, int *kept,
                                         ml_error *error) {
+    if (kept) *kept = 0;
     if (!session || !tokens || tokens->n < 0 || (!tokens->ids && tokens->n))
         return mli_null(error, "ml_session_keep_prefix");
     int most = MLI_MIN(session->length, tokens->n - 1);
@@ -2885,6 +2887,8 @@ static ml_result mli_session_ids(mli_session *s, size_t at, const char *text, co
 
 ML_DEF ml_result ml_session_encode(ml_session *session, const char *text, int flags, ml_tokens *tokens,
                                    ml_error *error) {
+    const ml_tokens none = {NULL, 0};
+    if (tokens) *tokens = none;
     if (!session || !text || !tokens) return mli_null(error, "ml_session_encode");
     mli_session *s = session->private_part;
     ml_result result = mli_session_ids(s, 0, text, "", flags, tokens, error);
@@ -2969,6 +2973,8 @@ static double mli_score(mli_session *s, int kept, int n_context, int total, floa
 
 ML_DEF ml_result ml_session_likelihood(ml_session *session, const ml_likelihood_desc *desc,
                                        ml_likelihood *likelihood, ml_error *error) {
+    const ml_likelihood nothing = {0, 0};
+    if (likelihood) *likelihood = nothing;
     if (!session || !desc || !likelihood) return mli_null(error, "ml_session_likelihood");
     mli_session *s = session->private_part;
     ml_tokens all = {NULL, 0};
@@ -3637,6 +3643,7 @@ ML_DEF ml_result ml_trainer_size(const ml_model *model, const ml_trainer_desc *d
                                  ml_error *error) {
     mli_trainer plan;
     if (!size) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_size: size is NULL");
+    *size = 0;
     ml_result result = mli_trainer_plan(model, desc, &plan, size, error);
     return result ? result : mli_ok(error);
 }
@@ -4759,6 +4766,8 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
 
 ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc *desc,
                                      ml_generated *generated, ml_error *error) {
+    const ml_generated nothing = {0, 0, ML_STOP_LENGTH};
+    if (generated) *generated = nothing;
     if (!session || !desc) return mli_null(error, "ml_session_generate");
     if (desc->sampler.temperature > 0 && !desc->sampler.random)
         return mli_fail(error, ML_ERROR_ARGUMENT, "a temperature above 0 needs a seeded sampler.random");

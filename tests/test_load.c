@@ -1283,6 +1283,47 @@ static bytes build_tokenizer(int n_pieces) {
     return b;
 }
 
+/* What a call gives through a pointer is nothing when it fails, also when it fails at once. */
+TEST(results_after_failure) {
+    static char bytes_[64];
+    void *const poison = bytes_;
+    ml_error error;
+#define CHECK_NOTHING(type, call)                                                                            \
+    do {                                                                                                     \
+        type *result = (type *)poison;                                                                       \
+        CHECK(call != ML_OK && result == NULL);                                                              \
+    } while (0)
+    CHECK_NOTHING(ml_model, ml_model_load(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_model, ml_model_load_memory(NULL, 0, NULL, &result, &error));
+    CHECK_NOTHING(ml_model, ml_model_create(NULL, &result, &error));
+    CHECK_NOTHING(ml_session, ml_session_new(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_session, ml_session_init(NULL, NULL, bytes_, 64, &result, &error));
+    CHECK_NOTHING(ml_head, ml_head_create(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_head, ml_head_load(NULL, NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_head, ml_head_load_memory(NULL, 0, NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_lora, ml_lora_create(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_lora, ml_lora_load(NULL, NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_lora, ml_lora_load_memory(NULL, 0, NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_archive, ml_archive_load(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_archive, ml_archive_load_memory(NULL, 1, NULL, &result, &error));
+    CHECK_NOTHING(ml_tokenizer, ml_tokenizer_load(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_tokenizer, ml_tokenizer_load_memory(NULL, 1, NULL, &result, &error));
+    CHECK_NOTHING(const float, ml_session_eval(NULL, NULL, 0, &result, &error));
+#ifndef ML_NO_TRAINING
+    CHECK_NOTHING(ml_trainer, ml_trainer_new(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_trainer, ml_trainer_init(NULL, NULL, bytes_, 64, &result, &error));
+#endif
+#undef CHECK_NOTHING
+    ml_generated generated = {7, 7, ML_STOP_END};
+    ml_likelihood likelihood = {7, 7};
+    ml_tokens ids = {(const int32_t *)poison, 7};
+    int kept = 7;
+    CHECK(ml_session_generate(NULL, NULL, &generated, &error) && !generated.n_prompt && !generated.n_new);
+    CHECK(ml_session_likelihood(NULL, NULL, &likelihood, &error) && !likelihood.n_tokens);
+    CHECK(ml_session_keep_prefix(NULL, NULL, &kept, &error) && kept == 0);
+    CHECK(ml_session_encode(NULL, NULL, 0, &ids, &error) && !ids.ids && ids.n == 0);
+}
+
 TEST(tokenizers) {
     bytes file, tokenizer, large = build_tokenizer(7), fitting = build_tokenizer(6);
     ml_model *model = NULL;
@@ -1811,6 +1852,7 @@ int main(void) {
     RUN(out_of_memory);
     RUN(damaged_files);
     RUN(arguments);
+    RUN(results_after_failure);
     RUN(tokenizers);
     RUN(errors_name_the_file);
     RUN(tokenizer_beside);
