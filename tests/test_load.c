@@ -102,6 +102,9 @@ typedef struct change {
     const char *dtype;       /* of all, default F32; else F64 or I64 */
     const char *key, *value; /* this key of config.json has this value */
     const char *prefix;      /* in front of every name */
+    int is_bare;             /* names without "model.", as those of a LlamaModel */
+    const char *in_layer;    /* after every "layers.0." */
+    const char *in_module;   /* before every ".weight" of a layer's */
     const ml_model_load_desc *desc;
 } change;
 
@@ -113,10 +116,24 @@ static change no_change(void) {
 
 static size_t part_count(const part *p) { return (size_t)(p->rows ? p->rows : 1) * (size_t)p->cols; }
 
+/* A name of the model above with the words that the change puts into it. */
+static void hf_name(const change *c, const char *own, char name[160]) {
+    static const char layer[] = "layers.0.", weight[] = ".weight";
+    const char *rest = strstr(own, layer), *end = rest ? strstr(rest, weight) : NULL;
+    size_t skip = c->is_bare && strncmp(own, "model.", 6) == 0 ? 6 : 0;
+    if (!end)
+        snprintf(name, 160, "%s%s", c->prefix ? c->prefix : "", own + skip);
+    else
+        snprintf(name, 160, "%s%.*s%s%.*s%s%s", c->prefix ? c->prefix : "",
+                 (int)(rest + strlen(layer) - own - (ptrdiff_t)skip), own + skip,
+                 c->in_layer ? c->in_layer : "", (int)(end - rest - (ptrdiff_t)strlen(layer)),
+                 rest + strlen(layer), c->in_module ? c->in_module : "", end);
+}
+
 static bytes build_hf(const change *c) {
     part parts[N_PARTS + 1];
     size_t n = 0, i, k, offset = 0, width = c->dtype ? 8 : 4;
-    char entry[256];
+    char entry[512];
     bytes header, file;
     memset(&header, 0, sizeof header);
     memset(&file, 0, sizeof file);
@@ -128,12 +145,12 @@ static bytes build_hf(const change *c) {
     }
     if (c->extra) parts[n].name = c->extra, parts[n].rows = 0, parts[n++].cols = 8;
     for (i = 0; i < n; i++) {
-        char shape[32];
+        char shape[32], name[160];
+        hf_name(c, parts[i].name, name);
         snprintf(shape, sizeof shape, parts[i].rows ? "%d,%d" : "%d",
                  parts[i].rows ? parts[i].rows : parts[i].cols, parts[i].cols);
-        snprintf(entry, sizeof entry,
-                 "%c\"%s%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", i ? ',' : '{',
-                 c->prefix ? c->prefix : "", parts[i].name, c->dtype ? c->dtype : "F32", shape, offset,
+        snprintf(entry, sizeof entry, "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+                 i ? ',' : '{', name, c->dtype ? c->dtype : "F32", shape, offset,
                  offset + part_count(&parts[i]) * width);
         put_text(&header, entry);
         offset += part_count(&parts[i]) * width;
@@ -302,11 +319,72 @@ TEST(hf_refused) {
     CHECK_KEY_REFUSED("num_hidden_layers", "2", ML_ERROR_MISMATCH, "model.layers.1.");
     CHECK_KEY_REFUSED("num_hidden_layers", "2000000000", ML_ERROR_FORMAT, "n_layers");
     CHECK_KEY_REFUSED("rms_norm_eps", "1e39", ML_ERROR_FORMAT, "rms_norm_eps");
-    CHECK_KEY_REFUSED("rms_norm_eps", "NaN", ML_ERROR_FORMAT, "JSON");
+    CHECK_KEY_REFUSED("rms_norm_eps", "NaN", ML_ERROR_FORMAT, "rms_norm_eps");
+    CHECK_KEY_REFUSED("rms_norm_eps", "-Infinity", ML_ERROR_FORMAT, "rms_norm_eps");
+    CHECK_KEY_REFUSED("rms_norm_eps", "infinity", ML_ERROR_FORMAT, "config.json: JSON");
+    CHECK_KEY_REFUSED("partial_rotary_factor", "0.5", ML_ERROR_UNSUPPORTED, "partial_rotary_factor");
+    CHECK_KEY_REFUSED("quantization_config", "{\"quant_method\": \"fp8\"}", ML_ERROR_UNSUPPORTED,
+                      "quant_method");
+    CHECK_KEY_REFUSED("is_causal", "\"no\"", ML_ERROR_FORMAT, "is_causal");
     CHECK_KEY_REFUSED("rms_norm_eps", "\"small\"", ML_ERROR_FORMAT, "rms_norm_eps");
     CHECK_KEY_REFUSED("rope_theta", "-1", ML_ERROR_FORMAT, "rope_theta");
     CHECK_KEY_REFUSED("rope_theta", "0", ML_ERROR_FORMAT, "rope_theta");
     CHECK_KEY_REFUSED("minillama_norm", "\"batch\"", ML_ERROR_UNSUPPORTED, "minillama_norm is batch");
+}
+
+/* What Python's json writes, and what Windows puts in front. Of two equal keys the last one counts. */
+TEST(hf_json) {
+    static const char *const keys[][2] = {{"x", "NaN"},
+                                          {"x", "Infinity"},
+                                          {"x", "[-Infinity, {\"y\": NaN}]"},
+                                          {"hidden_size", "7, \"hidden_size\": 8"},
+                                          {"num_hidden_layers", "1.0"},
+                                          {"head_dim", "4.0"},
+                                          {"rope_theta", "5000"},
+                                          {"x\\u0000y", "[1, {\"z\": 2}]"},
+                                          {"partial_rotary_factor", "1.0"},
+                                          {"quantization_config", "null"},
+                                          {"vocab_size", "-1"},
+                                          {"vocab_size", "3"}};
+    ml_model *model = NULL;
+    ml_error error;
+    ml_model_load_desc desc = no_desc();
+    bytes file, json;
+    size_t i;
+    for (i = 0; i < sizeof keys / sizeof *keys; i++) {
+        model = load_with_key(keys[i][0], keys[i][1]);
+        CHECK(model && model->config.vocab_size == 5);
+        ml_model_free(model);
+    }
+    memset(&json, 0, sizeof json);
+    put_text(&json, "\xef\xbb\xbf{\"label2id\": {\"");
+    for (i = 0; i < 600; i++) put_u8(&json, 'k');
+    put_text(&json, "\": {\"a\": [1, \"b\", null]}}, ");
+    put_text(&json, hf_config + 1);
+    current = no_change();
+    file = build_hf(&current);
+    desc.config_json = json.data;
+    desc.config_json_size = json.size;
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
+    if (!model) printf("%s\n", error.text);
+    ml_model_free(model);
+    free_bytes(&file), free_bytes(&json);
+}
+
+/* Whether a token sees what follows it is said under several names. */
+TEST(masks) {
+    ml_model *model = load_with_key("is_causal", "false");
+    if (model) CHECK(model->config.mask == ML_MASK_FULL);
+    ml_model_free(model);
+    model = load_with_key("is_causal", "true");
+    if (model) CHECK(model->config.mask == ML_MASK_CAUSAL);
+    ml_model_free(model);
+    model = load_with_key("use_bidirectional_attention", "true");
+    if (model) CHECK(model->config.mask == ML_MASK_FULL);
+    ml_model_free(model);
+    model = load_with_key("use_bidirectional_attention", "false");
+    if (model) CHECK(model->config.mask == ML_MASK_CAUSAL);
+    ml_model_free(model);
 }
 
 TEST(tensors_refused) {
@@ -314,16 +392,11 @@ TEST(tensors_refused) {
     for (i = 0; i < N_PARTS; i++) { /* each one missing, each one misshapen */
         current = no_change();
         current.without = hf_parts[i].name;
-        if (i == 2) { /* no separate head: tied */
-            ml_model *model = NULL;
-            CHECK(load_current(&model, NULL) == ML_OK && model->config.tied_output);
-            ml_model_free(model);
-            current.key = "tie_word_embeddings", current.value = "false";
-        }
-        CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, i ? hf_parts[i].name : "token embedding");
+        if (i != 2) /* see no_output */
+            CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, i ? hf_parts[i].name : "token embedding");
         current = no_change();
         current.odd = hf_parts[i].name;
-        current.rows = hf_parts[i].rows + 2, current.cols = hf_parts[i].cols;
+        current.rows = hf_parts[i].rows + (i == 0 || i == 2 ? -2 : 2), current.cols = hf_parts[i].cols;
         CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, hf_parts[i].name);
         CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "shape");
     }
@@ -341,6 +414,120 @@ TEST(tensors_refused) {
     current = no_change();
     current.dtype = "I64";
     CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "type I64");
+}
+
+/* Without an output matrix a model is tied if its configuration says so, and otherwise it has no output layer. */
+TEST(no_output) {
+    ml_model *model = NULL;
+    const ml_tensor *output;
+    int64_t n;
+    current = no_change();
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    n = model->n_parameters;
+    ml_model_free(model);
+    current.without = "lm_head.weight";
+    current.key = "tie_word_embeddings", current.value = "true";
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    CHECK(model->config.tied_output && model->n_parameters == n - 5 * 8);
+    CHECK(tensor_named(model, "output.weight")->data == model->tensors[0].data);
+    ml_model_free(model);
+    current.value = "null";
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    output = tensor_named(model, "output.weight");
+    CHECK(!model->config.tied_output && model->n_parameters == n - 5 * 8);
+    CHECK(!output->data && output->rows == 5 && output->cols == 8);
+    ml_model_free(model);
+}
+
+/* Hidden states, embeddings and heads are those of the same model with an output layer; nothing gives logits. */
+TEST(no_output_calls) {
+    static const int32_t ids[] = {1, 4, 2, 3};
+    static const int32_t labels[] = {1};
+    ml_batch batch = {ids, 4, NULL, 0, NULL, labels, 0};
+    float hidden[2][4 * 8], embedding[2][8], log_probs[2][3], logits[4 * 5];
+    int pass;
+    for (pass = 0; pass < 2; pass++) {
+        ml_model *model = NULL;
+        ml_session *session = NULL;
+        ml_head *head = NULL;
+        ml_head_create_desc top;
+        ml_model_load_desc how = no_desc();
+        ml_outputs out;
+        ml_error error;
+        ml_random random;
+        const float *last = NULL;
+        ml_result expected = pass ? ML_ERROR_UNSUPPORTED : ML_OK;
+        memset(&top, 0, sizeof top);
+        memset(&out, 0, sizeof out);
+        ml_random_seed(&random, 1);
+        top.n_classes = 3, top.random = &random;
+        how.type = ML_F32;
+        current = no_change();
+        current.desc = &how;
+        if (pass) current.without = "lm_head.weight";
+        REQUIRE(load_current(&model, &error) == ML_OK);
+        REQUIRE(ml_session_new(model, NULL, &session, &error) == ML_OK);
+        REQUIRE(ml_head_create(model, &top, &head, &error) == ML_OK);
+        out.hidden = hidden[pass];
+        CHECK(ml_session_eval_batch(session, &batch, &out, &error) == ML_OK);
+        CHECK(ml_session_embed(session, &batch, NULL, embedding[pass], &error) == ML_OK);
+        CHECK(ml_head_eval(head, session, &batch, log_probs[pass], &error) == ML_OK);
+        CHECK(ml_session_eval(session, ids, 4, NULL, &error) == ML_OK && session->length == 4);
+
+        CHECK(ml_session_eval(session, ids, 1, &last, &error) == expected);
+        CHECK(!pass || (contains(&error, "no output layer") && session->length == 4));
+        out.logits = logits;
+        CHECK(ml_session_eval_batch(session, &batch, &out, &error) == expected);
+        ml_generate_desc generate;
+        memset(&generate, 0, sizeof generate);
+        generate.prompt_ids.ids = ids, generate.prompt_ids.n = 4;
+        generate.max_new_tokens = 1;
+        if (pass) CHECK(ml_session_generate(session, &generate, NULL, &error) == expected);
+        ml_likelihood_desc continuation;
+        ml_likelihood likelihood;
+        memset(&continuation, 0, sizeof continuation);
+        continuation.context_ids.ids = ids, continuation.context_ids.n = 2;
+        continuation.continuation_ids.ids = ids + 2, continuation.continuation_ids.n = 2;
+        CHECK(ml_session_likelihood(session, &continuation, &likelihood, &error) == expected);
+#ifndef ML_NO_TRAINING
+        ml_trainer_desc train;
+        ml_trainer *trainer = NULL;
+        float loss;
+        memset(&train, 0, sizeof train);
+        train.max_tokens = 8, train.adamw.lr = 1e-3f;
+        CHECK(ml_trainer_new(model, &train, &trainer, &error) == expected);
+        CHECK(!pass || contains(&error, "no output layer"));
+        ml_trainer_free(trainer);
+        train.head = head;
+        CHECK(ml_trainer_new(model, &train, &trainer, &error) == ML_OK);
+        if (trainer) CHECK(ml_trainer_backward(trainer, &batch, NULL, &loss, &error) == ML_OK);
+        if (trainer) CHECK(trainer->n_parameters == model->n_parameters - (pass ? 0 : 40) + 3 * 8 + 3);
+        ml_trainer_free(trainer);
+#endif
+        ml_session_free(session);
+        ml_head_free(head);
+        ml_model_free(model);
+    }
+    CHECK(memcmp(hidden[0], hidden[1], sizeof hidden[0]) == 0);
+    CHECK(memcmp(embedding[0], embedding[1], sizeof embedding[0]) == 0);
+    CHECK(memcmp(log_probs[0], log_probs[1], sizeof log_probs[0]) == 0);
+}
+
+/* The embedding, and the output matrix, may have more rows than the configuration says. */
+TEST(more_rows) {
+    ml_model *model = NULL;
+    current = no_change();
+    current.odd = "model.embed_tokens.weight", current.rows = 9, current.cols = 8;
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    CHECK(model->config.vocab_size == 5); /* as many as both have */
+    CHECK(element(tensor_named(model, "token_embd.weight"), 4, 7) == 39);
+    ml_model_free(model);
+    current.without = "lm_head.weight";
+    current.key = "tie_word_embeddings", current.value = "true";
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    CHECK(model->config.vocab_size == 9);
+    CHECK(element(tensor_named(model, "token_embd.weight"), 8, 7) == 71);
+    ml_model_free(model);
 }
 
 TEST(doubles_become_floats) {
@@ -368,7 +555,58 @@ TEST(prefixes) {
     }
     current = no_change();
     current.prefix = "nodot";
+    current.is_bare = 1;
     CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "token embedding");
+}
+
+/* Words of wrappers (torch.compile and FSDP of each block, checkpointed activations, PEFT) inside of the names. */
+TEST(wrapper_words) {
+    static const char *const in_layers[] = {"", "_orig_mod.", "_fsdp_wrapped_module.",
+                                            "_checkpoint_wrapped_module.", "module._orig_mod._orig_mod."};
+    static const char *const in_modules[] = {"", "._orig_mod", ".base_layer", "._fsdp_wrapped_module.module"};
+    static const char *const prefixes[] = {"", "module.", "net._forward_module.", "base_model.model."};
+    size_t i, k;
+    for (i = 0; i < sizeof in_layers / sizeof *in_layers; i++)
+        for (k = 0; k < sizeof in_modules / sizeof *in_modules; k++) {
+            ml_model *model = NULL;
+            ml_error error;
+            current = no_change();
+            current.in_layer = in_layers[i];
+            current.in_module = in_modules[k];
+            current.prefix = prefixes[(i + k) % 4];
+            current.is_bare = (int)(i % 2);
+            CHECK(load_current(&model, &error) == ML_OK);
+            if (!model) printf("%s %s: %s\n", in_layers[i], in_modules[k], error.text);
+            if (!model) continue;
+            CHECK(element(tensor_named(model, "blk.0.ffn_up.weight"), 0, 1) == 11001);
+            CHECK(element(tensor_named(model, "blk.0.attn_norm.weight"), 0, 1) == 3001);
+            CHECK(element(tensor_named(model, "output.weight"), 0, 1) == 2001);
+            ml_model_free(model);
+        }
+}
+
+/* A name that is there as it should be counts; of two that are the same without the words, none. */
+TEST(wrapper_words_twice) {
+    ml_model *model = NULL;
+    current = no_change();
+    current.in_layer = "_orig_mod.";
+    current.extra = "module.model.norm.weight";
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    CHECK(element(tensor_named(model, "output_norm.weight"), 0, 1) == 1001);
+    ml_model_free(model);
+    current.extra = "module.model.layers.0.mlp.up_proj.weight";
+    CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "module.model.layers.0._orig_mod.mlp.up_proj.weight");
+    CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "tensors model.layers.0._orig_mod.mlp.up_proj.weight and");
+    current.extra = "model.layers.0.self_attn.q_proj.bias";
+    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "biases");
+    current = no_change();
+    current.without = "model.layers.0.self_attn.v_proj.weight";
+    current.extra = "model.layers.0.self_attn.v_proj.qweight";
+    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "v_proj.qweight: packed");
+    current = no_change();
+    current.in_module = ".base_layer";
+    current.extra = "model.layers.0.self_attn.q_proj.lora_A.default.weight";
+    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "not merged");
 }
 
 /* ---- a synthetic .pt: strides, None, -1 ---- */
@@ -379,6 +617,7 @@ typedef struct pt_change {
     int n_kv_heads; /* 0: None */
     const char *prefix, *wq;
     int untied;
+    int no_args; /* without "model_args" */
 } pt_change;
 
 static void pt_entry(bytes *b, const char *prefix, const char *name, const int64_t *shape,
@@ -434,7 +673,7 @@ static bytes build_pt(const pt_change *c) {
     pt_dense(&b, prefix, "norm.weight", 0, 4, 340);
     pt_dense(&b, prefix, "output.weight", 3, 4, c->untied ? 12 : 0);
     put_u8(&b, 'u');
-    pk_text(&b, "model_args");
+    pk_text(&b, c->no_args ? "more" : "model_args");
     put_text(&b, "}(");
     pk_text(&b, "dim"), pk_int(&b, 4);
     pk_text(&b, "n_layers"), pk_int(&b, 1);
@@ -488,6 +727,49 @@ TEST(pt_defaults) {
     free_bytes(&file);
 }
 
+/* Meta's files have their configuration in params.json, in the words of model_args. */
+TEST(params_json) {
+    static const char params[] =
+        "{\"dim\": 4, \"multiple_of\": 2, \"n_heads\": 2, \"n_layers\": 1, "
+        "\"ffn_dim_multiplier\": 1.3, \"norm_eps\": 3e-05, \"rope_theta\": 500000.0, "
+        "\"vocab_size\": -1}";
+    static const char scaled[] = "{\"dim\": 4, \"n_heads\": 2, \"n_layers\": 1, \"use_scaled_rope\": true}";
+    pt_change c = no_pt_change();
+    ml_model_load_desc desc = no_desc();
+    ml_model *model = NULL;
+    ml_error error;
+    c.no_args = 1;
+    bytes file = build_pt(&c);
+    CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_ERROR_MISMATCH);
+    desc.config_json = params, desc.config_json_size = strlen(params);
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
+    CHECK(model && model->config.n_kv_heads == 2 && model->config.rope_theta == 500000);
+    ml_model_free(model);
+    desc.config_json = scaled, desc.config_json_size = strlen(scaled);
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_ERROR_UNSUPPORTED);
+    CHECK(contains(&error, "params.json.use_scaled_rope") && !model);
+
+    char path[800];
+    snprintf(path, sizeof path, "mkdir -p '%s'", in_folder("meta"));
+    REQUIRE(system(path) == 0);
+    snprintf(path, sizeof path, "%s", in_folder("meta/consolidated.00.pth"));
+    write_file(path, file.data, file.size);
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_ERROR_FILE && !model);
+    CHECK(contains(&error, "neither config.json nor params.json"));
+    write_file(in_folder("meta/params.json"), params, strlen(params));
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_OK);
+    if (!model) printf("%s\n", error.text);
+    REQUIRE(model);
+    CHECK(model->config.dim == 4 && model->config.n_layers == 1 && model->config.n_heads == 2);
+    CHECK(model->config.vocab_size == 3 && model->config.hidden_dim == 6);
+    CHECK(model->config.max_seq_len == 2048 && model->config.norm_eps == 3e-5f);
+    ml_model_free(model);
+    write_file(in_folder("meta/config.json"), "{}", 2); /* of something else */
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_OK);
+    ml_model_free(model);
+    free_bytes(&file);
+}
+
 TEST(pt_strides) {
     pt_change c = no_pt_change();
     bytes file;
@@ -527,13 +809,16 @@ TEST(pt_strides) {
 
 typedef struct gguf_change {
     const char *key; /* one value more, or in place of the usual one: */
-    unsigned type;   /* GGUF's number: 4 u32, 6 f32, 8 string, 11 i64 */
+    unsigned type;   /* GGUF's number: 4 u32, 6 f32, 7 bool, 8 string, 9 list, 11 i64, 12 f64 */
     const char *text;
     float number;
+    double real;
     int64_t whole;
     float factor;    /* llama.rope.scaling.factor, if not 0 */
     int all_at_zero; /* every tensor begins at offset 0 */
     int n_pieces;    /* of a tokenizer; 0: none */
+    int n_dims;      /* of all tensors, with extents of 1 in front; 0: as many as are needed */
+    unsigned list[2];
 } gguf_change;
 
 static const struct {
@@ -563,7 +848,9 @@ static unsigned gguf_keys(bytes *b, const gguf_change *c) {
         if (c->type == 8) gguf_text(b, c->text);
         if (c->type == 6) put_f32(b, c->number);
         if (c->type == 11) put_u64(b, (uint64_t)c->whole);
-        if (c->type == 9) put_u32(b, 4), put_u64(b, 2), put_u32(b, 48), put_u32(b, 48);
+        if (c->type == 7) put_u8(b, (unsigned)c->whole);
+        if (c->type == 12) put(b, &c->real, 8);
+        if (c->type == 9) put_u32(b, 4), put_u64(b, 2), put_u32(b, c->list[0]), put_u32(b, c->list[1]);
     }
     if (c->factor != 0) gguf_key(b, "llama.rope.scaling.factor", 6), put_f32(b, c->factor), n++;
     if (c->n_pieces) {
@@ -575,6 +862,17 @@ static unsigned gguf_keys(bytes *b, const gguf_change *c) {
         }
     }
     return n;
+}
+
+/* The description of a tensor of floats that has at least n_dims dimensions. */
+static void gguf_tensor_of(bytes *b, const char *name, const part *p, int n_dims, uint64_t offset) {
+    int own = p->rows ? 2 : 1, n = n_dims > own ? n_dims : own, k;
+    gguf_text(b, name);
+    put_u32(b, (unsigned)n);
+    put_u64(b, (uint64_t)p->cols);
+    for (k = 1; k < n; k++) put_u64(b, k == 1 && p->rows ? (uint64_t)p->rows : 1);
+    put_u32(b, 0);
+    put_u64(b, offset);
 }
 
 static bytes build_gguf(const gguf_change *c) {
@@ -592,8 +890,7 @@ static bytes build_gguf(const gguf_change *c) {
             char name[64];
             strcpy(name, p->name);
             if (strchr(name, '#')) *strchr(name, '#') = (char)('0' + layer);
-            gguf_tensor(&tensors, name, p->rows ? 2 : 1, (uint64_t)p->rows, (uint64_t)p->cols, 0,
-                        c->all_at_zero ? 0 : offset);
+            gguf_tensor_of(&tensors, name, p, c->n_dims, c->all_at_zero ? 0 : offset);
             offset += part_count(p) * 4; /* all of them multiples of 32 bytes */
         }
     gguf_begin(&file, 3, n_tensors, n_keys);
@@ -662,6 +959,32 @@ TEST(gguf_keys_read) {
     REQUIRE(load_gguf(&model, NULL) == ML_OK);
     CHECK(model->config.mask == ML_MASK_FULL && model->config.norm == ML_NORM_RMS);
     ml_model_free(model);
+    gguf_with("llama.attention.causal", 7, NULL, 0, 0);
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(model->config.mask == ML_MASK_FULL);
+    ml_model_free(model);
+    gguf_desc.mask = ML_MASK_CAUSAL;
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(model->config.mask == ML_MASK_CAUSAL);
+    ml_model_free(model);
+    gguf_with("llama.attention.causal", 7, NULL, 0, 1);
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(model->config.mask == ML_MASK_CAUSAL);
+    ml_model_free(model);
+    gguf_with("llama.rope.freq_base", 12, NULL, 0, 0);
+    gguf_current.real = 1e5;
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(model->config.rope_theta == 1e5f);
+    ml_model_free(model);
+    gguf_with("llama.feed_forward_length", 9, NULL, 0, 0); /* one number for each layer */
+    gguf_current.list[0] = gguf_current.list[1] = 48;
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(model->config.hidden_dim == 48);
+    ml_model_free(model);
+    gguf_with("minillama.tied_output", 7, NULL, 0, 0);
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(!model->config.tied_output && !tensor_named(model, "output.weight")->data);
+    ml_model_free(model);
     gguf_with("minillama.mask", 8, "full", 0, 0); /* the caller overrides the file */
     gguf_desc.mask = ML_MASK_CAUSAL;
     gguf_desc.norm = ML_NORM_LAYER;
@@ -669,6 +992,25 @@ TEST(gguf_keys_read) {
     CHECK(model->config.mask == ML_MASK_CAUSAL && model->config.norm == ML_NORM_LAYER);
     CHECK(tensor_named(model, "output_norm.bias")->data != NULL);
     ml_model_free(model);
+}
+
+/* Other writers give norms and matrices extents of 1 in front. */
+TEST(gguf_dimensions) {
+    int n;
+    for (n = 0; n <= 4; n++) {
+        ml_model *model = NULL;
+        ml_error error;
+        gguf_with(NULL, 0, NULL, 0, 0);
+        gguf_current.n_dims = n;
+        CHECK(load_gguf(&model, &error) == ML_OK);
+        if (!model) printf("%d dimensions: %s\n", n, error.text);
+        if (!model) continue;
+        CHECK(model->config.vocab_size == 6 &&
+              element(tensor_named(model, "token_embd.weight"), 5, 31) == 191);
+        CHECK(element(tensor_named(model, "output_norm.weight"), 0, 31) == 223);
+        CHECK(model->private_part->weights == NULL);
+        ml_model_free(model);
+    }
 }
 
 TEST(gguf_refused) {
@@ -688,10 +1030,13 @@ TEST(gguf_refused) {
     CHECK_GGUF_REFUSED("llama.embedding_length", 6, NULL, nan_value, 0, ML_ERROR_FORMAT, "embedding_length");
     CHECK_GGUF_REFUSED("llama.block_count", 11, NULL, 0, 1, ML_ERROR_MISMATCH, "blk.1.attn_q.weight");
     CHECK_GGUF_REFUSED("llama.block_count", 11, NULL, 0, 1000, ML_ERROR_MISMATCH, "blk.2.");
-    CHECK_GGUF_REFUSED("llama.feed_forward_length", 9, NULL, 0, 0, ML_ERROR_UNSUPPORTED, "list");
+    gguf_with("llama.feed_forward_length", 9, NULL, 0, 0);
+    gguf_current.list[0] = 48, gguf_current.list[1] = 64;
+    CHECK_REFUSED(load_gguf, ML_ERROR_UNSUPPORTED, "layers that differ");
+    CHECK_GGUF_REFUSED("llama.attention.causal", 8, "no", 0, 0, ML_ERROR_FORMAT, "attention.causal");
     gguf_with(NULL, 0, NULL, 0, 0);
-    gguf_current.n_pieces = 5;
-    CHECK_REFUSED(load_gguf, ML_ERROR_MISMATCH, "5 pieces");
+    gguf_current.n_pieces = 7;
+    CHECK_REFUSED(load_gguf, ML_ERROR_MISMATCH, "7 pieces, but the model's vocab_size is 6");
     gguf_with(NULL, 0, NULL, 0, 0);
     gguf_desc.type = ML_I32;
     CHECK_REFUSED(load_gguf, ML_ERROR_ARGUMENT, "I32");
@@ -938,16 +1283,57 @@ static bytes build_tokenizer(int n_pieces) {
     return b;
 }
 
+/* What a call gives through a pointer is nothing when it fails, also when it fails at once. */
+TEST(results_after_failure) {
+    static char bytes_[64];
+    void *const poison = bytes_;
+    ml_error error;
+#define CHECK_NOTHING(type, call)                                                                            \
+    do {                                                                                                     \
+        type *result = (type *)poison;                                                                       \
+        CHECK(call != ML_OK && result == NULL);                                                              \
+    } while (0)
+    CHECK_NOTHING(ml_model, ml_model_load(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_model, ml_model_load_memory(NULL, 0, NULL, &result, &error));
+    CHECK_NOTHING(ml_model, ml_model_create(NULL, &result, &error));
+    CHECK_NOTHING(ml_session, ml_session_new(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_session, ml_session_init(NULL, NULL, bytes_, 64, &result, &error));
+    CHECK_NOTHING(ml_head, ml_head_create(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_head, ml_head_load(NULL, NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_head, ml_head_load_memory(NULL, 0, NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_lora, ml_lora_create(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_lora, ml_lora_load(NULL, NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_lora, ml_lora_load_memory(NULL, 0, NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_archive, ml_archive_load(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_archive, ml_archive_load_memory(NULL, 1, NULL, &result, &error));
+    CHECK_NOTHING(ml_tokenizer, ml_tokenizer_load(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_tokenizer, ml_tokenizer_load_memory(NULL, 1, NULL, &result, &error));
+    CHECK_NOTHING(const float, ml_session_eval(NULL, NULL, 0, &result, &error));
+#ifndef ML_NO_TRAINING
+    CHECK_NOTHING(ml_trainer, ml_trainer_new(NULL, NULL, &result, &error));
+    CHECK_NOTHING(ml_trainer, ml_trainer_init(NULL, NULL, bytes_, 64, &result, &error));
+#endif
+#undef CHECK_NOTHING
+    ml_generated generated = {7, 7, ML_STOP_END};
+    ml_likelihood likelihood = {7, 7};
+    ml_tokens ids = {(const int32_t *)poison, 7};
+    int kept = 7;
+    CHECK(ml_session_generate(NULL, NULL, &generated, &error) && !generated.n_prompt && !generated.n_new);
+    CHECK(ml_session_likelihood(NULL, NULL, &likelihood, &error) && !likelihood.n_tokens);
+    CHECK(ml_session_keep_prefix(NULL, NULL, &kept, &error) && kept == 0);
+    CHECK(ml_session_encode(NULL, NULL, 0, &ids, &error) && !ids.ids && ids.n == 0);
+}
+
 TEST(tokenizers) {
-    bytes file, tokenizer, small = build_tokenizer(5), fitting = build_tokenizer(6);
+    bytes file, tokenizer, large = build_tokenizer(7), fitting = build_tokenizer(6);
     ml_model *model = NULL;
     ml_model_load_desc desc = no_desc();
     ml_error error;
     gguf_with(NULL, 0, NULL, 0, 0);
     file = build_gguf(&gguf_current);
-    desc.tokenizer_data = small.data, desc.tokenizer_size = small.size;
+    desc.tokenizer_data = large.data, desc.tokenizer_size = large.size;
     CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_ERROR_MISMATCH);
-    CHECK(contains(&error, "5 pieces") && contains(&error, "is 6"));
+    CHECK(contains(&error, "7 pieces") && contains(&error, "is 6"));
     desc.tokenizer_data = fitting.data, desc.tokenizer_size = fitting.size;
     REQUIRE(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
     CHECK(model->tokenizer && model->tokenizer->n_pieces == 6);
@@ -967,13 +1353,61 @@ TEST(tokenizers) {
     REQUIRE(ml_model_load_memory(tokenizer.data, tokenizer.size, &desc, &model, &error) == ML_OK);
     CHECK(memcmp(ml_tokenizer_piece(model->tokenizer, 0, NULL, NULL, NULL), "<unk>", 5) == 0);
     ml_model_free(model);
-    free_bytes(&file), free_bytes(&tokenizer), free_bytes(&small), free_bytes(&fitting);
+    gguf_current.n_pieces = 4; /* fewer pieces than rows */
+    free_bytes(&tokenizer);
+    tokenizer = build_gguf(&gguf_current);
+    REQUIRE(ml_model_load_memory(tokenizer.data, tokenizer.size, NULL, &model, &error) == ML_OK);
+    CHECK(model->config.vocab_size == 6 && model->tokenizer->n_pieces == 4);
+    ml_model_free(model);
+    free_bytes(&file), free_bytes(&tokenizer), free_bytes(&large), free_bytes(&fitting);
+}
+
+/* Whatever is wrong with a file, the sentence begins with its path, or has it; of a long one it has the end. */
+TEST(errors_name_the_file) {
+    char deep[600], path[900], command[1000];
+    ml_model *model = NULL;
+    ml_tokenizer *tokenizer = NULL;
+    ml_archive *archive = NULL;
+    ml_model_load_desc desc = no_desc();
+    ml_error error;
+    bytes file, large = build_tokenizer(7);
+    size_t i;
+    gguf_with("llama.block_count", 11, NULL, 0, 1000);
+    file = build_gguf(&gguf_current);
+    snprintf(path, sizeof path, "%s", in_folder("wrong.gguf"));
+    write_file(path, file.data, file.size);
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_ERROR_MISMATCH);
+    CHECK(strncmp(error.text, path, strlen(path)) == 0 && contains(&error, ": tensor blk.2."));
+    CHECK(ml_model_load("no/such/model", NULL, &model, &error) == ML_ERROR_FILE);
+    CHECK(strncmp(error.text, "no/such/model cannot be opened", 30) == 0); /* and not twice */
+    free_bytes(&file);
+    gguf_with(NULL, 0, NULL, 0, 0);
+    file = build_gguf(&gguf_current);
+    write_file(path, file.data, file.size);
+    desc.tokenizer_data = large.data, desc.tokenizer_size = large.size;
+    CHECK(ml_model_load(path, &desc, &model, &error) == ML_ERROR_MISMATCH);
+    CHECK(strncmp(error.text, path, strlen(path)) == 0 && contains(&error, "7 pieces"));
+    write_file(path, file.data, file.size / 2);
+    CHECK(ml_archive_load(path, NULL, &archive, &error) == ML_ERROR_TRUNCATED && contains(&error, path));
+    CHECK(ml_tokenizer_load(path, NULL, &tokenizer, &error) != ML_OK && contains(&error, path));
+
+    for (i = 0; i < 60; i++) memcpy(deep + 9 * i, "12345678/", 9); /* 540 bytes, in a folder each */
+    memcpy(deep + 540, "\xc3\xa4nd.gguf", 10);
+    snprintf(path, sizeof path, "%s/%s", in_folder("deep"), deep);
+    snprintf(command, sizeof command, "mkdir -p '%.*s'", (int)(strrchr(path, '/') - path), path);
+    REQUIRE(system(command) == 0);
+    write_file(path, "nothing", 7);
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_ERROR_FORMAT && !model);
+    CHECK(strncmp(error.text, "...", 3) == 0 &&
+          contains(&error, "78/\xc3\xa4nd.gguf: not a known model file"));
+    CHECK(contains(&error, "a text file, not a model") && strlen(error.text) == sizeof error.text - 1);
+    free_bytes(&file), free_bytes(&large);
 }
 
 /* A tokenizer in the model's folder is used if it fits, and ignored if not. */
 TEST(tokenizer_beside) {
     char beside[700], model_path[800], tokenizer_path[800];
-    bytes file, small = build_tokenizer(5), fitting = build_tokenizer(6);
+    bytes file, large = build_tokenizer(7), fitting = build_tokenizer(5);
     ml_model *model = NULL;
     ml_error error;
     snprintf(beside, sizeof beside, "%s", in_folder("beside"));
@@ -986,17 +1420,17 @@ TEST(tokenizer_beside) {
     write_file(model_path, file.data, file.size);
     CHECK(ml_model_load(model_path, NULL, &model, &error) == ML_OK && !model->tokenizer);
     ml_model_free(model);
-    write_file(tokenizer_path, small.data, small.size);
+    write_file(tokenizer_path, large.data, large.size);
     CHECK(ml_model_load(model_path, NULL, &model, &error) == ML_OK && !model->tokenizer && !error.text[0]);
     ml_model_free(model);
     write_file(tokenizer_path, fitting.data, fitting.size);
     CHECK(ml_model_load(model_path, NULL, &model, &error) == ML_OK);
-    CHECK(model && model->tokenizer && model->tokenizer->n_pieces == 6);
-    CHECK(model && is_mapped(model)); /* here; elsewhere it is read */
+    CHECK(model && model->tokenizer && model->tokenizer->n_pieces == 5); /* a row without a piece */
+    CHECK(model && is_mapped(model));                                    /* here; elsewhere it is read */
     ml_model_free(model);
     remove(model_path), remove(tokenizer_path);
     rmdir(beside);
-    free_bytes(&file), free_bytes(&small), free_bytes(&fitting);
+    free_bytes(&file), free_bytes(&large), free_bytes(&fitting);
 }
 
 /* ---- ml_model_create ---- */
@@ -1396,9 +1830,18 @@ int main(void) {
     RUN(hf_permutation);
     RUN(hf_keys);
     RUN(hf_refused);
+    RUN(hf_json);
+    RUN(masks);
+    RUN(no_output);
+    RUN(no_output_calls);
+    RUN(more_rows);
+    RUN(params_json);
+    RUN(gguf_dimensions);
     RUN(tensors_refused);
     RUN(doubles_become_floats);
     RUN(prefixes);
+    RUN(wrapper_words);
+    RUN(wrapper_words_twice);
     RUN(pt_defaults);
     RUN(pt_strides);
     RUN(gguf_keys_read);
@@ -1409,7 +1852,9 @@ int main(void) {
     RUN(out_of_memory);
     RUN(damaged_files);
     RUN(arguments);
+    RUN(results_after_failure);
     RUN(tokenizers);
+    RUN(errors_name_the_file);
     RUN(tokenizer_beside);
     RUN(create);
     RUN(create_types);
