@@ -585,11 +585,13 @@ enum { /* which matrices are adapted: a sum of these */
 
 /* An adapter, for any number of models of one shape. Only a trainer and the functions below change it. */
 struct ml_lora {
-    int rank;
-    float alpha;
+    int rank;    /* of the largest pair; each pair's own is the rows of its A */
+    float alpha; /* as ml_lora_create or the file gave it: what counts is `scales` */
     int n_tensors;
     /* [(layer * 7 + target) * 2] is A, followed by B; no data where nothing is adapted */
     const ml_tensor *tensors;
+    const float
+        *scales; /* (n_tensors / 2): W + scale * B A; alpha / rank of the pair unless a file says otherwise */
     int64_t n_parameters;
     struct ml_lora_private *private_part;
 };
@@ -606,7 +608,7 @@ typedef struct ml_lora_create_desc {
 ML_DEF ml_result ml_lora_create(const ml_model *model, const ml_lora_create_desc *desc, ml_lora **lora,
                                 ml_error *error);
 ML_DEF void ml_lora_free(ml_lora *lora);
-/* W += alpha / rank * B A, and back (up to rounding). The model's weights must be its own and F32: see
+/* W += scale * B A, and back (up to rounding). The model's weights must be its own and F32: see
    ml_model_load_desc.type. */
 ML_DEF ml_result ml_lora_merge(const ml_lora *lora, ml_model *model, ml_error *error);
 ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error *error);
@@ -2251,7 +2253,7 @@ static mli_matrix_use mli_use(const mli_graph *g, const ml_model *model, mli_slo
         if (mli_lora_slots[target] != slot) continue;
         const ml_tensor *pair = g->lora->tensors + (layer * MLI_LORA_TARGETS + target) * 2;
         use.a = pair[0], use.b = pair[1];
-        use.scale = g->lora->alpha / (float)g->lora->rank;
+        use.scale = g->lora->scales[layer * MLI_LORA_TARGETS + target];
     }
     return use;
 }
@@ -2978,7 +2980,11 @@ static uint32_t mli_hash_weights(uint32_t hash, const ml_tensor *tensors, int n)
 static mli_saved_header mli_header_of(const mli_session *s) {
     const ml_model *model = s->shown.model;
     uint32_t weights = mli_hash_weights(0, model->tensors, model->n_tensors);
-    if (s->lora) weights = mli_hash_weights(weights, s->lora->tensors, s->lora->n_tensors);
+    if (s->lora) {
+        size_t bytes = (size_t)s->lora->n_tensors / 2 * sizeof *s->lora->scales;
+        weights = mli_hash_weights(weights, s->lora->tensors, s->lora->n_tensors);
+        weights = weights * 31 + mli_hash((const unsigned char *)s->lora->scales, bytes);
+    }
     mli_saved_header header = {"mlsessn", 1, ML_F32, weights, model->config, s->shown.length};
     return header;
 }
@@ -3751,7 +3757,7 @@ ML_DEF ml_result ml_trainer_step(ml_trainer *trainer, ml_error *error) {
    LoRA: a matrix W keeps its numbers, and what training would add to it is written as a product of two thin matrices,
    B A, of rank r. All pairs of an adapter are trained, saved and loaded without the model.
 
-          y (n, out) = x W^T + alpha / r (x A^T) B^T       one pair has r (in + out) numbers, W in * out:
+          y (n, out) = x W^T + s (x A^T) B^T               one pair has r (in + out) numbers, W in * out:
             |              |                               4096 and 262144 for 512 x 512 and r = 4
      W (out, in)      B (out, r)   begins at 0
      frozen                |
@@ -3759,22 +3765,27 @@ ML_DEF ml_result ml_trainer_step(ml_trainer *trainer, ml_error *error) {
             |              |
           x (n, in) -------+
 
-   The operation is in >>layers (mli_adapt). Here are the tensors, and W + alpha / r B A as one matrix. */
+   s is alpha / r. A file may give each pair its own r and alpha, or scale by alpha / sqrt(r) (Kalajdzievski 2023, "A
+   Rank Stabilization Scaling Factor for Fine-Tuning with LoRA"), so every pair has its own r and s.
+
+   The operation is in >>layers (mli_adapt). Here are the tensors, and W + s B A as one matrix. */
 
 #define MLI_MAX_RANK (1 << 12)
 
 struct ml_lora_private {
     ml_lora shown;
+    float *scales;
     ml_allocator allocator;
 };
 
 /* What an adapter is made from, by ml_lora_create and by a file. */
 typedef struct mli_lora_shape {
     const ml_config *config;
-    int rank;
+    int rank; /* of all pairs, or of the largest in `source` */
     float alpha;
-    unsigned targets;              /* a sum of ML_LORA_Q ... */
-    const ml_array *const *source; /* (n_tensors) those that are NULL are not made; NULL: all targets are */
+    unsigned targets; /* a sum of ML_LORA_Q ... */
+    /* (n_tensors) what the pairs are read from; those that are NULL are not made. NULL: all targets are */
+    const ml_array *const *source;
 } mli_lora_shape;
 
 /* The matrix that a pair of an adapter belongs to. */
@@ -3785,13 +3796,14 @@ static const ml_tensor *mli_lora_matrix(const ml_model *model, int pair) {
 /* Lays out A and B of each layer and target in `data`; returns how many numbers they have, SIZE_MAX on overflow.
    NULL: only counts. */
 static size_t mli_lora_pairs(const mli_lora_shape *s, ml_tensor *tensors, float *data) {
-    size_t used = 0, rank = (size_t)s->rank;
+    size_t used = 0;
     for (int pair = 0; pair < s->config->n_layers * MLI_LORA_TARGETS; pair++) {
         int target = pair % MLI_LORA_TARGETS;
         const mli_param *w = &mli_params[mli_lora_slots[target]];
         size_t out = (size_t)mli_extent_of(s->config, w->rows),
                in = (size_t)mli_extent_of(s->config, w->cols);
         if (!(s->targets >> target & 1) || (s->source && !s->source[2 * pair])) continue;
+        size_t rank = s->source ? (size_t)s->source[2 * pair]->shape[0] : (size_t)s->rank;
         if (data) {
             tensors[2 * pair] = mli_tensor_at(data + used, rank, in);
             tensors[2 * pair + 1] = mli_tensor_at(data + used + rank * in, out, rank);
@@ -3808,11 +3820,15 @@ static size_t mli_lora_layout(const mli_lora_shape *s, unsigned char *memory) {
     size_t numbers = mli_lora_pairs(s, NULL, NULL);
     struct ml_lora_private *own = (struct ml_lora_private *)mli_carve(memory, &used, 1, sizeof *own);
     ml_tensor *tensors = (ml_tensor *)mli_carve(memory, &used, n_tensors, sizeof *tensors);
+    float *scales = (float *)mli_carve(memory, &used, n_tensors / 2, sizeof *scales);
     float *data = (float *)mli_carve(memory, &used, numbers, sizeof *data);
     if (!memory) return used;
     mli_lora_pairs(s, tensors, data);
-    ml_lora lora = {s->rank, s->alpha, (int)n_tensors, tensors, (int64_t)numbers, own};
+    for (size_t i = 0; i < n_tensors / 2; i++)
+        scales[i] = tensors[2 * i].data ? s->alpha / (float)tensors[2 * i].rows : 0;
+    ml_lora lora = {s->rank, s->alpha, (int)n_tensors, tensors, scales, (int64_t)numbers, own};
     own->shown = lora;
+    own->scales = scales;
     return used;
 }
 
@@ -3897,8 +3913,7 @@ static ml_result mli_lora_apply(const ml_lora *lora, ml_model *model, float sign
     if (result) return result;
     for (int pair = 0; pair < lora->n_tensors / 2; pair++) {
         const ml_tensor *a = &lora->tensors[2 * pair];
-        if (a->data)
-            mli_lora_add(mli_lora_matrix(model, pair), a + 1, a, sign * lora->alpha / (float)lora->rank);
+        if (a->data) mli_lora_add(mli_lora_matrix(model, pair), a + 1, a, sign * lora->scales[pair]);
     }
     return mli_ok(error);
 }
@@ -5449,6 +5464,7 @@ static const struct mli_magic {
     {0, 7, "\x80\x02\x8a\x0al\xfc\x9c", NULL, "a PyTorch file from before version 1.6: load and save it again there"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
+    {0, 4, "algg", NULL, "an adapter in llama.cpp's format from before GGUF (ggla): convert its PEFT original anew"},
     {0, 23, "version https://git-lfs", NULL, "a Git LFS pointer: the model itself was not downloaded (git lfs pull)"},
     {0, 9, "\x0a\x0e\x0a\x05<unk>", NULL, "a tokenizer (SentencePiece), not a model"},
     {8, 9, "\x05\0\0\0<unk>", NULL, "a tokenizer (llama2.c), not a model"},
@@ -8254,22 +8270,19 @@ static const mli_demand mli_lora_demands[] = {{"general.architecture", "llama"},
                                               {MLI_PEFT_JSON ".peft_type", "LORA"},
                                               {MLI_PEFT_JSON ".bias", "none"},
                                               {MLI_PEFT_JSON ".use_dora", NULL},
-                                              {MLI_PEFT_JSON ".use_rslora", NULL},
                                               {MLI_PEFT_JSON ".lora_bias", NULL},
                                               {MLI_PEFT_JSON ".use_qalora", NULL},
                                               {MLI_PEFT_JSON ".fan_in_fan_out", NULL}};
 
-/* Lists and dictionaries that must be empty or absent: a separate scale for some matrices, layers repeated, an
-   adapter for only part of the text. */
-static const char *const mli_lora_refused[] = {
-    "adapter.alora.", MLI_PEFT_JSON ".alpha_pattern.", MLI_PEFT_JSON ".layer_replication.",
-    MLI_PEFT_JSON ".alora_invocation_tokens.", MLI_PEFT_JSON ".arrow_config."};
+/* Lists and dictionaries that must be empty or absent: layers repeated, an adapter for only part of the text. */
+static const char *const mli_lora_refused[] = {"adapter.alora.", MLI_PEFT_JSON ".layer_replication.",
+                                               MLI_PEFT_JSON ".alora_invocation_tokens.",
+                                               MLI_PEFT_JSON ".arrow_config."};
 
 #define MLI_KEY_ALPHA "adapter.lora.alpha"
 
-/* What PEFT puts in front of the model's names, which begin with "model."; what it puts there when the model lacks
-   the layer that makes logits; nothing. */
-static const char *const mli_peft_prefixes[3] = {"base_model.model.", "base_model.", ""};
+/* What PEFT puts in front of the model's names. */
+#define MLI_PEFT_PREFIX "base_model.model."
 
 /* The tensors of a head: weight, bias. The names of llama.cpp, of Hugging Face, and of other programs. */
 #define MLI_HEAD_NAMINGS 3
@@ -8306,46 +8319,98 @@ static size_t mli_lora_head(const ml_config *config, int index, int is_hf) {
     return mli_rotary_head(config, slot, is_hf && index % 2);
 }
 
-/* Finds the halves that the file has. */
-static void mli_find_pairs(mli_loader *loader) {
-    int is_gguf = strcmp(loader->archive->format, "GGUF") == 0, n = 0;
-    loader->naming = is_gguf ? MLI_NAMING_GGUF : MLI_NAMING_HF;
-    mli_new_sources(loader, mli_count_halves(&loader->config));
-    for (int p = is_gguf ? 2 : 0; p < 3 && !n && !loader->result; p++) {
-        mli_format(loader->prefix, MLI_PREFIX_SIZE, "%s", mli_peft_prefixes[p]);
-        for (int i = 0; i < mli_count_halves(&loader->config); i++) {
-            char name[MLI_LONG_NAME_SIZE];
-            mli_lora_name(loader->naming, loader->prefix, i, name);
-            loader->sources[i] = ml_archive_find_array(loader->archive, name);
-            n += loader->sources[i] != NULL;
-        }
+/* Words of a name that say how a model is wrapped, and not which tensor it is. */
+static const char *const mli_lora_wrappers[] = {
+    "base_model", "model", "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"};
+
+/* Copies a name without those words, and without the adapter's name in "lora_A.default.weight". `to` has room for it;
+   returns its length. */
+static size_t mli_lora_plain(const char *name, char *to) {
+    size_t n = 0;
+    int is_half = 0; /* the last word copied is lora_A or lora_B */
+    for (const char *word = name, *end; word; word = *end ? end + 1 : NULL) {
+        size_t length = strcspn(word, "."), i = 0;
+        end = word + length;
+        while (i < MLI_COUNT(mli_lora_wrappers) &&
+               mli_compare_text(word, length, mli_lora_wrappers[i], strlen(mli_lora_wrappers[i])) != 0)
+            i++;
+        if (i < MLI_COUNT(mli_lora_wrappers) || (is_half && *end)) continue;
+        if (n) to[n++] = '.';
+        memcpy(to + n, word, length);
+        n += length;
+        is_half = length == 6 && memcmp(word, "lora_", 5) == 0 && (word[5] == 'A' || word[5] == 'B');
     }
-    if (!n)
+    return n;
+}
+
+/* Whatever a PEFT model was wrapped in when it was saved, its tensors are found by their plain names: all of them,
+   sorted. In memory of the archive. NULL after an error. */
+static mli_named *mli_plain_names(mli_loader *loader) {
+    mli_archive *archive = loader->archive->private_part;
+    size_t n = archive->arrays.n, bytes;
+    int fits = mli_mul_size(n, sizeof(mli_named), &bytes);
+    mli_named *names = fits ? (mli_named *)mli_keep(archive, bytes) : NULL;
+    for (size_t i = 0; names && i < n; i++) {
+        const char *name = loader->archive->arrays[i].name;
+        char *plain = (char *)mli_keep(archive, strlen(name) + 1);
+        mli_named named = {plain, plain ? mli_lora_plain(name, plain) : 0, i};
+        if (!plain) names = NULL;
+        if (names) names[i] = named;
+    }
+    if (!names) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for the names of an adapter");
+    if (names) mli_sort_named(names, n);
+    return names;
+}
+
+/* The array with that name, or of PEFT's with that name after all that is wrapped around it; NULL if there is none. */
+static const ml_array *mli_find_plain(mli_loader *loader, const mli_named *names, const char *name) {
+    char plain[MLI_LONG_NAME_SIZE];
+    size_t n_arrays = loader->archive->n_arrays;
+    if (!names) return ml_archive_find_array(loader->archive, name);
+    size_t length = mli_lora_plain(name, plain);
+    const mli_named *found = mli_find_named(names, n_arrays, plain, length), *next = found + 1;
+    if (!found) return NULL;
+    const ml_array *arrays = loader->archive->arrays;
+    if (next < names + n_arrays && mli_compare_text(next->name, next->length, plain, length) == 0)
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "more than one adapter: tensors %s and %s",
+                   arrays[found->index].name, arrays[next->index].name);
+    return &arrays[found->index];
+}
+
+/* Finds the halves that the file has, and after them a head's weight and bias. */
+static void mli_find_pairs(mli_loader *loader) {
+    int is_gguf = strcmp(loader->archive->format, "GGUF") == 0, n = mli_count_halves(&loader->config);
+    int n_found = 0;
+    loader->naming = is_gguf ? MLI_NAMING_GGUF : MLI_NAMING_HF;
+    mli_new_sources(loader, n + 2);
+    const mli_named *names = is_gguf || loader->result ? NULL : mli_plain_names(loader);
+    for (int i = 0; i < n + 2 && !loader->result; i++) {
+        char name[MLI_LONG_NAME_SIZE];
+        if (i < n)
+            mli_lora_name(loader->naming, "", i, name);
+        else
+            mli_format(name, sizeof name, "%s", mli_head_names[!is_gguf][i - n]);
+        loader->sources[i] = mli_find_plain(loader, names, name);
+        n_found += i < n && loader->sources[i];
+    }
+    if (!n_found)
         mli_refuse(loader, ML_ERROR_MISMATCH,
                    "no adapter for this model: none of %z tensors is half of a pair",
                    loader->archive->n_arrays);
 }
 
-/* A tensor that is left over would change the results, so only those of a head may be. */
+/* A tensor that is left over would change the results. */
 static void mli_check_all_used(mli_loader *loader) {
-    const char *const *names = mli_head_names[loader->naming == MLI_NAMING_HF];
-    const ml_array *head[2];
-    int n = mli_count_halves(&loader->config);
+    int n = mli_count_halves(&loader->config) + 2;
     size_t n_used = 0;
     if (loader->result) return;
     for (int i = 0; i < n; i++) n_used += loader->sources[i] != NULL;
-    for (int i = 0; i < 2; i++) {
-        char name[MLI_LONG_NAME_SIZE];
-        mli_format(name, sizeof name, "%s%s", loader->prefix, names[i]);
-        head[i] = ml_archive_find_array(loader->archive, name);
-        n_used += head[i] != NULL;
-    }
     if (n_used == loader->archive->n_arrays) return;
     for (size_t k = 0; k < loader->archive->n_arrays && !loader->result; k++) {
         const ml_array *array = &loader->archive->arrays[k];
         int i = 0;
         while (i < n && loader->sources[i] != array) i++;
-        if (i == n && array != head[0] && array != head[1])
+        if (i == n)
             mli_refuse(
                 loader, ML_ERROR_UNSUPPORTED,
                 "tensor %s is not part of an adapter that can be used: pairs for matrices of %d layers",
@@ -8353,10 +8418,10 @@ static void mli_check_all_used(mli_loader *loader) {
     }
 }
 
-/* Both halves of every pair are there, fit the model's matrix, and have the rank of all others. Returns the rank. */
+/* Both halves of every pair are there, fit the model's matrix and each other. Returns the largest rank. */
 static int mli_check_pairs(mli_loader *loader) {
     const ml_config *c = &loader->config;
-    const ml_array *first = NULL;
+    int most = 0;
     for (int i = 0; i < mli_count_halves(c) && !loader->result; i += 2) {
         const ml_array *a = loader->sources[i], *b = loader->sources[i + 1];
         char other[MLI_LONG_NAME_SIZE];
@@ -8364,24 +8429,21 @@ static int mli_check_pairs(mli_loader *loader) {
         int layer;
         if (!a && !b) continue;
         mli_lora_slot_of(i, &slot, &layer);
-        mli_lora_name(loader->naming, loader->prefix, a ? i + 1 : i, other);
-        if (!first) first = a;
+        mli_lora_name(loader->naming, "", a ? i + 1 : i, other);
         if (!a || !b) {
             const char *half = a ? a->name : b->name;
             mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but not %s", half, other);
         } else if (a->n_dims != 2 || a->shape[0] < 1 || a->shape[0] > MLI_MAX_RANK) {
             mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is no matrix of a rank from 1 to %d", a->name,
                        MLI_MAX_RANK);
-        } else if (a->shape[0] != first->shape[0]) {
-            mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s has rank %l, but %s has %l: not supported",
-                       a->name, a->shape[0], first->name, first->shape[0]);
         } else {
             size_t rank = (size_t)a->shape[0];
+            most = MLI_MAX(most, (int)rank);
             mli_check_source(loader, a, rank, (size_t)mli_extent_of(c, mli_params[slot].cols), 0);
             mli_check_source(loader, b, (size_t)mli_extent_of(c, mli_params[slot].rows), rank, 0);
         }
     }
-    return loader->result ? 0 : (int)first->shape[0];
+    return most;
 }
 
 /* What an adapter's configuration may not say. Some ways to initialize the pairs change the frozen matrices: then
@@ -8400,25 +8462,87 @@ static void mli_check_adapter(mli_loader *loader) {
         mli_check_word(loader, init, "gaussian", "eva");
 }
 
-/* Returns alpha; and the rank that the configuration names must be that of the tensors. */
-static float mli_load_alpha(mli_loader *loader, int rank) {
+/* ---- rank and alpha: for all pairs, or in PEFT's patterns for some ---- */
+
+/* A pattern is a regular expression for the end of a module's name: "q_proj", "layers.1.self_attn.q_proj". Of what it
+   may hold, these are understood: '.' for any character, "\." for a dot, '^' for the name's beginning. */
+static int mli_is_plain_pattern(const char *pattern) {
+    for (const char *p = pattern + (*pattern == '^'); *p; p++) {
+        if (*p == '\\' && p[1] == '.') p++;
+        if (strchr("\\^$*+?{}[]()|", *p)) return 0;
+    }
+    return 1;
+}
+
+static int mli_pattern_fits(const char *pattern, const char *module) {
+    int is_whole = *pattern == '^';
+    size_t n = 0, length = strlen(module);
+    for (const char *p = pattern += is_whole; *p; p++) n += *p != '\\';
+    if (!n || n > length || (is_whole && n != length)) return 0;
+    module += length - n;
+    if (n < length && module[-1] != '.') return 0;
+    for (; *pattern; pattern++, module++)
+        if (*pattern == '\\' ? *++pattern != *module : *pattern != '.' && *pattern != *module) return 0;
+    return 1;
+}
+
+/* What PEFT's configuration says of a module: the value of the first key in `patterns` that fits its name, else that
+   of `key`; NULL: nothing. */
+static const ml_value *mli_peft_value(mli_loader *loader, const char *patterns, const char *key,
+                                      const char *module) {
+    size_t n = strlen(patterns);
+    for (size_t i = 0; i < loader->archive->n_values; i++) {
+        const ml_value *value = &loader->archive->values[i];
+        if (strncmp(value->name, patterns, n) != 0) continue;
+        if (!mli_is_plain_pattern(value->name + n))
+            mli_refuse(loader, ML_ERROR_UNSUPPORTED,
+                       "value %s is for names by a regular expression: not supported", value->name);
+        if (mli_pattern_fits(value->name + n, module)) return value;
+    }
+    return ml_archive_find_value(loader->archive, key);
+}
+
+/* A number between 0 and 1e6; 0 after an error. */
+static float mli_load_alpha(mli_loader *loader, const ml_value *value) {
+    float alpha = value->f > 0 && value->f < 1e6 ? (float)value->f : 0;
+    if ((value->kind == ML_VALUE_FLOAT || value->kind == ML_VALUE_INT) && alpha > 0 && alpha < 1e6f)
+        return alpha;
+    mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number between 0 and 1e6", value->name);
+    return 0;
+}
+
+/* alpha of all pairs; 0 where a GGUF has none. */
+static float mli_load_lora_alpha(mli_loader *loader) {
     if (loader->result) return 0;
     int is_gguf = loader->naming == MLI_NAMING_GGUF;
     const char *key = is_gguf ? MLI_KEY_ALPHA : MLI_PEFT_JSON ".lora_alpha";
     const ml_value *value = ml_archive_find_value(loader->archive, key);
-    const ml_value *r = ml_archive_find_value(loader->archive, MLI_PEFT_JSON ".r");
-    if (r && (r->kind != ML_VALUE_INT || r->i != rank))
-        mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is not %d, the rank of the tensors", r->name, rank);
     if (is_gguf && (!value || (value->kind == ML_VALUE_FLOAT && value->f == 0)))
-        return (float)rank; /* llama.cpp: 0 is a scale of 1 */
-    if (!value) {
-        mli_refuse(loader, ML_ERROR_MISMATCH, "no configuration: value %s is missing", key);
-        return 0;
-    }
-    float alpha = value->f > 0 && value->f < 1e6 ? (float)value->f : 0;
-    if ((value->kind != ML_VALUE_FLOAT && value->kind != ML_VALUE_INT) || !(alpha > 0 && alpha < 1e6f))
-        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number between 0 and 1e6", key);
-    return alpha;
+        return 0; /* llama.cpp: a scale of 1 */
+    if (!value) mli_refuse(loader, ML_ERROR_MISMATCH, "no configuration: value %s is missing", key);
+    return value ? mli_load_alpha(loader, value) : 0;
+}
+
+/* Returns the scale of a pair, for which PEFT's configuration may have another alpha or another divisor; and the rank
+   that it names must be that of the tensors. */
+static float mli_load_pair_scale(mli_loader *loader, int pair, float alpha) {
+    const ml_array *a = loader->sources[2 * pair];
+    float rank = (float)a->shape[0];
+    char module[ML_NAME_SIZE];
+    if (loader->naming == MLI_NAMING_GGUF) return alpha > 0 ? alpha / rank : 1;
+    mli_param_name(MLI_NAMING_HF, mli_lora_slots[pair % MLI_LORA_TARGETS], pair / MLI_LORA_TARGETS, module);
+    module[strlen(module) - strlen(".weight")] = 0;
+    const ml_value *r = mli_peft_value(loader, MLI_PEFT_JSON ".rank_pattern.", MLI_PEFT_JSON ".r", module),
+                   *own = mli_peft_value(loader, MLI_PEFT_JSON ".alpha_pattern.", MLI_PEFT_JSON ".lora_alpha",
+                                         module),
+                   *rslora = ml_archive_find_value(loader->archive, MLI_PEFT_JSON ".use_rslora");
+    if (r && (r->kind != ML_VALUE_INT || r->i != a->shape[0]))
+        mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is not %l, the rank of tensor %s", r->name,
+                   a->shape[0], a->name);
+    if (rslora && rslora->kind != ML_VALUE_BOOL)
+        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", rslora->name);
+    if (own) alpha = mli_load_alpha(loader, own);
+    return alpha / (rslora && rslora->i ? sqrtf(rank) : rank);
 }
 
 /* Begins to load what belongs to a model, an adapter or a head, with the fields of the description that they use. */
@@ -8435,6 +8559,19 @@ static ml_result mli_loader_begin(mli_loader *loader, const ml_model *model, con
     return mli_loader_open(loader);
 }
 
+/* An adapter of the pairs found: its numbers and scales. */
+static ml_lora *mli_make_adapter(mli_loader *loader, const mli_lora_shape *shape, float alpha) {
+    ml_lora *lora = NULL;
+    if (!loader->result) loader->result = mli_lora_new(shape, &loader->allocator, &lora, loader->error);
+    for (int i = 0; lora && i < lora->n_tensors; i++) {
+        size_t head_size = mli_lora_head(&loader->config, i, loader->naming == MLI_NAMING_HF);
+        if (!loader->sources[i]) continue;
+        mli_copy_weight(loader, loader->sources[i], &lora->tensors[i], head_size);
+        if (i % 2 == 0) lora->private_part->scales[i / 2] = mli_load_pair_scale(loader, i / 2, alpha);
+    }
+    return lora;
+}
+
 static ml_result mli_load_adapter(mli_loader *loader, const ml_model *model, const ml_load_desc *desc,
                                   ml_lora **lora) {
     if (lora) *lora = NULL;
@@ -8444,20 +8581,16 @@ static ml_result mli_load_adapter(mli_loader *loader, const ml_model *model, con
     mli_check_adapter(loader);
     int rank = mli_check_pairs(loader);
     mli_check_all_used(loader);
-    float alpha = mli_load_alpha(loader, rank);
+    float alpha = mli_load_lora_alpha(loader);
     uint64_t bytes = 0;
     for (int i = 0; i < mli_count_halves(&loader->config) && !loader->result; i++) {
         const ml_array *array = loader->sources[i];
         if (array) bytes += ml_type_row_bytes(array->type, ml_array_count(array));
     }
     if (!loader->result) mli_check_sharing(loader, bytes);
-    const mli_lora_shape shape = {&loader->config, rank, alpha, ML_LORA_ALL, loader->sources};
-    ml_lora *loaded = NULL;
-    if (!loader->result) loader->result = mli_lora_new(&shape, &loader->allocator, &loaded, loader->error);
-    for (int i = 0; loaded && i < loaded->n_tensors; i++) {
-        size_t head_size = mli_lora_head(&loader->config, i, loader->naming == MLI_NAMING_HF);
-        if (loader->sources[i]) mli_copy_weight(loader, loader->sources[i], &loaded->tensors[i], head_size);
-    }
+    const mli_lora_shape shape = {&loader->config, rank, alpha > 0 ? alpha : (float)rank, ML_LORA_ALL,
+                                  loader->sources};
+    ml_lora *loaded = mli_make_adapter(loader, &shape, alpha);
     if (loader->result)
         ml_lora_free(loaded);
     else
@@ -8592,7 +8725,7 @@ static ml_pooling mli_load_pooling(mli_loader *loader, const char *key, int is_g
 static void mli_load_head_values(mli_loader *loader, int naming, mli_head_shape *shape, const char **labels) {
     if (loader->result) return;
     const char *weight = loader->sources[0]->name, *format = loader->archive->format;
-    int is_gguf = strcmp(format, "GGUF") == 0, is_peft = strncmp(weight, "base_model.", 11) == 0;
+    int is_gguf = strcmp(format, "GGUF") == 0, is_peft = strstr(weight, "base_model.") != NULL;
     const char *json = is_peft ? MLI_PEFT_JSON : MLI_CONFIG_JSON;
     if (is_gguf) {
         shape->pooling = mli_load_pooling(loader, MLI_KEY_POOLING, 1);
@@ -8772,8 +8905,7 @@ static int mli_saved_half(const mli_saver *saver, const void *object, int index,
     saved->type = saver->desc.type ? saver->desc.type : saved->tensor.type;
     saved->is_matrix = 1;
     saved->head_size = mli_lora_head(&saver->model->config, index, is_hf);
-    mli_lora_name(is_hf ? MLI_NAMING_HF : MLI_NAMING_GGUF, is_hf ? mli_peft_prefixes[0] : "", index,
-                  saved->name);
+    mli_lora_name(is_hf ? MLI_NAMING_HF : MLI_NAMING_GGUF, is_hf ? MLI_PEFT_PREFIX : "", index, saved->name);
     return saved->tensor.data != NULL;
 }
 
@@ -8798,8 +8930,8 @@ static int mli_saved_head(const mli_saver *saver, const void *object, int index,
     saved->tensor = index ? head->bias : head->weight;
     saved->type = ML_F32;
     saved->is_matrix = index == 0;
-    mli_format(saved->name, sizeof saved->name, "%s%s",
-               saver->is_hf && saver->lora ? mli_peft_prefixes[0] : "", mli_head_names[saver->is_hf][index]);
+    mli_format(saved->name, sizeof saved->name, "%s%s", saver->is_hf && saver->lora ? MLI_PEFT_PREFIX : "",
+               mli_head_names[saver->is_hf][index]);
     return saved->tensor.data != NULL;
 }
 
