@@ -7672,6 +7672,8 @@ typedef struct mli_loader {
     mli_naming naming; /* what the tensors are called: prefix, then a name of this scheme */
     char prefix[MLI_PREFIX_SIZE];
     const ml_array **sources; /* where each weight comes from; NULL: not in the file */
+    struct mli_named *plain;  /* (n_plain) sorted: see mli_index_plain_names */
+    size_t n_plain;
     ml_model *model;
     ml_error *error;
     ml_result result; /* of the first step that failed; those after it do nothing */
@@ -7720,6 +7722,7 @@ static ml_result mli_loader_open(mli_loader *loader) {
 }
 
 static ml_result mli_loader_close(mli_loader *loader) {
+    mli_free(&loader->allocator, loader->plain);
     mli_free(&loader->allocator, loader->sources);
     ml_archive_free(loader->archive);
     return loader->result ? loader->result : mli_ok(loader->error);
@@ -7900,14 +7903,108 @@ static void mli_check_head_size(mli_loader *loader) {
     }
 }
 
+/* ---- names without the words of wrappers ----
+   Programs wrap a whole model or single modules of it, and each wrapper puts a word of its own into the names:
+   "layers.3._orig_mod.attention.wq.weight". Those words are dropped wherever they are; what else is in front of a name
+   is its prefix. */
+
+static const char *const mli_wrapper_words[] = {
+    "module",
+    "_orig_mod",
+    "_forward_module", /* PyTorch's DataParallel and compile, Lightning's Fabric */
+    "_fsdp_wrapped_module",
+    "_fpw_module",
+    "_checkpoint_wrapped_module",
+    "_checkpoint_module",
+    "base_layer",
+    "original_module",
+    "modules_to_save",
+    "default"}; /* PEFT, whose adapter is named "default" */
+
+static int mli_is_wrapper_word(const char *word, size_t length) {
+    for (size_t i = 0; i < MLI_COUNT(mli_wrapper_words); i++)
+        if (strlen(mli_wrapper_words[i]) == length && memcmp(mli_wrapper_words[i], word, length) == 0)
+            return 1;
+    return 0;
+}
+
+/* The name without those words, except for its last word, which is the tensor's own. 0: it is too long. */
+static int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
+    size_t n = 0;
+    while (*name) {
+        size_t length = strcspn(name, "."), step = length + (name[length] == '.');
+        if (step == length || !mli_is_wrapper_word(name, length)) {
+            if (step >= MLI_LONG_NAME_SIZE - n) return 0;
+            memcpy(plain + n, name, step);
+            n += step;
+        }
+        name += step;
+    }
+    plain[n] = 0;
+    return 1;
+}
+
+/* Lists the arrays with such words by their plain names, which the archive keeps. */
+static void mli_index_plain_names(mli_loader *loader) {
+    const ml_archive *archive = loader->archive;
+    char plain[MLI_LONG_NAME_SIZE];
+    if (loader->plain || loader->result) return;
+    loader->plain = (mli_named *)mli_alloc(&loader->allocator, archive->n_arrays, sizeof *loader->plain);
+    for (size_t i = 0; loader->plain && i < archive->n_arrays; i++) {
+        if (!mli_plain_name(archive->arrays[i].name, plain) || strcmp(archive->arrays[i].name, plain) == 0)
+            continue;
+        mli_named item = {NULL, strlen(plain), i};
+        char *text = (char *)mli_keep(archive->private_part, item.length + 1);
+        if (!text) break;
+        item.name = (const char *)memcpy(text, plain, item.length + 1);
+        loader->plain[loader->n_plain++] = item;
+    }
+    if (!loader->plain || archive->private_part->result)
+        mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for a list of names");
+    else if (loader->n_plain)
+        mli_sort_named(loader->plain, loader->n_plain);
+}
+
+/* The array of this name or else the one whose plain name is the plain form of it. NULL: there is none. That there
+   are two is an error, unless both are the same numbers. */
+static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
+    char plain[MLI_LONG_NAME_SIZE];
+    const ml_array *array = ml_archive_find_array(loader->archive, name), *other;
+    if (array || !mli_plain_name(name, plain)) return array;
+    mli_index_plain_names(loader);
+    array = ml_archive_find_array(loader->archive, plain);
+    const mli_named *found = mli_find_named(loader->plain, loader->n_plain, plain, strlen(plain)), *end;
+    if (array || !found) return array;
+    array = &loader->archive->arrays[found->index];
+    for (end = loader->plain + loader->n_plain; ++found < end && strcmp(found->name, plain) == 0;) {
+        other = &loader->archive->arrays[found->index];
+        if (other->data != array->data || other->type != array->type)
+            mli_refuse(loader, ML_ERROR_MISMATCH, "tensors %s and %s are both named like %s", array->name,
+                       other->name, plain);
+    }
+    return array;
+}
+
 /* ---- names and shapes of the weights ---- */
 
-static const ml_array *mli_find_weight(const mli_loader *loader, mli_slot slot, int layer,
+/* The name of a weight is searched after the loader's prefix. Hugging Face's base models have no "model." in front,
+   so that is part of the prefix. The output matrix may be outside of what is named by the prefix ("lm_head.weight"
+   beside "model.embed_tokens.weight"): it is searched there, too. */
+static const ml_array *mli_find_weight(mli_loader *loader, mli_slot slot, int layer,
                                        char name[MLI_LONG_NAME_SIZE]) {
+    static const char model[] = "model.";
+    const size_t n_model = sizeof model - 1;
+    char own[ML_NAME_SIZE];
     size_t n = strlen(loader->prefix);
-    memcpy(name, loader->prefix, n);
-    mli_param_name(loader->naming, slot, layer, name + n);
-    return ml_archive_find_array(loader->archive, name);
+    mli_param_name(loader->naming, slot, layer, own);
+    int has_model = loader->naming == MLI_NAMING_HF && strncmp(own, model, n_model) == 0;
+    for (;;) {
+        memcpy(name, loader->prefix, n);
+        memcpy(name + n, own + (has_model ? n_model : 0), ML_NAME_SIZE - (has_model ? n_model : 0));
+        const ml_array *array = mli_find_plain(loader, name);
+        if (array || slot != MLI_OUTPUT || !n) return array;
+        while (--n && loader->prefix[n - 1] != '.') continue;
+    }
 }
 
 /* Whether the array is called `name`, after a prefix that ends with a dot or is empty; then the loader gets it. */
@@ -7920,22 +8017,26 @@ static int mli_take_prefix(mli_loader *loader, const char *array, const char *na
     return 1;
 }
 
-/* Finds out who named the tensors. Wrappers put prefixes in front ("module.", "_orig_mod.", a dictionary's key), and
-   two schemes share the embedding's name, so the first query projection must have the same prefix. If it is nowhere,
-   the first embedding decides, and the error names what is missing from there. */
+/* Finds out who named the tensors. Whatever is in front of the embedding's name is the prefix ("module.", a
+   dictionary's key), and two schemes share that name, so the first query projection must have the same prefix. Names
+   as they are in the file come first, then those without the words of wrappers. If the projection is nowhere, the
+   first embedding decides, and the error names what is missing from there. */
 static void mli_detect_naming(mli_loader *loader) {
-    if (loader->result) return;
-    char name[MLI_LONG_NAME_SIZE], first_prefix[MLI_PREFIX_SIZE];
+    char name[MLI_LONG_NAME_SIZE], embedding[ML_NAME_SIZE], first_prefix[MLI_PREFIX_SIZE];
     int first_naming = -1;
-    for (int naming = 0; naming < MLI_NAMINGS; naming++) {
-        char embedding[ML_NAME_SIZE];
-        loader->naming = (mli_naming)naming;
+    mli_index_plain_names(loader);
+    for (int i = 0; i < 2 * MLI_NAMINGS && !loader->result; i++) {
+        int is_plain = i >= MLI_NAMINGS;
+        size_t n = is_plain ? loader->n_plain : loader->archive->n_arrays;
+        loader->naming = (mli_naming)(i % MLI_NAMINGS);
         mli_param_name(loader->naming, MLI_TOKEN_EMBEDDING, 0, embedding);
-        for (size_t i = 0; i < loader->archive->n_arrays; i++) {
-            if (!mli_take_prefix(loader, loader->archive->arrays[i].name, embedding)) continue;
+        const char *last = loader->naming == MLI_NAMING_HF ? strchr(embedding, '.') + 1 : embedding;
+        for (size_t k = 0; k < n && !loader->result; k++) {
+            const char *array = is_plain ? loader->plain[k].name : loader->archive->arrays[k].name;
+            if (!mli_take_prefix(loader, array, last)) continue;
             if (mli_find_weight(loader, MLI_WQ, 0, name)) return;
             if (first_naming >= 0) continue;
-            first_naming = naming;
+            first_naming = i % MLI_NAMINGS;
             memcpy(first_prefix, loader->prefix, sizeof first_prefix);
         }
     }
@@ -8022,13 +8123,26 @@ static void mli_check_source(mli_loader *loader, const ml_array *array, size_t r
 }
 
 /* A Llama has no biases: a file that has them is of another model. */
-static void mli_refuse_bias(mli_loader *loader, mli_slot slot, int layer) {
+static void mli_refuse_bias(mli_loader *loader, mli_slot slot, const char *weight) {
     char name[MLI_LONG_NAME_SIZE];
+    size_t n = strlen(weight) - strlen(".weight");
     if (mli_params[slot].role != MLI_ROLE_MATRIX) return;
-    mli_find_weight(loader, slot, layer, name);
-    memcpy(name + strlen(name) - strlen(".weight"), ".bias", sizeof ".bias");
-    if (ml_archive_find_array(loader->archive, name))
-        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: biases are not supported", name);
+    memcpy(name, weight, n);
+    memcpy(name + n, ".bias", sizeof ".bias");
+    const ml_array *bias = mli_find_plain(loader, name);
+    if (bias) mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: biases are not supported", bias->name);
+}
+
+/* PEFT keeps the frozen matrix under "base_layer" and the adapter beside it. Without that the model would be another
+   one. */
+static void mli_refuse_unmerged(mli_loader *loader) {
+    int n = loader->result ? 0 : loader->model->n_tensors, i = 0;
+    while (i < n && !(loader->sources[i] && strstr(loader->sources[i]->name, "base_layer."))) i++;
+    for (size_t k = 0; i < n && k < loader->archive->n_arrays && !loader->result; k++)
+        if (strstr(loader->archive->arrays[k].name, ".lora_"))
+            mli_refuse(loader, ML_ERROR_UNSUPPORTED,
+                       "tensor %s is of an adapter that is not merged into the weights: merge it first",
+                       loader->archive->arrays[k].name);
 }
 
 static void mli_new_sources(mli_loader *loader, int n) {
@@ -8053,7 +8167,7 @@ static void mli_find_sources(mli_loader *loader) {
         const ml_array *array = loader->sources[i] = mli_find_weight(loader, slot, layer, name);
         if (array) {
             mli_check_source(loader, array, tensor->rows, tensor->cols, mli_params[slot].rows == MLI_ONE);
-            mli_refuse_bias(loader, slot, layer);
+            mli_refuse_bias(loader, slot, name);
         } else if (mli_params[slot].role != MLI_ROLE_BIAS) { /* which an rms norm lacks: zeros */
             mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is missing", name);
         }
@@ -8236,6 +8350,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
         loader->result = mli_model_new(&loader->config, &loader->allocator, &loader->model, loader->error);
     if (!loader->result) mli_new_sources(loader, loader->model->n_tensors);
     mli_find_sources(loader);
+    mli_refuse_unmerged(loader);
     mli_load_tokenizer(loader); /* before the weights, which may take the archive */
     mli_load_weights(loader);
     if (loader->result)

@@ -102,6 +102,9 @@ typedef struct change {
     const char *dtype;       /* of all, default F32; else F64 or I64 */
     const char *key, *value; /* this key of config.json has this value */
     const char *prefix;      /* in front of every name */
+    int is_bare;             /* names without "model.", as those of a LlamaModel */
+    const char *in_layer;    /* after every "layers.0." */
+    const char *in_module;   /* before every ".weight" of a layer's */
     const ml_model_load_desc *desc;
 } change;
 
@@ -113,10 +116,24 @@ static change no_change(void) {
 
 static size_t part_count(const part *p) { return (size_t)(p->rows ? p->rows : 1) * (size_t)p->cols; }
 
+/* A name of the model above with the words that the change puts into it. */
+static void hf_name(const change *c, const char *own, char name[160]) {
+    static const char layer[] = "layers.0.", weight[] = ".weight";
+    const char *rest = strstr(own, layer), *end = rest ? strstr(rest, weight) : NULL;
+    size_t skip = c->is_bare && strncmp(own, "model.", 6) == 0 ? 6 : 0;
+    if (!end)
+        snprintf(name, 160, "%s%s", c->prefix ? c->prefix : "", own + skip);
+    else
+        snprintf(name, 160, "%s%.*s%s%.*s%s%s", c->prefix ? c->prefix : "",
+                 (int)(rest + strlen(layer) - own - (ptrdiff_t)skip), own + skip,
+                 c->in_layer ? c->in_layer : "", (int)(end - rest - (ptrdiff_t)strlen(layer)),
+                 rest + strlen(layer), c->in_module ? c->in_module : "", end);
+}
+
 static bytes build_hf(const change *c) {
     part parts[N_PARTS + 1];
     size_t n = 0, i, k, offset = 0, width = c->dtype ? 8 : 4;
-    char entry[256];
+    char entry[512];
     bytes header, file;
     memset(&header, 0, sizeof header);
     memset(&file, 0, sizeof file);
@@ -128,12 +145,12 @@ static bytes build_hf(const change *c) {
     }
     if (c->extra) parts[n].name = c->extra, parts[n].rows = 0, parts[n++].cols = 8;
     for (i = 0; i < n; i++) {
-        char shape[32];
+        char shape[32], name[160];
+        hf_name(c, parts[i].name, name);
         snprintf(shape, sizeof shape, parts[i].rows ? "%d,%d" : "%d",
                  parts[i].rows ? parts[i].rows : parts[i].cols, parts[i].cols);
-        snprintf(entry, sizeof entry,
-                 "%c\"%s%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", i ? ',' : '{',
-                 c->prefix ? c->prefix : "", parts[i].name, c->dtype ? c->dtype : "F32", shape, offset,
+        snprintf(entry, sizeof entry, "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+                 i ? ',' : '{', name, c->dtype ? c->dtype : "F32", shape, offset,
                  offset + part_count(&parts[i]) * width);
         put_text(&header, entry);
         offset += part_count(&parts[i]) * width;
@@ -368,7 +385,54 @@ TEST(prefixes) {
     }
     current = no_change();
     current.prefix = "nodot";
+    current.is_bare = 1;
     CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "token embedding");
+}
+
+/* Words of wrappers (torch.compile and FSDP of each block, checkpointed activations, PEFT) inside of the names. */
+TEST(wrapper_words) {
+    static const char *const in_layers[] = {"", "_orig_mod.", "_fsdp_wrapped_module.",
+                                            "_checkpoint_wrapped_module.", "module._orig_mod._orig_mod."};
+    static const char *const in_modules[] = {"", "._orig_mod", ".base_layer", "._fsdp_wrapped_module.module"};
+    static const char *const prefixes[] = {"", "module.", "net._forward_module.", "base_model.model."};
+    size_t i, k;
+    for (i = 0; i < sizeof in_layers / sizeof *in_layers; i++)
+        for (k = 0; k < sizeof in_modules / sizeof *in_modules; k++) {
+            ml_model *model = NULL;
+            ml_error error;
+            current = no_change();
+            current.in_layer = in_layers[i];
+            current.in_module = in_modules[k];
+            current.prefix = prefixes[(i + k) % 4];
+            current.is_bare = (int)(i % 2);
+            CHECK(load_current(&model, &error) == ML_OK);
+            if (!model) printf("%s %s: %s\n", in_layers[i], in_modules[k], error.text);
+            if (!model) continue;
+            CHECK(element(tensor_named(model, "blk.0.ffn_up.weight"), 0, 1) == 11001);
+            CHECK(element(tensor_named(model, "blk.0.attn_norm.weight"), 0, 1) == 3001);
+            CHECK(element(tensor_named(model, "output.weight"), 0, 1) == 2001);
+            ml_model_free(model);
+        }
+}
+
+/* A name that is there as it should be counts; of two that are the same without the words, none. */
+TEST(wrapper_words_twice) {
+    ml_model *model = NULL;
+    current = no_change();
+    current.in_layer = "_orig_mod.";
+    current.extra = "module.model.norm.weight";
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    CHECK(element(tensor_named(model, "output_norm.weight"), 0, 1) == 1001);
+    ml_model_free(model);
+    current.extra = "module.model.layers.0.mlp.up_proj.weight";
+    CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "module.model.layers.0._orig_mod.mlp.up_proj.weight");
+    CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "tensors model.layers.0._orig_mod.mlp.up_proj.weight and");
+    current.extra = "model.layers.0.self_attn.q_proj.bias";
+    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "biases");
+    current = no_change();
+    current.in_module = ".base_layer";
+    current.extra = "model.layers.0.self_attn.q_proj.lora_A.default.weight";
+    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "not merged");
 }
 
 /* ---- a synthetic .pt: strides, None, -1 ---- */
@@ -1399,6 +1463,8 @@ int main(void) {
     RUN(tensors_refused);
     RUN(doubles_become_floats);
     RUN(prefixes);
+    RUN(wrapper_words);
+    RUN(wrapper_words_twice);
     RUN(pt_defaults);
     RUN(pt_strides);
     RUN(gguf_keys_read);
