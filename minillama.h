@@ -8434,78 +8434,48 @@ static size_t mli_lora_head(const ml_config *config, int index, int is_hf) {
     return mli_rotary_head(config, slot, is_hf && index % 2);
 }
 
-/* Words of a name that say how a model is wrapped, and not which tensor it is. */
-static const char *const mli_lora_wrappers[] = {
-    "base_model", "model", "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"};
-
-/* Copies a name without those words, and without the adapter's name in "lora_A.default.weight". `to` has room for it;
-   returns its length. */
-static size_t mli_lora_plain(const char *name, char *to) {
-    size_t n = 0;
-    int is_half = 0; /* the last word copied is lora_A or lora_B */
-    for (const char *word = name, *end; word; word = *end ? end + 1 : NULL) {
-        size_t length = strcspn(word, "."), i = 0;
-        end = word + length;
-        while (i < MLI_COUNT(mli_lora_wrappers) &&
-               mli_compare_text(word, length, mli_lora_wrappers[i], strlen(mli_lora_wrappers[i])) != 0)
-            i++;
-        if (i < MLI_COUNT(mli_lora_wrappers) || (is_half && *end)) continue;
-        if (n) to[n++] = '.';
-        memcpy(to + n, word, length);
-        n += length;
-        is_half = length == 6 && memcmp(word, "lora_", 5) == 0 && (word[5] == 'A' || word[5] == 'B');
-    }
-    return n;
-}
-
-/* Whatever a PEFT model was wrapped in when it was saved, its tensors are found by their plain names: all of them,
-   sorted. In memory of the archive. NULL after an error. */
-static mli_named *mli_plain_names(mli_loader *loader) {
-    mli_archive *archive = loader->archive->private_part;
-    size_t n = archive->arrays.n, bytes;
-    int fits = mli_mul_size(n, sizeof(mli_named), &bytes);
-    mli_named *names = fits ? (mli_named *)mli_keep(archive, bytes) : NULL;
-    for (size_t i = 0; names && i < n; i++) {
-        const char *name = loader->archive->arrays[i].name;
-        char *plain = (char *)mli_keep(archive, strlen(name) + 1);
-        mli_named named = {plain, plain ? mli_lora_plain(name, plain) : 0, i};
-        if (!plain) names = NULL;
-        if (names) names[i] = named;
-    }
-    if (!names) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for the names of an adapter");
-    if (names) mli_sort_named(names, n);
-    return names;
-}
-
-/* The array with that name, or of PEFT's with that name after all that is wrapped around it; NULL if there is none. */
-static const ml_array *mli_find_plain(mli_loader *loader, const mli_named *names, const char *name) {
+/* Sets the prefix: what is in front of "layers." in the first name that has that word. PEFT's own words are two, or
+   one for a model without the layer that makes logits; others wrap the whole. */
+static void mli_detect_lora_prefix(mli_loader *loader) {
     char plain[MLI_LONG_NAME_SIZE];
-    size_t n_arrays = loader->archive->n_arrays;
-    if (!names) return ml_archive_find_array(loader->archive, name);
-    size_t length = mli_lora_plain(name, plain);
-    const mli_named *found = mli_find_named(names, n_arrays, plain, length), *next = found + 1;
-    if (!found) return NULL;
-    const ml_array *arrays = loader->archive->arrays;
-    if (next < names + n_arrays && mli_compare_text(next->name, next->length, plain, length) == 0)
-        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "more than one adapter: tensors %s and %s",
-                   arrays[found->index].name, arrays[next->index].name);
-    return &arrays[found->index];
+    for (size_t i = 0; i < loader->archive->n_arrays; i++) {
+        const char *name = loader->archive->arrays[i].name, *layers = plain;
+        if (!mli_plain_name(name, plain)) continue;
+        while (layers && strncmp(layers, "layers.", 7) != 0)
+            layers = strchr(layers, '.') ? strchr(layers, '.') + 1 : NULL;
+        if (!layers || (size_t)(layers - plain) >= MLI_PREFIX_SIZE) continue;
+        memcpy(loader->prefix, plain, (size_t)(layers - plain));
+        return;
+    }
 }
 
-/* Finds the halves that the file has, and after them a head's weight and bias. */
+/* What half `index` is called in this file, apart from the words of wrappers; after the halves come a head's weight
+   and bias, which are outside of the model that the layers are in. */
+static void mli_lora_name_in(const mli_loader *loader, int index, char name[MLI_LONG_NAME_SIZE]) {
+    int is_hf = loader->naming == MLI_NAMING_HF, n = mli_count_halves(&loader->config);
+    char own[MLI_LONG_NAME_SIZE];
+    size_t length = strlen(loader->prefix), outside = length - MLI_MIN(length, sizeof "model." - 1);
+    int is_inside = strcmp(loader->prefix + outside, "model.") == 0;
+    if (index < n)
+        mli_lora_name(loader->naming, "", index, own);
+    else
+        mli_format(own, sizeof own, "%s", mli_head_names[is_hf][index - n]);
+    mli_format(name, MLI_LONG_NAME_SIZE, "%s%s", loader->prefix,
+               own + (is_hf && index < n ? strlen("model.") : 0));
+    if (index >= n && is_inside) mli_format(name + outside, MLI_LONG_NAME_SIZE - outside, "%s", own);
+}
+
+/* Finds the halves that the file has, and a head's tensors. */
 static void mli_find_pairs(mli_loader *loader) {
     int is_gguf = strcmp(loader->archive->format, "GGUF") == 0, n = mli_count_halves(&loader->config);
     int n_found = 0;
     loader->naming = is_gguf ? MLI_NAMING_GGUF : MLI_NAMING_HF;
     mli_new_sources(loader, n + 2);
-    const mli_named *names = is_gguf || loader->result ? NULL : mli_plain_names(loader);
+    if (!is_gguf) mli_detect_lora_prefix(loader);
     for (int i = 0; i < n + 2 && !loader->result; i++) {
         char name[MLI_LONG_NAME_SIZE];
-        if (i < n)
-            mli_lora_name(loader->naming, "", i, name);
-        else
-            mli_format(name, sizeof name, "%s", mli_head_names[!is_gguf][i - n]);
-        loader->sources[i] = mli_find_plain(loader, names, name);
+        mli_lora_name_in(loader, i, name);
+        loader->sources[i] = mli_find_plain(loader, name);
         n_found += i < n && loader->sources[i];
     }
     if (!n_found)
@@ -8544,7 +8514,7 @@ static int mli_check_pairs(mli_loader *loader) {
         int layer;
         if (!a && !b) continue;
         mli_lora_slot_of(i, &slot, &layer);
-        mli_lora_name(loader->naming, "", a ? i + 1 : i, other);
+        mli_lora_name_in(loader, a ? i + 1 : i, other);
         if (!a || !b) {
             const char *half = a ? a->name : b->name;
             mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but not %s", half, other);
