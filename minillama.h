@@ -5035,6 +5035,8 @@ typedef struct mli_saved {
     ml_type type;     /* in the file */
     int is_matrix;    /* of two dimensions, even with a single row */
     size_t head_size; /* the rows are those of heads of this size: see mli_row_in_meta; 0: of anything else */
+    float factor; /* not 0: the numbers are multiplied by it, or with `lora` factor B A is added to them */
+    const ml_tensor *lora; /* A, followed by B */
 } mli_saved;
 
 struct mli_saver;
@@ -5099,16 +5101,39 @@ static size_t mli_row_in_meta(size_t head_size, size_t row) {
     return row - in_head + in_head % (head_size / 2) * 2 + in_head / (head_size / 2);
 }
 
+/* A row that is computed, piece by piece: factor w, or w + factor B A. */
+static void mli_append_computed(mli_writer *writer, const mli_saved *saved, size_t row,
+                                const unsigned char *data) {
+    float buffer[1024]; /* a multiple of any block */
+    const ml_tensor *t = &saved->tensor, *a = saved->lora;
+    for (size_t n, col = 0; col < t->cols; col += n) {
+        n = MLI_MIN(t->cols - col, MLI_COUNT(buffer));
+        ml_type_convert(ML_F32, buffer, t->type, data + ml_type_row_bytes(t->type, col), n);
+        if (!a) mli_scale(buffer, saved->factor, n);
+        for (size_t k = 0; a && k < a->rows; k++)
+            mli_axpy(buffer, saved->factor * mli_row(a[1], row)[k], mli_row(*a, k) + col, n);
+        mli_append_numbers(writer, saved->type, ML_F32, buffer, n);
+    }
+}
+
+static void mli_append_tensor(mli_writer *writer, const mli_saved *saved) {
+    const ml_tensor *t = &saved->tensor;
+    for (size_t row = 0; row < t->rows; row++) {
+        size_t from = mli_row_in_meta(saved->head_size, row) * ml_type_row_bytes(t->type, t->cols);
+        const unsigned char *data = (const unsigned char *)t->data + from;
+        if (saved->factor != 0)
+            mli_append_computed(writer, saved, row, data);
+        else
+            mli_append_numbers(writer, saved->type, t->type, data, t->cols);
+    }
+}
+
 /* The data of all tensors, each at a multiple of the alignment. */
 static void mli_append_tensors(mli_writer *writer, const mli_saver *saver, unsigned alignment) {
     mli_saved saved;
     for (int at = 0; mli_next_saved(saver, &at, &saved);) {
-        const ml_tensor *t = &saved.tensor;
         mli_append_padding(writer, alignment, 0);
-        for (size_t row = 0; row < t->rows; row++) {
-            size_t from = mli_row_in_meta(saved.head_size, row) * ml_type_row_bytes(t->type, t->cols);
-            mli_append_numbers(writer, saved.type, t->type, (const unsigned char *)t->data + from, t->cols);
-        }
+        mli_append_tensor(writer, &saved);
     }
     mli_append_padding(writer, alignment, 0);
 }
@@ -8984,14 +9009,48 @@ static mli_part mli_model_part(const ml_model *model) {
 
 /* ---- adapters ---- */
 
+/* Whether the pair's scale is alpha / rank. */
+static int mli_is_alpha_of(const ml_lora *lora, int pair, float alpha) {
+    return lora->scales[pair] == alpha / (float)lora->tensors[2 * pair].rows;
+}
+
+/* The alpha that gives a pair its scale: of the product and its neighbors in F32 one may give it exactly. */
+static float mli_pair_alpha(const ml_lora *lora, int pair) {
+    uint32_t bits = mli_float_bits(lora->scales[pair] * (float)lora->tensors[2 * pair].rows);
+    for (int step = -1; step <= 1; step++) {
+        float alpha = mli_bits_float(bits + (uint32_t)step);
+        if (mli_is_alpha_of(lora, pair, alpha)) return alpha;
+    }
+    return mli_bits_float(bits);
+}
+
+/* The alpha of the file: one that fits all pairs if there is one, else the adapter's own. */
+static float mli_saved_alpha(const ml_lora *lora) {
+    float first = 0;
+    int n_pairs = 0, n_own = 0, n_first = 0;
+    for (int pair = 0; pair < lora->n_tensors / 2; pair++) {
+        if (!lora->tensors[2 * pair].data) continue;
+        if (!n_pairs++) first = mli_pair_alpha(lora, pair);
+        n_own += mli_is_alpha_of(lora, pair, lora->alpha);
+        n_first += mli_is_alpha_of(lora, pair, first);
+    }
+    return n_own < n_pairs && n_first == n_pairs ? first : lora->alpha;
+}
+
+/* A GGUF has one alpha, which llama.cpp divides by each pair's rank: whatever else belongs to the scale goes into B. */
 static int mli_saved_half(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
-    int is_hf = saver->is_hf;
-    saved->tensor = ((const ml_lora *)object)->tensors[index];
+    const ml_lora *lora = (const ml_lora *)object;
+    int is_hf = saver->is_hf, pair = index / 2;
+    float alpha = mli_saved_alpha(lora);
+    saved->tensor = lora->tensors[index];
+    if (!saved->tensor.data) return 0;
+    if (!is_hf && index % 2 && !mli_is_alpha_of(lora, pair, alpha))
+        saved->factor = lora->scales[pair] / (alpha / (float)lora->tensors[2 * pair].rows);
     saved->type = saver->desc.type ? saver->desc.type : saved->tensor.type;
     saved->is_matrix = 1;
     saved->head_size = mli_lora_head(&saver->model->config, index, is_hf);
     mli_lora_name(is_hf ? MLI_NAMING_HF : MLI_NAMING_GGUF, is_hf ? MLI_PEFT_PREFIX : "", index, saved->name);
-    return saved->tensor.data != NULL;
+    return 1;
 }
 
 /* What llama.cpp wants to find in an adapter. */
@@ -9000,7 +9059,7 @@ static void mli_append_lora_keys(mli_writer *writer, const mli_saver *saver, con
     mli_append_key_string(writer, "general.type", "adapter");
     mli_append_key_string(writer, "general.name", saver->desc.name);
     mli_append_key_string(writer, "adapter.type", "lora");
-    mli_append_key_f32(writer, MLI_KEY_ALPHA, ((const ml_lora *)object)->alpha);
+    mli_append_key_f32(writer, MLI_KEY_ALPHA, mli_saved_alpha((const ml_lora *)object));
 }
 
 static mli_part mli_lora_part(const ml_lora *lora) {
@@ -9153,24 +9212,52 @@ static void mli_append_modules(mli_writer *writer, const ml_lora *lora) {
     }
 }
 
-/* PEFT's LoraConfig, in its order; alpha is written as PEFT's own files have it where it is a whole number. */
+/* As PEFT's own files have it where it is a whole number. */
+static void mli_append_alpha(mli_writer *writer, float alpha) {
+    if (alpha == floorf(alpha))
+        mli_append_decimal(writer, (int64_t)alpha);
+    else
+        mli_append_json_float(writer, alpha);
+}
+
+/* The pairs whose alpha, or whose rank, is not that of all: {"layers.0.self_attn.q_proj": 16, ...}. PEFT takes the
+   keys as ends of names; its older versions want something in front of them. */
+static void mli_append_pattern(mli_writer *writer, const ml_lora *lora, int is_alpha) {
+    float alpha = mli_saved_alpha(lora);
+    int n = 0;
+    for (int pair = 0; pair < lora->n_tensors / 2; pair++) {
+        const ml_tensor *a = &lora->tensors[2 * pair];
+        char name[MLI_LONG_NAME_SIZE];
+        if (!a->data || (is_alpha ? mli_is_alpha_of(lora, pair, alpha) : a->rows == (size_t)lora->rank))
+            continue;
+        mli_lora_name(MLI_NAMING_HF, "", 2 * pair, name);
+        name[strlen(name) - strlen(".lora_A.weight")] = 0;
+        mli_append_format(writer, "%s\"%s\": ", n++ ? ", " : "", name + strlen("model."));
+        if (is_alpha)
+            mli_append_alpha(writer, mli_pair_alpha(lora, pair));
+        else
+            mli_append_decimal(writer, (int64_t)a->rows);
+    }
+}
+
+/* PEFT's LoraConfig, in its order. */
 static void mli_append_adapter_json(mli_writer *writer, const mli_saver *saver) {
     const ml_lora *lora = saver->lora;
     const ml_head *head = saver->desc.head;
-    mli_append_text(
-        writer,
-        "{\n  \"alpha_pattern\": {},\n  \"auto_mapping\": null,\n  \"base_model_name_or_path\": null,\n"
-        "  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
-        "  \"init_lora_weights\": true,\n  \"layers_pattern\": null,\n  \"layers_to_transform\": null,\n"
-        "  \"lora_alpha\": ");
-    if (lora->alpha == floorf(lora->alpha))
-        mli_append_decimal(writer, (int64_t)lora->alpha);
-    else
-        mli_append_json_float(writer, lora->alpha);
+    mli_append_text(writer, "{\n  \"alpha_pattern\": {");
+    mli_append_pattern(writer, lora, 1);
+    mli_append_text(writer,
+                    "},\n  \"auto_mapping\": null,\n  \"base_model_name_or_path\": null,\n"
+                    "  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
+                    "  \"init_lora_weights\": true,\n  \"layers_pattern\": null,\n"
+                    "  \"layers_to_transform\": null,\n  \"lora_alpha\": ");
+    mli_append_alpha(writer, mli_saved_alpha(lora));
     mli_append_format(writer,
                       ",\n  \"lora_dropout\": 0.0,\n  \"modules_to_save\": %s,\n  \"peft_type\": \"LORA\",\n"
-                      "  \"r\": %d,\n  \"rank_pattern\": {},\n  \"target_modules\": [",
+                      "  \"r\": %d,\n  \"rank_pattern\": {",
                       head ? "[\"score\"]" : "null", lora->rank);
+    mli_append_pattern(writer, lora, 0);
+    mli_append_text(writer, "},\n  \"target_modules\": [");
     mli_append_modules(writer, lora);
     mli_append_format(writer, "],\n  \"task_type\": \"%s\",\n  \"use_dora\": false,\n  \"use_rslora\": false",
                       head ? "SEQ_CLS" : "CAUSAL_LM");
