@@ -849,10 +849,10 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
                                      const ml_load_desc *desc, ml_head **head, ml_error *error);
 
 #if !defined(ML_NO_STDIO) && !defined(ML_NO_SAVE)
-typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS } ml_format;
+typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
-    /* The type of the matrices; default: the one they have (in safetensors Q8_0 and Q4_0 become F16). Norms are F32;
+    /* The type of the matrices; default: the one they have (only in a GGUF Q8_0 and Q4_0, else F16). Norms are F32;
        a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits (or
        the tied embedding) is Q8_0. */
     ml_type type;
@@ -861,13 +861,19 @@ typedef struct ml_save_desc {
 } ml_save_desc;
 
 /* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. Safetensors is Hugging
-   Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. */
+   Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. PyTorch is what torch.load
+   reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the weights under its
+   names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its save_model leaves,
+   whose "model" fits its classifier around a model of the same shape, and a "model_config" that names stories42M.pt as
+   that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than
+   10000, rope_scale, a head of means or without a bias. */
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
 
-/* Writes an adapter in the same way: a GGUF that llama.cpp reads (without a head), or, as safetensors, Hugging Face
-   PEFT's adapter_model.safetensors; that also replaces adapter_config.json in the same folder. Types F32 (the
-   default) to BF16. */
+/* Writes an adapter in the same way: a GGUF that llama.cpp reads (without a head; a scale that is not the file's alpha
+   / rank becomes part of B), or, as safetensors, Hugging Face PEFT's adapter_model.safetensors; that also replaces
+   adapter_config.json in the same folder. PyTorch, where the course's code has merged an adapter when it saves: the
+   model with the adapter merged into it, as ml_model_save writes it. Types F32 (the default) to BF16. */
 ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const char *path,
                               const ml_save_desc *desc, ml_error *error);
 
@@ -4974,10 +4980,27 @@ typedef struct mli_writer {
     uint64_t at;   /* bytes written */
     size_t n_keys; /* GGUF keys written */
     int why;       /* errno of the first failure; from then on nothing is written */
+    uint32_t *crc; /* mli_crc of the bytes, where it is wanted */
 } mli_writer;
+
+/* The checksum of zip files goes on over n more bytes. It begins as ~0, and is ~ what it ends as: the remainder of a
+   polynomial over GF(2), whose bits are in reverse order (Peterson & Brown 1961, "Cyclic Codes for Error
+   Detection"). Four bits at a time. */
+static uint32_t mli_crc(uint32_t crc, const unsigned char *bytes, size_t n) {
+    static const uint32_t table[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
+                                       0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
+                                       0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
+    for (size_t i = 0; i < n; i++) {
+        crc ^= bytes[i];
+        crc = crc >> 4 ^ table[crc & 15];
+        crc = crc >> 4 ^ table[crc & 15];
+    }
+    return crc;
+}
 
 static void mli_append(mli_writer *writer, const void *data, size_t n) {
     writer->at += n;
+    if (writer->crc) *writer->crc = mli_crc(*writer->crc, (const unsigned char *)data, n);
     if (!writer->file || writer->why || !n) return;
     errno = 0;
     if (fwrite(data, 1, n, writer->file) != n) writer->why = errno ? errno : EIO;
@@ -5037,6 +5060,7 @@ typedef struct mli_saved {
     size_t head_size; /* the rows are those of heads of this size: see mli_row_in_meta; 0: of anything else */
     float factor; /* not 0: the numbers are multiplied by it, or with `lora` factor B A is added to them */
     const ml_tensor *lora; /* A, followed by B */
+    int repeats_first; /* PyTorch: its numbers are those of the file's first tensor, and not written again */
 } mli_saved;
 
 struct mli_saver;
@@ -5054,7 +5078,8 @@ typedef struct mli_saver {
     const ml_model *model;
     const ml_lora *lora; /* what is saved; NULL: the model */
     ml_save_desc desc;
-    int is_hf; /* safetensors in Hugging Face's layout, not GGUF */
+    int is_hf;    /* safetensors in Hugging Face's layout, not GGUF */
+    int is_torch; /* PyTorch under the course's names, not GGUF */
     const ml_allocator *allocator;
     mli_part parts[3];
     int n_parts;
@@ -5071,6 +5096,7 @@ static mli_saver mli_saver_of(const ml_model *model, const ml_save_desc *desc, m
     if (desc) saver.desc = *desc;
     if (!saver.desc.name) saver.desc.name = "minillama";
     saver.is_hf = saver.desc.format == ML_SAFETENSORS;
+    saver.is_torch = saver.desc.format == ML_PYTORCH;
     saver.allocator = &model->private_part->allocator;
     saver.error = error;
     return saver;
@@ -6739,6 +6765,209 @@ static void mli_read_torch(mli_archive *archive) {
 }
 
 #endif /* ML_NO_PT */
+/* ---- writing PyTorch files (protocol 2, which all versions of torch.load read) ---- */
+#ifdef MLI_SAVING
+#ifdef ML_NO_PT
+
+static void mli_append_torch(mli_writer *writer, mli_saver *saver) {
+    (void)writer;
+    saver->result =
+        mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "PyTorch files are not written by this build: ML_NO_PT");
+}
+
+#else
+
+static void mli_append_torch_values(mli_writer *writer, const mli_saver *saver); /* in >>saving */
+
+/* ---- the pickle ---- */
+
+static void mli_append_pickle_text(mli_writer *writer, const char *text) {
+    size_t n = strlen(text);
+    mli_append_text(writer, "X"); /* BINUNICODE */
+    mli_append_uint(writer, n, 4);
+    mli_append(writer, text, n);
+}
+
+static void mli_append_pickle_int(mli_writer *writer, int64_t value) {
+    int is_short = value >= INT32_MIN && value <= INT32_MAX;
+    mli_append_text(writer, is_short ? "J" : "\x8a\x08"); /* BININT, or LONG1 of 8 bytes */
+    mli_append_uint(writer, (uint64_t)value, is_short ? 4 : 8);
+}
+
+static void mli_append_pickle_float(mli_writer *writer, double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    mli_append_text(writer, "G"); /* BINFLOAT */
+    for (int i = 7; i >= 0; i--) mli_append_uint(writer, bits >> (8 * i) & 255, 1);
+}
+
+/* A tuple of the tensor's extents, or of its strides. */
+static void mli_append_pickle_shape(mli_writer *writer, const mli_saved *saved, int is_stride) {
+    int64_t rows = (int64_t)saved->tensor.rows, cols = (int64_t)saved->tensor.cols;
+    mli_append_text(writer, "(");
+    if (saved->is_matrix) mli_append_pickle_int(writer, is_stride ? cols : rows);
+    mli_append_pickle_int(writer, is_stride ? 1 : cols);
+    mli_append_text(writer, "t");
+}
+
+/* torch._utils._rebuild_tensor_v2(the storage with that number, offset, shape, stride, requires_grad, hooks) */
+static void mli_append_pickle_tensor(mli_writer *writer, const mli_saved *saved, int number) {
+    char key[24];
+    mli_format(key, sizeof key, "%d", number);
+    mli_append_text(writer, "ctorch._utils\n_rebuild_tensor_v2\n((");
+    mli_append_pickle_text(writer, "storage");
+    mli_append_format(writer, "ctorch\n%sStorage\n",
+                      saved->type == ML_F32 ? "Float"
+                      : saved->type == ML_F16 ? "Half"
+                                              : "BFloat16");
+    mli_append_pickle_text(writer, key);
+    mli_append_pickle_text(writer, "cpu");
+    mli_append_pickle_int(writer, (int64_t)(saved->tensor.rows * saved->tensor.cols));
+    mli_append_text(writer, "tQ"); /* a persistent id: what torch.load calls a storage */
+    mli_append_pickle_int(writer, 0);
+    mli_append_pickle_shape(writer, saved, 0);
+    mli_append_pickle_shape(writer, saved, 1);
+    mli_append_text(writer, "\x89"
+                            "ccollections\nOrderedDict\n)RtR");
+}
+
+/* {"model": OrderedDict(name=tensor, ...), and the values} */
+static void mli_append_pickle(mli_writer *writer, const mli_saver *saver, const void *unused) {
+    mli_saved saved;
+    int number = 0;
+    (void)unused;
+    mli_append_text(writer, "\x80\x02}(");
+    mli_append_pickle_text(writer, "model");
+    mli_append_text(writer, "ccollections\nOrderedDict\n)R(");
+    for (int at = 0; mli_next_saved(saver, &at, &saved);) {
+        mli_append_pickle_text(writer, saved.name);
+        mli_append_pickle_tensor(writer, &saved, saved.repeats_first ? 0 : number);
+        number += !saved.repeats_first;
+    }
+    mli_append_text(writer, "u");
+    mli_append_torch_values(writer, saver);
+    mli_append_text(writer, "u.");
+}
+
+/* ---- the zip ---- */
+
+typedef struct mli_zip_record {
+    uint64_t offset, size;
+    uint32_t crc;
+} mli_zip_record;
+
+typedef struct mli_zip {
+    mli_writer *writer;
+    const mli_saver *saver;
+    mli_zip_record *records;
+    int n; /* entries written */
+} mli_zip;
+
+/* Writes what an entry holds. */
+typedef void (*mli_zip_contents)(mli_writer *writer, const mli_saver *saver, const void *what);
+
+enum { MLI_ZIP_ALIGNMENT = 64, MLI_ZIP_VERSION = 45 /* 4.5: has ZIP64 */ };
+
+/* A header, local or in the directory. All sizes and offsets are in a ZIP64 field, whatever they are: large files are
+   then nothing special. What is behind a local header is aligned by a field that is called "FB", as in torch.save's. */
+static void mli_append_zip_header(mli_writer *writer, const mli_zip_record *record, int index,
+                                  int is_central) {
+    static const char *const first[3] = {"data.pkl", "byteorder", "version"};
+    char name[48];
+    if (index < 3)
+        mli_format(name, sizeof name, "archive/%s", first[index]);
+    else
+        mli_format(name, sizeof name, "archive/data/%d", index - 3);
+    size_t length = strlen(name), begin = (size_t)(record->offset % MLI_ZIP_ALIGNMENT) + 30 + length + 24;
+    size_t padding = MLI_ZIP_ALIGNMENT - begin % MLI_ZIP_ALIGNMENT;
+    mli_append_uint(writer, is_central ? MLI_ZIP_CENTRAL : MLI_ZIP_LOCAL, 4);
+    if (is_central) mli_append_uint(writer, MLI_ZIP_VERSION, 2);
+    mli_append_uint(writer, MLI_ZIP_VERSION, 8); /* flags, method: none, stored; no time */
+    mli_append_uint(writer, 0, 2);               /* nor date */
+    mli_append_uint(writer, record->crc, 4);
+    mli_append_uint(writer, UINT64_MAX, 8); /* both sizes: see below */
+    mli_append_uint(writer, length, 2);
+    mli_append_uint(writer, is_central ? 28 : 24 + padding, 2);
+    if (is_central) mli_append_uint(writer, 0, 8); /* no comment, the first disk, no attributes */
+    if (is_central) mli_append_uint(writer, 0, 2);
+    if (is_central) mli_append_uint(writer, 0xffffffffu, 4);
+    mli_append(writer, name, length);
+    mli_append_uint(writer, 1, 2);
+    mli_append_uint(writer, is_central ? 24 : 16, 2);
+    mli_append_uint(writer, record->size, 8);
+    mli_append_uint(writer, record->size, 8);
+    if (is_central)
+        mli_append_uint(writer, record->offset, 8);
+    else
+        mli_append_uint(writer, (uint64_t)'F' | (uint64_t)'B' << 8 | (uint64_t)padding << 16, 4);
+    for (size_t i = 0; !is_central && i < padding; i++) mli_append_text(writer, "Z");
+}
+
+/* Its size and checksum are in front of an entry: the contents are made twice, first without being written. */
+static void mli_zip_add(mli_zip *zip, mli_zip_contents contents, const void *what) {
+    mli_zip_record *record = &zip->records[zip->n];
+    uint32_t crc = 0xffffffffu;
+    mli_writer counter = {NULL, 0, 0, 0, &crc};
+    contents(&counter, zip->saver, what);
+    record->offset = zip->writer->at;
+    record->size = counter.at;
+    record->crc = ~crc;
+    mli_append_zip_header(zip->writer, record, zip->n++, 0);
+    contents(zip->writer, zip->saver, what);
+}
+
+/* The directory, its ZIP64 end, where that is, and the old end, which only refers to it. */
+static void mli_append_zip_end(const mli_zip *zip) {
+    mli_writer *writer = zip->writer;
+    uint64_t begin = writer->at, n = (uint64_t)zip->n;
+    for (int i = 0; i < zip->n; i++) mli_append_zip_header(writer, &zip->records[i], i, 1);
+    const uint64_t end = writer->at, words[5] = {n, n, end - begin, begin, end};
+    mli_append_uint(writer, MLI_ZIP64_END, 4);
+    mli_append_uint(writer, 44, 8); /* bytes that follow */
+    mli_append_uint(writer, MLI_ZIP_VERSION | MLI_ZIP_VERSION << 16, 4);
+    mli_append_uint(writer, 0, 8); /* disks */
+    for (int i = 0; i < 4; i++) mli_append_uint(writer, words[i], 8);
+    mli_append_uint(writer, MLI_ZIP64_LOCATOR, 4);
+    mli_append_uint(writer, 0, 4);
+    mli_append_uint(writer, end, 8);
+    mli_append_uint(writer, 1, 4); /* disk */
+    mli_append_uint(writer, MLI_ZIP_END, 4);
+    mli_append_uint(writer, 0, 4);
+    mli_append_uint(writer, UINT64_MAX, 8);
+    mli_append_uint(writer, 0xffffffffu, 4);
+    mli_append_uint(writer, 0, 2); /* no comment */
+}
+
+static void mli_append_zip_text(mli_writer *writer, const mli_saver *saver, const void *text) {
+    (void)saver;
+    mli_append_text(writer, (const char *)text);
+}
+
+static void mli_append_storage(mli_writer *writer, const mli_saver *saver, const void *saved) {
+    (void)saver;
+    mli_append_tensor(writer, (const mli_saved *)saved);
+}
+
+static void mli_append_torch(mli_writer *writer, mli_saver *saver) {
+    mli_zip zip = {writer, saver, NULL, 0};
+    mli_saved saved;
+    size_t n = 3;
+    for (int at = 0; mli_next_saved(saver, &at, &saved);) n += !saved.repeats_first;
+    zip.records = (mli_zip_record *)mli_alloc(saver->allocator, n, sizeof *zip.records);
+    if (!zip.records) {
+        saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a list of %z tensors", n);
+        return;
+    }
+    mli_zip_add(&zip, mli_append_pickle, NULL);
+    mli_zip_add(&zip, mli_append_zip_text, "little");
+    mli_zip_add(&zip, mli_append_zip_text, "3\n"); /* of torch.save's format */
+    for (int at = 0; mli_next_saved(saver, &at, &saved);)
+        if (!saved.repeats_first) mli_zip_add(&zip, mli_append_storage, &saved);
+    mli_append_zip_end(&zip);
+    mli_free(saver->allocator, zip.records);
+}
+#endif
+#endif /* MLI_SAVING */
 
 /* ==== >>gguf ====
    GGUF (ggml's docs/gguf.md): magic, version, the numbers of tensors and of keys, then the keys with their values,
@@ -6947,7 +7176,7 @@ static int mli_append_gguf_header(mli_writer *writer, const mli_saver *saver) {
 }
 
 static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
-    mli_writer counter = {NULL, 0, 0, 0};
+    mli_writer counter = {NULL, 0, 0, 0, NULL};
     int n_tensors = mli_append_gguf_header(&counter, saver);
     mli_append_text(writer, "GGUF");
     mli_append_uint(writer, MLI_GGUF_VERSION, 4);
@@ -7059,7 +7288,7 @@ static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *s
 }
 
 static void mli_append_safetensors(mli_writer *writer, const mli_saver *saver) {
-    mli_writer counter = {NULL, 0, 0, 0};
+    mli_writer counter = {NULL, 0, 0, 0, NULL};
     mli_append_safetensors_header(&counter, saver);
     mli_append_uint(writer, counter.at, 8); /* eight bytes, so that the padding comes out the same */
     mli_append_safetensors_header(writer, saver);
@@ -8840,6 +9069,8 @@ static void mli_load_head_values(mli_loader *loader, int naming, mli_head_shape 
     if (is_gguf) {
         shape->pooling = mli_load_pooling(loader, MLI_KEY_POOLING, 1);
         mli_load_gguf_labels(loader, shape->n_classes, labels);
+    } else if (naming == 2) {
+        mli_load_json_labels(loader, "minillama", "labels", shape->n_classes, labels);
     } else if (naming == 1) {
         char key[ML_NAME_SIZE];
         int is_needed = is_peft || strcmp(format, "safetensors") == 0;
@@ -8906,21 +9137,38 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
 static ml_type mli_saved_type(const mli_saver *saver, int index) {
     ml_type wanted = saver->desc.type, present = saver->model->tensors[index].type;
     mli_slot slot = mli_slot_at(index);
-    if (saver->is_hf && !wanted && ml_type_block(present) > 1) wanted = ML_F16;
+    if (saver->desc.format != ML_GGUF && !wanted && ml_type_block(present) > 1) wanted = ML_F16;
     return mli_weight_type(&saver->model->config, slot, wanted, present);
+}
+
+/* The course's model is one that its classifier has as "llama"; its output is the embedding; an adapter is merged. */
+static void mli_save_for_course(const mli_saver *saver, mli_slot slot, int layer, mli_saved *saved) {
+    char name[ML_NAME_SIZE];
+    mli_param_name(MLI_NAMING_COURSE, slot, layer, name);
+    mli_format(saved->name, sizeof saved->name, "%s%s", saver->desc.head ? "llama." : "", name);
+    saved->repeats_first = slot == MLI_OUTPUT;
+    for (int target = 0; saver->lora && target < MLI_LORA_TARGETS; target++) {
+        int pair = layer * MLI_LORA_TARGETS + target;
+        const ml_tensor *a = &saver->lora->tensors[2 * pair];
+        if (mli_lora_slots[target] != slot || !a->data) continue;
+        saved->lora = a;
+        saved->factor = saver->lora->scales[pair];
+        if (!saver->desc.type) saved->type = ML_F32;
+    }
 }
 
 static int mli_saved_weight(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
     const ml_model *model = (const ml_model *)object;
     mli_slot slot = mli_slot_at(index);
     int layer = mli_layer_at(index);
-    if (!mli_has_slot(&model->config, slot)) return 0;
+    if (!mli_has_slot(&model->config, slot) && !(saver->is_torch && slot == MLI_OUTPUT)) return 0;
     if (saver->trained && !saver->trained[index].grad) return 0; /* a frozen tensor is not in a checkpoint */
     mli_param_name(saver->is_hf ? MLI_NAMING_HF : MLI_NAMING_GGUF, slot, layer, saved->name);
     saved->tensor = model->tensors[index];
     saved->type = mli_saved_type(saver, index);
     saved->is_matrix = mli_params[slot].rows != MLI_ONE;
     saved->head_size = mli_rotary_head(&model->config, slot, saver->is_hf);
+    if (saver->is_torch) mli_save_for_course(saver, slot, layer, saved);
     return 1;
 }
 
@@ -9075,7 +9323,7 @@ static int mli_saved_head(const mli_saver *saver, const void *object, int index,
     saved->type = ML_F32;
     saved->is_matrix = index == 0;
     mli_format(saved->name, sizeof saved->name, "%s%s", saver->is_hf && saver->lora ? MLI_PEFT_PREFIX : "",
-               mli_head_names[saver->is_hf][index]);
+               mli_head_names[saver->is_torch ? 2 : saver->is_hf][index]);
     return saved->tensor.data != NULL;
 }
 
@@ -9098,7 +9346,7 @@ static mli_part mli_head_part(const ml_head *head) {
 /* Marks which of the tokenizer's pieces (in a GGUF) or of the head's labels (in JSON) are empty or equal to an
    earlier one: saver->is_repeated. */
 static void mli_find_repeated(mli_saver *saver) {
-    const ml_tokenizer *tokenizer = saver->is_hf ? NULL : saver->model->tokenizer;
+    const ml_tokenizer *tokenizer = saver->desc.format == ML_GGUF ? saver->model->tokenizer : NULL;
     const ml_head *head = saver->is_hf ? saver->desc.head : NULL;
     size_t n = tokenizer ? (size_t)tokenizer->n_pieces : head && head->labels ? (size_t)head->n_classes : 0;
     if (saver->result || saver->lora || !n) return;
@@ -9265,6 +9513,85 @@ static void mli_append_adapter_json(mli_writer *writer, const mli_saver *saver) 
     mli_append_text(writer, "\n}\n");
 }
 
+/* ---- the values beside the weights in a PyTorch file ---- */
+
+#ifndef ML_NO_PT
+
+/* "KEY": value, or with NULL only the key */
+static void mli_append_pickle_key(mli_writer *writer, const char *key, const char *text) {
+    mli_append_pickle_text(writer, key);
+    if (text) mli_append_pickle_text(writer, text);
+}
+
+static void mli_append_pickle_number(mli_writer *writer, const char *key, int64_t value) {
+    mli_append_pickle_text(writer, key);
+    mli_append_pickle_int(writer, value);
+}
+
+static void mli_append_pickle_real(mli_writer *writer, const char *key, double value) {
+    mli_append_pickle_text(writer, key);
+    mli_append_pickle_float(writer, value);
+}
+
+/* The arguments of the course's and of llama2.c's configuration. Both compute hidden_dim from multiple_of where it is
+   not given; the two have different names for norm_eps. */
+static void mli_append_model_args(mli_writer *writer, const ml_config *c) {
+    enum { MULTIPLE = 32 };
+    int64_t hidden = (2 * (4 * (int64_t)c->dim) / 3 + MULTIPLE - 1) / MULTIPLE * MULTIPLE;
+    mli_append_pickle_key(writer, "model_args", NULL);
+    mli_append_text(writer, "}(");
+    mli_append_pickle_number(writer, "dim", c->dim);
+    mli_append_pickle_number(writer, "n_layers", c->n_layers);
+    mli_append_pickle_number(writer, "n_heads", c->n_heads);
+    mli_append_pickle_number(writer, "n_kv_heads", c->n_kv_heads);
+    mli_append_pickle_number(writer, "vocab_size", c->vocab_size);
+    mli_append_pickle_number(writer, "multiple_of", MULTIPLE);
+    if (hidden != c->hidden_dim) mli_append_pickle_number(writer, "hidden_dim", c->hidden_dim);
+    mli_append_pickle_number(writer, "max_seq_len", c->max_seq_len);
+    mli_append_pickle_real(writer, "dropout", 0);
+    if (c->norm_eps != 1e-5f) {
+        mli_append_pickle_real(writer, "norm_eps", c->norm_eps);
+        mli_append_pickle_real(writer, "layer_norm_eps", c->norm_eps);
+    }
+    mli_append_text(writer, "u");
+}
+
+/* What the course's classifier is made from: its own options and defaults. */
+static void mli_append_model_config(mli_writer *writer, const ml_head *head) {
+    mli_append_pickle_key(writer, "model_config", NULL);
+    mli_append_text(writer, "ctypes\nSimpleNamespace\n)R}(");
+    mli_append_pickle_real(writer, "hidden_dropout_prob", 0.3);
+    mli_append_pickle_key(writer, "pretrained_model_path", "stories42M.pt");
+    mli_append_pickle_number(writer, "num_labels", head->n_classes);
+    mli_append_pickle_key(writer, "data_dir", ".");
+    mli_append_pickle_key(writer, "option", "finetune");
+    mli_append_text(writer, "ub");
+}
+
+/* What the course has no place for: {"minillama": {"mask": "full", "labels": [...]}}. */
+static void mli_append_own_values(mli_writer *writer, const mli_saver *saver) {
+    const ml_head *head = saver->desc.head;
+    int has_labels = head && head->labels, is_full = saver->model->config.mask == ML_MASK_FULL;
+    if (!has_labels && !is_full) return;
+    mli_append_pickle_key(writer, "minillama", NULL);
+    mli_append_text(writer, "}(");
+    if (is_full) mli_append_pickle_key(writer, "mask", "full");
+    if (has_labels) {
+        mli_append_pickle_key(writer, "labels", NULL);
+        mli_append_text(writer, "](");
+        for (int i = 0; i < head->n_classes; i++) mli_append_pickle_text(writer, head->labels[i]);
+        mli_append_text(writer, "e");
+    }
+    mli_append_text(writer, "u");
+}
+
+static void mli_append_torch_values(mli_writer *writer, const mli_saver *saver) {
+    mli_append_model_args(writer, &saver->model->config);
+    if (saver->desc.head) mli_append_model_config(writer, saver->desc.head);
+    mli_append_own_values(writer, saver);
+}
+#endif /* ML_NO_PT */
+
 /* ---- files ---- */
 
 /* A GGUF is one file, a safetensors two: all are complete on the disk before the first takes its place. */
@@ -9282,7 +9609,8 @@ static ml_result mli_save_files(mli_saver *saver, const char *path) {
             mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the name of the configuration", path);
     mli_find_repeated(saver);
     for (int i = 0; i < n && !saver->result; i++) mli_target_open(saver, &targets[i], paths[i]);
-    if (!saver->result && !saver->is_hf) mli_append_gguf(&targets[0].writer, saver);
+    if (!saver->result && saver->desc.format == ML_GGUF) mli_append_gguf(&targets[0].writer, saver);
+    if (!saver->result && saver->is_torch) mli_append_torch(&targets[0].writer, saver);
     if (!saver->result && saver->is_hf) {
         mli_append_safetensors(&targets[0].writer, saver);
         (saver->lora ? mli_append_adapter_json : mli_append_config_json)(&targets[1].writer, saver);
@@ -9295,20 +9623,37 @@ static ml_result mli_save_files(mli_saver *saver, const char *path) {
     return saver->result ? saver->result : mli_ok(saver->error);
 }
 
+/* What the course's code would compute otherwise. */
+static ml_result mli_check_course(const mli_saver *saver) {
+    const ml_config *c = &saver->model->config;
+    const ml_head *head = saver->desc.head;
+    const char *what = !c->tied_output                         ? "an output that is not tied to the embedding"
+                       : c->rope_theta != 10000                ? "a rope_theta that is not 10000"
+                       : c->rope_scale != 1                    ? "a rope_scale"
+                       : head && head->pooling != ML_POOL_LAST ? "a head of means"
+                       : head && !head->bias.data              ? "a head without a bias"
+                                                               : NULL;
+    if (!saver->is_torch || !what) return ML_OK;
+    return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                    "a PyTorch file is for the course's code, which does not know %s", what);
+}
+
 static ml_result mli_check_saving(const mli_saver *saver) {
     const ml_save_desc *desc = &saver->desc;
     const char *type = ml_type_name(desc->type);
-    if (desc->format != ML_GGUF && desc->format != ML_SAFETENSORS)
+    if (desc->format != ML_GGUF && !saver->is_hf && !saver->is_torch)
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "ml_model_save: format is not one of its names");
     if (desc->type && (desc->type < ML_F32 || desc->type > (saver->lora ? ML_BF16 : ML_Q4_0)))
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s cannot be saved as %s",
                         saver->lora ? "adapters" : "weights", type);
-    if (saver->is_hf && desc->type > ML_BF16)
-        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "safetensors has no type %s", type);
+    if (desc->format != ML_GGUF && desc->type > ML_BF16)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "%s no type %s",
+                        saver->is_hf ? "safetensors has" : "PyTorch files have", type);
     if (desc->head && desc->head->weight.cols != (size_t)saver->model->config.dim)
         return mli_fail(saver->error, ML_ERROR_MISMATCH, "the head is for a dim of %z, the model's is %d",
                         desc->head->weight.cols, saver->model->config.dim);
-    return mli_check_byte_order(saver->error);
+    ml_result result = mli_check_course(saver);
+    return result ? result : mli_check_byte_order(saver->error);
 }
 
 /* lora is NULL for the model itself. */
@@ -9316,7 +9661,7 @@ static ml_result mli_save(const ml_model *model, const ml_lora *lora, const char
                           const ml_save_desc *desc, ml_error *error) {
     mli_saver saver = mli_saver_of(model, desc, error);
     saver.lora = lora;
-    mli_add_part(&saver, lora ? mli_lora_part(lora) : mli_model_part(model));
+    mli_add_part(&saver, lora && !saver.is_torch ? mli_lora_part(lora) : mli_model_part(model));
     if (saver.desc.head) mli_add_part(&saver, mli_head_part(saver.desc.head));
     ml_result result = mli_check_saving(&saver);
     return result ? result : mli_save_files(&saver, path);
