@@ -8173,7 +8173,8 @@ static const char *const mli_wrapper_words[] = {
     "base_layer",
     "original_module",
     "modules_to_save",
-    "default"}; /* PEFT, whose adapter is named "default" */
+    "default",         /* PEFT, whose adapter is named "default" */
+    "original_layer"}; /* the course: see mli_merge_weight */
 
 static int mli_is_wrapper_word(const char *word, size_t length) {
     for (size_t i = 0; i < MLI_COUNT(mli_wrapper_words); i++)
@@ -8324,6 +8325,9 @@ static void mli_complete_config(mli_loader *loader) {
     mli_load_rows(loader, MLI_TOKEN_EMBEDDING, &config->vocab_size);
     mli_load_rows(loader, MLI_W1, &config->hidden_dim);
     if (loader->result) return;
+    if (!loader->desc.norm && !mli_field_value(loader, MLI_FIELD_NORM) &&
+        mli_find_weight(loader, MLI_OUTPUT_NORM_BIAS, 0, name))
+        config->norm = ML_NORM_LAYER; /* an rms norm has no bias */
     const ml_array *output = mli_find_weight(loader, MLI_OUTPUT, 0, name);
     const ml_array *embedding = mli_find_weight(loader, MLI_TOKEN_EMBEDDING, 0, name);
     if (config->tied_output < 0)
@@ -8333,6 +8337,63 @@ static void mli_complete_config(mli_loader *loader) {
     if (mli_find_weight(loader, MLI_WQ, config->n_layers, name))
         mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but the configuration has %d layers", name,
                    config->n_layers);
+}
+
+/* The course's save_model leaves no shapes, only the path of the model that was trained, beside which it runs. The
+   configuration is that model's, if it is in the same folder; or the default one of the course's code, where the
+   shapes are those: the one thing that no shape tells is the number of heads. */
+#define MLI_KEY_PRETRAINED "model_config.pretrained_model_path"
+
+static int mli_is_from_course(const mli_loader *loader) {
+    const ml_value *path = loader->result ? NULL : ml_archive_find_value(loader->archive, MLI_KEY_PRETRAINED);
+    return path && path->kind == ML_VALUE_STRING && !mli_field_value(loader, MLI_FIELD_DIM);
+}
+
+/* The configuration of the model with that path's name in the file's folder; 0 if there is none. */
+static int mli_load_config_of(mli_loader *loader, const ml_value *path) {
+    char name[MLI_PATH_SIZE];
+    size_t n = 0;
+    for (size_t i = 0; i < path->length; i++) {
+        n = path->s[i] == '/' || path->s[i] == '\\' ? 0 : n + 1;
+        if (n >= sizeof name) return 0;
+        if (n) name[n - 1] = path->s[i];
+    }
+    name[n] = 0;
+    char *beside = loader->path && n ? mli_path_beside(&loader->allocator, loader->path, name) : NULL;
+    mli_loader other = mli_loader_of(beside, NULL, 0, NULL);
+    other.desc = loader->desc;
+    other.desc.allocator = loader->allocator;
+    if (beside && !mli_loader_open(&other)) {
+        mli_load_config(&other);
+        if (!other.result) loader->config = other.config;
+    }
+    int is_loaded = beside && !other.result;
+    if (beside) mli_loader_close(&other);
+    mli_free(&loader->allocator, beside);
+    return is_loaded;
+}
+
+static void mli_load_course_config(mli_loader *loader) {
+    const ml_config usual = {512, 0, 8, 8, 8, 32000, 1024, -1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 10000, 1};
+    const ml_value *path = ml_archive_find_value(loader->archive, MLI_KEY_PRETRAINED);
+    char name[MLI_LONG_NAME_SIZE], file[64];
+    size_t n = 0;
+    mli_put(file, sizeof file, &n, path->s, path->length);
+    if (mli_load_config_of(loader, path)) return;
+    mli_detect_naming(loader);
+    if (loader->result) return;
+    const ml_array *embedding = mli_find_weight(loader, MLI_TOKEN_EMBEDDING, 0, name);
+    const ml_array *key = mli_find_weight(loader, MLI_WK, usual.n_layers - 1, name);
+    loader->config = usual;
+    if (loader->desc.norm) loader->config.norm = loader->desc.norm;
+    if (loader->desc.mask) loader->config.mask = loader->desc.mask;
+    if (!embedding || embedding->n_dims != 2 || embedding->shape[0] != usual.vocab_size ||
+        embedding->shape[1] != usual.dim || !key || key->shape[0] != usual.dim)
+        mli_refuse(
+            loader, ML_ERROR_MISMATCH,
+            "no configuration: the number of heads is in %s, of which this model was made; put that, or a "
+            "config.json, beside it",
+            file);
 }
 
 /* "(512, 64)" */
@@ -8405,6 +8466,81 @@ static void mli_new_sources(mli_loader *loader, int n) {
     if (!loader->sources) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for a list of tensors");
 }
 
+/* ---- adapters of the course, beside the matrices that they are for ----
+   Its LoRALayer is saved as X.original_layer.weight, X.lora_A (r, in) and X.lora_B (out, r), unless it is merged
+   before. Here it is merged, by W + alpha / r B A. */
+
+#define MLI_UNMERGED "original_layer.weight"
+#define MLI_KEY_COURSE_ALPHA "args.lora_alpha"
+
+static int mli_is_unmerged(const ml_array *array) {
+    size_t n = strlen(array->name), end = sizeof MLI_UNMERGED - 1;
+    return n > end && strcmp(array->name + n - end, MLI_UNMERGED) == 0;
+}
+
+/* A and B of a matrix that is not merged, with the right shapes; 0 after an error. */
+static int mli_find_course_pair(mli_loader *loader, const ml_array *array, const ml_array *pair[2]) {
+    for (int i = 0; i < 2 && !loader->result; i++) {
+        char name[MLI_LONG_NAME_SIZE] = "";
+        size_t n = strlen(array->name) - (sizeof MLI_UNMERGED - 1);
+        if (n < sizeof name - sizeof "lora_A") {
+            memcpy(name, array->name, n);
+            memcpy(name + n, i ? "lora_B" : "lora_A", sizeof "lora_A");
+        }
+        pair[i] = ml_archive_find_array(loader->archive, name);
+        if (!pair[i])
+            mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but not %s", array->name, name);
+        else if (pair[i]->n_dims != 2 || pair[0]->shape[0] < 1 || pair[0]->shape[0] > 4096)
+            mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is no half of an adapter", name);
+    }
+    if (loader->result) return 0;
+    size_t rank = (size_t)pair[0]->shape[0];
+    mli_check_source(loader, pair[0], rank, (size_t)array->shape[1], 0);
+    mli_check_source(loader, pair[1], (size_t)array->shape[0], rank, 0);
+    return !loader->result;
+}
+
+/* alpha / rank; 0 where the file does not say alpha, which is of no consequence as long as B is 0. */
+static float mli_load_course_scale(mli_loader *loader, float rank) {
+    const ml_value *alpha = ml_archive_find_value(loader->archive, MLI_KEY_COURSE_ALPHA);
+    if (!alpha) return 0;
+    if ((alpha->kind != ML_VALUE_FLOAT && alpha->kind != ML_VALUE_INT) || !(fabs(alpha->f) < 1e6))
+        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is no number below 1e6", alpha->name);
+    return (float)alpha->f / rank;
+}
+
+/* tensor (out, in) = W + alpha / r B A */
+static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor) {
+    const ml_array *pair[2];
+    size_t out = tensor->rows, in = tensor->cols, n = out * in;
+    if (loader->result || !mli_find_course_pair(loader, array, pair)) return;
+    size_t rank = (size_t)pair[0]->shape[0], bytes = ml_type_row_bytes(tensor->type, in);
+    float scale = mli_load_course_scale(loader, (float)rank);
+    size_t n_pair = rank * (in + out); /* fits: a rank is small */
+    float *w =
+        mli_add_size(n, n_pair, &n_pair) ? (float *)mli_alloc(&loader->allocator, n_pair, sizeof *w) : NULL;
+    if (!w) {
+        mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for merging %s", array->name);
+        return;
+    }
+    float *a = w + n, *b = a + rank * in;
+    ml_array_read_floats(array, w, n);
+    ml_array_read_floats(pair[0], a, rank * in);
+    ml_array_read_floats(pair[1], b, out * rank);
+    for (size_t row = 0; row < out; row++) {
+        for (size_t k = 0; k < rank; k++) {
+            float s = b[row * rank + k];
+            if (scale == 0 && s != 0 && !ml_archive_find_value(loader->archive, MLI_KEY_COURSE_ALPHA))
+                mli_refuse(loader, ML_ERROR_MISMATCH,
+                           "tensor %s: its scale is not known, there is no value %s", pair[1]->name,
+                           MLI_KEY_COURSE_ALPHA);
+            mli_axpy(w + row * in, scale * s, a + k * in, in);
+        }
+        ml_type_convert(tensor->type, (unsigned char *)tensor->data + row * bytes, ML_F32, w + row * in, in);
+    }
+    mli_free(&loader->allocator, w);
+}
+
 /* Finds every weight. Tensors that no weight is made of are left alone: tables of rotary frequencies, a head, the
    state of an optimizer. */
 static void mli_find_sources(mli_loader *loader) {
@@ -8449,6 +8585,7 @@ static int mli_is_in_place(const mli_loader *loader, const ml_array *array, cons
                            mli_slot slot) {
     uintptr_t alignment = array->type == ML_F32 ? 4 : 2;
     return !loader->desc.type && array->type == tensor->type && array->is_contiguous &&
+           !mli_is_unmerged(array) &&
            !mli_rotary_head(&loader->config, slot, loader->naming == MLI_NAMING_HF) &&
            (uintptr_t)array->data % alignment == 0;
 }
@@ -8528,6 +8665,8 @@ static void mli_load_weights(mli_loader *loader) {
         mli_slot slot = mli_slot_at(i);
         if (!array && tensor->type) /* a bias that the file does not have */
             memset(tensor->data, 0, tensor->cols * sizeof(float));
+        else if (array && mli_is_unmerged(array))
+            mli_merge_weight(loader, array, tensor);
         else if (array && tensor->data != array->data)
             mli_copy_weight(loader, array, tensor, mli_rotary_head(&loader->config, slot, is_hf));
     }
@@ -8594,10 +8733,13 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     mli_check_demands(loader, mli_demands,
                       n_demands); /* before config.json, which another kind of model need not have */
     if (!mli_field_value(loader, MLI_FIELD_DIM)) {
-        mli_load_json(loader, MLI_CONFIG_JSON, "of a Llama");
+        mli_load_json(loader, MLI_CONFIG_JSON, mli_is_from_course(loader) ? NULL : "of a Llama");
         mli_check_demands(loader, mli_demands, n_demands);
     }
-    mli_load_config(loader);
+    if (mli_is_from_course(loader))
+        mli_load_course_config(loader);
+    else
+        mli_load_config(loader);
     mli_detect_naming(loader);
     mli_complete_config(loader);
     if (!loader->result)
