@@ -295,7 +295,7 @@ typedef struct ml_config {
     int n_layers;    /* L */
     int n_heads;     /* A, query heads; head size hd = D / A */
     int n_kv_heads;  /* key and value heads; divides n_heads; kv_dim = n_kv_heads * hd */
-    int vocab_size;  /* V */
+    int vocab_size;  /* V, at least the tokenizer's n_pieces */
     int max_seq_len; /* positions the model was trained for */
     int tied_output; /* the output layer is the token embedding */
     ml_norm norm;
@@ -311,7 +311,9 @@ typedef struct ml_model {
     ml_config config;
     const ml_tokenizer *tokenizer; /* NULL when none was found */
     int n_tensors;
-    /* in the order of the parameter table; names by ml_model_tensor_name. A tied output shows the embedding's data */
+    /* in the order of the parameter table; names by ml_model_tensor_name. A tied output shows the embedding's data.
+       A model without output layer (a file of Hugging Face's LlamaModel or LlamaForSequenceClassification) has no
+       data there: it computes hidden states, and a head works; calls that need logits are ML_ERROR_UNSUPPORTED */
     const ml_tensor *tensors;
     int64_t n_parameters; /* numbers in all tensors, a tied output counted once */
     struct ml_model_private *private_part;
@@ -809,8 +811,9 @@ typedef struct ml_model_load_desc {
     ml_type type;
     ml_norm norm; /* override what the file says */
     ml_mask mask;
-    /* Path of a tokenizer of vocab_size pieces. Default: the file's own; else tokenizer.model or tokenizer.bin in the
-       same folder, ignored if it has another number of pieces. */
+    /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to. Default:
+       the file's own; else tokenizer.model or tokenizer.bin in the same folder, ignored if it has more pieces, or
+       over 1024 fewer. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
@@ -2214,6 +2217,14 @@ static ml_result mli_check_writable(const ml_model *model, ml_error *error) {
                     "the weights are read-only or not F32: load with ml_model_load_desc.type = ML_F32");
 }
 
+static int mli_has_output(const ml_model *model) { return model->tensors[MLI_OUTPUT].data != NULL; }
+
+static ml_result mli_check_output(const ml_model *model, ml_error *error) {
+    if (mli_has_output(model)) return ML_OK;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED,
+                    "the model has no output layer: it computes hidden states, but no logits");
+}
+
 /* ---- the forward pass ----
    The walk of one token through the functions, in their order:
 
@@ -2480,7 +2491,7 @@ ML_DEF ml_result ml_model_create(const ml_model_create_desc *desc, ml_model **mo
 ML_DEF ml_result ml_model_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer, ml_error *error) {
     if (!model || !tokenizer)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_model_set_tokenizer: model or tokenizer is NULL");
-    if (tokenizer->n_pieces != model->config.vocab_size)
+    if (tokenizer->n_pieces > model->config.vocab_size)
         return mli_fail(error, ML_ERROR_MISMATCH, "a tokenizer of %d pieces for a model with vocab_size %d",
                         tokenizer->n_pieces, model->config.vocab_size);
     struct ml_model_private *own = model->private_part;
@@ -2570,7 +2581,8 @@ static void mli_session_measure(mli_session *s) {
     s->graph.threads = &s->threads;
     s->graph.lora = s->lora;
     ml_tensor hidden = mli_network(&s->graph, &pass);
-    mli_output(&s->graph, shown->model, hidden, rows.start, shown->max_batch, NULL);
+    if (mli_has_output(shown->model))
+        mli_output(&s->graph, shown->model, hidden, rows.start, shown->max_batch, NULL);
     size_t text = shown->model->tokenizer ? ml_tokenizer_encode_size(length * 4) : 0;
     if (!mli_add_size(ids, text, &ids)) ids = SIZE_MAX;
     s->graph.size = MLI_MAX(s->graph.peak, ids);
@@ -2701,6 +2713,7 @@ ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_eval: nothing to evaluate");
     mli_session *s = session->private_part;
     ml_result result = mli_check_tokens(session->model, tokens, n, error);
+    if (!result && logits) result = mli_check_output(session->model, error);
     if (!result) result = mli_check_fit(s, session->length, n, error);
     if (result) return result;
     memmove(s->tokens + session->length, tokens, (size_t)n * sizeof *tokens);
@@ -2801,7 +2814,8 @@ ML_DEF ml_result ml_session_eval_batch(ml_session *session, const ml_batch *batc
         if (out->select[i] < 0 || out->select[i] >= batch->n_tokens)
             return mli_fail(error, ML_ERROR_ARGUMENT, "batch: select %d is %d, outside its %d tokens", i,
                             (int)out->select[i], batch->n_tokens);
-    ml_result result = mli_session_hidden(s, batch, &hidden, &rows, error);
+    ml_result result = out->logits ? mli_check_output(session->model, error) : ML_OK;
+    if (!result) result = mli_session_hidden(s, batch, &hidden, &rows, error);
     if (result) return result;
     if (out->hidden) memcpy(out->hidden, hidden.data, mli_numbers(&hidden) * sizeof *out->hidden);
     if (out->logits) mli_output(&s->graph, session->model, hidden, out->select, n, out->logits);
@@ -2946,7 +2960,8 @@ ML_DEF ml_result ml_session_likelihood(ml_session *session, const ml_likelihood_
     mli_session *s = session->private_part;
     ml_tokens all = {NULL, 0};
     int n_context = 0;
-    ml_result result = mli_likelihood_ids(s, desc, &all, &n_context, error);
+    ml_result result = mli_check_output(session->model, error);
+    if (!result) result = mli_likelihood_ids(s, desc, &all, &n_context, error);
     if (result) return result;
     int n_scored = all.n - n_context;
     if (desc->log_probs && n_scored > desc->max_log_probs)
@@ -3492,6 +3507,7 @@ static ml_result mli_check_trainer(const ml_model *model, const ml_trainer_desc 
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: frozen, without adapter or head, it learns nothing");
     ml_result result = mli_check_threads(&desc->threads, "trainer", error);
+    if (!result && !desc->head) result = mli_check_output(model, error);
     if (!result && desc->head) result = mli_head_check(desc->head, model, error);
     if (!result && desc->lora) result = mli_lora_check(model, desc->lora, error);
     if (!result && !desc->lora && !desc->frozen) result = mli_check_writable(model, error);
@@ -4730,6 +4746,7 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
         const char *text = "";
         size_t n_bytes = 0;
         if (t) text = ml_tokenizer_decode_token(t, history.ids[history.n - 1], id, &n_bytes);
+        if (!text) text = ""; /* a row of the vocabulary without a piece */
         if (desc->on_token && !desc->on_token(desc->user, id, text, n_bytes)) out->stop = ML_STOP_CALLER;
         out->n_new++;
         const float *logits;
@@ -4748,7 +4765,8 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     mli_session *s = session->private_part;
     int held = desc->start == ML_START_APPEND ? session->length : 0, limit = desc->max_new_tokens;
     ml_tokens ids = {NULL, 0};
-    ml_result result = mli_prompt_ids(s, desc, held, &ids, error);
+    ml_result result = mli_check_output(session->model, error);
+    if (!result) result = mli_prompt_ids(s, desc, held, &ids, error);
     if (result) return result;
     if (desc->overflow == ML_OVERFLOW_ERROR && MLI_MAX(limit, 0) > session->max_seq_len - held - ids.n)
         return mli_fail(error, ML_ERROR_CONTEXT, "%d tokens, a prompt of %d, %d new: the context holds %d",
@@ -5863,13 +5881,40 @@ static int mli_json_number(mli_json *json, int64_t *i, double *f) {
 
 /* ---- values ---- */
 
+/* Appends a key, or the place in a list, to the path. A key that cannot be a part of a name, because it is too long or
+   contains a zero byte, makes the path as long as its buffer: what is there is passed over. */
+static void mli_json_push(mli_archive *archive, const char *key, size_t length, int64_t i) {
+    if (archive->path_length == MLI_PATH_SIZE) return;
+    if (!key)
+        mli_path_push_int(archive, i);
+    else if (length + 1 >= MLI_PATH_SIZE - archive->path_length || memchr(key, 0, length))
+        archive->path_length = MLI_PATH_SIZE;
+    else
+        mli_path_push(archive, key, length);
+}
+
+/* The three words that Python writes for numbers that are not finite. 0: there is none of them. */
+static int mli_json_not_finite(mli_json *json, double *f) {
+    uint32_t bits = mli_json_word(json, "NaN")         ? 0x7fc00000
+                    : mli_json_word(json, "Infinity")  ? 0x7f800000
+                    : mli_json_word(json, "-Infinity") ? 0xff800000
+                                                       : 0;
+    *f = (double)mli_bits_float(bits);
+    return bits != 0;
+}
+
 /* A value that is not a container, named by the path; null adds nothing. */
 static void mli_json_scalar(mli_json *json) {
     mli_archive *archive = json->archive;
+    ml_value passed_over, *value = &passed_over;
     int c = mli_json_peek(json);
     if (mli_json_word(json, "null")) return;
-    ml_value *value = mli_add_value(archive, archive->path, archive->path_length, ML_VALUE_BOOL);
-    if (c == '"') {
+    memset(&passed_over, 0, sizeof passed_over);
+    if (archive->path_length < MLI_PATH_SIZE)
+        value = mli_add_value(archive, archive->path, archive->path_length, ML_VALUE_BOOL);
+    if (mli_json_not_finite(json, &value->f)) {
+        value->kind = ML_VALUE_FLOAT;
+    } else if (c == '"') {
         value->kind = ML_VALUE_STRING;
         value->s = mli_json_string(json, &value->length);
     } else if (c == '-' || (c >= '0' && c <= '9')) {
@@ -5892,13 +5937,29 @@ static void mli_json_value(mli_json *json, int depth) {
     if (depth == MLI_MAX_DEPTH) mli_json_fail(json, "nested too deeply");
     for (int64_t i = 0; mli_json_more(json, close, i); i++) {
         const char *key = is_object ? mli_json_key(json, &length) : NULL;
-        if (key)
-            mli_path_push(archive, key, length);
-        else
-            mli_path_push_int(archive, i);
+        mli_json_push(archive, key, key ? length : 0, i);
         if (!archive->result) mli_json_value(json, depth + 1);
         archive->path_length = path_length;
     }
+}
+
+/* Of values from `first` on that have the same name the last one stays, as in Python. */
+static void mli_json_drop_repeated(mli_archive *archive, size_t first) {
+    ml_value *values = (ml_value *)archive->values.items;
+    size_t n = archive->values.n - first, kept = first;
+    mli_named *names = (mli_named *)mli_alloc(&archive->allocator, n, sizeof *names);
+    if (!names) mli_no_memory(archive);
+    for (size_t i = 0; names && i < n; i++) {
+        mli_named item = {values[first + i].name, strlen(values[first + i].name), first + i};
+        names[i] = item;
+    }
+    if (names) mli_sort_named(names, n); /* equal ones in their order */
+    for (size_t i = 1; names && i < n; i++)
+        if (strcmp(names[i - 1].name, names[i].name) == 0) values[names[i - 1].index].name = NULL;
+    for (size_t i = first; names && i < first + n; i++)
+        if (values[i].name) values[kept++] = values[i];
+    if (names) archive->values.n = kept;
+    mli_free(&archive->allocator, names);
 }
 
 /* Adds what a JSON text contains to the archive's values, under dotted names that begin with prefix (which may be
@@ -5913,9 +5974,11 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
     archive->path_length = 0;
     mli_allow_names(archive, size);
     mli_path_push(archive, prefix, strlen(prefix));
+    mli_json_word(&json, "\xef\xbb\xbf"); /* a byte order mark */
     mli_json_value(&json, 0);
     if (mli_json_peek(&json)) mli_json_fail(&json, "more text than one value");
     archive->path_length = 0;
+    mli_json_drop_repeated(archive, n_values);
     mli_publish(archive);
     if (archive->result) archive->shown.n_values = archive->values.n = n_values;
     archive->error = NULL;
@@ -7678,8 +7741,9 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
 #define MLI_KEY_TOKENS "tokenizer.ggml.tokens"
 #define MLI_KEY_SCORES "tokenizer.ggml.scores"
 #define MLI_KEY_KINDS "tokenizer.ggml.token_type"
-#define MLI_TOKENIZER_IDS 4   /* bos, eos, unknown, padding */
-#define MLI_TOKENIZER_FLAGS 4 /* adds_bos, adds_eos, adds_space_prefix, removes_extra_spaces */
+#define MLI_KEY_PIECES "minillama.pieces" /* how many of the tokens are pieces, if the others only fill up */
+#define MLI_TOKENIZER_IDS 4               /* bos, eos, unknown, padding */
+#define MLI_TOKENIZER_FLAGS 4             /* adds_bos, adds_eos, adds_space_prefix, removes_extra_spaces */
 static const char *const mli_id_keys[MLI_TOKENIZER_IDS] = {
     "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.unknown_token_id",
     "tokenizer.ggml.padding_token_id"};
@@ -7767,6 +7831,9 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_
     v.n_pieces = tokens->length;
     result = mli_gguf_find_list(archive, MLI_KEY_SCORES, MLI_GGUF_F32, v.n_pieces, &scores, error);
     if (!result) result = mli_gguf_find_list(archive, MLI_KEY_KINDS, MLI_GGUF_I32, v.n_pieces, &kinds, error);
+    const ml_value *pieces = ml_archive_find_value(archive, MLI_KEY_PIECES);
+    if (pieces && pieces->kind == ML_VALUE_INT && pieces->i > 0)
+        v.n_pieces = (size_t)MLI_MIN((uint64_t)pieces->i, (uint64_t)v.n_pieces);
     if (!result) result = mli_gguf_special(archive, &v, error);
     if (result) return result;
     source.data = (const unsigned char *)tokens->s;
@@ -7862,30 +7929,31 @@ typedef enum mli_field {
 } mli_field;
 /* clang-format on */
 
-/* What programs call each field: GGUF, Hugging Face's config.json, then others and older names. A loader takes the
-   first that the archive has; a saver writes the first two. */
+/* What programs call each field: GGUF, Hugging Face's config.json, then others and older names, and Meta's
+   params.json. A loader takes the first that the archive has; a saver writes the first two. */
 #define MLI_CONFIG_JSON "config.json"
-#define MLI_FIELD_KEYS 4
+#define MLI_PARAMS_JSON "params.json"
+#define MLI_FIELD_KEYS 5
 static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format off */
-    {"llama.embedding_length", MLI_CONFIG_JSON ".hidden_size", "model_args.dim", "model_config.dim"},
-    {"llama.block_count", MLI_CONFIG_JSON ".num_hidden_layers", "model_args.n_layers", "model_config.n_layers"},
+    {"llama.embedding_length", MLI_CONFIG_JSON ".hidden_size", "model_args.dim", "model_config.dim", MLI_PARAMS_JSON ".dim"},
+    {"llama.block_count", MLI_CONFIG_JSON ".num_hidden_layers", "model_args.n_layers", "model_config.n_layers", MLI_PARAMS_JSON ".n_layers"},
     {"llama.attention.head_count", MLI_CONFIG_JSON ".num_attention_heads", "model_args.n_heads",
-     "model_config.n_heads"},
+     "model_config.n_heads", MLI_PARAMS_JSON ".n_heads"},
     {"llama.attention.head_count_kv", MLI_CONFIG_JSON ".num_key_value_heads", "model_args.n_kv_heads",
-     "model_config.n_kv_heads"},
+     "model_config.n_kv_heads", MLI_PARAMS_JSON ".n_kv_heads"},
     {"llama.feed_forward_length", MLI_CONFIG_JSON ".intermediate_size", "model_args.hidden_dim",
      "model_config.hidden_dim"},
-    {"llama.vocab_size", MLI_CONFIG_JSON ".vocab_size", "model_args.vocab_size", "model_config.vocab_size"},
+    {"llama.vocab_size", MLI_CONFIG_JSON ".vocab_size", "model_args.vocab_size", "model_config.vocab_size", MLI_PARAMS_JSON ".vocab_size"},
     {"llama.context_length", MLI_CONFIG_JSON ".max_position_embeddings", "model_args.max_seq_len",
-     "model_config.max_seq_len"},
-    {NULL, MLI_CONFIG_JSON ".tie_word_embeddings"},
+     "model_config.max_seq_len", MLI_PARAMS_JSON ".max_seq_len"},
+    {"minillama.tied_output", MLI_CONFIG_JSON ".tie_word_embeddings"},
     {"minillama.norm", MLI_CONFIG_JSON ".minillama_norm"},
     {"minillama.mask", MLI_CONFIG_JSON ".minillama_mask"},
     {"llama.attention.layer_norm_rms_epsilon", MLI_CONFIG_JSON ".rms_norm_eps", "model_args.norm_eps",
-     "model_config.layer_norm_eps"},
+     "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps"},
     {"llama.rope.freq_base", MLI_CONFIG_JSON ".rope_theta", MLI_CONFIG_JSON ".rope_parameters.rope_theta",
-     "model_args.rope_theta"},
+     "model_args.rope_theta", MLI_PARAMS_JSON ".rope_theta"},
     {"llama.rope.scaling.type", MLI_CONFIG_JSON ".rope_scaling.rope_type", MLI_CONFIG_JSON ".rope_scaling.type",
      MLI_CONFIG_JSON ".rope_parameters.rope_type"},
     {"llama.rope.scaling.factor", MLI_CONFIG_JSON ".rope_scaling.factor",
@@ -7904,7 +7972,16 @@ static const mli_demand mli_demands[] = {{"general.architecture", "llama"},
                                          {MLI_CONFIG_JSON ".hidden_act", "silu"},
                                          {MLI_CONFIG_JSON ".attention_bias", NULL},
                                          {MLI_CONFIG_JSON ".mlp_bias", NULL},
-                                         {"model_args.use_scaled_rope", NULL}};
+                                         {"model_args.use_scaled_rope", NULL},
+                                         {MLI_PARAMS_JSON ".use_scaled_rope", NULL}};
+
+/* Values that say in other words which mask there is, and whether `true` means that it is full. */
+static const struct mli_mask_key {
+    const char *key;
+    int is_full;
+} mli_mask_keys[] = {{"llama.attention.causal", 0},
+                     {MLI_CONFIG_JSON ".is_causal", 0},
+                     {MLI_CONFIG_JSON ".use_bidirectional_attention", 1}};
 
 /* The fields that are whole numbers: MLI_FIELD_DIM to MLI_FIELD_SEQ_LEN. */
 static int *mli_field_int(ml_config *c, mli_field field) {
@@ -7999,15 +8076,19 @@ static char *mli_path_beside(const ml_allocator *allocator, const char *path, co
     return beside;
 }
 
+static void mli_take_json(mli_loader *loader, const char *name, const void *data, size_t size) {
+    ml_error inner;
+    ml_result result = mli_json_values(loader->archive->private_part, name, data, size, &inner);
+    if (result) mli_refuse(loader, result, "%s: %s", name, inner.text);
+}
+
 /* Hugging Face keeps the configuration beside the weights, a model's in config.json; the caller may have it in
    memory. Its values join the archive's as "config.json.hidden_size" and so on. `whose` is for the sentence that
    there is none; NULL: there need not be one. */
 static void mli_load_json(mli_loader *loader, const char *name, const char *whose) {
     if (loader->result) return;
-    mli_archive *archive = loader->archive->private_part;
     if (loader->desc.config_json) {
-        loader->result = mli_json_values(archive, name, loader->desc.config_json,
-                                         loader->desc.config_json_size, loader->error);
+        mli_take_json(loader, name, loader->desc.config_json, loader->desc.config_json_size);
         return;
     }
     if (!loader->path) return;
@@ -8019,7 +8100,7 @@ static void mli_load_json(mli_loader *loader, const char *name, const char *whos
         mli_refuse(loader, ML_ERROR_FILE, "no configuration %s: %s cannot be read", whose, beside);
     mli_free(&loader->allocator, beside);
     if (result) return;
-    loader->result = mli_json_values(archive, name, file.data, file.size, loader->error);
+    mli_take_json(loader, name, file.data, file.size);
     mli_unmap_file(&loader->allocator, &file);
 }
 
@@ -8051,18 +8132,35 @@ static void mli_check_word(mli_loader *loader, const ml_value *value, const char
                first, second ? ", " : "", second ? second : "");
 }
 
+/* Sets *n to the whole number that the value is, or that all elements of a list are. Returns 0 if it is none. */
+static int mli_value_int(const ml_value *value, int64_t *n) {
+    *n = value->i;
+    if (value->kind == ML_VALUE_FLOAT && fabs(value->f) < 1e15 && value->f == floor(value->f)) {
+        *n = (int64_t)value->f; /* JSON's writers may spell 64 as 64.0 */
+        return 1;
+    }
+    if (value->kind != ML_VALUE_LIST || !value->s || (unsigned)value->list_type >= MLI_GGUF_TYPES)
+        return value->kind == ML_VALUE_INT;
+    const struct mli_gguf_type type = mli_gguf_types[value->list_type];
+    if (type.kind != ML_VALUE_INT || !value->length) return 0;
+    mli_reader in = mli_reader_at((const unsigned char *)value->s, 0, value->length * type.size);
+    for (size_t i = 0; i < value->length; i++) {
+        uint64_t bits = mli_read_uint(&in, type.size);
+        int64_t element = type.is_signed ? mli_signed(bits, type.size) : (int64_t)bits;
+        if (i && element != *n) return 0;
+        *n = element;
+    }
+    return 1;
+}
+
 /* A whole number in 1..INT_MAX; *number stays where the file says nothing. */
 static void mli_load_int(mli_loader *loader, mli_field field, int *number) {
     const ml_value *value = mli_field_value(loader, field);
+    int64_t n;
     if (!value) return;
-    int64_t n = value->i;
-    int is_int = value->kind == ML_VALUE_INT;
-    if (value->kind == ML_VALUE_FLOAT && fabs(value->f) < 1e15 && value->f == floor(value->f)) {
-        n = (int64_t)value->f; /* JSON's writers may spell 64 as 64.0 */
-        is_int = 1;
-    }
+    int is_int = mli_value_int(value, &n);
     if (field == MLI_FIELD_VOCAB && is_int && n == -1) return; /* Meta's params.json: the tokenizer's */
-    if (value->kind == ML_VALUE_LIST)
+    if (!is_int && value->kind == ML_VALUE_LIST)
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is a list: layers that differ are not supported",
                    value->name);
     else if (!is_int)
@@ -8113,6 +8211,20 @@ static void mli_load_rope_scale(mli_loader *loader) {
     if (factor > 0) loader->config.rope_scale = factor; /* GGUF: 0 is no scaling */
 }
 
+/* Whether the file says in any of several ways that a token sees its whole row. */
+static ml_mask mli_load_mask(mli_loader *loader) {
+    const ml_value *word = mli_field_value(loader, MLI_FIELD_MASK);
+    int is_full = mli_load_choice(loader, word, "causal", "full");
+    for (size_t i = 0; i < MLI_COUNT(mli_mask_keys); i++) {
+        const ml_value *value = ml_archive_find_value(loader->archive, mli_mask_keys[i].key);
+        if (value && value->kind != ML_VALUE_BOOL)
+            mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", value->name);
+        else if (value)
+            is_full |= (value->i != 0) == mli_mask_keys[i].is_full;
+    }
+    return is_full ? ML_MASK_FULL : ML_MASK_CAUSAL;
+}
+
 /* Everything except what the tensors' shapes tell: hidden_dim and vocab_size may stay 0, tied_output -1. */
 static void mli_load_config(mli_loader *loader) {
     if (loader->result) return;
@@ -8135,12 +8247,12 @@ static void mli_load_config(mli_loader *loader) {
     mli_load_rope_scale(loader);
     const ml_value *tied = mli_field_value(loader, MLI_FIELD_TIED),
                    *norm = mli_field_value(loader, MLI_FIELD_NORM);
-    const ml_value *mask = mli_field_value(loader, MLI_FIELD_MASK);
     config->norm = mli_load_choice(loader, norm, "rms", "layer") ? ML_NORM_LAYER : ML_NORM_RMS;
-    config->mask = mli_load_choice(loader, mask, "causal", "full") ? ML_MASK_FULL : ML_MASK_CAUSAL;
+    config->mask = mli_load_mask(loader);
     if (loader->desc.norm) config->norm = loader->desc.norm;
     if (loader->desc.mask) config->mask = loader->desc.mask;
-    config->tied_output = tied && tied->kind == ML_VALUE_BOOL ? tied->i != 0 : -1;
+    /* what Hugging Face's LlamaConfig means without the key; other files show it by their tensors */
+    config->tied_output = tied && tied->kind == ML_VALUE_BOOL ? tied->i != 0 : is_hugging_face ? 0 : -1;
 }
 
 /* Where a file repeats the head size, it must be the one that follows from dim and n_heads. */
@@ -8151,10 +8263,32 @@ static void mli_check_head_size(mli_loader *loader) {
     int head_size = loader->config.dim / loader->config.n_heads;
     for (size_t i = 0; i < MLI_COUNT(keys); i++) {
         const ml_value *value = ml_archive_find_value(loader->archive, keys[i]);
-        if (value && (value->kind != ML_VALUE_INT || value->i != head_size))
+        int64_t n = 0;
+        if (value && (!mli_value_int(value, &n) || n != head_size))
             mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is %l; supported is dim / n_heads = %d",
-                       keys[i], value->i, head_size);
+                       keys[i], n, head_size);
     }
+}
+
+/* Rotary positions on a part of each head only, and weights that are packed in a way of their own. */
+static void mli_check_json(mli_loader *loader) {
+    static const char *const parts[] = {MLI_CONFIG_JSON ".partial_rotary_factor",
+                                        MLI_CONFIG_JSON ".rope_parameters.partial_rotary_factor"};
+    static const char *const packings[] = {MLI_CONFIG_JSON ".quantization_config.",
+                                           MLI_CONFIG_JSON ".compression_config."};
+    for (size_t i = 0; i < MLI_COUNT(parts); i++) {
+        const ml_value *value = ml_archive_find_value(loader->archive, parts[i]);
+        if (value && value->f != 1)
+            mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is not 1: that is not supported", value->name);
+    }
+    for (size_t k = 0; k < loader->archive->n_values && !loader->result; k++)
+        for (size_t i = 0; i < MLI_COUNT(packings); i++)
+            if (strncmp(loader->archive->values[k].name, packings[i], strlen(packings[i])) == 0)
+                mli_refuse(
+                    loader, ML_ERROR_UNSUPPORTED,
+                    "value %s is set: weights quantized by other programs are not supported, except in "
+                    "GGUF",
+                    loader->archive->values[k].name);
 }
 
 /* ---- names without the words of wrappers ----
@@ -8304,25 +8438,47 @@ static void mli_detect_naming(mli_loader *loader) {
     memcpy(loader->prefix, first_prefix, sizeof first_prefix);
 }
 
+/* The first tensor of weights that are packed in a way of their own, or NULL. */
+static const ml_array *mli_find_packed(const ml_archive *archive) {
+    static const char *const ends[] = {".qweight", ".weight_packed", ".weight_scale", ".SCB", ".absmax"};
+    for (size_t k = 0; k < archive->n_arrays; k++)
+        for (size_t i = 0; i < MLI_COUNT(ends); i++) {
+            const char *name = archive->arrays[k].name;
+            size_t n = strlen(name), end = strlen(ends[i]);
+            if (n > end && strcmp(name + n - end, ends[i]) == 0) return &archive->arrays[k];
+        }
+    return NULL;
+}
+
+static void mli_refuse_missing(mli_loader *loader, const char *name) {
+    const ml_array *packed = mli_find_packed(loader->archive);
+    if (packed)
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is missing; %s: packed weights are not supported",
+                   name, packed->name);
+    mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is missing", name);
+}
+
 /* Sets *rows, unless it is known already, to the number of rows of a required weight. */
 static void mli_load_rows(mli_loader *loader, mli_slot slot, int *rows) {
     if (loader->result) return;
     char name[MLI_LONG_NAME_SIZE];
     const ml_array *array = mli_find_weight(loader, slot, 0, name);
     if (!array)
-        mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is missing", name);
+        mli_refuse_missing(loader, name);
     else if (!*rows && (array->n_dims != 2 || array->shape[0] < 1 || array->shape[0] > INT_MAX))
         mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is not a matrix that fits", name);
     else if (!*rows)
         *rows = (int)array->shape[0];
 }
 
-/* Completes the configuration from the tensors' shapes. hidden_dim: where Meta's code computes it from dim and
-   multiple_of, w1 shows the result. */
+/* Completes the configuration from the tensors' shapes. vocab_size: embedding and output may have more rows than the
+   file says, for tokens that were added or to make their number round; all rows that both have count. hidden_dim:
+   where Meta's code computes it from dim and multiple_of, w1 shows the result. */
 static void mli_complete_config(mli_loader *loader) {
     ml_config *config = &loader->config;
     char name[MLI_LONG_NAME_SIZE];
-    mli_load_rows(loader, MLI_TOKEN_EMBEDDING, &config->vocab_size);
+    int rows = 0;
+    mli_load_rows(loader, MLI_TOKEN_EMBEDDING, &rows);
     mli_load_rows(loader, MLI_W1, &config->hidden_dim);
     if (loader->result) return;
     if (!loader->desc.norm && !mli_field_value(loader, MLI_FIELD_NORM) &&
@@ -8332,6 +8488,9 @@ static void mli_complete_config(mli_loader *loader) {
     const ml_array *embedding = mli_find_weight(loader, MLI_TOKEN_EMBEDDING, 0, name);
     if (config->tied_output < 0)
         config->tied_output = !output || (output->data == embedding->data && output->type == embedding->type);
+    if (output && !config->tied_output && output->n_dims == 2 && output->shape[0] < rows)
+        rows = (int)output->shape[0];
+    config->vocab_size = MLI_MAX(config->vocab_size, rows);
     loader->result = mli_check_config(config, loader->error);
     mli_check_head_size(loader);
     if (mli_find_weight(loader, MLI_WQ, config->n_layers, name))
@@ -8418,10 +8577,23 @@ static int mli_is_dense(const ml_array *array) {
     return right <= down ? right > 0 && down / right >= cols : down > 0 && right / down >= rows;
 }
 
-/* An array must be a matrix (rows, cols), or with is_vector a vector (cols), of a type that can be converted. */
+/* Extents of 1 in front of a matrix's say nothing. */
+static void mli_drop_ones(mli_loader *loader) {
+    ml_array *array = (ml_array *)loader->archive->private_part->arrays.items;
+    for (size_t i = 0; i < loader->archive->n_arrays; i++, array++)
+        while (array->n_dims > 2 && array->shape[0] == 1) {
+            array->n_dims--;
+            memmove(array->shape, array->shape + 1, (size_t)array->n_dims * sizeof *array->shape);
+            memmove(array->stride, array->stride + 1, (size_t)array->n_dims * sizeof *array->stride);
+        }
+}
+
+/* An array must be a matrix (rows, cols), or with is_vector a vector (cols) or (1, cols), of a type that can be
+   converted. */
 static void mli_check_source(mli_loader *loader, const ml_array *array, size_t rows, size_t cols,
                              int is_vector) {
     const int64_t shape[2] = {(int64_t)rows, (int64_t)cols}, *wanted = shape + is_vector;
+    if (is_vector && array->n_dims == 2 && rows == 1) is_vector = 0, wanted = shape;
     int n_dims = 2 - is_vector;
     if (array->n_dims != n_dims || memcmp(array->shape, wanted, (size_t)n_dims * sizeof *wanted) != 0) {
         char have[96], want[96];
@@ -8541,6 +8713,12 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
     mli_free(&loader->allocator, w);
 }
 
+/* A model may have no output layer (see ml_model.tensors): its entry in the table remains empty. */
+static void mli_leave_out_output(mli_loader *loader) {
+    ml_model *model = loader->model;
+    model->n_parameters -= (int64_t)mli_numbers(&model->tensors[MLI_OUTPUT]);
+}
+
 /* Finds every weight. Tensors that no weight is made of are left alone: tables of rotary frequencies, a head, the
    state of an optimizer. */
 static void mli_find_sources(mli_loader *loader) {
@@ -8555,11 +8733,16 @@ static void mli_find_sources(mli_loader *loader) {
         int layer = mli_layer_at(i);
         if (!mli_has_slot(&model->config, slot)) continue;
         const ml_array *array = loader->sources[i] = mli_find_weight(loader, slot, layer, name);
+        size_t rows = tensor->rows;
+        if (array && mli_params[slot].rows == MLI_VOCAB && array->n_dims == 2)
+            rows = (size_t)MLI_MAX((int64_t)rows, array->shape[0]); /* the first ones are used */
         if (array) {
-            mli_check_source(loader, array, tensor->rows, tensor->cols, mli_params[slot].rows == MLI_ONE);
+            mli_check_source(loader, array, rows, tensor->cols, mli_params[slot].rows == MLI_ONE);
             mli_refuse_bias(loader, slot, name);
-        } else if (mli_params[slot].role != MLI_ROLE_BIAS) { /* which an rms norm lacks: zeros */
-            mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is missing", name);
+        } else if (slot == MLI_OUTPUT) {
+            mli_leave_out_output(loader);
+        } else if (mli_params[slot].role != MLI_ROLE_BIAS) { /* which a LayerNorm may lack: zeros */
+            mli_refuse_missing(loader, name);
         }
     }
 }
@@ -8641,7 +8824,7 @@ static int mli_place_weights(mli_loader *loader) {
         const ml_array *array = loader->sources[i];
         ml_tensor *tensor = &loader->model->private_part->tensors[i];
         mli_slot slot = mli_slot_at(i);
-        if (!mli_has_slot(config, slot)) continue;
+        if (!mli_has_slot(config, slot) || (slot == MLI_OUTPUT && !array)) continue;
         tensor->type = mli_weight_type(config, slot, loader->desc.type, array ? array->type : ML_F32);
         if (array && mli_is_in_place(loader, array, tensor, slot)) {
             tensor->data = (void *)(uintptr_t)array->data; /* the forward pass only reads it */
@@ -8679,6 +8862,9 @@ static void mli_load_weights(mli_loader *loader) {
 
 /* ---- the tokenizer ---- */
 
+/* Most rows that a vocabulary has beyond the pieces of a tokenizer that is only found beside it. */
+#define MLI_MAX_EXTRA_ROWS 1024
+
 /* Tries a tokenizer beside the model: it counts only if it is one, and of the right size. */
 static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
     ml_tokenizer *tokenizer = NULL;
@@ -8688,7 +8874,8 @@ static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
     mli_free(&loader->allocator, beside);
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
     if (result) return NULL;
-    if (tokenizer->n_pieces == loader->config.vocab_size) return tokenizer;
+    int n_extra = loader->config.vocab_size - tokenizer->n_pieces;
+    if (n_extra >= 0 && n_extra <= MLI_MAX_EXTRA_ROWS) return tokenizer;
     ml_tokenizer_free(tokenizer);
     return NULL;
 }
@@ -8713,15 +8900,33 @@ static void mli_load_tokenizer(mli_loader *loader) {
     }
     loader->model->private_part->tokenizer = tokenizer; /* ml_model_free frees it from here on */
     loader->model->tokenizer = tokenizer;
-    if (tokenizer && tokenizer->n_pieces != loader->config.vocab_size)
+    if (tokenizer && tokenizer->n_pieces > loader->config.vocab_size)
         mli_refuse(loader, ML_ERROR_MISMATCH, "the tokenizer has %d pieces, but the model's vocab_size is %d",
                    tokenizer->n_pieces, loader->config.vocab_size);
 }
 
 /* ---- models ---- */
 
+/* A configuration that is not in the file is in the JSON beside it: Hugging Face's or Meta's. */
+static void mli_find_config(mli_loader *loader) {
+    static const char *const files[] = {MLI_CONFIG_JSON, MLI_PARAMS_JSON};
+    const mli_archive *archive = loader->archive->private_part;
+    size_t n_values = archive->values.n;
+    for (size_t i = 0; i <= MLI_COUNT(files);
+         i++) { /* the demands first: another kind of model needs no JSON */
+        mli_check_demands(loader, mli_demands, MLI_COUNT(mli_demands));
+        if (loader->result || mli_field_value(loader, MLI_FIELD_DIM)) break;
+        if (i < MLI_COUNT(files)) mli_load_json(loader, files[i], NULL);
+    }
+    mli_check_json(loader);
+    if (archive->values.n == n_values && loader->path && !mli_field_value(loader, MLI_FIELD_DIM) &&
+        !mli_is_from_course(loader))
+        mli_refuse(loader, ML_ERROR_FILE,
+                   "no configuration of a Llama, and neither %s nor %s can be read beside it", files[0],
+                   files[1]);
+}
+
 static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml_model **model) {
-    const size_t n_demands = MLI_COUNT(mli_demands);
     if (model) *model = NULL;
     if ((!loader->path && !loader->data) || !model)
         return mli_fail(loader->error, ML_ERROR_ARGUMENT, "loading a model: path, data or model is NULL");
@@ -8730,16 +8935,12 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
         return mli_fail(loader->error, ML_ERROR_ARGUMENT, "weights cannot be held as %s",
                         ml_type_name(loader->desc.type));
     if (mli_loader_open(loader)) return loader->result;
-    mli_check_demands(loader, mli_demands,
-                      n_demands); /* before config.json, which another kind of model need not have */
-    if (!mli_field_value(loader, MLI_FIELD_DIM)) {
-        mli_load_json(loader, MLI_CONFIG_JSON, mli_is_from_course(loader) ? NULL : "of a Llama");
-        mli_check_demands(loader, mli_demands, n_demands);
-    }
+    mli_find_config(loader);
     if (mli_is_from_course(loader))
         mli_load_course_config(loader);
     else
         mli_load_config(loader);
+    mli_drop_ones(loader);
     mli_detect_naming(loader);
     mli_complete_config(loader);
     if (!loader->result)
@@ -9304,6 +9505,7 @@ static int mli_saved_weight(const mli_saver *saver, const void *object, int inde
     mli_slot slot = mli_slot_at(index);
     int layer = mli_layer_at(index);
     if (!mli_has_slot(&model->config, slot) && !(saver->is_torch && slot == MLI_OUTPUT)) return 0;
+    if (!model->tensors[index].data) return 0; /* a model may have no output layer */
     if (saver->trained && !saver->trained[index].grad) return 0; /* a frozen tensor is not in a checkpoint */
     mli_param_name(saver->is_hf ? MLI_NAMING_HF : MLI_NAMING_GGUF, slot, layer, saved->name);
     saved->tensor = model->tensors[index];
@@ -9343,16 +9545,23 @@ static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     mli_append_key_u32(writer, keys[MLI_FIELD_VOCAB][0], c.vocab_size);
     if (c.norm == ML_NORM_LAYER) mli_append_key_string(writer, keys[MLI_FIELD_NORM][0], "layer");
     if (c.mask == ML_MASK_FULL) mli_append_key_string(writer, keys[MLI_FIELD_MASK][0], "full");
+    if (c.mask == ML_MASK_FULL) mli_append_key(writer, mli_mask_keys[0].key, MLI_GGUF_BOOL, 0);
+    if (!c.tied_output && !mli_saved_weight(saver, saver->model, (int)MLI_OUTPUT, &saved))
+        mli_append_key(writer, keys[MLI_FIELD_TIED][0], MLI_GGUF_BOOL, 0); /* there is no output layer */
 }
 
-/* llama.cpp aborts on a vocabulary with two equal pieces or an empty one. Such a piece is written as "[PAD17]",
-   unused, which is how llama.cpp's own converters write pieces that mean nothing. */
+/* llama.cpp aborts on a vocabulary with two equal pieces or an empty one, and wants one for each row of the embedding.
+   A piece that is not there is written as "[PAD17]", unused, which is how llama.cpp's own converters do it. */
+static int mli_is_padding(const mli_saver *saver, int32_t id) {
+    return id >= saver->model->tokenizer->n_pieces || saver->is_repeated[id];
+}
+
 static void mli_append_piece(mli_writer *writer, const mli_saver *saver, int32_t id) {
     size_t length;
     const char *piece = ml_tokenizer_piece(saver->model->tokenizer, id, &length, NULL, NULL);
     char pad[32];
     mli_format(pad, sizeof pad, "[PAD%d]", (int)id);
-    if (saver->is_repeated[id])
+    if (mli_is_padding(saver, id))
         mli_append_string(writer, pad, strlen(pad));
     else
         mli_append_string(writer, piece, length);
@@ -9364,21 +9573,23 @@ static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver
     const int32_t ids[MLI_TOKENIZER_IDS] = {t->bos, t->eos, t->unknown, t->padding};
     const int flags[MLI_TOKENIZER_FLAGS] = {own->adds_bos, own->adds_eos, own->adds_space_prefix,
                                             own->removes_extra_spaces};
-    float score = 0;
     ml_piece_kind kind = ML_PIECE_NORMAL;
+    int n = saver->model->config.vocab_size;
     mli_append_key_string(writer, MLI_KEY_TOKENIZER, "llama");
-    mli_append_key_list(writer, MLI_KEY_TOKENS, MLI_GGUF_STRING, t->n_pieces);
-    for (int32_t id = 0; id < t->n_pieces; id++) mli_append_piece(writer, saver, id);
-    mli_append_key_list(writer, MLI_KEY_SCORES, MLI_GGUF_F32, t->n_pieces);
-    for (int32_t id = 0; id < t->n_pieces; id++) {
+    mli_append_key_list(writer, MLI_KEY_TOKENS, MLI_GGUF_STRING, n);
+    for (int32_t id = 0; id < n; id++) mli_append_piece(writer, saver, id);
+    mli_append_key_list(writer, MLI_KEY_SCORES, MLI_GGUF_F32, n);
+    for (int32_t id = 0; id < n; id++) {
+        float score = 0;
         ml_tokenizer_piece(t, id, NULL, &score, NULL);
         mli_append_uint(writer, mli_float_bits(score), 4);
     }
-    mli_append_key_list(writer, MLI_KEY_KINDS, MLI_GGUF_I32, t->n_pieces);
-    for (int32_t id = 0; id < t->n_pieces; id++) {
+    mli_append_key_list(writer, MLI_KEY_KINDS, MLI_GGUF_I32, n);
+    for (int32_t id = 0; id < n; id++) {
         ml_tokenizer_piece(t, id, NULL, NULL, &kind);
-        mli_append_uint(writer, (uint64_t)(saver->is_repeated[id] ? ML_PIECE_UNUSED : kind), 4);
+        mli_append_uint(writer, (uint64_t)(mli_is_padding(saver, id) ? ML_PIECE_UNUSED : kind), 4);
     }
+    if (n > t->n_pieces) mli_append_key_u32(writer, MLI_KEY_PIECES, t->n_pieces);
     for (int i = 0; i < MLI_TOKENIZER_IDS; i++) /* padding, the last, may be left out */
         if (i < MLI_TOKENIZER_IDS - 1 || ids[i] >= 0) mli_append_key_u32(writer, mli_id_keys[i], (int)ids[i]);
     for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) /* as may the last of the flags */
@@ -9580,7 +9791,10 @@ static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
     if (tokenizer && tokenizer->eos >= 0)
         mli_append_format(writer, ",\n  \"eos_token_id\": %d", (int)tokenizer->eos);
     if (c.norm == ML_NORM_LAYER) mli_append_json_field(writer, MLI_FIELD_NORM, "\"layer\"");
-    if (c.mask == ML_MASK_FULL) mli_append_json_field(writer, MLI_FIELD_MASK, "\"full\"");
+    if (c.mask == ML_MASK_FULL) {
+        mli_append_json_field(writer, MLI_FIELD_MASK, "\"full\"");
+        mli_append_text(writer, ",\n  \"is_causal\": false");
+    }
     if (head) mli_append_json_head(writer, saver, head);
     mli_append_text(writer, "\n}\n");
 }

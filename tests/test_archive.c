@@ -408,30 +408,38 @@ TEST(json_values) {
     }
 }
 
+/* What Python reads without a word: words for numbers that are not finite, and of equal keys the last. A byte order
+   mark is what Windows puts in front. A key that cannot be part of a name is passed over, with all that it holds. */
+TEST(json_of_python) {
+    bytes file = small_safetensors(), json;
+    ml_archive *a = open_bytes(&file);
+    const ml_value *value;
+    size_t i;
+    REQUIRE(a);
+    memset(&json, 0, sizeof json);
+    put_text(&json, "\xef\xbb\xbf {\"a\": 1, \"n\": [NaN, Infinity, -Infinity], \"\\u0000\": {\"b\": [2]}, "
+                    "\"a\": 3, \"a\": 4, \"");
+    for (i = 0; i < 600; i++) put_u8(&json, 'k');
+    put_text(&json, "\": {\"c\": [1, {\"d\": \"e\"}], \"f\": null}, \"g\": \"h\"}");
+    REQUIRE(!mli_json_values(a->private_part, "", json.data, json.size, &failure));
+    CHECK(a->n_values == 2 + 5 && has_text(a, "g", "h"));
+    value = ml_archive_find_value(a, "a");
+    CHECK(value && value->kind == ML_VALUE_INT && value->i == 4);
+    for (i = 0; i < 3; i++) {
+        const char name[4] = {'n', '.', (char)('0' + i), 0};
+        value = ml_archive_find_value(a, name);
+        CHECK(value && value->kind == ML_VALUE_FLOAT);
+        if (value) CHECK(i == 0 ? value->f != value->f : i == 1 ? value->f > 1e308 : value->f < -1e308);
+    }
+    ml_archive_free(a);
+    free_bytes(&file), free_bytes(&json);
+}
+
 TEST(json_errors) {
-    static const char *wrong[] = {"",
-                                  "{",
-                                  "{\"a\"}",
-                                  "{\"a\":}",
-                                  "{\"a\":1",
-                                  "{\"a\":1,}",
-                                  "[1 2]",
-                                  "\"a",
-                                  "\"\\x\"",
-                                  "\"\\u12\"",
-                                  "01x",
-                                  "1.",
-                                  "-",
-                                  "1e",
-                                  "tru",
-                                  "{a:1}",
-                                  "{} {}",
-                                  "\"a\nb\"",
-                                  "{\"a\":1,\"a\":2}",
-                                  "\"\\u0041",
-                                  "[",
-                                  "]",
-                                  "{\"\\u0000\":1}"};
+    static const char *wrong[] = {
+        "",        "{",         "{\"a\"}",     "{\"a\":}",     "{\"a\":1",  "{\"a\":1,}", "[1 2]", "\"a",
+        "\"\\x\"", "\"\\u12\"", "01x",         "1.",           "-",         "1e",         "tru",   "{a:1}",
+        "{} {}",   "\"a\nb\"",  "{\"a\":nan}", "{\"a\":-Inf}", "\"\\u0041", "[",          "]"};
     size_t i;
     for (i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         bytes file = small_safetensors();
@@ -921,6 +929,7 @@ int main(void) {
     RUN(safetensors);
     RUN(llama2c);
     RUN(json_values);
+    RUN(json_of_python);
     RUN(json_errors);
     RUN(not_a_model);
     RUN(files_on_disk);

@@ -319,11 +319,72 @@ TEST(hf_refused) {
     CHECK_KEY_REFUSED("num_hidden_layers", "2", ML_ERROR_MISMATCH, "model.layers.1.");
     CHECK_KEY_REFUSED("num_hidden_layers", "2000000000", ML_ERROR_FORMAT, "n_layers");
     CHECK_KEY_REFUSED("rms_norm_eps", "1e39", ML_ERROR_FORMAT, "rms_norm_eps");
-    CHECK_KEY_REFUSED("rms_norm_eps", "NaN", ML_ERROR_FORMAT, "JSON");
+    CHECK_KEY_REFUSED("rms_norm_eps", "NaN", ML_ERROR_FORMAT, "rms_norm_eps");
+    CHECK_KEY_REFUSED("rms_norm_eps", "-Infinity", ML_ERROR_FORMAT, "rms_norm_eps");
+    CHECK_KEY_REFUSED("rms_norm_eps", "infinity", ML_ERROR_FORMAT, "config.json: JSON");
+    CHECK_KEY_REFUSED("partial_rotary_factor", "0.5", ML_ERROR_UNSUPPORTED, "partial_rotary_factor");
+    CHECK_KEY_REFUSED("quantization_config", "{\"quant_method\": \"fp8\"}", ML_ERROR_UNSUPPORTED,
+                      "quant_method");
+    CHECK_KEY_REFUSED("is_causal", "\"no\"", ML_ERROR_FORMAT, "is_causal");
     CHECK_KEY_REFUSED("rms_norm_eps", "\"small\"", ML_ERROR_FORMAT, "rms_norm_eps");
     CHECK_KEY_REFUSED("rope_theta", "-1", ML_ERROR_FORMAT, "rope_theta");
     CHECK_KEY_REFUSED("rope_theta", "0", ML_ERROR_FORMAT, "rope_theta");
     CHECK_KEY_REFUSED("minillama_norm", "\"batch\"", ML_ERROR_UNSUPPORTED, "minillama_norm is batch");
+}
+
+/* What Python's json writes, and what Windows puts in front. Of two equal keys the last one counts. */
+TEST(hf_json) {
+    static const char *const keys[][2] = {{"x", "NaN"},
+                                          {"x", "Infinity"},
+                                          {"x", "[-Infinity, {\"y\": NaN}]"},
+                                          {"hidden_size", "7, \"hidden_size\": 8"},
+                                          {"num_hidden_layers", "1.0"},
+                                          {"head_dim", "4.0"},
+                                          {"rope_theta", "5000"},
+                                          {"x\\u0000y", "[1, {\"z\": 2}]"},
+                                          {"partial_rotary_factor", "1.0"},
+                                          {"quantization_config", "null"},
+                                          {"vocab_size", "-1"},
+                                          {"vocab_size", "3"}};
+    ml_model *model = NULL;
+    ml_error error;
+    ml_model_load_desc desc = no_desc();
+    bytes file, json;
+    size_t i;
+    for (i = 0; i < sizeof keys / sizeof *keys; i++) {
+        model = load_with_key(keys[i][0], keys[i][1]);
+        CHECK(model && model->config.vocab_size == 5);
+        ml_model_free(model);
+    }
+    memset(&json, 0, sizeof json);
+    put_text(&json, "\xef\xbb\xbf{\"label2id\": {\"");
+    for (i = 0; i < 600; i++) put_u8(&json, 'k');
+    put_text(&json, "\": {\"a\": [1, \"b\", null]}}, ");
+    put_text(&json, hf_config + 1);
+    current = no_change();
+    file = build_hf(&current);
+    desc.config_json = json.data;
+    desc.config_json_size = json.size;
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
+    if (!model) printf("%s\n", error.text);
+    ml_model_free(model);
+    free_bytes(&file), free_bytes(&json);
+}
+
+/* Whether a token sees what follows it is said under several names. */
+TEST(masks) {
+    ml_model *model = load_with_key("is_causal", "false");
+    if (model) CHECK(model->config.mask == ML_MASK_FULL);
+    ml_model_free(model);
+    model = load_with_key("is_causal", "true");
+    if (model) CHECK(model->config.mask == ML_MASK_CAUSAL);
+    ml_model_free(model);
+    model = load_with_key("use_bidirectional_attention", "true");
+    if (model) CHECK(model->config.mask == ML_MASK_FULL);
+    ml_model_free(model);
+    model = load_with_key("use_bidirectional_attention", "false");
+    if (model) CHECK(model->config.mask == ML_MASK_CAUSAL);
+    ml_model_free(model);
 }
 
 TEST(tensors_refused) {
@@ -331,16 +392,11 @@ TEST(tensors_refused) {
     for (i = 0; i < N_PARTS; i++) { /* each one missing, each one misshapen */
         current = no_change();
         current.without = hf_parts[i].name;
-        if (i == 2) { /* no separate head: tied */
-            ml_model *model = NULL;
-            CHECK(load_current(&model, NULL) == ML_OK && model->config.tied_output);
-            ml_model_free(model);
-            current.key = "tie_word_embeddings", current.value = "false";
-        }
-        CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, i ? hf_parts[i].name : "token embedding");
+        if (i != 2) /* see no_output */
+            CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, i ? hf_parts[i].name : "token embedding");
         current = no_change();
         current.odd = hf_parts[i].name;
-        current.rows = hf_parts[i].rows + 2, current.cols = hf_parts[i].cols;
+        current.rows = hf_parts[i].rows + (i == 0 || i == 2 ? -2 : 2), current.cols = hf_parts[i].cols;
         CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, hf_parts[i].name);
         CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "shape");
     }
@@ -358,6 +414,46 @@ TEST(tensors_refused) {
     current = no_change();
     current.dtype = "I64";
     CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "type I64");
+}
+
+/* Without an output matrix a model is tied if its configuration says so, and otherwise it has no output layer. */
+TEST(no_output) {
+    ml_model *model = NULL;
+    const ml_tensor *output;
+    int64_t n;
+    current = no_change();
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    n = model->n_parameters;
+    ml_model_free(model);
+    current.without = "lm_head.weight";
+    current.key = "tie_word_embeddings", current.value = "true";
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    CHECK(model->config.tied_output && model->n_parameters == n - 5 * 8);
+    CHECK(tensor_named(model, "output.weight")->data == model->tensors[0].data);
+    ml_model_free(model);
+    current.value = "null";
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    output = tensor_named(model, "output.weight");
+    CHECK(!model->config.tied_output && model->n_parameters == n - 5 * 8);
+    CHECK(!output->data && output->rows == 5 && output->cols == 8);
+    ml_model_free(model);
+}
+
+/* The embedding, and the output matrix, may have more rows than the configuration says. */
+TEST(more_rows) {
+    ml_model *model = NULL;
+    current = no_change();
+    current.odd = "model.embed_tokens.weight", current.rows = 9, current.cols = 8;
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    CHECK(model->config.vocab_size == 5); /* as many as both have */
+    CHECK(element(tensor_named(model, "token_embd.weight"), 4, 7) == 39);
+    ml_model_free(model);
+    current.without = "lm_head.weight";
+    current.key = "tie_word_embeddings", current.value = "true";
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    CHECK(model->config.vocab_size == 9);
+    CHECK(element(tensor_named(model, "token_embd.weight"), 8, 7) == 71);
+    ml_model_free(model);
 }
 
 TEST(doubles_become_floats) {
@@ -430,6 +526,10 @@ TEST(wrapper_words_twice) {
     current.extra = "model.layers.0.self_attn.q_proj.bias";
     CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "biases");
     current = no_change();
+    current.without = "model.layers.0.self_attn.v_proj.weight";
+    current.extra = "model.layers.0.self_attn.v_proj.qweight";
+    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "v_proj.qweight: packed");
+    current = no_change();
     current.in_module = ".base_layer";
     current.extra = "model.layers.0.self_attn.q_proj.lora_A.default.weight";
     CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "not merged");
@@ -443,6 +543,7 @@ typedef struct pt_change {
     int n_kv_heads; /* 0: None */
     const char *prefix, *wq;
     int untied;
+    int no_args; /* without "model_args" */
 } pt_change;
 
 static void pt_entry(bytes *b, const char *prefix, const char *name, const int64_t *shape,
@@ -498,7 +599,7 @@ static bytes build_pt(const pt_change *c) {
     pt_dense(&b, prefix, "norm.weight", 0, 4, 340);
     pt_dense(&b, prefix, "output.weight", 3, 4, c->untied ? 12 : 0);
     put_u8(&b, 'u');
-    pk_text(&b, "model_args");
+    pk_text(&b, c->no_args ? "more" : "model_args");
     put_text(&b, "}(");
     pk_text(&b, "dim"), pk_int(&b, 4);
     pk_text(&b, "n_layers"), pk_int(&b, 1);
@@ -552,6 +653,49 @@ TEST(pt_defaults) {
     free_bytes(&file);
 }
 
+/* Meta's files have their configuration in params.json, in the words of model_args. */
+TEST(params_json) {
+    static const char params[] =
+        "{\"dim\": 4, \"multiple_of\": 2, \"n_heads\": 2, \"n_layers\": 1, "
+        "\"ffn_dim_multiplier\": 1.3, \"norm_eps\": 3e-05, \"rope_theta\": 500000.0, "
+        "\"vocab_size\": -1}";
+    static const char scaled[] = "{\"dim\": 4, \"n_heads\": 2, \"n_layers\": 1, \"use_scaled_rope\": true}";
+    pt_change c = no_pt_change();
+    ml_model_load_desc desc = no_desc();
+    ml_model *model = NULL;
+    ml_error error;
+    c.no_args = 1;
+    bytes file = build_pt(&c);
+    CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_ERROR_MISMATCH);
+    desc.config_json = params, desc.config_json_size = strlen(params);
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
+    CHECK(model && model->config.n_kv_heads == 2 && model->config.rope_theta == 500000);
+    ml_model_free(model);
+    desc.config_json = scaled, desc.config_json_size = strlen(scaled);
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_ERROR_UNSUPPORTED);
+    CHECK(contains(&error, "params.json.use_scaled_rope") && !model);
+
+    char path[800];
+    snprintf(path, sizeof path, "mkdir -p '%s'", in_folder("meta"));
+    REQUIRE(system(path) == 0);
+    snprintf(path, sizeof path, "%s", in_folder("meta/consolidated.00.pth"));
+    write_file(path, file.data, file.size);
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_ERROR_FILE && !model);
+    CHECK(contains(&error, "neither config.json nor params.json"));
+    write_file(in_folder("meta/params.json"), params, strlen(params));
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_OK);
+    if (!model) printf("%s\n", error.text);
+    REQUIRE(model);
+    CHECK(model->config.dim == 4 && model->config.n_layers == 1 && model->config.n_heads == 2);
+    CHECK(model->config.vocab_size == 3 && model->config.hidden_dim == 6);
+    CHECK(model->config.max_seq_len == 2048 && model->config.norm_eps == 3e-5f);
+    ml_model_free(model);
+    write_file(in_folder("meta/config.json"), "{}", 2); /* of something else */
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_OK);
+    ml_model_free(model);
+    free_bytes(&file);
+}
+
 TEST(pt_strides) {
     pt_change c = no_pt_change();
     bytes file;
@@ -591,13 +735,16 @@ TEST(pt_strides) {
 
 typedef struct gguf_change {
     const char *key; /* one value more, or in place of the usual one: */
-    unsigned type;   /* GGUF's number: 4 u32, 6 f32, 8 string, 11 i64 */
+    unsigned type;   /* GGUF's number: 4 u32, 6 f32, 7 bool, 8 string, 9 list, 11 i64, 12 f64 */
     const char *text;
     float number;
+    double real;
     int64_t whole;
     float factor;    /* llama.rope.scaling.factor, if not 0 */
     int all_at_zero; /* every tensor begins at offset 0 */
     int n_pieces;    /* of a tokenizer; 0: none */
+    int n_dims;      /* of all tensors, with extents of 1 in front; 0: as many as are needed */
+    unsigned list[2];
 } gguf_change;
 
 static const struct {
@@ -627,7 +774,9 @@ static unsigned gguf_keys(bytes *b, const gguf_change *c) {
         if (c->type == 8) gguf_text(b, c->text);
         if (c->type == 6) put_f32(b, c->number);
         if (c->type == 11) put_u64(b, (uint64_t)c->whole);
-        if (c->type == 9) put_u32(b, 4), put_u64(b, 2), put_u32(b, 48), put_u32(b, 48);
+        if (c->type == 7) put_u8(b, (unsigned)c->whole);
+        if (c->type == 12) put(b, &c->real, 8);
+        if (c->type == 9) put_u32(b, 4), put_u64(b, 2), put_u32(b, c->list[0]), put_u32(b, c->list[1]);
     }
     if (c->factor != 0) gguf_key(b, "llama.rope.scaling.factor", 6), put_f32(b, c->factor), n++;
     if (c->n_pieces) {
@@ -639,6 +788,17 @@ static unsigned gguf_keys(bytes *b, const gguf_change *c) {
         }
     }
     return n;
+}
+
+/* The description of a tensor of floats that has at least n_dims dimensions. */
+static void gguf_tensor_of(bytes *b, const char *name, const part *p, int n_dims, uint64_t offset) {
+    int own = p->rows ? 2 : 1, n = n_dims > own ? n_dims : own, k;
+    gguf_text(b, name);
+    put_u32(b, (unsigned)n);
+    put_u64(b, (uint64_t)p->cols);
+    for (k = 1; k < n; k++) put_u64(b, k == 1 && p->rows ? (uint64_t)p->rows : 1);
+    put_u32(b, 0);
+    put_u64(b, offset);
 }
 
 static bytes build_gguf(const gguf_change *c) {
@@ -656,8 +816,7 @@ static bytes build_gguf(const gguf_change *c) {
             char name[64];
             strcpy(name, p->name);
             if (strchr(name, '#')) *strchr(name, '#') = (char)('0' + layer);
-            gguf_tensor(&tensors, name, p->rows ? 2 : 1, (uint64_t)p->rows, (uint64_t)p->cols, 0,
-                        c->all_at_zero ? 0 : offset);
+            gguf_tensor_of(&tensors, name, p, c->n_dims, c->all_at_zero ? 0 : offset);
             offset += part_count(p) * 4; /* all of them multiples of 32 bytes */
         }
     gguf_begin(&file, 3, n_tensors, n_keys);
@@ -726,6 +885,32 @@ TEST(gguf_keys_read) {
     REQUIRE(load_gguf(&model, NULL) == ML_OK);
     CHECK(model->config.mask == ML_MASK_FULL && model->config.norm == ML_NORM_RMS);
     ml_model_free(model);
+    gguf_with("llama.attention.causal", 7, NULL, 0, 0);
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(model->config.mask == ML_MASK_FULL);
+    ml_model_free(model);
+    gguf_desc.mask = ML_MASK_CAUSAL;
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(model->config.mask == ML_MASK_CAUSAL);
+    ml_model_free(model);
+    gguf_with("llama.attention.causal", 7, NULL, 0, 1);
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(model->config.mask == ML_MASK_CAUSAL);
+    ml_model_free(model);
+    gguf_with("llama.rope.freq_base", 12, NULL, 0, 0);
+    gguf_current.real = 1e5;
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(model->config.rope_theta == 1e5f);
+    ml_model_free(model);
+    gguf_with("llama.feed_forward_length", 9, NULL, 0, 0); /* one number for each layer */
+    gguf_current.list[0] = gguf_current.list[1] = 48;
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(model->config.hidden_dim == 48);
+    ml_model_free(model);
+    gguf_with("minillama.tied_output", 7, NULL, 0, 0);
+    REQUIRE(load_gguf(&model, NULL) == ML_OK);
+    CHECK(!model->config.tied_output && !tensor_named(model, "output.weight")->data);
+    ml_model_free(model);
     gguf_with("minillama.mask", 8, "full", 0, 0); /* the caller overrides the file */
     gguf_desc.mask = ML_MASK_CAUSAL;
     gguf_desc.norm = ML_NORM_LAYER;
@@ -733,6 +918,25 @@ TEST(gguf_keys_read) {
     CHECK(model->config.mask == ML_MASK_CAUSAL && model->config.norm == ML_NORM_LAYER);
     CHECK(tensor_named(model, "output_norm.bias")->data != NULL);
     ml_model_free(model);
+}
+
+/* Other writers give norms and matrices extents of 1 in front. */
+TEST(gguf_dimensions) {
+    int n;
+    for (n = 0; n <= 4; n++) {
+        ml_model *model = NULL;
+        ml_error error;
+        gguf_with(NULL, 0, NULL, 0, 0);
+        gguf_current.n_dims = n;
+        CHECK(load_gguf(&model, &error) == ML_OK);
+        if (!model) printf("%d dimensions: %s\n", n, error.text);
+        if (!model) continue;
+        CHECK(model->config.vocab_size == 6 &&
+              element(tensor_named(model, "token_embd.weight"), 5, 31) == 191);
+        CHECK(element(tensor_named(model, "output_norm.weight"), 0, 31) == 223);
+        CHECK(model->private_part->weights == NULL);
+        ml_model_free(model);
+    }
 }
 
 TEST(gguf_refused) {
@@ -752,10 +956,13 @@ TEST(gguf_refused) {
     CHECK_GGUF_REFUSED("llama.embedding_length", 6, NULL, nan_value, 0, ML_ERROR_FORMAT, "embedding_length");
     CHECK_GGUF_REFUSED("llama.block_count", 11, NULL, 0, 1, ML_ERROR_MISMATCH, "blk.1.attn_q.weight");
     CHECK_GGUF_REFUSED("llama.block_count", 11, NULL, 0, 1000, ML_ERROR_MISMATCH, "blk.2.");
-    CHECK_GGUF_REFUSED("llama.feed_forward_length", 9, NULL, 0, 0, ML_ERROR_UNSUPPORTED, "list");
+    gguf_with("llama.feed_forward_length", 9, NULL, 0, 0);
+    gguf_current.list[0] = 48, gguf_current.list[1] = 64;
+    CHECK_REFUSED(load_gguf, ML_ERROR_UNSUPPORTED, "layers that differ");
+    CHECK_GGUF_REFUSED("llama.attention.causal", 8, "no", 0, 0, ML_ERROR_FORMAT, "attention.causal");
     gguf_with(NULL, 0, NULL, 0, 0);
-    gguf_current.n_pieces = 5;
-    CHECK_REFUSED(load_gguf, ML_ERROR_MISMATCH, "5 pieces");
+    gguf_current.n_pieces = 7;
+    CHECK_REFUSED(load_gguf, ML_ERROR_MISMATCH, "7 pieces, but the model's vocab_size is 6");
     gguf_with(NULL, 0, NULL, 0, 0);
     gguf_desc.type = ML_I32;
     CHECK_REFUSED(load_gguf, ML_ERROR_ARGUMENT, "I32");
@@ -1003,15 +1210,15 @@ static bytes build_tokenizer(int n_pieces) {
 }
 
 TEST(tokenizers) {
-    bytes file, tokenizer, small = build_tokenizer(5), fitting = build_tokenizer(6);
+    bytes file, tokenizer, large = build_tokenizer(7), fitting = build_tokenizer(6);
     ml_model *model = NULL;
     ml_model_load_desc desc = no_desc();
     ml_error error;
     gguf_with(NULL, 0, NULL, 0, 0);
     file = build_gguf(&gguf_current);
-    desc.tokenizer_data = small.data, desc.tokenizer_size = small.size;
+    desc.tokenizer_data = large.data, desc.tokenizer_size = large.size;
     CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_ERROR_MISMATCH);
-    CHECK(contains(&error, "5 pieces") && contains(&error, "is 6"));
+    CHECK(contains(&error, "7 pieces") && contains(&error, "is 6"));
     desc.tokenizer_data = fitting.data, desc.tokenizer_size = fitting.size;
     REQUIRE(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
     CHECK(model->tokenizer && model->tokenizer->n_pieces == 6);
@@ -1031,13 +1238,19 @@ TEST(tokenizers) {
     REQUIRE(ml_model_load_memory(tokenizer.data, tokenizer.size, &desc, &model, &error) == ML_OK);
     CHECK(memcmp(ml_tokenizer_piece(model->tokenizer, 0, NULL, NULL, NULL), "<unk>", 5) == 0);
     ml_model_free(model);
-    free_bytes(&file), free_bytes(&tokenizer), free_bytes(&small), free_bytes(&fitting);
+    gguf_current.n_pieces = 4; /* fewer pieces than rows */
+    free_bytes(&tokenizer);
+    tokenizer = build_gguf(&gguf_current);
+    REQUIRE(ml_model_load_memory(tokenizer.data, tokenizer.size, NULL, &model, &error) == ML_OK);
+    CHECK(model->config.vocab_size == 6 && model->tokenizer->n_pieces == 4);
+    ml_model_free(model);
+    free_bytes(&file), free_bytes(&tokenizer), free_bytes(&large), free_bytes(&fitting);
 }
 
 /* A tokenizer in the model's folder is used if it fits, and ignored if not. */
 TEST(tokenizer_beside) {
     char beside[700], model_path[800], tokenizer_path[800];
-    bytes file, small = build_tokenizer(5), fitting = build_tokenizer(6);
+    bytes file, large = build_tokenizer(7), fitting = build_tokenizer(5);
     ml_model *model = NULL;
     ml_error error;
     snprintf(beside, sizeof beside, "%s", in_folder("beside"));
@@ -1050,17 +1263,17 @@ TEST(tokenizer_beside) {
     write_file(model_path, file.data, file.size);
     CHECK(ml_model_load(model_path, NULL, &model, &error) == ML_OK && !model->tokenizer);
     ml_model_free(model);
-    write_file(tokenizer_path, small.data, small.size);
+    write_file(tokenizer_path, large.data, large.size);
     CHECK(ml_model_load(model_path, NULL, &model, &error) == ML_OK && !model->tokenizer && !error.text[0]);
     ml_model_free(model);
     write_file(tokenizer_path, fitting.data, fitting.size);
     CHECK(ml_model_load(model_path, NULL, &model, &error) == ML_OK);
-    CHECK(model && model->tokenizer && model->tokenizer->n_pieces == 6);
-    CHECK(model && is_mapped(model)); /* here; elsewhere it is read */
+    CHECK(model && model->tokenizer && model->tokenizer->n_pieces == 5); /* a row without a piece */
+    CHECK(model && is_mapped(model));                                    /* here; elsewhere it is read */
     ml_model_free(model);
     remove(model_path), remove(tokenizer_path);
     rmdir(beside);
-    free_bytes(&file), free_bytes(&small), free_bytes(&fitting);
+    free_bytes(&file), free_bytes(&large), free_bytes(&fitting);
 }
 
 /* ---- ml_model_create ---- */
@@ -1460,6 +1673,12 @@ int main(void) {
     RUN(hf_permutation);
     RUN(hf_keys);
     RUN(hf_refused);
+    RUN(hf_json);
+    RUN(masks);
+    RUN(no_output);
+    RUN(more_rows);
+    RUN(params_json);
+    RUN(gguf_dimensions);
     RUN(tensors_refused);
     RUN(doubles_become_floats);
     RUN(prefixes);
