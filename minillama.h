@@ -733,12 +733,16 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
 /* ==== >>archives ====
    Named tensors and named values, whatever the file: PyTorch .pt (dictionaries, lists and tuples give names joined by
    dots: "model.layers.0.attention.wq.weight"; a tuple at the top "0", "1"), GGUF, safetensors, llama2.c's .bin (under
-   the names of its own PyTorch code). Nothing in a file is executed. */
+   the names of its own PyTorch code). Nothing in a file is executed: an object in a .pt is shown as a value that names
+   its class, and its attributes under dotted names ("args.lr"; those of a module as in its state dict). A key that
+   makes no name (a float, a tuple, a very long text) becomes "#" and its position. What cannot be read refuses a file
+   only if it is needed. */
 
 #define ML_MAX_DIMS 8
 typedef struct ml_array {
-    const char *name; /* zero-terminated */
-    ml_type type;
+    const char *name;      /* zero-terminated */
+    ml_type type;          /* ML_TYPE_NONE: a kind of number that no weight is made of; it cannot be read */
+    const char *type_name; /* ml_type_name(type); for ML_TYPE_NONE as the file calls it: "C64", "ComplexFloat" */
     int n_dims;
     int64_t shape[ML_MAX_DIMS];  /* outermost first */
     int64_t stride[ML_MAX_DIMS]; /* in elements; arrays of quantized types are always contiguous */
@@ -751,16 +755,17 @@ typedef enum ml_value_kind {
     ML_VALUE_FLOAT,
     ML_VALUE_BOOL,
     ML_VALUE_STRING,
-    ML_VALUE_LIST
+    ML_VALUE_LIST,
+    ML_VALUE_OPAQUE /* an object of a class that is not known; its attributes, if any, are values, too */
 } ml_value_kind;
 typedef struct ml_value {
     const char *name; /* "model_args.dim", "llama.block_count", ... */
     ml_value_kind kind;
     int64_t i;     /* int, bool (0 or 1) */
     double f;      /* float; also set for int */
-    const char *s; /* string: bytes, not zero-terminated */
-    size_t length; /* bytes of a string, elements of a list (GGUF arrays; their bytes begin at s) */
-    int list_type; /* GGUF's number for the elements' type */
+    const char *s; /* string: bytes, not zero-terminated; opaque: the class, "pathlib.PosixPath" */
+    size_t length; /* bytes of s, elements of a list (GGUF arrays; their bytes begin at s) */
+    int list_type; /* GGUF's number for the elements' type; 9: they are lists */
 } ml_value;
 
 struct ml_archive {
@@ -788,7 +793,8 @@ ML_DEF const ml_array *ml_archive_find_array(const ml_archive *archive,
                                              const char *name); /* NULL if there is none */
 ML_DEF const ml_value *ml_archive_find_value(const ml_archive *archive, const char *name);
 
-/* Elements of an array, row-major, converted to float or int64; n must be its number of elements. */
+/* Elements of an array, row-major, converted to float or int64; n must be its number of elements. ML_TYPE_NONE:
+   ML_ERROR_UNSUPPORTED. Floats as ints: ML_ERROR_MISMATCH. */
 ML_DEF size_t ml_array_count(const ml_array *array);
 ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t n);
 ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t n);
@@ -5269,8 +5275,8 @@ static void mli_target_close(mli_saver *saver, mli_target *target) {
    There is one way to fail: mli_stop notes the first error in the archive, and the readers go on with zeros and empty
    things. They look at `result` in their loops only, which keeps them free of a check after every call. */
 
-#define MLI_PATH_SIZE 512 /* bytes of the longest dotted name, with its terminating zero */
-#define MLI_MAX_DEPTH 64  /* of containers in containers */
+#define MLI_PATH_SIZE 4096 /* bytes of the longest dotted name, with its terminating zero */
+#define MLI_MAX_DEPTH 64   /* of JSON's containers in containers */
 
 /* Small things that live as long as the archive are cut from blocks, which are freed together. */
 typedef struct mli_block {
@@ -5298,6 +5304,7 @@ typedef struct ml_archive_private {
     size_t name_budget;       /* bytes that names may still take */
     char path[MLI_PATH_SIZE]; /* the dotted name of what is being read */
     size_t path_length;
+    int may_repeat; /* two things may have the same name: the first one counts */
     ml_array spare; /* what mli_list_add returns without memory; no list has larger items */
 } mli_archive;
 
@@ -5397,6 +5404,11 @@ static ml_array *mli_add_array(mli_archive *archive, const char *name, size_t le
     return array;
 }
 
+static void mli_set_type(ml_array *array, ml_type type, const char *otherwise) {
+    array->type = type;
+    array->type_name = type == ML_TYPE_NONE ? otherwise : ml_type_name(type);
+}
+
 static ml_value *mli_add_value(mli_archive *archive, const char *name, size_t length, ml_value_kind kind) {
     ml_value *value = (ml_value *)mli_list_add(archive, &archive->values, sizeof *value);
     value->name = mli_keep_name(archive, name, length);
@@ -5430,7 +5442,7 @@ static void mli_path_push_int(mli_archive *archive, int64_t i) {
     mli_path_push(archive, digits, n);
 }
 
-/* Sets row-major strides. Returns the number of bytes; 0, and an error, if it overflows. */
+/* Sets row-major strides. Returns the number of bytes; 0 for an unknown type; 0, and an error, if it overflows. */
 static size_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
     size_t count = 1, bytes = 0, cols = array->n_dims ? (size_t)array->shape[array->n_dims - 1] : 1;
     int fits = 1;
@@ -5441,6 +5453,7 @@ static size_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
     }
     array->is_contiguous = 1;
     size_t row_bytes = ml_type_row_bytes(array->type, cols);
+    if (fits && array->type == ML_TYPE_NONE) return 0;
     if (fits && count && !row_bytes)
         mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: rows of %z do not fit blocks of %s", array->name, cols,
                  ml_type_name(array->type));
@@ -5450,12 +5463,45 @@ static size_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
 }
 
 /* The array's bytes are at base + offset in the file, if they are in it. */
-static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uint64_t offset, size_t bytes) {
+static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uint64_t offset, uint64_t bytes) {
     size_t left = archive->size - base;
-    if (offset > left || bytes > left - (size_t)offset)
+    if (offset > left || bytes > left - offset)
         mli_cut_short(archive, array->name, offset > left ? offset : base + offset + bytes);
     else
         array->data = archive->data + base + (size_t)offset;
+}
+
+/* Whether two items of the same name show the same: then, as values do where names may repeat, the first one counts.
+   Which of two tensors is meant must not be guessed. */
+static int mli_is_repeat(const mli_archive *archive, const mli_list *list, size_t i, size_t k) {
+    if (!archive->may_repeat) return 0;
+    if (list != &archive->arrays) return 1;
+    const ml_array *a = (const ml_array *)list->items + i, *b = (const ml_array *)list->items + k;
+    size_t bytes = (size_t)a->n_dims * sizeof a->shape[0];
+    return a->type == b->type && a->data == b->data && a->n_dims == b->n_dims &&
+           memcmp(a->shape, b->shape, bytes) == 0 && memcmp(a->stride, b->stride, bytes) == 0;
+}
+
+/* Removes the items whose names repeat the one in front of them. Returns how many. */
+static size_t mli_drop_repeats(const mli_archive *archive, mli_list *list, size_t item_size,
+                               const mli_named *index) {
+    char *items = (char *)list->items;
+    const char *none = NULL;
+    size_t kept = 0, n = list->n, first = 0;
+    for (size_t i = 1; i < n; i++) {
+        if (strcmp(index[i].name, index[first].name) != 0)
+            first = i;
+        else if (mli_is_repeat(archive, list, index[first].index, index[i].index))
+            memcpy(items + index[i].index * item_size, &none, sizeof none);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const char *name;
+        memcpy(&name, items + i * item_size, sizeof name);
+        if (name && kept != i) memcpy(items + kept * item_size, items + i * item_size, item_size);
+        kept += name != NULL;
+    }
+    list->n = kept;
+    return n - kept;
 }
 
 /* Sorts the names of a list's items and refuses duplicates. After an error the old index remains. */
@@ -5468,6 +5514,11 @@ static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_si
         index[i].index = i;
     }
     if (index) mli_sort_named(index, list->n);
+    if (index && !archive->result && mli_drop_repeats(archive, list, item_size, index)) {
+        mli_free(&archive->allocator, index);
+        mli_index_names(archive, list, item_size, what);
+        return;
+    }
     for (size_t i = 1; index && i < list->n; i++)
         if (strcmp(index[i].name, index[i - 1].name) == 0)
             mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", what, index[i].name);
@@ -5488,6 +5539,7 @@ static void mli_publish(mli_archive *archive) {
 /* ---- telling formats apart ---- */
 
 static void mli_read_torch(mli_archive *archive);
+static void mli_read_torch_legacy(mli_archive *archive);
 static void mli_read_gguf(mli_archive *archive);
 static void mli_read_safetensors(mli_archive *archive);
 static void mli_read_bin(mli_archive *archive);
@@ -5530,7 +5582,11 @@ static const struct mli_magic {
     /* clang-format off */
     {0, 4, "GGUF", mli_read_gguf, NULL}, {0, 4, "24ka", mli_read_bin, NULL}, /* the number "ak42" */
     {0, 4, "PK\003\004", mli_read_torch, NULL}, {0, 4, "PK\005\006", mli_read_torch, NULL}, /* a zip; an empty one */
-    {0, 7, "\x80\x02\x8a\x0al\xfc\x9c", NULL, "a PyTorch file from before version 1.6: load and save it again there"},
+    /* torch.save's older format: a pickled number of protocol 2 or 3; 4 or 5, with a frame around it; 0 or 1 */
+    {2, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch_legacy, NULL},
+    {11, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch_legacy, NULL},
+    {0, 27, "L119547037146038801333356L\n", mli_read_torch_legacy, NULL},
+    {257, 5, "ustar", NULL, "a tar archive (or a PyTorch file from before version 0.2: load and save it again there)"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "algg", NULL, "an adapter in llama.cpp's format from before GGUF (ggla): convert its PEFT original anew"},
@@ -5703,6 +5759,7 @@ static void mli_array_walk(const ml_array *array, int dim, const unsigned char *
 ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t n) {
     mli_elements to = {dst, NULL};
     if (n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
+    if (array->type == ML_TYPE_NONE) return ML_ERROR_UNSUPPORTED;
     if (n) mli_array_walk(array, 0, (const unsigned char *)array->data, &to);
     return ML_OK;
 }
@@ -5710,6 +5767,7 @@ ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t 
 ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t n) {
     mli_elements to = {NULL, dst};
     if (n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
+    if (array->type == ML_TYPE_NONE) return ML_ERROR_UNSUPPORTED;
     if (array->type < ML_I64 || array->type > ML_BOOL) return ML_ERROR_MISMATCH; /* floats are not rounded */
     if (n) mli_array_walk(array, 0, (const unsigned char *)array->data, &to);
     return ML_OK;
@@ -6037,12 +6095,14 @@ static void mli_append_json_string(mli_writer *writer, const char *text) {
    Reading takes three steps: find the zip's entries; run the pickle, which makes a tree of nodes; walk the tree and
    add its tensors and scalars under the names that lead to them ("model.wq", "lr"). Python's own machine calls any
    function that a pickle names. This one never executes anything: it knows the names in mli_globals, and what calling
-   each would make. */
+   each would make. The result of any other call is an opaque node, of which only the class and the attributes are
+   known. */
 
 #ifndef ML_NO_PT
 
 typedef struct mli_range {
     size_t begin, size; /* of an entry's bytes in the file */
+    int method, flags;  /* of a zip's entry: not 0, not stored as it is; bit 0, encrypted */
 } mli_range;
 
 /* All that reading one file needs. */
@@ -6053,13 +6113,16 @@ typedef struct mli_torch {
     size_t n_entries;
     const char *prefix; /* the folder in the zip, with its slash */
     size_t prefix_length;
+    const char *folder;         /* of the storages, in that folder: "data/" */
+    const char *pickle;         /* its name, for sentences */
     const unsigned char *begin; /* of the pickle */
     mli_reader in;
     const struct mli_opcode *op; /* the instruction that runs */
     mli_list nodes;              /* of mli_node; the first one, of kind nothing, is what an error gives */
     mli_list stack, memo;        /* of uint32_t, nodes; in the memo 0 is none */
     size_t n_put;                /* nodes in the memo */
-    size_t visits;               /* nodes that the walk may still visit */
+    mli_list frames;             /* of mli_frame: the containers that the walk is in */
+    size_t visits;               /* nodes that the walk may still visit again */
 } mli_torch;
 
 /* ---- zip (APPNOTE 6.3) ---- */
@@ -6164,10 +6227,8 @@ static void mli_zip_entry(mli_torch *torch, mli_reader *directory, size_t index)
         return;
     }
     const char *name = mli_show(archive, entry.name, entry.length);
-    if (entry.flags & 1) mli_stop(archive, ML_ERROR_UNSUPPORTED, "zip entry %s is encrypted", name);
-    if (entry.method != 0 || entry.size != entry.packed)
-        mli_stop(archive, ML_ERROR_UNSUPPORTED,
-                 "zip entry %s is compressed (method %d), as torch.save never does", name, (int)entry.method);
+    if (entry.method == 0 && entry.size != entry.packed)
+        mli_stop(archive, ML_ERROR_FORMAT, "zip entry %s: it is stored, but its sizes differ", name);
     if (entry.offset > archive->size) mli_cut_short(archive, name, entry.offset);
     if (archive->result) return;
     mli_reader in = mli_reader_at(archive->data, (size_t)entry.offset, archive->size);
@@ -6176,8 +6237,9 @@ static void mli_zip_entry(mli_torch *torch, mli_reader *directory, size_t index)
         mli_stop(archive, ML_ERROR_FORMAT, "zip entry %s: no header at byte %l, or of another name", name,
                  (int64_t)entry.offset);
     mli_named named = {entry.name, entry.length, index};
-    mli_range range = {(size_t)(in.p - archive->data), (size_t)entry.size};
-    if (entry.size > mli_left(&in)) mli_cut_short(archive, name, range.begin + entry.size);
+    mli_range range = {(size_t)(in.p - archive->data), (size_t)entry.packed, (int)entry.method,
+                       (int)entry.flags};
+    if (entry.packed > mli_left(&in)) mli_cut_short(archive, name, range.begin + entry.packed);
     torch->entries[index] = named;
     torch->ranges[index] = range;
 }
@@ -6202,7 +6264,7 @@ static void mli_zip_read(mli_torch *torch, const mli_zip_end *end) {
 /* ---- the pickle's tree (its instructions are described in Python's pickletools.py) ---- */
 
 typedef enum mli_node_kind {
-    MLI_NODE_NOTHING = 0, /* None, and what is of no use here */
+    MLI_NODE_NOTHING = 0, /* None */
     MLI_NODE_MARK,        /* on the stack: where the items of a container begin */
     MLI_NODE_INT,
     MLI_NODE_BOOL,
@@ -6210,32 +6272,46 @@ typedef enum mli_node_kind {
     MLI_NODE_STRING,
     MLI_NODE_TUPLE,
     MLI_NODE_LIST,
-    MLI_NODE_DICT,     /* children: key, value, key, value, ... */
-    MLI_NODE_OBJECT,   /* of a class that only has attributes; children as a dict's */
-    MLI_NODE_GLOBAL,   /* a class or function */
-    MLI_NODE_STORAGE,  /* children: "storage", type, key, device, number of elements */
-    MLI_NODE_TENSOR,   /* children: storage, offset, shape, stride, ... */
-    MLI_NODE_REFERENCE /* to another node, which is the child of something else */
+    MLI_NODE_DICT,      /* children: key, value, key, value, ... */
+    MLI_NODE_OPAQUE,    /* of a class as.s; children: a tuple of arguments, lists and dicts of items, its state */
+    MLI_NODE_GLOBAL,    /* a class or function as.s */
+    MLI_NODE_STORAGE,   /* children: "storage", type, key, device, number of elements, view */
+    MLI_NODE_TENSOR,    /* children: storage, offset, shape, stride, ... */
+    MLI_NODE_REFERENCE, /* to another node, which is the child of something else */
+    /* what calls of some globals make: */
+    MLI_NODE_OF_CLASS, /* an opaque node of the class that is the first argument */
+    MLI_NODE_OF_CALL   /* what a call of the first argument with the third makes */
 } mli_node_kind;
 
-/* Each instruction makes at most one node, so memory is linear in the pickle's size. */
+/* Each byte of a pickle makes at most one node, so memory is linear in its size. */
 typedef struct mli_node {
-    mli_node_kind kind;
+    unsigned char kind;  /* mli_node_kind */
+    unsigned char row;   /* a global's or tensor's in mli_globals, a storage's in mli_dtypes */
+    unsigned char is_in; /* the walk is inside of it */
+    unsigned char was_in;
     uint32_t first, last; /* children; 0: none */
     uint32_t next;        /* the next child of the same parent */
-    size_t length;        /* bytes of a string */
+    size_t length;        /* bytes of as.s */
     union {
-        int64_t i; /* int, bool; row in mli_globals; ml_type of a storage; index of the node referred to */
+        int64_t i; /* int, bool; index of the node referred to */
         double f;
         const char *s;
     } as;
 } mli_node;
 
+/* An instruction. */
+typedef struct mli_opcode {
+    unsigned char code;
+    unsigned char kind; /* mli_node_kind that it makes, or adds to */
+    short n; /* bytes of its operand, -1: a line; or items that it takes from the stack, -1: those above the mark */
+    void (*run)(mli_torch *torch);
+} mli_opcode;
+
 static void mli_pickle_fail(mli_torch *torch, const char *what) {
     if (torch->in.failed)
-        mli_stop(torch->archive, ML_ERROR_TRUNCATED, "data.pkl is cut short");
+        mli_stop(torch->archive, ML_ERROR_TRUNCATED, "%s is cut short", torch->pickle);
     else
-        mli_stop(torch->archive, ML_ERROR_FORMAT, "data.pkl: %s before byte %z", what,
+        mli_stop(torch->archive, ML_ERROR_FORMAT, "%s: %s before byte %z", torch->pickle, what,
                  (size_t)(torch->in.p - torch->begin));
 }
 
@@ -6261,13 +6337,38 @@ static int mli_children(const mli_torch *torch, const mli_node *parent, const ml
     return i;
 }
 
+/* Makes a node from the stack, which is no other's child, the last child. */
+static void mli_node_adopt(const mli_torch *torch, mli_node *parent, uint32_t child) {
+    mli_node *nodes = (mli_node *)torch->nodes.items;
+    *(parent->first ? &nodes[parent->last].next : &parent->first) = child;
+    parent->last = child;
+}
+
+static int mli_text_is(const mli_node *node, const char *text) {
+    return mli_compare_text(node->as.s, node->length, text, strlen(text)) == 0;
+}
+
+/* A node that stands for something of that class, with no children yet. */
+static mli_node mli_opaque(const char *name, size_t length) {
+    mli_node made;
+    memset(&made, 0, sizeof made);
+    made.kind = MLI_NODE_OPAQUE;
+    made.as.s = name;
+    made.length = length;
+    return made;
+}
+
 /* Pushes a new node, zero except for its kind. */
 static mli_node *mli_pickle_push(mli_torch *torch, mli_node_kind kind) {
     uint32_t index = (uint32_t)torch->nodes.n; /* fits: a pickle is shorter than 2^31 */
     mli_node *node = (mli_node *)mli_list_add(torch->archive, &torch->nodes, sizeof *node);
     *(uint32_t *)mli_list_add(torch->archive, &torch->stack, sizeof index) = index;
-    node->kind = kind;
+    node->kind = (unsigned char)kind;
     return node;
+}
+
+static void mli_pickle_push_node(mli_torch *torch, mli_node node) {
+    *mli_pickle_push(torch, MLI_NODE_NOTHING) = node;
 }
 
 /* The topmost node, which must not be a mark; the first one after an error. */
@@ -6285,126 +6386,183 @@ static mli_node *mli_pickle_pop(mli_torch *torch) {
     return node;
 }
 
+/* Pops a node that another one may adopt: a reference as such. */
+static uint32_t mli_pickle_take(mli_torch *torch) {
+    mli_pickle_pop(torch);
+    return torch->archive->result ? 0 : ((uint32_t *)torch->stack.items)[torch->stack.n];
+}
+
 /* ---- what calling a global would make ---- */
 
-/* A call makes a dict, an object without attributes, a tensor, a reference to its first argument, or nothing. Two
-   kinds are not called: the type of a storage, and what is read as a string, its own name. */
-static const struct mli_global {
-    const char *module, *name;
-    mli_node_kind makes;
-    ml_type type; /* of a storage */
-} mli_globals[] = {
+/* Kinds of numbers: in the name of a storage's class ("torch.HalfStorage"), as a dtype ("torch.float16"). */
+static const struct mli_dtype {
+    const char *storage, *name;
+    ml_type type;
+    unsigned size; /* bytes; 0: not known */
+} mli_dtypes[] = {
     /* clang-format off */
-    {"collections", "OrderedDict", MLI_NODE_DICT, ML_TYPE_NONE},
-    {"torch._utils", "_rebuild_tensor_v2", MLI_NODE_TENSOR, ML_TYPE_NONE},
-    {"torch._utils", "_rebuild_parameter", MLI_NODE_REFERENCE, ML_TYPE_NONE},
-    {"torch", "FloatStorage", MLI_NODE_STORAGE, ML_F32}, {"torch", "HalfStorage", MLI_NODE_STORAGE, ML_F16},
-    {"torch", "BFloat16Storage", MLI_NODE_STORAGE, ML_BF16}, {"torch", "DoubleStorage", MLI_NODE_STORAGE, ML_F64},
-    {"torch", "LongStorage", MLI_NODE_STORAGE, ML_I64}, {"torch", "IntStorage", MLI_NODE_STORAGE, ML_I32},
-    {"torch", "ShortStorage", MLI_NODE_STORAGE, ML_I16}, {"torch", "CharStorage", MLI_NODE_STORAGE, ML_I8},
-    {"torch", "ByteStorage", MLI_NODE_STORAGE, ML_U8}, {"torch", "BoolStorage", MLI_NODE_STORAGE, ML_BOOL},
-    /* what training scripts save with the weights: their options, and the state of random generators */
-    {"torch", "Size", MLI_NODE_REFERENCE, ML_TYPE_NONE}, {"torch", "device", MLI_NODE_REFERENCE, ML_TYPE_NONE},
-    {"torch", "float32", MLI_NODE_STRING, ML_TYPE_NONE}, {"torch", "float16", MLI_NODE_STRING, ML_TYPE_NONE},
-    {"torch", "bfloat16", MLI_NODE_STRING, ML_TYPE_NONE}, {"_codecs", "encode", MLI_NODE_NOTHING, ML_TYPE_NONE},
-    {"builtins", "set", MLI_NODE_REFERENCE, ML_TYPE_NONE}, {"__builtin__", "set", MLI_NODE_REFERENCE, ML_TYPE_NONE},
-    {"argparse", "Namespace", MLI_NODE_OBJECT, ML_TYPE_NONE},
-    {"config", "LlamaConfig", MLI_NODE_OBJECT, ML_TYPE_NONE},
-    {"numpy", "dtype", MLI_NODE_NOTHING, ML_TYPE_NONE}, {"numpy", "ndarray", MLI_NODE_NOTHING, ML_TYPE_NONE},
-    {"numpy.core.multiarray", "_reconstruct", MLI_NODE_NOTHING, ML_TYPE_NONE},
-    {"numpy._core.multiarray", "_reconstruct", MLI_NODE_NOTHING, ML_TYPE_NONE},
-    {"numpy.core.multiarray", "scalar", MLI_NODE_NOTHING, ML_TYPE_NONE},
-    {"numpy._core.multiarray", "scalar", MLI_NODE_NOTHING, ML_TYPE_NONE},
-    {"numpy.core.numeric", "_frombuffer", MLI_NODE_NOTHING, ML_TYPE_NONE},
-    {"numpy._core.numeric", "_frombuffer", MLI_NODE_NOTHING, ML_TYPE_NONE},
+    {"", "", ML_TYPE_NONE, 0}, /* any other */
+    {"Float", "float32", ML_F32, 4}, {"Half", "float16", ML_F16, 2}, {"BFloat16", "bfloat16", ML_BF16, 2},
+    {"Double", "float64", ML_F64, 8}, {"Long", "int64", ML_I64, 8}, {"Int", "int32", ML_I32, 4},
+    {"Short", "int16", ML_I16, 2}, {"Char", "int8", ML_I8, 1}, {"Byte", "uint8", ML_U8, 1},
+    {"Bool", "bool", ML_BOOL, 1}, {"Untyped", "", ML_U8, 1}, {"_Untyped", "", ML_U8, 1},
+    {"ComplexHalf", "complex32", ML_TYPE_NONE, 4}, {"ComplexFloat", "complex64", ML_TYPE_NONE, 8},
+    {"ComplexDouble", "complex128", ML_TYPE_NONE, 16}, {"QInt8", "qint8", ML_TYPE_NONE, 1},
+    {"QUInt8", "quint8", ML_TYPE_NONE, 1}, {"QInt32", "qint32", ML_TYPE_NONE, 4},
+    {"QUInt4x2", "quint4x2", ML_TYPE_NONE, 1}, {"QUInt2x4", "quint2x4", ML_TYPE_NONE, 1},
+    {"", "uint16", ML_TYPE_NONE, 2}, {"", "uint32", ML_TYPE_NONE, 4}, {"", "uint64", ML_TYPE_NONE, 8},
+    {"", "float8_e4m3fn", ML_TYPE_NONE, 1}, {"", "float8_e5m2", ML_TYPE_NONE, 1},
+    {"", "float8_e4m3fnuz", ML_TYPE_NONE, 1}, {"", "float8_e5m2fnuz", ML_TYPE_NONE, 1},
+    {"", "float8_e8m0fnu", ML_TYPE_NONE, 1},
     /* clang-format on */
 };
 
-/* Pushes the global with the name of two strings, if it is one of those known. */
-static void mli_pickle_push_global(mli_torch *torch, mli_node module, mli_node name) {
-    for (size_t i = 0; i < MLI_COUNT(mli_globals); i++) {
-        const struct mli_global *global = &mli_globals[i];
-        if (mli_compare_text(global->module, strlen(global->module), module.as.s, module.length) != 0)
-            continue;
-        if (mli_compare_text(global->name, strlen(global->name), name.as.s, name.length) != 0) continue;
-        mli_node made = {MLI_NODE_GLOBAL, 0, 0, 0, 0, {(int64_t)i}},
-                 word = {MLI_NODE_STRING, 0, 0, 0, name.length, {0}};
-        word.as.s = global->name;
-        *mli_pickle_push(torch, made.kind) = global->makes == MLI_NODE_STRING ? word : made;
-        return;
-    }
-    char text[96]; /* as much of it as a sentence shows */
-    size_t n = 0;
-    mli_put(text, 64, &n, module.as.s, module.length);
-    mli_put(text, 65, &n, ".", 1);
-    mli_put(text, sizeof text, &n, name.as.s, name.length);
-    mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "data.pkl asks for %s; only plain tensors are read", text);
+/* What a call makes. Any other global makes an opaque node, and so do these if the arguments are other ones. */
+static const struct mli_global {
+    const char *name;
+    mli_node_kind makes;
+    int dtype; /* position of a tensor's dtype among the arguments; 0: its storage has one */
+} mli_globals[] = {
+    /* clang-format off */
+    {"", MLI_NODE_OPAQUE, 0},
+    {"collections.OrderedDict", MLI_NODE_DICT, 0},
+    {"torch._utils._rebuild_tensor", MLI_NODE_TENSOR, 0}, {"torch._utils._rebuild_tensor_v2", MLI_NODE_TENSOR, 0},
+    {"torch._utils._rebuild_tensor_v3", MLI_NODE_TENSOR, 6}, {"torch._utils._rebuild_qtensor", MLI_NODE_TENSOR, 0},
+    {"torch._utils._rebuild_parameter", MLI_NODE_REFERENCE, 0},
+    {"torch._utils._rebuild_parameter_with_state", MLI_NODE_REFERENCE, 0},
+    {"torch._tensor._rebuild_from_type", MLI_NODE_OF_CALL, 0},
+    {"torch._tensor._rebuild_from_type_v2", MLI_NODE_OF_CALL, 0},
+    {"torch.tensor._rebuild_from_type", MLI_NODE_OF_CALL, 0},
+    {"torch.Size", MLI_NODE_REFERENCE, 0}, {"torch.device", MLI_NODE_REFERENCE, 0},
+    {"builtins.set", MLI_NODE_REFERENCE, 0}, {"__builtin__.set", MLI_NODE_REFERENCE, 0},
+    {"builtins.frozenset", MLI_NODE_REFERENCE, 0}, {"__builtin__.frozenset", MLI_NODE_REFERENCE, 0},
+    {"copyreg._reconstructor", MLI_NODE_OF_CLASS, 0}, {"copy_reg._reconstructor", MLI_NODE_OF_CLASS, 0},
+    {"copyreg.__newobj__", MLI_NODE_OF_CLASS, 0}, {"copy_reg.__newobj__", MLI_NODE_OF_CLASS, 0},
+    /* clang-format on */
+};
+
+/* A global by the strings of its module and name. A dtype ("torch.float16") is the string "float16". */
+static mli_node mli_find_global(mli_torch *torch, const mli_node *module, const mli_node *name) {
+    char text[256]; /* as much of it as is shown; what is known is shorter */
+    size_t n = 0, row = MLI_COUNT(mli_globals), dtype = MLI_COUNT(mli_dtypes);
+    mli_put(text, 160, &n, module->as.s, module->length);
+    mli_put(text, 161, &n, ".", 1);
+    mli_put(text, sizeof text, &n, name->as.s, name->length);
+    while (--row > 0 && strcmp(mli_globals[row].name, text) != 0) continue;
+    while (--dtype > 0 && (strncmp(text, "torch.", 6) != 0 || strcmp(mli_dtypes[dtype].name, text + 6) != 0))
+        continue;
+    mli_node made = mli_opaque(mli_keep_name(torch->archive, text, n), n);
+    made.kind = dtype ? MLI_NODE_STRING : MLI_NODE_GLOBAL;
+    made.row = (unsigned char)row;
+    if (dtype) made.as.s = mli_dtypes[dtype].name;
+    if (dtype) made.length = n - 6;
+    return made;
 }
 
-/* Calls a global with a tuple of arguments. */
-static void mli_pickle_reduce(mli_torch *torch) {
-    const mli_node *args = mli_pickle_pop(torch), *global = mli_pickle_pop(torch), *arg[4];
-    int is_global = global->kind == MLI_NODE_GLOBAL, n = mli_children(torch, args, arg, 4);
-    mli_node made = {is_global ? mli_globals[global->as.i].makes : MLI_NODE_STORAGE, 0, 0, 0, 0, {0}};
+/* Checks a tensor's arguments: storage, offset, shape, stride, ... A storage that is none is something opaque. */
+static int mli_makes_tensor(mli_torch *torch, const mli_node *const *arg, int n) {
+    int is_storage = n >= 4 && arg[0]->kind == MLI_NODE_STORAGE;
+    if (n >= 4 && arg[0]->kind == MLI_NODE_OPAQUE) return 0;
+    if (!is_storage || arg[1]->kind != MLI_NODE_INT || arg[2]->kind != MLI_NODE_TUPLE ||
+        arg[3]->kind != MLI_NODE_TUPLE)
+        mli_pickle_fail(torch, "a tensor with wrong arguments");
+    return 1;
+}
+
+/* What calling a function (or making an object of a class) with a tuple of arguments makes. */
+static mli_node mli_pickle_call(mli_torch *torch, const mli_node *function, const mli_node *args) {
+    const mli_node *arg[4];
+    int n = mli_children(torch, args, arg, 4);
+    mli_node_kind makes = MLI_NODE_OPAQUE;
+    mli_node made = mli_opaque(function->as.s, function->length);
     if (args->kind != MLI_NODE_TUPLE) mli_pickle_fail(torch, "arguments that are not a tuple");
-    switch (made.kind) {
-    case MLI_NODE_STORAGE: mli_pickle_fail(torch, "a call of something that is not a function"); break;
-    case MLI_NODE_DICT:
-        if (n) mli_pickle_fail(torch, "an OrderedDict with arguments");
-        break;
-    case MLI_NODE_REFERENCE:
-        if (n)
-            made.as.i = mli_node_index(torch, arg[0]);
-        else
-            mli_pickle_fail(torch, "no argument");
-        break;
-    case MLI_NODE_TENSOR: /* arguments: storage, offset, shape, stride, ... */
-        if (n < 4 || arg[0]->kind != MLI_NODE_STORAGE || arg[1]->kind != MLI_NODE_INT ||
-            arg[2]->kind != MLI_NODE_TUPLE || arg[3]->kind != MLI_NODE_TUPLE)
-            mli_pickle_fail(torch, "a tensor with wrong arguments");
-        made.first = args->first;
-        break;
-    default: break;
+    if (function->kind == MLI_NODE_GLOBAL)
+        makes = mli_globals[function->row].makes;
+    else if (function->kind != MLI_NODE_OPAQUE)
+        mli_pickle_fail(torch, "a call of something that is not a function");
+    if (torch->archive->result) return mli_opaque("", 0);
+    if (makes == MLI_NODE_OF_CALL && n > 2 && arg[0]->kind == MLI_NODE_GLOBAL &&
+        mli_globals[arg[0]->row].makes != MLI_NODE_OF_CALL) /* which could go on without end */
+        return mli_pickle_call(torch, arg[0], arg[2]);
+    if (makes == MLI_NODE_OF_CLASS && n && arg[0]->kind == MLI_NODE_GLOBAL)
+        return mli_opaque(arg[0]->as.s, arg[0]->length);
+    if (makes == MLI_NODE_DICT && !n) made.kind = MLI_NODE_DICT;
+    if (makes == MLI_NODE_REFERENCE && n) {
+        made.kind = MLI_NODE_REFERENCE;
+        made.as.i = mli_node_index(torch, arg[0]);
     }
-    *mli_pickle_push(torch, made.kind) = made;
+    if (makes == MLI_NODE_TENSOR && mli_makes_tensor(torch, arg, n)) {
+        made.kind = MLI_NODE_TENSOR;
+        made.row = function->row;
+        made.first = args->first;
+    }
+    return made;
 }
 
-/* A persistent id: the description of a storage, which is an entry of the zip. */
+/* REDUCE and NEWOBJ; NEWOBJ_EX, where a dict of named arguments follows the tuple. */
+static void mli_pickle_reduce(mli_torch *torch) {
+    uint32_t named = torch->op->n > 2 ? mli_pickle_take(torch) : 0, args = mli_pickle_take(torch);
+    const mli_node *function = mli_pickle_pop(torch);
+    if (torch->archive->result) return;
+    mli_node made = mli_pickle_call(torch, function, mli_node_at(torch, args));
+    if (made.kind == MLI_NODE_OPAQUE) mli_node_adopt(torch, &made, args);
+    if (made.kind == MLI_NODE_OPAQUE && named) mli_node_adopt(torch, &made, named);
+    mli_pickle_push_node(torch, made);
+}
+
+/* The row of mli_dtypes of a storage's class, and the length of "Half" in "torch.HalfStorage"; *name becomes its
+   beginning, NULL if it is no storage's class. */
+static size_t mli_storage_row(const mli_node *type, const char **name, size_t *length) {
+    const size_t n = sizeof "Storage" - 1;
+    size_t row = MLI_COUNT(mli_dtypes), begin = type->length;
+    *name = NULL;
+    *length = 0;
+    if (type->kind != MLI_NODE_GLOBAL || begin < n || memcmp(type->as.s + begin - n, "Storage", n) != 0) return 0;
+    while (begin > 0 && type->as.s[begin - 1] != '.') begin--;
+    *name = type->as.s + begin;
+    *length = type->length - begin > n ? type->length - begin - n : 0;
+    while (--row > 0 && (!*mli_dtypes[row].storage || mli_compare_text(*name, *length, mli_dtypes[row].storage,
+                                                                       strlen(mli_dtypes[row].storage)) != 0))
+        continue;
+    return row;
+}
+
+/* A persistent id: the description of a storage; in the older format of torch.save a module's class with its source,
+   too, ("module", class, file, source). */
 static void mli_pickle_storage(mli_torch *torch) {
     const mli_node *id = mli_pickle_pop(torch), *item[5];
-    if (id->kind != MLI_NODE_TUPLE || mli_children(torch, id, item, 5) < 5 ||
-        item[1]->kind != MLI_NODE_GLOBAL || mli_globals[item[1]->as.i].makes != MLI_NODE_STORAGE ||
-        item[2]->kind != MLI_NODE_STRING || item[4]->kind != MLI_NODE_INT || item[4]->as.i < 0) {
-        mli_pickle_fail(torch, "a storage with wrong arguments");
-        return;
+    int n = mli_children(torch, id, item, 5), is_tuple = id->kind == MLI_NODE_TUPLE && n > 1;
+    mli_node made = mli_opaque("persistent id", 13);
+    const char *name = NULL;
+    size_t length, row = is_tuple ? mli_storage_row(item[1], &name, &length) : 0;
+    if (name) {
+        if (n < 5 || item[2]->kind != MLI_NODE_STRING || item[4]->kind != MLI_NODE_INT || item[4]->as.i < 0) {
+            mli_pickle_fail(torch, "a storage with wrong arguments");
+            return;
+        }
+        made = mli_opaque(item[1]->as.s, item[1]->length);
+        made.kind = MLI_NODE_STORAGE;
+        made.row = (unsigned char)row;
+        made.first = id->first;
+    } else if (is_tuple && item[0]->kind == MLI_NODE_STRING && mli_text_is(item[0], "module")) {
+        made.kind = MLI_NODE_REFERENCE;
+        made.as.i = mli_node_index(torch, item[1]);
     }
-    mli_node made = {MLI_NODE_STORAGE, id->first, 0, 0, 0, {mli_globals[item[1]->as.i].type}};
-    *mli_pickle_push(torch, made.kind) = made;
+    mli_pickle_push_node(torch, made);
 }
 
-/* Gives an object its attributes. Anything else that has a state (the versions noted in an OrderedDict) loses it. */
+/* Gives an object its state. What has no attributes here (the versions noted in an OrderedDict) loses it. */
 static void mli_pickle_build(mli_torch *torch) {
-    const mli_node *state = mli_pickle_pop(torch);
+    uint32_t state = mli_pickle_take(torch);
     mli_node *object = mli_pickle_top(torch);
-    if (object->kind == MLI_NODE_OBJECT && state->kind == MLI_NODE_DICT)
-        object->first = state->first;
-    else if (object->kind != MLI_NODE_OBJECT && object->kind != MLI_NODE_DICT &&
-             object->kind != MLI_NODE_NOTHING)
-        mli_pickle_fail(torch, "state for something that has none");
+    if (!torch->archive->result && object->kind == MLI_NODE_OPAQUE) mli_node_adopt(torch, object, state);
 }
 
 /* ---- the other instructions ---- */
 
-typedef struct mli_opcode {
-    unsigned char code;
-    mli_node_kind kind; /* that it makes, or adds to */
-    int n; /* bytes of its operand, or items that it takes from the stack; -1: those above the mark */
-    void (*run)(mli_torch *torch);
-} mli_opcode;
-
 static void mli_pickle_unknown(mli_torch *torch) {
     size_t at = (size_t)(torch->in.p - torch->begin) - 1;
-    mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "data.pkl: instruction %d at byte %z is not known",
+    mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "%s: instruction %d at byte %z is not known", torch->pickle,
              (int)torch->begin[at], at);
 }
 
@@ -6417,7 +6575,7 @@ static void mli_pickle_protocol(mli_torch *torch) {
 }
 
 static void mli_pickle_constant(mli_torch *torch) {
-    mli_pickle_push(torch, torch->op->kind)->as.i = torch->op->n;
+    mli_pickle_push(torch, (mli_node_kind)torch->op->kind)->as.i = torch->op->n;
 }
 
 static void mli_pickle_int(mli_torch *torch) {
@@ -6425,13 +6583,16 @@ static void mli_pickle_int(mli_torch *torch) {
     mli_pickle_push(torch, MLI_NODE_INT)->as.i = torch->op->n < 4 ? (int64_t)bits : mli_signed(bits, 4);
 }
 
-/* Two's complement of any length. Beyond 64 bits (seeds of random generators) it is dropped. */
+/* Two's complement of any length. Beyond 64 bits (seeds of random generators) it is opaque. */
 static void mli_pickle_long(mli_torch *torch) {
     uint64_t length = mli_pickle_operand(torch);
     int is_short = length <= 8, n = is_short ? (int)length : 0;
     uint64_t bits = mli_read_uint(&torch->in, n);
     mli_read_bytes(&torch->in, length - (uint64_t)n);
-    mli_pickle_push(torch, is_short ? MLI_NODE_INT : MLI_NODE_NOTHING)->as.i = n ? mli_signed(bits, n) : 0;
+    if (is_short)
+        mli_pickle_push(torch, MLI_NODE_INT)->as.i = n ? mli_signed(bits, n) : 0;
+    else
+        mli_pickle_push_node(torch, mli_opaque("int", 3));
 }
 
 static void mli_pickle_float(mli_torch *torch) {
@@ -6441,12 +6602,19 @@ static void mli_pickle_float(mli_torch *torch) {
     mli_pickle_push(torch, MLI_NODE_FLOAT)->as.f = mli_double_from_bits(bits);
 }
 
+/* A string; or bytes, which are opaque: the contents of NumPy's arrays. */
 static void mli_pickle_text(mli_torch *torch) {
     uint64_t length = mli_pickle_operand(torch);
     const char *s = (const char *)mli_read_bytes(&torch->in, length);
-    mli_node *node = mli_pickle_push(torch, torch->op->kind);
-    node->as.s = s;
-    node->length = s ? (size_t)length : 0;
+    mli_node made = mli_opaque(s, s ? (size_t)length : 0);
+    made.kind = MLI_NODE_STRING;
+    mli_pickle_push_node(torch, torch->op->kind == MLI_NODE_STRING ? made : mli_opaque("bytes", 5));
+}
+
+/* An object of a class that has a number of its own (copyreg.add_extension). */
+static void mli_pickle_extension(mli_torch *torch) {
+    mli_pickle_operand(torch);
+    mli_pickle_push_node(torch, mli_opaque("extension", 9));
 }
 
 /* Where the instruction's items begin in the stack. */
@@ -6466,8 +6634,7 @@ static void mli_pickle_gather(mli_torch *torch, mli_node *parent, size_t begin) 
     if (parent->kind == MLI_NODE_DICT && (torch->stack.n - begin) % 2) mli_pickle_fail(torch, "an odd dict");
     for (size_t i = begin; i < torch->stack.n; i++) {
         if (nodes[stack[i]].kind == MLI_NODE_MARK) mli_pickle_fail(torch, "a mark among the items");
-        *(parent->first ? &nodes[parent->last].next : &parent->first) = stack[i];
-        parent->last = stack[i];
+        mli_node_adopt(torch, parent, stack[i]);
     }
     torch->stack.n = begin - (torch->op->n < 0);
 }
@@ -6475,24 +6642,140 @@ static void mli_pickle_gather(mli_torch *torch, mli_node *parent, size_t begin) 
 /* A container of the items takes their place. */
 static void mli_pickle_collect(mli_torch *torch) {
     size_t begin = mli_pickle_items(torch);
-    mli_node made = {torch->op->kind, 0, 0, 0, 0, {0}};
+    mli_node made = mli_opaque(NULL, 0);
+    made.kind = torch->op->kind;
     if (torch->archive->result) return;
     mli_pickle_gather(torch, &made, begin);
-    *mli_pickle_push(torch, made.kind) = made;
+    mli_pickle_push_node(torch, made);
 }
 
-/* Appends the items to the container below them. */
+/* Appends the items to the container below them. What is opaque keeps them in containers among its children. */
 static void mli_pickle_extend(mli_torch *torch) {
     size_t begin = mli_pickle_items(torch), below = (size_t)(torch->op->n < 0) + 1;
-    uint32_t parent = begin >= below ? ((uint32_t *)torch->stack.items)[begin - below] : 0;
-    if (mli_node_at(torch, parent)->kind != torch->op->kind)
+    uint32_t index = begin >= below ? ((uint32_t *)torch->stack.items)[begin - below] : 0;
+    mli_node *parent = mli_node_at(torch, index);
+    if (torch->archive->result) return;
+    if (parent->kind == MLI_NODE_OPAQUE) {
+        mli_node *last = &((mli_node *)torch->nodes.items)[parent->last]; /* no reference's: those are others' */
+        if (parent->last && last->kind == torch->op->kind) {
+            parent = last;
+        } else {
+            mli_pickle_collect(torch);
+            if (torch->archive->result) return;
+            mli_node_adopt(torch, mli_node_at(torch, index), mli_pickle_take(torch));
+            return;
+        }
+    }
+    if (parent->kind != torch->op->kind)
         mli_pickle_fail(torch, "items for something that takes none");
-    if (!torch->archive->result) mli_pickle_gather(torch, mli_node_at(torch, parent), begin);
+    else
+        mli_pickle_gather(torch, parent, begin);
 }
 
-/* Remembers the topmost node under a number: the operand or, without one, how many there were before. */
+/* Objects of the classes of Python 2: made of what is above the mark, (class, arguments); or of a global. */
+static void mli_pickle_object(mli_torch *torch) {
+    size_t begin = mli_pickle_items(torch);
+    if (torch->archive->result) return;
+    const uint32_t *stack = (const uint32_t *)torch->stack.items;
+    mli_node made = mli_opaque("object", 6);
+    if (begin < torch->stack.n && mli_node_at(torch, stack[begin])->kind == MLI_NODE_GLOBAL)
+        made = mli_opaque(mli_node_at(torch, stack[begin])->as.s, mli_node_at(torch, stack[begin])->length);
+    torch->stack.n = begin - 1;
+    if (torch->op->kind != MLI_NODE_NOTHING) mli_pickle_push_node(torch, made); /* POP_MARK only discards */
+}
+
+/* The topmost node once more. */
+static void mli_pickle_duplicate(mli_torch *torch) {
+    uint32_t index = mli_node_index(torch, mli_pickle_top(torch));
+    mli_pickle_push(torch, MLI_NODE_REFERENCE)->as.i = index;
+}
+
+/* ---- instructions with lines of text (protocols 0 and 1) ---- */
+
+/* A line of text, without its newline. */
+static mli_node mli_pickle_line(mli_torch *torch) {
+    mli_reader *in = &torch->in;
+    mli_node line = mli_opaque((const char *)in->p, 0);
+    line.kind = MLI_NODE_STRING;
+    const char *end = mli_left(in) ? (const char *)memchr(line.as.s, '\n', mli_left(in)) : NULL;
+    if (end) line.length = (size_t)(end - line.as.s);
+    mli_read_bytes(in, end ? line.length + 1 : UINT64_MAX);
+    return line;
+}
+
+/* A line's decimal number, if it is one that fits. */
+static int mli_line_int(const mli_node *line, int64_t *number) {
+    const char *p = line->as.s, *end = p + line->length;
+    uint64_t value = 0;
+    int is_negative = p < end && *p == '-';
+    if (p < end && end[-1] == 'L') end--;
+    p += is_negative;
+    if (p == end) return 0;
+    for (; p < end; p++) {
+        if (*p < '0' || *p > '9' || value > ((uint64_t)INT64_MAX - 9) / 10) return 0;
+        value = value * 10 + (uint64_t)(*p - '0');
+    }
+    *number = is_negative ? -(int64_t)value : (int64_t)value;
+    return 1;
+}
+
+/* INT, where 00 and 01 are false and true; LONG. */
+static void mli_pickle_int_line(mli_torch *torch) {
+    mli_node line = mli_pickle_line(torch), made = mli_opaque("int", 3);
+    int64_t number;
+    if (torch->in.failed) return;
+    if (mli_line_int(&line, &number)) {
+        int is_bool = line.length == 2 && line.as.s[0] == '0';
+        made.kind = is_bool ? MLI_NODE_BOOL : MLI_NODE_INT;
+        made.as.i = is_bool ? number != 0 : number;
+    }
+    mli_pickle_push_node(torch, made);
+}
+
+/* FLOAT, as Python prints it. */
+static void mli_pickle_float_line(mli_torch *torch) {
+    mli_node line = mli_pickle_line(torch);
+    if (torch->in.failed) return;
+    const unsigned char *begin = (const unsigned char *)line.as.s;
+    mli_json json = {mli_reader_at(begin, 0, line.length), begin, torch->archive};
+    int64_t i;
+    double f = 0;
+    if (mli_text_is(&line, "nan"))
+        f = mli_double_from_bits(0x7ff8000000000000u);
+    else if (mli_text_is(&line, "inf") || mli_text_is(&line, "-inf"))
+        f = mli_double_from_bits(*line.as.s == '-' ? 0xfff0000000000000u : 0x7ff0000000000000u);
+    else
+        mli_json_number(&json, &i, &f);
+    mli_pickle_push(torch, MLI_NODE_FLOAT)->as.f = f;
+}
+
+/* STRING, in quotes; UNICODE. Escapes stay as they are. */
+static void mli_pickle_text_line(mli_torch *torch) {
+    mli_node line = mli_pickle_line(torch);
+    if (torch->in.failed) return;
+    if (torch->op->kind == MLI_NODE_NOTHING) line = mli_opaque("persistent id", 13); /* PERSID */
+    if (torch->op->n > 0 && line.length >= 2) {
+        line.as.s++;
+        line.length -= 2;
+    }
+    mli_pickle_push_node(torch, line);
+}
+
+/* ---- the memo, and globals ---- */
+
+/* The number under which the memo keeps a node: the operand or, without one, how many there were before. */
+static uint64_t mli_pickle_memo_index(mli_torch *torch) {
+    int64_t number = -1; /* for a line that is none */
+    if (torch->op->n > 0) return mli_pickle_operand(torch);
+    if (torch->op->n == 0) return torch->n_put;
+    mli_node line = mli_pickle_line(torch);
+    if (!torch->in.failed) mli_line_int(&line, &number);
+    return (uint64_t)number;
+}
+
+/* Remembers the topmost node. */
 static void mli_pickle_put(mli_torch *torch) {
-    uint64_t index = torch->op->n ? mli_pickle_operand(torch) : torch->n_put;
+    uint64_t index = mli_pickle_memo_index(torch);
     const mli_node *node = mli_pickle_top(torch);
     if (index >= (uint64_t)(torch->in.end - torch->begin)) mli_pickle_fail(torch, "memo index out of range");
     while (torch->memo.n <= index && !torch->archive->result)
@@ -6504,27 +6787,24 @@ static void mli_pickle_put(mli_torch *torch) {
 }
 
 static void mli_pickle_get(mli_torch *torch) {
-    uint64_t index = mli_pickle_operand(torch);
+    uint64_t index = mli_pickle_memo_index(torch);
     uint32_t node = index < torch->memo.n ? ((uint32_t *)torch->memo.items)[index] : 0;
     if (!node) mli_pickle_fail(torch, "a get of what was not put");
     mli_pickle_push(torch, MLI_NODE_REFERENCE)->as.i = node;
 }
 
-/* A line of text, without its newline. */
-static mli_node mli_pickle_line(mli_torch *torch) {
-    mli_reader *in = &torch->in;
-    mli_node line = {MLI_NODE_STRING, 0, 0, 0, 0, {0}};
-    line.as.s = (const char *)in->p;
-    const char *end = mli_left(in) ? (const char *)memchr(line.as.s, '\n', mli_left(in)) : NULL;
-    if (end) line.length = (size_t)(end - line.as.s);
-    mli_read_bytes(in, end ? line.length + 1 : UINT64_MAX);
-    return line;
-}
-
 /* A global's module and name are two lines of the pickle, ... */
 static void mli_pickle_global(mli_torch *torch) {
     mli_node module = mli_pickle_line(torch), name = mli_pickle_line(torch);
-    if (!torch->in.failed) mli_pickle_push_global(torch, module, name);
+    if (torch->in.failed) return;
+    mli_node global = mli_find_global(torch, &module, &name);
+    if (torch->op->n < 0) { /* INST: an object of it, with the arguments above the mark */
+        size_t begin = mli_pickle_items(torch);
+        if (torch->archive->result) return;
+        torch->stack.n = begin - 1;
+        global = mli_opaque(global.as.s, global.length);
+    }
+    mli_pickle_push_node(torch, global);
 }
 
 /* ... or two strings on the stack. */
@@ -6533,74 +6813,86 @@ static void mli_pickle_stack_global(mli_torch *torch) {
     if (module->kind != MLI_NODE_STRING || name->kind != MLI_NODE_STRING)
         mli_pickle_fail(torch, "a global without a name");
     else
-        mli_pickle_push_global(torch, *module, *name);
+        mli_pickle_push_node(torch, mli_find_global(torch, module, name));
 }
 
-/* All instructions except STOP, '.'. */
+/* All instructions except STOP, '.', and NEXT_BUFFER, whose bytes are not in the pickle. */
 static const mli_opcode mli_opcodes[] = {
     /* clang-format off */
     {0, MLI_NODE_NOTHING, 0, mli_pickle_unknown}, /* any other */
     {0x80, MLI_NODE_NOTHING, 1, mli_pickle_protocol}, {0x95, MLI_NODE_NOTHING, 8, mli_pickle_skip}, /* PROTO, FRAME */
+    {0x98, MLI_NODE_NOTHING, 0, mli_pickle_skip}, /* READONLY_BUFFER */
     {'(', MLI_NODE_MARK, 0, mli_pickle_constant}, {'N', MLI_NODE_NOTHING, 0, mli_pickle_constant}, /* MARK, NONE */
     {0x88, MLI_NODE_BOOL, 1, mli_pickle_constant}, {0x89, MLI_NODE_BOOL, 0, mli_pickle_constant}, /* NEWTRUE, ... */
-    /* BININT1, BININT2, BININT, LONG1, LONG4, BINFLOAT */
+    /* BININT1, BININT2, BININT, LONG1, LONG4, BINFLOAT; INT, LONG, FLOAT */
     {'K', MLI_NODE_INT, 1, mli_pickle_int}, {'M', MLI_NODE_INT, 2, mli_pickle_int},
     {'J', MLI_NODE_INT, 4, mli_pickle_int}, {0x8a, MLI_NODE_INT, 1, mli_pickle_long},
     {0x8b, MLI_NODE_INT, 4, mli_pickle_long}, {'G', MLI_NODE_FLOAT, 8, mli_pickle_float},
-    /* SHORT_BINSTRING, BINSTRING, BINUNICODE, SHORT_BINUNICODE, BINUNICODE8 */
+    {'I', MLI_NODE_INT, -1, mli_pickle_int_line}, {'L', MLI_NODE_INT, -1, mli_pickle_int_line},
+    {'F', MLI_NODE_FLOAT, -1, mli_pickle_float_line},
+    /* SHORT_BINSTRING, BINSTRING, BINUNICODE, SHORT_BINUNICODE, BINUNICODE8; STRING, UNICODE */
     {'U', MLI_NODE_STRING, 1, mli_pickle_text}, {'T', MLI_NODE_STRING, 4, mli_pickle_text},
     {'X', MLI_NODE_STRING, 4, mli_pickle_text}, {0x8c, MLI_NODE_STRING, 1, mli_pickle_text},
-    {0x8d, MLI_NODE_STRING, 8, mli_pickle_text},
-    /* SHORT_BINBYTES, BINBYTES, BINBYTES8, BYTEARRAY8: the contents of NumPy's arrays */
-    {'C', MLI_NODE_NOTHING, 1, mli_pickle_text}, {'B', MLI_NODE_NOTHING, 4, mli_pickle_text},
-    {0x8e, MLI_NODE_NOTHING, 8, mli_pickle_text}, {0x96, MLI_NODE_NOTHING, 8, mli_pickle_text},
-    /* EMPTY_DICT, EMPTY_LIST, EMPTY_SET, EMPTY_TUPLE; TUPLE1, TUPLE2, TUPLE3; TUPLE, LIST, DICT */
+    {0x8d, MLI_NODE_STRING, 8, mli_pickle_text}, {'S', MLI_NODE_STRING, 1, mli_pickle_text_line},
+    {'V', MLI_NODE_STRING, -1, mli_pickle_text_line},
+    /* SHORT_BINBYTES, BINBYTES, BINBYTES8, BYTEARRAY8; EXT1, EXT2, EXT4 */
+    {'C', MLI_NODE_OPAQUE, 1, mli_pickle_text}, {'B', MLI_NODE_OPAQUE, 4, mli_pickle_text},
+    {0x8e, MLI_NODE_OPAQUE, 8, mli_pickle_text}, {0x96, MLI_NODE_OPAQUE, 8, mli_pickle_text},
+    {0x82, MLI_NODE_OPAQUE, 1, mli_pickle_extension}, {0x83, MLI_NODE_OPAQUE, 2, mli_pickle_extension},
+    {0x84, MLI_NODE_OPAQUE, 4, mli_pickle_extension},
+    /* EMPTY_DICT, EMPTY_LIST, EMPTY_SET, EMPTY_TUPLE; TUPLE1, TUPLE2, TUPLE3; TUPLE, LIST, FROZENSET, DICT */
     {'}', MLI_NODE_DICT, 0, mli_pickle_collect}, {']', MLI_NODE_LIST, 0, mli_pickle_collect},
     {0x8f, MLI_NODE_LIST, 0, mli_pickle_collect}, {')', MLI_NODE_TUPLE, 0, mli_pickle_collect},
     {0x85, MLI_NODE_TUPLE, 1, mli_pickle_collect}, {0x86, MLI_NODE_TUPLE, 2, mli_pickle_collect},
     {0x87, MLI_NODE_TUPLE, 3, mli_pickle_collect}, {'t', MLI_NODE_TUPLE, -1, mli_pickle_collect},
-    {'l', MLI_NODE_LIST, -1, mli_pickle_collect}, {'d', MLI_NODE_DICT, -1, mli_pickle_collect},
+    {'l', MLI_NODE_LIST, -1, mli_pickle_collect}, {0x91, MLI_NODE_LIST, -1, mli_pickle_collect},
+    {'d', MLI_NODE_DICT, -1, mli_pickle_collect},
     /* APPEND, APPENDS, ADDITEMS, SETITEM, SETITEMS */
     {'a', MLI_NODE_LIST, 1, mli_pickle_extend}, {'e', MLI_NODE_LIST, -1, mli_pickle_extend},
     {0x90, MLI_NODE_LIST, -1, mli_pickle_extend}, {'s', MLI_NODE_DICT, 2, mli_pickle_extend},
     {'u', MLI_NODE_DICT, -1, mli_pickle_extend},
-    /* POP; BINPUT, LONG_BINPUT, MEMOIZE; BINGET, LONG_BINGET */
-    {'0', MLI_NODE_NOTHING, 1, mli_pickle_discard}, {'q', MLI_NODE_NOTHING, 1, mli_pickle_put},
+    /* POP, POP_MARK, DUP; BINPUT, LONG_BINPUT, MEMOIZE, PUT; BINGET, LONG_BINGET, GET */
+    {'0', MLI_NODE_NOTHING, 1, mli_pickle_discard}, {'1', MLI_NODE_NOTHING, -1, mli_pickle_object},
+    {'2', MLI_NODE_REFERENCE, 0, mli_pickle_duplicate}, {'q', MLI_NODE_NOTHING, 1, mli_pickle_put},
     {'r', MLI_NODE_NOTHING, 4, mli_pickle_put}, {0x94, MLI_NODE_NOTHING, 0, mli_pickle_put},
-    {'h', MLI_NODE_REFERENCE, 1, mli_pickle_get}, {'j', MLI_NODE_REFERENCE, 4, mli_pickle_get},
-    /* GLOBAL, STACK_GLOBAL; REDUCE, NEWOBJ; BUILD; BINPERSID */
+    {'p', MLI_NODE_NOTHING, -1, mli_pickle_put}, {'h', MLI_NODE_REFERENCE, 1, mli_pickle_get},
+    {'j', MLI_NODE_REFERENCE, 4, mli_pickle_get}, {'g', MLI_NODE_REFERENCE, -1, mli_pickle_get},
+    /* GLOBAL, STACK_GLOBAL; REDUCE, NEWOBJ, NEWOBJ_EX, INST, OBJ; BUILD; BINPERSID, PERSID */
     {'c', MLI_NODE_GLOBAL, 0, mli_pickle_global}, {0x93, MLI_NODE_GLOBAL, 2, mli_pickle_stack_global},
-    {'R', MLI_NODE_NOTHING, 2, mli_pickle_reduce}, {0x81, MLI_NODE_NOTHING, 2, mli_pickle_reduce},
-    {'b', MLI_NODE_OBJECT, 1, mli_pickle_build}, {'Q', MLI_NODE_STORAGE, 1, mli_pickle_storage},
+    {'R', MLI_NODE_OPAQUE, 2, mli_pickle_reduce}, {0x81, MLI_NODE_OPAQUE, 2, mli_pickle_reduce},
+    {0x92, MLI_NODE_OPAQUE, 3, mli_pickle_reduce}, {'i', MLI_NODE_OPAQUE, -1, mli_pickle_global},
+    {'o', MLI_NODE_OPAQUE, -1, mli_pickle_object}, {'b', MLI_NODE_OPAQUE, 1, mli_pickle_build},
+    {'Q', MLI_NODE_STORAGE, 1, mli_pickle_storage}, {'P', MLI_NODE_NOTHING, -1, mli_pickle_text_line},
     /* clang-format on */
 };
 
-/* Runs the pickle at the beginning of the bytes to its STOP. Returns what it leaves; NULL after an error. */
-static const mli_node *mli_pickle_run(mli_torch *torch, const unsigned char *data, size_t size) {
+/* Runs the pickle at the beginning of the bytes to its STOP. Returns the index of what it leaves; 0 after an error. */
+static uint32_t mli_pickle_run(mli_torch *torch, const unsigned char *data, size_t size) {
     unsigned char row[256] = {0}; /* of each code in the table */
     for (size_t i = 1; i < MLI_COUNT(mli_opcodes); i++) row[mli_opcodes[i].code] = (unsigned char)i;
-    if (size > 0x7fffffff) mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "data.pkl is longer than 2 GiB");
+    if (size > 0x7fffffff) mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "%s is longer than 2 GiB", torch->pickle);
     torch->begin = data;
     torch->in = mli_reader_at(data, 0, size);
-    mli_list_add(torch->archive, &torch->nodes, sizeof(mli_node));
+    torch->stack.n = torch->memo.n = torch->n_put = 0;
+    if (!torch->nodes.n) mli_list_add(torch->archive, &torch->nodes, sizeof(mli_node));
     for (unsigned code; !torch->archive->result && (code = mli_read_u8(&torch->in)) != '.';) {
         torch->op = &mli_opcodes[row[code]];
         if (!torch->in.failed) torch->op->run(torch);
         if (torch->in.failed) mli_pickle_fail(torch, "no end");
     }
     const mli_node *root = torch->archive->result ? NULL : mli_pickle_pop(torch);
-    return torch->archive->result ? NULL : root;
+    return torch->archive->result ? 0 : mli_node_index(torch, root);
 }
 
 /* ---- tensors ---- */
 
-/* The zip's entry PREFIX + folder + key, or NULL. */
+/* The entry PREFIX + folder + key, or NULL. */
 static const mli_range *mli_torch_entry(const mli_torch *torch, const char *folder, const char *key,
                                         size_t key_length) {
-    char name[MLI_PATH_SIZE];
+    char name[512];
     size_t n = torch->prefix_length, folder_length = strlen(folder);
     if (n >= sizeof name - folder_length || key_length >= sizeof name - folder_length - n) return NULL;
-    memcpy(name, torch->prefix, n);
+    if (n) memcpy(name, torch->prefix, n);
     memcpy(name + n, folder, folder_length);
     if (key_length) memcpy(name + n + folder_length, key, key_length);
     n += folder_length + key_length;
@@ -6608,16 +6900,23 @@ static const mli_range *mli_torch_entry(const mli_torch *torch, const char *fold
     return found ? &torch->ranges[found->index] : NULL;
 }
 
+/* Refuses an entry whose bytes are not the data itself. */
+static void mli_torch_need(mli_torch *torch, const mli_range *range, const char *what) {
+    if (range->flags & 1)
+        mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "the zip entry of %s is encrypted", what);
+    if (range->method)
+        mli_stop(torch->archive, ML_ERROR_UNSUPPORTED,
+                 "the zip entry of %s is compressed (method %d), as torch.save never does", what,
+                 range->method);
+}
+
 /* The tuples of shape and stride. */
 static void mli_torch_shape(mli_torch *torch, const mli_node *shape, const mli_node *stride,
                             ml_array *array) {
-    const mli_node *size[ML_MAX_DIMS + 1], *step[ML_MAX_DIMS + 1];
-    int n = mli_children(torch, shape, size, ML_MAX_DIMS + 1);
-    int is_right = n == mli_children(torch, stride, step, ML_MAX_DIMS + 1);
-    if (n > ML_MAX_DIMS)
-        mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "tensor %s has more than %d dimensions", array->name,
-                 ML_MAX_DIMS);
-    for (int i = 0; i < n && n <= ML_MAX_DIMS && is_right; i++) {
+    const mli_node *size[ML_MAX_DIMS], *step[ML_MAX_DIMS];
+    int n = mli_children(torch, shape, size, ML_MAX_DIMS);
+    int is_right = n == mli_children(torch, stride, step, ML_MAX_DIMS);
+    for (int i = 0; i < n && is_right; i++) {
         array->shape[i] = size[i]->as.i;
         array->stride[i] = step[i]->as.i;
         is_right = size[i]->kind == MLI_NODE_INT && step[i]->kind == MLI_NODE_INT && array->shape[i] >= 0 &&
@@ -6632,13 +6931,15 @@ static void mli_torch_shape(mli_torch *torch, const mli_node *shape, const mli_n
    stride, and whether they are in row-major order without gaps. */
 static void mli_torch_extent(mli_torch *torch, ml_array *array, int64_t offset, int64_t n) {
     ml_array dense = *array;
-    size_t bytes = mli_set_contiguous(torch->archive, &dense);
-    int64_t left = n - (bytes > 0); /* numbers that may follow the first element */
+    mli_set_contiguous(torch->archive, &dense);
+    int has_numbers = 1;
+    for (int i = 0; i < array->n_dims; i++) has_numbers = has_numbers && array->shape[i] > 0;
+    int64_t left = n - has_numbers; /* numbers that may follow the first element */
     int fits = offset >= 0 && offset <= left;
     left -= fits ? offset : left;
     array->is_contiguous = 1;
     for (int i = 0; i < array->n_dims; i++) {
-        int64_t steps = bytes ? array->shape[i] - 1 : 0;
+        int64_t steps = has_numbers ? array->shape[i] - 1 : 0;
         if (!steps) array->stride[i] = dense.stride[i]; /* it is never used */
         if (steps && array->stride[i] > left / steps)
             fits = 0;
@@ -6651,28 +6952,125 @@ static void mli_torch_extent(mli_torch *torch, ml_array *array, int64_t offset, 
                  array->name, n);
 }
 
+/* Sets the array's type, that of the storage or of a dtype among the arguments. Returns its row in mli_dtypes. */
+static size_t mli_torch_type(mli_torch *torch, const mli_node *tensor, const mli_node *const *arg, int n,
+                             ml_array *array) {
+    static const char prefix[] = "torch.";
+    const mli_node *dtype = NULL, *item[2];
+    int at = mli_globals[tensor->row].dtype;
+    size_t row = arg[0]->row, length, known = MLI_COUNT(mli_dtypes);
+    const char *name;
+    if (at && n > at && (arg[at]->kind == MLI_NODE_STRING || arg[at]->kind == MLI_NODE_GLOBAL)) dtype = arg[at];
+    if (dtype) {
+        size_t skip = dtype->length > 6 && memcmp(dtype->as.s, prefix, 6) == 0 ? 6 : 0;
+        name = dtype->as.s + skip;
+        length = dtype->length - skip;
+        while (--known > 0 && mli_compare_text(name, length, mli_dtypes[known].name,
+                                               strlen(mli_dtypes[known].name)) != 0)
+            continue;
+        row = known;
+    } else {
+        mli_children(torch, arg[0], item, 2);
+        mli_storage_row(item[1], &name, &length);
+    }
+    ml_type type = mli_dtypes[row].type;
+    mli_set_type(array, type, type ? NULL : mli_keep_name(torch->archive, name, length));
+    return row;
+}
+
+/* Whether a tensor's numbers are other ones than those in its storage: conjugates or negatives. */
+static int mli_torch_is_changed(const mli_torch *torch, const mli_node *const *arg, int n) {
+    if (n < 7 || arg[6]->kind != MLI_NODE_DICT) return 0;
+    for (uint32_t child = arg[6]->first; child; child = mli_next_child(torch, mli_next_child(torch, child))) {
+        const mli_node *key = mli_node_at(torch, child);
+        if (key->kind == MLI_NODE_STRING && (mli_text_is(key, "neg") || mli_text_is(key, "conj"))) return 1;
+    }
+    return 0;
+}
+
+/* The older format's view of a storage, (key, offset, size): moves *begin, and sets its number of elements. */
+static void mli_torch_view(mli_torch *torch, const mli_node *view, const char *name, size_t item_size,
+                           const unsigned char **begin, int64_t *n) {
+    const mli_node *item[3];
+    int is_right = mli_children(torch, view, item, 3) == 3 && item[1]->kind == MLI_NODE_INT &&
+                   item[2]->kind == MLI_NODE_INT;
+    int64_t offset = is_right ? item[1]->as.i : -1, size = is_right ? item[2]->as.i : -1;
+    if (offset < 0 || size < 0 || offset > *n || size > *n - offset) {
+        mli_stop(torch->archive, ML_ERROR_FORMAT, "tensor %s: the view that is its storage is wrong", name);
+        return;
+    }
+    *begin += (size_t)offset * item_size;
+    *n = size;
+}
+
+/* The bytes of the storage of a tensor of that name, and its number of elements *n. */
+static const unsigned char *mli_torch_storage(mli_torch *torch, const mli_node *storage, const char *name,
+                                              int64_t *n) {
+    mli_archive *archive = torch->archive;
+    const mli_node *item[6];
+    int n_items = mli_children(torch, storage, item, 6);
+    size_t item_size = mli_dtypes[storage->row].size;
+    const mli_range *range = mli_torch_entry(torch, torch->folder, item[2]->as.s, item[2]->length);
+    if (!range) {
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its storage is not in the file", name);
+        return archive->data;
+    }
+    const unsigned char *begin = archive->data + range->begin;
+    mli_torch_need(torch, range, name);
+    if (item_size && (uint64_t)*n > range->size / item_size)
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its storage of %l numbers has %z bytes", name, *n,
+                 range->size);
+    else if (n_items == 6 && item[5]->kind == MLI_NODE_TUPLE)
+        mli_torch_view(torch, item[5], name, item_size, &begin, n);
+    return begin;
+}
+
+static void mli_torch_opaque(mli_torch *torch, const mli_node *node);
+
 static void mli_torch_tensor(mli_torch *torch, const mli_node *tensor) {
     mli_archive *archive = torch->archive;
-    const mli_node *arg[4], *item[5];
-    mli_children(torch, tensor, arg, 4); /* see mli_pickle_reduce and mli_pickle_storage */
+    const mli_node *arg[7], *item[5], *last[ML_MAX_DIMS + 1];
+    int n_args = mli_children(torch, tensor, arg, 7); /* see mli_makes_tensor and mli_pickle_storage */
     mli_children(torch, arg[0], item, 5);
-    int64_t offset = arg[1]->as.i, n = item[4]->as.i;
+    if (mli_children(torch, arg[2], last, ML_MAX_DIMS + 1) > ML_MAX_DIMS) {
+        mli_torch_opaque(torch, tensor);
+        return;
+    }
+    int64_t n = item[4]->as.i, offset = arg[1]->as.i;
+    size_t item_size = mli_dtypes[arg[0]->row].size;
     ml_array *array = mli_add_array(archive, archive->path, archive->path_length);
-    array->type = (ml_type)arg[0]->as.i;
+    size_t size = mli_dtypes[mli_torch_type(torch, tensor, arg, n_args, array)].size;
+    const unsigned char *begin = mli_torch_storage(torch, arg[0], array->name, &n);
     mli_torch_shape(torch, arg[2], arg[3], array);
-    mli_torch_extent(torch, array, offset, n);
-    const mli_range *range = mli_torch_entry(torch, "data/", item[2]->as.s, item[2]->length);
-    size_t item_size = ml_type_row_bytes(array->type, 1);
-    if (!range)
-        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its storage is not in the file", array->name);
-    else if ((uint64_t)n > range->size / item_size)
-        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its storage of %l numbers has %z bytes", array->name,
-                 n, range->size);
-    else if (!archive->result)
-        array->data = archive->data + range->begin + (size_t)offset * item_size;
+    if (archive->result) return;
+    if (size && item_size) { /* which differ where a dtype was given */
+        mli_torch_extent(torch, array, offset, n * (int64_t)item_size / (int64_t)size);
+        begin += (size_t)(archive->result ? 0 : offset) * size;
+    } else {
+        mli_set_contiguous(archive, array);
+    }
+    array->data = begin;
+    if (mli_torch_is_changed(torch, arg, n_args)) mli_set_type(array, ML_TYPE_NONE, "negative or conjugate");
 }
 
 /* ---- walking the tree ---- */
+
+/* A container that the walk is in. */
+typedef struct mli_frame {
+    uint32_t node, child; /* the next one; 0: none is left */
+    size_t path_length;   /* of the names of its children, without their own */
+    int64_t i;            /* children so far */
+    int is_object;        /* its children are attributes of something opaque, or its arguments */
+    int is_again;         /* it was walked before */
+} mli_frame;
+
+/* Something that is only named. */
+static void mli_torch_opaque(mli_torch *torch, const mli_node *node) {
+    mli_archive *archive = torch->archive;
+    ml_value *value = mli_add_value(archive, archive->path, archive->path_length, ML_VALUE_OPAQUE);
+    value->s = node->as.s;
+    value->length = node->length;
+}
 
 static void mli_torch_scalar(mli_torch *torch, const mli_node *node) {
     static const ml_value_kind kinds[4] = {ML_VALUE_INT, ML_VALUE_BOOL, ML_VALUE_FLOAT, ML_VALUE_STRING};
@@ -6681,50 +7079,120 @@ static void mli_torch_scalar(mli_torch *torch, const mli_node *node) {
         mli_add_value(archive, archive->path, archive->path_length, kinds[node->kind - MLI_NODE_INT]);
     value->length = node->length;
     if (value->kind == ML_VALUE_STRING)
-        value->s = node->as.s; /* in the file, or in mli_globals */
+        value->s = node->as.s; /* in the file, or in mli_dtypes */
     else if (value->kind == ML_VALUE_FLOAT)
         value->f = node->as.f;
     else
         mli_set_int(value, node->as.i);
 }
 
-static void mli_torch_push_key(mli_torch *torch, const mli_node *key) {
-    mli_archive *archive = torch->archive;
-    archive->path[archive->path_length] = 0;
-    if (key->kind == MLI_NODE_STRING)
-        mli_path_push(archive, key->as.s, key->length);
-    else if (key->kind == MLI_NODE_INT || key->kind == MLI_NODE_BOOL)
-        mli_path_push_int(archive, key->as.i);
-    else
-        mli_stop(archive, ML_ERROR_UNSUPPORTED, "data.pkl: a key in \"%s\" is neither text nor an integer",
-                 archive->path);
+/* Enters a container, unless it is in itself. One that occurs in many places is walked again, but all of these walks
+   together no longer than the first ones: otherwise a small pickle could double at every level. */
+static void mli_torch_enter(mli_torch *torch, mli_node *node, int is_object) {
+    if (node->is_in || !node->first || (node->was_in && !torch->visits)) return;
+    mli_frame frame = {mli_node_index(torch, node),      node->first, torch->archive->path_length, 0, is_object,
+                       node->was_in};
+    *(mli_frame *)mli_list_add(torch->archive, &torch->frames, sizeof frame) = frame;
+    node->is_in = node->was_in = 1;
 }
 
-/* Adds the tensors and scalars in a node. A container may occur in many places, even in itself. A limit on the depth,
-   and one on the nodes visited (as many as a pickle without references could have), stop what would never end or
-   would double at every level. */
-static void mli_torch_walk(mli_torch *torch, const mli_node *node, int depth) {
-    mli_archive *archive = torch->archive;
-    size_t path_length = archive->path_length;
-    if (depth > MLI_MAX_DEPTH) mli_stop(archive, ML_ERROR_UNSUPPORTED, "data.pkl is nested too deeply");
-    if (torch->visits-- == 0)
-        mli_stop(archive, ML_ERROR_UNSUPPORTED, "data.pkl holds the same things too many times over");
-    if (archive->result) return;
-    if (node->kind == MLI_NODE_TENSOR) mli_torch_tensor(torch, node);
-    if (node->kind >= MLI_NODE_INT && node->kind <= MLI_NODE_STRING) mli_torch_scalar(torch, node);
-    int is_dict = node->kind == MLI_NODE_DICT || node->kind == MLI_NODE_OBJECT;
-    if (!is_dict && node->kind != MLI_NODE_LIST && node->kind != MLI_NODE_TUPLE) return;
-    int64_t i = 0;
-    for (uint32_t child = node->first; child && !archive->result; child = mli_next_child(torch, child)) {
-        if (is_dict) { /* children come in pairs */
-            mli_torch_push_key(torch, mli_node_at(torch, child));
-            child = mli_next_child(torch, child);
-        } else {
-            mli_path_push_int(archive, i++);
-        }
-        mli_torch_walk(torch, mli_node_at(torch, child), depth + 1);
-        archive->path_length = path_length;
+static void mli_torch_visit(mli_torch *torch, mli_node *node) {
+    switch (node->kind) {
+    case MLI_NODE_NOTHING: break;
+    case MLI_NODE_TENSOR: mli_torch_tensor(torch, node); break;
+    case MLI_NODE_DICT:
+    case MLI_NODE_LIST:
+    case MLI_NODE_TUPLE: mli_torch_enter(torch, node, 0); break;
+    case MLI_NODE_INT:
+    case MLI_NODE_BOOL:
+    case MLI_NODE_FLOAT:
+    case MLI_NODE_STRING: mli_torch_scalar(torch, node); break;
+    default:
+        mli_torch_opaque(torch, node);
+        if (node->kind == MLI_NODE_OPAQUE) mli_torch_enter(torch, node, 0);
+        break;
     }
+}
+
+/* Appends a name to the path, or "#" and a number where that cannot be. 0: there is no room. */
+static int mli_torch_push(mli_torch *torch, const char *name, size_t length, int64_t i) {
+    mli_archive *archive = torch->archive;
+    char number[24];
+    size_t room = MLI_PATH_SIZE - 1 - archive->path_length;
+    if (!name || length + 1 > room || memchr(name, 0, length)) {
+        mli_format(number, sizeof number, "#%l", i);
+        name = number;
+        length = strlen(number);
+    }
+    if (length + 1 > room) return 0;
+    mli_path_push(archive, name, length);
+    return 1;
+}
+
+static int mli_torch_push_key(mli_torch *torch, const mli_node *key, int64_t i) {
+    int is_text = key->kind == MLI_NODE_STRING || key->kind == MLI_NODE_GLOBAL;
+    char number[24];
+    if (key->kind != MLI_NODE_INT && key->kind != MLI_NODE_BOOL)
+        return mli_torch_push(torch, is_text ? key->as.s : NULL, key->length, i);
+    mli_format(number, sizeof number, "%l", key->as.i);
+    return mli_torch_push(torch, number, strlen(number), i);
+}
+
+/* Whether a module keeps its parameters, buffers or modules under that key: a state dict names them without it. */
+static int mli_is_module_part(const mli_node *key, const mli_node *value) {
+    return key->kind == MLI_NODE_STRING && (value->kind == MLI_NODE_DICT || value->kind == MLI_NODE_OPAQUE) &&
+           (mli_text_is(key, "_parameters") || mli_text_is(key, "_buffers") || mli_text_is(key, "_modules"));
+}
+
+/* The next child of the container that the walk is in. What an opaque node holds are containers, whose items are its
+   own: they add nothing to the path. Of its arguments these are the dicts. */
+static void mli_torch_step(mli_torch *torch, mli_frame *frame) {
+    uint32_t key = frame->child, child = key;
+    int64_t i = frame->i++;
+    int is_object = frame->is_object, kind = mli_node_at(torch, frame->node)->kind;
+    if (kind == MLI_NODE_DICT) child = mli_next_child(torch, key); /* children come in pairs */
+    frame->child = mli_next_child(torch, child);
+    torch->visits -= (size_t)frame->is_again;
+    mli_node *node = mli_node_at(torch, child); /* no frame is used below: there may be a new one */
+    char number[24];
+    switch (kind) {
+    case MLI_NODE_OPAQUE:
+        if (node->kind == MLI_NODE_DICT || node->kind == MLI_NODE_OPAQUE || node->kind == MLI_NODE_TUPLE ||
+            node->kind == MLI_NODE_LIST)
+            mli_torch_enter(torch, node, node->kind != MLI_NODE_LIST);
+        break;
+    case MLI_NODE_DICT:
+        if (is_object && mli_is_module_part(mli_node_at(torch, key), node))
+            mli_torch_enter(torch, node, 0);
+        else if (mli_torch_push_key(torch, mli_node_at(torch, key), i))
+            mli_torch_visit(torch, node);
+        break;
+    default:
+        if (is_object) {
+            if (node->kind == MLI_NODE_DICT) mli_torch_enter(torch, node, 1);
+            break;
+        }
+        mli_format(number, sizeof number, "%l", i);
+        if (mli_torch_push(torch, number, strlen(number), i)) mli_torch_visit(torch, node);
+    }
+}
+
+/* Adds the tensors and scalars in a node. A pickle may be nested deeper than the C stack. */
+static void mli_torch_walk(mli_torch *torch, uint32_t root) {
+    mli_archive *archive = torch->archive;
+    archive->path_length = 0;
+    mli_torch_visit(torch, mli_node_at(torch, root));
+    while (torch->frames.n && !archive->result) {
+        mli_frame *frame = (mli_frame *)torch->frames.items + torch->frames.n - 1;
+        archive->path_length = frame->path_length;
+        if (frame->child && (!frame->is_again || torch->visits)) {
+            mli_torch_step(torch, frame);
+        } else {
+            mli_node_at(torch, frame->node)->is_in = 0;
+            torch->frames.n--;
+        }
+    }
+    archive->path_length = 0;
 }
 
 /* ---- what is missing from a file that is cut short ---- */
@@ -6742,7 +7210,7 @@ static uint64_t mli_torch_storage_bytes(const mli_torch *torch) {
         mli_children(torch, node, item, 5);
         if (mli_compare_text(item[2]->as.s, item[2]->length, key, length) != 0) continue;
         if (item[4]->as.i > INT64_MAX / 16 || total > INT64_MAX / 2) return 0;
-        total += (uint64_t)item[4]->as.i * ml_type_row_bytes((ml_type)node->as.i, 1);
+        total += (uint64_t)item[4]->as.i * mli_dtypes[node->row].size;
         n++;
     }
     return total;
@@ -6802,29 +7270,145 @@ static void mli_torch_read(mli_torch *torch) {
     mli_zip_read(torch, &end);
     const mli_range *range = archive->result ? NULL : mli_torch_find_pickle(torch);
     if (!range) return;
+    mli_torch_need(torch, range, torch->pickle);
     const mli_range *order = mli_torch_entry(torch, "byteorder", NULL, 0);
-    if (order && mli_compare_text((const char *)archive->data + order->begin, order->size, "little", 6) != 0)
+    if (order && mli_compare_text((const char *)archive->data + order->begin, order->size, "little", 6) != 0 &&
+        !order->method)
         mli_stop(archive, ML_ERROR_UNSUPPORTED, "its numbers are big-endian");
-    const mli_node *root = mli_pickle_run(torch, archive->data + range->begin, range->size);
+    uint32_t root = archive->result ? 0 : mli_pickle_run(torch, archive->data + range->begin, range->size);
     torch->visits = range->size;
-    if (root) mli_torch_walk(torch, root, 0);
+    if (root) mli_torch_walk(torch, root);
 }
 
-static void mli_read_torch(mli_archive *archive) {
+/* ---- the format of torch.save before version 1.6, and with _use_new_zipfile_serialization=False ----
+   Five pickles, one after another: a number, a version, facts about the machine, the object, and a list of the keys of
+   the storages. Then, in this order, each storage: its number of elements (8 bytes) and these. */
+
+/* Runs the pickle at *at and moves past it. */
+static uint32_t mli_legacy_pickle(mli_torch *torch, size_t *at) {
+    mli_archive *archive = torch->archive;
+    if (archive->result) return 0;
+    size_t size = MLI_MIN(archive->size - *at, 0x7fffffff);
+    uint32_t root = mli_pickle_run(torch, archive->data + *at, size);
+    *at = (size_t)(torch->in.p - archive->data);
+    return root;
+}
+
+static int mli_is_big_endian(const mli_torch *torch, const mli_node *info) {
+    for (uint32_t child = info->kind == MLI_NODE_DICT ? info->first : 0; child;) {
+        const mli_node *key = mli_node_at(torch, child);
+        child = mli_next_child(torch, child);
+        const mli_node *value = mli_node_at(torch, child);
+        if (key->kind == MLI_NODE_STRING && mli_text_is(key, "little_endian") && value->kind == MLI_NODE_BOOL)
+            return !value->as.i;
+        child = mli_next_child(torch, child);
+    }
+    return 0;
+}
+
+/* The storages of the tree by their keys, sorted. Returns how many; *storages is from the allocator. */
+static size_t mli_legacy_storages(mli_torch *torch, mli_named **storages) {
+    const mli_node *nodes = (const mli_node *)torch->nodes.items, *item[3];
+    size_t n = 0;
+    for (size_t i = 0; i < torch->nodes.n; i++) n += nodes[i].kind == MLI_NODE_STORAGE;
+    *storages = (mli_named *)mli_alloc(&torch->archive->allocator, n, sizeof **storages);
+    if (!*storages) return mli_no_memory(torch->archive), (size_t)0;
+    n = 0;
+    for (size_t i = 0; i < torch->nodes.n; i++) {
+        if (nodes[i].kind != MLI_NODE_STORAGE) continue;
+        mli_children(torch, &nodes[i], item, 3);
+        mli_named named = {item[2]->as.s, item[2]->length, i};
+        (*storages)[n++] = named;
+    }
+    mli_sort_named(*storages, n);
+    return n;
+}
+
+/* The place of the storage `key`, which begins at *at; moves past it. */
+static void mli_legacy_place(mli_torch *torch, const mli_node *key, const mli_named *storages, size_t n,
+                             size_t *at) {
+    mli_archive *archive = torch->archive;
+    const mli_named *found =
+        key->kind == MLI_NODE_STRING ? mli_find_named(storages, n, key->as.s, key->length) : NULL;
+    const char *name = key->kind == MLI_NODE_STRING ? mli_show(archive, key->as.s, key->length) : "?";
+    mli_reader in = mli_reader_at(archive->data, *at, archive->size);
+    uint64_t count = mli_read_u64(&in), left = mli_left(&in);
+    const mli_node *storage = mli_node_at(torch, found ? (uint32_t)found->index : 0);
+    uint64_t size = mli_dtypes[storage->row].size;
+    *at = archive->size - (size_t)left;
+    if (!found)
+        mli_stop(archive, ML_ERROR_FORMAT, "storage %s is listed, but of no tensor", name);
+    else if (in.failed)
+        mli_cut_short(archive, "a storage", (uint64_t)archive->size + 1);
+    else if (!size)
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "storage %s is of a type of unknown size", name);
+    else if (count > INT64_MAX / 16)
+        mli_stop(archive, ML_ERROR_FORMAT, "storage %s: its size is wrong", name);
+    else if (count * size > left)
+        mli_cut_short(archive, "a storage", *at + count * size);
+    if (archive->result) return;
+    mli_named named = {key->as.s, key->length, torch->n_entries};
+    mli_range range = {*at, (size_t)(count * size), 0, 0};
+    torch->entries[torch->n_entries] = named;
+    torch->ranges[torch->n_entries++] = range;
+    *at += range.size;
+}
+
+static void mli_legacy_read(mli_torch *torch) {
+    mli_archive *archive = torch->archive;
+    size_t at = 0, begin, n_keys = 0;
+    mli_named *storages = NULL;
+    mli_legacy_pickle(torch, &at); /* the number; */
+    mli_legacy_pickle(torch, &at); /* the version, always 1001 */
+    uint32_t info = mli_legacy_pickle(torch, &at);
+    if (info && mli_is_big_endian(torch, mli_node_at(torch, info)))
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "its numbers are big-endian");
+    begin = at;
+    uint32_t root = mli_legacy_pickle(torch, &at);
+    torch->visits = at - begin;
+    size_t n = archive->result ? 0 : mli_legacy_storages(torch, &storages);
+    uint32_t keys = mli_legacy_pickle(torch, &at);
+    uint32_t first = archive->result ? 0 : mli_node_at(torch, keys)->first;
+    for (uint32_t key = first; key; key = mli_next_child(torch, key)) n_keys++;
+    torch->entries = (mli_named *)mli_alloc(&archive->allocator, n_keys, sizeof *torch->entries);
+    torch->ranges = (mli_range *)mli_alloc(&archive->allocator, n_keys, sizeof *torch->ranges);
+    if (!torch->entries || !torch->ranges) mli_no_memory(archive);
+    for (uint32_t key = first; key && !archive->result; key = mli_next_child(torch, key))
+        mli_legacy_place(torch, mli_node_at(torch, key), storages, n, &at);
+    mli_free(&archive->allocator, storages);
+    if (archive->result) return;
+    mli_sort_named(torch->entries, torch->n_entries);
+    mli_torch_walk(torch, root);
+}
+
+static void mli_read_torch_with(mli_archive *archive, void (*read)(mli_torch *), const char *pickle) {
     mli_torch torch;
     memset(&torch, 0, sizeof torch);
     torch.archive = archive;
+    torch.pickle = pickle;
+    torch.folder = read == mli_torch_read ? "data/" : "";
     archive->shown.format = "PyTorch";
-    mli_torch_read(&torch);
-    void *const blocks[] = {torch.entries, torch.ranges, torch.nodes.items, torch.stack.items,
-                            torch.memo.items};
+    archive->may_repeat = 1;
+    read(&torch);
+    void *const blocks[] = {torch.entries,     torch.ranges,     torch.nodes.items,
+                            torch.stack.items, torch.memo.items, torch.frames.items};
     for (size_t i = 0; i < MLI_COUNT(blocks); i++) mli_free(&archive->allocator, blocks[i]);
+}
+
+static void mli_read_torch(mli_archive *archive) { mli_read_torch_with(archive, mli_torch_read, "data.pkl"); }
+
+static void mli_read_torch_legacy(mli_archive *archive) {
+    mli_read_torch_with(archive, mli_legacy_read, "its pickle");
 }
 
 #else
 
 static void mli_read_torch(mli_archive *archive) {
     mli_stop(archive, ML_ERROR_UNSUPPORTED, "a PyTorch file (zip), which this build cannot read: ML_NO_PT");
+}
+
+static void mli_read_torch_legacy(mli_archive *archive) {
+    mli_stop(archive, ML_ERROR_UNSUPPORTED, "a PyTorch file (older format), which this build cannot read: ML_NO_PT");
 }
 
 #endif /* ML_NO_PT */
@@ -7065,21 +7649,28 @@ static const char *mli_gguf_string(mli_reader *in, size_t *length) {
     return (const char *)s;
 }
 
-/* A list stays where it is: its bytes are only skipped. */
-static void mli_gguf_list(mli_archive *archive, mli_reader *in, ml_value *value) {
+/* A list stays where it is: its bytes are only skipped, those of lists in it, too. */
+static void mli_gguf_list(mli_archive *archive, mli_reader *in, ml_value *value, int depth) {
     uint32_t type = mli_read_u32(in);
     uint64_t n = mli_read_u64(in);
     size_t size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0, length;
-    if (!size && type != MLI_GGUF_STRING && !in->failed)
+    int is_nested = type == MLI_GGUF_ARRAY && depth < MLI_MAX_DEPTH;
+    if (!size && type != MLI_GGUF_STRING && !is_nested && !in->failed)
         mli_stop(archive, ML_ERROR_UNSUPPORTED, "key %s: a list of type %l is not supported", value->name,
                  (int64_t)type);
-    if (n > mli_left(in) / (size ? size : 8)) in->failed = 1; /* a string has 8 bytes at least */
+    if (n > mli_left(in) / (size ? size : is_nested ? 12 : 8)) in->failed = 1; /* a string has 8 bytes at least */
     if (in->failed || archive->result) return;
-    value->s = (const char *)in->p;
+    const char *begin = (const char *)in->p;
+    mli_read_bytes(in, n * size);
+    for (uint64_t i = 0; i < n && !size && !in->failed && !archive->result; i++) {
+        if (is_nested)
+            mli_gguf_list(archive, in, value, depth + 1);
+        else
+            mli_gguf_string(in, &length);
+    }
+    value->s = begin;
     value->length = (size_t)n;
     value->list_type = (int)type;
-    mli_read_bytes(in, n * size);
-    for (uint64_t i = 0; i < n && !size && !in->failed; i++) mli_gguf_string(in, &length);
 }
 
 /* A value of a type in the table. Unsigned numbers beyond int64_t become its largest. */
@@ -7087,7 +7678,7 @@ static void mli_gguf_value(mli_archive *archive, mli_reader *in, uint32_t type, 
     int size = mli_gguf_types[type].size;
     uint64_t bits = mli_read_uint(in, size);
     if (type == MLI_GGUF_ARRAY)
-        mli_gguf_list(archive, in, value);
+        mli_gguf_list(archive, in, value, 0);
     else if (type == MLI_GGUF_STRING)
         value->s = mli_gguf_string(in, &value->length);
     else if (type == MLI_GGUF_F32)
@@ -7117,6 +7708,20 @@ static void mli_gguf_pair(mli_archive *archive, mli_reader *in) {
         mli_stop(archive, ML_ERROR_FORMAT, "key %s: its type %l is unknown", value->name, (int64_t)type);
 }
 
+/* ggml's names of tensor types, for those that ml_type does not have. */
+static const char *mli_gguf_type_name(mli_archive *archive, uint32_t number) {
+    static const char *const names[] = {
+        "F32",     "F16",    "Q4_0",    "Q4_1",     "Q4_2",     "Q4_3",     "Q5_0",     "Q5_1",
+        "Q8_0",    "Q8_1",   "Q2_K",    "Q3_K",     "Q4_K",     "Q5_K",     "Q6_K",     "Q8_K",
+        "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",    "IQ4_NL",   "IQ3_S",    "IQ2_S",    "IQ4_XS",
+        "I8",      "I16",    "I32",     "I64",      "F64",      "IQ1_M",    "BF16",     "Q4_0_4_4",
+        "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
+    char text[24];
+    if (number < MLI_COUNT(names)) return names[number];
+    mli_format(text, sizeof text, "type %l", (int64_t)number);
+    return mli_keep_name(archive, text, strlen(text));
+}
+
 /* One tensor's description. The offset of its data waits in stride[0], which is free until its data is found. */
 static void mli_gguf_tensor(mli_archive *archive, mli_reader *in) {
     size_t length;
@@ -7135,11 +7740,9 @@ static void mli_gguf_tensor(mli_archive *archive, mli_reader *in) {
             mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
     }
     uint32_t type = mli_read_u32(in);
-    array->type = mli_type_from_gguf(type);
+    ml_type known = mli_type_from_gguf(type);
+    mli_set_type(array, known, known ? NULL : mli_gguf_type_name(archive, type));
     array->stride[0] = (int64_t)mli_read_u64(in);
-    if (array->type == ML_TYPE_NONE && !in->failed)
-        mli_stop(archive, ML_ERROR_UNSUPPORTED, "tensor %s: type %l is not supported", array->name,
-                 (int64_t)type);
 }
 
 static uint64_t mli_gguf_alignment(mli_archive *archive) {
@@ -7153,7 +7756,7 @@ static uint64_t mli_gguf_alignment(mli_archive *archive) {
     return 1;
 }
 
-/* Finds the tensors' data, which follows the position `at`. */
+/* Finds the tensors' data, which follows the position `at`. How long that of an unknown type is, nobody knows. */
 static void mli_gguf_place(mli_archive *archive, size_t at) {
     uint64_t alignment = mli_gguf_alignment(archive), padding = (alignment - at % alignment) % alignment;
     size_t n = archive->arrays.n;
@@ -7277,10 +7880,8 @@ static void mli_safetensors_describe(mli_json *json, ml_array *array, int64_t ra
         const char *key = mli_json_key(json, &length);
         if (strcmp(key, "dtype") == 0) {
             const char *type = mli_json_string(json, &length);
-            array->type = ml_type_from_name(type);
-            if (array->type == ML_TYPE_NONE || ml_type_block(array->type) > 1)
-                mli_stop(archive, ML_ERROR_UNSUPPORTED, "tensor %s: dtype %s is not supported", array->name,
-                         type);
+            ml_type known = ml_type_from_name(type);
+            mli_set_type(array, ml_type_block(known) > 1 ? ML_TYPE_NONE : known, type);
         } else if (strcmp(key, "shape") == 0) {
             array->n_dims = mli_json_sizes(json, array->shape, ML_MAX_DIMS);
             has_shape = 1;
@@ -7290,7 +7891,7 @@ static void mli_safetensors_describe(mli_json *json, ml_array *array, int64_t ra
             mli_json_fail(json, "an unknown property of a tensor");
         }
     } while (mli_json_more(json, '}', 1));
-    if (array->type == ML_TYPE_NONE || !has_shape || n_range != 2)
+    if (!array->type_name || !has_shape || n_range != 2)
         mli_stop(archive, ML_ERROR_FORMAT, "tensor %s lacks dtype, shape or data_offsets", array->name);
 }
 
@@ -7300,8 +7901,9 @@ static void mli_safetensors_tensor(mli_json *json, const char *name, size_t leng
     ml_array *array = mli_add_array(archive, name, length);
     int64_t range[2] = {0, 0};
     mli_safetensors_describe(json, array, range);
-    size_t bytes = mli_set_contiguous(archive, array);
-    if (range[1] < range[0] || (uint64_t)range[1] - (uint64_t)range[0] != bytes)
+    uint64_t bytes = mli_set_contiguous(archive, array), written = (uint64_t)range[1] - (uint64_t)range[0];
+    if (array->type == ML_TYPE_NONE) bytes = written;
+    if (range[1] < range[0] || written != bytes)
         mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: bytes %l to %l do not fit its shape", name, range[0],
                  range[1]);
     mli_set_data(archive, array, base, (uint64_t)range[0], bytes);
@@ -7425,7 +8027,7 @@ static void mli_bin_tensor(mli_bin *bin, mli_slot slot, int layer, uint64_t *at,
     *at += is_quantized ? n + n / bin->group_size * sizeof(float) : n * sizeof(float);
     if (!floats) return;
     ml_array *array = mli_add_array(archive, name, strlen(name));
-    array->type = ML_F32;
+    mli_set_type(array, ML_F32, NULL);
     array->n_dims = param->rows == MLI_ONE ? 1 : 2;
     array->shape[0] = (int64_t)rows;
     array->shape[array->n_dims - 1] = (int64_t)cols;
@@ -8601,8 +9203,7 @@ static void mli_check_source(mli_loader *loader, const ml_array *array, size_t r
         mli_format_shape(n_dims, wanted, want);
         mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s has shape %s, not %s", array->name, have, want);
     } else if (array->type < ML_F32 || array->type > ML_F64) {
-        const char *type = ml_type_name(array->type);
-        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s", array->name, type);
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s", array->name, array->type_name);
     } else if (!mli_is_dense(array)) {
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s repeats elements (strides %l, %l)", array->name,
                    array->stride[0], array->stride[1]);
