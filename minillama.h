@@ -740,9 +740,10 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
 
 #define ML_MAX_DIMS 8
 typedef struct ml_array {
-    const char *name;      /* zero-terminated */
-    ml_type type;          /* ML_TYPE_NONE: a kind of number that no weight is made of; it cannot be read */
-    const char *type_name; /* ml_type_name(type); for ML_TYPE_NONE as the file calls it: "C64", "ComplexFloat" */
+    const char *name; /* zero-terminated */
+    ml_type type;     /* ML_TYPE_NONE: a kind of number that no weight is made of; it cannot be read */
+    const char
+        *type_name; /* ml_type_name(type); for ML_TYPE_NONE as the file calls it: "C64", "ComplexFloat" */
     int n_dims;
     int64_t shape[ML_MAX_DIMS];  /* outermost first */
     int64_t stride[ML_MAX_DIMS]; /* in elements; arrays of quantized types are always contiguous */
@@ -5463,7 +5464,8 @@ static size_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
 }
 
 /* The array's bytes are at base + offset in the file, if they are in it. */
-static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uint64_t offset, uint64_t bytes) {
+static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uint64_t offset,
+                         uint64_t bytes) {
     size_t left = archive->size - base;
     if (offset > left || bytes > left - offset)
         mli_cut_short(archive, array->name, offset > left ? offset : base + offset + bytes);
@@ -6272,8 +6274,8 @@ typedef enum mli_node_kind {
     MLI_NODE_STRING,
     MLI_NODE_TUPLE,
     MLI_NODE_LIST,
-    MLI_NODE_DICT,      /* children: key, value, key, value, ... */
-    MLI_NODE_OPAQUE,    /* of a class as.s; children: a tuple of arguments, lists and dicts of items, its state */
+    MLI_NODE_DICT,   /* children: key, value, key, value, ... */
+    MLI_NODE_OPAQUE, /* of a class as.s; children: a tuple of arguments, lists and dicts of items, its state */
     MLI_NODE_GLOBAL,    /* a class or function as.s */
     MLI_NODE_STORAGE,   /* children: "storage", type, key, device, number of elements, view */
     MLI_NODE_TENSOR,    /* children: storage, offset, shape, stride, ... */
@@ -6303,7 +6305,8 @@ typedef struct mli_node {
 typedef struct mli_opcode {
     unsigned char code;
     unsigned char kind; /* mli_node_kind that it makes, or adds to */
-    short n; /* bytes of its operand, -1: a line; or items that it takes from the stack, -1: those above the mark */
+    short
+        n; /* bytes of its operand, -1: a line; or items that it takes from the stack, -1: those above the mark */
     void (*run)(mli_torch *torch);
 } mli_opcode;
 
@@ -6517,12 +6520,14 @@ static size_t mli_storage_row(const mli_node *type, const char **name, size_t *l
     size_t row = MLI_COUNT(mli_dtypes), begin = type->length;
     *name = NULL;
     *length = 0;
-    if (type->kind != MLI_NODE_GLOBAL || begin < n || memcmp(type->as.s + begin - n, "Storage", n) != 0) return 0;
+    if (type->kind != MLI_NODE_GLOBAL || begin < n || memcmp(type->as.s + begin - n, "Storage", n) != 0)
+        return 0;
     while (begin > 0 && type->as.s[begin - 1] != '.') begin--;
     *name = type->as.s + begin;
     *length = type->length - begin > n ? type->length - begin - n : 0;
-    while (--row > 0 && (!*mli_dtypes[row].storage || mli_compare_text(*name, *length, mli_dtypes[row].storage,
-                                                                       strlen(mli_dtypes[row].storage)) != 0))
+    while (--row > 0 &&
+           (!*mli_dtypes[row].storage ||
+            mli_compare_text(*name, *length, mli_dtypes[row].storage, strlen(mli_dtypes[row].storage)) != 0))
         continue;
     return row;
 }
@@ -6562,8 +6567,8 @@ static void mli_pickle_build(mli_torch *torch) {
 
 static void mli_pickle_unknown(mli_torch *torch) {
     size_t at = (size_t)(torch->in.p - torch->begin) - 1;
-    mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "%s: instruction %d at byte %z is not known", torch->pickle,
-             (int)torch->begin[at], at);
+    mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "%s: instruction %d at byte %z is not known",
+             torch->pickle, (int)torch->begin[at], at);
 }
 
 static uint64_t mli_pickle_operand(mli_torch *torch) { return mli_read_uint(&torch->in, torch->op->n); }
@@ -6656,7 +6661,8 @@ static void mli_pickle_extend(mli_torch *torch) {
     mli_node *parent = mli_node_at(torch, index);
     if (torch->archive->result) return;
     if (parent->kind == MLI_NODE_OPAQUE) {
-        mli_node *last = &((mli_node *)torch->nodes.items)[parent->last]; /* no reference's: those are others' */
+        mli_node *last =
+            &((mli_node *)torch->nodes.items)[parent->last]; /* no reference's: those are others' */
         if (parent->last && last->kind == torch->op->kind) {
             parent = last;
         } else {
@@ -6870,7 +6876,8 @@ static const mli_opcode mli_opcodes[] = {
 static uint32_t mli_pickle_run(mli_torch *torch, const unsigned char *data, size_t size) {
     unsigned char row[256] = {0}; /* of each code in the table */
     for (size_t i = 1; i < MLI_COUNT(mli_opcodes); i++) row[mli_opcodes[i].code] = (unsigned char)i;
-    if (size > 0x7fffffff) mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "%s is longer than 2 GiB", torch->pickle);
+    if (size > 0x7fffffff)
+        mli_stop(torch->archive, ML_ERROR_UNSUPPORTED, "%s is longer than 2 GiB", torch->pickle);
     torch->begin = data;
     torch->in = mli_reader_at(data, 0, size);
     torch->stack.n = torch->memo.n = torch->n_put = 0;
@@ -6960,13 +6967,14 @@ static size_t mli_torch_type(mli_torch *torch, const mli_node *tensor, const mli
     int at = mli_globals[tensor->row].dtype;
     size_t row = arg[0]->row, length, known = MLI_COUNT(mli_dtypes);
     const char *name;
-    if (at && n > at && (arg[at]->kind == MLI_NODE_STRING || arg[at]->kind == MLI_NODE_GLOBAL)) dtype = arg[at];
+    if (at && n > at && (arg[at]->kind == MLI_NODE_STRING || arg[at]->kind == MLI_NODE_GLOBAL))
+        dtype = arg[at];
     if (dtype) {
         size_t skip = dtype->length > 6 && memcmp(dtype->as.s, prefix, 6) == 0 ? 6 : 0;
         name = dtype->as.s + skip;
         length = dtype->length - skip;
-        while (--known > 0 && mli_compare_text(name, length, mli_dtypes[known].name,
-                                               strlen(mli_dtypes[known].name)) != 0)
+        while (--known > 0 &&
+               mli_compare_text(name, length, mli_dtypes[known].name, strlen(mli_dtypes[known].name)) != 0)
             continue;
         row = known;
     } else {
@@ -7090,8 +7098,8 @@ static void mli_torch_scalar(mli_torch *torch, const mli_node *node) {
    together no longer than the first ones: otherwise a small pickle could double at every level. */
 static void mli_torch_enter(mli_torch *torch, mli_node *node, int is_object) {
     if (node->is_in || !node->first || (node->was_in && !torch->visits)) return;
-    mli_frame frame = {mli_node_index(torch, node),      node->first, torch->archive->path_length, 0, is_object,
-                       node->was_in};
+    mli_frame frame = {
+        mli_node_index(torch, node), node->first, torch->archive->path_length, 0, is_object, node->was_in};
     *(mli_frame *)mli_list_add(torch->archive, &torch->frames, sizeof frame) = frame;
     node->is_in = node->was_in = 1;
 }
@@ -7272,7 +7280,8 @@ static void mli_torch_read(mli_torch *torch) {
     if (!range) return;
     mli_torch_need(torch, range, torch->pickle);
     const mli_range *order = mli_torch_entry(torch, "byteorder", NULL, 0);
-    if (order && mli_compare_text((const char *)archive->data + order->begin, order->size, "little", 6) != 0 &&
+    if (order &&
+        mli_compare_text((const char *)archive->data + order->begin, order->size, "little", 6) != 0 &&
         !order->method)
         mli_stop(archive, ML_ERROR_UNSUPPORTED, "its numbers are big-endian");
     uint32_t root = archive->result ? 0 : mli_pickle_run(torch, archive->data + range->begin, range->size);
@@ -7408,7 +7417,8 @@ static void mli_read_torch(mli_archive *archive) {
 }
 
 static void mli_read_torch_legacy(mli_archive *archive) {
-    mli_stop(archive, ML_ERROR_UNSUPPORTED, "a PyTorch file (older format), which this build cannot read: ML_NO_PT");
+    mli_stop(archive, ML_ERROR_UNSUPPORTED,
+             "a PyTorch file (older format), which this build cannot read: ML_NO_PT");
 }
 
 #endif /* ML_NO_PT */
@@ -7658,7 +7668,8 @@ static void mli_gguf_list(mli_archive *archive, mli_reader *in, ml_value *value,
     if (!size && type != MLI_GGUF_STRING && !is_nested && !in->failed)
         mli_stop(archive, ML_ERROR_UNSUPPORTED, "key %s: a list of type %l is not supported", value->name,
                  (int64_t)type);
-    if (n > mli_left(in) / (size ? size : is_nested ? 12 : 8)) in->failed = 1; /* a string has 8 bytes at least */
+    if (n > mli_left(in) / (size ? size : is_nested ? 12 : 8))
+        in->failed = 1; /* a string has 8 bytes at least */
     if (in->failed || archive->result) return;
     const char *begin = (const char *)in->p;
     mli_read_bytes(in, n * size);
@@ -7711,11 +7722,11 @@ static void mli_gguf_pair(mli_archive *archive, mli_reader *in) {
 /* ggml's names of tensor types, for those that ml_type does not have. */
 static const char *mli_gguf_type_name(mli_archive *archive, uint32_t number) {
     static const char *const names[] = {
-        "F32",     "F16",    "Q4_0",    "Q4_1",     "Q4_2",     "Q4_3",     "Q5_0",     "Q5_1",
-        "Q8_0",    "Q8_1",   "Q2_K",    "Q3_K",     "Q4_K",     "Q5_K",     "Q6_K",     "Q8_K",
-        "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",    "IQ4_NL",   "IQ3_S",    "IQ2_S",    "IQ4_XS",
-        "I8",      "I16",    "I32",     "I64",      "F64",      "IQ1_M",    "BF16",     "Q4_0_4_4",
-        "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
+        "F32",      "F16",      "Q4_0",    "Q4_1",  "Q4_2",       "Q4_3",       "Q5_0",       "Q5_1",
+        "Q8_0",     "Q8_1",     "Q2_K",    "Q3_K",  "Q4_K",       "Q5_K",       "Q6_K",       "Q8_K",
+        "IQ2_XXS",  "IQ2_XS",   "IQ3_XXS", "IQ1_S", "IQ4_NL",     "IQ3_S",      "IQ2_S",      "IQ4_XS",
+        "I8",       "I16",      "I32",     "I64",   "F64",        "IQ1_M",      "BF16",       "Q4_0_4_4",
+        "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",   "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
     char text[24];
     if (number < MLI_COUNT(names)) return names[number];
     mli_format(text, sizeof text, "type %l", (int64_t)number);
@@ -9101,8 +9112,8 @@ static void mli_complete_config(mli_loader *loader) {
 }
 
 /* The course's save_model leaves no shapes, only the path of the model that was trained, beside which it runs. The
-   configuration is that model's, if it is in the same folder; or the default one of the course's code, where the
-   shapes are those: the one thing that no shape tells is the number of heads. */
+   configuration is that model's, if it is in the same folder. Else the shapes tell all but the number of heads, which
+   is 8 where they are those of stories42M, the default of the course's code. */
 #define MLI_KEY_PRETRAINED "model_config.pretrained_model_path"
 
 static int mli_is_from_course(const mli_loader *loader) {
@@ -9134,27 +9145,37 @@ static int mli_load_config_of(mli_loader *loader, const ml_value *path) {
     return is_loaded;
 }
 
-static void mli_load_course_config(mli_loader *loader) {
-    const ml_config usual = {512, 0, 8, 8, 8, 32000, 1024, -1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 10000, 1};
-    const ml_value *path = ml_archive_find_value(loader->archive, MLI_KEY_PRETRAINED);
+/* The configuration that the shapes tell. */
+static void mli_load_config_of_shapes(mli_loader *loader, const ml_value *path) {
+    ml_config c = {0, 0, 0, 0, 0, 0, 1024, -1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 10000, 1};
     char name[MLI_LONG_NAME_SIZE], file[64];
     size_t n = 0;
     mli_put(file, sizeof file, &n, path->s, path->length);
-    if (mli_load_config_of(loader, path)) return;
     mli_detect_naming(loader);
     if (loader->result) return;
     const ml_array *embedding = mli_find_weight(loader, MLI_TOKEN_EMBEDDING, 0, name);
-    const ml_array *key = mli_find_weight(loader, MLI_WK, usual.n_layers - 1, name);
-    loader->config = usual;
-    if (loader->desc.norm) loader->config.norm = loader->desc.norm;
-    if (loader->desc.mask) loader->config.mask = loader->desc.mask;
-    if (!embedding || embedding->n_dims != 2 || embedding->shape[0] != usual.vocab_size ||
-        embedding->shape[1] != usual.dim || !key || key->shape[0] != usual.dim)
+    const ml_array *key = mli_find_weight(loader, MLI_WK, 0, name);
+    while (c.n_layers < (1 << 12) && mli_find_weight(loader, MLI_WQ, c.n_layers, name)) c.n_layers++;
+    if (embedding && embedding->n_dims == 2 && embedding->shape[1] <= 1 << 16)
+        c.dim = (int)embedding->shape[1];
+    if (c.dim == 512 && c.n_layers == 8 && embedding->shape[0] == 32000) c.n_heads = 8;
+    mli_load_int(loader, MLI_FIELD_HEADS, &c.n_heads);
+    if (c.n_heads && key && key->n_dims == 2 && c.dim / c.n_heads && key->shape[0] <= c.dim)
+        c.n_kv_heads = (int)key->shape[0] / (c.dim / c.n_heads);
+    if (!c.n_kv_heads)
         mli_refuse(
             loader, ML_ERROR_MISMATCH,
             "no configuration: the number of heads is in %s, of which this model was made; put that, or a "
             "config.json, beside it",
             file);
+    if (loader->desc.norm) c.norm = loader->desc.norm;
+    if (loader->desc.mask) c.mask = loader->desc.mask;
+    loader->config = c;
+}
+
+static void mli_load_course_config(mli_loader *loader) {
+    const ml_value *path = ml_archive_find_value(loader->archive, MLI_KEY_PRETRAINED);
+    if (!mli_load_config_of(loader, path)) mli_load_config_of_shapes(loader, path);
 }
 
 /* "(512, 64)" */
@@ -10106,7 +10127,7 @@ static int mli_saved_weight(const mli_saver *saver, const void *object, int inde
     mli_slot slot = mli_slot_at(index);
     int layer = mli_layer_at(index);
     if (!mli_has_slot(&model->config, slot) && !(saver->is_torch && slot == MLI_OUTPUT)) return 0;
-    if (!model->tensors[index].data) return 0; /* a model may have no output layer */
+    if (!model->tensors[index].data) return 0;                   /* a model may have no output layer */
     if (saver->trained && !saver->trained[index].grad) return 0; /* a frozen tensor is not in a checkpoint */
     mli_param_name(saver->is_hf ? MLI_NAMING_HF : MLI_NAMING_GGUF, slot, layer, saved->name);
     saved->tensor = model->tensors[index];
