@@ -10240,8 +10240,8 @@ static int mli_is_alpha_of(const ml_lora *lora, int pair, float alpha) {
 /* The alpha that gives a pair its scale: of the product and its neighbors in F32 one may give it exactly. */
 static float mli_pair_alpha(const ml_lora *lora, int pair) {
     uint32_t bits = mli_float_bits(lora->scales[pair] * (float)lora->tensors[2 * pair].rows);
-    for (int step = -1; step <= 1; step++) {
-        float alpha = mli_bits_float(bits + (uint32_t)step);
+    for (int i = 0; i < 3; i++) {
+        float alpha = mli_bits_float(i < 2 ? bits + (uint32_t)i : bits - 1);
         if (mli_is_alpha_of(lora, pair, alpha)) return alpha;
     }
     return mli_bits_float(bits);
