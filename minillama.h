@@ -156,7 +156,7 @@ extern "C" {
 
 /* ==== >>results ====
    Every function that can fail returns an ml_result; 0 is success. Where an ml_error is accepted (NULL is fine), it
-   receives the same code and one sentence that names the tensor, key or offset. */
+   receives the same code and one sentence that names the file (of a long path the end), tensor, key or offset. */
 
 #define ML_RESULTS(X)                                                                                        \
     X(ML_OK, 0, "ok")                                                                                        \
@@ -1034,6 +1034,27 @@ static ml_result mli_null(ml_error *error, const char *function) {
 }
 
 static ml_result mli_ok(ml_error *error) { return mli_fail(error, ML_OK, "%s", ""); }
+
+/* Puts the file's name in front of an error's sentence that does not have it; a long path loses its beginning. */
+static ml_result mli_name_file(ml_error *error, ml_result result, const char *path) {
+    const size_t least = 48; /* bytes of the path, even where the end of the sentence does not fit */
+    char text[sizeof error->text];
+    size_t at = 0;
+    if (!result || !error || !path || strstr(error->text, path)) return result;
+    size_t n = strlen(path), length = strlen(error->text), room = sizeof text - sizeof ": ";
+    size_t most = room > length ? room - length : 0;
+    if (most < least) most = least;
+    if (n > most) {
+        path += n - (most - 3);
+        while (((unsigned char)*path & 0xc0) == 0x80) path++; /* not within a character */
+        mli_put(text, sizeof text, &at, "...", 3);
+    }
+    mli_put(text, sizeof text, &at, path, strlen(path));
+    mli_put(text, sizeof text, &at, ": ", 2);
+    mli_put(text, sizeof text, &at, error->text, length);
+    memcpy(error->text, text, at + 1);
+    return result;
+}
 
 ML_DEF const char *ml_result_string(ml_result result) {
 #define ML_RESULT_TEXT(name, value, text) text,
@@ -5693,8 +5714,8 @@ ML_DEF ml_result ml_archive_load_memory(const void *data, size_t size, const ml_
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error) {
-    return mli_load_archive(path, NULL, 1, desc, archive,
-                            error); /* the size is not used: a path must be given */
+    /* the size is not used: a path must be given */
+    return mli_name_file(error, mli_load_archive(path, NULL, 1, desc, archive, error), path);
 }
 #endif
 
@@ -8497,14 +8518,13 @@ static ml_result mli_tokenizer_from(const char *path, const void *data, size_t s
                                     const ml_allocator *given, ml_tokenizer **tokenizer, ml_error *error) {
     ml_allocator allocator;
     mli_file file;
-    ml_error inner;
     ml_result result = mli_resolve_allocator(given, &allocator, error);
     if (!result && !path) return mli_tokenizer_from_data(data, size, &allocator, tokenizer, error);
     if (!result) result = mli_map_file(path, &allocator, &file, error);
     if (result) return result;
-    result = mli_tokenizer_from_data(file.data, file.size, &allocator, tokenizer, &inner);
+    result = mli_tokenizer_from_data(file.data, file.size, &allocator, tokenizer, error);
     mli_unmap_file(&allocator, &file);
-    return result ? mli_fail(error, result, "%s: %s", path, inner.text) : mli_ok(error);
+    return mli_name_file(error, result, path);
 }
 
 ML_DEF ml_result ml_tokenizer_load_memory(const void *data, size_t size, const ml_load_desc *desc,
@@ -8690,9 +8710,8 @@ static char *mli_path_beside(const ml_allocator *allocator, const char *path, co
 }
 
 static void mli_take_json(mli_loader *loader, const char *name, const void *data, size_t size) {
-    ml_error inner;
-    ml_result result = mli_json_values(loader->archive->private_part, name, data, size, &inner);
-    if (result) mli_refuse(loader, result, "%s: %s", name, inner.text);
+    loader->result = mli_json_values(loader->archive->private_part, name, data, size, loader->error);
+    mli_name_file(loader->error, loader->result, name);
 }
 
 /* Hugging Face keeps the configuration beside the weights, a model's in config.json; the caller may have it in
@@ -9216,7 +9235,7 @@ static void mli_drop_ones(mli_loader *loader) {
 static void mli_check_source(mli_loader *loader, const ml_array *array, size_t rows, size_t cols,
                              int is_vector) {
     const int64_t shape[2] = {(int64_t)rows, (int64_t)cols}, *wanted = shape + is_vector;
-    if (is_vector && array->n_dims == 2 && rows == 1) is_vector = 0, wanted = shape;
+    if (is_vector && array->n_dims == 2 && array->shape[0] == 1) is_vector = 0, wanted = shape;
     int n_dims = 2 - is_vector;
     if (array->n_dims != n_dims || memcmp(array->shape, wanted, (size_t)n_dims * sizeof *wanted) != 0) {
         char have[96], want[96];
@@ -9583,7 +9602,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
                                ml_error *error) {
     mli_loader loader = mli_loader_of(path, NULL, 0, error);
-    return mli_load(&loader, desc, model);
+    return mli_name_file(error, mli_load(&loader, desc, model), path);
 }
 #endif
 
@@ -9906,7 +9925,7 @@ static ml_result mli_load_adapter(mli_loader *loader, const ml_model *model, con
 ML_DEF ml_result ml_lora_load(const char *path, const ml_model *model, const ml_load_desc *desc,
                               ml_lora **lora, ml_error *error) {
     mli_loader loader = mli_loader_of(path, NULL, 0, error);
-    return mli_load_adapter(&loader, model, desc, lora);
+    return mli_name_file(error, mli_load_adapter(&loader, model, desc, lora), path);
 }
 #endif
 
@@ -10080,7 +10099,7 @@ static ml_result mli_load_head(mli_loader *loader, const ml_model *model, const 
 ML_DEF ml_result ml_head_load(const char *path, const ml_model *model, const ml_load_desc *desc,
                               ml_head **head, ml_error *error) {
     mli_loader loader = mli_loader_of(path, NULL, 0, error);
-    return mli_load_head(&loader, model, desc, head);
+    return mli_name_file(error, mli_load_head(&loader, model, desc, head), path);
 }
 #endif
 
@@ -10385,8 +10404,10 @@ static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
     const ml_tokenizer *tokenizer = saver->model->tokenizer;
     const ml_head *head = saver->desc.head;
     ml_type type = mli_saved_type(saver, (int)MLI_W1);
-    mli_append_format(writer, "{\n  \"architectures\": [\"LlamaFor%s\"],\n  \"model_type\": \"llama\"",
-                      head ? "SequenceClassification" : "CausalLM");
+    mli_append_format(writer, "{\n  \"architectures\": [\"Llama%s\"],\n  \"model_type\": \"llama\"",
+                      head                           ? "ForSequenceClassification"
+                      : mli_has_output(saver->model) ? "ForCausalLM"
+                                                     : "Model");
     for (size_t i = 0; i < MLI_COUNT(order); i++) {
         mli_append_json_field(writer, order[i], "");
         mli_append_decimal(writer, *mli_field_int(&c, order[i]));
@@ -10776,12 +10797,12 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
     ml_archive *archive;
     int64_t state[MLI_TRAINING_STATE];
     ml_result result = mli_open(path, NULL, 0, &t->model->private_part->allocator, &archive, error);
-    if (result) return result;
+    if (result) return mli_name_file(error, result, path);
     result = mli_read_training_state(archive, state, error);
     if (!result) result = mli_restore_trained(t, archive, 0, error); /* before anything is changed */
     if (!result) result = mli_restore_trained(t, archive, 1, error);
     ml_archive_free(archive);
-    if (result) return result;
+    if (result) return mli_name_file(error, result, path);
     trainer->step = state[0];
     t->passes = (uint64_t)state[1];
     memcpy(trainer->progress, state + 2, sizeof trainer->progress);

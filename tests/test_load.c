@@ -439,6 +439,80 @@ TEST(no_output) {
     ml_model_free(model);
 }
 
+/* Hidden states, embeddings and heads are those of the same model with an output layer; nothing gives logits. */
+TEST(no_output_calls) {
+    static const int32_t ids[] = {1, 4, 2, 3};
+    static const int32_t labels[] = {1};
+    ml_batch batch = {ids, 4, NULL, 0, NULL, labels, 0};
+    float hidden[2][4 * 8], embedding[2][8], log_probs[2][3], logits[4 * 5];
+    int pass;
+    for (pass = 0; pass < 2; pass++) {
+        ml_model *model = NULL;
+        ml_session *session = NULL;
+        ml_head *head = NULL;
+        ml_head_create_desc top;
+        ml_model_load_desc how = no_desc();
+        ml_outputs out;
+        ml_error error;
+        ml_random random;
+        const float *last = NULL;
+        ml_result expected = pass ? ML_ERROR_UNSUPPORTED : ML_OK;
+        memset(&top, 0, sizeof top);
+        memset(&out, 0, sizeof out);
+        ml_random_seed(&random, 1);
+        top.n_classes = 3, top.random = &random;
+        how.type = ML_F32;
+        current = no_change();
+        current.desc = &how;
+        if (pass) current.without = "lm_head.weight";
+        REQUIRE(load_current(&model, &error) == ML_OK);
+        REQUIRE(ml_session_new(model, NULL, &session, &error) == ML_OK);
+        REQUIRE(ml_head_create(model, &top, &head, &error) == ML_OK);
+        out.hidden = hidden[pass];
+        CHECK(ml_session_eval_batch(session, &batch, &out, &error) == ML_OK);
+        CHECK(ml_session_embed(session, &batch, NULL, embedding[pass], &error) == ML_OK);
+        CHECK(ml_head_eval(head, session, &batch, log_probs[pass], &error) == ML_OK);
+        CHECK(ml_session_eval(session, ids, 4, NULL, &error) == ML_OK && session->length == 4);
+
+        CHECK(ml_session_eval(session, ids, 1, &last, &error) == expected);
+        CHECK(!pass || (contains(&error, "no output layer") && session->length == 4));
+        out.logits = logits;
+        CHECK(ml_session_eval_batch(session, &batch, &out, &error) == expected);
+        ml_generate_desc generate;
+        memset(&generate, 0, sizeof generate);
+        generate.prompt_ids.ids = ids, generate.prompt_ids.n = 4;
+        generate.max_new_tokens = 1;
+        if (pass) CHECK(ml_session_generate(session, &generate, NULL, &error) == expected);
+        ml_likelihood_desc continuation;
+        ml_likelihood likelihood;
+        memset(&continuation, 0, sizeof continuation);
+        continuation.context_ids.ids = ids, continuation.context_ids.n = 2;
+        continuation.continuation_ids.ids = ids + 2, continuation.continuation_ids.n = 2;
+        CHECK(ml_session_likelihood(session, &continuation, &likelihood, &error) == expected);
+#ifndef ML_NO_TRAINING
+        ml_trainer_desc train;
+        ml_trainer *trainer = NULL;
+        float loss;
+        memset(&train, 0, sizeof train);
+        train.max_tokens = 8, train.adamw.lr = 1e-3f;
+        CHECK(ml_trainer_new(model, &train, &trainer, &error) == expected);
+        CHECK(!pass || contains(&error, "no output layer"));
+        ml_trainer_free(trainer);
+        train.head = head;
+        CHECK(ml_trainer_new(model, &train, &trainer, &error) == ML_OK);
+        if (trainer) CHECK(ml_trainer_backward(trainer, &batch, NULL, &loss, &error) == ML_OK);
+        if (trainer) CHECK(trainer->n_parameters == model->n_parameters - (pass ? 0 : 40) + 3 * 8 + 3);
+        ml_trainer_free(trainer);
+#endif
+        ml_session_free(session);
+        ml_head_free(head);
+        ml_model_free(model);
+    }
+    CHECK(memcmp(hidden[0], hidden[1], sizeof hidden[0]) == 0);
+    CHECK(memcmp(embedding[0], embedding[1], sizeof embedding[0]) == 0);
+    CHECK(memcmp(log_probs[0], log_probs[1], sizeof log_probs[0]) == 0);
+}
+
 /* The embedding, and the output matrix, may have more rows than the configuration says. */
 TEST(more_rows) {
     ml_model *model = NULL;
@@ -1247,6 +1321,48 @@ TEST(tokenizers) {
     free_bytes(&file), free_bytes(&tokenizer), free_bytes(&large), free_bytes(&fitting);
 }
 
+/* Whatever is wrong with a file, the sentence begins with its path, or has it; of a long one it has the end. */
+TEST(errors_name_the_file) {
+    char deep[600], path[900], command[1000];
+    ml_model *model = NULL;
+    ml_tokenizer *tokenizer = NULL;
+    ml_archive *archive = NULL;
+    ml_model_load_desc desc = no_desc();
+    ml_error error;
+    bytes file, large = build_tokenizer(7);
+    size_t i;
+    gguf_with("llama.block_count", 11, NULL, 0, 1000);
+    file = build_gguf(&gguf_current);
+    snprintf(path, sizeof path, "%s", in_folder("wrong.gguf"));
+    write_file(path, file.data, file.size);
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_ERROR_MISMATCH);
+    CHECK(strncmp(error.text, path, strlen(path)) == 0 && contains(&error, ": tensor blk.2."));
+    CHECK(ml_model_load("no/such/model", NULL, &model, &error) == ML_ERROR_FILE);
+    CHECK(strncmp(error.text, "no/such/model cannot be opened", 30) == 0); /* and not twice */
+    free_bytes(&file);
+    gguf_with(NULL, 0, NULL, 0, 0);
+    file = build_gguf(&gguf_current);
+    write_file(path, file.data, file.size);
+    desc.tokenizer_data = large.data, desc.tokenizer_size = large.size;
+    CHECK(ml_model_load(path, &desc, &model, &error) == ML_ERROR_MISMATCH);
+    CHECK(strncmp(error.text, path, strlen(path)) == 0 && contains(&error, "7 pieces"));
+    write_file(path, file.data, file.size / 2);
+    CHECK(ml_archive_load(path, NULL, &archive, &error) == ML_ERROR_TRUNCATED && contains(&error, path));
+    CHECK(ml_tokenizer_load(path, NULL, &tokenizer, &error) != ML_OK && contains(&error, path));
+
+    for (i = 0; i < 60; i++) memcpy(deep + 9 * i, "12345678/", 9); /* 540 bytes, in a folder each */
+    memcpy(deep + 540, "\xc3\xa4nd.gguf", 10);
+    snprintf(path, sizeof path, "%s/%s", in_folder("deep"), deep);
+    snprintf(command, sizeof command, "mkdir -p '%.*s'", (int)(strrchr(path, '/') - path), path);
+    REQUIRE(system(command) == 0);
+    write_file(path, "nothing", 7);
+    CHECK(ml_model_load(path, NULL, &model, &error) == ML_ERROR_FORMAT && !model);
+    CHECK(strncmp(error.text, "...", 3) == 0 &&
+          contains(&error, "78/\xc3\xa4nd.gguf: not a known model file"));
+    CHECK(contains(&error, "a text file, not a model") && strlen(error.text) == sizeof error.text - 1);
+    free_bytes(&file), free_bytes(&large);
+}
+
 /* A tokenizer in the model's folder is used if it fits, and ignored if not. */
 TEST(tokenizer_beside) {
     char beside[700], model_path[800], tokenizer_path[800];
@@ -1676,6 +1792,7 @@ int main(void) {
     RUN(hf_json);
     RUN(masks);
     RUN(no_output);
+    RUN(no_output_calls);
     RUN(more_rows);
     RUN(params_json);
     RUN(gguf_dimensions);
@@ -1695,6 +1812,7 @@ int main(void) {
     RUN(damaged_files);
     RUN(arguments);
     RUN(tokenizers);
+    RUN(errors_name_the_file);
     RUN(tokenizer_beside);
     RUN(create);
     RUN(create_types);

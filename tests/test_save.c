@@ -648,6 +648,93 @@ TEST(odd_pieces) {
     ml_model_free(model);
 }
 
+/* A GGUF has as many tokens as the embedding has rows, which llama.cpp wants; here they are still only so many pieces,
+   and the file that is made of the loaded model has the same bytes. */
+TEST(rows_without_pieces) {
+    ml_config c = some_config();
+    ml_model *model, *loaded;
+    ml_archive *archive = NULL;
+    ml_error error;
+    static const char *const lists[] = {"tokenizer.ggml.tokens", "tokenizer.ggml.scores",
+                                        "tokenizer.ggml.token_type"};
+    size_t i;
+    c.vocab_size = 12;
+    model = make(&c, ML_F32);
+    REQUIRE(model);
+    CHECK(ml_model_set_tokenizer(model, odd_tokenizer(), &error) == ML_OK);
+    CHECK(ml_model_save(model, in_folder("padded.gguf"), NULL, &error) == ML_OK);
+    REQUIRE(ml_archive_load(in_folder("padded.gguf"), NULL, &archive, &error) == ML_OK);
+    for (i = 0; i < 3; i++) {
+        const ml_value *list = ml_archive_find_value(archive, lists[i]);
+        CHECK(list && list->length == 12);
+        if (list && i == 0) { /* lengths (8 bytes) and texts; the first eight take 8 * 8 + 36 bytes */
+            CHECK(memcmp(list->s + 8 * 8 + 36, "\6\0\0\0\0\0\0\0[PAD8]\6\0\0\0\0\0\0\0[PAD9]", 28) == 0);
+        }
+        if (list && i == 2) CHECK(memcmp(list->s + 8 * 4, "\5\0\0\0\5\0\0\0\5\0\0\0\5\0\0", 16) == 0);
+    }
+    ml_archive_free(archive);
+    loaded = load(in_folder("padded.gguf"));
+    REQUIRE(loaded && loaded->tokenizer);
+    CHECK(loaded->tokenizer->n_pieces == 8 && loaded->config.vocab_size == 12);
+    CHECK(ml_model_save(loaded, in_folder("again.gguf"), NULL, &error) == ML_OK);
+    bytes first = read_file(in_folder("padded.gguf")), second = read_file(in_folder("again.gguf"));
+    CHECK(first.size == second.size && memcmp(first.data, second.data, first.size) == 0);
+    free_bytes(&first), free_bytes(&second);
+    ml_model_free(loaded);
+    ml_model_free(model);
+}
+
+/* A model without output layer is written without one, and says so where a missing matrix would mean a tied one. */
+TEST(no_output) {
+    ml_format format;
+    for (format = ML_GGUF; format <= ML_SAFETENSORS; format = (ml_format)(format + 1)) {
+        const char *name = format == ML_GGUF ? "base.gguf" : "base.safetensors";
+        ml_save_desc desc = save_as(format, ML_TYPE_NONE);
+        ml_config c = some_config();
+        ml_model *model = make(&c, ML_F32), *loaded;
+        ml_archive *archive = NULL;
+        ml_error error;
+        REQUIRE(model);
+        model->private_part->tensors[tensor_index(model, "output.weight")].data = NULL;
+        model->n_parameters -= 50 * 64;
+        CHECK(ml_model_save(model, in_folder(name), &desc, &error) == ML_OK);
+        REQUIRE(ml_archive_load(in_folder(name), NULL, &archive, &error) == ML_OK);
+        CHECK(archive->n_arrays == 2 + 2 * 9);
+        ml_archive_free(archive);
+        loaded = load(in_folder(name));
+        CHECK(loaded != NULL);
+        if (loaded) compare(model, loaded, format, ML_TYPE_NONE);
+        ml_model_free(loaded);
+        ml_model_free(model);
+    }
+    bytes json = read_file(in_folder("config.json"));
+    put_u8(&json, 0);
+    CHECK(strstr((const char *)json.data, "\"LlamaModel\"") != NULL);
+    free_bytes(&json);
+}
+
+/* A full mask, in the words of llama.cpp and of Hugging Face, too. */
+TEST(mask_of_others) {
+    ml_config c = some_config();
+    ml_save_desc desc = save_as(ML_SAFETENSORS, ML_TYPE_NONE);
+    ml_archive *archive = NULL;
+    ml_error error;
+    c.mask = ML_MASK_FULL;
+    ml_model *model = make(&c, ML_F32);
+    REQUIRE(model);
+    CHECK(ml_model_save(model, in_folder("full.gguf"), NULL, &error) == ML_OK);
+    REQUIRE(ml_archive_load(in_folder("full.gguf"), NULL, &archive, &error) == ML_OK);
+    const ml_value *causal = ml_archive_find_value(archive, "llama.attention.causal");
+    CHECK(causal && causal->kind == ML_VALUE_BOOL && causal->i == 0);
+    ml_archive_free(archive);
+    CHECK(ml_model_save(model, in_folder("full.safetensors"), &desc, &error) == ML_OK);
+    bytes json = read_file(in_folder("config.json"));
+    put_u8(&json, 0);
+    CHECK(strstr((const char *)json.data, "\"is_causal\": false") != NULL);
+    free_bytes(&json);
+    ml_model_free(model);
+}
+
 /* ---- failure ---- */
 
 static ml_model *tiny(void) {
@@ -1008,6 +1095,9 @@ int main(void) {
     RUN(torch_refused);
     RUN(torch_loads);
     RUN(odd_pieces);
+    RUN(rows_without_pieces);
+    RUN(no_output);
+    RUN(mask_of_others);
     RUN(refused);
     RUN(full_disk);
     RUN(no_room);
