@@ -6301,7 +6301,10 @@ typedef enum mli_node_kind {
     MLI_NODE_STORAGE,   /* children: "storage", type, key, device, number of elements, view */
     MLI_NODE_TENSOR,    /* children: storage, offset, shape, stride, ... */
     MLI_NODE_REFERENCE, /* to another node, which is the child of something else */
+    MLI_NODE_BYTES,     /* as.s */
+    MLI_NODE_PAIRS,     /* a dict; children: lists of a key and a value */
     /* what calls of some globals make: */
+    MLI_NODE_NUMBER,   /* int, bool or float, from NumPy's bytes */
     MLI_NODE_OF_CLASS, /* an opaque node of the class that is the first argument */
     MLI_NODE_OF_CALL   /* what a call of the first argument with the third makes */
 } mli_node_kind;
@@ -6460,6 +6463,10 @@ static const struct mli_global {
     {"torch.Size", MLI_NODE_REFERENCE, 0}, {"torch.device", MLI_NODE_REFERENCE, 0},
     {"builtins.set", MLI_NODE_REFERENCE, 0}, {"__builtin__.set", MLI_NODE_REFERENCE, 0},
     {"builtins.frozenset", MLI_NODE_REFERENCE, 0}, {"__builtin__.frozenset", MLI_NODE_REFERENCE, 0},
+    {"_codecs.encode", MLI_NODE_BYTES, 0},
+    {"numpy.core.multiarray.scalar", MLI_NODE_NUMBER, 0}, {"numpy._core.multiarray.scalar", MLI_NODE_NUMBER, 0},
+    {"numpy.core.multiarray._reconstruct", MLI_NODE_OF_CLASS, 0},
+    {"numpy._core.multiarray._reconstruct", MLI_NODE_OF_CLASS, 0},
     {"copyreg._reconstructor", MLI_NODE_OF_CLASS, 0}, {"copy_reg._reconstructor", MLI_NODE_OF_CLASS, 0},
     {"copyreg.__newobj__", MLI_NODE_OF_CLASS, 0}, {"copy_reg.__newobj__", MLI_NODE_OF_CLASS, 0},
     /* clang-format on */
@@ -6493,6 +6500,55 @@ static int mli_makes_tensor(mli_torch *torch, const mli_node *const *arg, int n)
     return 1;
 }
 
+/* The first n arguments of what an opaque node was made of; returns how many there are, at most n. */
+static int mli_opaque_arguments(const mli_torch *torch, const mli_node *node, const mli_node **arg, int n) {
+    const mli_node *args;
+    if (node->kind != MLI_NODE_OPAQUE || !mli_children(torch, node, &args, 1)) return 0;
+    return args->kind == MLI_NODE_TUPLE ? mli_children(torch, args, arg, n) : 0;
+}
+
+/* n bytes as a little-endian number; before protocol 3 they are the code points of a text in UTF-8. 0: there are not
+   exactly n. */
+static int mli_bytes_uint(const mli_torch *torch, const mli_node *node, size_t n, uint64_t *bits) {
+    const mli_node *text = node, *arg[1];
+    int is_text = mli_opaque_arguments(torch, node, arg, 1) && arg[0]->kind == MLI_NODE_STRING;
+    if (is_text) text = arg[0];
+    if (!is_text && node->kind != MLI_NODE_BYTES) return 0;
+    const unsigned char *p = (const unsigned char *)text->as.s, *end = p + text->length;
+    size_t i = 0;
+    for (*bits = 0; p < end && i < n; i++) {
+        uint64_t c = *p++;
+        if (is_text && c >= 0x80) c = p < end ? ((c & 3) << 6 | (*p++ & 0x3f)) : 0;
+        *bits |= c << 8 * i;
+    }
+    return p == end && i == n;
+}
+
+/* A number of NumPy, made of a dtype ("i8": its kind and its bytes) and its bytes; what is none stays opaque. */
+static void mli_numpy_number(const mli_torch *torch, const mli_node *const *arg, int n, mli_node *made) {
+    const mli_node *code[1], *part[2], *state[2];
+    uint64_t bits;
+    if (n < 2 || !mli_opaque_arguments(torch, arg[0], code, 1)) return;
+    if (mli_children(torch, arg[0], part, 2) == 2 && mli_children(torch, part[1], state, 2) == 2 &&
+        state[1]->kind == MLI_NODE_STRING && mli_text_is(state[1], ">"))
+        return; /* big-endian */
+    if (code[0]->kind != MLI_NODE_STRING || code[0]->length != 2) return;
+    int kind = code[0]->as.s[0], size = code[0]->as.s[1] - '0';
+    if ((size != 1 && size != 2 && size != 4 && size != 8) ||
+        !mli_bytes_uint(torch, arg[1], (size_t)size, &bits))
+        return;
+    if (kind != 'i' && kind != 'u' && kind != 'b' && (kind != 'f' || size == 1)) return;
+    *made = mli_opaque(NULL, 0);
+    made->kind = kind == 'f' ? MLI_NODE_FLOAT : kind == 'b' ? MLI_NODE_BOOL : MLI_NODE_INT;
+    uint16_t half = (uint16_t)bits;
+    float number = mli_bits_float((uint32_t)bits);
+    if (size == 2) mli_dequantize_row(ML_F16, &half, &number, 1);
+    if (kind == 'f')
+        made->as.f = size == 8 ? mli_double_from_bits(bits) : (double)number;
+    else
+        made->as.i = kind == 'i' ? mli_signed(bits, size) : (int64_t)MLI_MIN(bits, (uint64_t)INT64_MAX);
+}
+
 /* What calling a function (or making an object of a class) with a tuple of arguments makes. */
 static mli_node mli_pickle_call(mli_torch *torch, const mli_node *function, const mli_node *args) {
     const mli_node *arg[4];
@@ -6510,7 +6566,12 @@ static mli_node mli_pickle_call(mli_torch *torch, const mli_node *function, cons
         return mli_pickle_call(torch, arg[0], arg[2]);
     if (makes == MLI_NODE_OF_CLASS && n && arg[0]->kind == MLI_NODE_GLOBAL)
         return mli_opaque(arg[0]->as.s, arg[0]->length);
-    if (makes == MLI_NODE_DICT && !n) made.kind = MLI_NODE_DICT;
+    if (makes == MLI_NODE_BYTES) return mli_opaque("bytes", 5);
+    if (makes == MLI_NODE_NUMBER) mli_numpy_number(torch, arg, n, &made);
+    if (makes == MLI_NODE_DICT && (!n || arg[0]->kind == MLI_NODE_LIST)) {
+        made.kind = n ? MLI_NODE_PAIRS : MLI_NODE_DICT; /* PAIRS: as Python 2 wrote it */
+        made.first = n ? arg[0]->first : 0;
+    }
     if (makes == MLI_NODE_REFERENCE && n) {
         made.kind = MLI_NODE_REFERENCE;
         made.as.i = mli_node_index(torch, arg[0]);
@@ -6628,13 +6689,13 @@ static void mli_pickle_float(mli_torch *torch) {
     mli_pickle_push(torch, MLI_NODE_FLOAT)->as.f = mli_double_from_bits(bits);
 }
 
-/* A string; or bytes, which are opaque: the contents of NumPy's arrays. */
+/* A string, or bytes: the contents of NumPy's arrays. */
 static void mli_pickle_text(mli_torch *torch) {
     uint64_t length = mli_pickle_operand(torch);
     const char *s = (const char *)mli_read_bytes(&torch->in, length);
     mli_node made = mli_opaque(s, s ? (size_t)length : 0);
-    made.kind = MLI_NODE_STRING;
-    mli_pickle_push_node(torch, torch->op->kind == MLI_NODE_STRING ? made : mli_opaque("bytes", 5));
+    made.kind = torch->op->kind;
+    mli_pickle_push_node(torch, made);
 }
 
 /* An object of a class that has a number of its own (copyreg.add_extension). */
@@ -6863,8 +6924,8 @@ static const mli_opcode mli_opcodes[] = {
     {0x8d, MLI_NODE_STRING, 8, mli_pickle_text}, {'S', MLI_NODE_STRING, 1, mli_pickle_text_line},
     {'V', MLI_NODE_STRING, -1, mli_pickle_text_line},
     /* SHORT_BINBYTES, BINBYTES, BINBYTES8, BYTEARRAY8; EXT1, EXT2, EXT4 */
-    {'C', MLI_NODE_OPAQUE, 1, mli_pickle_text}, {'B', MLI_NODE_OPAQUE, 4, mli_pickle_text},
-    {0x8e, MLI_NODE_OPAQUE, 8, mli_pickle_text}, {0x96, MLI_NODE_OPAQUE, 8, mli_pickle_text},
+    {'C', MLI_NODE_BYTES, 1, mli_pickle_text}, {'B', MLI_NODE_BYTES, 4, mli_pickle_text},
+    {0x8e, MLI_NODE_BYTES, 8, mli_pickle_text}, {0x96, MLI_NODE_BYTES, 8, mli_pickle_text},
     {0x82, MLI_NODE_OPAQUE, 1, mli_pickle_extension}, {0x83, MLI_NODE_OPAQUE, 2, mli_pickle_extension},
     {0x84, MLI_NODE_OPAQUE, 4, mli_pickle_extension},
     /* EMPTY_DICT, EMPTY_LIST, EMPTY_SET, EMPTY_TUPLE; TUPLE1, TUPLE2, TUPLE3; TUPLE, LIST, FROZENSET, DICT */
@@ -7097,8 +7158,8 @@ typedef struct mli_frame {
 static void mli_torch_opaque(mli_torch *torch, const mli_node *node) {
     mli_archive *archive = torch->archive;
     ml_value *value = mli_add_value(archive, archive->path, archive->path_length, ML_VALUE_OPAQUE);
-    value->s = node->as.s;
-    value->length = node->length;
+    value->s = node->kind == MLI_NODE_BYTES ? "bytes" : node->as.s;
+    value->length = node->kind == MLI_NODE_BYTES ? 5 : node->length;
 }
 
 static void mli_torch_scalar(mli_torch *torch, const mli_node *node) {
@@ -7130,6 +7191,7 @@ static void mli_torch_visit(mli_torch *torch, mli_node *node) {
     case MLI_NODE_NOTHING: break;
     case MLI_NODE_TENSOR: mli_torch_tensor(torch, node); break;
     case MLI_NODE_DICT:
+    case MLI_NODE_PAIRS:
     case MLI_NODE_LIST:
     case MLI_NODE_TUPLE: mli_torch_enter(torch, node, 0); break;
     case MLI_NODE_INT:
@@ -7169,7 +7231,9 @@ static int mli_torch_push_key(mli_torch *torch, const mli_node *key, int64_t i) 
 
 /* Whether a module keeps its parameters, buffers or modules under that key: a state dict names them without it. */
 static int mli_is_module_part(const mli_node *key, const mli_node *value) {
-    return key->kind == MLI_NODE_STRING && (value->kind == MLI_NODE_DICT || value->kind == MLI_NODE_OPAQUE) &&
+    int is_dict =
+        value->kind == MLI_NODE_DICT || value->kind == MLI_NODE_PAIRS || value->kind == MLI_NODE_OPAQUE;
+    return is_dict && key->kind == MLI_NODE_STRING &&
            (mli_text_is(key, "_parameters") || mli_text_is(key, "_buffers") || mli_text_is(key, "_modules"));
 }
 
@@ -7195,6 +7259,11 @@ static void mli_torch_step(mli_torch *torch, mli_frame *frame) {
             mli_torch_enter(torch, node, 0);
         else if (mli_torch_push_key(torch, mli_node_at(torch, key), i))
             mli_torch_visit(torch, node);
+        break;
+    case MLI_NODE_PAIRS:
+        if ((node->kind == MLI_NODE_LIST || node->kind == MLI_NODE_TUPLE) && node->first != node->last &&
+            mli_torch_push_key(torch, mli_node_at(torch, node->first), i))
+            mli_torch_visit(torch, mli_node_at(torch, mli_next_child(torch, node->first)));
         break;
     default:
         if (is_object) {
@@ -7750,7 +7819,7 @@ static const char *mli_gguf_type_name(mli_archive *archive, uint32_t number) {
         "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",   "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
     char text[24];
     if (number < MLI_COUNT(names)) return names[number];
-    mli_format(text, sizeof text, "type %l", (int64_t)number);
+    mli_format(text, sizeof text, "%l", (int64_t)number);
     return mli_keep_name(archive, text, strlen(text));
 }
 

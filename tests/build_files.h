@@ -297,6 +297,34 @@ static bytes small_pt(void) {
     return file;
 }
 
+/* The older format of torch.save: the pickle, and a storage "0" of n floats 0, 1, 2, ... */
+static bytes legacy_file(const bytes *pickle, size_t n) {
+    bytes b;
+    memset(&b, 0, sizeof b);
+    put_literal(&b, "\x80\2\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19."); /* 0x1950a86a20f9469cfc6c */
+    put_literal(&b, "\x80\2M\xe9\3.");                              /* 1001 */
+    put_literal(&b, "\x80\2}(");
+    pk_text(&b, "protocol_version"), pk_int(&b, 1001);
+    pk_text(&b, "little_endian"), put_u8(&b, 0x88);
+    put_literal(&b, "u.");
+    put(&b, pickle->data, pickle->size);
+    put_literal(&b, "\x80\2]");
+    pk_text(&b, "0");
+    put_literal(&b, "a.");
+    put_u64(&b, n);
+    put_floats(&b, 0, n);
+    return b;
+}
+
+static bytes small_legacy(void) {
+    bytes pickle;
+    memset(&pickle, 0, sizeof pickle);
+    pk_small(&pickle);
+    bytes file = legacy_file(&pickle, 6);
+    free_bytes(&pickle);
+    return file;
+}
+
 /* ---- GGUF ---- */
 
 static void gguf_begin(bytes *b, unsigned version, uint64_t n_tensors, uint64_t n_pairs) {

@@ -15,7 +15,8 @@ static uint64_t fuzz_walk(const ml_archive *archive) {
         const ml_array *array = &archive->arrays[i];
         n = ml_array_count(array);
         if (ml_archive_find_array(archive, array->name) != array) sum += 1000;
-        if (n && array->is_contiguous) {
+        if (!array->type_name) abort();
+        if (n && array->is_contiguous && array->type) {
             const unsigned char *p = (const unsigned char *)array->data;
             sum += (uint64_t)p[0] + p[ml_type_row_bytes(array->type, n) - 1];
         }
@@ -26,8 +27,8 @@ static uint64_t fuzz_walk(const ml_archive *archive) {
     for (size_t i = 0; i < archive->n_values; i++) {
         const ml_value *value = &archive->values[i];
         if (!ml_archive_find_value(archive, value->name)) sum += 1000;
-        for (size_t k = 0; value->kind == ML_VALUE_STRING && k < value->length; k++)
-            sum += (unsigned char)value->s[k];
+        int has_text = value->kind == ML_VALUE_STRING || value->kind == ML_VALUE_OPAQUE;
+        for (size_t k = 0; has_text && k < value->length; k++) sum += (unsigned char)value->s[k];
         sum += (uint64_t)value->i + (value->f > 0);
     }
     return sum;
@@ -59,12 +60,34 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-/* A bare pickle too, and each version of llama2.c's files. */
+/* Objects of unknown classes and calls of unknown functions, in most of the instructions that make them. */
+static void pk_objects(bytes *b) {
+    put_literal(b, "\x80\4}\x94(");
+    put_literal(b, "U\1acm\nA\n)\x81}U\1xK\1sb"); /* NEWOBJ, BUILD */
+    put_literal(b, "U\1bcm\nB\n)}U\1yK\2s\x92N}U\1zK\3s\x86"
+                   "b");                                         /* NEWOBJ_EX; slots */
+    put_literal(b, "U\1ccm\nC\n)R(U\1kK\4u(K\1K\2e");            /* REDUCE with items */
+    put_literal(b, "U\1d(K\1im\nD\nU\1e(cm\nE\nK\1oU\1f\x82\7"); /* INST, OBJ, EXT1 */
+    put_literal(b, "U\1gcnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nU\2i8\x85RC\x08");
+    put_u64(b, 7);
+    put_literal(b, "\x86R");
+    put_literal(b, "U\1hccollections\nOrderedDict\n](](U\1iK\1ee\x85R");                 /* pairs */
+    put_literal(b, "U\1jI01\nU\1kL12L\nU\1lF0.5\nU\1mS'q'\nU\1nVr\nU\1op7\n0g7\nU\1p2"); /* lines */
+    put_literal(b, "K\1\x85K\2G\0\0\0\0\0\0\0\0K\3"); /* keys that make no name */
+    put_literal(b, "U\1qctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_parameter\nN");
+    pk_matrix(b, "0", 2, 3);
+    put_literal(b, "\x85}tRU\1rcm\nM\n)\x81}(U\x0b_parameters}U\1wN"
+                   "sU\4selfh\0ub(U\1sN1Nu.");
+}
+
+/* Bare pickles too, and each version of llama2.c's files. */
 static bytes fuzz_seed(int index) {
     bytes b = {NULL, 0, 0};
     if (index == 0) return small_pt();
     if (index == 1) return small_gguf();
     if (index == 2) return small_safetensors();
-    if (index == 3) pk_small(&b);
-    return index < 4 || index > 6 ? b : small_bin(index - 4, 0);
+    if (index == 3) return small_legacy();
+    if (index == 4) pk_small(&b);
+    if (index == 5) pk_objects(&b);
+    return index < 6 || index > 8 ? b : small_bin(index - 6, 0);
 }

@@ -145,10 +145,10 @@ TEST(pickle_kinds) {
     put_literal(&p, "\x8c\1fh\1");                                      /* BINGET: "a" */
     put_literal(&p, "\x8c\1gN0K\5");                                    /* POP */
     put_literal(&p, "\x8c\1h\x8c\5torch\x8c\4Size\x93K\2K\3\x86\x85R"); /* STACK_GLOBAL torch.Size((2, 3)) */
-    put_literal(&p, "\x8c\1i\x8a\x0a\1\1\1\1\1\1\1\1\1\1");             /* an integer of 80 bits: left out */
+    put_literal(&p, "\x8c\1i\x8a\x0a\1\1\1\1\1\1\1\1\1\1");             /* an integer of 80 bits */
     put_literal(&p, "\x8c\1j\x8c\x08"
                     "argparse\x8c\x09Namespace\x93)\x81}\x8c\1xK\7sb");
-    put_literal(&p, "\x8c\1kC\3\0\1\2"); /* bytes: left out */
+    put_literal(&p, "\x8c\1kC\3\0\1\2"); /* bytes */
     put_literal(&p, "K\7K\x08");         /* a key that is a number */
     put_literal(&p, "u.");
     file = pt_file(&p, 1);
@@ -157,12 +157,474 @@ TEST(pickle_kinds) {
     CHECK(int_of(a, "a") == -65536 && int_of(a, "b") == 127 && has_text(a, "c", "hi"));
     CHECK(int_of(a, "d.0") == 1 && int_of(a, "d.1") == 2 && int_of(a, "e.0") == 1 && int_of(a, "e.1") == 258);
     CHECK(has_text(a, "f", "a") && int_of(a, "g") == 5 && int_of(a, "h.0") == 2 && int_of(a, "h.1") == 3);
-    CHECK(!ml_archive_find_value(a, "i") && int_of(a, "j.x") == 7 && !ml_archive_find_value(a, "k"));
-    CHECK(int_of(a, "7") == 8 && a->n_values == 13 && a->n_arrays == 0);
+    CHECK(ml_archive_find_value(a, "i")->kind == ML_VALUE_OPAQUE && int_of(a, "j.x") == 7);
+    CHECK(ml_archive_find_value(a, "k")->kind == ML_VALUE_OPAQUE);
+    CHECK(int_of(a, "7") == 8 && a->n_values == 16 && a->n_arrays == 0);
     ml_archive_free(a);
     free_bytes(&file);
     free_bytes(&p);
 }
+
+/* ---- objects of classes that are not known ---- */
+
+/* pickle.dumps, through pickletools.optimize, of Python 3.11 and NumPy 1.24 of one dictionary (its items are checked
+   in check_objects), in protocols 0, 2 and 4. */
+static const char objects_0[] =
+    "(dVns\nctypes\nSimpleNamespace\np0\n(tR(dVdim\np1\nI3\nsVinner\ng0\n(tR(dVz\nI2\nsbsbsVdc\nccopy_"
+    "reg\n_reconstructor\np2\n(cm\nArgs\nc__builtin__\nobject\np3\nNtR(dg1\nI64\nsVlr\nF0.5\nsbsVpath\n"
+    "cpathlib\nPosixPath\n(Va\np4\nVb\np5\ntRsVcounter\nccollections\nCounter\n((dVa\nI2\nsVb\np6\nI1\n"
+    "stRsVdd\nccollections\ndefaultdict\n(c__builtin__\nlong\ntRVx\nI1\nssVod\nccollections\nOrderedDi"
+    "ct\n(tRVo\nI5\nssVslots\ng2\n(cm\nSlots\ng3\nNtR((dVc\np7\nI3\ns(dg4\nI1\nsg5\nVtwo\nstbsVnamed\n"
+    "g2\n(cm\nNamed\ng3\nNtRsVitems\ng2\n(cm\nItems\nc__builtin__\nlist\n(lI7\naI8\natR(dVextra\nVe\np"
+    "8\nsbsVs\nc__builtin__\nset\n((lI6\natRsVfs\nc__builtin__\nfrozenset\n((lI5\natRsg5\nc_codecs\nen"
+    "code\np9\n(V\x5cu0000\xff\nVlatin1\np10\ntRsVbig\nL-1180591620717411303424L\nsg7\nc__builtin__\nc"
+    "omplex\n(F1.0\nF2.0\ntRsg8\nc__builtin__\ngetattr\n(cm\nColor\nVRED\ntRsVf\nF-0.0025\nsVn\nNsVt\n"
+    "I01\nsVneg\nI-7\nsVu\nV\xe4\nsVloop\n(lp11\nI4\nag11\nasVi\ncnumpy.core.multiarray\nscalar\np12\n"
+    "(cnumpy\ndtype\np13\n(Vi8\nI00\nI01\ntRp14\n(I3\nV<\np15\nNNNI-1\nI-1\nI0\ntbg9\n(V\xfb\xff\xff\xff"
+    "\xff\xff\xff\xff\ng10\ntRtRsVd64\ng12\n(g13\n(Vf8\nI00\nI01\ntR(I3\ng15\nNNNI-1\nI-1\nI0\ntbg9\n("
+    "V\x5cu0000\x5cu0000\x5cu0000\x5cu0000\x5cu0000\x5cu0000\xf4\x3f\ng10\ntRtRsVf32\ng12\n(g13\n(Vf4\n"
+    "I00\nI01\ntR(I3\ng15\nNNNI-1\nI-1\nI0\ntbg9\n(V\x5cu0000\x5cu0000\x5cu0000\x3f\ng10\ntRtRsVf16\ng"
+    "12\n(g13\n(Vf2\nI00\nI01\ntR(I3\ng15\nNNNI-1\nI-1\nI0\ntbg9\n(V\x5cu0000@\ng10\ntRtRsVu8\ng12\n(g"
+    "13\n(Vu1\nI00\nI01\ntR(I3\nV|\np16\nNNNI-1\nI-1\nI0\ntbg9\n(V\xc8\ng10\ntRtRsVnb\ng12\n(g13\n(Vb1"
+    "\nI00\nI01\ntR(I3\ng16\nNNNI-1\nI-1\nI0\ntbg9\n(V\x01\ng10\ntRtRsVar\ncnumpy.core.multiarray\n_re"
+    "construct\n(cnumpy\nndarray\n(I0\ntg9\n(g6\ng10\ntRtR(I1\n(I2\ntg14\nI00\ng9\n(V\x5cu0000\x5cu000"
+    "0\x5cu0000\x5cu0000\x5cu0000\x5cu0000\x5cu0000\x5cu0000\x01\x5cu0000\x5cu0000\x5cu0000\x5cu0000\x5c"
+    "u0000\x5cu0000\x5cu0000\ng10\ntRtbs.";
+static const char objects_2[] =
+    "\x80\x02}(X\x02\x00\x00\x00nsctypes\nSimpleNamespace\nq\x00)R}(X\x03\x00\x00\x00"
+    "dimq\x01K\x03X\x05"
+    "\x00\x00\x00innerh\x00)R}X\x01\x00\x00\x00zK\x02sbubX\x02\x00\x00\x00"
+    "dccm\nArgs\n)\x81}(h\x01K@"
+    "X\x02\x00\x00\x00lrG\x3f\xe0\x00\x00\x00\x00\x00\x00ubX\x04\x00\x00\x00pathcpathlib\nPosixPath\nX"
+    "\x01\x00\x00\x00"
+    "aq\x02X\x01\x00\x00\x00"
+    "bq\x03\x86RX\x07\x00\x00\x00"
+    "counterccollections\nCou"
+    "nter\n}(X\x01\x00\x00\x00"
+    "aK\x02X\x01\x00\x00\x00"
+    "bq\x04K\x01u\x85RX\x02\x00\x00\x00"
+    "ddccollec"
+    "tions\ndefaultdict\nc__builtin__\nlong\n\x85RX\x01\x00\x00\x00xK\x01sX\x02\x00\x00\x00odccollecti"
+    "ons\nOrderedDict\n)RX\x01\x00\x00\x00oK\x05sX\x05\x00\x00\x00slotscm\nSlots\n)\x81}X\x01\x00\x00\x00"
+    "cq\x05K\x03s}(h\x02K\x01h\x03X\x03\x00\x00\x00twou\x86"
+    "bX\x05\x00\x00\x00namedcfunctools\npartia"
+    "l\nc__builtin__\ngetattr\nq\x06"
+    "cm\nNamed\nq\x07X\x07\x00\x00\x00__new__\x86Rq\x08\x85R(h\x08h\x07"
+    "\x85}X\x01\x00\x00\x00kK\x09sNtb)RX\x05\x00\x00\x00itemscm\nItems\n)\x81(K\x07K\x08"
+    "e}X\x05\x00\x00"
+    "\x00"
+    "extraX\x01\x00\x00\x00"
+    "eq\x09sbX\x01\x00\x00\x00sc__builtin__\nset\n]K\x06"
+    "a\x85RX\x02\x00"
+    "\x00\x00"
+    "fsc__builtin__\nfrozenset\n]K\x05"
+    "a\x85Rh\x03"
+    "c_codecs\nencode\nq\nX\x03\x00\x00\x00\x00"
+    "\xc3\xbfX\x06\x00\x00\x00latin1q\x0b\x86RX\x03\x00\x00\x00"
+    "big\x8a\x09\x00\x00\x00\x00\x00\x00\x00"
+    "\x00\xc0h\x05"
+    "c__builtin__\ncomplex\nG\x3f\xf0\x00\x00\x00\x00\x00\x00G@\x00\x00\x00\x00\x00\x00"
+    "\x00\x86Rh\x09h\x06"
+    "cm\nColor\nX\x03\x00\x00\x00RED\x86RX\x01\x00\x00\x00"
+    "fG\xbf"
+    "dz\xe1G\xae\x14"
+    "{X\x01\x00\x00\x00nNX\x01\x00\x00\x00t\x88X\x03\x00\x00\x00negJ\xf9\xff\xff\xffX\x01\x00\x00\x00u"
+    "X\x02\x00\x00\x00\xc3\xa4X\x04\x00\x00\x00loop]q\x0c(K\x04h\x0c"
+    "eX\x01\x00\x00\x00icnumpy.core.m"
+    "ultiarray\nscalar\nq\x0d"
+    "cnumpy\ndtype\nq\x0eX\x02\x00\x00\x00i8\x89\x88\x87Rq\x0f(K\x03X\x01\x00"
+    "\x00\x00<q\x10NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbh\nX\x10\x00\x00\x00\xc3\xbb\xc3\xbf\xc3"
+    "\xbf\xc3\xbf\xc3\xbf\xc3\xbf\xc3\xbf\xc3\xbfh\x0b\x86R\x86RX\x03\x00\x00\x00"
+    "d64h\x0dh\x0eX\x02\x00"
+    "\x00\x00"
+    "f8\x89\x88\x87R(K\x03h\x10NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbh\nX\x09\x00\x00\x00"
+    "\x00\x00\x00\x00\x00\x00\xc3\xb4\x3fh\x0b\x86R\x86RX\x03\x00\x00\x00"
+    "f32h\x0dh\x0eX\x02\x00\x00\x00"
+    "f4\x89\x88\x87R(K\x03h\x10NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbh\nX\x04\x00\x00\x00\x00\x00"
+    "\x00\x3fh\x0b\x86R\x86RX\x03\x00\x00\x00"
+    "f16h\x0dh\x0eX\x02\x00\x00\x00"
+    "f2\x89\x88\x87R(K\x03h\x10"
+    "NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbh\nX\x02\x00\x00\x00\x00@h\x0b\x86R\x86RX\x02\x00\x00"
+    "\x00u8h\x0dh\x0eX\x02\x00\x00\x00u1\x89\x88\x87R(K\x03X\x01\x00\x00\x00|q\x11NNNJ\xff\xff\xff\xff"
+    "J\xff\xff\xff\xffK\x00tbh\nX\x02\x00\x00\x00\xc3\x88h\x0b\x86R\x86RX\x02\x00\x00\x00nbh\x0dh\x0eX"
+    "\x02\x00\x00\x00"
+    "b1\x89\x88\x87R(K\x03h\x11NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbh\nX\x01\x00"
+    "\x00\x00\x01h\x0b\x86R\x86RX\x02\x00\x00\x00"
+    "arcnumpy.core.multiarray\n_reconstruct\ncnumpy\nnda"
+    "rray\nK\x00\x85h\nh\x04h\x0b\x86R\x87R(K\x01K\x02\x85h\x0f\x89h\nX\x10\x00\x00\x00\x00\x00\x00\x00"
+    "\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00h\x0b\x86Rtbu.";
+static const char objects_4[] =
+    "\x80\x04\x95\xa5\x03\x00\x00\x00\x00\x00\x00}(\x8c\x02ns\x8c\x05types\x8c\x0fSimpleNamespace\x93\x94"
+    ")R}(\x8c\x03"
+    "dim\x94K\x03\x8c\x05innerh\x00)R}\x8c\x01zK\x02sbub\x8c\x02"
+    "dc\x8c\x01m\x94\x8c\x04"
+    "Args\x93)\x81}(h\x01K@\x8c\x02lrG\x3f\xe0\x00\x00\x00\x00\x00\x00ub\x8c\x04path\x8c\x07pathlib\x8c"
+    "\x09PosixPath\x93\x8c\x01"
+    "a\x94\x8c\x01"
+    "b\x94\x86R\x8c\x07"
+    "counter\x8c\x0b"
+    "collections\x94\x8c"
+    "\x07"
+    "Counter\x93}(\x8c\x01"
+    "aK\x02\x8c\x01"
+    "bK\x01u\x85R\x8c\x02"
+    "ddh\x05\x8c\x0b"
+    "defaultdict\x93"
+    "\x8c\x08"
+    "builtins\x94\x8c\x03int\x93\x85R\x8c\x01xK\x01s\x8c\x02odh\x05\x8c\x0bOrderedDict\x93)R"
+    "\x8c\x01oK\x05s\x8c\x05slotsh\x02\x8c\x05Slots\x93)\x81}\x8c\x01"
+    "c\x94K\x03s}(h\x03K\x01h\x04\x8c"
+    "\x03twou\x86"
+    "b\x8c\x05namedh\x02\x8c\x05Named\x93)}\x8c\x01kK\x09s\x92\x8c\x05itemsh\x02\x8c\x05"
+    "Items\x93)\x81(K\x07K\x08"
+    "e}\x8c\x05"
+    "extra\x8c\x01"
+    "e\x94sb\x8c\x01s\x8f(K\x06\x90\x8c\x02"
+    "fs("
+    "K\x05\x91h\x04"
+    "C\x02\x00\xff\x8c\x03"
+    "big\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\xc0h\x07h\x06\x8c"
+    "\x07"
+    "complex\x93G\x3f\xf0\x00\x00\x00\x00\x00\x00G@\x00\x00\x00\x00\x00\x00\x00\x86Rh\x08\x8c\x08"
+    "builtins\x8c\x07getattr\x93h\x02\x8c\x05"
+    "Color\x93\x8c\x03RED\x86R\x8c\x01"
+    "fG\xbf"
+    "dz\xe1G\xae\x14"
+    "{\x8c\x01nN\x8c\x01t\x88\x8c\x03negJ\xf9\xff\xff\xff\x8c\x01u\x8c\x02\xc3\xa4\x8c\x04loop]\x94(K\x04"
+    "h\x09"
+    "e\x8c\x01i\x8c\x15numpy.core.multiarray\x94\x8c\x06scalar\x93\x94\x8c\x05numpy\x94\x8c\x05"
+    "dtype\x93\x94\x8c\x02i8\x89\x88\x87R\x94(K\x03\x8c\x01<\x94NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK"
+    "\x00tbC\x08\xfb\xff\xff\xff\xff\xff\xff\xff\x86R\x8c\x03"
+    "d64h\x0bh\x0d\x8c\x02"
+    "f8\x89\x88\x87R("
+    "K\x03h\x0fNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbC\x08\x00\x00\x00\x00\x00\x00\xf4\x3f\x86R\x8c"
+    "\x03"
+    "f32h\x0bh\x0d\x8c\x02"
+    "f4\x89\x88\x87R(K\x03h\x0fNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00"
+    "tbC\x04\x00\x00\x00\x3f\x86R\x8c\x03"
+    "f16h\x0bh\x0d\x8c\x02"
+    "f2\x89\x88\x87R(K\x03h\x0fNNNJ\xff\xff"
+    "\xff\xffJ\xff\xff\xff\xffK\x00tbC\x02\x00@\x86R\x8c\x02u8h\x0bh\x0d\x8c\x02u1\x89\x88\x87R(K\x03\x8c"
+    "\x01|\x94NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbC\x01\xc8\x86R\x8c\x02nbh\x0bh\x0d\x8c\x02"
+    "b"
+    "1\x89\x88\x87R(K\x03h\x10NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbC\x01\x01\x86R\x8c\x02"
+    "arh\n"
+    "\x8c\x0c_reconstruct\x93h\x0c\x8c\x07ndarray\x93K\x00\x85"
+    "C\x01"
+    "b\x87R(K\x01K\x02\x85h\x0e\x89"
+    "C"
+    "\x10\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00tbu.";
+
+static int is_opaque(const ml_archive *archive, const char *name, const char *of_class) {
+    const ml_value *v = ml_archive_find_value(archive, name);
+    return v && v->kind == ML_VALUE_OPAQUE && v->length == strlen(of_class) &&
+           memcmp(v->s, of_class, v->length) == 0;
+}
+
+static double float_of(const ml_archive *archive, const char *name) {
+    const ml_value *v = ml_archive_find_value(archive, name);
+    return v && v->kind == ML_VALUE_FLOAT ? v->f : -12345;
+}
+
+/* What all protocols have in common. */
+static void check_objects(const ml_archive *a) {
+    CHECK(is_opaque(a, "ns", "types.SimpleNamespace") && is_opaque(a, "ns.inner", "types.SimpleNamespace"));
+    CHECK(int_of(a, "ns.dim") == 3 && int_of(a, "ns.inner.z") == 2);
+    CHECK(is_opaque(a, "dc", "m.Args") && int_of(a, "dc.dim") == 64 && float_of(a, "dc.lr") == 0.5);
+    CHECK(is_opaque(a, "path", "pathlib.PosixPath") && is_opaque(a, "dd", "collections.defaultdict"));
+    CHECK(is_opaque(a, "counter", "collections.Counter") && int_of(a, "counter.a") == 2);
+    CHECK(int_of(a, "dd.x") == 1 && int_of(a, "od.o") == 5 && !ml_archive_find_value(a, "od"));
+    CHECK(is_opaque(a, "slots", "m.Slots") && int_of(a, "slots.c") == 3); /* __dict__ and slots */
+    CHECK(int_of(a, "slots.a") == 1 && has_text(a, "slots.b", "two"));
+    CHECK(is_opaque(a, "items", "m.Items") && has_text(a, "items.extra", "e"));
+    CHECK(int_of(a, "s.0") == 6 && int_of(a, "fs.0") == 5);
+    CHECK(is_opaque(a, "b", "bytes") && is_opaque(a, "big", "int") && float_of(a, "f") == -0.0025);
+    CHECK(int_of(a, "t") == 1 && int_of(a, "neg") == -7 && !ml_archive_find_value(a, "n"));
+    CHECK(ml_archive_find_value(a, "c")->kind == ML_VALUE_OPAQUE);
+    CHECK(ml_archive_find_value(a, "e")->kind == ML_VALUE_OPAQUE);
+    CHECK(int_of(a, "loop.0") == 4 && !ml_archive_find_value(a, "loop.1.0")); /* a list in itself */
+}
+
+TEST(objects) {
+    static const struct {
+        const char *data;
+        size_t size;
+    } pickles[] = {{objects_0, sizeof objects_0 - 1},
+                   {objects_2, sizeof objects_2 - 1},
+                   {objects_4, sizeof objects_4 - 1}};
+    int i;
+    for (i = 0; i < 3; i++) {
+        bytes p, file;
+        ml_archive *a;
+        memset(&p, 0, sizeof p);
+        put(&p, pickles[i].data, pickles[i].size);
+        file = pt_file(&p, 1);
+        a = open_bytes(&file);
+        REQUIRE(a);
+        check_objects(a);
+        if (i > 0) {
+            CHECK(int_of(a, "items.0") == 7 && int_of(a, "items.1") == 8 && has_text(a, "u", "\xc3\xa4"));
+            CHECK(int_of(a, "i") == -5 && float_of(a, "d64") == 1.25 && float_of(a, "f32") == 0.5);
+            CHECK(float_of(a, "f16") == 2 && int_of(a, "u8") == 200 && int_of(a, "nb") == 1);
+            CHECK(is_opaque(a, "ar", "numpy.ndarray"));
+        }
+        if (i == 2) CHECK(is_opaque(a, "named", "m.Named") && int_of(a, "named.k") == 9);
+        ml_archive_free(a);
+        free_bytes(&file), free_bytes(&p);
+    }
+}
+
+/* A pickle in a .pt file with 24 floats. */
+static ml_archive *open_pickle(const char *literal, size_t size, bytes *file) {
+    bytes p;
+    memset(&p, 0, sizeof p);
+    put(&p, literal, size);
+    *file = pt_file(&p, 24);
+    free_bytes(&p);
+    return open_bytes(file);
+}
+
+/* A module of modules, by its attributes: its tensors have the names of a state dict. */
+TEST(whole_modules) {
+    bytes p, file;
+    ml_archive *a;
+    memset(&p, 0, sizeof p);
+    put_literal(&p, "\x80\2cm\nNet\n)\x81}(U\x08trainingI01\nU\x0b_parameters}U\6weight");
+    pk_matrix(&p, "0", 2, 3);
+    put_literal(&p, "sU\x08_buffersccollections\nOrderedDict\n)RU\1b");
+    pk_matrix(&p, "0", 3, 2);
+    put_literal(&p, "sU\x08_modules}(U\5layercm\nLayer\n)\x81}(U\x0b_parameters}(U\1w");
+    pk_matrix(&p, "0", 1, 6);
+    put_literal(&p, "U\4biasNuU\6configcm\nArgs\n)\x81}U\3dimK\7sbubU\4noneNuub.");
+    file = pt_file(&p, 6);
+    a = open_bytes(&file);
+    REQUIRE(a);
+    CHECK(a->n_arrays == 3 && has_shape(a, "weight", ML_F32, 2, 2, 3) && has_shape(a, "b", ML_F32, 2, 3, 2));
+    CHECK(has_shape(a, "layer.w", ML_F32, 2, 1, 6) && int_of(a, "layer.config.dim") == 7);
+    CHECK(is_opaque(a, "", "m.Net") && is_opaque(a, "layer", "m.Layer") && int_of(a, "training") == 1);
+    ml_archive_free(a);
+    free_bytes(&file), free_bytes(&p);
+}
+
+/* Keys that make no name are numbered; the first of two equal names counts, and a tensor may be there twice. */
+TEST(odd_keys) {
+    static const char odd[] = "\x80\4}(K\1K\x0aU\1"
+                              "1K\x0bNK\x0cK\1K\2\x86K\x0dG\x3f\xe0\0\0\0\0\0\0K\x0e"
+                              "\x88K\x0f"
+                              "cm\nA\nK\x10"
+                              "cm\nA\n)RK\x11U\3a\0bK\x12U\0K\x13u.";
+    bytes p, file;
+    ml_archive *a = open_pickle(odd, sizeof odd - 1, &file);
+    int i;
+    REQUIRE(a);
+    CHECK(int_of(a, "1") == 10 && int_of(a, "#2") == 12 && int_of(a, "#3") == 13 && int_of(a, "#4") == 14);
+    CHECK(int_of(a, "m.A") == 16 && int_of(a, "#7") == 17 && int_of(a, "#8") == 18 && int_of(a, "") == 19);
+    CHECK(a->n_values == 8);
+    ml_archive_free(a);
+    free_bytes(&file);
+    memset(&p, 0, sizeof p);
+    put_text(&p, "}(X"), put_u32(&p, 3000);
+    for (i = 0; i < 3000; i++) put_u8(&p, 'k');
+    put_text(&p, "K\1X"), put_u32(&p, 5000);
+    for (i = 0; i < 5000; i++) put_u8(&p, 'k');
+    put_text(&p, "K\2U\1d");
+    for (i = 0; i < 1000; i++) put_text(&p, "]"); /* deeper than any recursion */
+    put_text(&p, "K\3");
+    for (i = 0; i < 1000; i++) put_text(&p, "a");
+    put_text(&p, "U\1a"), pk_matrix(&p, "0", 2, 3);
+    put_text(&p, "u.");
+    file = pt_file(&p, 6);
+    a = open_bytes(&file);
+    REQUIRE(a);
+    CHECK(int_of(a, "#1") == 2 && a->n_values == 3 && strlen(a->values[0].name) == 3000);
+    CHECK(strlen(a->values[2].name) == 2001 && a->values[2].i == 3); /* d.0.0.0 ... */
+    CHECK(strncmp(a->values[2].name, "d.0.0.0.0.0", 11) == 0 && has_shape(a, "a", ML_F32, 2, 2, 3));
+    ml_archive_free(a);
+    free_bytes(&file), free_bytes(&p);
+}
+
+/* What the pickle has between the global and the arguments' end, before a storage of `type` of 24 numbers. */
+static void put_storage(bytes *b, const char *module, const char *type, int64_t n) {
+    put_text(b, "(");
+    pk_text(b, "storage"), pk_global(b, module, type), pk_text(b, "0"), pk_text(b, "cpu"), pk_int(b, n);
+    put_text(b, "tQ");
+}
+
+/* The functions of torch._utils and torch._tensor that make tensors, by their arguments in PyTorch 1.12 to 2.7. */
+TEST(rebuild_functions) {
+    static const float from_2[] = {2, 3, 4, 5, 6, 7};
+    bytes p, file;
+    ml_archive *a;
+    memset(&p, 0, sizeof p);
+    put_text(&p, "\x80\2}(");
+    pk_text(&p, "v1"), pk_global(&p, "torch._utils", "_rebuild_tensor"), put_text(&p, "(");
+    put_storage(&p, "torch", "FloatStorage", 24), put_literal(&p, "K\2K\2K\3\x86K\3K\1\x86tR");
+    pk_text(&p, "v3"), pk_global(&p, "torch._utils", "_rebuild_tensor_v3"), put_text(&p, "(");
+    put_storage(&p, "torch.storage", "UntypedStorage", 96), put_literal(&p, "K\2K\2K\3\x86K\3K\1\x86\x89}");
+    pk_global(&p, "torch", "float32"), put_text(&p, "tR");
+    pk_text(&p, "u16"), pk_global(&p, "torch._utils", "_rebuild_tensor_v3"), put_text(&p, "(");
+    put_storage(&p, "torch.storage", "UntypedStorage", 96), put_literal(&p, "K\2K.\x85K\1\x85\x89}");
+    pk_global(&p, "torch", "uint16"), put_text(&p, "tR");
+    pk_text(&p, "f4"), pk_global(&p, "torch._utils", "_rebuild_tensor_v3"), put_text(&p, "(");
+    put_storage(&p, "torch.storage", "UntypedStorage", 96), put_literal(&p, "K\0K\5\x85K\1\x85\x89}");
+    pk_global(&p, "torch", "float4_e2m1fn_x2"), put_text(&p, "tR");
+    pk_text(&p, "param"), pk_global(&p, "torch._utils", "_rebuild_parameter_with_state"), put_text(&p, "(");
+    pk_matrix(&p, "0", 2, 3), put_literal(&p, "\x88}}U\1aK\1stR");
+    pk_text(&p, "type"), pk_global(&p, "torch._tensor", "_rebuild_from_type_v2"), put_text(&p, "(");
+    pk_global(&p, "torch._utils", "_rebuild_tensor_v2"), pk_global(&p, "m", "T"), put_text(&p, "(");
+    put_storage(&p, "torch", "FloatStorage", 24), put_literal(&p, "K\2K\2K\3\x86K\3K\1\x86\x89}t}tR");
+    pk_text(&p, "neg"), pk_global(&p, "torch._utils", "_rebuild_tensor_v2"), put_text(&p, "(");
+    put_storage(&p, "torch", "FloatStorage", 24);
+    put_literal(&p, "K\2K\2K\3\x86K\3K\1\x86\x89}}U\3neg\x88stR");
+    pk_text(&p, "q"), pk_global(&p, "torch._utils", "_rebuild_qtensor"), put_text(&p, "(");
+    put_storage(&p, "torch", "QInt8Storage", 96), put_literal(&p, "K\0K\6\x85K\1\x85N\x89}tR");
+    pk_text(&p, "c"), pk_global(&p, "torch._utils", "_rebuild_tensor_v2"), put_text(&p, "(");
+    put_storage(&p, "torch", "ComplexFloatStorage", 12), put_literal(&p, "K\1K\3\x85K\2\x85\x89}tR");
+    pk_text(&p, "new"), pk_global(&p, "torch._utils", "_rebuild_tensor_v2"), put_text(&p, "(");
+    put_storage(&p, "torch", "NewStorage", 12), put_literal(&p, "K\1K\3\x85K\2\x85\x89}tR");
+    pk_text(&p, "sparse"), pk_global(&p, "torch._utils", "_rebuild_sparse_tensor"),
+        put_literal(&p, "N)\x86R");
+    pk_text(&p, "meta"), pk_global(&p, "torch._utils", "_rebuild_meta_tensor_no_storage"), put_text(&p, ")R");
+    pk_text(&p, "far"), pk_global(&p, "torch._utils", "_rebuild_tensor_v2"), put_literal(&p, "(K\1QK\0))tR");
+    pk_text(&p, "dims"), pk_global(&p, "torch._utils", "_rebuild_tensor_v2"), put_text(&p, "(");
+    put_storage(&p, "torch", "FloatStorage", 24);
+    put_literal(&p, "K\0(K\1K\1K\1K\1K\1K\1K\1K\1K\1t(K\1K\1K\1K\1K\1K\1K\1K\1K\1t\x89}tR");
+    pk_text(&p, "dtype"), pk_global(&p, "torch", "complex64");
+    put_text(&p, "u.");
+    file = pt_file(&p, 24);
+    a = open_bytes(&file);
+    REQUIRE(a);
+    CHECK(has_floats(a, "v1", from_2, 6) && has_floats(a, "v3", from_2, 6) &&
+          has_floats(a, "type", from_2, 6));
+    CHECK(has_floats(a, "param", counting_floats, 6) && a->n_arrays == 10);
+    CHECK(has_shape(a, "u16", ML_TYPE_NONE, 1, 46, 0) && has_shape(a, "q", ML_TYPE_NONE, 1, 6, 0));
+    CHECK(has_shape(a, "c", ML_TYPE_NONE, 1, 3, 0) && has_shape(a, "f4", ML_TYPE_NONE, 1, 5, 0));
+    CHECK(strcmp(ml_archive_find_array(a, "u16")->type_name, "uint16") == 0);
+    CHECK(strcmp(ml_archive_find_array(a, "f4")->type_name, "float4_e2m1fn_x2") == 0);
+    CHECK(strcmp(ml_archive_find_array(a, "c")->type_name, "ComplexFloat") == 0);
+    CHECK(strcmp(ml_archive_find_array(a, "q")->type_name, "QInt8") == 0);
+    CHECK(strcmp(ml_archive_find_array(a, "new")->type_name, "New") == 0);
+    CHECK(strcmp(ml_archive_find_array(a, "v1")->type_name, "F32") == 0);
+    CHECK(has_shape(a, "neg", ML_TYPE_NONE, 2, 2, 3));
+    CHECK(is_opaque(a, "sparse", "torch._utils._rebuild_sparse_tensor"));
+    CHECK(is_opaque(a, "meta", "torch._utils._rebuild_meta_tensor_no_storage"));
+    CHECK(is_opaque(a, "far", "torch._utils._rebuild_tensor_v2") && has_text(a, "dtype", "complex64"));
+    CHECK(is_opaque(a, "dims", "torch._utils._rebuild_tensor_v2"));
+    ml_archive_free(a);
+    free_bytes(&file), free_bytes(&p);
+}
+
+/* ---- the older format of torch.save ---- */
+
+TEST(pytorch_legacy) {
+    bytes file = small_legacy(), p;
+    ml_archive *a;
+    check_small_pt(&file);
+    CHECK(refused(file.data, file.size - 1, ML_ERROR_TRUNCATED, "a storage needs bytes up to"));
+    CHECK(refused(file.data, file.size - 25, ML_ERROR_TRUNCATED, "a storage needs bytes up to"));
+    CHECK(refused(file.data, file.size - 33, ML_ERROR_TRUNCATED, "its pickle is cut short"));
+    file.data[15 + 6 + 4 + 21 + 5 + 18] =
+        0x89; /* little_endian: behind a number, 1001, "}(" and three items */
+    CHECK(refused(file.data, file.size, ML_ERROR_UNSUPPORTED, "big-endian"));
+    free_bytes(&file);
+    /* a tensor in a view of numbers 2 to 5 of the storage; a class saved with its source */
+    memset(&p, 0, sizeof p);
+    put_text(&p, "}(");
+    pk_text(&p, "view"), pk_global(&p, "torch._utils", "_rebuild_tensor_v2"), put_text(&p, "((");
+    pk_text(&p, "storage"), pk_global(&p, "torch", "FloatStorage"), pk_text(&p, "0"), pk_text(&p, "cpu");
+    pk_int(&p, 6), put_text(&p, "("), pk_text(&p, "1"), put_literal(&p, "K\2K\3ttQK\1K\2\x85K\1\x85\x89}tR");
+    pk_text(&p, "m"), put_text(&p, "("), pk_text(&p, "module"), pk_global(&p, "m", "Net");
+    pk_text(&p, "net.py"), pk_text(&p, "class Net"), put_literal(&p, "tQ)\x81}U\1xK\4sb");
+    put_text(&p, "u.");
+    file = legacy_file(&p, 6);
+    a = open_bytes(&file);
+    REQUIRE(a);
+    CHECK(has_floats(a, "view", counting_floats + 3, 2) && is_opaque(a, "m", "m.Net") &&
+          int_of(a, "m.x") == 4);
+    ml_archive_free(a);
+    free_bytes(&file), free_bytes(&p);
+}
+
+/* ---- types that no weight has ---- */
+
+TEST(unknown_types) {
+    static const char header[] = "{\"c\":{\"dtype\":\"C64\",\"shape\":[2],\"data_offsets\":[0,16]},"
+                                 "\"f4\":{\"dtype\":\"F4\",\"shape\":[3,2],\"data_offsets\":[16,19]},"
+                                 "\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[20,24]}}";
+    static const float five[] = {5};
+    bytes data, file;
+    ml_archive *a;
+    float floats[2];
+    int64_t ints[2];
+    memset(&data, 0, sizeof data);
+    put_floats(&data, 0, 6);
+    file = safetensors_file(header, data.data, data.size);
+    a = open_bytes(&file);
+    REQUIRE(a);
+    CHECK(has_shape(a, "c", ML_TYPE_NONE, 1, 2, 0) && has_shape(a, "f4", ML_TYPE_NONE, 2, 3, 2));
+    CHECK(strcmp(ml_archive_find_array(a, "c")->type_name, "C64") == 0 && has_floats(a, "w", five, 1));
+    CHECK(strcmp(ml_archive_find_array(a, "w")->type_name, "F32") == 0);
+    CHECK(ml_array_read_floats(ml_archive_find_array(a, "c"), floats, 2) == ML_ERROR_UNSUPPORTED);
+    CHECK(ml_array_read_ints(ml_archive_find_array(a, "c"), ints, 2) == ML_ERROR_UNSUPPORTED);
+    CHECK(ml_array_read_floats(ml_archive_find_array(a, "c"), floats, 1) == ML_ERROR_ARGUMENT);
+    ml_archive_free(a);
+    free_bytes(&file), free_bytes(&data);
+
+    memset(&file, 0, sizeof file);
+    gguf_begin(&file, 3, 2, 2);
+    gguf_key(&file, "lists", 9), put_u32(&file, 9), put_u64(&file, 2);
+    put_u32(&file, 5), put_u64(&file, 1), put_u32(&file, 7); /* [[7], ["a", "b"]] */
+    put_u32(&file, 8), put_u64(&file, 2), gguf_text(&file, "a"), gguf_text(&file, "b");
+    gguf_key(&file, "after", 4), put_u32(&file, 3);
+    gguf_tensor(&file, "new", 2, 3, 5, 99, 0), gguf_tensor(&file, "w", 1, 1, 1, 0, 32);
+    gguf_pad(&file, 32);
+    put_floats(&file, -3, 9);
+    a = open_bytes(&file);
+    REQUIRE(a);
+    CHECK(int_of(a, "after") == 3 && ml_archive_find_value(a, "lists")->length == 2);
+    CHECK(ml_archive_find_value(a, "lists")->list_type == 9 && has_floats(a, "w", five, 1));
+    CHECK(has_shape(a, "new", ML_TYPE_NONE, 2, 3, 5));
+    CHECK(strcmp(ml_archive_find_array(a, "new")->type_name, "99") == 0);
+    ml_archive_free(a);
+    free_bytes(&file);
+}
+
+#if !defined(ML_NO_SAVE) && !defined(ML_NO_STDIO)
+/* A model with one weight of a type that is not read: refused by its name. */
+TEST(weight_of_unknown_type) {
+    static const char path[] = "test_archive.tmp";
+    ml_model_create_desc desc;
+    ml_random random;
+    ml_model *model = NULL;
+    bytes file;
+    FILE *f;
+    int c;
+    size_t i, at = 0;
+    memset(&desc, 0, sizeof desc), memset(&file, 0, sizeof file);
+    ml_random_seed(&random, 1);
+    desc.config.dim = 8, desc.config.hidden_dim = 8, desc.config.n_layers = 1, desc.config.n_heads = 1;
+    desc.config.vocab_size = 8, desc.config.max_seq_len = 8;
+    desc.random = &random;
+    REQUIRE(!ml_model_create(&desc, &model, &failure));
+    REQUIRE(!ml_model_save(model, path, NULL, &failure));
+    ml_model_free(model);
+    f = fopen(path, "rb");
+    REQUIRE(f);
+    while ((c = fgetc(f)) != EOF) put_u8(&file, (unsigned)c);
+    fclose(f);
+    remove(path);
+    for (i = 0; i + 30 < file.size && !at; i++)
+        if (memcmp(file.data + i, "blk.0.ffn_up.weight", 19) == 0) at = i + 19 + 4 + 16; /* its type */
+    REQUIRE(at && file.data[at] == 0);
+    file.data[at] = 14;
+    CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &failure) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(failure.text, "blk.0.ffn_up.weight is of type ") != NULL);
+    file.data[at] = 99;
+    CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &failure) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(failure.text, "blk.0.ffn_up.weight is of type 99") != NULL);
+    free_bytes(&file);
+}
+#endif
 
 static double integer(int64_t i) { return (double)i; }
 
@@ -459,6 +921,7 @@ TEST(json_errors) {
 /* ---- what is no model, and files that cannot be opened ---- */
 
 TEST(not_a_model) {
+    char tar[512];
     ml_archive *none = NULL;
     CHECK(refused("", 0, ML_ERROR_FORMAT, "empty"));
     CHECK(refused(NULL, 0, ML_ERROR_FORMAT, "empty"));
@@ -471,7 +934,9 @@ TEST(not_a_model) {
     CHECK(refused("\x0a\x0e\x0a\5<unk>\x15\0\0\0\0\x18\2", 16, ML_ERROR_FORMAT, "tokenizer"));
     CHECK(refused("\x80\x02\x8a\x0al\xfc\x9c"
                   "F\xf9 j\xa8P\x19.",
-                  15, ML_ERROR_FORMAT, "before version 1.6"));
+                  15, ML_ERROR_TRUNCATED, "its pickle is cut short"));
+    memset(tar, 'x', sizeof tar), memcpy(tar + 257, "ustar", 5);
+    CHECK(refused(tar, sizeof tar, ML_ERROR_FORMAT, "a tar archive"));
     CHECK(refused("\x01\x02\x03\x04\x05\x06\x07\x08\x09", 9, ML_ERROR_FORMAT,
                   "starts with the bytes 01 02 03 04 05 06 07 08"));
     CHECK(refused("\x01", 1, ML_ERROR_FORMAT, "bytes 01"));
@@ -558,8 +1023,9 @@ static void sweep(const bytes *file) {
 
 TEST(every_allocation_fails_once) {
     int i;
-    for (i = 0; i < 5; i++) {
+    for (i = 0; i < 6; i++) {
         bytes file = i == 0   ? small_pt()
+                     : i == 5 ? small_legacy()
                      : i == 1 ? small_gguf()
                      : i == 2 ? small_safetensors()
                               : small_bin(i - 2, 0);
@@ -923,6 +1389,15 @@ int main(void) {
     RUN(pytorch);
     RUN(pytorch_zip64);
     RUN(pickle_kinds);
+    RUN(objects);
+    RUN(whole_modules);
+    RUN(odd_keys);
+    RUN(rebuild_functions);
+    RUN(pytorch_legacy);
+    RUN(unknown_types);
+#if !defined(ML_NO_SAVE) && !defined(ML_NO_STDIO)
+    RUN(weight_of_unknown_type);
+#endif
     RUN(pytorch_types_and_shapes);
     RUN(strides);
     RUN(gguf);

@@ -41,6 +41,7 @@ static void print_value(const ml_value *value) {
     case ML_VALUE_FLOAT: printf("%.9g\n", value->f); break;
     case ML_VALUE_BOOL: printf("%s\n", value->i ? "true" : "false"); break;
     case ML_VALUE_LIST: printf("list of %zu\n", value->length); break;
+    case ML_VALUE_OPAQUE: printf("<%.*s>\n", (int)value->length, value->s); break;
     case ML_VALUE_STRING:
         print_quoted(value->s, value->length < 100 ? value->length : 100);
         printf("%s\n", value->length < 100 ? "" : " ...");
@@ -48,6 +49,7 @@ static void print_value(const ml_value *value) {
     }
 }
 
+/* 0 for a type that is not read: then only the file knows. */
 static size_t array_bytes(const ml_array *array) {
     return ml_type_row_bytes(array->type, ml_array_count(array));
 }
@@ -61,8 +63,19 @@ static void print_array(const ml_array *array, int width) {
                       (long long)array->shape[d]);
     printf("  ");
     print_name(array->name, width);
-    printf(" %-5s (%s) %zu bytes%s\n", ml_type_name(array->type), shape, array_bytes(array),
-           array->is_contiguous ? "" : ", strided");
+    printf(" %-5s (%s)", array->type_name, shape);
+    if (array->type != ML_TYPE_NONE) printf(" %zu bytes", array_bytes(array));
+    printf("%s%s\n", array->is_contiguous ? "" : ", strided",
+           array->type == ML_TYPE_NONE ? ", a type that is not read" : "");
+}
+
+/* How much of the file is only named above. */
+static void print_passed_over(const ml_archive *archive) {
+    size_t n_objects = 0, n_arrays = 0;
+    for (size_t i = 0; i < archive->n_values; i++) n_objects += archive->values[i].kind == ML_VALUE_OPAQUE;
+    for (size_t i = 0; i < archive->n_arrays; i++) n_arrays += archive->arrays[i].type == ML_TYPE_NONE;
+    if (n_objects) printf("passed over: objects of unknown classes (%zu, <in brackets> above)\n", n_objects);
+    if (n_arrays) printf("passed over: tensors of types that are not read (%zu)\n", n_arrays);
 }
 
 static void print_archive(const ml_archive *archive) {
@@ -78,6 +91,7 @@ static void print_archive(const ml_archive *archive) {
     }
     printf("tensors (%zu, %zu bytes):\n", archive->n_arrays, bytes);
     for (size_t i = 0; i < archive->n_arrays; i++) print_array(&archive->arrays[i], width);
+    print_passed_over(archive);
 }
 
 static void print_tokenizer(const ml_tokenizer *tokenizer) {
