@@ -10019,13 +10019,15 @@ enum { MLI_POOLING_MEAN = 1, MLI_POOLING_LAST = 3 }; /* llama.cpp's numbers */
 /* Finds weight and bias, under any prefix; the shortest name counts, since others have more in front (the moments of
    a checkpoint). Returns who named them: a row of mli_head_names. */
 static int mli_find_head(mli_loader *loader) {
-    char bias[MLI_LONG_NAME_SIZE], dense[MLI_LONG_NAME_SIZE];
+    char bias[MLI_LONG_NAME_SIZE], dense[MLI_LONG_NAME_SIZE], plain[MLI_LONG_NAME_SIZE];
     int naming = 0;
     mli_new_sources(loader, 2);
     for (int n = 0; n < MLI_HEAD_NAMINGS && !loader->result; n++)
         for (size_t i = 0; i < loader->archive->n_arrays; i++) {
             const ml_array *array = &loader->archive->arrays[i], *shortest = loader->sources[0];
-            if (!mli_take_prefix(loader, array->name, mli_head_names[n][0])) continue;
+            if (!mli_plain_name(array->name, plain)) continue;
+            if (!mli_take_prefix(loader, plain, mli_head_names[n][0])) continue;
+            if (strstr(array->name, "original_module.")) continue; /* PEFT's copy of what was before */
             if (shortest && strlen(array->name) >= strlen(shortest->name)) continue;
             loader->sources[0] = array;
             naming = n;
@@ -10038,7 +10040,7 @@ static int mli_find_head(mli_loader *loader) {
                    loader->archive->n_arrays);
         return 0;
     }
-    loader->sources[1] = ml_archive_find_array(loader->archive, bias);
+    loader->sources[1] = mli_find_plain(loader, bias);
     if (naming == 0 && ml_archive_find_array(loader->archive, dense))
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: a head of two layers is not supported", dense);
     return naming;

@@ -287,9 +287,13 @@ static ml_result load_memory(const bytes *file, const char *json, ml_head **head
 
 /* PyTorch's dictionaries, by the names that programs give a head, under any prefix. */
 TEST(pickled) {
-    static const char *const weights[] = {"score.weight", "classifier_head.weight", "module.score.weight",
+    static const char *const weights[] = {"score.weight",
+                                          "classifier_head.weight",
+                                          "module.score.weight",
                                           "model_state.module.classifier_head.weight",
-                                          "base_model.model.score.weight"};
+                                          "base_model.model.score.weight",
+                                          "base_model.model.score.modules_to_save.default.weight",
+                                          "_orig_mod.classifier_head.weight"};
     size_t i;
     int has_bias;
     for (i = 0; i < sizeof weights / sizeof *weights; i++)
@@ -798,7 +802,8 @@ TEST(nothing_else_in_an_adapter) {
                  {"score.weight", ML_ERROR_UNSUPPORTED},
                  {"base_model.model.cls.output.weight", ML_ERROR_UNSUPPORTED},
                  {"base_model.model.score.weight2", ML_ERROR_UNSUPPORTED},
-                 {"base_model.model.score.modules_to_save.weight", ML_ERROR_UNSUPPORTED}};
+                 {"base_model.model.score.modules_to_save.weight", ML_OK},
+                 {"base_model.model.score.modules.weight", ML_ERROR_UNSUPPORTED}};
     static const char pair[] = "{\"base_model.model.model.layers.0.self_attn.q_proj.lora_%s.weight\":{"
                                "\"dtype\":\"F32\",\"shape\":[%d,%d],"
                                "\"data_offsets\":[0,64]},";
