@@ -10,26 +10,38 @@
 #   make table      MODEL=file DATA=folder: the assignment's settings on SST-5 and CFIMDB (TABLE="--seeds 10": more)
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
+#   make clean      removes build/
+#   make help       this list
 #
-# CFLAGS=... is appended to the flags below, ARCH=... chooses the instructions, CC=... the compiler, BUILD=... the
-# folder, RUNNER=... a command that runs the test programs. make -j compiles in parallel.
+# CFLAGS=... is appended to the flags below, ARCH=... chooses the instructions, OPENMP= leaves threads out, CC=... is
+# the compiler, BUILD=... the folder, RUNNER=... a command that runs the test programs, QUICK=1 the tests without those
+# that take minutes when the compiler does not optimize. V=1 shows each command; make -j compiles in parallel.
 
 CC ?= cc
 BUILD ?= build
 FUZZ_SECONDS ?= 60
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 
-# This machine's own instructions and OpenMP, where the compiler has them.
-accepted = $(shell echo 'int main(void) { return 0; }' | $(CC) $(CFLAGS) $(1) -x c -o /dev/null - 2>/dev/null && echo $(1))
+ifneq ($(words [$(BUILD)]),1)
+$(error BUILD="$(BUILD)" has a space in it, and make takes that for two folders: choose one without)
+endif
+
+# This machine's own instructions and OpenMP, where the compiler has them: the first time that the flags are needed, a
+# program is compiled with the flag, linked and run. (musl-gcc links GNU's OpenMP, which then does not load.)
+accepted = $(shell { mkdir -p $(BUILD) && $(CC) $(CFLAGS) $(1) $(2) -o $(BUILD)/probe tests/compile/probe.c && \
+                     $(RUNNER) $(BUILD)/probe; } >/dev/null 2>&1 && echo $(1); rm -f $(BUILD)/probe*)
 ifeq ($(origin ARCH),undefined)
-ARCH := $(call accepted,-march=native)
+ARCH = $(eval ARCH := $(call accepted,-march=native))$(ARCH)
 endif
 ifeq ($(origin OPENMP),undefined)
-OPENMP := $(call accepted,-fopenmp)
+OPENMP = $(eval OPENMP := $(call accepted,-fopenmp,-DPROBE_OPENMP))$(OPENMP)
+NO_OPENMP = $(if $(OPENMP),,echo 'OpenMP: not available with $(CC): one thread';)
 endif
+# How it writes the headers that an object was made from; tcc knows only the second.
+LISTED = $(eval LISTED := $(or $(call accepted,-MMD -MP),$(call accepted,-MD)))$(LISTED)
 LEVEL := -O3
 FLAGS = -std=c99 $(LEVEL) $(WARNINGS) $(ARCH) $(OPENMP) -I. $(CFLAGS)
-BUILT_WITH := $(CC) $(FLAGS)
+BUILT_WITH = $(CC) $(FLAGS)
 POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the header needs the C library only
 
 # The library is compiled once, and linked by every program that does not define MINILLAMA_IMPLEMENTATION itself: a
@@ -52,7 +64,13 @@ SOURCES := $(wildcard minillama.h $(foreach folder,examples examples/* tools too
 INSIDE := $(filter-out $(patsubst %,tests/test_%.c,kernels quant formats),$(filter tests/%,$(ALONE)))
 $(INSIDE:%.c=$(BUILD)/obj/%.o): LEVEL := -O1
 
+# short LINE: the line is printed in place of the command that follows; with V=1 the command itself, with -s nothing.
+short = $(if $(V),,@$(if $(findstring s,$(firstword -$(MAKEFLAGS))),,echo '$(1)';))
+
 all: $(PROGRAMS)
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 # What a program is linked with besides its own files.
 uses_pretrain := tools/bpe/bpe.c
@@ -63,32 +81,34 @@ uses_test_pretrain := examples/pretrain/corpus.c examples/pretrain/model.c tools
 # program NAME,SOURCES: the rule that links it.
 define program
 $(BUILD)/$(1): $(patsubst %.c,$(BUILD)/obj/%.o,$(2) $(uses_$(1))) $(if $(filter $(ALONE),$(2)),,$(LIBRARY))
-	$$(CC) $$(FLAGS) -o $$@ $$(filter %.o,$$^) -lm
+	$$(call short,link $$@)$$(CC) $$(FLAGS) -o $$@ $$(filter %.o,$$^) -lm
 endef
 $(foreach file,$(FILES) $(wildcard tests/test_*.c),$(eval $(call program,$(notdir $(file:.c=)),$(file))))
 $(foreach folder,$(FOLDERS),$(eval $(call program,$(notdir $(folder)),$(wildcard $(folder)/*.c))))
 $(foreach file,$(wildcard tests/fuzz_*.c),$(eval $(call program,test_$(notdir $(file:.c=)),$(file))))
-$(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed) # which it runs
+$(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed run_llama convert \
+                            train_tokenizer write_stories) # which it runs
 
 $(LIBRARY): tests/compile/implementation.c $(BUILD)/flags
-	$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+	$(call short,cc $@ (the library: about 10 s))$(CC) $(FLAGS) $(LISTED) -c -o $@ $<
 $(BUILD)/obj/tests/%.o: tests/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+	$(call short,cc $@)$(CC) $(FLAGS) $(LISTED) -c -o $@ $<
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) $(POSIX) -MMD -MP -c -o $@ $<
+	$(call short,cc $@)$(CC) $(FLAGS) $(POSIX) $(LISTED) -c -o $@ $<
 $(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz.h minillama.h
 	@mkdir -p $(BUILD)
-	clang $(FLAGS) -O1 -g -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION=1 -fsanitize=fuzzer,address,undefined \
+	$(call short,clang $@)clang $(FLAGS) -O1 -g -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION=1 -fsanitize=fuzzer,address,undefined \
 	    -fno-sanitize-recover=all -o $@ $< \
 	    $(if $(filter $(ALONE),$<),,tests/compile/implementation.c) -lm
 -include $(wildcard $(BUILD)/*.d $(BUILD)/obj/*/*.d $(BUILD)/obj/*/*/*.d) # headers that each object was made from
 
 # Other flags than last time compile everything again.
 $(BUILD)/flags: FORCE
-	@mkdir -p $(BUILD)
-	@echo '$(BUILT_WITH)' | cmp -s - $@ || echo '$(BUILT_WITH)' > $@
+	@mkdir -p $(BUILD) 2>/dev/null && test -w $(BUILD) || \
+	    { echo '$(BUILD)/ cannot be made here: use BUILD=elsewhere, as in make BUILD=/tmp/minillama'; exit 1; }
+	@echo '$(BUILT_WITH)' | cmp -s - $@ || { $(NO_OPENMP) echo '$(BUILT_WITH)' > $@; }
 
 MODEL ?= $(firstword $(wildcard examples/models/*.gguf ../shared/models/stories260K.pt))
 TOKENIZER ?= $(if $(filter %/stories260K.pt,$(MODEL)),$(wildcard $(dir $(MODEL))tok512.bin))
@@ -137,7 +157,7 @@ demo: $(BUILD)/run_llama
 	$(call demo_run,2) --option prompt --score calibrated
 	$(call demo_run,5) --option prompt
 	$(call demo_run,5) --option prompt --score calibrated
-	@echo "== 3. It is fine-tuned on 240 and on 300 opinions, a classifier on top."
+	@echo "== 3. It is fine-tuned on 240 and on 300 opinions, a classifier on top; the epoch that is best on dev is kept."
 	$(call demo_run,2) --option finetune --lr 5e-4
 	$(call demo_run,5) --option finetune --lr 5e-4
 	@echo "== 4. The same with LoRA: the model stays as it is, and a few percent of new weights learn."
@@ -161,4 +181,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run test check sanitize fuzz bench demo table format check-format clean FORCE
+.PHONY: all help run test check sanitize fuzz bench demo table format check-format clean FORCE

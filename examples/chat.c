@@ -37,7 +37,7 @@ int main(int argc, char **argv) {
     ml_error error = {ML_OK, ""};
     ml_model *model = NULL;
     ml_session *session = NULL;
-    if (argc != 2) return fprintf(stderr, "usage: chat MODEL\n"), 2;
+    if (argc != 2 || *argv[1] == '-') return fprintf(stderr, "usage: chat MODEL\n"), 2;
     if (ml_model_load(argv[1], NULL, &model, &error) || ml_session_new(model, NULL, &session, &error) ||
         talk(session, &error))
         fprintf(stderr, "\n%s: %s\n", ml_result_string(error.code), error.text);

@@ -37,7 +37,8 @@ int main(int argc, char **argv) {
     ml_session *session = NULL;
     ml_session_desc desc = {0};
     char line[4096];
-    if (argc < 2 || argc > 3) return fprintf(stderr, "usage: classify MODEL [ADAPTER] < SENTENCES\n"), 2;
+    if (argc < 2 || argc > 3 || *argv[1] == '-')
+        return fprintf(stderr, "usage: classify MODEL [ADAPTER] < SENTENCES\n"), 2;
     int ok = !ml_model_load(argv[1], NULL, &model, &error) &&
              (argc == 2 || !ml_lora_load(argv[2], model, NULL, &lora, &error)) &&
              !ml_head_load(argv[argc - 1], model, NULL, &head, &error);

@@ -10,9 +10,9 @@
    library writes
        #define MINILLAMA_IMPLEMENTATION
    above it, and so compiles the implementation itself: the Makefile looks for that line. Helpers with a header each
-   (include after this one): build_files.h, small files of every format; folder.h, a folder in the system's temporary
-   place; models.h, models made in one line and their tensors by name; shared.h, public files beside the repository and
-   arrays from them. */
+   (include after this one): build_files.h, small files of every format; temporary.h, a folder in the system's
+   temporary place, and what a call prints; folder.h, that and whole files; models.h, models made in one line and their
+   tensors by name; shared.h, public files beside the repository and arrays from them. */
 #ifndef PREAMBLE_H
 #define PREAMBLE_H
 

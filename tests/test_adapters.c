@@ -1105,7 +1105,7 @@ TEST(refused) {
     CHECK(ml_lora_save(lora, model, in_folder("no/folder/x"), &desc, &error) == ML_ERROR_FILE);
     CHECK(!exists(in_folder("x")) && !exists(in_folder("x.tmp")));
     CHECK(ml_lora_load(in_folder("none"), model, NULL, &loaded, &error) == ML_ERROR_FILE && !loaded);
-    CHECK(mkdir(in_folder("bare"), 0777) == 0); /* the weights without their configuration */
+    CHECK(make_folder(in_folder("bare"))); /* the weights without their configuration */
     CHECK(ml_lora_save(lora, model, in_folder("bare/a.safetensors"), &desc, &error) == ML_OK);
     CHECK(remove(in_folder("bare/adapter_config.json")) == 0);
     CHECK(ml_lora_load(in_folder("bare/a.safetensors"), model, NULL, &loaded, &error) == ML_ERROR_FILE &&

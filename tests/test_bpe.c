@@ -754,7 +754,7 @@ TEST(real_text) {
     bpe_desc desc;
     uint64_t hash = BPE_HASH_SEED;
     size_t n_ids;
-    if (!head || !valid) SKIP("no public text");
+    if (!head || !valid) SKIP("../shared is absent");
     texts[0].data = read_file(head, &texts[0].size);
     texts[1].data = read_file(valid, &texts[1].size);
     memset(&desc, 0, sizeof desc);

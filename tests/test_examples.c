@@ -1,4 +1,5 @@
-/* The small examples as their users run them: each as a process, judged by its exit status and by what it prints. */
+/* The programs as their users run them: each as a process, judged by its exit status and by what it prints and leaves.
+   (pretrain has a test of its own.) */
 #include "preamble.h"
 #include "folder.h"
 #include <sys/wait.h>
@@ -22,8 +23,9 @@ static int run(const char *example, const char *arguments, const char *input) {
     char command[4096];
     const char *runner = getenv("RUNNER");
     write_file(in_folder("input"), input, strlen(input));
-    snprintf(command, sizeof command, "%s %s/%s %s <%s >%s 2>%s", runner ? runner : "", program_folder,
-             example, arguments, in_folder("input"), in_folder("said"), in_folder("complained"));
+    snprintf(command, sizeof command, "%s '%s/%s' %s <'%s' >'%s' 2>'%s'", runner ? runner : "",
+             program_folder, example, arguments, in_folder("input"), in_folder("said"),
+             in_folder("complained"));
     int status = system(command);
     free(said), free(complained);
     said = text_of(in_folder("said"));
@@ -153,14 +155,14 @@ TEST(lora_and_classify) {
     char *truth = text_of("examples/data/opinions2-test.txt");
     int n, epoch;
     double first, loss = 0;
-    snprintf(arguments, sizeof arguments, MODEL " examples/data/opinions2-train.txt 2 %s",
+    snprintf(arguments, sizeof arguments, MODEL " examples/data/opinions2-train.txt 2 '%s'",
              in_folder("adapter.gguf"));
     REQUIRE(runs("lora", arguments, ""));
     CHECK(sscanf(said, "epoch 0: loss %lf", &first) == 1 && first < 1);
     const char *last = strstr(said, "epoch 5:");
     CHECK(last && sscanf(last, "epoch %d: loss %lf", &epoch, &loss) == 2 && loss < 0.5 * first);
     sentences_of(truth, &sentences);
-    snprintf(arguments, sizeof arguments, MODEL " %s", in_folder("adapter.gguf"));
+    snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("adapter.gguf"));
     REQUIRE(runs("classify", arguments, (const char *)sentences.data));
     int right = count_right(truth, said, &n);
     CHECK(n == 60 && right >= 42);
@@ -179,12 +181,13 @@ TEST(train) {
     for (int i = 0; i < 20; i++) put_text(&text, story);
     write_file(in_folder("story.txt"), text.data, text.size);
     free_bytes(&text);
-    snprintf(arguments, sizeof arguments, MODEL " %s %s", in_folder("story.txt"), in_folder("small.gguf"));
+    snprintf(arguments, sizeof arguments, MODEL " '%s' '%s'", in_folder("story.txt"),
+             in_folder("small.gguf"));
     REQUIRE(runs("train", arguments, ""));
     CHECK(sscanf(said, "step 20: loss %lf", &first) == 1);
     const char *line = strstr(said, "step 200:");
     CHECK(line && sscanf(line, "step 200: loss %lf", &last) == 1 && last < 0.1 && last < first);
-    snprintf(arguments, sizeof arguments, "%s 'Tom had a ball.'", in_folder("small.gguf"));
+    snprintf(arguments, sizeof arguments, "'%s' 'Tom had a ball.'", in_folder("small.gguf"));
     REQUIRE(runs("generate", arguments, ""));
     CHECK(strncmp(said, story, strlen(story) - 1) == 0); /* it has memorized the story */
 }
@@ -203,7 +206,234 @@ TEST(embed) {
     CHECK(strstr(said, "\nnearest: The dog ran to the park.\n") != NULL);
 }
 
+/* ---- run_llama ---- */
+
+#define OPINIONS(n)                                                                                          \
+    " --dev examples/data/opinions" #n "-dev.txt --test examples/data/opinions" #n                           \
+    "-test.txt --label-names examples/data/opinions" #n "-labels.json --threads 1 --batch_size 10"
+/* As small as a run can be. */
+#define SHORT " --train examples/data/opinions2-dev.txt --epochs 1" OPINIONS(2)
+
+/* A flag and a file of the folder. */
+static const char *flag(const char *name, const char *file) {
+    static char texts[64][800];
+    static int turn;
+    turn = (turn + 1) % 64;
+    snprintf(texts[turn], sizeof texts[0], " %s '%s'", name, in_folder(file));
+    return texts[turn];
+}
+
+/* The arguments, and three of flag()'s. */
+static int runs_llama(const char *arguments, const char *a, const char *b, const char *c) {
+    char all[4096];
+    snprintf(all, sizeof all, "%s%s%s%s", arguments, a, b, c);
+    return run("run_llama", all, "");
+}
+
+static int same_files(const char *a, const char *b) {
+    bytes x = read_file(in_folder(a)), y = read_file(in_folder(b));
+    int same = x.size && x.size == y.size && memcmp(x.data, y.data, x.size) == 0;
+    free_bytes(&x);
+    free_bytes(&y);
+    return same;
+}
+
+/* Trains, predicts by what was saved, and compares. `model` is what predicts. */
+static void trains_and_predicts(const char *how, const char *state, const char *model) {
+    char arguments[2048];
+    snprintf(arguments, sizeof arguments, "--pretrained-model-path " MODEL " %s --seed 1" SHORT, how);
+    REQUIRE(runs_llama(arguments, flag("--dev_out", "dev"), flag("--test_out", "test"),
+                       flag("--state", state)) == 0);
+    CHECK(strstr(said, "best epoch 0, dev acc 0.") != NULL);
+    snprintf(arguments, sizeof arguments, "--option predict %s" OPINIONS(2), model);
+    REQUIRE(runs_llama(arguments, flag("--dev_out", "dev2"), flag("--test_out", "test2"), "") == 0);
+    CHECK(strncmp(said, "dev acc :: 0.", 13) == 0 && strstr(said, "\ntest acc :: 0."));
+    CHECK(same_files("dev", "dev2") && same_files("test", "test2"));
+}
+
+/* A file says by itself whether its model computes as the assignment's. */
+TEST(predict) {
+    trains_and_predicts("--option finetune --lr 5e-4", "tuned.gguf",
+                        flag("--pretrained-model-path", "tuned.gguf"));
+    trains_and_predicts("--option finetune --lr 5e-4 --mode llama", "tuned.gguf",
+                        flag("--pretrained-model-path", "tuned.gguf"));
+    char model[1024];
+    snprintf(model, sizeof model, "--mode llama --pretrained-model-path " MODEL "%s",
+             flag("--lora", "thin.gguf"));
+    trains_and_predicts("--option lora --lr 3e-3 --mode llama", "thin.gguf", model);
+    CHECK(run("run_llama", "--option predict --pretrained-model-path " MODEL OPINIONS(2), "") == 1);
+    CHECK(strstr(complained, MODEL) && strstr(complained, "head"));
+    CHECK(run("run_llama", "--option lora --lora x --pretrained-model-path " MODEL SHORT, "") == 2);
+}
+
+/* A model writes something else with an adapter. */
+TEST(adapter_writes) {
+    char arguments[2048];
+    snprintf(arguments, sizeof arguments, MODEL " examples/data/opinions2-train.txt 2 '%s'",
+             in_folder("learned.gguf"));
+    REQUIRE(runs("lora", arguments, ""));
+    CHECK(runs_llama("--prompt Once --max_new_tokens 40 --pretrained-model-path " MODEL, "", "", "") == 0);
+    char *plain = said;
+    said = NULL;
+    CHECK(runs_llama("--prompt Once --max_new_tokens 40 --pretrained-model-path " MODEL,
+                     flag("--lora", "learned.gguf"), "", "") == 0);
+    CHECK(strcmp(plain, said) != 0);
+    free(plain);
+    CHECK(runs_llama("--prompt Once --pretrained-model-path " MODEL, flag("--lora", "no"), "", "") == 1);
+    CHECK(strstr(complained, in_folder("no")) != NULL);
+}
+
+/* What does not fit into the context is said, and --slide writes on. */
+TEST(context_is_full) {
+    static const char *const full = "(the context of 256 tokens is full";
+    CHECK(run("run_llama", "--prompt Once --max_new_tokens 9999 --pretrained-model-path " MODEL, "") == 0);
+    CHECK(strstr(complained, full) && strstr(complained, " of 9999 new ones; --slide writes on)"));
+    CHECK(strlen(said) > 500);
+    char *all = said;
+    said = NULL;
+    CHECK(run("run_llama", "--prompt Once --pretrained-model-path " MODEL, "") == 0);
+    CHECK(strstr(complained, full) && strcmp(all, said) == 0);
+    CHECK(run("run_llama", "--prompt Once --max-new-tokens 9 --pretrained_model_path " MODEL, "") == 0);
+    CHECK(!strstr(complained, full) && strstr(complained, " 9 written"));
+    CHECK(run("run_llama", "--prompt Once --slide --max_new_tokens 300 --pretrained-model-path " MODEL, "") ==
+          0);
+    CHECK(!strstr(complained, full) && strstr(complained, " 300 written") && strlen(said) > strlen(all));
+    free(all);
+}
+
+/* ---- files before the work ---- */
+
+/* Fails before anything is done, with these words, and leaves no new file. */
+static void refuses(const char *program, const char *arguments, const char *words) {
+    static const char *const names[] = {"new", "new.tmp", "other", "other.tmp"};
+    CHECK(run(program, arguments, "") == 1);
+    CHECK(strncmp(complained, "error: ", 7) == 0 && strstr(complained, words) && !*said);
+    if (!strstr(complained, words)) printf("%s %s said: %s\n", program, arguments, complained);
+    for (int i = 0; i < 4; i++) CHECK(!exists(in_folder(names[i])));
+}
+
+static void refuses_llama(const char *a, const char *b, const char *c, const char *words) {
+    char all[4096];
+    snprintf(all, sizeof all, "--option finetune --pretrained-model-path " MODEL SHORT "%s%s%s", a, b, c);
+    refuses("run_llama", all, words);
+}
+
+TEST(outputs_are_tried_first) {
+    write_file(in_folder("old"), "0 ||| of an earlier run\n", 24);
+    write_file(in_folder("same"), "0 ||| of an earlier run\n", 24);
+    CHECK(symlink(in_folder("old"), in_folder("symbolic")) == 0);
+    CHECK(link(in_folder("old"), in_folder("hard")) == 0);
+    const char *dev = flag("--dev_out", "new"), *test = flag("--test_out", "other");
+    refuses_llama(" --dev_out /nowhere/d", test, "", "/nowhere/d cannot be written: No such file");
+    refuses_llama(dev, " --test_out /nowhere/d", "", "/nowhere/d cannot be written: No such file");
+    refuses_llama(dev, test, " --state /nowhere/d", "/nowhere/d cannot be written: No such file");
+    refuses_llama(dev, test, flag("--state", "."), "cannot be written: Is a directory");
+    refuses_llama(dev, test, " --state /dev/null", "/dev/null cannot be written: File exists");
+    refuses_llama(flag("--dev_out", "other"), test, "", "--dev_out and --test_out are the same file");
+    refuses_llama(flag("--dev_out", "./other"), test, "", "--dev_out and --test_out are the same file");
+    static const char *const ways[] = {"old", "./old", "symbolic", "hard"};
+    for (int i = 0; i < 4; i++) {
+        refuses_llama(dev, flag("--test_out", ways[i]), flag("--test", "old"), "is also read (--test)");
+        refuses_llama(flag("--dev_out", "old"), test, flag("--train", ways[i]), "is also read (--train)");
+    }
+    refuses_llama(flag("--dev_out", "old"), test, " --train absent.txt", "absent.txt: No such file");
+    CHECK(same_files("old", "same"));
+    refuses("run_llama", "--generated_sentence_low_temp_out /nowhere/g --pretrained-model-path " MODEL,
+            "/nowhere/g cannot be written");
+}
+
+TEST(tools_try_outputs_first) {
+    char arguments[4096];
+    bytes model = read_file(MODEL);
+    write_file(in_folder("model.gguf"), model.data, model.size);
+    write_file(in_folder("model.copy"), model.data, model.size);
+    free_bytes(&model);
+    snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("model.gguf"), in_folder("./model.gguf"));
+    refuses("convert", arguments, "is also read (IN)");
+    refuses("convert", MODEL " /nowhere/m.gguf", "/nowhere/m.gguf cannot be written");
+    snprintf(arguments, sizeof arguments, "'%s'%s", in_folder("model.gguf"), flag("--output", "model.gguf"));
+    refuses("write_stories", arguments, "is also read (the model)");
+    snprintf(arguments, sizeof arguments, "absent.gguf%s", flag("--output", "model.gguf"));
+    refuses("write_stories", arguments, "absent.gguf");
+    snprintf(arguments, sizeof arguments, "--vocab_size 300 '%s'%s", in_folder("model.gguf"),
+             flag("--output", "model.gguf"));
+    refuses("train_tokenizer", arguments, "is also read (a text)");
+    CHECK(same_files("model.gguf", "model.copy"));
+    /* a safetensors brings a config.json, which would replace that of the input */
+    snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("a.safetensors"));
+    CHECK(run("convert", arguments, "") == 0);
+    snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("a.safetensors"),
+             in_folder("b.safetensors"));
+    refuses("convert", arguments, "config.json is also read (next to IN)");
+}
+
+/* ---- convert ---- */
+
+/* The logits of one token after two. */
+static void logits_of(const char *model_path, const char *adapter, float *logits) {
+    static const int32_t ids[3] = {1, 300, 400};
+    ml_model_load_desc load = {0};
+    ml_session_desc desc = {0};
+    ml_model *model;
+    ml_lora *lora = NULL;
+    ml_session *session;
+    const float *found;
+    load.type = ML_F32;
+    REQUIRE(ml_model_load(model_path, &load, &model, NULL) == ML_OK);
+    REQUIRE(!adapter || ml_lora_load(adapter, model, NULL, &lora, NULL) == ML_OK);
+    desc.lora = lora;
+    REQUIRE(ml_session_new(model, &desc, &session, NULL) == ML_OK);
+    REQUIRE(ml_session_eval(session, ids, 3, &found, NULL) == ML_OK);
+    memcpy(logits, found, 100 * sizeof *logits);
+    ml_session_free(session);
+    ml_lora_free(lora);
+    ml_model_free(model);
+}
+
+/* A merged model gives what model and adapter give, up to rounding, and keeps the adapter's classifier. */
+TEST(merge_lora) {
+    char arguments[4096];
+    float plain[100], adapted[100], merged[100];
+    double moved = 0;
+    ml_model *model;
+    ml_head *head;
+    snprintf(arguments, sizeof arguments, MODEL " examples/data/opinions2-train.txt 2 '%s'",
+             in_folder("learned.gguf"));
+    REQUIRE(runs("lora", arguments, ""));
+    snprintf(arguments, sizeof arguments, MODEL " '%s'%s", in_folder("merged.gguf"),
+             flag("--merge-lora", "learned.gguf"));
+    REQUIRE(runs("convert", arguments, ""));
+    CHECK(strstr(said, "with its classifier of 2 labels") != NULL);
+    logits_of(MODEL, NULL, plain);
+    logits_of(MODEL, in_folder("learned.gguf"), adapted);
+    logits_of(in_folder("merged.gguf"), NULL, merged);
+    for (int i = 0; i < 100; i++) {
+        CHECK_NEAR(merged[i], adapted[i], 1e-4, 1e-4); /* sums in another order */
+        moved = fmax(moved, fabs((double)(adapted[i] - plain[i])));
+    }
+    CHECK(moved > 0.1);
+    REQUIRE(ml_model_load(in_folder("merged.gguf"), NULL, &model, NULL) == ML_OK);
+    CHECK(ml_head_load(in_folder("merged.gguf"), model, NULL, &head, NULL) == ML_OK);
+    ml_head_free(head);
+    ml_model_free(model);
+    snprintf(arguments, sizeof arguments, MODEL " '%s'%s", in_folder("learned.gguf"),
+             flag("--merge_lora", "learned.gguf"));
+    refuses("convert", arguments, "is also read (--merge-lora)");
+}
+
 /* ---- what goes wrong ---- */
+
+TEST(help) {
+    static const char *const small[] = {"generate", "chat", "classify", "lora", "train", "embed"};
+    static const char *const large[] = {"run_llama", "convert", "train_tokenizer", "write_stories"};
+    for (int i = 0; i < 6; i++)
+        CHECK(run(small[i], "-h", "") == 2 && strstr(complained, "usage: ") && strstr(complained, small[i]));
+    for (int i = 0; i < 4; i++) {
+        CHECK(run(large[i], "-h", "") == 0 && strstr(said, "usage: ") && strstr(said, "--help"));
+        CHECK(run(large[i], "--help", "") == 0 && strstr(said, "usage: ") && strstr(said, "--help"));
+        CHECK(run(large[i], "-x", "") == 2 && strstr(complained, "unknown option -x"));
+    }
+}
 
 TEST(errors) {
     static const char *const examples[] = {"generate", "chat", "classify", "lora", "train", "embed"};
@@ -218,7 +448,7 @@ TEST(errors) {
     CHECK(run("lora", MODEL " examples/data/opinions5-train.txt 2 /nowhere/x", "") == 1 && *complained);
     write_file(in_folder("short.txt"), "Tom.", 4);
     char arguments[2048];
-    snprintf(arguments, sizeof arguments, MODEL " %s %s", in_folder("short.txt"), in_folder("none.gguf"));
+    snprintf(arguments, sizeof arguments, MODEL " '%s' '%s'", in_folder("short.txt"), in_folder("none.gguf"));
     CHECK(run("train", arguments, "") == 1 && strstr(complained, "too short") &&
           !exists(in_folder("none.gguf")));
 }
@@ -234,6 +464,13 @@ int main(int argc, char **argv) {
     RUN(lora_and_classify);
     RUN(train);
     RUN(embed);
+    RUN(predict);
+    RUN(adapter_writes);
+    RUN(context_is_full);
+    RUN(outputs_are_tried_first);
+    RUN(tools_try_outputs_first);
+    RUN(merge_lora);
+    RUN(help);
     RUN(errors);
     free(said), free(complained);
     if (!folder_end()) return 1;

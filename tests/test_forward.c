@@ -318,7 +318,7 @@ TEST(matches_pytorch) {
                *path = shared_path("reference/forward.pt");
     ml_archive *archive;
     int v;
-    if (!model_path || !path) SKIP("matches_pytorch needs ../shared");
+    if (!model_path || !path) SKIP("../shared is absent");
     REQUIRE(ml_archive_load(path, NULL, &archive, NULL) == ML_OK);
     for (v = 0; v < 4; v++) {
         static const int32_t starts[3] = {0, 8, 16};
@@ -400,7 +400,7 @@ TEST(matches_llamacpp_files) {
     const char *path = shared_path("reference/llamacpp_tiny.pt");
     ml_archive *archive;
     int t;
-    if (!path) SKIP("matches_llamacpp_files needs ../shared");
+    if (!path) SKIP("../shared is absent");
     REQUIRE(ml_archive_load(path, NULL, &archive, NULL) == ML_OK);
     for (t = 0; t < 5; t++) {
         check_llamacpp_file(archive, types[t], 0);

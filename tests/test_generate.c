@@ -211,7 +211,7 @@ TEST(greedy_text_is_pytorchs) {
     static char line[16384];
     FILE *file;
     int n_lines = 0;
-    if (!path) SKIP("greedy_text_is_pytorchs needs ../shared");
+    if (!path) SKIP("../shared is absent");
     file = fopen(path, "r");
     while (fgets(line, sizeof line, file)) {
         char *at = line, *mode = next_field(&at), *prompt = next_field(&at), *ids = next_field(&at),
@@ -256,7 +256,7 @@ TEST(greedy_story_is_llama2cs) {
     static collected c;
     uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a */
     size_t i;
-    if (!model) SKIP("greedy_story_is_llama2cs needs ../shared");
+    if (!model) SKIP("../shared is absent");
     memset(&desc, 0, sizeof desc);
     desc.prompt = "";
     desc.max_new_tokens = 200;

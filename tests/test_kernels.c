@@ -4,7 +4,7 @@
 #define ML_REFERENCE_KERNELS
 #define MINILLAMA_IMPLEMENTATION
 #include "preamble.h"
-#include <sys/mman.h>
+#include "pages.h"
 
 enum { LANES = (int)(sizeof(mli_v) / sizeof(float)) };
 
@@ -16,33 +16,24 @@ enum { LANES = (int)(sizeof(mli_v) / sizeof(float)) };
 
 enum { MAX_GUARDED = 64 };
 static struct guarded {
-    unsigned char *pages;
+    void *memory;
     size_t size;
 } guarded[MAX_GUARDED];
 static int n_guarded;
 
 /* `size` bytes, filled with NaNs, that end at a page without access (rounded up to what keeps them aligned). */
 static void *guard(size_t size, size_t align) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), whole;
-    unsigned char *pages;
     size = (size + align - 1) / align * align;
-    whole = (size + page - 1) / page * page + page;
-    pages = (unsigned char *)mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (pages == (unsigned char *)MAP_FAILED || n_guarded == MAX_GUARDED ||
-        mprotect(pages + whole - page, page, PROT_NONE)) {
-        printf("no memory for the test\n");
-        exit(1);
-    }
-    memset(pages, 0xff, whole - page);
-    guarded[n_guarded].pages = pages;
-    guarded[n_guarded++].size = whole;
-    return pages + whole - page - size;
+    if (n_guarded == MAX_GUARDED) exit(1);
+    guarded[n_guarded].memory = guarded_new(size, 0xff);
+    guarded[n_guarded].size = size;
+    return guarded[n_guarded++].memory;
 }
 
 static void release(void) {
     while (n_guarded > 0) {
         n_guarded--;
-        munmap(guarded[n_guarded].pages, guarded[n_guarded].size);
+        guarded_free(guarded[n_guarded].memory, guarded[n_guarded].size);
     }
 }
 

@@ -2,7 +2,7 @@
    loops. Integer sums are exact, so kernels and loops may differ only in the order in which floats are added. */
 #define MINILLAMA_IMPLEMENTATION
 #include "preamble.h"
-#include <sys/mman.h>
+#include "pages.h"
 
 #define UNIT 5.9604645e-8 /* 2^-24, half a unit in the last place of a float */
 
@@ -10,24 +10,10 @@ static ml_random state;
 
 /* ---- memory ---- */
 
-/* n bytes, filled with a pattern, that end where a page without access begins: what reads or writes after
-   them crashes. Free with release(memory, n). */
-static void *guard(size_t n) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (n + page - 1) / page * page;
-    unsigned char *pages =
-        (unsigned char *)mmap(NULL, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (pages == (unsigned char *)MAP_FAILED || mprotect(pages + whole, page, PROT_NONE)) {
-        printf("no memory for the test\n");
-        exit(1);
-    }
-    memset(pages, 0xa5, whole);
-    return pages + whole - n;
-}
+/* n bytes, filled with a pattern, that end where a page without access begins. Free with release(memory, n). */
+static void *guard(size_t n) { return guarded_new(n, 0xa5); }
 
-static void release(void *memory, size_t n) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (n + page - 1) / page * page;
-    munmap((unsigned char *)memory + n - whole, whole + page);
-}
+static void release(void *memory, size_t n) { guarded_free(memory, n); }
 
 /* ---- threads: tasks in reverse order ---- */
 

@@ -2,10 +2,9 @@
    with the same bits as training that was never interrupted. */
 #define MINILLAMA_IMPLEMENTATION
 #include "preamble.h"
-#include <signal.h>
-#include <sys/wait.h>
 #include <time.h>
 #include "models.h"
+#include "temporary.h"
 
 enum { ROWS = 3, ROW = 20, LAST_STEP = 40 };
 
@@ -18,11 +17,7 @@ typedef struct training {
     int classifies;
 } training;
 
-static const char *checkpoint_path(void) {
-    static char path[64];
-    if (!*path) snprintf(path, sizeof path, "/tmp/minillama-resume-%ld.gguf", (long)getpid());
-    return path;
-}
+static const char *checkpoint_path(void) { return in_folder("checkpoint.gguf"); }
 
 static void training_begin(training *t, int classifies) {
     ml_model_create_desc model;
@@ -139,7 +134,7 @@ static void killed_and_resumed(int classifies) {
     training undisturbed, resumed;
     ml_error error;
     int i, kills;
-    remove(checkpoint_path()); /* which also settles its name, before there are children */
+    remove(checkpoint_path());
     kills = kill_until_done(classifies);
     CHECK(kills > 3); /* or the test tests nothing */
     training_begin(&undisturbed, classifies);
@@ -215,9 +210,10 @@ TEST(checkpoint_is_a_model) {
 }
 
 int main(void) {
+    if (!folder_begin("resume")) return 1;
     RUN(model_killed_and_resumed);
     RUN(adapter_and_head_killed_and_resumed);
     RUN(wrong_checkpoints);
     RUN(checkpoint_is_a_model);
-    return test_report("test_resume");
+    return !folder_end() || test_report("test_resume");
 }

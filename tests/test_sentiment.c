@@ -1,12 +1,16 @@
 /* examples/run_llama: zero-shot scores against PyTorch's, what files may get wrong, and training on the opinions. */
 #include "preamble.h"
 #include "shared.h"
+#include "temporary.h"
 #include "../examples/run_llama/sentiment.h"
+#include "../examples/common/file.h"
+#define PROGRESS_PAUSE 0
+#include "../examples/common/progress.h"
 
 static const char *write_text(const char *text, size_t n) {
-    static char path[64];
+    static char path[600];
     FILE *file;
-    snprintf(path, sizeof path, "/tmp/minillama-reviews-%ld.txt", (long)getpid());
+    snprintf(path, sizeof path, "%s/reviews.txt", folder);
     file = fopen(path, "wb");
     CHECK(file && fwrite(text, 1, n, file) == n);
     if (file) fclose(file);
@@ -30,7 +34,7 @@ static void zero_shot(ml_norm norm, ml_mask mask, const char *key) {
     label_ids labels;
     float scores[10 * 5];
     size_t n;
-    if (!model_path || !set_path || !labels_path) SKIP("../shared is not there");
+    if (!model_path || !set_path || !labels_path) SKIP("../shared is absent");
     load.norm = norm;
     load.mask = mask;
     load.tokenizer = tokenizer_path;
@@ -80,7 +84,7 @@ TEST(likelihood_by_the_chain_rule) {
     sentiment s = {0};
     double scores[REVIEWS_MAX_LABELS];
     label_rows rows;
-    if (!model_path) SKIP("../shared is not there");
+    if (!model_path) SKIP("../shared is absent");
     load.tokenizer = shared_path("models/tok512.bin");
     REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
     REQUIRE(ml_session_new(model, &desc, &s.session, &error) == ML_OK);
@@ -126,9 +130,11 @@ TEST(accuracy_and_f1) {
     CHECK_NEAR(result.f1, (0.5 + 0.8 + 0.0) / 3, 1e-12, 0); /* F1 of 0: 1/2; of 1: 4/5; of 2: never hit */
 }
 
-static int reads(const char *text, reviews *all) {
-    return reviews_read(all, write_text(text, strlen(text)), 3);
+static int reads_bytes(const char *text, size_t n, reviews *all) {
+    return reviews_read(all, write_text(text, n), 3);
 }
+
+static int reads(const char *text, reviews *all) { return reads_bytes(text, strlen(text), all); }
 
 TEST(lines) {
     reviews all;
@@ -140,31 +146,141 @@ TEST(lines) {
     reviews_free(&all);
 }
 
-TEST(bad_lines) {
-    static const char *const texts[] = {"",        "0 ||| a\n1|||b\n", "3 ||| x\n", "-2 ||| x\n",
-                                        "x ||| y", "1 ||| \n",         "\n\n",      " ||| y"};
-    reviews all;
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        CHECK(!reads(texts[i], &all));
+/* What Python makes of each: open(...), line.split(" ||| "), int(label.strip()), sentence.strip(). */
+TEST(lines_as_python_reads_them) {
+    static const struct {
+        const char *text;
+        int n, label; /* the last line's */
+        const char *sentence;
+    } cases[] = {
+        {"\xef\xbb\xbf"
+         "1 ||| bad\n",
+         1, 1, "bad"},
+        {"0 ||| bad\r1 ||| good\r", 2, 1, "good"},
+        {"0 ||| bad\r\r2 ||| good", 2, 2, "good"},
+        {"0 ||| bad\n 1  ||| good  \n", 2, 1, "good"},
+        {"\xc2\xa0"
+         "2\t ||| good\n",
+         1, 2, "good"},
+        {"0 ||| bad\n+1 ||| \n", 2, 1, ""},
+        {"0 ||| bad\n1 ||| ", 2, 1, ""},
+        {"\n  \n0 ||| bad\n\t\n", 1, 0, "bad"},
+        {"1 ||| \xc2\xa0good\xe3\x80\x80\xe2\x80\x89\x1f\n", 1, 1, "good"},
+        {"1 ||| a\xe2\x80\xa8"
+         "b\x0c\x0b\n",
+         1, 1,
+         "a\xe2\x80\xa8"
+         "b"},
+        {"1 ||| caf\xe9 \xa0\n", 1, 1, "caf\xe9 \xa0"}, /* Latin-1, which Python refuses, is kept */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        reviews all;
+        CHECK(reads(cases[i].text, &all));
+        CHECK(all.n == cases[i].n);
+        if (all.n == cases[i].n) {
+            CHECK(all.rows[all.n - 1].label == cases[i].label);
+            CHECK(strcmp(all.rows[all.n - 1].sentence, cases[i].sentence) == 0);
+        }
         reviews_free(&all);
     }
-    CHECK(!reviews_read(&all, write_text("0 ||| a\0b\n", 10), 3));
-    reviews_free(&all);
+}
+
+TEST(bad_lines) {
+    static const struct {
+        const char *text;
+        size_t n; /* 0: to its end */
+        const char *says;
+    } cases[] = {
+        {"", 0, "no lines"},
+        {"\n\n", 0, "no lines"},
+        {"0 ||| a\n1|||b\n", 0, ":2: no \" ||| \""},
+        {"0 ||| a\r1 |||\r", 0, ":2: no \" ||| \""}, /* as in Python, where split finds nothing */
+        {"0\tbad\n", 0, ":1: no \" ||| \""},
+        {"3 ||| x\n", 0, ":1: label \"3\" is not 0 to 2"},
+        {"-2 ||| x\n", 0, ":1: label \"-2\""},
+        {"1 ||| y\n\nx ||| y", 0, ":3: label \"x\""},
+        {"1.0 ||| y", 0, ":1: label \"1.0\""},
+        {" ||| y", 0, ":1: label \"\""},
+        {"0 ||| a\r\n1 ||| b\r\n0 ||| a\0b\n", 28, ":3: it contains a byte of value 0"},
+        {"\xff\xfe"
+         "0\0 \0",
+         6, "UTF-16: save it as UTF-8"},
+        {"\xfe\xff\0"
+         "0\0 ",
+         6, "UTF-16: save it as UTF-8"},
+    };
+    reviews all;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        capture_begin();
+        int is_read = reads_bytes(cases[i].text, cases[i].n ? cases[i].n : strlen(cases[i].text), &all);
+        const char *printed = capture_end();
+        CHECK(strncmp(printed, "error: ", 7) == 0 && strstr(printed, cases[i].says));
+        CHECK(strstr(printed, "reviews.txt") != NULL);
+        CHECK(!is_read);
+        reviews_free(&all);
+    }
+    capture_begin();
     CHECK(!reviews_read(&all, "/nowhere", 3));
+    CHECK(strstr(capture_end(), "/nowhere: No such file") != NULL);
     reviews_free(&all);
 }
 
-TEST(bad_label_names) {
-    static const char *const texts[] = {"",  "{}", "[\"a\"]", "[\"a\", 3]", "[\"a\", \"b\"", "[\"a\", \"\"]",
-                                        "[]"};
-    label_names names;
+/* What Python's json.dump writes, with ensure_ascii and without. */
+TEST(label_names_of_python) {
+    static const char *const texts[] = {
+        "[\"bad\" ,\n\"good\"]", "\xef\xbb\xbf[\r\n\"bad\",\r\"good\"\r\n]\r\n",
+        "[\"s\\u00fc\\u00DF\", \"\\ud83d\\ude00 \\u20ac\\u07ff\\u007f\"]",
+        "[\"\\\"\\\\\\/\", \"\\b\\f\\n\\r\\t\"]", "[\"s\xc3\xbc\xc3\x9f\", \" a ] , b \"]"};
+    static const char *const names[][2] = {{"bad", "good"},
+                                           {"bad", "good"},
+                                           {"s\xc3\xbc\xc3\x9f", "\xf0\x9f\x98\x80 \xe2\x82\xac\xdf\xbf\x7f"},
+                                           {"\"\\/", "\b\f\n\r\t"},
+                                           {"s\xc3\xbc\xc3\x9f", " a ] , b "}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        CHECK(!label_names_read(&names, write_text(texts[i], strlen(texts[i]))));
+        label_names read;
+        CHECK(label_names_read(&read, write_text(texts[i], strlen(texts[i]))));
+        CHECK(read.n == 2);
+        if (read.n == 2)
+            CHECK(strcmp(read.name[0], names[i][0]) == 0 && strcmp(read.name[1], names[i][1]) == 0);
+        free(read.text);
+    }
+}
+
+TEST(bad_label_names) {
+    static const char *const cases[][2] = {
+        {"", "it is the end of the file, not a JSON list"},
+        {"{\"0\": \"a\"}", "it is an object, not a JSON list"},
+        {"\"a\"", "it is a string"},
+        {"[]", "fewer than two"},
+        {"[\"a\"]", "fewer than two"},
+        {"[\"a\", 3]", "name 1 is a number, not a string"},
+        {"[[\"a\"], \"b\"]", "name 0 is a list, not a string"},
+        {"[\"a\", null]", "name 1 is null"},
+        {"[\"a\", \"b\"", "the end of the file follows label name 1"},
+        {"[\"a\", \"b", "name 1 does not end"},
+        {"[\"a\", \"b\",]", "name 2 is no JSON"},
+        {"[\"a\" \"b\"]", "a string follows label name 0"},
+        {"[\"a\", \"b\"] // x", "more text follows"},
+        {"[\"a\", \"\"]", "name 1 is empty"},
+        {"[\"a\", \"\\x41\"]", "name 1 has a wrong escape"},
+        {"[\"a\", \"\\u12g4\"]", "name 1 has a wrong escape"},
+        {"[\"a\", \"\\u00", "name 1 has a wrong escape"},
+        {"[\"a\", \"\\u0000\"]", "name 1 has a wrong escape"},
+        {"[\"a\", \"\\ud83d\"]", "name 1 has a wrong escape"},
+        {"[\"a\", \"\\ud83d\\u0041\"]", "name 1 has a wrong escape"},
+        {"[\"a\", \"\\ude00\"]", "name 1 has a wrong escape"},
+        {"[\"a\", \"b\nc\"]", "name 1 has a control character"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        label_names names;
+        capture_begin();
+        int is_read = label_names_read(&names, write_text(cases[i][0], strlen(cases[i][0])));
+        const char *printed = capture_end();
+        CHECK(strncmp(printed, "error: ", 7) == 0 && strstr(printed, cases[i][1]));
+        CHECK(strstr(printed, "reviews.txt") != NULL);
+        CHECK(!is_read);
         free(names.text);
     }
-    CHECK(label_names_read(&names, write_text("[\"bad\" ,\n\"good\"]", 16)));
-    CHECK(names.n == 2 && strcmp(names.name[1], "good") == 0);
-    free(names.text);
 }
 
 /* Too long a sentence loses its end, never the question; invalid UTF-8 is spelled in bytes. */
@@ -176,14 +292,17 @@ TEST(cut_to_the_context) {
     reviews all;
     char *text = (char *)malloc(4000), decoded[4000];
     size_t n = 0;
-    if (!model_path) SKIP("../shared is not there");
+    if (!model_path) SKIP("../shared is absent");
     load.tokenizer = shared_path("models/tok512.bin");
     REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
     n += (size_t)snprintf(text, 4000, "0 ||| ");
     for (int i = 0; i < 300; i++) n += (size_t)snprintf(text + n, 4000 - n, "word ");
     n += (size_t)snprintf(text + n, 4000 - n, "\n1 ||| caf\xe9 \xff\xfe\n");
     REQUIRE(reads(text, &all));
-    REQUIRE(reviews_encode(&all, model->tokenizer, " Is it good?", 64));
+    capture_begin();
+    int is_encoded = reviews_encode(&all, model->tokenizer, " Is it good?", 64);
+    CHECK(strstr(capture_end(), "1 sentences are cut to 64 tokens") != NULL);
+    REQUIRE(is_encoded);
     CHECK(all.n_cut == 1 && all.rows[0].n_ids <= 64 && all.rows[0].n_ids > 50);
     ml_tokens row0 = {all.rows[0].ids, all.rows[0].n_ids};
     REQUIRE(ml_tokenizer_decode(model->tokenizer, &row0, decoded, sizeof decoded, &n, &error) == ML_OK);
@@ -196,23 +315,65 @@ TEST(cut_to_the_context) {
     ml_model_free(model);
 }
 
+/* The assignment cuts a sentence to so many tokens and then puts bos in front: 10 of them are 11 ids. */
+static void sentence_length(int reference) {
+    ml_model *model;
+    ml_error error;
+    sentiment s = {0};
+    REQUIRE(ml_model_load("examples/models/stories.gguf", NULL, &model, &error) == ML_OK);
+    s.model = model;
+    s.set.reference = reference;
+    s.set.batch_size = 2;
+    s.set.max_sentence_len = 10;
+    s.set.labels = "examples/data/opinions2-labels.json";
+    s.set.train = s.set.dev = s.set.test = "examples/data/opinions2-dev.txt";
+    capture_begin();
+    int is_read = sentiment_read(&s);
+    capture_end();
+    REQUIRE(is_read);
+    for (int i = 0, cut; i < s.dev.n; i++) {
+        int32_t work[4096];
+        ml_encode_desc whole = {s.dev.rows[i].sentence, strlen(s.dev.rows[i].sentence), 0, work, sizeof work};
+        ml_tokens tokens;
+        REQUIRE(ml_tokenizer_encode(model->tokenizer, &whole, &tokens, &error) == ML_OK);
+        cut = min_int(tokens.n, 10);
+        CHECK(s.dev.rows[i].n_ids == 1 + cut && s.dev.rows[i].ids[0] == model->tokenizer->bos);
+        CHECK(memcmp(s.dev.rows[i].ids + 1, tokens.ids, (size_t)cut * sizeof *tokens.ids) == 0);
+    }
+    CHECK(s.max_row == 11);
+    sentiment_free(&s);
+    ml_model_free(model);
+}
+
+TEST(sentence_length_in_mode_reference) { sentence_length(1); }
+TEST(sentence_length_in_mode_llama) { sentence_length(0); }
+
+/* Where no terminal is, a line now and then: here whenever there is something left to do. */
+TEST(progress_without_a_terminal) {
+    capture_begin();
+    progress_bar("train-0", 10, 80, seconds_now() - 1);
+    progress_bar("train-0", 80, 80, seconds_now() - 1);
+    CHECK(strcmp(capture_end(), "train-0: 10 of 80, 0:07 left\n") == 0);
+}
+
 /* Fine-tuning and LoRA on the model and the opinions that ship with the repository, as `make demo` does it but
    shorter. */
 static sentiment_settings demo_settings(const char *n_labels) {
-    static char path[6][64];
+    static char path[4][64];
     static const char *const files[4] = {"train.txt", "dev.txt", "test.txt", "labels.json"};
     sentiment_settings set;
     for (int i = 0; i < 4; i++)
         snprintf(path[i], sizeof path[i], "examples/data/opinions%s-%s", n_labels, files[i]);
-    snprintf(path[4], sizeof path[4], "/tmp/minillama-demo-%ld.txt", (long)getpid());
-    snprintf(path[5], sizeof path[5], "/tmp/minillama-demo-%ld.gguf", (long)getpid());
+    static char out[600], model_out[600];
+    snprintf(out, sizeof out, "%s/demo.txt", folder);
+    snprintf(model_out, sizeof model_out, "%s/demo.gguf", folder);
     memset(&set, 0, sizeof set);
     set.train = path[0];
     set.dev = path[1];
     set.test = path[2];
     set.labels = path[3];
-    set.dev_out = set.test_out = path[4];
-    set.model_out = path[5];
+    set.dev_out = set.test_out = out;
+    set.model_out = model_out;
     set.score = "sum";
     set.epochs = 3;
     set.batch_size = 10;
@@ -230,11 +391,64 @@ static void demo(const sentiment_settings *set, double bound) {
     ml_error error;
     load.type = ML_F32;
     REQUIRE(ml_model_load("examples/models/stories.gguf", &load, &model, &error) == ML_OK);
-    CHECK(sentiment_run(set, model, &dev, &test));
+    capture_begin();
+    int is_done = sentiment_run(set, model, &dev, &test);
+    CHECK(strstr(capture_end(), "is kept\nload model from ") != NULL);
+    CHECK(is_done);
     CHECK(dev.accuracy >= bound);
     CHECK(test.accuracy >= bound);
     ml_model_free(model);
-    remove(set->model_out);
+}
+
+/* What training saved labels the same sentences in the same way, in another process or here. */
+static void predicts_the_same(const sentiment_settings *trained, const char *model_path,
+                              const char *adapter) {
+    static char path[600];
+    sentiment_settings set = *trained;
+    sentiment_result dev = {0, 0}, test = {0, 0};
+    ml_model_load_desc load = {0};
+    ml_model *model;
+    ml_error error;
+    snprintf(path, sizeof path, "%s/predicted.txt", folder);
+    set.dev_out = set.test_out = path;
+    set.predicting = 1;
+    set.lora = 0;
+    set.labels = "/nowhere"; /* the head knows them */
+    set.adapter = adapter;
+    set.classifier = trained->model_out;
+    load.type = ML_F32;
+    REQUIRE(ml_model_load(model_path, &load, &model, &error) == ML_OK);
+    capture_begin();
+    int is_done = sentiment_run(&set, model, &dev, &test);
+    CHECK(strncmp(capture_end(), "dev acc :: ", 11) == 0);
+    CHECK(is_done);
+    size_t n, m;
+    char *ours = file_read(path, &n), *theirs = file_read(trained->test_out, &m);
+    CHECK(ours && theirs && n == m && memcmp(ours, theirs, n) == 0);
+    free(ours);
+    free(theirs);
+    ml_model_free(model);
+    remove(path);
+}
+
+/* Where all labels of a file are the same, an accuracy means nothing, and that is said. */
+static void says_placeholders(const sentiment_settings *trained, const char *label, const char *words) {
+    char text[64];
+    sentiment_settings set = *trained;
+    sentiment_result dev = {0, 0}, test = {0, 0};
+    ml_model *model;
+    ml_error error;
+    snprintf(text, sizeof text, "%s ||| good\n%s ||| bad\n", label, label);
+    set.predicting = 1;
+    set.classifier = set.model_out;
+    set.test = write_text(text, strlen(text));
+    REQUIRE(ml_model_load(set.model_out, NULL, &model, &error) == ML_OK);
+    capture_begin();
+    int is_done = sentiment_run(&set, model, &dev, &test);
+    const char *printed = capture_end(), *line = strstr(printed, "test acc :: ");
+    CHECK(is_done && line && strstr(line, words) && !memchr(printed, '(', (size_t)(line - printed)));
+    remove(set.test);
+    ml_model_free(model);
 }
 
 /* "LABEL ||| SENTENCE" for each line of the set, in its order. */
@@ -255,7 +469,11 @@ TEST(demo_finetune) {
     sentiment_settings set = demo_settings("5");
     demo(&set, 0.45);
     check_written(set.test_out, set.test, 5);
+    predicts_the_same(&set, set.model_out, NULL);
+    says_placeholders(&set, "0", " are all 0: placeholders?)\n");
+    says_placeholders(&set, "-1", " are not known: all are -1)\n");
     remove(set.test_out);
+    remove(set.model_out);
 }
 
 /* Of two classes, chance finds half, give or take 0.065 on these 60 rows; seen here are 0.8 to 0.9 of them. */
@@ -266,20 +484,28 @@ TEST(demo_lora) {
     set.lora_alpha = 16;
     set.lr = 3e-3f;
     demo(&set, 0.65);
+    predicts_the_same(&set, "examples/models/stories.gguf", set.model_out);
     remove(set.test_out);
+    remove(set.model_out);
 }
 
 int main(void) {
+    if (!folder_begin("sentiment")) return 1;
     RUN(zero_shot_layer_full);
     RUN(zero_shot_rms_full);
     RUN(zero_shot_rms_causal);
     RUN(likelihood_by_the_chain_rule);
     RUN(accuracy_and_f1);
     RUN(lines);
+    RUN(lines_as_python_reads_them);
     RUN(bad_lines);
+    RUN(label_names_of_python);
     RUN(bad_label_names);
     RUN(cut_to_the_context);
+    RUN(sentence_length_in_mode_reference);
+    RUN(sentence_length_in_mode_llama);
+    RUN(progress_without_a_terminal);
     RUN(demo_finetune);
     RUN(demo_lora);
-    return test_report("test_sentiment");
+    return !folder_end() || test_report("test_sentiment");
 }

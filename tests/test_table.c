@@ -1,7 +1,6 @@
 /* tools/table.c: what is run, what is run again, and the means. A script replaces run_llama: it counts its runs in a
    file, prints what run_llama would print, and aborts where it is told to. */
 #include "preamble.h"
-#include <fcntl.h>
 #include "folder.h"
 #define main table_main
 #include "../tools/table.c"
@@ -13,10 +12,11 @@ static void write_script(void) {
     fprintf(
         script,
         "#!/bin/sh\n"
-        "echo \"$@\" >>%s/calls\n"
-        "calls=$(wc -l <%s/calls)\n"
-        "[ \"$calls\" -eq \"$(cat %s/kill)\" ] && kill -9 $$\n"
-        "[ \"$calls\" -eq \"$(cat %s/fail)\" ] && exit 1\n"
+        "cd '%s' || exit 1\n"
+        "echo \"$@\" >>calls\n"
+        "calls=$(wc -l <calls)\n"
+        "[ \"$calls\" -eq \"$(cat kill)\" ] && kill -9 $$\n"
+        "[ \"$calls\" -eq \"$(cat fail)\" ] && { echo 'error: there is no film'; exit 1; }\n"
         "case \"$*\" in *1338*) a=0.500 ;; *) a=0.300 ;; esac\n"
         "case \"$*\" in\n"
         "*finetune*|*lora*) for e in 0 1; do\n"
@@ -24,7 +24,7 @@ static void write_script(void) {
         "esac\n"
         "echo \"dev acc :: $a, f1 :: 0.250\"\n"
         "echo \"test acc :: $a, f1 :: 0.200\"\n",
-        folder, folder, folder, folder);
+        folder);
     REQUIRE(fclose(script) == 0 && chmod(in_folder("run"), 0755) == 0);
 }
 
@@ -44,22 +44,20 @@ static int lines_with(const char *name, const char *part) {
     return n;
 }
 
+static const char *said; /* by the last call of run_table */
+
 static int run_table(const char *lr) {
     char out[600], script[600];
     const char *words[] = {"table", "--model", "m.pt", "--data", "d", "--out",    out, "--run_llama",
                            script,  "--seeds", "2",    "--lr",   lr,  "--epochs", "2", NULL};
     char *args[16];
-    int i, status, saved = dup(1), nowhere = open("/dev/null", O_WRONLY);
+    int i, status;
     snprintf(out, sizeof out, "%s/a/b", folder);
     snprintf(script, sizeof script, "%s/run", folder);
     for (i = 0; i < 16; i++) args[i] = (char *)(size_t)words[i];
-    fflush(stdout);
-    dup2(nowhere, 1); /* the table: it is in the folder, too */
+    capture_begin();
     status = table_main(15, args);
-    fflush(stdout);
-    dup2(saved, 1);
-    close(saved);
-    close(nowhere);
+    said = capture_end();
     return status;
 }
 
@@ -70,7 +68,9 @@ TEST(goes_on) {
     write_number("fail", 13);
     CHECK(run_table("1e-3") == 1);
     CHECK(lines_with("calls", "--option") == 4);
+    CHECK(strstr(said, "stopped; the same command continues from here"));
     CHECK(run_table("1e-3") == 1);
+    CHECK(strstr(said, "error: run_llama: there is no film (its log: "));
     CHECK(lines_with("calls", "--option") == 4 + 9);
     CHECK(run_table("1e-3") == 0);
     CHECK(lines_with("calls", "--option") == 26 + 2);
@@ -87,7 +87,20 @@ TEST(means) {
     CHECK(lines_with("a/b/table.md", "| 0.400 (0.100) | 0.250 | | ") ==
           4); /* cfimdb: its test labels say nothing */
     CHECK(lines_with("a/b/table.md", "| 1 | 0.300 | 0.250 |") == 10); /* prompting */
-    CHECK(lines_with("a/b/accuracy.svg", "<polyline") == 8);
+    CHECK(lines_with("a/b/table.md", "| 0.411 (0.025) | 0.399 (0.023) |") == 1);
+    CHECK(lines_with("a/b/table.md", " .") == 0 && lines_with("a/b/table.md", "(.") == 0);
+}
+
+/* A panel for each data set, with four lines and chance; the epochs are whole. */
+TEST(picture) {
+    CHECK(lines_with("a/b/accuracy.svg", "<polyline") == 2 * (4 + 1));
+    CHECK(lines_with("a/b/accuracy.svg", ">SST-5: five classes<") == 1);
+    CHECK(lines_with("a/b/accuracy.svg", ">CFIMDB: two classes<") == 1);
+    CHECK(lines_with("a/b/accuracy.svg", ">finetune, llama<") == 1);
+    CHECK(lines_with("a/b/accuracy.svg", ">chance<") == 1);
+    CHECK(lines_with("a/b/accuracy.svg", ">epoch<") == 2);
+    CHECK(lines_with("a/b/accuracy.svg", ">1<") == 2 && lines_with("a/b/accuracy.svg", ">2<") == 2);
+    CHECK(lines_with("a/b/accuracy.svg", ">1.") == 0 && lines_with("a/b/accuracy.svg", ">0.6<") == 0);
     CHECK(lines_with("a/b/accuracy.svg", "</svg>") == 1);
     CHECK(lines_with("a/b/accuracy.svg", "nan") == 0);
 }
@@ -104,6 +117,7 @@ int main(void) {
     write_script();
     RUN(goes_on);
     RUN(means);
+    RUN(picture);
     RUN(other_flags);
     return !folder_end() || test_report("test_table");
 }

@@ -1197,7 +1197,7 @@ static void check_reference(const char *tokenizer, const char *reference, int n_
     int n_lines = 0;
     if (!path || !lines.data) {
         free(lines.data);
-        SKIP("no reference texts");
+        SKIP("../shared is absent");
     }
     put(&lines, "", 1);
     REQUIRE(ml_tokenizer_load(path, NULL, &t, &failure) == ML_OK);
@@ -1240,7 +1240,7 @@ TEST(real_text) {
     ml_tokenizer *t, *u;
     if (!model.data || !bin.data || !text.data) {
         free(model.data), free(bin.data), free(text.data);
-        SKIP("no public tokenizer or text");
+        SKIP("../shared is absent");
     }
     t = load_and_free(model);
     u = load_and_free(bin);

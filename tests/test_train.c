@@ -141,7 +141,7 @@ TEST(language_model_as_pytorch) {
     size_t n;
     float *losses, loss;
     int step;
-    if (!path || !model) SKIP("../shared is not there");
+    if (!path || !model) SKIP("../shared is absent");
     CHECK(ml_archive_load(path, NULL, &archive, &error) == ML_OK);
     losses = shared_floats(archive, "losses", &n);
     lm_case_read(archive, &c);
@@ -267,7 +267,7 @@ static void check_classifier(ml_norm norm, ml_mask mask, const char *name, int w
     size_t n, n_embedding;
     int step, layer, target;
     static padded_batch b;
-    if (!path || !model || !text || !tokenizer_path) SKIP("../shared is not there");
+    if (!path || !model || !text || !tokenizer_path) SKIP("../shared is absent");
     REQUIRE(ml_archive_load(path, NULL, &archive, &error) == ML_OK);
     REQUIRE(ml_tokenizer_load(tokenizer_path, NULL, &tokenizer, &error) == ML_OK);
     file = fopen(text, "rb");
@@ -809,7 +809,7 @@ TEST(adamw_as_in_the_course) {
     float *w, *x, *after, course[6], grad[6] = {0}, m[6] = {0}, v[6] = {0};
     size_t n, n_x;
     int step, i, group = 0; /* any: its rate and decay are set below */
-    if (!path || !npy) SKIP("../shared is not there");
+    if (!path || !npy) SKIP("../shared is absent");
     REQUIRE(ml_archive_load(path, NULL, &archive, &error) == ML_OK);
     w = shared_floats(archive, "weight0", &n);
     x = shared_floats(archive, "x", &n_x);

@@ -1,7 +1,7 @@
 /* convert: any model file that minillama.h reads, to GGUF or safetensors.
    cc -O2 -DMINILLAMA_IMPLEMENTATION -I.. convert.c -o convert -lm */
+#include "../examples/common/file.h"
 #include "../examples/common/options.h"
-#include "../examples/common/report.h"
 
 static const char usage[] =
     "usage: convert IN OUT [options]\n"
@@ -9,7 +9,7 @@ static const char usage[] =
     "  OUT          its ending selects the format: .gguf, or .safetensors (writes config.json next to it)\n";
 
 typedef struct settings {
-    const char *files[2], *type, *tokenizer, *name;
+    const char *files[2], *type, *tokenizer, *name, *adapter;
     int help;
 } settings;
 
@@ -28,31 +28,68 @@ static int check_settings(const settings *s) {
     return 1;
 }
 
+/* OUT must not be what is read, nor must the config.json that is written next to a safetensors. */
+static int files_ready(const settings *s) {
+    const char *in = s->files[0], *out = s->files[1];
+    char config_in[4096], config_out[4096];
+    snprintf(config_in, sizeof config_in, "%.*sconfig.json", (int)(file_name(in) - in), in);
+    snprintf(config_out, sizeof config_out, "%.*sconfig.json", (int)(file_name(out) - out), out);
+    const used_file inputs[] = {{"IN", in},
+                                {"--tokenizer", s->tokenizer},
+                                {"--merge-lora", s->adapter},
+                                {"next to IN", ends_with(in, ".safetensors") ? config_in : NULL}};
+    const used_file outputs[] = {{"OUT", out},
+                                 {"next to OUT", ends_with(out, ".safetensors") ? config_out : NULL}};
+    return outputs_ready(outputs, 2, inputs, 4) && file_can_be_saved(out);
+}
+
+/* Adds --merge-lora's adapter to the weights. */
+static int merge(const settings *s, ml_model *model) {
+    ml_lora *lora = NULL;
+    ml_error error;
+    if (!s->adapter) return 1;
+    int ok = loaded(s->adapter, ml_lora_load(s->adapter, model, NULL, &lora, &error), &error) &&
+             succeeded(ml_lora_merge(lora, model, &error), &error);
+    ml_lora_free(lora);
+    return ok;
+}
+
+/* The classifier that is saved with the adapter or the model; NULL if there is none. */
+static ml_head *find_head(const settings *s, const ml_model *model) {
+    ml_head *head = NULL;
+    ml_head_load(s->adapter ? s->adapter : s->files[0], model, NULL, &head, NULL);
+    if (head) printf("with its classifier of %d labels\n", head->n_classes);
+    return head;
+}
+
 static int convert(const settings *s) {
     const char *in = s->files[0], *out = s->files[1];
     ml_model_load_desc load = {0};
     ml_model *model;
     ml_error error;
     load.tokenizer = s->tokenizer;
+    if (s->adapter) load.type = ML_F32;
     if (!loaded(in, ml_model_load(in, &load, &model, &error), &error)) return 0;
     ml_save_desc save = {ends_with(out, ".gguf") ? ML_GGUF : ML_SAFETENSORS, ml_type_from_name(s->type),
-                         s->name, NULL};
-    int ok = loaded(out, ml_model_save(model, out, &save, &error), &error);
+                         s->name, find_head(s, model)};
+    int ok = merge(s, model) && loaded(out, ml_model_save(model, out, &save, &error), &error);
     if (ok && save.format == ML_SAFETENSORS && model->tokenizer)
         fprintf(stderr, "the tokenizer is not written: copy its file next to %s\n", out);
     if (ok && save.format == ML_GGUF && !model->tokenizer)
         fprintf(stderr, "no tokenizer was found, so none is in %s; name one by --tokenizer\n", out);
+    ml_head_free((ml_head *)(uintptr_t)save.head);
     ml_model_free(model);
     return ok;
 }
 
 int main(int argc, char **argv) {
-    settings s = {{NULL, NULL}, NULL, NULL, NULL, 0};
+    settings s = {{NULL, NULL}, NULL, NULL, NULL, NULL, 0};
     const option options[] = {
         {"--type", OPTION_TEXT, &s.type, "F32, F16, BF16, Q8_0 or Q4_0 for the matrices (as they are)"},
         {"--tokenizer", OPTION_TEXT, &s.tokenizer,
          "tokenizer.model, llama2.c's .bin or a GGUF; goes into a GGUF"},
         {"--name", OPTION_TEXT, &s.name, "general.name of a GGUF"},
+        {"--merge-lora", OPTION_TEXT, &s.adapter, "adds this adapter to the weights (F32 unless --type)"},
         {"--help", OPTION_FLAG, &s.help, "this list"},
     };
     const int n_options = (int)(sizeof options / sizeof *options);
@@ -63,5 +100,5 @@ int main(int argc, char **argv) {
         return 0;
     }
     if (!check_settings(&s)) return 2;
-    return !convert(&s);
+    return !(files_ready(&s) && convert(&s));
 }

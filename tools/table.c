@@ -19,29 +19,38 @@
 
 enum { MAX_EPOCHS = 100, MAX_SEEDS = 100, MAX_ARGS = 48 };
 
+typedef struct data_set {
+    const char *name, *title;
+    int n_classes;
+    int has_test_labels;
+} data_set;
+
+static const data_set data_sets[] = {{"sst", "SST-5: five classes", 5, 1},
+                                     {"cfimdb", "CFIMDB: two classes", 2, 0}};
+
 typedef struct row {
     const char *set, *option, *mode, *score;
     const char *dev, *test; /* the assignment's accuracies with stories42M */
 } row;
 
 static const row rows[] = {
-    {"sst", "prompt", "reference", "sum", ".237", ".250"},
+    {"sst", "prompt", "reference", "sum", "0.237", "0.250"},
     {"sst", "prompt", "llama", "sum", "", ""},
     {"sst", "prompt", "llama", "mean", "", ""},
     {"sst", "prompt", "llama", "calibrated", "", ""},
     {"sst", "prompt", "llama", "pmi", "", ""},
-    {"cfimdb", "prompt", "reference", "sum", ".490", ""},
+    {"cfimdb", "prompt", "reference", "sum", "0.490", ""},
     {"cfimdb", "prompt", "llama", "sum", "", ""},
     {"cfimdb", "prompt", "llama", "mean", "", ""},
     {"cfimdb", "prompt", "llama", "calibrated", "", ""},
     {"cfimdb", "prompt", "llama", "pmi", "", ""},
-    {"sst", "finetune", "reference", "", ".411 (.025)", ".399 (.023)"},
+    {"sst", "finetune", "reference", "", "0.411 (0.025)", "0.399 (0.023)"},
     {"sst", "finetune", "llama", "", "", ""},
-    {"sst", "lora", "reference", "", ".275 (.024)", ".269 (.020)"},
+    {"sst", "lora", "reference", "", "0.275 (0.024)", "0.269 (0.020)"},
     {"sst", "lora", "llama", "", "", ""},
-    {"cfimdb", "finetune", "reference", "", ".833 (.060)", ""},
+    {"cfimdb", "finetune", "reference", "", "0.833 (0.060)", ""},
     {"cfimdb", "finetune", "llama", "", "", ""},
-    {"cfimdb", "lora", "reference", "", ".510 (.051)", ""},
+    {"cfimdb", "lora", "reference", "", "0.510 (0.051)", ""},
     {"cfimdb", "lora", "llama", "", "", ""},
 };
 enum { N_ROWS = sizeof rows / sizeof *rows };
@@ -85,6 +94,12 @@ static void add_number(command *c, const char *flag, int value) {
     char text[16];
     snprintf(text, sizeof text, "%d", value);
     add_flag(c, flag, text);
+}
+
+static const data_set *data_set_of(const row *r) {
+    const data_set *set = data_sets;
+    while (strcmp(set->name, r->set) != 0) set++;
+    return set;
 }
 
 static int is_prompt(const row *r) { return strcmp(r->option, "prompt") == 0; }
@@ -171,6 +186,19 @@ static int read_run(const char *path, const command *c, run *to) {
     return done;
 }
 
+/* Why a run failed: the last line of its log that says something, after "error: ". */
+static int explain_failure(const char *part) {
+    char line[1024], last[1024] = "";
+    FILE *log = fopen(part, "r");
+    for (int is_first = 1; log && fgets(line, sizeof line, log); is_first = 0) {
+        line[strcspn(line, "\r\n")] = 0;
+        if (!is_first && *line) memcpy(last, line, sizeof last); /* the first is the command */
+    }
+    if (log) fclose(log);
+    const char *why = strncmp(last, "error: ", 7) == 0 ? last + 7 : last;
+    return complain("run_llama: %s (its log: %s)", *why ? why : "it failed without a word", part);
+}
+
 /* Runs it with its output in a log, which gets its final name after success. */
 static int do_run(const settings *s, const row *r, int seed, const command *c) {
     const char *part = path_of(s, r, seed, ".part");
@@ -202,7 +230,7 @@ static int do_run(const settings *s, const row *r, int seed, const command *c) {
     remove(path_of(s, r, seed,
                    ".gguf")); /* the state of the best epoch: large, and the same seed makes it again */
     if (WIFSIGNALED(status)) return fprintf(stderr, "stopped; the same command continues from here\n"), 0;
-    if (status != 0) return complain("a run failed; %s says why", part);
+    if (status != 0) return explain_failure(part);
     return rename(part, path_of(s, r, seed, ".log")) == 0 || whole_file_failed(part);
 }
 
@@ -252,7 +280,7 @@ static void print_table(const settings *s, FILE *to) {
         const row *r = &rows[i];
         run mean;
         double dev_sd = 0, test_sd = 0;
-        int n = row_mean(s, r, &mean, &dev_sd, &test_sd), labeled = strcmp(r->set, "cfimdb") != 0;
+        int n = row_mean(s, r, &mean, &dev_sd, &test_sd), labeled = data_set_of(r)->has_test_labels;
         fprintf(to, "| %s | %s%s%s | %s |", r->set, r->option, is_prompt(r) ? ", " : "", r->score, r->mode);
         if (n) {
             fprintf(to, " %d |", n);
@@ -272,28 +300,69 @@ static void print_table(const settings *s, FILE *to) {
     fprintf(to, "\ncfimdb's test labels are placeholders, so no accuracy is given.\n");
 }
 
-/* Accuracy on dev after each epoch, a line for each setting that trains. */
-static int draw_epochs(const settings *s) {
-    static const char *const colors[] = {"#c33", "#e90", "#36c", "#3ac", "#393", "#8a2", "#939", "#888"};
-    char path[4096], name[128];
-    int n_drawn = 0;
-    double unused;
-    plot p;
+/* The color says what learns, dashes and marks in which mode. */
+static plot_style style_of(const row *r) {
+    int is_lora = strcmp(r->option, "lora") == 0, is_llama = strcmp(r->mode, "llama") == 0;
+    plot_style style = {is_lora ? PLOT_ORANGE : PLOT_BLUE, is_llama ? "none" : "7 4", 2, 1,
+                        is_llama ? 'o' : 's'};
+    return style;
+}
+
+static const plot_style chance_style = {PLOT_GRAY, "2 3", 1.5, 1, 0};
+
+/* The lines of one data set's panel, when only the axes are known; most: the highest of all. */
+static int draw_lines(const settings *s, const data_set *set, plot *p, double *most) {
+    double unused, epochs[MAX_EPOCHS];
+    int n_lines = 0;
     run mean;
-    snprintf(path, sizeof path, "%s/accuracy.svg", s->out);
-    p.left = 0;
-    p.right = s->epochs;
-    p.bottom = 0;
-    p.top = 1;
-    if (s->epochs < 2) return 1;
-    if (!plot_begin(&p, path, "epoch; accuracy on dev")) return 0;
+    for (int i = 0; i < MAX_EPOCHS; i++) epochs[i] = i + 1;
     for (int i = 0; i < N_ROWS; i++) {
-        if (is_prompt(&rows[i]) || !row_mean(s, &rows[i], &mean, &unused, &unused)) continue;
-        name_of(&rows[i], name, sizeof name);
-        plot_line(&p, name, colors[n_drawn++ % 8]);
-        for (int j = 0; j < mean.n_epochs; j++) plot_point(&p, j + 1, mean.epoch[j]);
-        plot_line_end(&p);
+        if (data_set_of(&rows[i]) != set || is_prompt(&rows[i])) continue;
+        if (!row_mean(s, &rows[i], &mean, &unused, &unused) || !mean.n_epochs) continue;
+        plot_style style = style_of(&rows[i]);
+        if (p) plot_line(p, &style, epochs, mean.epoch, (size_t)mean.n_epochs);
+        for (int j = 0; j < mean.n_epochs; j++) *most = fmax(*most, mean.epoch[j]);
+        n_lines++;
     }
+    return n_lines;
+}
+
+static void draw_panel(const settings *s, const data_set *set, double at, double width, plot *p) {
+    double chance = 1.0 / set->n_classes, most = chance, ends[2] = {0.75, s->epochs + 0.25};
+    double chances[2] = {chance, chance};
+    draw_lines(s, set, NULL, &most);
+    plot_panel panel = {at, width, set->title, plot_axis_whole("epoch", ends[0], ends[1]),
+                        plot_axis_of("accuracy on dev", 0, most, 6)};
+    plot_panel_begin(p, &panel);
+    plot_line(p, &chance_style, ends, chances, 2);
+    draw_lines(s, set, p, &most);
+}
+
+static void draw_legend(plot *p) {
+    for (int i = 0; i < N_ROWS; i++) {
+        char name[64];
+        plot_style style = style_of(&rows[i]);
+        if (is_prompt(&rows[i]) || strcmp(rows[i].set, data_sets[0].name) != 0) continue;
+        snprintf(name, sizeof name, "%s, %s", rows[i].option, rows[i].mode);
+        plot_legend(p, &style, name);
+    }
+    plot_legend(p, &chance_style, "chance");
+}
+
+/* Accuracy on dev after each epoch: a panel for each data set, and in it a line for each setting that trains. */
+static int draw_epochs(const settings *s) {
+    enum { N_SETS = sizeof data_sets / sizeof *data_sets };
+    const char *slash = strrchr(s->model, '/');
+    char path[4096], title[256];
+    plot p;
+    if (s->epochs < 2) return 1;
+    snprintf(path, sizeof path, "%s/accuracy.svg", s->out);
+    snprintf(title, sizeof title, "Accuracy after each epoch, %.100s%s", slash ? slash + 1 : s->model,
+             s->seeds > 1 ? " (mean over seeds)" : "");
+    if (!plot_begin(&p, path, title)) return 0;
+    draw_legend(&p);
+    for (int i = 0; i < N_SETS; i++)
+        draw_panel(s, &data_sets[i], i * (PLOT_WIDTH / N_SETS), PLOT_WIDTH / N_SETS, &p);
     return plot_end(&p);
 }
 

@@ -101,13 +101,21 @@ static int train(const settings *s, const bpe_text *texts, size_t n_texts) {
     return ok;
 }
 
+static int files_ready(const settings *s) {
+    const used_file output = {"--output", s->output};
+    used_file inputs[MAX_TEXTS];
+    for (int i = 0; i < s->n_paths; i++) inputs[i].option = "a text", inputs[i].path = s->paths[i];
+    return outputs_ready(&output, 1, inputs, s->n_paths);
+}
+
 int main(int argc, char **argv) {
     static settings s;
     bpe_text texts[MAX_TEXTS];
     int n_read = 0, status = parse(&s, argc, argv);
     if (status || s.help) return status;
+    if (!files_ready(&s)) return 1;
     for (; n_read < s.n_paths; n_read++) {
-        char *data = file_read(s.paths[n_read], &texts[n_read].size);
+        char *data = text_file_read(s.paths[n_read], &texts[n_read].size);
         if (!data) break;
         texts[n_read].data = data;
     }

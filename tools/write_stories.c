@@ -38,6 +38,12 @@ typedef struct settings {
     int seed, help;
 } settings;
 
+static int files_ready(const settings *s) {
+    const used_file output = {"--output", s->output},
+                    inputs[] = {{"the model", s->model}, {"--tokenizer", s->tokenizer}};
+    return outputs_ready(&output, 1, inputs, 2);
+}
+
 static int write_stories(const settings *s) {
     ml_model_load_desc load = {0};
     ml_generate_desc desc = {0};
@@ -45,8 +51,8 @@ static int write_stories(const settings *s) {
     ml_session *session = NULL;
     ml_random random;
     ml_error error;
-    writer out = {s->output ? fopen(s->output, "wb") : stdout, 0};
-    if (!out.file) return whole_file_failed(s->output);
+    writer out = {stdout, 0};
+    if (!files_ready(s)) return 0;
     ml_random_seed(&random, (uint64_t)s->seed);
     load.tokenizer = s->tokenizer;
     desc.prompt = "";
@@ -55,9 +61,11 @@ static int write_stories(const settings *s) {
     desc.on_token = write_token;
     desc.user = &out;
     int ok = loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error) &&
-             succeeded(ml_session_new(model, NULL, &session, &error), &error) &&
-             write_all(session, &desc, &out, (long long)((double)s->megabytes * 1e6), s->separator);
-    if (fclose(out.file) != 0 && ok) ok = whole_file_failed(s->output ? s->output : "standard output");
+             succeeded(ml_session_new(model, NULL, &session, &error), &error);
+    if (ok && s->output && !(out.file = fopen(s->output, "wb"))) ok = whole_file_failed(s->output);
+    ok = ok && write_all(session, &desc, &out, (long long)((double)s->megabytes * 1e6), s->separator);
+    if (out.file && fclose(out.file) != 0 && ok)
+        ok = whole_file_failed(s->output ? s->output : "standard output");
     ml_session_free(session);
     ml_model_free(model);
     return ok;

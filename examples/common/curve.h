@@ -28,9 +28,9 @@ static inline void curve_print(FILE *csv, const curve_point *p) {
     fprintf(csv, "\n");
 }
 
-/* Begins a CSV, or with last_step >= 0 continues one: its lines up to that step are kept. */
-static inline int curve_open(curve *c, const char *path, double last_step) {
-    FILE *csv = last_step >= 0 ? fopen(path, "r") : NULL;
+/* Adds the points of a CSV up to that step; a file that is not there has none. */
+static inline int curve_read(curve *c, const char *path, double last_step) {
+    FILE *csv = fopen(path, "r");
     char line[256];
     while (csv && fgets(line, sizeof line, csv)) {
         curve_point p;
@@ -39,6 +39,12 @@ static inline int curve_open(curve *c, const char *path, double last_step) {
         if (fields >= 2 && p.step <= last_step && !curve_keep(c, p)) return fclose(csv), 0;
     }
     if (csv) fclose(csv);
+    return 1;
+}
+
+/* Begins a CSV, or with last_step >= 0 continues one: its lines up to that step are kept. */
+static inline int curve_open(curve *c, const char *path, double last_step) {
+    if (last_step >= 0 && !curve_read(c, path, last_step)) return 0;
     whole_file whole;
     if (!whole_file_begin(&whole, path)) return 0;
     fprintf(whole.to, "step,loss,kept_back\n");
@@ -55,30 +61,75 @@ static inline int curve_add(curve *c, const char *path, double step, double loss
     return fclose(csv) == 0 || whole_file_failed(path);
 }
 
-static inline void curve_line(plot *p, const curve *c, int which, const char *name, const char *color) {
-    plot_line(p, name, color);
-    for (size_t i = 0; i < c->n; i++) {
-        double y = which ? c->points[i].valid : c->points[i].loss;
-        if (!isnan(y)) plot_point(p, c->points[i].step, y);
+/* The loss of batches at point i without their noise: the value there of a line fitted to the neighbors, of which the
+   near ones count most (local linear regression; Cleveland 1979). `width` is in points. */
+static inline double curve_smooth(const double *loss, size_t n, size_t i, double width) {
+    size_t reach = (size_t)(3 * width) + 1;
+    double w = 0, wx = 0, wy = 0, wxx = 0, wxy = 0;
+    for (size_t j = i > reach ? i - reach : 0; j < n && j <= i + reach; j++) {
+        double x = (double)j - (double)i, weight = exp(-0.5 * x * x / (width * width));
+        w += weight, wx += weight * x, wxx += weight * x * x;
+        wy += weight * loss[j], wxy += weight * x * loss[j];
     }
-    plot_line_end(p);
+    return n > 1 ? (wxx * wy - wx * wxy) / (w * wxx - wx * wx) : loss[i];
+}
+
+/* "Training loss of NAME", from NAME.svg in some folder. */
+static inline void curve_title(const char *path, char *to, size_t size) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t n = strlen(name);
+    if (n > 4 && strcmp(name + n - 4, ".svg") == 0) n -= 4;
+    snprintf(to, size, "Training loss of %.*s", (int)(n < 200 ? n : 200), name);
+}
+
+/* xs, batch, smooth, valid: n each. */
+static inline int curve_draw(const char *path, const double *data, size_t n, const double *range) {
+    static const plot_style light = {PLOT_BLUE, "none", 1, 0.5, 0}, line = {PLOT_BLUE, "none", 2.5, 1, 0},
+                            held = {PLOT_RED, "8 4", 2.5, 1, 0};
+    const double *x = data, *batch = data + n, *smooth = data + 2 * n, *valid = data + 3 * n;
+    plot_panel panel = {0, PLOT_WIDTH, "", plot_axis_whole("training step", 0, x[n - 1]),
+                        plot_axis_of("loss (nats per token)", range[0], range[1], 6)};
+    char title[256];
+    plot p;
+    int has_valid = 0;
+    curve_title(path, title, sizeof title);
+    if (!plot_begin(&p, path, title)) return 0;
+    plot_panel_begin(&p, &panel);
+    plot_line(&p, &light, x, batch, n);
+    plot_line(&p, &line, x, smooth, n);
+    plot_legend(&p, &light, "single batches");
+    plot_legend(&p, &line, "batches, smoothed");
+    for (size_t i = 0; i < n; i++) has_valid |= isfinite(valid[i]) != 0;
+    if (has_valid) {
+        plot_line(&p, &held, x, valid, n);
+        plot_legend(&p, &held, "text kept back");
+    }
+    return plot_end(&p);
 }
 
 /* Draws loss and validation loss over steps. Fewer than two points, or a flat line, give no picture. */
 static inline int curve_svg(const curve *c, const char *path) {
-    plot p = {{NULL, NULL, ""}, 0, 0, 1e30, -1e30, 0};
-    for (size_t i = 0; i < c->n; i++) {
+    size_t n = 0;
+    double range[2] = {1e30, -1e30}, *data = (double *)malloc((c->n ? c->n : 1) * 4 * sizeof *data);
+    if (!data) return no_memory("the picture of the loss");
+    for (size_t i = 0; i < c->n; i++) n += isfinite(c->points[i].loss) != 0;
+    for (size_t i = 0, to = 0; i < c->n; i++) {
         const curve_point *at = &c->points[i];
-        double valid = isnan(at->valid) ? at->loss : at->valid;
-        p.top = fmax(p.top, fmax(at->loss, valid));
-        p.bottom = fmin(p.bottom, fmin(at->loss, valid));
-        p.right = at->step;
+        if (!isfinite(at->loss)) continue;
+        data[to] = at->step, data[n + to] = at->loss, data[3 * n + to] = at->valid;
+        to++;
     }
-    if (c->n < 2 || !(p.top > p.bottom)) return 1;
-    if (!plot_begin(&p, path, "step")) return 0;
-    curve_line(&p, c, 0, "loss of a batch", "#9ab");
-    curve_line(&p, c, 1, "of the text kept back", "#c33");
-    return plot_end(&p);
+    for (size_t i = 0; i < n; i++)
+        data[2 * n + i] = curve_smooth(data + n, n, i, fmin(50, fmax(1.5, (double)n / 15)));
+    for (size_t i = n; i < 4 * n; i++) {
+        if (!isfinite(data[i])) continue;
+        range[0] = fmin(range[0], data[i]);
+        range[1] = fmax(range[1], data[i]);
+    }
+    int is_flat = !(range[1] - range[0] > 1e-6 * fmax(1, fabs(range[1])));
+    int ok = n < 2 || is_flat || !(data[n - 1] > 0) || curve_draw(path, data, n, range);
+    free(data);
+    return ok;
 }
 
 static inline void curve_free(curve *c) { free(c->points); }

@@ -1,4 +1,5 @@
-/* Whole files: read at once, or written so that they appear whole or not at all. */
+/* Whole files: read at once, tried before the work that makes them, and written so that they appear whole or not at
+   all. */
 #ifndef FILE_H
 #define FILE_H
 
@@ -9,6 +10,20 @@
 #include <unistd.h>
 #include "memory.h"
 #include "report.h"
+
+#ifdef _WIN32 /* no links, no numbers of files, and a rename that does not replace */
+#include <io.h>
+#define lstat stat
+#define fsync _commit
+#define FILES_HAVE_NUMBERS 0
+#else
+#define FILES_HAVE_NUMBERS 1
+#endif
+
+static inline int file_rename(const char *from, const char *to) {
+    if (!FILES_HAVE_NUMBERS) remove(to);
+    return rename(from, to);
+}
 
 /* All bytes of a file or pipe in new memory, followed by a zero byte; *n (may be NULL) is how many. NULL after saying
    why it cannot be read. */
@@ -32,6 +47,28 @@ static inline char *file_read(const char *path, size_t *n) {
     data[size] = 0;
     if (n) *n = size;
     return data;
+}
+
+/* The same for a text: without the byte order mark that Windows puts in front, and each CR LF or CR is one LF, as in
+   Python's universal newlines. UTF-16 is refused. */
+static inline char *text_file_read(const char *path, size_t *n) {
+    size_t size, from = 0, to = 0;
+    char *text = file_read(path, &size);
+    if (!text) return NULL;
+    if (size >= 2 && (memcmp(text, "\xff\xfe", 2) == 0 || memcmp(text, "\xfe\xff", 2) == 0)) {
+        free(text);
+        complain("%s: the text is UTF-16: save it as UTF-8", path);
+        return NULL;
+    }
+    if (size >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) from = 3;
+    while (from < size) {
+        char c = text[from++];
+        if (c == '\r' && text[from] == '\n') from++;
+        text[to++] = c == '\r' ? '\n' : c;
+    }
+    text[to] = 0;
+    if (n) *n = to;
+    return text;
 }
 
 /* A file being written: as PATH.tmp, which is renamed at the end, so that a full disk leaves the old file unchanged.
@@ -65,7 +102,7 @@ static inline int whole_file_end(whole_file *file) {
     if (!why && *file->temporary && fsync(fileno(file->to)) != 0 && errno != EINVAL && errno != ENOSYS)
         why = errno;
     if (fclose(file->to) != 0 && !why) why = errno;
-    if (!why && *file->temporary && rename(file->temporary, file->path) != 0) why = errno;
+    if (!why && *file->temporary && file_rename(file->temporary, file->path) != 0) why = errno;
     if (!why) return 1;
     if (*file->temporary) remove(file->temporary);
     errno = why;
@@ -78,6 +115,97 @@ static inline int file_write(const char *path, const void *data, size_t n) {
     if (!whole_file_begin(&file, path)) return 0;
     fwrite(data, 1, n, file.to); /* a failure shows at the end */
     return whole_file_end(&file);
+}
+
+/* ---- before the work ---- */
+
+/* A file that a program reads or writes, and the option that names it. path NULL: none. */
+typedef struct used_file {
+    const char *option, *path;
+} used_file;
+
+/* The part of a path after its last slash. */
+static inline const char *file_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* What stat says of the folder that a path is in. */
+static inline int folder_stat(const char *path, struct stat *about) {
+    char parent[4096];
+    size_t n = (size_t)(file_name(path) - path);
+    if (n >= sizeof parent) return -1;
+    memcpy(parent, path, n);
+    strcpy(parent + n, ".");
+    return stat(parent, about);
+}
+
+/* Do two paths lead to one regular file? Of files that do not exist yet, folders and names are compared. */
+static inline int same_file(const char *a, const char *b) {
+    struct stat x, y;
+    if (!FILES_HAVE_NUMBERS) return strcmp(a, b) == 0;
+    int a_is_there = stat(a, &x) == 0, b_is_there = stat(b, &y) == 0;
+    if (a_is_there != b_is_there) return 0;
+    if (a_is_there) return x.st_dev == y.st_dev && x.st_ino == y.st_ino && S_ISREG(x.st_mode);
+    if (strcmp(file_name(a), file_name(b)) != 0) return 0;
+    if (folder_stat(a, &x) != 0 || folder_stat(b, &y) != 0) return strcmp(a, b) == 0;
+    return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* The library saves by replacing files only: no device and no pipe. path NULL: nothing is saved. */
+static inline int file_can_be_saved(const char *path) {
+    struct stat about;
+    if (!path || stat(path, &about) != 0 || S_ISREG(about.st_mode) || S_ISDIR(about.st_mode)) return 1;
+    errno = EEXIST;
+    return whole_file_failed(path);
+}
+
+/* Can a whole_file be written there? Leaves an existing file as it is, and no new one. */
+static inline int file_can_be_written(const char *path) {
+    struct stat about;
+    char temporary[4100];
+    int is_there = stat(path, &about) == 0;
+    errno = !*path ? ENOENT : is_there && S_ISDIR(about.st_mode) ? EISDIR : 0;
+    if (errno || (is_there && access(path, W_OK) != 0)) return whole_file_failed(path);
+    if (is_there && !S_ISREG(about.st_mode)) return 1;
+    if ((size_t)snprintf(temporary, sizeof temporary, "%s.tmp", path) >= sizeof temporary)
+        errno = ENAMETOOLONG;
+    if (errno) return whole_file_failed(path);
+    int was_there = lstat(temporary, &about) == 0;
+    FILE *file = fopen(temporary, "ab");
+    if (!file) return whole_file_failed(path);
+    fclose(file);
+    if (!was_there) remove(temporary);
+    return 1;
+}
+
+/* Refuses an output that is also read, or whose PATH.tmp is. */
+static inline int spares_inputs(const used_file *output, const used_file *inputs, int n_inputs) {
+    char temporary[4100];
+    snprintf(temporary, sizeof temporary, "%s.tmp", output->path);
+    for (int i = 0; i < n_inputs; i++)
+        if (inputs[i].path &&
+            (same_file(output->path, inputs[i].path) || same_file(temporary, inputs[i].path)))
+            return complain("%s: %s is also read (%s), and would be lost", output->option, output->path,
+                            inputs[i].option);
+    return 1;
+}
+
+/* Tries what a program will write, so that a long run does not fail at its end: no output may be an input or another
+   output, and each can be written. */
+static inline int outputs_ready(const used_file *outputs, int n_outputs, const used_file *inputs,
+                                int n_inputs) {
+    for (int i = 0; i < n_outputs; i++) {
+        if (!outputs[i].path) continue;
+        if (!spares_inputs(&outputs[i], inputs, n_inputs)) return 0;
+        for (int j = 0; j < i; j++)
+            if (outputs[j].path && same_file(outputs[i].path, outputs[j].path))
+                return complain("%s and %s are the same file, %s", outputs[j].option, outputs[i].option,
+                                outputs[i].path);
+    }
+    for (int i = 0; i < n_outputs; i++)
+        if (outputs[i].path && !file_can_be_written(outputs[i].path)) return 0;
+    return 1;
 }
 
 #endif

@@ -51,7 +51,7 @@ static inline void options_print(FILE *file, const option *options, int n) {
 }
 
 static inline int option_unknown(const char *given, const option *options, int n) {
-    int best = -1, least = 4;
+    int best = -1, length = (int)strlen(given), least = length < 8 ? length / 2 : 4;
     for (int i = 0; i < n; i++) {
         int d = option_distance(given, options[i].name);
         if (d < least) least = d, best = i;
@@ -84,7 +84,7 @@ static inline int option_set(const option *o, const char *text) {
 /* One option at argv[*at], whose value may be the next argument. */
 static inline int option_read(int argc, char **argv, int *at, const option *options, int n) {
     char name[64];
-    const char *given = argv[*at], *equals = strchr(given, '=');
+    const char *given = strcmp(argv[*at], "-h") == 0 ? "--help" : argv[*at], *equals = strchr(given, '=');
     size_t length = equals ? (size_t)(equals - given) : strlen(given);
     int i = 0;
     snprintf(name, sizeof name, "%.*s", (int)length, given);
@@ -99,13 +99,13 @@ static inline int option_read(int argc, char **argv, int *at, const option *opti
     return option_set(&options[i], argv[++*at]);
 }
 
-/* Sets what argv gives (--name value or --name=value). Words without dashes go to `words`, at most max_words.
-   Returns 0 after saying why if something is wrong. */
+/* Sets what argv gives (--name value or --name=value; -h is --help). Words without dashes, and "-" alone, go to
+   `words`, at most max_words. Returns 0 after saying why if something is wrong. */
 static inline int options_read(int argc, char **argv, const option *options, int n, const char **words,
                                int max_words) {
     int n_words = 0;
     for (int i = 1; i < argc; i++) {
-        if (strncmp(argv[i], "--", 2) == 0) {
+        if (argv[i][0] == '-' && argv[i][1]) {
             if (!option_read(argc, argv, &i, options, n)) return 0;
         } else if (n_words < max_words) {
             words[n_words++] = argv[i];

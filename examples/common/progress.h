@@ -18,10 +18,21 @@ static inline double seconds_left(double done, double all, double began) {
     return done > 0 ? (seconds_now() - began) / done * (all - done) : 0;
 }
 
-/* A bar with the remaining time; nothing if standard error is not a terminal. */
+#ifndef PROGRESS_PAUSE
+#define PROGRESS_PAUSE 10.0 /* seconds between two lines where there is no terminal */
+#endif
+
+/* A bar with the remaining time; a line now and then if standard error is not a terminal. */
 static inline void progress_bar(const char *what, int done, int all, double began) {
-    if (!isatty(2)) return;
+    static double last; /* when a line was printed */
     int left = (int)seconds_left(done, all, began), full = all ? 30 * done / all : 30;
+    if (!isatty(2)) {
+        double now = seconds_now();
+        if (done == all || now - (last > began ? last : began) < PROGRESS_PAUSE) return;
+        last = now;
+        fprintf(stderr, "%s: %d of %d, %d:%02d left\n", what, done, all, left / 60, left % 60);
+        return;
+    }
     fprintf(stderr, "\r%-12s [", what);
     for (int i = 0; i < 30; i++) fputc(i < full ? '#' : '.', stderr);
     fprintf(stderr, "] %d/%d, %d:%02d left ", done, all, left / 60, left % 60);

@@ -2,7 +2,7 @@
 #include "../common/file.h"
 
 int text_read(const char *path, bpe_text *text) {
-    char *data = file_read(path, &text->size);
+    char *data = text_file_read(path, &text->size);
     if (!data) return 0;
     if (!text->size) return free(data), complain("%s: is empty", path);
     text->data = data;
@@ -16,7 +16,6 @@ static const char *find_separator(const char *p, const char *end, const char *se
         const char *line_end = (const char *)memchr(p, '\n', (size_t)(end - p));
         size_t length = line_end ? (size_t)(line_end - p) : (size_t)(end - p);
         *next = line_end ? line_end + 1 : end;
-        if (length && p[length - 1] == '\r') length--;
         if (n && length == n && memcmp(p, separator, n) == 0) return p;
         p = *next;
     }

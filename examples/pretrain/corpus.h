@@ -12,7 +12,8 @@ typedef struct corpus {
     size_t n_bytes; /* of the texts */
 } corpus;
 
-/* Reads a file, which must not be empty, into new memory; the caller frees text->data. */
+/* Reads a file or pipe, once, which must not be empty, into new memory; the caller frees text->data. A byte order mark
+   is skipped, and lines end in LF. */
 int text_read(const char *path, bpe_text *text);
 
 /* Encodes all texts of a file, which are divided by lines that are equal to `separator` (may be ""). A share of the

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include "pretrain.h"
 #include "../common/options.h"
+#include "../common/threads.h"
 
 static run r = {.set = {.output = "pretrained.gguf",
                         .separator = "<|endoftext|>",
@@ -32,7 +33,7 @@ static run r = {.set = {.output = "pretrained.gguf",
                         .sample_every = 1000,
                         .save_every = 500,
                         .seed = 1,
-                        .threads = 1}};
+                        .threads = INT_MIN}}; /* depends on the machine */
 
 static const option options[] = {
     {"--output", OPTION_TEXT, &r.set.output, "the model's file (pretrained.gguf)"},
@@ -64,7 +65,8 @@ static const option options[] = {
     {"--type", OPTION_TEXT, &r.set.type, "of the weights in OUTPUT (F32)"},
     {"--checkpointing", OPTION_FLAG, &r.set.checkpointing, "less memory, a third more time"},
     {"--seed", OPTION_INT, &r.set.seed, "of all random choices (1)"},
-    {"--threads", OPTION_INT, &r.set.threads, "(1)"},
+    {"--threads", OPTION_INT, &r.set.threads,
+     "how many (OMP_NUM_THREADS, or all processors where built with OpenMP)"},
     {"--help", OPTION_FLAG, &r.set.help, "this list"},
 };
 enum { N_OPTIONS = sizeof options / sizeof *options };
@@ -93,9 +95,6 @@ static int check_settings(const settings *set) {
     if (!(set->epochs > 0)) return complain("--epochs: must be above 0");
     if (ml_type_from_name(set->type) < ML_F32 || ml_type_from_name(set->type) > ML_Q4_0)
         return complain("--type: is F32, F16, BF16, Q8_0 or Q4_0");
-    for (int i = 0; set->texts[i]; i++)
-        if (strcmp(set->texts[i], set->output) == 0)
-            return complain("--output: is one of the texts, which would be lost");
     return 1;
 }
 
@@ -106,6 +105,7 @@ static int read_settings(int argc, char **argv, settings *set) {
         options_print(set->help ? stdout : stderr, options, N_OPTIONS);
         return 0;
     }
+    if (set->threads == INT_MIN) set->threads = default_threads();
     return check_settings(set);
 }
 
@@ -118,6 +118,24 @@ static int name_files(void) {
     snprintf(r.csv, sizeof r.csv, "%s.csv", output);
     snprintf(r.svg, sizeof r.svg, "%s.svg", output);
     return 1;
+}
+
+/* The files next to OUTPUT that a run writes, tried before it reads. With --resume it reads the checkpoint, too. */
+static int files_ready(void) {
+    const settings *set = &r.set;
+    used_file inputs[MAX_TEXTS + 3] = {{"--model", set->resume ? NULL : set->model},
+                                       {"--tokenizer", set->tokenizer},
+                                       {"--validation_text", set->validation_text}};
+    const used_file outputs[] = {{"--output", set->output},
+                                 {"--output's checkpoint", r.checkpoint},
+                                 {"--output's curve", r.csv},
+                                 {"--output's picture", r.svg}};
+    int n = 3;
+    for (int i = 0; set->texts[i]; i++) {
+        inputs[n].option = "a text";
+        inputs[n++].path = set->texts[i];
+    }
+    return set->steps == 0 || (outputs_ready(outputs, 4, inputs, n) && file_can_be_saved(set->output));
 }
 
 static int read_texts(void) {
@@ -161,7 +179,8 @@ static int finish_settings(settings *set) {
 }
 
 static int prepare(void) {
-    if (!name_files() || !read_texts() || !make_model(&r) || !encode_texts() || !finish_settings(&r.set))
+    if (!name_files() || !files_ready() || !read_texts() || !make_model(&r) || !encode_texts() ||
+        !finish_settings(&r.set))
         return 0;
     size_t n = (size_t)r.set.rows * (size_t)r.set.context;
     r.tokens = (int32_t *)malloc(n * sizeof *r.tokens);

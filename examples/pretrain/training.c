@@ -97,9 +97,9 @@ static void print_sample(run *r) {
 static int save_all(run *r) {
     ml_save_desc desc = {ML_GGUF, ml_type_from_name(r->set.type), NULL, NULL};
     ml_error error;
-    if (!succeeded(ml_trainer_save(r->trainer, r->checkpoint, &error), &error)) return 0;
+    if (!loaded(r->checkpoint, ml_trainer_save(r->trainer, r->checkpoint, &error), &error)) return 0;
     r->saved_at = r->trainer->step;
-    return succeeded(ml_model_save(r->model, r->set.output, &desc, &error), &error) &&
+    return loaded(r->set.output, ml_model_save(r->model, r->set.output, &desc, &error), &error) &&
            curve_svg(&r->losses, r->svg);
 }
 

@@ -1,17 +1,24 @@
-/* A classifier on top of the model, trained with all of the model's weights or with LoRA. */
+/* A classifier on top of the model, trained with all of the model's weights or with LoRA, or loaded. */
 #include <stdlib.h>
 #include "sentiment.h"
 #include "../common/progress.h"
 #include "../common/report.h"
+
+/* s->log_probs of a batch. */
+static int classify(sentiment *s, const ml_batch *batch) {
+    ml_error error;
+    ml_result result = s->trainer ? ml_trainer_eval(s->trainer, batch, s->log_probs, NULL, &error)
+                                  : ml_head_eval(s->head, s->session, batch, s->log_probs, &error);
+    return succeeded(result, &error);
+}
 
 int sentiment_predict(sentiment *s, const reviews *set, const char *what) {
     double began = seconds_now();
     for (int from = 0; from < set->n; from += s->set.batch_size) {
         int n = min_int(s->set.batch_size, set->n - from);
         ml_batch batch = sentiment_batch(s, set, NULL, from, n);
-        ml_error error;
         batch.labels = NULL;
-        if (!succeeded(ml_trainer_eval(s->trainer, &batch, s->log_probs, NULL, &error), &error)) return 0;
+        if (!classify(s, &batch)) return 0;
         for (int i = 0; i < n; i++)
             s->predicted[from + i] = sentiment_best(s->log_probs + i * s->labels.n, s->labels.n);
         progress_bar(what, from + n, set->n, began);
@@ -88,18 +95,25 @@ static int make_trainer(sentiment *s) {
     return succeeded(ml_trainer_new(s->model, &desc, &s->trainer, &error), &error);
 }
 
+typedef struct best_epoch {
+    int epoch;
+    double accuracy; /* on dev */
+} best_epoch;
+
 /* Trains for one epoch and measures; saves the state if it is the best so far. */
-static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, double *best) {
+static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, best_epoch *best) {
     double loss;
+    const char *path = s->set.model_out;
     ml_error error;
     if (!train_epoch(s, random, order, epoch, &loss)) return 0;
     if (!sentiment_predict(s, &s->train, "eval train")) return 0;
     sentiment_result on_train = sentiment_measure(&s->train, s->predicted, s->labels.n);
     if (!sentiment_predict(s, &s->dev, "eval dev")) return 0;
     sentiment_result on_dev = sentiment_measure(&s->dev, s->predicted, s->labels.n);
-    if (on_dev.accuracy > *best) {
-        *best = on_dev.accuracy;
-        if (!succeeded(ml_trainer_save(s->trainer, s->set.model_out, &error), &error)) return 0;
+    if (on_dev.accuracy > best->accuracy) {
+        best->accuracy = on_dev.accuracy;
+        best->epoch = epoch;
+        if (!loaded(path, ml_trainer_save(s->trainer, path, &error), &error)) return 0;
     }
     printf("epoch %d: train loss :: %.3f, train acc :: %.3f, dev acc :: %.3f, dev f1 :: %.3f\n", epoch, loss,
            on_train.accuracy, on_dev.accuracy, on_dev.f1);
@@ -107,17 +121,30 @@ static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, doub
     return 1;
 }
 
+/* The best epoch's weights again; and model_out, until then a checkpoint with all that a trainer needs, becomes a
+   file to load: the model or the adapter, and the head. */
+static int keep_best(sentiment *s) {
+    const char *path = s->set.model_out;
+    ml_save_desc desc = {ML_GGUF, ML_TYPE_NONE, NULL, s->head};
+    ml_error error;
+    if (!loaded(path, ml_trainer_restore(s->trainer, path, &error), &error)) return 0;
+    return loaded(path,
+                  s->lora ? ml_lora_save(s->lora, s->model, path, &desc, &error)
+                          : ml_model_save(s->model, path, &desc, &error),
+                  &error);
+}
+
 int sentiment_finetune(sentiment *s) {
     int *order = (int *)malloc((size_t)s->train.n * sizeof *order);
-    double best = -1;
+    best_epoch best = {0, -1};
     ml_random random;
-    ml_error error;
     int ok = order ? make_trainer(s) : no_memory("an epoch");
     for (int i = 0; ok && i < s->train.n; i++) order[i] = i;
     ml_random_seed(&random, (uint64_t)s->set.seed + 1);
     for (int epoch = 0; ok && epoch < s->set.epochs; epoch++) ok = do_epoch(s, &random, order, epoch, &best);
     free(order);
-    if (!ok || !succeeded(ml_trainer_restore(s->trainer, s->set.model_out, &error), &error)) return 0;
+    if (!ok || !keep_best(s)) return 0;
+    printf("best epoch %d, dev acc %.3f, is kept\n", best.epoch, best.accuracy);
     printf("load model from %s\n", s->set.model_out);
     return 1;
 }

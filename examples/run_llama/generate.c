@@ -1,7 +1,9 @@
 /* Continues a text: the assignment's two sentences into files, or the user's prompt to standard output. */
+#include <limits.h>
 #include <time.h>
 #include "run_llama.h"
 #include "../common/file.h"
+#include "../common/threads.h"
 
 static const char assignment_prompt[] = "I have wanted to see this thriller for a while, and it didn't "
                                         "disappoint. Keanu Reeves, playing the hero "
@@ -26,6 +28,24 @@ static int append_token(void *user, int32_t id, const char *bytes, size_t n) {
     return buffer_append(&out->made, bytes, n);
 }
 
+/* Says why a text ends where it does, if that is not its own end or what was asked for. */
+static void explain_end(const ml_session *session, const settings *s, const ml_generated *made) {
+    int room = session->max_seq_len - made->n_prompt;
+    if (made->stop == ML_STOP_END || made->stop == ML_STOP_CALLER || s->slide || made->n_new < room) return;
+    if (s->max_new_tokens && s->max_new_tokens <= room) return;
+    fprintf(stderr, "(the context of %d tokens is full", session->max_seq_len);
+    if (s->max_new_tokens) fprintf(stderr, ", after %d of %d new ones", made->n_new, s->max_new_tokens);
+    fprintf(stderr, "; --slide writes on)\n");
+}
+
+/* --max_new_tokens, or 0 (as many as fit) where that is more than the context has room for; without end if sliding. */
+static int new_tokens_to_write(ml_session *session, const settings *s, const char *prompt) {
+    ml_tokens tokens;
+    if (s->slide) return s->max_new_tokens ? s->max_new_tokens : INT_MAX;
+    if (ml_session_encode(session, prompt, ML_ADD_BOS, &tokens, NULL)) return s->max_new_tokens;
+    return s->max_new_tokens > session->max_seq_len - tokens.n ? 0 : s->max_new_tokens;
+}
+
 /* Continues the prompt into `out`, the prompt included. */
 static int write_on(ml_session *session, const settings *s, const char *prompt, float temperature,
                     output *out, ml_generated *generated) {
@@ -34,7 +54,8 @@ static int write_on(ml_session *session, const settings *s, const char *prompt, 
     ml_error error;
     ml_random_seed(&random, (uint64_t)s->seed);
     desc.prompt = prompt;
-    desc.max_new_tokens = s->max_new_tokens;
+    desc.max_new_tokens = new_tokens_to_write(session, s, prompt);
+    desc.overflow = s->slide ? ML_OVERFLOW_SLIDE : ML_OVERFLOW_ERROR;
     desc.sampler = s->sampler;
     desc.sampler.temperature = temperature;
     desc.sampler.random = &random;
@@ -51,13 +72,15 @@ static int generate_both(ml_session *session, const settings *s) {
     printf("load model from %s\n", s->model);
     for (int i = 0; i < 2 && ok; i++) {
         output out = {{NULL, 0, 0}, NULL};
-        ok = write_on(session, s, assignment_prompt, (float)i, &out, NULL);
+        ml_generated made = {0, 0, ML_STOP_LENGTH};
+        ok = write_on(session, s, assignment_prompt, (float)i, &out, &made);
         if (ok) {
             printf("Temperature is %.1f\n%.*s\n---------------\n", (double)i, (int)out.made.length,
                    out.made.bytes);
             ok = file_write(paths[i], out.made.bytes, out.made.length);
         }
         if (ok) printf("Wrote generated sentence to %s.\n", paths[i]);
+        if (ok) explain_end(session, s, &made);
         buffer_free(&out.made);
     }
     return ok;
@@ -72,21 +95,35 @@ static int generate_one(ml_session *session, const settings *s) {
     buffer_free(&out.made);
     if (!ok) return 0;
     printf("\n");
+    fflush(stdout);
+    explain_end(session, s, &made);
     fprintf(stderr, "(%d tokens read, %d written, %.2f s of processor time)\n", made.n_prompt, made.n_new,
             (double)(clock() - begin) / CLOCKS_PER_SEC);
     return 1;
 }
 
+static int files_ready(const settings *s) {
+    const used_file inputs[] = {
+        {"--pretrained-model-path", s->model}, {"--tokenizer", s->tokenizer}, {"--lora", s->adapter}};
+    const used_file outputs[] = {{"--generated_sentence_low_temp_out", s->prompt ? NULL : s->low_out},
+                                 {"--generated_sentence_high_temp_out", s->prompt ? NULL : s->high_out}};
+    return outputs_ready(outputs, 2, inputs, 3);
+}
+
 int generate(const settings *s) {
     ml_session_desc desc = {0};
     ml_session *session = NULL;
+    ml_lora *lora = NULL;
     ml_error error;
-    ml_model *model = load_model(s, ML_TYPE_NONE);
+    ml_model *model = files_ready(s) ? load_model(s, ML_TYPE_NONE) : NULL;
     if (!model) return 1;
     desc.threads.count = s->threads ? s->threads : model->n_parameters < SMALL ? 1 : default_threads();
-    int ok = succeeded(ml_session_new(model, &desc, &session, &error), &error) &&
-             (s->prompt ? generate_one(session, s) : generate_both(session, s));
+    int ok = !s->adapter || loaded(s->adapter, ml_lora_load(s->adapter, model, NULL, &lora, &error), &error);
+    desc.lora = lora;
+    ok = ok && succeeded(ml_session_new(model, &desc, &session, &error), &error) &&
+         (s->prompt ? generate_one(session, s) : generate_both(session, s));
     ml_session_free(session);
+    ml_lora_free(lora);
     ml_model_free(model);
     return !ok;
 }

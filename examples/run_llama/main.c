@@ -1,14 +1,14 @@
 /* The assignment's program in C: same flags, same output files.
    build/run_llama --option generate --pretrained-model-path stories42M.pt --tokenizer tokenizer.model
    build/run_llama --option finetune --epochs 5 --lr 2e-5 --batch_size 80 --train data/sst-train.txt ...
+   build/run_llama --option predict --pretrained-model-path finetune-5-2e-05.gguf --dev data/sst-dev.txt ...
+   build/run_llama --option predict --pretrained-model-path stories42M.pt --lora lora-5-2e-05.gguf --dev ...
    build/run_llama --prompt "Once upon a time" --temperature 0.8 --pretrained-model-path MODEL */
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #include <math.h>
 #include "run_llama.h"
+#include "../common/file.h"
 #include "../common/options.h"
-#include "../common/report.h"
+#include "../common/threads.h"
 
 static settings set = {
     .option = "generate",
@@ -35,11 +35,15 @@ static settings set = {
 };
 
 static const option options[] = {
-    {"--option", OPTION_TEXT, &set.option, "generate (default), prompt, finetune or lora"},
+    {"--option", OPTION_TEXT, &set.option, "generate (default), prompt, finetune, lora or predict"},
     {"--pretrained-model-path", OPTION_TEXT, &set.model, "model in any known format (stories42M.pt)"},
     {"--tokenizer", OPTION_TEXT, &set.tokenizer, "tokenizer.model or .bin (in the model, or next to it)"},
+    {"--lora", OPTION_TEXT, &set.adapter,
+     "an adapter over the model, to generate, prompt or predict with (none)"},
     {"--mode", OPTION_TEXT, &set.mode,
-     "llama (RMSNorm, causal; default to generate) or reference (LayerNorm, full attention; default else)"},
+     "llama (RMSNorm, causal; default to generate) or reference (LayerNorm, full attention; default else, "
+     "but "
+     "predict goes by what a GGUF or safetensors with a classifier says)"},
     {"--seed", OPTION_INT, &set.seed, "seed of the random choices (1337)"},
     {"--train", OPTION_TEXT, &set.sentiment.train, "lines of \"label ||| sentence\" (data/cfimdb-train.txt)"},
     {"--dev", OPTION_TEXT, &set.sentiment.dev, "(data/cfimdb-dev.txt)"},
@@ -48,9 +52,10 @@ static const option options[] = {
     {"--dev_out", OPTION_TEXT, &set.sentiment.dev_out, "predictions (cfimdb-dev-prompting-output.txt)"},
     {"--test_out", OPTION_TEXT, &set.sentiment.test_out, "predictions (cfimdb-test-prompting-output.txt)"},
     {"--max_sentence_len", OPTION_INT, &set.sentiment.max_sentence_len,
-     "tokens, the rest is cut off (the context)"},
+     "tokens of a sentence besides bos, the rest is cut off (the context)"},
     {"--epochs", OPTION_INT, &set.sentiment.epochs, "of fine-tuning (5)"},
-    {"--batch_size", OPTION_INT, &set.sentiment.batch_size, "sentences (8)"},
+    {"--batch_size", OPTION_INT, &set.sentiment.batch_size,
+     "sentences; mode reference pads a batch, and so depends on it (8)"},
     {"--hidden_dropout_prob", OPTION_FLOAT, &set.sentiment.dropout, "of the classifier's input (0.3)"},
     {"--lr", OPTION_FLOAT, &set.sentiment.lr, "learning rate (2e-5)"},
     {"--lora_rank", OPTION_INT, &set.sentiment.lora_rank, "(4)"},
@@ -59,7 +64,7 @@ static const option options[] = {
     {"--score", OPTION_TEXT, &set.sentiment.score,
      "prompting in mode llama: sum, mean, calibrated or pmi (sum)"},
     {"--state", OPTION_TEXT, &set.sentiment.model_out,
-     "file of the best epoch's state (OPTION-EPOCHS-LR.gguf)"},
+     "file for the best epoch's model or adapter, with its classifier (OPTION-EPOCHS-LR.gguf)"},
     {"--generated_sentence_low_temp_out", OPTION_TEXT, &set.low_out, "file (generated-sentence-temp-0.txt)"},
     {"--generated_sentence_high_temp_out", OPTION_TEXT, &set.high_out,
      "file (generated-sentence-temp-1.txt)"},
@@ -67,6 +72,7 @@ static const option options[] = {
     {"--prompt", OPTION_TEXT, &set.prompt, "continue this text, on standard output"},
     {"--max_new_tokens", OPTION_INT, &set.max_new_tokens,
      "how many (75; with --prompt until the story or context ends)"},
+    {"--slide", OPTION_FLAG, &set.slide, "write on when the context is full: the oldest text is forgotten"},
     {"--temperature", OPTION_FLOAT, &set.sampler.temperature, "with --prompt: 0 is greedy (0)"},
     {"--top_k", OPTION_INT, &set.sampler.top_k, "keep the k most likely (0: all)"},
     {"--top_p", OPTION_FLOAT, &set.sampler.top_p, "keep the most likely that reach p together (0: all)"},
@@ -76,32 +82,25 @@ static const option options[] = {
     {"--repetition_penalty", OPTION_FLOAT, &set.sampler.repetition_penalty,
      "weaken the last 64 tokens (0: none)"},
     {"--threads", OPTION_INT, &set.threads,
-     "how many (all processors where built with OpenMP; one to write with a small model)"},
+     "how many (OMP_NUM_THREADS or all processors where built with OpenMP; one to write with a small model)"},
     {"--help", OPTION_FLAG, &set.help, "this list"},
 };
 enum { N_OPTIONS = sizeof options / sizeof *options };
-
-int default_threads(void) {
-#ifdef _OPENMP
-    return omp_get_num_procs();
-#else
-    return 1;
-#endif
-}
 
 ml_model *load_model(const settings *s, ml_type type) {
     ml_model_load_desc load = {0};
     ml_model *model = NULL;
     ml_error error;
-    int reference = strcmp(s->mode, "reference") == 0;
-    load.norm = reference ? ML_NORM_LAYER : ML_NORM_RMS;
-    load.mask = reference ? ML_MASK_FULL : ML_MASK_CAUSAL;
+    int reference = s->mode && strcmp(s->mode, "reference") == 0;
+    if (s->mode) {
+        load.norm = reference ? ML_NORM_LAYER : ML_NORM_RMS;
+        load.mask = reference ? ML_MASK_FULL : ML_MASK_CAUSAL;
+    }
     load.tokenizer = s->tokenizer;
     load.type = type;
     if (!loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error)) return NULL;
     if (model->tokenizer) return model;
-    complain("no tokenizer of %d pieces in or next to %s; give one with --tokenizer FILE",
-             model->config.vocab_size, s->model);
+    complain("no tokenizer in or next to %s; give one with --tokenizer FILE", s->model);
     ml_model_free(model);
     return NULL;
 }
@@ -113,19 +112,49 @@ static void print_mean(const char *what, const double *x, int n) {
     printf("%s acc over %d seeds :: %.3f (%.3f)\n", what, n, mean, sqrt(square));
 }
 
-/* Prompting, fine-tuning or LoRA, once for each seed, each time from the file's weights. The exit status. */
+/* Does the file of a classifier say by itself how it computes? PyTorch's files do not: they are the course's. */
+static int says_its_mode(const char *path) {
+    ml_archive *archive = NULL;
+    int says =
+        ml_archive_load(path, NULL, &archive, NULL) == ML_OK && strcmp(archive->format, "PyTorch") != 0;
+    ml_archive_free(archive);
+    return says;
+}
+
+/* All files of --option OPTION, tried before the work. */
+static int files_ready(const settings *s, const char *state) {
+    const sentiment_settings *t = &s->sentiment;
+    int trains = !t->prompting && !t->predicting;
+    const used_file inputs[] = {{"--train", trains ? t->train : NULL},
+                                {"--dev", t->dev},
+                                {"--test", t->test},
+                                {"--label-names", t->predicting ? NULL : t->labels},
+                                {"--pretrained-model-path", s->model},
+                                {"--tokenizer", s->tokenizer},
+                                {"--lora", s->adapter}};
+    const used_file outputs[] = {
+        {"--dev_out", t->dev_out}, {"--test_out", t->test_out}, {"--state", trains ? state : NULL}};
+    return outputs_ready(outputs, 3, inputs, 7) && file_can_be_saved(outputs[2].path);
+}
+
+/* Prompting, fine-tuning or LoRA, once for each seed, each time from the file's weights; or predicting. The exit
+   status. */
 static int label_sentences(const settings *s) {
     enum { MAX_SEEDS = 100 };
     double dev[MAX_SEEDS], test[MAX_SEEDS];
     sentiment_settings run = s->sentiment;
     char state[64];
-    int n = run.prompting ? 1 : min_int(s->seeds, MAX_SEEDS);
+    int n = run.prompting || run.predicting ? 1 : min_int(s->seeds, MAX_SEEDS);
     snprintf(state, sizeof state, "%s-%d-%g.gguf", s->option, run.epochs, (double)run.lr);
     if (!run.model_out) run.model_out = state;
+    if (!files_ready(s, run.model_out)) return 1;
     for (int i = 0; i < n; i++) {
         sentiment_result on_dev = {0, 0}, on_test = {0, 0};
-        ml_model *model = load_model(s, run.prompting ? ML_TYPE_NONE : ML_F32);
+        /* an adapter's numbers are those of its training over a model as it was there */
+        int as_stored = run.prompting || (run.predicting && !s->adapter);
+        ml_model *model = load_model(s, as_stored ? ML_TYPE_NONE : ML_F32);
         if (!model) return 1;
+        run.reference = model->config.mask == ML_MASK_FULL;
         run.seed = s->seed + i;
         if (n > 1) printf("seed %d\n", run.seed);
         int ok = sentiment_run(&run, model, &on_dev, &on_test);
@@ -168,11 +197,13 @@ static int check_sampler(const ml_sampler *p) {
 }
 
 static int check_settings(void) {
-    if (!is_one_of("--option", set.option, "generate, prompt, finetune or lora") ||
+    if (!is_one_of("--option", set.option, "generate, prompt, finetune, lora or predict") ||
         !is_one_of("--score", set.sentiment.score, "sum, mean, calibrated or pmi") ||
-        !is_one_of("--mode", set.mode, "llama or reference") || !check_sentiment(&set.sentiment) ||
-        !check_sampler(&set.sampler))
+        (set.mode && !is_one_of("--mode", set.mode, "llama or reference")) ||
+        !check_sentiment(&set.sentiment) || !check_sampler(&set.sampler))
         return 0;
+    if (set.adapter && (strcmp(set.option, "finetune") == 0 || set.sentiment.lora))
+        return complain("--lora is to generate, prompt or predict with, not to go on training");
     if (set.max_new_tokens < 0) return complain("--max_new_tokens must not be negative");
     if (set.threads < 0 || set.threads > 1024) return complain("--threads is between 1 and 1024");
     return 1;
@@ -181,16 +212,20 @@ static int check_settings(void) {
 int main(int argc, char **argv) {
     if (!options_read(argc, argv, options, N_OPTIONS, NULL, 0)) return 2;
     if (set.help) {
-        printf("usage: run_llama [options]\n");
+        printf("usage: run_llama [options] (dashes and underscores in their names are the same)\n");
         options_print(stdout, options, N_OPTIONS);
         return 0;
     }
     int generates = strcmp(set.option, "generate") == 0;
     if (set.max_new_tokens == INT_MIN) set.max_new_tokens = set.prompt ? 0 : 75;
-    if (!set.mode) set.mode = generates ? "llama" : "reference";
-    set.sentiment.reference = strcmp(set.mode, "reference") == 0;
     set.sentiment.prompting = strcmp(set.option, "prompt") == 0;
+    set.sentiment.predicting = strcmp(set.option, "predict") == 0;
     set.sentiment.lora = strcmp(set.option, "lora") == 0;
+    set.sentiment.adapter = set.adapter;
+    set.sentiment.classifier = set.adapter ? set.adapter : set.model;
+    if (!set.mode && (!set.sentiment.predicting || set.adapter || !says_its_mode(set.model)))
+        set.mode = generates ? "llama" : "reference";
+    set.sentiment.reference = set.mode && strcmp(set.mode, "reference") == 0;
     set.sentiment.threads = set.threads ? set.threads : default_threads();
     if (!check_settings()) return 2;
     if (set.use_gpu) fprintf(stderr, "--use_gpu: there is no GPU code here; the processor is used\n");

@@ -1,35 +1,149 @@
+#include <limits.h>
 #include "reviews.h"
 #include "../common/file.h"
 
 /* A text file; one that contains a zero byte is not one. */
 static char *read_lines(const char *path) {
-    size_t n;
-    char *text = file_read(path, &n);
-    if (!text || strlen(text) == n) return text;
-    complain("%s: it contains a byte of value 0, so it is not a text file", path);
+    size_t n, zero;
+    int line = 1;
+    char *text = text_file_read(path, &n);
+    if (!text || (zero = strlen(text)) == n) return text;
+    for (size_t i = 0; i < zero; i++) line += text[i] == '\n';
+    complain("%s:%d: it contains a byte of value 0, so it is not a text file", path, line);
     free(text);
     return NULL;
 }
 
-/* ["awful", "bad"]: strings without escapes. */
+/* ---- label names ---- */
+
+static int read_hex4(const char *p, unsigned *value) {
+    *value = 0;
+    for (int i = 0; i < 4; i++) {
+        static const char digits[] = "0123456789abcdef0123456789ABCDEF";
+        const char *digit = p[i] ? strchr(digits, p[i]) : NULL;
+        if (!digit) return 0;
+        *value = *value * 16 + (unsigned)(digit - digits) % 16;
+    }
+    return 1;
+}
+
+static char *put_utf8(char *to, unsigned c) {
+    int n = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3; /* bytes that follow the first */
+    *to++ = (char)(n ? ((0xF0u << (3 - n)) & 0xFF) | c >> 6 * n : c);
+    while (n-- > 0) *to++ = (char)(0x80 | ((c >> 6 * n) & 0x3F));
+    return to;
+}
+
+/* Decodes the escape at *from to *to, and moves both on; 0 if it is a wrong one. */
+static int read_escape(char **from, char **to) {
+    static const char names[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
+    const char *p = *from, *known = p[1] ? strchr(names, p[1]) : NULL;
+    unsigned c, low;
+    if (known) {
+        *(*to)++ = meant[known - names];
+        *from += 2;
+        return 1;
+    }
+    if (p[1] != 'u' || !read_hex4(p + 2, &c) || !c || (c >= 0xDC00 && c <= 0xDFFF)) return 0;
+    p += 6;
+    if (c >= 0xD800 && c <= 0xDBFF) { /* the first half of a pair */
+        if (p[0] != '\\' || p[1] != 'u' || !read_hex4(p + 2, &low) || low < 0xDC00 || low > 0xDFFF) return 0;
+        c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
+        p += 6;
+    }
+    *from += p - *from;
+    *to = put_utf8(*to, c);
+    return 1;
+}
+
+/* Decodes the JSON string after the quote before *from, in place, and moves on behind it. Returns what is wrong with
+   it, or NULL. */
+static const char *read_string(char **from) {
+    char *p = *from, *to = p;
+    while (*p != '"') {
+        if (*p == '\\') {
+            if (!read_escape(&p, &to)) return "has a wrong escape";
+        } else if ((unsigned char)*p < ' ') {
+            return *p ? "has a control character, which JSON writes as an escape" : "does not end";
+        } else {
+            *to++ = *p++;
+        }
+    }
+    *from = p + 1;
+    *to = 0;
+    return NULL;
+}
+
+/* What begins at p. */
+static const char *json_kind(const char *p) {
+    return *p == '{'                               ? "an object"
+           : *p == '['                             ? "a list"
+           : *p == '"'                             ? "a string"
+           : *p == '-' || (*p >= '0' && *p <= '9') ? "a number"
+           : *p == 't' || *p == 'f'                ? "true or false"
+           : *p == 'n'                             ? "null"
+           : *p                                    ? "no JSON"
+                                                   : "the end of the file";
+}
+
+static char *skip_space(char *p) { return p + strspn(p, " \t\n"); }
+
+/* The next name of the list; *from moves on behind it. */
+static int read_name(label_names *names, char **from, const char *path) {
+    if (names->n == REVIEWS_MAX_LABELS)
+        return complain("%s: there are more than %d label names", path, REVIEWS_MAX_LABELS);
+    if (**from != '"')
+        return complain("%s: label name %d is %s, not a string", path, names->n, json_kind(*from));
+    char *name = ++*from;
+    const char *wrong = read_string(from);
+    if (!wrong && !*name) wrong = "is empty";
+    if (wrong) return complain("%s: label name %d %s", path, names->n, wrong);
+    names->name[names->n++] = name;
+    return 1;
+}
+
+/* ["awful", "bad"] */
 int label_names_read(label_names *names, const char *path) {
     char *p = names->text = read_lines(path);
     names->n = 0;
     if (!p) return 0;
-    p += strspn(p, " \t\r\n");
-    if (*p++ != '[') return complain("%s: not a JSON list of label names", path);
-    for (;;) {
-        p += strspn(p, " \t\r\n,");
+    p = skip_space(p);
+    if (*p != '[') return complain("%s: it is %s, not a JSON list of label names", path, json_kind(p));
+    p = skip_space(p + 1);
+    while (*p != ']' || names->n) {
+        if (!read_name(names, &p, path)) return 0;
+        p = skip_space(p);
         if (*p == ']') break;
-        char *end = *p == '"' ? strchr(p + 1, '"') : NULL;
-        if (!end || end == p + 1 || names->n == REVIEWS_MAX_LABELS)
-            return complain("%s: label name %d is not a string, or there are more than %d", path, names->n,
-                            REVIEWS_MAX_LABELS);
-        names->name[names->n++] = p + 1;
-        *end = 0;
-        p = end + 1;
+        if (*p != ',') return complain("%s: %s follows label name %d", path, json_kind(p), names->n - 1);
+        p = skip_space(p + 1);
     }
+    if (*skip_space(p + 1)) return complain("%s: more text follows the list of label names", path);
     return names->n >= 2 || complain("%s: fewer than two labels", path);
+}
+
+/* ---- sentences ---- */
+
+/* How many bytes the white space at p takes, of the kinds that Python's strip removes; 0: there is none. */
+static size_t space_length(const char *p) {
+    static const char *const wide[] = {"\xe1\x9a\x80", "\xe2\x80\xa8", "\xe2\x80\xa9",
+                                       "\xe2\x80\xaf", "\xe2\x81\x9f", "\xe3\x80\x80"};
+    const unsigned char *c = (const unsigned char *)p;
+    if (c[0] == ' ' || (c[0] >= 9 && c[0] <= 13) || (c[0] >= 28 && c[0] <= 31)) return 1;
+    if (c[0] == 0xc2 && (c[1] == 0x85 || c[1] == 0xa0)) return 2;
+    if (c[0] == 0xe2 && c[1] == 0x80 && c[2] >= 0x80 && c[2] <= 0x8a) return 3;
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
+        if (strncmp(p, wide[i], 3) == 0) return 3;
+    return 0;
+}
+
+/* The text without the white space around it. */
+static char *strip(char *text) {
+    while (space_length(text)) text += space_length(text);
+    size_t n = strlen(text);
+    for (size_t size = 1; size <= 3; size++)
+        if (n >= size && space_length(text + n - size) == size) n -= size, size = 0;
+    text[n] = 0;
+    return text;
 }
 
 /* One line into a row. */
@@ -37,18 +151,17 @@ static int read_row(const char *path, review *row, char *line, int number, int n
     char *bar = strstr(line, " ||| "), *end;
     if (!bar) return complain("%s:%d: no \" ||| \" between label and sentence", path, number);
     *bar = 0;
-    long label = strtol(line, &end, 10);
-    if (end == line || *end || label < -1 || label >= n_labels)
-        return complain("%s:%d: label \"%.20s\" is not 0 to %d (or -1, unknown)", path, number, line,
+    char *name = strip(line);
+    long label = strtol(name, &end, 10);
+    if (end == name || *end || label < -1 || label >= n_labels)
+        return complain("%s:%d: label \"%.20s\" is not 0 to %d (or -1, unknown)", path, number, name,
                         n_labels - 1);
     row->label = (int)label;
-    row->sentence = bar + 5 + strspn(bar + 5, " \t");
-    for (end = bar + strlen(bar + 1) + 1; end > row->sentence && (end[-1] == ' ' || end[-1] == '\t');)
-        *--end = 0;
-    return *row->sentence || complain("%s:%d: the sentence is empty", path, number);
+    row->sentence = strip(bar + 5);
+    return 1;
 }
 
-/* Reads all lines; empty ones are skipped. */
+/* Reads all lines; those of white space alone are skipped. */
 int reviews_read(reviews *all, const char *path, int n_labels) {
     int number = 0;
     memset(all, 0, sizeof *all);
@@ -59,9 +172,7 @@ int reviews_read(reviews *all, const char *path, int n_labels) {
         number++;
         next = strchr(line, '\n');
         if (next) *next++ = 0;
-        size_t length = strlen(line);
-        if (length && line[length - 1] == '\r') line[length - 1] = 0;
-        if (!*line) continue;
+        if (!line[strspn(line, " \t")]) continue;
         review *room = (review *)grow(all->rows, (size_t)all->n + 1, &all->capacity, sizeof *room);
         if (!room) return no_memory(path);
         all->rows = room;
@@ -71,6 +182,8 @@ int reviews_read(reviews *all, const char *path, int n_labels) {
     }
     return all->n > 0 || complain("%s: it has no lines", path);
 }
+
+int reviews_length(const ml_tokenizer *tokenizer, int n) { return n + (tokenizer->bos >= 0 && n < INT_MAX); }
 
 /* Encodes the sentence and the suffix, without the end of the sentence if both do not fit. `room` has space for both
    as text, and for their ids. */
@@ -115,7 +228,8 @@ int reviews_encode(reviews *all, const ml_tokenizer *tokenizer, const char *suff
         free(work);
         if (!ok) return complain("%s: row %d cannot be encoded", all->path, i + 1);
     }
-    if (all->n_cut) fprintf(stderr, "%s: %d sentences are cut to %d tokens\n", all->path, all->n_cut, most);
+    if (all->n_cut)
+        fprintf(stderr, "%s: %d sentences are cut to %d tokens with bos\n", all->path, all->n_cut, most);
     return 1;
 }
 

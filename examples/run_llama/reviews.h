@@ -1,6 +1,8 @@
 /* Labeled sentences in the assignment's format: one per line, "label ||| sentence"; and the names of the labels, a
-   JSON list. Lines may end in CRLF. Sentences are kept byte for byte: invalid UTF-8 is encoded as bytes. A label of
-   -1 means that it is unknown. */
+   JSON list. Read as the assignment's Python reads them: a line ends in LF, CR LF or CR, white space around label and
+   sentence is dropped (of any kind that Unicode has), a sentence may be empty. More than Python, a byte order mark and
+   blank lines are skipped, a sentence may contain " ||| ", and sentences are kept byte for byte: invalid UTF-8 is
+   encoded as bytes. A label of -1 means that it is unknown. */
 #ifndef REVIEWS_H
 #define REVIEWS_H
 
@@ -25,7 +27,7 @@ typedef struct reviews {
 } reviews;
 
 typedef struct label_names {
-    char *text; /* the file */
+    char *text; /* the file, its strings decoded */
     const char *name[REVIEWS_MAX_LABELS];
     int n;
 } label_names;
@@ -37,6 +39,9 @@ int reviews_read(reviews *all, const char *path, int n_labels);
 /* bos and the tokens of every row, cut to at most `most` tokens. `suffix` (may be "") is appended to each sentence
    before it is encoded; if that is too long, the end of the sentence is cut off, and not the suffix. */
 int reviews_encode(reviews *all, const ml_tokenizer *tokenizer, const char *suffix, int most);
+
+/* How many ids n tokens of text take: with bos, which --max_sentence_len does not count, as in the assignment. */
+int reviews_length(const ml_tokenizer *tokenizer, int n);
 
 void reviews_free(reviews *all);
 

@@ -5,16 +5,15 @@
 #include "sentiment.h"
 
 typedef struct settings {
-    const char *option, *model, *tokenizer, *mode, *prompt, *low_out, *high_out;
-    int seed, seeds, use_gpu, threads, max_new_tokens, help;
+    const char *option, *model, *tokenizer, *mode, *prompt, *adapter, *low_out, *high_out;
+    int seed, seeds, use_gpu, threads, max_new_tokens, slide, help;
     ml_sampler sampler;
     sentiment_settings sentiment;
 } settings;
 
-/* The model, computing as the mode says; type F32 for one that is trained. NULL after saying why. */
+/* The model, computing as the mode says (NULL: as its file says); type F32 for one that is trained. NULL after saying
+   why. */
 ml_model *load_model(const settings *s, ml_type type);
-
-int default_threads(void);
 
 /* --option generate; the exit status. */
 int generate(const settings *s);

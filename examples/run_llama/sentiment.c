@@ -55,10 +55,23 @@ int sentiment_best(const float *scores, int n) {
     return best;
 }
 
+/* Training reads and measures a set more: s->train. */
+static int is_training(const sentiment_settings *set) { return !set->prompting && !set->predicting; }
+
+/* The head that a file holds, which says how many labels there are. */
+static int load_head(sentiment *s) {
+    const char *path = s->set.classifier;
+    ml_error error;
+    if (!loaded(path, ml_head_load(path, s->model, NULL, &s->head, &error), &error)) return 0;
+    s->labels.n = s->head->n_classes;
+    return s->labels.n <= REVIEWS_MAX_LABELS ||
+           complain("%s: its head has %d classes, more than %d", path, s->labels.n, REVIEWS_MAX_LABELS);
+}
+
 static int read_sets(sentiment *s) {
     const sentiment_settings *set = &s->set;
-    return label_names_read(&s->labels, set->labels) &&
-           (set->prompting || reviews_read(&s->train, set->train, s->labels.n)) &&
+    if (!(set->predicting ? load_head(s) : label_names_read(&s->labels, set->labels))) return 0;
+    return (!is_training(set) || reviews_read(&s->train, set->train, s->labels.n)) &&
            reviews_read(&s->dev, set->dev, s->labels.n) && reviews_read(&s->test, set->test, s->labels.n);
 }
 
@@ -75,17 +88,19 @@ static int allocate_batch(sentiment *s, int n_predicted) {
 int sentiment_read(sentiment *s) {
     const sentiment_settings *set = &s->set;
     char question[4096] = "";
-    int most = s->model->config.max_seq_len, label = 0, n = 0;
+    int most, label = 0, n = 0;
     if (!read_sets(s)) return 0;
     if (set->prompting) {
         sentiment_question(&s->labels, question, sizeof question);
         if (!set->reference) label = sentiment_longest_label(s);
     }
-    if (set->max_sentence_len) most = min_int(most, set->max_sentence_len);
     if (label < 0) return 0;
+    most = s->model->config.max_seq_len - label;
+    if (set->max_sentence_len)
+        most = min_int(most, reviews_length(s->model->tokenizer, set->max_sentence_len));
     reviews *all[3] = {&s->train, &s->dev, &s->test};
-    for (int i = set->prompting; i < 3; i++) {
-        if (!reviews_encode(all[i], s->model->tokenizer, question, most - label)) return 0;
+    for (int i = !is_training(set); i < 3; i++) {
+        if (!reviews_encode(all[i], s->model->tokenizer, question, most)) return 0;
         for (int j = 0; j < all[i]->n; j++) s->max_row = max_int(s->max_row, all[i]->rows[j].n_ids);
         n = max_int(n, all[i]->n);
     }
@@ -100,6 +115,19 @@ static int write_predictions(const reviews *set, const int *predicted, const cha
     return whole_file_end(&file);
 }
 
+/* Prints accuracy and F1, and that they mean nothing where all labels are the same. */
+static void print_result(const reviews *set, const char *what, const sentiment_result *result) {
+    int same = 1, label = set->rows[0].label;
+    for (int i = 1; i < set->n; i++) same = same && set->rows[i].label == label;
+    printf("%s acc :: %.3f, f1 :: %.3f", what, result->accuracy, result->f1);
+    if (same && label < 0)
+        printf(" (the labels in %s are not known: all are -1)", set->path);
+    else if (same && set->n > 1)
+        printf(" (the labels in %s are all %d: placeholders?)", set->path, label);
+    printf("\n");
+    fflush(stdout);
+}
+
 /* Labels one set, writes the predictions, and measures. */
 static int label_set(sentiment *s, const reviews *set, const char *what, const char *out,
                      sentiment_result *result) {
@@ -108,8 +136,7 @@ static int label_set(sentiment *s, const reviews *set, const char *what, const c
     if (!(s->set.prompting ? sentiment_prompt(s, set, question, what) : sentiment_predict(s, set, what)))
         return 0;
     *result = sentiment_measure(set, s->predicted, s->labels.n);
-    printf("%s acc :: %.3f, f1 :: %.3f\n", what, result->accuracy, result->f1);
-    fflush(stdout);
+    print_result(set, what, result);
     return write_predictions(set, s->predicted, out);
 }
 
@@ -132,6 +159,10 @@ void sentiment_free(sentiment *s) {
 static int make_session(sentiment *s) {
     ml_session_desc desc = {0};
     ml_error error;
+    const char *adapter = s->set.adapter;
+    if (adapter && !loaded(adapter, ml_lora_load(adapter, s->model, NULL, &s->lora, &error), &error))
+        return 0;
+    desc.lora = s->lora;
     desc.threads.count = s->set.threads;
     desc.max_seq_len = s->max_row;
     desc.max_batch = s->max_row * s->set.batch_size;
@@ -143,7 +174,7 @@ int sentiment_run(const sentiment_settings *set, ml_model *model, sentiment_resu
     sentiment s = {0};
     s.set = *set;
     s.model = model;
-    int ok = sentiment_read(&s) && (set->prompting ? make_session(&s) : sentiment_finetune(&s)) &&
+    int ok = sentiment_read(&s) && (is_training(set) ? sentiment_finetune(&s) : make_session(&s)) &&
              label_set(&s, &s.dev, "dev", set->dev_out, dev) &&
              label_set(&s, &s.test, "test", set->test_out, test);
     sentiment_free(&s);

@@ -1,4 +1,5 @@
-/* The assignment's three ways to label sentences: prompting, fine-tuning with a classifier on top, and LoRA.
+/* The assignment's three ways to label sentences: prompting, fine-tuning with a classifier on top, and LoRA; and
+   prediction with what the last two saved.
 
    Mode reference computes as the course does: LayerNorm, full attention, rows padded to the longest of their batch
    with padding that is attended to, the hidden state (or the logits) at the last position of the padded row. When
@@ -15,7 +16,8 @@
 
 typedef struct sentiment_settings {
     const char *train, *dev, *test, *labels, *dev_out, *test_out, *score, *model_out;
-    int reference, lora, prompting;
+    const char *adapter, *classifier; /* files to use: an adapter (NULL: none), and what a head is in */
+    int reference, lora, prompting, predicting;
     int max_sentence_len, epochs, batch_size, lora_rank, threads, seed;
     float dropout, lr, lora_alpha;
 } sentiment_settings;
@@ -30,7 +32,7 @@ typedef struct sentiment {
     ml_lora *lora;
     ml_head *head;
     ml_trainer *trainer;
-    ml_session *session; /* for prompting */
+    ml_session *session; /* without a trainer */
     label_names labels;
     reviews train, dev, test;
     int max_row;
@@ -59,9 +61,10 @@ static inline int max_int(int a, int b) { return a > b ? a : b; }
 
 /* ---- finetune.c: a classifier on top, with all weights trained or with LoRA ---- */
 
-/* Trains, keeps the state of the epoch with the best accuracy on dev in model_out, and restores it at the end. */
+/* Trains, keeps the state of the epoch with the best accuracy on dev in model_out, and restores it at the end; then
+   model_out holds the model and its head, or the adapter and its head. */
 int sentiment_finetune(sentiment *s);
-/* Fills s->predicted for a set. */
+/* Fills s->predicted for a set, by the trainer if there is one. */
 int sentiment_predict(sentiment *s, const reviews *set, const char *what);
 
 /* ---- prompt.c: the model is asked which label fits ---- */
