@@ -571,7 +571,8 @@ ML_DEF void ml_trainer_zero_gradients(ml_trainer *trainer);
 /* ==== >>adapters ====
    LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"): beside a frozen matrix W (out, in) two
    thin ones are trained, A (rank, in) and B (out, rank), and W + alpha / rank * B A is used in its place. A starts
-   random and B at 0, so that nothing changes at first. */
+   random and B at 0, so that nothing changes at first. An adapter that is loaded may have another rank and scale for
+   each matrix. */
 
 enum { /* which matrices are adapted: a sum of these */
        ML_LORA_Q = 1,
@@ -830,7 +831,9 @@ typedef struct ml_model_load_desc {
 } ml_model_load_desc;
 
 /* A model: any of the archive formats. A GGUF, safetensors or .pt file is mapped and its weights used in place;
-   ml_model_load_memory uses them in `data`, which must outlive the model. */
+   ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that the course's code saved
+   (its adapters merged or not) has no configuration: that is taken from the pretrained model it names, or from a
+   config.json, in the same folder; without them its shapes must be those of stories42M. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
                                ml_error *error);
@@ -839,9 +842,9 @@ ML_DEF ml_result ml_model_load_memory(const void *data, size_t size, const ml_mo
                                       ml_model **model, ml_error *error);
 
 /* An adapter for this model: llama.cpp's GGUF or PEFT's safetensors (or .bin), with its adapter_config.json in the
-   same folder or in desc. Its numbers become F32 in the adapter's own memory. All pairs must have the same rank.
-   Whatever else would change the model's results (DoRA, rsLoRA, an adapted embedding, ...) is refused:
-   ML_ERROR_UNSUPPORTED. */
+   same folder or in desc. Its numbers become F32 in the adapter's own memory. Every pair has its own rank, and its
+   scale by PEFT's alpha_pattern (ends of names, not regular expressions) and use_rslora. What else would change the
+   model's results (DoRA, PiSSA, an adapted embedding, ...) is refused: ML_ERROR_UNSUPPORTED. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_lora_load(const char *path, const ml_model *model, const ml_load_desc *desc,
                               ml_lora **lora, ml_error *error);
@@ -850,7 +853,8 @@ ML_DEF ml_result ml_lora_load_memory(const void *data, size_t size, const ml_mod
                                      const ml_load_desc *desc, ml_lora **lora, ml_error *error);
 
 /* The classifier that was saved with a model or an adapter: cls.output.weight and .bias of a GGUF, score.weight (and
-   .bias) of Hugging Face's and PEFT's files, labels from their keys or config. ML_ERROR_MISMATCH if there is none. */
+   .bias) of Hugging Face's and PEFT's files, classifier_head.weight and .bias of the course's; labels from their keys
+   or config, where they have any. ML_ERROR_MISMATCH if there is none. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_head_load(const char *path, const ml_model *model, const ml_load_desc *desc,
                               ml_head **head, ml_error *error);
@@ -12964,7 +12968,8 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
                  1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax).
    >>training    Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization". Loshchilov & Hutter 2019, "Decoupled
                  Weight Decay Regularization"; 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (cosine).
-   >>adapters    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+   >>adapters    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Kalajdzievski 2023, "A Rank
+                 Stabilization Scaling Factor for Fine-Tuning with LoRA".
    >>tokenizer   Sennrich, Haddow & Birch 2016, "Neural Machine Translation of Rare Words with Subword Units". Kudo &
                  Richardson 2018, "SentencePiece: A Simple and Language Independent Subword Tokenizer". Johnson 1975,
                  "Priority Queues with Update and Finding Minimum Spanning Trees" (the heap with four children).
@@ -12974,6 +12979,7 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
                  (epsilon). Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model for Controllable
                  Generation" (repetition penalty).
    >>bytes       Williams 1964, "Algorithm 232: Heapsort".
+   >>writing     Peterson & Brown 1961, "Cyclic Codes for Error Detection".
    >>json        Clinger 1990, "How to Read Floating Point Numbers Accurately".
    formats       ggml's docs/gguf.md; safetensors' README; Python's pickletools.py; PKWARE's APPNOTE 6.3; RFC 8259
                  (JSON); llama2.c's export.py; sentencepiece_model.proto; PEFT's documentation.
