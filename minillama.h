@@ -572,7 +572,8 @@ ML_DEF void ml_trainer_zero_gradients(ml_trainer *trainer);
 /* ==== >>adapters ====
    LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"): beside a frozen matrix W (out, in) two
    thin ones are trained, A (rank, in) and B (out, rank), and W + alpha / rank * B A is used in its place. A starts
-   random and B at 0, so that nothing changes at first. */
+   random and B at 0, so that nothing changes at first. An adapter that is loaded may have another rank and scale for
+   each matrix. */
 
 enum { /* which matrices are adapted: a sum of these */
        ML_LORA_Q = 1,
@@ -588,11 +589,13 @@ enum { /* which matrices are adapted: a sum of these */
 
 /* An adapter, for any number of models of one shape. Only a trainer and the functions below change it. */
 struct ml_lora {
-    int rank;
-    float alpha;
+    int rank;    /* of the largest pair; each pair's own is the rows of its A */
+    float alpha; /* as ml_lora_create or the file gave it: what counts is `scales` */
     int n_tensors;
     /* [(layer * 7 + target) * 2] is A, followed by B; no data where nothing is adapted */
     const ml_tensor *tensors;
+    const float
+        *scales; /* (n_tensors / 2): W + scale * B A; alpha / rank of the pair unless a file says otherwise */
     int64_t n_parameters;
     struct ml_lora_private *private_part;
 };
@@ -609,7 +612,7 @@ typedef struct ml_lora_create_desc {
 ML_DEF ml_result ml_lora_create(const ml_model *model, const ml_lora_create_desc *desc, ml_lora **lora,
                                 ml_error *error);
 ML_DEF void ml_lora_free(ml_lora *lora);
-/* W += alpha / rank * B A, and back (up to rounding). The model's weights must be its own and F32: see
+/* W += scale * B A, and back (up to rounding). The model's weights must be its own and F32: see
    ml_model_load_desc.type. */
 ML_DEF ml_result ml_lora_merge(const ml_lora *lora, ml_model *model, ml_error *error);
 ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error *error);
@@ -844,7 +847,9 @@ typedef struct ml_model_load_desc {
 } ml_model_load_desc;
 
 /* A model: any of the archive formats. A GGUF, safetensors or .pt file is mapped and its weights used in place;
-   ml_model_load_memory uses them in `data`, which must outlive the model. */
+   ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that the course's code saved
+   (its adapters merged or not) has no configuration: that is taken from the pretrained model it names, or from a
+   config.json, in the same folder; without them its shapes must be those of stories42M. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
                                ml_error *error);
@@ -853,9 +858,9 @@ ML_DEF ml_result ml_model_load_memory(const void *data, size_t size, const ml_mo
                                       ml_model **model, ml_error *error);
 
 /* An adapter for this model: llama.cpp's GGUF or PEFT's safetensors (or .bin), with its adapter_config.json in the
-   same folder or in desc. Its numbers become F32 in the adapter's own memory. All pairs must have the same rank.
-   Whatever else would change the model's results (DoRA, rsLoRA, an adapted embedding, ...) is refused:
-   ML_ERROR_UNSUPPORTED. */
+   same folder or in desc. Its numbers become F32 in the adapter's own memory. Every pair has its own rank, and its
+   scale by PEFT's alpha_pattern (ends of names, not regular expressions) and use_rslora. What else would change the
+   model's results (DoRA, PiSSA, an adapted embedding, ...) is refused: ML_ERROR_UNSUPPORTED. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_lora_load(const char *path, const ml_model *model, const ml_load_desc *desc,
                               ml_lora **lora, ml_error *error);
@@ -864,7 +869,8 @@ ML_DEF ml_result ml_lora_load_memory(const void *data, size_t size, const ml_mod
                                      const ml_load_desc *desc, ml_lora **lora, ml_error *error);
 
 /* The classifier that was saved with a model or an adapter: cls.output.weight and .bias of a GGUF, score.weight (and
-   .bias) of Hugging Face's and PEFT's files, labels from their keys or config. ML_ERROR_MISMATCH if there is none. */
+   .bias) of Hugging Face's and PEFT's files, classifier_head.weight and .bias of the course's; labels from their keys
+   or config, where they have any. ML_ERROR_MISMATCH if there is none. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_head_load(const char *path, const ml_model *model, const ml_load_desc *desc,
                               ml_head **head, ml_error *error);
@@ -873,10 +879,10 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
                                      const ml_load_desc *desc, ml_head **head, ml_error *error);
 
 #if !defined(ML_NO_STDIO) && !defined(ML_NO_SAVE)
-typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS } ml_format;
+typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
-    /* The type of the matrices; default: the one they have (in safetensors Q8_0 and Q4_0 become F16). Norms are F32;
+    /* The type of the matrices; default: the one they have (only in a GGUF Q8_0 and Q4_0, else F16). Norms are F32;
        a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits (or
        the tied embedding) is Q8_0. */
     ml_type type;
@@ -885,13 +891,19 @@ typedef struct ml_save_desc {
 } ml_save_desc;
 
 /* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. Safetensors is Hugging
-   Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. */
+   Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. PyTorch is what torch.load
+   reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the weights under its
+   names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its save_model leaves,
+   whose "model" fits its classifier around a model of the same shape, and a "model_config" that names stories42M.pt as
+   that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than
+   10000, rope_scale, a head of means or without a bias. */
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
 
-/* Writes an adapter in the same way: a GGUF that llama.cpp reads (without a head), or, as safetensors, Hugging Face
-   PEFT's adapter_model.safetensors; that also replaces adapter_config.json in the same folder. Types F32 (the
-   default) to BF16. */
+/* Writes an adapter in the same way: a GGUF that llama.cpp reads (without a head; a scale that is not the file's alpha
+   / rank becomes part of B), or, as safetensors, Hugging Face PEFT's adapter_model.safetensors; that also replaces
+   adapter_config.json in the same folder. PyTorch, where the course's code has merged an adapter when it saves: the
+   model with the adapter merged into it, as ml_model_save writes it. Types F32 (the default) to BF16. */
 ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const char *path,
                               const ml_save_desc *desc, ml_error *error);
 
@@ -2306,7 +2318,7 @@ static mli_matrix_use mli_use(const mli_graph *g, const ml_model *model, mli_slo
         if (mli_lora_slots[target] != slot) continue;
         const ml_tensor *pair = g->lora->tensors + (layer * MLI_LORA_TARGETS + target) * 2;
         use.a = pair[0], use.b = pair[1];
-        use.scale = g->lora->alpha / (float)g->lora->rank;
+        use.scale = g->lora->scales[layer * MLI_LORA_TARGETS + target];
     }
     return use;
 }
@@ -3052,7 +3064,11 @@ static uint32_t mli_hash_weights(uint32_t hash, const ml_tensor *tensors, int n)
 static mli_saved_header mli_header_of(const mli_session *s) {
     const ml_model *model = s->shown.model;
     uint32_t weights = mli_hash_weights(0, model->tensors, model->n_tensors);
-    if (s->lora) weights = mli_hash_weights(weights, s->lora->tensors, s->lora->n_tensors);
+    if (s->lora) {
+        size_t bytes = (size_t)s->lora->n_tensors / 2 * sizeof *s->lora->scales;
+        weights = mli_hash_weights(weights, s->lora->tensors, s->lora->n_tensors);
+        weights = weights * 31 + mli_hash((const unsigned char *)s->lora->scales, bytes);
+    }
     mli_saved_header header = {"mlsessn", 1, ML_F32, weights, model->config, s->shown.length};
     return header;
 }
@@ -3827,7 +3843,7 @@ ML_DEF ml_result ml_trainer_step(ml_trainer *trainer, ml_error *error) {
    LoRA: a matrix W keeps its numbers, and what training would add to it is written as a product of two thin matrices,
    B A, of rank r. All pairs of an adapter are trained, saved and loaded without the model.
 
-          y (n, out) = x W^T + alpha / r (x A^T) B^T       one pair has r (in + out) numbers, W in * out:
+          y (n, out) = x W^T + s (x A^T) B^T               one pair has r (in + out) numbers, W in * out:
             |              |                               4096 and 262144 for 512 x 512 and r = 4
      W (out, in)      B (out, r)   begins at 0
      frozen                |
@@ -3835,22 +3851,27 @@ ML_DEF ml_result ml_trainer_step(ml_trainer *trainer, ml_error *error) {
             |              |
           x (n, in) -------+
 
-   The operation is in >>layers (mli_adapt). Here are the tensors, and W + alpha / r B A as one matrix. */
+   s is alpha / r. A file may give each pair its own r and alpha, or scale by alpha / sqrt(r) (Kalajdzievski 2023, "A
+   Rank Stabilization Scaling Factor for Fine-Tuning with LoRA"), so every pair has its own r and s.
+
+   The operation is in >>layers (mli_adapt). Here are the tensors, and W + s B A as one matrix. */
 
 #define MLI_MAX_RANK (1 << 12)
 
 struct ml_lora_private {
     ml_lora shown;
+    float *scales;
     ml_allocator allocator;
 };
 
 /* What an adapter is made from, by ml_lora_create and by a file. */
 typedef struct mli_lora_shape {
     const ml_config *config;
-    int rank;
+    int rank; /* of all pairs, or of the largest in `source` */
     float alpha;
-    unsigned targets;              /* a sum of ML_LORA_Q ... */
-    const ml_array *const *source; /* (n_tensors) those that are NULL are not made; NULL: all targets are */
+    unsigned targets; /* a sum of ML_LORA_Q ... */
+    /* (n_tensors) what the pairs are read from; those that are NULL are not made. NULL: all targets are */
+    const ml_array *const *source;
 } mli_lora_shape;
 
 /* The matrix that a pair of an adapter belongs to. */
@@ -3861,13 +3882,14 @@ static const ml_tensor *mli_lora_matrix(const ml_model *model, int pair) {
 /* Lays out A and B of each layer and target in `data`; returns how many numbers they have, SIZE_MAX on overflow.
    NULL: only counts. */
 static size_t mli_lora_pairs(const mli_lora_shape *s, ml_tensor *tensors, float *data) {
-    size_t used = 0, rank = (size_t)s->rank;
+    size_t used = 0;
     for (int pair = 0; pair < s->config->n_layers * MLI_LORA_TARGETS; pair++) {
         int target = pair % MLI_LORA_TARGETS;
         const mli_param *w = &mli_params[mli_lora_slots[target]];
         size_t out = (size_t)mli_extent_of(s->config, w->rows),
                in = (size_t)mli_extent_of(s->config, w->cols);
         if (!(s->targets >> target & 1) || (s->source && !s->source[2 * pair])) continue;
+        size_t rank = s->source ? (size_t)s->source[2 * pair]->shape[0] : (size_t)s->rank;
         if (data) {
             tensors[2 * pair] = mli_tensor_at(data + used, rank, in);
             tensors[2 * pair + 1] = mli_tensor_at(data + used + rank * in, out, rank);
@@ -3884,11 +3906,15 @@ static size_t mli_lora_layout(const mli_lora_shape *s, unsigned char *memory) {
     size_t numbers = mli_lora_pairs(s, NULL, NULL);
     struct ml_lora_private *own = (struct ml_lora_private *)mli_carve(memory, &used, 1, sizeof *own);
     ml_tensor *tensors = (ml_tensor *)mli_carve(memory, &used, n_tensors, sizeof *tensors);
+    float *scales = (float *)mli_carve(memory, &used, n_tensors / 2, sizeof *scales);
     float *data = (float *)mli_carve(memory, &used, numbers, sizeof *data);
     if (!memory) return used;
     mli_lora_pairs(s, tensors, data);
-    ml_lora lora = {s->rank, s->alpha, (int)n_tensors, tensors, (int64_t)numbers, own};
+    for (size_t i = 0; i < n_tensors / 2; i++)
+        scales[i] = tensors[2 * i].data ? s->alpha / (float)tensors[2 * i].rows : 0;
+    ml_lora lora = {s->rank, s->alpha, (int)n_tensors, tensors, scales, (int64_t)numbers, own};
     own->shown = lora;
+    own->scales = scales;
     return used;
 }
 
@@ -3973,8 +3999,7 @@ static ml_result mli_lora_apply(const ml_lora *lora, ml_model *model, float sign
     if (result) return result;
     for (int pair = 0; pair < lora->n_tensors / 2; pair++) {
         const ml_tensor *a = &lora->tensors[2 * pair];
-        if (a->data)
-            mli_lora_add(mli_lora_matrix(model, pair), a + 1, a, sign * lora->alpha / (float)lora->rank);
+        if (a->data) mli_lora_add(mli_lora_matrix(model, pair), a + 1, a, sign * lora->scales[pair]);
     }
     return mli_ok(error);
 }
@@ -5106,10 +5131,27 @@ typedef struct mli_writer {
     uint64_t at;   /* bytes written */
     size_t n_keys; /* GGUF keys written */
     int why;       /* errno of the first failure; from then on nothing is written */
+    uint32_t *crc; /* mli_crc of the bytes, where it is wanted */
 } mli_writer;
+
+/* The checksum of zip files goes on over n more bytes. It begins as ~0, and is ~ what it ends as: the remainder of a
+   polynomial over GF(2), whose bits are in reverse order (Peterson & Brown 1961, "Cyclic Codes for Error
+   Detection"). Four bits at a time. */
+static uint32_t mli_crc(uint32_t crc, const unsigned char *bytes, size_t n) {
+    static const uint32_t table[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
+                                       0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
+                                       0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
+    for (size_t i = 0; i < n; i++) {
+        crc ^= bytes[i];
+        crc = crc >> 4 ^ table[crc & 15];
+        crc = crc >> 4 ^ table[crc & 15];
+    }
+    return crc;
+}
 
 static void mli_append(mli_writer *writer, const void *data, size_t n) {
     writer->at += n;
+    if (writer->crc) *writer->crc = mli_crc(*writer->crc, (const unsigned char *)data, n);
     if (!writer->file || writer->why || !n) return;
     errno = 0;
     if (fwrite(data, 1, n, writer->file) != n) writer->why = errno ? errno : EIO;
@@ -5167,6 +5209,9 @@ typedef struct mli_saved {
     ml_type type;     /* in the file */
     int is_matrix;    /* of two dimensions, even with a single row */
     size_t head_size; /* the rows are those of heads of this size: see mli_row_in_meta; 0: of anything else */
+    float factor; /* not 0: the numbers are multiplied by it, or with `lora` factor B A is added to them */
+    const ml_tensor *lora; /* A, followed by B */
+    int repeats_first; /* PyTorch: its numbers are those of the file's first tensor, and not written again */
 } mli_saved;
 
 struct mli_saver;
@@ -5184,7 +5229,8 @@ typedef struct mli_saver {
     const ml_model *model;
     const ml_lora *lora; /* what is saved; NULL: the model */
     ml_save_desc desc;
-    int is_hf; /* safetensors in Hugging Face's layout, not GGUF */
+    int is_hf;    /* safetensors in Hugging Face's layout, not GGUF */
+    int is_torch; /* PyTorch under the course's names, not GGUF */
     const ml_allocator *allocator;
     mli_part parts[3];
     int n_parts;
@@ -5201,6 +5247,7 @@ static mli_saver mli_saver_of(const ml_model *model, const ml_save_desc *desc, m
     if (desc) saver.desc = *desc;
     if (!saver.desc.name) saver.desc.name = "minillama";
     saver.is_hf = saver.desc.format == ML_SAFETENSORS;
+    saver.is_torch = saver.desc.format == ML_PYTORCH;
     saver.allocator = &model->private_part->allocator;
     saver.error = error;
     return saver;
@@ -5231,16 +5278,39 @@ static size_t mli_row_in_meta(size_t head_size, size_t row) {
     return row - in_head + in_head % (head_size / 2) * 2 + in_head / (head_size / 2);
 }
 
+/* A row that is computed, piece by piece: factor w, or w + factor B A. */
+static void mli_append_computed(mli_writer *writer, const mli_saved *saved, size_t row,
+                                const unsigned char *data) {
+    float buffer[1024]; /* a multiple of any block */
+    const ml_tensor *t = &saved->tensor, *a = saved->lora;
+    for (size_t n, col = 0; col < t->cols; col += n) {
+        n = MLI_MIN(t->cols - col, MLI_COUNT(buffer));
+        ml_type_convert(ML_F32, buffer, t->type, data + ml_type_row_bytes(t->type, col), n);
+        if (!a) mli_scale(buffer, saved->factor, n);
+        for (size_t k = 0; a && k < a->rows; k++)
+            mli_axpy(buffer, saved->factor * mli_row(a[1], row)[k], mli_row(*a, k) + col, n);
+        mli_append_numbers(writer, saved->type, ML_F32, buffer, n);
+    }
+}
+
+static void mli_append_tensor(mli_writer *writer, const mli_saved *saved) {
+    const ml_tensor *t = &saved->tensor;
+    for (size_t row = 0; row < t->rows; row++) {
+        size_t from = mli_row_in_meta(saved->head_size, row) * ml_type_row_bytes(t->type, t->cols);
+        const unsigned char *data = (const unsigned char *)t->data + from;
+        if (saved->factor != 0)
+            mli_append_computed(writer, saved, row, data);
+        else
+            mli_append_numbers(writer, saved->type, t->type, data, t->cols);
+    }
+}
+
 /* The data of all tensors, each at a multiple of the alignment. */
 static void mli_append_tensors(mli_writer *writer, const mli_saver *saver, unsigned alignment) {
     mli_saved saved;
     for (int at = 0; mli_next_saved(saver, &at, &saved);) {
-        const ml_tensor *t = &saved.tensor;
         mli_append_padding(writer, alignment, 0);
-        for (size_t row = 0; row < t->rows; row++) {
-            size_t from = mli_row_in_meta(saved.head_size, row) * ml_type_row_bytes(t->type, t->cols);
-            mli_append_numbers(writer, saved.type, t->type, (const unsigned char *)t->data + from, t->cols);
-        }
+        mli_append_tensor(writer, &saved);
     }
     mli_append_padding(writer, alignment, 0);
 }
@@ -5647,6 +5717,7 @@ static const struct mli_magic {
     {257, 5, "ustar", NULL, "a tar archive (or a PyTorch file from before version 0.2: load and save it again there)"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
+    {0, 4, "algg", NULL, "an adapter in llama.cpp's format from before GGUF (ggla): convert its PEFT original anew"},
     {0, 23, "version https://git-lfs", NULL, "a Git LFS pointer: the model itself was not downloaded (git lfs pull)"},
     {0, 9, "\x0a\x0e\x0a\x05<unk>", NULL, "a tokenizer (SentencePiece), not a model"},
     {8, 9, "\x05\0\0\0<unk>", NULL, "a tokenizer (llama2.c), not a model"},
@@ -7546,6 +7617,209 @@ static void mli_read_torch_legacy(mli_archive *archive) {
 }
 
 #endif /* ML_NO_PT */
+/* ---- writing PyTorch files (protocol 2, which all versions of torch.load read) ---- */
+#ifdef MLI_SAVING
+#ifdef ML_NO_PT
+
+static void mli_append_torch(mli_writer *writer, mli_saver *saver) {
+    (void)writer;
+    saver->result =
+        mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "PyTorch files are not written by this build: ML_NO_PT");
+}
+
+#else
+
+static void mli_append_torch_values(mli_writer *writer, const mli_saver *saver); /* in >>saving */
+
+/* ---- the pickle ---- */
+
+static void mli_append_pickle_text(mli_writer *writer, const char *text) {
+    size_t n = strlen(text);
+    mli_append_text(writer, "X"); /* BINUNICODE */
+    mli_append_uint(writer, n, 4);
+    mli_append(writer, text, n);
+}
+
+static void mli_append_pickle_int(mli_writer *writer, int64_t value) {
+    int is_short = value >= INT32_MIN && value <= INT32_MAX;
+    mli_append_text(writer, is_short ? "J" : "\x8a\x08"); /* BININT, or LONG1 of 8 bytes */
+    mli_append_uint(writer, (uint64_t)value, is_short ? 4 : 8);
+}
+
+static void mli_append_pickle_float(mli_writer *writer, double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    mli_append_text(writer, "G"); /* BINFLOAT */
+    for (int i = 7; i >= 0; i--) mli_append_uint(writer, bits >> (8 * i) & 255, 1);
+}
+
+/* A tuple of the tensor's extents, or of its strides. */
+static void mli_append_pickle_shape(mli_writer *writer, const mli_saved *saved, int is_stride) {
+    int64_t rows = (int64_t)saved->tensor.rows, cols = (int64_t)saved->tensor.cols;
+    mli_append_text(writer, "(");
+    if (saved->is_matrix) mli_append_pickle_int(writer, is_stride ? cols : rows);
+    mli_append_pickle_int(writer, is_stride ? 1 : cols);
+    mli_append_text(writer, "t");
+}
+
+/* torch._utils._rebuild_tensor_v2(the storage with that number, offset, shape, stride, requires_grad, hooks) */
+static void mli_append_pickle_tensor(mli_writer *writer, const mli_saved *saved, int number) {
+    char key[24];
+    mli_format(key, sizeof key, "%d", number);
+    mli_append_text(writer, "ctorch._utils\n_rebuild_tensor_v2\n((");
+    mli_append_pickle_text(writer, "storage");
+    mli_append_format(writer, "ctorch\n%sStorage\n",
+                      saved->type == ML_F32 ? "Float"
+                      : saved->type == ML_F16 ? "Half"
+                                              : "BFloat16");
+    mli_append_pickle_text(writer, key);
+    mli_append_pickle_text(writer, "cpu");
+    mli_append_pickle_int(writer, (int64_t)(saved->tensor.rows * saved->tensor.cols));
+    mli_append_text(writer, "tQ"); /* a persistent id: what torch.load calls a storage */
+    mli_append_pickle_int(writer, 0);
+    mli_append_pickle_shape(writer, saved, 0);
+    mli_append_pickle_shape(writer, saved, 1);
+    mli_append_text(writer, "\x89"
+                            "ccollections\nOrderedDict\n)RtR");
+}
+
+/* {"model": OrderedDict(name=tensor, ...), and the values} */
+static void mli_append_pickle(mli_writer *writer, const mli_saver *saver, const void *unused) {
+    mli_saved saved;
+    int number = 0;
+    (void)unused;
+    mli_append_text(writer, "\x80\x02}(");
+    mli_append_pickle_text(writer, "model");
+    mli_append_text(writer, "ccollections\nOrderedDict\n)R(");
+    for (int at = 0; mli_next_saved(saver, &at, &saved);) {
+        mli_append_pickle_text(writer, saved.name);
+        mli_append_pickle_tensor(writer, &saved, saved.repeats_first ? 0 : number);
+        number += !saved.repeats_first;
+    }
+    mli_append_text(writer, "u");
+    mli_append_torch_values(writer, saver);
+    mli_append_text(writer, "u.");
+}
+
+/* ---- the zip ---- */
+
+typedef struct mli_zip_record {
+    uint64_t offset, size;
+    uint32_t crc;
+} mli_zip_record;
+
+typedef struct mli_zip {
+    mli_writer *writer;
+    const mli_saver *saver;
+    mli_zip_record *records;
+    int n; /* entries written */
+} mli_zip;
+
+/* Writes what an entry holds. */
+typedef void (*mli_zip_contents)(mli_writer *writer, const mli_saver *saver, const void *what);
+
+enum { MLI_ZIP_ALIGNMENT = 64, MLI_ZIP_VERSION = 45 /* 4.5: has ZIP64 */ };
+
+/* A header, local or in the directory. All sizes and offsets are in a ZIP64 field, whatever they are: large files are
+   then nothing special. What is behind a local header is aligned by a field that is called "FB", as in torch.save's. */
+static void mli_append_zip_header(mli_writer *writer, const mli_zip_record *record, int index,
+                                  int is_central) {
+    static const char *const first[3] = {"data.pkl", "byteorder", "version"};
+    char name[48];
+    if (index < 3)
+        mli_format(name, sizeof name, "archive/%s", first[index]);
+    else
+        mli_format(name, sizeof name, "archive/data/%d", index - 3);
+    size_t length = strlen(name), begin = (size_t)(record->offset % MLI_ZIP_ALIGNMENT) + 30 + length + 24;
+    size_t padding = MLI_ZIP_ALIGNMENT - begin % MLI_ZIP_ALIGNMENT;
+    mli_append_uint(writer, is_central ? MLI_ZIP_CENTRAL : MLI_ZIP_LOCAL, 4);
+    if (is_central) mli_append_uint(writer, MLI_ZIP_VERSION, 2);
+    mli_append_uint(writer, MLI_ZIP_VERSION, 8); /* flags, method: none, stored; no time */
+    mli_append_uint(writer, 0, 2);               /* nor date */
+    mli_append_uint(writer, record->crc, 4);
+    mli_append_uint(writer, UINT64_MAX, 8); /* both sizes: see below */
+    mli_append_uint(writer, length, 2);
+    mli_append_uint(writer, is_central ? 28 : 24 + padding, 2);
+    if (is_central) mli_append_uint(writer, 0, 8); /* no comment, the first disk, no attributes */
+    if (is_central) mli_append_uint(writer, 0, 2);
+    if (is_central) mli_append_uint(writer, 0xffffffffu, 4);
+    mli_append(writer, name, length);
+    mli_append_uint(writer, 1, 2);
+    mli_append_uint(writer, is_central ? 24 : 16, 2);
+    mli_append_uint(writer, record->size, 8);
+    mli_append_uint(writer, record->size, 8);
+    if (is_central)
+        mli_append_uint(writer, record->offset, 8);
+    else
+        mli_append_uint(writer, (uint64_t)'F' | (uint64_t)'B' << 8 | (uint64_t)padding << 16, 4);
+    for (size_t i = 0; !is_central && i < padding; i++) mli_append_text(writer, "Z");
+}
+
+/* Its size and checksum are in front of an entry: the contents are made twice, first without being written. */
+static void mli_zip_add(mli_zip *zip, mli_zip_contents contents, const void *what) {
+    mli_zip_record *record = &zip->records[zip->n];
+    uint32_t crc = 0xffffffffu;
+    mli_writer counter = {NULL, 0, 0, 0, &crc};
+    contents(&counter, zip->saver, what);
+    record->offset = zip->writer->at;
+    record->size = counter.at;
+    record->crc = ~crc;
+    mli_append_zip_header(zip->writer, record, zip->n++, 0);
+    contents(zip->writer, zip->saver, what);
+}
+
+/* The directory, its ZIP64 end, where that is, and the old end, which only refers to it. */
+static void mli_append_zip_end(const mli_zip *zip) {
+    mli_writer *writer = zip->writer;
+    uint64_t begin = writer->at, n = (uint64_t)zip->n;
+    for (int i = 0; i < zip->n; i++) mli_append_zip_header(writer, &zip->records[i], i, 1);
+    const uint64_t end = writer->at, words[5] = {n, n, end - begin, begin, end};
+    mli_append_uint(writer, MLI_ZIP64_END, 4);
+    mli_append_uint(writer, 44, 8); /* bytes that follow */
+    mli_append_uint(writer, MLI_ZIP_VERSION | MLI_ZIP_VERSION << 16, 4);
+    mli_append_uint(writer, 0, 8); /* disks */
+    for (int i = 0; i < 4; i++) mli_append_uint(writer, words[i], 8);
+    mli_append_uint(writer, MLI_ZIP64_LOCATOR, 4);
+    mli_append_uint(writer, 0, 4);
+    mli_append_uint(writer, end, 8);
+    mli_append_uint(writer, 1, 4); /* disk */
+    mli_append_uint(writer, MLI_ZIP_END, 4);
+    mli_append_uint(writer, 0, 4);
+    mli_append_uint(writer, UINT64_MAX, 8);
+    mli_append_uint(writer, 0xffffffffu, 4);
+    mli_append_uint(writer, 0, 2); /* no comment */
+}
+
+static void mli_append_zip_text(mli_writer *writer, const mli_saver *saver, const void *text) {
+    (void)saver;
+    mli_append_text(writer, (const char *)text);
+}
+
+static void mli_append_storage(mli_writer *writer, const mli_saver *saver, const void *saved) {
+    (void)saver;
+    mli_append_tensor(writer, (const mli_saved *)saved);
+}
+
+static void mli_append_torch(mli_writer *writer, mli_saver *saver) {
+    mli_zip zip = {writer, saver, NULL, 0};
+    mli_saved saved;
+    size_t n = 3;
+    for (int at = 0; mli_next_saved(saver, &at, &saved);) n += !saved.repeats_first;
+    zip.records = (mli_zip_record *)mli_alloc(saver->allocator, n, sizeof *zip.records);
+    if (!zip.records) {
+        saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a list of %z tensors", n);
+        return;
+    }
+    mli_zip_add(&zip, mli_append_pickle, NULL);
+    mli_zip_add(&zip, mli_append_zip_text, "little");
+    mli_zip_add(&zip, mli_append_zip_text, "3\n"); /* of torch.save's format */
+    for (int at = 0; mli_next_saved(saver, &at, &saved);)
+        if (!saved.repeats_first) mli_zip_add(&zip, mli_append_storage, &saved);
+    mli_append_zip_end(&zip);
+    mli_free(saver->allocator, zip.records);
+}
+#endif
+#endif /* MLI_SAVING */
 
 /* ==== >>gguf ====
    GGUF (ggml's docs/gguf.md): magic, version, the numbers of tensors and of keys, then the keys with their values,
@@ -7774,7 +8048,7 @@ static int mli_append_gguf_header(mli_writer *writer, const mli_saver *saver) {
 }
 
 static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
-    mli_writer counter = {NULL, 0, 0, 0};
+    mli_writer counter = {NULL, 0, 0, 0, NULL};
     int n_tensors = mli_append_gguf_header(&counter, saver);
     mli_append_text(writer, "GGUF");
     mli_append_uint(writer, MLI_GGUF_VERSION, 4);
@@ -7885,7 +8159,7 @@ static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *s
 }
 
 static void mli_append_safetensors(mli_writer *writer, const mli_saver *saver) {
-    mli_writer counter = {NULL, 0, 0, 0};
+    mli_writer counter = {NULL, 0, 0, 0, NULL};
     mli_append_safetensors_header(&counter, saver);
     mli_append_uint(writer, counter.at, 8); /* eight bytes, so that the padding comes out the same */
     mli_append_safetensors_header(writer, saver);
@@ -8961,7 +9235,8 @@ static const char *const mli_wrapper_words[] = {
     "base_layer",
     "original_module",
     "modules_to_save",
-    "default"}; /* PEFT, whose adapter is named "default" */
+    "default",         /* PEFT, whose adapter is named "default" */
+    "original_layer"}; /* the course: see mli_merge_weight */
 
 static int mli_is_wrapper_word(const char *word, size_t length) {
     for (size_t i = 0; i < MLI_COUNT(mli_wrapper_words); i++)
@@ -9134,6 +9409,9 @@ static void mli_complete_config(mli_loader *loader) {
     mli_load_rows(loader, MLI_TOKEN_EMBEDDING, &rows);
     mli_load_rows(loader, MLI_W1, &config->hidden_dim);
     if (loader->result) return;
+    if (!loader->desc.norm && !mli_field_value(loader, MLI_FIELD_NORM) &&
+        mli_find_weight(loader, MLI_OUTPUT_NORM_BIAS, 0, name))
+        config->norm = ML_NORM_LAYER; /* an rms norm has no bias */
     const ml_array *output = mli_find_weight(loader, MLI_OUTPUT, 0, name);
     const ml_array *embedding = mli_find_weight(loader, MLI_TOKEN_EMBEDDING, 0, name);
     if (config->tied_output < 0)
@@ -9146,6 +9424,73 @@ static void mli_complete_config(mli_loader *loader) {
     if (mli_find_weight(loader, MLI_WQ, config->n_layers, name))
         mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but the configuration has %d layers", name,
                    config->n_layers);
+}
+
+/* The course's save_model leaves no shapes, only the path of the model that was trained, beside which it runs. The
+   configuration is that model's, if it is in the same folder. Else the shapes tell all but the number of heads, which
+   is 8 where they are those of stories42M, the default of the course's code. */
+#define MLI_KEY_PRETRAINED "model_config.pretrained_model_path"
+
+static int mli_is_from_course(const mli_loader *loader) {
+    const ml_value *path = loader->result ? NULL : ml_archive_find_value(loader->archive, MLI_KEY_PRETRAINED);
+    return path && path->kind == ML_VALUE_STRING && !mli_field_value(loader, MLI_FIELD_DIM);
+}
+
+/* The configuration of the model with that path's name in the file's folder; 0 if there is none. */
+static int mli_load_config_of(mli_loader *loader, const ml_value *path) {
+    char name[MLI_PATH_SIZE];
+    size_t n = 0;
+    for (size_t i = 0; i < path->length; i++) {
+        n = path->s[i] == '/' || path->s[i] == '\\' ? 0 : n + 1;
+        if (n >= sizeof name) return 0;
+        if (n) name[n - 1] = path->s[i];
+    }
+    name[n] = 0;
+    char *beside = loader->path && n ? mli_path_beside(&loader->allocator, loader->path, name) : NULL;
+    mli_loader other = mli_loader_of(beside, NULL, 0, NULL);
+    other.desc = loader->desc;
+    other.desc.allocator = loader->allocator;
+    if (beside && !mli_loader_open(&other)) {
+        mli_load_config(&other);
+        if (!other.result) loader->config = other.config;
+    }
+    int is_loaded = beside && !other.result;
+    if (beside) mli_loader_close(&other);
+    mli_free(&loader->allocator, beside);
+    return is_loaded;
+}
+
+/* The configuration that the shapes tell. */
+static void mli_load_config_of_shapes(mli_loader *loader, const ml_value *path) {
+    ml_config c = {0, 0, 0, 0, 0, 0, 1024, -1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 10000, 1};
+    char name[MLI_LONG_NAME_SIZE], file[64];
+    size_t n = 0;
+    mli_put(file, sizeof file, &n, path->s, path->length);
+    mli_detect_naming(loader);
+    if (loader->result) return;
+    const ml_array *embedding = mli_find_weight(loader, MLI_TOKEN_EMBEDDING, 0, name);
+    const ml_array *key = mli_find_weight(loader, MLI_WK, 0, name);
+    while (c.n_layers < (1 << 12) && mli_find_weight(loader, MLI_WQ, c.n_layers, name)) c.n_layers++;
+    if (embedding && embedding->n_dims == 2 && embedding->shape[1] <= 1 << 16)
+        c.dim = (int)embedding->shape[1];
+    if (c.dim == 512 && c.n_layers == 8 && embedding->shape[0] == 32000) c.n_heads = 8;
+    mli_load_int(loader, MLI_FIELD_HEADS, &c.n_heads);
+    if (c.n_heads && key && key->n_dims == 2 && c.dim / c.n_heads && key->shape[0] <= c.dim)
+        c.n_kv_heads = (int)key->shape[0] / (c.dim / c.n_heads);
+    if (!c.n_kv_heads)
+        mli_refuse(
+            loader, ML_ERROR_MISMATCH,
+            "no configuration: the number of heads is in %s, of which this model was made; put that, or a "
+            "config.json, beside it",
+            file);
+    if (loader->desc.norm) c.norm = loader->desc.norm;
+    if (loader->desc.mask) c.mask = loader->desc.mask;
+    loader->config = c;
+}
+
+static void mli_load_course_config(mli_loader *loader) {
+    const ml_value *path = ml_archive_find_value(loader->archive, MLI_KEY_PRETRAINED);
+    if (!mli_load_config_of(loader, path)) mli_load_config_of_shapes(loader, path);
 }
 
 /* "(512, 64)" */
@@ -9230,6 +9575,81 @@ static void mli_new_sources(mli_loader *loader, int n) {
     if (!loader->sources) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for a list of tensors");
 }
 
+/* ---- adapters of the course, beside the matrices that they are for ----
+   Its LoRALayer is saved as X.original_layer.weight, X.lora_A (r, in) and X.lora_B (out, r), unless it is merged
+   before. Here it is merged, by W + alpha / r B A. */
+
+#define MLI_UNMERGED "original_layer.weight"
+#define MLI_KEY_COURSE_ALPHA "args.lora_alpha"
+
+static int mli_is_unmerged(const ml_array *array) {
+    size_t n = strlen(array->name), end = sizeof MLI_UNMERGED - 1;
+    return n > end && strcmp(array->name + n - end, MLI_UNMERGED) == 0;
+}
+
+/* A and B of a matrix that is not merged, with the right shapes; 0 after an error. */
+static int mli_find_course_pair(mli_loader *loader, const ml_array *array, const ml_array *pair[2]) {
+    for (int i = 0; i < 2 && !loader->result; i++) {
+        char name[MLI_LONG_NAME_SIZE] = "";
+        size_t n = strlen(array->name) - (sizeof MLI_UNMERGED - 1);
+        if (n < sizeof name - sizeof "lora_A") {
+            memcpy(name, array->name, n);
+            memcpy(name + n, i ? "lora_B" : "lora_A", sizeof "lora_A");
+        }
+        pair[i] = ml_archive_find_array(loader->archive, name);
+        if (!pair[i])
+            mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but not %s", array->name, name);
+        else if (pair[i]->n_dims != 2 || pair[0]->shape[0] < 1 || pair[0]->shape[0] > 4096)
+            mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is no half of an adapter", name);
+    }
+    if (loader->result) return 0;
+    size_t rank = (size_t)pair[0]->shape[0];
+    mli_check_source(loader, pair[0], rank, (size_t)array->shape[1], 0);
+    mli_check_source(loader, pair[1], (size_t)array->shape[0], rank, 0);
+    return !loader->result;
+}
+
+/* alpha / rank; 0 where the file does not say alpha, which is of no consequence as long as B is 0. */
+static float mli_load_course_scale(mli_loader *loader, float rank) {
+    const ml_value *alpha = ml_archive_find_value(loader->archive, MLI_KEY_COURSE_ALPHA);
+    if (!alpha) return 0;
+    if ((alpha->kind != ML_VALUE_FLOAT && alpha->kind != ML_VALUE_INT) || !(fabs(alpha->f) < 1e6))
+        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is no number below 1e6", alpha->name);
+    return (float)alpha->f / rank;
+}
+
+/* tensor (out, in) = W + alpha / r B A */
+static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor) {
+    const ml_array *pair[2];
+    size_t out = tensor->rows, in = tensor->cols, n = out * in;
+    if (loader->result || !mli_find_course_pair(loader, array, pair)) return;
+    size_t rank = (size_t)pair[0]->shape[0], bytes = ml_type_row_bytes(tensor->type, in);
+    float scale = mli_load_course_scale(loader, (float)rank);
+    size_t n_pair = rank * (in + out); /* fits: a rank is small */
+    float *w =
+        mli_add_size(n, n_pair, &n_pair) ? (float *)mli_alloc(&loader->allocator, n_pair, sizeof *w) : NULL;
+    if (!w) {
+        mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for merging %s", array->name);
+        return;
+    }
+    float *a = w + n, *b = a + rank * in;
+    ml_array_read_floats(array, w, n);
+    ml_array_read_floats(pair[0], a, rank * in);
+    ml_array_read_floats(pair[1], b, out * rank);
+    for (size_t row = 0; row < out; row++) {
+        for (size_t k = 0; k < rank; k++) {
+            float s = b[row * rank + k];
+            if (scale == 0 && s != 0 && !ml_archive_find_value(loader->archive, MLI_KEY_COURSE_ALPHA))
+                mli_refuse(loader, ML_ERROR_MISMATCH,
+                           "tensor %s: its scale is not known, there is no value %s", pair[1]->name,
+                           MLI_KEY_COURSE_ALPHA);
+            mli_axpy(w + row * in, scale * s, a + k * in, in);
+        }
+        ml_type_convert(tensor->type, (unsigned char *)tensor->data + row * bytes, ML_F32, w + row * in, in);
+    }
+    mli_free(&loader->allocator, w);
+}
+
 /* A model may have no output layer (see ml_model.tensors): its entry in the table remains empty. */
 static void mli_leave_out_output(mli_loader *loader) {
     ml_model *model = loader->model;
@@ -9285,6 +9705,7 @@ static int mli_is_in_place(const mli_loader *loader, const ml_array *array, cons
                            mli_slot slot) {
     uintptr_t alignment = array->type == ML_F32 ? 4 : 2;
     return !loader->desc.type && array->type == tensor->type && array->is_contiguous &&
+           !mli_is_unmerged(array) &&
            !mli_rotary_head(&loader->config, slot, loader->naming == MLI_NAMING_HF) &&
            (uintptr_t)array->data % alignment == 0;
 }
@@ -9364,6 +9785,8 @@ static void mli_load_weights(mli_loader *loader) {
         mli_slot slot = mli_slot_at(i);
         if (!array && tensor->type) /* a bias that the file does not have */
             memset(tensor->data, 0, tensor->cols * sizeof(float));
+        else if (array && mli_is_unmerged(array))
+            mli_merge_weight(loader, array, tensor);
         else if (array && tensor->data != array->data)
             mli_copy_weight(loader, array, tensor, mli_rotary_head(&loader->config, slot, is_hf));
     }
@@ -9477,7 +9900,8 @@ static void mli_find_config(mli_loader *loader) {
         if (i < MLI_COUNT(files)) mli_load_json(loader, files[i], NULL);
     }
     mli_check_json(loader);
-    if (archive->values.n == n_values && loader->path && !mli_field_value(loader, MLI_FIELD_DIM))
+    if (archive->values.n == n_values && loader->path && !mli_field_value(loader, MLI_FIELD_DIM) &&
+        !mli_is_from_course(loader))
         mli_refuse(loader, ML_ERROR_FILE,
                    "no configuration of a Llama, and neither %s nor %s can be read beside it", files[0],
                    files[1]);
@@ -9493,7 +9917,10 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
                         ml_type_name(loader->desc.type));
     if (mli_loader_open(loader)) return loader->result;
     mli_find_config(loader);
-    mli_load_config(loader);
+    if (mli_is_from_course(loader))
+        mli_load_course_config(loader);
+    else
+        mli_load_config(loader);
     mli_drop_ones(loader);
     mli_detect_naming(loader);
     mli_complete_config(loader);
@@ -9536,22 +9963,19 @@ static const mli_demand mli_lora_demands[] = {{"general.architecture", "llama"},
                                               {MLI_PEFT_JSON ".peft_type", "LORA"},
                                               {MLI_PEFT_JSON ".bias", "none"},
                                               {MLI_PEFT_JSON ".use_dora", NULL},
-                                              {MLI_PEFT_JSON ".use_rslora", NULL},
                                               {MLI_PEFT_JSON ".lora_bias", NULL},
                                               {MLI_PEFT_JSON ".use_qalora", NULL},
                                               {MLI_PEFT_JSON ".fan_in_fan_out", NULL}};
 
-/* Lists and dictionaries that must be empty or absent: a separate scale for some matrices, layers repeated, an
-   adapter for only part of the text. */
-static const char *const mli_lora_refused[] = {
-    "adapter.alora.", MLI_PEFT_JSON ".alpha_pattern.", MLI_PEFT_JSON ".layer_replication.",
-    MLI_PEFT_JSON ".alora_invocation_tokens.", MLI_PEFT_JSON ".arrow_config."};
+/* Lists and dictionaries that must be empty or absent: layers repeated, an adapter for only part of the text. */
+static const char *const mli_lora_refused[] = {"adapter.alora.", MLI_PEFT_JSON ".layer_replication.",
+                                               MLI_PEFT_JSON ".alora_invocation_tokens.",
+                                               MLI_PEFT_JSON ".arrow_config."};
 
 #define MLI_KEY_ALPHA "adapter.lora.alpha"
 
-/* What PEFT puts in front of the model's names, which begin with "model."; what it puts there when the model lacks
-   the layer that makes logits; nothing. */
-static const char *const mli_peft_prefixes[3] = {"base_model.model.", "base_model.", ""};
+/* What PEFT puts in front of the model's names. */
+#define MLI_PEFT_PREFIX "base_model.model."
 
 /* The tensors of a head: weight, bias. The names of llama.cpp, of Hugging Face, and of other programs. */
 #define MLI_HEAD_NAMINGS 3
@@ -9588,46 +10012,68 @@ static size_t mli_lora_head(const ml_config *config, int index, int is_hf) {
     return mli_rotary_head(config, slot, is_hf && index % 2);
 }
 
-/* Finds the halves that the file has. */
-static void mli_find_pairs(mli_loader *loader) {
-    int is_gguf = strcmp(loader->archive->format, "GGUF") == 0, n = 0;
-    loader->naming = is_gguf ? MLI_NAMING_GGUF : MLI_NAMING_HF;
-    mli_new_sources(loader, mli_count_halves(&loader->config));
-    for (int p = is_gguf ? 2 : 0; p < 3 && !n && !loader->result; p++) {
-        mli_format(loader->prefix, MLI_PREFIX_SIZE, "%s", mli_peft_prefixes[p]);
-        for (int i = 0; i < mli_count_halves(&loader->config); i++) {
-            char name[MLI_LONG_NAME_SIZE];
-            mli_lora_name(loader->naming, loader->prefix, i, name);
-            loader->sources[i] = ml_archive_find_array(loader->archive, name);
-            n += loader->sources[i] != NULL;
-        }
+/* Sets the prefix: what is in front of "layers." in the first name that has that word. PEFT's own words are two, or
+   one for a model without the layer that makes logits; others wrap the whole. */
+static void mli_detect_lora_prefix(mli_loader *loader) {
+    char plain[MLI_LONG_NAME_SIZE];
+    for (size_t i = 0; i < loader->archive->n_arrays; i++) {
+        const char *name = loader->archive->arrays[i].name, *layers = plain;
+        if (!mli_plain_name(name, plain)) continue;
+        while (layers && strncmp(layers, "layers.", 7) != 0)
+            layers = strchr(layers, '.') ? strchr(layers, '.') + 1 : NULL;
+        if (!layers || (size_t)(layers - plain) >= MLI_PREFIX_SIZE) continue;
+        memcpy(loader->prefix, plain, (size_t)(layers - plain));
+        return;
     }
-    if (!n)
+}
+
+/* What half `index` is called in this file, apart from the words of wrappers; after the halves come a head's weight
+   and bias, which are outside of the model that the layers are in. */
+static void mli_lora_name_in(const mli_loader *loader, int index, char name[MLI_LONG_NAME_SIZE]) {
+    int is_hf = loader->naming == MLI_NAMING_HF, n = mli_count_halves(&loader->config);
+    char own[MLI_LONG_NAME_SIZE];
+    size_t length = strlen(loader->prefix), outside = length - MLI_MIN(length, sizeof "model." - 1);
+    int is_inside = strcmp(loader->prefix + outside, "model.") == 0;
+    if (index < n)
+        mli_lora_name(loader->naming, "", index, own);
+    else
+        mli_format(own, sizeof own, "%s", mli_head_names[is_hf][index - n]);
+    mli_format(name, MLI_LONG_NAME_SIZE, "%s%s", loader->prefix,
+               own + (is_hf && index < n ? strlen("model.") : 0));
+    if (index >= n && is_inside) mli_format(name + outside, MLI_LONG_NAME_SIZE - outside, "%s", own);
+}
+
+/* Finds the halves that the file has, and a head's tensors. */
+static void mli_find_pairs(mli_loader *loader) {
+    int is_gguf = strcmp(loader->archive->format, "GGUF") == 0, n = mli_count_halves(&loader->config);
+    int n_found = 0;
+    loader->naming = is_gguf ? MLI_NAMING_GGUF : MLI_NAMING_HF;
+    mli_new_sources(loader, n + 2);
+    if (!is_gguf) mli_detect_lora_prefix(loader);
+    for (int i = 0; i < n + 2 && !loader->result; i++) {
+        char name[MLI_LONG_NAME_SIZE];
+        mli_lora_name_in(loader, i, name);
+        loader->sources[i] = mli_find_plain(loader, name);
+        n_found += i < n && loader->sources[i];
+    }
+    if (!n_found)
         mli_refuse(loader, ML_ERROR_MISMATCH,
                    "no adapter for this model: none of %z tensors is half of a pair",
                    loader->archive->n_arrays);
 }
 
-/* A tensor that is left over would change the results, so only those of a head may be. */
+/* A tensor that is left over would change the results. */
 static void mli_check_all_used(mli_loader *loader) {
-    const char *const *names = mli_head_names[loader->naming == MLI_NAMING_HF];
-    const ml_array *head[2];
-    int n = mli_count_halves(&loader->config);
+    int n = mli_count_halves(&loader->config) + 2;
     size_t n_used = 0;
     if (loader->result) return;
     for (int i = 0; i < n; i++) n_used += loader->sources[i] != NULL;
-    for (int i = 0; i < 2; i++) {
-        char name[MLI_LONG_NAME_SIZE];
-        mli_format(name, sizeof name, "%s%s", loader->prefix, names[i]);
-        head[i] = ml_archive_find_array(loader->archive, name);
-        n_used += head[i] != NULL;
-    }
     if (n_used == loader->archive->n_arrays) return;
     for (size_t k = 0; k < loader->archive->n_arrays && !loader->result; k++) {
         const ml_array *array = &loader->archive->arrays[k];
         int i = 0;
         while (i < n && loader->sources[i] != array) i++;
-        if (i == n && array != head[0] && array != head[1])
+        if (i == n)
             mli_refuse(
                 loader, ML_ERROR_UNSUPPORTED,
                 "tensor %s is not part of an adapter that can be used: pairs for matrices of %d layers",
@@ -9635,10 +10081,10 @@ static void mli_check_all_used(mli_loader *loader) {
     }
 }
 
-/* Both halves of every pair are there, fit the model's matrix, and have the rank of all others. Returns the rank. */
+/* Both halves of every pair are there, fit the model's matrix and each other. Returns the largest rank. */
 static int mli_check_pairs(mli_loader *loader) {
     const ml_config *c = &loader->config;
-    const ml_array *first = NULL;
+    int most = 0;
     for (int i = 0; i < mli_count_halves(c) && !loader->result; i += 2) {
         const ml_array *a = loader->sources[i], *b = loader->sources[i + 1];
         char other[MLI_LONG_NAME_SIZE];
@@ -9646,24 +10092,21 @@ static int mli_check_pairs(mli_loader *loader) {
         int layer;
         if (!a && !b) continue;
         mli_lora_slot_of(i, &slot, &layer);
-        mli_lora_name(loader->naming, loader->prefix, a ? i + 1 : i, other);
-        if (!first) first = a;
+        mli_lora_name_in(loader, a ? i + 1 : i, other);
         if (!a || !b) {
             const char *half = a ? a->name : b->name;
             mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but not %s", half, other);
         } else if (a->n_dims != 2 || a->shape[0] < 1 || a->shape[0] > MLI_MAX_RANK) {
             mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is no matrix of a rank from 1 to %d", a->name,
                        MLI_MAX_RANK);
-        } else if (a->shape[0] != first->shape[0]) {
-            mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s has rank %l, but %s has %l: not supported",
-                       a->name, a->shape[0], first->name, first->shape[0]);
         } else {
             size_t rank = (size_t)a->shape[0];
+            most = MLI_MAX(most, (int)rank);
             mli_check_source(loader, a, rank, (size_t)mli_extent_of(c, mli_params[slot].cols), 0);
             mli_check_source(loader, b, (size_t)mli_extent_of(c, mli_params[slot].rows), rank, 0);
         }
     }
-    return loader->result ? 0 : (int)first->shape[0];
+    return most;
 }
 
 /* What an adapter's configuration may not say. Some ways to initialize the pairs change the frozen matrices: then
@@ -9682,25 +10125,87 @@ static void mli_check_adapter(mli_loader *loader) {
         mli_check_word(loader, init, "gaussian", "eva");
 }
 
-/* Returns alpha; and the rank that the configuration names must be that of the tensors. */
-static float mli_load_alpha(mli_loader *loader, int rank) {
+/* ---- rank and alpha: for all pairs, or in PEFT's patterns for some ---- */
+
+/* A pattern is a regular expression for the end of a module's name: "q_proj", "layers.1.self_attn.q_proj". Of what it
+   may hold, these are understood: '.' for any character, "\." for a dot, '^' for the name's beginning. */
+static int mli_is_plain_pattern(const char *pattern) {
+    for (const char *p = pattern + (*pattern == '^'); *p; p++) {
+        if (*p == '\\' && p[1] == '.') p++;
+        if (strchr("\\^$*+?{}[]()|", *p)) return 0;
+    }
+    return 1;
+}
+
+static int mli_pattern_fits(const char *pattern, const char *module) {
+    int is_whole = *pattern == '^';
+    size_t n = 0, length = strlen(module);
+    for (const char *p = pattern += is_whole; *p; p++) n += *p != '\\';
+    if (!n || n > length || (is_whole && n != length)) return 0;
+    module += length - n;
+    if (n < length && module[-1] != '.') return 0;
+    for (; *pattern; pattern++, module++)
+        if (*pattern == '\\' ? *++pattern != *module : *pattern != '.' && *pattern != *module) return 0;
+    return 1;
+}
+
+/* What PEFT's configuration says of a module: the value of the first key in `patterns` that fits its name, else that
+   of `key`; NULL: nothing. */
+static const ml_value *mli_peft_value(mli_loader *loader, const char *patterns, const char *key,
+                                      const char *module) {
+    size_t n = strlen(patterns);
+    for (size_t i = 0; i < loader->archive->n_values; i++) {
+        const ml_value *value = &loader->archive->values[i];
+        if (strncmp(value->name, patterns, n) != 0) continue;
+        if (!mli_is_plain_pattern(value->name + n))
+            mli_refuse(loader, ML_ERROR_UNSUPPORTED,
+                       "value %s is for names by a regular expression: not supported", value->name);
+        if (mli_pattern_fits(value->name + n, module)) return value;
+    }
+    return ml_archive_find_value(loader->archive, key);
+}
+
+/* A number between 0 and 1e6; 0 after an error. */
+static float mli_load_alpha(mli_loader *loader, const ml_value *value) {
+    float alpha = value->f > 0 && value->f < 1e6 ? (float)value->f : 0;
+    if ((value->kind == ML_VALUE_FLOAT || value->kind == ML_VALUE_INT) && alpha > 0 && alpha < 1e6f)
+        return alpha;
+    mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number between 0 and 1e6", value->name);
+    return 0;
+}
+
+/* alpha of all pairs; 0 where a GGUF has none. */
+static float mli_load_lora_alpha(mli_loader *loader) {
     if (loader->result) return 0;
     int is_gguf = loader->naming == MLI_NAMING_GGUF;
     const char *key = is_gguf ? MLI_KEY_ALPHA : MLI_PEFT_JSON ".lora_alpha";
     const ml_value *value = ml_archive_find_value(loader->archive, key);
-    const ml_value *r = ml_archive_find_value(loader->archive, MLI_PEFT_JSON ".r");
-    if (r && (r->kind != ML_VALUE_INT || r->i != rank))
-        mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is not %d, the rank of the tensors", r->name, rank);
     if (is_gguf && (!value || (value->kind == ML_VALUE_FLOAT && value->f == 0)))
-        return (float)rank; /* llama.cpp: 0 is a scale of 1 */
-    if (!value) {
-        mli_refuse(loader, ML_ERROR_MISMATCH, "no configuration: value %s is missing", key);
-        return 0;
-    }
-    float alpha = value->f > 0 && value->f < 1e6 ? (float)value->f : 0;
-    if ((value->kind != ML_VALUE_FLOAT && value->kind != ML_VALUE_INT) || !(alpha > 0 && alpha < 1e6f))
-        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number between 0 and 1e6", key);
-    return alpha;
+        return 0; /* llama.cpp: a scale of 1 */
+    if (!value) mli_refuse(loader, ML_ERROR_MISMATCH, "no configuration: value %s is missing", key);
+    return value ? mli_load_alpha(loader, value) : 0;
+}
+
+/* Returns the scale of a pair, for which PEFT's configuration may have another alpha or another divisor; and the rank
+   that it names must be that of the tensors. */
+static float mli_load_pair_scale(mli_loader *loader, int pair, float alpha) {
+    const ml_array *a = loader->sources[2 * pair];
+    float rank = (float)a->shape[0];
+    char module[ML_NAME_SIZE];
+    if (loader->naming == MLI_NAMING_GGUF) return alpha > 0 ? alpha / rank : 1;
+    mli_param_name(MLI_NAMING_HF, mli_lora_slots[pair % MLI_LORA_TARGETS], pair / MLI_LORA_TARGETS, module);
+    module[strlen(module) - strlen(".weight")] = 0;
+    const ml_value *r = mli_peft_value(loader, MLI_PEFT_JSON ".rank_pattern.", MLI_PEFT_JSON ".r", module),
+                   *own = mli_peft_value(loader, MLI_PEFT_JSON ".alpha_pattern.", MLI_PEFT_JSON ".lora_alpha",
+                                         module),
+                   *rslora = ml_archive_find_value(loader->archive, MLI_PEFT_JSON ".use_rslora");
+    if (r && (r->kind != ML_VALUE_INT || r->i != a->shape[0]))
+        mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is not %l, the rank of tensor %s", r->name,
+                   a->shape[0], a->name);
+    if (rslora && rslora->kind != ML_VALUE_BOOL)
+        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", rslora->name);
+    if (own) alpha = mli_load_alpha(loader, own);
+    return alpha / (rslora && rslora->i ? sqrtf(rank) : rank);
 }
 
 /* Begins to load what belongs to a model, an adapter or a head, with the fields of the description that they use. */
@@ -9717,6 +10222,19 @@ static ml_result mli_loader_begin(mli_loader *loader, const ml_model *model, con
     return mli_loader_open(loader);
 }
 
+/* An adapter of the pairs found: its numbers and scales. */
+static ml_lora *mli_make_adapter(mli_loader *loader, const mli_lora_shape *shape, float alpha) {
+    ml_lora *lora = NULL;
+    if (!loader->result) loader->result = mli_lora_new(shape, &loader->allocator, &lora, loader->error);
+    for (int i = 0; lora && i < lora->n_tensors; i++) {
+        size_t head_size = mli_lora_head(&loader->config, i, loader->naming == MLI_NAMING_HF);
+        if (!loader->sources[i]) continue;
+        mli_copy_weight(loader, loader->sources[i], &lora->tensors[i], head_size);
+        if (i % 2 == 0) lora->private_part->scales[i / 2] = mli_load_pair_scale(loader, i / 2, alpha);
+    }
+    return lora;
+}
+
 static ml_result mli_load_adapter(mli_loader *loader, const ml_model *model, const ml_load_desc *desc,
                                   ml_lora **lora) {
     if (lora) *lora = NULL;
@@ -9726,20 +10244,16 @@ static ml_result mli_load_adapter(mli_loader *loader, const ml_model *model, con
     mli_check_adapter(loader);
     int rank = mli_check_pairs(loader);
     mli_check_all_used(loader);
-    float alpha = mli_load_alpha(loader, rank);
+    float alpha = mli_load_lora_alpha(loader);
     uint64_t bytes = 0;
     for (int i = 0; i < mli_count_halves(&loader->config) && !loader->result; i++) {
         const ml_array *array = loader->sources[i];
         if (array) bytes += ml_type_row_bytes(array->type, ml_array_count(array));
     }
     if (!loader->result) mli_check_sharing(loader, bytes);
-    const mli_lora_shape shape = {&loader->config, rank, alpha, ML_LORA_ALL, loader->sources};
-    ml_lora *loaded = NULL;
-    if (!loader->result) loader->result = mli_lora_new(&shape, &loader->allocator, &loaded, loader->error);
-    for (int i = 0; loaded && i < loaded->n_tensors; i++) {
-        size_t head_size = mli_lora_head(&loader->config, i, loader->naming == MLI_NAMING_HF);
-        if (loader->sources[i]) mli_copy_weight(loader, loader->sources[i], &loaded->tensors[i], head_size);
-    }
+    const mli_lora_shape shape = {&loader->config, rank, alpha > 0 ? alpha : (float)rank, ML_LORA_ALL,
+                                  loader->sources};
+    ml_lora *loaded = mli_make_adapter(loader, &shape, alpha);
     if (loader->result)
         ml_lora_free(loaded);
     else
@@ -9776,13 +10290,15 @@ enum { MLI_POOLING_MEAN = 1, MLI_POOLING_LAST = 3 }; /* llama.cpp's numbers */
 /* Finds weight and bias, under any prefix; the shortest name counts, since others have more in front (the moments of
    a checkpoint). Returns who named them: a row of mli_head_names. */
 static int mli_find_head(mli_loader *loader) {
-    char bias[MLI_LONG_NAME_SIZE], dense[MLI_LONG_NAME_SIZE];
+    char bias[MLI_LONG_NAME_SIZE], dense[MLI_LONG_NAME_SIZE], plain[MLI_LONG_NAME_SIZE];
     int naming = 0;
     mli_new_sources(loader, 2);
     for (int n = 0; n < MLI_HEAD_NAMINGS && !loader->result; n++)
         for (size_t i = 0; i < loader->archive->n_arrays; i++) {
             const ml_array *array = &loader->archive->arrays[i], *shortest = loader->sources[0];
-            if (!mli_take_prefix(loader, array->name, mli_head_names[n][0])) continue;
+            if (!mli_plain_name(array->name, plain)) continue;
+            if (!mli_take_prefix(loader, plain, mli_head_names[n][0])) continue;
+            if (strstr(array->name, "original_module.")) continue; /* PEFT's copy of what was before */
             if (shortest && strlen(array->name) >= strlen(shortest->name)) continue;
             loader->sources[0] = array;
             naming = n;
@@ -9795,7 +10311,7 @@ static int mli_find_head(mli_loader *loader) {
                    loader->archive->n_arrays);
         return 0;
     }
-    loader->sources[1] = ml_archive_find_array(loader->archive, bias);
+    loader->sources[1] = mli_find_plain(loader, bias);
     if (naming == 0 && ml_archive_find_array(loader->archive, dense))
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: a head of two layers is not supported", dense);
     return naming;
@@ -9874,11 +10390,13 @@ static ml_pooling mli_load_pooling(mli_loader *loader, const char *key, int is_g
 static void mli_load_head_values(mli_loader *loader, int naming, mli_head_shape *shape, const char **labels) {
     if (loader->result) return;
     const char *weight = loader->sources[0]->name, *format = loader->archive->format;
-    int is_gguf = strcmp(format, "GGUF") == 0, is_peft = strncmp(weight, "base_model.", 11) == 0;
+    int is_gguf = strcmp(format, "GGUF") == 0, is_peft = strstr(weight, "base_model.") != NULL;
     const char *json = is_peft ? MLI_PEFT_JSON : MLI_CONFIG_JSON;
     if (is_gguf) {
         shape->pooling = mli_load_pooling(loader, MLI_KEY_POOLING, 1);
         mli_load_gguf_labels(loader, shape->n_classes, labels);
+    } else if (naming == 2) {
+        mli_load_json_labels(loader, "minillama", "labels", shape->n_classes, labels);
     } else if (naming == 1) {
         char key[ML_NAME_SIZE];
         int is_needed = is_peft || strcmp(format, "safetensors") == 0;
@@ -9945,21 +10463,39 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
 static ml_type mli_saved_type(const mli_saver *saver, int index) {
     ml_type wanted = saver->desc.type, present = saver->model->tensors[index].type;
     mli_slot slot = mli_slot_at(index);
-    if (saver->is_hf && !wanted && ml_type_block(present) > 1) wanted = ML_F16;
+    if (saver->desc.format != ML_GGUF && !wanted && ml_type_block(present) > 1) wanted = ML_F16;
     return mli_weight_type(&saver->model->config, slot, wanted, present);
+}
+
+/* The course's model is one that its classifier has as "llama"; its output is the embedding; an adapter is merged. */
+static void mli_save_for_course(const mli_saver *saver, mli_slot slot, int layer, mli_saved *saved) {
+    char name[ML_NAME_SIZE];
+    mli_param_name(MLI_NAMING_COURSE, slot, layer, name);
+    mli_format(saved->name, sizeof saved->name, "%s%s", saver->desc.head ? "llama." : "", name);
+    saved->repeats_first = slot == MLI_OUTPUT;
+    for (int target = 0; saver->lora && target < MLI_LORA_TARGETS; target++) {
+        int pair = layer * MLI_LORA_TARGETS + target;
+        const ml_tensor *a = &saver->lora->tensors[2 * pair];
+        if (mli_lora_slots[target] != slot || !a->data) continue;
+        saved->lora = a;
+        saved->factor = saver->lora->scales[pair];
+        if (!saver->desc.type) saved->type = ML_F32;
+    }
 }
 
 static int mli_saved_weight(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
     const ml_model *model = (const ml_model *)object;
     mli_slot slot = mli_slot_at(index);
     int layer = mli_layer_at(index);
-    if (!mli_has_slot(&model->config, slot) || !model->tensors[index].data) return 0;
+    if (!mli_has_slot(&model->config, slot) && !(saver->is_torch && slot == MLI_OUTPUT)) return 0;
+    if (!model->tensors[index].data) return 0;                   /* a model may have no output layer */
     if (saver->trained && !saver->trained[index].grad) return 0; /* a frozen tensor is not in a checkpoint */
     mli_param_name(saver->is_hf ? MLI_NAMING_HF : MLI_NAMING_GGUF, slot, layer, saved->name);
     saved->tensor = model->tensors[index];
     saved->type = mli_saved_type(saver, index);
     saved->is_matrix = mli_params[slot].rows != MLI_ONE;
     saved->head_size = mli_rotary_head(&model->config, slot, saver->is_hf);
+    if (saver->is_torch) mli_save_for_course(saver, slot, layer, saved);
     return 1;
 }
 
@@ -10061,15 +10597,48 @@ static mli_part mli_model_part(const ml_model *model) {
 
 /* ---- adapters ---- */
 
+/* Whether the pair's scale is alpha / rank. */
+static int mli_is_alpha_of(const ml_lora *lora, int pair, float alpha) {
+    return lora->scales[pair] == alpha / (float)lora->tensors[2 * pair].rows;
+}
+
+/* The alpha that gives a pair its scale: of the product and its neighbors in F32 one may give it exactly. */
+static float mli_pair_alpha(const ml_lora *lora, int pair) {
+    uint32_t bits = mli_float_bits(lora->scales[pair] * (float)lora->tensors[2 * pair].rows);
+    for (int i = 0; i < 3; i++) {
+        float alpha = mli_bits_float(i < 2 ? bits + (uint32_t)i : bits - 1);
+        if (mli_is_alpha_of(lora, pair, alpha)) return alpha;
+    }
+    return mli_bits_float(bits);
+}
+
+/* The alpha of the file: one that fits all pairs if there is one, else the adapter's own. */
+static float mli_saved_alpha(const ml_lora *lora) {
+    float first = 0;
+    int n_pairs = 0, n_own = 0, n_first = 0;
+    for (int pair = 0; pair < lora->n_tensors / 2; pair++) {
+        if (!lora->tensors[2 * pair].data) continue;
+        if (!n_pairs++) first = mli_pair_alpha(lora, pair);
+        n_own += mli_is_alpha_of(lora, pair, lora->alpha);
+        n_first += mli_is_alpha_of(lora, pair, first);
+    }
+    return n_own < n_pairs && n_first == n_pairs ? first : lora->alpha;
+}
+
+/* A GGUF has one alpha, which llama.cpp divides by each pair's rank: whatever else belongs to the scale goes into B. */
 static int mli_saved_half(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
-    int is_hf = saver->is_hf;
-    saved->tensor = ((const ml_lora *)object)->tensors[index];
+    const ml_lora *lora = (const ml_lora *)object;
+    int is_hf = saver->is_hf, pair = index / 2;
+    float alpha = mli_saved_alpha(lora);
+    saved->tensor = lora->tensors[index];
+    if (!saved->tensor.data) return 0;
+    if (!is_hf && index % 2 && !mli_is_alpha_of(lora, pair, alpha))
+        saved->factor = lora->scales[pair] / (alpha / (float)lora->tensors[2 * pair].rows);
     saved->type = saver->desc.type ? saver->desc.type : saved->tensor.type;
     saved->is_matrix = 1;
     saved->head_size = mli_lora_head(&saver->model->config, index, is_hf);
-    mli_lora_name(is_hf ? MLI_NAMING_HF : MLI_NAMING_GGUF, is_hf ? mli_peft_prefixes[0] : "", index,
-                  saved->name);
-    return saved->tensor.data != NULL;
+    mli_lora_name(is_hf ? MLI_NAMING_HF : MLI_NAMING_GGUF, is_hf ? MLI_PEFT_PREFIX : "", index, saved->name);
+    return 1;
 }
 
 /* What llama.cpp wants to find in an adapter. */
@@ -10078,7 +10647,7 @@ static void mli_append_lora_keys(mli_writer *writer, const mli_saver *saver, con
     mli_append_key_string(writer, "general.type", "adapter");
     mli_append_key_string(writer, "general.name", saver->desc.name);
     mli_append_key_string(writer, "adapter.type", "lora");
-    mli_append_key_f32(writer, MLI_KEY_ALPHA, ((const ml_lora *)object)->alpha);
+    mli_append_key_f32(writer, MLI_KEY_ALPHA, mli_saved_alpha((const ml_lora *)object));
 }
 
 static mli_part mli_lora_part(const ml_lora *lora) {
@@ -10093,8 +10662,8 @@ static int mli_saved_head(const mli_saver *saver, const void *object, int index,
     saved->tensor = index ? head->bias : head->weight;
     saved->type = ML_F32;
     saved->is_matrix = index == 0;
-    mli_format(saved->name, sizeof saved->name, "%s%s",
-               saver->is_hf && saver->lora ? mli_peft_prefixes[0] : "", mli_head_names[saver->is_hf][index]);
+    mli_format(saved->name, sizeof saved->name, "%s%s", saver->is_hf && saver->lora ? MLI_PEFT_PREFIX : "",
+               mli_head_names[saver->is_torch ? 2 : saver->is_hf][index]);
     return saved->tensor.data != NULL;
 }
 
@@ -10117,7 +10686,7 @@ static mli_part mli_head_part(const ml_head *head) {
 /* Marks which of the tokenizer's pieces (in a GGUF) or of the head's labels (in JSON) are empty or equal to an
    earlier one: saver->is_repeated. */
 static void mli_find_repeated(mli_saver *saver) {
-    const ml_tokenizer *tokenizer = saver->is_hf ? NULL : saver->model->tokenizer;
+    const ml_tokenizer *tokenizer = saver->desc.format == ML_GGUF ? saver->model->tokenizer : NULL;
     const ml_head *head = saver->is_hf ? saver->desc.head : NULL;
     size_t n = tokenizer ? (size_t)tokenizer->n_pieces : head && head->labels ? (size_t)head->n_classes : 0;
     if (saver->result || saver->lora || !n) return;
@@ -10244,30 +10813,137 @@ static void mli_append_modules(mli_writer *writer, const ml_lora *lora) {
     }
 }
 
-/* PEFT's LoraConfig, in its order; alpha is written as PEFT's own files have it where it is a whole number. */
+/* As PEFT's own files have it where it is a whole number. */
+static void mli_append_alpha(mli_writer *writer, float alpha) {
+    if (alpha == floorf(alpha))
+        mli_append_decimal(writer, (int64_t)alpha);
+    else
+        mli_append_json_float(writer, alpha);
+}
+
+/* The pairs whose alpha, or whose rank, is not that of all: {"layers.0.self_attn.q_proj": 16, ...}. PEFT takes the
+   keys as ends of names; its older versions want something in front of them. */
+static void mli_append_pattern(mli_writer *writer, const ml_lora *lora, int is_alpha) {
+    float alpha = mli_saved_alpha(lora);
+    int n = 0;
+    for (int pair = 0; pair < lora->n_tensors / 2; pair++) {
+        const ml_tensor *a = &lora->tensors[2 * pair];
+        char name[MLI_LONG_NAME_SIZE];
+        if (!a->data || (is_alpha ? mli_is_alpha_of(lora, pair, alpha) : a->rows == (size_t)lora->rank))
+            continue;
+        mli_lora_name(MLI_NAMING_HF, "", 2 * pair, name);
+        name[strlen(name) - strlen(".lora_A.weight")] = 0;
+        mli_append_format(writer, "%s\"%s\": ", n++ ? ", " : "", name + strlen("model."));
+        if (is_alpha)
+            mli_append_alpha(writer, mli_pair_alpha(lora, pair));
+        else
+            mli_append_decimal(writer, (int64_t)a->rows);
+    }
+}
+
+/* PEFT's LoraConfig, in its order. */
 static void mli_append_adapter_json(mli_writer *writer, const mli_saver *saver) {
     const ml_lora *lora = saver->lora;
     const ml_head *head = saver->desc.head;
-    mli_append_text(
-        writer,
-        "{\n  \"alpha_pattern\": {},\n  \"auto_mapping\": null,\n  \"base_model_name_or_path\": null,\n"
-        "  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
-        "  \"init_lora_weights\": true,\n  \"layers_pattern\": null,\n  \"layers_to_transform\": null,\n"
-        "  \"lora_alpha\": ");
-    if (lora->alpha == floorf(lora->alpha))
-        mli_append_decimal(writer, (int64_t)lora->alpha);
-    else
-        mli_append_json_float(writer, lora->alpha);
+    mli_append_text(writer, "{\n  \"alpha_pattern\": {");
+    mli_append_pattern(writer, lora, 1);
+    mli_append_text(writer,
+                    "},\n  \"auto_mapping\": null,\n  \"base_model_name_or_path\": null,\n"
+                    "  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
+                    "  \"init_lora_weights\": true,\n  \"layers_pattern\": null,\n"
+                    "  \"layers_to_transform\": null,\n  \"lora_alpha\": ");
+    mli_append_alpha(writer, mli_saved_alpha(lora));
     mli_append_format(writer,
                       ",\n  \"lora_dropout\": 0.0,\n  \"modules_to_save\": %s,\n  \"peft_type\": \"LORA\",\n"
-                      "  \"r\": %d,\n  \"rank_pattern\": {},\n  \"target_modules\": [",
+                      "  \"r\": %d,\n  \"rank_pattern\": {",
                       head ? "[\"score\"]" : "null", lora->rank);
+    mli_append_pattern(writer, lora, 0);
+    mli_append_text(writer, "},\n  \"target_modules\": [");
     mli_append_modules(writer, lora);
     mli_append_format(writer, "],\n  \"task_type\": \"%s\",\n  \"use_dora\": false,\n  \"use_rslora\": false",
                       head ? "SEQ_CLS" : "CAUSAL_LM");
     if (head) mli_append_json_head(writer, saver, head);
     mli_append_text(writer, "\n}\n");
 }
+
+/* ---- the values beside the weights in a PyTorch file ---- */
+
+#ifndef ML_NO_PT
+
+/* "KEY": value, or with NULL only the key */
+static void mli_append_pickle_key(mli_writer *writer, const char *key, const char *text) {
+    mli_append_pickle_text(writer, key);
+    if (text) mli_append_pickle_text(writer, text);
+}
+
+static void mli_append_pickle_number(mli_writer *writer, const char *key, int64_t value) {
+    mli_append_pickle_text(writer, key);
+    mli_append_pickle_int(writer, value);
+}
+
+static void mli_append_pickle_real(mli_writer *writer, const char *key, double value) {
+    mli_append_pickle_text(writer, key);
+    mli_append_pickle_float(writer, value);
+}
+
+/* The arguments of the course's and of llama2.c's configuration. Both compute hidden_dim from multiple_of where it is
+   not given; the two have different names for norm_eps. */
+static void mli_append_model_args(mli_writer *writer, const ml_config *c) {
+    enum { MULTIPLE = 32 };
+    int64_t hidden = (2 * (4 * (int64_t)c->dim) / 3 + MULTIPLE - 1) / MULTIPLE * MULTIPLE;
+    mli_append_pickle_key(writer, "model_args", NULL);
+    mli_append_text(writer, "}(");
+    mli_append_pickle_number(writer, "dim", c->dim);
+    mli_append_pickle_number(writer, "n_layers", c->n_layers);
+    mli_append_pickle_number(writer, "n_heads", c->n_heads);
+    mli_append_pickle_number(writer, "n_kv_heads", c->n_kv_heads);
+    mli_append_pickle_number(writer, "vocab_size", c->vocab_size);
+    mli_append_pickle_number(writer, "multiple_of", MULTIPLE);
+    if (hidden != c->hidden_dim) mli_append_pickle_number(writer, "hidden_dim", c->hidden_dim);
+    mli_append_pickle_number(writer, "max_seq_len", c->max_seq_len);
+    mli_append_pickle_real(writer, "dropout", 0);
+    if (c->norm_eps != 1e-5f) {
+        mli_append_pickle_real(writer, "norm_eps", c->norm_eps);
+        mli_append_pickle_real(writer, "layer_norm_eps", c->norm_eps);
+    }
+    mli_append_text(writer, "u");
+}
+
+/* What the course's classifier is made from: its own options and defaults. */
+static void mli_append_model_config(mli_writer *writer, const ml_head *head) {
+    mli_append_pickle_key(writer, "model_config", NULL);
+    mli_append_text(writer, "ctypes\nSimpleNamespace\n)R}(");
+    mli_append_pickle_real(writer, "hidden_dropout_prob", 0.3);
+    mli_append_pickle_key(writer, "pretrained_model_path", "stories42M.pt");
+    mli_append_pickle_number(writer, "num_labels", head->n_classes);
+    mli_append_pickle_key(writer, "data_dir", ".");
+    mli_append_pickle_key(writer, "option", "finetune");
+    mli_append_text(writer, "ub");
+}
+
+/* What the course has no place for: {"minillama": {"mask": "full", "labels": [...]}}. */
+static void mli_append_own_values(mli_writer *writer, const mli_saver *saver) {
+    const ml_head *head = saver->desc.head;
+    int has_labels = head && head->labels, is_full = saver->model->config.mask == ML_MASK_FULL;
+    if (!has_labels && !is_full) return;
+    mli_append_pickle_key(writer, "minillama", NULL);
+    mli_append_text(writer, "}(");
+    if (is_full) mli_append_pickle_key(writer, "mask", "full");
+    if (has_labels) {
+        mli_append_pickle_key(writer, "labels", NULL);
+        mli_append_text(writer, "](");
+        for (int i = 0; i < head->n_classes; i++) mli_append_pickle_text(writer, head->labels[i]);
+        mli_append_text(writer, "e");
+    }
+    mli_append_text(writer, "u");
+}
+
+static void mli_append_torch_values(mli_writer *writer, const mli_saver *saver) {
+    mli_append_model_args(writer, &saver->model->config);
+    if (saver->desc.head) mli_append_model_config(writer, saver->desc.head);
+    mli_append_own_values(writer, saver);
+}
+#endif /* ML_NO_PT */
 
 /* ---- files ---- */
 
@@ -10286,7 +10962,8 @@ static ml_result mli_save_files(mli_saver *saver, const char *path) {
             mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the name of the configuration", path);
     mli_find_repeated(saver);
     for (int i = 0; i < n && !saver->result; i++) mli_target_open(saver, &targets[i], paths[i]);
-    if (!saver->result && !saver->is_hf) mli_append_gguf(&targets[0].writer, saver);
+    if (!saver->result && saver->desc.format == ML_GGUF) mli_append_gguf(&targets[0].writer, saver);
+    if (!saver->result && saver->is_torch) mli_append_torch(&targets[0].writer, saver);
     if (!saver->result && saver->is_hf) {
         mli_append_safetensors(&targets[0].writer, saver);
         (saver->lora ? mli_append_adapter_json : mli_append_config_json)(&targets[1].writer, saver);
@@ -10299,20 +10976,37 @@ static ml_result mli_save_files(mli_saver *saver, const char *path) {
     return saver->result ? saver->result : mli_ok(saver->error);
 }
 
+/* What the course's code would compute otherwise. */
+static ml_result mli_check_course(const mli_saver *saver) {
+    const ml_config *c = &saver->model->config;
+    const ml_head *head = saver->desc.head;
+    const char *what = !c->tied_output                         ? "an output that is not tied to the embedding"
+                       : c->rope_theta != 10000                ? "a rope_theta that is not 10000"
+                       : c->rope_scale != 1                    ? "a rope_scale"
+                       : head && head->pooling != ML_POOL_LAST ? "a head of means"
+                       : head && !head->bias.data              ? "a head without a bias"
+                                                               : NULL;
+    if (!saver->is_torch || !what) return ML_OK;
+    return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                    "a PyTorch file is for the course's code, which does not know %s", what);
+}
+
 static ml_result mli_check_saving(const mli_saver *saver) {
     const ml_save_desc *desc = &saver->desc;
     const char *type = ml_type_name(desc->type);
-    if (desc->format != ML_GGUF && desc->format != ML_SAFETENSORS)
+    if (desc->format != ML_GGUF && !saver->is_hf && !saver->is_torch)
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "ml_model_save: format is not one of its names");
     if (desc->type && (desc->type < ML_F32 || desc->type > (saver->lora ? ML_BF16 : ML_Q4_0)))
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s cannot be saved as %s",
                         saver->lora ? "adapters" : "weights", type);
-    if (saver->is_hf && desc->type > ML_BF16)
-        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "safetensors has no type %s", type);
+    if (desc->format != ML_GGUF && desc->type > ML_BF16)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "%s no type %s",
+                        saver->is_hf ? "safetensors has" : "PyTorch files have", type);
     if (desc->head && desc->head->weight.cols != (size_t)saver->model->config.dim)
         return mli_fail(saver->error, ML_ERROR_MISMATCH, "the head is for a dim of %z, the model's is %d",
                         desc->head->weight.cols, saver->model->config.dim);
-    return mli_check_byte_order(saver->error);
+    ml_result result = mli_check_course(saver);
+    return result ? result : mli_check_byte_order(saver->error);
 }
 
 /* lora is NULL for the model itself. */
@@ -10320,7 +11014,7 @@ static ml_result mli_save(const ml_model *model, const ml_lora *lora, const char
                           const ml_save_desc *desc, ml_error *error) {
     mli_saver saver = mli_saver_of(model, desc, error);
     saver.lora = lora;
-    mli_add_part(&saver, lora ? mli_lora_part(lora) : mli_model_part(model));
+    mli_add_part(&saver, lora && !saver.is_torch ? mli_lora_part(lora) : mli_model_part(model));
     if (saver.desc.head) mli_add_part(&saver, mli_head_part(saver.desc.head));
     ml_result result = mli_check_saving(&saver);
     return result ? result : mli_save_files(&saver, path);
@@ -12553,7 +13247,8 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
                  1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax).
    >>training    Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization". Loshchilov & Hutter 2019, "Decoupled
                  Weight Decay Regularization"; 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (cosine).
-   >>adapters    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+   >>adapters    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Kalajdzievski 2023, "A Rank
+                 Stabilization Scaling Factor for Fine-Tuning with LoRA".
    >>tokenizer   Sennrich, Haddow & Birch 2016, "Neural Machine Translation of Rare Words with Subword Units". Kudo &
                  Richardson 2018, "SentencePiece: A Simple and Language Independent Subword Tokenizer". Johnson 1975,
                  "Priority Queues with Update and Finding Minimum Spanning Trees" (the heap with four children).
@@ -12563,6 +13258,7 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
                  (epsilon). Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model for Controllable
                  Generation" (repetition penalty).
    >>bytes       Williams 1964, "Algorithm 232: Heapsort".
+   >>writing     Peterson & Brown 1961, "Cyclic Codes for Error Detection".
    >>json        Clinger 1990, "How to Read Floating Point Numbers Accurately".
    formats       ggml's docs/gguf.md; safetensors' README; Python's pickletools.py; PKWARE's APPNOTE 6.3; RFC 8259
                  (JSON); llama2.c's export.py; sentencepiece_model.proto; PEFT's documentation.

@@ -448,11 +448,17 @@ static ml_result load_text(const bytes *file, const char *json, ml_lora **lora, 
     return result;
 }
 
-/* The names that PEFT gives a model with and without its head, and bare ones. */
+/* The names that PEFT gives a model with and without its head, bare ones, and what else is wrapped around them. */
 TEST(prefixes) {
-    static const char *const prefixes[] = {"base_model.model.", "base_model.", ""};
+    static const char *const prefixes[] = {"base_model.model.",
+                                           "base_model.",
+                                           "",
+                                           "_orig_mod.base_model.model.",
+                                           "base_model.model._orig_mod.",
+                                           "module.base_model.model.",
+                                           "module._orig_mod."};
     size_t i;
-    for (i = 0; i < 3; i++) {
+    for (i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
         bytes file = tensors_file(prefixes[i], plain_pair);
         ml_lora *lora = NULL;
         ml_error error;
@@ -467,6 +473,321 @@ TEST(prefixes) {
         ml_lora_free(lora);
         free_bytes(&file);
     }
+}
+
+/* Words inside of the names, and what would be two adapters in one file. */
+TEST(words_in_names) {
+    static const char *const layer = "base_model.model.layers.1._orig_mod.mlp.down_proj.";
+    static const char *const halves[][4] = {
+        {"lora_A.default.weight 2 12", "lora_B.default.weight 8 2", NULL, NULL},
+        {"_orig_mod.lora_A.weight 2 12", "lora_B.weight 8 2", NULL, NULL},
+        {"lora_A.default.weight 2 12", "lora_B.default.weight 8 2", "_orig_mod.lora_A.weight 2 12", NULL},
+        {"lora_A.other.weight 2 12", "lora_B.other.weight 8 2", NULL, NULL}};
+    static const char *const texts[] = {"", "", "both named", "no adapter"};
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        bytes file = tensors_file(layer, halves[i]);
+        ml_lora *lora = NULL;
+        ml_error error;
+        CHECK(load_text(&file, plain_json, &lora, &error) == (texts[i][0] ? ML_ERROR_MISMATCH : ML_OK));
+        CHECK(strstr(error.text, texts[i]) != NULL);
+        if (lora) CHECK(((float *)lora->tensors[(7 + 5) * 2].data)[23] == 23);
+        ml_lora_free(lora);
+        free_bytes(&file);
+    }
+}
+
+/* alpha / rank, or what PEFT's configuration says of this pair (rank 2, of layer 1) otherwise. */
+TEST(scales) {
+    static const struct {
+        const char *json;
+        double scale;
+    } cases[] = {
+        {"{\"r\":2,\"lora_alpha\":4}", 2},
+        {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":true}", 2.8284271247461903}, /* 4 / sqrt(2) */
+        {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":true,\"alpha_pattern\":{\"down_proj\":8}}",
+         5.656854249492381},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\":8}}", 4},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\":0.5}}", 0.25},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"mlp.down_proj\":8}}", 4},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"layers.1.mlp.down_proj\":8}}", 4},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"model.layers.1.mlp.down_proj\":8}}", 4},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"^model.layers.1.mlp.down_proj\":8}}", 4},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"layers\\\\.1\\\\.mlp\\\\.down_proj\":8}}", 4},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down.proj\":8}}", 4}, /* any character */
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"gate_proj\":1,\"down_proj\":8,\"mlp.down_proj\":16}"
+         "}",
+         4},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"^layers.1.mlp.down_proj\":8}}", 2},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"layers.0.mlp.down_proj\":8}}", 2},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"layers\\\\.1\\\\.mlp\\\\.down\\\\.proj\":8}}", 2},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"own_proj\":8,\"mlp\":9,\"down_pro\":10}}", 2},
+    };
+    bytes file = tensors_file("base_model.model.", plain_pair);
+    size_t i;
+    for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ml_lora *lora = NULL;
+        ml_error error;
+        CHECK(load_text(&file, cases[i].json, &lora, &error) == ML_OK);
+        if (!lora) printf("case %d: %s\n", (int)i, error.text);
+        if (!lora) continue;
+        CHECK_NEAR(lora->scales[7 + 5], cases[i].scale, 0, 1e-7); /* F32 */
+        if (test_current_failed) printf("case %d\n", (int)i);
+        CHECK(lora->alpha == 4 && lora->rank == 2 && lora->scales[0] == 0);
+        ml_lora_free(lora);
+    }
+    free_bytes(&file);
+}
+
+/* ---- every pair with its own rank and scale ---- */
+
+static int rank_of(int pair) { return 1 + pair % 3; }
+
+/* By this configuration alpha is 3, 5 for q_proj, and 0.7 for the last matrix. */
+static const char mixed_json[] =
+    "{\"lora_alpha\": 3, \"alpha_pattern\": {\"q_proj\": 5, \"layers.1.mlp.up_proj\": 0.7}}";
+
+static double alpha_of(int pair) { return pair % 7 == 0 ? 5 : pair == 13 ? 0.7 : 3; }
+
+/* A PEFT adapter of all matrices. */
+static bytes mixed_file(void) {
+    bytes header, data, file;
+    ml_random random;
+    char text[200];
+    int pair, half, k;
+    memset(&header, 0, sizeof header);
+    memset(&data, 0, sizeof data);
+    ml_random_seed(&random, 11);
+    for (pair = 0; pair < LAYERS * 7; pair++)
+        for (half = 0; half < 2; half++) {
+            int t = pair % 7, rows = half ? outs[t] : rank_of(pair), cols = half ? rank_of(pair) : ins[t];
+            snprintf(text, sizeof text,
+                     "%s\"model.layers.%d.%s.lora_%c.weight\":{\"dtype\":\"F32\",\"shape\":[%d,%d],"
+                     "\"data_offsets\":[%d,%d]}",
+                     header.size ? "," : "{", pair / 7, peft_names[t], "AB"[half], rows, cols, (int)data.size,
+                     (int)data.size + rows * cols * 4);
+            put_text(&header, text);
+            for (k = 0; k < rows * cols; k++) put_f32(&data, 0.5f * ml_random_normal(&random));
+        }
+    put_text(&header, "}");
+    put_u8(&header, 0);
+    file = safetensors_file((const char *)header.data, data.data, data.size);
+    free_bytes(&header);
+    free_bytes(&data);
+    return file;
+}
+
+/* W + alpha / rank * B A, in double precision from the file's own numbers. Row half * hd/2 + k of a head is in the file
+   what is row 2 k + half in the model. */
+static void merge_by_hand(ml_model *model, const bytes *file) {
+    const float *a = (const float *)(const void *)(file->data + 8 + file->data[0] + 256 * file->data[1]);
+    int pair, row, col, k;
+    for (pair = 0; pair < LAYERS * 7; pair++) {
+        int t = pair % 7, r = rank_of(pair);
+        const float *b = a + r * ins[t];
+        float *w;
+        char name[32];
+        snprintf(name, sizeof name, "%s.weight", gguf_names[t]);
+        w = (float *)layer_tensor(model, pair / 7, name)->data;
+        for (row = 0; row < outs[t]; row++)
+            for (col = 0; col < ins[t]; col++) {
+                int from = t < 2 ? row - row % HD + row % HD / 2 + row % 2 * (HD / 2) : row;
+                double sum = 0;
+                for (k = 0; k < r; k++) sum += (double)b[from * r + k] * (double)a[k * ins[t] + col];
+                w[row * ins[t] + col] += (float)(alpha_of(pair) / r * sum);
+            }
+        a = b + outs[t] * r;
+    }
+}
+
+/* The adapter in a session, merged, and saved and loaded in both formats computes what the merged matrices do; and a
+   GGUF gives each pair alpha / rank, which is what llama.cpp takes. Differences are those of rounding: 1e-5 of logits
+   of about 1. */
+TEST(ranks_and_scales_of_pairs) {
+    bytes file = mixed_file();
+    ml_model *model = some_model(), *merged = some_model(), *by_hand = some_model();
+    float plain[VOCAB], expected[VOCAB], logits[VOCAB];
+    ml_lora *lora = NULL;
+    ml_error error;
+    int format, pair;
+    REQUIRE(load_text(&file, mixed_json, &lora, &error) == ML_OK);
+    CHECK(lora->rank == 3 && lora->alpha == 3);
+    for (pair = 0; pair < LAYERS * 7; pair++) {
+        CHECK(lora->tensors[2 * pair].rows == (size_t)rank_of(pair));
+        CHECK(lora->tensors[2 * pair + 1].cols == (size_t)rank_of(pair));
+        CHECK_NEAR(lora->scales[pair], alpha_of(pair) / rank_of(pair), 0, 1e-7);
+    }
+    merge_by_hand(by_hand, &file);
+    logits_of(model, NULL, plain);
+    logits_of(by_hand, NULL, expected);
+    CHECK(max_difference(plain, expected, VOCAB) > 0.1);
+    logits_of(model, lora, logits);
+    CHECK(max_difference(expected, logits, VOCAB) < 1e-5);
+    CHECK(ml_lora_merge(lora, merged, &error) == ML_OK);
+    logits_of(merged, NULL, logits);
+    CHECK(max_difference(expected, logits, VOCAB) < 1e-5);
+    CHECK(ml_lora_unmerge(lora, merged, &error) == ML_OK);
+    logits_of(merged, NULL, logits);
+    CHECK(max_difference(plain, logits, VOCAB) < 1e-5);
+    for (format = ML_GGUF; format <= ML_SAFETENSORS; format++) {
+        ml_save_desc desc = save_as((ml_format)format, ML_F32);
+        ml_lora *loaded = NULL;
+        CHECK(ml_lora_save(lora, model, in_folder("mixed"), &desc, &error) == ML_OK);
+        REQUIRE(ml_lora_load(in_folder("mixed"), model, NULL, &loaded, &error) == ML_OK);
+        CHECK(loaded->rank == 3 && loaded->alpha == 3);
+        for (pair = 0; pair < LAYERS * 7; pair++)
+            if (format == ML_GGUF)
+                CHECK(loaded->scales[pair] == 3 / (float)rank_of(pair));
+            else
+                CHECK(loaded->scales[pair] == lora->scales[pair]);
+        logits_of(model, loaded, logits);
+        CHECK(max_difference(expected, logits, VOCAB) < 1e-5);
+        ml_lora_free(loaded);
+    }
+    ml_lora_free(lora);
+    ml_model_free(model);
+    ml_model_free(merged);
+    ml_model_free(by_hand);
+    free_bytes(&file);
+}
+
+/* PEFT's file names the pairs that differ, and only those. An alpha that is the same for all is the file's. */
+TEST(patterns_written) {
+    static const char *const jsons[] = {"{\"lora_alpha\": 4, \"alpha_pattern\": {\"up_proj\": 7}}",
+                                        "{\"lora_alpha\": 4, \"use_rslora\": true}"};
+    static const char *const wanted[][3] = {
+        {"\"alpha_pattern\": {\"layers.0.mlp.up_proj\": 7},", "\"lora_alpha\": 4,",
+         "\"r\": 3,\n  \"rank_pattern\": {\"layers.0.self_attn.k_proj\": 2},"},
+        {"\"alpha_pattern\": {\"layers.0.self_attn.k_proj\": 5656854e-6,",
+         "\"layers.0.mlp.up_proj\": 6928203e-6}", "\"use_rslora\": false"}};
+    static const char *const pairs[] = {"model.layers.0.self_attn.k_proj.lora_A.weight 2 8",
+                                        "model.layers.0.self_attn.k_proj.lora_B.weight 4 2",
+                                        "model.layers.0.mlp.up_proj.lora_A.weight 3 8",
+                                        "model.layers.0.mlp.up_proj.lora_B.weight 12 3", NULL};
+    ml_model *model = some_model();
+    ml_save_desc desc = save_as(ML_SAFETENSORS, ML_F32);
+    bytes file = tensors_file("", pairs), json, one;
+    ml_lora *lora = NULL;
+    ml_error error;
+    int i, k;
+    for (i = 0; i < 2; i++) {
+        CHECK(load_text(&file, jsons[i], &lora, &error) == ML_OK);
+        REQUIRE(lora && ml_lora_save(lora, model, in_folder("p"), &desc, &error) == ML_OK);
+        json = read_file(in_folder("adapter_config.json"));
+        put_u8(&json, 0);
+        for (k = 0; k < 3; k++) CHECK(strstr((char *)json.data, wanted[i][k]) != NULL);
+        if (test_current_failed) printf("%s\n", (char *)json.data);
+        free_bytes(&json);
+        ml_lora_free(lora);
+    }
+    one = tensors_file("", plain_pair); /* rank 2: alpha / sqrt(2) is 4 / 2 of another alpha */
+    CHECK(load_text(&one, "{\"lora_alpha\": 2, \"use_rslora\": true}", &lora, &error) == ML_OK);
+    REQUIRE(lora && ml_lora_save(lora, model, in_folder("p"), &desc, &error) == ML_OK);
+    json = read_file(in_folder("adapter_config.json"));
+    put_u8(&json, 0);
+    CHECK(strstr((char *)json.data, "\"alpha_pattern\": {},") &&
+          strstr((char *)json.data, "\"lora_alpha\": 2828427e-6,"));
+    free_bytes(&json);
+    ml_lora_free(lora);
+    free_bytes(&one);
+    free_bytes(&file);
+    ml_model_free(model);
+}
+
+static float loss_of(ml_trainer *trainer, const ml_batch *batch) {
+    float loss = 0;
+    CHECK(ml_trainer_eval(trainer, batch, NULL, &loss, NULL) == ML_OK);
+    return loss;
+}
+
+/* Gradients of pairs with their own ranks and scales, against differences of the loss. With steps of 0.003 those are
+   right to about 1e-4: rounding gives 1e-7 / 0.006, and the third derivative the rest. */
+TEST(training_pairs) {
+    static const int32_t tokens[] = {1, 4, 9, 2, 7, 3}, targets[] = {4, 9, 2, 7, 3, 5};
+    const float h = 0.003f;
+    bytes file = mixed_file();
+    ml_model *model = some_model();
+    ml_lora *lora = NULL;
+    ml_trainer_desc desc;
+    ml_trainer *trainer = NULL;
+    ml_batch batch;
+    ml_error error;
+    float before, after;
+    int i;
+    REQUIRE(load_text(&file, mixed_json, &lora, &error) == ML_OK);
+    memset(&desc, 0, sizeof desc);
+    memset(&batch, 0, sizeof batch);
+    desc.lora = lora;
+    desc.max_tokens = 6;
+    desc.adamw.lr = 0.01f;
+    batch.tokens = tokens;
+    batch.n_tokens = 6;
+    batch.targets = targets;
+    REQUIRE(ml_trainer_new(model, &desc, &trainer, &error) == ML_OK);
+    CHECK(ml_trainer_backward(trainer, &batch, NULL, &before, &error) == ML_OK);
+    for (i = 0; i < lora->n_tensors; i++) {
+        float *x = (float *)lora->tensors[i].data + lora->tensors[i].cols - 1, value = *x, up, down;
+        *x = value + h;
+        up = loss_of(trainer, &batch);
+        *x = value - h;
+        down = loss_of(trainer, &batch);
+        *x = value;
+        CHECK_NEAR(trainer->lora[i].grad[lora->tensors[i].cols - 1], (up - down) / (2 * h), 2e-4, 2e-3);
+    }
+    CHECK(ml_trainer_step(trainer, &error) == ML_OK);
+    CHECK(ml_trainer_save(trainer, in_folder("state.gguf"), &error) == ML_OK);
+    after = loss_of(trainer, &batch);
+    CHECK(after < before);
+    memset(lora->tensors[1].data, 0, 4);
+    CHECK(ml_trainer_restore(trainer, in_folder("state.gguf"), &error) == ML_OK);
+    CHECK(loss_of(trainer, &batch) == after);
+    ml_trainer_free(trainer);
+    ml_lora_free(lora);
+    ml_model_free(model);
+    free_bytes(&file);
+}
+
+/* A saved session is for an adapter of the same scales, too. */
+TEST(sessions_know_scales) {
+    static const int32_t tokens[] = {1, 4, 9};
+    bytes file = mixed_file();
+    ml_model *model = some_model();
+    ml_lora *loras[2] = {NULL, NULL};
+    ml_session *sessions[2] = {NULL, NULL};
+    void *saved;
+    size_t size;
+    ml_error error;
+    int i;
+    REQUIRE(load_text(&file, mixed_json, &loras[0], &error) == ML_OK);
+    REQUIRE(load_text(&file, "{\"lora_alpha\": 4}", &loras[1], &error) == ML_OK);
+    for (i = 0; i < 2; i++) {
+        ml_session_desc desc;
+        memset(&desc, 0, sizeof desc);
+        desc.lora = loras[i];
+        REQUIRE(ml_session_new(model, &desc, &sessions[i], &error) == ML_OK);
+    }
+    CHECK(ml_session_eval(sessions[0], tokens, 3, NULL, &error) == ML_OK);
+    size = ml_session_save_size(sessions[0]);
+    saved = malloc(size);
+    CHECK(ml_session_save(sessions[0], saved, size, &error) == ML_OK);
+    CHECK(ml_session_restore(sessions[0], saved, size, &error) == ML_OK);
+    CHECK(ml_session_restore(sessions[1], saved, size, &error) == ML_ERROR_MISMATCH);
+    free(saved);
+    for (i = 0; i < 2; i++) ml_session_free(sessions[i]);
+    for (i = 0; i < 2; i++) ml_lora_free(loras[i]);
+    ml_model_free(model);
+    free_bytes(&file);
+}
+
+/* llama.cpp's format before GGUF. */
+TEST(ggla) {
+    static const char old[80] = "algg\1\0\0\0\4\0\0\0\10";
+    ml_model *model = some_model();
+    ml_lora *lora = NULL;
+    ml_error error;
+    CHECK(ml_lora_load_memory(old, sizeof old, model, NULL, &lora, &error) == ML_ERROR_FORMAT);
+    CHECK(strstr(error.text, "ggla") != NULL);
+    ml_model_free(model);
 }
 
 /* PEFT's older adapter_model.bin is a dictionary that PyTorch pickled. */
@@ -509,13 +830,23 @@ TEST(configurations) {
         {"{\"lora_alpha\":0.25}", ML_OK, ""},
         {"{\"r\":2,\"lora_alpha\":4,\"peft_type\":\"IA3\"}", ML_ERROR_UNSUPPORTED, "peft_type is IA3"},
         {"{\"r\":2,\"lora_alpha\":4,\"use_dora\":true}", ML_ERROR_UNSUPPORTED, "use_dora"},
-        {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":true}", ML_ERROR_UNSUPPORTED, "use_rslora"},
+        {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":true}", ML_OK, ""},
+        {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":1}", ML_ERROR_FORMAT, "use_rslora"},
         {"{\"r\":2,\"lora_alpha\":4,\"fan_in_fan_out\":true}", ML_ERROR_UNSUPPORTED, "fan_in_fan_out"},
         {"{\"r\":2,\"lora_alpha\":4,\"lora_bias\":true}", ML_ERROR_UNSUPPORTED, "lora_bias"},
         {"{\"r\":2,\"lora_alpha\":4,\"use_qalora\":true}", ML_ERROR_UNSUPPORTED, "use_qalora"},
         {"{\"r\":2,\"lora_alpha\":4,\"bias\":\"all\"}", ML_ERROR_UNSUPPORTED, "bias is all"},
-        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\":8}}", ML_ERROR_UNSUPPORTED,
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\":8}}", ML_OK, ""},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\":0}}", ML_ERROR_FORMAT,
          "alpha_pattern.down_proj"},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"q_proj\":0}}", ML_OK, ""}, /* of no pair */
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\".*down_proj\":8}}", ML_ERROR_UNSUPPORTED,
+         "alpha_pattern..*down_proj is for names by a regular expression"},
+        {"{\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"layers.(0|1).mlp.down_proj\":8}}",
+         ML_ERROR_UNSUPPORTED, "rank_pattern"},
+        {"{\"r\":7,\"lora_alpha\":4,\"rank_pattern\":{\"down_proj\":2}}", ML_OK, ""},
+        {"{\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"down_proj\":3}}", ML_ERROR_MISMATCH,
+         "rank_pattern.down_proj is not 2"},
         {"{\"r\":2,\"lora_alpha\":4,\"layer_replication\":[[0,1],[0,2]]}", ML_ERROR_UNSUPPORTED,
          "layer_replication"},
         {"{\"r\":2,\"lora_alpha\":4,\"alora_invocation_tokens\":[5]}", ML_ERROR_UNSUPPORTED, "alora"},
@@ -578,8 +909,8 @@ static const struct {
      "to 4096"},
     {{LAYER0 "self_attn.k_proj.lora_A.weight 2 8", LAYER0 "self_attn.k_proj.lora_B.weight 4 2",
       LAYER0 "mlp.up_proj.lora_A.weight 3 8", LAYER0 "mlp.up_proj.lora_B.weight 12 3", NULL},
-     ML_ERROR_UNSUPPORTED,
-     "mlp.up_proj.lora_A.weight has rank 3"},
+     ML_OK,
+     ""},
     {{LAYER0 "self_attn.k_proj.lora_A.weight 2 8", LAYER0 "self_attn.k_proj.lora_B.weight 4 2",
       LAYER0 "self_attn.k_proj.lora_magnitude_vector 4 1", NULL},
      ML_ERROR_UNSUPPORTED,
@@ -955,6 +1286,13 @@ int main(void) {
     RUN(adapter_config);
     RUN(merged_in_hugging_face_layout);
     RUN(prefixes);
+    RUN(words_in_names);
+    RUN(scales);
+    RUN(ranks_and_scales_of_pairs);
+    RUN(patterns_written);
+    RUN(training_pairs);
+    RUN(sessions_know_scales);
+    RUN(ggla);
     RUN(pickled);
     RUN(configurations);
     RUN(wrong_tensors);

@@ -287,9 +287,13 @@ static ml_result load_memory(const bytes *file, const char *json, ml_head **head
 
 /* PyTorch's dictionaries, by the names that programs give a head, under any prefix. */
 TEST(pickled) {
-    static const char *const weights[] = {"score.weight", "classifier_head.weight", "module.score.weight",
+    static const char *const weights[] = {"score.weight",
+                                          "classifier_head.weight",
+                                          "module.score.weight",
                                           "model_state.module.classifier_head.weight",
-                                          "base_model.model.score.weight"};
+                                          "base_model.model.score.weight",
+                                          "base_model.model.score.modules_to_save.default.weight",
+                                          "_orig_mod.classifier_head.weight"};
     size_t i;
     int has_bias;
     for (i = 0; i < sizeof weights / sizeof *weights; i++)
@@ -320,6 +324,229 @@ TEST(pickled) {
             free_bytes(&file);
             free_bytes(&pickle);
         }
+}
+
+/* ---- the course's files ---- */
+
+/* The file of a model with a head, and of a merged adapter with one, in PyTorch's format. */
+TEST(torch_round_trips) {
+    int variant;
+    for (variant = 0; variant < 4; variant++) {
+        ml_model_create_desc create;
+        ml_save_desc desc;
+        ml_random random;
+        ml_model *model = NULL, *loaded = NULL;
+        ml_lora *lora;
+        ml_head *head, *again = NULL;
+        ml_archive *archive = NULL;
+        ml_error error;
+        int i, k;
+        memset(&create, 0, sizeof create);
+        memset(&desc, 0, sizeof desc);
+        create.config.dim = DIM, create.config.hidden_dim = 12, create.config.vocab_size = 11;
+        create.config.n_layers = create.config.n_kv_heads = create.config.tied_output = 1;
+        create.config.n_heads = 2, create.config.max_seq_len = 16;
+        create.random = &random;
+        ml_random_seed(&random, 5);
+        REQUIRE(ml_model_create(&create, &model, &error) == ML_OK);
+        lora = some_lora(model);
+        head = some_head(model, variant & 1 ? names : NULL, ML_POOL_LAST, 0);
+        REQUIRE(lora && head);
+        for (i = 1; i < lora->n_tensors; i += 2)
+            for (k = 0; lora->tensors[i].data && k < (int)(lora->tensors[i].rows * lora->tensors[i].cols);
+                 k++)
+                ((float *)lora->tensors[i].data)[k] = ml_random_normal(&random);
+        desc.format = ML_PYTORCH;
+        desc.head = head;
+        CHECK((variant & 2 ? ml_lora_save(lora, model, in_folder("course.pt"), &desc, &error)
+                           : ml_model_save(model, in_folder("course.pt"), &desc, &error)) == ML_OK);
+        if (ml_head_load(in_folder("course.pt"), model, NULL, &again, &error)) printf("%s\n", error.text);
+        REQUIRE(again);
+        CHECK(same_head(head, again));
+        REQUIRE(ml_model_load(in_folder("course.pt"), NULL, &loaded, &error) == ML_OK);
+        if (variant & 2) CHECK(ml_lora_merge(lora, model, &error) == ML_OK);
+        for (i = 0; i < model->n_tensors; i++)
+            for (k = 0; model->tensors[i].data && k < (int)(model->tensors[i].rows * model->tensors[i].cols);
+                 k++)
+                CHECK_NEAR(((const float *)loaded->tensors[i].data)[k],
+                           ((const float *)model->tensors[i].data)[k], 1e-7,
+                           1e-6); /* sums in another order */
+        REQUIRE(ml_archive_load(in_folder("course.pt"), NULL, &archive, &error) == ML_OK);
+        CHECK(ml_archive_find_array(archive, "model.classifier_head.weight") &&
+              ml_archive_find_array(archive, "model.classifier_head.bias") &&
+              ml_archive_find_array(archive, "model.llama.layers.0.attention.compute_query.weight"));
+        ml_archive_free(archive);
+        ml_head_free(again);
+        ml_head_free(head);
+        ml_lora_free(lora);
+        ml_model_free(loaded);
+        ml_model_free(model);
+    }
+}
+
+/* What is told of a file of its save_model; all 0 for a good one. */
+typedef struct course_twist {
+    int n_heads;   /* in model_config */
+    int has_lora;  /* the key matrix is not merged: A and B of rank 2 beside it */
+    int has_alpha; /* args.lora_alpha is 3 */
+    int lacks_b;
+} course_twist;
+
+enum { KEY_OFFSET = 300, A_OFFSET = 10, B_OFFSET = 40, BIAS = 7 };
+
+static void course_matrix(bytes *p, const char *name, int offset, int rows, int cols) {
+    pk_tensor_desc t;
+    memset(&t, 0, sizeof t);
+    t.storage = "FloatStorage", t.key = "0", t.n_storage = 1000, t.offset = offset;
+    t.n_dims = rows ? 2 : 1;
+    t.shape[0] = rows ? rows : cols;
+    t.shape[1] = cols;
+    t.stride[0] = rows ? cols : 1;
+    t.stride[1] = 1;
+    pk_text(p, name);
+    pk_tensor(p, &t);
+}
+
+/* A classifier of three classes around a model of one layer with LayerNorm; numbers are those of the storage, which
+   counts from 0. Beside it are the optimizer, its options, and the state of a random generator. */
+static bytes course_file(const course_twist *twist) {
+#define LAYER "llama.layers.0."
+    bytes p, file;
+    memset(&p, 0, sizeof p);
+    pk_begin(&p);
+    put_text(&p, "}(");
+    pk_text(&p, "model");
+    pk_global(&p, "collections", "OrderedDict");
+    put_text(&p, ")R(");
+    course_matrix(&p, "llama.tok_embeddings.weight", 100, 11, DIM);
+    course_matrix(&p, LAYER "attention.compute_query.weight", 200, DIM, DIM);
+    if (twist->has_lora) {
+        course_matrix(&p, LAYER "attention.compute_key.lora_A", A_OFFSET, 2, DIM);
+        if (!twist->lacks_b) course_matrix(&p, LAYER "attention.compute_key.lora_B", B_OFFSET, 4, 2);
+    }
+    course_matrix(&p,
+                  twist->has_lora ? LAYER "attention.compute_key.original_layer.weight"
+                                  : LAYER "attention.compute_key.weight",
+                  KEY_OFFSET, 4, DIM);
+    course_matrix(&p, LAYER "attention.compute_value.weight", 340, 4, DIM);
+    course_matrix(&p, LAYER "attention.compute_output.weight", 400, DIM, DIM);
+    course_matrix(&p, LAYER "feed_forward.w1.weight", 500, 12, DIM);
+    course_matrix(&p, LAYER "feed_forward.w2.weight", 600, DIM, 12);
+    course_matrix(&p, LAYER "feed_forward.w3.weight", 700, 12, DIM);
+    course_matrix(&p, LAYER "attention_norm.weight", 1, 0, DIM);
+    course_matrix(&p, LAYER "attention_norm.bias", 2, 0, DIM);
+    course_matrix(&p, LAYER "ffn_norm.weight", 3, 0, DIM);
+    course_matrix(&p, LAYER "ffn_norm.bias", 4, 0, DIM);
+    course_matrix(&p, "llama.norm.weight", 5, 0, DIM);
+    course_matrix(&p, "llama.norm.bias", BIAS, 0, DIM);
+    course_matrix(&p, "llama.output.weight", 100, 11, DIM);
+    course_matrix(&p, "classifier_head.weight", 800, 3, DIM);
+    course_matrix(&p, "classifier_head.bias", 900, 0, 3);
+    put_text(&p, "u");
+    pk_text(&p, "optim");
+    put_text(&p, "}(");
+    course_matrix(&p, "exp_avg", 0, 3, DIM);
+    put_text(&p, "u");
+    pk_text(&p, "args");
+    pk_global(&p, "argparse", "Namespace");
+    put_text(&p, ")R}(");
+    pk_text(&p, "epochs"), pk_int(&p, 5);
+    if (twist->has_alpha) pk_text(&p, "lora_alpha"), put(&p, "G\x40\x08\0\0\0\0\0\0", 9);
+    put_text(&p, "ub");
+    pk_text(&p, "model_config");
+    pk_global(&p, "types", "SimpleNamespace");
+    put_text(&p, ")R}(");
+    pk_text(&p, "pretrained_model_path"), pk_text(&p, "models/base.pt");
+    pk_text(&p, "num_labels"), pk_int(&p, 3);
+    if (twist->n_heads) pk_text(&p, "n_heads"), pk_int(&p, twist->n_heads);
+    put_text(&p, "ub");
+    pk_text(&p, "system_rng");
+    pk_int(&p, 3), pk_text(&p, "state"), put_text(&p, "N\x87");
+    put_text(&p, "u.");
+    file = pt_file(&p, 1000);
+    free_bytes(&p);
+    return file;
+#undef LAYER
+}
+
+/* base.pt of the model that the course's checkpoints are made of, in the folder. */
+static void course_base(int n_heads) {
+    ml_model_create_desc desc;
+    ml_save_desc as;
+    ml_random random;
+    ml_model *model = NULL;
+    memset(&desc, 0, sizeof desc);
+    memset(&as, 0, sizeof as);
+    desc.config.dim = DIM, desc.config.hidden_dim = 12, desc.config.vocab_size = 11;
+    desc.config.n_layers = desc.config.tied_output = 1;
+    desc.config.n_heads = n_heads, desc.config.n_kv_heads = n_heads / 2, desc.config.max_seq_len = 77;
+    desc.random = &random;
+    ml_random_seed(&random, 5);
+    REQUIRE(ml_model_create(&desc, &model, NULL) == ML_OK);
+    as.format = ML_PYTORCH;
+    CHECK(ml_model_save(model, in_folder("base.pt"), &as, NULL) == ML_OK);
+    ml_model_free(model);
+}
+
+/* Loads it as a model and its head; *key (4, DIM) becomes the key matrix. */
+static ml_result load_course(const course_twist *twist, ml_config *config, float *key, ml_error *error) {
+    bytes file = course_file(twist);
+    ml_model *model = NULL;
+    ml_head *head = NULL;
+    ml_error other;
+    ml_result result;
+    write_file(in_folder("finetune-5-2e-05.pt"), file.data, file.size);
+    result = ml_model_load(in_folder("finetune-5-2e-05.pt"), NULL, &model, error);
+    free_bytes(&file);
+    if (!model) return result;
+    *config = model->config;
+    memcpy(key, model->tensors[7].data, 4 * DIM * sizeof *key);
+    CHECK(((const float *)model->tensors[2].data)[3] == BIAS + 3); /* the last norm's */
+    CHECK(ml_head_load(in_folder("finetune-5-2e-05.pt"), model, NULL, &head, &other) == ML_OK);
+    if (head) {
+        CHECK(head->n_classes == 3 && !head->labels && head->pooling == ML_POOL_LAST);
+        CHECK(((const float *)head->weight.data)[23] == 823 && ((const float *)head->bias.data)[2] == 902);
+    } else {
+        printf("%s\n", other.text);
+    }
+    ml_head_free(head);
+    ml_model_free(model);
+    return result;
+}
+
+/* The shapes are those of the model beside it, or what the tensors tell if the number of heads is known. */
+TEST(course_checkpoints) {
+    static const course_twist plain = {0, 0, 0, 0}, with_heads = {2, 0, 0, 0};
+    ml_config c;
+    ml_error error;
+    float key[4 * DIM];
+    remove(in_folder("base.pt"));
+    remove(in_folder("config.json"));
+    CHECK(load_course(&plain, &c, key, &error) == ML_ERROR_MISMATCH);
+    CHECK(strstr(error.text, "the number of heads is in models/base.pt") != NULL);
+    REQUIRE(load_course(&with_heads, &c, key, &error) == ML_OK);
+    CHECK(c.n_heads == 2 && c.n_kv_heads == 1 && c.max_seq_len == 1024 && c.norm == ML_NORM_LAYER);
+    CHECK(c.tied_output == 1 && c.hidden_dim == 12 && c.vocab_size == 11 && c.dim == DIM && c.n_layers == 1);
+    CHECK(key[9] == KEY_OFFSET + 9);
+    course_base(4);
+    REQUIRE(load_course(&plain, &c, key, &error) == ML_OK);
+    CHECK(c.n_heads == 4 && c.n_kv_heads == 2 && c.max_seq_len == 77 && c.norm == ML_NORM_LAYER);
+    remove(in_folder("base.pt"));
+}
+
+/* W + alpha / r B A, with alpha = 3 and r = 2: by hand for one number, W 309, B's row 1 (42, 43), A's column 1 (11, 19). */
+TEST(course_adapters) {
+    static const course_twist merged = {2, 1, 1, 0}, no_alpha = {2, 1, 0, 0}, no_b = {2, 1, 1, 1};
+    ml_config c;
+    ml_error error;
+    float key[4 * DIM];
+    REQUIRE(load_course(&merged, &c, key, &error) == ML_OK);
+    CHECK(key[9] == 309 + 1.5f * (42 * 11 + 43 * 19));
+    CHECK(load_course(&no_alpha, &c, key, &error) == ML_ERROR_MISMATCH);
+    CHECK(strstr(error.text,
+                 "compute_key.lora_B: its scale is not known, there is no value args.lora_alpha") != NULL);
+    CHECK(load_course(&no_b, &c, key, &error) == ML_ERROR_MISMATCH);
+    CHECK(strstr(error.text, "compute_key.lora_B") != NULL);
 }
 
 /* ---- damaged ---- */
@@ -575,7 +802,8 @@ TEST(nothing_else_in_an_adapter) {
                  {"score.weight", ML_ERROR_UNSUPPORTED},
                  {"base_model.model.cls.output.weight", ML_ERROR_UNSUPPORTED},
                  {"base_model.model.score.weight2", ML_ERROR_UNSUPPORTED},
-                 {"base_model.model.score.modules_to_save.weight", ML_ERROR_UNSUPPORTED}};
+                 {"base_model.model.score.modules_to_save.weight", ML_OK},
+                 {"base_model.model.score.modules.weight", ML_ERROR_UNSUPPORTED}};
     static const char pair[] = "{\"base_model.model.model.layers.0.self_attn.q_proj.lora_%s.weight\":{"
                                "\"dtype\":\"F32\",\"shape\":[%d,%d],"
                                "\"data_offsets\":[0,64]},";
@@ -612,6 +840,9 @@ int main(void) {
     RUN(json);
     RUN(long_labels);
     RUN(pickled);
+    RUN(torch_round_trips);
+    RUN(course_checkpoints);
+    RUN(course_adapters);
     RUN(wrong_gguf);
     RUN(wrong_json);
     RUN(refused);

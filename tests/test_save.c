@@ -60,7 +60,7 @@ static ml_type expected_type(const ml_model *model, int index, ml_format format,
     int makes_logits = index == tensor_index(model, "output.weight") ||
                        (index == tensor_index(model, "token_embd.weight") && model->config.tied_output);
     if (tensor->rows == 1) return ML_F32;
-    if (!wanted) return format == ML_SAFETENSORS && tensor->type >= ML_Q8_0 ? ML_F16 : tensor->type;
+    if (!wanted) return format != ML_GGUF && tensor->type >= ML_Q8_0 ? ML_F16 : tensor->type;
     if (wanted == ML_Q4_0 && makes_logits) wanted = ML_Q8_0;
     return wanted >= ML_Q8_0 && tensor->cols % 32 ? ML_F16 : wanted;
 }
@@ -91,7 +91,9 @@ static void compare(const ml_model *model, const ml_model *loaded, ml_format for
 /* ---- round trips ---- */
 
 static void round_trip(const ml_config *config, ml_type from, ml_format format, ml_type to) {
-    const char *path = in_folder(format == ML_GGUF ? "m.gguf" : "m.safetensors");
+    const char *path = in_folder(format == ML_GGUF      ? "m.gguf"
+                                 : format == ML_PYTORCH ? "m.pt"
+                                                        : "m.safetensors");
     ml_save_desc desc = save_as(format, to);
     ml_model *model = make(config, from), *loaded;
     ml_error error;
@@ -127,6 +129,19 @@ TEST(safetensors_types) {
             ml_config c = some_config();
             c.tied_output = (int)from % 2;
             round_trip(&c, from, ML_SAFETENSORS, to);
+        }
+}
+
+TEST(torch_types) {
+    ml_type from, to;
+    for (from = ML_F32; from <= ML_Q4_0; from = (ml_type)(from + 1))
+        for (to = ML_TYPE_NONE; to <= ML_BF16; to = (ml_type)(to + 1)) {
+            ml_config c = some_config();
+            c.tied_output = 1;
+            c.norm_eps = to ? 1e-5f : 3.1415926e-7f;
+            c.norm = to == ML_F16 ? ML_NORM_LAYER : ML_NORM_RMS;
+            c.mask = to == ML_F16 ? ML_MASK_FULL : ML_MASK_CAUSAL;
+            round_trip(&c, from, ML_PYTORCH, to);
         }
 }
 
@@ -292,6 +307,289 @@ TEST(safetensors_layout) {
     ml_model_free(model);
 }
 
+/* ---- the bytes of a PyTorch file ---- */
+
+/* The checksum of zip files, bit by bit. */
+static uint32_t checksum(const bytes *b) {
+    uint32_t crc = 0xffffffffu;
+    size_t i;
+    int bit;
+    for (i = 0; i < b->size; i++)
+        for (crc ^= b->data[i], bit = 0; bit < 8; bit++) crc = crc & 1 ? crc >> 1 ^ 0xedb88320u : crc >> 1;
+    return ~crc;
+}
+
+/* An entry as torch.save aligns it, with all its sizes in 64 bits; frees the contents. */
+static void add_entry(zip *z, const char *name, bytes *contents) {
+    size_t offset = z->file.size, length = strlen(name), padding = 64 - (offset + 30 + length + 24) % 64, i;
+    uint32_t crc = checksum(contents);
+    put(&z->file, "PK\3\4\55\0\0\0\0\0\0\0\0\0", 14);
+    put_u32(&z->file, crc);
+    put(&z->file, "\xff\xff\xff\xff\xff\xff\xff\xff", 8);
+    put_u16(&z->file, (unsigned)length), put_u16(&z->file, (unsigned)(24 + padding));
+    put_text(&z->file, name);
+    put(&z->file, "\1\0\20\0", 4), put_u64(&z->file, contents->size), put_u64(&z->file, contents->size);
+    put(&z->file, "FB", 2), put_u16(&z->file, (unsigned)padding);
+    for (i = 0; i < padding; i++) put_text(&z->file, "Z");
+    CHECK(z->file.size % 64 == 0);
+    put(&z->file, contents->data, contents->size);
+    put(&z->directory, "PK\1\2\55\0\55\0\0\0\0\0\0\0\0\0", 16);
+    put_u32(&z->directory, crc);
+    put(&z->directory, "\xff\xff\xff\xff\xff\xff\xff\xff", 8);
+    put_u16(&z->directory, (unsigned)length), put_u16(&z->directory, 28);
+    put(&z->directory, "\0\0\0\0\0\0\0\0\0\0\xff\xff\xff\xff", 14);
+    put_text(&z->directory, name);
+    put(&z->directory, "\1\0\30\0", 4), put_u64(&z->directory, contents->size);
+    put_u64(&z->directory, contents->size), put_u64(&z->directory, offset);
+    z->n++;
+    free_bytes(contents);
+}
+
+static bytes text_bytes(const char *text) {
+    bytes b;
+    memset(&b, 0, sizeof b);
+    put_text(&b, text);
+    return b;
+}
+
+static void pk_int32(bytes *b, int value) { put_u8(b, 'J'), put_u32(b, (uint64_t)value); }
+
+/* A tensor of storage `key`: a vector with rows 0. */
+static void pk_saved(bytes *b, const char *name, const char *storage, const char *key, int rows, int cols) {
+    pk_text(b, name);
+    pk_global(b, "torch._utils", "_rebuild_tensor_v2");
+    put_text(b, "((");
+    pk_text(b, "storage");
+    pk_global(b, "torch", storage);
+    pk_text(b, key);
+    pk_text(b, "cpu");
+    pk_int32(b, (rows ? rows : 1) * cols);
+    put_text(b, "tQ");
+    pk_int32(b, 0);
+    put_text(b, "(");
+    if (rows) pk_int32(b, rows);
+    pk_int32(b, cols);
+    put_text(b, "t(");
+    if (rows) pk_int32(b, cols);
+    pk_int32(b, 1);
+    put_text(b, "t\x89");
+    pk_global(b, "collections", "OrderedDict");
+    put_text(b, ")RtR");
+}
+
+/* A model of one layer with LayerNorm, and a head: the names, and where each is in model->tensors. The output is the
+   embedding again. */
+static const struct {
+    const char *name;
+    int rows, cols, index;
+} torch_tensors[] = {
+    {"llama.tok_embeddings.weight", 3, 4, 0},
+    {"llama.norm.weight", 0, 4, 1},
+    {"llama.norm.bias", 0, 4, 2},
+    {"llama.output.weight", 3, 4, 0},
+    {"llama.layers.0.attention_norm.weight", 0, 4, 4},
+    {"llama.layers.0.attention_norm.bias", 0, 4, 5},
+    {"llama.layers.0.attention.compute_query.weight", 4, 4, 6},
+    {"llama.layers.0.attention.compute_key.weight", 2, 4, 7},
+    {"llama.layers.0.attention.compute_value.weight", 2, 4, 8},
+    {"llama.layers.0.attention.compute_output.weight", 4, 4, 9},
+    {"llama.layers.0.ffn_norm.weight", 0, 4, 10},
+    {"llama.layers.0.ffn_norm.bias", 0, 4, 11},
+    {"llama.layers.0.feed_forward.w1.weight", 6, 4, 12},
+    {"llama.layers.0.feed_forward.w2.weight", 4, 6, 13},
+    {"llama.layers.0.feed_forward.w3.weight", 6, 4, 14},
+};
+
+static ml_config torch_config(void) {
+    ml_config c = some_config();
+    c.dim = 4;
+    c.hidden_dim = 6;
+    c.n_layers = c.n_kv_heads = c.tied_output = 1;
+    c.n_heads = 2;
+    c.vocab_size = 3;
+    c.norm = ML_NORM_LAYER;
+    c.mask = ML_MASK_FULL;
+    return c;
+}
+
+static ml_head *torch_head(const ml_model *model) {
+    static const char *const labels[] = {"good", "bad"};
+    ml_head_create_desc desc;
+    ml_random random;
+    ml_head *head = NULL;
+    ml_random_seed(&random, 4);
+    memset(&desc, 0, sizeof desc);
+    desc.n_classes = 2;
+    desc.labels = labels;
+    desc.random = &random;
+    CHECK(ml_head_create(model, &desc, &head, NULL) == ML_OK);
+    return head;
+}
+
+static bytes torch_pickle(void) {
+    static const struct {
+        const char *key;
+        int value;
+    } args[] = {{"dim", 4},        {"n_layers", 1},     {"n_heads", 2},    {"n_kv_heads", 1},
+                {"vocab_size", 3}, {"multiple_of", 32}, {"hidden_dim", 6}, {"max_seq_len", 33}};
+    bytes p;
+    int i, number = 0;
+    memset(&p, 0, sizeof p);
+    pk_begin(&p);
+    put_text(&p, "}(");
+    pk_text(&p, "model");
+    pk_global(&p, "collections", "OrderedDict");
+    put_text(&p, ")R(");
+    for (i = 0; i < 15; i++) {
+        char key[8];
+        snprintf(key, sizeof key, "%d", i == 3 ? 0 : number);
+        number += i != 3;
+        pk_saved(&p, torch_tensors[i].name, torch_tensors[i].rows ? "HalfStorage" : "FloatStorage", key,
+                 torch_tensors[i].rows, torch_tensors[i].cols);
+    }
+    pk_saved(&p, "classifier_head.weight", "FloatStorage", "14", 2, 4);
+    pk_saved(&p, "classifier_head.bias", "FloatStorage", "15", 0, 2);
+    put_text(&p, "u");
+    pk_text(&p, "model_args");
+    put_text(&p, "}(");
+    for (i = 0; i < 8; i++) pk_text(&p, args[i].key), pk_int32(&p, args[i].value);
+    pk_text(&p, "dropout");
+    put(&p, "G\0\0\0\0\0\0\0\0", 9);
+    put_text(&p, "u");
+    pk_text(&p, "model_config");
+    pk_global(&p, "types", "SimpleNamespace");
+    put_text(&p, ")R}(");
+    pk_text(&p, "hidden_dropout_prob");
+    put(&p, "G\x3f\xd3\x33\x33\x33\x33\x33\x33", 9);
+    pk_text(&p, "pretrained_model_path"), pk_text(&p, "stories42M.pt");
+    pk_text(&p, "num_labels"), pk_int32(&p, 2);
+    pk_text(&p, "data_dir"), pk_text(&p, ".");
+    pk_text(&p, "option"), pk_text(&p, "finetune");
+    put_text(&p, "ub");
+    pk_text(&p, "minillama");
+    put_text(&p, "}(");
+    pk_text(&p, "mask"), pk_text(&p, "full");
+    pk_text(&p, "labels");
+    put_text(&p, "](");
+    pk_text(&p, "good"), pk_text(&p, "bad");
+    put_text(&p, "euu.");
+    return p;
+}
+
+TEST(torch_layout) {
+    ml_config c = torch_config();
+    ml_model *model = make(&c, ML_F32);
+    ml_head *head = torch_head(model);
+    ml_save_desc desc = save_as(ML_PYTORCH, ML_F16);
+    bytes b = torch_pickle(), file;
+    zip z;
+    int i, number = 0;
+    memset(&z, 0, sizeof z);
+    REQUIRE(model && head);
+    desc.head = head;
+    CHECK(ml_model_save(model, in_folder("layout.pt"), &desc, NULL) == ML_OK);
+    add_entry(&z, "archive/data.pkl", &b);
+    b = text_bytes("little"), add_entry(&z, "archive/byteorder", &b);
+    b = text_bytes("3\n"), add_entry(&z, "archive/version", &b);
+    for (i = 0; i < 17; i++) {
+        const ml_tensor *t = i < 15    ? &model->tensors[torch_tensors[i].index]
+                             : i == 15 ? &head->weight
+                                       : &head->bias;
+        ml_type type = i < 15 && t->rows > 1 ? ML_F16 : ML_F32;
+        unsigned char numbers[400];
+        char name[32];
+        if (i == 3) continue;
+        CHECK(ml_type_convert(type, numbers, ML_F32, t->data, t->rows * t->cols) == ML_OK);
+        put(&b, numbers, ml_type_row_bytes(type, t->rows * t->cols));
+        snprintf(name, sizeof name, "archive/data/%d", number++);
+        add_entry(&z, name, &b);
+    }
+    b = zip_end(&z, 1, "");
+    file = read_file(in_folder("layout.pt"));
+    CHECK(file.size == b.size && memcmp(file.data, b.data, b.size) == 0);
+    free_bytes(&file);
+    free_bytes(&b);
+    ml_head_free(head);
+    ml_model_free(model);
+}
+
+/* What the course's code would compute otherwise is not written for it. */
+TEST(torch_refused) {
+    static const char *const texts[] = {"tied",          "rope_theta",     "rope_scale",
+                                        "head of means", "without a bias", "Q8_0"};
+    int i;
+    for (i = 0; i < 6; i++) {
+        ml_config c = torch_config();
+        ml_save_desc desc = save_as(ML_PYTORCH, i == 5 ? ML_Q8_0 : ML_TYPE_NONE);
+        ml_model *model;
+        ml_head *head;
+        ml_error error;
+        c.tied_output = i != 0;
+        if (i == 1) c.rope_theta = 500000;
+        if (i == 2) c.rope_scale = 2;
+        model = make(&c, ML_F32);
+        REQUIRE(model);
+        head = torch_head(model);
+        REQUIRE(head);
+        if (i == 3) head->pooling = ML_POOL_MEAN;
+        if (i == 4) head->bias.data = NULL;
+        desc.head = head;
+        CHECK(ml_model_save(model, in_folder("x.pt"), &desc, &error) == ML_ERROR_UNSUPPORTED);
+        CHECK(strstr(error.text, texts[i]) && !exists(in_folder("x.pt")) && !exists(in_folder("x.pt.tmp")));
+        ml_head_free(head);
+        ml_model_free(model);
+    }
+}
+
+/* Where there is a Python with PyTorch: torch.load gives the numbers, and the output shares the embedding's storage. */
+TEST(torch_loads) {
+    static const char script[] =
+        "import sys, torch\n"
+        "saved = torch.load(sys.argv[1])\n"
+        "model, config = saved['model'], saved['model_config']\n"
+        "assert model['llama.output.weight'].data_ptr() == model['llama.tok_embeddings.weight'].data_ptr()\n"
+        "assert saved['model_args']['hidden_dim'] == 6 and config.num_labels == 2 and config.option == "
+        "'finetune'\n"
+        "assert saved['minillama'] == {'mask': 'full', 'labels': ['good', 'bad']}\n"
+        "with open(sys.argv[2], 'wb') as out:\n"
+        "    for tensor in model.values(): out.write(tensor.float().numpy().tobytes())\n";
+    ml_config c = torch_config();
+    ml_model *model = make(&c, ML_F32);
+    ml_head *head = torch_head(model);
+    ml_save_desc desc = save_as(ML_PYTORCH, ML_TYPE_NONE);
+    char command[2500];
+    const char *python = "/usr/bin/python3";
+    bytes expected, numbers;
+    int i;
+    REQUIRE(model && head);
+    desc.head = head;
+    memset(&expected, 0, sizeof expected);
+    CHECK(ml_model_save(model, in_folder("loads.pt"), &desc, NULL) == ML_OK);
+    write_file(in_folder("loads.py"), script, strlen(script));
+    snprintf(command, sizeof command, "%s -c 'import torch, numpy' 2>%s", python, in_folder("why"));
+    if (system(command) != 0) python = "python3";
+    snprintf(command, sizeof command, "%s -c 'import torch, numpy' 2>%s", python, in_folder("why"));
+    if (system(command) == 0) {
+        snprintf(command, sizeof command, "%s %s %s %s", python, in_folder("loads.py"), in_folder("loads.pt"),
+                 in_folder("numbers"));
+        CHECK(system(command) == 0);
+        for (i = 0; i < 15; i++) {
+            const ml_tensor *t = &model->tensors[torch_tensors[i].index];
+            put(&expected, t->data, t->rows * t->cols * 4);
+        }
+        put(&expected, head->weight.data, 2 * 4 * 4);
+        put(&expected, head->bias.data, 2 * 4);
+        numbers = read_file(in_folder("numbers"));
+        CHECK(numbers.size == expected.size && memcmp(numbers.data, expected.data, numbers.size) == 0);
+        free_bytes(&numbers);
+        free_bytes(&expected);
+        python = NULL;
+    }
+    ml_head_free(head);
+    ml_model_free(model);
+    if (python) SKIP("no Python with PyTorch");
+}
+
 /* ---- tokenizers ---- */
 
 /* Eight pieces: two of them equal, one empty, one with a space, two bytes; ids 0, 1, 2 the usual. */
@@ -448,7 +746,7 @@ static ml_model *tiny(void) {
 
 TEST(refused) {
     ml_model *model = tiny();
-    int no_format = 2;
+    int no_format = 3;
     ml_save_desc desc;
     ml_error error;
     REQUIRE(model);
@@ -790,6 +1088,7 @@ int main(void) {
     if (!folder_begin("save")) return 1;
     RUN(gguf_types);
     RUN(safetensors_types);
+    RUN(torch_types);
     RUN(odd_rows);
     RUN(modes);
     RUN(floats_of_the_configuration);
@@ -797,6 +1096,9 @@ int main(void) {
     RUN(gguf_layout);
     RUN(file_types);
     RUN(safetensors_layout);
+    RUN(torch_layout);
+    RUN(torch_refused);
+    RUN(torch_loads);
     RUN(odd_pieces);
     RUN(rows_without_pieces);
     RUN(no_output);

@@ -1,4 +1,4 @@
-/* convert: any model file that minillama.h reads, to GGUF or safetensors.
+/* convert: any model file that minillama.h reads, to GGUF, safetensors or PyTorch.
    cc -O2 -DMINILLAMA_IMPLEMENTATION -I.. convert.c -o convert -lm */
 #include "../examples/common/file.h"
 #include "../examples/common/options.h"
@@ -6,7 +6,9 @@
 static const char usage[] =
     "usage: convert IN OUT [options]\n"
     "  IN           PyTorch .pt, GGUF, safetensors (with config.json next to it) or llama2.c's .bin\n"
-    "  OUT          its ending selects the format: .gguf, or .safetensors (writes config.json next to it)\n";
+    "  OUT          its ending selects the format: .gguf, .safetensors (writes config.json next to it), or "
+    ".pt\n"
+    "               (for the code of the course that run_llama follows)\n";
 
 typedef struct settings {
     const char *files[2], *type, *tokenizer, *name, *adapter;
@@ -21,8 +23,8 @@ static int ends_with(const char *text, const char *end) {
 static int check_settings(const settings *s) {
     const char *out = s->files[1];
     if (!out) return fprintf(stderr, "%s", usage), 0;
-    if (!ends_with(out, ".gguf") && !ends_with(out, ".safetensors"))
-        return complain("OUT must end in .gguf or .safetensors, not %s", out);
+    if (!ends_with(out, ".gguf") && format_of(out) == ML_GGUF)
+        return complain("OUT must end in .gguf, .safetensors or .pt, not %s", out);
     if (s->type && (ml_type_from_name(s->type) < ML_F32 || ml_type_from_name(s->type) > ML_Q4_0))
         return complain("--type is F32, F16, BF16, Q8_0 or Q4_0, not %s", s->type);
     return 1;
@@ -70,10 +72,9 @@ static int convert(const settings *s) {
     load.tokenizer = s->tokenizer;
     if (s->adapter) load.type = ML_F32;
     if (!loaded(in, ml_model_load(in, &load, &model, &error), &error)) return 0;
-    ml_save_desc save = {ends_with(out, ".gguf") ? ML_GGUF : ML_SAFETENSORS, ml_type_from_name(s->type),
-                         s->name, find_head(s, model)};
+    ml_save_desc save = {format_of(out), ml_type_from_name(s->type), s->name, find_head(s, model)};
     int ok = merge(s, model) && loaded(out, ml_model_save(model, out, &save, &error), &error);
-    if (ok && save.format == ML_SAFETENSORS && model->tokenizer)
+    if (ok && save.format != ML_GGUF && model->tokenizer)
         fprintf(stderr, "the tokenizer is not written: copy its file next to %s\n", out);
     if (ok && save.format == ML_GGUF && !model->tokenizer)
         fprintf(stderr, "no tokenizer was found, so none is in %s; name one by --tokenizer\n", out);

@@ -117,6 +117,18 @@ static inline int file_write(const char *path, const void *data, size_t n) {
     return whole_file_end(&file);
 }
 
+/* The format that a name's ending selects for a model or adapter: .pt, .safetensors, else GGUF. */
+static inline ml_format format_of(const char *path) {
+    static const char *const endings[] = {".pt", ".safetensors"};
+    static const ml_format formats[] = {ML_PYTORCH, ML_SAFETENSORS};
+    size_t n = strlen(path);
+    for (int i = 0; i < 2; i++) {
+        size_t end = strlen(endings[i]);
+        if (n >= end && strcmp(path + n - end, endings[i]) == 0) return formats[i];
+    }
+    return ML_GGUF;
+}
+
 /* ---- before the work ---- */
 
 /* A file that a program reads or writes, and the option that names it. path NULL: none. */

@@ -1,6 +1,7 @@
 /* A classifier on top of the model, trained with all of the model's weights or with LoRA, or loaded. */
 #include <stdlib.h>
 #include "sentiment.h"
+#include "../common/file.h"
 #include "../common/progress.h"
 #include "../common/report.h"
 
@@ -77,6 +78,17 @@ static int make_lora(sentiment *s, ml_random *random) {
     return succeeded(ml_lora_create(s->model, &desc, &s->lora, &error), &error);
 }
 
+/* Said before the training, as the library would only after it. */
+static int fits_format(const sentiment *s) {
+    const ml_config *c = &s->model->config;
+    if (format_of(s->set.model_out) != ML_PYTORCH ||
+        (c->tied_output && c->rope_theta == 10000 && c->rope_scale == 1))
+        return 1;
+    return complain(
+        "%s: a PyTorch file is for models with a tied output and plain rotary positions; name a .gguf",
+        s->set.model_out);
+}
+
 static int make_trainer(sentiment *s) {
     ml_trainer_desc desc = {0};
     ml_random random;
@@ -122,10 +134,10 @@ static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, best
 }
 
 /* The best epoch's weights again; and model_out, until then a checkpoint with all that a trainer needs, becomes a
-   file to load: the model or the adapter, and the head. */
+   file to load: the model or the adapter (in a .pt the model with it), and the head. */
 static int keep_best(sentiment *s) {
     const char *path = s->set.model_out;
-    ml_save_desc desc = {ML_GGUF, ML_TYPE_NONE, NULL, s->head};
+    ml_save_desc desc = {format_of(path), ML_TYPE_NONE, NULL, s->head};
     ml_error error;
     if (!loaded(path, ml_trainer_restore(s->trainer, path, &error), &error)) return 0;
     return loaded(path,
@@ -138,7 +150,7 @@ int sentiment_finetune(sentiment *s) {
     int *order = (int *)malloc((size_t)s->train.n * sizeof *order);
     best_epoch best = {0, -1};
     ml_random random;
-    int ok = order ? make_trainer(s) : no_memory("an epoch");
+    int ok = order ? fits_format(s) && make_trainer(s) : no_memory("an epoch");
     for (int i = 0; ok && i < s->train.n; i++) order[i] = i;
     ml_random_seed(&random, (uint64_t)s->set.seed + 1);
     for (int epoch = 0; ok && epoch < s->set.epochs; epoch++) ok = do_epoch(s, &random, order, epoch, &best);

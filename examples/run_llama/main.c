@@ -64,7 +64,8 @@ static const option options[] = {
     {"--score", OPTION_TEXT, &set.sentiment.score,
      "prompting in mode llama: sum, mean, calibrated or pmi (sum)"},
     {"--state", OPTION_TEXT, &set.sentiment.model_out,
-     "file for the best epoch's model or adapter, with its classifier (OPTION-EPOCHS-LR.gguf)"},
+     "file for the best epoch's model or adapter, with its classifier; a .pt is for PyTorch\n"
+     "                             (OPTION-EPOCHS-LR.gguf)"},
     {"--generated_sentence_low_temp_out", OPTION_TEXT, &set.low_out, "file (generated-sentence-temp-0.txt)"},
     {"--generated_sentence_high_temp_out", OPTION_TEXT, &set.high_out,
      "file (generated-sentence-temp-1.txt)"},
