@@ -4757,12 +4757,54 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
 #include <errno.h>
 #endif
 
+/* ---- paths ---- */
+
+/* The first n bytes of `path`, then `name`. NULL without memory. */
+static char *mli_join_path(const ml_allocator *allocator, const char *path, size_t n, const char *name) {
+    size_t length = strlen(name);
+    char *joined = (char *)mli_alloc(allocator, n + length + 1, 1);
+    if (!joined) return NULL;
+    memcpy(joined, path, n);
+    memcpy(joined + n, name, length);
+    return joined;
+}
+
+/* How much of a path is its folder, with the last slash. */
+static size_t mli_folder_length(const char *path) {
+    size_t n = strlen(path);
+#ifdef _WIN32
+    while (n && !strchr("/\\:", path[n - 1])) n--;
+#else
+    while (n && path[n - 1] != '/') n--;
+#endif
+    return n;
+}
+
+/* The folder of `path` with `name` in it. NULL without memory. */
+static char *mli_path_beside(const ml_allocator *allocator, const char *path, const char *name) {
+    return mli_join_path(allocator, path, mli_folder_length(path), name);
+}
+
+#ifndef ML_NO_STDIO
+static FILE *mli_fopen(const char *path, const char *mode) { return fopen(path, mode); }
+
+static int mli_is_folder(const char *path) {
+#ifdef MLI_MMAP
+    struct stat status;
+    return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
+#else
+    (void)path;
+    return 0;
+#endif
+}
+#endif
+
 /* ---- a file as bytes ---- */
 
 typedef struct mli_file {
     const unsigned char *data; /* mapped or from the allocator; NULL if the file is empty */
     size_t size;
-    int is_mapped;
+    int is_borrowed; /* the caller's bytes: they stay */
 } mli_file;
 
 #ifdef MLI_MMAP
@@ -4788,7 +4830,7 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
     if (why) return mli_fail(error, ML_ERROR_FILE, "%s cannot be opened: %s", path, why);
     file->data = (const unsigned char *)memory;
     file->size = (size_t)status.st_size;
-    file->is_mapped = 1;
+    file->is_borrowed = 0;
     return ML_OK;
 }
 #elif !defined(ML_NO_STDIO)
@@ -4811,7 +4853,7 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
     if (stream) fclose(stream);
     file->data = data;
     file->size = (size_t)size;
-    file->is_mapped = 0;
+    file->is_borrowed = 0;
     if (result) mli_free(allocator, data);
     return result;
 }
@@ -4825,6 +4867,7 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
 #endif
 
 static void mli_unmap_file(const ml_allocator *allocator, const mli_file *file) {
+    if (file->is_borrowed) return;
 #ifdef MLI_MMAP
     (void)allocator;
     if (file->data) munmap((void *)(uintptr_t)file->data, file->size);
@@ -5182,6 +5225,9 @@ static void mli_target_close(mli_saver *saver, mli_target *target) {
    one tells the formats apart by their first bytes; a reader of the format then adds what it finds; at the end the
    names are sorted. The readers are in the next sections: >>json, >>pytorch, >>gguf, >>safetensors, >>llama2c.
 
+   A large model may be cut into several files, its shards. They are read one after the other into the same archive,
+   and the readers need not know: they read archive->data, and what they add begins at first_array and first_value.
+
    There is one way to fail: mli_stop notes the first error in the archive, and the readers go on with zeros and empty
    things. They look at `result` in their loops only, which keeps them free of a check after every call. */
 
@@ -5200,19 +5246,29 @@ typedef struct mli_list {
     mli_named *index; /* of arrays and values, which begin with their names: these, sorted */
 } mli_list;
 
+/* One of the files that an archive is read from. Nearly always there is only one. */
+typedef struct mli_shard {
+    const char *name; /* without the folder; NULL: the file that the caller named, or bytes in memory */
+    mli_file file;    /* mapped by ml_archive_load; empty: bytes in memory */
+    size_t n_arrays;  /* of this shard and those before it: where its arrays end */
+} mli_shard;
+
 typedef struct ml_archive_private {
     ml_archive shown; /* what the caller sees; must be first */
     ml_allocator allocator;
-    mli_file file; /* that ml_archive_load mapped */
-    const unsigned char *data;
-    size_t size;
-    mli_list arrays, values; /* of ml_array and ml_value */
+    const char *file_path; /* of the first shard or the index; not of its folder; NULL: bytes in memory */
+    mli_list arrays, values, shards; /* of ml_array, ml_value and mli_shard */
     mli_block *blocks;
+    const unsigned char
+        *data;               /* (size) of the shard being read; then of the first one, which has the values */
+    size_t size, total_size; /* of all shards */
     /* while something is read: */
     ml_result result; /* the first error */
     ml_error *error;
-    size_t name_budget;       /* bytes that names may still take */
-    char path[MLI_PATH_SIZE]; /* the dotted name of what is being read */
+    const char *reading;             /* begins its sentence: the shard, if the caller did not name it */
+    size_t first_array, first_value; /* of the shard being read */
+    size_t name_budget;              /* bytes that names may still take */
+    char path[MLI_PATH_SIZE];        /* the dotted name of what is being read */
     size_t path_length;
     ml_array spare; /* what mli_list_add returns without memory; no list has larger items */
 } mli_archive;
@@ -5224,9 +5280,14 @@ static ml_result mli_stop(mli_archive *archive, ml_result code, const char *form
     if (archive->result) return archive->result;
     archive->result = code;
     if (archive->error) {
+        char *text = archive->error->text;
+        size_t size = sizeof archive->error->text, n;
+        mli_format(text, size, "%s%s", archive->reading ? archive->reading : "",
+                   archive->reading ? ": " : "");
+        n = strlen(text);
         va_list args;
         va_start(args, format);
-        mli_format_v(archive->error->text, sizeof archive->error->text, format, args);
+        mli_format_v(text + n, size - n, format, args);
         va_end(args);
         archive->error->code = code;
     }
@@ -5282,6 +5343,20 @@ static void *mli_list_add(mli_archive *archive, mli_list *list, size_t item_size
     return memset((char *)list->items + list->n++ * item_size, 0, item_size);
 }
 
+/* An archive without contents; NULL without memory. */
+static mli_archive *mli_archive_new(const ml_allocator *allocator, ml_error *error) {
+    mli_archive *archive = (mli_archive *)mli_alloc(allocator, 1, sizeof *archive);
+    if (!archive) {
+        mli_fail(error, ML_ERROR_MEMORY, "no memory for an archive");
+        return NULL;
+    }
+    archive->shown.private_part = archive;
+    archive->allocator = *allocator;
+    archive->error = error;
+    archive->name_budget = 65536;
+    return archive;
+}
+
 /* ---- adding arrays and values ---- */
 
 /* All names together may be longer than the file, since a name repeats those of the containers around it; a budget of
@@ -5323,6 +5398,14 @@ static ml_value *mli_add_value(mli_archive *archive, const char *name, size_t le
 static void mli_set_int(ml_value *value, int64_t i) {
     value->i = i;
     value->f = (double)i;
+}
+
+/* A value of the shard being read, before the names are sorted; NULL if there is none. */
+static const ml_value *mli_shard_value(const mli_archive *archive, const char *name) {
+    const ml_value *values = (const ml_value *)archive->values.items;
+    for (size_t i = archive->first_value; i < archive->values.n; i++)
+        if (strcmp(values[i].name, name) == 0) return &values[i];
+    return NULL;
 }
 
 /* Appends ".name" to the path; the caller restores path_length. */
@@ -5374,8 +5457,27 @@ static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uin
         array->data = archive->data + base + (size_t)offset;
 }
 
+/* The name of the shard that has array i; NULL: there is only one. */
+static const char *mli_shard_of(const mli_archive *archive, size_t i) {
+    const mli_shard *shard = (const mli_shard *)archive->shards.items;
+    if (archive->shards.n < 2) return NULL;
+    while (i >= shard->n_arrays) shard++;
+    return shard->name;
+}
+
+/* Items i and k of the arrays or values have one name. */
+static void mli_refuse_duplicate(mli_archive *archive, const mli_list *list, const char *name, size_t i,
+                                 size_t k) {
+    int is_array = list == &archive->arrays;
+    const char *first = is_array ? mli_shard_of(archive, i) : NULL;
+    const char *second = is_array ? mli_shard_of(archive, k) : NULL;
+    if (first != second)
+        mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is in two shards, %s and %s", name, first, second);
+    mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", is_array ? "tensors" : "values", name);
+}
+
 /* Sorts the names of a list's items and refuses duplicates. After an error the old index remains. */
-static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_size, const char *what) {
+static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_size) {
     mli_named *index = (mli_named *)mli_alloc(&archive->allocator, list->n, sizeof *index);
     if (!index) mli_no_memory(archive);
     for (size_t i = 0; index && i < list->n; i++) {
@@ -5386,15 +5488,15 @@ static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_si
     if (index) mli_sort_named(index, list->n);
     for (size_t i = 1; index && i < list->n; i++)
         if (strcmp(index[i].name, index[i - 1].name) == 0)
-            mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", what, index[i].name);
+            mli_refuse_duplicate(archive, list, index[i].name, index[i - 1].index, index[i].index);
     mli_free(&archive->allocator, archive->result ? index : list->index);
     if (!archive->result) list->index = index;
 }
 
 /* Shows the caller what was added. */
 static void mli_publish(mli_archive *archive) {
-    mli_index_names(archive, &archive->arrays, sizeof(ml_array), "tensors");
-    mli_index_names(archive, &archive->values, sizeof(ml_value), "values");
+    mli_index_names(archive, &archive->arrays, sizeof(ml_array));
+    mli_index_names(archive, &archive->values, sizeof(ml_value));
     archive->shown.arrays = (const ml_array *)archive->arrays.items;
     archive->shown.n_arrays = archive->arrays.n;
     archive->shown.values = (const ml_value *)archive->values.items;
@@ -5408,6 +5510,19 @@ static void mli_read_gguf(mli_archive *archive);
 static void mli_read_safetensors(mli_archive *archive);
 static void mli_read_bin(mli_archive *archive);
 static int mli_read_legacy_bin(mli_archive *archive); /* 0: it is none */
+static ml_result mli_json_values(mli_archive *archive, const char *prefix, const void *data, size_t size,
+                                 ml_error *error); /* in >>json */
+
+/* Whether it is Hugging Face's index of a sharded model: a JSON object with a weight_map. */
+static int mli_is_index(const unsigned char *data, size_t size) {
+    static const char key[] = "\"weight_map\"";
+    size_t n = sizeof key - 1, at = 0;
+    while (at < size && (data[at] == ' ' || (data[at] >= '\t' && data[at] <= '\r'))) at++;
+    if (at == size || data[at] != '{') return 0;
+    for (; size - at >= n; at++)
+        if (data[at] == '"' && memcmp(data + at, key, n) == 0) return 1;
+    return 0;
+}
 
 /* What an unrecognized file seems to be, for the message. */
 static const char *mli_describe(const mli_archive *archive) {
@@ -5417,10 +5532,11 @@ static const char *mli_describe(const mli_archive *archive) {
         if (c < 32 && !is_space) return NULL;
         if (!first && !is_space) first = c;
     }
-    return !archive->size ? "empty"
-           : first == '<' ? "a web page or XML: perhaps a download that failed"
-           : first == '{' ? "JSON text, not a model"
-                          : "a text file, not a model";
+    return !archive->size                               ? "empty"
+           : first == '<'                               ? "a web page or XML: perhaps a download that failed"
+           : mli_is_index(archive->data, archive->size) ? "an index of shards: load it by its path"
+           : first == '{'                               ? "JSON text, not a model"
+                                                        : "a text file, not a model";
 }
 
 static void mli_unknown_file(mli_archive *archive) {
@@ -5477,55 +5593,335 @@ static void mli_read_archive(mli_archive *archive) {
         mli_unknown_file(archive);
 }
 
+/* ---- shards ---- */
+
+/* "-00001-of-00002" before the ending of a file's name, where it begins; NULL if there is none. */
+static const char *mli_shard_number(const char *path, int *number, int *count) {
+    static const char pattern[] = "-ddddd-of-ddddd";
+    const char *dot = strrchr(path + mli_folder_length(path), '.');
+    size_t n = sizeof pattern - 1, at = 0;
+    int numbers[2] = {0, 0};
+    if (!dot || (size_t)(dot - path) < n) return NULL;
+    for (const char *p = dot - n; at < n; at++) {
+        int is_digit = p[at] >= '0' && p[at] <= '9';
+        if (pattern[at] == 'd' ? !is_digit : p[at] != pattern[at]) return NULL;
+        if (is_digit) numbers[at > 6] = numbers[at > 6] * 10 + p[at] - '0';
+    }
+    *number = numbers[0];
+    *count = numbers[1];
+    return dot - n;
+}
+
+/* Adds a shard, which owns the file from then on, and reads it. */
+static void mli_add_shard(mli_archive *archive, const char *name, const mli_file *file) {
+    mli_shard *shard =
+        archive->result ? NULL : (mli_shard *)mli_list_add(archive, &archive->shards, sizeof *shard);
+    if (archive->result) {
+        mli_unmap_file(&archive->allocator, file);
+        return;
+    }
+    shard->name = archive->reading = name;
+    shard->file = *file;
+    archive->first_array = archive->arrays.n;
+    archive->first_value = archive->values.n;
+    archive->data = file->size ? file->data : (const unsigned char *)"";
+    archive->size = file->size;
+    archive->total_size += MLI_MIN(file->size, SIZE_MAX - archive->total_size);
+    mli_allow_names(archive, file->size);
+    mli_read_archive(archive);
+    shard->n_arrays = archive->arrays.n;
+    archive->reading = NULL;
+}
+
+/* Maps and reads a shard in the folder of the first one. */
+static void mli_open_shard(mli_archive *archive, const char *name, size_t length) {
+    mli_file file = {NULL, 0, 0};
+    if (archive->result) return;
+    name = mli_keep_name(archive, name, length);
+    char *path = mli_path_beside(&archive->allocator, archive->file_path, name);
+    if (path && !archive->result)
+        archive->result = mli_map_file(path, &archive->allocator, &file, archive->error);
+    else
+        mli_no_memory(archive);
+    mli_free(&archive->allocator, path);
+    mli_add_shard(archive, name, &file);
+}
+
+/* Back to the bytes of the first shard, which has the values. */
+static void mli_end_shards(mli_archive *archive) {
+    if (archive->result) return;
+    const mli_shard *first = (const mli_shard *)archive->shards.items;
+    archive->data = first->file.data;
+    archive->size = first->file.size;
+}
+
+/* ---- shards of an index ----
+   Hugging Face's model.safetensors.index.json, for example: {"weight_map": {"TENSOR": "FILE", ...}}. */
+
+#define MLI_WEIGHT_MAP "weight_map."
+
+/* Where a shard is named by an index, its name may not lead out of the folder. */
+static int mli_is_plain_name(const char *name, size_t length) {
+    for (size_t i = 0; i < length; i++)
+        if (!name[i] || strchr("/\\:", name[i])) return 0;
+    return length > 0 && length < 256 && name[0] != '.';
+}
+
+/* Opens the shards in the order of their names, each once. files (n): the values of the weight_map, sorted. */
+static void mli_open_indexed(mli_archive *archive, const mli_named *files, size_t n) {
+    for (size_t i = 0; i < n && !archive->result; i++) {
+        size_t n_values = archive->values.n;
+        if (i &&
+            mli_compare_text(files[i].name, files[i].length, files[i - 1].name, files[i - 1].length) == 0)
+            continue;
+        if (!mli_is_plain_name(files[i].name, files[i].length))
+            mli_stop(archive, ML_ERROR_FORMAT,
+                     "the index's weight_map: \"%s\" is no name of a file beside it", files[i].name);
+        mli_open_shard(archive, files[i].name, files[i].length);
+        if (i) archive->values.n = n_values;
+    }
+    mli_end_shards(archive);
+}
+
+/* Every tensor of the weight_map is in its shard. */
+static void mli_check_index(mli_archive *archive, const ml_archive *index) {
+    for (size_t i = 0; i < index->n_values && !archive->result; i++) {
+        const ml_value *value = &index->values[i];
+        if (strncmp(value->name, MLI_WEIGHT_MAP, sizeof MLI_WEIGHT_MAP - 1) != 0) continue;
+        const char *name = value->name + sizeof MLI_WEIGHT_MAP - 1;
+        const ml_array *array = ml_archive_find_array(&archive->shown, name);
+        const char *in = array ? mli_shard_of(archive, (size_t)(array - archive->shown.arrays)) : NULL;
+        if (!array || (in && strcmp(in, value->s) != 0))
+            mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is not in %s, as the index says", name, value->s);
+    }
+}
+
+/* files (n) = the entries of the weight_map, sorted by their shards. Returns n. */
+static size_t mli_list_indexed(mli_archive *archive, const ml_archive *index, mli_named *files) {
+    size_t n = 0;
+    for (size_t i = 0; i < index->n_values; i++) {
+        const ml_value *value = &index->values[i];
+        if (strncmp(value->name, MLI_WEIGHT_MAP, sizeof MLI_WEIGHT_MAP - 1) != 0) continue;
+        if (value->kind != ML_VALUE_STRING)
+            mli_stop(archive, ML_ERROR_FORMAT, "the index's %s is not the name of a file", value->name);
+        mli_named file = {value->s, value->length, i};
+        files[n++] = file;
+    }
+    if (!n) mli_stop(archive, ML_ERROR_FORMAT, "the index's weight_map is empty");
+    if (!archive->result) mli_sort_named(files, n);
+    return n;
+}
+
+static void mli_read_index(mli_archive *archive, const mli_file *file) {
+    mli_archive *index = mli_archive_new(&archive->allocator, archive->error);
+    mli_named *files = NULL;
+    if (!index)
+        mli_no_memory(archive);
+    else
+        archive->result = mli_json_values(index, "", file->data, file->size, archive->error);
+    if (!archive->result) {
+        files = (mli_named *)mli_alloc(&archive->allocator, index->values.n, sizeof *files);
+        if (!files) mli_no_memory(archive);
+    }
+    if (files) mli_open_indexed(archive, files, mli_list_indexed(archive, &index->shown, files));
+    mli_publish(archive);
+    if (files) mli_check_index(archive, &index->shown);
+    mli_free(&archive->allocator, files);
+    if (index) ml_archive_free(&index->shown);
+}
+
+/* ---- shards of a split GGUF ----
+   As llama.cpp's gguf-split names and marks them: NAME-00001-of-00003.gguf, with the keys below. */
+
+#define MLI_KEY_SPLIT_NO "split.no" /* from 0 */
+#define MLI_KEY_SPLIT_COUNT "split.count"
+#define MLI_KEY_SPLIT_TENSORS "split.tensors.count" /* of all parts */
+
+/* A whole number of the shard that was read last; `otherwise` where it has none. */
+static int64_t mli_shard_int(const mli_archive *archive, const char *key, int64_t otherwise) {
+    const ml_value *value = mli_shard_value(archive, key);
+    return value && value->kind == ML_VALUE_INT ? value->i : otherwise;
+}
+
+/* Opens shards 2 to `count`; name (length): that of the first, whose digits are at `number`. */
+static void mli_open_numbered(mli_archive *archive, int count, char *name, size_t length, char *number) {
+    size_t n_values = archive->values.n;
+    for (int i = 1; i < count && !archive->result; i++) {
+        for (int digit = 5, rest = i + 1; digit-- > 0; rest /= 10) number[digit] = (char)('0' + rest % 10);
+        mli_open_shard(archive, name, length);
+        int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, -1);
+        int64_t of = mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, -1);
+        if (no != i || of != count)
+            mli_stop(archive, ML_ERROR_MISMATCH,
+                     "%s is of another split: " MLI_KEY_SPLIT_NO " %l, " MLI_KEY_SPLIT_COUNT
+                     " %l, not %d, %d",
+                     name, no, of, i, count);
+        archive->values.n = n_values;
+    }
+    mli_end_shards(archive);
+}
+
+/* Reads the others of `count` shards, if the one that was read is the first. */
+static void mli_read_split(mli_archive *archive, int64_t count) {
+    int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, 0), n_tensors;
+    int number = 0, named = 0;
+    n_tensors = mli_shard_int(archive, MLI_KEY_SPLIT_TENSORS, -1);
+    if (no || !archive->file_path) {
+        mli_stop(archive, ML_ERROR_UNSUPPORTED,
+                 "this is part %l of %l of a split GGUF: load part 1 by its path", no + 1, count);
+        return;
+    }
+    const char *file = archive->file_path + mli_folder_length(archive->file_path);
+    const char *at = mli_shard_number(file, &number, &named);
+    if (!at || number != 1 || named != count) {
+        mli_stop(archive, ML_ERROR_MISMATCH,
+                 "this is part 1 of %l of a split GGUF, but its name does not say so (-00001-of-...)", count);
+        return;
+    }
+    size_t length = strlen(file);
+    char *name = mli_join_path(&archive->allocator, file, length, "");
+    if (name) mli_open_numbered(archive, named, name, length, name + (at - file) + 1);
+    if (!name) mli_no_memory(archive);
+    mli_free(&archive->allocator, name);
+    if (n_tensors >= 0 && (uint64_t)n_tensors != archive->arrays.n)
+        mli_stop(archive, ML_ERROR_MISMATCH, MLI_KEY_SPLIT_TENSORS " is %l, but the %l parts have %z tensors",
+                 n_tensors, count, archive->arrays.n);
+}
+
+/* ---- folders ---- */
+
+#ifndef ML_NO_STDIO
+/* The file that a folder stands for is the first of these that is in it. */
+static const char *const mli_folder_files[] = {"/model.safetensors.index.json",
+                                               "/model.safetensors",
+                                               "/pytorch_model.bin.index.json",
+                                               "/pytorch_model.bin",
+                                               "/consolidated.00.pth",
+                                               "/adapter_model.safetensors",
+                                               "/adapter_model.bin"};
+
+/* How many of Meta's consolidated.00.pth, consolidated.01.pth, ... are beside `path`. */
+static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
+    char name[] = "consolidated.00.pth";
+    for (int n = 0; n < 100; n++) {
+        name[13] = (char)('0' + n / 10);
+        name[14] = (char)('0' + n % 10);
+        char *piece = mli_path_beside(allocator, path, name);
+        FILE *file = piece ? mli_fopen(piece, "rb") : NULL;
+        mli_free(allocator, piece);
+        if (!file) return n;
+        fclose(file);
+    }
+    return 100;
+}
+
+/* Maps the file that the folder at archive->file_path stands for; that file becomes the path. */
+static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
+    const ml_allocator *allocator = &archive->allocator;
+    const char *folder = archive->file_path;
+    ml_result result = ML_ERROR_FILE;
+    for (size_t i = 0; i < MLI_COUNT(mli_folder_files) && result == ML_ERROR_FILE; i++) {
+        char *path = mli_join_path(allocator, folder, strlen(folder), mli_folder_files[i]);
+        result = path ? mli_map_file(path, allocator, file, NULL) : ML_ERROR_MEMORY;
+        if (!result) archive->file_path = mli_keep_name(archive, path, strlen(path));
+        mli_free(allocator, path);
+    }
+    if (result == ML_ERROR_MEMORY) mli_no_memory(archive);
+    if (result)
+        mli_stop(archive, result,
+                 "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
+                 "consolidated.00.pth or adapter_model.safetensors",
+                 folder);
+    int n_pieces = strstr(archive->file_path, "consolidated.00.pth")
+                       ? mli_count_pieces(allocator, archive->file_path)
+                       : 0;
+    if (n_pieces > 1)
+        mli_stop(archive, ML_ERROR_UNSUPPORTED,
+                 "%s holds 1 of %d pieces of every matrix: joining pieces is not supported",
+                 archive->file_path, n_pieces);
+}
+
+/* Maps what the path leads to, and reads it or the shards that it names. */
+static void mli_read_path(mli_archive *archive, const char *path) {
+    mli_file file = {NULL, 0, 0};
+    archive->file_path = mli_keep_name(archive, path, strlen(path));
+    if (archive->result) return;
+    if (mli_is_folder(path))
+        mli_map_in_folder(archive, &file);
+    else
+        archive->result = mli_map_file(path, &archive->allocator, &file, archive->error);
+    if (archive->result || !mli_is_index(file.data, file.size)) {
+        mli_add_shard(archive, NULL, &file);
+    } else {
+        mli_read_index(archive, &file);
+        mli_unmap_file(&archive->allocator, &file);
+    }
+}
+#else
+static void mli_read_path(mli_archive *archive, const char *path) {
+    mli_stop(archive, ML_ERROR_UNSUPPORTED, "%s cannot be opened: built with ML_NO_STDIO", path);
+}
+#endif
+
 /* ---- opening and looking up ---- */
 
 ML_DEF void ml_archive_free(ml_archive *shown) {
     if (!shown) return;
     mli_archive *archive = shown->private_part;
+    const mli_shard *shards = (const mli_shard *)archive->shards.items;
     ml_allocator allocator = archive->allocator;
+    for (size_t i = 0; i < archive->shards.n; i++) mli_unmap_file(&allocator, &shards[i].file);
     for (mli_block *next; archive->blocks; archive->blocks = next) {
         next = archive->blocks->next;
         mli_free(&allocator, archive->blocks);
     }
-    mli_list *const lists[2] = {&archive->arrays, &archive->values};
-    for (int i = 0; i < 2; i++) {
+    mli_list *const lists[3] = {&archive->arrays, &archive->values, &archive->shards};
+    for (int i = 0; i < 3; i++) {
         mli_free(&allocator, lists[i]->items);
         mli_free(&allocator, lists[i]->index);
     }
-    mli_unmap_file(&allocator, &archive->file);
     mli_free(&allocator, archive);
 }
 
-/* From a file or, where path is NULL, from bytes. */
-static ml_result mli_open(const char *path, const void *data, size_t size, const ml_allocator *allocator,
-                          ml_archive **shown, ml_error *error) {
-    mli_file file = {NULL, 0, 0};
-    ml_result result = path ? mli_map_file(path, allocator, &file, error) : ML_OK;
-    if (result) return result;
-    mli_archive *archive = (mli_archive *)mli_alloc(allocator, 1, sizeof *archive);
-    if (!archive) {
-        mli_unmap_file(allocator, &file);
-        return mli_fail(error, ML_ERROR_MEMORY, "no memory for an archive");
-    }
-    archive->shown.private_part = archive;
-    archive->allocator = *allocator;
-    archive->file = file;
-    archive->data = (const unsigned char *)(path ? file.data : data);
-    archive->size = path ? file.size : size;
-    if (!archive->size) archive->data = (const unsigned char *)"";
-    archive->error = error;
-    archive->name_budget = 65536;
-    mli_allow_names(archive, archive->size);
-    mli_read_archive(archive);
+static void mli_read_memory(mli_archive *archive, const void *data, size_t size) {
+    const mli_file file = {(const unsigned char *)data, size, 1};
+    mli_add_shard(archive, NULL, &file);
+}
+
+/* Shows what was read, or frees it after an error. */
+static ml_result mli_archive_end(mli_archive *archive, ml_archive **shown, ml_error *error) {
     mli_publish(archive);
     archive->error = NULL; /* which belongs to this call */
-    result = archive->result;
+    ml_result result = archive->result;
     if (result) {
         ml_archive_free(&archive->shown);
         return result;
     }
     *shown = &archive->shown;
     return mli_ok(error);
+}
+
+/* From a file, a folder or, where path is NULL, from bytes; with all shards. */
+static ml_result mli_open(const char *path, const void *data, size_t size, const ml_allocator *allocator,
+                          ml_archive **shown, ml_error *error) {
+    mli_archive *archive = mli_archive_new(allocator, error);
+    if (!archive) return ML_ERROR_MEMORY;
+    if (path)
+        mli_read_path(archive, path);
+    else
+        mli_read_memory(archive, data, size);
+    int64_t n_parts = archive->result ? 1 : mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, 1);
+    if (n_parts > 1) mli_read_split(archive, n_parts);
+    return mli_archive_end(archive, shown, error);
+}
+
+/* From these bytes alone, even if they are one of several shards. */
+static ml_result mli_open_alone(const void *data, size_t size, const ml_allocator *allocator,
+                                ml_archive **shown, ml_error *error) {
+    mli_archive *archive = mli_archive_new(allocator, error);
+    if (!archive) return ML_ERROR_MEMORY;
+    mli_read_memory(archive, data, size);
+    return mli_archive_end(archive, shown, error);
 }
 
 static ml_result mli_load_allocator(const ml_load_desc *desc, ml_allocator *allocator, ml_error *error) {
@@ -6810,10 +7206,8 @@ static void mli_gguf_tensor(mli_archive *archive, mli_reader *in) {
 }
 
 static uint64_t mli_gguf_alignment(mli_archive *archive) {
-    const ml_value *value = (const ml_value *)archive->values.items;
-    size_t left = archive->values.n;
-    for (; left && strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) != 0; value++) left--;
-    if (!left) return MLI_GGUF_ALIGNMENT;
+    const ml_value *value = mli_shard_value(archive, MLI_GGUF_ALIGNMENT_KEY);
+    if (!value) return MLI_GGUF_ALIGNMENT;
     if (value->kind == ML_VALUE_INT && value->i > 0 && !(value->i & (value->i - 1)))
         return (uint64_t)value->i;
     mli_stop(archive, ML_ERROR_FORMAT, "%s %l is not a power of two", value->name, value->i);
@@ -6825,7 +7219,7 @@ static void mli_gguf_place(mli_archive *archive, size_t at) {
     uint64_t alignment = mli_gguf_alignment(archive), padding = (alignment - at % alignment) % alignment;
     size_t n = archive->arrays.n;
     if (n && padding > archive->size - at) mli_cut_short(archive, "the tensors' data", at + padding);
-    for (size_t i = 0; i < n && !archive->result; i++) {
+    for (size_t i = archive->first_array; i < n && !archive->result; i++) {
         ml_array *array = (ml_array *)archive->arrays.items + i;
         uint64_t offset = (uint64_t)array->stride[0];
         if (offset % alignment)
@@ -7519,7 +7913,7 @@ static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml
     ml_result result;
     if (memcmp(p, "GGUF", 4) == 0) {
         ml_archive *archive;
-        result = mli_open(NULL, data, size, allocator, &archive, error);
+        result = mli_open_alone(data, size, allocator, &archive, error);
         if (result) return result;
         result = mli_tokenizer_from_archive(archive, allocator, tokenizer, error);
         ml_archive_free(archive);
@@ -7700,6 +8094,7 @@ static ml_result mli_loader_open(mli_loader *loader) {
     if (!result)
         result =
             mli_open(loader->path, loader->data, loader->size, &loader->allocator, &loader->archive, error);
+    if (!result && loader->path) loader->path = loader->archive->private_part->file_path; /* not a folder */
     return loader->result = result;
 }
 
@@ -7710,21 +8105,6 @@ static ml_result mli_loader_close(mli_loader *loader) {
 }
 
 /* ---- files beside the file ---- */
-
-/* The directory of `path` with `name` in it. NULL without memory. */
-static char *mli_path_beside(const ml_allocator *allocator, const char *path, const char *name) {
-    size_t directory = strlen(path), n = strlen(name);
-#ifdef _WIN32
-    while (directory && !strchr("/\\:", path[directory - 1])) directory--;
-#else
-    while (directory && path[directory - 1] != '/') directory--;
-#endif
-    char *beside = (char *)mli_alloc(allocator, directory + n + 1, 1);
-    if (!beside) return NULL;
-    memcpy(beside, path, directory);
-    memcpy(beside + directory, name, n);
-    return beside;
-}
 
 /* Hugging Face keeps the configuration beside the weights, a model's in config.json; the caller may have it in
    memory. Its values join the archive's as "config.json.hidden_size" and so on. `whose` is for the sentence that
@@ -8105,7 +8485,7 @@ static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_
 /* Many tensors of a file can name the same place: copying all would take memory out of proportion to the file. (Four
    times its size: llama2.c's quantized weights come as floats.) */
 static ml_result mli_check_sharing(mli_loader *loader, uint64_t copied) {
-    size_t size = loader->archive->private_part->size;
+    size_t size = loader->archive->private_part->total_size;
     if (copied / 4 <= size) return loader->result;
     return mli_refuse(loader, ML_ERROR_FORMAT, "its tensors overlap: %l bytes in a file of %z",
                       (int64_t)copied, size);
@@ -8197,6 +8577,17 @@ static void mli_load_tokenizer(mli_loader *loader) {
 
 /* ---- models ---- */
 
+/* Where something is missing, the file may be one of several: then that is the reason. */
+static void mli_explain_shard(mli_loader *loader) {
+    int number = 0, count = 0;
+    if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
+    if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
+    if (mli_shard_number(loader->path, &number, &count) && count > 1)
+        mli_fail(loader->error, loader->result,
+                 "this is %d of %d shards: load the folder, or the file beside it that ends in .index.json",
+                 number, count);
+}
+
 static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml_model **model) {
     const size_t n_demands = MLI_COUNT(mli_demands);
     if (model) *model = NULL;
@@ -8222,6 +8613,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     mli_find_sources(loader);
     mli_load_tokenizer(loader); /* before the weights, which may take the archive */
     mli_load_weights(loader);
+    mli_explain_shard(loader);
     if (loader->result)
         ml_model_free(loader->model);
     else
