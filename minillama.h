@@ -773,6 +773,12 @@ typedef struct ml_load_desc {
     ml_allocator allocator;
 } ml_load_desc;
 
+/* `path` is a file, or leads to several that are opened as one archive: an index (model.safetensors.index.json or
+   pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which stands
+   for the first of these in it: model.safetensors.index.json, model.safetensors, pytorch_model.bin.index.json,
+   pytorch_model.bin, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin. The values are those of the
+   first file. ML_ERROR_MISMATCH where the files do not fit together. Models, adapters and heads are loaded from such
+   paths, too. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -817,7 +823,7 @@ typedef struct ml_model_load_desc {
     ml_allocator allocator;
 } ml_model_load_desc;
 
-/* A model: any of the archive formats. A GGUF, safetensors or .pt file is mapped and its weights used in place;
+/* A model: any of the archive formats, or a path to several files (see ml_archive_load). A GGUF, safetensors or .pt file is mapped and its weights used in place;
    ml_model_load_memory uses them in `data`, which must outlive the model. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
@@ -5248,8 +5254,8 @@ typedef struct mli_list {
 
 /* One of the files that an archive is read from. Nearly always there is only one. */
 typedef struct mli_shard {
-    const char *name; /* without the folder; NULL: the file that the caller named, or bytes in memory */
-    mli_file file;    /* mapped by ml_archive_load; empty: bytes in memory */
+    const char *name; /* without the folder; empty: bytes in memory */
+    mli_file file;    /* mapped, or the caller's bytes */
     size_t n_arrays;  /* of this shard and those before it: where its arrays end */
 } mli_shard;
 
@@ -5612,7 +5618,7 @@ static const char *mli_shard_number(const char *path, int *number, int *count) {
     return dot - n;
 }
 
-/* Adds a shard, which owns the file from then on, and reads it. */
+/* Adds a shard, which owns the file from then on, and reads it. name NULL: the one that the caller named. */
 static void mli_add_shard(mli_archive *archive, const char *name, const mli_file *file) {
     mli_shard *shard =
         archive->result ? NULL : (mli_shard *)mli_list_add(archive, &archive->shards, sizeof *shard);
@@ -5620,7 +5626,9 @@ static void mli_add_shard(mli_archive *archive, const char *name, const mli_file
         mli_unmap_file(&archive->allocator, file);
         return;
     }
-    shard->name = archive->reading = name;
+    const char *path = archive->file_path ? archive->file_path : "";
+    shard->name = name ? name : path + mli_folder_length(path);
+    archive->reading = name;
     shard->file = *file;
     archive->first_array = archive->arrays.n;
     archive->first_value = archive->values.n;
