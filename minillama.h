@@ -860,11 +860,12 @@ typedef struct ml_save_desc {
        a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits (or
        the tied embedding) is Q8_0. */
     ml_type type;
-    const char *name;    /* general.name; default "minillama" */
+    const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
     const ml_head *head; /* saved in the same file; default none. llama.cpp refuses such a file */
 } ml_save_desc;
 
-/* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. Safetensors is Hugging
+/* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. A model from a GGUF, saved
+   as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). Safetensors is Hugging
    Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. */
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
@@ -2169,6 +2170,11 @@ struct ml_model_private {
     void *weights;       /* one block with all weights that the model owns */
     ml_tensor *tensors;  /* shown.tensors, to write to: they follow this struct */
     ml_tokenizer *tokenizer;
+    int has_other_tokenizer; /* than its file */
+    const unsigned char
+        *keys; /* (keys_size) of its GGUF, with their values, to be saved again: see mli_keep_keys */
+    size_t keys_size;
+    void *own_keys; /* their memory, if they are not in the file */
 };
 
 /* A model without weights: every tensor has its shape, and no data. */
@@ -2197,6 +2203,7 @@ ML_DEF void ml_model_free(ml_model *model) {
     if (!model) return;
     struct ml_model_private *own = model->private_part;
     ml_tokenizer_free(own->tokenizer);
+    mli_free(&own->allocator, own->own_keys);
     ml_archive_free(own->archive);
     mli_free(&own->allocator, own->weights);
     mli_free(&own->allocator, own);
@@ -2484,6 +2491,7 @@ ML_DEF ml_result ml_model_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer
     struct ml_model_private *own = model->private_part;
     if (own->tokenizer != tokenizer) ml_tokenizer_free(own->tokenizer);
     model->tokenizer = own->tokenizer = tokenizer;
+    own->has_other_tokenizer = 1;
     return mli_ok(error);
 }
 
@@ -5086,7 +5094,8 @@ typedef struct mli_saver {
     const ml_model *model;
     const ml_lora *lora; /* what is saved; NULL: the model */
     ml_save_desc desc;
-    int is_hf; /* safetensors in Hugging Face's layout, not GGUF */
+    int is_named; /* the caller gave desc.name */
+    int is_hf;    /* safetensors in Hugging Face's layout, not GGUF */
     const ml_allocator *allocator;
     mli_part parts[3];
     int n_parts;
@@ -5101,6 +5110,7 @@ static mli_saver mli_saver_of(const ml_model *model, const ml_save_desc *desc, m
     memset(&saver, 0, sizeof saver);
     saver.model = model;
     if (desc) saver.desc = *desc;
+    saver.is_named = saver.desc.name != NULL;
     if (!saver.desc.name) saver.desc.name = "minillama";
     saver.is_hf = saver.desc.format == ML_SAFETENSORS;
     saver.allocator = &model->private_part->allocator;
@@ -7253,6 +7263,35 @@ static void mli_read_gguf(mli_archive *archive) {
     if (in.failed) mli_cut_short(archive, "the list of its keys and tensors", (uint64_t)archive->size + 1);
     if (!archive->result) mli_gguf_place(archive, (size_t)(in.p - archive->data));
 }
+
+/* ---- keys as they are in the file ---- */
+
+enum { MLI_GGUF_PAIRS = 24 }; /* where they begin */
+
+static void mli_gguf_skip(mli_reader *in, uint32_t type, int depth) {
+    size_t length;
+    int size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0;
+    if (type == MLI_GGUF_STRING) {
+        mli_gguf_string(in, &length);
+    } else if (type == MLI_GGUF_ARRAY && depth < MLI_MAX_DEPTH) {
+        type = mli_read_u32(in);
+        size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0;
+        uint64_t n = mli_read_u64(in);
+        if (size) mli_read_bytes(in, n > mli_left(in) ? UINT64_MAX : n * (uint64_t)size);
+        for (uint64_t i = 0; i < n && !size && !in->failed; i++) mli_gguf_skip(in, type, depth + 1);
+    } else if (!mli_read_bytes(in, size ? (uint64_t)size : UINT64_MAX)) {
+        in->failed = 1;
+    }
+}
+
+/* The next key of *in, which moves past its value; NULL at the end. */
+static const char *mli_gguf_next(mli_reader *in, size_t *length) {
+    if (!mli_left(in)) return NULL;
+    const char *key = mli_gguf_string(in, length);
+    mli_gguf_skip(in, mli_read_u32(in), 0);
+    return in->failed ? NULL : key;
+}
+
 /* ---- writing GGUF (version 3) ---- */
 #ifdef MLI_SAVING
 
@@ -8045,6 +8084,9 @@ static int *mli_field_int(ml_config *c, mli_field field) {
     return ints[field];
 }
 
+#define MLI_KEY_LABELS "llama.classifier.output_labels" /* of a head */
+#define MLI_KEY_POOLING "llama.pooling_type"
+
 /* ---- the loader ---- */
 
 typedef struct mli_loader {
@@ -8542,6 +8584,68 @@ static void mli_load_weights(mli_loader *loader) {
     }
 }
 
+/* ---- keys that are only kept ----
+   A GGUF has keys that mean nothing here: its author, its license, how a chat is written. Saved as GGUF again, the model
+   still has them, byte by byte. They stay in the file while it is mapped, and are copied otherwise. */
+
+static int mli_is_text(const char *s, size_t length, const char *text) {
+    return length == strlen(text) && memcmp(s, text, length) == 0;
+}
+
+/* Whether a saved model has this key anyway, from its configuration, tokenizer or head, or must not have it. */
+static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
+    static const char *const own[] = {
+        "general.architecture",    "general.file_type",      "general.quantization_version",
+        MLI_GGUF_ALIGNMENT_KEY,    "llama.attention.causal", "llama.rope.dimension_count",
+        "llama.rope.scale_linear", MLI_KEY_LABELS,           MLI_KEY_POOLING};
+    static const char *const tokenizer[] = {MLI_KEY_TOKENIZER, MLI_KEY_TOKENS, MLI_KEY_SCORES, MLI_KEY_KINDS};
+    static const char *const prefixes[] = {"split.", "minillama.", "tokenizer.ggml."};
+    int is_own = 0;
+    for (size_t i = 0; i < MLI_COUNT(own); i++) is_own |= mli_is_text(key, n, own[i]);
+    for (int i = 0; i < MLI_FIELDS; i++)
+        if (mli_field_keys[i][0]) is_own |= mli_is_text(key, n, mli_field_keys[i][0]);
+    for (size_t i = 0; i < (model->private_part->has_other_tokenizer ? 3 : 2); i++)
+        is_own |= n >= strlen(prefixes[i]) && memcmp(key, prefixes[i], strlen(prefixes[i])) == 0;
+    if (!model->tokenizer) return is_own;
+    for (size_t i = 0; i < MLI_COUNT(tokenizer); i++) is_own |= mli_is_text(key, n, tokenizer[i]);
+    for (int i = 0; i < MLI_TOKENIZER_IDS; i++) is_own |= mli_is_text(key, n, mli_id_keys[i]);
+    for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) is_own |= mli_is_text(key, n, mli_flag_keys[i]);
+    return is_own;
+}
+
+/* Copies the keys of *in that are kept to `to`, or with NULL only counts. Returns their bytes. */
+static size_t mli_copy_keys(const ml_model *model, mli_reader in, unsigned char *to) {
+    size_t length, bytes = 0;
+    for (const unsigned char *begin = in.p;; begin = in.p) {
+        const char *key = mli_gguf_next(&in, &length);
+        if (!key) return bytes;
+        if (mli_is_own_key(model, key, length)) continue;
+        if (to) memcpy(to + bytes, begin, (size_t)(in.p - begin));
+        bytes += (size_t)(in.p - begin);
+    }
+}
+
+MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
+    struct ml_model_private *own = loader->result ? NULL : loader->model->private_part;
+    const ml_archive *shown = own && own->archive ? own->archive : loader->archive;
+    if (!own || strcmp(shown->format, "GGUF") != 0) return;
+    const mli_archive *archive = shown->private_part;
+    mli_reader in = mli_reader_at(archive->data, MLI_GGUF_PAIRS - 8, archive->size);
+    size_t length;
+    for (uint64_t n = mli_read_u64(&in); n; n--) mli_gguf_next(&in, &length);
+    in = mli_reader_at(archive->data, MLI_GGUF_PAIRS, (size_t)(in.p - archive->data));
+    own->keys = in.p;
+    own->keys_size = mli_left(&in);
+    if (own->archive) return;
+    own->keys_size = mli_copy_keys(loader->model, in, NULL);
+    own->own_keys = mli_alloc(&own->allocator, own->keys_size, 1);
+    own->keys = (const unsigned char *)own->own_keys;
+    if (own->own_keys)
+        mli_copy_keys(loader->model, in, (unsigned char *)own->own_keys);
+    else
+        mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for %z bytes of keys", own->keys_size);
+}
+
 /* ---- the tokenizer ---- */
 
 /* Tries a tokenizer beside the model: it counts only if it is one, and of the right size. */
@@ -8576,6 +8680,7 @@ static void mli_load_tokenizer(mli_loader *loader) {
         tokenizer = mli_try_tokenizer(loader, "tokenizer.model");
         if (!tokenizer && !loader->result) tokenizer = mli_try_tokenizer(loader, "tokenizer.bin");
     }
+    loader->model->private_part->has_other_tokenizer = d->tokenizer || d->tokenizer_data;
     loader->model->private_part->tokenizer = tokenizer; /* ml_model_free frees it from here on */
     loader->model->tokenizer = tokenizer;
     if (tokenizer && tokenizer->n_pieces != loader->config.vocab_size)
@@ -8621,6 +8726,9 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     mli_find_sources(loader);
     mli_load_tokenizer(loader); /* before the weights, which may take the archive */
     mli_load_weights(loader);
+#ifdef MLI_SAVING
+    mli_keep_keys(loader); /* from the archive, whoever has it now */
+#endif
     mli_explain_shard(loader);
     if (loader->result)
         ml_model_free(loader->model);
@@ -8883,8 +8991,6 @@ ML_DEF ml_result ml_lora_load_memory(const void *data, size_t size, const ml_mod
    A GGUF keeps a head under llama.cpp's names; a PEFT adapter (modules_to_save) and Hugging Face's
    LlamaForSequenceClassification as "score", with the labels in the JSON beside it. */
 
-#define MLI_KEY_LABELS "llama.classifier.output_labels"
-#define MLI_KEY_POOLING "llama.pooling_type"
 enum { MLI_POOLING_MEAN = 1, MLI_POOLING_LAST = 3 }; /* llama.cpp's numbers */
 #define MLI_JSON_POOLING "minillama_pooling"
 #define MLI_JSON_LABELS "id2label"              /* of config.json */
@@ -9081,6 +9187,36 @@ static int mli_saved_weight(const mli_saver *saver, const void *object, int inde
     return 1;
 }
 
+#define MLI_KEY_NAME "general.name"
+
+static mli_reader mli_kept_keys(const ml_model *model) {
+    const struct ml_model_private *own = model->private_part;
+    return mli_reader_at(own->keys ? own->keys : (const unsigned char *)"", 0, own->keys_size);
+}
+
+/* Whether the model keeps the name that its file gives it. */
+static int mli_keeps_name(const mli_saver *saver) {
+    mli_reader in = mli_kept_keys(saver->model);
+    size_t length;
+    for (const char *key; !saver->is_named && (key = mli_gguf_next(&in, &length)) != NULL;)
+        if (mli_is_text(key, length, MLI_KEY_NAME)) return 1;
+    return 0;
+}
+
+/* The keys of the model's file that it does not have anyway, in their order. */
+static void mli_append_kept_keys(mli_writer *writer, const mli_saver *saver) {
+    mli_reader in = mli_kept_keys(saver->model);
+    size_t length;
+    for (const unsigned char *begin = in.p;; begin = in.p) {
+        const char *key = mli_gguf_next(&in, &length);
+        if (!key) return;
+        if (mli_is_own_key(saver->model, key, length)) continue;
+        if (saver->is_named && mli_is_text(key, length, MLI_KEY_NAME)) continue;
+        mli_append(writer, begin, (size_t)(in.p - begin));
+        writer->n_keys++;
+    }
+}
+
 static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     static const mli_field order[] = {MLI_FIELD_SEQ_LEN, MLI_FIELD_DIM,   MLI_FIELD_LAYERS,
                                       MLI_FIELD_HIDDEN,  MLI_FIELD_HEADS, MLI_FIELD_KV_HEADS};
@@ -9092,7 +9228,7 @@ static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     for (int i = 0; i < saver->model->n_tensors; i++)
         if (mli_saved_weight(saver, saver->model, i, &saved)) is_quantized |= ml_type_block(saved.type) > 1;
     mli_append_key_string(writer, "general.architecture", "llama");
-    mli_append_key_string(writer, "general.name", saver->desc.name);
+    if (!mli_keeps_name(saver)) mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
     mli_append_key_u32(writer, "general.file_type", /* llama.cpp's numbers, most of which are those of ggml */
                        type == ML_Q8_0   ? 7
                        : type == ML_BF16 ? 32
@@ -9157,6 +9293,7 @@ static void mli_append_model_keys(mli_writer *writer, const mli_saver *saver, co
     (void)object;
     mli_append_gguf_config(writer, saver);
     if (saver->model->tokenizer) mli_append_gguf_tokenizer(writer, saver);
+    mli_append_kept_keys(writer, saver);
 }
 
 static mli_part mli_model_part(const ml_model *model) {
