@@ -4760,15 +4760,22 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
    could not fill; time and memory are linear in the size of the file; recursion is limited in depth. Comparisons
    cannot overflow: they compare what is needed with what is left, never position + size with the end. */
 
-#if !defined(ML_NO_STDIO) && !defined(ML_NO_MMAP) && (defined(__unix__) || defined(__APPLE__))
-#define MLI_MMAP
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-#endif
 #ifndef ML_NO_STDIO
 #include <errno.h>
+#if defined(__unix__) || defined(__APPLE__)
+#define MLI_POSIX
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#elif defined(_WIN32)
+#define MLI_WINDOWS
+#include <io.h>
+#include <wchar.h>
+#endif
+#endif
+#if defined(MLI_POSIX) && !defined(ML_NO_MMAP)
+#define MLI_MMAP
+#include <sys/mman.h>
 #endif
 
 /* ---- paths ---- */
@@ -4799,16 +4806,55 @@ static char *mli_path_beside(const ml_allocator *allocator, const char *path, co
     return mli_join_path(allocator, path, mli_folder_length(path), name);
 }
 
-#ifndef ML_NO_STDIO
+/* ---- the system's files ----
+   A path is UTF-8 everywhere. Windows' C library expects the machine's code page, so its wide-character functions are
+   called in place of fopen, remove and rename, the last of which does not replace files there. */
+
+#ifdef MLI_WINDOWS
+/* Declared here, since windows.h would bring thousands of names into the caller's file. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+__declspec(dllimport) int __stdcall MultiByteToWideChar(unsigned, unsigned long, const char *, int, wchar_t *,
+                                                        int);
+__declspec(dllimport) int __stdcall MoveFileExW(const wchar_t *, const wchar_t *, unsigned long);
+__declspec(dllimport) unsigned long __stdcall GetFileAttributesW(const wchar_t *);
+__declspec(dllimport) unsigned long __stdcall GetLastError(void);
+#ifdef __cplusplus
+}
+#endif
+
+enum { MLI_WIDE = 1024, MLI_WINDOWS_UTF8 = 65001, MLI_WINDOWS_CODE_PAGE = 0, MLI_WINDOWS_STRICT = 8 };
+
+/* A path that is not UTF-8 is taken as the machine's code page, in which main receives its arguments. Returns 0 if it
+   is too long. */
+static int mli_wide(const char *path, wchar_t wide[MLI_WIDE]) {
+    if (MultiByteToWideChar(MLI_WINDOWS_UTF8, MLI_WINDOWS_STRICT, path, -1, wide, MLI_WIDE) ||
+        MultiByteToWideChar(MLI_WINDOWS_CODE_PAGE, 0, path, -1, wide, MLI_WIDE))
+        return 1;
+    errno = ENAMETOOLONG;
+    return 0;
+}
+
+static FILE *mli_fopen(const char *path, const char *mode) {
+    wchar_t wide[MLI_WIDE], wide_mode[MLI_WIDE];
+    return mli_wide(path, wide) && mli_wide(mode, wide_mode) ? _wfopen(wide, wide_mode) : NULL;
+}
+
+static int mli_is_folder(const char *path) {
+    wchar_t wide[MLI_WIDE];
+    unsigned long attributes = mli_wide(path, wide) ? GetFileAttributesW(wide) : 0;
+    return attributes != 0xffffffff && (attributes & 16);
+}
+#elif !defined(ML_NO_STDIO)
 static FILE *mli_fopen(const char *path, const char *mode) { return fopen(path, mode); }
 
 static int mli_is_folder(const char *path) {
-#ifdef MLI_MMAP
+#ifdef MLI_POSIX
     struct stat status;
     return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
 #else
-    (void)path;
-    return 0;
+    return (void)path, 0; /* C alone cannot tell */
 #endif
 }
 #endif
@@ -4848,20 +4894,29 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
     return ML_OK;
 }
 #elif !defined(ML_NO_STDIO)
+static int64_t mli_stream_size(FILE *stream) {
+#ifdef MLI_WINDOWS
+    return _fseeki64(stream, 0, SEEK_END) == 0 ? _ftelli64(stream) : -1; /* its long has 32 bits */
+#else
+    return fseek(stream, 0, SEEK_END) == 0 ? ftell(stream) : -1;
+#endif
+}
+
 /* Reads the whole file. */
 static ml_result mli_map_file(const char *path, const ml_allocator *allocator, mli_file *file,
                               ml_error *error) {
     errno = 0;
-    FILE *stream = fopen(path, "rb");
-    long size = stream && fseek(stream, 0, SEEK_END) == 0 ? ftell(stream) : -1;
-    int is_file = size >= 0 && size < LONG_MAX; /* which is what a directory says */
+    FILE *stream = mli_fopen(path, "rb");
+    int64_t size = stream ? mli_stream_size(stream) : -1;
+    int is_file =
+        size >= 0 && size != LONG_MAX && (uint64_t)size <= SIZE_MAX; /* LONG_MAX: so says a directory */
     unsigned char *data = is_file ? (unsigned char *)mli_alloc(allocator, (size_t)size, 1) : NULL;
     ml_result result = ML_OK;
     if (!is_file)
         result = mli_fail(error, ML_ERROR_FILE, "%s cannot be opened: %s", path,
                           errno ? strerror(errno) : "it is not a regular file");
     else if (!data)
-        result = mli_fail(error, ML_ERROR_MEMORY, "no memory for %l bytes of %s", (int64_t)size, path);
+        result = mli_fail(error, ML_ERROR_MEMORY, "no memory for %l bytes of %s", size, path);
     else if (rewind(stream), fread(data, 1, (size_t)size, stream) != (size_t)size)
         result = mli_fail(error, ML_ERROR_FILE, "%s cannot be read: %s", path, strerror(errno));
     if (stream) fclose(stream);
@@ -5004,12 +5059,6 @@ static const mli_named *mli_find_named(const mli_named *items, size_t n, const c
 #define MLI_LONG_NAME_SIZE (MLI_PREFIX_SIZE + ML_NAME_SIZE)
 
 #ifdef MLI_SAVING
-#if defined(__unix__) || defined(__APPLE__)
-#define MLI_FSYNC
-#include <fcntl.h>
-#include <unistd.h>
-#endif
-
 /* Counts what it writes; without a file it only counts, so that the same code tells how long a header will be. */
 typedef struct mli_writer {
     FILE *file;
@@ -5159,6 +5208,58 @@ static void mli_append_tensors(mli_writer *writer, const mli_saver *saver, unsig
 
 /* ---- a file that appears whole or not at all ---- */
 
+/* All three return 0 or what errno names. */
+#ifdef MLI_WINDOWS
+static int mli_remove(const char *path) {
+    wchar_t wide[MLI_WIDE];
+    return mli_wide(path, wide) && _wremove(wide) == 0 ? 0 : errno;
+}
+
+/* Replaces what is there, at once. */
+static int mli_rename(const char *from, const char *to) {
+    wchar_t wide_from[MLI_WIDE], wide_to[MLI_WIDE];
+    if (!mli_wide(from, wide_from) || !mli_wide(to, wide_to)) return errno;
+    if (MoveFileExW(wide_from, wide_to, 1 | 8)) return 0; /* replace existing, write through */
+    switch (GetLastError()) {
+    case 2: /* no such file, no such folder */
+    case 3: return ENOENT;
+    case 5: /* denied, in use, locked */
+    case 32:
+    case 33: return EACCES;
+    default: return EIO;
+    }
+}
+
+static int mli_sync(const char *path) {
+    FILE *file = mli_fopen(path, "r+b");
+    if (!file) return errno;
+    int why = _commit(_fileno(file)) == 0 ? 0 : errno;
+    fclose(file);
+    return why;
+}
+#else
+static int mli_remove(const char *path) { return remove(path) == 0 ? 0 : errno; }
+
+/* Replaces what is there, at once, where POSIX says so. */
+static int mli_rename(const char *from, const char *to) {
+    return rename(from, to) == 0 ? 0 : errno ? errno : EIO;
+}
+
+/* Makes sure that the bytes are on the disk, so that the rename cannot get there before them. */
+static int mli_sync(const char *path) {
+    int why = 0;
+#ifdef MLI_POSIX
+    int fd = open(path, O_WRONLY);
+    if (fd < 0) return errno;
+    if (fsync(fd) != 0 && errno != EINVAL && errno != ENOSYS) why = errno; /* some file systems cannot */
+    close(fd);
+#else
+    (void)path;
+#endif
+    return why;
+}
+#endif
+
 typedef struct mli_target {
     const char *path;
     char *temporary; /* path + ".tmp"; NULL: nothing to remove */
@@ -5170,39 +5271,41 @@ static void mli_target_failed(mli_saver *saver, const mli_target *target, int wh
                              strerror(why ? why : EIO));
 }
 
+/* Why what has this name cannot be replaced; 0 if it can, or if nothing has it. A rename would replace a file that may
+   not be written, and a device. */
+static int mli_is_protected(const char *path) {
+    if (mli_is_folder(path)) return EISDIR;
+#ifdef MLI_POSIX
+    struct stat status;
+    if (stat(path, &status) == 0 && !S_ISREG(status.st_mode)) return EEXIST;
+#endif
+    errno = 0;
+    FILE *file = mli_fopen(path, "r+b");
+    if (file) fclose(file);
+    return file || errno == ENOENT ? 0 : errno;
+}
+
 /* target is zero. */
 static void mli_target_open(mli_saver *saver, mli_target *target, const char *path) {
-    size_t n = strlen(path);
-    char *temporary = (char *)mli_alloc(saver->allocator, n + sizeof ".tmp", 1);
+    int why = mli_is_protected(path);
+    target->path = path;
+    if (why) {
+        mli_target_failed(saver, target, why);
+        return;
+    }
+    char *temporary = mli_join_path(saver->allocator, path, strlen(path), ".tmp");
     if (!temporary) {
         saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a file's name");
         return;
     }
-    memcpy(temporary, path, n);
-    memcpy(temporary + n, ".tmp", sizeof ".tmp");
-    target->path = path;
     errno = 0;
-    target->writer.file = fopen(temporary, "wb");
+    target->writer.file = mli_fopen(temporary, "wb");
     if (target->writer.file) {
         target->temporary = temporary;
         return;
     }
     mli_target_failed(saver, target, errno);
     mli_free(saver->allocator, temporary); /* what has that name was there before, and stays */
-}
-
-/* Makes sure that the bytes are on the disk, so that the rename cannot get there before them. */
-static int mli_sync(const char *path) {
-    int why = 0;
-#ifdef MLI_FSYNC
-    int fd = open(path, O_WRONLY);
-    if (fd < 0) return errno;
-    if (fsync(fd) != 0 && errno != EINVAL && errno != ENOSYS) why = errno; /* some file systems cannot */
-    close(fd);
-#else
-    (void)path;
-#endif
-    return why;
 }
 
 /* Everything is on the disk, under the temporary name; a full disk shows here at the latest. */
@@ -5217,11 +5320,9 @@ static void mli_target_complete(mli_saver *saver, mli_target *target) {
 
 static void mli_target_publish(mli_saver *saver, mli_target *target) {
     errno = 0;
-#ifdef _WIN32
-    remove(target->path); /* there, rename does not replace */
-#endif
-    if (rename(target->temporary, target->path) != 0) {
-        mli_target_failed(saver, target, errno);
+    int why = mli_rename(target->temporary, target->path);
+    if (why) {
+        mli_target_failed(saver, target, why);
         return;
     }
     mli_free(saver->allocator, target->temporary);
@@ -5231,7 +5332,7 @@ static void mli_target_publish(mli_saver *saver, mli_target *target) {
 /* Removes what has not been published. */
 static void mli_target_close(mli_saver *saver, mli_target *target) {
     if (target->writer.file) fclose(target->writer.file);
-    if (target->temporary) remove(target->temporary);
+    if (target->temporary) mli_remove(target->temporary);
     mli_free(saver->allocator, target->temporary);
 }
 #endif /* MLI_SAVING */
