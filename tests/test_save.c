@@ -467,6 +467,38 @@ TEST(no_room) {
     ml_model_free(model);
 }
 
+/* Saving is refused before anything is written, in a sentence with path and reason; nothing temporary is left. */
+static void save_refused(const ml_model *model, const char *path, int why) {
+    char tmp[700];
+    ml_error error;
+    CHECK(ml_model_save(model, path, NULL, &error) == ML_ERROR_FILE);
+    CHECK(strstr(error.text, path) && strstr(error.text, strerror(why)));
+    snprintf(tmp, sizeof tmp, "%s.tmp", path);
+    CHECK(!exists(tmp));
+}
+
+/* What a rename would replace although it is no file that may be written. */
+TEST(protected_paths) {
+    struct stat status;
+    ml_model *model = tiny();
+    REQUIRE(model);
+    save_refused(model, in_folder("no/folder.gguf"), ENOENT);
+    CHECK(mkfifo(in_folder("pipe"), 0666) == 0);
+    save_refused(model, in_folder("pipe"), EEXIST);
+    CHECK(stat(in_folder("pipe"), &status) == 0 && S_ISFIFO(status.st_mode));
+    CHECK(mkdir(in_folder("directory"), 0777) == 0);
+    save_refused(model, in_folder("directory"), EISDIR);
+    CHECK(symlink("/dev/null", in_folder("null")) == 0);
+    save_refused(model, in_folder("null"), EEXIST);
+    write_old(in_folder("read-only.gguf"));
+    CHECK(chmod(in_folder("read-only.gguf"), 0444) == 0);
+    if (geteuid() != 0) { /* root may write it */
+        save_refused(model, in_folder("read-only.gguf"), EACCES);
+        check_untouched(in_folder("read-only.gguf"));
+    }
+    ml_model_free(model);
+}
+
 TEST(folder_in_the_way) {
     ml_model *model = tiny();
     ml_error error;
@@ -882,6 +914,7 @@ int main(void) {
     RUN(refused);
     RUN(full_disk);
     RUN(no_room);
+    RUN(protected_paths);
     RUN(folder_in_the_way);
     RUN(onto_itself);
     RUN(out_of_memory);
