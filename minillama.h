@@ -5909,6 +5909,8 @@ static void mli_read_split(mli_archive *archive, int64_t count) {
 
 /* ---- folders ---- */
 
+#define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix: joining them is not supported"
+
 #ifndef ML_NO_STDIO
 /* The file that a folder stands for is the first of these that is in it. */
 static const char *const mli_folder_files[] = {"/model.safetensors.index.json",
@@ -5919,19 +5921,22 @@ static const char *const mli_folder_files[] = {"/model.safetensors.index.json",
                                                "/adapter_model.safetensors",
                                                "/adapter_model.bin"};
 
-/* How many of Meta's consolidated.00.pth, consolidated.01.pth, ... are beside `path`. */
+/* Meta's consolidated.00.pth, consolidated.01.pth, ... hold a part of the rows or columns of every matrix. How many
+   there are, if `path` is one of them; else 1. */
 static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
     char name[] = "consolidated.00.pth";
-    for (int n = 0; n < 100; n++) {
+    int n = 0, is_there = 1;
+    if (strncmp(path + mli_folder_length(path), name, sizeof "consolidated") != 0) return 1;
+    for (; is_there && n < 100; n += is_there) {
         name[13] = (char)('0' + n / 10);
         name[14] = (char)('0' + n % 10);
         char *piece = mli_path_beside(allocator, path, name);
         FILE *file = piece ? mli_fopen(piece, "rb") : NULL;
         mli_free(allocator, piece);
-        if (!file) return n;
-        fclose(file);
+        is_there = file != NULL;
+        if (file) fclose(file);
     }
-    return 100;
+    return MLI_MAX(n, 1);
 }
 
 /* Maps the file that the folder at archive->file_path stands for; that file becomes the path. */
@@ -5951,13 +5956,9 @@ static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
                  "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
                  "consolidated.00.pth or adapter_model.safetensors",
                  folder);
-    int n_pieces = strstr(archive->file_path, "consolidated.00.pth")
-                       ? mli_count_pieces(allocator, archive->file_path)
-                       : 0;
+    int n_pieces = result ? 1 : mli_count_pieces(allocator, archive->file_path);
     if (n_pieces > 1)
-        mli_stop(archive, ML_ERROR_UNSUPPORTED,
-                 "%s holds 1 of %d pieces of every matrix: joining pieces is not supported",
-                 archive->file_path, n_pieces);
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "%s is " MLI_ONE_OF_PIECES, archive->file_path, n_pieces);
 }
 
 /* Maps what the path leads to, and reads it or the shards that it names. */
@@ -5977,6 +5978,10 @@ static void mli_read_path(mli_archive *archive, const char *path) {
     }
 }
 #else
+static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
+    return (void)allocator, (void)path, 1;
+}
+
 static void mli_read_path(mli_archive *archive, const char *path) {
     mli_stop(archive, ML_ERROR_UNSUPPORTED, "%s cannot be opened: built with ML_NO_STDIO", path);
 }
@@ -8796,10 +8801,13 @@ static void mli_explain_shard(mli_loader *loader) {
     int number = 0, count = 0;
     if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
     if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
+    int n_pieces = mli_count_pieces(&loader->allocator, loader->path);
     if (mli_shard_number(loader->path, &number, &count) && count > 1)
         mli_fail(loader->error, loader->result,
                  "this is %d of %d shards: load the folder, or the file beside it that ends in .index.json",
                  number, count);
+    else if (n_pieces > 1)
+        mli_fail(loader->error, loader->result, "this is " MLI_ONE_OF_PIECES, n_pieces);
 }
 
 static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml_model **model) {

@@ -352,6 +352,11 @@ TEST(folders) {
     write_file(in_folder("empty/consolidated.01.pth"), pt.data, pt.size);
     write_file(in_folder("empty/consolidated.02.pth"), pt.data, pt.size);
     refused(in_folder("empty"), ML_ERROR_UNSUPPORTED, "1 of 3 pieces");
+    ml_model *model; /* one of them by itself is shown, but is no model */
+    CHECK(ml_archive_load(in_folder("empty/consolidated.01.pth"), NULL, &archive, &error) == ML_OK);
+    ml_archive_free(archive);
+    CHECK(ml_model_load(in_folder("empty/consolidated.01.pth"), NULL, &model, &error) != ML_OK &&
+          says("1 of 3 pieces"));
     free_bytes(&b), free_bytes(&pt);
 }
 
