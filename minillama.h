@@ -800,6 +800,12 @@ typedef struct ml_load_desc {
     ml_allocator allocator;
 } ml_load_desc;
 
+/* `path` is a file, or leads to several that are opened as one archive: an index (model.safetensors.index.json or
+   pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which stands
+   for the first of these in it: model.safetensors.index.json, model.safetensors, pytorch_model.bin.index.json,
+   pytorch_model.bin, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin. The values are those of the
+   first file. ML_ERROR_MISMATCH where the files do not fit together. Models, adapters and heads are loaded from such
+   paths, too. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -846,10 +852,11 @@ typedef struct ml_model_load_desc {
     ml_allocator allocator;
 } ml_model_load_desc;
 
-/* A model: any of the archive formats. A GGUF, safetensors or .pt file is mapped and its weights used in place;
-   ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that the course's code saved
-   (its adapters merged or not) has no configuration: that is taken from the pretrained model it names, or from a
-   config.json, in the same folder; without them its shapes must be those of stories42M. */
+/* A model: any of the archive formats, or a path to several files (see ml_archive_load). A GGUF, safetensors or .pt
+   file is mapped and its weights used in place; ml_model_load_memory uses them in `data`, which must outlive the model.
+   A classifier that the course's code saved (its adapters merged or not) has no configuration: that is taken from the
+   pretrained model it names, or from a config.json, in the same folder; without them its shapes must be those of
+   stories42M. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
                                ml_error *error);
@@ -886,17 +893,18 @@ typedef struct ml_save_desc {
        a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits (or
        the tied embedding) is Q8_0. */
     ml_type type;
-    const char *name;    /* general.name; default "minillama" */
+    const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
     const ml_head *head; /* saved in the same file; default none. llama.cpp refuses such a file */
 } ml_save_desc;
 
-/* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. Safetensors is Hugging
-   Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. PyTorch is what torch.load
-   reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the weights under its
-   names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its save_model leaves,
-   whose "model" fits its classifier around a model of the same shape, and a "model_config" that names stories42M.pt as
-   that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than
-   10000, rope_scale, a head of means or without a bias. */
+/* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. A model from a GGUF, saved
+   as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). Safetensors is
+   Hugging Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. PyTorch is what
+   torch.load reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the weights
+   under its names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its save_model
+   leaves, whose "model" fits its classifier around a model of the same shape, and a "model_config" that names
+   stories42M.pt as that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another
+   rope_theta than 10000, rope_scale, a head of means or without a bias. */
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
 
@@ -2222,6 +2230,11 @@ struct ml_model_private {
     void *weights;       /* one block with all weights that the model owns */
     ml_tensor *tensors;  /* shown.tensors, to write to: they follow this struct */
     ml_tokenizer *tokenizer;
+    int has_other_tokenizer; /* than its file */
+    const unsigned char
+        *keys; /* (keys_size) of its GGUF, with their values, to be saved again: see mli_keep_keys */
+    size_t keys_size;
+    void *own_keys; /* their memory, if they are not in the file */
 };
 
 /* A model without weights: every tensor has its shape, and no data. */
@@ -2250,6 +2263,7 @@ ML_DEF void ml_model_free(ml_model *model) {
     if (!model) return;
     struct ml_model_private *own = model->private_part;
     ml_tokenizer_free(own->tokenizer);
+    mli_free(&own->allocator, own->own_keys);
     ml_archive_free(own->archive);
     mli_free(&own->allocator, own->weights);
     mli_free(&own->allocator, own);
@@ -2545,6 +2559,7 @@ ML_DEF ml_result ml_model_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer
     struct ml_model_private *own = model->private_part;
     if (own->tokenizer != tokenizer) ml_tokenizer_free(own->tokenizer);
     model->tokenizer = own->tokenizer = tokenizer;
+    own->has_other_tokenizer = 1;
     return mli_ok(error);
 }
 
@@ -4918,15 +4933,103 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
    could not fill; time and memory are linear in the size of the file; recursion is limited in depth. Comparisons
    cannot overflow: they compare what is needed with what is left, never position + size with the end. */
 
-#if !defined(ML_NO_STDIO) && !defined(ML_NO_MMAP) && (defined(__unix__) || defined(__APPLE__))
-#define MLI_MMAP
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-#endif
 #ifndef ML_NO_STDIO
 #include <errno.h>
+#if defined(__unix__) || defined(__APPLE__)
+#define MLI_POSIX
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#elif defined(_WIN32)
+#define MLI_WINDOWS
+#include <io.h>
+#include <wchar.h>
+#endif
+#endif
+#if defined(MLI_POSIX) && !defined(ML_NO_MMAP)
+#define MLI_MMAP
+#include <sys/mman.h>
+#endif
+
+/* ---- paths ---- */
+
+/* The first n bytes of `path`, then `name`. NULL without memory. */
+static char *mli_join_path(const ml_allocator *allocator, const char *path, size_t n, const char *name) {
+    size_t length = strlen(name);
+    char *joined = (char *)mli_alloc(allocator, n + length + 1, 1);
+    if (!joined) return NULL;
+    memcpy(joined, path, n);
+    memcpy(joined + n, name, length);
+    return joined;
+}
+
+/* How much of a path is its folder, with the last slash. */
+static size_t mli_folder_length(const char *path) {
+    size_t n = strlen(path);
+#ifdef _WIN32
+    while (n && !strchr("/\\:", path[n - 1])) n--;
+#else
+    while (n && path[n - 1] != '/') n--;
+#endif
+    return n;
+}
+
+/* The folder of `path` with `name` in it. NULL without memory. */
+static char *mli_path_beside(const ml_allocator *allocator, const char *path, const char *name) {
+    return mli_join_path(allocator, path, mli_folder_length(path), name);
+}
+
+/* ---- the system's files ----
+   A path is UTF-8 everywhere. Windows' C library expects the machine's code page, so its wide-character functions are
+   called in place of fopen, remove and rename, the last of which does not replace files there. */
+
+#ifdef MLI_WINDOWS
+/* Declared here, since windows.h would bring thousands of names into the caller's file. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+__declspec(dllimport) int __stdcall MultiByteToWideChar(unsigned, unsigned long, const char *, int, wchar_t *,
+                                                        int);
+__declspec(dllimport) int __stdcall MoveFileExW(const wchar_t *, const wchar_t *, unsigned long);
+__declspec(dllimport) unsigned long __stdcall GetFileAttributesW(const wchar_t *);
+__declspec(dllimport) unsigned long __stdcall GetLastError(void);
+#ifdef __cplusplus
+}
+#endif
+
+enum { MLI_WIDE = 1024, MLI_WINDOWS_UTF8 = 65001, MLI_WINDOWS_CODE_PAGE = 0, MLI_WINDOWS_STRICT = 8 };
+
+/* A path that is not UTF-8 is taken as the machine's code page, in which main receives its arguments. Returns 0 if it
+   is too long. */
+static int mli_wide(const char *path, wchar_t wide[MLI_WIDE]) {
+    if (MultiByteToWideChar(MLI_WINDOWS_UTF8, MLI_WINDOWS_STRICT, path, -1, wide, MLI_WIDE) ||
+        MultiByteToWideChar(MLI_WINDOWS_CODE_PAGE, 0, path, -1, wide, MLI_WIDE))
+        return 1;
+    errno = ENAMETOOLONG;
+    return 0;
+}
+
+static FILE *mli_fopen(const char *path, const char *mode) {
+    wchar_t wide[MLI_WIDE], wide_mode[MLI_WIDE];
+    return mli_wide(path, wide) && mli_wide(mode, wide_mode) ? _wfopen(wide, wide_mode) : NULL;
+}
+
+static int mli_is_folder(const char *path) {
+    wchar_t wide[MLI_WIDE];
+    unsigned long attributes = mli_wide(path, wide) ? GetFileAttributesW(wide) : 0;
+    return attributes != 0xffffffff && (attributes & 16);
+}
+#elif !defined(ML_NO_STDIO)
+static FILE *mli_fopen(const char *path, const char *mode) { return fopen(path, mode); }
+
+static int mli_is_folder(const char *path) {
+#ifdef MLI_POSIX
+    struct stat status;
+    return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
+#else
+    return (void)path, 0; /* C alone cannot tell */
+#endif
+}
 #endif
 
 /* ---- a file as bytes ---- */
@@ -4934,7 +5037,7 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
 typedef struct mli_file {
     const unsigned char *data; /* mapped or from the allocator; NULL if the file is empty */
     size_t size;
-    int is_mapped;
+    int is_borrowed; /* the caller's bytes: they stay */
 } mli_file;
 
 #ifdef MLI_MMAP
@@ -4960,30 +5063,39 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
     if (why) return mli_fail(error, ML_ERROR_FILE, "%s cannot be opened: %s", path, why);
     file->data = (const unsigned char *)memory;
     file->size = (size_t)status.st_size;
-    file->is_mapped = 1;
+    file->is_borrowed = 0;
     return ML_OK;
 }
 #elif !defined(ML_NO_STDIO)
+static int64_t mli_stream_size(FILE *stream) {
+#ifdef MLI_WINDOWS
+    return _fseeki64(stream, 0, SEEK_END) == 0 ? _ftelli64(stream) : -1; /* its long has 32 bits */
+#else
+    return fseek(stream, 0, SEEK_END) == 0 ? ftell(stream) : -1;
+#endif
+}
+
 /* Reads the whole file. */
 static ml_result mli_map_file(const char *path, const ml_allocator *allocator, mli_file *file,
                               ml_error *error) {
     errno = 0;
-    FILE *stream = fopen(path, "rb");
-    long size = stream && fseek(stream, 0, SEEK_END) == 0 ? ftell(stream) : -1;
-    int is_file = size >= 0 && size < LONG_MAX; /* which is what a directory says */
+    FILE *stream = mli_fopen(path, "rb");
+    int64_t size = stream ? mli_stream_size(stream) : -1;
+    int is_file =
+        size >= 0 && size != LONG_MAX && (uint64_t)size <= SIZE_MAX; /* LONG_MAX: so says a directory */
     unsigned char *data = is_file ? (unsigned char *)mli_alloc(allocator, (size_t)size, 1) : NULL;
     ml_result result = ML_OK;
     if (!is_file)
         result = mli_fail(error, ML_ERROR_FILE, "%s cannot be opened: %s", path,
                           errno ? strerror(errno) : "it is not a regular file");
     else if (!data)
-        result = mli_fail(error, ML_ERROR_MEMORY, "no memory for %l bytes of %s", (int64_t)size, path);
+        result = mli_fail(error, ML_ERROR_MEMORY, "no memory for %l bytes of %s", size, path);
     else if (rewind(stream), fread(data, 1, (size_t)size, stream) != (size_t)size)
         result = mli_fail(error, ML_ERROR_FILE, "%s cannot be read: %s", path, strerror(errno));
     if (stream) fclose(stream);
     file->data = data;
     file->size = (size_t)size;
-    file->is_mapped = 0;
+    file->is_borrowed = 0;
     if (result) mli_free(allocator, data);
     return result;
 }
@@ -4997,6 +5109,7 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
 #endif
 
 static void mli_unmap_file(const ml_allocator *allocator, const mli_file *file) {
+    if (file->is_borrowed) return;
 #ifdef MLI_MMAP
     (void)allocator;
     if (file->data) munmap((void *)(uintptr_t)file->data, file->size);
@@ -5119,12 +5232,6 @@ static const mli_named *mli_find_named(const mli_named *items, size_t n, const c
 #define MLI_LONG_NAME_SIZE (MLI_PREFIX_SIZE + ML_NAME_SIZE)
 
 #ifdef MLI_SAVING
-#if defined(__unix__) || defined(__APPLE__)
-#define MLI_FSYNC
-#include <fcntl.h>
-#include <unistd.h>
-#endif
-
 /* Counts what it writes; without a file it only counts, so that the same code tells how long a header will be. */
 typedef struct mli_writer {
     FILE *file;
@@ -5229,6 +5336,7 @@ typedef struct mli_saver {
     const ml_model *model;
     const ml_lora *lora; /* what is saved; NULL: the model */
     ml_save_desc desc;
+    int is_named; /* the caller gave desc.name */
     int is_hf;    /* safetensors in Hugging Face's layout, not GGUF */
     int is_torch; /* PyTorch under the course's names, not GGUF */
     const ml_allocator *allocator;
@@ -5245,6 +5353,7 @@ static mli_saver mli_saver_of(const ml_model *model, const ml_save_desc *desc, m
     memset(&saver, 0, sizeof saver);
     saver.model = model;
     if (desc) saver.desc = *desc;
+    saver.is_named = saver.desc.name != NULL;
     if (!saver.desc.name) saver.desc.name = "minillama";
     saver.is_hf = saver.desc.format == ML_SAFETENSORS;
     saver.is_torch = saver.desc.format == ML_PYTORCH;
@@ -5317,6 +5426,58 @@ static void mli_append_tensors(mli_writer *writer, const mli_saver *saver, unsig
 
 /* ---- a file that appears whole or not at all ---- */
 
+/* All three return 0 or what errno names. */
+#ifdef MLI_WINDOWS
+static int mli_remove(const char *path) {
+    wchar_t wide[MLI_WIDE];
+    return mli_wide(path, wide) && _wremove(wide) == 0 ? 0 : errno;
+}
+
+/* Replaces what is there, at once. */
+static int mli_rename(const char *from, const char *to) {
+    wchar_t wide_from[MLI_WIDE], wide_to[MLI_WIDE];
+    if (!mli_wide(from, wide_from) || !mli_wide(to, wide_to)) return errno;
+    if (MoveFileExW(wide_from, wide_to, 1 | 8)) return 0; /* replace existing, write through */
+    switch (GetLastError()) {
+    case 2: /* no such file, no such folder */
+    case 3: return ENOENT;
+    case 5: /* denied, in use, locked */
+    case 32:
+    case 33: return EACCES;
+    default: return EIO;
+    }
+}
+
+static int mli_sync(const char *path) {
+    FILE *file = mli_fopen(path, "r+b");
+    if (!file) return errno;
+    int why = _commit(_fileno(file)) == 0 ? 0 : errno;
+    fclose(file);
+    return why;
+}
+#else
+static int mli_remove(const char *path) { return remove(path) == 0 ? 0 : errno; }
+
+/* Replaces what is there, at once, where POSIX says so. */
+static int mli_rename(const char *from, const char *to) {
+    return rename(from, to) == 0 ? 0 : errno ? errno : EIO;
+}
+
+/* Makes sure that the bytes are on the disk, so that the rename cannot get there before them. */
+static int mli_sync(const char *path) {
+    int why = 0;
+#ifdef MLI_POSIX
+    int fd = open(path, O_WRONLY);
+    if (fd < 0) return errno;
+    if (fsync(fd) != 0 && errno != EINVAL && errno != ENOSYS) why = errno; /* some file systems cannot */
+    close(fd);
+#else
+    (void)path;
+#endif
+    return why;
+}
+#endif
+
 typedef struct mli_target {
     const char *path;
     char *temporary; /* path + ".tmp"; NULL: nothing to remove */
@@ -5328,39 +5489,41 @@ static void mli_target_failed(mli_saver *saver, const mli_target *target, int wh
                              strerror(why ? why : EIO));
 }
 
+/* Why what has this name cannot be replaced; 0 if it can, or if nothing has it. A rename would replace a file that may
+   not be written, and a device. */
+static int mli_is_protected(const char *path) {
+    if (mli_is_folder(path)) return EISDIR;
+#ifdef MLI_POSIX
+    struct stat status;
+    if (stat(path, &status) == 0 && !S_ISREG(status.st_mode)) return EEXIST;
+#endif
+    errno = 0;
+    FILE *file = mli_fopen(path, "r+b");
+    if (file) fclose(file);
+    return file || errno == ENOENT ? 0 : errno;
+}
+
 /* target is zero. */
 static void mli_target_open(mli_saver *saver, mli_target *target, const char *path) {
-    size_t n = strlen(path);
-    char *temporary = (char *)mli_alloc(saver->allocator, n + sizeof ".tmp", 1);
+    int why = mli_is_protected(path);
+    target->path = path;
+    if (why) {
+        mli_target_failed(saver, target, why);
+        return;
+    }
+    char *temporary = mli_join_path(saver->allocator, path, strlen(path), ".tmp");
     if (!temporary) {
         saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a file's name");
         return;
     }
-    memcpy(temporary, path, n);
-    memcpy(temporary + n, ".tmp", sizeof ".tmp");
-    target->path = path;
     errno = 0;
-    target->writer.file = fopen(temporary, "wb");
+    target->writer.file = mli_fopen(temporary, "wb");
     if (target->writer.file) {
         target->temporary = temporary;
         return;
     }
     mli_target_failed(saver, target, errno);
     mli_free(saver->allocator, temporary); /* what has that name was there before, and stays */
-}
-
-/* Makes sure that the bytes are on the disk, so that the rename cannot get there before them. */
-static int mli_sync(const char *path) {
-    int why = 0;
-#ifdef MLI_FSYNC
-    int fd = open(path, O_WRONLY);
-    if (fd < 0) return errno;
-    if (fsync(fd) != 0 && errno != EINVAL && errno != ENOSYS) why = errno; /* some file systems cannot */
-    close(fd);
-#else
-    (void)path;
-#endif
-    return why;
 }
 
 /* Everything is on the disk, under the temporary name; a full disk shows here at the latest. */
@@ -5375,11 +5538,9 @@ static void mli_target_complete(mli_saver *saver, mli_target *target) {
 
 static void mli_target_publish(mli_saver *saver, mli_target *target) {
     errno = 0;
-#ifdef _WIN32
-    remove(target->path); /* there, rename does not replace */
-#endif
-    if (rename(target->temporary, target->path) != 0) {
-        mli_target_failed(saver, target, errno);
+    int why = mli_rename(target->temporary, target->path);
+    if (why) {
+        mli_target_failed(saver, target, why);
         return;
     }
     mli_free(saver->allocator, target->temporary);
@@ -5389,7 +5550,7 @@ static void mli_target_publish(mli_saver *saver, mli_target *target) {
 /* Removes what has not been published. */
 static void mli_target_close(mli_saver *saver, mli_target *target) {
     if (target->writer.file) fclose(target->writer.file);
-    if (target->temporary) remove(target->temporary);
+    if (target->temporary) mli_remove(target->temporary);
     mli_free(saver->allocator, target->temporary);
 }
 #endif /* MLI_SAVING */
@@ -5398,6 +5559,9 @@ static void mli_target_close(mli_saver *saver, mli_target *target) {
    An archive shows any file as named tensors (arrays) and named values, which point into the file's bytes. Opening
    one tells the formats apart by their first bytes; a reader of the format then adds what it finds; at the end the
    names are sorted. The readers are in the next sections: >>json, >>pytorch, >>gguf, >>safetensors, >>llama2c.
+
+   A large model may be cut into several files, its shards. They are read one after the other into the same archive,
+   and the readers need not know: they read archive->data, and what they add begins at first_array and first_value.
 
    There is one way to fail: mli_stop notes the first error in the archive, and the readers go on with zeros and empty
    things. They look at `result` in their loops only, which keeps them free of a check after every call. */
@@ -5417,19 +5581,29 @@ typedef struct mli_list {
     mli_named *index; /* of arrays and values, which begin with their names: these, sorted */
 } mli_list;
 
+/* One of the files that an archive is read from. Nearly always there is only one. */
+typedef struct mli_shard {
+    const char *name; /* without the folder; empty: bytes in memory */
+    mli_file file;    /* mapped, or the caller's bytes */
+    size_t n_arrays;  /* of this shard and those before it: where its arrays end */
+} mli_shard;
+
 typedef struct ml_archive_private {
     ml_archive shown; /* what the caller sees; must be first */
     ml_allocator allocator;
-    mli_file file; /* that ml_archive_load mapped */
-    const unsigned char *data;
-    size_t size;
-    mli_list arrays, values; /* of ml_array and ml_value */
+    const char *file_path; /* of the first shard or the index; not of its folder; NULL: bytes in memory */
+    mli_list arrays, values, shards; /* of ml_array, ml_value and mli_shard */
     mli_block *blocks;
+    const unsigned char
+        *data;               /* (size) of the shard being read; then of the first one, which has the values */
+    size_t size, total_size; /* of all shards */
     /* while something is read: */
     ml_result result; /* the first error */
     ml_error *error;
-    size_t name_budget;       /* bytes that names may still take */
-    char path[MLI_PATH_SIZE]; /* the dotted name of what is being read */
+    const char *reading;             /* begins its sentence: the shard, if the caller did not name it */
+    size_t first_array, first_value; /* of the shard being read */
+    size_t name_budget;              /* bytes that names may still take */
+    char path[MLI_PATH_SIZE];        /* the dotted name of what is being read */
     size_t path_length;
     int may_repeat; /* two things may have the same name: the first one counts */
     ml_array spare; /* what mli_list_add returns without memory; no list has larger items */
@@ -5442,9 +5616,14 @@ static ml_result mli_stop(mli_archive *archive, ml_result code, const char *form
     if (archive->result) return archive->result;
     archive->result = code;
     if (archive->error) {
+        char *text = archive->error->text;
+        size_t size = sizeof archive->error->text, n;
+        mli_format(text, size, "%s%s", archive->reading ? archive->reading : "",
+                   archive->reading ? ": " : "");
+        n = strlen(text);
         va_list args;
         va_start(args, format);
-        mli_format_v(archive->error->text, sizeof archive->error->text, format, args);
+        mli_format_v(text + n, size - n, format, args);
         va_end(args);
         archive->error->code = code;
     }
@@ -5500,6 +5679,20 @@ static void *mli_list_add(mli_archive *archive, mli_list *list, size_t item_size
     return memset((char *)list->items + list->n++ * item_size, 0, item_size);
 }
 
+/* An archive without contents; NULL without memory. */
+static mli_archive *mli_archive_new(const ml_allocator *allocator, ml_error *error) {
+    mli_archive *archive = (mli_archive *)mli_alloc(allocator, 1, sizeof *archive);
+    if (!archive) {
+        mli_fail(error, ML_ERROR_MEMORY, "no memory for an archive");
+        return NULL;
+    }
+    archive->shown.private_part = archive;
+    archive->allocator = *allocator;
+    archive->error = error;
+    archive->name_budget = 65536;
+    return archive;
+}
+
 /* ---- adding arrays and values ---- */
 
 /* All names together may be longer than the file, since a name repeats those of the containers around it; a budget of
@@ -5546,6 +5739,14 @@ static ml_value *mli_add_value(mli_archive *archive, const char *name, size_t le
 static void mli_set_int(ml_value *value, int64_t i) {
     value->i = i;
     value->f = (double)i;
+}
+
+/* A value of the shard being read, before the names are sorted; NULL if there is none. */
+static const ml_value *mli_shard_value(const mli_archive *archive, const char *name) {
+    const ml_value *values = (const ml_value *)archive->values.items;
+    for (size_t i = archive->first_value; i < archive->values.n; i++)
+        if (strcmp(values[i].name, name) == 0) return &values[i];
+    return NULL;
 }
 
 /* Appends ".name" to the path; the caller restores path_length. */
@@ -5632,8 +5833,27 @@ static size_t mli_drop_repeats(const mli_archive *archive, mli_list *list, size_
     return n - kept;
 }
 
+/* The name of the shard that has array i; NULL: there is only one. */
+static const char *mli_shard_of(const mli_archive *archive, size_t i) {
+    const mli_shard *shard = (const mli_shard *)archive->shards.items;
+    if (archive->shards.n < 2) return NULL;
+    while (i >= shard->n_arrays) shard++;
+    return shard->name;
+}
+
+/* Items i and k of the arrays or values have one name. */
+static void mli_refuse_duplicate(mli_archive *archive, const mli_list *list, const char *name, size_t i,
+                                 size_t k) {
+    int is_array = list == &archive->arrays;
+    const char *first = is_array ? mli_shard_of(archive, i) : NULL;
+    const char *second = is_array ? mli_shard_of(archive, k) : NULL;
+    if (first != second)
+        mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is in two shards, %s and %s", name, first, second);
+    mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", is_array ? "tensors" : "values", name);
+}
+
 /* Sorts the names of a list's items and refuses duplicates. After an error the old index remains. */
-static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_size, const char *what) {
+static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_size) {
     mli_named *index = (mli_named *)mli_alloc(&archive->allocator, list->n, sizeof *index);
     if (!index) mli_no_memory(archive);
     for (size_t i = 0; index && i < list->n; i++) {
@@ -5644,20 +5864,20 @@ static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_si
     if (index) mli_sort_named(index, list->n);
     if (index && !archive->result && mli_drop_repeats(archive, list, item_size, index)) {
         mli_free(&archive->allocator, index);
-        mli_index_names(archive, list, item_size, what);
+        mli_index_names(archive, list, item_size);
         return;
     }
     for (size_t i = 1; index && i < list->n; i++)
         if (strcmp(index[i].name, index[i - 1].name) == 0)
-            mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", what, index[i].name);
+            mli_refuse_duplicate(archive, list, index[i].name, index[i - 1].index, index[i].index);
     mli_free(&archive->allocator, archive->result ? index : list->index);
     if (!archive->result) list->index = index;
 }
 
 /* Shows the caller what was added. */
 static void mli_publish(mli_archive *archive) {
-    mli_index_names(archive, &archive->arrays, sizeof(ml_array), "tensors");
-    mli_index_names(archive, &archive->values, sizeof(ml_value), "values");
+    mli_index_names(archive, &archive->arrays, sizeof(ml_array));
+    mli_index_names(archive, &archive->values, sizeof(ml_value));
     archive->shown.arrays = (const ml_array *)archive->arrays.items;
     archive->shown.n_arrays = archive->arrays.n;
     archive->shown.values = (const ml_value *)archive->values.items;
@@ -5672,6 +5892,19 @@ static void mli_read_gguf(mli_archive *archive);
 static void mli_read_safetensors(mli_archive *archive);
 static void mli_read_bin(mli_archive *archive);
 static int mli_read_legacy_bin(mli_archive *archive); /* 0: it is none */
+static ml_result mli_json_values(mli_archive *archive, const char *prefix, const void *data, size_t size,
+                                 ml_error *error); /* in >>json */
+
+/* Whether it is Hugging Face's index of a sharded model: a JSON object with a weight_map. */
+static int mli_is_index(const unsigned char *data, size_t size) {
+    static const char key[] = "\"weight_map\"";
+    size_t n = sizeof key - 1, at = 0;
+    while (at < size && (data[at] == ' ' || (data[at] >= '\t' && data[at] <= '\r'))) at++;
+    if (at == size || data[at] != '{') return 0;
+    for (; size - at >= n; at++)
+        if (data[at] == '"' && memcmp(data + at, key, n) == 0) return 1;
+    return 0;
+}
 
 /* What an unrecognized file seems to be, for the message. */
 static const char *mli_describe(const mli_archive *archive) {
@@ -5681,10 +5914,11 @@ static const char *mli_describe(const mli_archive *archive) {
         if (c < 32 && !is_space) return NULL;
         if (!first && !is_space) first = c;
     }
-    return !archive->size ? "empty"
-           : first == '<' ? "a web page or XML: perhaps a download that failed"
-           : first == '{' ? "JSON text, not a model"
-                          : "a text file, not a model";
+    return !archive->size                               ? "empty"
+           : first == '<'                               ? "a web page or XML: perhaps a download that failed"
+           : mli_is_index(archive->data, archive->size) ? "an index of shards: load it by its path"
+           : first == '{'                               ? "JSON text, not a model"
+                                                        : "a text file, not a model";
 }
 
 static void mli_unknown_file(mli_archive *archive) {
@@ -5746,55 +5980,342 @@ static void mli_read_archive(mli_archive *archive) {
         mli_unknown_file(archive);
 }
 
+/* ---- shards ---- */
+
+/* "-00001-of-00002" before the ending of a file's name, where it begins; NULL if there is none. */
+static const char *mli_shard_number(const char *path, int *number, int *count) {
+    static const char pattern[] = "-ddddd-of-ddddd";
+    const char *dot = strrchr(path + mli_folder_length(path), '.');
+    size_t n = sizeof pattern - 1, at = 0;
+    int numbers[2] = {0, 0};
+    if (!dot || (size_t)(dot - path) < n) return NULL;
+    for (const char *p = dot - n; at < n; at++) {
+        int is_digit = p[at] >= '0' && p[at] <= '9';
+        if (pattern[at] == 'd' ? !is_digit : p[at] != pattern[at]) return NULL;
+        if (is_digit) numbers[at > 6] = numbers[at > 6] * 10 + p[at] - '0';
+    }
+    *number = numbers[0];
+    *count = numbers[1];
+    return dot - n;
+}
+
+/* Adds a shard, which owns the file from then on, and reads it. name NULL: the one that the caller named. */
+static void mli_add_shard(mli_archive *archive, const char *name, const mli_file *file) {
+    mli_shard *shard =
+        archive->result ? NULL : (mli_shard *)mli_list_add(archive, &archive->shards, sizeof *shard);
+    if (archive->result) {
+        mli_unmap_file(&archive->allocator, file);
+        return;
+    }
+    const char *path = archive->file_path ? archive->file_path : "";
+    shard->name = name ? name : path + mli_folder_length(path);
+    archive->reading = name;
+    shard->file = *file;
+    archive->first_array = archive->arrays.n;
+    archive->first_value = archive->values.n;
+    archive->data = file->size ? file->data : (const unsigned char *)"";
+    archive->size = file->size;
+    archive->total_size += MLI_MIN(file->size, SIZE_MAX - archive->total_size);
+    mli_allow_names(archive, file->size);
+    mli_read_archive(archive);
+    shard->n_arrays = archive->arrays.n;
+    archive->reading = NULL;
+}
+
+/* Maps and reads a shard in the folder of the first one. */
+static void mli_open_shard(mli_archive *archive, const char *name, size_t length) {
+    mli_file file = {NULL, 0, 0};
+    if (archive->result) return;
+    name = mli_keep_name(archive, name, length);
+    char *path = mli_path_beside(&archive->allocator, archive->file_path, name);
+    if (path && !archive->result)
+        archive->result = mli_map_file(path, &archive->allocator, &file, archive->error);
+    else
+        mli_no_memory(archive);
+    mli_free(&archive->allocator, path);
+    mli_add_shard(archive, name, &file);
+}
+
+/* Back to the bytes of the first shard, which has the values. */
+static void mli_end_shards(mli_archive *archive) {
+    if (archive->result) return;
+    const mli_shard *first = (const mli_shard *)archive->shards.items;
+    archive->data = first->file.data;
+    archive->size = first->file.size;
+}
+
+/* ---- shards of an index ----
+   Hugging Face's model.safetensors.index.json, for example: {"weight_map": {"TENSOR": "FILE", ...}}. */
+
+#define MLI_WEIGHT_MAP "weight_map."
+
+/* Where a shard is named by an index, its name may not lead out of the folder. */
+static int mli_is_plain_name(const char *name, size_t length) {
+    for (size_t i = 0; i < length; i++)
+        if (!name[i] || strchr("/\\:", name[i])) return 0;
+    return length > 0 && length < 256 && name[0] != '.';
+}
+
+/* Opens the shards in the order of their names, each once. files (n): the values of the weight_map, sorted. */
+static void mli_open_indexed(mli_archive *archive, const mli_named *files, size_t n) {
+    for (size_t i = 0; i < n && !archive->result; i++) {
+        size_t n_values = archive->values.n;
+        if (i &&
+            mli_compare_text(files[i].name, files[i].length, files[i - 1].name, files[i - 1].length) == 0)
+            continue;
+        if (!mli_is_plain_name(files[i].name, files[i].length))
+            mli_stop(archive, ML_ERROR_FORMAT,
+                     "the index's weight_map: \"%s\" is no name of a file beside it", files[i].name);
+        mli_open_shard(archive, files[i].name, files[i].length);
+        if (i) archive->values.n = n_values;
+    }
+    mli_end_shards(archive);
+}
+
+/* Every tensor of the weight_map is in its shard. */
+static void mli_check_index(mli_archive *archive, const ml_archive *index) {
+    for (size_t i = 0; i < index->n_values && !archive->result; i++) {
+        const ml_value *value = &index->values[i];
+        if (strncmp(value->name, MLI_WEIGHT_MAP, sizeof MLI_WEIGHT_MAP - 1) != 0) continue;
+        const char *name = value->name + sizeof MLI_WEIGHT_MAP - 1;
+        const ml_array *array = ml_archive_find_array(&archive->shown, name);
+        const char *in = array ? mli_shard_of(archive, (size_t)(array - archive->shown.arrays)) : NULL;
+        if (!array || (in && strcmp(in, value->s) != 0))
+            mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is not in %s, as the index says", name, value->s);
+    }
+}
+
+/* files (n) = the entries of the weight_map, sorted by their shards. Returns n. */
+static size_t mli_list_indexed(mli_archive *archive, const ml_archive *index, mli_named *files) {
+    size_t n = 0;
+    for (size_t i = 0; i < index->n_values; i++) {
+        const ml_value *value = &index->values[i];
+        if (strncmp(value->name, MLI_WEIGHT_MAP, sizeof MLI_WEIGHT_MAP - 1) != 0) continue;
+        if (value->kind != ML_VALUE_STRING)
+            mli_stop(archive, ML_ERROR_FORMAT, "the index's %s is not the name of a file", value->name);
+        mli_named file = {value->s, value->length, i};
+        files[n++] = file;
+    }
+    if (!n) mli_stop(archive, ML_ERROR_FORMAT, "the index's weight_map is empty");
+    if (!archive->result) mli_sort_named(files, n);
+    return n;
+}
+
+static void mli_read_index(mli_archive *archive, const mli_file *file) {
+    mli_archive *index = mli_archive_new(&archive->allocator, archive->error);
+    mli_named *files = NULL;
+    if (!index)
+        mli_no_memory(archive);
+    else
+        archive->result = mli_json_values(index, "", file->data, file->size, archive->error);
+    if (!archive->result) {
+        files = (mli_named *)mli_alloc(&archive->allocator, index->values.n, sizeof *files);
+        if (!files) mli_no_memory(archive);
+    }
+    if (files) mli_open_indexed(archive, files, mli_list_indexed(archive, &index->shown, files));
+    mli_publish(archive);
+    if (files) mli_check_index(archive, &index->shown);
+    mli_free(&archive->allocator, files);
+    if (index) ml_archive_free(&index->shown);
+}
+
+/* ---- shards of a split GGUF ----
+   As llama.cpp's gguf-split names and marks them: NAME-00001-of-00003.gguf, with the keys below. */
+
+#define MLI_KEY_SPLIT_NO "split.no" /* from 0 */
+#define MLI_KEY_SPLIT_COUNT "split.count"
+#define MLI_KEY_SPLIT_TENSORS "split.tensors.count" /* of all parts */
+
+/* A whole number of the shard that was read last; `otherwise` where it has none. */
+static int64_t mli_shard_int(const mli_archive *archive, const char *key, int64_t otherwise) {
+    const ml_value *value = mli_shard_value(archive, key);
+    return value && value->kind == ML_VALUE_INT ? value->i : otherwise;
+}
+
+/* Opens shards 2 to `count`; name (length): that of the first, whose digits are at `number`. */
+static void mli_open_numbered(mli_archive *archive, int count, char *name, size_t length, char *number) {
+    size_t n_values = archive->values.n;
+    for (int i = 1; i < count && !archive->result; i++) {
+        for (int digit = 5, rest = i + 1; digit-- > 0; rest /= 10) number[digit] = (char)('0' + rest % 10);
+        mli_open_shard(archive, name, length);
+        int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, -1);
+        int64_t of = mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, -1);
+        if (no != i || of != count)
+            mli_stop(archive, ML_ERROR_MISMATCH,
+                     "%s is of another split: " MLI_KEY_SPLIT_NO " %l, " MLI_KEY_SPLIT_COUNT
+                     " %l, not %d, %d",
+                     name, no, of, i, count);
+        archive->values.n = n_values;
+    }
+    mli_end_shards(archive);
+}
+
+/* Reads the others of `count` shards, if the one that was read is the first. */
+static void mli_read_split(mli_archive *archive, int64_t count) {
+    int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, 0), n_tensors;
+    int number = 0, named = 0;
+    n_tensors = mli_shard_int(archive, MLI_KEY_SPLIT_TENSORS, -1);
+    if (no || !archive->file_path) {
+        mli_stop(archive, ML_ERROR_UNSUPPORTED,
+                 "this is part %l of %l of a split GGUF: load part 1 by its path", no + 1, count);
+        return;
+    }
+    const char *file = archive->file_path + mli_folder_length(archive->file_path);
+    const char *at = mli_shard_number(file, &number, &named);
+    if (!at || number != 1 || named != count) {
+        mli_stop(archive, ML_ERROR_MISMATCH,
+                 "this is part 1 of %l of a split GGUF, but its name does not say so (-00001-of-...)", count);
+        return;
+    }
+    size_t length = strlen(file);
+    char *name = mli_join_path(&archive->allocator, file, length, "");
+    if (name) mli_open_numbered(archive, named, name, length, name + (at - file) + 1);
+    if (!name) mli_no_memory(archive);
+    mli_free(&archive->allocator, name);
+    if (n_tensors >= 0 && (uint64_t)n_tensors != archive->arrays.n)
+        mli_stop(archive, ML_ERROR_MISMATCH, MLI_KEY_SPLIT_TENSORS " is %l, but the %l parts have %z tensors",
+                 n_tensors, count, archive->arrays.n);
+}
+
+/* ---- folders ---- */
+
+#define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix: joining them is not supported"
+
+#ifndef ML_NO_STDIO
+/* The file that a folder stands for is the first of these that is in it. */
+static const char *const mli_folder_files[] = {"/model.safetensors.index.json",
+                                               "/model.safetensors",
+                                               "/pytorch_model.bin.index.json",
+                                               "/pytorch_model.bin",
+                                               "/consolidated.00.pth",
+                                               "/adapter_model.safetensors",
+                                               "/adapter_model.bin"};
+
+/* Meta's consolidated.00.pth, consolidated.01.pth, ... hold a part of the rows or columns of every matrix. How many
+   there are, if `path` is one of them; else 1. */
+static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
+    char name[] = "consolidated.00.pth";
+    int n = 0, is_there = 1;
+    if (strncmp(path + mli_folder_length(path), name, sizeof "consolidated") != 0) return 1;
+    for (; is_there && n < 100; n += is_there) {
+        name[13] = (char)('0' + n / 10);
+        name[14] = (char)('0' + n % 10);
+        char *piece = mli_path_beside(allocator, path, name);
+        FILE *file = piece ? mli_fopen(piece, "rb") : NULL;
+        mli_free(allocator, piece);
+        is_there = file != NULL;
+        if (file) fclose(file);
+    }
+    return MLI_MAX(n, 1);
+}
+
+/* Maps the file that the folder at archive->file_path stands for; that file becomes the path. */
+static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
+    const ml_allocator *allocator = &archive->allocator;
+    const char *folder = archive->file_path;
+    ml_result result = ML_ERROR_FILE;
+    for (size_t i = 0; i < MLI_COUNT(mli_folder_files) && result == ML_ERROR_FILE; i++) {
+        char *path = mli_join_path(allocator, folder, strlen(folder), mli_folder_files[i]);
+        result = path ? mli_map_file(path, allocator, file, NULL) : ML_ERROR_MEMORY;
+        if (!result) archive->file_path = mli_keep_name(archive, path, strlen(path));
+        mli_free(allocator, path);
+    }
+    if (result == ML_ERROR_MEMORY) mli_no_memory(archive);
+    if (result)
+        mli_stop(archive, result,
+                 "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
+                 "consolidated.00.pth or adapter_model.safetensors",
+                 folder);
+    int n_pieces = result ? 1 : mli_count_pieces(allocator, archive->file_path);
+    if (n_pieces > 1)
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "%s is " MLI_ONE_OF_PIECES, archive->file_path, n_pieces);
+}
+
+/* Maps what the path leads to, and reads it or the shards that it names. */
+static void mli_read_path(mli_archive *archive, const char *path) {
+    mli_file file = {NULL, 0, 0};
+    archive->file_path = mli_keep_name(archive, path, strlen(path));
+    if (archive->result) return;
+    if (mli_is_folder(path))
+        mli_map_in_folder(archive, &file);
+    else
+        archive->result = mli_map_file(path, &archive->allocator, &file, archive->error);
+    if (archive->result || !mli_is_index(file.data, file.size)) {
+        mli_add_shard(archive, NULL, &file);
+    } else {
+        mli_read_index(archive, &file);
+        mli_unmap_file(&archive->allocator, &file);
+    }
+}
+#else
+static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
+    return (void)allocator, (void)path, 1;
+}
+
+static void mli_read_path(mli_archive *archive, const char *path) {
+    mli_stop(archive, ML_ERROR_UNSUPPORTED, "%s cannot be opened: built with ML_NO_STDIO", path);
+}
+#endif
+
 /* ---- opening and looking up ---- */
 
 ML_DEF void ml_archive_free(ml_archive *shown) {
     if (!shown) return;
     mli_archive *archive = shown->private_part;
+    const mli_shard *shards = (const mli_shard *)archive->shards.items;
     ml_allocator allocator = archive->allocator;
+    for (size_t i = 0; i < archive->shards.n; i++) mli_unmap_file(&allocator, &shards[i].file);
     for (mli_block *next; archive->blocks; archive->blocks = next) {
         next = archive->blocks->next;
         mli_free(&allocator, archive->blocks);
     }
-    mli_list *const lists[2] = {&archive->arrays, &archive->values};
-    for (int i = 0; i < 2; i++) {
+    mli_list *const lists[3] = {&archive->arrays, &archive->values, &archive->shards};
+    for (int i = 0; i < 3; i++) {
         mli_free(&allocator, lists[i]->items);
         mli_free(&allocator, lists[i]->index);
     }
-    mli_unmap_file(&allocator, &archive->file);
     mli_free(&allocator, archive);
 }
 
-/* From a file or, where path is NULL, from bytes. */
-static ml_result mli_open(const char *path, const void *data, size_t size, const ml_allocator *allocator,
-                          ml_archive **shown, ml_error *error) {
-    mli_file file = {NULL, 0, 0};
-    ml_result result = path ? mli_map_file(path, allocator, &file, error) : ML_OK;
-    if (result) return result;
-    mli_archive *archive = (mli_archive *)mli_alloc(allocator, 1, sizeof *archive);
-    if (!archive) {
-        mli_unmap_file(allocator, &file);
-        return mli_fail(error, ML_ERROR_MEMORY, "no memory for an archive");
-    }
-    archive->shown.private_part = archive;
-    archive->allocator = *allocator;
-    archive->file = file;
-    archive->data = (const unsigned char *)(path ? file.data : data);
-    archive->size = path ? file.size : size;
-    if (!archive->size) archive->data = (const unsigned char *)"";
-    archive->error = error;
-    archive->name_budget = 65536;
-    mli_allow_names(archive, archive->size);
-    mli_read_archive(archive);
+static void mli_read_memory(mli_archive *archive, const void *data, size_t size) {
+    const mli_file file = {(const unsigned char *)data, size, 1};
+    mli_add_shard(archive, NULL, &file);
+}
+
+/* Shows what was read, or frees it after an error. */
+static ml_result mli_archive_end(mli_archive *archive, ml_archive **shown, ml_error *error) {
     mli_publish(archive);
     archive->error = NULL; /* which belongs to this call */
-    result = archive->result;
+    ml_result result = archive->result;
     if (result) {
         ml_archive_free(&archive->shown);
         return result;
     }
     *shown = &archive->shown;
     return mli_ok(error);
+}
+
+/* From a file, a folder or, where path is NULL, from bytes; with all shards. */
+static ml_result mli_open(const char *path, const void *data, size_t size, const ml_allocator *allocator,
+                          ml_archive **shown, ml_error *error) {
+    mli_archive *archive = mli_archive_new(allocator, error);
+    if (!archive) return ML_ERROR_MEMORY;
+    if (path)
+        mli_read_path(archive, path);
+    else
+        mli_read_memory(archive, data, size);
+    int64_t n_parts = archive->result ? 1 : mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, 1);
+    if (n_parts > 1) mli_read_split(archive, n_parts);
+    return mli_archive_end(archive, shown, error);
+}
+
+/* From these bytes alone, even if they are one of several shards. */
+static ml_result mli_open_alone(const void *data, size_t size, const ml_allocator *allocator,
+                                ml_archive **shown, ml_error *error) {
+    mli_archive *archive = mli_archive_new(allocator, error);
+    if (!archive) return ML_ERROR_MEMORY;
+    mli_read_memory(archive, data, size);
+    return mli_archive_end(archive, shown, error);
 }
 
 static ml_result mli_load_allocator(const ml_load_desc *desc, ml_allocator *allocator, ml_error *error) {
@@ -7952,10 +8473,8 @@ static void mli_gguf_tensor(mli_archive *archive, mli_reader *in) {
 }
 
 static uint64_t mli_gguf_alignment(mli_archive *archive) {
-    const ml_value *value = (const ml_value *)archive->values.items;
-    size_t left = archive->values.n;
-    for (; left && strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) != 0; value++) left--;
-    if (!left) return MLI_GGUF_ALIGNMENT;
+    const ml_value *value = mli_shard_value(archive, MLI_GGUF_ALIGNMENT_KEY);
+    if (!value) return MLI_GGUF_ALIGNMENT;
     if (value->kind == ML_VALUE_INT && value->i > 0 && !(value->i & (value->i - 1)))
         return (uint64_t)value->i;
     mli_stop(archive, ML_ERROR_FORMAT, "%s %l is not a power of two", value->name, value->i);
@@ -7967,7 +8486,7 @@ static void mli_gguf_place(mli_archive *archive, size_t at) {
     uint64_t alignment = mli_gguf_alignment(archive), padding = (alignment - at % alignment) % alignment;
     size_t n = archive->arrays.n;
     if (n && padding > archive->size - at) mli_cut_short(archive, "the tensors' data", at + padding);
-    for (size_t i = 0; i < n && !archive->result; i++) {
+    for (size_t i = archive->first_array; i < n && !archive->result; i++) {
         ml_array *array = (ml_array *)archive->arrays.items + i;
         uint64_t offset = (uint64_t)array->stride[0];
         if (offset % alignment)
@@ -7993,6 +8512,35 @@ static void mli_read_gguf(mli_archive *archive) {
     if (in.failed) mli_cut_short(archive, "the list of its keys and tensors", (uint64_t)archive->size + 1);
     if (!archive->result) mli_gguf_place(archive, (size_t)(in.p - archive->data));
 }
+
+/* ---- keys as they are in the file ---- */
+
+enum { MLI_GGUF_PAIRS = 24 }; /* where they begin */
+
+static void mli_gguf_skip(mli_reader *in, uint32_t type, int depth) {
+    size_t length;
+    int size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0;
+    if (type == MLI_GGUF_STRING) {
+        mli_gguf_string(in, &length);
+    } else if (type == MLI_GGUF_ARRAY && depth < MLI_MAX_DEPTH) {
+        type = mli_read_u32(in);
+        size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0;
+        uint64_t n = mli_read_u64(in);
+        if (size) mli_read_bytes(in, n > mli_left(in) ? UINT64_MAX : n * (uint64_t)size);
+        for (uint64_t i = 0; i < n && !size && !in->failed; i++) mli_gguf_skip(in, type, depth + 1);
+    } else if (!mli_read_bytes(in, size ? (uint64_t)size : UINT64_MAX)) {
+        in->failed = 1;
+    }
+}
+
+/* The next key of *in, which moves past its value; NULL at the end. */
+static const char *mli_gguf_next(mli_reader *in, size_t *length) {
+    if (!mli_left(in)) return NULL;
+    const char *key = mli_gguf_string(in, length);
+    mli_gguf_skip(in, mli_read_u32(in), 0);
+    return in->failed ? NULL : key;
+}
+
 /* ---- writing GGUF (version 3) ---- */
 #ifdef MLI_SAVING
 
@@ -8783,7 +9331,7 @@ static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml
     ml_result result;
     if (memcmp(p, "GGUF", 4) == 0) {
         ml_archive *archive;
-        result = mli_open(NULL, data, size, allocator, &archive, error);
+        result = mli_open_alone(data, size, allocator, &archive, error);
         if (result) return result;
         result = mli_tokenizer_from_archive(archive, allocator, tokenizer, error);
         ml_archive_free(archive);
@@ -8919,6 +9467,9 @@ static int *mli_field_int(ml_config *c, mli_field field) {
     return ints[field];
 }
 
+#define MLI_KEY_LABELS "llama.classifier.output_labels" /* of a head */
+#define MLI_KEY_POOLING "llama.pooling_type"
+
 /* ---- the loader ---- */
 
 typedef struct mli_loader {
@@ -8978,6 +9529,7 @@ static ml_result mli_loader_open(mli_loader *loader) {
     if (!result)
         result =
             mli_open(loader->path, loader->data, loader->size, &loader->allocator, &loader->archive, error);
+    if (!result && loader->path) loader->path = loader->archive->private_part->file_path; /* not a folder */
     return loader->result = result;
 }
 
@@ -8989,21 +9541,6 @@ static ml_result mli_loader_close(mli_loader *loader) {
 }
 
 /* ---- files beside the file ---- */
-
-/* The directory of `path` with `name` in it. NULL without memory. */
-static char *mli_path_beside(const ml_allocator *allocator, const char *path, const char *name) {
-    size_t directory = strlen(path), n = strlen(name);
-#ifdef _WIN32
-    while (directory && !strchr("/\\:", path[directory - 1])) directory--;
-#else
-    while (directory && path[directory - 1] != '/') directory--;
-#endif
-    char *beside = (char *)mli_alloc(allocator, directory + n + 1, 1);
-    if (!beside) return NULL;
-    memcpy(beside, path, directory);
-    memcpy(beside + directory, name, n);
-    return beside;
-}
 
 static void mli_take_json(mli_loader *loader, const char *name, const void *data, size_t size) {
     loader->result = mli_json_values(loader->archive->private_part, name, data, size, loader->error);
@@ -9746,7 +10283,7 @@ static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_
 /* Many tensors of a file can name the same place: copying all would take memory out of proportion to the file. (Four
    times its size: llama2.c's quantized weights come as floats.) */
 static ml_result mli_check_sharing(mli_loader *loader, uint64_t copied) {
-    size_t size = loader->archive->private_part->size;
+    size_t size = loader->archive->private_part->total_size;
     if (copied / 4 <= size) return loader->result;
     return mli_refuse(loader, ML_ERROR_FORMAT, "its tensors overlap: %l bytes in a file of %z",
                       (int64_t)copied, size);
@@ -9795,6 +10332,68 @@ static void mli_load_weights(mli_loader *loader) {
         model->private_part->archive = loader->archive;
         loader->archive = NULL;
     }
+}
+
+/* ---- keys that are only kept ----
+   A GGUF has keys that mean nothing here: its author, its license, how a chat is written. Saved as GGUF again, the model
+   still has them, byte by byte. They stay in the file while it is mapped, and are copied otherwise. */
+
+static int mli_is_text(const char *s, size_t length, const char *text) {
+    return length == strlen(text) && memcmp(s, text, length) == 0;
+}
+
+/* Whether a saved model has this key anyway, from its configuration, tokenizer or head, or must not have it. */
+static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
+    static const char *const own[] = {
+        "general.architecture",    "general.file_type",      "general.quantization_version",
+        MLI_GGUF_ALIGNMENT_KEY,    "llama.attention.causal", "llama.rope.dimension_count",
+        "llama.rope.scale_linear", MLI_KEY_LABELS,           MLI_KEY_POOLING};
+    static const char *const tokenizer[] = {MLI_KEY_TOKENIZER, MLI_KEY_TOKENS, MLI_KEY_SCORES, MLI_KEY_KINDS};
+    static const char *const prefixes[] = {"split.", "minillama.", "tokenizer.ggml."};
+    int is_own = 0;
+    for (size_t i = 0; i < MLI_COUNT(own); i++) is_own |= mli_is_text(key, n, own[i]);
+    for (int i = 0; i < MLI_FIELDS; i++)
+        if (mli_field_keys[i][0]) is_own |= mli_is_text(key, n, mli_field_keys[i][0]);
+    for (size_t i = 0; i < (model->private_part->has_other_tokenizer ? 3 : 2); i++)
+        is_own |= n >= strlen(prefixes[i]) && memcmp(key, prefixes[i], strlen(prefixes[i])) == 0;
+    if (!model->tokenizer) return is_own;
+    for (size_t i = 0; i < MLI_COUNT(tokenizer); i++) is_own |= mli_is_text(key, n, tokenizer[i]);
+    for (int i = 0; i < MLI_TOKENIZER_IDS; i++) is_own |= mli_is_text(key, n, mli_id_keys[i]);
+    for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) is_own |= mli_is_text(key, n, mli_flag_keys[i]);
+    return is_own;
+}
+
+/* Copies the keys of *in that are kept to `to`, or with NULL only counts. Returns their bytes. */
+static size_t mli_copy_keys(const ml_model *model, mli_reader in, unsigned char *to) {
+    size_t length, bytes = 0;
+    for (const unsigned char *begin = in.p;; begin = in.p) {
+        const char *key = mli_gguf_next(&in, &length);
+        if (!key) return bytes;
+        if (mli_is_own_key(model, key, length)) continue;
+        if (to) memcpy(to + bytes, begin, (size_t)(in.p - begin));
+        bytes += (size_t)(in.p - begin);
+    }
+}
+
+MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
+    struct ml_model_private *own = loader->result ? NULL : loader->model->private_part;
+    const ml_archive *shown = own && own->archive ? own->archive : loader->archive;
+    if (!own || strcmp(shown->format, "GGUF") != 0) return;
+    const mli_archive *archive = shown->private_part;
+    mli_reader in = mli_reader_at(archive->data, MLI_GGUF_PAIRS - 8, archive->size);
+    size_t length;
+    for (uint64_t n = mli_read_u64(&in); n; n--) mli_gguf_next(&in, &length);
+    in = mli_reader_at(archive->data, MLI_GGUF_PAIRS, (size_t)(in.p - archive->data));
+    own->keys = in.p;
+    own->keys_size = mli_left(&in);
+    if (own->archive) return;
+    own->keys_size = mli_copy_keys(loader->model, in, NULL);
+    own->own_keys = mli_alloc(&own->allocator, own->keys_size, 1);
+    own->keys = (const unsigned char *)own->own_keys;
+    if (own->own_keys)
+        mli_copy_keys(loader->model, in, (unsigned char *)own->own_keys);
+    else
+        mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for %z bytes of keys", own->keys_size);
 }
 
 /* ---- the tokenizer ---- */
@@ -9879,6 +10478,7 @@ static void mli_load_tokenizer(mli_loader *loader) {
         if (!tokenizer && !loader->result) tokenizer = mli_try_tokenizer(loader, "tokenizer.bin");
     }
     if (tokenizer) mli_load_special(loader, tokenizer);
+    loader->model->private_part->has_other_tokenizer = d->tokenizer || d->tokenizer_data;
     loader->model->private_part->tokenizer = tokenizer; /* ml_model_free frees it from here on */
     loader->model->tokenizer = tokenizer;
     if (tokenizer && tokenizer->n_pieces > loader->config.vocab_size)
@@ -9907,6 +10507,20 @@ static void mli_find_config(mli_loader *loader) {
                    files[1]);
 }
 
+/* Where something is missing, the file may be one of several: then that is the reason. */
+static void mli_explain_shard(mli_loader *loader) {
+    int number = 0, count = 0;
+    if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
+    if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
+    int n_pieces = mli_count_pieces(&loader->allocator, loader->path);
+    if (mli_shard_number(loader->path, &number, &count) && count > 1)
+        mli_fail(loader->error, loader->result,
+                 "this is %d of %d shards: load the folder, or the file beside it that ends in .index.json",
+                 number, count);
+    else if (n_pieces > 1)
+        mli_fail(loader->error, loader->result, "this is " MLI_ONE_OF_PIECES, n_pieces);
+}
+
 static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml_model **model) {
     if (model) *model = NULL;
     if ((!loader->path && !loader->data) || !model)
@@ -9931,6 +10545,10 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     mli_refuse_unmerged(loader);
     mli_load_tokenizer(loader); /* before the weights, which may take the archive */
     mli_load_weights(loader);
+#ifdef MLI_SAVING
+    mli_keep_keys(loader); /* from the archive, whoever has it now */
+#endif
+    mli_explain_shard(loader);
     if (loader->result)
         ml_model_free(loader->model);
     else
@@ -10279,8 +10897,6 @@ ML_DEF ml_result ml_lora_load_memory(const void *data, size_t size, const ml_mod
    A GGUF keeps a head under llama.cpp's names; a PEFT adapter (modules_to_save) and Hugging Face's
    LlamaForSequenceClassification as "score", with the labels in the JSON beside it. */
 
-#define MLI_KEY_LABELS "llama.classifier.output_labels"
-#define MLI_KEY_POOLING "llama.pooling_type"
 enum { MLI_POOLING_MEAN = 1, MLI_POOLING_LAST = 3 }; /* llama.cpp's numbers */
 #define MLI_JSON_POOLING "minillama_pooling"
 #define MLI_JSON_LABELS "id2label"              /* of config.json */
@@ -10499,6 +11115,36 @@ static int mli_saved_weight(const mli_saver *saver, const void *object, int inde
     return 1;
 }
 
+#define MLI_KEY_NAME "general.name"
+
+static mli_reader mli_kept_keys(const ml_model *model) {
+    const struct ml_model_private *own = model->private_part;
+    return mli_reader_at(own->keys ? own->keys : (const unsigned char *)"", 0, own->keys_size);
+}
+
+/* Whether the model keeps the name that its file gives it. */
+static int mli_keeps_name(const mli_saver *saver) {
+    mli_reader in = mli_kept_keys(saver->model);
+    size_t length;
+    for (const char *key; !saver->is_named && (key = mli_gguf_next(&in, &length)) != NULL;)
+        if (mli_is_text(key, length, MLI_KEY_NAME)) return 1;
+    return 0;
+}
+
+/* The keys of the model's file that it does not have anyway, in their order. */
+static void mli_append_kept_keys(mli_writer *writer, const mli_saver *saver) {
+    mli_reader in = mli_kept_keys(saver->model);
+    size_t length;
+    for (const unsigned char *begin = in.p;; begin = in.p) {
+        const char *key = mli_gguf_next(&in, &length);
+        if (!key) return;
+        if (mli_is_own_key(saver->model, key, length)) continue;
+        if (saver->is_named && mli_is_text(key, length, MLI_KEY_NAME)) continue;
+        mli_append(writer, begin, (size_t)(in.p - begin));
+        writer->n_keys++;
+    }
+}
+
 static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     static const mli_field order[] = {MLI_FIELD_SEQ_LEN, MLI_FIELD_DIM,   MLI_FIELD_LAYERS,
                                       MLI_FIELD_HIDDEN,  MLI_FIELD_HEADS, MLI_FIELD_KV_HEADS};
@@ -10510,7 +11156,7 @@ static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     for (int i = 0; i < saver->model->n_tensors; i++)
         if (mli_saved_weight(saver, saver->model, i, &saved)) is_quantized |= ml_type_block(saved.type) > 1;
     mli_append_key_string(writer, "general.architecture", "llama");
-    mli_append_key_string(writer, "general.name", saver->desc.name);
+    if (!mli_keeps_name(saver)) mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
     mli_append_key_u32(writer, "general.file_type", /* llama.cpp's numbers, most of which are those of ggml */
                        type == ML_Q8_0   ? 7
                        : type == ML_BF16 ? 32
@@ -10588,6 +11234,7 @@ static void mli_append_model_keys(mli_writer *writer, const mli_saver *saver, co
     (void)object;
     mli_append_gguf_config(writer, saver);
     if (saver->model->tokenizer) mli_append_gguf_tokenizer(writer, saver);
+    mli_append_kept_keys(writer, saver);
 }
 
 static mli_part mli_model_part(const ml_model *model) {

@@ -130,6 +130,18 @@ $cc -std=c99 -Wall -Wshadow -Wconversion -Werror -I. -o $out/manual $out/manual.
     echo "ML_NO_STDIO opens and prints nothing|$(object stdio -DML_NO_STDIO) && \
 ! nm -u $out/stdio.o | grep -E ' (f[a-z]*open|fread|fwrite|open|read|write|mmap|rename|remove|[a-z]*printf|put[a-z]*)\$'"
 }
+
+# Windows, where mingw is installed: compiled with windows.h first, whose macros and types must not matter.
+windows() {
+    mingw=x86_64-w64-mingw32
+    after="-include windows.h -fsyntax-only $here/implementation.c"
+    for switch in "" -DML_NO_SAVE -DML_NO_STDIO; do
+        has $mingw-gcc && echo "mingw C $switch|$mingw-gcc -std=c99 $flags $switch $after"
+        has $mingw-g++ && echo "mingw C++ $switch|$mingw-g++ -std=c++11 $flags $switch -x c++ $after"
+    done
+    true
+}
+
 object() { echo "$(echo $compilers | cut -d ' ' -f 1) -std=c99 -O1 -I. $2 -c $here/implementation.c -o $out/$1.o"; }
 
 # tests_in NAME VARIABLE=VALUE...: all tests, built in one way.
@@ -169,7 +181,8 @@ else
 fi
 {
     for cc in gcc clang; do has $cc || skip $cc "it is not installed"; done
-    { matrix && leave_out && units && symbols; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job
+    has x86_64-w64-mingw32-gcc || skip "Windows" "that takes x86_64-w64-mingw32-gcc"
+    { matrix && leave_out && units && symbols && windows; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job
     [ "$quick" ] || all_tests
 } | tee $out/log
 

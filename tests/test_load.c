@@ -9,7 +9,8 @@
 /* Whether the model uses its file in place, mapped: elsewhere than on Unix files are read. */
 static int is_mapped(const ml_model *model) {
 #if !defined(ML_NO_MMAP) && (defined(__unix__) || defined(__APPLE__))
-    return model->private_part->archive && model->private_part->archive->private_part->file.data;
+    const ml_archive *archive = model->private_part->archive;
+    return archive && ((const mli_shard *)archive->private_part->shards.items)->file.data;
 #else
     return (void)model, 0;
 #endif
@@ -1058,7 +1059,7 @@ TEST(overlapping_tensors) {
         archive.shown.private_part = &archive;
         loader.archive = &archive.shown;
         loader.error = &error;
-        archive.size = 1000;
+        archive.total_size = 1000;
         CHECK(mli_check_sharing(&loader, 4000) == ML_OK);
         CHECK(mli_check_sharing(&loader, 4004) == ML_ERROR_FORMAT && contains(&error, "4004"));
     }

@@ -858,6 +858,38 @@ TEST(no_room) {
 #endif
 }
 
+/* Saving is refused before anything is written, in a sentence with path and reason; nothing temporary is left. */
+static void save_refused(const ml_model *model, const char *path, int why) {
+    char tmp[700];
+    ml_error error;
+    CHECK(ml_model_save(model, path, NULL, &error) == ML_ERROR_FILE);
+    CHECK(strstr(error.text, path) && strstr(error.text, strerror(why)));
+    snprintf(tmp, sizeof tmp, "%s.tmp", path);
+    CHECK(!exists(tmp));
+}
+
+/* What a rename would replace although it is no file that may be written. */
+TEST(protected_paths) {
+    struct stat status;
+    ml_model *model = tiny();
+    REQUIRE(model);
+    save_refused(model, in_folder("no/folder.gguf"), ENOENT);
+    CHECK(mkfifo(in_folder("pipe"), 0666) == 0);
+    save_refused(model, in_folder("pipe"), EEXIST);
+    CHECK(stat(in_folder("pipe"), &status) == 0 && S_ISFIFO(status.st_mode));
+    CHECK(mkdir(in_folder("directory"), 0777) == 0);
+    save_refused(model, in_folder("directory"), EISDIR);
+    CHECK(symlink("/dev/null", in_folder("null")) == 0);
+    save_refused(model, in_folder("null"), EEXIST);
+    write_old(in_folder("read-only.gguf"));
+    CHECK(chmod(in_folder("read-only.gguf"), 0444) == 0);
+    if (geteuid() != 0) { /* root may write it */
+        save_refused(model, in_folder("read-only.gguf"), EACCES);
+        check_untouched(in_folder("read-only.gguf"));
+    }
+    ml_model_free(model);
+}
+
 TEST(folder_in_the_way) {
     ml_model *model = tiny();
     ml_error error;
@@ -1084,6 +1116,179 @@ TEST(llama_tokenizer) {
     ml_model_free(model);
 }
 
+/* ---- keys that mean nothing here ---- */
+
+/* What is kept, in this order. */
+static bytes foreign_keys(void) {
+    bytes b;
+    memset(&b, 0, sizeof b);
+    gguf_key(&b, "general.license", 8), gguf_text(&b, "apache-2.0");
+    gguf_key(&b, "general.author", 8), gguf_text(&b, "J\xc3\xb6rg");
+    gguf_key(&b, "tokenizer.chat_template", 8), gguf_text(&b, "{% for m in messages %}\n{{ m }}\t");
+    gguf_key(&b, "general.tags", 9), put_u32(&b, 8), put_u64(&b, 2), gguf_text(&b, "small"),
+        gguf_text(&b, "");
+    gguf_key(&b, "other.numbers", 9), put_u32(&b, 2), put_u64(&b, 3), put_u16(&b, 1), put_u32(&b, 70000);
+    gguf_key(&b, "other.empty", 9), put_u32(&b, 6), put_u64(&b, 0);
+    gguf_key(&b, "other.wide", 10), put_u64(&b, UINT64_MAX);
+    gguf_key(&b, "other.f64", 12), put_u64(&b, 0xc004000000000001u);
+    gguf_key(&b, "llama.rope.scaling.original_context_length", 4), put_u32(&b, 4096);
+    gguf_key(&b, "general.name", 8), gguf_text(&b, "My Fine Chat Model");
+    gguf_key(&b, "mixtral.block_count", 7), put_u8(&b, 1);
+    return b;
+}
+
+/* What the writer has to say itself, or nobody. */
+static bytes own_keys(void) {
+    bytes b;
+    memset(&b, 0, sizeof b);
+    gguf_key(&b, "general.architecture", 8), gguf_text(&b, "llama");
+    gguf_key(&b, "general.file_type", 4), put_u32(&b, 99);
+    gguf_key(&b, "general.quantization_version", 4), put_u32(&b, 99);
+    gguf_key(&b, "general.alignment", 4), put_u32(&b, 64);
+    gguf_key(&b, "split.no", 2), put_u16(&b, 0);
+    gguf_key(&b, "split.count", 2), put_u16(&b, 1);
+    gguf_key(&b, "minillama.train.step", 11), put_u64(&b, 5);
+    gguf_key(&b, "llama.embedding_length", 4), put_u32(&b, 64);
+    gguf_key(&b, "llama.block_count", 4), put_u32(&b, 1);
+    gguf_key(&b, "llama.attention.head_count", 4), put_u32(&b, 4);
+    gguf_key(&b, "llama.attention.head_count_kv", 4), put_u32(&b, 2);
+    gguf_key(&b, "llama.context_length", 4), put_u32(&b, 33);
+    gguf_key(&b, "llama.pooling_type", 4), put_u32(&b, 3);
+    return b;
+}
+enum { FOREIGN_KEYS = 11, OWN_KEYS = 13 };
+
+/* A file of a model with these keys; its tensors are those of `model`. */
+static void write_with_keys(const char *path, const ml_model *model, const bytes *keys, unsigned n_keys) {
+    bytes b;
+    uint64_t offset = 0;
+    int pass, i, n = 0;
+    memset(&b, 0, sizeof b);
+    for (i = 0; i < model->n_tensors; i++) n += model->tensors[i].data != NULL;
+    gguf_begin(&b, 3, (uint64_t)n, n_keys);
+    put(&b, keys->data, keys->size);
+    for (pass = 0; pass < 2; pass++) {
+        for (i = 0; i < model->n_tensors; i++) {
+            const ml_tensor *t = &model->tensors[i];
+            char name[ML_NAME_SIZE];
+            size_t size = t->rows * t->cols * sizeof(float);
+            if (!t->data) continue;
+            ml_model_tensor_name(model, i, name);
+            if (pass) put(&b, t->data, size), gguf_pad(&b, 64);
+            if (!pass) gguf_tensor(&b, name, t->rows > 1 ? 2 : 1, t->rows, t->cols, 0, offset);
+            offset += (size + 63) / 64 * 64;
+        }
+        gguf_pad(&b, 64);
+    }
+    write_file(path, b.data, b.size);
+    free_bytes(&b);
+}
+
+/* How often the bytes are in the file. */
+static int count_in(const char *path, const void *wanted, size_t n) {
+    bytes b = read_file(path);
+    int count = 0;
+    for (size_t at = 0; at + n <= b.size; at++) count += memcmp(b.data + at, wanted, n) == 0;
+    free_bytes(&b);
+    return count;
+}
+
+static int64_t int_in(const char *path, const char *key) {
+    ml_archive *archive;
+    int64_t i = -1;
+    if (ml_archive_load(path, NULL, &archive, NULL)) return -2;
+    if (ml_archive_find_value(archive, key)) i = ml_archive_find_value(archive, key)->i;
+    ml_archive_free(archive);
+    return i;
+}
+
+static ml_model *one_layer(void) {
+    ml_config c = some_config();
+    c.n_layers = 1;
+    return make(&c, ML_F32);
+}
+
+/* Whether the weights stay in the file or not, and whatever type they get: the keys are the same bytes. */
+TEST(kept_keys) {
+    static const char name[] = "My Fine Chat Model";
+    const char *in = in_folder("keys.gguf"), *out = in_folder("kept.gguf");
+    bytes keys = own_keys(), foreign = foreign_keys();
+    ml_model *model = one_layer(), *loaded;
+    ml_model_load_desc as_f32;
+    REQUIRE(model);
+    put(&keys, foreign.data, foreign.size);
+    write_with_keys(in, model, &keys, OWN_KEYS + FOREIGN_KEYS);
+    memset(&as_f32, 0, sizeof as_f32);
+    as_f32.type = ML_F32;
+    for (int i = 0; i < 3; i++) {
+        ml_save_desc desc = save_as(ML_GGUF, i ? ML_Q8_0 : ML_TYPE_NONE);
+        ml_error error;
+        REQUIRE(ml_model_load(in, i == 1 ? &as_f32 : NULL, &loaded, &error) == ML_OK);
+        if (i == 2) desc.name = "another";
+        CHECK(ml_model_save(loaded, out, &desc, &error) == ML_OK);
+        CHECK(count_in(out, foreign.data, foreign.size) == (i < 2));
+        CHECK(count_in(out, name, sizeof name - 1) == (i < 2) && count_in(out, "another", 7) == (i == 2));
+        CHECK(int_in(out, "other.wide") == INT64_MAX && int_in(out, "mixtral.block_count") == 1);
+        CHECK(int_in(out, "general.file_type") == (i ? 7 : 0));
+        CHECK(int_in(out, "general.alignment") == -1 && int_in(out, "split.count") == -1);
+        CHECK(int_in(out, "minillama.train.step") == -1 && int_in(out, "llama.pooling_type") == -1);
+        ml_model_free(loaded);
+        loaded = load(out);
+        CHECK(loaded != NULL);
+        if (loaded) compare(model, loaded, ML_GGUF, desc.type);
+        ml_model_free(loaded);
+    }
+    REQUIRE((loaded = load(out)) != NULL); /* onto itself, from where the keys are read */
+    CHECK(ml_model_save(loaded, out, NULL, NULL) == ML_OK && count_in(out, "another", 7) == 1);
+    CHECK(ml_model_save(loaded, out, NULL, NULL) == ML_OK && count_in(out, "apache-2.0", 10) == 1);
+    ml_model_free(loaded);
+    ml_model_free(model);
+    free_bytes(&keys), free_bytes(&foreign);
+}
+
+/* A tokenizer that cannot be used is kept, too, until the model has another one. */
+TEST(kept_tokenizer) {
+    const char *in = in_folder("bpe.gguf"), *out = in_folder("bpe2.gguf");
+    bytes keys = own_keys(), other;
+    ml_model *model = one_layer(), *loaded;
+    ml_model_load_desc desc;
+    size_t begin = keys.size;
+    REQUIRE(model);
+    gguf_key(&keys, "tokenizer.ggml.model", 8), gguf_text(&keys, "gpt2");
+    gguf_key(&keys, "tokenizer.ggml.tokens", 9), put_u32(&keys, 8), put_u64(&keys, 2);
+    gguf_text(&keys, "a"), gguf_text(&keys, "b");
+    gguf_key(&keys, "tokenizer.ggml.merges", 9), put_u32(&keys, 8), put_u64(&keys, 1),
+        gguf_text(&keys, "a b");
+    gguf_key(&keys, "tokenizer.ggml.bos_token_id", 4), put_u32(&keys, 1);
+    gguf_key(&keys, "tokenizer.chat_template", 8), gguf_text(&keys, "{{ m }}");
+    write_with_keys(in, model, &keys, OWN_KEYS + 5);
+    REQUIRE((loaded = load(in)) != NULL);
+    CHECK(!loaded->tokenizer && ml_model_save(loaded, out, NULL, NULL) == ML_OK);
+    CHECK(count_in(out, keys.data + begin, keys.size - begin) == 1);
+    ml_model_free(loaded);
+
+    memset(&other, 0, sizeof other); /* 50 pieces in llama2.c's format */
+    put_u32(&other, 8);
+    for (int i = 0; i < 50; i++) {
+        put_f32(&other, 0);
+        put_u32(&other, 2);
+        put_u8(&other, 'A' + (unsigned)i / 10), put_u8(&other, '0' + (unsigned)i % 10);
+    }
+    memset(&desc, 0, sizeof desc);
+    desc.tokenizer_data = other.data;
+    desc.tokenizer_size = other.size;
+    REQUIRE(ml_model_load(in, &desc, &loaded, NULL) == ML_OK);
+    CHECK(ml_model_save(loaded, out, NULL, NULL) == ML_OK);
+    CHECK(count_in(out, "gpt2", 4) == 0 && count_in(out, "merges", 6) == 0 &&
+          count_in(out, "{{ m }}", 7) == 1);
+    ml_model_free(loaded);
+    loaded = load(out);
+    CHECK(loaded && loaded->tokenizer && loaded->tokenizer->n_pieces == 50);
+    ml_model_free(loaded);
+    ml_model_free(model);
+    free_bytes(&keys), free_bytes(&other);
+}
+
 int main(void) {
     if (!folder_begin("save")) return 1;
     RUN(gguf_types);
@@ -1106,6 +1311,7 @@ int main(void) {
     RUN(refused);
     RUN(full_disk);
     RUN(no_room);
+    RUN(protected_paths);
     RUN(folder_in_the_way);
     RUN(onto_itself);
     RUN(out_of_memory);
@@ -1113,5 +1319,7 @@ int main(void) {
     RUN(beside_llamacpp);
     RUN(beside_hugging_face);
     RUN(llama_tokenizer);
+    RUN(kept_keys);
+    RUN(kept_tokenizer);
     return !folder_end() || test_report("test_save");
 }
