@@ -8197,9 +8197,9 @@ static const unsigned char *mli_array_row(const ml_array *array, size_t row, siz
 static ml_result mli_refuse_number(ml_error *error, const char *name, size_t index, size_t cols, float value,
                                    ml_type type) {
     if (mli_is_finite((double)value))
-        return mli_fail(error, ML_ERROR_NUMBER,
-                        "tensor %s: number (%z, %z) is too large for %s; try BF16 or F32", name, index / cols,
-                        index % cols, ml_type_name(type));
+        return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is too large for %s; try %s",
+                        name, index / cols, index % cols, ml_type_name(type),
+                        type == ML_BF16 ? "F32" : "BF16");
     return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is not finite", name, index / cols,
                     index % cols);
 }
@@ -10463,7 +10463,7 @@ enum {
     MLI_BLOCK = 32, /* numbers in a block of Q8_0 or Q4_0 */
     MLI_Q8_0_BYTES = 34,
     MLI_Q4_0_BYTES = 18,
-    MLI_CHECKED = 1024 /* numbers that are looked at in one go */
+    MLI_CHECKED = 4096 /* bytes that are looked at in one go */
 };
 
 /* ---- F16 and BF16 ---- */
@@ -10926,33 +10926,40 @@ static void mli_get_floats(ml_type type, const void *src, float *dst, size_t n, 
     }
 }
 
-/* The first of n halves in which all bits of `exponent` are set; n if there is none. As mli_find_beyond below, the loop
-   over a piece only collects what it finds, so that compilers make vectors of it. */
-static size_t mli_find_exponent(const unsigned char *halves, size_t n, uint16_t exponent) {
-    for (size_t begin = 0, end; begin < n; begin = end) {
-        const unsigned char *piece = halves + 2 * begin;
-        int found = 0;
-        end = MLI_MIN(n, begin + MLI_CHECKED);
-        for (size_t i = 0; i < end - begin; i++) {
-            uint16_t half;
-            memcpy(&half, piece + 2 * i, sizeof half);
-            found |= (half & exponent) == exponent;
+/* The first of n numbers of `size` bytes, 2 or 4, in which all bits of `exponent` are set; n if there is none. Eight
+   bytes at a time: one added to an exponent carries into the place of the sign exactly then. Only a piece in which
+   that happened is looked at number by number. */
+static size_t mli_find_exponent(const unsigned char *numbers, size_t n, size_t size, uint32_t exponent) {
+    const uint64_t ones = size == 2 ? 0x0001000100010001u : 0x0000000100000001u;
+    const uint64_t mask = ones * exponent, step = ones * (exponent & (0u - exponent)),
+                   top = (mask + step) & ~mask;
+    const size_t bytes = n * size;
+    for (size_t begin = 0, end; begin < bytes; begin = end) {
+        uint64_t carried = 0, word;
+        size_t at = begin;
+        end = MLI_MIN(bytes, begin + MLI_CHECKED);
+        for (; at + sizeof word <= end; at += sizeof word) {
+            memcpy(&word, numbers + at, sizeof word);
+            carried |= (word & mask) + step;
         }
-        if (!found) continue;
-        for (size_t i = begin; i < end; i++) {
-            uint16_t half;
-            memcpy(&half, halves + 2 * i, sizeof half);
-            if ((half & exponent) == exponent) return i;
+        word = 0;
+        memcpy(&word, numbers + at, end - at);
+        carried |= (word & mask) + step;
+        for (at = begin; (carried & top) && at < end; at += size) {
+            word = 0;
+            memcpy(&word, numbers + at, size);
+            if (((word & mask) + step) & top) return at / size;
         }
     }
     return n;
 }
 
+/* The loop over a piece only collects what it finds, so that compilers make vectors of it. */
 static size_t mli_find_beyond(const float *x, size_t n, uint32_t limit) {
     const int32_t least = (int32_t)limit; /* signed comparisons are what SSE2 has */
     for (size_t begin = 0, end; begin < n; begin = end) {
         int32_t found = 0;
-        end = MLI_MIN(n, begin + MLI_CHECKED);
+        end = MLI_MIN(n, begin + MLI_CHECKED / sizeof *x);
         for (size_t i = begin; i < end; i++) found |= (int32_t)(mli_float_bits(x[i]) & 0x7fffffffu) >= least;
         for (size_t i = begin; found && i < end; i++)
             if ((mli_float_bits(x[i]) & 0x7fffffffu) >= limit) return i;
@@ -10964,9 +10971,9 @@ static size_t mli_find_beyond(const float *x, size_t n, uint32_t limit) {
 static size_t mli_find_not_finite(ml_type type, const void *row, size_t n) {
     const mli_type_info *info = mli_type(type);
     const unsigned char *block = (const unsigned char *)row;
-    if (type == ML_F32) return mli_find_beyond((const float *)row, n, MLI_INFINITY_BITS);
-    if (type == ML_F16) return mli_find_exponent(block, n, 0x7c00);
-    if (type == ML_BF16) return mli_find_exponent(block, n, 0x7f80);
+    if (type == ML_F32) return mli_find_exponent(block, n, 4, MLI_INFINITY_BITS);
+    if (type == ML_F16) return mli_find_exponent(block, n, 2, 0x7c00);
+    if (type == ML_BF16) return mli_find_exponent(block, n, 2, 0x7f80);
     for (size_t i = 0; i < n; i += info->block, block += info->bytes) /* Q8_0 and Q4_0 */
         if ((block[1] & 0x7c) == 0x7c) return i;
     return n;
