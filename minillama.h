@@ -89,7 +89,7 @@
       >>threads      ml_threads                      >>adapters     ml_lora
       >>memory       ml_allocator, ml_arena          >>tokenizer    ml_tokenizer: text to token ids and back
       >>random       ml_random                       >>generation   ml_sampler, ml_session_generate
-      >>types        ml_type: F32 ... Q4_0           >>archives     ml_archive: named tensors of any file
+      >>types        ml_type: F32 ... Q4_0, Q6_K     >>archives     ml_archive: named tensors of any file
       >>tensors      ml_tensor                       >>files        loading and saving
       >>model        ml_config, ml_model             Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
       >>session      ml_session, ml_batch            a section per file format, and the machinery:
@@ -112,6 +112,8 @@
       ML_NO_TRAINING   no trainer, no gradients
       ML_NO_SAVE       no writing of files
       ML_NO_PT         no PyTorch files
+      ML_NO_K_QUANTS   none of the types that are only read, Q4_1 to IQ4_XS
+      ML_ALLOW_FAST_MATH   compile in spite of -ffast-math (see NUMERICS)
 
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
@@ -124,10 +126,14 @@
    NUMERICS  F32 arithmetic with fused multiply-add where the instruction set has it; eps is inside the square root of
    both norms. What is promised: the same build on the same machine gives the same bits for the same calls, for any
    number of threads, in training, too. What keeps it: -O0 to -O3, -ffp-contract in any setting, OpenMP or not. What
-   breaks it: -ffast-math and -Ofast (they also hide values that are not finite), x87 arithmetic. What it does not
-   cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6 of a logit's
+   breaks it: x87 arithmetic; -ffast-math and -Ofast, which reorder sums and assume that there are no infinities, on
+   which masks count. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
+   What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6 of a logit's
    size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5). With Q8_0 and Q4_0
    weights the activations are rounded to 8 bits in blocks of 32, as llama.cpp does: logits move by about 1 %.
+   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded and saved, or do
+   not fit the type they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
+   likelihood, an embedding or a head's result. It is told by its bits, which no compiler option can hide.
 
    LIMITS  Little-endian machines. Llama's architecture only: RMSNorm or LayerNorm, rotary positions on adjacent pairs
    with theta and linear scaling, grouped-query attention, SwiGLU, no biases in the matrices. No GPU. */
@@ -148,6 +154,14 @@
 #else
 #define ML_DEF extern
 #endif
+#endif
+
+/* A file with ML_STATIC and without the implementation has static functions that have no body: only a call of one is
+   a mistake, and is still reported. gcc decides about that warning at the end of a C file, so there it stays off. */
+#if defined(ML_STATIC) && defined(__GNUC__) && !defined(MINILLAMA_IMPLEMENTATION)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#define ML_UNUSED_FUNCTIONS_
 #endif
 
 #ifdef __cplusplus
@@ -227,7 +241,9 @@ ML_DEF float ml_random_uniform(ml_random *random); /* in [0, 1) */
 ML_DEF float ml_random_normal(ml_random *random);  /* mean 0, standard deviation 1 */
 
 /* ==== >>types ====
-   Number formats of tensors. The forward pass uses weights of the first five as they are stored. */
+   Number formats of tensors. The forward pass uses weights of the first five as they are stored. Those from Q4_1 on
+   are only read (GGUF's other quantized formats, whose blocks >>numbers draws): a model's become F32 when it is
+   loaded. */
 
 typedef enum ml_type {
     ML_TYPE_NONE = 0,
@@ -243,17 +259,28 @@ typedef enum ml_type {
     ML_I8,
     ML_U8,
     ML_BOOL,
+    ML_Q4_1, /* blocks of 32, as are the next two and IQ4_NL */
+    ML_Q5_0,
+    ML_Q5_1,
+    ML_Q2_K, /* blocks of 256, as are the others */
+    ML_Q3_K,
+    ML_Q4_K,
+    ML_Q5_K,
+    ML_Q6_K,
+    ML_IQ4_NL,
+    ML_IQ4_XS,
     ML_TYPE_COUNT
 } ml_type;
 
 ML_DEF const char *ml_type_name(ml_type type);      /* "F32", "Q8_0", ...; "?" for a wrong one */
 ML_DEF ml_type ml_type_from_name(const char *name); /* ignores case; ML_TYPE_NONE if unknown */
-ML_DEF size_t ml_type_block(ml_type type);          /* numbers per block: 32 for Q8_0 and Q4_0, else 1 */
+ML_DEF size_t ml_type_block(ml_type type); /* numbers per block: 32, 256, or 1 where there are none */
 /* Bytes of a row of `cols` numbers; 0 if cols is not a multiple of the block. */
 ML_DEF size_t ml_type_row_bytes(ml_type type, size_t cols);
 
 /* Converts n numbers; `to` must be one of the first five types. Exact where the target can hold the value, otherwise
-   rounded to nearest even. Fails when n is not a multiple of a block. */
+   rounded to nearest even; what is too large becomes infinite (in Q8_0 and Q4_0 the largest that fits). Fails when n
+   is not a multiple of a block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS left out. */
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n);
 
 /* ==== >>tensors ==== */
@@ -430,7 +457,8 @@ typedef struct ml_embed_desc {
     int normalize; /* to length 1, so that a dot product of two embeddings is their cosine */
 } ml_embed_desc;
 
-/* embeddings (n_rows, D) = one vector for each row of the batch. desc NULL: the last token's, not normalized. */
+/* embeddings (n_rows, D) = one vector for each row of the batch. desc NULL: the last token's, not normalized.
+   ML_ERROR_NUMBER if one is not finite. */
 ML_DEF ml_result ml_session_embed(ml_session *session, const ml_batch *batch, const ml_embed_desc *desc,
                                   float *embeddings, ml_error *error);
 
@@ -449,7 +477,7 @@ typedef struct ml_likelihood {
     int n_tokens; /* of the continuation */
 } ml_likelihood;
 
-/* The session then holds context and continuation, and nothing else. */
+/* The session then holds context and continuation, and nothing else. ML_ERROR_NUMBER if the sum is not finite. */
 ML_DEF ml_result ml_session_likelihood(ml_session *session, const ml_likelihood_desc *desc,
                                        ml_likelihood *likelihood, ml_error *error);
 
@@ -478,7 +506,8 @@ ML_DEF ml_result ml_head_create(const ml_model *model, const ml_head_create_desc
                                 ml_error *error);
 ML_DEF void ml_head_free(ml_head *head);
 
-/* log_probs (n_rows, C) = log-softmax of the head's logits for each row of the batch. */
+/* log_probs (n_rows, C) = log-softmax of the head's logits for each row of the batch. ML_ERROR_NUMBER if one is not
+   finite. */
 ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml_batch *batch,
                               float *log_probs, ml_error *error);
 
@@ -700,7 +729,8 @@ typedef struct ml_candidate {
 } ml_candidate;
 
 /* Draws a token from logits (n), which are overwritten. `history`: the tokens so far, for the repetition penalty;
-   NULL: none. `work`: room for n ml_candidate. */
+   NULL: none. `work`: room for n ml_candidate. A logit of -infinity is never drawn. Returns -1, and draws nothing, when
+   the logits hold NaN or +infinity, or no finite number at all. */
 ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history,
                                  ml_candidate *work);
 
@@ -743,7 +773,8 @@ typedef struct ml_generated {
 
 /* Reads the prompt and continues it. The session then holds the prompt and all new tokens. *generated may be NULL. An
    empty prompt needs a bos to predict from, or tokens that the session holds: otherwise ML_ERROR_ARGUMENT. An id for
-   which the tokenizer has no piece (of a padded vocabulary) is never drawn. */
+   which the tokenizer has no piece (of a padded vocabulary) is never drawn. ML_ERROR_NUMBER when no token can be drawn
+   from the logits (see ml_sampler_sample). */
 ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc *desc,
                                      ml_generated *generated, ml_error *error);
 
@@ -817,8 +848,8 @@ ML_DEF const ml_array *ml_archive_find_array(const ml_archive *archive,
                                              const char *name); /* NULL if there is none */
 ML_DEF const ml_value *ml_archive_find_value(const ml_archive *archive, const char *name);
 
-/* Elements of an array, row-major, converted to float or int64; n must be its number of elements. ML_TYPE_NONE:
-   ML_ERROR_UNSUPPORTED. Floats as ints: ML_ERROR_MISMATCH. */
+/* Elements of an array, row-major, converted to float or int64; n must be its number of elements. ML_ERROR_UNSUPPORTED
+   for ML_TYPE_NONE, and for a type that ML_NO_K_QUANTS left out. Floats as ints: ML_ERROR_MISMATCH. */
 ML_DEF size_t ml_array_count(const ml_array *array);
 ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t n);
 ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t n);
@@ -837,10 +868,13 @@ ML_DEF ml_result ml_tokenizer_load_memory(const void *data, size_t size, const m
 typedef struct ml_model_load_desc {
     /* The type of the matrices, F32 to Q4_0: all weights are converted into the model's own memory, which may be
        written to (F32: for training), and the file is closed. Default: as in the file, used in place where possible,
-       and read-only. */
+       and read-only; what has a type that is only read (F64, Q6_K, ...) becomes F32. */
     ml_type type;
     ml_norm norm; /* override what the file says */
     ml_mask mask;
+    /* Skips the pass over all weights that looks for numbers that are not finite (or too large for `type`):
+       ML_ERROR_NUMBER. It reads every page of a mapped file. */
+    int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to. Default:
        the file's own; else tokenizer.model or tokenizer.bin in the same folder, ignored if it has more pieces, or
        over 1024 fewer. */
@@ -891,7 +925,8 @@ typedef struct ml_save_desc {
     ml_format format;
     /* The type of the matrices; default: the one they have (only in a GGUF Q8_0 and Q4_0, else F16). Norms are F32;
        a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits (or
-       the tied embedding) is Q8_0. */
+       the tied embedding) is Q8_0. ML_ERROR_NUMBER, before anything is written, if a number is not finite or too
+       large for its new type (F16: above 65504). */
     ml_type type;
     const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
     const ml_head *head; /* saved in the same file; default none. llama.cpp refuses such a file */
@@ -927,6 +962,11 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #ifdef __cplusplus
 }
 #endif
+
+#if defined(ML_UNUSED_FUNCTIONS_) && (defined(__cplusplus) || defined(__clang__))
+#pragma GCC diagnostic pop
+#undef ML_UNUSED_FUNCTIONS_
+#endif
 #endif /* ML_MINILLAMA_H */
 
 /* ######## implementation ######## */
@@ -934,8 +974,31 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #if defined(MINILLAMA_IMPLEMENTATION) && !defined(ML_MINILLAMA_IMPLEMENTED)
 #define ML_MINILLAMA_IMPLEMENTED
 
+#ifdef ML_UNUSED_FUNCTIONS_ /* now they get their bodies */
+#pragma GCC diagnostic pop
+#undef ML_UNUSED_FUNCTIONS_
+#endif
+
+/* This is C, which has one kind of cast: C++ compilers may not ask for another kind, nor for fewer. */
+#if defined(__cplusplus) && defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wold-style-cast"
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wuseless-cast"
+#endif
+#endif
+
 /* ==== >>platform ====
    What compiler and switches offer: headers, instruction sets, and keywords that compilers spell differently. */
+
+/* Also MSVC's /fp:fast. */
+#if !defined(ML_ALLOW_FAST_MATH) &&                                                                          \
+    (defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) ||                    \
+     defined(_M_FP_FAST))
+#error                                                                                                       \
+    "minillama.h counts on infinities and NaN, and promises the same bits in each run; -ffast-math and -Ofast break\
+ both, for little speed. Compile with -O3, or define ML_ALLOW_FAST_MATH."
+#endif
 
 #include <limits.h>
 #include <math.h>
@@ -994,7 +1057,13 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_MAX(a, b) ((a) > (b) ? +(a) : +(b))
 #define MLI_COUNT(array) (sizeof(array) / sizeof *(array))
 
-MLI_OPTIONAL int mli_is_finite(double x) { return x - x == 0; } /* inf - inf and NaN - NaN are NaN */
+/* By the bits, which hold even where the compiler assumes that there are no others (-ffast-math). */
+MLI_OPTIONAL int mli_is_finite(double x) {
+    const uint64_t exponent = (uint64_t)0x7ff << 52;
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits & exponent) != exponent;
+}
 
 /* ==== >>results ====
    An error is a code and one sentence, built piece by piece in a fixed buffer without stdio: it cannot overflow. */
@@ -1279,11 +1348,14 @@ ML_DEF float ml_random_normal(ml_random *random) {
 
 struct mli_integer_job; /* in >>integers */
 
-/* A number format. `quantize` and `dequantize` are NULL unless weights may have it, `few` unless it is quantized. */
+/* A number format. `dequantize` is NULL unless weights may have it in a file, `quantize` unless they may have it in a
+   model, `few` unless they are then multiplied in integers. */
 typedef struct mli_type_info {
     const char *name;
     uint32_t gguf;       /* its number in a GGUF file */
     size_t block, bytes; /* numbers per block, bytes per block */
+    uint32_t
+        limit; /* the bits of the smallest magnitude that it cannot hold, a float; 0 without `quantize` */
     void (*quantize)(const float *src, void *row, size_t n);
     void (*dequantize)(const void *row, float *dst, size_t n);
     void (*few)(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col, size_t n_cols);
@@ -1294,8 +1366,19 @@ MLI_OPTIONAL ml_type mli_type_from_gguf(uint32_t number); /* ML_TYPE_NONE if the
 MLI_OPTIONAL int mli_is_quantized(ml_type type);          /* Q8_0 or Q4_0 */
 MLI_OPTIONAL uint32_t mli_float_bits(float value);        /* the bits of an F32, and back */
 MLI_OPTIONAL float mli_bits_float(uint32_t bits);
-/* dst (n) = the numbers of a row in one of the first five types; n is a multiple of the block */
+MLI_OPTIONAL int mli_is_readable(ml_type type); /* not if ML_NO_K_QUANTS left it out */
+/* dst (n) = the numbers of a row of weights; n is a multiple of the block */
 MLI_OPTIONAL void mli_dequantize_row(ml_type type, const void *row, float *dst, size_t n);
+
+/* The index of the first of x (n) whose magnitude, as bits, is `limit` or more; n if there is none. With limit
+   MLI_INFINITY_BITS: the first that is not finite. */
+#define MLI_INFINITY_BITS 0x7f800000u
+MLI_OPTIONAL size_t mli_find_beyond(const float *x, size_t n, uint32_t limit);
+/* The index of the first number of a row of weights that is not finite (in a block, its first); n if there is none. */
+MLI_OPTIONAL size_t mli_find_not_finite(ml_type type, const void *row, size_t n);
+/* As ml_type_convert with types and n that fit. Returns the index of the first number that is not finite or does not
+   fit `to`, n if all do, and its value in *value. */
+MLI_OPTIONAL size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n, float *value);
 
 /* ---- vectors and rows (>>rows) ---- */
 
@@ -2456,7 +2539,7 @@ static ml_type mli_weight_type(const ml_config *config, mli_slot slot, ml_type t
     const mli_param *param = &mli_params[slot];
     int makes_logits = slot == MLI_OUTPUT || (slot == MLI_TOKEN_EMBEDDING && config->tied_output);
     if (mli_is_norm(slot)) return ML_F32;
-    if (!type) return present == ML_F64 ? ML_F32 : present;
+    if (!type) return mli_type(present)->quantize ? present : ML_F32; /* what is only read: F64, Q6_K, ... */
     if (type == ML_Q4_0 && makes_logits) type = ML_Q8_0;
     return (size_t)mli_extent_of(config, param->cols) % ml_type_block(type) ? ML_F16 : type;
 }
@@ -2910,6 +2993,8 @@ ML_DEF ml_result ml_session_embed(ml_session *session, const ml_batch *batch, co
         mli_pool_row(row, x, mli_row_start(&rows, r), mli_row_start(&rows, r + 1), how.pooling);
         float length = sqrtf(mli_dot(row, row, x.cols));
         if (how.normalize && length > 0) mli_scale(row, 1.0f / length, x.cols);
+        if (mli_find_beyond(row, x.cols, MLI_INFINITY_BITS) < x.cols)
+            result = mli_fail(error, ML_ERROR_NUMBER, "ml_session_embed: row %d is not finite", r);
     }
     return result ? result : mli_ok(error);
 }
@@ -3051,7 +3136,8 @@ ML_DEF ml_result ml_session_likelihood(ml_session *session, const ml_likelihood_
     session->length = all.n;
     likelihood->sum = mli_score(s, kept, n_context, all.n, desc->log_probs);
     likelihood->n_tokens = n_scored;
-    return mli_ok(error);
+    if (mli_is_finite(likelihood->sum)) return mli_ok(error);
+    return mli_fail(error, ML_ERROR_NUMBER, "ml_session_likelihood: the result is not finite");
 }
 
 /* ---- saving ---- */
@@ -3427,6 +3513,9 @@ ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml
         mli_dots(log_probs, mli_row(pooled, r), (const float *)head->weight.data, dim, n_classes, dim);
         if (head->bias.data) mli_add(log_probs, (const float *)head->bias.data, n_classes);
         mli_log_softmax(log_probs, n_classes);
+        if (mli_find_beyond(log_probs, n_classes, MLI_INFINITY_BITS) < n_classes)
+            return mli_fail(error, ML_ERROR_NUMBER, "ml_head_eval: row %z has a result that is not finite",
+                            r);
     }
     return mli_ok(error);
 }
@@ -4179,7 +4268,7 @@ static ml_result mli_check_piece(const mli_piece *piece, int32_t id, size_t leng
     if (piece->kind < ML_PIECE_NORMAL || piece->kind > ML_PIECE_BYTE)
         return mli_fail(error, ML_ERROR_FORMAT, "tokenizer piece %d is of kind %d, which does not exist",
                         (int)id, piece->kind);
-    if (piece->score != piece->score)
+    if ((mli_float_bits(piece->score) & 0x7fffffffu) > MLI_INFINITY_BITS)
         return mli_fail(error, ML_ERROR_FORMAT, "tokenizer piece %d has NaN for a score", (int)id);
     if (piece->kind == ML_PIECE_BYTE && mli_byte_of_piece(piece->bytes, piece->length) < 0)
         return mli_fail(error, ML_ERROR_FORMAT, "tokenizer piece %d is a byte, but not <0x00> to <0xFF>",
@@ -4282,8 +4371,8 @@ static ml_result mli_fill_pieces(mli_tokenizer *t, const mli_vocabulary *vocabul
         t->text_at[id + 1] = t->text_at[id] + (uint32_t)text_size;
         t->scores[id] = piece.score;
         t->kinds[id] = (unsigned char)piece.kind;
-        int byte = piece.kind == ML_PIECE_BYTE ? mli_byte_of_piece(piece.bytes, piece.length) : -1;
-        if (byte >= 0 && t->byte_ids[byte] < 0) t->byte_ids[byte] = id;
+        int b = piece.kind == ML_PIECE_BYTE ? mli_byte_of_piece(piece.bytes, piece.length) : -1;
+        if (b >= 0 && t->byte_ids[b] < 0) t->byte_ids[b] = id;
         /* a piece written with a plain space never matches: SentencePiece's text has marks instead */
         if (!mli_is_text_kind(piece.kind) || !piece.length || memchr(written, ' ', piece.length)) continue;
         result = mli_index_piece(t, id, error);
@@ -4713,7 +4802,19 @@ ML_DEF ml_result ml_tokenizer_decode(const ml_tokenizer *tokenizer, const ml_tok
 
 /* ---- sampling ---- */
 
-/* The index of the first of the largest; 0 when there is none, because of NaN. */
+/* Whether there is neither NaN nor +infinity, and at least one number that is not -infinity, either. */
+static int mli_can_draw(const float *logits, int n) {
+    uint32_t finite = 0;
+    for (int i = 0; i < n; i++) {
+        uint32_t bits = mli_float_bits(logits[i]);
+        if (bits == 0xff800000u) continue; /* -infinity */
+        if ((bits & MLI_INFINITY_BITS) == MLI_INFINITY_BITS) return 0;
+        finite = 1;
+    }
+    return (int)finite;
+}
+
+/* The index of the first of the largest. */
 static int32_t mli_argmax(const float *x, int n) {
     float most = mli_max(x, (size_t)n);
     for (int i = 0; i < n; i++)
@@ -4783,9 +4884,12 @@ static int32_t mli_draw(ml_random *random, const ml_candidate *candidates, int n
 ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history,
                                  ml_candidate *work) {
     if (sampler->repetition_penalty > 0 && history) mli_penalize(sampler, logits, n, history);
+    if (!mli_can_draw(logits, n)) return -1;
     int32_t best = mli_argmax(logits, n);
-    if (!(sampler->temperature > 0) || !sampler->random) return best;
-    mli_scale(logits, 1.0f / sampler->temperature, (size_t)n);
+    /* below the second, 1 / temperature would be infinite, and the most likely is all that is left long before */
+    if (!(sampler->temperature > 0) || sampler->temperature < 1e-37f || !sampler->random) return best;
+    float most = logits[best], inverse = 1.0f / MLI_MIN(sampler->temperature, 1e30f);
+    for (int i = 0; i < n; i++) logits[i] = (logits[i] - most) * inverse; /* at most 0: none can overflow */
     mli_softmax(logits, (size_t)n);
     float least = MLI_MIN(MLI_MAX(sampler->min_p * logits[best], sampler->epsilon), logits[best]);
     int kept = 0;
@@ -4793,7 +4897,6 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
         ml_candidate candidate = {logits[i], i};
         if (candidate.p >= least) work[kept++] = candidate;
     }
-    if (kept == 0) return best; /* only when the logits hold NaN */
     if (sampler->top_k > 0 || (sampler->top_p > 0 && sampler->top_p < 1)) {
         int taken = mli_take_top(work, kept, sampler->top_k, sampler->top_p);
         work += kept - taken;
@@ -4883,6 +4986,10 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
     while (!result && out->n_new < limit && out->stop == ML_STOP_LENGTH) {
         ml_tokens history = {s->tokens, s->shown.length};
         int32_t id = ml_sampler_sample(&desc->sampler, s->logits, n_ids, &history, s->candidates);
+        if (id < 0)
+            return mli_fail(error, ML_ERROR_NUMBER,
+                            "the logits after %d tokens are not finite (a broken model or adapter?)",
+                            history.n);
         if (t && mli_is_end(t, id)) {
             out->stop = ML_STOP_END;
             break;
@@ -5777,7 +5884,7 @@ static size_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
     for (int i = array->n_dims; i-- > 0;) {
         array->stride[i] = (int64_t)count;
         fits = fits && (uint64_t)array->shape[i] <= SIZE_MAX &&
-               mli_mul_size(count, (size_t)array->shape[i], &count) && count <= INT64_MAX;
+               mli_mul_size(count, (size_t)array->shape[i], &count) && count <= SIZE_MAX / 2;
     }
     array->is_contiguous = 1;
     size_t row_bytes = ml_type_row_bytes(array->type, cols);
@@ -6408,7 +6515,7 @@ static void mli_array_walk(const ml_array *array, int dim, const unsigned char *
 ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t n) {
     mli_elements to = {dst, NULL};
     if (n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
-    if (array->type == ML_TYPE_NONE) return ML_ERROR_UNSUPPORTED;
+    if (!mli_is_readable(array->type)) return ML_ERROR_UNSUPPORTED;
     if (n) mli_array_walk(array, 0, (const unsigned char *)array->data, &to);
     return ML_OK;
 }
@@ -8984,9 +9091,9 @@ typedef struct mli_pb_field {
 static uint64_t mli_pb_varint(mli_reader *in) {
     uint64_t value = 0;
     for (int shift = 0; shift < 64; shift += 7) {
-        unsigned byte = mli_read_u8(in);
-        value |= (uint64_t)(byte & 127) << shift;
-        if (byte < 128) return value;
+        unsigned b = mli_read_u8(in);
+        value |= (uint64_t)(b & 127) << shift;
+        if (b < 128) return value;
     }
     in->failed = 1;
     return 0;
@@ -9640,7 +9747,8 @@ static void mli_load_int(mli_loader *loader, mli_field field, int *number) {
 static void mli_load_float(mli_loader *loader, mli_field field, float *number) {
     const ml_value *value = mli_field_value(loader, field);
     if (!value) return;
-    if ((value->kind != ML_VALUE_FLOAT && value->kind != ML_VALUE_INT) || !(value->f >= 0 && value->f < 1e30))
+    if ((value->kind != ML_VALUE_FLOAT && value->kind != ML_VALUE_INT) || !mli_is_finite(value->f) ||
+        !(value->f >= 0 && value->f < 1e30))
         mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number from 0 to 1e30", value->name);
     else
         *number = (float)value->f;
@@ -10075,8 +10183,10 @@ static void mli_check_source(mli_loader *loader, const ml_array *array, size_t r
         mli_format_shape(array->n_dims, array->shape, have);
         mli_format_shape(n_dims, wanted, want);
         mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s has shape %s, not %s", array->name, have, want);
-    } else if (array->type < ML_F32 || array->type > ML_F64) {
-        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s", array->name, array->type_name);
+    } else if (!mli_type(array->type)->dequantize && array->type != ML_F64) {
+        const char *why = ml_type_block(array->type) > 1 ? ", which ML_NO_K_QUANTS left out" : "";
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s%s", array->name,
+                   array->type_name, why);
     } else if (!mli_is_dense(array)) {
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s repeats elements (strides %l, %l)", array->name,
                    array->stride[0], array->stride[1]);
@@ -10260,6 +10370,17 @@ static const unsigned char *mli_array_row(const ml_array *array, size_t row, siz
     return gathered;
 }
 
+/* Number `index` of the tensor is not finite, or its value too large for the type. */
+static ml_result mli_refuse_number(ml_error *error, const char *name, size_t index, size_t cols, float value,
+                                   ml_type type) {
+    if (mli_is_finite((double)value))
+        return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is too large for %s; try %s",
+                        name, index / cols, index % cols, ml_type_name(type),
+                        type == ML_BF16 ? "F32" : "BF16");
+    return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is not finite", name, index / cols,
+                    index % cols);
+}
+
 static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor,
                             size_t head_size) {
     if (loader->result) return;
@@ -10272,12 +10393,26 @@ static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_
             return;
         }
     }
-    for (size_t row = 0; row < tensor->rows; row++) {
-        const unsigned char *from =
-            mli_array_row(array, mli_row_in_hf(head_size, row), tensor->cols, gathered);
-        ml_type_convert(tensor->type, to + row * bytes, array->type, from, tensor->cols);
+    for (size_t row = 0, cols = tensor->cols; row < tensor->rows && !loader->result; row++) {
+        size_t in_file = mli_row_in_hf(head_size, row);
+        const unsigned char *from = mli_array_row(array, in_file, cols, gathered);
+        float value = 0;
+        size_t beyond = mli_convert(tensor->type, to + row * bytes, array->type, from, cols, &value);
+        if (beyond < cols && !loader->desc.unchecked)
+            loader->result = mli_refuse_number(loader->error, array->name, in_file * cols + beyond, cols,
+                                               value, tensor->type);
     }
     mli_free(&loader->allocator, gathered);
+}
+
+/* A weight that is used where it is: all that has to be read is read once, as fast as memory delivers. */
+static void mli_check_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor) {
+    size_t n = tensor->rows * tensor->cols;
+    if (loader->desc.unchecked || loader->result) return;
+    size_t index = mli_find_not_finite(tensor->type, tensor->data, n);
+    if (index < n)
+        loader->result = mli_refuse_number(loader->error, array->name, index, tensor->cols,
+                                           mli_bits_float(MLI_INFINITY_BITS), tensor->type);
 }
 
 /* Many tensors of a file can name the same place: copying all would take memory out of proportion to the file. (Four
@@ -10326,6 +10461,8 @@ static void mli_load_weights(mli_loader *loader) {
             mli_merge_weight(loader, array, tensor);
         else if (array && tensor->data != array->data)
             mli_copy_weight(loader, array, tensor, mli_rotary_head(&loader->config, slot, is_hf));
+        else if (array)
+            mli_check_weight(loader, array, tensor);
     }
     mli_tie_output(model);
     if (!loader->result && n_in_place) { /* otherwise the file is no longer needed */
@@ -11644,8 +11781,11 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (desc->format != ML_GGUF && !saver->is_hf && !saver->is_torch)
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "ml_model_save: format is not one of its names");
     if (desc->type && (desc->type < ML_F32 || desc->type > (saver->lora ? ML_BF16 : ML_Q4_0)))
-        return mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s cannot be saved as %s",
-                        saver->lora ? "adapters" : "weights", type);
+        return mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s cannot be saved as %s%s",
+                        saver->lora ? "adapters" : "weights", type,
+                        mli_type(desc->type)->block > 1 && !mli_is_quantized(desc->type)
+                            ? ": that type is only read"
+                            : "");
     if (desc->format != ML_GGUF && desc->type > ML_BF16)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "%s no type %s",
                         saver->is_hf ? "safetensors has" : "PyTorch files have", type);
@@ -11656,6 +11796,31 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     return result ? result : mli_check_byte_order(saver->error);
 }
 
+/* Every number must be finite and fit the type that it gets. */
+static ml_result mli_check_numbers(const mli_saver *saver) {
+    float buffer[256]; /* whole blocks */
+    mli_saved saved;
+    for (int at = 0; mli_next_saved(saver, &at, &saved);) {
+        const ml_tensor *t = &saved.tensor;
+        size_t n = t->rows * t->cols, index = mli_find_not_finite(t->type, t->data, n);
+        uint32_t limit = mli_type(saved.type)->limit;
+        const uint8_t *data = (const uint8_t *)t->data;
+        if (index < n)
+            return mli_refuse_number(saver->error, saved.name, index, t->cols,
+                                     mli_bits_float(MLI_INFINITY_BITS), saved.type);
+        if (saved.type == t->type || saved.type == ML_F32) continue;
+        for (size_t part, done = 0; done < n; done += part) {
+            part = MLI_MIN(n - done, MLI_COUNT(buffer));
+            mli_dequantize_row(t->type, data + ml_type_row_bytes(t->type, done), buffer, part);
+            index = mli_find_beyond(buffer, part, limit);
+            if (index < part)
+                return mli_refuse_number(saver->error, saved.name, done + index, t->cols, buffer[index],
+                                         saved.type);
+        }
+    }
+    return ML_OK;
+}
+
 /* lora is NULL for the model itself. */
 static ml_result mli_save(const ml_model *model, const ml_lora *lora, const char *path,
                           const ml_save_desc *desc, ml_error *error) {
@@ -11664,6 +11829,7 @@ static ml_result mli_save(const ml_model *model, const ml_lora *lora, const char
     mli_add_part(&saver, lora && !saver.is_torch ? mli_lora_part(lora) : mli_model_part(model));
     if (saver.desc.head) mli_add_part(&saver, mli_head_part(saver.desc.head));
     ml_result result = mli_check_saving(&saver);
+    if (!result) result = mli_check_numbers(&saver);
     return result ? result : mli_save_files(&saver, path);
 }
 
@@ -12625,12 +12791,14 @@ enum { MLI_TILE_ROWS = 4, MLI_TILE_VECTORS = 2 };
 enum { MLI_BLOCK_K = 256, MLI_BLOCK_PANELS = 16, MLI_SLAB_COLS = 96 };
 #endif
 enum {
-    MLI_TILE_COLS = MLI_TILE_VECTORS * MLI_LANES,
-    MLI_TILE_WIDTH = (MLI_TILE_ROWS + MLI_LANES - 1) / MLI_LANES * MLI_LANES, /* TILE_ROWS in whole vectors */
-    MLI_BLOCK_ROWS = MLI_BLOCK_PANELS * MLI_TILE_ROWS,
+    MLI_TILE_COLS = +MLI_TILE_VECTORS * +MLI_LANES,
+    MLI_TILE_WIDTH =
+        (+MLI_TILE_ROWS + +MLI_LANES - 1) / +MLI_LANES * +MLI_LANES, /* TILE_ROWS in whole vectors */
+    MLI_BLOCK_ROWS = +MLI_BLOCK_PANELS * +MLI_TILE_ROWS,
     MLI_COL_GRAIN = MLI_TILE_COLS % 3 ? 32 : 96, /* whole tiles and whole blocks of quantized numbers */
-    MLI_BUFFER = MLI_LANES * MLI_BLOCK_K, /* numbers being converted: MLI_LANES rows along k, or one across */
-    MLI_TASK_WORK = 1 << 17               /* multiplications worth waking a thread for */
+    MLI_BUFFER =
+        +MLI_LANES * +MLI_BLOCK_K, /* numbers being converted: MLI_LANES rows along k, or one across */
+    MLI_TASK_WORK = 1 << 17        /* multiplications worth waking a thread for */
 };
 
 /* C (+)= a . b for one tile: a is a packed panel (k, MLI_TILE_WIDTH), b one (k, MLI_TILE_COLS). */
@@ -12930,15 +13098,20 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
                     | d | q16 q0 | q17 q1 | ... | q31 q15 |           18 bytes; a byte is two q, the high 4 bits
                                                                       first, each stored as q + 8, 0..15
 
-   The table mli_types describes every format. To add a quantized one: give it a row there, functions that quantize
-   and dequantize it, and in >>integers a case in mli_bytes_of and an MLI_INTEGER_FORMAT.
+   ggml's other formats are only read; they are drawn beside their functions below. A model never has them: its
+   weights become F32.
+
+   The table mli_types describes every format. To add a quantized one that is only read: give it a row there, and a
+   function that dequantizes it. If it is computed with as it stands, also one that quantizes it, and in >>integers a
+   case in mli_bytes_of and an MLI_INTEGER_FORMAT.
 
    F32, F16, BF16 and integers in memory have the byte order of the machine. */
 
 enum {
     MLI_BLOCK = 32, /* numbers in a block of Q8_0 or Q4_0 */
     MLI_Q8_0_BYTES = 34,
-    MLI_Q4_0_BYTES = 18
+    MLI_Q4_0_BYTES = 18,
+    MLI_CHECKED = 4096 /* bytes that are looked at in one go */
 };
 
 /* ---- F16 and BF16 ---- */
@@ -13106,6 +13279,170 @@ static void mli_quantize_q4_0(const float *src, void *row, size_t n) {
     }
 }
 
+#ifndef ML_NO_K_QUANTS
+
+/* ---- blocks that are only read ----
+   The formats of llama.cpp's mixed files (Q4_K_M and so on). d, m and dmin are F16, the scale and the offset; s_j are
+   small integers that scale a part of the block. Numbers in quotes are bits. All names are those of ggml. */
+
+/* Defines the function on rows for the one on a block: mli_unpack_NAME(block, dst). */
+#define MLI_DEQUANTIZE(name, numbers, bytes)                                                                 \
+    static void mli_dequantize_##name(const void *row, float *dst, size_t n) {                               \
+        const uint8_t *block = (const uint8_t *)row;                                                         \
+        for (size_t i = 0; i < n; i += (numbers), block += (bytes)) mli_unpack_##name(block, dst + i);       \
+    }
+
+/* Q4_1: d 2 bytes, m 2, q 16 as in Q4_0; value d q + m */
+static void mli_unpack_q4_1(const uint8_t *block, float *dst) {
+    float d = mli_load_scale(block), m = mli_load_scale(block + 2);
+    for (int i = 0; i < 16; i++) {
+        dst[i] = d * (float)(block[4 + i] & 15) + m;
+        dst[i + 16] = d * (float)(block[4 + i] >> 4) + m;
+    }
+}
+MLI_DEQUANTIZE(q4_1, MLI_BLOCK, 20)
+
+/* The 32 numbers of 5 bits in Q5_0 and Q5_1: bit i of the first four bytes is the highest of number i; the other
+   four are in 16 bytes as in Q4_0. dst = d (q - zero) + m. */
+static void mli_unpack_5_bits(const uint8_t *bytes, float d, int zero, float m, float *dst) {
+    uint32_t high = bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
+    for (int i = 0; i < 16; i++) {
+        int low = (bytes[4 + i] & 15) | (int)(high >> i & 1) << 4;
+        int upper = bytes[4 + i] >> 4 | (int)(high >> (i + 16) & 1) << 4;
+        dst[i] = d * (float)(low - zero) + m;
+        dst[i + 16] = d * (float)(upper - zero) + m;
+    }
+}
+
+/* Q5_0: d 2 bytes, high bits 4, low bits 16; value d (q - 16). Q5_1: d 2, m 2, then the same; value d q + m. */
+static void mli_unpack_q5_0(const uint8_t *block, float *dst) {
+    mli_unpack_5_bits(block + 2, mli_load_scale(block), 16, 0, dst);
+}
+static void mli_unpack_q5_1(const uint8_t *block, float *dst) {
+    mli_unpack_5_bits(block + 4, mli_load_scale(block), 0, mli_load_scale(block + 2), dst);
+}
+MLI_DEQUANTIZE(q5_0, MLI_BLOCK, 22)
+MLI_DEQUANTIZE(q5_1, MLI_BLOCK, 24)
+
+/* All that follow but IQ4_NL have blocks of 256 numbers in parts of 16 or 32 with a scale each.
+
+   Q2_K: per part of 16 a byte "offset 4, scale 4", 16 in all; q 64; d 2; dmin 2. value d scale q - dmin offset.
+   Each half of 128 numbers has 32 bytes of q; their lowest two bits are the first 32 numbers, and so on. */
+static void mli_unpack_q2_k(const uint8_t *block, float *dst) {
+    float d = mli_load_scale(block + 80), dmin = mli_load_scale(block + 82);
+    for (int part = 0; part < 16; part++) {
+        const uint8_t *q = block + 16 + part / 8 * 32 + part % 2 * 16;
+        int shift = part % 8 / 2 * 2;
+        float scale = d * (float)(block[part] & 15), offset = dmin * (float)(block[part] >> 4);
+        for (int i = 0; i < 16; i++) *dst++ = scale * (float)(q[i] >> shift & 3) - offset;
+    }
+}
+MLI_DEQUANTIZE(q2_k, 256, 84)
+
+/* Q3_K: high bits 32 bytes, low bits 64 as Q2_K's q, scales 12, d 2. value d (s - 32) (q - 4), q of 3 bits. Of the
+   high bits of numbers i, i + 32, i + 64, ... byte i has one each. The scales, 6 bits each, are 16: the low 4 bits of
+   s_0 .. s_7 and s_8 .. s_15 are the halves of 8 bytes, and byte 8 + j % 4 has the others of s_j, from bit 2 (j / 4). */
+static void mli_unpack_q3_k(const uint8_t *block, float *dst) {
+    const uint8_t *scales = block + 96;
+    float d = mli_load_scale(block + 108);
+    for (int part = 0; part < 16; part++) {
+        const uint8_t *high = block + part % 2 * 16, *q = block + 32 + part / 8 * 32 + part % 2 * 16;
+        int shift = part % 8 / 2 * 2, bit = part / 2;
+        int s = (scales[part % 8] >> part / 8 * 4 & 15) | (scales[8 + part % 4] >> part / 4 * 2 & 3) << 4;
+        float scale = d * (float)(s - 32);
+        for (int i = 0; i < 16; i++)
+            *dst++ = scale * (float)((q[i] >> shift & 3) + (high[i] >> bit & 1) * 4 - 4);
+    }
+}
+MLI_DEQUANTIZE(q3_k, 256, 110)
+
+/* The scale and the offset of part 0 .. 7 of a Q4_K or Q5_K, 6 bits each in 12 bytes: those of parts 0 .. 3 are the
+   low bits of bytes 0 .. 3 and 4 .. 7; of parts 4 .. 7, bytes 8 .. 11 have 4 bits each, and the highest 2 are above
+   the low bits of the former. */
+static void mli_unpack_scales(const uint8_t *bytes, int part, int *scale, int *offset) {
+    int j = part % 4;
+    if (part < 4) {
+        *scale = bytes[j] & 63;
+        *offset = bytes[4 + j] & 63;
+    } else {
+        *scale = (bytes[8 + j] & 15) | bytes[j] >> 6 << 4;
+        *offset = bytes[8 + j] >> 4 | bytes[4 + j] >> 6 << 4;
+    }
+}
+
+/* Q4_K: d 2 bytes, dmin 2, scales 12, q 128: 32 bytes for each 64 numbers, the low 4 bits first. Parts of 32.
+   Q5_K: before q another 32 bytes, in which bit `part` of byte i is the highest of number i of the part.
+   value d scale q - dmin offset. high NULL: there are none. */
+static void mli_unpack_4_or_5_bits(const uint8_t *block, const uint8_t *high, const uint8_t *q, float *dst) {
+    float d = mli_load_scale(block), dmin = mli_load_scale(block + 2);
+    for (int part = 0; part < 8; part++) {
+        int shift = part % 2 * 4, scale, offset;
+        mli_unpack_scales(block + 4, part, &scale, &offset);
+        float by = d * (float)scale, less = dmin * (float)offset;
+        for (int i = 0; i < 32; i++) {
+            int number = (q[part / 2 * 32 + i] >> shift & 15) | (high ? (high[i] >> part & 1) << 4 : 0);
+            *dst++ = by * (float)number - less;
+        }
+    }
+}
+static void mli_unpack_q4_k(const uint8_t *block, float *dst) {
+    mli_unpack_4_or_5_bits(block, NULL, block + 16, dst);
+}
+static void mli_unpack_q5_k(const uint8_t *block, float *dst) {
+    mli_unpack_4_or_5_bits(block, block + 16, block + 48, dst);
+}
+MLI_DEQUANTIZE(q4_k, 256, 144)
+MLI_DEQUANTIZE(q5_k, 256, 176)
+
+/* Q6_K: low 4 bits 128 bytes, high 2 bits 64, scales 16 (signed bytes, for 16 numbers each), d 2. value d scale
+   (q - 32). Each half of 128 numbers has 64 bytes of low and 32 of high bits: numbers 0 .. 63 are the low halves of
+   the former, 64 .. 127 the high ones; and of the latter each 32 numbers take two bits, the lowest first. */
+static void mli_unpack_q6_k(const uint8_t *block, float *dst) {
+    float d = mli_load_scale(block + 208);
+    for (int part = 0; part < 16; part++) {
+        int in_half = part % 8, s = block[192 + part];
+        const uint8_t *low = block + part / 8 * 64 + in_half % 4 * 16;
+        const uint8_t *high = block + 128 + part / 8 * 32 + in_half % 2 * 16;
+        int shift = in_half / 4 * 4, high_shift = in_half / 2 * 2;
+        float scale = d * (float)(s < 128 ? s : s - 256);
+        for (int i = 0; i < 16; i++)
+            *dst++ = scale * (float)(((low[i] >> shift & 15) | (high[i] >> high_shift & 3) << 4) - 32);
+    }
+}
+MLI_DEQUANTIZE(q6_k, 256, 210)
+
+/* IQ4: 4 bits choose one of 16 numbers, closer together around 0, in place of q. */
+static const int8_t mli_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                          1,    13,   25,  38,  53,  69,  89,  113};
+
+static void mli_unpack_iq4(const uint8_t *q, float d, float *dst) {
+    for (int i = 0; i < 16; i++) {
+        dst[i] = d * (float)mli_iq4_values[q[i] & 15];
+        dst[i + 16] = d * (float)mli_iq4_values[q[i] >> 4];
+    }
+}
+
+/* IQ4_NL: as Q4_0. IQ4_XS: d 2 bytes, the highest two bits of 8 scales 2, the lower four 4, q 128. value
+   d (scale - 32) q, a scale for each 32. */
+static void mli_unpack_iq4_nl(const uint8_t *block, float *dst) {
+    mli_unpack_iq4(block + 2, mli_load_scale(block), dst);
+}
+static void mli_unpack_iq4_xs(const uint8_t *block, float *dst) {
+    float d = mli_load_scale(block);
+    int high = block[2] | block[3] << 8;
+    for (int part = 0; part < 8; part++) {
+        int scale = (block[4 + part / 2] >> part % 2 * 4 & 15) | (high >> part * 2 & 3) << 4;
+        mli_unpack_iq4(block + 8 + part * 16, d * (float)(scale - 32), dst + part * 32);
+    }
+}
+MLI_DEQUANTIZE(iq4_nl, MLI_BLOCK, 18)
+MLI_DEQUANTIZE(iq4_xs, 256, 136)
+
+#define MLI_ONLY_READ(name) NULL, mli_dequantize_##name, NULL
+#else
+#define MLI_ONLY_READ(name) NULL, NULL, NULL
+#endif
+
 /* ---- the table of formats ---- */
 
 #define MLI_NO_GGUF UINT32_MAX /* GGUF has no such type */
@@ -13118,19 +13455,31 @@ static void mli_few_q4_0(const struct mli_integer_job *job, size_t row, size_t n
 
 static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     /* in the order of ml_type */
-    {"?", MLI_NO_GGUF, 1, 0, NULL, NULL, NULL},
-    {"F32", 0, 1, 4, mli_quantize_f32, mli_dequantize_f32, NULL},
-    {"F16", 1, 1, 2, mli_quantize_f16, mli_dequantize_f16, NULL},
-    {"BF16", 30, 1, 2, mli_quantize_bf16, mli_dequantize_bf16, NULL},
-    {"Q8_0", 8, MLI_BLOCK, MLI_Q8_0_BYTES, mli_quantize_q8_0, mli_dequantize_q8_0, mli_few_q8_0},
-    {"Q4_0", 2, MLI_BLOCK, MLI_Q4_0_BYTES, mli_quantize_q4_0, mli_dequantize_q4_0, mli_few_q4_0},
-    {"F64", 28, 1, 8, NULL, NULL, NULL},
-    {"I64", 27, 1, 8, NULL, NULL, NULL},
-    {"I32", 26, 1, 4, NULL, NULL, NULL},
-    {"I16", 25, 1, 2, NULL, NULL, NULL},
-    {"I8", 24, 1, 1, NULL, NULL, NULL},
-    {"U8", MLI_NO_GGUF, 1, 1, NULL, NULL, NULL},
-    {"BOOL", MLI_NO_GGUF, 1, 1, NULL, NULL, NULL},
+    {"?", MLI_NO_GGUF, 1, 0, 0, NULL, NULL, NULL},
+    {"F32", 0, 1, 4, MLI_INFINITY_BITS, mli_quantize_f32, mli_dequantize_f32, NULL},
+    {"F16", 1, 1, 2, 0x477ff000u /* 65520 */, mli_quantize_f16, mli_dequantize_f16, NULL},
+    {"BF16", 30, 1, 2, 0x7f7f8000u, mli_quantize_bf16, mli_dequantize_bf16, NULL},
+    {"Q8_0", 8, MLI_BLOCK, MLI_Q8_0_BYTES, 0x4afdf020u /* 127 * 65520 */, mli_quantize_q8_0,
+     mli_dequantize_q8_0, mli_few_q8_0},
+    {"Q4_0", 2, MLI_BLOCK, MLI_Q4_0_BYTES, 0x48fff000u /* 8 * 65520 */, mli_quantize_q4_0,
+     mli_dequantize_q4_0, mli_few_q4_0},
+    {"F64", 28, 1, 8, 0, NULL, NULL, NULL},
+    {"I64", 27, 1, 8, 0, NULL, NULL, NULL},
+    {"I32", 26, 1, 4, 0, NULL, NULL, NULL},
+    {"I16", 25, 1, 2, 0, NULL, NULL, NULL},
+    {"I8", 24, 1, 1, 0, NULL, NULL, NULL},
+    {"U8", MLI_NO_GGUF, 1, 1, 0, NULL, NULL, NULL},
+    {"BOOL", MLI_NO_GGUF, 1, 1, 0, NULL, NULL, NULL},
+    {"Q4_1", 3, MLI_BLOCK, 20, 0, MLI_ONLY_READ(q4_1)},
+    {"Q5_0", 6, MLI_BLOCK, 22, 0, MLI_ONLY_READ(q5_0)},
+    {"Q5_1", 7, MLI_BLOCK, 24, 0, MLI_ONLY_READ(q5_1)},
+    {"Q2_K", 10, 256, 84, 0, MLI_ONLY_READ(q2_k)},
+    {"Q3_K", 11, 256, 110, 0, MLI_ONLY_READ(q3_k)},
+    {"Q4_K", 12, 256, 144, 0, MLI_ONLY_READ(q4_k)},
+    {"Q5_K", 13, 256, 176, 0, MLI_ONLY_READ(q5_k)},
+    {"Q6_K", 14, 256, 210, 0, MLI_ONLY_READ(q6_k)},
+    {"IQ4_NL", 20, MLI_BLOCK, 18, 0, MLI_ONLY_READ(iq4_nl)},
+    {"IQ4_XS", 23, 256, 136, 0, MLI_ONLY_READ(iq4_xs)},
 };
 
 static const mli_type_info *mli_type(ml_type type) {
@@ -13138,6 +13487,11 @@ static const mli_type_info *mli_type(ml_type type) {
 }
 
 static int mli_is_quantized(ml_type type) { return mli_type(type)->few != NULL; }
+
+static int mli_is_readable(ml_type type) {
+    const mli_type_info *info = mli_type(type);
+    return info->bytes && (info->block == 1 || info->dequantize);
+}
 
 static ml_type mli_type_from_gguf(uint32_t number) {
     for (int i = 1; i < ML_TYPE_COUNT; i++)
@@ -13184,7 +13538,7 @@ static void mli_quantize_row(ml_type type, const float *src, void *row, size_t n
 static float mli_round_to_odd(double value) {
     float nearest = (float)value;
     uint32_t bits = mli_float_bits(nearest);
-    if (value != value || (double)nearest == value) return nearest;
+    if (!mli_is_finite(value) || (double)nearest == value) return nearest;
     if (fabs((double)nearest) > fabs(value)) bits--; /* it was rounded away from zero: one step back */
     return mli_bits_float(bits | 1);
 }
@@ -13210,7 +13564,7 @@ static double mli_get_number(ml_type type, const void *array, size_t i) {
 /* dst (n) = n numbers of any type as floats: exact where possible, else rounded to odd if another rounding follows,
    else to nearest. */
 static void mli_get_floats(ml_type type, const void *src, float *dst, size_t n, int to_odd) {
-    if (mli_type(type)->quantize) {
+    if (mli_type(type)->dequantize) {
         mli_dequantize_row(type, src, dst, n);
         return;
     }
@@ -13220,24 +13574,90 @@ static void mli_get_floats(ml_type type, const void *src, float *dst, size_t n, 
     }
 }
 
-ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n) {
+/* The first of n numbers of `size` bytes, 2 or 4, in which all bits of `exponent` are set; n if there is none. Eight
+   bytes at a time: one added to an exponent carries into the place of the sign exactly then. Only a piece in which
+   that happened is looked at number by number. */
+static size_t mli_find_exponent(const unsigned char *numbers, size_t n, size_t size, uint32_t exponent) {
+    const uint64_t ones = size == 2 ? 0x0001000100010001u : 0x0000000100000001u;
+    const uint64_t mask = ones * exponent, step = ones * (exponent & (0u - exponent)),
+                   top = (mask + step) & ~mask;
+    const size_t bytes = n * size;
+    for (size_t begin = 0, end; begin < bytes; begin = end) {
+        uint64_t carried = 0, word;
+        size_t at = begin;
+        end = MLI_MIN(bytes, begin + MLI_CHECKED);
+        for (; at + sizeof word <= end; at += sizeof word) {
+            memcpy(&word, numbers + at, sizeof word);
+            carried |= (word & mask) + step;
+        }
+        word = 0;
+        memcpy(&word, numbers + at, end - at);
+        carried |= (word & mask) + step;
+        for (at = begin; (carried & top) && at < end; at += size) {
+            word = 0;
+            memcpy(&word, numbers + at, size);
+            if (((word & mask) + step) & top) return at / size;
+        }
+    }
+    return n;
+}
+
+/* The loop over a piece only collects what it finds, so that compilers make vectors of it. */
+static size_t mli_find_beyond(const float *x, size_t n, uint32_t limit) {
+    const int32_t least = (int32_t)limit; /* signed comparisons are what SSE2 has */
+    for (size_t begin = 0, end; begin < n; begin = end) {
+        int32_t found = 0;
+        end = MLI_MIN(n, begin + MLI_CHECKED / sizeof *x);
+        for (size_t i = begin; i < end; i++) found |= (int32_t)(mli_float_bits(x[i]) & 0x7fffffffu) >= least;
+        for (size_t i = begin; found && i < end; i++)
+            if ((mli_float_bits(x[i]) & 0x7fffffffu) >= limit) return i;
+    }
+    return n;
+}
+
+/* Blocks have a finite number of values times their scale, so the scale tells. */
+static size_t mli_find_not_finite(ml_type type, const void *row, size_t n) {
+    const mli_type_info *info = mli_type(type);
+    const unsigned char *block = (const unsigned char *)row;
+    if (type == ML_F32) return mli_find_exponent(block, n, 4, MLI_INFINITY_BITS);
+    if (type == ML_F16) return mli_find_exponent(block, n, 2, 0x7c00);
+    if (type == ML_BF16) return mli_find_exponent(block, n, 2, 0x7f80);
+    for (size_t i = 0; i < n; i += info->block, block += info->bytes) /* Q8_0 and Q4_0 */
+        if ((block[1] & 0x7c) == 0x7c) return i;
+    return n;
+}
+
+static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n, float *value) {
     const mli_type_info *in = mli_type(from), *out = mli_type(to);
     float part[8 * MLI_BLOCK];
     uint16_t raw[2 * sizeof part / sizeof(uint16_t)]; /* src and dst may have odd addresses */
-    if (!in->bytes || !out->quantize || n % in->block || n % out->block) return ML_ERROR_ARGUMENT;
-    if (!n) return ML_OK;
-    if (!dst || !src) return ML_ERROR_ARGUMENT;
-    if (from == to) {
-        memmove(dst, src, n / in->block * in->bytes);
-        return ML_OK;
-    }
+    size_t first = n;
     for (size_t count, done = 0; done < n; done += count) {
         count = MLI_MIN(n - done, sizeof part / sizeof *part);
         memcpy(raw, (const uint8_t *)src + done / in->block * in->bytes, count / in->block * in->bytes);
         mli_get_floats(from, raw, part, count, to == ML_F16 || to == ML_BF16);
+        size_t beyond = first < n ? count : mli_find_beyond(part, count, out->limit);
+        if (beyond < count) {
+            first = done + beyond;
+            *value = part[beyond];
+        }
         mli_quantize_row(to, part, raw, count);
         memcpy((uint8_t *)dst + done / out->block * out->bytes, raw, count / out->block * out->bytes);
     }
+    return first;
+}
+
+ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n) {
+    const mli_type_info *in = mli_type(from), *out = mli_type(to);
+    float value;
+    if (!in->bytes || !out->quantize || n % in->block || n % out->block) return ML_ERROR_ARGUMENT;
+    if (!mli_is_readable(from)) return ML_ERROR_UNSUPPORTED;
+    if (!n) return ML_OK;
+    if (!dst || !src) return ML_ERROR_ARGUMENT;
+    if (from == to)
+        memmove(dst, src, n / in->block * in->bytes);
+    else
+        mli_convert(to, dst, from, src, n, &value);
     return ML_OK;
 }
 
@@ -13739,7 +14159,7 @@ static void mli_integer_many_task(void *arg, int index) {
     const mli_integer_job *job = tasks->job;
     const mli_activations *x = &job->x;
     mli_panel *panel = (mli_panel *)tasks->panels + (size_t)index * x->blocks;
-    float edge[MLI_PANEL_ROWS * MLI_PANEL_COLS];
+    float edge[+MLI_PANEL_ROWS * +MLI_PANEL_COLS];
     size_t begin, end;
     mli_share(job->w->rows, MLI_PANEL_COLS, tasks->n_tasks, index, &begin, &end);
     for (size_t col = begin; col < end; col += MLI_PANEL_COLS) {
@@ -13913,7 +14333,11 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
    >>products    Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication". Van Zee & van de Geijn
                  2015, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality".
    >>numbers     IEEE 754-2019. Boldo & Melquiond 2008, "Emulation of a FMA and Correctly Rounded Sums: Proved
-                 Algorithms Using Rounding to Odd". */
+                 Algorithms Using Rounding to Odd". ggml's ggml-common.h and ggml-quants.c (layouts of blocks). */
+
+#if defined(__cplusplus) && defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
 
 #endif /* MINILLAMA_IMPLEMENTATION */
 

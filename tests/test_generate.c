@@ -138,24 +138,66 @@ TEST(top_sets_equal_a_sort) {
     }
 }
 
-TEST(hostile_logits_do_no_harm) {
+/* NaN and infinity say that something is broken: no token is drawn. -infinity says that a token must not come. */
+TEST(logits_that_are_not_finite) {
+    static const struct {
+        float most, one; /* seven logits, and the last */
+        int drawn;       /* -1, the token; 8: any of the first seven */
+    } rows[] = {{0, NAN, -1},         {0, -NAN, -1},         {0, INFINITY, -1},  {-INFINITY, -INFINITY, -1},
+                {-INFINITY, NAN, -1}, {-INFINITY, 1e38f, 7}, {-INFINITY, -3, 7}, {1e38f, -INFINITY, 8},
+                {3e38f, -3e38f, 8},   {-3e38f, 3e38f, 7}};
+    static const int32_t seen[] = {7};
+    const ml_tokens history = {seen, 1};
     ml_sampler sampler;
     ml_random random;
     float logits[8];
     ml_candidate work[8];
+    size_t row;
     int i, kind;
     ml_random_seed(&random, 1);
     memset(&sampler, 0, sizeof sampler);
-    sampler.temperature = 1;
-    sampler.top_p = 0.9f;
-    sampler.random = &random;
-    for (kind = 0; kind < 4; kind++) {
-        int32_t id;
-        for (i = 0; i < 8; i++)
-            logits[i] = kind == 0 ? NAN : kind == 1 ? INFINITY : kind == 2 ? -INFINITY : 1e38f;
-        id = ml_sampler_sample(&sampler, logits, 8, NULL, work);
-        CHECK(id >= 0 && id < 8);
+    for (kind = 0; kind < 8;
+         kind++) { /* greedy or drawn, with filters or without, with a penalty or without */
+        sampler.temperature = kind & 1 ? 1.0f : 0.0f;
+        sampler.top_p = kind & 2 ? 0.9f : 0.0f;
+        sampler.repetition_penalty = kind & 4 ? 1.1f : 0.0f;
+        sampler.random = &random;
+        for (row = 0; row < sizeof rows / sizeof *rows; row++) {
+            int32_t id;
+            for (i = 0; i < 8; i++) logits[i] = i < 7 ? rows[row].most : rows[row].one;
+            if (kind & 4 && rows[row].one > 3e37f) continue; /* a penalty may overflow the largest */
+            id = ml_sampler_sample(&sampler, logits, 8, &history, work);
+            CHECK(rows[row].drawn == 8 ? id >= 0 && id < 7 : id == rows[row].drawn);
+        }
     }
+}
+
+/* However low the temperature, down to the smallest float, the most likely is drawn; however high, one that may. */
+TEST(temperatures_at_the_ends) {
+    static const float low[] = {1e-3f, 1e-10f, 1e-30f, 1e-37f, 1.1754944e-38f, 1e-40f, 1.4012985e-45f};
+    static const float scales[] = {1e-30f, 1, 1e4f, 1e37f};
+    ml_sampler sampler;
+    ml_random random;
+    float logits[9];
+    ml_candidate work[9];
+    size_t t, k;
+    int i, round;
+    ml_random_seed(&random, 3);
+    memset(&sampler, 0, sizeof sampler);
+    sampler.random = &random;
+    for (k = 0; k < 4; k++)
+        for (round = 0; round < 20; round++)
+            for (t = 0; t <= 7; t++) {
+                int32_t best = (int32_t)(ml_random_u64(&random) % 8), id;
+                for (i = 0; i < 8; i++) logits[i] = scales[k] * (i == best ? 3 : ml_random_uniform(&random));
+                logits[8] = -INFINITY;
+                sampler.temperature = t < 7 ? low[t] : INFINITY;
+                id = ml_sampler_sample(&sampler, logits, 9, NULL, work);
+                if (t == 7)
+                    CHECK(id >= 0 && id < 8);
+                else if ((double)sampler.temperature < 1e-2 * (double)scales[k]) /* e^-100 for the others */
+                    CHECK(id == best);
+            }
 }
 
 /* ---- whole texts ---- */
@@ -584,7 +626,8 @@ int main(void) {
     RUN(filters_keep_what_they_should);
     RUN(repetition_penalty_weakens_what_was_seen);
     RUN(top_sets_equal_a_sort);
-    RUN(hostile_logits_do_no_harm);
+    RUN(logits_that_are_not_finite);
+    RUN(temperatures_at_the_ends);
     RUN(greedy_text_is_pytorchs);
     RUN(greedy_story_is_llama2cs);
     RUN(stops_where_it_should);

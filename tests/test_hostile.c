@@ -4,6 +4,8 @@
 #define MINILLAMA_IMPLEMENTATION
 #include "preamble.h"
 #include "build_files.h"
+#include "folder.h"
+#include "models.h"
 
 static ml_error failure;
 
@@ -617,6 +619,8 @@ TEST(ggufs_that_lie) {
     REFUSE(gguf_tensor_file(2, 1ll << 40, 1ll << 40, 99, 0), ML_ERROR_FORMAT, "shape overflows");
     REFUSE(gguf_tensor_file(2, 1, 256, 99, 288), ML_ERROR_TRUNCATED, "w needs bytes up to");
     REFUSE(gguf_tensor_file(2, 1, 256, 99, 4), ML_ERROR_FORMAT, "offset 4 is not aligned");
+    REFUSE(gguf_tensor_file(2, 1, 96, 12, 0), ML_ERROR_FORMAT,
+           "tensor w: rows of 96 do not fit blocks of Q4_K");
     REFUSE(gguf_tensor_file(5, 1, 1, 0, 0), ML_ERROR_FORMAT, "tensor w has more than 4 dimensions");
     REFUSE(gguf_tensor_file(-1, 1, 1, 0, 0), ML_ERROR_FORMAT, "tensor w has more than 4 dimensions");
     memset(&b, 0, sizeof b);
@@ -766,7 +770,196 @@ TEST(bins_that_lie) {
     REFUSE(b, ML_ERROR_FORMAT, "but its header's model has");
 }
 
+/* ---- numbers ---- */
+
+/* A small model, saved and read again; its file is overwritten. */
+static bytes model_file(ml_type type) {
+    static const ml_config config = {.dim = 64,
+                                     .hidden_dim = 64,
+                                     .n_layers = 1,
+                                     .n_heads = 2,
+                                     .n_kv_heads = 2,
+                                     .vocab_size = 32,
+                                     .max_seq_len = 16};
+    ml_save_desc desc = save_as(ML_GGUF, type);
+    ml_model *model = NULL;
+    ml_random random;
+    ml_random_seed(&random, 5);
+    CHECK(create_model(&config, type, &random, NULL, &model, &failure) == ML_OK);
+    CHECK(ml_model_save(model, in_folder("model.gguf"), &desc, &failure) == ML_OK);
+    ml_model_free(model);
+    return read_file(in_folder("model.gguf"));
+}
+
+/* Where the tensor's data is in the file. */
+static unsigned char *data_in(const bytes *file, const char *name) {
+    ml_archive *archive = NULL;
+    CHECK(ml_archive_load_memory(file->data, file->size, NULL, &archive, &failure) == ML_OK);
+    const ml_array *array = ml_archive_find_array(archive, name);
+    CHECK(array != NULL);
+    size_t at = (size_t)((const unsigned char *)array->data - file->data);
+    ml_archive_free(archive);
+    return file->data + at;
+}
+
+static ml_result load_as(const bytes *file, ml_type type, int unchecked, ml_model **model) {
+    ml_model_load_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.type = type;
+    desc.unchecked = unchecked;
+    return ml_model_load_memory(file->data, file->size, &desc, model, &failure);
+}
+
+/* Infinities and NaN of each type, at the beginning, in the middle and at the end of a matrix (64, 64). Those of blocks
+   are in their scale, and the first number of the block is named. */
+TEST(weights_that_are_not_finite) {
+    static const struct {
+        ml_type type;
+        unsigned value; /* its upper half in F32 */
+    } kinds[] = {{ML_F32, 0x7f80},  {ML_F32, 0xff80},  {ML_F32, 0x7fc0},  {ML_F32, 0x7f81},
+                 {ML_F16, 0x7c00},  {ML_F16, 0xfc00},  {ML_F16, 0x7e00},  {ML_BF16, 0x7f80},
+                 {ML_BF16, 0xff80}, {ML_BF16, 0xffff}, {ML_Q8_0, 0x7c00}, {ML_Q8_0, 0xfe01},
+                 {ML_Q4_0, 0xfc00}, {ML_Q4_0, 0x7c01}};
+    static const size_t indices[] = {0, 3 * 64 + 5, 3 * 64 + 37, 64 * 64 - 1};
+    size_t i, k;
+    for (i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        for (k = 0; k < 4; k++) {
+            size_t block = ml_type_block(kinds[i].type), index = indices[k] / block * block;
+            bytes file = model_file(kinds[i].type);
+            unsigned char *at =
+                data_in(&file, "blk.0.ffn_down.weight") + ml_type_row_bytes(kinds[i].type, index);
+            ml_model *model = NULL;
+            char words[64];
+            if (kinds[i].type == ML_F32) at += 2;
+            at[0] = (unsigned char)(kinds[i].value & 255), at[1] = (unsigned char)(kinds[i].value >> 8);
+            snprintf(words, sizeof words, "blk.0.ffn_down.weight: number (%d, %d) is not finite",
+                     (int)index / 64, (int)index % 64);
+            CHECK(load_as(&file, ML_TYPE_NONE, 0, &model) == ML_ERROR_NUMBER && strstr(failure.text, words));
+            CHECK(!model);
+            CHECK(load_as(&file, kinds[i].type == ML_F32 ? ML_F16 : ML_F32, 0, &model) == ML_ERROR_NUMBER &&
+                  strstr(failure.text, words));
+            CHECK(load_as(&file, ML_TYPE_NONE, 1, &model) == ML_OK);
+            ml_model_free(model);
+            free_bytes(&file);
+        }
+}
+
+/* What was not looked at when it was loaded shows where it is used. */
+TEST(results_that_are_not_finite) {
+    static const int32_t tokens[] = {1, 2, 3};
+    static const ml_batch batch = {.tokens = tokens, .n_tokens = 3};
+    bytes file = model_file(ML_F32);
+    unsigned char *at = data_in(&file, "output_norm.weight");
+    float embedding[64], log_probs[2];
+    ml_head_create_desc top = {.n_classes = 2};
+    ml_generate_desc generate = {.prompt_ids = {tokens, 3}, .max_new_tokens = 2};
+    ml_likelihood_desc scored = {.context_ids = {tokens, 1}, .continuation_ids = {tokens + 1, 2}};
+    ml_save_desc save = save_as(ML_GGUF, ML_F16);
+    ml_likelihood likelihood;
+    ml_model *model = NULL;
+    ml_session *session = NULL;
+    ml_head *head = NULL;
+    ml_random random;
+    at[2] = 0xc0, at[3] = 0x7f; /* NaN */
+    ml_random_seed(&random, 1);
+    generate.sampler.random = top.random = &random;
+    CHECK(load_as(&file, ML_TYPE_NONE, 0, &model) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text, "output_norm.weight: number (0, 0) is not finite"));
+    REQUIRE(load_as(&file, ML_TYPE_NONE, 1, &model) == ML_OK);
+    REQUIRE(ml_session_new(model, NULL, &session, &failure) == ML_OK);
+    REQUIRE(ml_head_create(model, &top, &head, &failure) == ML_OK);
+    CHECK(ml_session_generate(session, &generate, NULL, &failure) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text, "the logits after 3 tokens are not finite"));
+    generate.sampler.temperature = 1;
+    CHECK(ml_session_generate(session, &generate, NULL, &failure) == ML_ERROR_NUMBER);
+    CHECK(ml_session_likelihood(session, &scored, &likelihood, &failure) == ML_ERROR_NUMBER);
+    CHECK(ml_session_embed(session, &batch, NULL, embedding, &failure) == ML_ERROR_NUMBER);
+    CHECK(ml_head_eval(head, session, &batch, log_probs, &failure) == ML_ERROR_NUMBER);
+    CHECK(ml_model_save(model, in_folder("not.gguf"), &save, &failure) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text, "output_norm.weight: number (0, 0) is not finite"));
+    CHECK(!exists(in_folder("not.gguf")) && !exists(in_folder("not.gguf.tmp")));
+    ml_head_free(head);
+    ml_session_free(session);
+    ml_model_free(model);
+    free_bytes(&file);
+}
+
+/* Finite numbers that a type cannot hold: the largest that still rounds to one of its numbers, and the next. In blocks
+   it is the scale that has no room: 127 and 8 of them are the largest. */
+TEST(numbers_too_large_for_a_type) {
+    static const struct {
+        ml_type type;
+        float fits, too_large;
+        const char *words;
+    } rows[] = {{ML_F16, 65519.99f, 65520, "(3, 5) is too large for F16; try BF16"},
+                {ML_BF16, 3.39e38f, 3.4e38f, "(3, 5) is too large for BF16; try F32"},
+                {ML_Q8_0, 127 * 65519.99f, 127 * 65520.0f, "(3, 5) is too large for Q8_0; try BF16"},
+                {ML_Q4_0, -8 * 65519.99f, -8 * 65520.0f, "(3, 5) is too large for Q4_0; try BF16"}};
+    bytes file = model_file(ML_F32);
+    unsigned char *at = data_in(&file, "blk.0.ffn_down.weight") + (3 * 64 + 5) * sizeof(float);
+    size_t i;
+    for (i = 0; i < sizeof rows / sizeof *rows; i++) {
+        ml_save_desc desc = save_as(ML_GGUF, rows[i].type);
+        ml_model *model = NULL;
+        memcpy(at, &rows[i].fits, sizeof(float));
+        CHECK(load_as(&file, rows[i].type, 0, &model) == ML_OK);
+        ml_model_free(model);
+        CHECK(load_as(&file, ML_TYPE_NONE, 0, &model) == ML_OK);
+        CHECK(ml_model_save(model, in_folder("fits.gguf"), &desc, &failure) == ML_OK);
+        ml_model_free(model);
+        memcpy(at, &rows[i].too_large, sizeof(float));
+        CHECK(load_as(&file, rows[i].type, 0, &model) == ML_ERROR_NUMBER &&
+              strstr(failure.text, rows[i].words));
+        CHECK(strstr(failure.text, "tensor blk.0.ffn_down.weight"));
+        CHECK(load_as(&file, ML_TYPE_NONE, 0, &model) == ML_OK);
+        CHECK(ml_model_save(model, in_folder("not.gguf"), &desc, &failure) == ML_ERROR_NUMBER);
+        CHECK(strstr(failure.text, rows[i].words) && strstr(failure.text, "tensor blk.0.ffn_down.weight"));
+        CHECK(!exists(in_folder("not.gguf")) && !exists(in_folder("not.gguf.tmp")));
+        ml_model_free(model);
+    }
+    free_bytes(&file);
+}
+
+/* The same for adapters and heads, in one file. */
+TEST(adapters_and_heads_that_are_not_finite) {
+    ml_lora_create_desc thin = {.rank = 2};
+    ml_head_create_desc top = {.n_classes = 2};
+    bytes file = model_file(ML_F32), adapter;
+    ml_save_desc desc = save_as(ML_GGUF, ML_F16);
+    ml_model *model = NULL;
+    ml_lora *lora = NULL;
+    ml_head *head = NULL;
+    ml_random random;
+    float *number;
+    ml_random_seed(&random, 1);
+    thin.random = top.random = &random;
+    REQUIRE(load_as(&file, ML_TYPE_NONE, 0, &model) == ML_OK);
+    REQUIRE(ml_lora_create(model, &thin, &lora, &failure) == ML_OK);
+    REQUIRE(ml_head_create(model, &top, &head, &failure) == ML_OK);
+    desc.head = head;
+    number = (float *)lora->tensors[1].data + 3;
+    *number = 1e5f;
+    CHECK(ml_lora_save(lora, model, in_folder("not.gguf"), &desc, &failure) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text,
+                 "tensor blk.0.attn_q.weight.lora_b: number (1, 1) is too large for F16; try BF16"));
+    *number = 1;
+    number = (float *)head->weight.data + 64 + 7;
+    *number = 1e5f; /* a head is saved as F32 */
+    CHECK(ml_lora_save(lora, model, in_folder("adapter.gguf"), &desc, &failure) == ML_OK);
+    ml_lora_free(lora), ml_head_free(head);
+    adapter = read_file(in_folder("adapter.gguf"));
+    memset(data_in(&adapter, "blk.0.attn_q.weight.lora_b") + 6, 0xff, 2);
+    memset(data_in(&adapter, "cls.output.weight") + 4 * 71, 0xff, 4);
+    CHECK(ml_lora_load_memory(adapter.data, adapter.size, model, NULL, &lora, &failure) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text, "tensor blk.0.attn_q.weight.lora_b: number (1, 1) is not finite") && !lora);
+    CHECK(ml_head_load_memory(adapter.data, adapter.size, model, NULL, &head, &failure) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text, "tensor cls.output.weight: number (1, 7) is not finite") && !head);
+    ml_model_free(model);
+    free_bytes(&adapter), free_bytes(&file);
+}
+
 int main(void) {
+    if (!folder_begin("hostile")) return 1;
     RUN(cut_at_every_byte);
     RUN(cut_file_tells_what_it_needs);
     RUN(every_byte_damaged);
@@ -784,5 +977,10 @@ int main(void) {
     RUN(safetensors_that_lie);
     RUN(json_nested_deeply);
     RUN(bins_that_lie);
+    RUN(weights_that_are_not_finite);
+    RUN(results_that_are_not_finite);
+    RUN(numbers_too_large_for_a_type);
+    RUN(adapters_and_heads_that_are_not_finite);
+    if (!folder_end()) return 1;
     return test_report("test_hostile");
 }

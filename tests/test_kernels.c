@@ -193,6 +193,40 @@ static double ulps(float value, double exact) {
     return fabs((double)value - exact) / ldexp(1.0, exponent - 24 > -149 ? exponent - 24 : -149);
 }
 
+/* What is not finite is found wherever it is among numbers that are nearly so, in any number of them. */
+TEST(finding_what_is_not_finite) {
+    enum { MOST = 2100 };
+    static float x[MOST];
+    static uint16_t halves[MOST], brains[MOST];
+    static const size_t sizes[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 1023, 1024, 1025, 2047, 2048, 2049, MOST};
+    size_t s, i, step;
+    for (i = 0; i < MOST; i++) {
+        x[i] = mli_bits_float(i % 3 == 0 ? 0x7f7fffffu : i % 3 == 1 ? 0xff7fffffu : 0x807fffffu);
+        halves[i] = (uint16_t)(i % 3 == 0 ? 0x7bff : i % 3 == 1 ? 0xfbff : 0x83ff);
+        brains[i] = (uint16_t)(i % 3 == 0 ? 0x7f7f : i % 3 == 1 ? 0xff7f : 0x807f);
+    }
+    for (s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        size_t n = sizes[s];
+        CHECK(mli_find_not_finite(ML_F32, x, n) == n && mli_find_beyond(x, n, 0x7f800000u) == n);
+        CHECK(mli_find_not_finite(ML_F16, halves, n) == n && mli_find_not_finite(ML_BF16, brains, n) == n);
+        for (i = 0; i < n; i += step) {
+            float was = x[i];
+            uint16_t half = halves[i], brain = brains[i];
+            step = n > 9 && i > 4 && i + 9 < n && i != 1016 ? 4 : 1;
+            x[i] = mli_bits_float(i % 2 ? 0x7f800000u : 0xff800001u);
+            halves[i] = (uint16_t)(i % 2 ? 0x7c00 : 0xfc01);
+            brains[i] = (uint16_t)(i % 2 ? 0x7f80 : 0xff81);
+            CHECK(mli_find_not_finite(ML_F32, x, n) == i && mli_find_beyond(x, n, 0x7f800000u) == i);
+            CHECK(mli_find_not_finite(ML_F16, halves, n) == i &&
+                  mli_find_not_finite(ML_BF16, brains, n) == i);
+            CHECK(mli_find_not_finite(ML_F32, x, i) == i && mli_find_not_finite(ML_F16, halves, i) == i);
+            x[i] = was, halves[i] = half, brains[i] = brain;
+        }
+    }
+    CHECK(mli_is_finite(1.7976931348623157e308) && mli_is_finite(-4.9e-324) && mli_is_finite(0));
+    CHECK(!mli_is_finite(HUGE_VAL) && !mli_is_finite(-HUGE_VAL) && !mli_is_finite((double)NAN));
+}
+
 TEST(exponential) {
     uint32_t bits, sign;
     double worst = 0;
@@ -599,6 +633,7 @@ int main(void) {
     RUN(lanes);
     RUN(transposing);
     RUN(halves);
+    RUN(finding_what_is_not_finite);
     RUN(exponential);
     RUN(vector_kernels);
     RUN(maximum);

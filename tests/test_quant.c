@@ -2,7 +2,10 @@
    loops. Integer sums are exact, so kernels and loops may differ only in the order in which floats are added. */
 #define MINILLAMA_IMPLEMENTATION
 #include "preamble.h"
+#include "folder.h"
+#include "models.h"
 #include "pages.h"
+#include "shared.h"
 
 #define UNIT 5.9604645e-8 /* 2^-24, half a unit in the last place of a float */
 
@@ -46,7 +49,7 @@ typedef struct problem {
    */
 static problem make_problem(ml_type type, size_t m, size_t n, size_t k) {
     problem p;
-    size_t i, bytes = mli_type(type)->bytes;
+    size_t i, block_bytes = mli_type(type)->bytes;
     p.type = type, p.m = m, p.n = n, p.k = k;
     p.w_bytes = n * ml_type_row_bytes(type, k);
     p.q_bytes = mli_integer_bytes(m, k);
@@ -55,7 +58,7 @@ static problem make_problem(ml_type type, size_t m, size_t n, size_t k) {
     p.memory = guard(p.q_bytes);
     for (i = 0; i < m * k; i++) p.x[i] = ml_random_normal(&state);
     for (i = 0; i < p.w_bytes; i++) p.w[i] = (uint8_t)ml_random_u64(&state);
-    for (i = 0; i < p.w_bytes; i += bytes) mli_store_scale(p.w + i, 0.01f * ml_random_normal(&state));
+    for (i = 0; i < p.w_bytes; i += block_bytes) mli_store_scale(p.w + i, 0.01f * ml_random_normal(&state));
     p.q = mli_integer_quantize(NULL, p.x, m, k, p.memory);
     return p;
 }
@@ -68,13 +71,13 @@ static void end_problem(problem *p) {
 
 /* x . w^T for one output from the quantized x in doubles, and in *size the sum of all magnitudes. */
 static double exact(const problem *p, size_t row_x, size_t row_w, double *size) {
-    size_t blocks = p->k / 32, bytes = mli_type(p->type)->bytes, b;
+    size_t blocks = p->k / 32, block_bytes = mli_type(p->type)->bytes, b;
     const mli_block_x *x = p->q.q + row_x * blocks;
     const float *x_scale = p->q.scale + row_x * blocks;
-    const uint8_t *w = p->w + row_w * blocks * bytes;
+    const uint8_t *w = p->w + row_w * blocks * block_bytes;
     double sum = 0;
     *size = 0;
-    for (b = 0; b < blocks; b++, w += bytes) {
+    for (b = 0; b < blocks; b++, w += block_bytes) {
         double scale = (double)mli_load_scale(w) * (double)x_scale[b];
         double dot = 0,
                all = 0; /* in doubles: gcc 12 makes wrong code of this loop in ints with AVX512-VNNI at -O3 */
@@ -126,12 +129,12 @@ static void multiply_all(const problem *p, const ml_threads *threads, float *y) 
 
 /* The same in plain loops of floats. */
 static void plain_rows(const problem *p, float *y, size_t stride) {
-    size_t blocks = p->k / 32, bytes = mli_type(p->type)->bytes, i, row, b;
+    size_t blocks = p->k / 32, block_bytes = mli_type(p->type)->bytes, i, row, b;
     for (i = 0; i < p->m; i++)
         for (row = 0; row < p->n; row++) {
-            const uint8_t *w = p->w + row * blocks * bytes;
+            const uint8_t *w = p->w + row * blocks * block_bytes;
             float sum = 0;
-            for (b = 0; b < blocks; b++, w += bytes) {
+            for (b = 0; b < blocks; b++, w += block_bytes) {
                 float q[32], dot = 0;
                 int j;
                 mli_dequantize_row(p->type, w, q, 32);
@@ -266,28 +269,28 @@ TEST(rows_do_not_depend_on_position) {
 
 /* Fills all blocks with one byte, and all of x with one value per position. */
 static void fill(problem *p, float scale, int byte, float even, float odd) {
-    size_t i, bytes = mli_type(p->type)->bytes;
+    size_t i, block_bytes = mli_type(p->type)->bytes;
     memset(p->w, byte, p->w_bytes);
-    for (i = 0; i < p->w_bytes; i += bytes) mli_store_scale(p->w + i, scale);
+    for (i = 0; i < p->w_bytes; i += block_bytes) mli_store_scale(p->w + i, scale);
     for (i = 0; i < p->m * p->k; i++) p->x[i] = i % 2 ? odd : even;
     p->q = mli_integer_quantize(NULL, p->x, p->m, p->k, p->memory);
 }
 
 /* The largest sums there are. Blocks of x are +-127 with scale 1, all numbers are small integers: exact. */
 TEST(extremes) {
-    static const int bytes[] = {0x80, 0x7f, 0x81, 0xff, 0x00, 0x08, 0xf0, 0x0f};
+    static const int fills[] = {0x80, 0x7f, 0x81, 0xff, 0x00, 0x08, 0xf0, 0x0f};
     size_t b, t, i;
     int s;
     ml_threads threads = n_threads(1);
     for (t = 0; t < 2; t++)
-        for (b = 0; b < sizeof bytes / sizeof *bytes; b++)
+        for (b = 0; b < sizeof fills / sizeof *fills; b++)
             for (s = 0; s < 4; s++) {
                 problem p = make_problem(types[t], 6, 5, 96);
                 float y[30], even = s & 1 ? 127.0f : -127.0f, odd = s & 2 ? 127.0f : -127.0f;
-                int low = (bytes[b] & 15) - 8, high = (bytes[b] >> 4) - 8, q = (int8_t)bytes[b];
+                int low = (fills[b] & 15) - 8, high = (fills[b] >> 4) - 8, q = (int8_t)fills[b];
                 float expected = 48 * (even + odd) * (float)q;
                 if (types[t] == ML_Q4_0) expected = 24 * (even + odd) * (float)(low + high);
-                fill(&p, 1, bytes[b], even, odd);
+                fill(&p, 1, fills[b], even, odd);
                 multiply_rows(&p, y, 0, p.n, p.q, p.n);
                 for (i = 0; i < p.m * p.n; i++) CHECK(y[i] == expected);
                 multiply_all(&p, &threads, y);
@@ -430,7 +433,169 @@ TEST(against_floats) {
     }
 }
 
+/* ---- types that are only read ---- */
+
+#ifdef ML_NO_K_QUANTS
+#define READABLE ML_ERROR_UNSUPPORTED
+#else
+#define READABLE ML_OK
+#endif
+
+/* A block of each: byte i is 37 i + 11, but the scale is 1/16 and the offset 1/32, so that all numbers are exact.
+   Expected are number 1, the last, and the sum of i + 1 times number i, from numpy code written after the layouts. */
+TEST(blocks_that_are_only_read) {
+    static const struct {
+        ml_type type;
+        int n, block_bytes, scale, offset;
+        double second, last, sum;
+    } rows[] = {{ML_Q4_1, 32, 20, 0, 2, 0.28125, 0.78125, 265.4375},
+                {ML_Q5_0, 32, 22, 0, -1, -0.125, 0.0625, 7.0},
+                {ML_Q5_1, 32, 24, 0, 2, 1.53125, 0.34375, 510.3125},
+                {ML_Q2_K, 256, 84, 80, 82, 0.0, 0.28125, 15195.625},
+                {ML_Q3_K, 256, 110, 108, -1, -6.75, 2.625, 11071.5625},
+                {ML_Q4_K, 256, 144, 0, 2, -1.59375, 3.03125, 473302.5},
+                {ML_Q5_K, 256, 176, 0, 2, -1.59375, 6.78125, 1001715.5},
+                {ML_Q6_K, 256, 210, 208, -1, 106.0, -3.75, 49026.25},
+                {ML_IQ4_NL, 32, 18, 0, -1, 1.5625, 0.0625, -432.4375},
+                {ML_IQ4_XS, 256, 136, 0, -1, -0.0625, -1.0, -130695.875}};
+    size_t r, i;
+    for (r = 0; r < sizeof rows / sizeof *rows; r++) {
+        size_t n = (size_t)rows[r].n, block_bytes = (size_t)rows[r].block_bytes, copy;
+        uint8_t *blocks = (uint8_t *)guard(2 * block_bytes);
+        float *x = (float *)guard(2 * n * sizeof *x);
+        double sum = 0;
+        CHECK(ml_type_block(rows[r].type) == n && ml_type_row_bytes(rows[r].type, n) == block_bytes);
+        for (copy = 0; copy < 2; copy++) {
+            uint8_t *block = blocks + copy * block_bytes;
+            for (i = 0; i < block_bytes; i++) block[i] = (uint8_t)(37 * i + 11);
+            mli_store_scale(block + rows[r].scale, 0.0625f);
+            if (rows[r].offset >= 0) mli_store_scale(block + rows[r].offset, 0.03125f);
+        }
+        CHECK(ml_type_convert(ML_F32, x, rows[r].type, blocks, 2 * n) == READABLE);
+        if (READABLE == ML_OK) {
+            for (i = 0; i < n; i++) sum += (double)(i + 1) * (double)x[i];
+            CHECK(x[1] == (float)rows[r].second && x[n - 1] == (float)rows[r].last && sum == rows[r].sum);
+            CHECK(!memcmp(x, x + n, n * sizeof *x));
+            CHECK(ml_type_convert(rows[r].type, blocks, ML_F32, x, n) == ML_ERROR_ARGUMENT); /* only read */
+        }
+        release(blocks, 2 * block_bytes);
+        release(x, 2 * n * sizeof *x);
+    }
+}
+
+/* A model file (dim 256) of type Q4_0 whose output is turned into Q6_K, as llama.cpp writes them: the output becomes
+   F32 in the model's memory, everything else is used where it is. */
+static bytes q4_0_file_with_q6_k_output(size_t *output) {
+    static const ml_config config = {.dim = 256,
+                                     .hidden_dim = 256,
+                                     .n_layers = 1,
+                                     .n_heads = 2,
+                                     .n_kv_heads = 2,
+                                     .vocab_size = 48,
+                                     .max_seq_len = 16};
+    static const char name[] = "\15\0\0\0\0\0\0\0output.weight";
+    ml_save_desc desc = save_as(ML_GGUF, ML_Q4_0);
+    ml_model *model = NULL;
+    ml_archive *archive = NULL;
+    size_t at = 0, i;
+    bytes file;
+    CHECK(create_model(&config, ML_Q4_0, &state, NULL, &model, NULL) == ML_OK);
+    CHECK(ml_model_save(model, in_folder("q4_0.gguf"), &desc, NULL) == ML_OK);
+    ml_model_free(model);
+    file = read_file(in_folder("q4_0.gguf"));
+    CHECK(ml_archive_load_memory(file.data, file.size, NULL, &archive, NULL) == ML_OK);
+    *output = (size_t)((const uint8_t *)ml_archive_find_array(archive, "output.weight")->data - file.data);
+    ml_archive_free(archive);
+    while (memcmp(file.data + at, name, sizeof name - 1) != 0) at++;
+    CHECK(file.data[at + sizeof name - 1 + 20] == 8); /* Q8_0 */
+    file.data[at + sizeof name - 1 + 20] = 14;
+    for (i = 0; i < 48 * 210; i++) file.data[*output + i] = (uint8_t)ml_random_u64(&state);
+    for (i = 0; i < 48; i++) mli_store_scale(file.data + *output + i * 210 + 208, 1e-4f);
+    return file;
+}
+
+TEST(q4_0_with_q6_k_output) {
+    static const int32_t tokens[3] = {1, 20, 47};
+    static const ml_batch batch = {.tokens = tokens, .n_tokens = 3};
+    size_t output, i, j, k;
+    bytes file = q4_0_file_with_q6_k_output(&output);
+    float hidden[3 * 256], logits[3 * 48], row[256];
+    ml_outputs outputs = {NULL, 0, hidden, logits};
+    ml_model *model = NULL;
+    ml_session *session = NULL;
+    ml_error error;
+    if (READABLE != ML_OK) {
+        CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_ERROR_UNSUPPORTED);
+        CHECK(strstr(error.text, "output.weight is of type Q6_K, which ML_NO_K_QUANTS left out"));
+        free_bytes(&file);
+        return;
+    }
+    REQUIRE(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_OK);
+    CHECK(tensor_named(model, "output.weight")->type == ML_F32);
+    CHECK(tensor_named(model, "blk.0.attn_q.weight")->type == ML_Q4_0);
+    CHECK((const uint8_t *)tensor_named(model, "blk.0.attn_q.weight")->data > file.data &&
+          (const uint8_t *)tensor_named(model, "blk.0.attn_q.weight")->data < file.data + file.size);
+    REQUIRE(ml_session_new(model, NULL, &session, &error) == ML_OK);
+    CHECK(ml_session_eval_batch(session, &batch, &outputs, &error) == ML_OK);
+    for (i = 0; i < 48; i++) {
+        mli_dequantize_row(ML_Q6_K, file.data + output + i * 210, row, 256);
+        for (j = 0; j < 3; j++) {
+            double sum = 0, size = 0;
+            for (k = 0; k < 256; k++) {
+                sum += (double)row[k] * (double)hidden[j * 256 + k];
+                size += fabs((double)row[k] * (double)hidden[j * 256 + k]);
+            }
+            CHECK_NEAR(logits[j * 48 + i], sum, 256 * UNIT * size, 0); /* any order of 256 sums */
+        }
+    }
+    ml_session_free(session);
+    ml_model_free(model);
+    file.data[output + 7 * 210 + 208] = 0, file.data[output + 7 * 210 + 209] = 0x7c; /* an infinite scale */
+    CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_ERROR_NUMBER);
+    CHECK(strstr(error.text, "tensor output.weight: number (7, 0) is not finite"));
+    free_bytes(&file);
+}
+
+/* Files of llama.cpp's own tool, which mixes types, and logits by PyTorch from the dequantized weights. Both compute in
+   F32, in another order: 1e-4 is some ten times what that makes of logits of this size. */
+TEST(files_of_llama_quantize) {
+    static const char *const names[] = {"Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K",
+                                        "Q4_1", "Q5_0",   "Q5_1",   "IQ4_NL", "IQ4_XS"};
+    static const int32_t row_start[] = {0, 24, 48};
+    ml_archive *reference = NULL;
+    size_t n_tokens, n, i;
+    int32_t *tokens;
+    float *logits;
+    NEED_SHARED();
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    REQUIRE(ml_archive_load(shared_path("reference/modern.pt"), NULL, &reference, NULL) == ML_OK);
+    tokens = shared_tokens(reference, "tokens", &n_tokens);
+    REQUIRE(tokens && n_tokens == 48);
+    logits = (float *)malloc(48 * 512 * sizeof *logits);
+    for (i = 0; i < sizeof names / sizeof *names; i++) {
+        ml_batch batch = {.tokens = tokens, .n_tokens = 48, .row_start = row_start, .n_rows = 2};
+        ml_outputs outputs = {NULL, 0, NULL, logits};
+        float *expected = shared_floats(reference, names[i], &n);
+        ml_model *model = NULL;
+        ml_session *session = NULL;
+        char path[64];
+        snprintf(path, sizeof path, "models/modern/quant-%s.gguf", names[i]);
+        REQUIRE(expected && n == 48 * 512);
+        REQUIRE(ml_model_load(shared_path(path), NULL, &model, NULL) == ML_OK);
+        REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
+        CHECK(ml_session_eval_batch(session, &batch, &outputs, NULL) == ML_OK);
+        CHECK(max_difference(logits, expected, n) <= 1e-4);
+        free(expected);
+        ml_session_free(session);
+        ml_model_free(model);
+    }
+    free(tokens);
+    free(logits);
+    ml_archive_free(reference);
+}
+
 int main(void) {
+    if (!folder_begin("quant")) return 1;
     ml_random_seed(&state, 7);
     RUN(activations);
     RUN(strange_activations);
@@ -443,5 +608,9 @@ int main(void) {
     RUN(many_does_not_depend_on_threads_or_position);
     RUN(many_work_grows);
     RUN(against_floats);
+    RUN(blocks_that_are_only_read);
+    RUN(q4_0_with_q6_k_output);
+    RUN(files_of_llama_quantize);
+    if (!folder_end()) return 1;
     return test_report("quant");
 }
