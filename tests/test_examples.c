@@ -367,6 +367,31 @@ TEST(tools_try_outputs_first) {
     refuses("convert", arguments, "config.json is also read (next to IN)");
 }
 
+/* ---- train_tokenizer ---- */
+
+/* A text as Windows writes it gives the same tokenizer. */
+TEST(tokenizer_of_a_windows_text) {
+    static const char *const lines[] = {"Tom had a ball.", "He lost it in the park.", "Anna found it there."};
+    bytes plain = {NULL, 0, 0}, windows = {NULL, 0, 0};
+    char arguments[2048];
+    put_literal(&windows, "\xef\xbb\xbf");
+    for (int i = 0; i < 30; i++) {
+        put_text(&plain, lines[i % 3]), put_literal(&plain, "\n");
+        put_text(&windows, lines[i % 3]), put_literal(&windows, "\r\n");
+    }
+    write_file(in_folder("plain.txt"), plain.data, plain.size);
+    write_file(in_folder("windows.txt"), windows.data, windows.size);
+    free_bytes(&plain);
+    free_bytes(&windows);
+    snprintf(arguments, sizeof arguments, "--vocab_size 290 '%s'%s", in_folder("plain.txt"),
+             flag("--output", "plain.model"));
+    REQUIRE(runs("train_tokenizer", arguments, ""));
+    snprintf(arguments, sizeof arguments, "--vocab_size 290 '%s'%s", in_folder("windows.txt"),
+             flag("--output", "windows.model"));
+    REQUIRE(runs("train_tokenizer", arguments, ""));
+    CHECK(same_files("plain.model", "windows.model"));
+}
+
 /* ---- convert ---- */
 
 /* The logits of one token after two. */
@@ -469,6 +494,7 @@ int main(int argc, char **argv) {
     RUN(context_is_full);
     RUN(outputs_are_tried_first);
     RUN(tools_try_outputs_first);
+    RUN(tokenizer_of_a_windows_text);
     RUN(merge_lora);
     RUN(help);
     RUN(errors);
