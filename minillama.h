@@ -7602,7 +7602,7 @@ static ml_result mli_gguf_find_list(const ml_archive *archive, const char *key, 
     return ML_OK;
 }
 
-/* The special ids. One of all ones, as llama.cpp's own converter writes it, means that there is none. */
+/* The special ids. One of all ones, as llama.cpp's own converter writes it, says that there is none. */
 static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
     static const int64_t fallbacks[MLI_TOKENIZER_IDS] = {1, 2, 0, -1, -1, -1};
     int32_t end_of_turn, end_of_message;
@@ -7612,7 +7612,8 @@ static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, 
     for (int i = 0; i < MLI_TOKENIZER_IDS; i++) {
         const ml_value *value = ml_archive_find_value(archive, mli_id_keys[i]);
         int is_list = i == 1 && value && value->kind == ML_VALUE_LIST; /* of eos: see mli_gguf_ends */
-        int64_t id = is_list ? -1 : !value ? fallbacks[i] : value->i == (int64_t)UINT32_MAX ? -1 : value->i;
+        int64_t id = value ? value->i : fallbacks[i];
+        if (is_list || id == (int64_t)UINT32_MAX || id == INT64_MAX) id = -1; /* 32 or 64 bits of ones */
         if (value && value->kind != ML_VALUE_INT && !is_list)
             return mli_fail(error, ML_ERROR_FORMAT, "key %s is no integer", mli_id_keys[i]);
         is_default[i] = !value; /* an end that has no piece is never drawn: no error */
@@ -7650,7 +7651,7 @@ static ml_result mli_gguf_flags(const ml_archive *archive, mli_vocabulary *v, ml
     v->adds_space_prefix = v->adds_bos = 1;
     for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) {
         const ml_value *value = ml_archive_find_value(archive, mli_flag_keys[i]);
-        if (value && value->kind != ML_VALUE_BOOL)
+        if (value && value->kind != ML_VALUE_BOOL && value->kind != ML_VALUE_INT)
             return mli_fail(error, ML_ERROR_FORMAT, "key %s is no bool", mli_flag_keys[i]);
         if (value) *flags[i] = value->i != 0;
     }
@@ -8402,6 +8403,7 @@ static void mli_try_json(mli_loader *loader, const char *name) {
     if (!result) {
         result = mli_json_values(loader->archive->private_part, name, file.data, file.size, NULL);
         mli_unmap_file(&loader->allocator, &file);
+        loader->archive->private_part->result = ML_OK; /* it is as it was */
     }
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
 }
