@@ -651,12 +651,9 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
    Richardson 2018, "SentencePiece"): start from single characters and merge the neighbors whose joint piece has the
    highest score (leftmost on a tie) until none is left; characters without a piece become bytes. */
 
-enum {                 /* flags of encoding */
-       ML_ADD_BOS = 1, /* bos in front; an error where the tokenizer has none */
-       ML_ADD_EOS = 2, /* eos at the end; likewise */
-       ML_ADD_SPECIAL =
-           4 /* bos and eos where the tokenizer's file asks for them: what a model was trained on */
-};
+/* Flags of encoding: bos in front, eos at the end (ML_ERROR_ARGUMENT where the tokenizer has none); or whichever of
+   them the tokenizer's file asks for, which is what a model has seen in training. */
+enum { ML_ADD_BOS = 1, ML_ADD_EOS = 2, ML_ADD_SPECIAL = 4 };
 
 typedef enum ml_piece_kind { /* numbered as in GGUF */
                              ML_PIECE_NORMAL = 1,
@@ -741,8 +738,7 @@ typedef enum ml_start {
 } ml_start;
 
 typedef enum ml_overflow {
-    ML_OVERFLOW_ERROR =
-        0,            /* a prompt that does not fit is ML_ERROR_CONTEXT; new tokens stop (ML_STOP_CONTEXT) */
+    ML_OVERFLOW_ERROR = 0, /* ML_ERROR_CONTEXT if the prompt does not fit; new tokens end with the context */
     ML_OVERFLOW_SLIDE /* drop the oldest half of what follows bos, and go on (reads the kept half again) */
 } ml_overflow;
 
@@ -4751,9 +4747,9 @@ ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_enc
 /* ---- decoding ---- */
 
 /* Before a text begins, SentencePiece drops the space that a piece starts with, and only one: that is the space that
-   encoding put there. Dropping it begins the text, even where nothing else is in the piece; but where extra spaces are
-   removed, the text begins with the first byte that is shown. Control pieces begin nothing. A space may also be byte
-   32, where it has no piece. */
+   encoding put there. Dropping it begins the text, even where nothing else is in the piece; but where extra spaces
+   are removed, the text begins with the first byte that is shown. Control pieces begin nothing. A space may also be
+   byte 32, where it has no piece. */
 ML_DEF const char *ml_tokenizer_decode_token(const ml_tokenizer *tokenizer, int *has_begun, int32_t id,
                                              size_t *n_bytes) {
     const mli_tokenizer *t = tokenizer->private_part;
@@ -4964,7 +4960,7 @@ static ml_result mli_read_prompt(mli_session *s, const ml_generate_desc *desc, m
 static int mli_is_end(const ml_tokenizer *t, int32_t id) {
     int is_end = id == t->bos;
     for (int i = 0; i < t->n_ends; i++) is_end |= id == t->ends[i];
-    return is_end;
+    return is_end && id >= 0;
 }
 
 /* Whether the text of these tokens has begun (see ml_tokenizer_decode_token). */
@@ -9307,7 +9303,7 @@ static ml_result mli_gguf_find_list(const ml_archive *archive, const char *key, 
     return ML_OK;
 }
 
-/* The special ids. One of all ones, as llama.cpp's own converter writes it, means that there is none. */
+/* The special ids. One of all ones, as llama.cpp's own converter writes it, says that there is none. */
 static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
     static const int64_t fallbacks[MLI_TOKENIZER_IDS] = {1, 2, 0, -1, -1, -1};
     int32_t end_of_turn, end_of_message;
@@ -9317,7 +9313,8 @@ static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, 
     for (int i = 0; i < MLI_TOKENIZER_IDS; i++) {
         const ml_value *value = ml_archive_find_value(archive, mli_id_keys[i]);
         int is_list = i == 1 && value && value->kind == ML_VALUE_LIST; /* of eos: see mli_gguf_ends */
-        int64_t id = is_list ? -1 : !value ? fallbacks[i] : value->i == (int64_t)UINT32_MAX ? -1 : value->i;
+        int64_t id = value ? value->i : fallbacks[i];
+        if (is_list || id == (int64_t)UINT32_MAX || id == INT64_MAX) id = -1; /* 32 or 64 bits of ones */
         if (value && value->kind != ML_VALUE_INT && !is_list)
             return mli_fail(error, ML_ERROR_FORMAT, "key %s is no integer", mli_id_keys[i]);
         is_default[i] = !value; /* an end that has no piece is never drawn: no error */
@@ -9355,7 +9352,7 @@ static ml_result mli_gguf_flags(const ml_archive *archive, mli_vocabulary *v, ml
     v->adds_space_prefix = v->adds_bos = 1;
     for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) {
         const ml_value *value = ml_archive_find_value(archive, mli_flag_keys[i]);
-        if (value && value->kind != ML_VALUE_BOOL)
+        if (value && value->kind != ML_VALUE_BOOL && value->kind != ML_VALUE_INT)
             return mli_fail(error, ML_ERROR_FORMAT, "key %s is no bool", mli_flag_keys[i]);
         if (value) *flags[i] = value->i != 0;
     }
@@ -10556,8 +10553,8 @@ static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
     return NULL;
 }
 
-/* Adds a JSON file beside the model to the archive's values, if there is one that can be read: what it says is of use,
-   but not needed. */
+/* Adds a JSON file beside the model to the archive's values, if there is one that can be read: what it says is of
+   use, but not needed. */
 static void mli_try_json(mli_loader *loader, const char *name) {
     mli_file file;
     if (loader->result || !loader->path) return;
@@ -10567,12 +10564,13 @@ static void mli_try_json(mli_loader *loader, const char *name) {
     if (!result) {
         result = mli_json_values(loader->archive->private_part, name, file.data, file.size, NULL);
         mli_unmap_file(&loader->allocator, &file);
+        loader->archive->private_part->result = ML_OK; /* it is as it was */
     }
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
 }
 
-/* Hugging Face says in three files what tokenizer.model does not: eos_token_id, a number or a list, and whether a text
-   begins with bos and ends with eos. */
+/* Hugging Face says in three files what tokenizer.model does not: eos_token_id, a number or a list, and whether a
+   text begins with bos and ends with eos. */
 static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
     static const char *const ends[] = {MLI_CONFIG_JSON, MLI_GENERATION_JSON};
     static const char *const flags[] = {MLI_TOKENIZER_JSON ".add_bos_token",

@@ -850,19 +850,15 @@ TEST(plain_space_in_a_piece) {
 
 /* ---- what a file says about texts ---- */
 
-static void put_id(bytes *b, const char *name, uint32_t id) {
+static void put_typed(bytes *b, const char *name, unsigned type, uint64_t value, int size) {
     char key[64];
     snprintf(key, sizeof key, "tokenizer.ggml.%s", name);
-    gguf_key(b, key, 4);
-    put_uint(b, id, 4);
+    gguf_key(b, key, type);
+    put_uint(b, value, size);
 }
 
-static void put_flag(bytes *b, const char *name, int flag) {
-    char key[64];
-    snprintf(key, sizeof key, "tokenizer.ggml.%s", name);
-    gguf_key(b, key, 7);
-    put_uint(b, (uint64_t)flag, 1);
-}
+static void put_id(bytes *b, const char *name, uint32_t id) { put_typed(b, name, 4, id, 4); }
+static void put_flag(bytes *b, const char *name, int flag) { put_typed(b, name, 7, (uint64_t)flag, 1); }
 
 /* "ab" with these flags is ab, with bos and eos around it where there is one to be. */
 static int adds(const ml_tokenizer *t, int flags, int bos, int eos) {
@@ -889,6 +885,16 @@ TEST(flags_of_the_file_are_obeyed) {
         CHECK(adds(t, ML_ADD_SPECIAL | ML_ADD_BOS | ML_ADD_EOS, 1, 1)); /* and never twice */
         ml_tokenizer_free(t);
     }
+    bytes more = {NULL, 0, 0}; /* as other writers have them: a number for a flag, ids of 64 bits */
+    put_typed(&more, "add_bos_token", 0, 0, 1);
+    put_typed(&more, "add_eos_token", 4, 1, 4);
+    put_typed(&more, "bos_token_id", 11, FIRST, 8);
+    put_typed(&more, "eos_token_id", 2, 2, 2);
+    put_typed(&more, "padding_token_id", 10, UINT64_MAX, 8);
+    ml_tokenizer *t = load_and_free(write_gguf_with(&v, NO_IDS, 5, more));
+    REQUIRE(t);
+    CHECK(t->bos == FIRST && t->eos == 2 && t->padding == 3 && !t->adds_bos && t->adds_eos);
+    ml_tokenizer_free(t);
     free(v.pieces);
 }
 

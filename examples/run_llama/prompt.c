@@ -104,12 +104,14 @@ static int prompt_reference(sentiment *s, const reviews *set, const char *what) 
 
 /* The ids of text and label, with the bos that the tokenizer asks for; the caller frees them. */
 static int32_t *encode_with_label(const sentiment *s, const char *prompt, int label, int *n) {
+    const ml_tokenizer *tokenizer = s->model->tokenizer;
     const char *name = s->labels.name[label];
     buffer whole = {0};
     int32_t *ids = NULL;
     if (buffer_append(&whole, prompt, strlen(prompt)) && buffer_append(&whole, " ", 1) &&
         buffer_append(&whole, name, strlen(name)))
-        ids = encode(s->model->tokenizer, whole.bytes, ML_ADD_SPECIAL, n);
+        ids =
+            encode(tokenizer, whole.bytes, tokenizer->adds_bos ? ML_ADD_BOS : 0, n); /* no eos: it goes on */
     else
         no_memory("a text");
     buffer_free(&whole);

@@ -215,11 +215,13 @@ static int encode_row(review *row, const ml_tokenizer *tokenizer, const char *su
 }
 
 int reviews_encode(reviews *all, const ml_tokenizer *tokenizer, const char *suffix, int most) {
+    /* a sentence as the tokenizer's file wants it; but what the suffix makes a question goes on, without eos */
+    int flags = !*suffix ? ML_ADD_SPECIAL : tokenizer->adds_bos ? ML_ADD_BOS : 0;
     for (int i = 0; i < all->n; i++) {
         size_t size = strlen(all->rows[i].sentence) + strlen(suffix);
         char *text = (char *)malloc(size + 1);
         void *work = malloc(ml_tokenizer_encode_size(size));
-        ml_encode_desc room = {text, 0, ML_ADD_SPECIAL, work, ml_tokenizer_encode_size(size)};
+        ml_encode_desc room = {text, 0, flags, work, ml_tokenizer_encode_size(size)};
         int is_cut = 0;
         int ok = text && work ? encode_row(&all->rows[i], tokenizer, suffix, most, &room, &is_cut)
                               : no_memory("a row");
