@@ -5,7 +5,7 @@
 # which is removed at the end, also by a signal.
 export OMP_WAIT_POLICY=passive # waiting threads sleep: a busy machine or an emulator is slow enough
 if [ "$1" = --one ]; then
-    TMPDIR=$TMPDIR/$(basename "$2")
+    TMPDIR=$TMPDIR/$$ # short: paths are in messages
     export TMPDIR
     mkdir "$TMPDIR" || exit 1
     limit=$(command -v timeout >/dev/null && echo timeout 600)
@@ -22,7 +22,7 @@ if [ "$1" = --one ]; then
     exit 0
 fi
 
-TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/minillama-tests-XXXXXX") || exit 1
+TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/minillama-XXXXXX") || exit 1
 export TMPDIR
 clean_up() {
     [ -z "$all" ] || kill "$all"
