@@ -777,10 +777,10 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
 /* ==== >>archives ====
    Named tensors and named values, whatever the file: PyTorch .pt (dictionaries, lists and tuples give names joined by
    dots: "model.layers.0.attention.wq.weight"; a tuple at the top "0", "1"), GGUF, safetensors, llama2.c's .bin (under
-   the names of its own PyTorch code). Nothing in a file is executed: an object in a .pt is shown as a value that names
-   its class, and its attributes under dotted names ("args.lr"; those of a module as in its state dict). A key that
-   makes no name (a float, a tuple, a very long text) becomes "#" and its position. What cannot be read refuses a file
-   only if it is needed. */
+   the names of its own PyTorch code). Nothing in a file is executed: an object in a .pt is a value that names its
+   class, with its attributes under dotted names ("args.lr"; a module's tensors as in its state dict). A key that makes
+   no name (a float, a tuple, a very long text) becomes "#" and its position. What cannot be read is an error only if
+   it is needed. */
 
 #define ML_MAX_DIMS 8
 typedef struct ml_array {
@@ -6051,7 +6051,7 @@ static const struct mli_magic {
     {2, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch_legacy, NULL},
     {11, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch_legacy, NULL},
     {0, 27, "L119547037146038801333356L\n", mli_read_torch_legacy, NULL},
-    {257, 5, "ustar", NULL, "a tar archive (or a PyTorch file from before version 0.2: load and save it again there)"},
+    {257, 5, "ustar", NULL, "a tar archive: unpack it, or if PyTorch 0.1 wrote it, load and save it with a newer one"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "algg", NULL, "an adapter in llama.cpp's format from before GGUF (ggla): convert its PEFT original anew"},
@@ -7683,7 +7683,7 @@ static const mli_opcode mli_opcodes[] = {
     /* clang-format on */
 };
 
-/* Runs the pickle at the beginning of the bytes to its STOP. Returns the index of what it leaves; 0 after an error. */
+/* Runs the pickle at the beginning of the bytes to its STOP. Returns the index of what it leaves; 0: an error. */
 static uint32_t mli_pickle_run(mli_torch *torch, const unsigned char *data, size_t size) {
     unsigned char row[256] = {0}; /* of each code in the table */
     for (size_t i = 1; i < MLI_COUNT(mli_opcodes); i++) row[mli_opcodes[i].code] = (unsigned char)i;
@@ -8109,8 +8109,8 @@ static void mli_torch_read(mli_torch *torch) {
 }
 
 /* ---- the format of torch.save before version 1.6, and with _use_new_zipfile_serialization=False ----
-   Five pickles, one after another: a number, a version, facts about the machine, the object, and a list of the keys of
-   the storages. Then, in this order, each storage: its number of elements (8 bytes) and these. */
+   Five pickles, one after another: a number, a version, facts about the machine, the object, and a list of the
+   storages' keys. Then, in this order, each storage: its number of elements (8 bytes), and the elements. */
 
 /* Runs the pickle at *at and moves past it. */
 static uint32_t mli_legacy_pickle(mli_torch *torch, size_t *at) {
@@ -8714,15 +8714,17 @@ static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
    Hugging Face's safetensors: the length of a header (8 bytes), the header, data. The header is one JSON object,
    {"__metadata__": {"key": "text"}, "NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}. */
 
-/* A list of at most `most` integers that are not negative. Returns how many; 0 after an error. */
+/* A list of integers that are not negative, of which the first `most` are kept. Returns how many it has; 0 after an
+   error. */
 static int mli_json_sizes(mli_json *json, int64_t *sizes, int most) {
     int n = 0;
     mli_json_expect(json, '[', "a list is missing");
+    int64_t size;
     for (double f; mli_json_more(json, ']', n); n++) {
-        if (n == most)
-            mli_json_fail(json, "a list is too long");
-        else if (mli_json_peek(json), !mli_json_number(json, &sizes[n], &f) || sizes[n] < 0)
+        if (mli_json_peek(json), !mli_json_number(json, &size, &f) || size < 0 || n == INT_MAX)
             mli_json_fail(json, "a size is wrong");
+        else if (n < most)
+            sizes[n] = size;
     }
     return json->archive->result ? 0 : n;
 }
@@ -8752,12 +8754,20 @@ static void mli_safetensors_describe(mli_json *json, ml_array *array, int64_t ra
         mli_stop(archive, ML_ERROR_FORMAT, "tensor %s lacks dtype, shape or data_offsets", array->name);
 }
 
-/* A tensor; the data is the file from `base` on. */
+/* A tensor; the data is the file from `base` on. One of more than ML_MAX_DIMS dimensions is only named. */
 static void mli_safetensors_tensor(mli_json *json, const char *name, size_t length, size_t base) {
     mli_archive *archive = json->archive;
     ml_array *array = mli_add_array(archive, name, length);
     int64_t range[2] = {0, 0};
     mli_safetensors_describe(json, array, range);
+    if (archive->result) return;
+    if (array->n_dims > ML_MAX_DIMS) {
+        ml_value *value = mli_add_value(archive, name, length, ML_VALUE_OPAQUE);
+        value->s = array->type_name;
+        value->length = strlen(value->s);
+        archive->arrays.n--;
+        return;
+    }
     uint64_t bytes = mli_set_contiguous(archive, array), written = (uint64_t)range[1] - (uint64_t)range[0];
     if (array->type == ML_TYPE_NONE) bytes = written;
     if (range[1] < range[0] || written != bytes)

@@ -384,6 +384,22 @@ static ml_archive *open_pickle(const char *literal, size_t size, bytes *file) {
     return open_bytes(file);
 }
 
+/* An OrderedDict as Python 2 wrote it: a call with a list of pairs. What is no pair is passed over. */
+TEST(pairs) {
+    static const char dict[] = "\x80\2ccollections\nOrderedDict\n](](U\1aK\1eU\1bK\2\x86](U\1cK\3K\4e]U\1d"
+                               "aK\5N]U\1e](K"
+                               "\6K\7e\x86"
+                               "aU\1gK\x08\x86"
+                               "e\x85R.";
+    bytes file;
+    ml_archive *a = open_pickle(dict, sizeof dict - 1, &file);
+    REQUIRE(a);
+    CHECK(int_of(a, "a") == 1 && int_of(a, "b") == 2 && int_of(a, "c") == 3 && int_of(a, "g") == 8);
+    CHECK(a->n_values == 4);
+    ml_archive_free(a);
+    free_bytes(&file);
+}
+
 /* A module of modules, by its attributes: its tensors have the names of a state dict. */
 TEST(whole_modules) {
     bytes p, file;
@@ -548,9 +564,11 @@ TEST(pytorch_legacy) {
 /* ---- types that no weight has ---- */
 
 TEST(unknown_types) {
-    static const char header[] = "{\"c\":{\"dtype\":\"C64\",\"shape\":[2],\"data_offsets\":[0,16]},"
-                                 "\"f4\":{\"dtype\":\"F4\",\"shape\":[3,2],\"data_offsets\":[16,19]},"
-                                 "\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[20,24]}}";
+    static const char header[] =
+        "{\"c\":{\"dtype\":\"C64\",\"shape\":[2],\"data_offsets\":[0,16]},"
+        "\"f4\":{\"dtype\":\"F4\",\"shape\":[3,2],\"data_offsets\":[16,19]},"
+        "\"d\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]},"
+        "\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[20,24]}}";
     static const float five[] = {5};
     bytes data, file;
     ml_archive *a;
@@ -562,6 +580,7 @@ TEST(unknown_types) {
     a = open_bytes(&file);
     REQUIRE(a);
     CHECK(has_shape(a, "c", ML_TYPE_NONE, 1, 2, 0) && has_shape(a, "f4", ML_TYPE_NONE, 2, 3, 2));
+    CHECK(is_opaque(a, "d", "F32") && !ml_archive_find_array(a, "d") && a->n_arrays == 3);
     CHECK(strcmp(ml_archive_find_array(a, "c")->type_name, "C64") == 0 && has_floats(a, "w", five, 1));
     CHECK(strcmp(ml_archive_find_array(a, "w")->type_name, "F32") == 0);
     CHECK(ml_array_read_floats(ml_archive_find_array(a, "c"), floats, 2) == ML_ERROR_UNSUPPORTED);
@@ -1390,6 +1409,7 @@ int main(void) {
     RUN(pytorch_zip64);
     RUN(pickle_kinds);
     RUN(objects);
+    RUN(pairs);
     RUN(whole_modules);
     RUN(odd_keys);
     RUN(rebuild_functions);

@@ -49,6 +49,43 @@ static void print_value(const ml_value *value) {
     }
 }
 
+enum { SHOWN = 8 }; /* items of a list of plain values */
+
+/* The last part of a name, if it is a number of a list's item; else -1. *length: of what is in front of it. */
+static long item_of(const char *name, size_t *length) {
+    const char *dot = strrchr(name, '.');
+    char *end;
+    if (!dot || dot[1] < '0' || dot[1] > '9') return -1;
+    *length = (size_t)(dot - name) + 1;
+    long item = strtol(dot + 1, &end, 10);
+    return *end ? -1 : item;
+}
+
+/* How many values from i on are items of the same list, from SHOWN on: the states of random generators are long. */
+static size_t count_hidden(const ml_archive *archive, size_t i) {
+    size_t n = 0, length, first_length;
+    long first = item_of(archive->values[i].name, &first_length);
+    if (first < SHOWN) return 0;
+    for (; i + n < archive->n_values; n++) {
+        const char *name = archive->values[i + n].name;
+        if (item_of(name, &length) != first + (long)n || length != first_length ||
+            strncmp(name, archive->values[i].name, length) != 0)
+            break;
+    }
+    return n;
+}
+
+static void print_values(const ml_archive *archive) {
+    for (size_t i = 0, n; i < archive->n_values; i += n ? n : 1) {
+        n = count_hidden(archive, i);
+        if (n < 2) print_value(&archive->values[i]);
+        if (n < 2) continue;
+        printf("  ");
+        print_name(archive->values[i].name, 0);
+        printf(" ... and %zu more\n", n - 1);
+    }
+}
+
 /* 0 for a type that is not read: then only the file knows. */
 static size_t array_bytes(const ml_array *array) {
     return ml_type_row_bytes(array->type, ml_array_count(array));
@@ -83,7 +120,7 @@ static void print_archive(const ml_archive *archive) {
     int width = 0;
     printf("format: %s\n", archive->format);
     if (archive->n_values) printf("values (%zu):\n", archive->n_values);
-    for (size_t i = 0; i < archive->n_values; i++) print_value(&archive->values[i]);
+    print_values(archive);
     for (size_t i = 0; i < archive->n_arrays; i++) {
         int length = (int)strlen(archive->arrays[i].name);
         bytes += array_bytes(&archive->arrays[i]);

@@ -27,6 +27,9 @@ static int use_parsers(const ml_allocator *allocator) {
 #ifdef ML_NO_PT /* a format that is left out is recognized, and the sentence names the switch */
     USE(ml_model_load_memory("PK\3\4", 4, &desc, &model, &error) == ML_ERROR_UNSUPPORTED);
     USE(strstr(error.text, "ML_NO_PT") != NULL);
+    USE(ml_model_load_memory("L119547037146038801333356L\n.", 28, &desc, &model, &error) ==
+        ML_ERROR_UNSUPPORTED);
+    USE(strstr(error.text, "ML_NO_PT") != NULL);
 #endif
 #ifndef ML_NO_STDIO
     USE(ml_model_load("no such file", &desc, &model, &error) == ML_ERROR_FILE);
