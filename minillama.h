@@ -778,7 +778,7 @@ typedef struct ml_load_desc {
    for the first of these in it: model.safetensors.index.json, model.safetensors, pytorch_model.bin.index.json,
    pytorch_model.bin, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin. The values are those of the
    first file. ML_ERROR_MISMATCH where the files do not fit together. Models, adapters and heads are loaded from such
-   paths, too. */
+   paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -823,8 +823,9 @@ typedef struct ml_model_load_desc {
     ml_allocator allocator;
 } ml_model_load_desc;
 
-/* A model: any of the archive formats, or a path to several files (see ml_archive_load). A GGUF, safetensors or .pt file is mapped and its weights used in place;
-   ml_model_load_memory uses them in `data`, which must outlive the model. */
+/* A model: any of the archive formats, or a path to several files (see ml_archive_load). A GGUF, safetensors or .pt
+   file is mapped and its weights used in place; ml_model_load_memory uses them in `data`, which must outlive the
+   model. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
                                ml_error *error);
@@ -865,8 +866,8 @@ typedef struct ml_save_desc {
 } ml_save_desc;
 
 /* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. A model from a GGUF, saved
-   as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). Safetensors is Hugging
-   Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. */
+   as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). Safetensors is
+   Hugging Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. */
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
 
@@ -2170,11 +2171,10 @@ struct ml_model_private {
     void *weights;       /* one block with all weights that the model owns */
     ml_tensor *tensors;  /* shown.tensors, to write to: they follow this struct */
     ml_tokenizer *tokenizer;
-    int has_other_tokenizer; /* than its file */
-    const unsigned char
-        *keys; /* (keys_size) of its GGUF, with their values, to be saved again: see mli_keep_keys */
+    int has_other_tokenizer;   /* than its file */
+    const unsigned char *keys; /* (keys_size) of its GGUF, as they are there: see mli_keep_keys; NULL: none */
     size_t keys_size;
-    void *own_keys; /* their memory, if they are not in the file */
+    void *own_keys; /* their memory, unless they are in the file */
 };
 
 /* A model without weights: every tensor has its shape, and no data. */
@@ -5221,11 +5221,10 @@ static int mli_rename(const char *from, const char *to) {
     if (!mli_wide(from, wide_from) || !mli_wide(to, wide_to)) return errno;
     if (MoveFileExW(wide_from, wide_to, 1 | 8)) return 0; /* replace existing, write through */
     switch (GetLastError()) {
-    case 2: /* no such file, no such folder */
-    case 3: return ENOENT;
-    case 5: /* denied, in use, locked */
-    case 32:
-    case 33: return EACCES;
+    case 2:                 /* no such file */
+    case 3: return ENOENT;  /* no such folder */
+    case 5:                 /* denied */
+    case 32: return EACCES; /* in use */
     default: return EIO;
     }
 }
@@ -5271,9 +5270,9 @@ static void mli_target_failed(mli_saver *saver, const mli_target *target, int wh
                              strerror(why ? why : EIO));
 }
 
-/* Why what has this name cannot be replaced; 0 if it can, or if nothing has it. A rename would replace a file that may
-   not be written, and a device. */
-static int mli_is_protected(const char *path) {
+/* Why a file cannot take the place of what has this name; 0 if it can, or if nothing has it. A rename alone would also
+   replace a device, or a file that may not be written. */
+static int mli_cannot_replace(const char *path) {
     if (mli_is_folder(path)) return EISDIR;
 #ifdef MLI_POSIX
     struct stat status;
@@ -5287,7 +5286,7 @@ static int mli_is_protected(const char *path) {
 
 /* target is zero. */
 static void mli_target_open(mli_saver *saver, mli_target *target, const char *path) {
-    int why = mli_is_protected(path);
+    int why = mli_cannot_replace(path);
     target->path = path;
     if (why) {
         mli_target_failed(saver, target, why);
@@ -5373,12 +5372,11 @@ typedef struct mli_shard {
 typedef struct ml_archive_private {
     ml_archive shown; /* what the caller sees; must be first */
     ml_allocator allocator;
-    const char *file_path; /* of the first shard or the index; not of its folder; NULL: bytes in memory */
+    const char *file_path; /* of the first shard or the index, never a folder; NULL: bytes in memory */
     mli_list arrays, values, shards; /* of ml_array, ml_value and mli_shard */
     mli_block *blocks;
-    const unsigned char
-        *data;               /* (size) of the shard being read; then of the first one, which has the values */
-    size_t size, total_size; /* of all shards */
+    const unsigned char *data; /* (size) the shard being read; afterwards the first, which has the values */
+    size_t size, total_size;   /* of all shards */
     /* while something is read: */
     ml_result result; /* the first error */
     ml_error *error;
@@ -5633,7 +5631,8 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
 /* Whether it is Hugging Face's index of a sharded model: a JSON object with a weight_map. */
 static int mli_is_index(const unsigned char *data, size_t size) {
     static const char key[] = "\"weight_map\"";
-    size_t n = sizeof key - 1, at = 0;
+    size_t n = sizeof key - 1;
+    size_t at = size >= 3 && memcmp(data, "\xef\xbb\xbf", 3) == 0 ? 3 : 0; /* a byte order mark */
     while (at < size && (data[at] == ' ' || (data[at] >= '\t' && data[at] <= '\r'))) at++;
     if (at == size || data[at] != '{') return 0;
     for (; size - at >= n; at++)
@@ -8691,8 +8690,8 @@ static void mli_load_weights(mli_loader *loader) {
 }
 
 /* ---- keys that are only kept ----
-   A GGUF has keys that mean nothing here: its author, its license, how a chat is written. Saved as GGUF again, the model
-   still has them, byte by byte. They stay in the file while it is mapped, and are copied otherwise. */
+   A GGUF has keys that mean nothing here: its author, its license, how a chat is written. Saved as GGUF again, the
+   model still has them, byte by byte. They stay in the file while it is mapped, and are copied otherwise. */
 
 static int mli_is_text(const char *s, size_t length, const char *text) {
     return length == strlen(text) && memcmp(s, text, length) == 0;
@@ -8732,13 +8731,15 @@ static size_t mli_copy_keys(const ml_model *model, mli_reader in, unsigned char 
 }
 
 MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
-    struct ml_model_private *own = loader->result ? NULL : loader->model->private_part;
-    const ml_archive *shown = own && own->archive ? own->archive : loader->archive;
-    if (!own || strcmp(shown->format, "GGUF") != 0) return;
-    const mli_archive *archive = shown->private_part;
+    if (loader->result) return;
+    struct ml_model_private *own = loader->model->private_part;
+    const mli_archive *archive = (own->archive ? own->archive : loader->archive)->private_part;
+    own->has_other_tokenizer = loader->desc.tokenizer || loader->desc.tokenizer_data;
+    if (strcmp(archive->shown.format, "GGUF") != 0) return;
     mli_reader in = mli_reader_at(archive->data, MLI_GGUF_PAIRS - 8, archive->size);
     size_t length;
-    for (uint64_t n = mli_read_u64(&in); n; n--) mli_gguf_next(&in, &length);
+    for (uint64_t n = mli_read_u64(&in); n && !in.failed; n--) mli_gguf_next(&in, &length);
+    if (in.failed) return;
     in = mli_reader_at(archive->data, MLI_GGUF_PAIRS, (size_t)(in.p - archive->data));
     own->keys = in.p;
     own->keys_size = mli_left(&in);
@@ -8786,7 +8787,6 @@ static void mli_load_tokenizer(mli_loader *loader) {
         tokenizer = mli_try_tokenizer(loader, "tokenizer.model");
         if (!tokenizer && !loader->result) tokenizer = mli_try_tokenizer(loader, "tokenizer.bin");
     }
-    loader->model->private_part->has_other_tokenizer = d->tokenizer || d->tokenizer_data;
     loader->model->private_part->tokenizer = tokenizer; /* ml_model_free frees it from here on */
     loader->model->tokenizer = tokenizer;
     if (tokenizer && tokenizer->n_pieces != loader->config.vocab_size)
