@@ -5270,8 +5270,8 @@ static void mli_target_failed(mli_saver *saver, const mli_target *target, int wh
                              strerror(why ? why : EIO));
 }
 
-/* Why a file cannot take the place of what has this name; 0 if it can, or if nothing has it. A rename alone would also
-   replace a device, or a file that may not be written. */
+/* Why a file cannot take the place of what has this name; 0 if it can, or if nothing has it. A rename alone would
+   also replace a device, or a file that may not be written. */
 static int mli_cannot_replace(const char *path) {
     if (mli_is_folder(path)) return EISDIR;
 #ifdef MLI_POSIX
