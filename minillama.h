@@ -776,9 +776,9 @@ typedef struct ml_load_desc {
 /* `path` is a file, or leads to several that are opened as one archive: an index (model.safetensors.index.json or
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which stands
    for the first of these in it: model.safetensors.index.json, model.safetensors, pytorch_model.bin.index.json,
-   pytorch_model.bin, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin. The values are those of the
-   first file. ML_ERROR_MISMATCH where the files do not fit together. Models, adapters and heads are loaded from such
-   paths, too; bytes in memory are always one file. */
+   pytorch_model.bin, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin, or (with POSIX) its only
+   .gguf. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together. Models,
+   adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -4764,6 +4764,7 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
 #include <errno.h>
 #if defined(__unix__) || defined(__APPLE__)
 #define MLI_POSIX
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -5911,7 +5912,7 @@ static void mli_read_split(mli_archive *archive, int64_t count) {
 #define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix: joining them is not supported"
 
 #ifndef ML_NO_STDIO
-/* The file that a folder stands for is the first of these that is in it. */
+/* The file that a folder stands for is the first of these that is in it, else its only .gguf. */
 static const char *const mli_folder_files[] = {"/model.safetensors.index.json",
                                                "/model.safetensors",
                                                "/pytorch_model.bin.index.json",
@@ -5938,13 +5939,41 @@ static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
     return MLI_MAX(n, 1);
 }
 
+/* "/NAME.gguf" for the folder's only file of that kind; later parts of a split one do not count. NULL: there is none,
+   or more than one, or no POSIX to list a folder. */
+static const char *mli_only_gguf(mli_archive *archive, const char *folder) {
+    const char *only = NULL;
+#ifdef MLI_POSIX
+    DIR *listing = opendir(folder);
+    int n = 0, number = 1, count;
+    for (struct dirent *entry; listing && (entry = readdir(listing)) != NULL;) {
+        const char *name = entry->d_name, *dot = strrchr(name, '.');
+        if (!dot || strcmp(dot, ".gguf") != 0 || (mli_shard_number(name, &number, &count) && number > 1))
+            continue;
+        if (n++) continue;
+        char *path = mli_join_path(&archive->allocator, "/", 1, name);
+        if (path) only = mli_keep_name(archive, path, strlen(path));
+        if (!path) mli_no_memory(archive);
+        mli_free(&archive->allocator, path);
+    }
+    if (listing) closedir(listing);
+    if (n != 1) only = NULL;
+#else
+    (void)archive, (void)folder;
+#endif
+    return only;
+}
+
 /* Maps the file that the folder at archive->file_path stands for; that file becomes the path. */
 static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     const ml_allocator *allocator = &archive->allocator;
-    const char *folder = archive->file_path;
+    const char *folder = archive->file_path, *only = mli_only_gguf(archive, folder);
     ml_result result = ML_ERROR_FILE;
-    for (size_t i = 0; i < MLI_COUNT(mli_folder_files) && result == ML_ERROR_FILE; i++) {
-        char *path = mli_join_path(allocator, folder, strlen(folder), mli_folder_files[i]);
+    size_t n_names = MLI_COUNT(mli_folder_files) + (only != NULL);
+    if (archive->result) return;
+    for (size_t i = 0; i < n_names && result == ML_ERROR_FILE; i++) {
+        const char *name = i < MLI_COUNT(mli_folder_files) ? mli_folder_files[i] : only;
+        char *path = mli_join_path(allocator, folder, strlen(folder), name);
         result = path ? mli_map_file(path, allocator, file, NULL) : ML_ERROR_MEMORY;
         if (!result) archive->file_path = mli_keep_name(archive, path, strlen(path));
         mli_free(allocator, path);
@@ -5953,7 +5982,7 @@ static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     if (result)
         mli_stop(archive, result,
                  "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
-                 "consolidated.00.pth or adapter_model.safetensors",
+                 "consolidated.00.pth, adapter_model.safetensors or a single .gguf",
                  folder);
     int n_pieces = result ? 1 : mli_count_pieces(allocator, archive->file_path);
     if (n_pieces > 1)
