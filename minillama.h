@@ -5367,7 +5367,6 @@ typedef struct mli_list {
 typedef struct mli_shard {
     const char *name; /* without the folder; empty: bytes in memory */
     mli_file file;    /* mapped, or the caller's bytes */
-    size_t n_arrays;  /* of this shard and those before it: where its arrays end */
 } mli_shard;
 
 typedef struct ml_archive_private {
@@ -5573,23 +5572,24 @@ static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uin
         array->data = archive->data + base + (size_t)offset;
 }
 
-/* The name of the shard that has array i; NULL: there is only one. */
-static const char *mli_shard_of(const mli_archive *archive, size_t i) {
-    const mli_shard *shard = (const mli_shard *)archive->shards.items;
-    if (archive->shards.n < 2) return NULL;
-    while (i >= shard->n_arrays) shard++;
-    return shard->name;
+/* The name of the shard that has the array's data; NULL: there is only one, or the array has no data in a file. */
+static const char *mli_shard_of(const mli_archive *archive, const ml_array *array) {
+    const mli_shard *shards = (const mli_shard *)archive->shards.items;
+    for (size_t i = 0; archive->shards.n > 1 && i < archive->shards.n; i++)
+        if ((uintptr_t)array->data - (uintptr_t)shards[i].file.data < shards[i].file.size)
+            return shards[i].name;
+    return NULL;
 }
 
 /* Items i and k of the arrays or values have one name. */
 static void mli_refuse_duplicate(mli_archive *archive, const mli_list *list, const char *name, size_t i,
                                  size_t k) {
-    int is_array = list == &archive->arrays;
-    const char *first = is_array ? mli_shard_of(archive, i) : NULL;
-    const char *second = is_array ? mli_shard_of(archive, k) : NULL;
-    if (first != second)
+    const ml_array *arrays = list == &archive->arrays ? (const ml_array *)list->items : NULL;
+    const char *first = arrays ? mli_shard_of(archive, &arrays[i]) : NULL;
+    const char *second = arrays ? mli_shard_of(archive, &arrays[k]) : NULL;
+    if (first && second && first != second)
         mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is in two shards, %s and %s", name, first, second);
-    mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", is_array ? "tensors" : "values", name);
+    mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", arrays ? "tensors" : "values", name);
 }
 
 /* Sorts the names of a list's items and refuses duplicates. After an error the old index remains. */
@@ -5748,7 +5748,6 @@ static void mli_add_shard(mli_archive *archive, const char *name, const mli_file
     archive->total_size += MLI_MIN(file->size, SIZE_MAX - archive->total_size);
     mli_allow_names(archive, file->size);
     mli_read_archive(archive);
-    shard->n_arrays = archive->arrays.n;
     archive->reading = NULL;
 }
 
@@ -5809,7 +5808,7 @@ static void mli_check_index(mli_archive *archive, const ml_archive *index) {
         if (strncmp(value->name, MLI_WEIGHT_MAP, sizeof MLI_WEIGHT_MAP - 1) != 0) continue;
         const char *name = value->name + sizeof MLI_WEIGHT_MAP - 1;
         const ml_array *array = ml_archive_find_array(&archive->shown, name);
-        const char *in = array ? mli_shard_of(archive, (size_t)(array - archive->shown.arrays)) : NULL;
+        const char *in = array ? mli_shard_of(archive, array) : NULL;
         if (!array || (in && strcmp(in, value->s) != 0))
             mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is not in %s, as the index says", name, value->s);
     }
