@@ -5144,13 +5144,13 @@ typedef struct mli_saver {
     const ml_model *model;
     const ml_lora *lora; /* what is saved; NULL: the model */
     ml_save_desc desc;
-    int is_named; /* the caller gave desc.name */
-    int is_hf;    /* safetensors in Hugging Face's layout, not GGUF */
+    int is_hf; /* safetensors in Hugging Face's layout, not GGUF */
     const ml_allocator *allocator;
     mli_part parts[3];
     int n_parts;
     const ml_tensor *trained; /* a checkpoint: tensors without a gradient here are left out; NULL: none is */
     unsigned char *is_repeated; /* which of the tokenizer's pieces or of the labels, see mli_find_repeated */
+    int is_named;               /* the caller gave desc.name */
     ml_error *error;
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_saver;
@@ -5523,6 +5523,26 @@ static const ml_value *mli_shard_value(const mli_archive *archive, const char *n
     return NULL;
 }
 
+/* The name of the shard that has the array's data; NULL: there is only one, or the array has no data in a file. */
+static const char *mli_shard_of(const mli_archive *archive, const ml_array *array) {
+    const mli_shard *shards = (const mli_shard *)archive->shards.items;
+    for (size_t i = 0; archive->shards.n > 1 && i < archive->shards.n; i++)
+        if ((uintptr_t)array->data - (uintptr_t)shards[i].file.data < shards[i].file.size)
+            return shards[i].name;
+    return NULL;
+}
+
+/* Items i and k of the arrays or values have one name. */
+static void mli_refuse_duplicate(mli_archive *archive, const mli_list *list, const char *what,
+                                 const char *name, size_t i, size_t k) {
+    const ml_array *arrays = list == &archive->arrays ? (const ml_array *)list->items : NULL;
+    const char *first = arrays ? mli_shard_of(archive, &arrays[i]) : NULL;
+    const char *second = arrays ? mli_shard_of(archive, &arrays[k]) : NULL;
+    if (first && second && first != second)
+        mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is in two shards, %s and %s", name, first, second);
+    mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", what, name);
+}
+
 /* Appends ".name" to the path; the caller restores path_length. */
 static void mli_path_push(mli_archive *archive, const char *name, size_t length) {
     size_t dot = archive->path_length > 0;
@@ -5572,28 +5592,8 @@ static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uin
         array->data = archive->data + base + (size_t)offset;
 }
 
-/* The name of the shard that has the array's data; NULL: there is only one, or the array has no data in a file. */
-static const char *mli_shard_of(const mli_archive *archive, const ml_array *array) {
-    const mli_shard *shards = (const mli_shard *)archive->shards.items;
-    for (size_t i = 0; archive->shards.n > 1 && i < archive->shards.n; i++)
-        if ((uintptr_t)array->data - (uintptr_t)shards[i].file.data < shards[i].file.size)
-            return shards[i].name;
-    return NULL;
-}
-
-/* Items i and k of the arrays or values have one name. */
-static void mli_refuse_duplicate(mli_archive *archive, const mli_list *list, const char *name, size_t i,
-                                 size_t k) {
-    const ml_array *arrays = list == &archive->arrays ? (const ml_array *)list->items : NULL;
-    const char *first = arrays ? mli_shard_of(archive, &arrays[i]) : NULL;
-    const char *second = arrays ? mli_shard_of(archive, &arrays[k]) : NULL;
-    if (first && second && first != second)
-        mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is in two shards, %s and %s", name, first, second);
-    mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", arrays ? "tensors" : "values", name);
-}
-
 /* Sorts the names of a list's items and refuses duplicates. After an error the old index remains. */
-static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_size) {
+static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_size, const char *what) {
     mli_named *index = (mli_named *)mli_alloc(&archive->allocator, list->n, sizeof *index);
     if (!index) mli_no_memory(archive);
     for (size_t i = 0; index && i < list->n; i++) {
@@ -5604,15 +5604,15 @@ static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_si
     if (index) mli_sort_named(index, list->n);
     for (size_t i = 1; index && i < list->n; i++)
         if (strcmp(index[i].name, index[i - 1].name) == 0)
-            mli_refuse_duplicate(archive, list, index[i].name, index[i - 1].index, index[i].index);
+            mli_refuse_duplicate(archive, list, what, index[i].name, index[i - 1].index, index[i].index);
     mli_free(&archive->allocator, archive->result ? index : list->index);
     if (!archive->result) list->index = index;
 }
 
 /* Shows the caller what was added. */
 static void mli_publish(mli_archive *archive) {
-    mli_index_names(archive, &archive->arrays, sizeof(ml_array));
-    mli_index_names(archive, &archive->values, sizeof(ml_value));
+    mli_index_names(archive, &archive->arrays, sizeof(ml_array), "tensors");
+    mli_index_names(archive, &archive->values, sizeof(ml_value), "values");
     archive->shown.arrays = (const ml_array *)archive->arrays.items;
     archive->shown.n_arrays = archive->arrays.n;
     archive->shown.values = (const ml_value *)archive->values.items;
@@ -8270,6 +8270,20 @@ static ml_result mli_check_byte_order(ml_error *error) {
     return mli_fail(error, ML_ERROR_UNSUPPORTED, "models are files of little-endian machines");
 }
 
+/* Where something is missing, the file may be one of several: then that is the reason. */
+static void mli_explain_shard(mli_loader *loader) {
+    int number = 0, count = 0;
+    if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
+    if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
+    int n_pieces = mli_count_pieces(&loader->allocator, loader->path);
+    if (mli_shard_number(loader->path, &number, &count) && count > 1)
+        mli_fail(loader->error, loader->result,
+                 "this is %d of %d shards: load the folder, or the file beside it that ends in .index.json",
+                 number, count);
+    else if (n_pieces > 1)
+        mli_fail(loader->error, loader->result, "this is " MLI_ONE_OF_PIECES, n_pieces);
+}
+
 static ml_result mli_loader_open(mli_loader *loader) {
     ml_error *error = loader->error;
     ml_result result = mli_check_byte_order(error);
@@ -8823,20 +8837,6 @@ static void mli_load_tokenizer(mli_loader *loader) {
 }
 
 /* ---- models ---- */
-
-/* Where something is missing, the file may be one of several: then that is the reason. */
-static void mli_explain_shard(mli_loader *loader) {
-    int number = 0, count = 0;
-    if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
-    if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
-    int n_pieces = mli_count_pieces(&loader->allocator, loader->path);
-    if (mli_shard_number(loader->path, &number, &count) && count > 1)
-        mli_fail(loader->error, loader->result,
-                 "this is %d of %d shards: load the folder, or the file beside it that ends in .index.json",
-                 number, count);
-    else if (n_pieces > 1)
-        mli_fail(loader->error, loader->result, "this is " MLI_ONE_OF_PIECES, n_pieces);
-}
 
 static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml_model **model) {
     const size_t n_demands = MLI_COUNT(mli_demands);
