@@ -830,9 +830,9 @@ typedef struct ml_load_desc {
 /* `path` is a file, or leads to several that are opened as one archive: an index (model.safetensors.index.json or
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which stands
    for the first of these in it: model.safetensors.index.json, model.safetensors, pytorch_model.bin.index.json,
-   pytorch_model.bin, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin. The values are those of the
-   first file. ML_ERROR_MISMATCH where the files do not fit together. Models, adapters and heads are loaded from such
-   paths, too. */
+   pytorch_model.bin, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin, or (with POSIX) its only
+   .gguf. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together. Models,
+   adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -2309,11 +2309,10 @@ struct ml_model_private {
     void *weights;       /* one block with all weights that the model owns */
     ml_tensor *tensors;  /* shown.tensors, to write to: they follow this struct */
     ml_tokenizer *tokenizer;
-    int has_other_tokenizer; /* than its file */
-    const unsigned char
-        *keys; /* (keys_size) of its GGUF, with their values, to be saved again: see mli_keep_keys */
+    int has_other_tokenizer;   /* than its file */
+    const unsigned char *keys; /* (keys_size) of its GGUF, as they are there: see mli_keep_keys; NULL: none */
     size_t keys_size;
-    void *own_keys; /* their memory, if they are not in the file */
+    void *own_keys; /* their memory, unless they are in the file */
 };
 
 /* A model without weights: every tensor has its shape, and no data. */
@@ -5040,6 +5039,7 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
 #include <errno.h>
 #if defined(__unix__) || defined(__APPLE__)
 #define MLI_POSIX
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -5439,7 +5439,6 @@ typedef struct mli_saver {
     const ml_model *model;
     const ml_lora *lora; /* what is saved; NULL: the model */
     ml_save_desc desc;
-    int is_named; /* the caller gave desc.name */
     int is_hf;    /* safetensors in Hugging Face's layout, not GGUF */
     int is_torch; /* PyTorch under the course's names, not GGUF */
     const ml_allocator *allocator;
@@ -5447,6 +5446,7 @@ typedef struct mli_saver {
     int n_parts;
     const ml_tensor *trained; /* a checkpoint: tensors without a gradient here are left out; NULL: none is */
     unsigned char *is_repeated; /* which of the tokenizer's pieces or of the labels, see mli_find_repeated */
+    int is_named;               /* the caller gave desc.name */
     ml_error *error;
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_saver;
@@ -5542,11 +5542,10 @@ static int mli_rename(const char *from, const char *to) {
     if (!mli_wide(from, wide_from) || !mli_wide(to, wide_to)) return errno;
     if (MoveFileExW(wide_from, wide_to, 1 | 8)) return 0; /* replace existing, write through */
     switch (GetLastError()) {
-    case 2: /* no such file, no such folder */
-    case 3: return ENOENT;
-    case 5: /* denied, in use, locked */
-    case 32:
-    case 33: return EACCES;
+    case 2:                 /* no such file */
+    case 3: return ENOENT;  /* no such folder */
+    case 5:                 /* denied */
+    case 32: return EACCES; /* in use */
     default: return EIO;
     }
 }
@@ -5592,9 +5591,9 @@ static void mli_target_failed(mli_saver *saver, const mli_target *target, int wh
                              strerror(why ? why : EIO));
 }
 
-/* Why what has this name cannot be replaced; 0 if it can, or if nothing has it. A rename would replace a file that may
-   not be written, and a device. */
-static int mli_is_protected(const char *path) {
+/* Why a file cannot take the place of what has this name; 0 if it can, or if nothing has it. A rename alone would
+   also replace a device, or a file that may not be written. */
+static int mli_cannot_replace(const char *path) {
     if (mli_is_folder(path)) return EISDIR;
 #ifdef MLI_POSIX
     struct stat status;
@@ -5608,7 +5607,7 @@ static int mli_is_protected(const char *path) {
 
 /* target is zero. */
 static void mli_target_open(mli_saver *saver, mli_target *target, const char *path) {
-    int why = mli_is_protected(path);
+    int why = mli_cannot_replace(path);
     target->path = path;
     if (why) {
         mli_target_failed(saver, target, why);
@@ -5688,18 +5687,16 @@ typedef struct mli_list {
 typedef struct mli_shard {
     const char *name; /* without the folder; empty: bytes in memory */
     mli_file file;    /* mapped, or the caller's bytes */
-    size_t n_arrays;  /* of this shard and those before it: where its arrays end */
 } mli_shard;
 
 typedef struct ml_archive_private {
     ml_archive shown; /* what the caller sees; must be first */
     ml_allocator allocator;
-    const char *file_path; /* of the first shard or the index; not of its folder; NULL: bytes in memory */
+    const char *file_path; /* of the first shard or the index, never a folder; NULL: bytes in memory */
     mli_list arrays, values, shards; /* of ml_array, ml_value and mli_shard */
     mli_block *blocks;
-    const unsigned char
-        *data;               /* (size) of the shard being read; then of the first one, which has the values */
-    size_t size, total_size; /* of all shards */
+    const unsigned char *data; /* (size) the shard being read; afterwards the first, which has the values */
+    size_t size, total_size;   /* of all shards */
     /* while something is read: */
     ml_result result; /* the first error */
     ml_error *error;
@@ -5852,6 +5849,26 @@ static const ml_value *mli_shard_value(const mli_archive *archive, const char *n
     return NULL;
 }
 
+/* The name of the shard that has the array's data; NULL: there is only one, or the array has no data in a file. */
+static const char *mli_shard_of(const mli_archive *archive, const ml_array *array) {
+    const mli_shard *shards = (const mli_shard *)archive->shards.items;
+    for (size_t i = 0; archive->shards.n > 1 && i < archive->shards.n; i++)
+        if ((uintptr_t)array->data - (uintptr_t)shards[i].file.data < shards[i].file.size)
+            return shards[i].name;
+    return NULL;
+}
+
+/* Items i and k of the arrays or values have one name. */
+static void mli_refuse_duplicate(mli_archive *archive, const mli_list *list, const char *what,
+                                 const char *name, size_t i, size_t k) {
+    const ml_array *arrays = list == &archive->arrays ? (const ml_array *)list->items : NULL;
+    const char *first = arrays ? mli_shard_of(archive, &arrays[i]) : NULL;
+    const char *second = arrays ? mli_shard_of(archive, &arrays[k]) : NULL;
+    if (first && second && first != second)
+        mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is in two shards, %s and %s", name, first, second);
+    mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", what, name);
+}
+
 /* Appends ".name" to the path; the caller restores path_length. */
 static void mli_path_push(mli_archive *archive, const char *name, size_t length) {
     size_t dot = archive->path_length > 0;
@@ -5936,27 +5953,8 @@ static size_t mli_drop_repeats(const mli_archive *archive, mli_list *list, size_
     return n - kept;
 }
 
-/* The name of the shard that has array i; NULL: there is only one. */
-static const char *mli_shard_of(const mli_archive *archive, size_t i) {
-    const mli_shard *shard = (const mli_shard *)archive->shards.items;
-    if (archive->shards.n < 2) return NULL;
-    while (i >= shard->n_arrays) shard++;
-    return shard->name;
-}
-
-/* Items i and k of the arrays or values have one name. */
-static void mli_refuse_duplicate(mli_archive *archive, const mli_list *list, const char *name, size_t i,
-                                 size_t k) {
-    int is_array = list == &archive->arrays;
-    const char *first = is_array ? mli_shard_of(archive, i) : NULL;
-    const char *second = is_array ? mli_shard_of(archive, k) : NULL;
-    if (first != second)
-        mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is in two shards, %s and %s", name, first, second);
-    mli_stop(archive, ML_ERROR_FORMAT, "two %s are named %s", is_array ? "tensors" : "values", name);
-}
-
 /* Sorts the names of a list's items and refuses duplicates. After an error the old index remains. */
-static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_size) {
+static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_size, const char *what) {
     mli_named *index = (mli_named *)mli_alloc(&archive->allocator, list->n, sizeof *index);
     if (!index) mli_no_memory(archive);
     for (size_t i = 0; index && i < list->n; i++) {
@@ -5967,20 +5965,20 @@ static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_si
     if (index) mli_sort_named(index, list->n);
     if (index && !archive->result && mli_drop_repeats(archive, list, item_size, index)) {
         mli_free(&archive->allocator, index);
-        mli_index_names(archive, list, item_size);
+        mli_index_names(archive, list, item_size, what);
         return;
     }
     for (size_t i = 1; index && i < list->n; i++)
         if (strcmp(index[i].name, index[i - 1].name) == 0)
-            mli_refuse_duplicate(archive, list, index[i].name, index[i - 1].index, index[i].index);
+            mli_refuse_duplicate(archive, list, what, index[i].name, index[i - 1].index, index[i].index);
     mli_free(&archive->allocator, archive->result ? index : list->index);
     if (!archive->result) list->index = index;
 }
 
 /* Shows the caller what was added. */
 static void mli_publish(mli_archive *archive) {
-    mli_index_names(archive, &archive->arrays, sizeof(ml_array));
-    mli_index_names(archive, &archive->values, sizeof(ml_value));
+    mli_index_names(archive, &archive->arrays, sizeof(ml_array), "tensors");
+    mli_index_names(archive, &archive->values, sizeof(ml_value), "values");
     archive->shown.arrays = (const ml_array *)archive->arrays.items;
     archive->shown.n_arrays = archive->arrays.n;
     archive->shown.values = (const ml_value *)archive->values.items;
@@ -6001,7 +5999,8 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
 /* Whether it is Hugging Face's index of a sharded model: a JSON object with a weight_map. */
 static int mli_is_index(const unsigned char *data, size_t size) {
     static const char key[] = "\"weight_map\"";
-    size_t n = sizeof key - 1, at = 0;
+    size_t n = sizeof key - 1;
+    size_t at = size >= 3 && memcmp(data, "\xef\xbb\xbf", 3) == 0 ? 3 : 0; /* a byte order mark */
     while (at < size && (data[at] == ' ' || (data[at] >= '\t' && data[at] <= '\r'))) at++;
     if (at == size || data[at] != '{') return 0;
     for (; size - at >= n; at++)
@@ -6121,7 +6120,6 @@ static void mli_add_shard(mli_archive *archive, const char *name, const mli_file
     archive->total_size += MLI_MIN(file->size, SIZE_MAX - archive->total_size);
     mli_allow_names(archive, file->size);
     mli_read_archive(archive);
-    shard->n_arrays = archive->arrays.n;
     archive->reading = NULL;
 }
 
@@ -6182,7 +6180,7 @@ static void mli_check_index(mli_archive *archive, const ml_archive *index) {
         if (strncmp(value->name, MLI_WEIGHT_MAP, sizeof MLI_WEIGHT_MAP - 1) != 0) continue;
         const char *name = value->name + sizeof MLI_WEIGHT_MAP - 1;
         const ml_array *array = ml_archive_find_array(&archive->shown, name);
-        const char *in = array ? mli_shard_of(archive, (size_t)(array - archive->shown.arrays)) : NULL;
+        const char *in = array ? mli_shard_of(archive, array) : NULL;
         if (!array || (in && strcmp(in, value->s) != 0))
             mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is not in %s, as the index says", name, value->s);
     }
@@ -6285,7 +6283,7 @@ static void mli_read_split(mli_archive *archive, int64_t count) {
 #define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix: joining them is not supported"
 
 #ifndef ML_NO_STDIO
-/* The file that a folder stands for is the first of these that is in it. */
+/* The file that a folder stands for is the first of these that is in it, else its only .gguf. */
 static const char *const mli_folder_files[] = {"/model.safetensors.index.json",
                                                "/model.safetensors",
                                                "/pytorch_model.bin.index.json",
@@ -6312,13 +6310,41 @@ static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
     return MLI_MAX(n, 1);
 }
 
+/* "/NAME.gguf" for the folder's only file of that kind; later parts of a split one do not count. NULL: there is none,
+   or more than one, or no POSIX to list a folder. */
+static const char *mli_only_gguf(mli_archive *archive, const char *folder) {
+    const char *only = NULL;
+#ifdef MLI_POSIX
+    DIR *listing = opendir(folder);
+    int n = 0, number = 1, count;
+    for (struct dirent *entry; listing && (entry = readdir(listing)) != NULL;) {
+        const char *name = entry->d_name, *dot = strrchr(name, '.');
+        if (!dot || strcmp(dot, ".gguf") != 0 || (mli_shard_number(name, &number, &count) && number > 1))
+            continue;
+        if (n++) continue;
+        char *path = mli_join_path(&archive->allocator, "/", 1, name);
+        if (path) only = mli_keep_name(archive, path, strlen(path));
+        if (!path) mli_no_memory(archive);
+        mli_free(&archive->allocator, path);
+    }
+    if (listing) closedir(listing);
+    if (n != 1) only = NULL;
+#else
+    (void)archive, (void)folder;
+#endif
+    return only;
+}
+
 /* Maps the file that the folder at archive->file_path stands for; that file becomes the path. */
 static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     const ml_allocator *allocator = &archive->allocator;
-    const char *folder = archive->file_path;
+    const char *folder = archive->file_path, *only = mli_only_gguf(archive, folder);
     ml_result result = ML_ERROR_FILE;
-    for (size_t i = 0; i < MLI_COUNT(mli_folder_files) && result == ML_ERROR_FILE; i++) {
-        char *path = mli_join_path(allocator, folder, strlen(folder), mli_folder_files[i]);
+    size_t n_names = MLI_COUNT(mli_folder_files) + (only != NULL);
+    if (archive->result) return;
+    for (size_t i = 0; i < n_names && result == ML_ERROR_FILE; i++) {
+        const char *name = i < MLI_COUNT(mli_folder_files) ? mli_folder_files[i] : only;
+        char *path = mli_join_path(allocator, folder, strlen(folder), name);
         result = path ? mli_map_file(path, allocator, file, NULL) : ML_ERROR_MEMORY;
         if (!result) archive->file_path = mli_keep_name(archive, path, strlen(path));
         mli_free(allocator, path);
@@ -6327,7 +6353,7 @@ static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     if (result)
         mli_stop(archive, result,
                  "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
-                 "consolidated.00.pth or adapter_model.safetensors",
+                 "consolidated.00.pth, adapter_model.safetensors or a single .gguf",
                  folder);
     int n_pieces = result ? 1 : mli_count_pieces(allocator, archive->file_path);
     if (n_pieces > 1)
@@ -9636,6 +9662,20 @@ static ml_result mli_check_byte_order(ml_error *error) {
     return mli_fail(error, ML_ERROR_UNSUPPORTED, "models are files of little-endian machines");
 }
 
+/* Where something is missing, the file may be one of several: then that is the reason. */
+static void mli_explain_shard(mli_loader *loader) {
+    int number = 0, count = 0;
+    if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
+    if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
+    int n_pieces = mli_count_pieces(&loader->allocator, loader->path);
+    if (mli_shard_number(loader->path, &number, &count) && count > 1)
+        mli_fail(loader->error, loader->result,
+                 "this is %d of %d shards: load the folder, or the file beside it that ends in .index.json",
+                 number, count);
+    else if (n_pieces > 1)
+        mli_fail(loader->error, loader->result, "this is " MLI_ONE_OF_PIECES, n_pieces);
+}
+
 static ml_result mli_loader_open(mli_loader *loader) {
     ml_error *error = loader->error;
     ml_result result = mli_check_byte_order(error);
@@ -10479,8 +10519,8 @@ static void mli_load_weights(mli_loader *loader) {
 }
 
 /* ---- keys that are only kept ----
-   A GGUF has keys that mean nothing here: its author, its license, how a chat is written. Saved as GGUF again, the model
-   still has them, byte by byte. They stay in the file while it is mapped, and are copied otherwise. */
+   A GGUF has keys that mean nothing here: its author, its license, how a chat is written. Saved as GGUF again, the
+   model still has them, byte by byte. They stay in the file while it is mapped, and are copied otherwise. */
 
 static int mli_is_text(const char *s, size_t length, const char *text) {
     return length == strlen(text) && memcmp(s, text, length) == 0;
@@ -10520,13 +10560,15 @@ static size_t mli_copy_keys(const ml_model *model, mli_reader in, unsigned char 
 }
 
 MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
-    struct ml_model_private *own = loader->result ? NULL : loader->model->private_part;
-    const ml_archive *shown = own && own->archive ? own->archive : loader->archive;
-    if (!own || strcmp(shown->format, "GGUF") != 0) return;
-    const mli_archive *archive = shown->private_part;
+    if (loader->result) return;
+    struct ml_model_private *own = loader->model->private_part;
+    const mli_archive *archive = (own->archive ? own->archive : loader->archive)->private_part;
+    own->has_other_tokenizer = loader->desc.tokenizer || loader->desc.tokenizer_data;
+    if (strcmp(archive->shown.format, "GGUF") != 0) return;
     mli_reader in = mli_reader_at(archive->data, MLI_GGUF_PAIRS - 8, archive->size);
     size_t length;
-    for (uint64_t n = mli_read_u64(&in); n; n--) mli_gguf_next(&in, &length);
+    for (uint64_t n = mli_read_u64(&in); n && !in.failed; n--) mli_gguf_next(&in, &length);
+    if (in.failed) return;
     in = mli_reader_at(archive->data, MLI_GGUF_PAIRS, (size_t)(in.p - archive->data));
     own->keys = in.p;
     own->keys_size = mli_left(&in);
@@ -10623,7 +10665,6 @@ static void mli_load_tokenizer(mli_loader *loader) {
         if (!tokenizer && !loader->result) tokenizer = mli_try_tokenizer(loader, "tokenizer.bin");
     }
     if (tokenizer) mli_load_special(loader, tokenizer);
-    loader->model->private_part->has_other_tokenizer = d->tokenizer || d->tokenizer_data;
     loader->model->private_part->tokenizer = tokenizer; /* ml_model_free frees it from here on */
     loader->model->tokenizer = tokenizer;
     if (tokenizer && tokenizer->n_pieces > loader->config.vocab_size)
@@ -10650,20 +10691,6 @@ static void mli_find_config(mli_loader *loader) {
         mli_refuse(loader, ML_ERROR_FILE,
                    "no configuration of a Llama, and neither %s nor %s can be read beside it", files[0],
                    files[1]);
-}
-
-/* Where something is missing, the file may be one of several: then that is the reason. */
-static void mli_explain_shard(mli_loader *loader) {
-    int number = 0, count = 0;
-    if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
-    if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
-    int n_pieces = mli_count_pieces(&loader->allocator, loader->path);
-    if (mli_shard_number(loader->path, &number, &count) && count > 1)
-        mli_fail(loader->error, loader->result,
-                 "this is %d of %d shards: load the folder, or the file beside it that ends in .index.json",
-                 number, count);
-    else if (n_pieces > 1)
-        mli_fail(loader->error, loader->result, "this is " MLI_ONE_OF_PIECES, n_pieces);
 }
 
 static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml_model **model) {

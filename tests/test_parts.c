@@ -360,6 +360,25 @@ TEST(folders) {
     free_bytes(&b), free_bytes(&pt);
 }
 
+/* The only GGUF, which may be split. */
+TEST(folder_of_gguf) {
+    bytes b = read_file(in_folder("whole.gguf"));
+    const size_t n = gguf->n_arrays;
+    ml_archive *archive;
+    CHECK(mkdir(in_folder("one"), 0777) == 0 && mkdir(in_folder("two"), 0777) == 0);
+    write_file(in_folder("one/README.md"), "#", 1);
+    write_file(in_folder("one/any name.gguf"), b.data, b.size);
+    loads(in_folder("one"));
+    write_file(in_folder("one/.gguf"), b.data, b.size);
+    refused(in_folder("one"), ML_ERROR_FILE, "a single .gguf");
+    write_split("two/x-00002-of-00002.gguf", part(1, 2, 3, n));
+    refused(in_folder("two"), ML_ERROR_FILE, "a single .gguf");
+    write_split("two/x-00001-of-00002.gguf", part(0, 2, 0, 3));
+    CHECK(ml_archive_load(in_folder("two"), NULL, &archive, &error) == ML_OK && archive->n_arrays == n);
+    ml_archive_free(archive);
+    free_bytes(&b);
+}
+
 /* ---- what is mapped stays as it was ---- */
 
 /* The files of a loaded model may be replaced. */
@@ -381,8 +400,8 @@ TEST(saved_over_its_shards) {
 
 /* Every allocation fails once: the error is the right one and nothing is left. */
 TEST(out_of_memory) {
-    const char *const paths[] = {in_folder("sharded"), in_folder("s-00001-of-00003.gguf")};
-    for (int p = 0; p < 2; p++) {
+    const char *const paths[] = {in_folder("sharded"), in_folder("s-00001-of-00003.gguf"), in_folder("two")};
+    for (int p = 0; p < 3; p++) {
         ml_result result = ML_ERROR_MEMORY;
         size_t fail_at = 1;
         for (; result; fail_at++) {
@@ -416,6 +435,7 @@ int main(void) {
     RUN(split_gguf);
     RUN(wrong_split);
     RUN(folders);
+    RUN(folder_of_gguf);
     RUN(saved_over_its_shards);
     RUN(out_of_memory);
     ml_model_free(whole);

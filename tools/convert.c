@@ -1,11 +1,13 @@
-/* convert: any model file that minillama.h reads, to GGUF, safetensors or PyTorch.
+/* convert: any model file that minillama.h reads, to GGUF, safetensors or PyTorch. GGUF to GGUF keeps all other keys.
    cc -O2 -DMINILLAMA_IMPLEMENTATION -I.. convert.c -o convert -lm */
 #include "../examples/common/file.h"
 #include "../examples/common/options.h"
 
 static const char usage[] =
     "usage: convert IN OUT [options]\n"
-    "  IN           PyTorch .pt, GGUF, safetensors (with config.json next to it) or llama2.c's .bin\n"
+    "  IN           PyTorch .pt, GGUF, safetensors (with config.json next to it) or llama2.c's .bin; of a "
+    "model in\n"
+    "               several files the folder, the .index.json or the first .gguf\n"
     "  OUT          its ending selects the format: .gguf, .safetensors (writes config.json next to it), or "
     ".pt\n"
     "               (for the code of the course that run_llama follows)\n";
@@ -89,7 +91,7 @@ int main(int argc, char **argv) {
         {"--type", OPTION_TEXT, &s.type, "F32, F16, BF16, Q8_0 or Q4_0 for the matrices (as they are)"},
         {"--tokenizer", OPTION_TEXT, &s.tokenizer,
          "tokenizer.model, llama2.c's .bin or a GGUF; goes into a GGUF"},
-        {"--name", OPTION_TEXT, &s.name, "general.name of a GGUF"},
+        {"--name", OPTION_TEXT, &s.name, "general.name of a GGUF (that of IN)"},
         {"--merge-lora", OPTION_TEXT, &s.adapter, "adds this adapter to the weights (F32 unless --type)"},
         {"--help", OPTION_FLAG, &s.help, "this list"},
     };
