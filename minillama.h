@@ -871,22 +871,23 @@ typedef struct ml_model_load_desc {
     /* Skips the pass over all weights that looks for numbers that are not finite (or too large for `type`):
        ML_ERROR_NUMBER. It reads every page of a mapped file. */
     int unchecked;
-    /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to. Default:
-       the file's own; else tokenizer.model or tokenizer.bin in the same folder, ignored if it has more pieces, or
-       over 1024 fewer. */
+    /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
+       Default: the file's own; else tokenizer.model or tokenizer.bin in the same folder, ignored if it has more
+       pieces, or over 1024 fewer. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
-    const void *config_json; /* for ml_model_load_memory of a safetensors: its config.json */
+    const void *config_json; /* for ml_model_load_memory: the config.json (or params.json) of its bytes */
     size_t config_json_size;
     ml_allocator allocator;
 } ml_model_load_desc;
 
-/* A model: any of the archive formats, or a path to several files (see ml_archive_load). A GGUF, safetensors or .pt
-   file is mapped and its weights used in place; ml_model_load_memory uses them in `data`, which must outlive the model.
-   A classifier that the course's code saved (its adapters merged or not) has no configuration: that is taken from the
-   pretrained model it names, or from a config.json, in the same folder; without them its shapes must be those of
-   stories42M. */
+/* A model: any of the archive formats, or a path to several files (see ml_archive_load), with the configuration in the
+   file or in config.json or params.json in the same folder. Prefixes and words of wrappers in the tensors' names
+   ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its weights used in place;
+   ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that the course's code saved (its
+   adapters merged or not) has no configuration: that is taken from the pretrained model it names, or from a config.json,
+   in the same folder; without them its shapes must be those of stories42M. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
                                ml_error *error);
@@ -6717,8 +6718,8 @@ static int mli_json_number(mli_json *json, int64_t *i, double *f) {
 
 /* ---- values ---- */
 
-/* Appends a key, or the place in a list, to the path. A key that cannot be a part of a name, because it is too long or
-   contains a zero byte, makes the path as long as its buffer: what is there is passed over. */
+/* Appends a key, or the place in a list, to the path. A key that cannot be a part of a name, because it is too long
+   or contains a zero byte, makes the path as long as its buffer: what is there is passed over. */
 static void mli_json_push(mli_archive *archive, const char *key, size_t length, int64_t i) {
     if (archive->path_length == MLI_PATH_SIZE) return;
     if (!key)
@@ -9553,15 +9554,18 @@ typedef enum mli_field {
 #define MLI_FIELD_KEYS 5
 static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format off */
-    {"llama.embedding_length", MLI_CONFIG_JSON ".hidden_size", "model_args.dim", "model_config.dim", MLI_PARAMS_JSON ".dim"},
-    {"llama.block_count", MLI_CONFIG_JSON ".num_hidden_layers", "model_args.n_layers", "model_config.n_layers", MLI_PARAMS_JSON ".n_layers"},
+    {"llama.embedding_length", MLI_CONFIG_JSON ".hidden_size", "model_args.dim", "model_config.dim",
+     MLI_PARAMS_JSON ".dim"},
+    {"llama.block_count", MLI_CONFIG_JSON ".num_hidden_layers", "model_args.n_layers", "model_config.n_layers",
+     MLI_PARAMS_JSON ".n_layers"},
     {"llama.attention.head_count", MLI_CONFIG_JSON ".num_attention_heads", "model_args.n_heads",
      "model_config.n_heads", MLI_PARAMS_JSON ".n_heads"},
     {"llama.attention.head_count_kv", MLI_CONFIG_JSON ".num_key_value_heads", "model_args.n_kv_heads",
      "model_config.n_kv_heads", MLI_PARAMS_JSON ".n_kv_heads"},
     {"llama.feed_forward_length", MLI_CONFIG_JSON ".intermediate_size", "model_args.hidden_dim",
      "model_config.hidden_dim"},
-    {"llama.vocab_size", MLI_CONFIG_JSON ".vocab_size", "model_args.vocab_size", "model_config.vocab_size", MLI_PARAMS_JSON ".vocab_size"},
+    {"llama.vocab_size", MLI_CONFIG_JSON ".vocab_size", "model_args.vocab_size", "model_config.vocab_size",
+     MLI_PARAMS_JSON ".vocab_size"},
     {"llama.context_length", MLI_CONFIG_JSON ".max_position_embeddings", "model_args.max_seq_len",
      "model_config.max_seq_len", MLI_PARAMS_JSON ".max_seq_len"},
     {"minillama.tied_output", MLI_CONFIG_JSON ".tie_word_embeddings"},
@@ -9913,22 +9917,16 @@ static void mli_check_json(mli_loader *loader) {
 
 /* ---- names without the words of wrappers ----
    Programs wrap a whole model or single modules of it, and each wrapper puts a word of its own into the names:
-   "layers.3._orig_mod.attention.wq.weight". Those words are dropped wherever they are; what else is in front of a name
-   is its prefix. */
+   "layers.3._orig_mod.attention.wq.weight". Those words are dropped wherever they are; what else is in front of a
+   name is its prefix. */
 
+/* clang-format off */
 static const char *const mli_wrapper_words[] = {
-    "module",
-    "_orig_mod",
-    "_forward_module", /* PyTorch's DataParallel and compile, Lightning's Fabric */
-    "_fsdp_wrapped_module",
-    "_fpw_module",
-    "_checkpoint_wrapped_module",
-    "_checkpoint_module",
-    "base_layer",
-    "original_module",
-    "modules_to_save",
-    "default",         /* PEFT, whose adapter is named "default" */
+    "module", "_orig_mod", "_forward_module", /* PyTorch's DataParallel and compile, Lightning's Fabric */
+    "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_checkpoint_module",
+    "base_layer", "original_module", "modules_to_save", "default", /* PEFT, whose adapter is named "default" */
     "original_layer"}; /* the course: see mli_merge_weight */
+/* clang-format on */
 
 static int mli_is_wrapper_word(const char *word, size_t length) {
     for (size_t i = 0; i < MLI_COUNT(mli_wrapper_words); i++)
@@ -10674,13 +10672,13 @@ static void mli_load_tokenizer(mli_loader *loader) {
 
 /* ---- models ---- */
 
-/* A configuration that is not in the file is in the JSON beside it: Hugging Face's or Meta's. */
+/* A configuration that is not in the file is in the JSON beside it: Hugging Face's or Meta's. The demands are checked
+   before it is read: a model of another kind need not have it. */
 static void mli_find_config(mli_loader *loader) {
     static const char *const files[] = {MLI_CONFIG_JSON, MLI_PARAMS_JSON};
     const mli_archive *archive = loader->archive->private_part;
     size_t n_values = archive->values.n;
-    for (size_t i = 0; i <= MLI_COUNT(files);
-         i++) { /* the demands first: another kind of model needs no JSON */
+    for (size_t i = 0; i <= MLI_COUNT(files); i++) {
         mli_check_demands(loader, mli_demands, MLI_COUNT(mli_demands));
         if (loader->result || mli_field_value(loader, MLI_FIELD_DIM)) break;
         if (i < MLI_COUNT(files)) mli_load_json(loader, files[i], NULL);
@@ -11351,8 +11349,9 @@ static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
         mli_append_key(writer, keys[MLI_FIELD_TIED][0], MLI_GGUF_BOOL, 0); /* there is no output layer */
 }
 
-/* llama.cpp aborts on a vocabulary with two equal pieces or an empty one, and wants one for each row of the embedding.
-   A piece that is not there is written as "[PAD17]", unused, which is how llama.cpp's own converters do it. */
+/* llama.cpp aborts on a vocabulary with two equal pieces or an empty one, and wants one for each row of the
+   embedding. A piece that is not there is written as "[PAD17]", unused, which is how llama.cpp's own converters do
+   it. */
 static int mli_is_padding(const mli_saver *saver, int32_t id) {
     return id >= saver->model->tokenizer->n_pieces || saver->is_repeated[id];
 }

@@ -1429,6 +1429,24 @@ TEST(tokenizer_beside) {
     CHECK(model && model->tokenizer && model->tokenizer->n_pieces == 5); /* a row without a piece */
     CHECK(model && is_mapped(model));                                    /* here; elsewhere it is read */
     ml_model_free(model);
+    {
+        ml_config c; /* far more rows than pieces: the tokenizer is of another model */
+        ml_model *wide = NULL;
+        ml_random random;
+        int rows;
+        memset(&c, 0, sizeof c);
+        c.dim = c.hidden_dim = 8, c.n_layers = c.n_heads = 1, c.max_seq_len = 8;
+        ml_random_seed(&random, 1);
+        for (rows = 5 + 1024; rows <= 5 + 1025; rows++) {
+            c.vocab_size = rows;
+            REQUIRE(create_model(&c, ML_F32, &random, NULL, &wide, &error) == ML_OK);
+            CHECK(ml_model_save(wide, model_path, NULL, &error) == ML_OK);
+            ml_model_free(wide);
+            CHECK(ml_model_load(model_path, NULL, &model, &error) == ML_OK);
+            CHECK(model && (model->tokenizer != NULL) == (rows == 5 + 1024));
+            ml_model_free(model);
+        }
+    }
     remove(model_path), remove(tokenizer_path);
     rmdir(beside);
     free_bytes(&file), free_bytes(&large), free_bytes(&fitting);

@@ -715,6 +715,35 @@ TEST(no_output) {
     free_bytes(&json);
 }
 
+/* The checkpoint of a model that learns with a head lacks its output matrix: it is not a tied one because of that. */
+TEST(checkpoint_without_output) {
+#ifndef ML_NO_TRAINING
+    ml_config c = some_config();
+    ml_model *model = make(&c, ML_F32), *loaded;
+    ml_head *head = NULL;
+    ml_head_create_desc top;
+    ml_trainer_desc how;
+    ml_trainer *trainer = NULL;
+    ml_random random;
+    ml_error error;
+    REQUIRE(model);
+    memset(&top, 0, sizeof top), memset(&how, 0, sizeof how);
+    ml_random_seed(&random, 1);
+    top.n_classes = 2, top.random = &random;
+    REQUIRE(ml_head_create(model, &top, &head, &error) == ML_OK);
+    how.max_tokens = 4, how.head = head, how.adamw.lr = 1e-3f;
+    REQUIRE(ml_trainer_new(model, &how, &trainer, &error) == ML_OK);
+    CHECK(ml_trainer_save(trainer, in_folder("state.gguf"), &error) == ML_OK);
+    loaded = load(in_folder("state.gguf"));
+    REQUIRE(loaded);
+    CHECK(!loaded->config.tied_output && !tensor_named(loaded, "output.weight")->data);
+    ml_model_free(loaded);
+    ml_trainer_free(trainer);
+    ml_head_free(head);
+    ml_model_free(model);
+#endif
+}
+
 /* A full mask, in the words of llama.cpp and of Hugging Face, too. */
 TEST(mask_of_others) {
     ml_config c = some_config();
@@ -1309,6 +1338,7 @@ int main(void) {
     RUN(odd_pieces);
     RUN(rows_without_pieces);
     RUN(no_output);
+    RUN(checkpoint_without_output);
     RUN(mask_of_others);
     RUN(refused);
     RUN(full_disk);
