@@ -583,7 +583,7 @@ ML_DEF void ml_trainer_free(ml_trainer *trainer); /* NULL is fine; nothing to do
 
 /* Computes the loss of a batch (`targets` without a head, `labels` with one) and adds its gradient to what has been
    accumulated since the last ml_trainer_step or ml_trainer_zero_gradients. log_probs (n_rows, C), with a head, and
-   loss may be NULL. ML_ERROR_NUMBER when the loss is not finite; all gradients are 0 then. */
+   loss may be NULL. ML_ERROR_NUMBER when one of them is not finite; all gradients are 0 then. */
 ML_DEF ml_result ml_trainer_backward(ml_trainer *trainer, const ml_batch *batch, float *log_probs,
                                      float *loss, ml_error *error);
 /* The same without dropout and without gradients; with a head and no labels only log_probs. */
@@ -3787,14 +3787,16 @@ static ml_result mli_trainer_run(ml_trainer *trainer, const ml_batch *given, int
     if (!(batch.divisor > 0)) batch.divisor = (float)MLI_MAX(counted, 1);
     double sum = mli_trainer_pass(t, &batch, &rows, log_probs);
     if (loss) *loss = (float)sum;
-    if (mli_is_finite(sum)) {
+    size_t n = log_probs && t->desc.head ? (size_t)rows.n_rows * t->desc.head->weight.rows : 0;
+    int is_loss = !mli_is_finite(sum);
+    if (!is_loss && mli_find_beyond(log_probs, n, MLI_INFINITY_BITS) == n) {
         mli_run_backward(&t->graph, NULL);
         return mli_ok(error);
     }
     t->graph.newest = NULL;
     if (backward) ml_trainer_zero_gradients(trainer);
-    return mli_fail(error, ML_ERROR_NUMBER,
-                    "the loss is not finite (learning rate too high, or broken model?)");
+    return mli_fail(error, ML_ERROR_NUMBER, "the %s is not finite (learning rate too high, or broken model?)",
+                    is_loss ? "loss" : "probability of a class");
 }
 
 ML_DEF ml_result ml_trainer_backward(ml_trainer *trainer, const ml_batch *batch, float *log_probs,

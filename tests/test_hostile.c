@@ -802,6 +802,8 @@ TEST(results_that_are_not_finite) {
     ml_model *model = NULL;
     ml_session *session = NULL;
     ml_head *head = NULL;
+    ml_trainer *trainer = NULL;
+    ml_trainer_desc how = {.frozen = 1, .adamw = {.lr = 1e-3f}};
     ml_random random;
     at[2] = 0xc0, at[3] = 0x7f; /* NaN */
     ml_random_seed(&random, 1);
@@ -818,6 +820,11 @@ TEST(results_that_are_not_finite) {
     CHECK(ml_session_likelihood(session, &scored, &likelihood, &failure) == ML_ERROR_NUMBER);
     CHECK(ml_session_embed(session, &batch, NULL, embedding, &failure) == ML_ERROR_NUMBER);
     CHECK(ml_head_eval(head, session, &batch, log_probs, &failure) == ML_ERROR_NUMBER);
+    how.head = head;
+    REQUIRE(ml_trainer_new(model, &how, &trainer, &failure) == ML_OK);
+    CHECK(ml_trainer_eval(trainer, &batch, log_probs, NULL, &failure) ==
+          ML_ERROR_NUMBER); /* no labels: no loss */
+    ml_trainer_free(trainer);
     CHECK(ml_model_save(model, in_folder("not.gguf"), &save, &failure) == ML_ERROR_NUMBER);
     CHECK(strstr(failure.text, "output_norm.weight: number (0, 0) is not finite"));
     CHECK(!exists(in_folder("not.gguf")) && !exists(in_folder("not.gguf.tmp")));
