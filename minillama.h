@@ -128,11 +128,11 @@
    number of threads, in training, too. What keeps it: -O0 to -O3, -ffp-contract in any setting, OpenMP or not. What
    breaks it: x87 arithmetic; -ffast-math and -Ofast, which reorder sums and assume that there are no infinities, on
    which masks count. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
-   What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6 of a logit's
-   size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5). With Q8_0 and Q4_0
-   weights the activations are rounded to 8 bits in blocks of 32, as llama.cpp does: logits move by about 1 %.
-   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded and saved, or do
-   not fit the type they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
+   What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
+   of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5). With Q8_0
+   and Q4_0 weights the activations are rounded to 8 bits in blocks of 32, as llama.cpp does: logits move by about 1 %.
+   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded or saved, or do
+   not fit the type that they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
    likelihood, an embedding or a head's result. It is told by its bits, which no compiler option can hide.
 
    LIMITS  Little-endian machines. Llama's architecture only: RMSNorm or LayerNorm, rotary positions on adjacent pairs
@@ -713,8 +713,8 @@ typedef struct ml_candidate {
 } ml_candidate;
 
 /* Draws a token from logits (n), which are overwritten. `history`: the tokens so far, for the repetition penalty;
-   NULL: none. `work`: room for n ml_candidate. A logit of -infinity is never drawn. Returns -1, and draws nothing, when
-   the logits hold NaN or +infinity, or no finite number at all. */
+   NULL: none. `work`: room for n ml_candidate. A logit of -infinity is never drawn. Returns -1, and draws nothing,
+   when the logits hold NaN or +infinity, or no finite number at all. */
 ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history,
                                  ml_candidate *work);
 
@@ -815,8 +815,8 @@ ML_DEF const ml_array *ml_archive_find_array(const ml_archive *archive,
                                              const char *name); /* NULL if there is none */
 ML_DEF const ml_value *ml_archive_find_value(const ml_archive *archive, const char *name);
 
-/* Elements of an array, row-major, converted to float or int64; n must be its number of elements. ML_ERROR_UNSUPPORTED
-   for a type that ML_NO_K_QUANTS left out. */
+/* Elements of an array, row-major, converted to float or int64; n must be its number of elements.
+   ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS left out. */
 ML_DEF size_t ml_array_count(const ml_array *array);
 ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t n);
 ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t n);
@@ -1308,7 +1308,7 @@ MLI_OPTIONAL void mli_dequantize_row(ml_type type, const void *row, float *dst, 
    MLI_INFINITY_BITS: the first that is not finite. */
 #define MLI_INFINITY_BITS 0x7f800000u
 MLI_OPTIONAL size_t mli_find_beyond(const float *x, size_t n, uint32_t limit);
-/* The index of the first number of a row of weights that is not finite (in a block, its first); n if there is none. */
+/* The index of the first number of a row of weights that is not finite (of a block, its first); n without one. */
 MLI_OPTIONAL size_t mli_find_not_finite(ml_type type, const void *row, size_t n);
 /* As ml_type_convert with types and n that fit. Returns the index of the first number that is not finite or does not
    fit `to`, n if all do, and its value in *value. */
@@ -10695,7 +10695,7 @@ MLI_DEQUANTIZE(q2_k, 256, 84)
 
 /* Q3_K: high bits 32 bytes, low bits 64 as Q2_K's q, scales 12, d 2. value d (s - 32) (q - 4), q of 3 bits. Of the
    high bits of numbers i, i + 32, i + 64, ... byte i has one each. The scales, 6 bits each, are 16: the low 4 bits of
-   s_0 .. s_7 and s_8 .. s_15 are the halves of 8 bytes, and byte 8 + j % 4 has the others of s_j, from bit 2 (j / 4). */
+   s_0 .. s_7 and s_8 .. s_15 are the halves of 8 bytes; byte 8 + j % 4 has the others of s_j, from bit 2 (j / 4). */
 static void mli_unpack_q3_k(const uint8_t *block, float *dst) {
     const uint8_t *scales = block + 96;
     float d = mli_load_scale(block + 108);

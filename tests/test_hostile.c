@@ -753,8 +753,8 @@ static ml_result load_as(const bytes *file, ml_type type, int unchecked, ml_mode
     return ml_model_load_memory(file->data, file->size, &desc, model, &failure);
 }
 
-/* Infinities and NaN of each type, at the beginning, in the middle and at the end of a matrix (64, 64). Those of blocks
-   are in their scale, and the first number of the block is named. */
+/* Infinities and NaN of each type, at the beginning, in the middle and at the end of a matrix (64, 64). Those of
+   blocks are in their scale, and the first number of the block is named. */
 TEST(weights_that_are_not_finite) {
     static const struct {
         ml_type type;
@@ -834,8 +834,8 @@ TEST(results_that_are_not_finite) {
     free_bytes(&file);
 }
 
-/* Finite numbers that a type cannot hold: the largest that still rounds to one of its numbers, and the next. In blocks
-   it is the scale that has no room: 127 and 8 of them are the largest. */
+/* Finite numbers that a type cannot hold: the largest that still rounds to one of its numbers, and the next. In
+   blocks it is the scale that has no room: 127 and 8 of them are the largest. */
 TEST(numbers_too_large_for_a_type) {
     static const struct {
         ml_type type;

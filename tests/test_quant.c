@@ -574,8 +574,8 @@ TEST(q4_0_with_q6_k_output) {
     free_bytes(&file);
 }
 
-/* Files of llama.cpp's own tool, which mixes types, and logits by PyTorch from the dequantized weights. Both compute in
-   F32, in another order: 1e-4 is some ten times what that makes of logits of this size. */
+/* Files of llama.cpp's own tool, which mixes types, and logits by PyTorch from the dequantized weights. Both compute
+   in F32, in another order: 1e-4 is some ten times what that makes of logits of this size. */
 TEST(files_of_llama_quantize) {
     static const char *const names[] = {"Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K",
                                         "Q4_1", "Q5_0",   "Q5_1",   "IQ4_NL", "IQ4_XS"};
