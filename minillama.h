@@ -130,7 +130,7 @@
    which masks count. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5). With Q8_0
-   and Q4_0 weights the activations are rounded to 8 bits in blocks of 32, as llama.cpp does: logits move by about 1 %.
+   and Q4_0 weights the activations are rounded to 8 bits in blocks of 32, as in llama.cpp: logits move by about 1 %.
    A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded or saved, or do
    not fit the type that they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
    likelihood, an embedding or a head's result. It is told by its bits, which no compiler option can hide.
