@@ -128,11 +128,11 @@
    number of threads, in training, too. What keeps it: -O0 to -O3, -ffp-contract in any setting, OpenMP or not. What
    breaks it: x87 arithmetic; -ffast-math and -Ofast, which reorder sums and assume that there are no infinities, on
    which masks count. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
-   What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6 of a logit's
-   size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5). With Q8_0 and Q4_0
-   weights the activations are rounded to 8 bits in blocks of 32, as llama.cpp does: logits move by about 1 %.
-   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded and saved, or do
-   not fit the type they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
+   What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
+   of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5). With Q8_0
+   and Q4_0 weights the activations are rounded to 8 bits in blocks of 32, as in llama.cpp: logits move by about 1 %.
+   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded or saved, or do
+   not fit the type that they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
    likelihood, an embedding or a head's result. It is told by its bits, which no compiler option can hide.
 
    LIMITS  Little-endian machines. Llama's architecture only: RMSNorm or LayerNorm, rotary positions on adjacent pairs
@@ -586,7 +586,7 @@ ML_DEF void ml_trainer_free(ml_trainer *trainer); /* NULL is fine; nothing to do
 
 /* Computes the loss of a batch (`targets` without a head, `labels` with one) and adds its gradient to what has been
    accumulated since the last ml_trainer_step or ml_trainer_zero_gradients. log_probs (n_rows, C), with a head, and
-   loss may be NULL. ML_ERROR_NUMBER when the loss is not finite; all gradients are 0 then. */
+   loss may be NULL. ML_ERROR_NUMBER when one of them is not finite; all gradients are 0 then. */
 ML_DEF ml_result ml_trainer_backward(ml_trainer *trainer, const ml_batch *batch, float *log_probs,
                                      float *loss, ml_error *error);
 /* The same without dropout and without gradients; with a head and no labels only log_probs. */
@@ -726,8 +726,8 @@ typedef struct ml_candidate {
 } ml_candidate;
 
 /* Draws a token from logits (n), which are overwritten. `history`: the tokens so far, for the repetition penalty;
-   NULL: none. `work`: room for n ml_candidate. A logit of -infinity is never drawn. Returns -1, and draws nothing, when
-   the logits hold NaN or +infinity, or no finite number at all. */
+   NULL: none. `work`: room for n ml_candidate. A logit of -infinity is never drawn. Returns -1, and draws nothing,
+   when the logits hold NaN or +infinity, or no finite number at all. */
 ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history,
                                  ml_candidate *work);
 
@@ -1371,7 +1371,7 @@ MLI_OPTIONAL void mli_dequantize_row(ml_type type, const void *row, float *dst, 
    MLI_INFINITY_BITS: the first that is not finite. */
 #define MLI_INFINITY_BITS 0x7f800000u
 MLI_OPTIONAL size_t mli_find_beyond(const float *x, size_t n, uint32_t limit);
-/* The index of the first number of a row of weights that is not finite (in a block, its first); n if there is none. */
+/* The index of the first number of a row of weights that is not finite (of a block, its first); n without one. */
 MLI_OPTIONAL size_t mli_find_not_finite(ml_type type, const void *row, size_t n);
 /* As ml_type_convert with types and n that fit. Returns the index of the first number that is not finite or does not
    fit `to`, n if all do, and its value in *value. */
@@ -3889,14 +3889,16 @@ static ml_result mli_trainer_run(ml_trainer *trainer, const ml_batch *given, int
     if (!(batch.divisor > 0)) batch.divisor = (float)MLI_MAX(counted, 1);
     double sum = mli_trainer_pass(t, &batch, &rows, log_probs);
     if (loss) *loss = (float)sum;
-    if (mli_is_finite(sum)) {
+    size_t n = log_probs && t->desc.head ? (size_t)rows.n_rows * t->desc.head->weight.rows : 0;
+    int is_loss = !mli_is_finite(sum);
+    if (!is_loss && mli_find_beyond(log_probs, n, MLI_INFINITY_BITS) == n) {
         mli_run_backward(&t->graph, NULL);
         return mli_ok(error);
     }
     t->graph.newest = NULL;
     if (backward) ml_trainer_zero_gradients(trainer);
-    return mli_fail(error, ML_ERROR_NUMBER,
-                    "the loss is not finite (learning rate too high, or broken model?)");
+    return mli_fail(error, ML_ERROR_NUMBER, "the %s is not finite (learning rate too high, or broken model?)",
+                    is_loss ? "loss" : "probability of a class");
 }
 
 ML_DEF ml_result ml_trainer_backward(ml_trainer *trainer, const ml_batch *batch, float *log_probs,
@@ -13375,7 +13377,7 @@ MLI_DEQUANTIZE(q2_k, 256, 84)
 
 /* Q3_K: high bits 32 bytes, low bits 64 as Q2_K's q, scales 12, d 2. value d (s - 32) (q - 4), q of 3 bits. Of the
    high bits of numbers i, i + 32, i + 64, ... byte i has one each. The scales, 6 bits each, are 16: the low 4 bits of
-   s_0 .. s_7 and s_8 .. s_15 are the halves of 8 bytes, and byte 8 + j % 4 has the others of s_j, from bit 2 (j / 4). */
+   s_0 .. s_7 and s_8 .. s_15 are the halves of 8 bytes; byte 8 + j % 4 has the others of s_j, from bit 2 (j / 4). */
 static void mli_unpack_q3_k(const uint8_t *block, float *dst) {
     const uint8_t *scales = block + 96;
     float d = mli_load_scale(block + 108);

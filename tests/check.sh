@@ -114,6 +114,47 @@ $(cxx_of $cc) -std=c++11 -O1 $flags -x c++ $callers -x none $o -o $out/$cc-mixed
     done
 }
 
+# Compilers that are newer than the usual one, and standards to come: only whether there are warnings.
+mingw=x86_64-w64-mingw32-gcc
+newer="gcc-13 gcc-14 gcc-15 clang-16 clang-17 clang-18 clang-19 clang-20"
+accepts() { echo 'int main() { return 0; }' | "$@" -o $out/accepted - -lm 2>/dev/null; }
+looks() { # looks NAME COMMAND...: compiles the implementation, without its code
+    name=$1
+    shift
+    echo "no warnings, $name|$* $flags -fsyntax-only $here/implementation.c"
+}
+warnings() {
+    for cc in $compilers $(for cc in $newer; do has $cc && echo $cc; done); do
+        case $cc in clang*) cxx=clang++${cc#clang} ;; *) cxx=g++${cc#gcc} ;; esac
+        accepts $cc -x c -std=c2x && looks "$cc c2x" $cc -std=c2x -march=native
+        for std in c++20 c++2b c++2c; do # in C++26 arithmetic between enumerations is an error
+            accepts $cxx -x c++ -std=$std && looks "$cxx $std" $cxx -x c++ -std=$std -march=native
+        done
+        has $cxx && looks "$cxx, casts" $cxx -x c++ -std=c++17 -Wold-style-cast -Wundef
+    done
+    has g++ && looks "g++, useless casts" g++ -x c++ -std=c++17 -Wold-style-cast -Wuseless-cast -march=native
+    accepts gcc -m32 -x c && looks "gcc, 32 bits" gcc -std=c99 -m32 -O2
+    true
+}
+
+# With ML_STATIC a file without the implementation has no warning, unless it calls what is not there; without it the
+# options that break what NUMERICS promises do not compile, unless they are asked for.
+refusals() {
+    for cc in $compilers; do
+        for cxx in "$cc -x c -std=c99" "$(cxx_of $cc) -x c++ -std=c++11"; do
+            compile="$cxx $flags -DML_STATIC -S -o /dev/null"
+            echo "${cxx%% *}, static declarations alone|echo '#include \"minillama.h\"' | $compile -"
+            echo "${cxx%% *}, a static function without a body|$compile $here/left_out.c 2>&1 | \
+grep -q 'ml_trainer_step.* defined'"
+        done
+        for fast in -Ofast "-O2 -ffast-math" "-O1 -ffinite-math-only"; do
+            echo "$cc refuses $fast|$cc -std=c99 $flags $fast -fsyntax-only $here/implementation.c 2>&1 | \
+grep -q 'Compile with -O3'"
+        done
+        job "$cc -ffast-math allowed" $cc c99 "-march=native -O3 -ffast-math -DML_ALLOW_FAST_MATH" $here/one.c
+    done
+}
+
 # The object file, with each switch: it defines the functions that the header declares, and nothing else; it calls
 # nothing that a switch leaves out. A function of a part that is left out cannot be called.
 symbols() {
@@ -180,9 +221,9 @@ else
     standards="c99 c11 c++11 c++17" matrix_paths=$paths test_paths=${paths#scalar x86-64 }
 fi
 {
-    for cc in gcc clang; do has $cc || skip $cc "it is not installed"; done
-    has x86_64-w64-mingw32-gcc || skip "Windows" "that takes x86_64-w64-mingw32-gcc"
-    { matrix && leave_out && units && symbols && windows; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job
+    for cc in gcc clang $mingw; do has $cc || skip $cc "it is not installed"; done
+    accepts gcc -m32 -x c || skip "32 bits" "that takes gcc-multilib"
+    { matrix && leave_out && units && warnings && refusals && symbols && windows; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job
     [ "$quick" ] || all_tests
 } | tee $out/log
 

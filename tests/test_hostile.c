@@ -811,8 +811,8 @@ static ml_result load_as(const bytes *file, ml_type type, int unchecked, ml_mode
     return ml_model_load_memory(file->data, file->size, &desc, model, &failure);
 }
 
-/* Infinities and NaN of each type, at the beginning, in the middle and at the end of a matrix (64, 64). Those of blocks
-   are in their scale, and the first number of the block is named. */
+/* Infinities and NaN of each type, at the beginning, in the middle and at the end of a matrix (64, 64). Those of
+   blocks are in their scale, and the first number of the block is named. */
 TEST(weights_that_are_not_finite) {
     static const struct {
         ml_type type;
@@ -860,6 +860,8 @@ TEST(results_that_are_not_finite) {
     ml_model *model = NULL;
     ml_session *session = NULL;
     ml_head *head = NULL;
+    ml_trainer *trainer = NULL;
+    ml_trainer_desc how = {.frozen = 1, .adamw = {.lr = 1e-3f}};
     ml_random random;
     at[2] = 0xc0, at[3] = 0x7f; /* NaN */
     ml_random_seed(&random, 1);
@@ -876,6 +878,11 @@ TEST(results_that_are_not_finite) {
     CHECK(ml_session_likelihood(session, &scored, &likelihood, &failure) == ML_ERROR_NUMBER);
     CHECK(ml_session_embed(session, &batch, NULL, embedding, &failure) == ML_ERROR_NUMBER);
     CHECK(ml_head_eval(head, session, &batch, log_probs, &failure) == ML_ERROR_NUMBER);
+    how.head = head;
+    REQUIRE(ml_trainer_new(model, &how, &trainer, &failure) == ML_OK);
+    CHECK(ml_trainer_eval(trainer, &batch, log_probs, NULL, &failure) ==
+          ML_ERROR_NUMBER); /* no labels: no loss */
+    ml_trainer_free(trainer);
     CHECK(ml_model_save(model, in_folder("not.gguf"), &save, &failure) == ML_ERROR_NUMBER);
     CHECK(strstr(failure.text, "output_norm.weight: number (0, 0) is not finite"));
     CHECK(!exists(in_folder("not.gguf")) && !exists(in_folder("not.gguf.tmp")));
@@ -885,8 +892,8 @@ TEST(results_that_are_not_finite) {
     free_bytes(&file);
 }
 
-/* Finite numbers that a type cannot hold: the largest that still rounds to one of its numbers, and the next. In blocks
-   it is the scale that has no room: 127 and 8 of them are the largest. */
+/* Finite numbers that a type cannot hold: the largest that still rounds to one of its numbers, and the next. In
+   blocks it is the scale that has no room: 127 and 8 of them are the largest. */
 TEST(numbers_too_large_for_a_type) {
     static const struct {
         ml_type type;

@@ -523,6 +523,7 @@ TEST(q4_0_with_q6_k_output) {
     ml_outputs outputs = {NULL, 0, hidden, logits};
     ml_model *model = NULL;
     ml_session *session = NULL;
+    ml_save_desc desc = save_as(ML_GGUF, ML_F32);
     ml_error error;
     if (READABLE != ML_OK) {
         CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_ERROR_UNSUPPORTED);
@@ -548,6 +549,9 @@ TEST(q4_0_with_q6_k_output) {
             CHECK_NEAR(logits[j * 48 + i], sum, 256 * UNIT * size, 0); /* any order of 256 sums */
         }
     }
+    desc.type = ML_Q6_K;
+    CHECK(ml_model_save(model, in_folder("not.gguf"), &desc, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "weights cannot be saved as Q6_K: that type is only read"));
     ml_session_free(session);
     ml_model_free(model);
     file.data[output + 7 * 210 + 208] = 0, file.data[output + 7 * 210 + 209] = 0x7c; /* an infinite scale */
@@ -556,8 +560,8 @@ TEST(q4_0_with_q6_k_output) {
     free_bytes(&file);
 }
 
-/* Files of llama.cpp's own tool, which mixes types, and logits by PyTorch from the dequantized weights. Both compute in
-   F32, in another order: 1e-4 is some ten times what that makes of logits of this size. */
+/* Files of llama.cpp's own tool, which mixes types, and logits by PyTorch from the dequantized weights. Both compute
+   in F32, in another order: 1e-4 is some ten times what that makes of logits of this size. */
 TEST(files_of_llama_quantize) {
     static const char *const names[] = {"Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K",
                                         "Q4_1", "Q5_0",   "Q5_1",   "IQ4_NL", "IQ4_XS"};

@@ -58,8 +58,35 @@ static int use_session(const ml_model *model, const ml_allocator *allocator) {
     return 0;
 }
 
+/* What is not finite is told by its bits, whatever the compiler assumes. */
+static float use_nan(void) {
+    const uint32_t bits = 0x7fc00000u;
+    float nan_value;
+    memcpy(&nan_value, &bits, sizeof nan_value);
+    return nan_value;
+}
+
+static int use_numbers(void) {
+    static unsigned char block[144];
+    static float numbers[256];
+    float logits[3] = {0, 1, 0};
+    ml_candidate work[3];
+    ml_sampler sampler;
+    memset(&sampler, 0, sizeof sampler);
+    USE(ml_sampler_sample(&sampler, logits, 3, NULL, work) == 1);
+    logits[2] = use_nan();
+    USE(ml_sampler_sample(&sampler, logits, 3, NULL, work) == -1);
+    USE(ml_type_row_bytes(ML_Q4_K, 256) == sizeof block);
+#ifdef ML_NO_K_QUANTS
+    USE(ml_type_convert(ML_F32, numbers, ML_Q4_K, block, 256) == ML_ERROR_UNSUPPORTED);
+#else
+    USE(ml_type_convert(ML_F32, numbers, ML_Q4_K, block, 256) == ML_OK);
+#endif
+    return 0;
+}
+
 #ifndef ML_NO_TRAINING
-/* Steps on one sequence make it likelier. */
+/* Steps on one sequence make it likelier, and a broken model is noticed. */
 static int use_trainer(ml_model *model, const ml_allocator *allocator) {
     static const int32_t tokens[4] = {1, 7, 3, 9}, targets[4] = {7, 3, 9, 2};
     float first = 0, loss = 0;
@@ -79,6 +106,8 @@ static int use_trainer(ml_model *model, const ml_allocator *allocator) {
         USE(ml_trainer_step(trainer, NULL) == ML_OK);
     }
     USE(loss < first);
+    ((float *)model->tensors[0].data)[7 * model->config.dim] = use_nan();
+    USE(ml_trainer_backward(trainer, &batch, NULL, NULL, NULL) == ML_ERROR_NUMBER);
     ml_trainer_free(trainer);
     return 0;
 }
@@ -111,6 +140,7 @@ static int use_minillama(void) {
     desc.config.tied_output = 1;
     USE(ml_model_create(&desc, &model, NULL) == ML_OK);
     int line = use_session(model, &allocator);
+    if (!line) line = use_numbers();
     if (line) return line;
 #ifndef ML_NO_TRAINING
     line = use_trainer(model, &allocator);
