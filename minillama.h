@@ -7826,13 +7826,15 @@ static size_t mli_torch_type(mli_torch *torch, const mli_node *tensor, const mli
     return row;
 }
 
-/* Whether a tensor's numbers are other ones than those in its storage: conjugates or negatives. */
+/* Whether a tensor's numbers are other ones than those in its storage: conjugates or negatives. That is among its few
+   properties, if it has any. */
 static int mli_torch_is_changed(const mli_torch *torch, const mli_node *const *arg, int n) {
-    if (n < 7 || arg[6]->kind != MLI_NODE_DICT) return 0;
-    for (uint32_t child = arg[6]->first; child; child = mli_next_child(torch, mli_next_child(torch, child))) {
-        const mli_node *key = mli_node_at(torch, child);
-        if (key->kind == MLI_NODE_STRING && (mli_text_is(key, "neg") || mli_text_is(key, "conj"))) return 1;
-    }
+    const mli_node *items[16];
+    int n_items = n > 6 && arg[6]->kind == MLI_NODE_DICT ? mli_children(torch, arg[6], items, 16) : 0;
+    for (int i = 0; i < n_items; i += 2)
+        if (items[i]->kind == MLI_NODE_STRING &&
+            (mli_text_is(items[i], "neg") || mli_text_is(items[i], "conj")))
+            return 1;
     return 0;
 }
 
@@ -8141,6 +8143,8 @@ static void mli_torch_read(mli_torch *torch) {
    Five pickles, one after another: a number, a version, facts about the machine, the object, and a list of the
    storages' keys. Then, in this order, each storage: its number of elements (8 bytes), and the elements. */
 
+enum { MLI_KEY_SIZE = 64 }; /* bytes of the longest key of a storage */
+
 /* Runs the pickle at *at and moves past it. */
 static uint32_t mli_legacy_pickle(mli_torch *torch, size_t *at) {
     mli_archive *archive = torch->archive;
@@ -8163,7 +8167,8 @@ static int mli_is_big_endian(const mli_torch *torch, const mli_node *info) {
     return 0;
 }
 
-/* The storages of the tree by their keys, sorted. Returns how many; *storages is from the allocator. */
+/* The storages of the tree by their keys, sorted; without keys that are longer than any number, which would only take
+   time. Returns how many; *storages is from the allocator. */
 static size_t mli_legacy_storages(mli_torch *torch, mli_named **storages) {
     const mli_node *nodes = (const mli_node *)torch->nodes.items, *item[3];
     size_t n = 0;
@@ -8175,7 +8180,7 @@ static size_t mli_legacy_storages(mli_torch *torch, mli_named **storages) {
         if (nodes[i].kind != MLI_NODE_STORAGE) continue;
         mli_children(torch, &nodes[i], item, 3);
         mli_named named = {item[2]->as.s, item[2]->length, i};
-        (*storages)[n++] = named;
+        if (named.length <= MLI_KEY_SIZE) (*storages)[n++] = named;
     }
     mli_sort_named(*storages, n);
     return n;
@@ -8185,22 +8190,22 @@ static size_t mli_legacy_storages(mli_torch *torch, mli_named **storages) {
 static void mli_legacy_place(mli_torch *torch, const mli_node *key, const mli_named *storages, size_t n,
                              size_t *at) {
     mli_archive *archive = torch->archive;
-    const mli_named *found =
-        key->kind == MLI_NODE_STRING ? mli_find_named(storages, n, key->as.s, key->length) : NULL;
-    const char *name = key->kind == MLI_NODE_STRING ? mli_show(archive, key->as.s, key->length) : "?";
+    int is_key = key->kind == MLI_NODE_STRING && key->length <= MLI_KEY_SIZE;
+    const mli_named *found = is_key ? mli_find_named(storages, n, key->as.s, key->length) : NULL;
     mli_reader in = mli_reader_at(archive->data, *at, archive->size);
     uint64_t count = mli_read_u64(&in), left = mli_left(&in);
-    const mli_node *storage = mli_node_at(torch, found ? (uint32_t)found->index : 0);
-    uint64_t size = mli_dtypes[storage->row].size;
+    uint64_t size = found ? mli_dtypes[mli_node_at(torch, (uint32_t)found->index)->row].size : 0;
     *at = archive->size - (size_t)left;
     if (!found)
-        mli_stop(archive, ML_ERROR_FORMAT, "storage %s is listed, but of no tensor", name);
+        mli_stop(archive, ML_ERROR_FORMAT, "%s lists a storage that no tensor has", torch->pickle);
     else if (in.failed)
         mli_cut_short(archive, "a storage", (uint64_t)archive->size + 1);
     else if (!size)
-        mli_stop(archive, ML_ERROR_UNSUPPORTED, "storage %s is of a type of unknown size", name);
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "storage %s is of a type of unknown size",
+                 mli_show(archive, key->as.s, key->length));
     else if (count > INT64_MAX / 16)
-        mli_stop(archive, ML_ERROR_FORMAT, "storage %s: its size is wrong", name);
+        mli_stop(archive, ML_ERROR_FORMAT, "storage %s: its size is wrong",
+                 mli_show(archive, key->as.s, key->length));
     else if (count * size > left)
         mli_cut_short(archive, "a storage", *at + count * size);
     if (archive->result) return;
