@@ -876,10 +876,10 @@ typedef struct ml_save_desc {
 
 /* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. Safetensors is Hugging
    Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. PyTorch is what torch.load
-   reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the weights under its
-   names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its save_model leaves,
-   whose "model" fits its classifier around a model of the same shape, and a "model_config" that names stories42M.pt as
-   that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than
+   reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the weights under
+   its names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its save_model
+   leaves, whose "model" fits its classifier around a model of the same shape, and a "model_config" that names
+   stories42M.pt as that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than
    10000, rope_scale, a head of means or without a bias. */
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
