@@ -501,7 +501,8 @@ static ml_result load_course(const course_twist *twist, ml_config *config, float
     if (!model) return result;
     *config = model->config;
     memcpy(key, model->tensors[7].data, 4 * DIM * sizeof *key);
-    CHECK(((const float *)model->tensors[2].data)[3] == BIAS + 3); /* the last norm's */
+    CHECK(model->tensors[2].data &&
+          ((const float *)model->tensors[2].data)[3] == BIAS + 3); /* the last norm's */
     CHECK(ml_head_load(in_folder("finetune-5-2e-05.pt"), model, NULL, &head, &other) == ML_OK);
     if (head) {
         CHECK(head->n_classes == 3 && !head->labels && head->pooling == ML_POOL_LAST);
