@@ -769,8 +769,8 @@ typedef struct ml_generated {
 
 /* Reads the prompt and continues it. The session then holds the prompt and all new tokens. *generated may be NULL. An
    empty prompt needs a bos to predict from, or tokens that the session holds: otherwise ML_ERROR_ARGUMENT. An id for
-   which the tokenizer has no piece (of a padded vocabulary) is never drawn. ML_ERROR_NUMBER when no token can be drawn
-   from the logits (see ml_sampler_sample). */
+   which the tokenizer has no piece (of a padded vocabulary) is never drawn. ML_ERROR_NUMBER when no token can be
+   drawn from the logits (see ml_sampler_sample). */
 ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc *desc,
                                      ml_generated *generated, ml_error *error);
 
@@ -778,16 +778,15 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
    Named tensors and named values, whatever the file: PyTorch .pt (dictionaries, lists and tuples give names joined by
    dots: "model.layers.0.attention.wq.weight"; a tuple at the top "0", "1"), GGUF, safetensors, llama2.c's .bin (under
    the names of its own PyTorch code). Nothing in a file is executed: an object in a .pt is a value that names its
-   class, with its attributes under dotted names ("args.lr"; a module's tensors as in its state dict). A key that makes
-   no name (a float, a tuple, a very long text) becomes "#" and its position. What cannot be read is an error only if
-   it is needed. */
+   class, with its attributes under dotted names ("args.lr"; a module's tensors as in its state dict). A key that
+   makes no name (a float, a tuple, a very long text) becomes "#" and its position. What cannot be read is an error
+   only if it is needed. */
 
 #define ML_MAX_DIMS 8
 typedef struct ml_array {
-    const char *name; /* zero-terminated */
-    ml_type type;     /* ML_TYPE_NONE: a kind of number that no weight is made of; it cannot be read */
-    const char
-        *type_name; /* ml_type_name(type); for ML_TYPE_NONE as the file calls it: "C64", "ComplexFloat" */
+    const char *name;      /* zero-terminated */
+    ml_type type;          /* ML_TYPE_NONE: a kind of number that no weight is made of; it cannot be read */
+    const char *type_name; /* ml_type_name(type); for ML_TYPE_NONE the file's name: "C64", "ComplexFloat" */
     int n_dims;
     int64_t shape[ML_MAX_DIMS];  /* outermost first */
     int64_t stride[ML_MAX_DIMS]; /* in elements; arrays of quantized types are always contiguous */
@@ -844,8 +843,9 @@ ML_DEF const ml_array *ml_archive_find_array(const ml_archive *archive,
                                              const char *name); /* NULL if there is none */
 ML_DEF const ml_value *ml_archive_find_value(const ml_archive *archive, const char *name);
 
-/* Elements of an array, row-major, converted to float or int64; n must be its number of elements. ML_ERROR_UNSUPPORTED
-   for ML_TYPE_NONE, and for a type that ML_NO_K_QUANTS left out. Floats as ints: ML_ERROR_MISMATCH. */
+/* Elements of an array, row-major, converted to float or int64; n must be its number of elements.
+   ML_ERROR_UNSUPPORTED for ML_TYPE_NONE, and for a type that ML_NO_K_QUANTS left out. Floats as ints:
+   ML_ERROR_MISMATCH. */
 ML_DEF size_t ml_array_count(const ml_array *array);
 ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t n);
 ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t n);
@@ -882,12 +882,12 @@ typedef struct ml_model_load_desc {
     ml_allocator allocator;
 } ml_model_load_desc;
 
-/* A model: any of the archive formats, or a path to several files (see ml_archive_load), with the configuration in the
-   file or in config.json or params.json in the same folder. Prefixes and words of wrappers in the tensors' names
-   ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its weights used in place;
-   ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that the course's code saved (its
-   adapters merged or not) has no configuration: that is taken from the pretrained model it names, or from a config.json,
-   in the same folder; without them its shapes must be those of stories42M. */
+/* A model: any of the archive formats, or a path to several files (see ml_archive_load), with the configuration in
+   the file or in config.json or params.json in the same folder. Prefixes and words of wrappers in the tensors' names
+   ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its weights used in
+   place; ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that the course's code
+   saved (its adapters merged or not) has no configuration: that is taken from the pretrained model it names, or from
+   a config.json, in the same folder; without them its shapes must be those of stories42M. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
                                ml_error *error);
@@ -932,18 +932,18 @@ typedef struct ml_save_desc {
 /* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. A model from a GGUF, saved
    as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). Safetensors is
    Hugging Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. PyTorch is what
-   torch.load reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the weights
-   under its names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its save_model
-   leaves, whose "model" fits its classifier around a model of the same shape, and a "model_config" that names
-   stories42M.pt as that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another
-   rope_theta than 10000, rope_scale, a head of means or without a bias. */
+   torch.load reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the
+   weights under its names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its
+   save_model leaves, whose "model" fits its classifier around a model of the same shape, and a "model_config" that
+   names stories42M.pt as that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied,
+   another rope_theta than 10000, rope_scale, a head of means or without a bias. */
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
 
-/* Writes an adapter in the same way: a GGUF that llama.cpp reads (without a head; a scale that is not the file's alpha
-   / rank becomes part of B), or, as safetensors, Hugging Face PEFT's adapter_model.safetensors; that also replaces
-   adapter_config.json in the same folder. PyTorch, where the course's code has merged an adapter when it saves: the
-   model with the adapter merged into it, as ml_model_save writes it. Types F32 (the default) to BF16. */
+/* Writes an adapter in the same way: a GGUF that llama.cpp reads (without a head; a scale that is not the file's
+   alpha / rank becomes part of B), or, as safetensors, Hugging Face PEFT's adapter_model.safetensors; that also
+   replaces adapter_config.json in the same folder. PyTorch, where the course's code has merged an adapter when it
+   saves: the model with the adapter merged into it, as ml_model_save writes it. Types F32 (the default) to BF16. */
 ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const char *path,
                               const ml_save_desc *desc, ml_error *error);
 
@@ -6053,7 +6053,7 @@ static const struct mli_magic {
     {2, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch_legacy, NULL},
     {11, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch_legacy, NULL},
     {0, 27, "L119547037146038801333356L\n", mli_read_torch_legacy, NULL},
-    {257, 5, "ustar", NULL, "a tar archive: unpack it, or if PyTorch 0.1 wrote it, load and save it with a newer one"},
+    {257, 5, "ustar", NULL, "a tar archive: unpack it; if PyTorch 0.1 wrote it, load and save it with a newer one"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "algg", NULL, "an adapter in llama.cpp's format from before GGUF (ggla): convert its PEFT original anew"},
@@ -6287,12 +6287,9 @@ static void mli_read_split(mli_archive *archive, int64_t count) {
 
 #ifndef ML_NO_STDIO
 /* The file that a folder stands for is the first of these that is in it, else its only .gguf. */
-static const char *const mli_folder_files[] = {"/model.safetensors.index.json",
-                                               "/model.safetensors",
-                                               "/pytorch_model.bin.index.json",
-                                               "/pytorch_model.bin",
-                                               "/consolidated.00.pth",
-                                               "/adapter_model.safetensors",
+static const char *const mli_folder_files[] = {"/model.safetensors",   "/model.safetensors.index.json",
+                                               "/pytorch_model.bin",   "/pytorch_model.bin.index.json",
+                                               "/consolidated.00.pth", "/adapter_model.safetensors",
                                                "/adapter_model.bin"};
 
 /* Meta's consolidated.00.pth, consolidated.01.pth, ... hold a part of the rows or columns of every matrix. How many
@@ -8327,7 +8324,7 @@ static void mli_append_pickle_tensor(mli_writer *writer, const mli_saved *saved,
     mli_append_text(writer, "ctorch._utils\n_rebuild_tensor_v2\n((");
     mli_append_pickle_text(writer, "storage");
     mli_append_format(writer, "ctorch\n%sStorage\n",
-                      saved->type == ML_F32 ? "Float"
+                      saved->type == ML_F32   ? "Float"
                       : saved->type == ML_F16 ? "Half"
                                               : "BFloat16");
     mli_append_pickle_text(writer, key);
@@ -8379,7 +8376,7 @@ typedef void (*mli_zip_contents)(mli_writer *writer, const mli_saver *saver, con
 enum { MLI_ZIP_ALIGNMENT = 64, MLI_ZIP_VERSION = 45 /* 4.5: has ZIP64 */ };
 
 /* A header, local or in the directory. All sizes and offsets are in a ZIP64 field, whatever they are: large files are
-   then nothing special. What is behind a local header is aligned by a field that is called "FB", as in torch.save's. */
+   then nothing special. What is behind a local header is aligned by a field called "FB", as in torch.save's. */
 static void mli_append_zip_header(mli_writer *writer, const mli_zip_record *record, int index,
                                   int is_central) {
     static const char *const first[3] = {"data.pkl", "byteorder", "version"};
@@ -9285,8 +9282,8 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
 #define MLI_KEY_SCORES "tokenizer.ggml.scores"
 #define MLI_KEY_KINDS "tokenizer.ggml.token_type"
 #define MLI_KEY_PIECES "minillama.pieces" /* how many of the tokens are pieces, if the others only fill up */
-#define MLI_TOKENIZER_IDS 6   /* bos, eos, unknown, padding, end of turn, end of message */
-#define MLI_TOKENIZER_FLAGS 4 /* adds_bos, adds_eos, adds_space_prefix, removes_extra_spaces */
+#define MLI_TOKENIZER_IDS 6               /* bos, eos, unknown, padding, end of turn, end of message */
+#define MLI_TOKENIZER_FLAGS 4             /* adds_bos, adds_eos, adds_space_prefix, removes_extra_spaces */
 static const char *const mli_id_keys[MLI_TOKENIZER_IDS] = {
     "tokenizer.ggml.bos_token_id",     "tokenizer.ggml.eos_token_id", "tokenizer.ggml.unknown_token_id",
     "tokenizer.ggml.padding_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
@@ -10237,8 +10234,8 @@ static void mli_check_source(mli_loader *loader, const ml_array *array, size_t r
         mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s has shape %s, not %s", array->name, have, want);
     } else if (!mli_type(array->type)->dequantize && array->type != ML_F64) {
         const char *why = ml_type_block(array->type) > 1 ? ", which ML_NO_K_QUANTS left out" : "";
-        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s%s", array->name,
-                   array->type_name, why);
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s%s", array->name, array->type_name,
+                   why);
     } else if (!mli_is_dense(array)) {
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s repeats elements (strides %l, %l)", array->name,
                    array->stride[0], array->stride[1]);
@@ -11299,13 +11296,17 @@ static mli_reader mli_kept_keys(const ml_model *model) {
     return mli_reader_at(own->keys ? own->keys : (const unsigned char *)"", 0, own->keys_size);
 }
 
-/* Whether the model keeps the name that its file gives it. */
-static int mli_keeps_name(const mli_saver *saver) {
+/* The name that the caller gives, or else that of the model's file. */
+static void mli_append_name(mli_writer *writer, const mli_saver *saver) {
     mli_reader in = mli_kept_keys(saver->model);
     size_t length;
-    for (const char *key; !saver->is_named && (key = mli_gguf_next(&in, &length)) != NULL;)
-        if (mli_is_text(key, length, MLI_KEY_NAME)) return 1;
-    return 0;
+    for (const unsigned char *begin = in.p;; begin = in.p) {
+        const char *key = saver->is_named ? NULL : mli_gguf_next(&in, &length);
+        if (key && !mli_is_text(key, length, MLI_KEY_NAME)) continue;
+        if (!key) mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
+        if (key) mli_append(writer, begin, (size_t)(in.p - begin)), writer->n_keys++;
+        return;
+    }
 }
 
 /* The keys of the model's file that it does not have anyway, in their order. */
@@ -11315,8 +11316,7 @@ static void mli_append_kept_keys(mli_writer *writer, const mli_saver *saver) {
     for (const unsigned char *begin = in.p;; begin = in.p) {
         const char *key = mli_gguf_next(&in, &length);
         if (!key) return;
-        if (mli_is_own_key(saver->model, key, length)) continue;
-        if (saver->is_named && mli_is_text(key, length, MLI_KEY_NAME)) continue;
+        if (mli_is_own_key(saver->model, key, length) || mli_is_text(key, length, MLI_KEY_NAME)) continue;
         mli_append(writer, begin, (size_t)(in.p - begin));
         writer->n_keys++;
     }
@@ -11333,7 +11333,7 @@ static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     for (int i = 0; i < saver->model->n_tensors; i++)
         if (mli_saved_weight(saver, saver->model, i, &saved)) is_quantized |= ml_type_block(saved.type) > 1;
     mli_append_key_string(writer, "general.architecture", "llama");
-    if (!mli_keeps_name(saver)) mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
+    mli_append_name(writer, saver);
     mli_append_key_u32(writer, "general.file_type", /* llama.cpp's numbers, most of which are those of ggml */
                        type == ML_Q8_0   ? 7
                        : type == ML_BF16 ? 32
@@ -11450,7 +11450,7 @@ static float mli_saved_alpha(const ml_lora *lora) {
     return n_own < n_pairs && n_first == n_pairs ? first : lora->alpha;
 }
 
-/* A GGUF has one alpha, which llama.cpp divides by each pair's rank: whatever else belongs to the scale goes into B. */
+/* A GGUF has one alpha, which llama.cpp divides by each pair's rank: what else belongs to the scale goes into B. */
 static int mli_saved_half(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
     const ml_lora *lora = (const ml_lora *)object;
     int is_hf = saver->is_hf, pair = index / 2;
@@ -11470,7 +11470,7 @@ static int mli_saved_half(const mli_saver *saver, const void *object, int index,
 static void mli_append_lora_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
     mli_append_key_string(writer, "general.architecture", "llama");
     mli_append_key_string(writer, "general.type", "adapter");
-    mli_append_key_string(writer, "general.name", saver->desc.name);
+    mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
     mli_append_key_string(writer, "adapter.type", "lora");
     mli_append_key_f32(writer, MLI_KEY_ALPHA, mli_saved_alpha((const ml_lora *)object));
 }

@@ -635,9 +635,6 @@ TEST(weight_of_unknown_type) {
     for (i = 0; i + 30 < file.size && !at; i++)
         if (memcmp(file.data + i, "blk.0.ffn_up.weight", 19) == 0) at = i + 19 + 4 + 16; /* its type */
     REQUIRE(at && file.data[at] == 0);
-    file.data[at] = 14;
-    CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &failure) == ML_ERROR_UNSUPPORTED);
-    CHECK(strstr(failure.text, "blk.0.ffn_up.weight is of type ") != NULL);
     file.data[at] = 99;
     CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &failure) == ML_ERROR_UNSUPPORTED);
     CHECK(strstr(failure.text, "blk.0.ffn_up.weight is of type 99") != NULL);
@@ -900,7 +897,7 @@ TEST(json_of_python) {
     memset(&json, 0, sizeof json);
     put_text(&json, "\xef\xbb\xbf {\"a\": 1, \"n\": [NaN, Infinity, -Infinity], \"\\u0000\": {\"b\": [2]}, "
                     "\"a\": 3, \"a\": 4, \"");
-    for (i = 0; i < 600; i++) put_u8(&json, 'k');
+    for (i = 0; i < 5000; i++) put_u8(&json, 'k');
     put_text(&json, "\": {\"c\": [1, {\"d\": \"e\"}], \"f\": null}, \"g\": \"h\"}");
     REQUIRE(!mli_json_values(a->private_part, "", json.data, json.size, &failure));
     CHECK(a->n_values == 2 + 5 && has_text(a, "g", "h"));

@@ -422,7 +422,7 @@ static void predicts_the_same(const sentiment_settings *trained, const char *mod
     int is_done = sentiment_run(&set, model, &dev, &test);
     CHECK(strncmp(capture_end(), "dev acc :: ", 11) == 0);
     CHECK(is_done);
-    size_t n, m;
+    size_t n = 0, m = 0;
     char *ours = file_read(path, &n), *theirs = file_read(trained->test_out, &m);
     CHECK(ours && theirs && n == m && memcmp(ours, theirs, n) == 0);
     free(ours);

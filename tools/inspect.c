@@ -63,7 +63,7 @@ static long item_of(const char *name, size_t *length) {
 
 /* How many values from i on are items of the same list, from SHOWN on: the states of random generators are long. */
 static size_t count_hidden(const ml_archive *archive, size_t i) {
-    size_t n = 0, length, first_length;
+    size_t n = 0, length = 0, first_length = 0;
     long first = item_of(archive->values[i].name, &first_length);
     if (first < SHOWN) return 0;
     for (; i + n < archive->n_values; n++) {

@@ -28,22 +28,12 @@ static int append_token(void *user, int32_t id, const char *bytes, size_t n) {
     return buffer_append(&out->made, bytes, n);
 }
 
-/* Says why a text ends where it does, if that is not its own end or what was asked for. */
+/* Says why a text ends where it does, if the context is full. */
 static void explain_end(const ml_session *session, const settings *s, const ml_generated *made) {
-    int room = session->max_seq_len - made->n_prompt;
-    if (made->stop == ML_STOP_END || made->stop == ML_STOP_CALLER || s->slide || made->n_new < room) return;
-    if (s->max_new_tokens && s->max_new_tokens <= room) return;
+    if (made->stop != ML_STOP_CONTEXT) return;
     fprintf(stderr, "(the context of %d tokens is full", session->max_seq_len);
     if (s->max_new_tokens) fprintf(stderr, ", after %d of %d new ones", made->n_new, s->max_new_tokens);
     fprintf(stderr, "; --slide writes on)\n");
-}
-
-/* --max_new_tokens, or 0 (as many as fit) where that is more than the context has room for; without end if sliding. */
-static int new_tokens_to_write(ml_session *session, const settings *s, const char *prompt) {
-    ml_tokens tokens;
-    if (s->slide) return s->max_new_tokens ? s->max_new_tokens : INT_MAX;
-    if (ml_session_encode(session, prompt, ML_ADD_BOS, &tokens, NULL)) return s->max_new_tokens;
-    return s->max_new_tokens > session->max_seq_len - tokens.n ? 0 : s->max_new_tokens;
 }
 
 /* Continues the prompt into `out`, the prompt included. */
@@ -54,7 +44,7 @@ static int write_on(ml_session *session, const settings *s, const char *prompt, 
     ml_error error;
     ml_random_seed(&random, (uint64_t)s->seed);
     desc.prompt = prompt;
-    desc.max_new_tokens = new_tokens_to_write(session, s, prompt);
+    desc.max_new_tokens = s->slide && !s->max_new_tokens ? INT_MAX : s->max_new_tokens; /* 0: what fits */
     desc.overflow = s->slide ? ML_OVERFLOW_SLIDE : ML_OVERFLOW_ERROR;
     desc.sampler = s->sampler;
     desc.sampler.temperature = temperature;

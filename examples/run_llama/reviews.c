@@ -183,7 +183,7 @@ int reviews_read(reviews *all, const char *path, int n_labels) {
     return all->n > 0 || complain("%s: it has no lines", path);
 }
 
-int reviews_length(const ml_tokenizer *tokenizer, int n) { return n + (tokenizer->bos >= 0 && n < INT_MAX); }
+int reviews_length(const ml_tokenizer *tokenizer, int n) { return n + (tokenizer->adds_bos && n < INT_MAX); }
 
 /* Encodes the sentence and the suffix, without the end of the sentence if both do not fit. `room` has space for both
    as text, and for their ids. */
