@@ -444,6 +444,41 @@ TEST(only_measures) {
     ml_model_free(model);
 }
 
+/* The rows of three held-out texts: 1 2 3, 1, and 1 2. */
+static void check_rows(int32_t bos, int context, int n_rows, int n, const char *tokens, const char *targets) {
+    int32_t ids[] = {1, 2, 3, 1, 1, 2}, room[2][8] = {{0}}, starts[5] = {0};
+    size_t begins[] = {0, 3, 4};
+    char text[2][9] = {"", ""};
+    ml_tokenizer tokenizer;
+    ml_model model;
+    place from = {0, 0};
+    run held_out;
+    memset(&tokenizer, 0, sizeof tokenizer), memset(&model, 0, sizeof model);
+    memset(&held_out, 0, sizeof held_out);
+    tokenizer.bos = bos;
+    model.tokenizer = &tokenizer;
+    held_out.model = &model;
+    held_out.set.rows = 4;
+    held_out.set.context = context;
+    held_out.tokens = room[0], held_out.targets = room[1], held_out.starts = starts;
+    held_out.valid.ids = ids, held_out.valid.n = 6;
+    held_out.valid.starts = begins, held_out.valid.n_texts = 3;
+    ml_batch batch = next_validation(&held_out, &from);
+    CHECK(batch.n_rows == n_rows && batch.n_tokens == n && starts[n_rows] == n);
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < batch.n_tokens; j++) text[i][j] = (char)('0' + room[i][j]);
+    CHECK(strcmp(text[0], tokens) == 0 && strcmp(text[1], targets) == 0);
+    CHECK(next_validation(&held_out, &from).n_rows == 0);
+}
+
+/* bos after a text says that it ended; without bos, a text predicts nothing of the next, and one token nothing. */
+TEST(held_out_texts_are_apart) {
+    check_rows(1, 8, 3, 5, "12311", "23112");
+    check_rows(1, 2, 4, 5, "12311", "23112");
+    check_rows(-1, 8, 2, 3, "121", "232");
+    check_rows(-1, 1, 3, 3, "121", "232");
+}
+
 /* Every tenth text, the end of a single one, or none. */
 TEST(keeps_text_back) {
     int n_train = 0, n_kept = 0;
@@ -858,6 +893,7 @@ int main(void) {
     write_inputs();
     RUN(from_text_to_a_model);
     RUN(only_measures);
+    RUN(held_out_texts_are_apart);
     RUN(keeps_text_back);
     RUN(nothing_kept_back);
     RUN(threads_change_no_bit);

@@ -25,12 +25,15 @@ static const char *find_separator(const char *p, const char *end, const char *se
 
 static int is_space(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
 
-static int append_ids(corpus *c, const ml_tokens *tokens) {
+static int append_text(corpus *c, const ml_tokens *tokens) {
     size_t n = (size_t)tokens->n;
     int32_t *room = (int32_t *)grow(c->ids, c->n + n, &c->capacity, sizeof *room);
-    if (!room) return no_memory("tokens");
-    c->ids = room;
+    if (room) c->ids = room;
+    size_t *starts = (size_t *)grow(c->starts, c->n_texts + 1, &c->starts_capacity, sizeof *starts);
+    if (starts) c->starts = starts;
+    if (!room || !starts) return no_memory("tokens");
     if (n) memcpy(room + c->n, tokens->ids, n * sizeof *room);
+    starts[c->n_texts++] = c->n;
     c->n += n;
     return 1;
 }
@@ -47,7 +50,7 @@ static int add_text(corpus *to, const ml_tokenizer *tokenizer, const char *text,
     ml_error error;
     if (!desc.work) return no_memory("a text");
     int ok =
-        succeeded(ml_tokenizer_encode(tokenizer, &desc, &tokens, &error), &error) && append_ids(to, &tokens);
+        succeeded(ml_tokenizer_encode(tokenizer, &desc, &tokens, &error), &error) && append_text(to, &tokens);
     if (ok) to->n_bytes += n;
     free(desc.work);
     return ok;
@@ -69,4 +72,9 @@ int corpus_add(corpus *to, corpus *kept, const ml_tokenizer *tokenizer, const bp
         p = next;
     }
     return 1;
+}
+
+void corpus_free(corpus *c) {
+    free(c->ids);
+    free(c->starts);
 }

@@ -5,10 +5,12 @@
 #include "minillama.h"
 #include "../../tools/bpe/bpe.h"
 
-/* Token ids of many texts, one after the other, each beginning with bos. */
+/* Token ids of many texts, one after the other, each with the bos and eos that the tokenizer's file asks for. */
 typedef struct corpus {
     int32_t *ids;
     size_t n, capacity;
+    size_t *starts; /* (n_texts) where each begins */
+    size_t n_texts, starts_capacity;
     size_t n_bytes; /* of the texts */
 } corpus;
 
@@ -20,5 +22,7 @@ int text_read(const char *path, bpe_text *text);
    texts goes into `kept` instead: every k-th, k = 1 / share, or the end of a file that is one single text. */
 int corpus_add(corpus *to, corpus *kept, const ml_tokenizer *tokenizer, const bpe_text *file,
                const char *separator, double share);
+
+void corpus_free(corpus *c);
 
 #endif

@@ -194,8 +194,8 @@ static int prepare(void) {
 static void clean_up(void) {
     for (int i = 0; i < r.n_texts; i++) free((void *)(uintptr_t)r.texts[i].data);
     free((void *)(uintptr_t)r.held_back.data);
-    free(r.train.ids);
-    free(r.valid.ids);
+    corpus_free(&r.train);
+    corpus_free(&r.valid);
     free(r.tokens);
     free(r.targets);
     free(r.starts);

@@ -26,24 +26,34 @@ static ml_batch next_batch(run *r) {
     return batch;
 }
 
-/* Where a row of at most `context` tokens that begins at `at` ends: before the next text begins. */
-static size_t row_end(const corpus *c, size_t at, int context, int32_t bos) {
-    size_t end = at + 1;
-    while (end + 1 < c->n && end - at < (size_t)context && c->ids[end] != bos) end++;
-    return end;
+/* A place in the held-out text: the token `at` of all, which is in this text. */
+typedef struct place {
+    size_t at, text;
+} place;
+
+/* The last token that is predicted from a text: the bos of the next, which says that it ended, or else its own last. */
+static size_t last_target(const corpus *c, size_t text, int32_t bos) {
+    if (text + 1 == c->n_texts) return c->n - 1;
+    size_t next = c->starts[text + 1];
+    return c->ids[next] == bos ? next : next - 1;
 }
 
-/* The next rows of the held-out text: each text by itself, in rows of `context` tokens. */
-static ml_batch next_validation(run *r, size_t *at) {
+/* The next rows of the held-out text: each text by itself, in rows of `context` tokens. Without a row at the end. */
+static ml_batch next_validation(run *r, place *from) {
     const corpus *c = &r->valid;
     ml_batch batch = {0};
-    while (*at + 1 < c->n && batch.n_rows < r->set.rows) {
-        size_t end = row_end(c, *at, r->set.context, r->model->tokenizer->bos), n = end - *at;
-        memcpy(r->tokens + batch.n_tokens, c->ids + *at, n * sizeof *r->tokens);
-        memcpy(r->targets + batch.n_tokens, c->ids + *at + 1, n * sizeof *r->targets);
+    while (from->text < c->n_texts && batch.n_rows < r->set.rows) {
+        size_t n = last_target(c, from->text, r->model->tokenizer->bos) - from->at;
+        if (!n) {
+            if (++from->text < c->n_texts) from->at = c->starts[from->text];
+            continue;
+        }
+        if (n > (size_t)r->set.context) n = (size_t)r->set.context;
+        memcpy(r->tokens + batch.n_tokens, c->ids + from->at, n * sizeof *r->tokens);
+        memcpy(r->targets + batch.n_tokens, c->ids + from->at + 1, n * sizeof *r->targets);
         batch.n_tokens += (int)n;
         r->starts[++batch.n_rows] = batch.n_tokens;
-        *at = end;
+        from->at += n;
     }
     batch.tokens = r->tokens;
     batch.targets = r->targets;
@@ -54,9 +64,11 @@ static ml_batch next_validation(run *r, size_t *at) {
 
 int validate(run *r, double *per_token, double *per_byte) {
     double sum = 0;
-    size_t counted = 0, at = 0;
-    while (at + 1 < r->valid.n) {
-        ml_batch batch = next_validation(r, &at);
+    size_t counted = 0;
+    place from = {0, 0};
+    for (;;) {
+        ml_batch batch = next_validation(r, &from);
+        if (!batch.n_rows) break;
         ml_error error;
         float loss;
         if (!succeeded(ml_trainer_eval(r->trainer, &batch, NULL, &loss, &error), &error)) return 0;
