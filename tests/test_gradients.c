@@ -982,7 +982,7 @@ static int variable_named(const problem *p, const char *name, int layer) {
     for (int i = 0; i < p->n_variables; i++)
         if (strcmp(p->v[i].name, name) == 0 && layer-- == 0) return i;
     printf("no variable is named %s\n", name);
-    exit(2);
+    return exit(2), -1;
 }
 
 static double network_forward(mli_graph *g, problem *p) {
