@@ -345,6 +345,35 @@ static void sentence_length(int reference) {
     ml_model_free(model);
 }
 
+/* A tokenizer without bos and padding: an empty sentence is one token all the same, and rows are filled up with the
+   unknown piece, or with id 0. */
+TEST(neither_bos_nor_padding) {
+    static const char text[] = "0 ||| a film\n1 |||  \n";
+    ml_model *model;
+    ml_error error;
+    sentiment s = {0};
+    REQUIRE(ml_model_load("examples/models/stories.gguf", NULL, &model, &error) == ML_OK);
+    ml_tokenizer *tokenizer = (ml_tokenizer *)(uintptr_t)model->tokenizer;
+    CHECK(reviews_padding(tokenizer) == tokenizer->padding && tokenizer->padding > 0);
+    tokenizer->adds_bos = 0;
+    tokenizer->padding = -1;
+    s.model = model;
+    s.set.reference = 1;
+    s.set.batch_size = 2;
+    s.set.labels = "examples/data/opinions2-labels.json";
+    s.set.train = s.set.dev = s.set.test = write_text(text, strlen(text));
+    REQUIRE(sentiment_read(&s));
+    CHECK(s.dev.rows[0].n_ids > 1 && s.dev.rows[1].n_ids == 1);
+    ml_batch batch = sentiment_batch(&s, &s.dev, NULL, 0, 2);
+    CHECK(batch.n_tokens == 2 * s.dev.rows[0].n_ids);
+    for (int i = 0; i < batch.n_tokens; i++)
+        CHECK((s.tokens[i] == tokenizer->unknown) == (i >= s.dev.rows[0].n_ids));
+    tokenizer->unknown = -1;
+    CHECK(reviews_padding(tokenizer) == 0);
+    sentiment_free(&s);
+    ml_model_free(model);
+}
+
 TEST(sentence_length_in_mode_reference) { sentence_length(1); }
 TEST(sentence_length_in_mode_llama) { sentence_length(0); }
 
@@ -504,6 +533,7 @@ int main(void) {
     RUN(cut_to_the_context);
     RUN(sentence_length_in_mode_reference);
     RUN(sentence_length_in_mode_llama);
+    RUN(neither_bos_nor_padding);
     RUN(progress_without_a_terminal);
     RUN(demo_finetune);
     RUN(demo_lora);

@@ -112,6 +112,15 @@ TEST(other_flags) {
     CHECK(lines_with("calls", "--option") == before + 16);
 }
 
+/* A table that cannot be written is noticed before any run. */
+TEST(outputs_are_tried_first) {
+    int before = lines_with("calls", "--option");
+    CHECK(remove(in_folder("a/b/table.md")) == 0 && make_folder(in_folder("a/b/table.md")));
+    CHECK(run_table("3e-3") == 1);
+    CHECK(strstr(said, "table.md cannot be written: Is a directory") != NULL);
+    CHECK(lines_with("calls", "--option") == before);
+}
+
 int main(void) {
     if (!folder_begin("table")) return 1;
     write_script();
@@ -119,5 +128,6 @@ int main(void) {
     RUN(means);
     RUN(picture);
     RUN(other_flags);
+    RUN(outputs_are_tried_first);
     return !folder_end() || test_report("test_table");
 }

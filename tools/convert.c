@@ -17,11 +17,6 @@ typedef struct settings {
     int help;
 } settings;
 
-static int ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
 static int check_settings(const settings *s) {
     const char *out = s->files[1];
     if (!out) return fprintf(stderr, "%s", usage), 0;

@@ -310,10 +310,9 @@ static plot_style style_of(const row *r) {
 
 static const plot_style chance_style = {PLOT_GRAY, "2 3", 1.5, 1, 0};
 
-/* The lines of one data set's panel, when only the axes are known; most: the highest of all. */
-static int draw_lines(const settings *s, const data_set *set, plot *p, double *most) {
+/* The lines of one data set's panel. *most becomes the highest point, if that is higher; p NULL: only this. */
+static void draw_lines(const settings *s, const data_set *set, plot *p, double *most) {
     double unused, epochs[MAX_EPOCHS];
-    int n_lines = 0;
     run mean;
     for (int i = 0; i < MAX_EPOCHS; i++) epochs[i] = i + 1;
     for (int i = 0; i < N_ROWS; i++) {
@@ -322,9 +321,7 @@ static int draw_lines(const settings *s, const data_set *set, plot *p, double *m
         plot_style style = style_of(&rows[i]);
         if (p) plot_line(p, &style, epochs, mean.epoch, (size_t)mean.n_epochs);
         for (int j = 0; j < mean.n_epochs; j++) *most = fmax(*most, mean.epoch[j]);
-        n_lines++;
     }
-    return n_lines;
 }
 
 static void draw_panel(const settings *s, const data_set *set, double at, double width, plot *p) {
@@ -352,12 +349,11 @@ static void draw_legend(plot *p) {
 /* Accuracy on dev after each epoch: a panel for each data set, and in it a line for each setting that trains. */
 static int draw_epochs(const settings *s) {
     enum { N_SETS = sizeof data_sets / sizeof *data_sets };
-    const char *slash = strrchr(s->model, '/');
     char path[4096], title[256];
     plot p;
     if (s->epochs < 2) return 1;
     snprintf(path, sizeof path, "%s/accuracy.svg", s->out);
-    snprintf(title, sizeof title, "Accuracy after each epoch, %.100s%s", slash ? slash + 1 : s->model,
+    snprintf(title, sizeof title, "Accuracy after each epoch, %.100s%s", file_name(s->model),
              s->seeds > 1 ? " (mean over seeds)" : "");
     if (!plot_begin(&p, path, title)) return 0;
     draw_legend(&p);
@@ -379,6 +375,16 @@ static int wanted(const settings *s, const row *r) {
     char name[128];
     name_of(r, name, sizeof name);
     return !s->only || strstr(name, s->only);
+}
+
+/* The files that every run reads, and those written here. */
+static int files_ready(const settings *s) {
+    char table[4096], picture[4096];
+    const used_file outputs[] = {{"--out", table}, {"--out", picture}};
+    const used_file inputs[] = {{"--model", s->model}, {"--tokenizer", s->tokenizer}};
+    snprintf(table, sizeof table, "%s/table.md", s->out);
+    snprintf(picture, sizeof picture, "%s/accuracy.svg", s->out);
+    return outputs_ready(outputs, 2, inputs, 2);
 }
 
 /* All missing runs: one seed of every row, then the next seed. */
@@ -435,7 +441,7 @@ int main(int argc, char **argv) {
     }
     if (s.seeds < 1 || s.seeds > MAX_SEEDS || s.epochs < 1 || s.epochs > MAX_EPOCHS)
         return fprintf(stderr, "--seeds and --epochs are between 1 and %d\n", MAX_EPOCHS), 2;
-    if (!make_folders(s.out) || !run_all(&s)) return 1;
+    if (!make_folders(s.out) || !files_ready(&s) || !run_all(&s)) return 1;
     print_table(&s, stdout);
     fprintf(stderr, "(also in %s, with a picture of the epochs in accuracy.svg)\n", s.out);
     return 0;

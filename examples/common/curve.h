@@ -76,9 +76,8 @@ static inline double curve_smooth(const double *loss, size_t n, size_t i, double
 
 /* "Training loss of NAME", from NAME.svg in some folder. */
 static inline void curve_title(const char *path, char *to, size_t size) {
-    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    size_t n = strlen(name);
-    if (n > 4 && strcmp(name + n - 4, ".svg") == 0) n -= 4;
+    const char *name = file_name(path);
+    size_t n = strlen(name) - (ends_with(name, ".svg") ? 4 : 0);
     snprintf(to, size, "Training loss of %.*s", (int)(n < 200 ? n : 200), name);
 }
 

@@ -117,16 +117,14 @@ static inline int file_write(const char *path, const void *data, size_t n) {
     return whole_file_end(&file);
 }
 
+static inline int ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
 /* The format that a name's ending selects for a model or adapter: .pt, .safetensors, else GGUF. */
 static inline ml_format format_of(const char *path) {
-    static const char *const endings[] = {".pt", ".safetensors"};
-    static const ml_format formats[] = {ML_PYTORCH, ML_SAFETENSORS};
-    size_t n = strlen(path);
-    for (int i = 0; i < 2; i++) {
-        size_t end = strlen(endings[i]);
-        if (n >= end && strcmp(path + n - end, endings[i]) == 0) return formats[i];
-    }
-    return ML_GGUF;
+    return ends_with(path, ".pt") ? ML_PYTORCH : ends_with(path, ".safetensors") ? ML_SAFETENSORS : ML_GGUF;
 }
 
 /* ---- before the work ---- */

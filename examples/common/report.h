@@ -26,14 +26,13 @@ static inline int no_memory(const char *what) { return complain("%s: not enough 
 
 /* 1 if a call of the library succeeded; 0 after printing the library's sentence. */
 static inline int succeeded(ml_result result, const ml_error *error) {
-    return result == ML_OK || complain("%s (%s)", error->text, ml_result_string(result));
+    return result == ML_OK || complain("%s", error->text);
 }
 
 /* The same for a call that read a file: its sentence may not name the file. */
 static inline int loaded(const char *path, ml_result result, const ml_error *error) {
     return result == ML_OK ||
-           (strstr(error->text, path) ? succeeded(result, error)
-                                      : complain("%s: %s (%s)", path, error->text, ml_result_string(result)));
+           (strstr(error->text, path) ? succeeded(result, error) : complain("%s: %s", path, error->text));
 }
 
 #endif

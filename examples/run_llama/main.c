@@ -34,16 +34,18 @@ static settings set = {
                   .lr = 2e-5f},
 };
 
+#define INDENT "                                             " /* of the column of explanations */
+
 static const option options[] = {
     {"--option", OPTION_TEXT, &set.option, "generate (default), prompt, finetune, lora or predict"},
     {"--pretrained-model-path", OPTION_TEXT, &set.model, "model in any known format (stories42M.pt)"},
-    {"--tokenizer", OPTION_TEXT, &set.tokenizer, "tokenizer.model or .bin (in the model, or next to it)"},
+    {"--tokenizer", OPTION_TEXT, &set.tokenizer,
+     "tokenizer.model, .bin or a GGUF (in the model, or next to it)"},
     {"--lora", OPTION_TEXT, &set.adapter,
      "an adapter over the model, to generate, prompt or predict with (none)"},
     {"--mode", OPTION_TEXT, &set.mode,
-     "llama (RMSNorm, causal; default to generate) or reference (LayerNorm, full attention; default else, "
-     "but "
-     "predict goes by what a GGUF or safetensors with a classifier says)"},
+     "llama (RMSNorm, causal; default to generate) or reference\n" INDENT
+     "(LayerNorm, full attention; default else; predict: as the file says)"},
     {"--seed", OPTION_INT, &set.seed, "seed of the random choices (1337)"},
     {"--train", OPTION_TEXT, &set.sentiment.train, "lines of \"label ||| sentence\" (data/cfimdb-train.txt)"},
     {"--dev", OPTION_TEXT, &set.sentiment.dev, "(data/cfimdb-dev.txt)"},
@@ -64,8 +66,8 @@ static const option options[] = {
     {"--score", OPTION_TEXT, &set.sentiment.score,
      "prompting in mode llama: sum, mean, calibrated or pmi (sum)"},
     {"--state", OPTION_TEXT, &set.sentiment.model_out,
-     "file for the best epoch's model or adapter, with its classifier; a .pt is for PyTorch\n"
-     "                             (OPTION-EPOCHS-LR.gguf)"},
+     "the best epoch's model or adapter, with its classifier; a .pt is for PyTorch\n" INDENT
+     "(OPTION-EPOCHS-LR.gguf)"},
     {"--generated_sentence_low_temp_out", OPTION_TEXT, &set.low_out, "file (generated-sentence-temp-0.txt)"},
     {"--generated_sentence_high_temp_out", OPTION_TEXT, &set.high_out,
      "file (generated-sentence-temp-1.txt)"},
@@ -83,7 +85,8 @@ static const option options[] = {
     {"--repetition_penalty", OPTION_FLOAT, &set.sampler.repetition_penalty,
      "weaken the last 64 tokens (0: none)"},
     {"--threads", OPTION_INT, &set.threads,
-     "how many (OMP_NUM_THREADS or all processors where built with OpenMP; one to write with a small model)"},
+     "how many (OMP_NUM_THREADS or all processors where built with OpenMP;\n" INDENT
+     "one to write with a small model)"},
     {"--help", OPTION_FLAG, &set.help, "this list"},
 };
 enum { N_OPTIONS = sizeof options / sizeof *options };
@@ -101,7 +104,8 @@ ml_model *load_model(const settings *s, ml_type type) {
     load.type = type;
     if (!loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error)) return NULL;
     if (model->tokenizer) return model;
-    complain("no tokenizer in or next to %s; give one with --tokenizer FILE", s->model);
+    complain("no tokenizer in or next to %s; name one with --tokenizer FILE (a GGUF that has it is one, too)",
+             s->model);
     ml_model_free(model);
     return NULL;
 }
@@ -125,7 +129,7 @@ static int says_its_mode(const char *path) {
 /* All files of --option OPTION, tried before the work. */
 static int files_ready(const settings *s, const char *state) {
     const sentiment_settings *t = &s->sentiment;
-    int trains = !t->prompting && !t->predicting;
+    int trains = is_training(t);
     const used_file inputs[] = {{"--train", trains ? t->train : NULL},
                                 {"--dev", t->dev},
                                 {"--test", t->test},
@@ -145,7 +149,7 @@ static int label_sentences(const settings *s) {
     double dev[MAX_SEEDS], test[MAX_SEEDS];
     sentiment_settings run = s->sentiment;
     char state[64];
-    int n = run.prompting || run.predicting ? 1 : min_int(s->seeds, MAX_SEEDS);
+    int n = !is_training(&run) ? 1 : min_int(s->seeds, MAX_SEEDS);
     snprintf(state, sizeof state, "%s-%d-%g.gguf", s->option, run.epochs, (double)run.lr);
     if (!run.model_out) run.model_out = state;
     if (!files_ready(s, run.model_out)) return 1;

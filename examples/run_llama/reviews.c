@@ -185,6 +185,11 @@ int reviews_read(reviews *all, const char *path, int n_labels) {
 
 int reviews_length(const ml_tokenizer *tokenizer, int n) { return n + (tokenizer->adds_bos && n < INT_MAX); }
 
+int32_t reviews_padding(const ml_tokenizer *tokenizer) {
+    if (tokenizer->padding >= 0) return tokenizer->padding;
+    return tokenizer->unknown >= 0 ? tokenizer->unknown : 0;
+}
+
 /* Encodes the sentence and the suffix, without the end of the sentence if both do not fit. `room` has space for both
    as text, and for their ids. */
 static int encode_row(review *row, const ml_tokenizer *tokenizer, const char *suffix, int most,
@@ -208,8 +213,9 @@ static int encode_row(review *row, const ml_tokenizer *tokenizer, const char *su
     free(row->ids);
     row->ids = (int32_t *)malloc(((size_t)tokens.n + 1) * sizeof *row->ids);
     if (!row->ids) return no_memory("a row");
+    row->ids[0] = reviews_padding(tokenizer); /* an empty sentence without bos is one token, too */
     memcpy(row->ids, tokens.ids, (size_t)tokens.n * sizeof *row->ids);
-    row->n_ids = tokens.n;
+    row->n_ids = tokens.n ? tokens.n : 1;
     row->n_kept = kept;
     return 1;
 }

@@ -28,7 +28,8 @@ sentiment_result sentiment_measure(const reviews *set, const int *predicted, int
 
 ml_batch sentiment_batch(sentiment *s, const reviews *set, const int *order, int from, int n) {
     ml_batch batch = {0};
-    int longest = 0, padding = s->model->tokenizer->padding;
+    int longest = 0;
+    int32_t padding = reviews_padding(s->model->tokenizer);
     for (int i = 0; i < n; i++)
         longest = max_int(longest, set->rows[order ? order[from + i] : from + i].n_ids);
     for (int i = 0; i < n; i++) {
@@ -54,9 +55,6 @@ int sentiment_best(const float *scores, int n) {
         if (scores[i] > scores[best]) best = i;
     return best;
 }
-
-/* Training reads and measures a set more: s->train. */
-static int is_training(const sentiment_settings *set) { return !set->prompting && !set->predicting; }
 
 /* The head that a file holds, which says how many labels there are. */
 static int load_head(sentiment *s) {

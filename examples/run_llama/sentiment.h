@@ -22,6 +22,9 @@ typedef struct sentiment_settings {
     float dropout, lr, lora_alpha;
 } sentiment_settings;
 
+/* Training reads and measures a set more. */
+static inline int is_training(const sentiment_settings *set) { return !set->prompting && !set->predicting; }
+
 typedef struct sentiment_result {
     double accuracy, f1; /* of the labels that are known */
 } sentiment_result;
