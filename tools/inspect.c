@@ -145,6 +145,10 @@ static void print_tokenizer(const ml_tokenizer *tokenizer) {
         if (counts[k]) printf(", %d %s", counts[k], kinds[k]);
     printf("\n  bos %d, eos %d, unknown %d, padding %d\n", (int)tokenizer->bos, (int)tokenizer->eos,
            (int)tokenizer->unknown, (int)tokenizer->padding);
+    printf("  a text begins %s bos and ends %s eos; ids that end one:",
+           tokenizer->adds_bos ? "with" : "without", tokenizer->adds_eos ? "with" : "without");
+    for (int i = 0; i < tokenizer->n_ends; i++) printf("%s %d", i ? "," : "", (int)tokenizer->ends[i]);
+    printf("%s\n", tokenizer->n_ends ? "" : " none");
     for (int32_t id = 0; id < tokenizer->n_pieces;
          id++) { /* the first few, and the first few after the bytes */
         if (id >= 4 && (id < 258 || id >= 268)) continue;
