@@ -40,7 +40,7 @@ int main(int argc, char **argv) {
     if (argc != 2 || *argv[1] == '-') return fprintf(stderr, "usage: chat MODEL\n"), 2;
     if (ml_model_load(argv[1], NULL, &model, &error) || ml_session_new(model, NULL, &session, &error) ||
         talk(session, &error))
-        fprintf(stderr, "\n%s: %s\n", ml_result_string(error.code), error.text);
+        fprintf(stderr, "\n%s\n", error.text);
     ml_session_free(session);
     ml_model_free(model);
     return error.code != ML_OK;

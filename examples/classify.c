@@ -43,12 +43,13 @@ int main(int argc, char **argv) {
              (argc == 2 || !ml_lora_load(argv[2], model, NULL, &lora, &error)) &&
              !ml_head_load(argv[argc - 1], model, NULL, &head, &error);
     desc.lora = lora;
-    ok = ok && head->n_classes <= MAX_CLASSES && !ml_session_new(model, &desc, &session, &error);
+    if (ok && head->n_classes > MAX_CLASSES) ok = 0, strcpy(error.text, "too many classes");
+    ok = ok && !ml_session_new(model, &desc, &session, &error);
     while (ok && fgets(line, sizeof line, stdin)) {
         line[strcspn(line, "\r\n")] = 0;
         ok = !classify(session, head, line, &error);
     }
-    if (!ok) fprintf(stderr, "%s: %s\n", ml_result_string(error.code), error.text);
+    if (!ok) fprintf(stderr, "%s\n", error.text);
     ml_session_free(session);
     ml_head_free(head);
     ml_lora_free(lora);

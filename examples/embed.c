@@ -28,8 +28,9 @@ int main(int argc, char **argv) {
     if (argc != 3) return fprintf(stderr, "usage: embed MODEL SENTENCE < SENTENCES\n"), 2;
     int ok = !ml_model_load(argv[1], NULL, &model, &error) && !ml_session_new(model, NULL, &session, &error);
     int dim = ok ? model->config.dim : 1;
-    float *wanted = (float *)malloc((size_t)dim * 2 * sizeof *wanted), *found = wanted + dim;
-    ok = ok && wanted && !embed(session, argv[2], wanted, &error);
+    float *wanted = (float *)malloc((size_t)dim * 2 * sizeof *wanted), *found = wanted ? wanted + dim : NULL;
+    if (!wanted) ok = 0, strcpy(error.text, "not enough memory");
+    ok = ok && !embed(session, argv[2], wanted, &error);
     while (ok && fgets(line, sizeof line, stdin)) {
         double cosine = 0;
         line[strcspn(line, "\r\n")] = 0;
@@ -41,7 +42,7 @@ int main(int argc, char **argv) {
     if (ok)
         printf("nearest: %s\n", nearest);
     else
-        fprintf(stderr, "%s: %s\n", ml_result_string(error.code), error.text);
+        fprintf(stderr, "%s\n", error.text);
     free(wanted);
     ml_session_free(session);
     ml_model_free(model);

@@ -20,7 +20,7 @@ int main(int argc, char **argv) {
     printf("%s", desc.prompt);
     if (ml_model_load(argv[1], NULL, &model, &error) || ml_session_new(model, NULL, &session, &error) ||
         ml_session_generate(session, &desc, NULL, &error))
-        fprintf(stderr, "\n%s: %s\n", ml_result_string(error.code), error.text);
+        fprintf(stderr, "\n%s\n", error.text);
     printf("\n");
     ml_session_free(session);
     ml_model_free(model);

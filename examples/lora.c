@@ -9,18 +9,20 @@
 enum { EPOCHS = 6, BATCH = 10 };
 
 /* One epoch, with a step after every BATCH lines. */
-static ml_result train(ml_trainer *trainer, const ml_tokenizer *tokenizer, FILE *file, int epoch,
-                       ml_error *error) {
+static ml_result train(ml_trainer *trainer, const ml_model *model, FILE *file, int epoch, ml_error *error) {
     static int32_t work[1 << 16];
     char line[4096], *bar;
     double sum = 0;
     int n = 0;
-    for (rewind(file); fgets(line, sizeof line, file) && (bar = strstr(line, " ||| ")) != NULL; n++) {
+    for (rewind(file); fgets(line, sizeof line, file); n++) {
+        if (!(bar = strstr(line, " ||| ")))
+            return snprintf(error->text, sizeof error->text, "line %d has no \" ||| \"", n + 1),
+                   error->code = ML_ERROR_ARGUMENT;
         ml_encode_desc text = {bar + 5, strcspn(bar + 5, "\r\n"), ML_ADD_SPECIAL, work, sizeof work};
         int32_t label = (int32_t)strtol(line, NULL, 10);
         ml_tokens tokens;
         float loss;
-        if (ml_tokenizer_encode(tokenizer, &text, &tokens, error)) return error->code;
+        if (ml_tokenizer_encode(model->tokenizer, &text, &tokens, error)) return error->code;
         ml_batch batch = {tokens.ids, tokens.n, NULL, 1, NULL, &label, BATCH};
         if (ml_trainer_backward(trainer, &batch, NULL, &loss, error)) return error->code;
         if (n % BATCH == BATCH - 1 && ml_trainer_step(trainer, error)) return error->code;
@@ -31,8 +33,9 @@ static ml_result train(ml_trainer *trainer, const ml_tokenizer *tokenizer, FILE 
 }
 
 int main(int argc, char **argv) {
-    FILE *file = argc == 5 ? fopen(argv[2], "r") : NULL;
-    if (!file) return fprintf(stderr, "usage: lora MODEL TRAINING N_CLASSES ADAPTER.gguf\n"), 2;
+    if (argc != 5) return fprintf(stderr, "usage: lora MODEL TRAINING N_CLASSES ADAPTER.gguf\n"), 2;
+    FILE *file = fopen(argv[2], "r");
+    if (!file) return perror(argv[2]), 1;
     ml_error error = {ML_OK, ""};
     ml_random random;
     ml_head_create_desc head = {atoi(argv[3]), NULL, ML_POOL_LAST, 0, &random, {0}};
@@ -45,11 +48,9 @@ int main(int argc, char **argv) {
     int ok =
         !ml_model_load(argv[1], NULL, &model, &error) && !ml_head_create(model, &head, &desc.head, &error) &&
         !ml_lora_create(model, &lora, &desc.lora, &error) && !ml_trainer_new(model, &desc, &trainer, &error);
-    for (int epoch = 0; ok && epoch < EPOCHS; epoch++)
-        ok = !train(trainer, model->tokenizer, file, epoch, &error);
+    for (int epoch = 0; ok && epoch < EPOCHS; epoch++) ok = !train(trainer, model, file, epoch, &error);
     ml_save_desc save = {ML_GGUF, ML_TYPE_NONE, NULL, desc.head};
-    if (!ok || ml_lora_save(desc.lora, model, argv[4], &save, &error))
-        fprintf(stderr, "%s: %s\n", ml_result_string(error.code), error.text);
+    if (!ok || ml_lora_save(desc.lora, model, argv[4], &save, &error)) fprintf(stderr, "%s\n", error.text);
     fclose(file);
     ml_trainer_free(trainer);
     ml_lora_free(desc.lora);

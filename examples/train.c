@@ -37,8 +37,9 @@ int main(int argc, char **argv) {
     ml_tokens tokens;
     ml_random random;
     ml_trainer_desc how = {0};
-    FILE *file = argc == 4 ? fopen(argv[2], "rb") : NULL;
-    if (!file) return fprintf(stderr, "usage: train TOKENIZER TEXT MODEL.gguf\n"), 2;
+    if (argc != 4) return fprintf(stderr, "usage: train TOKENIZER TEXT MODEL.gguf\n"), 2;
+    FILE *file = fopen(argv[2], "rb");
+    if (!file) return perror(argv[2]), 1;
     ml_encode_desc encode = {text, fread(text, 1, MAX_TEXT, file), ML_ADD_SPECIAL, work, sizeof work};
     ml_random_seed(&random, 1);
     how.max_tokens = ROWS * CONTEXT;
@@ -51,7 +52,7 @@ int main(int argc, char **argv) {
     ok = ok && !ml_model_create(&desc, &model, &error) && !ml_model_set_tokenizer(model, tokenizer, &error) &&
          !ml_trainer_new(model, &how, &trainer, &error) && !train(trainer, &tokens, &random, &error) &&
          !ml_model_save(model, argv[3], NULL, &error);
-    if (!ok) fprintf(stderr, "%s: %s\n", ml_result_string(error.code), error.text);
+    if (!ok) fprintf(stderr, "%s\n", error.text);
     if (!model) ml_tokenizer_free(tokenizer); /* otherwise the model owns it */
     fclose(file);
     ml_trainer_free(trainer);

@@ -469,7 +469,13 @@ TEST(errors) {
     CHECK(run("chat", "absent.gguf", "") == 1 && strstr(complained, "absent.gguf"));
     CHECK(run("embed", "absent.gguf x", "x\n") == 1 && strstr(complained, "absent.gguf"));
     CHECK(run("classify", MODEL, "x\n") == 1 && *complained); /* it has no classifier */
-    CHECK(run("lora", MODEL " absent.txt 2 x", "") == 2);
+    CHECK(run("lora", MODEL " absent.txt 2 x", "") == 1 && strstr(complained, "absent.txt"));
+    CHECK(run("train", MODEL " absent.txt x", "") == 1 && strstr(complained, "absent.txt"));
+    write_file(in_folder("bar.txt"), "0 ||| good\n1 || bad\n", 20);
+    char lines[1024];
+    snprintf(lines, sizeof lines, MODEL " '%s' 2 '%s'", in_folder("bar.txt"), in_folder("none.gguf"));
+    CHECK(run("lora", lines, "") == 1 && strstr(complained, "line 2 has no \" ||| \""));
+    CHECK(!exists(in_folder("none.gguf")));
     CHECK(run("lora", MODEL " examples/data/opinions5-train.txt 2 /nowhere/x", "") == 1 && *complained);
     write_file(in_folder("short.txt"), "Tom.", 4);
     char arguments[2048];
