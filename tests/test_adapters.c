@@ -412,27 +412,38 @@ TEST(merged_in_hugging_face_layout) {
 
 /* ---- files as others may write them ---- */
 
+/* Adds a matrix of F32 to the header of a safetensors file; its numbers go to the end of the data next. */
+static void put_matrix(bytes *header, const bytes *data, const char *name, int rows, int cols) {
+    char text[300];
+    snprintf(text, sizeof text, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%d,%d],\"data_offsets\":[%d,%d]}",
+             header->size ? "," : "{", name, rows, cols, (int)data->size, (int)data->size + rows * cols * 4);
+    put_text(header, text);
+}
+
+/* The file of both, which are freed. */
+static bytes end_matrices(bytes *header, bytes *data) {
+    put_text(header, "}");
+    put_u8(header, 0);
+    bytes file = safetensors_file((const char *)header->data, data->data, data->size);
+    free_bytes(header);
+    free_bytes(data);
+    return file;
+}
+
 /* A safetensors file of F32 tensors: "NAME ROWS COLS" each, up to a NULL; the numbers go on counting. */
 static bytes tensors_file(const char *prefix, const char *const *tensors) {
-    bytes header, data, file;
-    char name[100], text[300];
+    bytes header, data;
+    char name[100], text[200];
     int rows, cols, i;
     memset(&header, 0, sizeof header);
     memset(&data, 0, sizeof data);
     for (i = 0; tensors[i]; i++) {
         if (sscanf(tensors[i], "%99s %d %d", name, &rows, &cols) != 3) exit(2);
-        snprintf(text, sizeof text,
-                 "%s\"%s%s\":{\"dtype\":\"F32\",\"shape\":[%d,%d],\"data_offsets\":[%d,%d]}", i ? "," : "{",
-                 prefix, name, rows, cols, (int)data.size, (int)data.size + rows * cols * 4);
-        put_text(&header, text);
+        snprintf(text, sizeof text, "%s%s", prefix, name);
+        put_matrix(&header, &data, text, rows, cols);
         put_floats(&data, (float)data.size, (size_t)rows * (size_t)cols);
     }
-    put_text(&header, "}");
-    put_u8(&header, 0);
-    file = safetensors_file((const char *)header.data, data.data, data.size);
-    free_bytes(&header);
-    free_bytes(&data);
-    return file;
+    return end_matrices(&header, &data);
 }
 
 static const char plain_json[] = "{\"peft_type\": \"LORA\", \"r\": 2, \"lora_alpha\": 4}";
@@ -551,7 +562,7 @@ static double alpha_of(int pair) { return pair % 7 == 0 ? 5 : pair == 13 ? 0.7 :
 
 /* A PEFT adapter of all matrices. */
 static bytes mixed_file(void) {
-    bytes header, data, file;
+    bytes header, data;
     ml_random random;
     char text[200];
     int pair, half, k;
@@ -561,20 +572,12 @@ static bytes mixed_file(void) {
     for (pair = 0; pair < LAYERS * 7; pair++)
         for (half = 0; half < 2; half++) {
             int t = pair % 7, rows = half ? outs[t] : rank_of(pair), cols = half ? rank_of(pair) : ins[t];
-            snprintf(text, sizeof text,
-                     "%s\"model.layers.%d.%s.lora_%c.weight\":{\"dtype\":\"F32\",\"shape\":[%d,%d],"
-                     "\"data_offsets\":[%d,%d]}",
-                     header.size ? "," : "{", pair / 7, peft_names[t], "AB"[half], rows, cols, (int)data.size,
-                     (int)data.size + rows * cols * 4);
-            put_text(&header, text);
+            snprintf(text, sizeof text, "model.layers.%d.%s.lora_%c.weight", pair / 7, peft_names[t],
+                     "AB"[half]);
+            put_matrix(&header, &data, text, rows, cols);
             for (k = 0; k < rows * cols; k++) put_f32(&data, 0.5f * ml_random_normal(&random));
         }
-    put_text(&header, "}");
-    put_u8(&header, 0);
-    file = safetensors_file((const char *)header.data, data.data, data.size);
-    free_bytes(&header);
-    free_bytes(&data);
-    return file;
+    return end_matrices(&header, &data);
 }
 
 /* W + alpha / rank * B A, in double precision from the file's own numbers. Row half * hd/2 + k of a head is in the file
