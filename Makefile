@@ -92,7 +92,7 @@ $(foreach file,$(FILES) $(wildcard tests/test_*.c),$(eval $(call program,$(notdi
 $(foreach folder,$(FOLDERS),$(eval $(call program,$(notdir $(folder)),$(wildcard $(folder)/*.c))))
 $(foreach file,$(wildcard tests/fuzz_*.c),$(eval $(call program,test_$(notdir $(file:.c=)),$(file))))
 $(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed run_llama convert \
-                            train_tokenizer write_stories) # which it runs
+                            train_tokenizer write_stories draw_curve) # which it runs
 
 $(LIBRARY): tests/compile/implementation.c $(BUILD)/flags
 	$(call short,cc $@ (the library: about 10 s))$(CC) $(FLAGS) $(LISTED) -c -o $@ $<

@@ -28,8 +28,8 @@ static ml_result train(ml_trainer *trainer, const ml_tokens *text, ml_random *ra
 }
 
 int main(int argc, char **argv) {
-    static char text[MAX_TEXT]; /* of a longer file only the beginning is used */
-    static int32_t work[MAX_TEXT * 8];
+    static char text[MAX_TEXT];         /* of a longer file only the beginning is used */
+    static int32_t work[MAX_TEXT * 10]; /* ml_tokenizer_encode_size takes 37 bytes for each of the text */
     ml_error error = {ML_OK, ""};
     ml_model *model = NULL;
     ml_tokenizer *tokenizer = NULL;

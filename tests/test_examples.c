@@ -178,7 +178,7 @@ TEST(train) {
     bytes text = {NULL, 0, 0};
     char arguments[2048];
     double first, last = 0;
-    for (int i = 0; i < 20; i++) put_text(&text, story);
+    for (int i = 0; i < 2000; i++) put_text(&text, story); /* more than it takes */
     write_file(in_folder("story.txt"), text.data, text.size);
     free_bytes(&text);
     snprintf(arguments, sizeof arguments, MODEL " '%s' '%s'", in_folder("story.txt"),
@@ -358,6 +358,10 @@ TEST(tools_try_outputs_first) {
     snprintf(arguments, sizeof arguments, "--vocab_size 300 '%s'%s", in_folder("model.gguf"),
              flag("--output", "model.gguf"));
     refuses("train_tokenizer", arguments, "is also read (a text)");
+    CHECK(same_files("model.gguf", "model.copy"));
+    snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("model.gguf"), in_folder("./model.gguf"));
+    refuses("draw_curve", arguments, "is also read (CURVE.csv)");
+    refuses("draw_curve", "absent.csv new.svg", "absent.csv: No such file");
     CHECK(same_files("model.gguf", "model.copy"));
     /* a safetensors brings a config.json, which would replace that of the input */
     snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("a.safetensors"));

@@ -72,7 +72,7 @@ static int convert(const settings *s) {
     ml_save_desc save = {format_of(out), ml_type_from_name(s->type), s->name, find_head(s, model)};
     int ok = merge(s, model) && loaded(out, ml_model_save(model, out, &save, &error), &error);
     if (ok && save.format != ML_GGUF && model->tokenizer)
-        fprintf(stderr, "the tokenizer is not written: copy its file next to %s\n", out);
+        fprintf(stderr, "the tokenizer is not in %s: copy its file there, or use --tokenizer\n", out);
     if (ok && save.format == ML_GGUF && !model->tokenizer)
         fprintf(stderr, "no tokenizer was found, so none is in %s; name one by --tokenizer\n", out);
     ml_head_free((ml_head *)(uintptr_t)save.head);

@@ -6,10 +6,13 @@
 int main(int argc, char **argv) {
     curve c = {NULL, 0, 0};
     if (argc != 3) return fprintf(stderr, "usage: draw_curve CURVE.csv PICTURE.svg\n"), 2;
-    int ok = curve_read(&c, argv[1], INFINITY);
+    const used_file csv = {"CURVE.csv", argv[1]}, picture = {"PICTURE.svg", argv[2]};
+    if (access(csv.path, R_OK) != 0) return !complain("%s: %s", csv.path, strerror(errno));
+    int ok = outputs_ready(&picture, 1, &csv, 1) && curve_read(&c, csv.path, INFINITY);
     if (ok && c.n < 2)
-        ok = complain("%s: no curve, which has lines \"step,loss,loss of text kept back\"", argv[1]);
-    ok = ok && curve_svg(&c, argv[2]);
+        ok = complain("%s: %s lines \"step,loss,loss of text kept back\", so there is no curve", csv.path,
+                      c.n ? "fewer than two" : "no");
+    ok = ok && curve_svg(&c, picture.path);
     curve_free(&c);
     return !ok;
 }
