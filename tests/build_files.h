@@ -235,6 +235,13 @@ static bytes pt_file(const bytes *pickle, size_t n) {
     return file;
 }
 
+/* "model": OrderedDict(), whose items follow up to a "u". */
+static void pk_model_begin(bytes *b) {
+    pk_text(b, "model");
+    pk_global(b, "collections", "OrderedDict");
+    put_text(b, ")R(");
+}
+
 /* {"model": OrderedDict(w=(2, 3) floats 0..5, t=its transpose, last=[5.]), "args": {"dim": 3, "lr": 0.5, "ok": True,
    "name": "tiny", "list": [7, None, -1]}} */
 static void pk_small(bytes *b) {
@@ -244,9 +251,7 @@ static void pk_small(bytes *b) {
     put_text(b, "}q");
     put_u8(b, 0);
     put_u8(b, '(');
-    pk_text(b, "model");
-    pk_global(b, "collections", "OrderedDict");
-    put_text(b, ")R(");
+    pk_model_begin(b);
     pk_text(b, "w");
     pk_matrix(b, "0", 2, 3);
     put(b, "q\1", 2);

@@ -415,9 +415,7 @@ static bytes course_file(const course_twist *twist) {
     memset(&p, 0, sizeof p);
     pk_begin(&p);
     put_text(&p, "}(");
-    pk_text(&p, "model");
-    pk_global(&p, "collections", "OrderedDict");
-    put_text(&p, ")R(");
+    pk_model_begin(&p);
     course_matrix(&p, "llama.tok_embeddings.weight", 100, 11, DIM);
     course_matrix(&p, LAYER "attention.compute_query.weight", 200, DIM, DIM);
     if (twist->has_lora) {

@@ -437,9 +437,7 @@ static bytes torch_pickle(void) {
     memset(&p, 0, sizeof p);
     pk_begin(&p);
     put_text(&p, "}(");
-    pk_text(&p, "model");
-    pk_global(&p, "collections", "OrderedDict");
-    put_text(&p, ")R(");
+    pk_model_begin(&p);
     for (i = 0; i < 15; i++) {
         char key[8];
         snprintf(key, sizeof key, "%d", i == 3 ? 0 : number);
