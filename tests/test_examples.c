@@ -17,15 +17,15 @@ static char *text_of(const char *path) {
     return (char *)b.data;
 }
 
-/* Runs an example in the shell; its exit status. Its input is `input`; $RUNNER runs it if this program was run by
+/* Runs an example in the shell, whose arguments may redirect it; its exit status. Its input is `input`; $RUNNER runs it if this program was run by
    that. */
 static int run(const char *example, const char *arguments, const char *input) {
     char command[4096];
     const char *runner = getenv("RUNNER");
     write_file(in_folder("input"), input, strlen(input));
-    snprintf(command, sizeof command, "%s '%s/%s' %s <'%s' >'%s' 2>'%s'", runner ? runner : "",
-             program_folder, example, arguments, in_folder("input"), in_folder("said"),
-             in_folder("complained"));
+    snprintf(command, sizeof command, "%s '%s/%s' <'%s' >'%s' 2>'%s' %s", runner ? runner : "",
+             program_folder, example, in_folder("input"), in_folder("said"), in_folder("complained"),
+             arguments);
     int status = system(command);
     free(said), free(complained);
     said = text_of(in_folder("said"));
@@ -301,6 +301,13 @@ TEST(context_is_full) {
     free(all);
 }
 
+/* A text that cannot be written is an error: on a full disk, here a device that is always full. */
+TEST(output_is_full) {
+    if (!exists("/dev/full")) SKIP("there is no /dev/full");
+    CHECK(run("run_llama", "--prompt Once --pretrained-model-path " MODEL " >/dev/full", "") == 1);
+    CHECK(strstr(complained, "error: standard output cannot be written: No space left") != NULL);
+}
+
 /* ---- files before the work ---- */
 
 /* Fails before anything is done, with these words, and leaves no new file. */
@@ -502,6 +509,7 @@ int main(int argc, char **argv) {
     RUN(predict);
     RUN(adapter_writes);
     RUN(context_is_full);
+    RUN(output_is_full);
     RUN(outputs_are_tried_first);
     RUN(tools_try_outputs_first);
     RUN(tokenizer_of_a_windows_text);

@@ -21,10 +21,7 @@ typedef struct output {
 static int append_token(void *user, int32_t id, const char *bytes, size_t n) {
     output *out = (output *)user;
     (void)id;
-    if (out->stream) {
-        fwrite(bytes, 1, n, out->stream);
-        fflush(out->stream);
-    }
+    if (out->stream && (fwrite(bytes, 1, n, out->stream) != n || fflush(out->stream) != 0)) return 0;
     return buffer_append(&out->made, bytes, n);
 }
 
@@ -51,7 +48,9 @@ static int write_on(ml_session *session, const settings *s, const char *prompt, 
     desc.sampler.random = &random;
     desc.on_token = append_token;
     desc.user = out;
-    if (!append_token(out, -1, prompt, strlen(prompt))) return no_memory("the text");
+    if (!append_token(out, -1, prompt, strlen(prompt)))
+        return out->stream && ferror(out->stream) ? whole_file_failed("standard output")
+                                                  : no_memory("the text");
     return succeeded(ml_session_generate(session, &desc, generated, &error), &error);
 }
 
@@ -84,8 +83,8 @@ static int generate_one(ml_session *session, const settings *s) {
     int ok = write_on(session, s, s->prompt, s->sampler.temperature, &out, &made);
     buffer_free(&out.made);
     if (!ok) return 0;
-    printf("\n");
-    fflush(stdout);
+    if (ferror(stdout) || printf("\n") < 0 || fflush(stdout) != 0)
+        return whole_file_failed("standard output");
     explain_end(session, s, &made);
     fprintf(stderr, "(%d tokens read, %d written, %.2f s of processor time)\n", made.n_prompt, made.n_new,
             (double)(clock() - begin) / CLOCKS_PER_SEC);
