@@ -173,6 +173,7 @@ demo: $(BUILD)/run_llama
 DATA ?= $(firstword $(wildcard data ../shared/data) data)
 table: $(BUILD)/table $(BUILD)/run_llama
 	@test -n "$(MODEL)" || { echo "Which model? Try: make table MODEL=path/to/stories42M.pt"; exit 1; }
+	@test -d "$(DATA)" || { echo "Where are sst-*.txt and cfimdb-*.txt? Try: make table DATA=path/to/data"; exit 1; }
 	$< --model "$(MODEL)" $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") --data "$(DATA)" \
 	    --out "$(BUILD)/tables/$(notdir $(MODEL))" --run_llama $(BUILD)/run_llama $(TABLE)
 

@@ -37,7 +37,8 @@ static char *put_utf8(char *to, unsigned c) {
 /* Decodes the escape at *from to *to, and moves both on; 0 if it is a wrong one. */
 static int read_escape(char **from, char **to) {
     static const char names[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
-    const char *p = *from, *known = p[1] ? strchr(names, p[1]) : NULL;
+    char *p = *from;
+    const char *known = p[1] ? strchr(names, p[1]) : NULL;
     unsigned c, low;
     if (known) {
         *(*to)++ = meant[known - names];
@@ -51,7 +52,7 @@ static int read_escape(char **from, char **to) {
         c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
         p += 6;
     }
-    *from += p - *from;
+    *from = p;
     *to = put_utf8(*to, c);
     return 1;
 }
