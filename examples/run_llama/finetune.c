@@ -159,7 +159,7 @@ int sentiment_finetune(sentiment *s) {
     printf("best epoch %d, dev acc %.3f, is kept\n", best.epoch, best.accuracy);
     printf("load model from %s\n", s->set.model_out);
     if (format_of(s->set.model_out) == ML_PYTORCH)
-        fprintf(stderr, "%s has no tokenizer: predict with --tokenizer and the file of the model's\n",
+        fprintf(stderr, "%s is a whole model: use it as --pretrained-model-path, with --tokenizer\n",
                 s->set.model_out);
     return 1;
 }
