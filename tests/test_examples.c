@@ -17,8 +17,8 @@ static char *text_of(const char *path) {
     return (char *)b.data;
 }
 
-/* Runs an example in the shell, whose arguments may redirect it; its exit status. Its input is `input`; $RUNNER runs it if this program was run by
-   that. */
+/* Runs an example in the shell, whose arguments may redirect it; its exit status. Its input is
+   `input`; $RUNNER runs it if this program was run by that. */
 static int run(const char *example, const char *arguments, const char *input) {
     char command[4096];
     const char *runner = getenv("RUNNER");

@@ -31,7 +31,8 @@ typedef struct place {
     size_t at, text;
 } place;
 
-/* The last token that is predicted from a text: the bos of the next, which says that it ended, or else its own last. */
+/* The last token that is predicted from a text: the bos of the next, which says that it ended, or else its own
+   last. */
 static size_t last_target(const corpus *c, size_t text, int32_t bos) {
     if (text + 1 == c->n_texts) return c->n - 1;
     size_t next = c->starts[text + 1];

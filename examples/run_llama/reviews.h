@@ -36,12 +36,12 @@ typedef struct label_names {
 int label_names_read(label_names *names, const char *path);
 int reviews_read(reviews *all, const char *path, int n_labels);
 
-/* bos and the tokens of every row, at least one and cut to at most `most`. `suffix` (may be "") is appended to each sentence
-   before it is encoded; if that is too long, the end of the sentence is cut off, and not the suffix. */
+/* bos and the tokens of every row, at least one and cut to at most `most`. `suffix` (may be "") is appended to each
+   sentence before it is encoded; if that is too long, the end of the sentence is cut off, and not the suffix. */
 int reviews_encode(reviews *all, const ml_tokenizer *tokenizer, const char *suffix, int most);
 
-/* The id that fills up rows. A tokenizer without one gives its unknown piece, as SentencePiece does for a piece that it
-   does not have, or else id 0. */
+/* The id that fills up rows. A tokenizer without one gives its unknown piece, as SentencePiece does for a piece that
+   it does not have, or else id 0. */
 int32_t reviews_padding(const ml_tokenizer *tokenizer);
 
 /* How many ids n tokens of text take: with bos, which --max_sentence_len does not count, as in the assignment. */
