@@ -817,6 +817,14 @@ TEST(pickled) {
 }
 
 /* What PEFT's configuration may say. */
+/* Where sizes have 32 bits, the numbers of a pair may be more than fit. */
+TEST(pairs_beyond_memory) {
+    const ml_config config = {.dim = 64, .hidden_dim = 1 << 26, .n_layers = 1, .n_heads = 1, .n_kv_heads = 1};
+    const mli_lora_shape shape = {&config, 64, 1, ML_LORA_W1, NULL};
+    uint64_t numbers = 64 * (uint64_t)(64 + (1 << 26));
+    CHECK(mli_lora_pairs(&shape, NULL, NULL) == (numbers > SIZE_MAX ? SIZE_MAX : (size_t)numbers));
+}
+
 TEST(configurations) {
     static const struct {
         const char *json;
@@ -842,6 +850,8 @@ TEST(configurations) {
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"q_proj\":0}}", ML_OK, ""}, /* of no pair */
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\".*down_proj\":8}}", ML_ERROR_UNSUPPORTED,
          "alpha_pattern..*down_proj is for names by a regular expression"},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\\\\\":8}}", ML_ERROR_UNSUPPORTED,
+         "is for names by a regular expression"}, /* an escape of nothing */
         {"{\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"layers.(0|1).mlp.down_proj\":8}}",
          ML_ERROR_UNSUPPORTED, "rank_pattern"},
         {"{\"r\":7,\"lora_alpha\":4,\"rank_pattern\":{\"down_proj\":2}}", ML_OK, ""},
@@ -1295,6 +1305,7 @@ int main(void) {
     RUN(ggla);
     RUN(pickled);
     RUN(configurations);
+    RUN(pairs_beyond_memory);
     RUN(wrong_tensors);
     RUN(wrong_numbers);
     RUN(overlapping);
