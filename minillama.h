@@ -5197,13 +5197,17 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
     else if (!data)
         result = mli_fail(error, ML_ERROR_MEMORY, "no memory for %l bytes of %s", size, path);
     else if (rewind(stream), fread(data, 1, (size_t)size, stream) != (size_t)size)
-        result = mli_fail(error, ML_ERROR_FILE, "%s cannot be read: %s", path, strerror(errno));
+        result = mli_fail(error, ML_ERROR_FILE, "%s cannot be read: %s", path,
+                          errno ? strerror(errno) : "it is shorter than its size says");
     if (stream) fclose(stream);
+    if (result) {
+        mli_free(allocator, data);
+        return result;
+    }
     file->data = data;
     file->size = (size_t)size;
     file->is_borrowed = 0;
-    if (result) mli_free(allocator, data);
-    return result;
+    return ML_OK;
 }
 #else
 static ml_result mli_map_file(const char *path, const ml_allocator *allocator, mli_file *file,
@@ -5493,30 +5497,36 @@ static size_t mli_row_in_meta(size_t head_size, size_t row) {
     return row - in_head + in_head % (head_size / 2) * 2 + in_head / (head_size / 2);
 }
 
-/* A row that is computed, piece by piece: factor w, or w + factor B A. */
-static void mli_append_computed(mli_writer *writer, const mli_saved *saved, size_t row,
-                                const unsigned char *data) {
-    float buffer[1024]; /* a multiple of any block */
+enum { MLI_PIECE = 1024 /* numbers of a row that are computed at a time: a multiple of any block */ };
+
+/* The data of a row, which is in the file's order of rows. */
+static const unsigned char *mli_saved_row(const mli_saved *saved, size_t row) {
+    const ml_tensor *t = &saved->tensor;
+    size_t from = mli_row_in_meta(saved->head_size, row) * ml_type_row_bytes(t->type, t->cols);
+    return (const unsigned char *)t->data + from;
+}
+
+/* Up to MLI_PIECE numbers of a row that is computed, from `col` on: factor w, or w + factor B A. Returns how many. */
+static size_t mli_compute_saved(const mli_saved *saved, size_t row, size_t col, float *piece) {
     const ml_tensor *t = &saved->tensor, *a = saved->lora;
-    for (size_t n, col = 0; col < t->cols; col += n) {
-        n = MLI_MIN(t->cols - col, MLI_COUNT(buffer));
-        ml_type_convert(ML_F32, buffer, t->type, data + ml_type_row_bytes(t->type, col), n);
-        if (!a) mli_scale(buffer, saved->factor, n);
-        for (size_t k = 0; a && k < a->rows; k++)
-            mli_axpy(buffer, saved->factor * mli_row(a[1], row)[k], mli_row(*a, k) + col, n);
-        mli_append_numbers(writer, saved->type, ML_F32, buffer, n);
-    }
+    size_t n = MLI_MIN(t->cols - col, MLI_PIECE);
+    ml_type_convert(ML_F32, piece, t->type, mli_saved_row(saved, row) + ml_type_row_bytes(t->type, col), n);
+    if (!a) mli_scale(piece, saved->factor, n);
+    for (size_t k = 0; a && k < a->rows; k++)
+        mli_axpy(piece, saved->factor * mli_row(a[1], row)[k], mli_row(*a, k) + col, n);
+    return n;
 }
 
 static void mli_append_tensor(mli_writer *writer, const mli_saved *saved) {
     const ml_tensor *t = &saved->tensor;
+    float piece[MLI_PIECE];
     for (size_t row = 0; row < t->rows; row++) {
-        size_t from = mli_row_in_meta(saved->head_size, row) * ml_type_row_bytes(t->type, t->cols);
-        const unsigned char *data = (const unsigned char *)t->data + from;
-        if (saved->factor != 0)
-            mli_append_computed(writer, saved, row, data);
-        else
-            mli_append_numbers(writer, saved->type, t->type, data, t->cols);
+        if (saved->factor == 0)
+            mli_append_numbers(writer, saved->type, t->type, mli_saved_row(saved, row), t->cols);
+        for (size_t n, col = 0; saved->factor != 0 && col < t->cols; col += n) {
+            n = mli_compute_saved(saved, row, col, piece);
+            mli_append_numbers(writer, saved->type, ML_F32, piece, n);
+        }
     }
 }
 
@@ -5608,6 +5618,16 @@ static int mli_cannot_replace(const char *path) {
     return file || errno == ENOENT ? 0 : errno;
 }
 
+/* What an earlier run left under the temporary name may be what a model is mapped from: it is not written into. */
+static void mli_remove_old(const char *path) {
+#ifdef MLI_POSIX
+    struct stat status;
+    if (stat(path, &status) == 0 && S_ISREG(status.st_mode)) mli_remove(path);
+#else
+    (void)path;
+#endif
+}
+
 /* target is zero. */
 static void mli_target_open(mli_saver *saver, mli_target *target, const char *path) {
     int why = mli_cannot_replace(path);
@@ -5621,6 +5641,7 @@ static void mli_target_open(mli_saver *saver, mli_target *target, const char *pa
         saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a file's name");
         return;
     }
+    mli_remove_old(temporary);
     errno = 0;
     target->writer.file = mli_fopen(temporary, "wb");
     if (target->writer.file) {
@@ -6433,7 +6454,8 @@ static ml_result mli_open(const char *path, const void *data, size_t size, const
         mli_read_path(archive, path);
     else
         mli_read_memory(archive, data, size);
-    int64_t n_parts = archive->result ? 1 : mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, 1);
+    int is_gguf = !archive->result && strcmp(archive->shown.format, "GGUF") == 0;
+    int64_t n_parts = is_gguf ? mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, 1) : 1;
     if (n_parts > 1) mli_read_split(archive, n_parts);
     return mli_archive_end(archive, shown, error);
 }
@@ -7890,6 +7912,8 @@ static void mli_torch_tensor(mli_torch *torch, const mli_node *tensor) {
     const unsigned char *begin = mli_torch_storage(torch, arg[0], array->name, &n);
     mli_torch_shape(torch, arg[2], arg[3], array);
     if (archive->result) return;
+    if (size && !item_size) /* a dtype was given, but where such a storage ends is not known */
+        mli_set_type(array, ML_TYPE_NONE, "of an unknown storage");
     if (size && item_size) { /* which differ where a dtype was given */
         mli_torch_extent(torch, array, offset, n * (int64_t)item_size / (int64_t)size);
         begin += (size_t)(archive->result ? 0 : offset) * size;
@@ -8084,8 +8108,10 @@ static void mli_torch_cut(mli_torch *torch) {
         mli_zip_header found;
         if (memcmp(in.p, "PK", 2) != 0 || !mli_zip_header_at(&in, MLI_ZIP_LOCAL, &found)) continue;
         header = found;
-        archive->error = NULL; /* what is wrong with the pickle does not matter */
+        size_t next = (size_t)(in.p - archive->data); /* after names and extra fields: none is read twice */
+        archive->error = NULL;                        /* what is wrong with the pickle does not matter */
         if (at == 0 && mli_pickle_run(torch, in.p, mli_left(&in))) bytes = mli_torch_storage_bytes(torch);
+        at = next - 1;
     }
     archive->error = error;
     archive->result = ML_OK;
@@ -10140,7 +10166,8 @@ static int mli_load_config_of(mli_loader *loader, const ml_value *path) {
         if (n) name[n - 1] = path->s[i];
     }
     name[n] = 0;
-    char *beside = loader->path && n ? mli_path_beside(&loader->allocator, loader->path, name) : NULL;
+    int is_file = loader->path && mli_is_plain_name(name, n);
+    char *beside = is_file ? mli_path_beside(&loader->allocator, loader->path, name) : NULL;
     mli_loader other = mli_loader_of(beside, NULL, 0, NULL);
     other.desc = loader->desc;
     other.desc.allocator = loader->allocator;
@@ -10149,6 +10176,8 @@ static int mli_load_config_of(mli_loader *loader, const ml_value *path) {
         if (!other.result) loader->config = other.config;
     }
     int is_loaded = beside && !other.result;
+    if ((is_file && !beside) || other.result == ML_ERROR_MEMORY)
+        mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for the configuration of %s", name);
     if (beside) mli_loader_close(&other);
     mli_free(&loader->allocator, beside);
     return is_loaded;
@@ -10314,10 +10343,22 @@ static float mli_load_course_scale(mli_loader *loader, float rank) {
     return (float)alpha->f / rank;
 }
 
+/* Number `index` of the tensor is not finite, or its value too large for the type. */
+static ml_result mli_refuse_number(ml_error *error, const char *name, size_t index, size_t cols, float value,
+                                   ml_type type) {
+    if (mli_is_finite((double)value))
+        return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is too large for %s; try %s",
+                        name, index / cols, index % cols, ml_type_name(type),
+                        type == ML_BF16 ? "F32" : "BF16");
+    return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is not finite", name, index / cols,
+                    index % cols);
+}
+
 /* tensor (out, in) = W + alpha / r B A */
 static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor) {
     const ml_array *pair[2];
     size_t out = tensor->rows, in = tensor->cols, n = out * in;
+    mli_check_source(loader, array, out, in, 0); /* an embedding may have more rows, which would have no B */
     if (loader->result || !mli_find_course_pair(loader, array, pair)) return;
     size_t rank = (size_t)pair[0]->shape[0], bytes = ml_type_row_bytes(tensor->type, in);
     float scale = mli_load_course_scale(loader, (float)rank);
@@ -10332,7 +10373,8 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
     ml_array_read_floats(array, w, n);
     ml_array_read_floats(pair[0], a, rank * in);
     ml_array_read_floats(pair[1], b, out * rank);
-    for (size_t row = 0; row < out; row++) {
+    for (size_t row = 0; row < out && !loader->result; row++) {
+        float value = 0;
         for (size_t k = 0; k < rank; k++) {
             float s = b[row * rank + k];
             if (scale == 0 && s != 0 && !ml_archive_find_value(loader->archive, MLI_KEY_COURSE_ALPHA))
@@ -10341,7 +10383,11 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
                            MLI_KEY_COURSE_ALPHA);
             mli_axpy(w + row * in, scale * s, a + k * in, in);
         }
-        ml_type_convert(tensor->type, (unsigned char *)tensor->data + row * bytes, ML_F32, w + row * in, in);
+        size_t beyond = mli_convert(tensor->type, (unsigned char *)tensor->data + row * bytes, ML_F32,
+                                    w + row * in, in, &value);
+        if (beyond < in && !loader->desc.unchecked && !loader->result)
+            loader->result =
+                mli_refuse_number(loader->error, array->name, row * in + beyond, in, value, tensor->type);
     }
     mli_free(&loader->allocator, w);
 }
@@ -10417,17 +10463,6 @@ static const unsigned char *mli_array_row(const ml_array *array, size_t row, siz
     if (right == 1) return data;
     for (size_t c = 0; c < cols; c++) memcpy(gathered + c * item, data + c * right * item, item);
     return gathered;
-}
-
-/* Number `index` of the tensor is not finite, or its value too large for the type. */
-static ml_result mli_refuse_number(ml_error *error, const char *name, size_t index, size_t cols, float value,
-                                   ml_type type) {
-    if (mli_is_finite((double)value))
-        return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is too large for %s; try %s",
-                        name, index / cols, index % cols, ml_type_name(type),
-                        type == ML_BF16 ? "F32" : "BF16");
-    return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is not finite", name, index / cols,
-                    index % cols);
 }
 
 static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor,
@@ -10566,7 +10601,8 @@ MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
     struct ml_model_private *own = loader->model->private_part;
     const mli_archive *archive = (own->archive ? own->archive : loader->archive)->private_part;
     own->has_other_tokenizer = loader->desc.tokenizer || loader->desc.tokenizer_data;
-    if (strcmp(archive->shown.format, "GGUF") != 0) return;
+    /* the format is that of the last shard, the keys are the first one's */
+    if (archive->size < MLI_GGUF_PAIRS || memcmp(archive->data, "GGUF", 4) != 0) return;
     mli_reader in = mli_reader_at(archive->data, MLI_GGUF_PAIRS - 8, archive->size);
     size_t length;
     for (uint64_t n = mli_read_u64(&in); n && !in.failed; n--) mli_gguf_next(&in, &length);
@@ -10952,7 +10988,8 @@ static const ml_value *mli_peft_value(mli_loader *loader, const char *patterns, 
         if (!mli_is_plain_pattern(value->name + n))
             mli_refuse(loader, ML_ERROR_UNSUPPORTED,
                        "value %s is for names by a regular expression: not supported", value->name);
-        if (mli_pattern_fits(value->name + n, module)) return value;
+        else if (mli_pattern_fits(value->name + n, module))
+            return value;
     }
     return ml_archive_find_value(loader->archive, key);
 }
@@ -11837,6 +11874,21 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     return result ? result : mli_check_byte_order(saver->error);
 }
 
+/* The same as mli_check_numbers, of a tensor that is computed. */
+static ml_result mli_check_computed(const mli_saver *saver, const mli_saved *saved) {
+    const ml_tensor *t = &saved->tensor;
+    float piece[MLI_PIECE];
+    for (size_t row = 0; row < t->rows; row++)
+        for (size_t n, col = 0; col < t->cols; col += n) {
+            n = mli_compute_saved(saved, row, col, piece);
+            size_t index = mli_find_beyond(piece, n, mli_type(saved->type)->limit);
+            if (index < n)
+                return mli_refuse_number(saver->error, saved->name, row * t->cols + col + index, t->cols,
+                                         piece[index], saved->type);
+        }
+    return ML_OK;
+}
+
 /* Every number must be finite and fit the type that it gets. */
 static ml_result mli_check_numbers(const mli_saver *saver) {
     float buffer[256]; /* whole blocks */
@@ -11849,6 +11901,11 @@ static ml_result mli_check_numbers(const mli_saver *saver) {
         if (index < n)
             return mli_refuse_number(saver->error, saved.name, index, t->cols,
                                      mli_bits_float(MLI_INFINITY_BITS), saved.type);
+        if (saved.factor != 0) {
+            ml_result result = mli_check_computed(saver, &saved);
+            if (result) return result;
+            continue;
+        }
         if (saved.type == t->type || saved.type == ML_F32) continue;
         for (size_t part, done = 0; done < n; done += part) {
             part = MLI_MIN(n - done, MLI_COUNT(buffer));

@@ -845,6 +845,8 @@ TEST(configurations) {
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"q_proj\":0}}", ML_OK, ""}, /* of no pair */
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\".*down_proj\":8}}", ML_ERROR_UNSUPPORTED,
          "alpha_pattern..*down_proj is for names by a regular expression"},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\\\\\":8}}", ML_ERROR_UNSUPPORTED,
+         "is for names by a regular expression"}, /* an escape of nothing */
         {"{\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"layers.(0|1).mlp.down_proj\":8}}",
          ML_ERROR_UNSUPPORTED, "rank_pattern"},
         {"{\"r\":7,\"lora_alpha\":4,\"rank_pattern\":{\"down_proj\":2}}", ML_OK, ""},

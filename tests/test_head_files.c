@@ -390,6 +390,8 @@ typedef struct course_twist {
     int has_lora;  /* the key matrix is not merged: A and B of rank 2 beside it */
     int has_alpha; /* args.lora_alpha is 3 */
     int lacks_b;
+    int has_nan;      /* in B, in place of its number (1, 1) */
+    const char *path; /* of the pretrained model; default "models/base.pt" */
 } course_twist;
 
 enum { KEY_OFFSET = 300, A_OFFSET = 10, B_OFFSET = 40, BIAS = 7 };
@@ -454,7 +456,7 @@ static bytes course_file(const course_twist *twist) {
     pk_text(&p, "model_config");
     pk_global(&p, "types", "SimpleNamespace");
     put_text(&p, ")R}(");
-    pk_text(&p, "pretrained_model_path"), pk_text(&p, "models/base.pt");
+    pk_text(&p, "pretrained_model_path"), pk_text(&p, twist->path ? twist->path : "models/base.pt");
     pk_text(&p, "num_labels"), pk_int(&p, 3);
     if (twist->n_heads) pk_text(&p, "n_heads"), pk_int(&p, twist->n_heads);
     put_text(&p, "ub");
@@ -463,6 +465,10 @@ static bytes course_file(const course_twist *twist) {
     put_text(&p, "u.");
     file = pt_file(&p, 1000);
     free_bytes(&p);
+    for (size_t i = 0; twist->has_nan && i + 8 <= file.size; i++) {
+        const float pair[2] = {B_OFFSET + 2, B_OFFSET + 3};
+        if (memcmp(file.data + i, pair, sizeof pair) == 0) memset(file.data + i + 4, 0xff, 4);
+    }
     return file;
 #undef LAYER
 }
@@ -515,7 +521,7 @@ static ml_result load_course(const course_twist *twist, ml_config *config, float
 
 /* The shapes are those of the model beside it, or what the tensors tell if the number of heads is known. */
 TEST(course_checkpoints) {
-    static const course_twist plain = {0, 0, 0, 0}, with_heads = {2, 0, 0, 0};
+    static const course_twist plain = {0}, with_heads = {.n_heads = 2}, above = {.path = "a/.."};
     ml_config c;
     ml_error error;
     float key[4 * DIM];
@@ -530,12 +536,24 @@ TEST(course_checkpoints) {
     course_base(4);
     REQUIRE(load_course(&plain, &c, key, &error) == ML_OK);
     CHECK(c.n_heads == 4 && c.n_kv_heads == 2 && c.max_seq_len == 77 && c.norm == ML_NORM_LAYER);
-    remove(in_folder("base.pt"));
+    /* a path to the folder above is none of a file beside it */
+    bytes file = course_file(&above);
+    ml_model *model = NULL;
+    CHECK(mkdir(in_folder("outer"), 0777) == 0 && mkdir(in_folder("outer/inner"), 0777) == 0);
+    CHECK(rename(in_folder("base.pt"), in_folder("outer/pytorch_model.bin")) == 0);
+    write_file(in_folder("outer/inner/model.pt"), file.data, file.size);
+    CHECK(ml_model_load(in_folder("outer/inner/model.pt"), NULL, &model, &error) == ML_ERROR_MISMATCH &&
+          !model);
+    remove(in_folder("outer/pytorch_model.bin"));
+    free_bytes(&file);
 }
 
 /* W + alpha / r B A, with alpha = 3 and r = 2: by hand for one number, W 309, B's row 1 (42, 43), A's column 1 (11, 19). */
 TEST(course_adapters) {
-    static const course_twist merged = {2, 1, 1, 0}, no_alpha = {2, 1, 0, 0}, no_b = {2, 1, 1, 1};
+    static const course_twist merged = {.n_heads = 2, .has_lora = 1, .has_alpha = 1},
+                              no_alpha = {.n_heads = 2, .has_lora = 1},
+                              no_b = {.n_heads = 2, .has_lora = 1, .has_alpha = 1, .lacks_b = 1},
+                              with_nan = {.n_heads = 2, .has_lora = 1, .has_alpha = 1, .has_nan = 1};
     ml_config c;
     ml_error error;
     float key[4 * DIM];
@@ -546,6 +564,8 @@ TEST(course_adapters) {
                  "compute_key.lora_B: its scale is not known, there is no value args.lora_alpha") != NULL);
     CHECK(load_course(&no_b, &c, key, &error) == ML_ERROR_MISMATCH);
     CHECK(strstr(error.text, "compute_key.lora_B") != NULL);
+    CHECK(load_course(&with_nan, &c, key, &error) == ML_ERROR_NUMBER);
+    CHECK(strstr(error.text, "compute_key.original_layer.weight: number (1, 0) is not finite") != NULL);
 }
 
 /* ---- damaged ---- */

@@ -966,6 +966,45 @@ TEST(adapters_and_heads_that_are_not_finite) {
     free_bytes(&adapter), free_bytes(&file);
 }
 
+/* A file for the course has the sum W + scale B A, whose terms may be finite when it is not; a GGUF may have a scale
+   in B. */
+TEST(computed_numbers_that_are_not_finite) {
+    static const ml_config config = {.dim = 64,
+                                     .hidden_dim = 64,
+                                     .n_layers = 1,
+                                     .n_heads = 2,
+                                     .vocab_size = 32,
+                                     .max_seq_len = 16,
+                                     .tied_output = 1};
+    ml_lora_create_desc thin = {.rank = 2};
+    ml_save_desc torch = save_as(ML_PYTORCH, ML_F16), gguf = save_as(ML_GGUF, ML_TYPE_NONE);
+    ml_model *model = NULL;
+    ml_lora *lora = NULL;
+    ml_random random;
+    ml_random_seed(&random, 1);
+    thin.random = &random;
+    REQUIRE(create_model(&config, ML_F32, &random, NULL, &model, &failure) == ML_OK);
+    REQUIRE(ml_lora_create(model, &thin, &lora, &failure) == ML_OK);
+    float *b = (float *)lora->tensors[1].data, *a = (float *)lora->tensors[0].data;
+    a[64 + 5] = 1;
+    CHECK(ml_lora_save(lora, model, in_folder("fits.pt"), &torch, &failure) == ML_OK);
+    b[3] = 1e5f; /* B's (1, 1) meets A's (1, 5) */
+    for (int i = 0; i < 5; i++) a[64 + i] = 0;
+    CHECK(ml_lora_save(lora, model, in_folder("not.pt"), &torch, &failure) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text, "attention.compute_query.weight: number (1, 5) is too large for F16"));
+    b[3] = mli_bits_float(0x7fc00000);
+    torch.type = ML_TYPE_NONE;
+    CHECK(ml_lora_save(lora, model, in_folder("not.pt"), &torch, &failure) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text, "attention.compute_query.weight: number (1, 0) is not finite"));
+    b[3] = 1e30f;
+    lora->private_part->scales[0] = 1e10f;
+    CHECK(ml_lora_save(lora, model, in_folder("not.gguf"), &gguf, &failure) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text, "blk.0.attn_q.weight.lora_b: number (1, 1) is not finite"));
+    CHECK(!exists(in_folder("not.pt")) && !exists(in_folder("not.gguf")));
+    ml_lora_free(lora);
+    ml_model_free(model);
+}
+
 int main(void) {
     if (!folder_begin("hostile")) return 1;
     RUN(cut_at_every_byte);
@@ -989,6 +1028,7 @@ int main(void) {
     RUN(results_that_are_not_finite);
     RUN(numbers_too_large_for_a_type);
     RUN(adapters_and_heads_that_are_not_finite);
+    RUN(computed_numbers_that_are_not_finite);
     if (!folder_end()) return 1;
     return test_report("test_hostile");
 }

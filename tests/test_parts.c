@@ -234,16 +234,16 @@ TEST(sharded_pickles) {
 
 /* ---- a split GGUF ---- */
 
+static void gguf_int(bytes *b, const char *key, unsigned type, int64_t value, int n_bytes) {
+    gguf_key(b, key, type);
+    put_uint(b, (uint64_t)value, n_bytes);
+}
+
 typedef struct split {
     int no, count;     /* split.no, split.count */
     int64_t n_tensors; /* split.tensors.count */
     size_t begin, end; /* of the whole model's arrays */
 } split;
-
-static void gguf_int(bytes *b, const char *key, unsigned type, int64_t value, int n_bytes) {
-    gguf_key(b, key, type);
-    put_uint(b, (uint64_t)value, n_bytes);
-}
 
 /* As llama.cpp's gguf-split writes it: the keys of the model are in the first part only. */
 static bytes split_file(split s) {
@@ -273,6 +273,33 @@ static bytes split_file(split s) {
         gguf_pad(&b, 32);
     }
     return b;
+}
+
+/* The keys that only a GGUF has are those of the first shard, whatever the others are. */
+TEST(shards_of_two_formats) {
+    static const char *const fields[] = {"llama.embedding_length", "llama.block_count",
+                                         "llama.attention.head_count"};
+    bytes b = {NULL, 0, 0}, index = {NULL, 0, 0};
+    ml_model *model;
+    ml_archive *archive;
+    gguf_begin(&b, 3, 1, 5);
+    gguf_key(&b, "general.architecture", 8), gguf_text(&b, "llama");
+    gguf_key(&b, "general.author", 8), gguf_text(&b, "me");
+    for (int i = 0; i < 3; i++) gguf_int(&b, fields[i], 4, i ? 2 : 16, 4);
+    gguf_tensor(&b, "x", 1, 1, 1, 0, 0);
+    gguf_pad(&b, 32);
+    put_floats(&b, 0, 8);
+    write_file(in_folder("a.gguf"), b.data, b.size);
+    put_text(&index, "{\"weight_map\": {\"x\": \"a.gguf\", \"model.norm.weight\": \"whole.safetensors\"}}");
+    write_file(in_folder("two.index.json"), index.data, index.size);
+    REQUIRE(ml_model_load(in_folder("two.index.json"), NULL, &model, &error) == ML_OK);
+    same_model(model);
+    CHECK(ml_model_save(model, in_folder("two.gguf"), NULL, &error) == ML_OK);
+    ml_model_free(model);
+    REQUIRE(ml_archive_load(in_folder("two.gguf"), NULL, &archive, &error) == ML_OK);
+    CHECK(ml_archive_find_value(archive, "general.author") != NULL);
+    ml_archive_free(archive);
+    free_bytes(&b), free_bytes(&index);
 }
 
 static void write_split(const char *name, split s) {
@@ -432,6 +459,7 @@ int main(void) {
     RUN(wrong_index);
     RUN(hostile_index);
     RUN(sharded_pickles);
+    RUN(shards_of_two_formats);
     RUN(split_gguf);
     RUN(wrong_split);
     RUN(folders);

@@ -946,6 +946,13 @@ TEST(onto_itself) {
     compare(model, narrow, ML_GGUF, ML_F16);
     ml_model_free(narrow);
     ml_model_free(mapped);
+    /* and onto what has the temporary name: a file that was rescued after a crash */
+    REQUIRE(ml_model_save(model, in_folder("rescued.gguf.tmp"), NULL, NULL) == ML_OK);
+    mapped = load(in_folder("rescued.gguf.tmp"));
+    REQUIRE(mapped && mapped->private_part->archive);
+    CHECK(ml_model_save(mapped, in_folder("rescued.gguf"), &desc, NULL) == ML_OK);
+    compare(model, mapped, ML_GGUF, ML_F32);
+    ml_model_free(mapped);
     ml_model_free(model);
 }
 
