@@ -5292,6 +5292,18 @@ static int mli_compare_text(const char *a, size_t a_length, const char *b, size_
     return order ? order : (a_length > b_length) - (a_length < b_length);
 }
 
+/* Whether the n bytes at s are this text, end with it, or a name begins with it. */
+static int mli_is_text(const char *s, size_t n, const char *text) {
+    return mli_compare_text(s, n, text, strlen(text)) == 0;
+}
+static int mli_ends_with(const char *s, size_t n, const char *text) {
+    size_t length = strlen(text);
+    return n >= length && memcmp(s + n - length, text, length) == 0;
+}
+static int mli_begins_with(const char *name, const char *text) {
+    return strncmp(name, text, strlen(text)) == 0;
+}
+
 static int mli_compare_named(const mli_named *a, const mli_named *b) {
     int order = mli_compare_text(a->name, a->length, b->name, b->length);
     return order ? order : (a->index > b->index) - (a->index < b->index);
@@ -6180,7 +6192,7 @@ static void mli_open_indexed(mli_archive *archive, const mli_named *files, size_
 static void mli_check_index(mli_archive *archive, const ml_archive *index) {
     for (size_t i = 0; i < index->n_values && !archive->result; i++) {
         const ml_value *value = &index->values[i];
-        if (strncmp(value->name, MLI_WEIGHT_MAP, sizeof MLI_WEIGHT_MAP - 1) != 0) continue;
+        if (!mli_begins_with(value->name, MLI_WEIGHT_MAP)) continue;
         const char *name = value->name + sizeof MLI_WEIGHT_MAP - 1;
         const ml_array *array = ml_archive_find_array(&archive->shown, name);
         const char *in = array ? mli_shard_of(archive, array) : NULL;
@@ -6194,7 +6206,7 @@ static size_t mli_list_indexed(mli_archive *archive, const ml_archive *index, ml
     size_t n = 0;
     for (size_t i = 0; i < index->n_values; i++) {
         const ml_value *value = &index->values[i];
-        if (strncmp(value->name, MLI_WEIGHT_MAP, sizeof MLI_WEIGHT_MAP - 1) != 0) continue;
+        if (!mli_begins_with(value->name, MLI_WEIGHT_MAP)) continue;
         if (value->kind != ML_VALUE_STRING)
             mli_stop(archive, ML_ERROR_FORMAT, "the index's %s is not the name of a file", value->name);
         mli_named file = {value->s, value->length, i};
@@ -7127,7 +7139,7 @@ static void mli_node_adopt(const mli_torch *torch, mli_node *parent, uint32_t ch
 }
 
 static int mli_text_is(const mli_node *node, const char *text) {
-    return mli_compare_text(node->as.s, node->length, text, strlen(text)) == 0;
+    return mli_is_text(node->as.s, node->length, text);
 }
 
 /* A node that stands for something of that class, with no children yet. */
@@ -7353,19 +7365,15 @@ static void mli_pickle_reduce(mli_torch *torch) {
 /* The row of mli_dtypes of a storage's class, and the length of "Half" in "torch.HalfStorage"; *name becomes its
    beginning, NULL if it is no storage's class. */
 static size_t mli_storage_row(const mli_node *type, const char **name, size_t *length) {
-    const size_t n = sizeof "Storage" - 1;
-    size_t row = MLI_COUNT(mli_dtypes), begin = type->length;
+    static const char end[] = "Storage";
+    size_t row = MLI_COUNT(mli_dtypes), begin = type->length, n = sizeof end - 1;
     *name = NULL;
     *length = 0;
-    if (type->kind != MLI_NODE_GLOBAL || begin < n || memcmp(type->as.s + begin - n, "Storage", n) != 0)
-        return 0;
+    if (type->kind != MLI_NODE_GLOBAL || !mli_ends_with(type->as.s, type->length, end)) return 0;
     while (begin > 0 && type->as.s[begin - 1] != '.') begin--;
     *name = type->as.s + begin;
     *length = type->length - begin > n ? type->length - begin - n : 0;
-    while (--row > 0 &&
-           (!*mli_dtypes[row].storage ||
-            mli_compare_text(*name, *length, mli_dtypes[row].storage, strlen(mli_dtypes[row].storage)) != 0))
-        continue;
+    while (--row > 0 && (!*length || !mli_is_text(*name, *length, mli_dtypes[row].storage))) continue;
     return row;
 }
 
@@ -7799,21 +7807,18 @@ static void mli_torch_extent(mli_torch *torch, ml_array *array, int64_t offset, 
 /* Sets the array's type, that of the storage or of a dtype among the arguments. Returns its row in mli_dtypes. */
 static size_t mli_torch_type(mli_torch *torch, const mli_node *tensor, const mli_node *const *arg, int n,
                              ml_array *array) {
-    static const char prefix[] = "torch.";
     const mli_node *dtype = NULL, *item[2];
     int at = mli_globals[tensor->row].dtype;
-    size_t row = arg[0]->row, length, known = MLI_COUNT(mli_dtypes);
+    size_t row = arg[0]->row, length;
     const char *name;
     if (at && n > at && (arg[at]->kind == MLI_NODE_STRING || arg[at]->kind == MLI_NODE_GLOBAL))
         dtype = arg[at];
     if (dtype) {
-        size_t skip = dtype->length > 6 && memcmp(dtype->as.s, prefix, 6) == 0 ? 6 : 0;
+        size_t skip = dtype->length > 6 && mli_is_text(dtype->as.s, 6, "torch.") ? 6 : 0;
         name = dtype->as.s + skip;
         length = dtype->length - skip;
-        while (--known > 0 &&
-               mli_compare_text(name, length, mli_dtypes[known].name, strlen(mli_dtypes[known].name)) != 0)
-            continue;
-        row = known;
+        for (row = MLI_COUNT(mli_dtypes) - 1; row > 0 && !mli_is_text(name, length, mli_dtypes[row].name);)
+            row--;
     } else {
         mli_children(torch, arg[0], item, 2);
         mli_storage_row(item[1], &name, &length);
@@ -8101,14 +8106,14 @@ static void mli_torch_cut(mli_torch *torch) {
 
 /* The zip's entry data.pkl; the others are in the same folder. */
 static const mli_range *mli_torch_find_pickle(mli_torch *torch) {
-    static const char wanted[] = "data.pkl";
-    const size_t n = sizeof wanted - 1;
+    static const char wanted[] = "/data.pkl";
     for (size_t i = 0; i < torch->n_entries; i++) {
         const mli_named *entry = &torch->entries[i];
-        if (entry->length <= n || memcmp(entry->name + entry->length - n, wanted, n) != 0) continue;
-        if (memchr(entry->name, '/', entry->length) != entry->name + entry->length - n - 1) continue;
+        if (!mli_ends_with(entry->name, entry->length, wanted)) continue;
+        size_t slash = entry->length - (sizeof wanted - 1);
+        if (memchr(entry->name, '/', slash)) continue;
         torch->prefix = entry->name;
-        torch->prefix_length = entry->length - n;
+        torch->prefix_length = slash + 1;
         return &torch->ranges[entry->index];
     }
     mli_stop(torch->archive, ML_ERROR_FORMAT, "a zip file, but not from torch.save: it has no data.pkl");
@@ -8127,9 +8132,8 @@ static void mli_torch_read(mli_torch *torch) {
     if (!range) return;
     mli_torch_need(torch, range, torch->pickle);
     const mli_range *order = mli_torch_entry(torch, "byteorder", NULL, 0);
-    if (order &&
-        mli_compare_text((const char *)archive->data + order->begin, order->size, "little", 6) != 0 &&
-        !order->method)
+    if (order && !order->method &&
+        !mli_is_text((const char *)archive->data + order->begin, order->size, "little"))
         mli_stop(archive, ML_ERROR_UNSUPPORTED, "its numbers are big-endian");
     uint32_t root = archive->result ? 0 : mli_pickle_run(torch, archive->data + range->begin, range->size);
     torch->visits = range->size;
@@ -9062,8 +9066,7 @@ static ml_result mli_check_default_ids(mli_vocabulary *v, const int is_default[3
         ml_result result = v->get(v->context, id, &piece, error);
         if (result) return result;
         for (int i = 0; i < 3; i++)
-            if (piece.length == strlen(spelled[i]) && memcmp(piece.bytes, spelled[i], piece.length) == 0)
-                named = i;
+            if (mli_is_text((const char *)piece.bytes, piece.length, spelled[i])) named = i;
         for (int i = 0; i < 3; i++) {
             int is_special = piece.kind == (i < 2 ? ML_PIECE_CONTROL : ML_PIECE_UNKNOWN);
             if (is_default[i] && wanted[i] == id && (named == i || (is_special && named < 0))) *ids[i] = id;
@@ -9412,7 +9415,7 @@ static ml_result mli_check_tokenizer_kind(const ml_value *model, ml_error *error
     char name[32];
     const char *what = "unknown";
     size_t at = 0;
-    if (model->length == 5 && memcmp(model->s, "llama", 5) == 0) return ML_OK;
+    if (mli_is_text(model->s, model->length, "llama")) return ML_OK;
     mli_put(name, sizeof name, &at, model->s, model->length);
     for (size_t i = 0; i < MLI_COUNT(kinds); i++)
         if (strcmp(name, kinds[i][0]) == 0) what = kinds[i][1];
@@ -9742,8 +9745,7 @@ static const ml_value *mli_field_value(const mli_loader *loader, mli_field field
 }
 
 static int mli_value_is(const ml_value *value, const char *text) {
-    return value->kind == ML_VALUE_STRING && value->length == strlen(text) &&
-           memcmp(value->s, text, value->length) == 0;
+    return value->kind == ML_VALUE_STRING && mli_is_text(value->s, value->length, text);
 }
 
 /* Refuses a value that is neither of the words; the second one may be NULL. */
@@ -9911,7 +9913,7 @@ static void mli_check_json(mli_loader *loader) {
     }
     for (size_t k = 0; k < loader->archive->n_values && !loader->result; k++)
         for (size_t i = 0; i < MLI_COUNT(packings); i++)
-            if (strncmp(loader->archive->values[k].name, packings[i], strlen(packings[i])) == 0)
+            if (mli_begins_with(loader->archive->values[k].name, packings[i]))
                 mli_refuse(
                     loader, ML_ERROR_UNSUPPORTED,
                     "value %s is set: weights quantized by other programs are not supported, except in "
@@ -9934,8 +9936,7 @@ static const char *const mli_wrapper_words[] = {
 
 static int mli_is_wrapper_word(const char *word, size_t length) {
     for (size_t i = 0; i < MLI_COUNT(mli_wrapper_words); i++)
-        if (strlen(mli_wrapper_words[i]) == length && memcmp(mli_wrapper_words[i], word, length) == 0)
-            return 1;
+        if (mli_is_text(word, length, mli_wrapper_words[i])) return 1;
     return 0;
 }
 
@@ -10003,15 +10004,14 @@ static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
    beside "model.embed_tokens.weight"): it is searched there, too. */
 static const ml_array *mli_find_weight(mli_loader *loader, mli_slot slot, int layer,
                                        char name[MLI_LONG_NAME_SIZE]) {
-    static const char model[] = "model.";
-    const size_t n_model = sizeof model - 1;
     char own[ML_NAME_SIZE];
     size_t n = strlen(loader->prefix);
     mli_param_name(loader->naming, slot, layer, own);
-    int has_model = loader->naming == MLI_NAMING_HF && strncmp(own, model, n_model) == 0;
+    int has_model = loader->naming == MLI_NAMING_HF && mli_begins_with(own, "model.");
+    size_t skip = has_model ? strlen("model.") : 0;
     for (;;) {
         memcpy(name, loader->prefix, n);
-        memcpy(name + n, own + (has_model ? n_model : 0), ML_NAME_SIZE - (has_model ? n_model : 0));
+        memcpy(name + n, own + skip, ML_NAME_SIZE - skip);
         const ml_array *array = mli_find_plain(loader, name);
         if (array || slot != MLI_OUTPUT || !n) return array;
         while (--n && loader->prefix[n - 1] != '.') continue;
@@ -10064,11 +10064,9 @@ static void mli_detect_naming(mli_loader *loader) {
 static const ml_array *mli_find_packed(const ml_archive *archive) {
     static const char *const ends[] = {".qweight", ".weight_packed", ".weight_scale", ".SCB", ".absmax"};
     for (size_t k = 0; k < archive->n_arrays; k++)
-        for (size_t i = 0; i < MLI_COUNT(ends); i++) {
-            const char *name = archive->arrays[k].name;
-            size_t n = strlen(name), end = strlen(ends[i]);
-            if (n > end && strcmp(name + n - end, ends[i]) == 0) return &archive->arrays[k];
-        }
+        for (size_t i = 0; i < MLI_COUNT(ends); i++)
+            if (mli_ends_with(archive->arrays[k].name, strlen(archive->arrays[k].name), ends[i]))
+                return &archive->arrays[k];
     return NULL;
 }
 
@@ -10279,8 +10277,7 @@ static void mli_new_sources(mli_loader *loader, int n) {
 #define MLI_KEY_COURSE_ALPHA "args.lora_alpha"
 
 static int mli_is_unmerged(const ml_array *array) {
-    size_t n = strlen(array->name), end = sizeof MLI_UNMERGED - 1;
-    return n > end && strcmp(array->name + n - end, MLI_UNMERGED) == 0;
+    return mli_ends_with(array->name, strlen(array->name), MLI_UNMERGED);
 }
 
 /* A and B of a matrix that is not merged, with the right shapes; 0 after an error. */
@@ -10523,10 +10520,6 @@ static void mli_load_weights(mli_loader *loader) {
 /* ---- keys that are only kept ----
    A GGUF has keys that mean nothing here: its author, its license, how a chat is written. Saved as GGUF again, the
    model still has them, byte by byte. They stay in the file while it is mapped, and are copied otherwise. */
-
-static int mli_is_text(const char *s, size_t length, const char *text) {
-    return length == strlen(text) && memcmp(s, text, length) == 0;
-}
 
 /* Whether a saved model has this key anyway, from its configuration, tokenizer or head, or must not have it. */
 static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
@@ -10811,7 +10804,7 @@ static void mli_detect_lora_prefix(mli_loader *loader) {
     for (size_t i = 0; i < loader->archive->n_arrays; i++) {
         const char *name = loader->archive->arrays[i].name, *layers = plain;
         if (!mli_plain_name(name, plain)) continue;
-        while (layers && strncmp(layers, "layers.", 7) != 0)
+        while (layers && !mli_begins_with(layers, "layers."))
             layers = strchr(layers, '.') ? strchr(layers, '.') + 1 : NULL;
         if (!layers || (size_t)(layers - plain) >= MLI_PREFIX_SIZE) continue;
         memcpy(loader->prefix, plain, (size_t)(layers - plain));
@@ -10910,7 +10903,7 @@ static void mli_check_adapter(mli_loader *loader) {
     for (size_t k = 0; k < loader->archive->n_values; k++) {
         const char *name = loader->archive->values[k].name;
         for (size_t i = 0; i < MLI_COUNT(mli_lora_refused); i++)
-            if (strncmp(name, mli_lora_refused[i], strlen(mli_lora_refused[i])) == 0)
+            if (mli_begins_with(name, mli_lora_refused[i]))
                 mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is set: that is not supported", name);
     }
     if (init && init->kind != ML_VALUE_BOOL && !mli_value_is(init, "orthogonal"))
