@@ -5720,7 +5720,7 @@ typedef struct ml_archive_private {
     size_t name_budget;              /* bytes that names may still take */
     char path[MLI_PATH_SIZE];        /* the dotted name of what is being read */
     size_t path_length;
-    int may_repeat; /* two things may have the same name: the first one counts */
+    int may_repeat; /* two things may have the same name: 1, the first one counts; 2, the last one */
     ml_array spare; /* what mli_list_add returns without memory; no list has larger items */
 } mli_archive;
 
@@ -5935,8 +5935,8 @@ static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uin
         array->data = archive->data + base + (size_t)offset;
 }
 
-/* Whether two items of the same name show the same: then, as values do where names may repeat, the first one counts.
-   Which of two tensors is meant must not be guessed. */
+/* Whether only one of two items of the same name needs to stay. Which of two tensors is meant must not be guessed:
+   they must be the same. */
 static int mli_is_repeat(const mli_archive *archive, const mli_list *list, size_t i, size_t k) {
     if (!archive->may_repeat) return 0;
     if (list != &archive->arrays) return 1;
@@ -5946,7 +5946,7 @@ static int mli_is_repeat(const mli_archive *archive, const mli_list *list, size_
            memcmp(a->shape, b->shape, bytes) == 0 && memcmp(a->stride, b->stride, bytes) == 0;
 }
 
-/* Removes the items whose names repeat the one in front of them. Returns how many. */
+/* Removes the items whose names repeat the one in front of them (or, of two, that one). Returns how many. */
 static size_t mli_drop_repeats(const mli_archive *archive, mli_list *list, size_t item_size,
                                const mli_named *index) {
     char *items = (char *)list->items;
@@ -5956,7 +5956,7 @@ static size_t mli_drop_repeats(const mli_archive *archive, mli_list *list, size_
         if (strcmp(index[i].name, index[first].name) != 0)
             first = i;
         else if (mli_is_repeat(archive, list, index[first].index, index[i].index))
-            memcpy(items + index[i].index * item_size, &none, sizeof none);
+            memcpy(items + index[archive->may_repeat == 2 ? i - 1 : i].index * item_size, &none, sizeof none);
     }
     for (size_t i = 0; i < n; i++) {
         const char *name;
@@ -6011,12 +6011,17 @@ static int mli_read_legacy_bin(mli_archive *archive); /* 0: it is none */
 static ml_result mli_json_values(mli_archive *archive, const char *prefix, const void *data, size_t size,
                                  ml_error *error); /* in >>json */
 
+/* Where a text begins, after a byte order mark and white space. */
+static size_t mli_text_begin(const unsigned char *data, size_t size) {
+    size_t at = size >= 3 && memcmp(data, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+    while (at < size && (data[at] == ' ' || (data[at] >= '\t' && data[at] <= '\r'))) at++;
+    return at;
+}
+
 /* Whether it is Hugging Face's index of a sharded model: a JSON object with a weight_map. */
 static int mli_is_index(const unsigned char *data, size_t size) {
     static const char key[] = "\"weight_map\"";
-    size_t n = sizeof key - 1;
-    size_t at = size >= 3 && memcmp(data, "\xef\xbb\xbf", 3) == 0 ? 3 : 0; /* a byte order mark */
-    while (at < size && (data[at] == ' ' || (data[at] >= '\t' && data[at] <= '\r'))) at++;
+    size_t n = sizeof key - 1, at = mli_text_begin(data, size);
     if (at == size || data[at] != '{') return 0;
     for (; size - at >= n; at++)
         if (data[at] == '"' && memcmp(data + at, key, n) == 0) return 1;
@@ -6025,11 +6030,11 @@ static int mli_is_index(const unsigned char *data, size_t size) {
 
 /* What an unrecognized file seems to be, for the message. */
 static const char *mli_describe(const mli_archive *archive) {
-    int first = 0; /* character that is not white space */
+    size_t begin = mli_text_begin(archive->data, archive->size);
+    int first = begin < archive->size ? archive->data[begin] : 0;
     for (size_t i = 0; i < archive->size && i < 512; i++) {
-        int c = archive->data[i], is_space = c == ' ' || (c >= '\t' && c <= '\r' && c != '\v');
-        if (c < 32 && !is_space) return NULL;
-        if (!first && !is_space) first = c;
+        int c = archive->data[i];
+        if (c < 32 && (c < '\t' || c > '\r')) return NULL;
     }
     return !archive->size                               ? "empty"
            : first == '<'                               ? "a web page or XML: perhaps a download that failed"
@@ -6163,6 +6168,7 @@ static void mli_end_shards(mli_archive *archive) {
 /* ---- shards of an index ----
    Hugging Face's model.safetensors.index.json, for example: {"weight_map": {"TENSOR": "FILE", ...}}. */
 
+#ifndef ML_NO_STDIO
 #define MLI_WEIGHT_MAP "weight_map."
 
 /* Where a shard is named by an index, its name may not lead out of the folder. */
@@ -6234,6 +6240,7 @@ static void mli_read_index(mli_archive *archive, const mli_file *file) {
     mli_free(&archive->allocator, files);
     if (index) ml_archive_free(&index->shown);
 }
+#endif
 
 /* ---- shards of a split GGUF ----
    As llama.cpp's gguf-split names and marks them: NAME-00001-of-00003.gguf, with the keys below. */
@@ -6791,25 +6798,6 @@ static void mli_json_value(mli_json *json, int depth) {
     }
 }
 
-/* Of values from `first` on that have the same name the last one stays, as in Python. */
-static void mli_json_drop_repeated(mli_archive *archive, size_t first) {
-    ml_value *values = (ml_value *)archive->values.items;
-    size_t n = archive->values.n - first, kept = first;
-    mli_named *names = (mli_named *)mli_alloc(&archive->allocator, n, sizeof *names);
-    if (!names) mli_no_memory(archive);
-    for (size_t i = 0; names && i < n; i++) {
-        mli_named item = {values[first + i].name, strlen(values[first + i].name), first + i};
-        names[i] = item;
-    }
-    if (names) mli_sort_named(names, n); /* equal ones in their order */
-    for (size_t i = 1; names && i < n; i++)
-        if (strcmp(names[i - 1].name, names[i].name) == 0) values[names[i - 1].index].name = NULL;
-    for (size_t i = first; names && i < first + n; i++)
-        if (values[i].name) values[kept++] = values[i];
-    if (names) archive->values.n = kept;
-    mli_free(&archive->allocator, names);
-}
-
 /* Adds what a JSON text contains to the archive's values, under dotted names that begin with prefix (which may be
    ""). The text need not outlive the call. After an error the archive is as it was. */
 static ml_result mli_json_values(mli_archive *archive, const char *prefix, const void *data, size_t size,
@@ -6826,7 +6814,7 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
     mli_json_value(&json, 0);
     if (mli_json_peek(&json)) mli_json_fail(&json, "more text than one value");
     archive->path_length = 0;
-    mli_json_drop_repeated(archive, n_values);
+    archive->may_repeat = 2; /* as in Python */
     mli_publish(archive);
     if (archive->result) archive->shown.n_values = archive->values.n = n_values;
     archive->error = NULL;
@@ -9461,11 +9449,10 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_
 /* Files that are often given, and not read: a sentence that says which one it is. Otherwise NULL. */
 static const char *mli_name_other_tokenizer(const unsigned char *p, size_t size) {
     static const char base64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=";
-    size_t i = size >= 3 && memcmp(p, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0, begin;
-    while (i < size && (p[i] == ' ' || p[i] == '\n' || p[i] == '\r' || p[i] == '\t')) i++;
+    size_t begin = mli_text_begin(p, size), i = begin;
     if (i < size && p[i] == '{')
         return "JSON, perhaps Hugging Face's tokenizer.json (a fast tokenizer), is not read yet";
-    for (begin = i; i < size && memchr(base64, p[i], sizeof base64 - 1); i++) continue;
+    for (; i < size && memchr(base64, p[i], sizeof base64 - 1); i++) continue;
     if (i == begin || i - begin > 4096 || i + 1 >= size || p[i] != ' ' || p[i + 1] < '0' || p[i + 1] > '9')
         return NULL;
     return "a tokenizer.model of tiktoken (lines of base64 and rank, as of Llama 3) is not read yet";
@@ -9707,31 +9694,31 @@ static ml_result mli_loader_close(mli_loader *loader) {
 
 /* ---- files beside the file ---- */
 
-static void mli_take_json(mli_loader *loader, const char *name, const void *data, size_t size) {
-    loader->result = mli_json_values(loader->archive->private_part, name, data, size, loader->error);
-    mli_name_file(loader->error, loader->result, name);
+/* Maps the file of that name in the same folder. Returns 0 if it cannot be read, which only without memory is an
+   error. */
+static int mli_map_beside(mli_loader *loader, const char *name, mli_file *file) {
+    if (loader->result || !loader->path) return 0;
+    char *beside = mli_path_beside(&loader->allocator, loader->path, name);
+    ml_result result = beside ? mli_map_file(beside, &loader->allocator, file, NULL) : ML_ERROR_MEMORY;
+    mli_free(&loader->allocator, beside);
+    if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
+    return !result;
 }
 
 /* Hugging Face keeps the configuration beside the weights, a model's in config.json; the caller may have it in
    memory. Its values join the archive's as "config.json.hidden_size" and so on. `whose` is for the sentence that
    there is none; NULL: there need not be one. */
 static void mli_load_json(mli_loader *loader, const char *name, const char *whose) {
+    mli_file file = {(const unsigned char *)loader->desc.config_json, loader->desc.config_json_size, 1};
     if (loader->result) return;
-    if (loader->desc.config_json) {
-        mli_take_json(loader, name, loader->desc.config_json, loader->desc.config_json_size);
-        return;
+    if (file.data || mli_map_beside(loader, name, &file)) {
+        loader->result =
+            mli_json_values(loader->archive->private_part, name, file.data, file.size, loader->error);
+        mli_name_file(loader->error, loader->result, name);
+        mli_unmap_file(&loader->allocator, &file);
+    } else if (loader->path && whose) {
+        mli_refuse(loader, ML_ERROR_FILE, "no configuration %s: %s cannot be read beside it", whose, name);
     }
-    if (!loader->path) return;
-    mli_file file;
-    char *beside = mli_path_beside(&loader->allocator, loader->path, name);
-    ml_result result = beside ? mli_map_file(beside, &loader->allocator, &file, NULL) : ML_ERROR_MEMORY;
-    if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
-    if (result && whose)
-        mli_refuse(loader, ML_ERROR_FILE, "no configuration %s: %s cannot be read", whose, beside);
-    mli_free(&loader->allocator, beside);
-    if (result) return;
-    mli_take_json(loader, name, file.data, file.size);
-    mli_unmap_file(&loader->allocator, &file);
 }
 
 /* ---- values ---- */
@@ -10587,11 +10574,12 @@ MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
 
 /* Tries a tokenizer beside the model: it counts only if it is one, and of the right size. */
 static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
+    const ml_allocator *allocator = &loader->allocator;
     ml_tokenizer *tokenizer = NULL;
-    char *beside = mli_path_beside(&loader->allocator, loader->path, name);
-    ml_result result =
-        beside ? mli_tokenizer_from(beside, NULL, 0, &loader->allocator, &tokenizer, NULL) : ML_ERROR_MEMORY;
-    mli_free(&loader->allocator, beside);
+    mli_file file;
+    if (!mli_map_beside(loader, name, &file)) return NULL;
+    ml_result result = mli_tokenizer_from_data(file.data, file.size, allocator, &tokenizer, NULL);
+    mli_unmap_file(allocator, &file);
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
     if (result) return NULL;
     int n_extra = loader->config.vocab_size - tokenizer->n_pieces;
@@ -10603,16 +10591,12 @@ static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
 /* Adds a JSON file beside the model to the archive's values, if there is one that can be read: what it says is of
    use, but not needed. */
 static void mli_try_json(mli_loader *loader, const char *name) {
+    mli_archive *archive = loader->archive->private_part;
     mli_file file;
-    if (loader->result || !loader->path) return;
-    char *beside = mli_path_beside(&loader->allocator, loader->path, name);
-    ml_result result = beside ? mli_map_file(beside, &loader->allocator, &file, NULL) : ML_ERROR_MEMORY;
-    mli_free(&loader->allocator, beside);
-    if (!result) {
-        result = mli_json_values(loader->archive->private_part, name, file.data, file.size, NULL);
-        mli_unmap_file(&loader->allocator, &file);
-        loader->archive->private_part->result = ML_OK; /* it is as it was */
-    }
+    if (!mli_map_beside(loader, name, &file)) return;
+    ml_result result = mli_json_values(archive, name, file.data, file.size, NULL);
+    mli_unmap_file(&loader->allocator, &file);
+    archive->result = ML_OK; /* it is as it was */
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
 }
 
