@@ -4428,7 +4428,7 @@ static ml_result mli_tokenizer_create(const mli_vocabulary *v, const ml_allocato
     mli_tokenizer plan = mli_plan_tokenizer(v, allocator);
     size_t size = mli_tokenizer_layout(&plan, piece_bytes, text_bytes, NULL);
     mli_tokenizer *t = size == SIZE_MAX ? NULL : (mli_tokenizer *)mli_alloc(allocator, size, 1);
-    if (!t) return mli_fail(error, ML_ERROR_MEMORY, "no memory for a tokenizer of %z bytes", size);
+    if (!t) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a tokenizer of %z bytes", size);
     mli_tokenizer_layout(&plan, piece_bytes, text_bytes, (unsigned char *)t);
     *t = plan;
     t->shown.private_part = t;
@@ -5195,7 +5195,7 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
         result = mli_fail(error, ML_ERROR_FILE, "%s cannot be opened: %s", path,
                           errno ? strerror(errno) : "it is not a regular file");
     else if (!data)
-        result = mli_fail(error, ML_ERROR_MEMORY, "no memory for %l bytes of %s", size, path);
+        result = mli_fail(error, ML_ERROR_MEMORY, "out of memory for %l bytes of %s", size, path);
     else if (rewind(stream), fread(data, 1, (size_t)size, stream) != (size_t)size)
         result = mli_fail(error, ML_ERROR_FILE, "%s cannot be read: %s", path, strerror(errno));
     if (stream) fclose(stream);
@@ -5747,7 +5747,7 @@ static ml_result mli_stop(mli_archive *archive, ml_result code, const char *form
 
 /* Returns NULL: the memory that could not be had. */
 static void *mli_no_memory(mli_archive *archive) {
-    mli_stop(archive, ML_ERROR_MEMORY, "no memory for the contents of the file");
+    mli_stop(archive, ML_ERROR_MEMORY, "out of memory for the contents of the file");
     return NULL;
 }
 
@@ -5798,7 +5798,7 @@ static void *mli_list_add(mli_archive *archive, mli_list *list, size_t item_size
 static mli_archive *mli_archive_new(const ml_allocator *allocator, ml_error *error) {
     mli_archive *archive = (mli_archive *)mli_alloc(allocator, 1, sizeof *archive);
     if (!archive) {
-        mli_fail(error, ML_ERROR_MEMORY, "no memory for an archive");
+        mli_fail(error, ML_ERROR_MEMORY, "out of memory for an archive");
         return NULL;
     }
     archive->shown.private_part = archive;
@@ -6003,7 +6003,6 @@ static void mli_publish(mli_archive *archive) {
 /* ---- telling formats apart ---- */
 
 static void mli_read_torch(mli_archive *archive);
-static void mli_read_torch_legacy(mli_archive *archive);
 static void mli_read_gguf(mli_archive *archive);
 static void mli_read_safetensors(mli_archive *archive);
 static void mli_read_bin(mli_archive *archive);
@@ -6067,9 +6066,9 @@ static const struct mli_magic {
     {0, 4, "GGUF", mli_read_gguf, NULL}, {0, 4, "24ka", mli_read_bin, NULL}, /* the number "ak42" */
     {0, 4, "PK\003\004", mli_read_torch, NULL}, {0, 4, "PK\005\006", mli_read_torch, NULL}, /* a zip; an empty one */
     /* torch.save's older format: a pickled number of protocol 2 or 3; 4 or 5, with a frame around it; 0 or 1 */
-    {2, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch_legacy, NULL},
-    {11, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch_legacy, NULL},
-    {0, 27, "L119547037146038801333356L\n", mli_read_torch_legacy, NULL},
+    {2, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch, NULL},
+    {11, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch, NULL},
+    {0, 27, "L119547037146038801333356L\n", mli_read_torch, NULL},
     {257, 5, "ustar", NULL, "a tar archive: unpack it; if PyTorch 0.1 wrote it, load and save it with a newer one"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
@@ -7955,7 +7954,7 @@ static void mli_torch_visit(mli_torch *torch, mli_node *node) {
     }
 }
 
-/* Appends a name to the path, or "#" and a number where that cannot be. 0: there is no room. */
+/* Appends a name to the path, or "#" and a number where that cannot be. Returns 0 if there is no room. */
 static int mli_torch_push(mli_torch *torch, const char *name, size_t length, int64_t i) {
     mli_archive *archive = torch->archive;
     char number[24];
@@ -7970,13 +7969,17 @@ static int mli_torch_push(mli_torch *torch, const char *name, size_t length, int
     return 1;
 }
 
+static int mli_torch_push_int(mli_torch *torch, int64_t number, int64_t i) {
+    char text[24];
+    mli_format(text, sizeof text, "%l", number);
+    return mli_torch_push(torch, text, strlen(text), i);
+}
+
 static int mli_torch_push_key(mli_torch *torch, const mli_node *key, int64_t i) {
     int is_text = key->kind == MLI_NODE_STRING || key->kind == MLI_NODE_GLOBAL;
-    char number[24];
-    if (key->kind != MLI_NODE_INT && key->kind != MLI_NODE_BOOL)
-        return mli_torch_push(torch, is_text ? key->as.s : NULL, key->length, i);
-    mli_format(number, sizeof number, "%l", key->as.i);
-    return mli_torch_push(torch, number, strlen(number), i);
+    if (key->kind == MLI_NODE_INT || key->kind == MLI_NODE_BOOL)
+        return mli_torch_push_int(torch, key->as.i, i);
+    return mli_torch_push(torch, is_text ? key->as.s : NULL, key->length, i);
 }
 
 /* Whether a module keeps its parameters, buffers or modules under that key: a state dict names them without it. */
@@ -7997,7 +8000,6 @@ static void mli_torch_step(mli_torch *torch, mli_frame *frame) {
     frame->child = mli_next_child(torch, child);
     torch->visits -= (size_t)frame->is_again;
     mli_node *node = mli_node_at(torch, child); /* no frame is used below: there may be a new one */
-    char number[24];
     switch (kind) {
     case MLI_NODE_OPAQUE:
         if (node->kind == MLI_NODE_DICT || node->kind == MLI_NODE_OPAQUE || node->kind == MLI_NODE_TUPLE ||
@@ -8016,12 +8018,10 @@ static void mli_torch_step(mli_torch *torch, mli_frame *frame) {
             mli_torch_visit(torch, mli_node_at(torch, mli_next_child(torch, node->first)));
         break;
     default:
-        if (is_object) {
-            if (node->kind == MLI_NODE_DICT) mli_torch_enter(torch, node, 1);
-            break;
-        }
-        mli_format(number, sizeof number, "%l", i);
-        if (mli_torch_push(torch, number, strlen(number), i)) mli_torch_visit(torch, node);
+        if (is_object && node->kind == MLI_NODE_DICT)
+            mli_torch_enter(torch, node, 1);
+        else if (!is_object && mli_torch_push_int(torch, i, i))
+            mli_torch_visit(torch, node);
     }
 }
 
@@ -8232,38 +8232,29 @@ static void mli_legacy_read(mli_torch *torch) {
     mli_torch_walk(torch, root);
 }
 
-static void mli_read_torch_with(mli_archive *archive, void (*read)(mli_torch *), const char *pickle) {
+static void mli_read_torch(mli_archive *archive) {
+    int is_zip = archive->data[0] == 'P';
     mli_torch torch;
     memset(&torch, 0, sizeof torch);
     torch.archive = archive;
-    torch.pickle = pickle;
-    torch.folder = read == mli_torch_read ? "data/" : "";
+    torch.pickle = is_zip ? "data.pkl" : "its pickle";
+    torch.folder = is_zip ? "data/" : "";
     archive->shown.format = "PyTorch";
     archive->may_repeat = 1;
-    read(&torch);
+    (is_zip ? mli_torch_read : mli_legacy_read)(&torch);
     void *const blocks[] = {torch.entries,     torch.ranges,     torch.nodes.items,
                             torch.stack.items, torch.memo.items, torch.frames.items};
     for (size_t i = 0; i < MLI_COUNT(blocks); i++) mli_free(&archive->allocator, blocks[i]);
 }
 
-static void mli_read_torch(mli_archive *archive) { mli_read_torch_with(archive, mli_torch_read, "data.pkl"); }
-
-static void mli_read_torch_legacy(mli_archive *archive) {
-    mli_read_torch_with(archive, mli_legacy_read, "its pickle");
-}
-
 #else
 
 static void mli_read_torch(mli_archive *archive) {
-    mli_stop(archive, ML_ERROR_UNSUPPORTED, "a PyTorch file (zip), which this build cannot read: ML_NO_PT");
-}
-
-static void mli_read_torch_legacy(mli_archive *archive) {
-    mli_stop(archive, ML_ERROR_UNSUPPORTED,
-             "a PyTorch file (older format), which this build cannot read: ML_NO_PT");
+    mli_stop(archive, ML_ERROR_UNSUPPORTED, "a PyTorch file, which this build cannot read: ML_NO_PT");
 }
 
 #endif /* ML_NO_PT */
+
 /* ---- writing PyTorch files (protocol 2, which all versions of torch.load read) ---- */
 #ifdef MLI_SAVING
 #ifdef ML_NO_PT
@@ -9576,10 +9567,12 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format on */
 };
 
-/* What a value must be, if the file has it, for the forward pass to compute the file's model. No text: 0 or false. */
+/* What a value must be, if the file has it, for the forward pass to compute the file's model. No text: 0 or false. A
+   key that ends with a dot: a list or dictionary that must be empty; the text says what it is otherwise. */
 typedef struct mli_demand {
     const char *key, *text;
 } mli_demand;
+#define MLI_PACKED "weights quantized by other programs, except in GGUF, are"
 static const mli_demand mli_demands[] = {{"general.architecture", "llama"},
                                          {"general.type", "model"},
                                          {"llama.expert_count", NULL},
@@ -9588,7 +9581,11 @@ static const mli_demand mli_demands[] = {{"general.architecture", "llama"},
                                          {MLI_CONFIG_JSON ".attention_bias", NULL},
                                          {MLI_CONFIG_JSON ".mlp_bias", NULL},
                                          {"model_args.use_scaled_rope", NULL},
-                                         {MLI_PARAMS_JSON ".use_scaled_rope", NULL}};
+                                         {MLI_PARAMS_JSON ".use_scaled_rope", NULL},
+                                         {MLI_CONFIG_JSON ".partial_rotary_factor", "1"},
+                                         {MLI_CONFIG_JSON ".rope_parameters.partial_rotary_factor", "1"},
+                                         {MLI_CONFIG_JSON ".quantization_config.", MLI_PACKED},
+                                         {MLI_CONFIG_JSON ".compression_config.", MLI_PACKED}};
 
 /* Values that say in other words which mask there is, and whether `true` means that it is full. */
 static const struct mli_mask_key {
@@ -9731,7 +9728,10 @@ static const ml_value *mli_field_value(const mli_loader *loader, mli_field field
     return value;
 }
 
+/* Whether the value is this text, or, for "1", the number. */
 static int mli_value_is(const ml_value *value, const char *text) {
+    if (value->kind == ML_VALUE_INT || value->kind == ML_VALUE_FLOAT)
+        return value->f == 1 && strcmp(text, "1") == 0;
     return value->kind == ML_VALUE_STRING && mli_is_text(value->s, value->length, text);
 }
 
@@ -9787,15 +9787,19 @@ static void mli_load_int(mli_loader *loader, mli_field field, int *number) {
         *number = (int)n;
 }
 
-/* A finite number that is not negative. */
+/* The value as a number from 0 to 1e30, or as an alpha. Returns 0 after an error. */
+static float mli_value_float(mli_loader *loader, const ml_value *value, int is_alpha) {
+    int is_number = (value->kind == ML_VALUE_FLOAT || value->kind == ML_VALUE_INT) && mli_is_finite(value->f);
+    if (is_number && value->f >= (is_alpha ? 1e-30 : 0) && value->f < (is_alpha ? 1e6 : 1e30))
+        return (float)value->f;
+    mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number %s", value->name,
+               is_alpha ? "between 0 and 1e6" : "from 0 to 1e30");
+    return 0;
+}
+
 static void mli_load_float(mli_loader *loader, mli_field field, float *number) {
     const ml_value *value = mli_field_value(loader, field);
-    if (!value) return;
-    if ((value->kind != ML_VALUE_FLOAT && value->kind != ML_VALUE_INT) || !mli_is_finite(value->f) ||
-        !(value->f >= 0 && value->f < 1e30))
-        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number from 0 to 1e30", value->name);
-    else
-        *number = (float)value->f;
+    if (value) *number = mli_value_float(loader, value, 0);
 }
 
 /* Whether the value is the second of two words; where nothing is said, it is the first. */
@@ -9805,10 +9809,16 @@ static int mli_load_choice(mli_loader *loader, const ml_value *value, const char
 }
 
 static void mli_check_demands(mli_loader *loader, const mli_demand *demands, size_t n) {
+    const ml_archive *archive = loader->archive;
     for (size_t i = 0; i < n; i++) {
-        const ml_value *value = ml_archive_find_value(loader->archive, demands[i].key);
-        if (value && demands[i].text)
-            mli_check_word(loader, value, demands[i].text, NULL);
+        const char *key = demands[i].key, *text = demands[i].text;
+        const ml_value *value = ml_archive_find_value(archive, key);
+        for (size_t k = 0; mli_ends_with(key, strlen(key), ".") && k < archive->n_values; k++)
+            if (mli_begins_with(archive->values[k].name, key))
+                mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is set: %s not supported",
+                           archive->values[k].name, text ? text : "that is");
+        if (value && text)
+            mli_check_word(loader, value, text, NULL);
         else if (value && ((value->kind != ML_VALUE_INT && value->kind != ML_VALUE_BOOL) || value->i != 0))
             mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is set: that is not supported", value->name);
     }
@@ -9885,27 +9895,6 @@ static void mli_check_head_size(mli_loader *loader) {
             mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is %l; supported is dim / n_heads = %d",
                        keys[i], n, head_size);
     }
-}
-
-/* Rotary positions on a part of each head only, and weights that are packed in a way of their own. */
-static void mli_check_json(mli_loader *loader) {
-    static const char *const parts[] = {MLI_CONFIG_JSON ".partial_rotary_factor",
-                                        MLI_CONFIG_JSON ".rope_parameters.partial_rotary_factor"};
-    static const char *const packings[] = {MLI_CONFIG_JSON ".quantization_config.",
-                                           MLI_CONFIG_JSON ".compression_config."};
-    for (size_t i = 0; i < MLI_COUNT(parts); i++) {
-        const ml_value *value = ml_archive_find_value(loader->archive, parts[i]);
-        if (value && value->f != 1)
-            mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is not 1: that is not supported", value->name);
-    }
-    for (size_t k = 0; k < loader->archive->n_values && !loader->result; k++)
-        for (size_t i = 0; i < MLI_COUNT(packings); i++)
-            if (mli_begins_with(loader->archive->values[k].name, packings[i]))
-                mli_refuse(
-                    loader, ML_ERROR_UNSUPPORTED,
-                    "value %s is set: weights quantized by other programs are not supported, except in "
-                    "GGUF",
-                    loader->archive->values[k].name);
 }
 
 /* ---- names without the words of wrappers ----
@@ -10292,10 +10281,7 @@ static int mli_find_course_pair(mli_loader *loader, const ml_array *array, const
 /* alpha / rank; 0 where the file does not say alpha, which is of no consequence as long as B is 0. */
 static float mli_load_course_scale(mli_loader *loader, float rank) {
     const ml_value *alpha = ml_archive_find_value(loader->archive, MLI_KEY_COURSE_ALPHA);
-    if (!alpha) return 0;
-    if ((alpha->kind != ML_VALUE_FLOAT && alpha->kind != ML_VALUE_INT) || !(fabs(alpha->f) < 1e6))
-        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is no number below 1e6", alpha->name);
-    return (float)alpha->f / rank;
+    return alpha ? mli_value_float(loader, alpha, 0) / rank : 0;
 }
 
 /* tensor (out, in) = W + alpha / r B A */
@@ -10532,13 +10518,13 @@ static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
 /* Copies the keys of *in that are kept to `to`, or with NULL only counts. Returns their bytes. */
 static size_t mli_copy_keys(const ml_model *model, mli_reader in, unsigned char *to) {
     size_t length, bytes = 0;
-    for (const unsigned char *begin = in.p;; begin = in.p) {
-        const char *key = mli_gguf_next(&in, &length);
-        if (!key) return bytes;
+    const char *key;
+    for (const unsigned char *begin = in.p; (key = mli_gguf_next(&in, &length)) != NULL; begin = in.p) {
         if (mli_is_own_key(model, key, length)) continue;
         if (to) memcpy(to + bytes, begin, (size_t)(in.p - begin));
         bytes += (size_t)(in.p - begin);
     }
+    return bytes;
 }
 
 MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
@@ -10664,7 +10650,6 @@ static void mli_find_config(mli_loader *loader) {
         if (loader->result || mli_field_value(loader, MLI_FIELD_DIM)) break;
         if (i < MLI_COUNT(files)) mli_load_json(loader, files[i], NULL);
     }
-    mli_check_json(loader);
     if (archive->values.n == n_values && loader->path && !mli_field_value(loader, MLI_FIELD_DIM) &&
         !mli_is_from_course(loader))
         mli_refuse(loader, ML_ERROR_FILE,
@@ -10734,12 +10719,12 @@ static const mli_demand mli_lora_demands[] = {{"general.architecture", "llama"},
                                               {MLI_PEFT_JSON ".use_dora", NULL},
                                               {MLI_PEFT_JSON ".lora_bias", NULL},
                                               {MLI_PEFT_JSON ".use_qalora", NULL},
-                                              {MLI_PEFT_JSON ".fan_in_fan_out", NULL}};
-
-/* Lists and dictionaries that must be empty or absent: layers repeated, an adapter for only part of the text. */
-static const char *const mli_lora_refused[] = {"adapter.alora.", MLI_PEFT_JSON ".layer_replication.",
-                                               MLI_PEFT_JSON ".alora_invocation_tokens.",
-                                               MLI_PEFT_JSON ".arrow_config."};
+                                              {MLI_PEFT_JSON ".fan_in_fan_out", NULL},
+                                              {MLI_PEFT_JSON ".layer_replication.", "repeated layers are"},
+                                              /* adapters for a part of the text */
+                                              {"adapter.alora.", NULL},
+                                              {MLI_PEFT_JSON ".alora_invocation_tokens.", NULL},
+                                              {MLI_PEFT_JSON ".arrow_config.", NULL}};
 
 #define MLI_KEY_ALPHA "adapter.lora.alpha"
 
@@ -10884,12 +10869,6 @@ static void mli_check_adapter(mli_loader *loader) {
     if (loader->result) return;
     const ml_value *init = ml_archive_find_value(loader->archive, MLI_PEFT_JSON ".init_lora_weights");
     mli_check_demands(loader, mli_lora_demands, MLI_COUNT(mli_lora_demands));
-    for (size_t k = 0; k < loader->archive->n_values; k++) {
-        const char *name = loader->archive->values[k].name;
-        for (size_t i = 0; i < MLI_COUNT(mli_lora_refused); i++)
-            if (mli_begins_with(name, mli_lora_refused[i]))
-                mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is set: that is not supported", name);
-    }
     if (init && init->kind != ML_VALUE_BOOL && !mli_value_is(init, "orthogonal"))
         mli_check_word(loader, init, "gaussian", "eva");
 }
@@ -10934,15 +10913,6 @@ static const ml_value *mli_peft_value(mli_loader *loader, const char *patterns, 
     return ml_archive_find_value(loader->archive, key);
 }
 
-/* A number between 0 and 1e6; 0 after an error. */
-static float mli_load_alpha(mli_loader *loader, const ml_value *value) {
-    float alpha = value->f > 0 && value->f < 1e6 ? (float)value->f : 0;
-    if ((value->kind == ML_VALUE_FLOAT || value->kind == ML_VALUE_INT) && alpha > 0 && alpha < 1e6f)
-        return alpha;
-    mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number between 0 and 1e6", value->name);
-    return 0;
-}
-
 /* alpha of all pairs; 0 where a GGUF has none. */
 static float mli_load_lora_alpha(mli_loader *loader) {
     if (loader->result) return 0;
@@ -10952,7 +10922,7 @@ static float mli_load_lora_alpha(mli_loader *loader) {
     if (is_gguf && (!value || (value->kind == ML_VALUE_FLOAT && value->f == 0)))
         return 0; /* llama.cpp: a scale of 1 */
     if (!value) mli_refuse(loader, ML_ERROR_MISMATCH, "no configuration: value %s is missing", key);
-    return value ? mli_load_alpha(loader, value) : 0;
+    return value ? mli_value_float(loader, value, 1) : 0;
 }
 
 /* Returns the scale of a pair, for which PEFT's configuration may have another alpha or another divisor; and the rank
@@ -10973,7 +10943,7 @@ static float mli_load_pair_scale(mli_loader *loader, int pair, float alpha) {
                    a->shape[0], a->name);
     if (rslora && rslora->kind != ML_VALUE_BOOL)
         mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", rslora->name);
-    if (own) alpha = mli_load_alpha(loader, own);
+    if (own) alpha = mli_value_float(loader, own, 1);
     return alpha / (rslora && rslora->i ? sqrtf(rank) : rank);
 }
 
@@ -11268,35 +11238,21 @@ static int mli_saved_weight(const mli_saver *saver, const void *object, int inde
 
 #define MLI_KEY_NAME "general.name"
 
-static mli_reader mli_kept_keys(const ml_model *model) {
+/* The keys of the model's file that it does not have anyway, in their order: all but general.name, or only that.
+   Returns how many. */
+static size_t mli_append_kept_keys(mli_writer *writer, const ml_model *model, int only_name) {
     const struct ml_model_private *own = model->private_part;
-    return mli_reader_at(own->keys ? own->keys : (const unsigned char *)"", 0, own->keys_size);
-}
-
-/* The name that the caller gives, or else that of the model's file. */
-static void mli_append_name(mli_writer *writer, const mli_saver *saver) {
-    mli_reader in = mli_kept_keys(saver->model);
-    size_t length;
-    for (const unsigned char *begin = in.p;; begin = in.p) {
-        const char *key = saver->is_named ? NULL : mli_gguf_next(&in, &length);
-        if (key && !mli_is_text(key, length, MLI_KEY_NAME)) continue;
-        if (!key) mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
-        if (key) mli_append(writer, begin, (size_t)(in.p - begin)), writer->n_keys++;
-        return;
-    }
-}
-
-/* The keys of the model's file that it does not have anyway, in their order. */
-static void mli_append_kept_keys(mli_writer *writer, const mli_saver *saver) {
-    mli_reader in = mli_kept_keys(saver->model);
-    size_t length;
-    for (const unsigned char *begin = in.p;; begin = in.p) {
-        const char *key = mli_gguf_next(&in, &length);
-        if (!key) return;
-        if (mli_is_own_key(saver->model, key, length) || mli_is_text(key, length, MLI_KEY_NAME)) continue;
+    mli_reader in = mli_reader_at(own->keys ? own->keys : (const unsigned char *)"", 0, own->keys_size);
+    size_t length, n = 0;
+    const char *key;
+    for (const unsigned char *begin = in.p; (key = mli_gguf_next(&in, &length)) != NULL; begin = in.p) {
+        if (mli_is_own_key(model, key, length) || mli_is_text(key, length, MLI_KEY_NAME) != only_name)
+            continue;
         mli_append(writer, begin, (size_t)(in.p - begin));
-        writer->n_keys++;
+        n++;
     }
+    writer->n_keys += n;
+    return n;
 }
 
 static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
@@ -11310,7 +11266,8 @@ static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     for (int i = 0; i < saver->model->n_tensors; i++)
         if (mli_saved_weight(saver, saver->model, i, &saved)) is_quantized |= ml_type_block(saved.type) > 1;
     mli_append_key_string(writer, "general.architecture", "llama");
-    mli_append_name(writer, saver);
+    if (saver->is_named || !mli_append_kept_keys(writer, saver->model, 1))
+        mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
     mli_append_key_u32(writer, "general.file_type", /* llama.cpp's numbers, most of which are those of ggml */
                        type == ML_Q8_0   ? 7
                        : type == ML_BF16 ? 32
@@ -11389,7 +11346,7 @@ static void mli_append_model_keys(mli_writer *writer, const mli_saver *saver, co
     (void)object;
     mli_append_gguf_config(writer, saver);
     if (saver->model->tokenizer) mli_append_gguf_tokenizer(writer, saver);
-    mli_append_kept_keys(writer, saver);
+    mli_append_kept_keys(writer, saver->model, 0);
 }
 
 static mli_part mli_model_part(const ml_model *model) {
@@ -11554,17 +11511,9 @@ static void mli_append_json_ends(mli_writer *writer, const ml_tokenizer *tokeniz
     if (n > 1) mli_append_text(writer, "]");
 }
 
-static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
+static void mli_append_json_numbers(mli_writer *writer, ml_config c) {
     static const mli_field order[] = {MLI_FIELD_DIM,      MLI_FIELD_HIDDEN, MLI_FIELD_LAYERS, MLI_FIELD_HEADS,
                                       MLI_FIELD_KV_HEADS, MLI_FIELD_VOCAB,  MLI_FIELD_SEQ_LEN};
-    ml_config c = saver->model->config;
-    const ml_tokenizer *tokenizer = saver->model->tokenizer;
-    const ml_head *head = saver->desc.head;
-    ml_type type = mli_saved_type(saver, (int)MLI_W1);
-    mli_append_format(writer, "{\n  \"architectures\": [\"Llama%s\"],\n  \"model_type\": \"llama\"",
-                      head                           ? "ForSequenceClassification"
-                      : mli_has_output(saver->model) ? "ForCausalLM"
-                                                     : "Model");
     for (size_t i = 0; i < MLI_COUNT(order); i++) {
         mli_append_json_field(writer, order[i], "");
         mli_append_decimal(writer, *mli_field_int(&c, order[i]));
@@ -11579,6 +11528,18 @@ static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
         mli_append_json_float(writer, c.rope_scale);
     }
     mli_append_text(writer, c.rope_scale != 1 ? "}" : "null");
+}
+
+static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
+    const ml_config c = saver->model->config;
+    const ml_tokenizer *tokenizer = saver->model->tokenizer;
+    const ml_head *head = saver->desc.head;
+    ml_type type = mli_saved_type(saver, (int)MLI_W1);
+    mli_append_format(writer, "{\n  \"architectures\": [\"Llama%s\"],\n  \"model_type\": \"llama\"",
+                      head                           ? "ForSequenceClassification"
+                      : mli_has_output(saver->model) ? "ForCausalLM"
+                                                     : "Model");
+    mli_append_json_numbers(writer, c);
     mli_append_json_field(writer, MLI_FIELD_TIED, c.tied_output ? "true" : "false");
     mli_append_format(writer,
                       ",\n  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n  \"mlp_bias\": false"
