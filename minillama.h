@@ -29,7 +29,8 @@
           ml_model_free(model);
           return 0;
       }
-   desc.sampler takes a temperature, top-k and so on; desc.start = ML_START_APPEND continues a conversation.
+   The path may be a GGUF, safetensors, .pt or llama2.c's .bin, or a folder of Hugging Face's. desc.sampler takes a
+   temperature, top-k and so on; desc.start = ML_START_APPEND continues a conversation.
 
    CLASSIFY with a head that was trained and saved before, packed rows of tokens in, log-probabilities out:
       ml_head *head;  float log_probs[2 * 5];  // 2 rows, 5 classes
@@ -54,7 +55,7 @@
           ml_trainer_step(trainer, &error);
       }
       with.head = head;
-      ml_lora_save(lora, model, "adapter.gguf", &with, &error);
+      ml_lora_save(lora, model, "adapter.gguf", &with, &error);  // with.format: PEFT's, or for the course's code
       use.lora = lora;  // or one from ml_lora_load("adapter.gguf", model, NULL, &lora, &error)
       ml_session_new(model, &use, &session, &error);
 
@@ -68,7 +69,7 @@
       static unsigned char objects[1 << 16], buffer[1 << 20];
       ml_arena arena = {objects, sizeof objects, 0};
       ml_model_load_desc where = {0};  ml_session_desc small = {0};
-      where.allocator = ml_arena_allocator(&arena);
+      where.allocator = ml_arena_allocator(&arena);  // where.unchecked = 1 would save a pass over all weights
       small.max_seq_len = 64;
       ml_model_load_memory(gguf, gguf_size, &where, &model, &error);
       ml_session_init(model, &small, buffer, sizeof buffer, &session, &error);  // see ml_session_size
@@ -126,17 +127,18 @@
    NUMERICS  F32 arithmetic with fused multiply-add where the instruction set has it; eps is inside the square root of
    both norms. What is promised: the same build on the same machine gives the same bits for the same calls, for any
    number of threads, in training, too. What keeps it: -O0 to -O3, -ffp-contract in any setting, OpenMP or not. What
-   breaks it: x87 arithmetic; -ffast-math and -Ofast, which reorder sums and assume that there are no infinities, on
-   which masks count. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
+   breaks it: x87 arithmetic; -ffast-math and -Ofast, which reorder sums and assume that there are no infinities,
+   which masks need. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5). With Q8_0
    and Q4_0 weights the activations are rounded to 8 bits in blocks of 32, as in llama.cpp: logits move by about 1 %.
    A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded or saved, or do
    not fit the type that they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
-   likelihood, an embedding or a head's result. It is told by its bits, which no compiler option can hide.
+   likelihood, an embedding or a head's result. The test is one of bits, which no compiler option can remove.
 
    LIMITS  Little-endian machines. Llama's architecture only: RMSNorm or LayerNorm, rotary positions on adjacent pairs
-   with theta and linear scaling, grouped-query attention, SwiGLU, no biases in the matrices. No GPU. */
+   with theta and linear scaling, grouped-query attention, SwiGLU, no biases in the matrices. SentencePiece BPE as
+   tokenizer, not the byte-level BPE of Llama 3 (tokenizer.json). No GPU. */
 #ifndef ML_MINILLAMA_H
 #define ML_MINILLAMA_H
 
@@ -623,8 +625,7 @@ struct ml_lora {
     int n_tensors;
     /* [(layer * 7 + target) * 2] is A, followed by B; no data where nothing is adapted */
     const ml_tensor *tensors;
-    const float
-        *scales; /* (n_tensors / 2): W + scale * B A; alpha / rank of the pair unless a file says otherwise */
+    const float *scales; /* (n_tensors / 2): W + scale * B A; alpha / rank unless a file says otherwise */
     int64_t n_parameters;
     struct ml_lora_private *private_part;
 };
@@ -827,11 +828,11 @@ typedef struct ml_load_desc {
 } ml_load_desc;
 
 /* `path` is a file, or leads to several that are opened as one archive: an index (model.safetensors.index.json or
-   pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which stands
-   for the first of these in it: model.safetensors.index.json, model.safetensors, pytorch_model.bin.index.json,
-   pytorch_model.bin, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin, or (with POSIX) its only
-   .gguf. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together. Models,
-   adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
+   pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which means
+   the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
+   pytorch_model.bin.index.json, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin, or (with POSIX)
+   its only .gguf. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together.
+   Models, adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -853,7 +854,8 @@ ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t 
 /* ==== >>files ====
    Loading tells formats apart by content. The ..._memory functions are for bytes in flash or from a network. */
 
-/* A tokenizer: tokenizer.model, GGUF, or llama2.c's .bin. The bytes need not outlive the call. */
+/* A tokenizer: SentencePiece BPE in a tokenizer.model, GGUF, or llama2.c's .bin; any other (Unigram, tokenizer.json,
+   tiktoken's) is ML_ERROR_UNSUPPORTED. The bytes need not outlive the call. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_load_desc *desc, ml_tokenizer **tokenizer,
                                    ml_error *error);
@@ -4719,7 +4721,7 @@ static ml_result mli_check_encode(const ml_tokenizer *tokenizer, const ml_encode
     return mli_fail(error, ML_ERROR_ARGUMENT, "the tokenizer has no %s to add", no_bos ? "bos" : "eos");
 }
 
-/* ML_ADD_SPECIAL as the flags that it stands for. */
+/* ML_ADD_SPECIAL as the flags that it means for this tokenizer. */
 static int mli_special_flags(const ml_tokenizer *tokenizer, int flags) {
     return flags | (tokenizer->adds_bos ? ML_ADD_BOS : 0) | (tokenizer->adds_eos ? ML_ADD_EOS : 0);
 }
@@ -5359,9 +5361,9 @@ typedef struct mli_writer {
     uint32_t *crc; /* mli_crc of the bytes, where it is wanted */
 } mli_writer;
 
-/* The checksum of zip files goes on over n more bytes. It begins as ~0, and is ~ what it ends as: the remainder of a
-   polynomial over GF(2), whose bits are in reverse order (Peterson & Brown 1961, "Cyclic Codes for Error
-   Detection"). Four bits at a time. */
+/* The checksum of zip files, continued over n bytes, four bits at a time: the remainder of a polynomial over GF(2)
+   with its bits in reverse order (Peterson & Brown 1961, "Cyclic Codes for Error Detection"). Starts from ~0; the
+   bits of the last result are inverted. */
 static uint32_t mli_crc(uint32_t crc, const unsigned char *bytes, size_t n) {
     static const uint32_t table[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
                                        0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
@@ -6072,7 +6074,7 @@ static const struct mli_magic {
     {257, 5, "ustar", NULL, "a tar archive: unpack it; if PyTorch 0.1 wrote it, load and save it with a newer one"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
-    {0, 4, "algg", NULL, "an adapter in llama.cpp's format from before GGUF (ggla): convert its PEFT original anew"},
+    {0, 4, "algg", NULL, "an adapter in llama.cpp's format from before GGUF (ggla): convert its PEFT original again"},
     {0, 23, "version https://git-lfs", NULL, "a Git LFS pointer: the model itself was not downloaded (git lfs pull)"},
     {0, 9, "\x0a\x0e\x0a\x05<unk>", NULL, "a tokenizer (SentencePiece), not a model"},
     {8, 9, "\x05\0\0\0<unk>", NULL, "a tokenizer (llama2.c), not a model"},
@@ -6304,7 +6306,7 @@ static void mli_read_split(mli_archive *archive, int64_t count) {
 #define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix: joining them is not supported"
 
 #ifndef ML_NO_STDIO
-/* The file that a folder stands for is the first of these that is in it, else its only .gguf. */
+/* In a folder, the first of these files that is there is opened, else its only .gguf. */
 static const char *const mli_folder_files[] = {"/model.safetensors",   "/model.safetensors.index.json",
                                                "/pytorch_model.bin",   "/pytorch_model.bin.index.json",
                                                "/consolidated.00.pth", "/adapter_model.safetensors",
@@ -6353,7 +6355,7 @@ static const char *mli_only_gguf(mli_archive *archive, const char *folder) {
     return only;
 }
 
-/* Maps the file that the folder at archive->file_path stands for; that file becomes the path. */
+/* Maps that file of the folder at archive->file_path, which becomes its path. */
 static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     const ml_allocator *allocator = &archive->allocator;
     const char *folder = archive->file_path, *only = mli_only_gguf(archive, folder);
@@ -6747,7 +6749,7 @@ static void mli_json_push(mli_archive *archive, const char *key, size_t length, 
         mli_path_push(archive, key, length);
 }
 
-/* The three words that Python writes for numbers that are not finite. 0: there is none of them. */
+/* Reads one of the three words that Python writes for numbers that are not finite. 0: it is something else. */
 static int mli_json_not_finite(mli_json *json, double *f) {
     uint32_t bits = mli_json_word(json, "NaN")         ? 0x7fc00000
                     : mli_json_word(json, "Infinity")  ? 0x7f800000
@@ -7083,8 +7085,7 @@ typedef struct mli_node {
 typedef struct mli_opcode {
     unsigned char code;
     unsigned char kind; /* mli_node_kind that it makes, or adds to */
-    short
-        n; /* bytes of its operand, -1: a line; or items that it takes from the stack, -1: those above the mark */
+    short n; /* bytes of its operand, -1: a line; or items taken from the stack, -1: those above the mark */
     void (*run)(mli_torch *torch);
 } mli_opcode;
 
@@ -7129,7 +7130,7 @@ static int mli_text_is(const mli_node *node, const char *text) {
     return mli_is_text(node->as.s, node->length, text);
 }
 
-/* A node that stands for something of that class, with no children yet. */
+/* An opaque node of that class, without children. */
 static mli_node mli_opaque(const char *name, size_t length) {
     mli_node made;
     memset(&made, 0, sizeof made);
@@ -7244,7 +7245,8 @@ static mli_node mli_find_global(mli_torch *torch, const mli_node *module, const 
     return made;
 }
 
-/* Checks a tensor's arguments: storage, offset, shape, stride, ... A storage that is none is something opaque. */
+/* Checks a tensor's arguments: storage, offset, shape, stride, ... Over an opaque node in place of a storage it is
+   opaque, too. */
 static int mli_makes_tensor(mli_torch *torch, const mli_node *const *arg, int n) {
     int is_storage = n >= 4 && arg[0]->kind == MLI_NODE_STORAGE;
     if (n >= 4 && arg[0]->kind == MLI_NODE_OPAQUE) return 0;
@@ -7278,7 +7280,8 @@ static int mli_bytes_uint(const mli_torch *torch, const mli_node *node, size_t n
     return p == end && i == n;
 }
 
-/* A number of NumPy, made of a dtype ("i8": its kind and its bytes) and its bytes; what is none stays opaque. */
+/* A scalar of NumPy, made of a dtype ("i8": its kind and its size) and its bytes. If it is not a number, *made stays
+   opaque. */
 static void mli_numpy_number(const mli_torch *torch, const mli_node *const *arg, int n, mli_node *made) {
     const mli_node *code[1], *part[2], *state[2];
     uint64_t bits;
@@ -7316,7 +7319,7 @@ static mli_node mli_pickle_call(mli_torch *torch, const mli_node *function, cons
         mli_pickle_fail(torch, "a call of something that is not a function");
     if (torch->archive->result) return mli_opaque("", 0);
     if (makes == MLI_NODE_OF_CALL && n > 2 && arg[0]->kind == MLI_NODE_GLOBAL &&
-        mli_globals[arg[0]->row].makes != MLI_NODE_OF_CALL) /* which could go on without end */
+        mli_globals[arg[0]->row].makes != MLI_NODE_OF_CALL) /* which might never end */
         return mli_pickle_call(torch, arg[0], arg[2]);
     if (makes == MLI_NODE_OF_CLASS && n && arg[0]->kind == MLI_NODE_GLOBAL)
         return mli_opaque(arg[0]->as.s, arg[0]->length);
@@ -7448,7 +7451,7 @@ static void mli_pickle_text(mli_torch *torch) {
     mli_pickle_push_node(torch, made);
 }
 
-/* An object of a class that has a number of its own (copyreg.add_extension). */
+/* An object of a class that is registered under a number (copyreg.add_extension). */
 static void mli_pickle_extension(mli_torch *torch) {
     mli_pickle_operand(torch);
     mli_pickle_push_node(torch, mli_opaque("extension", 9));
@@ -7603,7 +7606,7 @@ static void mli_pickle_text_line(mli_torch *torch) {
 
 /* The number under which the memo keeps a node: the operand or, without one, how many there were before. */
 static uint64_t mli_pickle_memo_index(mli_torch *torch) {
-    int64_t number = -1; /* for a line that is none */
+    int64_t number = -1; /* if the line is not a number */
     if (torch->op->n > 0) return mli_pickle_operand(torch);
     if (torch->op->n == 0) return torch->n_put;
     mli_node line = mli_pickle_line(torch);
@@ -8359,7 +8362,7 @@ typedef void (*mli_zip_contents)(mli_writer *writer, const mli_saver *saver, con
 enum { MLI_ZIP_ALIGNMENT = 64, MLI_ZIP_VERSION = 45 /* 4.5: has ZIP64 */ };
 
 /* A header, local or in the directory. All sizes and offsets are in a ZIP64 field, whatever they are: large files are
-   then nothing special. What is behind a local header is aligned by a field called "FB", as in torch.save's. */
+   then nothing special. A field called "FB" aligns what follows a local header, as in torch.save's files. */
 static void mli_append_zip_header(mli_writer *writer, const mli_zip_record *record, int index,
                                   int is_central) {
     static const char *const first[3] = {"data.pkl", "byteorder", "version"};
@@ -8598,7 +8601,8 @@ static uint64_t mli_gguf_alignment(mli_archive *archive) {
     return 1;
 }
 
-/* Finds the tensors' data, which follows the position `at`. How long that of an unknown type is, nobody knows. */
+/* Finds the tensors' data, which follows the position `at`. The size of an unknown type is not known: it counts as 0
+   bytes. */
 static void mli_gguf_place(mli_archive *archive, size_t at) {
     uint64_t alignment = mli_gguf_alignment(archive), padding = (alignment - at % alignment) % alignment;
     size_t n = archive->arrays.n;
@@ -9027,9 +9031,9 @@ typedef struct mli_piece_source {
     const mli_vocabulary *vocabulary;
 } mli_piece_source;
 
-/* The ids of bos, eos and unknown that a file takes for granted count only where there is such a piece: spelled as
-   usual, or otherwise special and not spelled as one of the others. (Without this, a vocabulary made with
-   --bos_id=-1 would get its eos, or some word, as bos.) Those that the file gives itself are not touched. */
+/* Default ids of bos, eos and unknown count only where there is such a piece: spelled as usual, or otherwise special
+   and not spelled as one of the others. (Without this, a vocabulary made with --bos_id=-1 would get its eos, or some
+   word, as bos.) Ids that the file gives are not touched. */
 static ml_result mli_check_default_ids(mli_vocabulary *v, const int is_default[3], ml_error *error) {
     static const char *const spelled[3] = {"<s>", "</s>", "<unk>"};
     int32_t *const ids[3] = {&v->bos, &v->eos, &v->unknown}, wanted[3] = {v->bos, v->eos, v->unknown},
@@ -9037,7 +9041,7 @@ static ml_result mli_check_default_ids(mli_vocabulary *v, const int is_default[3
     for (int i = 0; i < 3; i++) {
         if (!is_default[i]) continue;
         last = MLI_MAX(last, wanted[i]);
-        *ids[i] = -1; /* meanwhile: so that no reader takes it for special because of its id */
+        *ids[i] = -1; /* until it is found: no reader may take a piece for special because of its id */
     }
     for (int32_t id = 0; id <= last; id++) {
         mli_piece piece;
@@ -9326,7 +9330,7 @@ static ml_result mli_gguf_find_list(const ml_archive *archive, const char *key, 
     return ML_OK;
 }
 
-/* The special ids. One of all ones, as llama.cpp's own converter writes it, says that there is none. */
+/* The special ids. All ones, as llama.cpp's converter writes it, means that there is none. */
 static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
     static const int64_t fallbacks[MLI_TOKENIZER_IDS] = {1, 2, 0, -1, -1, -1};
     int32_t end_of_turn, end_of_message;
@@ -9368,7 +9372,8 @@ static ml_result mli_gguf_ends(const ml_archive *archive, mli_vocabulary *v, ml_
     return ML_OK;
 }
 
-/* A file that says not to add bos, and names none, has none: so is a vocabulary without bos written. */
+/* A file that says not to add bos, and does not give its id, has none: that is how a vocabulary without bos is
+   written. */
 static ml_result mli_gguf_flags(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
     int *const flags[MLI_TOKENIZER_FLAGS] = {&v->adds_bos, &v->adds_eos, &v->adds_space_prefix,
                                              &v->removes_extra_spaces};
@@ -9517,7 +9522,7 @@ ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_load_desc *desc, m
 
 /* ==== >>loading ====
    From an archive's named tensors and values to a model, an adapter or a head. The loader finds the configuration
-   under the names that five programs give it, finds out who named the tensors, checks every shape against the
+   under the names that various programs give it, detects whose names the tensors have, checks every shape against the
    parameter table, and uses each weight in place or converts it. */
 
 /* ---- keys ---- */
@@ -9748,7 +9753,7 @@ static void mli_check_word(mli_loader *loader, const ml_value *value, const char
                first, second ? ", " : "", second ? second : "");
 }
 
-/* Sets *n to the whole number that the value is, or that all elements of a list are. Returns 0 if it is none. */
+/* Sets *n to a value that is a whole number, or a list of equal ones. Returns 0 if it is neither. */
 static int mli_value_int(const ml_value *value, int64_t *n) {
     *n = value->i;
     if (value->kind == ML_VALUE_FLOAT && fabs(value->f) < 1e15 && value->f == floor(value->f)) {
@@ -9898,9 +9903,9 @@ static void mli_check_head_size(mli_loader *loader) {
 }
 
 /* ---- names without the words of wrappers ----
-   Programs wrap a whole model or single modules of it, and each wrapper puts a word of its own into the names:
-   "layers.3._orig_mod.attention.wq.weight". Those words are dropped wherever they are; what else is in front of a
-   name is its prefix. */
+   Programs wrap a whole model or single modules of it, and each wrapper puts a word into the names:
+   "layers.3._orig_mod.attention.wq.weight". Those words are dropped wherever they are; what else precedes a name is
+   its prefix. */
 
 /* clang-format off */
 static const char *const mli_wrapper_words[] = {
@@ -9953,8 +9958,8 @@ static void mli_index_plain_names(mli_loader *loader) {
         mli_sort_named(loader->plain, loader->n_plain);
 }
 
-/* The array of this name or else the one whose plain name is the plain form of it. NULL: there is none. That there
-   are two is an error, unless both are the same numbers. */
+/* The array of this name, or else the one whose plain name is that of this name; NULL if there is none. Two are an
+   error, unless they are the same numbers. */
 static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
     char plain[MLI_LONG_NAME_SIZE];
     const ml_array *array = ml_archive_find_array(loader->archive, name), *other;
@@ -10004,7 +10009,7 @@ static int mli_take_prefix(mli_loader *loader, const char *array, const char *na
     return 1;
 }
 
-/* Finds out who named the tensors. Whatever is in front of the embedding's name is the prefix ("module.", a
+/* Detects whose names the tensors have. Whatever is in front of the embedding's name is the prefix ("module.", a
    dictionary's key), and two schemes share that name, so the first query projection must have the same prefix. Names
    as they are in the file come first, then those without the words of wrappers. If the projection is nowhere, the
    first embedding decides, and the error names what is missing from there. */
@@ -10036,7 +10041,7 @@ static void mli_detect_naming(mli_loader *loader) {
     memcpy(loader->prefix, first_prefix, sizeof first_prefix);
 }
 
-/* The first tensor of weights that are packed in a way of their own, or NULL. */
+/* The first tensor of weights that another program has packed, or NULL. */
 static const ml_array *mli_find_packed(const ml_archive *archive) {
     static const char *const ends[] = {".qweight", ".weight_packed", ".weight_scale", ".SCB", ".absmax"};
     for (size_t k = 0; k < archive->n_arrays; k++)
@@ -10278,7 +10283,7 @@ static int mli_find_course_pair(mli_loader *loader, const ml_array *array, const
     return !loader->result;
 }
 
-/* alpha / rank; 0 where the file does not say alpha, which is of no consequence as long as B is 0. */
+/* alpha / rank; 0 where the file does not give alpha, which does not matter as long as B is 0. */
 static float mli_load_course_scale(mli_loader *loader, float rank) {
     const ml_value *alpha = ml_archive_find_value(loader->archive, MLI_KEY_COURSE_ALPHA);
     return alpha ? mli_value_float(loader, alpha, 0) / rank : 0;
@@ -10682,7 +10687,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     mli_load_tokenizer(loader); /* before the weights, which may take the archive */
     mli_load_weights(loader);
 #ifdef MLI_SAVING
-    mli_keep_keys(loader); /* from the archive, whoever has it now */
+    mli_keep_keys(loader);
 #endif
     mli_explain_shard(loader);
     if (loader->result)
