@@ -10166,6 +10166,17 @@ static void mli_load_course_config(mli_loader *loader) {
     if (!mli_load_config_of(loader, path)) mli_load_config_of_shapes(loader, path);
 }
 
+/* Number `index` of the tensor is not finite, or its value too large for the type. */
+static ml_result mli_refuse_number(ml_error *error, const char *name, size_t index, size_t cols, float value,
+                                   ml_type type) {
+    if (mli_is_finite((double)value))
+        return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is too large for %s; try %s",
+                        name, index / cols, index % cols, ml_type_name(type),
+                        type == ML_BF16 ? "F32" : "BF16");
+    return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is not finite", name, index / cols,
+                    index % cols);
+}
+
 /* "(512, 64)" */
 static void mli_format_shape(int n_dims, const int64_t *shape, char text[96]) {
     size_t at = 0;
@@ -10303,11 +10314,12 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
         mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for merging %s", array->name);
         return;
     }
-    float *a = w + n, *b = a + rank * in;
+    float *a = w + n, *b = a + rank * in, value = 0;
+    unsigned char *to = (unsigned char *)tensor->data;
     ml_array_read_floats(array, w, n);
     ml_array_read_floats(pair[0], a, rank * in);
     ml_array_read_floats(pair[1], b, out * rank);
-    for (size_t row = 0; row < out; row++) {
+    for (size_t row = 0; row < out && !loader->result; row++, to += bytes) {
         for (size_t k = 0; k < rank; k++) {
             float s = b[row * rank + k];
             if (scale == 0 && s != 0 && !ml_archive_find_value(loader->archive, MLI_KEY_COURSE_ALPHA))
@@ -10316,7 +10328,10 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
                            MLI_KEY_COURSE_ALPHA);
             mli_axpy(w + row * in, scale * s, a + k * in, in);
         }
-        ml_type_convert(tensor->type, (unsigned char *)tensor->data + row * bytes, ML_F32, w + row * in, in);
+        size_t beyond = mli_convert(tensor->type, to, ML_F32, w + row * in, in, &value);
+        if (beyond < in && !loader->desc.unchecked && !loader->result)
+            loader->result =
+                mli_refuse_number(loader->error, array->name, row * in + beyond, in, value, tensor->type);
     }
     mli_free(&loader->allocator, w);
 }
@@ -10392,17 +10407,6 @@ static const unsigned char *mli_array_row(const ml_array *array, size_t row, siz
     if (right == 1) return data;
     for (size_t c = 0; c < cols; c++) memcpy(gathered + c * item, data + c * right * item, item);
     return gathered;
-}
-
-/* Number `index` of the tensor is not finite, or its value too large for the type. */
-static ml_result mli_refuse_number(ml_error *error, const char *name, size_t index, size_t cols, float value,
-                                   ml_type type) {
-    if (mli_is_finite((double)value))
-        return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is too large for %s; try %s",
-                        name, index / cols, index % cols, ml_type_name(type),
-                        type == ML_BF16 ? "F32" : "BF16");
-    return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is not finite", name, index / cols,
-                    index % cols);
 }
 
 static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor,

@@ -386,10 +386,11 @@ TEST(torch_round_trips) {
 
 /* What is told of a file of its save_model; all 0 for a good one. */
 typedef struct course_twist {
-    int n_heads;   /* in model_config */
-    int has_lora;  /* the key matrix is not merged: A and B of rank 2 beside it */
-    int has_alpha; /* args.lora_alpha is 3 */
+    int n_heads;  /* in model_config */
+    int has_lora; /* the key matrix is not merged: A and B of rank 2 beside it */
+    int alpha;    /* args.lora_alpha */
     int lacks_b;
+    ml_type type; /* that the matrices are to have */
 } course_twist;
 
 enum { KEY_OFFSET = 300, A_OFFSET = 10, B_OFFSET = 40, BIAS = 7 };
@@ -451,7 +452,7 @@ static bytes course_file(const course_twist *twist) {
     pk_global(&p, "argparse", "Namespace");
     put_text(&p, ")R}(");
     pk_text(&p, "epochs"), pk_int(&p, 5);
-    if (twist->has_alpha) pk_text(&p, "lora_alpha"), put(&p, "G\x40\x08\0\0\0\0\0\0", 9);
+    if (twist->alpha) pk_text(&p, "lora_alpha"), pk_int(&p, twist->alpha);
     put_text(&p, "ub");
     pk_text(&p, "model_config");
     pk_global(&p, "types", "SimpleNamespace");
@@ -495,8 +496,11 @@ static ml_result load_course(const course_twist *twist, ml_config *config, float
     ml_head *head = NULL;
     ml_error other;
     ml_result result;
+    ml_model_load_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.type = twist->type;
     write_file(in_folder("finetune-5-2e-05.pt"), file.data, file.size);
-    result = ml_model_load(in_folder("finetune-5-2e-05.pt"), NULL, &model, error);
+    result = ml_model_load(in_folder("finetune-5-2e-05.pt"), &desc, &model, error);
     free_bytes(&file);
     if (!model) return result;
     *config = model->config;
@@ -517,7 +521,7 @@ static ml_result load_course(const course_twist *twist, ml_config *config, float
 
 /* The shapes are those of the model beside it, or what the tensors tell if the number of heads is known. */
 TEST(course_checkpoints) {
-    static const course_twist plain = {0, 0, 0, 0}, with_heads = {2, 0, 0, 0};
+    static const course_twist plain = {0, 0, 0, 0, ML_TYPE_NONE}, with_heads = {2, 0, 0, 0, ML_TYPE_NONE};
     ml_config c;
     ml_error error;
     float key[4 * DIM];
@@ -537,7 +541,8 @@ TEST(course_checkpoints) {
 
 /* W + alpha / r B A, with alpha = 3 and r = 2: by hand for one number, W 309, B's row 1 (42, 43), A's column 1 (11, 19). */
 TEST(course_adapters) {
-    static const course_twist merged = {2, 1, 1, 0}, no_alpha = {2, 1, 0, 0}, no_b = {2, 1, 1, 1};
+    static const course_twist merged = {2, 1, 3, 0, ML_TYPE_NONE}, no_alpha = {2, 1, 0, 0, ML_TYPE_NONE},
+                              no_b = {2, 1, 3, 1, ML_TYPE_NONE}, too_large = {2, 1, 300, 0, ML_F16};
     ml_config c;
     ml_error error;
     float key[4 * DIM];
@@ -548,6 +553,9 @@ TEST(course_adapters) {
                  "compute_key.lora_B: its scale is not known, there is no value args.lora_alpha") != NULL);
     CHECK(load_course(&no_b, &c, key, &error) == ML_ERROR_MISMATCH);
     CHECK(strstr(error.text, "compute_key.lora_B") != NULL);
+    CHECK(load_course(&too_large, &c, key, &error) ==
+          ML_ERROR_NUMBER); /* 309 + 150 * 1279 for the same number */
+    CHECK(strstr(error.text, "is too large for F16; try BF16") != NULL);
 }
 
 /* ---- damaged ---- */
