@@ -1353,8 +1353,7 @@ typedef struct mli_type_info {
     const char *name;
     uint32_t gguf;       /* its number in a GGUF file */
     size_t block, bytes; /* numbers per block, bytes per block */
-    uint32_t
-        limit; /* the bits of the smallest magnitude that it cannot hold, a float; 0 without `quantize` */
+    uint32_t limit;      /* bits of the smallest float that it cannot hold; 0 without `quantize` */
     void (*quantize)(const float *src, void *row, size_t n);
     void (*dequantize)(const void *row, float *dst, size_t n);
     void (*few)(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col, size_t n_cols);
@@ -4997,7 +4996,6 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
         const char *text = "";
         size_t n_bytes = 0;
         if (t) text = ml_tokenizer_decode_token(t, &has_begun, id, &n_bytes);
-        if (!text) text = ""; /* a row of the vocabulary without a piece */
         if (desc->on_token && !desc->on_token(desc->user, id, text, n_bytes)) out->stop = ML_STOP_CALLER;
         out->n_new++;
         const float *logits;
@@ -10740,8 +10738,8 @@ static const mli_demand mli_lora_demands[] = {{"general.architecture", "llama"},
 /* What PEFT puts in front of the model's names. */
 #define MLI_PEFT_PREFIX "base_model.model."
 
-/* The tensors of a head: weight, bias. The names of llama.cpp, of Hugging Face, and of other programs. */
-#define MLI_HEAD_NAMINGS 3
+/* The tensors of a head: weight, bias. The names of llama.cpp, of Hugging Face, and of the course. */
+enum { MLI_HEAD_GGUF, MLI_HEAD_HF, MLI_HEAD_COURSE, MLI_HEAD_NAMINGS };
 static const char *const mli_head_names[MLI_HEAD_NAMINGS][2] = {
     {"cls.output.weight", "cls.output.bias"},
     {"score.weight", "score.bias"},
@@ -10800,7 +10798,7 @@ static void mli_lora_name_in(const mli_loader *loader, int index, char name[MLI_
     if (index < n)
         mli_lora_name(loader->naming, "", index, own);
     else
-        mli_format(own, sizeof own, "%s", mli_head_names[is_hf][index - n]);
+        mli_format(own, sizeof own, "%s", mli_head_names[is_hf ? MLI_HEAD_HF : MLI_HEAD_GGUF][index - n]);
     mli_format(name, MLI_LONG_NAME_SIZE, "%s%s", loader->prefix,
                own + (is_hf && index < n ? strlen("model.") : 0));
     if (index >= n && is_inside) mli_format(name + outside, MLI_LONG_NAME_SIZE - outside, "%s", own);
@@ -11058,7 +11056,7 @@ static int mli_find_head(mli_loader *loader) {
         return 0;
     }
     loader->sources[1] = mli_find_plain(loader, bias);
-    if (naming == 0 && ml_archive_find_array(loader->archive, dense))
+    if (naming == MLI_HEAD_GGUF && ml_archive_find_array(loader->archive, dense))
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: a head of two layers is not supported", dense);
     return naming;
 }
@@ -11141,9 +11139,9 @@ static void mli_load_head_values(mli_loader *loader, int naming, mli_head_shape 
     if (is_gguf) {
         shape->pooling = mli_load_pooling(loader, MLI_KEY_POOLING, 1);
         mli_load_gguf_labels(loader, shape->n_classes, labels);
-    } else if (naming == 2) {
+    } else if (naming == MLI_HEAD_COURSE) {
         mli_load_json_labels(loader, "minillama", "labels", shape->n_classes, labels);
-    } else if (naming == 1) {
+    } else if (naming == MLI_HEAD_HF) {
         char key[ML_NAME_SIZE];
         int is_needed = is_peft || strcmp(format, "safetensors") == 0;
         mli_load_json(loader, json, is_needed ? "of a head" : NULL);
@@ -11431,7 +11429,9 @@ static int mli_saved_head(const mli_saver *saver, const void *object, int index,
     saved->type = ML_F32;
     saved->is_matrix = index == 0;
     mli_format(saved->name, sizeof saved->name, "%s%s", saver->is_hf && saver->lora ? MLI_PEFT_PREFIX : "",
-               mli_head_names[saver->is_torch ? 2 : saver->is_hf][index]);
+               mli_head_names[saver->is_torch ? MLI_HEAD_COURSE
+                              : saver->is_hf  ? MLI_HEAD_HF
+                                              : MLI_HEAD_GGUF][index]);
     return saved->tensor.data != NULL;
 }
 
@@ -13099,7 +13099,7 @@ enum {
     MLI_BLOCK = 32, /* numbers in a block of Q8_0 or Q4_0 */
     MLI_Q8_0_BYTES = 34,
     MLI_Q4_0_BYTES = 18,
-    MLI_CHECKED = 4096 /* bytes that are looked at in one go */
+    MLI_CHECKED = 4096 /* bytes that are tested together */
 };
 
 /* ---- F16 and BF16 ---- */
