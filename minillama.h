@@ -66,13 +66,13 @@
       ml_model_save(model, "trained.gguf", NULL, &error);
 
    WITHOUT MALLOC, the model in flash or ROM and used in place, the session in a static buffer:
-      static unsigned char objects[1 << 16], buffer[1 << 20];
+      static unsigned char objects[1 << 18], buffer[1 << 20];  // arena.used and ml_session_size say what is needed
       ml_arena arena = {objects, sizeof objects, 0};
       ml_model_load_desc where = {0};  ml_session_desc small = {0};
       where.allocator = ml_arena_allocator(&arena);  // where.unchecked = 1 would save a pass over all weights
       small.max_seq_len = 64;
       ml_model_load_memory(gguf, gguf_size, &where, &model, &error);
-      ml_session_init(model, &small, buffer, sizeof buffer, &session, &error);  // see ml_session_size
+      ml_session_init(model, &small, buffer, sizeof buffer, &session, &error);
 
    THREADS are used when asked for: session_desc.threads.count = 4 (trainers have the same field), through OpenMP
    where the compiler enables it (-fopenmp) or a parallel_for of yours. A model is immutable and may be shared, unless
@@ -922,10 +922,10 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
 typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
-    /* The type of the matrices; default: the one they have (only in a GGUF Q8_0 and Q4_0, else F16). Norms are F32;
-       a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits (or
-       the tied embedding) is Q8_0. ML_ERROR_NUMBER, before anything is written, if a number is not finite or too
-       large for its new type (F16: above 65504). */
+    /* The type of the matrices; default: the one they have (Q8_0 and Q4_0 become F16 unless it is a GGUF). Norms are
+       F32; a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits
+       (or the tied embedding) is Q8_0. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
+       number is not finite or too large for its new type (F16: above 65504). */
     ml_type type;
     const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
     const ml_head *head; /* saved in the same file; default none. llama.cpp refuses such a file */
@@ -9751,25 +9751,27 @@ static void mli_check_word(mli_loader *loader, const ml_value *value, const char
                first, second ? ", " : "", second ? second : "");
 }
 
-/* Sets *n to a value that is a whole number, or a list of equal ones. Returns 0 if it is neither. */
+/* Sets *n to a value that is a whole number (which writers of JSON may spell 64.0), or a list of equal ones. Returns
+   0 if it is neither. */
 static int mli_value_int(const ml_value *value, int64_t *n) {
+    int is_list = value->kind == ML_VALUE_LIST && value->s && value->length &&
+                  (unsigned)value->list_type < MLI_GGUF_TYPES &&
+                  mli_gguf_types[value->list_type].kind == ML_VALUE_INT;
+    double number = is_list ? mli_gguf_number(value, 0) : value->f;
+    for (size_t i = 1; is_list && i < value->length; i++) is_list = mli_gguf_number(value, i) == number;
     *n = value->i;
-    if (value->kind == ML_VALUE_FLOAT && fabs(value->f) < 1e15 && value->f == floor(value->f)) {
-        *n = (int64_t)value->f; /* JSON's writers may spell 64 as 64.0 */
-        return 1;
-    }
-    if (value->kind != ML_VALUE_LIST || !value->s || (unsigned)value->list_type >= MLI_GGUF_TYPES)
-        return value->kind == ML_VALUE_INT;
-    const struct mli_gguf_type type = mli_gguf_types[value->list_type];
-    if (type.kind != ML_VALUE_INT || !value->length) return 0;
-    mli_reader in = mli_reader_at((const unsigned char *)value->s, 0, value->length * type.size);
-    for (size_t i = 0; i < value->length; i++) {
-        uint64_t bits = mli_read_uint(&in, type.size);
-        int64_t element = type.is_signed ? mli_signed(bits, type.size) : (int64_t)bits;
-        if (i && element != *n) return 0;
-        *n = element;
-    }
+    if (value->kind == ML_VALUE_INT) return 1;
+    if ((!is_list && value->kind != ML_VALUE_FLOAT) || !(fabs(number) < 1e15) || number != floor(number))
+        return 0;
+    *n = (int64_t)number;
     return 1;
+}
+
+/* Whether a value is true, which may be absent. */
+static int mli_value_bool(mli_loader *loader, const ml_value *value) {
+    if (value && value->kind != ML_VALUE_BOOL)
+        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", value->name);
+    return value && value->i != 0;
 }
 
 /* A whole number in 1..INT_MAX; *number stays where the file says nothing. */
@@ -9847,10 +9849,7 @@ static ml_mask mli_load_mask(mli_loader *loader) {
     int is_full = mli_load_choice(loader, word, "causal", "full");
     for (size_t i = 0; i < MLI_COUNT(mli_mask_keys); i++) {
         const ml_value *value = ml_archive_find_value(loader->archive, mli_mask_keys[i].key);
-        if (value && value->kind != ML_VALUE_BOOL)
-            mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", value->name);
-        else if (value)
-            is_full |= (value->i != 0) == mli_mask_keys[i].is_full;
+        if (value) is_full |= mli_value_bool(loader, value) == mli_mask_keys[i].is_full;
     }
     return is_full ? ML_MASK_FULL : ML_MASK_CAUSAL;
 }
@@ -10230,6 +10229,20 @@ static void mli_check_source(mli_loader *loader, const ml_array *array, size_t r
     }
 }
 
+/* A pair of an adapter for a matrix (out, in): A (rank, in), B (out, rank). Returns the rank; 0 after an error. */
+static size_t mli_check_pair(mli_loader *loader, const ml_array *a, const ml_array *b, size_t out,
+                             size_t in) {
+    if (a->n_dims != 2 || a->shape[0] < 1 || a->shape[0] > MLI_MAX_RANK) {
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is no matrix of a rank from 1 to %d", a->name,
+                   MLI_MAX_RANK);
+        return 0;
+    }
+    size_t rank = (size_t)a->shape[0];
+    mli_check_source(loader, a, rank, in, 0);
+    mli_check_source(loader, b, out, rank, 0);
+    return loader->result ? 0 : rank;
+}
+
 /* A Llama has no biases: a file that has them is of another model. */
 static void mli_refuse_bias(mli_loader *loader, mli_slot slot, const char *weight) {
     char name[MLI_LONG_NAME_SIZE];
@@ -10270,8 +10283,8 @@ static int mli_is_unmerged(const ml_array *array) {
     return mli_ends_with(array->name, strlen(array->name), MLI_UNMERGED);
 }
 
-/* A and B of a matrix that is not merged, with the right shapes; 0 after an error. */
-static int mli_find_course_pair(mli_loader *loader, const ml_array *array, const ml_array *pair[2]) {
+/* Finds A and B of a matrix that is not merged. Returns their rank; 0 after an error. */
+static size_t mli_find_course_pair(mli_loader *loader, const ml_array *array, const ml_array *pair[2]) {
     for (int i = 0; i < 2 && !loader->result; i++) {
         char name[MLI_LONG_NAME_SIZE] = "";
         size_t n = strlen(array->name) - (sizeof MLI_UNMERGED - 1);
@@ -10282,14 +10295,9 @@ static int mli_find_course_pair(mli_loader *loader, const ml_array *array, const
         pair[i] = ml_archive_find_array(loader->archive, name);
         if (!pair[i])
             mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but not %s", array->name, name);
-        else if (pair[i]->n_dims != 2 || pair[0]->shape[0] < 1 || pair[0]->shape[0] > 4096)
-            mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is no half of an adapter", name);
     }
     if (loader->result) return 0;
-    size_t rank = (size_t)pair[0]->shape[0];
-    mli_check_source(loader, pair[0], rank, (size_t)array->shape[1], 0);
-    mli_check_source(loader, pair[1], (size_t)array->shape[0], rank, 0);
-    return !loader->result;
+    return mli_check_pair(loader, pair[0], pair[1], (size_t)array->shape[0], (size_t)array->shape[1]);
 }
 
 /* alpha / rank; 0 where the file does not give alpha, which does not matter as long as B is 0. */
@@ -10302,8 +10310,9 @@ static float mli_load_course_scale(mli_loader *loader, float rank) {
 static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor) {
     const ml_array *pair[2];
     size_t out = tensor->rows, in = tensor->cols, n = out * in;
-    if (loader->result || !mli_find_course_pair(loader, array, pair)) return;
-    size_t rank = (size_t)pair[0]->shape[0], bytes = ml_type_row_bytes(tensor->type, in);
+    size_t rank = loader->result ? 0 : mli_find_course_pair(loader, array, pair);
+    if (!rank) return;
+    size_t bytes = ml_type_row_bytes(tensor->type, in);
     float scale = mli_load_course_scale(loader, (float)rank);
     size_t n_pair = rank * (in + out); /* fits: a rank is small */
     float *w =
@@ -10857,14 +10866,10 @@ static int mli_check_pairs(mli_loader *loader) {
         if (!a || !b) {
             const char *half = a ? a->name : b->name;
             mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but not %s", half, other);
-        } else if (a->n_dims != 2 || a->shape[0] < 1 || a->shape[0] > MLI_MAX_RANK) {
-            mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is no matrix of a rank from 1 to %d", a->name,
-                       MLI_MAX_RANK);
         } else {
-            size_t rank = (size_t)a->shape[0];
+            size_t rank = mli_check_pair(loader, a, b, (size_t)mli_extent_of(c, mli_params[slot].rows),
+                                         (size_t)mli_extent_of(c, mli_params[slot].cols));
             most = MLI_MAX(most, (int)rank);
-            mli_check_source(loader, a, rank, (size_t)mli_extent_of(c, mli_params[slot].cols), 0);
-            mli_check_source(loader, b, (size_t)mli_extent_of(c, mli_params[slot].rows), rank, 0);
         }
     }
     return most;
@@ -10948,10 +10953,8 @@ static float mli_load_pair_scale(mli_loader *loader, int pair, float alpha) {
     if (r && (r->kind != ML_VALUE_INT || r->i != a->shape[0]))
         mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is not %l, the rank of tensor %s", r->name,
                    a->shape[0], a->name);
-    if (rslora && rslora->kind != ML_VALUE_BOOL)
-        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", rslora->name);
     if (own) alpha = mli_value_float(loader, own, 1);
-    return alpha / (rslora && rslora->i ? sqrtf(rank) : rank);
+    return alpha / (mli_value_bool(loader, rslora) ? sqrtf(rank) : rank);
 }
 
 /* Begins to load what belongs to a model, an adapter or a head, with the fields of the description that they use. */
