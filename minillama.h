@@ -8493,26 +8493,33 @@ static const char *mli_gguf_string(mli_reader *in, size_t *length) {
     return (const char *)s;
 }
 
-/* A list stays where it is: its bytes are only skipped, those of lists in it, too. */
-static void mli_gguf_list(mli_archive *archive, mli_reader *in, ml_value *value, int depth) {
+/* Skips n values of that type, lists of lists up to a depth. Returns the type that cannot be skipped, else -1. */
+static int64_t mli_gguf_skip(mli_reader *in, uint32_t type, uint64_t n, int depth) {
+    size_t size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0, length;
+    int64_t unknown = -1;
+    if (!size && type != MLI_GGUF_STRING && (type != MLI_GGUF_ARRAY || depth == MLI_MAX_DEPTH)) return type;
+    if (size) mli_read_bytes(in, n > mli_left(in) ? UINT64_MAX : n * size);
+    for (uint64_t i = 0; i < n && !size && unknown < 0 && !in->failed; i++) {
+        if (type == MLI_GGUF_STRING) {
+            mli_gguf_string(in, &length);
+        } else {
+            uint32_t inner = mli_read_u32(in);
+            unknown = mli_gguf_skip(in, inner, mli_read_u64(in), depth + 1);
+        }
+    }
+    return unknown;
+}
+
+/* A list stays where it is. */
+static void mli_gguf_list(mli_archive *archive, mli_reader *in, ml_value *value) {
     uint32_t type = mli_read_u32(in);
     uint64_t n = mli_read_u64(in);
-    size_t size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0, length;
-    int is_nested = type == MLI_GGUF_ARRAY && depth < MLI_MAX_DEPTH;
-    if (!size && type != MLI_GGUF_STRING && !is_nested && !in->failed)
-        mli_stop(archive, ML_ERROR_UNSUPPORTED, "key %s: a list of type %l is not supported", value->name,
-                 (int64_t)type);
-    if (n > mli_left(in) / (size ? size : is_nested ? 12 : 8))
-        in->failed = 1; /* a string has 8 bytes at least */
-    if (in->failed || archive->result) return;
     const char *begin = (const char *)in->p;
-    mli_read_bytes(in, n * size);
-    for (uint64_t i = 0; i < n && !size && !in->failed && !archive->result; i++) {
-        if (is_nested)
-            mli_gguf_list(archive, in, value, depth + 1);
-        else
-            mli_gguf_string(in, &length);
-    }
+    int64_t unknown = in->failed ? -1 : mli_gguf_skip(in, type, n, 0);
+    if (unknown >= 0)
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "key %s: a list of type %l is not supported", value->name,
+                 unknown);
+    if (in->failed || archive->result) return;
     value->s = begin;
     value->length = (size_t)n;
     value->list_type = (int)type;
@@ -8523,7 +8530,7 @@ static void mli_gguf_value(mli_archive *archive, mli_reader *in, uint32_t type, 
     int size = mli_gguf_types[type].size;
     uint64_t bits = mli_read_uint(in, size);
     if (type == MLI_GGUF_ARRAY)
-        mli_gguf_list(archive, in, value, 0);
+        mli_gguf_list(archive, in, value);
     else if (type == MLI_GGUF_STRING)
         value->s = mli_gguf_string(in, &value->length);
     else if (type == MLI_GGUF_F32)
@@ -8636,27 +8643,12 @@ static void mli_read_gguf(mli_archive *archive) {
 
 enum { MLI_GGUF_PAIRS = 24 }; /* where they begin */
 
-static void mli_gguf_skip(mli_reader *in, uint32_t type, int depth) {
-    size_t length;
-    int size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0;
-    if (type == MLI_GGUF_STRING) {
-        mli_gguf_string(in, &length);
-    } else if (type == MLI_GGUF_ARRAY && depth < MLI_MAX_DEPTH) {
-        type = mli_read_u32(in);
-        size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0;
-        uint64_t n = mli_read_u64(in);
-        if (size) mli_read_bytes(in, n > mli_left(in) ? UINT64_MAX : n * (uint64_t)size);
-        for (uint64_t i = 0; i < n && !size && !in->failed; i++) mli_gguf_skip(in, type, depth + 1);
-    } else if (!mli_read_bytes(in, size ? (uint64_t)size : UINT64_MAX)) {
-        in->failed = 1;
-    }
-}
-
 /* The next key of *in, which moves past its value; NULL at the end. */
 static const char *mli_gguf_next(mli_reader *in, size_t *length) {
     if (!mli_left(in)) return NULL;
     const char *key = mli_gguf_string(in, length);
-    mli_gguf_skip(in, mli_read_u32(in), 0);
+    uint32_t type = mli_read_u32(in);
+    if (mli_gguf_skip(in, type, 1, -1) >= 0) in->failed = 1;
     return in->failed ? NULL : key;
 }
 
@@ -9747,6 +9739,7 @@ static void mli_check_word(mli_loader *loader, const ml_value *value, const char
     mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is %s; supported: %s%s%s", value->name,
                value->kind == ML_VALUE_STRING ? text
                : value->kind == ML_VALUE_LIST ? "a list"
+               : *first == '1'                ? "another number"
                                               : "a number",
                first, second ? ", " : "", second ? second : "");
 }
