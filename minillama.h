@@ -9709,7 +9709,7 @@ static void mli_load_json(mli_loader *loader, const char *name, const char *whos
         mli_name_file(loader->error, loader->result, name);
         mli_unmap_file(&loader->allocator, &file);
     } else if (loader->path && whose) {
-        mli_refuse(loader, ML_ERROR_FILE, "no configuration %s: %s cannot be read beside it", whose, name);
+        mli_refuse(loader, ML_ERROR_FILE, "no configuration %s: %s beside it cannot be read", whose, name);
     }
 }
 
