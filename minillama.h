@@ -29,7 +29,8 @@
           ml_model_free(model);
           return 0;
       }
-   desc.sampler takes a temperature, top-k and so on; desc.start = ML_START_APPEND continues a conversation.
+   The path may be a GGUF, safetensors, .pt or llama2.c's .bin, or a folder of Hugging Face's. desc.sampler takes a
+   temperature, top-k and so on; desc.start = ML_START_APPEND continues a conversation.
 
    CLASSIFY with a head that was trained and saved before, packed rows of tokens in, log-probabilities out:
       ml_head *head;  float log_probs[2 * 5];  // 2 rows, 5 classes
@@ -54,7 +55,7 @@
           ml_trainer_step(trainer, &error);
       }
       with.head = head;
-      ml_lora_save(lora, model, "adapter.gguf", &with, &error);
+      ml_lora_save(lora, model, "adapter.gguf", &with, &error);  // with.format: PEFT's, or for the course's code
       use.lora = lora;  // or one from ml_lora_load("adapter.gguf", model, NULL, &lora, &error)
       ml_session_new(model, &use, &session, &error);
 
@@ -65,13 +66,13 @@
       ml_model_save(model, "trained.gguf", NULL, &error);
 
    WITHOUT MALLOC, the model in flash or ROM and used in place, the session in a static buffer:
-      static unsigned char objects[1 << 16], buffer[1 << 20];
+      static unsigned char objects[1 << 18], buffer[1 << 20];  // arena.used and ml_session_size say what is needed
       ml_arena arena = {objects, sizeof objects, 0};
       ml_model_load_desc where = {0};  ml_session_desc small = {0};
-      where.allocator = ml_arena_allocator(&arena);
+      where.allocator = ml_arena_allocator(&arena);  // where.unchecked = 1 would save a pass over all weights
       small.max_seq_len = 64;
       ml_model_load_memory(gguf, gguf_size, &where, &model, &error);
-      ml_session_init(model, &small, buffer, sizeof buffer, &session, &error);  // see ml_session_size
+      ml_session_init(model, &small, buffer, sizeof buffer, &session, &error);
 
    THREADS are used when asked for: session_desc.threads.count = 4 (trainers have the same field), through OpenMP
    where the compiler enables it (-fopenmp) or a parallel_for of yours. A model is immutable and may be shared, unless
@@ -126,17 +127,18 @@
    NUMERICS  F32 arithmetic with fused multiply-add where the instruction set has it; eps is inside the square root of
    both norms. What is promised: the same build on the same machine gives the same bits for the same calls, for any
    number of threads, in training, too. What keeps it: -O0 to -O3, -ffp-contract in any setting, OpenMP or not. What
-   breaks it: x87 arithmetic; -ffast-math and -Ofast, which reorder sums and assume that there are no infinities, on
-   which masks count. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
+   breaks it: x87 arithmetic; -ffast-math and -Ofast, which reorder sums and assume that there are no infinities,
+   which masks need. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5). With Q8_0
    and Q4_0 weights the activations are rounded to 8 bits in blocks of 32, as in llama.cpp: logits move by about 1 %.
    A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded or saved, or do
    not fit the type that they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
-   likelihood, an embedding or a head's result. It is told by its bits, which no compiler option can hide.
+   likelihood, an embedding or a head's result. The test is one of bits, which no compiler option can remove.
 
    LIMITS  Little-endian machines. Llama's architecture only: RMSNorm or LayerNorm, rotary positions on adjacent pairs
-   with theta and linear scaling, grouped-query attention, SwiGLU, no biases in the matrices. No GPU. */
+   with theta and linear scaling, grouped-query attention, SwiGLU, no biases in the matrices. SentencePiece BPE as
+   tokenizer, not the byte-level BPE of Llama 3 (tokenizer.json). No GPU. */
 #ifndef ML_MINILLAMA_H
 #define ML_MINILLAMA_H
 
@@ -623,8 +625,7 @@ struct ml_lora {
     int n_tensors;
     /* [(layer * 7 + target) * 2] is A, followed by B; no data where nothing is adapted */
     const ml_tensor *tensors;
-    const float
-        *scales; /* (n_tensors / 2): W + scale * B A; alpha / rank of the pair unless a file says otherwise */
+    const float *scales; /* (n_tensors / 2): W + scale * B A; alpha / rank unless a file says otherwise */
     int64_t n_parameters;
     struct ml_lora_private *private_part;
 };
@@ -827,11 +828,11 @@ typedef struct ml_load_desc {
 } ml_load_desc;
 
 /* `path` is a file, or leads to several that are opened as one archive: an index (model.safetensors.index.json or
-   pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which stands
-   for the first of these in it: model.safetensors.index.json, model.safetensors, pytorch_model.bin.index.json,
-   pytorch_model.bin, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin, or (with POSIX) its only
-   .gguf. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together. Models,
-   adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
+   pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which means
+   the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
+   pytorch_model.bin.index.json, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin, or (with POSIX)
+   its only .gguf. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together.
+   Models, adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -853,7 +854,8 @@ ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t 
 /* ==== >>files ====
    Loading tells formats apart by content. The ..._memory functions are for bytes in flash or from a network. */
 
-/* A tokenizer: tokenizer.model, GGUF, or llama2.c's .bin. The bytes need not outlive the call. */
+/* A tokenizer: SentencePiece BPE in a tokenizer.model, GGUF, or llama2.c's .bin; any other (Unigram, tokenizer.json,
+   tiktoken's) is ML_ERROR_UNSUPPORTED. The bytes need not outlive the call. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_load_desc *desc, ml_tokenizer **tokenizer,
                                    ml_error *error);
@@ -920,10 +922,10 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
 typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
-    /* The type of the matrices; default: the one they have (only in a GGUF Q8_0 and Q4_0, else F16). Norms are F32;
-       a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits (or
-       the tied embedding) is Q8_0. ML_ERROR_NUMBER, before anything is written, if a number is not finite or too
-       large for its new type (F16: above 65504). */
+    /* The type of the matrices; default: the one they have (Q8_0 and Q4_0 become F16 unless it is a GGUF). Norms are
+       F32; a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits
+       (or the tied embedding) is Q8_0. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
+       number is not finite or too large for its new type (F16: above 65504). */
     ml_type type;
     const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
     const ml_head *head; /* saved in the same file; default none. llama.cpp refuses such a file */
@@ -1351,8 +1353,7 @@ typedef struct mli_type_info {
     const char *name;
     uint32_t gguf;       /* its number in a GGUF file */
     size_t block, bytes; /* numbers per block, bytes per block */
-    uint32_t
-        limit; /* the bits of the smallest magnitude that it cannot hold, a float; 0 without `quantize` */
+    uint32_t limit;      /* bits of the smallest float that it cannot hold; 0 without `quantize` */
     void (*quantize)(const float *src, void *row, size_t n);
     void (*dequantize)(const void *row, float *dst, size_t n);
     void (*few)(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col, size_t n_cols);
@@ -4428,7 +4429,7 @@ static ml_result mli_tokenizer_create(const mli_vocabulary *v, const ml_allocato
     mli_tokenizer plan = mli_plan_tokenizer(v, allocator);
     size_t size = mli_tokenizer_layout(&plan, piece_bytes, text_bytes, NULL);
     mli_tokenizer *t = size == SIZE_MAX ? NULL : (mli_tokenizer *)mli_alloc(allocator, size, 1);
-    if (!t) return mli_fail(error, ML_ERROR_MEMORY, "no memory for a tokenizer of %z bytes", size);
+    if (!t) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a tokenizer of %z bytes", size);
     mli_tokenizer_layout(&plan, piece_bytes, text_bytes, (unsigned char *)t);
     *t = plan;
     t->shown.private_part = t;
@@ -4719,7 +4720,7 @@ static ml_result mli_check_encode(const ml_tokenizer *tokenizer, const ml_encode
     return mli_fail(error, ML_ERROR_ARGUMENT, "the tokenizer has no %s to add", no_bos ? "bos" : "eos");
 }
 
-/* ML_ADD_SPECIAL as the flags that it stands for. */
+/* ML_ADD_SPECIAL as the flags that it means for this tokenizer. */
 static int mli_special_flags(const ml_tokenizer *tokenizer, int flags) {
     return flags | (tokenizer->adds_bos ? ML_ADD_BOS : 0) | (tokenizer->adds_eos ? ML_ADD_EOS : 0);
 }
@@ -4995,7 +4996,6 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
         const char *text = "";
         size_t n_bytes = 0;
         if (t) text = ml_tokenizer_decode_token(t, &has_begun, id, &n_bytes);
-        if (!text) text = ""; /* a row of the vocabulary without a piece */
         if (desc->on_token && !desc->on_token(desc->user, id, text, n_bytes)) out->stop = ML_STOP_CALLER;
         out->n_new++;
         const float *logits;
@@ -5195,7 +5195,7 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
         result = mli_fail(error, ML_ERROR_FILE, "%s cannot be opened: %s", path,
                           errno ? strerror(errno) : "it is not a regular file");
     else if (!data)
-        result = mli_fail(error, ML_ERROR_MEMORY, "no memory for %l bytes of %s", size, path);
+        result = mli_fail(error, ML_ERROR_MEMORY, "out of memory for %l bytes of %s", size, path);
     else if (rewind(stream), fread(data, 1, (size_t)size, stream) != (size_t)size)
         result = mli_fail(error, ML_ERROR_FILE, "%s cannot be read: %s", path,
                           errno ? strerror(errno) : "it is shorter than its size says");
@@ -5296,6 +5296,18 @@ static int mli_compare_text(const char *a, size_t a_length, const char *b, size_
     return order ? order : (a_length > b_length) - (a_length < b_length);
 }
 
+/* Whether the n bytes at s are this text, end with it, or a name begins with it. */
+static int mli_is_text(const char *s, size_t n, const char *text) {
+    return mli_compare_text(s, n, text, strlen(text)) == 0;
+}
+static int mli_ends_with(const char *s, size_t n, const char *text) {
+    size_t length = strlen(text);
+    return n >= length && memcmp(s + n - length, text, length) == 0;
+}
+static int mli_begins_with(const char *name, const char *text) {
+    return strncmp(name, text, strlen(text)) == 0;
+}
+
 static int mli_compare_named(const mli_named *a, const mli_named *b) {
     int order = mli_compare_text(a->name, a->length, b->name, b->length);
     return order ? order : (a->index > b->index) - (a->index < b->index);
@@ -5351,9 +5363,9 @@ typedef struct mli_writer {
     uint32_t *crc; /* mli_crc of the bytes, where it is wanted */
 } mli_writer;
 
-/* The checksum of zip files goes on over n more bytes. It begins as ~0, and is ~ what it ends as: the remainder of a
-   polynomial over GF(2), whose bits are in reverse order (Peterson & Brown 1961, "Cyclic Codes for Error
-   Detection"). Four bits at a time. */
+/* The checksum of zip files, continued over n bytes, four bits at a time: the remainder of a polynomial over GF(2)
+   with its bits in reverse order (Peterson & Brown 1961, "Cyclic Codes for Error Detection"). Starts from ~0; the
+   bits of the last result are inverted. */
 static uint32_t mli_crc(uint32_t crc, const unsigned char *bytes, size_t n) {
     static const uint32_t table[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
                                        0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
@@ -5729,7 +5741,7 @@ typedef struct ml_archive_private {
     size_t name_budget;              /* bytes that names may still take */
     char path[MLI_PATH_SIZE];        /* the dotted name of what is being read */
     size_t path_length;
-    int may_repeat; /* two things may have the same name: the first one counts */
+    int may_repeat; /* two things may have the same name: 1, the first one counts; 2, the last one */
     ml_array spare; /* what mli_list_add returns without memory; no list has larger items */
 } mli_archive;
 
@@ -5756,7 +5768,7 @@ static ml_result mli_stop(mli_archive *archive, ml_result code, const char *form
 
 /* Returns NULL: the memory that could not be had. */
 static void *mli_no_memory(mli_archive *archive) {
-    mli_stop(archive, ML_ERROR_MEMORY, "no memory for the contents of the file");
+    mli_stop(archive, ML_ERROR_MEMORY, "out of memory for the contents of the file");
     return NULL;
 }
 
@@ -5807,7 +5819,7 @@ static void *mli_list_add(mli_archive *archive, mli_list *list, size_t item_size
 static mli_archive *mli_archive_new(const ml_allocator *allocator, ml_error *error) {
     mli_archive *archive = (mli_archive *)mli_alloc(allocator, 1, sizeof *archive);
     if (!archive) {
-        mli_fail(error, ML_ERROR_MEMORY, "no memory for an archive");
+        mli_fail(error, ML_ERROR_MEMORY, "out of memory for an archive");
         return NULL;
     }
     archive->shown.private_part = archive;
@@ -5944,8 +5956,8 @@ static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uin
         array->data = archive->data + base + (size_t)offset;
 }
 
-/* Whether two items of the same name show the same: then, as values do where names may repeat, the first one counts.
-   Which of two tensors is meant must not be guessed. */
+/* Whether only one of two items of the same name needs to stay. Which of two tensors is meant must not be guessed:
+   they must be the same. */
 static int mli_is_repeat(const mli_archive *archive, const mli_list *list, size_t i, size_t k) {
     if (!archive->may_repeat) return 0;
     if (list != &archive->arrays) return 1;
@@ -5955,7 +5967,7 @@ static int mli_is_repeat(const mli_archive *archive, const mli_list *list, size_
            memcmp(a->shape, b->shape, bytes) == 0 && memcmp(a->stride, b->stride, bytes) == 0;
 }
 
-/* Removes the items whose names repeat the one in front of them. Returns how many. */
+/* Removes the items whose names repeat the one in front of them (or, of two, that one). Returns how many. */
 static size_t mli_drop_repeats(const mli_archive *archive, mli_list *list, size_t item_size,
                                const mli_named *index) {
     char *items = (char *)list->items;
@@ -5965,7 +5977,7 @@ static size_t mli_drop_repeats(const mli_archive *archive, mli_list *list, size_
         if (strcmp(index[i].name, index[first].name) != 0)
             first = i;
         else if (mli_is_repeat(archive, list, index[first].index, index[i].index))
-            memcpy(items + index[i].index * item_size, &none, sizeof none);
+            memcpy(items + index[archive->may_repeat == 2 ? i - 1 : i].index * item_size, &none, sizeof none);
     }
     for (size_t i = 0; i < n; i++) {
         const char *name;
@@ -6012,7 +6024,6 @@ static void mli_publish(mli_archive *archive) {
 /* ---- telling formats apart ---- */
 
 static void mli_read_torch(mli_archive *archive);
-static void mli_read_torch_legacy(mli_archive *archive);
 static void mli_read_gguf(mli_archive *archive);
 static void mli_read_safetensors(mli_archive *archive);
 static void mli_read_bin(mli_archive *archive);
@@ -6020,12 +6031,17 @@ static int mli_read_legacy_bin(mli_archive *archive); /* 0: it is none */
 static ml_result mli_json_values(mli_archive *archive, const char *prefix, const void *data, size_t size,
                                  ml_error *error); /* in >>json */
 
+/* Where a text begins, after a byte order mark and white space. */
+static size_t mli_text_begin(const unsigned char *data, size_t size) {
+    size_t at = size >= 3 && memcmp(data, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+    while (at < size && (data[at] == ' ' || (data[at] >= '\t' && data[at] <= '\r'))) at++;
+    return at;
+}
+
 /* Whether it is Hugging Face's index of a sharded model: a JSON object with a weight_map. */
 static int mli_is_index(const unsigned char *data, size_t size) {
     static const char key[] = "\"weight_map\"";
-    size_t n = sizeof key - 1;
-    size_t at = size >= 3 && memcmp(data, "\xef\xbb\xbf", 3) == 0 ? 3 : 0; /* a byte order mark */
-    while (at < size && (data[at] == ' ' || (data[at] >= '\t' && data[at] <= '\r'))) at++;
+    size_t n = sizeof key - 1, at = mli_text_begin(data, size);
     if (at == size || data[at] != '{') return 0;
     for (; size - at >= n; at++)
         if (data[at] == '"' && memcmp(data + at, key, n) == 0) return 1;
@@ -6034,11 +6050,11 @@ static int mli_is_index(const unsigned char *data, size_t size) {
 
 /* What an unrecognized file seems to be, for the message. */
 static const char *mli_describe(const mli_archive *archive) {
-    int first = 0; /* character that is not white space */
+    size_t begin = mli_text_begin(archive->data, archive->size);
+    int first = begin < archive->size ? archive->data[begin] : 0;
     for (size_t i = 0; i < archive->size && i < 512; i++) {
-        int c = archive->data[i], is_space = c == ' ' || (c >= '\t' && c <= '\r' && c != '\v');
-        if (c < 32 && !is_space) return NULL;
-        if (!first && !is_space) first = c;
+        int c = archive->data[i];
+        if (c < 32 && (c < '\t' || c > '\r')) return NULL;
     }
     return !archive->size                               ? "empty"
            : first == '<'                               ? "a web page or XML: perhaps a download that failed"
@@ -6071,13 +6087,13 @@ static const struct mli_magic {
     {0, 4, "GGUF", mli_read_gguf, NULL}, {0, 4, "24ka", mli_read_bin, NULL}, /* the number "ak42" */
     {0, 4, "PK\003\004", mli_read_torch, NULL}, {0, 4, "PK\005\006", mli_read_torch, NULL}, /* a zip; an empty one */
     /* torch.save's older format: a pickled number of protocol 2 or 3; 4 or 5, with a frame around it; 0 or 1 */
-    {2, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch_legacy, NULL},
-    {11, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch_legacy, NULL},
-    {0, 27, "L119547037146038801333356L\n", mli_read_torch_legacy, NULL},
+    {2, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch, NULL},
+    {11, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch, NULL},
+    {0, 27, "L119547037146038801333356L\n", mli_read_torch, NULL},
     {257, 5, "ustar", NULL, "a tar archive: unpack it; if PyTorch 0.1 wrote it, load and save it with a newer one"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
-    {0, 4, "algg", NULL, "an adapter in llama.cpp's format from before GGUF (ggla): convert its PEFT original anew"},
+    {0, 4, "algg", NULL, "an adapter in llama.cpp's format from before GGUF (ggla): convert its PEFT original again"},
     {0, 23, "version https://git-lfs", NULL, "a Git LFS pointer: the model itself was not downloaded (git lfs pull)"},
     {0, 9, "\x0a\x0e\x0a\x05<unk>", NULL, "a tokenizer (SentencePiece), not a model"},
     {8, 9, "\x05\0\0\0<unk>", NULL, "a tokenizer (llama2.c), not a model"},
@@ -6172,6 +6188,7 @@ static void mli_end_shards(mli_archive *archive) {
 /* ---- shards of an index ----
    Hugging Face's model.safetensors.index.json, for example: {"weight_map": {"TENSOR": "FILE", ...}}. */
 
+#ifndef ML_NO_STDIO
 #define MLI_WEIGHT_MAP "weight_map."
 
 /* Where a shard is named by an index, its name may not lead out of the folder. */
@@ -6201,7 +6218,7 @@ static void mli_open_indexed(mli_archive *archive, const mli_named *files, size_
 static void mli_check_index(mli_archive *archive, const ml_archive *index) {
     for (size_t i = 0; i < index->n_values && !archive->result; i++) {
         const ml_value *value = &index->values[i];
-        if (strncmp(value->name, MLI_WEIGHT_MAP, sizeof MLI_WEIGHT_MAP - 1) != 0) continue;
+        if (!mli_begins_with(value->name, MLI_WEIGHT_MAP)) continue;
         const char *name = value->name + sizeof MLI_WEIGHT_MAP - 1;
         const ml_array *array = ml_archive_find_array(&archive->shown, name);
         const char *in = array ? mli_shard_of(archive, array) : NULL;
@@ -6215,7 +6232,7 @@ static size_t mli_list_indexed(mli_archive *archive, const ml_archive *index, ml
     size_t n = 0;
     for (size_t i = 0; i < index->n_values; i++) {
         const ml_value *value = &index->values[i];
-        if (strncmp(value->name, MLI_WEIGHT_MAP, sizeof MLI_WEIGHT_MAP - 1) != 0) continue;
+        if (!mli_begins_with(value->name, MLI_WEIGHT_MAP)) continue;
         if (value->kind != ML_VALUE_STRING)
             mli_stop(archive, ML_ERROR_FORMAT, "the index's %s is not the name of a file", value->name);
         mli_named file = {value->s, value->length, i};
@@ -6243,6 +6260,7 @@ static void mli_read_index(mli_archive *archive, const mli_file *file) {
     mli_free(&archive->allocator, files);
     if (index) ml_archive_free(&index->shown);
 }
+#endif
 
 /* ---- shards of a split GGUF ----
    As llama.cpp's gguf-split names and marks them: NAME-00001-of-00003.gguf, with the keys below. */
@@ -6307,7 +6325,7 @@ static void mli_read_split(mli_archive *archive, int64_t count) {
 #define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix: joining them is not supported"
 
 #ifndef ML_NO_STDIO
-/* The file that a folder stands for is the first of these that is in it, else its only .gguf. */
+/* In a folder, the first of these files that is there is opened, else its only .gguf. */
 static const char *const mli_folder_files[] = {"/model.safetensors",   "/model.safetensors.index.json",
                                                "/pytorch_model.bin",   "/pytorch_model.bin.index.json",
                                                "/consolidated.00.pth", "/adapter_model.safetensors",
@@ -6356,7 +6374,7 @@ static const char *mli_only_gguf(mli_archive *archive, const char *folder) {
     return only;
 }
 
-/* Maps the file that the folder at archive->file_path stands for; that file becomes the path. */
+/* Maps that file of the folder at archive->file_path, which becomes its path. */
 static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     const ml_allocator *allocator = &archive->allocator;
     const char *folder = archive->file_path, *only = mli_only_gguf(archive, folder);
@@ -6751,7 +6769,7 @@ static void mli_json_push(mli_archive *archive, const char *key, size_t length, 
         mli_path_push(archive, key, length);
 }
 
-/* The three words that Python writes for numbers that are not finite. 0: there is none of them. */
+/* Reads one of the three words that Python writes for numbers that are not finite. 0: it is something else. */
 static int mli_json_not_finite(mli_json *json, double *f) {
     uint32_t bits = mli_json_word(json, "NaN")         ? 0x7fc00000
                     : mli_json_word(json, "Infinity")  ? 0x7f800000
@@ -6801,25 +6819,6 @@ static void mli_json_value(mli_json *json, int depth) {
     }
 }
 
-/* Of values from `first` on that have the same name the last one stays, as in Python. */
-static void mli_json_drop_repeated(mli_archive *archive, size_t first) {
-    ml_value *values = (ml_value *)archive->values.items;
-    size_t n = archive->values.n - first, kept = first;
-    mli_named *names = (mli_named *)mli_alloc(&archive->allocator, n, sizeof *names);
-    if (!names) mli_no_memory(archive);
-    for (size_t i = 0; names && i < n; i++) {
-        mli_named item = {values[first + i].name, strlen(values[first + i].name), first + i};
-        names[i] = item;
-    }
-    if (names) mli_sort_named(names, n); /* equal ones in their order */
-    for (size_t i = 1; names && i < n; i++)
-        if (strcmp(names[i - 1].name, names[i].name) == 0) values[names[i - 1].index].name = NULL;
-    for (size_t i = first; names && i < first + n; i++)
-        if (values[i].name) values[kept++] = values[i];
-    if (names) archive->values.n = kept;
-    mli_free(&archive->allocator, names);
-}
-
 /* Adds what a JSON text contains to the archive's values, under dotted names that begin with prefix (which may be
    ""). The text need not outlive the call. After an error the archive is as it was. */
 static ml_result mli_json_values(mli_archive *archive, const char *prefix, const void *data, size_t size,
@@ -6836,7 +6835,7 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
     mli_json_value(&json, 0);
     if (mli_json_peek(&json)) mli_json_fail(&json, "more text than one value");
     archive->path_length = 0;
-    mli_json_drop_repeated(archive, n_values);
+    archive->may_repeat = 2; /* as in Python */
     mli_publish(archive);
     if (archive->result) archive->shown.n_values = archive->values.n = n_values;
     archive->error = NULL;
@@ -7106,8 +7105,7 @@ typedef struct mli_node {
 typedef struct mli_opcode {
     unsigned char code;
     unsigned char kind; /* mli_node_kind that it makes, or adds to */
-    short
-        n; /* bytes of its operand, -1: a line; or items that it takes from the stack, -1: those above the mark */
+    short n; /* bytes of its operand, -1: a line; or items taken from the stack, -1: those above the mark */
     void (*run)(mli_torch *torch);
 } mli_opcode;
 
@@ -7149,10 +7147,10 @@ static void mli_node_adopt(const mli_torch *torch, mli_node *parent, uint32_t ch
 }
 
 static int mli_text_is(const mli_node *node, const char *text) {
-    return mli_compare_text(node->as.s, node->length, text, strlen(text)) == 0;
+    return mli_is_text(node->as.s, node->length, text);
 }
 
-/* A node that stands for something of that class, with no children yet. */
+/* An opaque node of that class, without children. */
 static mli_node mli_opaque(const char *name, size_t length) {
     mli_node made;
     memset(&made, 0, sizeof made);
@@ -7267,7 +7265,8 @@ static mli_node mli_find_global(mli_torch *torch, const mli_node *module, const 
     return made;
 }
 
-/* Checks a tensor's arguments: storage, offset, shape, stride, ... A storage that is none is something opaque. */
+/* Checks a tensor's arguments: storage, offset, shape, stride, ... Over an opaque node in place of a storage it is
+   opaque, too. */
 static int mli_makes_tensor(mli_torch *torch, const mli_node *const *arg, int n) {
     int is_storage = n >= 4 && arg[0]->kind == MLI_NODE_STORAGE;
     if (n >= 4 && arg[0]->kind == MLI_NODE_OPAQUE) return 0;
@@ -7301,7 +7300,8 @@ static int mli_bytes_uint(const mli_torch *torch, const mli_node *node, size_t n
     return p == end && i == n;
 }
 
-/* A number of NumPy, made of a dtype ("i8": its kind and its bytes) and its bytes; what is none stays opaque. */
+/* A scalar of NumPy, made of a dtype ("i8": its kind and its size) and its bytes. If it is not a number, *made stays
+   opaque. */
 static void mli_numpy_number(const mli_torch *torch, const mli_node *const *arg, int n, mli_node *made) {
     const mli_node *code[1], *part[2], *state[2];
     uint64_t bits;
@@ -7339,7 +7339,7 @@ static mli_node mli_pickle_call(mli_torch *torch, const mli_node *function, cons
         mli_pickle_fail(torch, "a call of something that is not a function");
     if (torch->archive->result) return mli_opaque("", 0);
     if (makes == MLI_NODE_OF_CALL && n > 2 && arg[0]->kind == MLI_NODE_GLOBAL &&
-        mli_globals[arg[0]->row].makes != MLI_NODE_OF_CALL) /* which could go on without end */
+        mli_globals[arg[0]->row].makes != MLI_NODE_OF_CALL) /* which might never end */
         return mli_pickle_call(torch, arg[0], arg[2]);
     if (makes == MLI_NODE_OF_CLASS && n && arg[0]->kind == MLI_NODE_GLOBAL)
         return mli_opaque(arg[0]->as.s, arg[0]->length);
@@ -7375,19 +7375,15 @@ static void mli_pickle_reduce(mli_torch *torch) {
 /* The row of mli_dtypes of a storage's class, and the length of "Half" in "torch.HalfStorage"; *name becomes its
    beginning, NULL if it is no storage's class. */
 static size_t mli_storage_row(const mli_node *type, const char **name, size_t *length) {
-    const size_t n = sizeof "Storage" - 1;
-    size_t row = MLI_COUNT(mli_dtypes), begin = type->length;
+    static const char end[] = "Storage";
+    size_t row = MLI_COUNT(mli_dtypes), begin = type->length, n = sizeof end - 1;
     *name = NULL;
     *length = 0;
-    if (type->kind != MLI_NODE_GLOBAL || begin < n || memcmp(type->as.s + begin - n, "Storage", n) != 0)
-        return 0;
+    if (type->kind != MLI_NODE_GLOBAL || !mli_ends_with(type->as.s, type->length, end)) return 0;
     while (begin > 0 && type->as.s[begin - 1] != '.') begin--;
     *name = type->as.s + begin;
     *length = type->length - begin > n ? type->length - begin - n : 0;
-    while (--row > 0 &&
-           (!*mli_dtypes[row].storage ||
-            mli_compare_text(*name, *length, mli_dtypes[row].storage, strlen(mli_dtypes[row].storage)) != 0))
-        continue;
+    while (--row > 0 && (!*length || !mli_is_text(*name, *length, mli_dtypes[row].storage))) continue;
     return row;
 }
 
@@ -7475,7 +7471,7 @@ static void mli_pickle_text(mli_torch *torch) {
     mli_pickle_push_node(torch, made);
 }
 
-/* An object of a class that has a number of its own (copyreg.add_extension). */
+/* An object of a class that is registered under a number (copyreg.add_extension). */
 static void mli_pickle_extension(mli_torch *torch) {
     mli_pickle_operand(torch);
     mli_pickle_push_node(torch, mli_opaque("extension", 9));
@@ -7630,7 +7626,7 @@ static void mli_pickle_text_line(mli_torch *torch) {
 
 /* The number under which the memo keeps a node: the operand or, without one, how many there were before. */
 static uint64_t mli_pickle_memo_index(mli_torch *torch) {
-    int64_t number = -1; /* for a line that is none */
+    int64_t number = -1; /* if the line is not a number */
     if (torch->op->n > 0) return mli_pickle_operand(torch);
     if (torch->op->n == 0) return torch->n_put;
     mli_node line = mli_pickle_line(torch);
@@ -7821,21 +7817,18 @@ static void mli_torch_extent(mli_torch *torch, ml_array *array, int64_t offset, 
 /* Sets the array's type, that of the storage or of a dtype among the arguments. Returns its row in mli_dtypes. */
 static size_t mli_torch_type(mli_torch *torch, const mli_node *tensor, const mli_node *const *arg, int n,
                              ml_array *array) {
-    static const char prefix[] = "torch.";
     const mli_node *dtype = NULL, *item[2];
     int at = mli_globals[tensor->row].dtype;
-    size_t row = arg[0]->row, length, known = MLI_COUNT(mli_dtypes);
+    size_t row = arg[0]->row, length;
     const char *name;
     if (at && n > at && (arg[at]->kind == MLI_NODE_STRING || arg[at]->kind == MLI_NODE_GLOBAL))
         dtype = arg[at];
     if (dtype) {
-        size_t skip = dtype->length > 6 && memcmp(dtype->as.s, prefix, 6) == 0 ? 6 : 0;
+        size_t skip = dtype->length > 6 && mli_is_text(dtype->as.s, 6, "torch.") ? 6 : 0;
         name = dtype->as.s + skip;
         length = dtype->length - skip;
-        while (--known > 0 &&
-               mli_compare_text(name, length, mli_dtypes[known].name, strlen(mli_dtypes[known].name)) != 0)
-            continue;
-        row = known;
+        for (row = MLI_COUNT(mli_dtypes) - 1; row > 0 && !mli_is_text(name, length, mli_dtypes[row].name);)
+            row--;
     } else {
         mli_children(torch, arg[0], item, 2);
         mli_storage_row(item[1], &name, &length);
@@ -7986,7 +7979,7 @@ static void mli_torch_visit(mli_torch *torch, mli_node *node) {
     }
 }
 
-/* Appends a name to the path, or "#" and a number where that cannot be. 0: there is no room. */
+/* Appends a name to the path, or "#" and a number where that cannot be. Returns 0 if there is no room. */
 static int mli_torch_push(mli_torch *torch, const char *name, size_t length, int64_t i) {
     mli_archive *archive = torch->archive;
     char number[24];
@@ -8001,13 +7994,17 @@ static int mli_torch_push(mli_torch *torch, const char *name, size_t length, int
     return 1;
 }
 
+static int mli_torch_push_int(mli_torch *torch, int64_t number, int64_t i) {
+    char text[24];
+    mli_format(text, sizeof text, "%l", number);
+    return mli_torch_push(torch, text, strlen(text), i);
+}
+
 static int mli_torch_push_key(mli_torch *torch, const mli_node *key, int64_t i) {
     int is_text = key->kind == MLI_NODE_STRING || key->kind == MLI_NODE_GLOBAL;
-    char number[24];
-    if (key->kind != MLI_NODE_INT && key->kind != MLI_NODE_BOOL)
-        return mli_torch_push(torch, is_text ? key->as.s : NULL, key->length, i);
-    mli_format(number, sizeof number, "%l", key->as.i);
-    return mli_torch_push(torch, number, strlen(number), i);
+    if (key->kind == MLI_NODE_INT || key->kind == MLI_NODE_BOOL)
+        return mli_torch_push_int(torch, key->as.i, i);
+    return mli_torch_push(torch, is_text ? key->as.s : NULL, key->length, i);
 }
 
 /* Whether a module keeps its parameters, buffers or modules under that key: a state dict names them without it. */
@@ -8028,7 +8025,6 @@ static void mli_torch_step(mli_torch *torch, mli_frame *frame) {
     frame->child = mli_next_child(torch, child);
     torch->visits -= (size_t)frame->is_again;
     mli_node *node = mli_node_at(torch, child); /* no frame is used below: there may be a new one */
-    char number[24];
     switch (kind) {
     case MLI_NODE_OPAQUE:
         if (node->kind == MLI_NODE_DICT || node->kind == MLI_NODE_OPAQUE || node->kind == MLI_NODE_TUPLE ||
@@ -8047,12 +8043,10 @@ static void mli_torch_step(mli_torch *torch, mli_frame *frame) {
             mli_torch_visit(torch, mli_node_at(torch, mli_next_child(torch, node->first)));
         break;
     default:
-        if (is_object) {
-            if (node->kind == MLI_NODE_DICT) mli_torch_enter(torch, node, 1);
-            break;
-        }
-        mli_format(number, sizeof number, "%l", i);
-        if (mli_torch_push(torch, number, strlen(number), i)) mli_torch_visit(torch, node);
+        if (is_object && node->kind == MLI_NODE_DICT)
+            mli_torch_enter(torch, node, 1);
+        else if (!is_object && mli_torch_push_int(torch, i, i))
+            mli_torch_visit(torch, node);
     }
 }
 
@@ -8127,14 +8121,14 @@ static void mli_torch_cut(mli_torch *torch) {
 
 /* The zip's entry data.pkl; the others are in the same folder. */
 static const mli_range *mli_torch_find_pickle(mli_torch *torch) {
-    static const char wanted[] = "data.pkl";
-    const size_t n = sizeof wanted - 1;
+    static const char wanted[] = "/data.pkl";
     for (size_t i = 0; i < torch->n_entries; i++) {
         const mli_named *entry = &torch->entries[i];
-        if (entry->length <= n || memcmp(entry->name + entry->length - n, wanted, n) != 0) continue;
-        if (memchr(entry->name, '/', entry->length) != entry->name + entry->length - n - 1) continue;
+        if (!mli_ends_with(entry->name, entry->length, wanted)) continue;
+        size_t slash = entry->length - (sizeof wanted - 1);
+        if (memchr(entry->name, '/', slash)) continue;
         torch->prefix = entry->name;
-        torch->prefix_length = entry->length - n;
+        torch->prefix_length = slash + 1;
         return &torch->ranges[entry->index];
     }
     mli_stop(torch->archive, ML_ERROR_FORMAT, "a zip file, but not from torch.save: it has no data.pkl");
@@ -8153,9 +8147,8 @@ static void mli_torch_read(mli_torch *torch) {
     if (!range) return;
     mli_torch_need(torch, range, torch->pickle);
     const mli_range *order = mli_torch_entry(torch, "byteorder", NULL, 0);
-    if (order &&
-        mli_compare_text((const char *)archive->data + order->begin, order->size, "little", 6) != 0 &&
-        !order->method)
+    if (order && !order->method &&
+        !mli_is_text((const char *)archive->data + order->begin, order->size, "little"))
         mli_stop(archive, ML_ERROR_UNSUPPORTED, "its numbers are big-endian");
     uint32_t root = archive->result ? 0 : mli_pickle_run(torch, archive->data + range->begin, range->size);
     torch->visits = range->size;
@@ -8266,38 +8259,29 @@ static void mli_legacy_read(mli_torch *torch) {
     mli_torch_walk(torch, root);
 }
 
-static void mli_read_torch_with(mli_archive *archive, void (*read)(mli_torch *), const char *pickle) {
+static void mli_read_torch(mli_archive *archive) {
+    int is_zip = archive->data[0] == 'P';
     mli_torch torch;
     memset(&torch, 0, sizeof torch);
     torch.archive = archive;
-    torch.pickle = pickle;
-    torch.folder = read == mli_torch_read ? "data/" : "";
+    torch.pickle = is_zip ? "data.pkl" : "its pickle";
+    torch.folder = is_zip ? "data/" : "";
     archive->shown.format = "PyTorch";
     archive->may_repeat = 1;
-    read(&torch);
+    (is_zip ? mli_torch_read : mli_legacy_read)(&torch);
     void *const blocks[] = {torch.entries,     torch.ranges,     torch.nodes.items,
                             torch.stack.items, torch.memo.items, torch.frames.items};
     for (size_t i = 0; i < MLI_COUNT(blocks); i++) mli_free(&archive->allocator, blocks[i]);
 }
 
-static void mli_read_torch(mli_archive *archive) { mli_read_torch_with(archive, mli_torch_read, "data.pkl"); }
-
-static void mli_read_torch_legacy(mli_archive *archive) {
-    mli_read_torch_with(archive, mli_legacy_read, "its pickle");
-}
-
 #else
 
 static void mli_read_torch(mli_archive *archive) {
-    mli_stop(archive, ML_ERROR_UNSUPPORTED, "a PyTorch file (zip), which this build cannot read: ML_NO_PT");
-}
-
-static void mli_read_torch_legacy(mli_archive *archive) {
-    mli_stop(archive, ML_ERROR_UNSUPPORTED,
-             "a PyTorch file (older format), which this build cannot read: ML_NO_PT");
+    mli_stop(archive, ML_ERROR_UNSUPPORTED, "a PyTorch file, which this build cannot read: ML_NO_PT");
 }
 
 #endif /* ML_NO_PT */
+
 /* ---- writing PyTorch files (protocol 2, which all versions of torch.load read) ---- */
 #ifdef MLI_SAVING
 #ifdef ML_NO_PT
@@ -8402,7 +8386,7 @@ typedef void (*mli_zip_contents)(mli_writer *writer, const mli_saver *saver, con
 enum { MLI_ZIP_ALIGNMENT = 64, MLI_ZIP_VERSION = 45 /* 4.5: has ZIP64 */ };
 
 /* A header, local or in the directory. All sizes and offsets are in a ZIP64 field, whatever they are: large files are
-   then nothing special. What is behind a local header is aligned by a field called "FB", as in torch.save's. */
+   then nothing special. A field called "FB" aligns what follows a local header, as in torch.save's files. */
 static void mli_append_zip_header(mli_writer *writer, const mli_zip_record *record, int index,
                                   int is_central) {
     static const char *const first[3] = {"data.pkl", "byteorder", "version"};
@@ -8535,26 +8519,33 @@ static const char *mli_gguf_string(mli_reader *in, size_t *length) {
     return (const char *)s;
 }
 
-/* A list stays where it is: its bytes are only skipped, those of lists in it, too. */
-static void mli_gguf_list(mli_archive *archive, mli_reader *in, ml_value *value, int depth) {
+/* Skips n values of that type, lists of lists up to a depth. Returns the type that cannot be skipped, else -1. */
+static int64_t mli_gguf_skip(mli_reader *in, uint32_t type, uint64_t n, int depth) {
+    size_t size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0, length;
+    int64_t unknown = -1;
+    if (!size && type != MLI_GGUF_STRING && (type != MLI_GGUF_ARRAY || depth == MLI_MAX_DEPTH)) return type;
+    if (size) mli_read_bytes(in, n > mli_left(in) ? UINT64_MAX : n * size);
+    for (uint64_t i = 0; i < n && !size && unknown < 0 && !in->failed; i++) {
+        if (type == MLI_GGUF_STRING) {
+            mli_gguf_string(in, &length);
+        } else {
+            uint32_t inner = mli_read_u32(in);
+            unknown = mli_gguf_skip(in, inner, mli_read_u64(in), depth + 1);
+        }
+    }
+    return unknown;
+}
+
+/* A list stays where it is. */
+static void mli_gguf_list(mli_archive *archive, mli_reader *in, ml_value *value) {
     uint32_t type = mli_read_u32(in);
     uint64_t n = mli_read_u64(in);
-    size_t size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0, length;
-    int is_nested = type == MLI_GGUF_ARRAY && depth < MLI_MAX_DEPTH;
-    if (!size && type != MLI_GGUF_STRING && !is_nested && !in->failed)
-        mli_stop(archive, ML_ERROR_UNSUPPORTED, "key %s: a list of type %l is not supported", value->name,
-                 (int64_t)type);
-    if (n > mli_left(in) / (size ? size : is_nested ? 12 : 8))
-        in->failed = 1; /* a string has 8 bytes at least */
-    if (in->failed || archive->result) return;
     const char *begin = (const char *)in->p;
-    mli_read_bytes(in, n * size);
-    for (uint64_t i = 0; i < n && !size && !in->failed && !archive->result; i++) {
-        if (is_nested)
-            mli_gguf_list(archive, in, value, depth + 1);
-        else
-            mli_gguf_string(in, &length);
-    }
+    int64_t unknown = in->failed ? -1 : mli_gguf_skip(in, type, n, 0);
+    if (unknown >= 0)
+        mli_stop(archive, ML_ERROR_UNSUPPORTED, "key %s: a list of type %l is not supported", value->name,
+                 unknown);
+    if (in->failed || archive->result) return;
     value->s = begin;
     value->length = (size_t)n;
     value->list_type = (int)type;
@@ -8565,7 +8556,7 @@ static void mli_gguf_value(mli_archive *archive, mli_reader *in, uint32_t type, 
     int size = mli_gguf_types[type].size;
     uint64_t bits = mli_read_uint(in, size);
     if (type == MLI_GGUF_ARRAY)
-        mli_gguf_list(archive, in, value, 0);
+        mli_gguf_list(archive, in, value);
     else if (type == MLI_GGUF_STRING)
         value->s = mli_gguf_string(in, &value->length);
     else if (type == MLI_GGUF_F32)
@@ -8641,7 +8632,8 @@ static uint64_t mli_gguf_alignment(mli_archive *archive) {
     return 1;
 }
 
-/* Finds the tensors' data, which follows the position `at`. How long that of an unknown type is, nobody knows. */
+/* Finds the tensors' data, which follows the position `at`. The size of an unknown type is not known: it counts as 0
+   bytes. */
 static void mli_gguf_place(mli_archive *archive, size_t at) {
     uint64_t alignment = mli_gguf_alignment(archive), padding = (alignment - at % alignment) % alignment;
     size_t n = archive->arrays.n;
@@ -8677,27 +8669,12 @@ static void mli_read_gguf(mli_archive *archive) {
 
 enum { MLI_GGUF_PAIRS = 24 }; /* where they begin */
 
-static void mli_gguf_skip(mli_reader *in, uint32_t type, int depth) {
-    size_t length;
-    int size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0;
-    if (type == MLI_GGUF_STRING) {
-        mli_gguf_string(in, &length);
-    } else if (type == MLI_GGUF_ARRAY && depth < MLI_MAX_DEPTH) {
-        type = mli_read_u32(in);
-        size = type < MLI_GGUF_TYPES ? mli_gguf_types[type].size : 0;
-        uint64_t n = mli_read_u64(in);
-        if (size) mli_read_bytes(in, n > mli_left(in) ? UINT64_MAX : n * (uint64_t)size);
-        for (uint64_t i = 0; i < n && !size && !in->failed; i++) mli_gguf_skip(in, type, depth + 1);
-    } else if (!mli_read_bytes(in, size ? (uint64_t)size : UINT64_MAX)) {
-        in->failed = 1;
-    }
-}
-
 /* The next key of *in, which moves past its value; NULL at the end. */
 static const char *mli_gguf_next(mli_reader *in, size_t *length) {
     if (!mli_left(in)) return NULL;
     const char *key = mli_gguf_string(in, length);
-    mli_gguf_skip(in, mli_read_u32(in), 0);
+    uint32_t type = mli_read_u32(in);
+    if (mli_gguf_skip(in, type, 1, -1) >= 0) in->failed = 1;
     return in->failed ? NULL : key;
 }
 
@@ -9070,9 +9047,9 @@ typedef struct mli_piece_source {
     const mli_vocabulary *vocabulary;
 } mli_piece_source;
 
-/* The ids of bos, eos and unknown that a file takes for granted count only where there is such a piece: spelled as
-   usual, or otherwise special and not spelled as one of the others. (Without this, a vocabulary made with
-   --bos_id=-1 would get its eos, or some word, as bos.) Those that the file gives itself are not touched. */
+/* Default ids of bos, eos and unknown count only where there is such a piece: spelled as usual, or otherwise special
+   and not spelled as one of the others. (Without this, a vocabulary made with --bos_id=-1 would get its eos, or some
+   word, as bos.) Ids that the file gives are not touched. */
 static ml_result mli_check_default_ids(mli_vocabulary *v, const int is_default[3], ml_error *error) {
     static const char *const spelled[3] = {"<s>", "</s>", "<unk>"};
     int32_t *const ids[3] = {&v->bos, &v->eos, &v->unknown}, wanted[3] = {v->bos, v->eos, v->unknown},
@@ -9080,7 +9057,7 @@ static ml_result mli_check_default_ids(mli_vocabulary *v, const int is_default[3
     for (int i = 0; i < 3; i++) {
         if (!is_default[i]) continue;
         last = MLI_MAX(last, wanted[i]);
-        *ids[i] = -1; /* meanwhile: so that no reader takes it for special because of its id */
+        *ids[i] = -1; /* until it is found: no reader may take a piece for special because of its id */
     }
     for (int32_t id = 0; id <= last; id++) {
         mli_piece piece;
@@ -9088,8 +9065,7 @@ static ml_result mli_check_default_ids(mli_vocabulary *v, const int is_default[3
         ml_result result = v->get(v->context, id, &piece, error);
         if (result) return result;
         for (int i = 0; i < 3; i++)
-            if (piece.length == strlen(spelled[i]) && memcmp(piece.bytes, spelled[i], piece.length) == 0)
-                named = i;
+            if (mli_is_text((const char *)piece.bytes, piece.length, spelled[i])) named = i;
         for (int i = 0; i < 3; i++) {
             int is_special = piece.kind == (i < 2 ? ML_PIECE_CONTROL : ML_PIECE_UNKNOWN);
             if (is_default[i] && wanted[i] == id && (named == i || (is_special && named < 0))) *ids[i] = id;
@@ -9370,7 +9346,7 @@ static ml_result mli_gguf_find_list(const ml_archive *archive, const char *key, 
     return ML_OK;
 }
 
-/* The special ids. One of all ones, as llama.cpp's own converter writes it, says that there is none. */
+/* The special ids. All ones, as llama.cpp's converter writes it, means that there is none. */
 static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
     static const int64_t fallbacks[MLI_TOKENIZER_IDS] = {1, 2, 0, -1, -1, -1};
     int32_t end_of_turn, end_of_message;
@@ -9412,7 +9388,8 @@ static ml_result mli_gguf_ends(const ml_archive *archive, mli_vocabulary *v, ml_
     return ML_OK;
 }
 
-/* A file that says not to add bos, and names none, has none: so is a vocabulary without bos written. */
+/* A file that says not to add bos, and does not give its id, has none: that is how a vocabulary without bos is
+   written. */
 static ml_result mli_gguf_flags(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
     int *const flags[MLI_TOKENIZER_FLAGS] = {&v->adds_bos, &v->adds_eos, &v->adds_space_prefix,
                                              &v->removes_extra_spaces};
@@ -9438,7 +9415,7 @@ static ml_result mli_check_tokenizer_kind(const ml_value *model, ml_error *error
     char name[32];
     const char *what = "unknown";
     size_t at = 0;
-    if (model->length == 5 && memcmp(model->s, "llama", 5) == 0) return ML_OK;
+    if (mli_is_text(model->s, model->length, "llama")) return ML_OK;
     mli_put(name, sizeof name, &at, model->s, model->length);
     for (size_t i = 0; i < MLI_COUNT(kinds); i++)
         if (strcmp(name, kinds[i][0]) == 0) what = kinds[i][1];
@@ -9484,11 +9461,10 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_
 /* Files that are often given, and not read: a sentence that says which one it is. Otherwise NULL. */
 static const char *mli_name_other_tokenizer(const unsigned char *p, size_t size) {
     static const char base64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=";
-    size_t i = size >= 3 && memcmp(p, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0, begin;
-    while (i < size && (p[i] == ' ' || p[i] == '\n' || p[i] == '\r' || p[i] == '\t')) i++;
+    size_t begin = mli_text_begin(p, size), i = begin;
     if (i < size && p[i] == '{')
         return "JSON, perhaps Hugging Face's tokenizer.json (a fast tokenizer), is not read yet";
-    for (begin = i; i < size && memchr(base64, p[i], sizeof base64 - 1); i++) continue;
+    for (; i < size && memchr(base64, p[i], sizeof base64 - 1); i++) continue;
     if (i == begin || i - begin > 4096 || i + 1 >= size || p[i] != ' ' || p[i + 1] < '0' || p[i + 1] > '9')
         return NULL;
     return "a tokenizer.model of tiktoken (lines of base64 and rank, as of Llama 3) is not read yet";
@@ -9562,7 +9538,7 @@ ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_load_desc *desc, m
 
 /* ==== >>loading ====
    From an archive's named tensors and values to a model, an adapter or a head. The loader finds the configuration
-   under the names that five programs give it, finds out who named the tensors, checks every shape against the
+   under the names that various programs give it, detects whose names the tensors have, checks every shape against the
    parameter table, and uses each weight in place or converts it. */
 
 /* ---- keys ---- */
@@ -9612,10 +9588,12 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format on */
 };
 
-/* What a value must be, if the file has it, for the forward pass to compute the file's model. No text: 0 or false. */
+/* What a value must be, if the file has it, for the forward pass to compute the file's model. No text: 0 or false. A
+   key that ends with a dot: a list or dictionary that must be empty; the text says what it is otherwise. */
 typedef struct mli_demand {
     const char *key, *text;
 } mli_demand;
+#define MLI_PACKED "weights quantized by other programs, except in GGUF, are"
 static const mli_demand mli_demands[] = {{"general.architecture", "llama"},
                                          {"general.type", "model"},
                                          {"llama.expert_count", NULL},
@@ -9624,7 +9602,11 @@ static const mli_demand mli_demands[] = {{"general.architecture", "llama"},
                                          {MLI_CONFIG_JSON ".attention_bias", NULL},
                                          {MLI_CONFIG_JSON ".mlp_bias", NULL},
                                          {"model_args.use_scaled_rope", NULL},
-                                         {MLI_PARAMS_JSON ".use_scaled_rope", NULL}};
+                                         {MLI_PARAMS_JSON ".use_scaled_rope", NULL},
+                                         {MLI_CONFIG_JSON ".partial_rotary_factor", "1"},
+                                         {MLI_CONFIG_JSON ".rope_parameters.partial_rotary_factor", "1"},
+                                         {MLI_CONFIG_JSON ".quantization_config.", MLI_PACKED},
+                                         {MLI_CONFIG_JSON ".compression_config.", MLI_PACKED}};
 
 /* Values that say in other words which mask there is, and whether `true` means that it is full. */
 static const struct mli_mask_key {
@@ -9730,31 +9712,31 @@ static ml_result mli_loader_close(mli_loader *loader) {
 
 /* ---- files beside the file ---- */
 
-static void mli_take_json(mli_loader *loader, const char *name, const void *data, size_t size) {
-    loader->result = mli_json_values(loader->archive->private_part, name, data, size, loader->error);
-    mli_name_file(loader->error, loader->result, name);
+/* Maps the file of that name in the same folder. Returns 0 if it cannot be read, which only without memory is an
+   error. */
+static int mli_map_beside(mli_loader *loader, const char *name, mli_file *file) {
+    if (loader->result || !loader->path) return 0;
+    char *beside = mli_path_beside(&loader->allocator, loader->path, name);
+    ml_result result = beside ? mli_map_file(beside, &loader->allocator, file, NULL) : ML_ERROR_MEMORY;
+    mli_free(&loader->allocator, beside);
+    if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
+    return !result;
 }
 
 /* Hugging Face keeps the configuration beside the weights, a model's in config.json; the caller may have it in
    memory. Its values join the archive's as "config.json.hidden_size" and so on. `whose` is for the sentence that
    there is none; NULL: there need not be one. */
 static void mli_load_json(mli_loader *loader, const char *name, const char *whose) {
+    mli_file file = {(const unsigned char *)loader->desc.config_json, loader->desc.config_json_size, 1};
     if (loader->result) return;
-    if (loader->desc.config_json) {
-        mli_take_json(loader, name, loader->desc.config_json, loader->desc.config_json_size);
-        return;
+    if (file.data || mli_map_beside(loader, name, &file)) {
+        loader->result =
+            mli_json_values(loader->archive->private_part, name, file.data, file.size, loader->error);
+        mli_name_file(loader->error, loader->result, name);
+        mli_unmap_file(&loader->allocator, &file);
+    } else if (loader->path && whose) {
+        mli_refuse(loader, ML_ERROR_FILE, "no configuration %s: %s beside it cannot be read", whose, name);
     }
-    if (!loader->path) return;
-    mli_file file;
-    char *beside = mli_path_beside(&loader->allocator, loader->path, name);
-    ml_result result = beside ? mli_map_file(beside, &loader->allocator, &file, NULL) : ML_ERROR_MEMORY;
-    if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
-    if (result && whose)
-        mli_refuse(loader, ML_ERROR_FILE, "no configuration %s: %s cannot be read", whose, beside);
-    mli_free(&loader->allocator, beside);
-    if (result) return;
-    mli_take_json(loader, name, file.data, file.size);
-    mli_unmap_file(&loader->allocator, &file);
 }
 
 /* ---- values ---- */
@@ -9767,9 +9749,11 @@ static const ml_value *mli_field_value(const mli_loader *loader, mli_field field
     return value;
 }
 
+/* Whether the value is this text, or, for "1", the number. */
 static int mli_value_is(const ml_value *value, const char *text) {
-    return value->kind == ML_VALUE_STRING && value->length == strlen(text) &&
-           memcmp(value->s, text, value->length) == 0;
+    if (value->kind == ML_VALUE_INT || value->kind == ML_VALUE_FLOAT)
+        return value->f == 1 && strcmp(text, "1") == 0;
+    return value->kind == ML_VALUE_STRING && mli_is_text(value->s, value->length, text);
 }
 
 /* Refuses a value that is neither of the words; the second one may be NULL. */
@@ -9781,29 +9765,32 @@ static void mli_check_word(mli_loader *loader, const ml_value *value, const char
     mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is %s; supported: %s%s%s", value->name,
                value->kind == ML_VALUE_STRING ? text
                : value->kind == ML_VALUE_LIST ? "a list"
+               : *first == '1'                ? "another number"
                                               : "a number",
                first, second ? ", " : "", second ? second : "");
 }
 
-/* Sets *n to the whole number that the value is, or that all elements of a list are. Returns 0 if it is none. */
+/* Sets *n to a value that is a whole number (which writers of JSON may spell 64.0), or a list of equal ones. Returns
+   0 if it is neither. */
 static int mli_value_int(const ml_value *value, int64_t *n) {
+    int is_list = value->kind == ML_VALUE_LIST && value->s && value->length &&
+                  (unsigned)value->list_type < MLI_GGUF_TYPES &&
+                  mli_gguf_types[value->list_type].kind == ML_VALUE_INT;
+    double number = is_list ? mli_gguf_number(value, 0) : value->f;
+    for (size_t i = 1; is_list && i < value->length; i++) is_list = mli_gguf_number(value, i) == number;
     *n = value->i;
-    if (value->kind == ML_VALUE_FLOAT && fabs(value->f) < 1e15 && value->f == floor(value->f)) {
-        *n = (int64_t)value->f; /* JSON's writers may spell 64 as 64.0 */
-        return 1;
-    }
-    if (value->kind != ML_VALUE_LIST || !value->s || (unsigned)value->list_type >= MLI_GGUF_TYPES)
-        return value->kind == ML_VALUE_INT;
-    const struct mli_gguf_type type = mli_gguf_types[value->list_type];
-    if (type.kind != ML_VALUE_INT || !value->length) return 0;
-    mli_reader in = mli_reader_at((const unsigned char *)value->s, 0, value->length * type.size);
-    for (size_t i = 0; i < value->length; i++) {
-        uint64_t bits = mli_read_uint(&in, type.size);
-        int64_t element = type.is_signed ? mli_signed(bits, type.size) : (int64_t)bits;
-        if (i && element != *n) return 0;
-        *n = element;
-    }
+    if (value->kind == ML_VALUE_INT) return 1;
+    if ((!is_list && value->kind != ML_VALUE_FLOAT) || !(fabs(number) < 1e15) || number != floor(number))
+        return 0;
+    *n = (int64_t)number;
     return 1;
+}
+
+/* Whether a value is true, which may be absent. */
+static int mli_value_bool(mli_loader *loader, const ml_value *value) {
+    if (value && value->kind != ML_VALUE_BOOL)
+        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", value->name);
+    return value && value->i != 0;
 }
 
 /* A whole number in 1..INT_MAX; *number stays where the file says nothing. */
@@ -9824,15 +9811,19 @@ static void mli_load_int(mli_loader *loader, mli_field field, int *number) {
         *number = (int)n;
 }
 
-/* A finite number that is not negative. */
+/* The value as a number from 0 to 1e30, or as an alpha. Returns 0 after an error. */
+static float mli_value_float(mli_loader *loader, const ml_value *value, int is_alpha) {
+    int is_number = (value->kind == ML_VALUE_FLOAT || value->kind == ML_VALUE_INT) && mli_is_finite(value->f);
+    if (is_number && value->f >= (is_alpha ? 1e-30 : 0) && value->f < (is_alpha ? 1e6 : 1e30))
+        return (float)value->f;
+    mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number %s", value->name,
+               is_alpha ? "between 0 and 1e6" : "from 0 to 1e30");
+    return 0;
+}
+
 static void mli_load_float(mli_loader *loader, mli_field field, float *number) {
     const ml_value *value = mli_field_value(loader, field);
-    if (!value) return;
-    if ((value->kind != ML_VALUE_FLOAT && value->kind != ML_VALUE_INT) || !mli_is_finite(value->f) ||
-        !(value->f >= 0 && value->f < 1e30))
-        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number from 0 to 1e30", value->name);
-    else
-        *number = (float)value->f;
+    if (value) *number = mli_value_float(loader, value, 0);
 }
 
 /* Whether the value is the second of two words; where nothing is said, it is the first. */
@@ -9842,10 +9833,16 @@ static int mli_load_choice(mli_loader *loader, const ml_value *value, const char
 }
 
 static void mli_check_demands(mli_loader *loader, const mli_demand *demands, size_t n) {
+    const ml_archive *archive = loader->archive;
     for (size_t i = 0; i < n; i++) {
-        const ml_value *value = ml_archive_find_value(loader->archive, demands[i].key);
-        if (value && demands[i].text)
-            mli_check_word(loader, value, demands[i].text, NULL);
+        const char *key = demands[i].key, *text = demands[i].text;
+        const ml_value *value = ml_archive_find_value(archive, key);
+        for (size_t k = 0; mli_ends_with(key, strlen(key), ".") && k < archive->n_values; k++)
+            if (mli_begins_with(archive->values[k].name, key))
+                mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is set: %s not supported",
+                           archive->values[k].name, text ? text : "that is");
+        if (value && text)
+            mli_check_word(loader, value, text, NULL);
         else if (value && ((value->kind != ML_VALUE_INT && value->kind != ML_VALUE_BOOL) || value->i != 0))
             mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is set: that is not supported", value->name);
     }
@@ -9871,10 +9868,7 @@ static ml_mask mli_load_mask(mli_loader *loader) {
     int is_full = mli_load_choice(loader, word, "causal", "full");
     for (size_t i = 0; i < MLI_COUNT(mli_mask_keys); i++) {
         const ml_value *value = ml_archive_find_value(loader->archive, mli_mask_keys[i].key);
-        if (value && value->kind != ML_VALUE_BOOL)
-            mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", value->name);
-        else if (value)
-            is_full |= (value->i != 0) == mli_mask_keys[i].is_full;
+        if (value) is_full |= mli_value_bool(loader, value) == mli_mask_keys[i].is_full;
     }
     return is_full ? ML_MASK_FULL : ML_MASK_CAUSAL;
 }
@@ -9924,31 +9918,10 @@ static void mli_check_head_size(mli_loader *loader) {
     }
 }
 
-/* Rotary positions on a part of each head only, and weights that are packed in a way of their own. */
-static void mli_check_json(mli_loader *loader) {
-    static const char *const parts[] = {MLI_CONFIG_JSON ".partial_rotary_factor",
-                                        MLI_CONFIG_JSON ".rope_parameters.partial_rotary_factor"};
-    static const char *const packings[] = {MLI_CONFIG_JSON ".quantization_config.",
-                                           MLI_CONFIG_JSON ".compression_config."};
-    for (size_t i = 0; i < MLI_COUNT(parts); i++) {
-        const ml_value *value = ml_archive_find_value(loader->archive, parts[i]);
-        if (value && value->f != 1)
-            mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is not 1: that is not supported", value->name);
-    }
-    for (size_t k = 0; k < loader->archive->n_values && !loader->result; k++)
-        for (size_t i = 0; i < MLI_COUNT(packings); i++)
-            if (strncmp(loader->archive->values[k].name, packings[i], strlen(packings[i])) == 0)
-                mli_refuse(
-                    loader, ML_ERROR_UNSUPPORTED,
-                    "value %s is set: weights quantized by other programs are not supported, except in "
-                    "GGUF",
-                    loader->archive->values[k].name);
-}
-
 /* ---- names without the words of wrappers ----
-   Programs wrap a whole model or single modules of it, and each wrapper puts a word of its own into the names:
-   "layers.3._orig_mod.attention.wq.weight". Those words are dropped wherever they are; what else is in front of a
-   name is its prefix. */
+   Programs wrap a whole model or single modules of it, and each wrapper puts a word into the names:
+   "layers.3._orig_mod.attention.wq.weight". Those words are dropped wherever they are; what else precedes a name is
+   its prefix. */
 
 /* clang-format off */
 static const char *const mli_wrapper_words[] = {
@@ -9960,8 +9933,7 @@ static const char *const mli_wrapper_words[] = {
 
 static int mli_is_wrapper_word(const char *word, size_t length) {
     for (size_t i = 0; i < MLI_COUNT(mli_wrapper_words); i++)
-        if (strlen(mli_wrapper_words[i]) == length && memcmp(mli_wrapper_words[i], word, length) == 0)
-            return 1;
+        if (mli_is_text(word, length, mli_wrapper_words[i])) return 1;
     return 0;
 }
 
@@ -10002,8 +9974,8 @@ static void mli_index_plain_names(mli_loader *loader) {
         mli_sort_named(loader->plain, loader->n_plain);
 }
 
-/* The array of this name or else the one whose plain name is the plain form of it. NULL: there is none. That there
-   are two is an error, unless both are the same numbers. */
+/* The array of this name, or else the one whose plain name is that of this name; NULL if there is none. Two are an
+   error, unless they are the same numbers. */
 static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
     char plain[MLI_LONG_NAME_SIZE];
     const ml_array *array = ml_archive_find_array(loader->archive, name), *other;
@@ -10029,15 +10001,14 @@ static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
    beside "model.embed_tokens.weight"): it is searched there, too. */
 static const ml_array *mli_find_weight(mli_loader *loader, mli_slot slot, int layer,
                                        char name[MLI_LONG_NAME_SIZE]) {
-    static const char model[] = "model.";
-    const size_t n_model = sizeof model - 1;
     char own[ML_NAME_SIZE];
     size_t n = strlen(loader->prefix);
     mli_param_name(loader->naming, slot, layer, own);
-    int has_model = loader->naming == MLI_NAMING_HF && strncmp(own, model, n_model) == 0;
+    int has_model = loader->naming == MLI_NAMING_HF && mli_begins_with(own, "model.");
+    size_t skip = has_model ? strlen("model.") : 0;
     for (;;) {
         memcpy(name, loader->prefix, n);
-        memcpy(name + n, own + (has_model ? n_model : 0), ML_NAME_SIZE - (has_model ? n_model : 0));
+        memcpy(name + n, own + skip, ML_NAME_SIZE - skip);
         const ml_array *array = mli_find_plain(loader, name);
         if (array || slot != MLI_OUTPUT || !n) return array;
         while (--n && loader->prefix[n - 1] != '.') continue;
@@ -10054,7 +10025,7 @@ static int mli_take_prefix(mli_loader *loader, const char *array, const char *na
     return 1;
 }
 
-/* Finds out who named the tensors. Whatever is in front of the embedding's name is the prefix ("module.", a
+/* Detects whose names the tensors have. Whatever is in front of the embedding's name is the prefix ("module.", a
    dictionary's key), and two schemes share that name, so the first query projection must have the same prefix. Names
    as they are in the file come first, then those without the words of wrappers. If the projection is nowhere, the
    first embedding decides, and the error names what is missing from there. */
@@ -10086,15 +10057,13 @@ static void mli_detect_naming(mli_loader *loader) {
     memcpy(loader->prefix, first_prefix, sizeof first_prefix);
 }
 
-/* The first tensor of weights that are packed in a way of their own, or NULL. */
+/* The first tensor of weights that another program has packed, or NULL. */
 static const ml_array *mli_find_packed(const ml_archive *archive) {
     static const char *const ends[] = {".qweight", ".weight_packed", ".weight_scale", ".SCB", ".absmax"};
     for (size_t k = 0; k < archive->n_arrays; k++)
-        for (size_t i = 0; i < MLI_COUNT(ends); i++) {
-            const char *name = archive->arrays[k].name;
-            size_t n = strlen(name), end = strlen(ends[i]);
-            if (n > end && strcmp(name + n - end, ends[i]) == 0) return &archive->arrays[k];
-        }
+        for (size_t i = 0; i < MLI_COUNT(ends); i++)
+            if (mli_ends_with(archive->arrays[k].name, strlen(archive->arrays[k].name), ends[i]))
+                return &archive->arrays[k];
     return NULL;
 }
 
@@ -10216,6 +10185,17 @@ static void mli_load_course_config(mli_loader *loader) {
     if (!mli_load_config_of(loader, path)) mli_load_config_of_shapes(loader, path);
 }
 
+/* Number `index` of the tensor is not finite, or its value too large for the type. */
+static ml_result mli_refuse_number(ml_error *error, const char *name, size_t index, size_t cols, float value,
+                                   ml_type type) {
+    if (mli_is_finite((double)value))
+        return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is too large for %s; try %s",
+                        name, index / cols, index % cols, ml_type_name(type),
+                        type == ML_BF16 ? "F32" : "BF16");
+    return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is not finite", name, index / cols,
+                    index % cols);
+}
+
 /* "(512, 64)" */
 static void mli_format_shape(int n_dims, const int64_t *shape, char text[96]) {
     size_t at = 0;
@@ -10271,6 +10251,20 @@ static void mli_check_source(mli_loader *loader, const ml_array *array, size_t r
     }
 }
 
+/* A pair of an adapter for a matrix (out, in): A (rank, in), B (out, rank). Returns the rank; 0 after an error. */
+static size_t mli_check_pair(mli_loader *loader, const ml_array *a, const ml_array *b, size_t out,
+                             size_t in) {
+    if (a->n_dims != 2 || a->shape[0] < 1 || a->shape[0] > MLI_MAX_RANK) {
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is no matrix of a rank from 1 to %d", a->name,
+                   MLI_MAX_RANK);
+        return 0;
+    }
+    size_t rank = (size_t)a->shape[0];
+    mli_check_source(loader, a, rank, in, 0);
+    mli_check_source(loader, b, out, rank, 0);
+    return loader->result ? 0 : rank;
+}
+
 /* A Llama has no biases: a file that has them is of another model. */
 static void mli_refuse_bias(mli_loader *loader, mli_slot slot, const char *weight) {
     char name[MLI_LONG_NAME_SIZE];
@@ -10308,12 +10302,11 @@ static void mli_new_sources(mli_loader *loader, int n) {
 #define MLI_KEY_COURSE_ALPHA "args.lora_alpha"
 
 static int mli_is_unmerged(const ml_array *array) {
-    size_t n = strlen(array->name), end = sizeof MLI_UNMERGED - 1;
-    return n > end && strcmp(array->name + n - end, MLI_UNMERGED) == 0;
+    return mli_ends_with(array->name, strlen(array->name), MLI_UNMERGED);
 }
 
-/* A and B of a matrix that is not merged, with the right shapes; 0 after an error. */
-static int mli_find_course_pair(mli_loader *loader, const ml_array *array, const ml_array *pair[2]) {
+/* Finds A and B of a matrix that is not merged. Returns their rank; 0 after an error. */
+static size_t mli_find_course_pair(mli_loader *loader, const ml_array *array, const ml_array *pair[2]) {
     for (int i = 0; i < 2 && !loader->result; i++) {
         char name[MLI_LONG_NAME_SIZE] = "";
         size_t n = strlen(array->name) - (sizeof MLI_UNMERGED - 1);
@@ -10324,34 +10317,15 @@ static int mli_find_course_pair(mli_loader *loader, const ml_array *array, const
         pair[i] = ml_archive_find_array(loader->archive, name);
         if (!pair[i])
             mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but not %s", array->name, name);
-        else if (pair[i]->n_dims != 2 || pair[0]->shape[0] < 1 || pair[0]->shape[0] > 4096)
-            mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is no half of an adapter", name);
     }
     if (loader->result) return 0;
-    size_t rank = (size_t)pair[0]->shape[0];
-    mli_check_source(loader, pair[0], rank, (size_t)array->shape[1], 0);
-    mli_check_source(loader, pair[1], (size_t)array->shape[0], rank, 0);
-    return !loader->result;
+    return mli_check_pair(loader, pair[0], pair[1], (size_t)array->shape[0], (size_t)array->shape[1]);
 }
 
-/* alpha / rank; 0 where the file does not say alpha, which is of no consequence as long as B is 0. */
+/* alpha / rank; 0 where the file does not give alpha, which does not matter as long as B is 0. */
 static float mli_load_course_scale(mli_loader *loader, float rank) {
     const ml_value *alpha = ml_archive_find_value(loader->archive, MLI_KEY_COURSE_ALPHA);
-    if (!alpha) return 0;
-    if ((alpha->kind != ML_VALUE_FLOAT && alpha->kind != ML_VALUE_INT) || !(fabs(alpha->f) < 1e6))
-        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is no number below 1e6", alpha->name);
-    return (float)alpha->f / rank;
-}
-
-/* Number `index` of the tensor is not finite, or its value too large for the type. */
-static ml_result mli_refuse_number(ml_error *error, const char *name, size_t index, size_t cols, float value,
-                                   ml_type type) {
-    if (mli_is_finite((double)value))
-        return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is too large for %s; try %s",
-                        name, index / cols, index % cols, ml_type_name(type),
-                        type == ML_BF16 ? "F32" : "BF16");
-    return mli_fail(error, ML_ERROR_NUMBER, "tensor %s: number (%z, %z) is not finite", name, index / cols,
-                    index % cols);
+    return alpha ? mli_value_float(loader, alpha, 0) / rank : 0;
 }
 
 /* tensor (out, in) = W + alpha / r B A */
@@ -10359,8 +10333,9 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
     const ml_array *pair[2];
     size_t out = tensor->rows, in = tensor->cols, n = out * in;
     mli_check_source(loader, array, out, in, 0); /* an embedding may have more rows, which would have no B */
-    if (loader->result || !mli_find_course_pair(loader, array, pair)) return;
-    size_t rank = (size_t)pair[0]->shape[0], bytes = ml_type_row_bytes(tensor->type, in);
+    size_t rank = loader->result ? 0 : mli_find_course_pair(loader, array, pair);
+    if (!rank) return;
+    size_t bytes = ml_type_row_bytes(tensor->type, in);
     float scale = mli_load_course_scale(loader, (float)rank);
     size_t n_pair = rank * (in + out); /* fits: a rank is small */
     float *w =
@@ -10369,12 +10344,12 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
         mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for merging %s", array->name);
         return;
     }
-    float *a = w + n, *b = a + rank * in;
+    float *a = w + n, *b = a + rank * in, value = 0;
+    unsigned char *to = (unsigned char *)tensor->data;
     ml_array_read_floats(array, w, n);
     ml_array_read_floats(pair[0], a, rank * in);
     ml_array_read_floats(pair[1], b, out * rank);
-    for (size_t row = 0; row < out && !loader->result; row++) {
-        float value = 0;
+    for (size_t row = 0; row < out && !loader->result; row++, to += bytes) {
         for (size_t k = 0; k < rank; k++) {
             float s = b[row * rank + k];
             if (scale == 0 && s != 0 && !ml_archive_find_value(loader->archive, MLI_KEY_COURSE_ALPHA))
@@ -10383,8 +10358,7 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
                            MLI_KEY_COURSE_ALPHA);
             mli_axpy(w + row * in, scale * s, a + k * in, in);
         }
-        size_t beyond = mli_convert(tensor->type, (unsigned char *)tensor->data + row * bytes, ML_F32,
-                                    w + row * in, in, &value);
+        size_t beyond = mli_convert(tensor->type, to, ML_F32, w + row * in, in, &value);
         if (beyond < in && !loader->desc.unchecked && !loader->result)
             loader->result =
                 mli_refuse_number(loader->error, array->name, row * in + beyond, in, value, tensor->type);
@@ -10559,10 +10533,6 @@ static void mli_load_weights(mli_loader *loader) {
    A GGUF has keys that mean nothing here: its author, its license, how a chat is written. Saved as GGUF again, the
    model still has them, byte by byte. They stay in the file while it is mapped, and are copied otherwise. */
 
-static int mli_is_text(const char *s, size_t length, const char *text) {
-    return length == strlen(text) && memcmp(s, text, length) == 0;
-}
-
 /* Whether a saved model has this key anyway, from its configuration, tokenizer or head, or must not have it. */
 static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
     static const char *const own[] = {
@@ -10587,13 +10557,13 @@ static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
 /* Copies the keys of *in that are kept to `to`, or with NULL only counts. Returns their bytes. */
 static size_t mli_copy_keys(const ml_model *model, mli_reader in, unsigned char *to) {
     size_t length, bytes = 0;
-    for (const unsigned char *begin = in.p;; begin = in.p) {
-        const char *key = mli_gguf_next(&in, &length);
-        if (!key) return bytes;
+    const char *key;
+    for (const unsigned char *begin = in.p; (key = mli_gguf_next(&in, &length)) != NULL; begin = in.p) {
         if (mli_is_own_key(model, key, length)) continue;
         if (to) memcpy(to + bytes, begin, (size_t)(in.p - begin));
         bytes += (size_t)(in.p - begin);
     }
+    return bytes;
 }
 
 MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
@@ -10630,11 +10600,12 @@ MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
 
 /* Tries a tokenizer beside the model: it counts only if it is one, and of the right size. */
 static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
+    const ml_allocator *allocator = &loader->allocator;
     ml_tokenizer *tokenizer = NULL;
-    char *beside = mli_path_beside(&loader->allocator, loader->path, name);
-    ml_result result =
-        beside ? mli_tokenizer_from(beside, NULL, 0, &loader->allocator, &tokenizer, NULL) : ML_ERROR_MEMORY;
-    mli_free(&loader->allocator, beside);
+    mli_file file;
+    if (!mli_map_beside(loader, name, &file)) return NULL;
+    ml_result result = mli_tokenizer_from_data(file.data, file.size, allocator, &tokenizer, NULL);
+    mli_unmap_file(allocator, &file);
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
     if (result) return NULL;
     int n_extra = loader->config.vocab_size - tokenizer->n_pieces;
@@ -10646,16 +10617,12 @@ static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
 /* Adds a JSON file beside the model to the archive's values, if there is one that can be read: what it says is of
    use, but not needed. */
 static void mli_try_json(mli_loader *loader, const char *name) {
+    mli_archive *archive = loader->archive->private_part;
     mli_file file;
-    if (loader->result || !loader->path) return;
-    char *beside = mli_path_beside(&loader->allocator, loader->path, name);
-    ml_result result = beside ? mli_map_file(beside, &loader->allocator, &file, NULL) : ML_ERROR_MEMORY;
-    mli_free(&loader->allocator, beside);
-    if (!result) {
-        result = mli_json_values(loader->archive->private_part, name, file.data, file.size, NULL);
-        mli_unmap_file(&loader->allocator, &file);
-        loader->archive->private_part->result = ML_OK; /* it is as it was */
-    }
+    if (!mli_map_beside(loader, name, &file)) return;
+    ml_result result = mli_json_values(archive, name, file.data, file.size, NULL);
+    mli_unmap_file(&loader->allocator, &file);
+    archive->result = ML_OK; /* it is as it was */
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
 }
 
@@ -10723,7 +10690,6 @@ static void mli_find_config(mli_loader *loader) {
         if (loader->result || mli_field_value(loader, MLI_FIELD_DIM)) break;
         if (i < MLI_COUNT(files)) mli_load_json(loader, files[i], NULL);
     }
-    mli_check_json(loader);
     if (archive->values.n == n_values && loader->path && !mli_field_value(loader, MLI_FIELD_DIM) &&
         !mli_is_from_course(loader))
         mli_refuse(loader, ML_ERROR_FILE,
@@ -10756,7 +10722,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     mli_load_tokenizer(loader); /* before the weights, which may take the archive */
     mli_load_weights(loader);
 #ifdef MLI_SAVING
-    mli_keep_keys(loader); /* from the archive, whoever has it now */
+    mli_keep_keys(loader);
 #endif
     mli_explain_shard(loader);
     if (loader->result)
@@ -10793,20 +10759,20 @@ static const mli_demand mli_lora_demands[] = {{"general.architecture", "llama"},
                                               {MLI_PEFT_JSON ".use_dora", NULL},
                                               {MLI_PEFT_JSON ".lora_bias", NULL},
                                               {MLI_PEFT_JSON ".use_qalora", NULL},
-                                              {MLI_PEFT_JSON ".fan_in_fan_out", NULL}};
-
-/* Lists and dictionaries that must be empty or absent: layers repeated, an adapter for only part of the text. */
-static const char *const mli_lora_refused[] = {"adapter.alora.", MLI_PEFT_JSON ".layer_replication.",
-                                               MLI_PEFT_JSON ".alora_invocation_tokens.",
-                                               MLI_PEFT_JSON ".arrow_config."};
+                                              {MLI_PEFT_JSON ".fan_in_fan_out", NULL},
+                                              {MLI_PEFT_JSON ".layer_replication.", "repeated layers are"},
+                                              /* adapters for a part of the text */
+                                              {"adapter.alora.", NULL},
+                                              {MLI_PEFT_JSON ".alora_invocation_tokens.", NULL},
+                                              {MLI_PEFT_JSON ".arrow_config.", NULL}};
 
 #define MLI_KEY_ALPHA "adapter.lora.alpha"
 
 /* What PEFT puts in front of the model's names. */
 #define MLI_PEFT_PREFIX "base_model.model."
 
-/* The tensors of a head: weight, bias. The names of llama.cpp, of Hugging Face, and of other programs. */
-#define MLI_HEAD_NAMINGS 3
+/* The tensors of a head: weight, bias. The names of llama.cpp, of Hugging Face, and of the course. */
+enum { MLI_HEAD_GGUF, MLI_HEAD_HF, MLI_HEAD_COURSE, MLI_HEAD_NAMINGS };
 static const char *const mli_head_names[MLI_HEAD_NAMINGS][2] = {
     {"cls.output.weight", "cls.output.bias"},
     {"score.weight", "score.bias"},
@@ -10847,7 +10813,7 @@ static void mli_detect_lora_prefix(mli_loader *loader) {
     for (size_t i = 0; i < loader->archive->n_arrays; i++) {
         const char *name = loader->archive->arrays[i].name, *layers = plain;
         if (!mli_plain_name(name, plain)) continue;
-        while (layers && strncmp(layers, "layers.", 7) != 0)
+        while (layers && !mli_begins_with(layers, "layers."))
             layers = strchr(layers, '.') ? strchr(layers, '.') + 1 : NULL;
         if (!layers || (size_t)(layers - plain) >= MLI_PREFIX_SIZE) continue;
         memcpy(loader->prefix, plain, (size_t)(layers - plain));
@@ -10865,7 +10831,7 @@ static void mli_lora_name_in(const mli_loader *loader, int index, char name[MLI_
     if (index < n)
         mli_lora_name(loader->naming, "", index, own);
     else
-        mli_format(own, sizeof own, "%s", mli_head_names[is_hf][index - n]);
+        mli_format(own, sizeof own, "%s", mli_head_names[is_hf ? MLI_HEAD_HF : MLI_HEAD_GGUF][index - n]);
     mli_format(name, MLI_LONG_NAME_SIZE, "%s%s", loader->prefix,
                own + (is_hf && index < n ? strlen("model.") : 0));
     if (index >= n && is_inside) mli_format(name + outside, MLI_LONG_NAME_SIZE - outside, "%s", own);
@@ -10924,14 +10890,10 @@ static int mli_check_pairs(mli_loader *loader) {
         if (!a || !b) {
             const char *half = a ? a->name : b->name;
             mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is there, but not %s", half, other);
-        } else if (a->n_dims != 2 || a->shape[0] < 1 || a->shape[0] > MLI_MAX_RANK) {
-            mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is no matrix of a rank from 1 to %d", a->name,
-                       MLI_MAX_RANK);
         } else {
-            size_t rank = (size_t)a->shape[0];
+            size_t rank = mli_check_pair(loader, a, b, (size_t)mli_extent_of(c, mli_params[slot].rows),
+                                         (size_t)mli_extent_of(c, mli_params[slot].cols));
             most = MLI_MAX(most, (int)rank);
-            mli_check_source(loader, a, rank, (size_t)mli_extent_of(c, mli_params[slot].cols), 0);
-            mli_check_source(loader, b, (size_t)mli_extent_of(c, mli_params[slot].rows), rank, 0);
         }
     }
     return most;
@@ -10943,12 +10905,6 @@ static void mli_check_adapter(mli_loader *loader) {
     if (loader->result) return;
     const ml_value *init = ml_archive_find_value(loader->archive, MLI_PEFT_JSON ".init_lora_weights");
     mli_check_demands(loader, mli_lora_demands, MLI_COUNT(mli_lora_demands));
-    for (size_t k = 0; k < loader->archive->n_values; k++) {
-        const char *name = loader->archive->values[k].name;
-        for (size_t i = 0; i < MLI_COUNT(mli_lora_refused); i++)
-            if (strncmp(name, mli_lora_refused[i], strlen(mli_lora_refused[i])) == 0)
-                mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is set: that is not supported", name);
-    }
     if (init && init->kind != ML_VALUE_BOOL && !mli_value_is(init, "orthogonal"))
         mli_check_word(loader, init, "gaussian", "eva");
 }
@@ -10994,15 +10950,6 @@ static const ml_value *mli_peft_value(mli_loader *loader, const char *patterns, 
     return ml_archive_find_value(loader->archive, key);
 }
 
-/* A number between 0 and 1e6; 0 after an error. */
-static float mli_load_alpha(mli_loader *loader, const ml_value *value) {
-    float alpha = value->f > 0 && value->f < 1e6 ? (float)value->f : 0;
-    if ((value->kind == ML_VALUE_FLOAT || value->kind == ML_VALUE_INT) && alpha > 0 && alpha < 1e6f)
-        return alpha;
-    mli_refuse(loader, ML_ERROR_FORMAT, "value %s is not a number between 0 and 1e6", value->name);
-    return 0;
-}
-
 /* alpha of all pairs; 0 where a GGUF has none. */
 static float mli_load_lora_alpha(mli_loader *loader) {
     if (loader->result) return 0;
@@ -11012,7 +10959,7 @@ static float mli_load_lora_alpha(mli_loader *loader) {
     if (is_gguf && (!value || (value->kind == ML_VALUE_FLOAT && value->f == 0)))
         return 0; /* llama.cpp: a scale of 1 */
     if (!value) mli_refuse(loader, ML_ERROR_MISMATCH, "no configuration: value %s is missing", key);
-    return value ? mli_load_alpha(loader, value) : 0;
+    return value ? mli_value_float(loader, value, 1) : 0;
 }
 
 /* Returns the scale of a pair, for which PEFT's configuration may have another alpha or another divisor; and the rank
@@ -11031,10 +10978,8 @@ static float mli_load_pair_scale(mli_loader *loader, int pair, float alpha) {
     if (r && (r->kind != ML_VALUE_INT || r->i != a->shape[0]))
         mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is not %l, the rank of tensor %s", r->name,
                    a->shape[0], a->name);
-    if (rslora && rslora->kind != ML_VALUE_BOOL)
-        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", rslora->name);
-    if (own) alpha = mli_load_alpha(loader, own);
-    return alpha / (rslora && rslora->i ? sqrtf(rank) : rank);
+    if (own) alpha = mli_value_float(loader, own, 1);
+    return alpha / (mli_value_bool(loader, rslora) ? sqrtf(rank) : rank);
 }
 
 /* Begins to load what belongs to a model, an adapter or a head, with the fields of the description that they use. */
@@ -11139,7 +11084,7 @@ static int mli_find_head(mli_loader *loader) {
         return 0;
     }
     loader->sources[1] = mli_find_plain(loader, bias);
-    if (naming == 0 && ml_archive_find_array(loader->archive, dense))
+    if (naming == MLI_HEAD_GGUF && ml_archive_find_array(loader->archive, dense))
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: a head of two layers is not supported", dense);
     return naming;
 }
@@ -11222,9 +11167,9 @@ static void mli_load_head_values(mli_loader *loader, int naming, mli_head_shape 
     if (is_gguf) {
         shape->pooling = mli_load_pooling(loader, MLI_KEY_POOLING, 1);
         mli_load_gguf_labels(loader, shape->n_classes, labels);
-    } else if (naming == 2) {
+    } else if (naming == MLI_HEAD_COURSE) {
         mli_load_json_labels(loader, "minillama", "labels", shape->n_classes, labels);
-    } else if (naming == 1) {
+    } else if (naming == MLI_HEAD_HF) {
         char key[ML_NAME_SIZE];
         int is_needed = is_peft || strcmp(format, "safetensors") == 0;
         mli_load_json(loader, json, is_needed ? "of a head" : NULL);
@@ -11328,35 +11273,21 @@ static int mli_saved_weight(const mli_saver *saver, const void *object, int inde
 
 #define MLI_KEY_NAME "general.name"
 
-static mli_reader mli_kept_keys(const ml_model *model) {
+/* The keys of the model's file that it does not have anyway, in their order: all but general.name, or only that.
+   Returns how many. */
+static size_t mli_append_kept_keys(mli_writer *writer, const ml_model *model, int only_name) {
     const struct ml_model_private *own = model->private_part;
-    return mli_reader_at(own->keys ? own->keys : (const unsigned char *)"", 0, own->keys_size);
-}
-
-/* The name that the caller gives, or else that of the model's file. */
-static void mli_append_name(mli_writer *writer, const mli_saver *saver) {
-    mli_reader in = mli_kept_keys(saver->model);
-    size_t length;
-    for (const unsigned char *begin = in.p;; begin = in.p) {
-        const char *key = saver->is_named ? NULL : mli_gguf_next(&in, &length);
-        if (key && !mli_is_text(key, length, MLI_KEY_NAME)) continue;
-        if (!key) mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
-        if (key) mli_append(writer, begin, (size_t)(in.p - begin)), writer->n_keys++;
-        return;
-    }
-}
-
-/* The keys of the model's file that it does not have anyway, in their order. */
-static void mli_append_kept_keys(mli_writer *writer, const mli_saver *saver) {
-    mli_reader in = mli_kept_keys(saver->model);
-    size_t length;
-    for (const unsigned char *begin = in.p;; begin = in.p) {
-        const char *key = mli_gguf_next(&in, &length);
-        if (!key) return;
-        if (mli_is_own_key(saver->model, key, length) || mli_is_text(key, length, MLI_KEY_NAME)) continue;
+    mli_reader in = mli_reader_at(own->keys ? own->keys : (const unsigned char *)"", 0, own->keys_size);
+    size_t length, n = 0;
+    const char *key;
+    for (const unsigned char *begin = in.p; (key = mli_gguf_next(&in, &length)) != NULL; begin = in.p) {
+        if (mli_is_own_key(model, key, length) || mli_is_text(key, length, MLI_KEY_NAME) != only_name)
+            continue;
         mli_append(writer, begin, (size_t)(in.p - begin));
-        writer->n_keys++;
+        n++;
     }
+    writer->n_keys += n;
+    return n;
 }
 
 static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
@@ -11370,7 +11301,8 @@ static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     for (int i = 0; i < saver->model->n_tensors; i++)
         if (mli_saved_weight(saver, saver->model, i, &saved)) is_quantized |= ml_type_block(saved.type) > 1;
     mli_append_key_string(writer, "general.architecture", "llama");
-    mli_append_name(writer, saver);
+    if (saver->is_named || !mli_append_kept_keys(writer, saver->model, 1))
+        mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
     mli_append_key_u32(writer, "general.file_type", /* llama.cpp's numbers, most of which are those of ggml */
                        type == ML_Q8_0   ? 7
                        : type == ML_BF16 ? 32
@@ -11449,7 +11381,7 @@ static void mli_append_model_keys(mli_writer *writer, const mli_saver *saver, co
     (void)object;
     mli_append_gguf_config(writer, saver);
     if (saver->model->tokenizer) mli_append_gguf_tokenizer(writer, saver);
-    mli_append_kept_keys(writer, saver);
+    mli_append_kept_keys(writer, saver->model, 0);
 }
 
 static mli_part mli_model_part(const ml_model *model) {
@@ -11525,7 +11457,9 @@ static int mli_saved_head(const mli_saver *saver, const void *object, int index,
     saved->type = ML_F32;
     saved->is_matrix = index == 0;
     mli_format(saved->name, sizeof saved->name, "%s%s", saver->is_hf && saver->lora ? MLI_PEFT_PREFIX : "",
-               mli_head_names[saver->is_torch ? 2 : saver->is_hf][index]);
+               mli_head_names[saver->is_torch ? MLI_HEAD_COURSE
+                              : saver->is_hf  ? MLI_HEAD_HF
+                                              : MLI_HEAD_GGUF][index]);
     return saved->tensor.data != NULL;
 }
 
@@ -11614,17 +11548,9 @@ static void mli_append_json_ends(mli_writer *writer, const ml_tokenizer *tokeniz
     if (n > 1) mli_append_text(writer, "]");
 }
 
-static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
+static void mli_append_json_numbers(mli_writer *writer, ml_config c) {
     static const mli_field order[] = {MLI_FIELD_DIM,      MLI_FIELD_HIDDEN, MLI_FIELD_LAYERS, MLI_FIELD_HEADS,
                                       MLI_FIELD_KV_HEADS, MLI_FIELD_VOCAB,  MLI_FIELD_SEQ_LEN};
-    ml_config c = saver->model->config;
-    const ml_tokenizer *tokenizer = saver->model->tokenizer;
-    const ml_head *head = saver->desc.head;
-    ml_type type = mli_saved_type(saver, (int)MLI_W1);
-    mli_append_format(writer, "{\n  \"architectures\": [\"Llama%s\"],\n  \"model_type\": \"llama\"",
-                      head                           ? "ForSequenceClassification"
-                      : mli_has_output(saver->model) ? "ForCausalLM"
-                                                     : "Model");
     for (size_t i = 0; i < MLI_COUNT(order); i++) {
         mli_append_json_field(writer, order[i], "");
         mli_append_decimal(writer, *mli_field_int(&c, order[i]));
@@ -11639,6 +11565,18 @@ static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
         mli_append_json_float(writer, c.rope_scale);
     }
     mli_append_text(writer, c.rope_scale != 1 ? "}" : "null");
+}
+
+static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
+    const ml_config c = saver->model->config;
+    const ml_tokenizer *tokenizer = saver->model->tokenizer;
+    const ml_head *head = saver->desc.head;
+    ml_type type = mli_saved_type(saver, (int)MLI_W1);
+    mli_append_format(writer, "{\n  \"architectures\": [\"Llama%s\"],\n  \"model_type\": \"llama\"",
+                      head                           ? "ForSequenceClassification"
+                      : mli_has_output(saver->model) ? "ForCausalLM"
+                                                     : "Model");
+    mli_append_json_numbers(writer, c);
     mli_append_json_field(writer, MLI_FIELD_TIED, c.tied_output ? "true" : "false");
     mli_append_format(writer,
                       ",\n  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n  \"mlp_bias\": false"
@@ -13209,7 +13147,7 @@ enum {
     MLI_BLOCK = 32, /* numbers in a block of Q8_0 or Q4_0 */
     MLI_Q8_0_BYTES = 34,
     MLI_Q4_0_BYTES = 18,
-    MLI_CHECKED = 4096 /* bytes that are looked at in one go */
+    MLI_CHECKED = 4096 /* bytes that are tested together */
 };
 
 /* ---- F16 and BF16 ---- */

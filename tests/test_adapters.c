@@ -1114,7 +1114,7 @@ TEST(refused) {
     CHECK(ml_lora_save(lora, model, in_folder("bare/a.safetensors"), &desc, &error) == ML_OK);
     CHECK(remove(in_folder("bare/adapter_config.json")) == 0);
     CHECK(ml_lora_load(in_folder("bare/a.safetensors"), model, NULL, &loaded, &error) == ML_ERROR_FILE &&
-          strstr(error.text, "bare/adapter_config.json"));
+          strstr(error.text, "adapter_config.json beside it cannot be read"));
     c.n_layers = 3; /* an adapter for another model is not saved under this one's names */
     ml_random_seed(&random, 1);
     REQUIRE(create_model(&c, ML_F32, &random, NULL, &other, NULL) == ML_OK);

@@ -386,12 +386,13 @@ TEST(torch_round_trips) {
 
 /* What is told of a file of its save_model; all 0 for a good one. */
 typedef struct course_twist {
-    int n_heads;   /* in model_config */
-    int has_lora;  /* the key matrix is not merged: A and B of rank 2 beside it */
-    int has_alpha; /* args.lora_alpha is 3 */
+    int n_heads;  /* in model_config */
+    int has_lora; /* the key matrix is not merged: A and B of rank 2 beside it */
+    int alpha;    /* args.lora_alpha */
     int lacks_b;
     int has_nan;      /* in B, in place of its number (1, 1) */
     const char *path; /* of the pretrained model; default "models/base.pt" */
+    ml_type type;     /* that the matrices are to have */
 } course_twist;
 
 enum { KEY_OFFSET = 300, A_OFFSET = 10, B_OFFSET = 40, BIAS = 7 };
@@ -451,7 +452,7 @@ static bytes course_file(const course_twist *twist) {
     pk_global(&p, "argparse", "Namespace");
     put_text(&p, ")R}(");
     pk_text(&p, "epochs"), pk_int(&p, 5);
-    if (twist->has_alpha) pk_text(&p, "lora_alpha"), put(&p, "G\x40\x08\0\0\0\0\0\0", 9);
+    if (twist->alpha) pk_text(&p, "lora_alpha"), pk_int(&p, twist->alpha);
     put_text(&p, "ub");
     pk_text(&p, "model_config");
     pk_global(&p, "types", "SimpleNamespace");
@@ -499,8 +500,11 @@ static ml_result load_course(const course_twist *twist, ml_config *config, float
     ml_head *head = NULL;
     ml_error other;
     ml_result result;
+    ml_model_load_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.type = twist->type;
     write_file(in_folder("finetune-5-2e-05.pt"), file.data, file.size);
-    result = ml_model_load(in_folder("finetune-5-2e-05.pt"), NULL, &model, error);
+    result = ml_model_load(in_folder("finetune-5-2e-05.pt"), &desc, &model, error);
     free_bytes(&file);
     if (!model) return result;
     *config = model->config;
@@ -550,10 +554,11 @@ TEST(course_checkpoints) {
 
 /* W + alpha / r B A, with alpha = 3 and r = 2: by hand for one number, W 309, B's row 1 (42, 43), A's column 1 (11, 19). */
 TEST(course_adapters) {
-    static const course_twist merged = {.n_heads = 2, .has_lora = 1, .has_alpha = 1},
+    static const course_twist merged = {.n_heads = 2, .has_lora = 1, .alpha = 3},
                               no_alpha = {.n_heads = 2, .has_lora = 1},
-                              no_b = {.n_heads = 2, .has_lora = 1, .has_alpha = 1, .lacks_b = 1},
-                              with_nan = {.n_heads = 2, .has_lora = 1, .has_alpha = 1, .has_nan = 1};
+                              no_b = {.n_heads = 2, .has_lora = 1, .alpha = 3, .lacks_b = 1},
+                              with_nan = {.n_heads = 2, .has_lora = 1, .alpha = 3, .has_nan = 1},
+                              too_large = {.n_heads = 2, .has_lora = 1, .alpha = 300, .type = ML_F16};
     ml_config c;
     ml_error error;
     float key[4 * DIM];
@@ -566,6 +571,9 @@ TEST(course_adapters) {
     CHECK(strstr(error.text, "compute_key.lora_B") != NULL);
     CHECK(load_course(&with_nan, &c, key, &error) == ML_ERROR_NUMBER);
     CHECK(strstr(error.text, "compute_key.original_layer.weight: number (1, 0) is not finite") != NULL);
+    CHECK(load_course(&too_large, &c, key, &error) ==
+          ML_ERROR_NUMBER); /* 309 + 150 * 1279 for the same number */
+    CHECK(strstr(error.text, "is too large for F16; try BF16") != NULL);
 }
 
 /* ---- damaged ---- */
