@@ -1129,12 +1129,18 @@ static ml_result mli_null(ml_error *error, const char *function) {
 
 static ml_result mli_ok(ml_error *error) { return mli_fail(error, ML_OK, "%s", ""); }
 
+/* Whether a sentence begins with the path, or with the end of one that was too long. */
+static int mli_names_file(const char *text, const char *path) {
+    size_t n = strlen(path);
+    return strncmp(text, "...", 3) == 0 || (n && strncmp(text, path, n) == 0 && strchr(": /.", text[n]));
+}
+
 /* Puts the file's name in front of an error's sentence that does not have it; a long path loses its beginning. */
 static ml_result mli_name_file(ml_error *error, ml_result result, const char *path) {
     const size_t least = 48; /* bytes of the path, even where the end of the sentence does not fit */
     char text[sizeof error->text];
     size_t at = 0;
-    if (!result || !error || !path || strstr(error->text, path)) return result;
+    if (!result || !error || !path || mli_names_file(error->text, path)) return result;
     size_t n = strlen(path), length = strlen(error->text), room = sizeof text - sizeof ": ";
     size_t most = room > length ? room - length : 0;
     if (most < least) most = least;
@@ -9939,16 +9945,19 @@ static int mli_is_wrapper_word(const char *word, size_t length) {
     return 0;
 }
 
-/* The name without those words, except for its last word, which is the tensor's own. 0: it is too long. */
+/* The name without those words, except for its last word, which is the tensor's own. 0: it is too long. In a state
+   dict of PEFT a half's name goes on with that of its adapter, "lora_A.my-adapter.weight": dropped, too. */
 static int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
     size_t n = 0;
+    int is_half = 0;
     while (*name) {
         size_t length = strcspn(name, "."), step = length + (name[length] == '.');
-        if (step == length || !mli_is_wrapper_word(name, length)) {
+        if (step == length || (!is_half && !mli_is_wrapper_word(name, length))) {
             if (step >= MLI_LONG_NAME_SIZE - n) return 0;
             memcpy(plain + n, name, step);
             n += step;
         }
+        is_half |= strncmp(name, "lora_A.", 7) == 0 || strncmp(name, "lora_B.", 7) == 0;
         name += step;
     }
     plain[n] = 0;
