@@ -17,11 +17,6 @@ typedef struct settings {
     int help;
 } settings;
 
-static int ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
 static int check_settings(const settings *s) {
     const char *out = s->files[1];
     if (!out) return fprintf(stderr, "%s", usage), 0;
@@ -34,17 +29,13 @@ static int check_settings(const settings *s) {
 
 /* OUT must not be what is read, nor must the config.json that is written next to a safetensors. */
 static int files_ready(const settings *s) {
-    const char *in = s->files[0], *out = s->files[1];
-    char config_in[4096], config_out[4096];
-    snprintf(config_in, sizeof config_in, "%.*sconfig.json", (int)(file_name(in) - in), in);
-    snprintf(config_out, sizeof config_out, "%.*sconfig.json", (int)(file_name(out) - out), out);
-    const used_file inputs[] = {{"IN", in},
-                                {"--tokenizer", s->tokenizer},
-                                {"--merge-lora", s->adapter},
-                                {"next to IN", ends_with(in, ".safetensors") ? config_in : NULL}};
-    const used_file outputs[] = {{"OUT", out},
-                                 {"next to OUT", ends_with(out, ".safetensors") ? config_out : NULL}};
-    return outputs_ready(outputs, 2, inputs, 4) && file_can_be_saved(out);
+    char config[4096];
+    const char *out = s->files[1];
+    const used_file inputs[] = {
+        {"IN", s->files[0]}, {"--merge-lora", s->adapter}, {"--tokenizer", s->tokenizer}};
+    const used_file outputs[] = {{"OUT", out}, {"next to OUT", config_beside(out, 0, config)}};
+    return outputs_ready(outputs, 2, inputs, 3) && models_spared(outputs, 2, inputs, 2) &&
+           file_can_be_saved(out);
 }
 
 /* Adds --merge-lora's adapter to the weights. */

@@ -94,10 +94,10 @@ static int generate_one(ml_session *session, const settings *s) {
 
 static int files_ready(const settings *s) {
     const used_file inputs[] = {
-        {"--pretrained-model-path", s->model}, {"--tokenizer", s->tokenizer}, {"--lora", s->adapter}};
+        {"--pretrained-model-path", s->model}, {"--lora", s->adapter}, {"--tokenizer", s->tokenizer}};
     const used_file outputs[] = {{"--generated_sentence_low_temp_out", s->prompt ? NULL : s->low_out},
                                  {"--generated_sentence_high_temp_out", s->prompt ? NULL : s->high_out}};
-    return outputs_ready(outputs, 2, inputs, 3);
+    return outputs_ready(outputs, 2, inputs, 3) && models_spared(outputs, 2, inputs, 2);
 }
 
 int generate(const settings *s) {
