@@ -530,6 +530,7 @@ int main(int argc, char **argv) {
     RUN(context_is_full);
     RUN(outputs_are_tried_first);
     RUN(tools_try_outputs_first);
+    RUN(files_of_a_model_are_spared);
     RUN(tokenizer_of_a_windows_text);
     RUN(merge_lora);
     RUN(help);
