@@ -403,6 +403,21 @@ TEST(files_of_a_model_are_spared) {
     CHECK(run("convert", arguments, "") == 0 && run("convert", arguments, "") == 0);
 }
 
+/* What is missing is named: here Hugging Face's tokenizer.json is all there is. */
+TEST(other_tokenizers_are_named) {
+    char arguments[4096];
+    CHECK(mkdir(in_folder("fast"), 0777) == 0);
+    snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("fast/model.safetensors"));
+    CHECK(run("convert", arguments, "") == 0);
+    snprintf(arguments, sizeof arguments, "--prompt Hi%s", flag("--pretrained-model-path", "fast"));
+    refuses("run_llama", arguments, "no tokenizer in or next to");
+    write_file(in_folder("fast/tokenizer.json"), "{\"model\": {}}", 13);
+    refuses("run_llama", arguments, "fast/tokenizer.json: JSON, perhaps Hugging Face's tokenizer.json");
+    snprintf(arguments, sizeof arguments, "'%s' ", in_folder("fast/model.safetensors"));
+    strcat(strcat(arguments, " "), in_folder("fast.gguf"));
+    CHECK(run("convert", arguments, "") == 0 && strstr(complained, "fast/tokenizer.json: JSON"));
+}
+
 /* ---- train_tokenizer ---- */
 
 /* A text as Windows writes it gives the same tokenizer. */
@@ -531,6 +546,7 @@ int main(int argc, char **argv) {
     RUN(outputs_are_tried_first);
     RUN(tools_try_outputs_first);
     RUN(files_of_a_model_are_spared);
+    RUN(other_tokenizers_are_named);
     RUN(tokenizer_of_a_windows_text);
     RUN(merge_lora);
     RUN(help);

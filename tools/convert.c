@@ -69,7 +69,9 @@ static int convert(const settings *s) {
     int ok = merge(s, model) && loaded(out, ml_model_save(model, out, &save, &error), &error);
     if (ok && save.format != ML_GGUF && model->tokenizer)
         fprintf(stderr, "the tokenizer is not written: copy its file next to %s\n", out);
-    if (ok && save.format == ML_GGUF && !model->tokenizer)
+    if (ok && save.format == ML_GGUF && !model->tokenizer && has_other_tokenizer(in, &error))
+        fprintf(stderr, "%s (--tokenizer FILE)\n", error.text);
+    else if (ok && save.format == ML_GGUF && !model->tokenizer)
         fprintf(stderr, "no tokenizer was found, so none is in %s; name one by --tokenizer\n", out);
     ml_head_free((ml_head *)(uintptr_t)save.head);
     ml_model_free(model);

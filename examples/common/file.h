@@ -265,25 +265,30 @@ static inline int is_read_with_model(const char *name, const char *model, int is
                                         "adapter_model.safetensors",
                                         "adapter_model.bin"};
     int is_set = is_folder || ends_with(model, ".index.json") || strstr(file_name(model), "-of-");
-    size_t n = is_set                                                         ? sizeof names / sizeof *names
-               : ends_with(model, ".safetensors") || ends_with(model, ".bin") ? 5
-                                                                              : 3;
+    int has_config = ends_with(model, ".safetensors") || ends_with(model, ".bin");
+    size_t n = is_set ? sizeof names / sizeof *names : has_config ? 5 : 3;
     for (size_t i = 0; i < n; i++)
         if (strcmp(name, names[i]) == 0) return 1;
     if (is_folder && ends_with(name, ".gguf")) return is_folder_of_gguf(model);
     return is_set && strstr(name, "-of-") != NULL;
 }
 
+/* The folder that a model's path is, or that it is in, with a slash at its end. Returns whether the path is it. */
+static inline int model_folder(const char *model, char folder[4096]) {
+    struct stat about;
+    int is_folder = stat(model, &about) == 0 && S_ISDIR(about.st_mode);
+    int n = (int)(is_folder ? strlen(model) : (size_t)(file_name(model) - model));
+    snprintf(folder, 4096, "%.*s%s", n, model, is_folder ? "/" : n ? "" : "./");
+    return is_folder;
+}
+
 /* Refuses an output that is one of the files that a model's or adapter's path stands for, or that is read beside
    them: a configuration, a tokenizer. */
 static inline int spares_model(const used_file *output, const used_file *model) {
-    struct stat about;
     struct dirent *item;
     char folder[4096], path[4096 + 256 + 2];
     if (!output->path || !model->path) return 1;
-    int is_folder = stat(model->path, &about) == 0 && S_ISDIR(about.st_mode), ok = 1;
-    size_t n = is_folder ? strlen(model->path) : (size_t)(file_name(model->path) - model->path);
-    snprintf(folder, sizeof folder, "%.*s%s", (int)n, model->path, is_folder ? "/" : n ? "" : "./");
+    int is_folder = model_folder(model->path, folder), ok = 1;
     DIR *items = opendir(folder);
     while (items && ok && (item = readdir(items)) != NULL) {
         if (!is_read_with_model(item->d_name, model->path, is_folder)) continue;
@@ -301,6 +306,21 @@ static inline int models_spared(const used_file *outputs, int n_outputs, const u
         for (int k = 0; k < n_models; k++)
             if (!spares_model(&outputs[i], &models[k])) return 0;
     return 1;
+}
+
+/* Why a model came without a tokenizer, if it has one of a kind that is not read: 1, and the reason is in `error`. */
+static inline int has_other_tokenizer(const char *model, ml_error *error) {
+    static const char *const names[] = {"tokenizer.model", "tokenizer.json"};
+    char folder[4096], path[4096 + 32];
+    int is_folder = model_folder(model, folder);
+    for (int i = is_folder ? 1 : 0; i < 3; i++) {
+        ml_tokenizer *tokenizer = NULL;
+        snprintf(path, sizeof path, "%s%s", i ? folder : model, i ? names[i - 1] : "");
+        ml_result result = ml_tokenizer_load(path, NULL, &tokenizer, error);
+        ml_tokenizer_free(tokenizer);
+        if (result == ML_ERROR_UNSUPPORTED) return 1;
+    }
+    return 0;
 }
 
 #endif

@@ -101,7 +101,10 @@ ml_model *load_model(const settings *s, ml_type type) {
     load.type = type;
     if (!loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error)) return NULL;
     if (model->tokenizer) return model;
-    complain("no tokenizer in or next to %s; give one with --tokenizer FILE", s->model);
+    if (has_other_tokenizer(s->model, &error))
+        complain("%s (--tokenizer FILE)", error.text);
+    else
+        complain("no tokenizer in or next to %s; give one with --tokenizer FILE", s->model);
     ml_model_free(model);
     return NULL;
 }
