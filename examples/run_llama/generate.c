@@ -52,7 +52,9 @@ static int write_on(ml_session *session, const settings *s, const char *prompt, 
     desc.on_token = append_token;
     desc.user = out;
     if (!append_token(out, -1, prompt, strlen(prompt))) return no_memory("the text");
-    return succeeded(ml_session_generate(session, &desc, generated, &error), &error);
+    ml_result result = ml_session_generate(session, &desc, generated, &error);
+    if (result && out->stream) append_token(out, -1, "\n", 1); /* the error has its own line */
+    return succeeded(result, &error);
 }
 
 /* The assignment's two continuations: temperature 0 into one file, 1 into another. */
