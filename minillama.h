@@ -10084,9 +10084,16 @@ static const ml_array *mli_find_packed(const ml_archive *archive) {
 
 static void mli_refuse_missing(mli_loader *loader, const char *name) {
     const ml_array *packed = mli_find_packed(loader->archive);
+    const ml_value *object = ml_archive_find_value(loader->archive, name);
     if (packed)
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is missing; %s: packed weights are not supported",
                    name, packed->name);
+    if (object && object->kind == ML_VALUE_OPAQUE) { /* a sparse tensor, one without numbers */
+        char text[2 * ML_NAME_SIZE];
+        size_t at = 0;
+        mli_put(text, sizeof text, &at, object->s, object->length);
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of a kind that is not read: %s", name, text);
+    }
     mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is missing", name);
 }
 
