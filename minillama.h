@@ -1131,12 +1131,18 @@ static ml_result mli_null(ml_error *error, const char *function) {
 
 static ml_result mli_ok(ml_error *error) { return mli_fail(error, ML_OK, "%s", ""); }
 
+/* Whether a sentence begins with the path, or with the end of one that was too long. */
+static int mli_names_file(const char *text, const char *path) {
+    size_t n = strlen(path);
+    return strncmp(text, "...", 3) == 0 || (n && strncmp(text, path, n) == 0 && strchr(": /.", text[n]));
+}
+
 /* Puts the file's name in front of an error's sentence that does not have it; a long path loses its beginning. */
 static ml_result mli_name_file(ml_error *error, ml_result result, const char *path) {
     const size_t least = 48; /* bytes of the path, even where the end of the sentence does not fit */
     char text[sizeof error->text];
     size_t at = 0;
-    if (!result || !error || !path || strstr(error->text, path)) return result;
+    if (!result || !error || !path || mli_names_file(error->text, path)) return result;
     size_t n = strlen(path), length = strlen(error->text), room = sizeof text - sizeof ": ";
     size_t most = room > length ? room - length : 0;
     if (most < least) most = least;
@@ -6214,7 +6220,8 @@ static void mli_open_indexed(mli_archive *archive, const mli_named *files, size_
     mli_end_shards(archive);
 }
 
-/* Every tensor of the weight_map is in its shard. */
+/* No tensor of the weight_map is in another shard. One that is in none (a buffer that is no longer saved) is missing
+   only if a weight is made of it. */
 static void mli_check_index(mli_archive *archive, const ml_archive *index) {
     for (size_t i = 0; i < index->n_values && !archive->result; i++) {
         const ml_value *value = &index->values[i];
@@ -6222,7 +6229,7 @@ static void mli_check_index(mli_archive *archive, const ml_archive *index) {
         const char *name = value->name + sizeof MLI_WEIGHT_MAP - 1;
         const ml_array *array = ml_archive_find_array(&archive->shown, name);
         const char *in = array ? mli_shard_of(archive, array) : NULL;
-        if (!array || (in && strcmp(in, value->s) != 0))
+        if (in && strcmp(in, value->s) != 0)
             mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is not in %s, as the index says", name, value->s);
     }
 }
@@ -9937,16 +9944,19 @@ static int mli_is_wrapper_word(const char *word, size_t length) {
     return 0;
 }
 
-/* The name without those words, except for its last word, which is the tensor's own. 0: it is too long. */
+/* The name without those words, except for its last word, which is the tensor's own. 0: it is too long. In a state
+   dict of PEFT a half's name goes on with that of its adapter, "lora_A.my-adapter.weight": dropped, too. */
 static int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
     size_t n = 0;
+    int is_half = 0;
     while (*name) {
         size_t length = strcspn(name, "."), step = length + (name[length] == '.');
-        if (step == length || !mli_is_wrapper_word(name, length)) {
+        if (step == length || (!is_half && !mli_is_wrapper_word(name, length))) {
             if (step >= MLI_LONG_NAME_SIZE - n) return 0;
             memcpy(plain + n, name, step);
             n += step;
         }
+        is_half |= strncmp(name, "lora_A.", 7) == 0 || strncmp(name, "lora_B.", 7) == 0;
         name += step;
     }
     plain[n] = 0;
@@ -10069,9 +10079,16 @@ static const ml_array *mli_find_packed(const ml_archive *archive) {
 
 static void mli_refuse_missing(mli_loader *loader, const char *name) {
     const ml_array *packed = mli_find_packed(loader->archive);
+    const ml_value *object = ml_archive_find_value(loader->archive, name);
     if (packed)
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is missing; %s: packed weights are not supported",
                    name, packed->name);
+    if (object && object->kind == ML_VALUE_OPAQUE) { /* a sparse tensor, one without numbers */
+        char text[2 * ML_NAME_SIZE];
+        size_t at = 0;
+        mli_put(text, sizeof text, &at, object->s, object->length);
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of a kind that is not read: %s", name, text);
+    }
     mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is missing", name);
 }
 

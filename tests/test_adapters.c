@@ -493,10 +493,13 @@ TEST(words_in_names) {
         {"lora_A.default.weight 2 12", "lora_B.default.weight 8 2", NULL, NULL},
         {"_orig_mod.lora_A.weight 2 12", "lora_B.weight 8 2", NULL, NULL},
         {"lora_A.default.weight 2 12", "lora_B.default.weight 8 2", "_orig_mod.lora_A.weight 2 12", NULL},
-        {"lora_A.other.weight 2 12", "lora_B.other.weight 8 2", NULL, NULL}};
-    static const char *const texts[] = {"", "", "both named", "no adapter"};
+        {"lora_A.other.weight 2 12", "lora_B.other.weight 8 2", NULL, NULL},
+        {"lora_A.v1.0.weight 2 12", "lora_B.v1.0.weight 8 2", NULL, NULL}, /* PEFT's adapter_name="v1.0" */
+        {"lora_A.one.weight 2 12", "lora_B.one.weight 8 2", "lora_A.two.weight 2 12", NULL},
+        {"lora_C.other.weight 2 12", "lora_D.other.weight 8 2", NULL, NULL}};
+    static const char *const texts[] = {"", "", "both named", "", "", "both named", "no adapter"};
     size_t i;
-    for (i = 0; i < 4; i++) {
+    for (i = 0; i < sizeof texts / sizeof *texts; i++) {
         bytes file = tensors_file(layer, halves[i]);
         ml_lora *lora = NULL;
         ml_error error;

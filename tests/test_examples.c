@@ -378,6 +378,57 @@ TEST(tools_try_outputs_first) {
     refuses("convert", arguments, "config.json is also read (next to IN)");
 }
 
+/* A file by which a folder, an index or the first part leads to a model, or that is read beside the model. */
+TEST(files_of_a_model_are_spared) {
+    static const char *const cases[][3] = {
+        {"hf", "hf/model.safetensors", "also read (next to IN)"},
+        {"hf", "hf/b.safetensors", "config.json is also read (next to IN)"},
+        {"hf/model.safetensors.index.json", "hf/model-00001-of-00002.safetensors", "also read (next to IN)"},
+        {"gguf", "gguf/only.gguf", "also read (next to IN)"},
+        {"hf/x-00001-of-00002.gguf", "hf/x-00002-of-00002.gguf", "also read (next to IN)"}};
+    static const char *const outputs[] = {"hf/tokenizer.bin", "hf/config.json", "hf/model.safetensors"};
+    char arguments[4096];
+    bytes model = read_file(MODEL);
+    CHECK(mkdir(in_folder("hf"), 0777) == 0 && mkdir(in_folder("gguf"), 0777) == 0);
+    write_file(in_folder("gguf/only.gguf"), model.data, model.size);
+    free_bytes(&model);
+    snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("hf/model.safetensors"));
+    CHECK(run("convert", arguments, "") == 0);
+    write_file(in_folder("hf/model-00001-of-00002.safetensors"), "x", 1);
+    write_file(in_folder("hf/x-00002-of-00002.gguf"), "x", 1);
+    write_file(in_folder("hf/tokenizer.bin"), "x", 1);
+    for (int i = 0; i < 5; i++) {
+        int n = snprintf(arguments, sizeof arguments, "'%s'", in_folder(cases[i][0]));
+        snprintf(arguments + n, sizeof arguments - (size_t)n, " '%s'", in_folder(cases[i][1]));
+        refuses("convert", arguments, cases[i][2]);
+    }
+    for (int i = 0; i < 3; i++) {
+        snprintf(arguments, sizeof arguments, "%s", flag("--pretrained-model-path", "hf"));
+        refuses_llama(flag("--dev_out", "new"), flag(i == 2 ? "--state" : "--test_out", outputs[i]),
+                      arguments, "also read (next to --pretrained-model-path)");
+    }
+    refuses_llama(flag("--dev_out", "config.json"), flag("--test_out", "new"),
+                  flag("--state", "s.safetensors"), "--dev_out and next to --state are the same file");
+    snprintf(arguments, sizeof arguments, "'%s'", in_folder("hf")); /* what is not read may be replaced */
+    snprintf(arguments + strlen(arguments), 600, " '%s'", in_folder("hf/new.gguf"));
+    CHECK(run("convert", arguments, "") == 0 && run("convert", arguments, "") == 0);
+}
+
+/* What is missing is named: here Hugging Face's tokenizer.json is all there is. */
+TEST(other_tokenizers_are_named) {
+    char arguments[4096];
+    CHECK(mkdir(in_folder("fast"), 0777) == 0);
+    snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("fast/model.safetensors"));
+    CHECK(run("convert", arguments, "") == 0);
+    snprintf(arguments, sizeof arguments, "--prompt Hi%s", flag("--pretrained-model-path", "fast"));
+    refuses("run_llama", arguments, "no tokenizer in or next to");
+    write_file(in_folder("fast/tokenizer.json"), "{\"model\": {}}", 13);
+    refuses("run_llama", arguments, "fast/tokenizer.json: JSON, perhaps Hugging Face's tokenizer.json");
+    snprintf(arguments, sizeof arguments, "'%s' ", in_folder("fast/model.safetensors"));
+    strcat(strcat(arguments, " "), in_folder("fast.gguf"));
+    CHECK(run("convert", arguments, "") == 0 && strstr(complained, "fast/tokenizer.json: JSON"));
+}
+
 /* ---- train_tokenizer ---- */
 
 /* A text as Windows writes it gives the same tokenizer. */
@@ -512,6 +563,8 @@ int main(int argc, char **argv) {
     RUN(output_is_full);
     RUN(outputs_are_tried_first);
     RUN(tools_try_outputs_first);
+    RUN(files_of_a_model_are_spared);
+    RUN(other_tokenizers_are_named);
     RUN(tokenizer_of_a_windows_text);
     RUN(merge_lora);
     RUN(help);

@@ -1403,6 +1403,12 @@ TEST(errors_name_the_file) {
           contains(&error, "78/\xc3\xa4nd.gguf: not a known model file"));
     CHECK(contains(&error, "a text file, not a model") && strlen(error.text) == sizeof error.text - 1);
     free_bytes(&file), free_bytes(&large);
+
+    write_file(in_folder("empty"), "", 0); /* a name that the sentence has for another reason */
+    REQUIRE(getcwd(path, sizeof path) && chdir(folder) == 0);
+    CHECK(ml_model_load("empty", NULL, &model, &error) == ML_ERROR_FORMAT && !model);
+    CHECK(strcmp(error.text, "empty: not a known model file: it is empty") == 0);
+    CHECK(chdir(path) == 0);
 }
 
 /* A tokenizer in the model's folder is used if it fits, and ignored if not. */

@@ -172,8 +172,12 @@ TEST(wrong_index) {
     char name[128];
     write_index(index, FIRST, "model-00003-of-00003.safetensors", CUT, "");
     refused(index, ML_ERROR_FILE, "model-00003-of-00003.safetensors cannot be opened");
-    write_index(index, FIRST, SECOND, CUT, "\"model.more.weight\": \"" FIRST "\",");
-    refused(index, ML_ERROR_MISMATCH, "tensor model.more.weight is not in " FIRST);
+    write_index(index, FIRST, SECOND, CUT, "\"model.layers.0.rotary_emb.inv_freq\": \"" FIRST "\",");
+    loads(index);
+    write_shard(in_folder("sharded/fewer"), CUT + 1, hf->n_arrays);
+    write_index(index, FIRST, "fewer", CUT, "");
+    ml_model *model = whole;
+    CHECK(ml_model_load(index, NULL, &model, &error) == ML_ERROR_MISMATCH && !model && says("is missing"));
     write_index(index, FIRST, SECOND, CUT + 1, "");
     snprintf(name, sizeof name, "tensor %s is not in " FIRST, hf->arrays[CUT].name);
     refused(index, ML_ERROR_MISMATCH, name);

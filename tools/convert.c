@@ -29,17 +29,13 @@ static int check_settings(const settings *s) {
 
 /* OUT must not be what is read, nor must the config.json that is written next to a safetensors. */
 static int files_ready(const settings *s) {
-    const char *in = s->files[0], *out = s->files[1];
-    char config_in[4096], config_out[4096];
-    snprintf(config_in, sizeof config_in, "%.*sconfig.json", (int)(file_name(in) - in), in);
-    snprintf(config_out, sizeof config_out, "%.*sconfig.json", (int)(file_name(out) - out), out);
-    const used_file inputs[] = {{"IN", in},
-                                {"--tokenizer", s->tokenizer},
-                                {"--merge-lora", s->adapter},
-                                {"next to IN", ends_with(in, ".safetensors") ? config_in : NULL}};
-    const used_file outputs[] = {{"OUT", out},
-                                 {"next to OUT", ends_with(out, ".safetensors") ? config_out : NULL}};
-    return outputs_ready(outputs, 2, inputs, 4) && file_can_be_saved(out);
+    char config[4096];
+    const char *out = s->files[1];
+    const used_file inputs[] = {
+        {"IN", s->files[0]}, {"--merge-lora", s->adapter}, {"--tokenizer", s->tokenizer}};
+    const used_file outputs[] = {{"OUT", out}, {"next to OUT", config_beside(out, 0, config)}};
+    return outputs_ready(outputs, 2, inputs, 3) && models_spared(outputs, 2, inputs, 2) &&
+           file_can_be_saved(out);
 }
 
 /* Adds --merge-lora's adapter to the weights. */
@@ -73,7 +69,9 @@ static int convert(const settings *s) {
     int ok = merge(s, model) && loaded(out, ml_model_save(model, out, &save, &error), &error);
     if (ok && save.format != ML_GGUF && model->tokenizer)
         fprintf(stderr, "the tokenizer is not in %s: copy its file there, or use --tokenizer\n", out);
-    if (ok && save.format == ML_GGUF && !model->tokenizer)
+    if (ok && save.format == ML_GGUF && !model->tokenizer && has_other_tokenizer(in, &error))
+        fprintf(stderr, "%s (--tokenizer FILE)\n", error.text);
+    else if (ok && save.format == ML_GGUF && !model->tokenizer)
         fprintf(stderr, "no tokenizer was found, so none is in %s; name one by --tokenizer\n", out);
     ml_head_free((ml_head *)(uintptr_t)save.head);
     ml_model_free(model);

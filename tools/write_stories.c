@@ -41,7 +41,7 @@ typedef struct settings {
 static int files_ready(const settings *s) {
     const used_file output = {"--output", s->output},
                     inputs[] = {{"the model", s->model}, {"--tokenizer", s->tokenizer}};
-    return outputs_ready(&output, 1, inputs, 2);
+    return outputs_ready(&output, 1, inputs, 2) && models_spared(&output, 1, inputs, 1);
 }
 
 static int write_stories(const settings *s) {

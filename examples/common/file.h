@@ -3,6 +3,7 @@
 #ifndef FILE_H
 #define FILE_H
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -189,13 +190,17 @@ static inline int file_can_be_written(const char *path) {
     return 1;
 }
 
+/* Would a whole_file at this path write to the other one? */
+static inline int would_write_to(const char *path, const char *other) {
+    char temporary[4100];
+    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    return same_file(path, other) || same_file(temporary, other);
+}
+
 /* Refuses an output that is also read, or whose PATH.tmp is. */
 static inline int spares_inputs(const used_file *output, const used_file *inputs, int n_inputs) {
-    char temporary[4100];
-    snprintf(temporary, sizeof temporary, "%s.tmp", output->path);
     for (int i = 0; i < n_inputs; i++)
-        if (inputs[i].path &&
-            (same_file(output->path, inputs[i].path) || same_file(temporary, inputs[i].path)))
+        if (inputs[i].path && would_write_to(output->path, inputs[i].path))
             return complain("%s: %s is also read (%s), and would be lost", output->option, output->path,
                             inputs[i].option);
     return 1;
@@ -209,13 +214,111 @@ static inline int outputs_ready(const used_file *outputs, int n_outputs, const u
         if (!outputs[i].path) continue;
         if (!spares_inputs(&outputs[i], inputs, n_inputs)) return 0;
         for (int j = 0; j < i; j++)
-            if (outputs[j].path && same_file(outputs[i].path, outputs[j].path))
+            if (outputs[j].path && (would_write_to(outputs[i].path, outputs[j].path) ||
+                                    would_write_to(outputs[j].path, outputs[i].path)))
                 return complain("%s and %s are the same file, %s", outputs[j].option, outputs[i].option,
                                 outputs[i].path);
     }
     for (int i = 0; i < n_outputs; i++)
         if (outputs[i].path && !file_can_be_written(outputs[i].path)) return 0;
     return 1;
+}
+
+/* ---- the files of a model ---- */
+
+static inline int ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+/* The file that the library writes next to a safetensors; NULL for another format, or without a path. */
+static inline const char *config_beside(const char *output, int is_adapter, char path[4096]) {
+    if (!output || format_of(output) != ML_SAFETENSORS) return NULL;
+    snprintf(path, 4096, "%.*s%s", (int)(file_name(output) - output), output,
+             is_adapter ? "adapter_config.json" : "config.json");
+    return path;
+}
+
+/* Does a folder stand for the one .gguf in it? */
+static inline int is_folder_of_gguf(const char *path) {
+    ml_archive *archive = NULL;
+    int is_gguf =
+        ml_archive_load(path, NULL, &archive, NULL) == ML_OK && strcmp(archive->format, "GGUF") == 0;
+    ml_archive_free(archive);
+    return is_gguf;
+}
+
+/* Is a file of this name, in the folder of a model, read with it? A folder or an index stands for several files. */
+static inline int is_read_with_model(const char *name, const char *model, int is_folder) {
+    static const char *const names[] = {"tokenizer.model",
+                                        "tokenizer.bin",
+                                        "params.json",
+                                        "config.json",
+                                        "adapter_config.json",
+                                        "model.safetensors",
+                                        "pytorch_model.bin",
+                                        "model.safetensors.index.json",
+                                        "pytorch_model.bin.index.json",
+                                        "consolidated.00.pth",
+                                        "adapter_model.safetensors",
+                                        "adapter_model.bin"};
+    int is_set = is_folder || ends_with(model, ".index.json") || strstr(file_name(model), "-of-");
+    int has_config = ends_with(model, ".safetensors") || ends_with(model, ".bin");
+    size_t n = is_set ? sizeof names / sizeof *names : has_config ? 5 : 3;
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(name, names[i]) == 0) return 1;
+    if (is_folder && ends_with(name, ".gguf")) return is_folder_of_gguf(model);
+    return is_set && strstr(name, "-of-") != NULL;
+}
+
+/* The folder that a model's path is, or that it is in, with a slash at its end. Returns whether the path is it. */
+static inline int model_folder(const char *model, char folder[4096]) {
+    struct stat about;
+    int is_folder = stat(model, &about) == 0 && S_ISDIR(about.st_mode);
+    int n = (int)(is_folder ? strlen(model) : (size_t)(file_name(model) - model));
+    snprintf(folder, 4096, "%.*s%s", n, model, is_folder ? "/" : n ? "" : "./");
+    return is_folder;
+}
+
+/* Refuses an output that is one of the files that a model's or adapter's path stands for, or that is read beside
+   them: a configuration, a tokenizer. */
+static inline int spares_model(const used_file *output, const used_file *model) {
+    struct dirent *item;
+    char folder[4096], path[4096 + 256 + 2];
+    if (!output->path || !model->path) return 1;
+    int is_folder = model_folder(model->path, folder), ok = 1;
+    DIR *items = opendir(folder);
+    while (items && ok && (item = readdir(items)) != NULL) {
+        if (!is_read_with_model(item->d_name, model->path, is_folder)) continue;
+        snprintf(path, sizeof path, "%s%.256s", folder, item->d_name);
+        ok = !would_write_to(output->path, path);
+    }
+    if (items) closedir(items);
+    return ok || complain("%s: %s is also read (next to %s), and would be lost", output->option, output->path,
+                          model->option);
+}
+
+static inline int models_spared(const used_file *outputs, int n_outputs, const used_file *models,
+                                int n_models) {
+    for (int i = 0; i < n_outputs; i++)
+        for (int k = 0; k < n_models; k++)
+            if (!spares_model(&outputs[i], &models[k])) return 0;
+    return 1;
+}
+
+/* Why a model came without a tokenizer, if it has one of a kind that is not read: 1, and the reason is in `error`. */
+static inline int has_other_tokenizer(const char *model, ml_error *error) {
+    static const char *const names[] = {"tokenizer.model", "tokenizer.json"};
+    char folder[4096], path[4096 + 32];
+    int is_folder = model_folder(model, folder);
+    for (int i = is_folder ? 1 : 0; i < 3; i++) {
+        ml_tokenizer *tokenizer = NULL;
+        snprintf(path, sizeof path, "%s%s", i ? folder : model, i ? names[i - 1] : "");
+        ml_result result = ml_tokenizer_load(path, NULL, &tokenizer, error);
+        ml_tokenizer_free(tokenizer);
+        if (result == ML_ERROR_UNSUPPORTED) return 1;
+    }
+    return 0;
 }
 
 #endif

@@ -29,10 +29,15 @@ static inline int succeeded(ml_result result, const ml_error *error) {
     return result == ML_OK || complain("%s", error->text);
 }
 
-/* The same for a call that read a file: its sentence may not name the file. */
+/* The same for a call that read a file: its sentence may not begin with the file's name, or with the end of a long
+   one. */
 static inline int loaded(const char *path, ml_result result, const ml_error *error) {
-    return result == ML_OK ||
-           (strstr(error->text, path) ? succeeded(result, error) : complain("%s: %s", path, error->text));
+    size_t n = strlen(path);
+    if (result == ML_OK) return 1;
+    int is_named = strncmp(error->text, "...", 3) == 0 ||
+                   (n && strncmp(error->text, path, n) == 0 && strchr(": /.", error->text[n]));
+    return is_named ? succeeded(result, error)
+                    : complain("%s: %s (%s)", path, error->text, ml_result_string(result));
 }
 
 #endif

@@ -135,7 +135,8 @@ static int files_ready(void) {
         inputs[n].option = "a text";
         inputs[n++].path = set->texts[i];
     }
-    return set->steps == 0 || (outputs_ready(outputs, 4, inputs, n) && file_can_be_saved(set->output));
+    return set->steps == 0 || (outputs_ready(outputs, 4, inputs, n) && models_spared(outputs, 4, inputs, 1) &&
+                               file_can_be_saved(set->output));
 }
 
 static int read_texts(void) {

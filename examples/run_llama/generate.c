@@ -51,7 +51,9 @@ static int write_on(ml_session *session, const settings *s, const char *prompt, 
     if (!append_token(out, -1, prompt, strlen(prompt)))
         return out->stream && ferror(out->stream) ? whole_file_failed("standard output")
                                                   : no_memory("the text");
-    return succeeded(ml_session_generate(session, &desc, generated, &error), &error);
+    ml_result result = ml_session_generate(session, &desc, generated, &error);
+    if (result && out->stream) append_token(out, -1, "\n", 1); /* the error has its own line */
+    return succeeded(result, &error);
 }
 
 /* The assignment's two continuations: temperature 0 into one file, 1 into another. */
@@ -93,10 +95,10 @@ static int generate_one(ml_session *session, const settings *s) {
 
 static int files_ready(const settings *s) {
     const used_file inputs[] = {
-        {"--pretrained-model-path", s->model}, {"--tokenizer", s->tokenizer}, {"--lora", s->adapter}};
+        {"--pretrained-model-path", s->model}, {"--lora", s->adapter}, {"--tokenizer", s->tokenizer}};
     const used_file outputs[] = {{"--generated_sentence_low_temp_out", s->prompt ? NULL : s->low_out},
                                  {"--generated_sentence_high_temp_out", s->prompt ? NULL : s->high_out}};
-    return outputs_ready(outputs, 2, inputs, 3);
+    return outputs_ready(outputs, 2, inputs, 3) && models_spared(outputs, 2, inputs, 2);
 }
 
 int generate(const settings *s) {

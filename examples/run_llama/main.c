@@ -104,8 +104,12 @@ ml_model *load_model(const settings *s, ml_type type) {
     load.type = type;
     if (!loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error)) return NULL;
     if (model->tokenizer) return model;
-    complain("no tokenizer in or next to %s; name one with --tokenizer FILE (a GGUF that has it is one, too)",
-             s->model);
+    if (has_other_tokenizer(s->model, &error))
+        complain("%s (--tokenizer FILE)", error.text);
+    else
+        complain(
+            "no tokenizer in or next to %s; name one with --tokenizer FILE (a GGUF that has it is one, too)",
+            s->model);
     ml_model_free(model);
     return NULL;
 }
@@ -130,16 +134,20 @@ static int says_its_mode(const char *path) {
 static int files_ready(const settings *s, const char *state) {
     const sentiment_settings *t = &s->sentiment;
     int trains = is_training(t);
-    const used_file inputs[] = {{"--train", trains ? t->train : NULL},
+    char config[4096];
+    const used_file inputs[] = {{"--pretrained-model-path", s->model},
+                                {"--lora", s->adapter},
+                                {"--tokenizer", s->tokenizer},
+                                {"--train", trains ? t->train : NULL},
                                 {"--dev", t->dev},
                                 {"--test", t->test},
-                                {"--label-names", t->predicting ? NULL : t->labels},
-                                {"--pretrained-model-path", s->model},
-                                {"--tokenizer", s->tokenizer},
-                                {"--lora", s->adapter}};
-    const used_file outputs[] = {
-        {"--dev_out", t->dev_out}, {"--test_out", t->test_out}, {"--state", trains ? state : NULL}};
-    return outputs_ready(outputs, 3, inputs, 7) && file_can_be_saved(outputs[2].path);
+                                {"--label-names", t->predicting ? NULL : t->labels}};
+    const used_file outputs[] = {{"--dev_out", t->dev_out},
+                                 {"--test_out", t->test_out},
+                                 {"--state", trains ? state : NULL},
+                                 {"next to --state", config_beside(trains ? state : NULL, t->lora, config)}};
+    return outputs_ready(outputs, 4, inputs, 7) && models_spared(outputs, 4, inputs, 2) &&
+           file_can_be_saved(outputs[2].path);
 }
 
 /* Prompting, fine-tuning or LoRA, once for each seed, each time from the file's weights; or predicting. The exit
