@@ -28,7 +28,8 @@ sentiment_result sentiment_measure(const reviews *set, const int *predicted, int
 
 ml_batch sentiment_batch(sentiment *s, const reviews *set, const int *order, int from, int n) {
     ml_batch batch = {0};
-    int longest = 0, padding = s->model->tokenizer->padding;
+    int longest = 0,
+        padding = max_int(s->model->tokenizer->padding, 0); /* a vocabulary without bytes has none */
     for (int i = 0; i < n; i++)
         longest = max_int(longest, set->rows[order ? order[from + i] : from + i].n_ids);
     for (int i = 0; i < n; i++) {
