@@ -116,6 +116,27 @@ TEST(likelihood_by_the_chain_rule) {
     ml_model_free(model);
 }
 
+/* A vocabulary without pieces for bytes has no padding either: its first piece, unknown, fills up. */
+TEST(padding_that_is_not_there) {
+    int32_t ids[3] = {5, 6, 7}, tokens[6], starts[3];
+    int32_t truth[2];
+    review rows[2] = {{0}};
+    reviews set = {0};
+    ml_tokenizer tokenizer = {0};
+    ml_model model = {0};
+    sentiment s = {0};
+    rows[0].ids = rows[1].ids = ids;
+    rows[0].n_ids = 3, rows[1].n_ids = 1;
+    set.rows = rows, set.n = 2;
+    tokenizer.padding = -1;
+    model.tokenizer = &tokenizer;
+    s.model = &model;
+    s.set.reference = 1;
+    s.tokens = tokens, s.starts = starts, s.truth = truth;
+    ml_batch batch = sentiment_batch(&s, &set, NULL, 0, 2);
+    CHECK(batch.n_tokens == 6 && tokens[3] == 5 && tokens[4] == 0 && tokens[5] == 0);
+}
+
 TEST(accuracy_and_f1) {
     review rows[6];
     reviews set;
@@ -524,6 +545,7 @@ int main(void) {
     RUN(zero_shot_rms_full);
     RUN(zero_shot_rms_causal);
     RUN(likelihood_by_the_chain_rule);
+    RUN(padding_that_is_not_there);
     RUN(accuracy_and_f1);
     RUN(lines);
     RUN(lines_as_python_reads_them);

@@ -226,11 +226,6 @@ static inline int outputs_ready(const used_file *outputs, int n_outputs, const u
 
 /* ---- the files of a model ---- */
 
-static inline int ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
 /* The file that the library writes next to a safetensors; NULL for another format, or without a path. */
 static inline const char *config_beside(const char *output, int is_adapter, char path[4096]) {
     if (!output || format_of(output) != ML_SAFETENSORS) return NULL;

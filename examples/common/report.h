@@ -36,8 +36,7 @@ static inline int loaded(const char *path, ml_result result, const ml_error *err
     if (result == ML_OK) return 1;
     int is_named = strncmp(error->text, "...", 3) == 0 ||
                    (n && strncmp(error->text, path, n) == 0 && strchr(": /.", error->text[n]));
-    return is_named ? succeeded(result, error)
-                    : complain("%s: %s (%s)", path, error->text, ml_result_string(result));
+    return is_named ? succeeded(result, error) : complain("%s: %s", path, error->text);
 }
 
 #endif
