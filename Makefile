@@ -105,8 +105,7 @@ $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 $(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz.h minillama.h
 	@mkdir -p $(BUILD)
 	$(call short,clang $@)clang $(FLAGS) -O1 -g -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION=1 -fsanitize=fuzzer,address,undefined \
-	    -fno-sanitize-recover=all -o $@ $< \
-	    $(if $(filter $(ALONE),$<),,tests/compile/implementation.c) -lm
+	    -fno-sanitize-recover=all -DML_STATIC -DML_NO_SIMD $(if $(filter $(ALONE),$<),,-DMINILLAMA_IMPLEMENTATION) -o $@ $< -lm
 -include $(wildcard $(BUILD)/*.d $(BUILD)/obj/*/*.d $(BUILD)/obj/*/*/*.d) # headers that each object was made from
 
 # Other flags than last time compile everything again.

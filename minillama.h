@@ -9560,34 +9560,34 @@ typedef enum mli_field {
 } mli_field;
 /* clang-format on */
 
-/* What programs call each field: GGUF, Hugging Face's config.json, then others and older names, and Meta's
-   params.json. A loader takes the first that the archive has; a saver writes the first two. */
+/* What programs call each field: GGUF, Hugging Face's config.json, then others and older names (".dim": see
+   mli_find_key), and Meta's params.json. A loader takes the first that the archive has; a saver writes the first two. */
 #define MLI_CONFIG_JSON "config.json"
 #define MLI_PARAMS_JSON "params.json"
 #define MLI_FIELD_KEYS 5
 static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format off */
-    {"llama.embedding_length", MLI_CONFIG_JSON ".hidden_size", "model_args.dim", "model_config.dim",
+    {"llama.embedding_length", MLI_CONFIG_JSON ".hidden_size", ".dim", "model_config.dim",
      MLI_PARAMS_JSON ".dim"},
-    {"llama.block_count", MLI_CONFIG_JSON ".num_hidden_layers", "model_args.n_layers", "model_config.n_layers",
+    {"llama.block_count", MLI_CONFIG_JSON ".num_hidden_layers", ".n_layers", "model_config.n_layers",
      MLI_PARAMS_JSON ".n_layers"},
-    {"llama.attention.head_count", MLI_CONFIG_JSON ".num_attention_heads", "model_args.n_heads",
+    {"llama.attention.head_count", MLI_CONFIG_JSON ".num_attention_heads", ".n_heads",
      "model_config.n_heads", MLI_PARAMS_JSON ".n_heads"},
-    {"llama.attention.head_count_kv", MLI_CONFIG_JSON ".num_key_value_heads", "model_args.n_kv_heads",
+    {"llama.attention.head_count_kv", MLI_CONFIG_JSON ".num_key_value_heads", ".n_kv_heads",
      "model_config.n_kv_heads", MLI_PARAMS_JSON ".n_kv_heads"},
-    {"llama.feed_forward_length", MLI_CONFIG_JSON ".intermediate_size", "model_args.hidden_dim",
+    {"llama.feed_forward_length", MLI_CONFIG_JSON ".intermediate_size", ".hidden_dim",
      "model_config.hidden_dim"},
-    {"llama.vocab_size", MLI_CONFIG_JSON ".vocab_size", "model_args.vocab_size", "model_config.vocab_size",
+    {"llama.vocab_size", MLI_CONFIG_JSON ".vocab_size", ".vocab_size", "model_config.vocab_size",
      MLI_PARAMS_JSON ".vocab_size"},
-    {"llama.context_length", MLI_CONFIG_JSON ".max_position_embeddings", "model_args.max_seq_len",
+    {"llama.context_length", MLI_CONFIG_JSON ".max_position_embeddings", ".max_seq_len",
      "model_config.max_seq_len", MLI_PARAMS_JSON ".max_seq_len"},
     {"minillama.tied_output", MLI_CONFIG_JSON ".tie_word_embeddings"},
     {"minillama.norm", MLI_CONFIG_JSON ".minillama_norm"},
     {"minillama.mask", MLI_CONFIG_JSON ".minillama_mask"},
-    {"llama.attention.layer_norm_rms_epsilon", MLI_CONFIG_JSON ".rms_norm_eps", "model_args.norm_eps",
+    {"llama.attention.layer_norm_rms_epsilon", MLI_CONFIG_JSON ".rms_norm_eps", ".norm_eps",
      "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps"},
     {"llama.rope.freq_base", MLI_CONFIG_JSON ".rope_theta", MLI_CONFIG_JSON ".rope_parameters.rope_theta",
-     "model_args.rope_theta", MLI_PARAMS_JSON ".rope_theta"},
+     ".rope_theta", MLI_PARAMS_JSON ".rope_theta"},
     {"llama.rope.scaling.type", MLI_CONFIG_JSON ".rope_scaling.rope_type", MLI_CONFIG_JSON ".rope_scaling.type",
      MLI_CONFIG_JSON ".rope_parameters.rope_type"},
     {"llama.rope.scaling.factor", MLI_CONFIG_JSON ".rope_scaling.factor",
@@ -9608,7 +9608,7 @@ static const mli_demand mli_demands[] = {{"general.architecture", "llama"},
                                          {MLI_CONFIG_JSON ".hidden_act", "silu"},
                                          {MLI_CONFIG_JSON ".attention_bias", NULL},
                                          {MLI_CONFIG_JSON ".mlp_bias", NULL},
-                                         {"model_args.use_scaled_rope", NULL},
+                                         {".use_scaled_rope", NULL},
                                          {MLI_PARAMS_JSON ".use_scaled_rope", NULL},
                                          {MLI_CONFIG_JSON ".partial_rotary_factor", "1"},
                                          {MLI_CONFIG_JSON ".rope_parameters.partial_rotary_factor", "1"},
@@ -9748,11 +9748,25 @@ static void mli_load_json(mli_loader *loader, const char *name, const char *whos
 
 /* ---- values ---- */
 
+/* A key of the table. ".dim" is what llama2.c calls "model_args.dim", and other programs keep under other names. */
+static const ml_value *mli_find_key(const mli_loader *loader, const char *key) {
+    static const char *const names[] = {"model_args", "params",  "model.params",    "args",
+                                        "config",     "hparams", "hyper_parameters"};
+    const ml_value *value = *key == '.' ? NULL : ml_archive_find_value(loader->archive, key);
+    for (size_t i = 0; i < MLI_COUNT(names) && *key == '.' && !value; i++) {
+        char name[64];
+        size_t at = 0;
+        mli_put(name, sizeof name, &at, names[i], strlen(names[i]));
+        mli_put(name, sizeof name, &at, key, strlen(key));
+        value = ml_archive_find_value(loader->archive, name);
+    }
+    return value;
+}
+
 static const ml_value *mli_field_value(const mli_loader *loader, mli_field field) {
     const ml_value *value = NULL;
     for (int i = 0; i < MLI_FIELD_KEYS && !value; i++)
-        if (mli_field_keys[field][i])
-            value = ml_archive_find_value(loader->archive, mli_field_keys[field][i]);
+        if (mli_field_keys[field][i]) value = mli_find_key(loader, mli_field_keys[field][i]);
     return value;
 }
 
@@ -9843,7 +9857,7 @@ static void mli_check_demands(mli_loader *loader, const mli_demand *demands, siz
     const ml_archive *archive = loader->archive;
     for (size_t i = 0; i < n; i++) {
         const char *key = demands[i].key, *text = demands[i].text;
-        const ml_value *value = ml_archive_find_value(archive, key);
+        const ml_value *value = mli_find_key(loader, key);
         for (size_t k = 0; mli_ends_with(key, strlen(key), ".") && k < archive->n_values; k++)
             if (mli_begins_with(archive->values[k].name, key))
                 mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is set: %s not supported",

@@ -320,7 +320,7 @@ static void refuses(const char *program, const char *arguments, const char *word
 }
 
 static void refuses_llama(const char *a, const char *b, const char *c, const char *words) {
-    char all[4096];
+    char all[8192];
     snprintf(all, sizeof all, "--option finetune --pretrained-model-path " MODEL SHORT "%s%s%s", a, b, c);
     refuses("run_llama", all, words);
 }

@@ -618,7 +618,7 @@ typedef struct pt_change {
     int n_kv_heads; /* 0: None */
     const char *prefix, *wq;
     int untied;
-    int no_args; /* without "model_args" */
+    const char *args; /* in place of "model_args" */
 } pt_change;
 
 static void pt_entry(bytes *b, const char *prefix, const char *name, const int64_t *shape,
@@ -674,7 +674,7 @@ static bytes build_pt(const pt_change *c) {
     pt_dense(&b, prefix, "norm.weight", 0, 4, 340);
     pt_dense(&b, prefix, "output.weight", 3, 4, c->untied ? 12 : 0);
     put_u8(&b, 'u');
-    pk_text(&b, c->no_args ? "more" : "model_args");
+    pk_text(&b, c->args ? c->args : "model_args");
     put_text(&b, "}(");
     pk_text(&b, "dim"), pk_int(&b, 4);
     pk_text(&b, "n_layers"), pk_int(&b, 1);
@@ -739,7 +739,7 @@ TEST(params_json) {
     ml_model_load_desc desc = no_desc();
     ml_model *model = NULL;
     ml_error error;
-    c.no_args = 1;
+    c.args = "more";
     bytes file = build_pt(&c);
     CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_ERROR_MISMATCH);
     desc.config_json = params, desc.config_json_size = strlen(params);
@@ -769,6 +769,22 @@ TEST(params_json) {
     CHECK(ml_model_load(path, NULL, &model, &error) == ML_OK);
     ml_model_free(model);
     free_bytes(&file);
+}
+
+/* The same arguments in other programs' dictionaries. */
+TEST(names_of_arguments) {
+    static const char *const names[] = {"params", "args", "config", "hparams", "hyper_parameters"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        pt_change c = no_pt_change();
+        ml_model *model = NULL;
+        ml_error error;
+        c.args = names[i];
+        bytes file = build_pt(&c);
+        CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_OK);
+        CHECK(model && model->config.dim == 4 && model->config.n_heads == 2);
+        ml_model_free(model);
+        free_bytes(&file);
+    }
 }
 
 TEST(pt_strides) {
@@ -1861,6 +1877,7 @@ int main(void) {
     RUN(no_output_calls);
     RUN(more_rows);
     RUN(params_json);
+    RUN(names_of_arguments);
     RUN(gguf_dimensions);
     RUN(tensors_refused);
     RUN(doubles_become_floats);

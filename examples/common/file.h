@@ -266,12 +266,12 @@ static inline int is_read_with_model(const char *name, const char *model, int is
     return is_set && strstr(name, "-of-") != NULL;
 }
 
-/* The folder that a model's path is, or that it is in, with a slash at its end. Returns whether the path is it. */
-static inline int model_folder(const char *model, char folder[4096]) {
+/* The directory that a model's path is, or that it is in, with a slash at its end. Returns whether the path is it. */
+static inline int model_folder(const char *model, char directory[4096]) {
     struct stat about;
     int is_folder = stat(model, &about) == 0 && S_ISDIR(about.st_mode);
     int n = (int)(is_folder ? strlen(model) : (size_t)(file_name(model) - model));
-    snprintf(folder, 4096, "%.*s%s", n, model, is_folder ? "/" : n ? "" : "./");
+    snprintf(directory, 4096, "%.*s%s", n, model, is_folder ? "/" : n ? "" : "./");
     return is_folder;
 }
 
@@ -279,13 +279,13 @@ static inline int model_folder(const char *model, char folder[4096]) {
    them: a configuration, a tokenizer. */
 static inline int spares_model(const used_file *output, const used_file *model) {
     struct dirent *item;
-    char folder[4096], path[4096 + 256 + 2];
+    char directory[4096], path[4096 + 256 + 2];
     if (!output->path || !model->path) return 1;
-    int is_folder = model_folder(model->path, folder), ok = 1;
-    DIR *items = opendir(folder);
+    int is_folder = model_folder(model->path, directory), ok = 1;
+    DIR *items = opendir(directory);
     while (items && ok && (item = readdir(items)) != NULL) {
         if (!is_read_with_model(item->d_name, model->path, is_folder)) continue;
-        snprintf(path, sizeof path, "%s%.256s", folder, item->d_name);
+        snprintf(path, sizeof path, "%s%.256s", directory, item->d_name);
         ok = !would_write_to(output->path, path);
     }
     if (items) closedir(items);
@@ -304,11 +304,11 @@ static inline int models_spared(const used_file *outputs, int n_outputs, const u
 /* Why a model came without a tokenizer, if it has one of a kind that is not read: 1, and the reason is in `error`. */
 static inline int has_other_tokenizer(const char *model, ml_error *error) {
     static const char *const names[] = {"tokenizer.model", "tokenizer.json"};
-    char folder[4096], path[4096 + 32];
-    int is_folder = model_folder(model, folder);
+    char directory[4096], path[4096 + 32];
+    int is_folder = model_folder(model, directory);
     for (int i = is_folder ? 1 : 0; i < 3; i++) {
         ml_tokenizer *tokenizer = NULL;
-        snprintf(path, sizeof path, "%s%s", i ? folder : model, i ? names[i - 1] : "");
+        snprintf(path, sizeof path, "%s%s", i ? directory : model, i ? names[i - 1] : "");
         ml_result result = ml_tokenizer_load(path, NULL, &tokenizer, error);
         ml_tokenizer_free(tokenizer);
         if (result == ML_ERROR_UNSUPPORTED) return 1;
