@@ -9561,7 +9561,8 @@ typedef enum mli_field {
 /* clang-format on */
 
 /* What programs call each field: GGUF, Hugging Face's config.json, then others and older names (".dim": see
-   mli_find_key), and Meta's params.json. A loader takes the first that the archive has; a saver writes the first two. */
+   mli_find_key), and Meta's params.json. A loader takes the first that the archive has; a saver writes the
+   first two. */
 #define MLI_CONFIG_JSON "config.json"
 #define MLI_PARAMS_JSON "params.json"
 #define MLI_FIELD_KEYS 5

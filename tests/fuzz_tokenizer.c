@@ -95,8 +95,7 @@ static void put_pieces(bytes *b, void (*put_piece)(bytes *, const char *, float,
                                         "a",
                                         "b",
                                         "ab",
-                                        "\xE2\x96\x81"
-                                        "a",
+                                        "\xE2\x96\x81\x61",
                                         "abab",
                                         "\xC3\xA9"};
     put_piece(b, "<unk>", 0, 2);
