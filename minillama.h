@@ -6191,18 +6191,18 @@ static void mli_end_shards(mli_archive *archive) {
     archive->size = first->file.size;
 }
 
-/* ---- shards of an index ----
-   Hugging Face's model.safetensors.index.json, for example: {"weight_map": {"TENSOR": "FILE", ...}}. */
-
-#ifndef ML_NO_STDIO
-#define MLI_WEIGHT_MAP "weight_map."
-
-/* Where a shard is named by an index, its name may not lead out of the folder. */
+/* A file that is named inside of another one may not lead out of its folder. */
 static int mli_is_plain_name(const char *name, size_t length) {
     for (size_t i = 0; i < length; i++)
         if (!name[i] || strchr("/\\:", name[i])) return 0;
     return length > 0 && length < 256 && name[0] != '.';
 }
+
+/* ---- shards of an index ----
+   Hugging Face's model.safetensors.index.json, for example: {"weight_map": {"TENSOR": "FILE", ...}}. */
+
+#ifndef ML_NO_STDIO
+#define MLI_WEIGHT_MAP "weight_map."
 
 /* Opens the shards in the order of their names, each once. files (n): the values of the weight_map, sorted. */
 static void mli_open_indexed(mli_archive *archive, const mli_named *files, size_t n) {

@@ -91,13 +91,8 @@ static void put_bin_piece(bytes *b, const char *text, float score, unsigned kind
 
 /* The special pieces, the bytes, characters and merges. */
 static void put_pieces(bytes *b, void (*put_piece)(bytes *, const char *, float, unsigned)) {
-    static const char *const texts[] = {"\xE2\x96\x81",
-                                        "a",
-                                        "b",
-                                        "ab",
-                                        "\xE2\x96\x81\x61",
-                                        "abab",
-                                        "\xC3\xA9"};
+    static const char *const texts[] = {"\xE2\x96\x81",     "a",    "b",       "ab",
+                                        "\xE2\x96\x81\x61", "abab", "\xC3\xA9"};
     put_piece(b, "<unk>", 0, 2);
     put_piece(b, "<s>", 0, 3);
     put_piece(b, "</s>", 0, 3);
