@@ -515,6 +515,304 @@ ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml
 
 #ifndef ML_NO_TRAINING
 
+/* ==== >>operations ====
+   Autograd: compute anything from the operations below, and ml_graph_backward gives the gradient of the result with
+   respect to every parameter and input (reverse-mode differentiation, Linnainmaa 1976).
+
+   A graph holds one pass: its activations and, if it tapes, a record of each operation. An operation takes matrices
+   and returns a new one, so that a computation reads like its formula:
+
+      ml_tensor h = ml_relu(g, ml_linear(g, x, w1, b1));
+      ml_tensor loss = ml_cross_entropy(g, ml_linear(g, h, w2, b2), &targets);
+
+   A parameter is an ml_tensor of yours: `data` is its numbers, `grad` memory of the same shape that gradients are
+   added to (ml_optimizer_new sees to it); with grad NULL it is a constant. Results of operations live until the next
+   ml_graph_begin; their `data` may be read at once, their `grad` (NULL where nothing below learns) is valid after
+   ml_graph_backward. A value may be read by any number of operations: it gets the sum of their gradients. Arrays
+   that a description points to (rows, indices, targets) must live as long.
+
+   How large is a pass? ml_graph_size calls your function with a graph that has no memory: operations then check
+   shapes and add up sizes, and compute nothing (`data` must not be read while graph->measuring is set). Afterwards
+   nothing allocates. A pass that turns out larger than the graph is ML_ERROR_MEMORY.
+
+   What goes wrong is kept: from the first operation that fails (shapes that do not fit, an index out of range, a
+   custom operation's error) to the next ml_graph_begin all operations do nothing, and ml_graph_backward or
+   ml_graph_end returns the error with its sentence. So there is one check a pass. Operations do not follow the names
+   of objects: ml_linear is what papers call linear. Results are the same bits for any number of threads. */
+
+typedef struct ml_graph {
+    int taping;       /* this pass can be run backward */
+    int measuring;    /* there is no memory: only shapes and sizes */
+    size_t size;      /* bytes that the largest pass so far took */
+    ml_result result; /* of this pass so far */
+    struct ml_graph_private *private_part;
+} ml_graph;
+
+typedef struct ml_graph_desc {
+    /* Values and gradients that could share memory do not: more memory, the same results. For tests. */
+    int separate;
+    ml_threads threads;
+    ml_allocator allocator; /* of ml_graph_new */
+} ml_graph_desc;
+
+/* Yours: computes a pass on the graph and returns its result, usually the loss (1, 1). Called with the largest sizes
+   that will occur to find the size of the graph, and again for each pass if you like. */
+typedef ml_tensor (*ml_build)(ml_graph *graph, void *user);
+
+ML_DEF ml_result ml_graph_size(const ml_graph_desc *desc, ml_build build, void *user, size_t *size,
+                               ml_error *error);
+ML_DEF ml_result ml_graph_init(const ml_graph_desc *desc, void *memory, size_t size, ml_graph **graph,
+                               ml_error *error);
+ML_DEF ml_result ml_graph_new(const ml_graph_desc *desc, ml_build build, void *user, ml_graph **graph,
+                              ml_error *error);
+ML_DEF void ml_graph_free(ml_graph *graph); /* NULL is fine; nothing to do after ml_graph_init */
+
+/* Starts a pass: what the last one left is gone. Without taping it only computes. */
+ML_DEF void ml_graph_begin(ml_graph *graph, int taping);
+/* Adds the gradients of loss (1, 1) to parameters and inputs. The records are used up; values and gradients can be
+   read until the next begin. ML_ERROR_NUMBER, and no gradient is computed, when the loss is not finite. After an error
+   the parameters' gradients are undefined: set them to 0. Several losses: add them, or scale and add them. */
+ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *error);
+/* Ends a pass that is not run backward: whether it went well. */
+ML_DEF ml_result ml_graph_end(ml_graph *graph, ml_error *error);
+
+/* ---- inputs ---- */
+
+ML_DEF ml_tensor ml_none(void); /* an operand that is left out, such as a bias */
+/* x (rows, cols) = a copy of values; NULL: zeros. It has a gradient, too. (For a constant, use an ml_tensor of your
+   own with grad NULL.) */
+ML_DEF ml_tensor ml_input(ml_graph *g, const float *values, size_t rows, size_t cols);
+ML_DEF ml_tensor ml_stop_gradient(ml_graph *g, ml_tensor x); /* x, as a constant */
+/* y_i (n, cols) = row index_i of table (rows, cols), which may have any type of weights. With a token embedding as
+   table: the embedding of tokens. */
+ML_DEF ml_tensor ml_gather(ml_graph *g, ml_tensor table, const int32_t *index, size_t n);
+/* y = x (n, cols), with row index_i replaced by row i of rows (m, cols), m <= n; no index may occur twice */
+ML_DEF ml_tensor ml_replace_rows(ml_graph *g, ml_tensor x, const int32_t *index, ml_tensor rows);
+
+/* ---- arithmetic ----
+   In a op b, b (n, c), (1, c), (n, 1) or (1, 1) is repeated over the rows or columns of a (n, c). */
+
+/* x (n, in) w (out, in)^T + b (1, out); b may be ml_none(). w may be an activation: this is also the product of two
+   matrices. Weights of any type if they have no gradient. */
+ML_DEF ml_tensor ml_linear(ml_graph *g, ml_tensor x, ml_tensor w, ml_tensor b);
+ML_DEF ml_tensor ml_add(ml_graph *g, ml_tensor a, ml_tensor b);
+ML_DEF ml_tensor ml_sub(ml_graph *g, ml_tensor a, ml_tensor b);
+ML_DEF ml_tensor ml_mul(ml_graph *g, ml_tensor a, ml_tensor b); /* element by element */
+ML_DEF ml_tensor ml_scale(ml_graph *g, ml_tensor x, float factor);
+ML_DEF ml_tensor ml_shift(ml_graph *g, ml_tensor x, float number); /* x + number */
+ML_DEF ml_tensor ml_sum(ml_graph *g, ml_tensor x);                 /* (1, 1) */
+ML_DEF ml_tensor ml_mean(ml_graph *g, ml_tensor x);                /* (1, 1) */
+ML_DEF ml_tensor ml_sum_rows(ml_graph *g, ml_tensor x);            /* (n, c) -> (n, 1), the sum of each row */
+
+/* ---- functions of single numbers ---- */
+
+ML_DEF ml_tensor ml_relu(ml_graph *g, ml_tensor x);
+ML_DEF ml_tensor ml_gelu(ml_graph *g, ml_tensor x); /* x Phi(x), exact (Hendrycks & Gimpel 2016) */
+ML_DEF ml_tensor ml_silu(ml_graph *g, ml_tensor x); /* x / (1 + e^-x) */
+ML_DEF ml_tensor ml_tanh(ml_graph *g, ml_tensor x);
+ML_DEF ml_tensor ml_sigmoid(ml_graph *g, ml_tensor x);
+ML_DEF ml_tensor ml_exp(ml_graph *g, ml_tensor x);
+ML_DEF ml_tensor ml_log(ml_graph *g, ml_tensor x);
+ML_DEF ml_tensor ml_swiglu(ml_graph *g, ml_tensor gate, ml_tensor up); /* silu(gate) * up */
+/* Each number is 0 with probability p, otherwise divided by 1 - p; which, depends on seed and position alone. Without
+   taping: x. */
+ML_DEF ml_tensor ml_dropout(ml_graph *g, ml_tensor x, float p, uint64_t seed);
+
+/* ---- functions of rows ---- */
+
+ML_DEF ml_tensor ml_softmax(ml_graph *g, ml_tensor x);     /* of each row */
+ML_DEF ml_tensor ml_log_softmax(ml_graph *g, ml_tensor x); /* of each row */
+/* x / sqrt(mean(x^2) + eps) * w (1, c); (x - mean) / sqrt(variance + eps) * w + b. w and b may be ml_none(). */
+ML_DEF ml_tensor ml_rms_norm(ml_graph *g, ml_tensor x, ml_tensor w, float eps);
+ML_DEF ml_tensor ml_layer_norm(ml_graph *g, ml_tensor x, ml_tensor w, ml_tensor b, float eps);
+
+/* ---- shapes ---- */
+
+ML_DEF ml_tensor ml_reshape(ml_graph *g, ml_tensor x, size_t rows,
+                            size_t cols); /* the same numbers in order */
+ML_DEF ml_tensor ml_transpose(ml_graph *g, ml_tensor x);
+typedef enum ml_axis { ML_ROWS = 0, ML_COLS } ml_axis;
+ML_DEF ml_tensor ml_concat(ml_graph *g, const ml_tensor *parts, int n_parts,
+                           ml_axis axis); /* along the axis */
+ML_DEF ml_tensor ml_slice(ml_graph *g, ml_tensor x, ml_axis axis, size_t begin,
+                          size_t end); /* [begin, end) */
+
+/* ---- sequences: a matrix holds the tokens of several rows of text, packed one after another as in ml_batch ---- */
+
+typedef struct ml_rows {
+    const int32_t *start; /* (n_rows + 1), from 0 to n; NULL: all is one row */
+    int n_rows;
+} ml_rows;
+typedef struct ml_span {
+    int32_t begin, end; /* tokens [begin, end), at least one */
+} ml_span;
+
+/* x (n, D) -> (n_spans, D): the pooled tokens of each span; spans may overlap */
+ML_DEF ml_tensor ml_pool_spans(ml_graph *g, ml_tensor x, const ml_span *spans, int n_spans,
+                               ml_pooling pooling);
+ML_DEF ml_tensor ml_pool_rows(ml_graph *g, ml_tensor x, ml_rows rows, ml_pooling pooling); /* (n_rows, D) */
+/* attention pooling (Lin et al. 2017, "A Structured Self-attentive Sentence Embedding"): the mean of a row's tokens,
+   weighted by softmax over the row of scores (n, 1) */
+ML_DEF ml_tensor ml_pool_weighted(ml_graph *g, ml_tensor x, ml_tensor scores, ml_rows rows);
+
+/* cosine and sine of every pair's angle at positions 0 .. n_positions - 1: table (n_positions, hd) */
+typedef enum ml_rope_kind {
+    ML_ROPE_PLAIN = 0, /* position / (scale theta^(2j / hd)): scale > 1 is position interpolation */
+    ML_ROPE_NTK,       /* theta scale^(hd / (hd - 2)) in place of theta */
+    ML_ROPE_YARN       /* Peng et al. 2023, "YaRN": between the two, by frequency; attention scaled */
+} ml_rope_kind;
+typedef struct ml_rope_desc {
+    ml_rope_kind kind;
+    size_t hd;    /* required: size of a head */
+    float theta;  /* default 10000 */
+    float scale;  /* default 1: how many times longer than trained */
+    int original; /* positions that the model was trained for: ML_ROPE_YARN needs it */
+} ml_rope_desc;
+ML_DEF void ml_rope_table(const ml_rope_desc *desc, float *table, int n_positions);
+/* rotary positions (Su et al. 2021): each head of x (n, heads * hd) rotated by each token's position in its row; table
+   (positions, hd) as ml_rope_table makes it, at least as long as the longest row */
+ML_DEF ml_tensor ml_rotate(ml_graph *g, ml_tensor x, ml_tensor table, ml_rows rows);
+
+/* softmax(q k^T scale + bias) v in each head (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023) */
+typedef struct ml_attention_desc {
+    ml_tensor q;      /* (n, n_heads * hd) */
+    ml_tensor k, v;   /* (m, n_kv_heads * hd) */
+    int n_heads;      /* required */
+    int n_kv_heads;   /* default n_heads; divides it */
+    ml_rows rows;     /* of q */
+    ml_rows key_rows; /* of k and v; default rows. Of more keys than queries, the queries are at the last */
+    ml_mask mask;     /* default causal */
+    int window;  /* a query sees at most so many keys back, itself included (and ahead, if full); 0: all */
+    int sinks;   /* ... and always its row's first so many (Xiao et al. 2023) */
+    float scale; /* default 1 / sqrt(hd) */
+    ml_tensor
+        bias; /* (n, S) for all heads or (n_heads * n, S), head after head: column j is the j-th key of the
+                            query's row; -INFINITY hides it; default none */
+    float dropout; /* of the weights; default 0 */
+    uint64_t seed; /* of dropout */
+} ml_attention_desc;
+ML_DEF ml_tensor ml_attention(ml_graph *g, const ml_attention_desc *desc); /* (n, n_heads * hd) */
+/* bias (n_heads * n, S) of ALiBi (Press et al. 2021): -2^(-8 h / n_heads) (i - j), heads h from 1 */
+ML_DEF ml_tensor ml_alibi(ml_graph *g, int n_heads, ml_rows rows, size_t n);
+
+/* ---- losses: (1, 1) ---- */
+
+typedef struct ml_loss_desc {
+    const int32_t *targets; /* (n): 0 .. C-1; negative: not counted */
+    float divisor;          /* of the sum over the rows; default the number of those that count */
+    float
+        smoothing; /* label smoothing (Szegedy et al. 2016): so much of the target spread over all classes */
+    float *log_probs; /* out (n, C): log-softmax; NULL: not wanted */
+    /* This is all of the loss, and goes to ml_graph_backward as it is: gradients are computed with it, which for a
+       large vocabulary saves computing the logits twice. No operation may read it. */
+    int whole;
+} ml_loss_desc;
+/* sum of -log softmax(logits)[target] / divisor */
+ML_DEF ml_tensor ml_cross_entropy(ml_graph *g, ml_tensor logits, const ml_loss_desc *desc);
+/* the same with logits x (n, D) w (C, D)^T + b, of which only a few hundred rows exist at a time */
+ML_DEF ml_tensor ml_linear_cross_entropy(ml_graph *g, ml_tensor x, ml_tensor w, ml_tensor b,
+                                         const ml_loss_desc *desc);
+/* sum of (y - target)^2 / divisor; divisor 0: their number, the mean */
+ML_DEF ml_tensor ml_squared_error(ml_graph *g, ml_tensor y, ml_tensor target, float divisor);
+/* sum over the rows of KL(p || q) / divisor, p = softmax(x), q = softmax(y), with gradients for both; divisor 0: the
+   number of rows. The other direction: exchange x and y. */
+ML_DEF ml_tensor ml_kl_divergence(ml_graph *g, ml_tensor x, ml_tensor y, float divisor);
+
+/* ---- an operation of yours ---- */
+
+#define ML_MAX_INPUTS 8
+typedef struct ml_custom {
+    const char *name; /* for errors */
+    int n_inputs;
+    ml_tensor inputs[ML_MAX_INPUTS]; /* F32 */
+    ml_tensor output;                /* (rows, cols) */
+    void *kept;                      /* `keep` bytes from the forward to the backward pass */
+    void *user;
+} ml_custom;
+/* Forward: fills output.data. Backward: adds to inputs[i].grad, where it is not NULL, from output.grad. Both return
+   ML_OK; anything else ends the pass with that error. */
+typedef ml_result (*ml_custom_function)(const ml_custom *op);
+typedef struct ml_custom_desc {
+    const char *name;
+    ml_custom_function forward, backward; /* backward NULL: the result is a constant */
+    const ml_tensor *inputs;
+    int n_inputs; /* 1 to ML_MAX_INPUTS */
+    size_t rows, cols;
+    size_t keep;
+    void *user;
+} ml_custom_desc;
+ML_DEF ml_tensor ml_custom_op(ml_graph *g, const ml_custom_desc *desc);
+
+/* ---- the whole Llama as one operation, with places to insert things ---- */
+
+typedef enum ml_place {
+    ML_PLACE_EMBEDDING, /* y: the token embeddings; x the same */
+    ML_PLACE_Q, /* y (n, D), before rotation; x (n, D): the normalized stream that it is computed from */
+    ML_PLACE_K, /* y (n, kv_dim), before rotation */
+    ML_PLACE_V, /* y (n, kv_dim) */
+    ML_PLACE_O, /* y (n, D): what attention adds to the stream; x: what the heads gave */
+    ML_PLACE_ATTENTION, /* y (n, D): the same, but x is the normalized stream that the half layer began with */
+    ML_PLACE_W1,        /* y (n, H): before silu; x (n, D): the normalized stream */
+    ML_PLACE_W3,        /* y (n, H) */
+    ML_PLACE_HIDDEN,    /* y (n, H): silu(W1 x) * W3 x, before W2; x the same */
+    ML_PLACE_W2,        /* y (n, D): what the feed-forward half adds to the stream; x (n, H) */
+    ML_PLACE_FFN,   /* y (n, D): the same, but x is the normalized stream that the half layer began with */
+    ML_PLACE_BLOCK, /* y (n, D): the stream after the layer; x the same */
+    ML_PLACES
+} ml_place;
+typedef struct ml_insertion {
+    ml_place place;
+    int layer; /* 0 for ML_PLACE_EMBEDDING */
+    ml_tensor x, y;
+} ml_insertion;
+/* Returns what is to be used in place of y, of the same shape (or y). With checkpointing it is called again in the
+   backward pass, and must do the same again. */
+typedef ml_tensor (*ml_insert)(ml_graph *g, const ml_insertion *at, void *user);
+
+typedef struct ml_llama_desc {
+    const ml_model *model; /* required */
+    const ml_tensor
+        *weights; /* (model->n_tensors), with gradients where they learn; default the model's, frozen */
+    const ml_lora *lora;           /* an adapter over the model; default none */
+    const ml_tensor *lora_weights; /* (lora->n_tensors), with gradients; default the adapter's, frozen */
+    const ml_batch *batch;         /* required: tokens, and rows if there are several */
+    unsigned places;               /* a sum of 1u << ML_PLACE_...: where `insert` is called */
+    ml_insert insert;
+    void *user; /* of insert */
+    const ml_tensor
+        *prefix_keys; /* (n_layers) of (P, kv_dim): keys and values, not rotated, that every token of the
+                                     layer sees in addition (Li & Liang 2021, "Prefix-Tuning"); default none */
+    const ml_tensor *prefix_values;
+    ml_tensor rope; /* (positions, hd): see ml_rope_table; default by the model's configuration */
+    int no_rope;    /* no rotation at all */
+    ml_tensor bias; /* as those of ml_attention_desc, in all layers */
+    int window, sinks;
+    int checkpointing; /* as that of ml_trainer_desc */
+    ml_tensor
+        *states; /* out (n_layers + 1): the stream before the first and after each layer; NULL: not wanted */
+} ml_llama_desc;
+/* The hidden states (n, D) after the last norm. Layers below the first that learns anything are computed without
+   records. */
+ML_DEF ml_tensor ml_llama(ml_graph *g, const ml_llama_desc *desc);
+
+/* ---- checking a gradient ---- */
+
+typedef struct ml_check_desc {
+    ml_build build; /* computes a loss (1, 1); must give the same one when called again (fixed seeds) */
+    void *user;
+    const ml_tensor *const *tensors; /* (n_tensors) parameters, F32, with grad */
+    int n_tensors;
+    double step;       /* of a difference; default 0.01 of the root mean square of the tensor's numbers */
+    int n_directions;  /* random directions for each tensor; default 8 */
+    ml_random *random; /* required */
+} ml_check_desc;
+/* Compares the derivative of the loss along random directions d, as backward gives it, with the fourth-order central
+   difference (8 (L(w + h d) - L(w - h d)) - (L(w + 2 h d) - L(w - 2 h d))) / 12 h, taken in double from losses that
+   are F32. *worst is the largest difference, relative to the length of the gradient: below 0.01 for a right gradient
+   (rounding of the loss makes about 1e-3), about 1 for a wrong one. Changes the parameters and restores them; their
+   gradients are those of one pass afterwards. */
+ML_DEF ml_result ml_check_gradient(ml_graph *g, const ml_check_desc *desc, double *worst, ml_error *error);
+
 /* ==== >>training ====
    ml_trainer_backward computes a batch's loss and adds its gradient; ml_trainer_step updates the weights (AdamW). */
 
@@ -545,6 +843,52 @@ typedef struct ml_schedule {
 } ml_schedule;
 ML_DEF float ml_schedule_factor(const ml_schedule *schedule,
                                 int64_t step); /* for the next step, after `step` steps */
+
+/* ---- AdamW over any list of tensors ---- */
+
+/* Tensors with the same learning rate and decay. */
+typedef struct ml_group {
+    float lr;           /* default that of ml_adamw */
+    float weight_decay; /* as it stands: 0 is none */
+    int frozen;         /* gets no gradient and no moments */
+} ml_group;
+typedef struct ml_parameter {
+    ml_tensor *tensor; /* F32; the optimizer sets its `grad` */
+    int group;
+} ml_parameter;
+
+typedef struct ml_optimizer_desc {
+    const ml_parameter *parameters; /* (n_parameters) */
+    int n_parameters;
+    const ml_group *groups; /* (n_groups); default one group with adamw's lr and weight_decay */
+    int n_groups;
+    ml_adamw adamw; /* without head_lr and decay_all */
+    ml_schedule schedule;
+    ml_threads threads;
+    ml_allocator allocator; /* of ml_optimizer_new */
+} ml_optimizer_desc;
+
+typedef struct ml_optimizer {
+    int64_t step;         /* steps done */
+    float learning_rate;  /* of the last step, without groups */
+    float gradient_norm;  /* global, of the last step, before clipping */
+    int64_t n_parameters; /* numbers that are trained */
+    ml_group *groups;     /* yours to change between steps, except for `frozen` */
+    struct ml_optimizer_private *private_part;
+} ml_optimizer;
+
+/* Gradients and moments, 12 bytes for each number, are in the optimizer's one buffer. */
+ML_DEF ml_result ml_optimizer_size(const ml_optimizer_desc *desc, size_t *size, ml_error *error);
+ML_DEF ml_result ml_optimizer_init(const ml_optimizer_desc *desc, void *memory, size_t size,
+                                   ml_optimizer **optimizer, ml_error *error);
+ML_DEF ml_result ml_optimizer_new(const ml_optimizer_desc *desc, ml_optimizer **optimizer, ml_error *error);
+ML_DEF void ml_optimizer_free(ml_optimizer *optimizer); /* NULL is fine; the tensors' grads are gone */
+/* One step with the accumulated gradients, which are 0 afterwards. ML_ERROR_NUMBER, and nothing done, when they are
+   not finite. */
+ML_DEF ml_result ml_optimizer_step(ml_optimizer *optimizer, ml_error *error);
+ML_DEF void ml_optimizer_zero_gradients(ml_optimizer *optimizer);
+
+/* ---- a trainer: model, head, loss and optimizer in one ---- */
 
 typedef struct ml_trainer_desc {
     int max_tokens; /* of a batch; default the model's max_seq_len */
