@@ -1826,7 +1826,7 @@ MLI_OPTIONAL size_t mli_linear_work(const ml_threads *threads, size_t n, size_t 
    Shapes: n tokens in this pass, D dim, H hidden_dim, A n_heads, hd = D / A head size, kv_dim = n_kv_heads hd, V
    vocab_size, S keys that a query may see, r rank of an adapter. */
 
-typedef struct mli_graph {
+typedef struct ml_graph_private {
     const ml_threads *threads;
     const ml_lora *lora;   /* the adapter over the matrices, or NULL */
     unsigned char *memory; /* activations and records, as a stack; NULL: measure only */
@@ -1836,24 +1836,46 @@ typedef struct mli_graph {
     size_t recompute;  /* measured: what the backward pass takes on top of `used` after the forward pass */
     int taping;        /* operations record themselves for mli_run_backward */
     int checkpointing; /* layers keep only their input and are computed again in the backward pass */
-    struct mli_taped *newest; /* record on the tape */
+    int separate;      /* no value shares memory with its gradient */
+    struct mli_taped *newest;    /* record on the tape */
+    struct mli_open_graph *open; /* what a graph of the caller's has in addition (>>operations), or NULL */
 } mli_graph;
 
 static int mli_measuring(const mli_graph *g) { return !g->memory; }
+
+/* More is needed than was measured. The library's own passes are never larger; one of the caller's may be: what is
+   left of it is only measured, and ends with an error. */
+static void mli_overflow(mli_graph *g) {
+    ML_ASSERT(g->open);
+    g->memory = NULL;
+}
+
 static void *mli_graph_alloc(mli_graph *g, size_t n, size_t size) {
     void *memory = mli_carve(g->memory, &g->used, n, size);
     g->peak = MLI_MAX(g->peak, g->used);
-    ML_ASSERT(mli_measuring(g) || g->used <= g->size);
-    return memory;
+    if (mli_measuring(g) || g->used <= g->size) return memory;
+    mli_overflow(g);
+    return NULL;
 }
 
 /* Frees everything allocated since g->used was `mark`. */
 static void mli_release(mli_graph *g, size_t mark) { g->used = mark; }
 
-/* Each operation says how much scratch it needs; measured is the largest need. */
+/* Each operation says how much scratch it needs; measured is the largest need. In a caller's graph scratch grows from
+   the end of the memory towards the activations, so that what an earlier operation used stays inside it. */
 static void mli_need_work(mli_graph *g, size_t bytes) {
-    if (mli_measuring(g)) g->work_size = MLI_MAX(g->work_size, bytes);
-    ML_ASSERT(g->work_size >= bytes);
+    if (bytes <= g->work_size) return;
+    if (!mli_measuring(g)) {
+        size_t room = g->size + g->work_size;
+        bytes = (size_t)mli_align_up(bytes);
+        if (bytes <= room && g->used <= room - bytes) {
+            g->size = room - bytes;
+            g->work = g->memory + g->size;
+        } else {
+            mli_overflow(g);
+        }
+    }
+    g->work_size = bytes;
 }
 
 static ml_tensor mli_tensor_at(float *data, size_t rows, size_t cols) {
@@ -1920,21 +1942,34 @@ MLI_OPTIONAL void mli_run_backward(mli_graph *g, mli_taped *until) {
     }
 }
 
-/* A new activation (rows, cols) on the graph's stack. */
+/* Memory for the numbers of an activation. While measuring, `where` (0: a value, 1: a gradient) of an array that
+   nobody reads: such tensors can be told from those that are left out, and those that share memory from others. */
+static float *mli_new_numbers(mli_graph *g, size_t rows, size_t cols, int where) {
+    static const float unreal[2] = {0, 0};
+    float *numbers = (float *)mli_graph_alloc(g, rows * sizeof(float), cols);
+    return mli_measuring(g) ? (float *)(uintptr_t)&unreal[where] : numbers;
+}
+
+/* A new activation (rows, cols) on the graph's stack, whose gradient is in memory of its own, and 0: its readers add
+   to it. The residual stream is one, and so is all that a caller may hold and read as often as he likes. */
+static ml_tensor mli_new_apart(mli_graph *g, size_t rows, size_t cols) {
+    float *grad = mli_taping(g) ? mli_new_numbers(g, rows, cols, 1) : NULL;
+    ml_tensor t = mli_tensor_at(mli_new_numbers(g, rows, cols, 0), rows, cols);
+    t.grad = grad;
+    if (grad && !mli_measuring(g)) memset(grad, 0, mli_numbers(&t) * sizeof *grad);
+    return t;
+}
+
+/* A new activation that is read once, by an operation that can write the gradient over the value. */
 static ml_tensor mli_new(mli_graph *g, size_t rows, size_t cols) {
-    ml_tensor t = mli_tensor_at((float *)mli_graph_alloc(g, rows * sizeof(float), cols), rows, cols);
+    if (g->separate) return mli_new_apart(g, rows, cols);
+    ml_tensor t = mli_tensor_at(mli_new_numbers(g, rows, cols, 0), rows, cols);
     if (mli_taping(g)) t.grad = (float *)t.data;
     return t;
 }
 
-/* The start of a residual stream: its gradient is in separate memory, and 0. */
-static ml_tensor mli_new_stream(mli_graph *g, size_t rows, size_t cols) {
-    float *grad = mli_taping(g) ? mli_new(g, rows, cols).grad : NULL;
-    ml_tensor t = mli_new(g, rows, cols);
-    t.grad = grad;
-    if (grad) memset(grad, 0, mli_numbers(&t) * sizeof *grad);
-    return t;
-}
+/* Whether the gradient is to be written over the value, and not added to what is there. */
+static int mli_is_shared(ml_tensor t) { return t.grad == (const float *)t.data; }
 
 /* ---- rows ---- */
 
@@ -2162,7 +2197,7 @@ static void mli_linears_backward(mli_graph *g, const void *record) {
     }
     for (int j = 0; j < op->n_weights && x.grad; j++) {
         const mli_matrix_use *use = &op->use[j];
-        mli_input_gradient(g, x.grad, use->y.grad, use->w, x.rows, j > 0);
+        mli_input_gradient(g, x.grad, use->y.grad, use->w, x.rows, j > 0 || !mli_is_shared(x));
         if (use->a.data) mli_input_gradient(g, x.grad, mli_row(use->low, 0), use->a, x.rows, 1);
     }
 }
@@ -2858,7 +2893,7 @@ static ml_tensor mli_layer_checkpointed(mli_graph *g, const mli_pass *pass, int 
 /* tokens (n) -> hidden states after the last norm (n, D) */
 static ml_tensor mli_network(mli_graph *g, const mli_pass *pass) {
     ml_tensor embedding = *mli_weight(pass->model, MLI_TOKEN_EMBEDDING, 0);
-    ml_tensor x = mli_new_stream(g, (size_t)pass->n_tokens, embedding.cols);
+    ml_tensor x = mli_new_apart(g, (size_t)pass->n_tokens, embedding.cols);
     mli_embed(g, embedding, pass->tokens, x);
     for (int layer = 0; layer < pass->model->config.n_layers; layer++)
         x = mli_taping(g) && g->checkpointing ? mli_layer_checkpointed(g, pass, layer, x)
@@ -3725,7 +3760,8 @@ static void mli_loss_gradients(mli_graph *g, const mli_loss_chunk *chunk) {
     const float *h = mli_row(op->h, chunk->first), *dlogits = (const float *)chunk->logits.data;
     if (op->w.grad) mli_weight_gradient(g, op->w.grad, dlogits, h, n, n_classes, op->h.cols);
     for (size_t i = 0; op->b.grad && i < n; i++) mli_add(op->b.grad, dlogits + i * n_classes, n_classes);
-    mli_input_gradient(g, mli_grad_row(op->h, chunk->first), dlogits, op->w, n, 0);
+    if (!op->h.grad) return;
+    mli_input_gradient(g, mli_grad_row(op->h, chunk->first), dlogits, op->w, n, !mli_is_shared(op->h));
 }
 
 static void mli_run_cross_entropy(mli_graph *g, const mli_cross_entropy_op *op, int backward) {
@@ -3866,6 +3902,303 @@ ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml
     }
     return mli_ok(error);
 }
+
+/* ==== >>operations ====
+   The operations of the network, open to the caller, and more of them. All results have a gradient in memory of their
+   own, so that any number of operations may read a value: each adds its part. The operations of the network that
+   write a gradient over a value tell the two kinds apart by the addresses (mli_is_shared).
+
+   A function here checks its operands (mli_accepts), makes the result (mli_result), computes it unless the graph only
+   measures, and records itself if the result has a gradient, which it has if an operand has one. */
+
+#ifndef ML_NO_TRAINING
+
+/* A caller's graph. */
+typedef struct mli_open_graph {
+    ml_graph shown;
+    mli_graph graph;
+    unsigned char *block; /* graph.memory, which is NULL after an overflow */
+    size_t room;          /* bytes of block: graph.size + graph.work_size */
+    ml_error error;       /* of this pass */
+    const void *whole;    /* data of the loss whose gradient is already computed; NULL: there is none */
+    ml_threads threads;
+    ml_allocator allocator; /* of ml_graph_new ... */
+    void *owned;            /* ... and what it returned */
+} mli_open_graph;
+
+ML_DEF ml_tensor ml_none(void) { return mli_tensor_at(NULL, 0, 0); }
+
+/* Ends the pass with an error, unless it has one already. Returns what a failed operation returns. */
+static ml_tensor mli_cannot(ml_graph *shown, ml_result result, const char *format, ...) {
+    mli_open_graph *open = shown->private_part->open;
+    va_list args;
+    va_start(args, format);
+    if (!shown->result) {
+        shown->result = open->error.code = result;
+        mli_format_v(open->error.text, sizeof open->error.text, format, args);
+    }
+    va_end(args);
+    return ml_none();
+}
+static ml_tensor mli_cannot_fit(ml_graph *shown, const char *name, ml_tensor a, ml_tensor b) {
+    return mli_cannot(shown, ML_ERROR_MISMATCH, "%s: shapes (%z, %z) and (%z, %z) do not fit", name, a.rows,
+                      a.cols, b.rows, b.cols);
+}
+
+/* Whether an operation may read x: an F32 activation or parameter, while nothing has failed. */
+static int mli_accepts(ml_graph *shown, const char *name, ml_tensor x) {
+    const mli_open_graph *open = shown->private_part->open;
+    if (shown->result) return 0;
+    if (!x.data)
+        mli_cannot(shown, ML_ERROR_ARGUMENT, "%s: an operand is left out", name);
+    else if (x.type != ML_F32)
+        mli_cannot(shown, ML_ERROR_ARGUMENT, "%s: an operand is %s, not F32", name, ml_type_name(x.type));
+    else if (x.data == open->whole)
+        mli_cannot(shown, ML_ERROR_ARGUMENT, "%s: an operand is the loss that was said to be the whole",
+                   name);
+    return !shown->result;
+}
+
+/* The result of an operation; it has a gradient if `learns`: if an operand has one. */
+static ml_tensor mli_result(mli_graph *g, size_t rows, size_t cols, int learns) {
+    if (learns && mli_taping(g)) return mli_new_apart(g, rows, cols);
+    return mli_tensor_at(mli_new_numbers(g, rows, cols, 0), rows, cols);
+}
+
+/* Records an operation whose result is y. */
+static void mli_record_of(mli_graph *g, ml_tensor y, mli_backward backward, const void *op, size_t size) {
+    if (y.grad) mli_record(g, backward, op, size);
+}
+
+/* ---- graphs ---- */
+
+/* Activations, records and scratch that the pass took, and what its backward pass takes on top of them. */
+static void mli_note_size(mli_open_graph *open) {
+    const mli_graph *g = &open->graph;
+    size_t size = MLI_MAX(g->peak, g->used);
+    if (size < SIZE_MAX && !mli_add_size(g->used, g->recompute, &size)) size = SIZE_MAX;
+    size = MLI_MAX(size, g->peak);
+    if (!mli_add_size(size, g->work_size + sizeof *open + 3 * MLI_ALIGN, &size)) size = SIZE_MAX;
+    open->shown.size = MLI_MAX(open->shown.size, size);
+}
+
+ML_DEF void ml_graph_begin(ml_graph *graph, int taping) {
+    mli_open_graph *open = graph->private_part->open;
+    mli_graph *g = &open->graph;
+    if (!graph->measuring) mli_note_size(open);
+    graph->result = ML_OK;
+    graph->taping = g->taping = taping;
+    if (!g->memory) g->size = open->room, g->work_size = 0; /* as after an overflow */
+    g->memory = open->block;
+    g->used = g->peak = g->recompute = 0;
+    g->newest = NULL;
+    open->whole = NULL;
+}
+
+/* A graph without memory. */
+static void mli_open_plan(mli_open_graph *open, const ml_graph_desc *desc) {
+    memset(open, 0, sizeof *open);
+    if (desc) open->threads = desc->threads;
+    if (!open->threads.count) open->threads.count = 1;
+    open->graph.threads = &open->threads;
+    open->graph.separate = desc ? desc->separate : 0;
+    open->graph.open = open;
+    open->shown.measuring = 1;
+    open->shown.private_part = &open->graph;
+}
+
+/* The sizes of a pass that `build` computes. */
+static ml_result mli_open_measure(mli_open_graph *open, const ml_graph_desc *desc, ml_build build, void *user,
+                                  ml_error *error) {
+    mli_open_plan(open, desc);
+    ml_result result = mli_check_threads(&open->threads, "graph", error);
+    if (result) return result;
+    ml_graph_begin(&open->shown, 1);
+    build(&open->shown, user);
+    mli_note_size(open);
+    if (!open->shown.result && open->shown.size == SIZE_MAX)
+        mli_cannot(&open->shown, ML_ERROR_MEMORY,
+                   "a pass of this size takes more memory than can be addressed");
+    return ml_graph_end(&open->shown, error);
+}
+
+ML_DEF ml_result ml_graph_size(const ml_graph_desc *desc, ml_build build, void *user, size_t *size,
+                               ml_error *error) {
+    mli_open_graph plan;
+    if (!build || !size) return mli_null(error, "ml_graph_size");
+    *size = 0;
+    ml_result result = mli_open_measure(&plan, desc, build, user, error);
+    if (!result) *size = plan.shown.size;
+    return result;
+}
+
+ML_DEF ml_result ml_graph_init(const ml_graph_desc *desc, void *memory, size_t size, ml_graph **graph,
+                               ml_error *error) {
+    mli_open_graph plan;
+    if (!memory || !graph) return mli_null(error, "ml_graph_init");
+    *graph = NULL;
+    mli_open_plan(&plan, desc);
+    ml_result result = mli_check_threads(&plan.threads, "graph", error);
+    if (result) return result;
+    mli_open_graph *open = (mli_open_graph *)(void *)mli_place(memory, size, sizeof plan + 2 * MLI_ALIGN,
+                                                               "ml_graph_size", error);
+    if (!open) return ML_ERROR_MEMORY;
+    *open = plan;
+    open->block = (unsigned char *)mli_align_up((uintptr_t)(open + 1));
+    open->room = ((size_t)((unsigned char *)memory + size - open->block)) & ~(size_t)(MLI_ALIGN - 1);
+    open->graph.threads = &open->threads;
+    open->graph.open = open;
+    open->graph.size = open->room;
+    open->shown.measuring = 0;
+    open->shown.private_part = &open->graph;
+    *graph = &open->shown;
+    ml_graph_begin(*graph, 0);
+    return mli_ok(error);
+}
+
+ML_DEF ml_result ml_graph_new(const ml_graph_desc *desc, ml_build build, void *user, ml_graph **graph,
+                              ml_error *error) {
+    ml_allocator allocator;
+    size_t size;
+    if (!graph) return mli_null(error, "ml_graph_new");
+    *graph = NULL;
+    ml_result result = mli_resolve_allocator(desc ? &desc->allocator : NULL, &allocator, error);
+    if (!result) result = ml_graph_size(desc, build, user, &size, error);
+    if (result) return result;
+    void *memory = allocator.alloc(size, allocator.user);
+    if (!memory) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a graph of %z bytes", size);
+    result = ml_graph_init(desc, memory, size, graph, error);
+    ML_ASSERT(!result);
+    (*graph)->private_part->open->allocator = allocator;
+    (*graph)->private_part->open->owned = memory;
+    return result;
+}
+
+ML_DEF void ml_graph_free(ml_graph *graph) {
+    if (graph) mli_free(&graph->private_part->open->allocator, graph->private_part->open->owned);
+}
+
+ML_DEF ml_result ml_graph_end(ml_graph *graph, ml_error *error) {
+    mli_open_graph *open = graph->private_part->open;
+    if (!graph->measuring) mli_note_size(open);
+    if (!graph->measuring && mli_measuring(&open->graph))
+        mli_cannot(graph, ML_ERROR_MEMORY, "the pass takes %z bytes, the graph has less (ml_graph_size)",
+                   graph->size);
+    if (!graph->result) return mli_ok(error);
+    if (error) *error = open->error;
+    return graph->result;
+}
+
+ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *error) {
+    mli_open_graph *open = graph->private_part->open;
+    int is_whole = loss.data && loss.data == open->whole;
+    if (!graph->taping) mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_graph_backward: the pass does not tape");
+    if (!is_whole && mli_accepts(graph, "ml_graph_backward", loss) && (loss.rows != 1 || loss.cols != 1))
+        mli_cannot(graph, ML_ERROR_MISMATCH, "ml_graph_backward: the loss is (%z, %z), not (1, 1)", loss.rows,
+                   loss.cols);
+    ml_result result = ml_graph_end(graph, error);
+    if (result || mli_measuring(&open->graph)) return result;
+    if (!mli_is_finite((double)mli_row(loss, 0)[0])) {
+        mli_cannot(graph, ML_ERROR_NUMBER,
+                   "the loss is not finite (learning rate too high, or broken model?)");
+        return ml_graph_end(graph, error);
+    }
+    if (loss.grad) loss.grad[0] += 1;
+    mli_run_backward(&open->graph, NULL);
+    return ml_graph_end(graph, error);
+}
+
+/* ---- inputs ---- */
+
+ML_DEF ml_tensor ml_input(ml_graph *graph, const float *values, size_t rows, size_t cols) {
+    mli_graph *g = graph->private_part;
+    if (graph->result) return ml_none();
+    if (!rows || !cols)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_input: the shape is (%z, %z)", rows, cols);
+    ml_tensor x = mli_result(g, rows, cols, 1);
+    if (mli_measuring(g)) return x;
+    if (values)
+        memcpy(x.data, values, mli_numbers(&x) * sizeof *values);
+    else
+        memset(x.data, 0, mli_numbers(&x) * sizeof *values);
+    return x;
+}
+
+ML_DEF ml_tensor ml_stop_gradient(ml_graph *graph, ml_tensor x) {
+    if (!mli_accepts(graph, "ml_stop_gradient", x)) return ml_none();
+    x.grad = NULL;
+    return x;
+}
+
+/* ---- arithmetic ---- */
+
+/* Whether w (out, in) and b (1, out) or none fit x (n, in): for all operations with a linear layer. */
+static int mli_accepts_linear(ml_graph *graph, const char *name, const ml_tensor *x, const ml_tensor *w,
+                              const ml_tensor *b) {
+    ml_tensor weight = *w;
+    if (!weight.grad && weight.data) weight.type = ML_F32; /* a frozen one may have any type */
+    if (!mli_accepts(graph, name, *x) || !mli_accepts(graph, name, weight)) return 0;
+    if (x->cols != w->cols) return mli_cannot_fit(graph, name, *x, *w), 0;
+    if (!b->data) return 1;
+    if (!mli_accepts(graph, name, *b)) return 0;
+    if (b->cols != w->rows || b->rows != 1) return mli_cannot_fit(graph, name, *w, *b), 0;
+    return 1;
+}
+
+typedef struct mli_bias_op {
+    ml_tensor y, b; /* (n, c), (1, c) */
+} mli_bias_op;
+
+static void mli_bias_rows(const void *record, size_t begin, size_t end) {
+    const mli_bias_op *op = (const mli_bias_op *)record;
+    for (; begin < end; begin++) mli_add(mli_row(op->y, begin), (const float *)op->b.data, op->y.cols);
+}
+
+/* db += sum of the rows of dy: columns [begin, end) of all rows */
+static void mli_bias_gradient_columns(const void *record, size_t begin, size_t end) {
+    const mli_bias_op *op = (const mli_bias_op *)record;
+    for (size_t i = 0; i < op->y.rows; i++)
+        mli_add(op->b.grad + begin, mli_grad_row(op->y, i) + begin, end - begin);
+}
+
+static void mli_bias_backward(mli_graph *g, const void *record) {
+    const mli_bias_op *op = (const mli_bias_op *)record;
+    if (op->b.grad) mli_for_rows(g, mli_bias_gradient_columns, op, op->y.cols, op->y.rows);
+}
+
+ML_DEF ml_tensor ml_linear(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor b) {
+    mli_graph *g = graph->private_part;
+    mli_matrix_use use;
+    if (!mli_accepts_linear(graph, "ml_linear", &x, &w, &b)) return ml_none();
+    int learns = x.grad || w.grad || b.grad, taping = g->taping;
+    memset(&use, 0, sizeof use);
+    use.w = w;
+    use.y = mli_result(g, x.rows, w.rows, learns);
+    g->taping = taping && learns;
+    mli_linears(g, x, &use, 1);
+    g->taping = taping;
+    mli_bias_op op = {use.y, b};
+    if (b.data) mli_for_rows(g, mli_bias_rows, &op, x.rows, w.rows);
+    if (b.data) mli_record_of(g, use.y, mli_bias_backward, &op, sizeof op);
+    return use.y;
+}
+
+/* ---- losses ---- */
+
+/* The number of targets that count; -1 after ending the pass if one is out of range. */
+static int mli_count_classes(ml_graph *graph, const char *name, const int32_t *targets, size_t n,
+                             size_t n_classes) {
+    int counted = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (targets[i] >= 0 && (size_t)targets[i] >= n_classes)
+            return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: target %z is %d, not below %z", name, i,
+                              (int)targets[i], n_classes),
+                   -1;
+        counted += targets[i] >= 0;
+    }
+    return counted;
+}
+#endif /* ML_NO_TRAINING */
 
 /* ==== >>training ====
    One step of training: the network and its loss are computed for a batch (forward), the gradient of the loss with

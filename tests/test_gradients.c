@@ -677,7 +677,7 @@ TEST(add_linear) {
 
 static double embed_forward(mli_graph *g, problem *p) {
     ml_tensor table = operand(g, p, 0);
-    output(p, 0, mli_embed(g, table, p->index, mli_new_stream(g, (size_t)p->n, table.cols)));
+    output(p, 0, mli_embed(g, table, p->index, mli_new_apart(g, (size_t)p->n, table.cols)));
     return 0;
 }
 
