@@ -4346,7 +4346,7 @@ static ml_result mli_plan_steps(mli_optimizer *o, double norm, ml_error *error) 
     float factor = ml_schedule_factor(&o->schedule, o->shown.step);
     for (int i = 0; i < o->n_groups; i++) {
         float lr = o->shown.groups[i].lr * factor, decay = o->shown.groups[i].weight_decay;
-        if (!mli_is_in_range(lr, decay))
+        if (!o->shown.groups[i].frozen && !mli_is_in_range(lr, decay))
             return mli_fail(error, ML_ERROR_ARGUMENT,
                             "group %d: the learning rate or weight decay is out of range", i);
         float rate = (float)((double)lr * (pytorch ? 1.0 : sqrt(c2)) / c1);
