@@ -855,16 +855,16 @@ typedef struct ml_group {
     int frozen;         /* gets no gradient and no moments */
 } ml_group;
 typedef struct ml_parameter {
-    ml_tensor *tensor; /* F32; the optimizer sets its `grad` */
+    ml_tensor *tensor; /* F32 (any type if frozen); must outlive the optimizer, which sets its `grad` */
     int group;
 } ml_parameter;
 
 typedef struct ml_optimizer_desc {
-    const ml_parameter *parameters; /* (n_parameters) */
+    const ml_parameter *parameters; /* (n_parameters), not needed after _init; no two may share memory */
     int n_parameters;
     const ml_group *groups; /* (n_groups); default one group with adamw's lr and weight_decay */
     int n_groups;
-    ml_adamw adamw; /* without head_lr and decay_all */
+    ml_adamw adamw; /* without head_lr and decay_all; lr may be left out if every group has its own */
     ml_schedule schedule;
     ml_threads threads;
     ml_allocator allocator; /* of ml_optimizer_new */
@@ -875,18 +875,19 @@ typedef struct ml_optimizer {
     float learning_rate;  /* of the last step, without groups */
     float gradient_norm;  /* global, of the last step, before clipping */
     int64_t n_parameters; /* numbers that are trained */
-    ml_group *groups;     /* yours to change between steps, except for `frozen` */
+    ml_group *groups;     /* yours to change between steps, except for `frozen`; a rate of 0 then is 0 */
     struct ml_optimizer_private *private_part;
 } ml_optimizer;
 
-/* Gradients and moments, 12 bytes for each number, are in the optimizer's one buffer. */
+/* Gradients and moments, 12 bytes for each number that is trained, are in the optimizer's one buffer. */
 ML_DEF ml_result ml_optimizer_size(const ml_optimizer_desc *desc, size_t *size, ml_error *error);
 ML_DEF ml_result ml_optimizer_init(const ml_optimizer_desc *desc, void *memory, size_t size,
                                    ml_optimizer **optimizer, ml_error *error);
 ML_DEF ml_result ml_optimizer_new(const ml_optimizer_desc *desc, ml_optimizer **optimizer, ml_error *error);
-ML_DEF void ml_optimizer_free(ml_optimizer *optimizer); /* NULL is fine; the tensors' grads are gone */
+/* NULL is fine; nothing to do after ml_optimizer_init. The tensors' grads point to memory that is gone. */
+ML_DEF void ml_optimizer_free(ml_optimizer *optimizer);
 /* One step with the accumulated gradients, which are 0 afterwards. ML_ERROR_NUMBER, and nothing done, when they are
-   not finite. */
+   not finite; ML_ERROR_ARGUMENT, and nothing done, when the rate of a group is not 0 to 1e6. */
 ML_DEF ml_result ml_optimizer_step(ml_optimizer *optimizer, ml_error *error);
 ML_DEF void ml_optimizer_zero_gradients(ml_optimizer *optimizer);
 
@@ -4663,12 +4664,6 @@ ML_DEF float ml_schedule_factor(const ml_schedule *schedule, int64_t step) {
           = lr sqrt(c2) / c1 * m / (sqrt(v) + eps sqrt(c2))     ML_ADAMW_FOLDED, which writes eps for eps sqrt(c2)
    Weight decay is not part of g: it multiplies w by 1 - lr decay, before the step or after it. */
 
-/* Tensors with the same learning rate and weight decay. */
-typedef struct mli_group {
-    float lr, weight_decay;
-} mli_group;
-enum { MLI_GROUP_WEIGHTS, MLI_GROUP_NORMS, MLI_GROUP_HEAD, MLI_GROUP_HEAD_BIAS, MLI_GROUPS };
-
 typedef struct mli_trained {
     ml_tensor *t; /* with its gradient */
     float *m, *v; /* its moments, of the same shape */
@@ -4685,14 +4680,19 @@ typedef struct mli_update {
     double square_sum; /* of grad */
 } mli_update;
 
-typedef struct mli_optimizer {
-    const ml_threads *threads;
-    mli_group groups[MLI_GROUPS];
-    mli_trained *trained; /* (n_trained) */
-    mli_update *updates;  /* (n_updates) */
-    int n_trained, n_updates;
+typedef struct ml_optimizer_private {
+    ml_optimizer shown; /* with the groups, their defaults filled in */
+    ml_adamw adamw;
+    ml_schedule schedule;
+    ml_threads threads;
+    mli_adamw_step *steps; /* (n_groups): of the step that is being made */
+    mli_trained *trained;  /* (n_trained) */
+    mli_update *updates;   /* (n_updates) */
+    int n_groups, n_trained, n_updates;
     size_t n_numbers;           /* in all trained tensors */
     float *gradients, *moments; /* (n_numbers), (2 n_numbers): m and v of each tensor */
+    ml_allocator allocator;     /* of ml_optimizer_new ... */
+    void *block;                /* ... and what it returned; NULL after ml_optimizer_init */
 } mli_optimizer;
 
 /* Appends a tensor and gives it its gradient and moments. An optimizer without memory only counts. */
@@ -4712,6 +4712,24 @@ static void mli_optimizer_add(mli_optimizer *o, ml_tensor *t, int group) {
     o->n_trained++;
     o->n_updates += (int)((n + MLI_UPDATE_NUMBERS - 1) / MLI_UPDATE_NUMBERS);
     o->n_numbers += n;
+    o->shown.n_parameters = (int64_t)o->n_numbers;
+}
+
+static void mli_optimizer_clear(mli_optimizer *o) {
+    o->n_trained = o->n_updates = 0;
+    o->n_numbers = 0;
+}
+
+/* The optimizer's part of a buffer, after all tensors have been counted. */
+static void mli_optimizer_layout(mli_optimizer *o, unsigned char *memory, size_t *used) {
+    size_t n_groups = (size_t)o->n_groups;
+    o->shown.groups = (ml_group *)mli_carve(memory, used, n_groups, sizeof *o->shown.groups);
+    o->steps = (mli_adamw_step *)mli_carve(memory, used, n_groups, sizeof *o->steps);
+    o->trained = (mli_trained *)mli_carve(memory, used, (size_t)o->n_trained, sizeof *o->trained);
+    o->updates = (mli_update *)mli_carve(memory, used, (size_t)o->n_updates, sizeof *o->updates);
+    /* for each trained number: 4 bytes of gradient, 8 bytes of moments */
+    o->gradients = (float *)mli_carve(memory, used, o->n_numbers, sizeof *o->gradients);
+    o->moments = (float *)mli_carve(memory, used, o->n_numbers, 2 * sizeof *o->moments);
 }
 
 static void mli_square_sums(const void *optimizer, size_t begin, size_t end) {
@@ -4725,23 +4743,234 @@ static void mli_square_sums(const void *optimizer, size_t begin, size_t end) {
 /* The length of all gradients as one vector. */
 static double mli_gradient_norm(const mli_optimizer *o) {
     double square_sum = 0;
-    mli_split_rows(o->threads, mli_square_sums, o, (size_t)o->n_updates, o->n_numbers);
+    mli_split_rows(&o->threads, mli_square_sums, o, (size_t)o->n_updates, o->n_numbers);
     for (int i = 0; i < o->n_updates; i++) square_sum += o->updates[i].square_sum;
     return sqrt(square_sum);
 }
 
-typedef struct mli_adamw_job {
-    const mli_update *updates;
-    mli_adamw_step steps[MLI_GROUPS];
-} mli_adamw_job;
+static void mli_adamw_updates(const void *optimizer, size_t begin, size_t end) {
+    const mli_optimizer *o = (const mli_optimizer *)optimizer;
+    for (const mli_update *u = o->updates + begin; begin < end; begin++, u++)
+        mli_adamw(&o->steps[u->group], u->w, u->m, u->v, u->grad, u->n);
+}
 
-static void mli_adamw_updates(const void *arg, size_t begin, size_t end) {
-    const mli_adamw_job *job = (const mli_adamw_job *)arg;
-    for (const mli_update *u = job->updates + begin; begin < end; begin++, u++)
-        mli_adamw(&job->steps[u->group], u->w, u->m, u->v, u->grad, u->n);
+/* Whether a group's rate and decay can be computed with; NaN cannot. */
+static int mli_is_in_range(float lr, float weight_decay) {
+    return lr >= 0 && lr <= 1e6f && weight_decay >= 0 && weight_decay <= 1e6f;
+}
+
+static int mli_adamw_in_range(const ml_adamw *a) {
+    return mli_is_in_range(a->lr, a->weight_decay) && a->beta1 > 0 && a->beta1 < 1 && a->beta2 > 0 &&
+           a->beta2 < 1 && a->eps > 0 && a->clip >= 0;
+}
+
+static void mli_adamw_defaults(ml_adamw *a) {
+    if (a->beta1 == 0) a->beta1 = 0.9f;
+    if (a->beta2 == 0) a->beta2 = 0.999f;
+    if (a->eps == 0) a->eps = 1e-6f;
+}
+
+/* Fills in o->steps from the groups, for gradients that together are `norm` long. */
+static ml_result mli_plan_steps(mli_optimizer *o, double norm, ml_error *error) {
+    const ml_adamw *a = &o->adamw;
+    double number = (double)o->shown.step + 1;
+    double c1 = 1.0 - pow((double)a->beta1, number), c2 = 1.0 - pow((double)a->beta2, number);
+    int pytorch = a->form == ML_ADAMW_PYTORCH;
+    float clip = a->clip > 0 ? (float)MLI_MIN(1.0, (double)a->clip / (norm + 1e-6)) : 1.0f;
+    float root = pytorch ? (float)(1.0 / sqrt(c2)) : 1.0f;
+    float factor = ml_schedule_factor(&o->schedule, o->shown.step);
+    for (int i = 0; i < o->n_groups; i++) {
+        float lr = o->shown.groups[i].lr * factor, decay = o->shown.groups[i].weight_decay;
+        if (!o->shown.groups[i].frozen && !mli_is_in_range(lr, decay))
+            return mli_fail(error, ML_ERROR_ARGUMENT,
+                            "group %d: the learning rate or weight decay is out of range", i);
+        float rate = (float)((double)lr * (pytorch ? 1.0 : sqrt(c2)) / c1);
+        mli_adamw_step step = {clip, a->beta1, a->beta2, a->eps, rate, root, 1.0f - lr * decay, pytorch};
+        o->steps[i] = step;
+    }
+    o->shown.learning_rate = a->lr * factor;
+    return ML_OK;
+}
+
+ML_DEF ml_result ml_optimizer_step(ml_optimizer *optimizer, ml_error *error) {
+    if (!optimizer) return mli_null(error, "ml_optimizer_step");
+    mli_optimizer *o = optimizer->private_part;
+    double norm = mli_gradient_norm(o);
+    if (!mli_is_finite(norm))
+        return mli_fail(error, ML_ERROR_NUMBER, "the gradient of step %l is not finite", optimizer->step + 1);
+    ml_result result = mli_plan_steps(o, norm, error);
+    if (result) return result;
+    mli_split_rows(&o->threads, mli_adamw_updates, o, (size_t)o->n_updates, o->n_numbers);
+    optimizer->step++;
+    optimizer->gradient_norm = (float)norm;
+    return mli_ok(error);
+}
+
+ML_DEF void ml_optimizer_zero_gradients(ml_optimizer *optimizer) {
+    const mli_optimizer *o = optimizer->private_part;
+    memset(o->gradients, 0, o->n_numbers * sizeof *o->gradients);
+}
+
+/* ---- an optimizer: ml_optimizer_size plans one on the stack to learn its size; ml_optimizer_init places it ---- */
+
+/* Group `index` of a description, with its defaults. */
+static ml_group mli_group_of(const ml_optimizer_desc *desc, int index) {
+    ml_group group = {desc->adamw.lr, desc->adamw.weight_decay, 0};
+    if (!desc->n_groups) return group;
+    group = desc->groups[index];
+    if (group.lr == 0) group.lr = desc->adamw.lr;
+    return group;
+}
+
+static ml_result mli_check_groups(const ml_optimizer_desc *desc, ml_error *error) {
+    if (desc->n_groups < 0 || (desc->n_groups && !desc->groups))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: n_groups is %d, without groups",
+                        desc->n_groups);
+    for (int i = 0; i < desc->n_groups || i < 1; i++) {
+        ml_group group = mli_group_of(desc, i);
+        if (group.frozen || (group.lr > 0 && mli_is_in_range(group.lr, group.weight_decay))) continue;
+        return mli_fail(
+            error, ML_ERROR_ARGUMENT,
+            "optimizer: group %d: the learning rate or weight decay is out of range (lr must be given)", i);
+    }
+    return ML_OK;
+}
+
+/* Whether parameter `index` can be trained, or at least stay as it is in a frozen group. */
+static ml_result mli_check_parameter(const ml_optimizer_desc *desc, int index, ml_error *error) {
+    const ml_parameter *p = &desc->parameters[index];
+    const ml_tensor *t = p->tensor;
+    size_t n;
+    if (!t || !t->data)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: parameter %d has no data", index);
+    if (p->group < 0 || p->group >= MLI_MAX(desc->n_groups, 1))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: parameter %d is of group %d, of %d", index,
+                        p->group, MLI_MAX(desc->n_groups, 1));
+    if (mli_group_of(desc, p->group).frozen) return ML_OK;
+    if (t->type != ML_F32)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: parameter %d is %s, not F32", index,
+                        ml_type_name(t->type));
+    if (!t->rows || !t->cols || !mli_mul_size(t->rows, t->cols, &n) || !mli_mul_size(n, sizeof(float), &n))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: parameter %d has the shape (%z, %z)", index,
+                        t->rows, t->cols);
+    return ML_OK;
+}
+
+/* Numbers that two parameters share would be updated twice. */
+static ml_result mli_check_apart(const ml_optimizer_desc *desc, int index, ml_error *error) {
+    const ml_tensor *t = desc->parameters[index].tensor;
+    uintptr_t begin = (uintptr_t)t->data, end = begin + t->rows * ml_type_row_bytes(t->type, t->cols);
+    for (int i = 0; i < index; i++) {
+        const ml_tensor *other = desc->parameters[i].tensor;
+        uintptr_t from = (uintptr_t)other->data;
+        uintptr_t to = from + other->rows * ml_type_row_bytes(other->type, other->cols);
+        if (t == other || (begin < to && from < end))
+            return mli_fail(error, ML_ERROR_ARGUMENT,
+                            "optimizer: parameters %d and %d share memory (the same tensor twice?)", i,
+                            index);
+    }
+    return ML_OK;
+}
+
+/* Lists the parameters that are trained, or in an optimizer without memory counts them. */
+static void mli_list_parameters(mli_optimizer *o, const ml_optimizer_desc *desc) {
+    mli_optimizer_clear(o);
+    for (int i = 0; i < desc->n_parameters; i++) {
+        const ml_parameter *p = &desc->parameters[i];
+        if (!mli_group_of(desc, p->group).frozen)
+            mli_optimizer_add(o, p->tensor, p->group);
+        else if (o->trained)
+            p->tensor->grad = NULL;
+    }
+}
+
+/* An optimizer that is complete except for its memory, whose size it learns: for _size, _init and _new. */
+static ml_result mli_optimizer_plan(const ml_optimizer_desc *given, mli_optimizer *o, size_t *size,
+                                    ml_error *error) {
+    if (!given || !given->parameters || given->n_parameters < 1)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "an optimizer needs a description with parameters");
+    ml_optimizer_desc desc = *given;
+    memset(o, 0, sizeof *o);
+    mli_adamw_defaults(&desc.adamw);
+    if (!desc.threads.count) desc.threads.count = 1;
+    ml_result result = mli_check_threads(&desc.threads, "optimizer", error);
+    if (!result && !mli_adamw_in_range(&desc.adamw))
+        result = mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: a number of AdamW is out of range");
+    if (!result) result = mli_check_groups(&desc, error);
+    for (int i = 0; !result && i < desc.n_parameters; i++) {
+        result = mli_check_parameter(&desc, i, error);
+        if (!result) result = mli_check_apart(&desc, i, error);
+    }
+    if (result) return result;
+    o->adamw = desc.adamw;
+    o->schedule = desc.schedule;
+    o->threads = desc.threads;
+    o->n_groups = MLI_MAX(desc.n_groups, 1);
+    mli_list_parameters(o, &desc);
+    if (!o->n_trained) return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: all parameters are frozen");
+    *size = 0;
+    mli_carve(NULL, size, 1, sizeof *o);
+    mli_optimizer_layout(o, NULL, size);
+    if (mli_add_size(*size, MLI_ALIGN, size)) return ML_OK; /* room to align any buffer */
+    return mli_fail(error, ML_ERROR_MEMORY, "an optimizer of this size takes more than can be addressed");
+}
+
+ML_DEF ml_result ml_optimizer_size(const ml_optimizer_desc *desc, size_t *size, ml_error *error) {
+    mli_optimizer plan;
+    if (!size) return mli_null(error, "ml_optimizer_size");
+    *size = 0;
+    ml_result result = mli_optimizer_plan(desc, &plan, size, error);
+    if (result) *size = 0;
+    return result ? result : mli_ok(error);
+}
+
+ML_DEF ml_result ml_optimizer_init(const ml_optimizer_desc *desc, void *memory, size_t size,
+                                   ml_optimizer **optimizer, ml_error *error) {
+    mli_optimizer plan;
+    size_t need, used = 0;
+    if (optimizer) *optimizer = NULL;
+    if (!memory || !optimizer) return mli_null(error, "ml_optimizer_init");
+    ml_result result = mli_optimizer_plan(desc, &plan, &need, error);
+    if (result) return result;
+    unsigned char *place = mli_place(memory, size, need, "ml_optimizer_size", error);
+    if (!place) return ML_ERROR_MEMORY;
+    mli_optimizer *o = (mli_optimizer *)mli_carve(place, &used, 1, sizeof *o);
+    *o = plan;
+    mli_optimizer_layout(o, place, &used);
+    mli_list_parameters(o, desc);
+    for (int i = 0; i < o->n_groups; i++) o->shown.groups[i] = mli_group_of(desc, i);
+    memset(o->moments, 0, o->n_numbers * 2 * sizeof *o->moments);
+    o->shown.private_part = o;
+    *optimizer = &o->shown;
+    ml_optimizer_zero_gradients(*optimizer);
+    return mli_ok(error);
+}
+
+ML_DEF ml_result ml_optimizer_new(const ml_optimizer_desc *desc, ml_optimizer **optimizer, ml_error *error) {
+    if (!optimizer) return mli_null(error, "ml_optimizer_new");
+    *optimizer = NULL;
+    ml_allocator allocator;
+    size_t size;
+    ml_result result = mli_resolve_allocator(desc ? &desc->allocator : NULL, &allocator, error);
+    if (!result) result = ml_optimizer_size(desc, &size, error);
+    if (result) return result;
+    void *memory = allocator.alloc(size, allocator.user);
+    if (!memory) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for an optimizer of %z bytes", size);
+    result = ml_optimizer_init(desc, memory, size, optimizer, error);
+    ML_ASSERT(!result); /* the plan succeeded, and the buffer has its size */
+    (*optimizer)->private_part->allocator = allocator;
+    (*optimizer)->private_part->block = memory;
+    return result;
+}
+
+ML_DEF void ml_optimizer_free(ml_optimizer *optimizer) {
+    if (optimizer) mli_free(&optimizer->private_part->allocator, optimizer->private_part->block);
 }
 
 /* ---- a trainer: ml_trainer_size plans one on the stack to learn its size; ml_trainer_init also places it ---- */
+
+/* What is trained at a rate of its own, and whether it decays. */
+enum { MLI_GROUP_WEIGHTS, MLI_GROUP_NORMS, MLI_GROUP_HEAD, MLI_GROUP_HEAD_BIAS, MLI_GROUPS };
 
 typedef struct ml_trainer_private {
     ml_trainer shown;
@@ -4764,9 +4993,7 @@ static void mli_trainer_defaults(const ml_model *model, ml_trainer_desc *desc) {
     if (!desc->max_rows) desc->max_rows = desc->max_tokens;
     if (!desc->max_row) desc->max_row = MLI_MIN(desc->max_tokens, model->config.max_seq_len);
     if (a->head_lr == 0) a->head_lr = a->lr;
-    if (a->beta1 == 0) a->beta1 = 0.9f;
-    if (a->beta2 == 0) a->beta2 = 0.999f;
-    if (a->eps == 0) a->eps = 1e-6f;
+    mli_adamw_defaults(a);
     if (!desc->threads.count) desc->threads.count = 1;
 }
 
@@ -4778,9 +5005,7 @@ static ml_result mli_check_trainer(const ml_model *model, const ml_trainer_desc 
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: max_tokens %d, max_rows %d, max_row %d do not go together", most,
                         desc->max_rows, desc->max_row);
-    if (!(a->lr > 0 && a->lr <= 1e6f) || !(a->head_lr > 0 && a->head_lr <= 1e6f) ||
-        !(a->beta1 > 0 && a->beta1 < 1) || !(a->beta2 > 0 && a->beta2 < 1) || !(a->eps > 0) ||
-        !(a->weight_decay >= 0 && a->weight_decay <= 1e6f) || !(a->clip >= 0))
+    if (!mli_adamw_in_range(a) || !(a->lr > 0) || !(a->head_lr > 0 && a->head_lr <= 1e6f))
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: a number of AdamW is out of range (lr must be given)");
     if (!(desc->dropout >= 0 && desc->dropout < 1))
@@ -4799,8 +5024,7 @@ static ml_result mli_check_trainer(const ml_model *model, const ml_trainer_desc 
 /* Lists all that is trained, or with an optimizer without memory counts it. */
 static void mli_list_trained(mli_trainer *t) {
     mli_optimizer *o = &t->optimizer;
-    o->n_trained = o->n_updates = 0;
-    o->n_numbers = 0;
+    mli_optimizer_clear(o);
     for (int i = 0; i < t->model->n_tensors && !t->desc.lora && !t->desc.frozen; i++) {
         mli_slot slot = mli_slot_at(i);
         if (!mli_has_slot(&t->model->config, slot)) continue;
@@ -4854,24 +5078,26 @@ static void mli_trainer_measure(mli_trainer *t) {
 /* All memory of a trainer: 12 bytes for each trained number, and the activations of the largest batch. With memory
    NULL it is only counted. Returns the bytes, SIZE_MAX on overflow. */
 static size_t mli_trainer_layout(mli_trainer *t, unsigned char *memory) {
-    mli_optimizer *o = &t->optimizer;
     const ml_config *c = &t->model->config;
     size_t used = 0, hd = (size_t)(c->dim / c->n_heads);
     size_t n_lora = t->desc.lora ? (size_t)t->desc.lora->n_tensors : 0;
     mli_carve(memory, &used, 1, sizeof *t); /* the trainer itself */
-    /* tables: the tensors of model and adapter, what is trained, and the pieces it is updated in */
+    /* tables: the tensors of model and adapter, and their optimizer's */
     t->tensors = (ml_tensor *)mli_carve(memory, &used, (size_t)t->model->n_tensors, sizeof *t->tensors);
     t->lora_tensors = (ml_tensor *)mli_carve(memory, &used, n_lora, sizeof *t->lora_tensors);
-    o->trained = (mli_trained *)mli_carve(memory, &used, (size_t)o->n_trained, sizeof *o->trained);
-    o->updates = (mli_update *)mli_carve(memory, &used, (size_t)o->n_updates, sizeof *o->updates);
     t->rope = (float *)mli_carve(memory, &used, (size_t)t->desc.max_row, hd * sizeof *t->rope);
-    /* for each trained number: 4 bytes of gradient, 8 bytes of moments */
-    o->gradients = (float *)mli_carve(memory, &used, o->n_numbers, sizeof *o->gradients);
-    o->moments = (float *)mli_carve(memory, &used, o->n_numbers, 2 * sizeof *o->moments);
+    mli_optimizer_layout(&t->optimizer, memory, &used);
     /* activations, records of the tape and logits; then the scratch of single operations */
     t->graph.memory = (unsigned char *)mli_carve(memory, &used, t->graph.size, 1);
     t->graph.work = mli_carve(memory, &used, t->graph.work_size, 1);
     return used;
+}
+
+static void mli_trainer_groups(const ml_adamw *a, ml_group *groups) {
+    float lr = a->lr, head_lr = a->head_lr, decay = a->weight_decay, norm_decay = a->decay_all ? decay : 0;
+    ml_group all[MLI_GROUPS] = {
+        {lr, decay, 0}, {lr, norm_decay, 0}, {head_lr, decay, 0}, {head_lr, norm_decay, 0}};
+    memcpy(groups, all, sizeof all);
 }
 
 /* A trainer that is complete except for its memory, whose size it learns: for _size, _init and _new. */
@@ -4884,10 +5110,10 @@ static ml_result mli_trainer_plan(const ml_model *model, const ml_trainer_desc *
     mli_trainer_defaults(model, &t->desc);
     ml_result result = mli_check_trainer(model, &t->desc, error);
     if (result) return result;
-    const ml_adamw *a = &t->desc.adamw;
-    float lr = a->lr, head_lr = a->head_lr, decay = a->weight_decay, norm_decay = a->decay_all ? decay : 0;
-    mli_group groups[MLI_GROUPS] = {{lr, decay}, {lr, norm_decay}, {head_lr, decay}, {head_lr, norm_decay}};
-    memcpy(t->optimizer.groups, groups, sizeof groups);
+    t->optimizer.adamw = t->desc.adamw;
+    t->optimizer.schedule = t->desc.schedule;
+    t->optimizer.threads = t->desc.threads;
+    t->optimizer.n_groups = MLI_GROUPS;
     t->model = (ml_model *)(uintptr_t)model; /* a plan only reads it, and what it lists */
     t->view = *model;
     t->tensors = (ml_tensor *)(uintptr_t)model->tensors;
@@ -4929,7 +5155,9 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
     *t = plan;
     mli_trainer_layout(t, (unsigned char *)t);
     mli_optimizer *o = &t->optimizer;
-    t->graph.threads = o->threads = &t->desc.threads;
+    t->graph.threads = &t->desc.threads;
+    mli_trainer_groups(&t->desc.adamw, o->shown.groups);
+    o->shown.private_part = o;
     memcpy(t->tensors, model->tensors, (size_t)model->n_tensors * sizeof *t->tensors);
     t->view.tensors = t->shown.model = t->tensors;
     if (desc->lora) {
@@ -4969,8 +5197,7 @@ ML_DEF void ml_trainer_free(ml_trainer *trainer) {
 }
 
 ML_DEF void ml_trainer_zero_gradients(ml_trainer *trainer) {
-    const mli_optimizer *o = &trainer->private_part->optimizer;
-    memset(o->gradients, 0, o->n_numbers * sizeof *o->gradients);
+    ml_optimizer_zero_gradients(&trainer->private_part->optimizer.shown);
 }
 
 /* ---- a trainer: batches and steps ---- */
@@ -5032,30 +5259,14 @@ ML_DEF ml_result ml_trainer_eval(ml_trainer *trainer, const ml_batch *batch, flo
 
 ML_DEF ml_result ml_trainer_step(ml_trainer *trainer, ml_error *error) {
     if (!trainer) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_step: trainer is NULL");
-    const mli_trainer *t = trainer->private_part;
-    const mli_optimizer *o = &t->optimizer;
-    const ml_adamw *a = &t->desc.adamw;
-    double norm = mli_gradient_norm(o), number = (double)trainer->step + 1;
-    if (!mli_is_finite(norm))
-        return mli_fail(error, ML_ERROR_NUMBER, "the gradient of step %l is not finite", trainer->step + 1);
-    float clip = a->clip > 0 ? (float)MLI_MIN(1.0, (double)a->clip / (norm + 1e-6)) : 1.0f;
-    float factor = ml_schedule_factor(&t->desc.schedule, trainer->step);
-    double c1 = 1.0 - pow((double)a->beta1, number), c2 = 1.0 - pow((double)a->beta2, number);
-    int pytorch = a->form == ML_ADAMW_PYTORCH;
-    float root = pytorch ? (float)(1.0 / sqrt(c2)) : 1.0f;
-    mli_adamw_job job;
-    job.updates = o->updates;
-    for (int i = 0; i < MLI_GROUPS; i++) {
-        float lr = o->groups[i].lr * factor, keep = 1.0f - lr * o->groups[i].weight_decay;
-        float rate = (float)((double)lr * (pytorch ? 1.0 : sqrt(c2)) / c1);
-        mli_adamw_step step = {clip, a->beta1, a->beta2, a->eps, rate, root, keep, pytorch};
-        job.steps[i] = step;
-    }
-    mli_split_rows(o->threads, mli_adamw_updates, &job, (size_t)o->n_updates, o->n_numbers);
-    trainer->step++;
-    trainer->learning_rate = a->lr * factor;
-    trainer->gradient_norm = (float)norm;
-    return mli_ok(error);
+    ml_optimizer *o = &trainer->private_part->optimizer.shown;
+    o->step = trainer->step;
+    ml_result result = ml_optimizer_step(o, error);
+    if (result) return result;
+    trainer->step = o->step;
+    trainer->learning_rate = o->learning_rate;
+    trainer->gradient_norm = o->gradient_norm;
+    return ML_OK;
 }
 
 #endif /* ML_NO_TRAINING */
