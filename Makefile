@@ -49,8 +49,9 @@ POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the head
 LIBRARY := $(BUILD)/minillama.o
 ALONE := $(shell grep -ls '^.define MINILLAMA_IMPLEMENTATION' examples/*.c tools/*.c tests/*.c)
 
-# A program is a file of examples/ or tools/, or a folder there with a main.c; a test is a file of tests/.
-FILES := $(wildcard examples/*.c tools/*.c)
+# A program is a file of examples/, examples/advanced/ or tools/, or a folder of examples/ with a main.c; a test is a
+# file of tests/.
+FILES := $(wildcard examples/*.c examples/advanced/*.c tools/*.c)
 FOLDERS := $(patsubst %/main.c,%,$(wildcard examples/*/main.c))
 PROGRAMS := $(addprefix $(BUILD)/,$(notdir $(FILES:.c=) $(FOLDERS)))
 TESTS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c)) \
@@ -61,8 +62,8 @@ FUZZERS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
 # together need two.
 QUICK ?= $(findstring tcc,$(notdir $(firstword $(CC))))
 LONG := $(if $(QUICK),$(addprefix $(BUILD)/test_,examples generate pretrain resume sentiment session tokenizer train))
-SOURCES := $(wildcard minillama.h $(foreach folder,examples examples/* tools tools/* tests tests/compile,\
-                                    $(folder)/*.c $(folder)/*.h))
+SOURCES := $(wildcard minillama.h $(foreach folder,examples examples/* examples/advanced/common tools tools/* tests \
+                                                   tests/compile,$(folder)/*.c $(folder)/*.h))
 
 # Compiling the library for each test that looks inside takes most of the time of `make test`: this is done at -O1,
 # except where the subject is the compiled kernels themselves. All other tests run the library as it is used, at -O3.
@@ -83,9 +84,14 @@ uses_train_tokenizer := tools/bpe/bpe.c
 uses_test_sentiment := $(addprefix examples/run_llama/,reviews.c sentiment.c finetune.c prompt.c)
 uses_test_pretrain := examples/pretrain/corpus.c examples/pretrain/model.c tools/bpe/bpe.c
 
+# What every experiment shares; a program has it that includes tuning.h.
+TUNING := $(wildcard examples/advanced/common/*.c) examples/run_llama/reviews.c
+TUNED := $(shell grep -ls '^.include ".*common/tuning.h"' examples/advanced/*.c tests/*.c)
+
 # program NAME,SOURCES: the rule that links it.
 define program
-$(BUILD)/$(1): $(patsubst %.c,$(BUILD)/obj/%.o,$(2) $(uses_$(1))) $(if $(filter $(ALONE),$(2)),,$(LIBRARY))
+$(BUILD)/$(1): $(patsubst %.c,$(BUILD)/obj/%.o,$(2) $(uses_$(1)) $(if $(filter $(TUNED),$(2)),$(TUNING))) \
+    $(if $(filter $(ALONE),$(2)),,$(LIBRARY))
 	$$(call short,link $$@)$$(CC) $$(FLAGS) -o $$@ $$(filter %.o,$$^) -lm
 endef
 $(foreach file,$(FILES) $(wildcard tests/test_*.c),$(eval $(call program,$(notdir $(file:.c=)),$(file))))
@@ -106,7 +112,8 @@ $(BUILD)/fuzz_%: tests/fuzz_%.c tests/fuzz.h minillama.h
 	@mkdir -p $(BUILD)
 	$(call short,clang $@)clang $(FLAGS) -O1 -g -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION=1 -fsanitize=fuzzer,address,undefined \
 	    -fno-sanitize-recover=all -DML_STATIC -DML_NO_SIMD $(if $(filter $(ALONE),$<),,-DMINILLAMA_IMPLEMENTATION) -o $@ $< -lm
--include $(wildcard $(BUILD)/*.d $(BUILD)/obj/*/*.d $(BUILD)/obj/*/*/*.d) # headers that each object was made from
+# Headers that each object was made from.
+-include $(wildcard $(BUILD)/*.d $(BUILD)/obj/*/*.d $(BUILD)/obj/*/*/*.d $(BUILD)/obj/*/*/*/*.d)
 
 # Other flags than last time compile everything again.
 $(BUILD)/flags: FORCE

@@ -2403,11 +2403,12 @@ typedef struct mli_attention_op {
     size_t forward_work, backward_work;
 } mli_attention_op;
 
-/* One head's columns in the rows of the tile. As in all activations, gradients are written over the values. */
+/* One head's columns in the rows of the tile. */
 typedef struct mli_tile {
     float *q, *out; /* (n_queries, hd), a row every D numbers */
     float *k, *v;   /* (n_keys, hd), a row every kv_dim numbers, up to the last key that a query sees */
     size_t n_queries, n_keys;
+    size_t at; /* of q and out, in their tensors and in the gradients */
 } mli_tile;
 
 /* The tile that begins with query `first` of a row. */
@@ -2418,7 +2419,7 @@ static mli_tile mli_tile_at(const mli_attention_op *op, int row, size_t first, i
     size_t q_col = (size_t)head * op->hd, k_col = (size_t)(head / op->group) * op->hd;
     float *q = mli_row(op->q, first) + q_col, *out = mli_row(op->out, first) + q_col;
     float *k = mli_row(op->k, begin) + k_col, *v = mli_row(op->v, begin) + k_col;
-    mli_tile tile = {q, out, k, v, n_queries, n_keys};
+    mli_tile tile = {q, out, k, v, n_queries, n_keys, first * op->q.cols + q_col};
     return tile;
 }
 
@@ -2505,12 +2506,12 @@ static void mli_attention_task(void *arg, int index) {
 
 /* The backward pass computes P, the softmax, again instead of keeping it (Dao et al. 2022, "FlashAttention: Fast and
    Memory-Efficient Exact Attention with IO-Awareness").  dV += P^T dout;  dP = dout V^T;
-   dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;  dQ = dS K, written over Q, which is not needed again.
+   dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;  dQ = dS K, often written over Q, which is not needed again.
    P, dP and dS are (n_queries, n_keys), Q and dout (n_queries, hd), K and V (n_keys, hd). */
 static void mli_attend_backward(const mli_attention_op *op, const mli_tile *t,
                                 const mli_attention_scratch *s) {
     size_t n = t->n_queries, n_keys = t->n_keys, hd = op->hd, dim = op->q.cols, kv_dim = op->k.cols;
-    mli_operand q = mli_matrix(t->q, dim, 1), dout = mli_matrix(t->out, dim, 1);
+    mli_operand q = mli_matrix(t->q, dim, 1), dout = mli_matrix(op->out.grad + t->at, dim, 1);
     mli_operand k = mli_matrix(t->k, kv_dim, 1), v_transposed = mli_matrix(t->v, 1, kv_dim);
     mli_operand p_transposed = mli_matrix(s->p, 1, n_keys), ds_transposed = mli_matrix(s->dp, 1, n_keys);
     mli_attention_weights(op, t, s);
@@ -2519,10 +2520,20 @@ static void mli_attend_backward(const mli_attention_op *op, const mli_tile *t,
     for (size_t i = 0; i < n; i++)
         mli_softmax_gradient(s->dp + i * n_keys, s->p + i * n_keys, op->scale, n_keys);
     mli_gemm(NULL, n_keys, hd, n, ds_transposed, q, s->dk, hd, 1, s->gemm);
-    mli_gemm(NULL, n, hd, n_keys, mli_matrix(s->dp, n_keys, 1), k, t->q, dim, 0, s->gemm);
+    mli_gemm(NULL, n, hd, n_keys, mli_matrix(s->dp, n_keys, 1), k, op->q.grad + t->at, dim,
+             !mli_is_shared(op->q), s->gemm);
 }
 
-/* All queries that see the keys of one row and one key head; then the gradients overwrite these keys and values. */
+/* Columns col .. col + hd - 1 of rows [begin, end) of x have the gradient dx (end - begin, hd). */
+static void mli_give_gradient(ml_tensor x, size_t begin, size_t end, size_t col, const float *dx, size_t hd) {
+    for (; begin < end; begin++, dx += hd)
+        if (mli_is_shared(x))
+            memcpy(mli_grad_row(x, begin) + col, dx, hd * sizeof *dx);
+        else
+            mli_add(mli_grad_row(x, begin) + col, dx, hd);
+}
+
+/* All queries that see the keys of one row and one key head, which have their gradients then. */
 static void mli_attend_backward_keys(const mli_attention_op *op, int row, int kv_head,
                                      const mli_attention_scratch *s) {
     size_t begin = mli_row_start(op->rows, row), end = mli_row_start(op->rows, row + 1), hd = op->hd;
@@ -2534,10 +2545,8 @@ static void mli_attend_backward_keys(const mli_attention_op *op, int row, int kv
             mli_tile tile = mli_tile_at(op, row, i, head);
             mli_attend_backward(op, &tile, s);
         }
-    for (size_t i = begin; i < end; i++) {
-        memcpy(mli_grad_row(op->k, i) + col, s->dk + (i - begin) * hd, bytes);
-        memcpy(mli_grad_row(op->v, i) + col, s->dv + (i - begin) * hd, bytes);
-    }
+    mli_give_gradient(op->k, begin, end, col, s->dk, hd);
+    mli_give_gradient(op->v, begin, end, col, s->dv, hd);
 }
 
 static void mli_attention_backward_task(void *arg, int index) {
@@ -3819,8 +3828,8 @@ static void mli_pool_backward(mli_graph *g, const void *record) {
         for (size_t i = begin; i < end; i++) {
             float *dx = mli_grad_row(op->x, i), share = i + 1 == end ? 1.0f : 0.0f;
             if (op->pooling == ML_POOL_MEAN) share = 1.0f / (float)(end - begin);
-            memcpy(dx, mli_grad_row(op->out, (size_t)r), op->x.cols * sizeof *dx);
-            mli_scale(dx, share, op->x.cols);
+            if (mli_is_shared(op->x)) memset(dx, 0, op->x.cols * sizeof *dx);
+            mli_axpy(dx, share, mli_grad_row(op->out, (size_t)r), op->x.cols);
         }
     }
 }
