@@ -2267,7 +2267,7 @@ static ml_tensor mli_copy(mli_graph *g, ml_tensor x, ml_tensor y) {
 }
 
 /* stream (n, D), y (n, D) -> stream + y, as mli_add_linear does it, for a y that has a gradient of its own */
-static ml_tensor mli_add_value(mli_graph *g, ml_tensor stream, ml_tensor y) {
+static ml_tensor mli_add_to_stream(mli_graph *g, ml_tensor stream, ml_tensor y) {
     ml_tensor z = stream;
     if (mli_taping(g)) z.data = mli_new_numbers(g, y.rows, y.cols, 0);
     if (mli_taping(g) && !mli_measuring(g)) memcpy(z.data, stream.data, mli_numbers(&y) * sizeof(float));
@@ -2945,7 +2945,7 @@ static ml_tensor mli_end_half(mli_graph *g, const mli_pass *pass, const mli_half
     mli_linears(g, half->a, &use, 1);
     ml_tensor y = mli_insert(g, pass, half->at_matrix, half->layer, half->a, use.y);
     y = mli_insert(g, pass, half->at_half, half->layer, half->h, y);
-    return mli_add_value(g, x, y);
+    return mli_add_to_stream(g, x, y);
 }
 
 /* x (n, D) -> x + Wo attention(norm(x)), the first half of a layer */
@@ -4378,6 +4378,187 @@ static int mli_count_classes(ml_graph *graph, const char *name, const int32_t *t
     }
     return counted;
 }
+/* ---- the whole Llama as one operation ---- */
+
+/* A pass of ml_llama. It is on the graph, because records point to it. */
+typedef struct mli_llama {
+    ml_llama_desc desc;
+    ml_model model; /* over desc.weights */
+    ml_lora lora;   /* over desc.lora_weights */
+    mli_rows rows;
+    mli_pass pass;
+} mli_llama;
+
+/* Places inside a layer. */
+#define MLI_INNER_PLACES (((1u << ML_PLACES) - 1) & ~(1u << ML_PLACE_EMBEDDING) & ~(1u << ML_PLACE_BLOCK))
+
+static const char *mli_place_name(ml_place place) {
+    static const char *const names[ML_PLACES] = {"EMBEDDING", "Q",  "K",      "V",  "O",   "ATTENTION",
+                                                 "W1",        "W3", "HIDDEN", "W2", "FFN", "BLOCK"};
+    return names[place];
+}
+
+/* z, of y's shape, is what the caller uses in place of y; y if no place is wanted there. */
+static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
+                            ml_tensor y) {
+    if (!mli_wants(pass, at)) return y;
+    const ml_llama_desc *desc = &pass->llama->desc;
+    ml_graph *shown = &g->open->shown;
+    ml_insertion insertion = {ML_PLACE_EMBEDDING, layer, x, y};
+    while (!(at >> insertion.place & 1)) insertion.place = (ml_place)(insertion.place + 1);
+    if (shown->result) return y;
+    ml_tensor z = desc->insert(shown, &insertion, desc->user);
+    if (shown->result) return y;
+    if (z.rows != y.rows || z.cols != y.cols)
+        mli_cannot(shown, ML_ERROR_MISMATCH,
+                   "ml_llama: the insertion at ML_PLACE_%s of layer %d is (%z, %z), not (%z, %z)",
+                   mli_place_name(insertion.place), layer, z.rows, z.cols, y.rows, y.cols);
+    return mli_accepts(shown, "ml_llama", z) ? z : y;
+}
+
+/* A copy of x with a gradient of its own, which is added to that of x. */
+static ml_tensor mli_tap(mli_graph *g, ml_tensor x) {
+    return mli_copy(g, x, mli_result(g, x.rows, x.cols, x.grad != NULL));
+}
+
+/* The stream x (n, D) before layer 0 (part 0) or after layer part - 1: what a place and the caller's `states` have of
+   it. Layers change the stream in place or share its gradient, so he gets copies, and so does the stream from him. */
+static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x) {
+    if (!pass->llama) return x;
+    ml_tensor *states = pass->llama->desc.states;
+    g->taping = g->open->shown.taping;
+    if (mli_wants(pass, at)) {
+        ml_tensor y = mli_tap(g, x);
+        x = mli_tap(g, mli_insert(g, pass, at, MLI_MAX(0, part - 1), y, y));
+    }
+    if (states) states[part] = mli_tap(g, x);
+    return x;
+}
+
+/* Whether something inside of a layer learns. What is inserted does. */
+static int mli_layer_learns(const mli_llama *own, int layer) {
+    const ml_llama_desc *desc = &own->desc;
+    const ml_tensor *weights = own->model.tensors + MLI_GLOBAL_SLOTS + layer * MLI_LAYER_SLOTS;
+    int learns = desc->bias.grad || (desc->places & MLI_INNER_PLACES);
+    for (int i = 0; i < MLI_LAYER_SLOTS; i++) learns |= weights[i].grad != NULL;
+    for (int i = 0; own->pass.lora && i < 2 * MLI_LORA_TARGETS; i++)
+        learns |= own->pass.lora->tensors[layer * 2 * MLI_LORA_TARGETS + i].grad != NULL;
+    if (desc->prefix_keys)
+        learns |= desc->prefix_keys[layer].grad != NULL || desc->prefix_values[layer].grad != NULL;
+    return learns;
+}
+
+/* How many parts from below learn nothing: of the embedding, the layers and the last norm. */
+static int mli_count_frozen(const mli_llama *own) {
+    const ml_tensor *weights = own->model.tensors;
+    int part = 0, n_layers = own->model.config.n_layers;
+    if (weights[MLI_TOKEN_EMBEDDING].grad) return part;
+    for (part = 1; part <= n_layers; part++)
+        if (mli_layer_learns(own, part - 1)) return part;
+    return part + !(weights[MLI_OUTPUT_NORM].grad || weights[MLI_OUTPUT_NORM_BIAS].grad);
+}
+
+/* Computes a pass whose description is checked. n_frozen: see mli_count_frozen; -1: to be counted. */
+static ml_tensor mli_llama_pass(ml_graph *graph, const ml_llama_desc *desc, const mli_rows *rows,
+                                int n_frozen) {
+    mli_graph *g = graph->private_part;
+    mli_llama plan, *own = (mli_llama *)mli_graph_alloc(g, 1, sizeof *own);
+    if (mli_measuring(g)) own = &plan; /* nothing is recorded */
+    memset(own, 0, sizeof *own);
+    own->desc = *desc;
+    own->model = *desc->model;
+    if (desc->weights) own->model.tensors = desc->weights;
+    if (desc->lora) own->lora = *desc->lora;
+    if (desc->lora_weights) own->lora.tensors = desc->lora_weights;
+    own->rows = *rows;
+    if (rows->start == rows->single) own->rows.start = own->rows.single;
+    own->pass = mli_pass_over(&own->model, desc->lora ? &own->lora : NULL, &own->rows);
+    own->pass.tokens = desc->batch->tokens, own->pass.n_tokens = desc->batch->n_tokens;
+    own->pass.rope = desc->no_rope ? NULL : (const float *)desc->rope.data;
+    own->pass.places = desc->places | MLI_AT_END;
+    own->pass.llama = own;
+    own->pass.n_frozen = n_frozen < 0 ? mli_count_frozen(own) : n_frozen;
+    g->checkpointing = desc->checkpointing;
+    ml_tensor hidden = mli_network(g, &own->pass);
+    g->taping = graph->taping;
+    g->checkpointing = 0;
+    return hidden;
+}
+
+/* Whether `weights`, the caller's, have the shapes of `own`, those of the model or the adapter. */
+static int mli_accepts_weights(ml_graph *graph, const char *name, const ml_tensor *weights,
+                               const ml_tensor *own, int n) {
+    for (int i = 0; weights && i < n && !graph->result; i++) {
+        const ml_tensor *a = &weights[i], *b = &own[i];
+        if (!a->data != !b->data)
+            mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: %s[%d] has %s data", name, i,
+                       a->data ? "unexpected" : "no");
+        else if (a->data && (a->rows != b->rows || a->cols != b->cols))
+            mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: %s[%d] is (%z, %z), not (%z, %z)", name, i,
+                       a->rows, a->cols, b->rows, b->cols);
+        else if (a->data && a->grad && a->type != ML_F32)
+            mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] has a gradient and is %s, not F32", name,
+                       i, ml_type_name(a->type));
+    }
+    return !graph->result;
+}
+
+/* Whether the parts of a description are there and fit together. */
+static int mli_accepts_llama(ml_graph *graph, const ml_llama_desc *desc) {
+    ml_error error;
+    if (!desc || !desc->model || !desc->batch)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: desc, desc.model or desc.batch is NULL"), 0;
+    const ml_model *model = desc->model;
+    if (desc->places >> ML_PLACES || (desc->places && !desc->insert))
+        mli_cannot(graph, ML_ERROR_ARGUMENT,
+                   "ml_llama: places is not a sum of 1u << ML_PLACE_..., or insert is NULL");
+    else if (desc->lora_weights && !desc->lora)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: lora_weights without lora");
+    else if (!desc->prefix_keys != !desc->prefix_values)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: prefix_keys and prefix_values go together");
+    else if (desc->lora && mli_lora_check(model, desc->lora, &error))
+        mli_cannot(graph, error.code, "%s", error.text);
+    return mli_accepts_weights(graph, "weights", desc->weights, model->tensors, model->n_tensors) &&
+           (!desc->lora || mli_accepts_weights(graph, "lora_weights", desc->lora_weights, desc->lora->tensors,
+                                               desc->lora->n_tensors));
+}
+
+/* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
+static ml_tensor mli_make_rope(mli_graph *g, const ml_config *c, size_t n_positions) {
+    size_t hd = (size_t)(c->dim / c->n_heads);
+    ml_tensor table = mli_result(g, n_positions, hd, 0);
+    if (!mli_measuring(g)) mli_rope_table((float *)table.data, (int)n_positions, c);
+    return table;
+}
+
+static size_t mli_longest_row(const mli_rows *rows) {
+    size_t longest = 0;
+    for (int r = 0; r < rows->n_rows; r++)
+        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
+    return longest;
+}
+
+ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
+    mli_graph *g = graph->private_part;
+    ml_error error;
+    mli_rows rows;
+    if (graph->result || !mli_accepts_llama(graph, given)) return ml_none();
+    ml_llama_desc desc = *given;
+    const ml_config *c = &desc.model->config;
+    size_t hd = (size_t)(c->dim / c->n_heads);
+    int has_table = desc.rope.data && !desc.no_rope;
+    mli_batch_limits most = {"graph", "table of rotations", MLI_MAX_TOKENS, MLI_MAX_TOKENS, MLI_MAX_TOKENS};
+    if (has_table && (!mli_accepts(graph, "ml_llama: rope", desc.rope) || desc.rope.cols != hd))
+        return mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: rope is (%z, %z), not (positions, %z)",
+                          desc.rope.rows, desc.rope.cols, hd);
+    if (has_table) most.row = (int)MLI_MIN(desc.rope.rows, MLI_MAX_TOKENS);
+    if (mli_check_batch(desc.model, desc.batch, &most, &rows, &error))
+        return mli_cannot(graph, error.code, "%s", error.text);
+    if (!has_table && !desc.no_rope) desc.rope = mli_make_rope(g, c, mli_longest_row(&rows));
+    ml_tensor hidden = mli_llama_pass(graph, &desc, &rows, -1);
+    return graph->result ? ml_none() : hidden;
+}
+
 #endif /* ML_NO_TRAINING */
 
 /* ==== >>training ====
