@@ -2774,8 +2774,8 @@ static void mli_attention_plan(mli_graph *g, mli_attention_op *op) {
 }
 
 /* q (n, D), k (m, kv_dim), v (m, kv_dim) of rows, with a model's heads and mask; the rest may be changed. */
-static mli_attention_op mli_attention_of(ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
-                                         const mli_rows *rows) {
+static mli_attention_op mli_plain_attention(ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
+                                            const mli_rows *rows) {
     mli_attention_op op;
     memset(&op, 0, sizeof op);
     op.q = q, op.k = k, op.v = v, op.rows = rows;
@@ -2803,7 +2803,7 @@ static ml_tensor mli_run_attention(mli_graph *g, mli_attention_op *op, ml_tensor
 
 static ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
                                const mli_rows *rows) {
-    mli_attention_op op = mli_attention_of(q, k, v, config, rows);
+    mli_attention_op op = mli_plain_attention(q, k, v, config, rows);
     return mli_run_attention(g, &op, mli_new(g, q.rows, q.cols));
 }
 
@@ -5282,7 +5282,7 @@ ML_DEF ml_tensor ml_attention(ml_graph *graph, const ml_attention_desc *d) {
     ml_config config;
     memset(&config, 0, sizeof config);
     config.mask = d->mask, config.n_heads = d->n_heads, config.n_kv_heads = n_kv_heads;
-    mli_attention_op op = mli_attention_of(d->q, d->k, d->v, &config, mli_keep_rows(g, &read));
+    mli_attention_op op = mli_plain_attention(d->q, d->k, d->v, &config, mli_keep_rows(g, &read));
     op.key_start = mli_keep_rows(g, &read_keys)->start;
     op.bias = d->bias;
     op.window = (size_t)d->window, op.sinks = (size_t)d->sinks;
@@ -5540,13 +5540,6 @@ static ml_tensor mli_make_rope(mli_graph *g, const ml_config *c, size_t n_positi
     ml_tensor table = mli_result(g, n_positions, hd, 0);
     if (!mli_measuring(g)) mli_rope_table((float *)table.data, (int)n_positions, c);
     return table;
-}
-
-static size_t mli_longest_row(const mli_rows *rows) {
-    size_t longest = 0;
-    for (int r = 0; r < rows->n_rows; r++)
-        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
-    return longest;
 }
 
 ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
