@@ -4208,6 +4208,117 @@ static int mli_count_classes(ml_graph *graph, const char *name, const int32_t *t
     }
     return counted;
 }
+/* ---- checking a gradient ---- */
+
+/* One pass; with taping, the tensors' gradients are those of its loss afterwards. */
+static ml_result mli_check_pass(ml_graph *g, const ml_check_desc *desc, int taping, double *loss,
+                                ml_error *error) {
+    for (int i = 0; taping && i < desc->n_tensors; i++)
+        memset(desc->tensors[i]->grad, 0, mli_numbers(desc->tensors[i]) * sizeof(float));
+    ml_graph_begin(g, taping);
+    ml_tensor y = desc->build(g, desc->user);
+    if (!g->result && (!y.data || y.rows != 1 || y.cols != 1))
+        mli_cannot(g, ML_ERROR_MISMATCH, "ml_check_gradient: the loss is (%z, %z), not (1, 1)", y.rows,
+                   y.cols);
+    ml_result result = taping ? ml_graph_backward(g, y, error) : ml_graph_end(g, error);
+    if (!result) *loss = (double)mli_row(y, 0)[0];
+    if (result || mli_is_finite(*loss)) return result;
+    return mli_fail(error, ML_ERROR_NUMBER, "ml_check_gradient: the loss is not finite");
+}
+
+/* A direction: a number of 1 or -1 for each of the tensor's. */
+static double mli_sign(uint64_t *state) { return mli_splitmix64(state) >> 63 ? -1.0 : 1.0; }
+
+/* The derivative along a direction, by the gradient. */
+static double mli_slope(const ml_tensor *t, uint64_t direction) {
+    double slope = 0;
+    for (size_t i = 0; i < mli_numbers(t); i++) slope += (double)t->grad[i] * mli_sign(&direction);
+    return slope;
+}
+
+/* The same by the losses at four places. The tensor's numbers are kept in the memory of its gradient. */
+static ml_result mli_difference(ml_graph *g, const ml_check_desc *desc, const ml_tensor *t,
+                                uint64_t direction, double h, double *slope, ml_error *error) {
+    static const int steps[4] = {1, -1, 2, -2}, factors[4] = {8, -8, -1, 1};
+    ml_result result = ML_OK;
+    *slope = 0;
+    for (int k = 0; k < 4 && !result; k++) {
+        uint64_t state = direction;
+        double loss = 0;
+        for (size_t i = 0; i < mli_numbers(t); i++)
+            ((float *)t->data)[i] = (float)((double)t->grad[i] + steps[k] * h * mli_sign(&state));
+        result = mli_check_pass(g, desc, 0, &loss, error);
+        *slope += factors[k] * loss / (12 * h);
+    }
+    memcpy(t->data, t->grad, mli_numbers(t) * sizeof(float));
+    return result;
+}
+
+static double mli_length(const float *x, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum);
+}
+
+#define MLI_MAX_DIRECTIONS 64
+
+/* Checks one tensor, whose gradient is there, and leaves something else in its place. */
+static ml_result mli_check_tensor(ml_graph *g, const ml_check_desc *desc, const ml_tensor *t, double loss,
+                                  double *worst, ml_error *error) {
+    uint64_t directions[MLI_MAX_DIRECTIONS];
+    double slopes[MLI_MAX_DIRECTIONS], h = desc->step, size = mli_length((float *)t->data, mli_numbers(t));
+    if (h == 0) h = size > 0 ? 0.01 * size / sqrt((double)mli_numbers(t)) : 0.01;
+    for (int i = 0; i < desc->n_directions; i++) {
+        directions[i] = ml_random_u64(desc->random);
+        slopes[i] = mli_slope(t, directions[i]);
+        if (!mli_is_finite(slopes[i]))
+            return mli_fail(error, ML_ERROR_NUMBER, "ml_check_gradient: a gradient is not finite");
+    }
+    double length = MLI_MAX(mli_length(t->grad, mli_numbers(t)), 2e-5 * fabs(loss) / h);
+    memcpy(t->grad, t->data, mli_numbers(t) * sizeof(float));
+    for (int i = 0; i < desc->n_directions; i++) {
+        double slope;
+        ml_result result = mli_difference(g, desc, t, directions[i], h, &slope, error);
+        if (result) return result;
+        double apart = fabs(slope - slopes[i]);
+        if (apart > *worst * length) *worst = apart / length;
+    }
+    return ML_OK;
+}
+
+static ml_result mli_check_check(const ml_check_desc *desc, ml_error *error) {
+    if (!desc->build || !desc->tensors || desc->n_tensors < 1 || !desc->random)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient needs build, tensors and random");
+    if (desc->n_directions < 0 || desc->n_directions > MLI_MAX_DIRECTIONS)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: n_directions is %d, not 0 to %d",
+                        desc->n_directions, MLI_MAX_DIRECTIONS);
+    if (!(desc->step >= 0 && desc->step <= 1e6))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: the step is out of range");
+    for (int i = 0; i < desc->n_tensors; i++) {
+        const ml_tensor *t = desc->tensors[i];
+        if (!t || !t->data || !t->grad || t->type != ML_F32 || !mli_numbers(t))
+            return mli_fail(error, ML_ERROR_ARGUMENT,
+                            "ml_check_gradient: tensor %d is not F32 with data and a gradient", i);
+    }
+    return ML_OK;
+}
+
+ML_DEF ml_result ml_check_gradient(ml_graph *graph, const ml_check_desc *given, double *worst,
+                                   ml_error *error) {
+    double loss, again;
+    if (!graph || !given || !worst) return mli_null(error, "ml_check_gradient");
+    ml_check_desc desc = *given;
+    *worst = 0;
+    ml_result result = mli_check_check(&desc, error);
+    if (!desc.n_directions) desc.n_directions = 8;
+    if (!result) result = mli_check_pass(graph, &desc, 1, &loss, error);
+    for (int i = 0; !result && i < desc.n_tensors; i++)
+        result = mli_check_tensor(graph, &desc, desc.tensors[i], loss, worst, error);
+    if (!result) result = mli_check_pass(graph, &desc, 1, &again, error); /* the gradients again */
+    if (!result && loss != again)
+        result = mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: build gave two different losses");
+    return result;
+}
 #endif /* ML_NO_TRAINING */
 
 /* ==== >>training ====
