@@ -698,10 +698,12 @@ ML_DEF ml_tensor ml_alibi(ml_graph *g, int n_heads, ml_rows rows, size_t n);
 /* ---- losses: (1, 1) ---- */
 
 typedef struct ml_loss_desc {
-    const int32_t *targets; /* (n): 0 .. C-1; negative: not counted */
-    float divisor;          /* of the sum over the rows; default the number of those that count */
-    float
-        smoothing; /* label smoothing (Szegedy et al. 2016): so much of the target spread over all classes */
+    const int32_t
+        *targets;  /* (n): 0 .. C-1; negative: not counted; NULL: none is, only log_probs are wanted */
+    float divisor; /* of the sum over the rows; default the number of those that count, or 1 */
+    /* Label smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision"): this share
+       of a target, 0 to 1, is spread evenly over all classes, as in PyTorch. */
+    float smoothing;
     float *log_probs; /* out (n, C): log-softmax; NULL: not wanted */
     /* This is all of the loss, and goes to ml_graph_backward as it is: gradients are computed with it, which for a
        large vocabulary saves computing the logits twice. No operation may read it. */
@@ -1737,6 +1739,7 @@ MLI_OPTIONAL float mli_dot(const float *a, const float *b, size_t n);
 MLI_OPTIONAL void mli_axpy(float *y, float a, const float *x, size_t n);
 MLI_OPTIONAL void mli_add(float *y, const float *x, size_t n);
 MLI_OPTIONAL void mli_scale(float *x, float a, size_t n);
+MLI_OPTIONAL void mli_add_products(float *y, const float *a, const float *b, size_t n); /* y_i += a_i b_i */
 MLI_OPTIONAL float mli_max(const float *x, size_t n);
 
 /* x_i <- e^(x_i - max) / sum, n > 0; returns log(sum of e^(x_i)): log p_i = x_i - that [mli_ref_softmax] */
@@ -1943,10 +1946,11 @@ MLI_OPTIONAL void mli_run_backward(mli_graph *g, mli_taped *until) {
     }
 }
 
-/* Memory for the numbers of an activation. While measuring, `where` (0: a value, 1: a gradient) of an array that
-   nobody reads: such tensors can be told from those that are left out, and those that share memory from others. */
+/* Memory for the numbers of an activation. While measuring, `where` (0: a value, 1: a gradient, 2: the whole loss of a
+   caller's graph) of an array that nobody reads: such tensors can be told from those that are left out, and those that
+   share memory from others. */
 static float *mli_new_numbers(mli_graph *g, size_t rows, size_t cols, int where) {
-    static const float unreal[2] = {0, 0};
+    static const float unreal[3] = {0, 0, 0};
     float *numbers = (float *)mli_graph_alloc(g, rows * sizeof(float), cols);
     return mli_measuring(g) ? (float *)(uintptr_t)&unreal[where] : numbers;
 }
@@ -3685,11 +3689,14 @@ typedef struct mli_dropout_op {
     uint64_t seed;
 } mli_dropout_op;
 
+/* Whether number i is set to 0. */
+MLI_INLINE int mli_is_dropped(size_t i, float p, uint64_t seed) {
+    uint64_t state = seed + i * 0x9e3779b97f4a7c15u;
+    return mli_uniform_of(mli_splitmix64(&state)) < p;
+}
+
 static void mli_drop(float *x, size_t n, float p, uint64_t seed) {
-    for (size_t i = 0; i < n; i++) {
-        uint64_t state = seed + i * 0x9e3779b97f4a7c15u;
-        x[i] = mli_uniform_of(mli_splitmix64(&state)) < p ? 0.0f : x[i] / (1.0f - p);
-    }
+    for (size_t i = 0; i < n; i++) x[i] = mli_is_dropped(i, p, seed) ? 0.0f : x[i] / (1.0f - p);
 }
 
 static void mli_dropout_backward(mli_graph *g, const void *record) {
@@ -3706,28 +3713,32 @@ MLI_OPTIONAL void mli_dropout(mli_graph *g, ml_tensor x, float p, uint64_t seed)
     mli_record(g, mli_dropout_backward, &op, sizeof op);
 }
 
-/* ---- cross-entropy of the last linear layer ----
+/* ---- cross-entropy, with or without the last linear layer ----
 
    logits (n, C) = h (n, D) W^T + b
    p = softmax(logits) (Bridle 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs")
-   loss = sum of -log p(target) / divisor, over the rows that have a target
-   dlogits = (p - one-hot(target)) / divisor, and 0 in the other rows
+   t = (1 - s) one-hot(target) + s / C, s: label smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture
+       for Computer Vision")
+   loss = sum of -t . log p / divisor, over the rows that have a target
+   dlogits = (p - t) / divisor, and 0 in the other rows
    dW += dlogits^T h      db += sum of the rows of dlogits      dh = dlogits W, over h
 
    A language model's logits (n, V) would be larger than all its other activations together. So the layer and its loss
    are one operation, which holds the logits of MLI_LOSS_ROWS rows at a time; its backward pass computes them again. A
    trainer calls the backward pass alone, which reports the loss as well. Gradients have been added when the loss is
-   known: if it is not finite, the caller sets all of them to 0. */
+   known: if it is not finite, the caller sets all of them to 0. Without a layer, h is the logits. */
 
 #define MLI_LOSS_ROWS 256 /* enough that reading W takes little of the time */
 
 typedef struct mli_cross_entropy_op {
-    ml_tensor h;            /* (n, D) */
-    ml_tensor w, b;         /* (C, D), (1, C); b without data: there is none */
+    ml_tensor h;            /* (n, D), or without a layer (n, C) */
+    ml_tensor w, b;         /* (C, D), (1, C); w of no rows: no layer; b without data: there is none */
     const int32_t *targets; /* (n): 0 .. C-1, negative: not counted; NULL: none is */
     float divisor;
     float *log_probs; /* out (n, C): log p; NULL: not wanted */
-    double *loss;     /* out */
+    double *loss;     /* out; NULL: not wanted */
+    float smoothing;
+    const float *gradient; /* of the loss, a factor of all others; NULL: 1 */
 } mli_cross_entropy_op;
 
 /* The rows of h that are being computed. */
@@ -3735,9 +3746,18 @@ typedef struct mli_loss_chunk {
     const mli_cross_entropy_op *op;
     size_t first;     /* row of h */
     ml_tensor logits; /* (rows, C) */
-    float *losses;    /* (rows): -log p(target) */
+    float *losses;    /* (rows): -t . log p */
+    float unit;       /* the gradient of each of them */
     int backward;
 } mli_loss_chunk;
+
+/* t . logits */
+static float mli_target_logit(const mli_cross_entropy_op *op, const float *logits, size_t n, int32_t target) {
+    double sum = 0, smoothing = (double)op->smoothing;
+    if (!(smoothing > 0)) return logits[target];
+    for (size_t j = 0; j < n; j++) sum += (double)logits[j];
+    return (float)((1 - smoothing) * (double)logits[target] + smoothing / (double)n * sum);
+}
 
 /* Row i of the chunk: its logits become p or, in the backward pass, dlogits. */
 static void mli_loss_row(const mli_loss_chunk *chunk, size_t i) {
@@ -3746,9 +3766,9 @@ static void mli_loss_row(const mli_loss_chunk *chunk, size_t i) {
     float *logits = mli_row(chunk->logits, i), *log_probs = op->log_probs ? op->log_probs + row * n : NULL;
     int32_t target = op->targets ? op->targets[row] : -1;
     if (op->b.data) mli_add(logits, (const float *)op->b.data, n);
-    float at = target >= 0 ? logits[target] : 0, log_sum = 0; /* log p_j = logits_j - log_sum */
+    float at = target >= 0 ? mli_target_logit(op, logits, n, target) : 0, log_sum = 0;
     if (log_probs) memcpy(log_probs, logits, n * sizeof *logits);
-    if (target >= 0 || log_probs) log_sum = mli_softmax(logits, n);
+    if (target >= 0 || log_probs) log_sum = mli_softmax(logits, n); /* log p_j = logits_j - log_sum */
     for (size_t j = 0; log_probs && j < n; j++) log_probs[j] -= log_sum;
     chunk->losses[i] = target >= 0 ? log_sum - at : 0;
     if (!chunk->backward) return;
@@ -3756,8 +3776,10 @@ static void mli_loss_row(const mli_loss_chunk *chunk, size_t i) {
         memset(logits, 0, n * sizeof *logits);
         return;
     }
-    mli_scale(logits, 1.0f / op->divisor, n);
-    logits[target] -= 1.0f / op->divisor;
+    mli_scale(logits, chunk->unit, n);
+    logits[target] -= chunk->unit * (1.0f - op->smoothing);
+    float share = chunk->unit * op->smoothing / (float)n;
+    for (size_t j = 0; share != 0 && j < n; j++) logits[j] -= share;
 }
 static void mli_loss_rows(const void *job, size_t begin, size_t end) {
     for (; begin < end; begin++) mli_loss_row((const mli_loss_chunk *)job, begin);
@@ -3771,26 +3793,44 @@ static void mli_loss_gradients(mli_graph *g, const mli_loss_chunk *chunk) {
     if (op->w.grad) mli_weight_gradient(g, op->w.grad, dlogits, h, n, n_classes, op->h.cols);
     for (size_t i = 0; op->b.grad && i < n; i++) mli_add(op->b.grad, dlogits + i * n_classes, n_classes);
     if (!op->h.grad) return;
-    mli_input_gradient(g, mli_grad_row(op->h, chunk->first), dlogits, op->w, n, !mli_is_shared(op->h));
+    float *dh = mli_grad_row(op->h, chunk->first);
+    if (op->w.rows) {
+        mli_input_gradient(g, dh, dlogits, op->w, n, !mli_is_shared(op->h));
+    } else {
+        if (mli_is_shared(op->h)) memset(dh, 0, n * n_classes * sizeof *dh);
+        mli_add(dh, dlogits, n * n_classes);
+    }
+}
+
+static void mli_loss_logits(mli_graph *g, const mli_loss_chunk *chunk) {
+    const mli_cross_entropy_op *op = chunk->op;
+    ml_tensor logits = chunk->logits;
+    const float *h = mli_row(op->h, chunk->first);
+    mli_linear_job job = {&op->w, (float *)logits.data};
+    if (op->w.rows)
+        mli_linear(g->threads, h, logits.rows, op->h.cols, &job, 1, g->work);
+    else
+        memcpy(logits.data, h, mli_numbers(&logits) * sizeof *h);
 }
 
 static void mli_run_cross_entropy(mli_graph *g, const mli_cross_entropy_op *op, int backward) {
     size_t mark = g->used, n = op->h.rows, most = MLI_MIN(n, MLI_LOSS_ROWS);
-    mli_loss_chunk chunk = {op, 0, mli_new(g, most, op->w.rows), NULL, backward};
-    mli_linear_job job = {&op->w, (float *)chunk.logits.data};
+    size_t n_classes = op->w.rows ? op->w.rows : op->h.cols;
+    float unit = (op->gradient ? *op->gradient : 1.0f) / op->divisor;
+    mli_loss_chunk chunk = {op, 0, mli_new(g, most, n_classes), NULL, unit, backward};
     double sum = 0;
     chunk.losses = (float *)mli_graph_alloc(g, most, sizeof *chunk.losses);
-    mli_need_linear(g, most, op->h.cols, op->w.rows, 0);
+    if (op->w.rows) mli_need_linear(g, most, op->h.cols, n_classes, 0);
     for (; chunk.first < n && !mli_measuring(g); chunk.first += most) {
         size_t rows = chunk.logits.rows = MLI_MIN(most, n - chunk.first);
         double chunk_sum = 0;
-        mli_linear(g->threads, mli_row(op->h, chunk.first), rows, op->h.cols, &job, 1, g->work);
-        mli_for_rows(g, mli_loss_rows, &chunk, rows, op->w.rows);
+        mli_loss_logits(g, &chunk);
+        mli_for_rows(g, mli_loss_rows, &chunk, rows, n_classes);
         for (size_t i = 0; i < rows; i++) chunk_sum += (double)chunk.losses[i];
         sum += chunk_sum;
         if (backward) mli_loss_gradients(g, &chunk);
     }
-    *op->loss = sum / (double)op->divisor;
+    if (op->loss) *op->loss = sum / (double)op->divisor;
     if (!backward && mli_taping(g)) g->recompute = MLI_MAX(g->recompute, g->used - mark); /* it is recorded */
     mli_release(g, mark);
 }
@@ -4103,6 +4143,8 @@ ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *er
     mli_open_graph *open = graph->private_part->open;
     int is_whole = loss.data && loss.data == open->whole;
     if (!graph->taping) mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_graph_backward: the pass does not tape");
+    if (open->whole && !is_whole)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_graph_backward: another loss was said to be the whole");
     if (!is_whole && mli_accepts(graph, "ml_graph_backward", loss) && (loss.rows != 1 || loss.cols != 1))
         mli_cannot(graph, ML_ERROR_MISMATCH, "ml_graph_backward: the loss is (%z, %z), not (1, 1)", loss.rows,
                    loss.cols);
@@ -4193,6 +4235,330 @@ ML_DEF ml_tensor ml_linear(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor 
     return use.y;
 }
 
+/* y = a op b, with b repeated over the rows or columns of a. */
+typedef enum mli_sign { MLI_PLUS = 0, MLI_MINUS, MLI_TIMES } mli_sign;
+
+typedef struct mli_pair_op {
+    ml_tensor a, b, y; /* (n, c); (n, c), (1, c), (n, 1) or (1, 1); (n, c) */
+    mli_sign sign;
+} mli_pair_op;
+
+/* The row of b, or its one number, that belongs to row i of a. */
+static const float *mli_pair_row(const mli_pair_op *op, size_t i) {
+    return mli_row(op->b, op->b.rows > 1 ? i : 0);
+}
+
+static void mli_pair_rows(const void *record, size_t begin, size_t end) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    size_t c = op->a.cols;
+    int repeated = op->b.cols < c;
+    float sign = op->sign == MLI_MINUS ? -1.0f : 1.0f;
+    for (; begin < end; begin++) {
+        const float *a = mli_row(op->a, begin), *b = mli_pair_row(op, begin);
+        float *y = mli_row(op->y, begin);
+        if (op->sign == MLI_TIMES)
+            for (size_t j = 0; j < c; j++) y[j] = a[j] * b[repeated ? 0 : j];
+        else
+            for (size_t j = 0; j < c; j++) y[j] = a[j] + sign * b[repeated ? 0 : j];
+    }
+}
+
+/* da += dy, or dy b */
+static void mli_pair_left_gradient(const void *record, size_t begin, size_t end) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    size_t c = op->a.cols;
+    for (; begin < end; begin++) {
+        float *da = mli_grad_row(op->a, begin);
+        const float *dy = mli_grad_row(op->y, begin), *b = mli_pair_row(op, begin);
+        if (op->sign != MLI_TIMES)
+            mli_add(da, dy, c);
+        else if (op->b.cols < c)
+            mli_axpy(da, b[0], dy, c);
+        else
+            mli_add_products(da, dy, b, c);
+    }
+}
+
+/* db += dy, -dy or dy a: numbers [begin, end) of row i */
+static void mli_pair_add_right(const mli_pair_op *op, float *db, size_t i, size_t begin, size_t end) {
+    const float *dy = mli_grad_row(op->y, i) + begin, *a = mli_row(op->a, i) + begin;
+    if (op->sign == MLI_TIMES)
+        mli_add_products(db + begin, dy, a, end - begin);
+    else
+        mli_axpy(db + begin, op->sign == MLI_MINUS ? -1.0f : 1.0f, dy, end - begin);
+}
+
+/* b (n, c): its rows */
+static void mli_pair_right_rows(const void *record, size_t begin, size_t end) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    for (; begin < end; begin++) mli_pair_add_right(op, mli_grad_row(op->b, begin), begin, 0, op->a.cols);
+}
+
+/* b (1, c): columns [begin, end) of all rows */
+static void mli_pair_right_columns(const void *record, size_t begin, size_t end) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    for (size_t i = 0; i < op->a.rows; i++) mli_pair_add_right(op, op->b.grad, i, begin, end);
+}
+
+/* b (n, 1) or (1, 1): the sums of the numbers that each row of b belongs to */
+static void mli_pair_right_sums(const void *record, size_t begin, size_t end) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    size_t n = mli_numbers(&op->a) / op->b.rows;
+    for (; begin < end; begin++) {
+        const float *dy = op->y.grad + begin * n, *a = (const float *)op->a.data + begin * n;
+        double sum = 0, sign = op->sign == MLI_MINUS ? -1 : 1;
+        for (size_t j = 0; j < n; j++) sum += (double)dy[j] * (op->sign == MLI_TIMES ? (double)a[j] : sign);
+        op->b.grad[begin] += (float)sum;
+    }
+}
+
+static void mli_pair_backward(mli_graph *g, const void *record) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    size_t n = op->a.rows, c = op->a.cols;
+    if (op->a.grad) mli_for_rows(g, mli_pair_left_gradient, op, n, c);
+    if (!op->b.grad) return;
+    if (op->b.cols < c)
+        mli_for_rows(g, mli_pair_right_sums, op, op->b.rows, n * c / op->b.rows);
+    else if (op->b.rows < n)
+        mli_for_rows(g, mli_pair_right_columns, op, c, n);
+    else
+        mli_for_rows(g, mli_pair_right_rows, op, n, c);
+}
+
+static ml_tensor mli_pair(ml_graph *graph, const char *name, ml_tensor a, ml_tensor b, mli_sign sign) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, name, a) || !mli_accepts(graph, name, b)) return ml_none();
+    if ((b.rows != a.rows && b.rows != 1) || (b.cols != a.cols && b.cols != 1))
+        return mli_cannot_fit(graph, name, a, b);
+    mli_pair_op op = {a, b, mli_result(g, a.rows, a.cols, a.grad || b.grad), sign};
+    mli_for_rows(g, mli_pair_rows, &op, a.rows, a.cols);
+    mli_record_of(g, op.y, mli_pair_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_add(ml_graph *graph, ml_tensor a, ml_tensor b) {
+    return mli_pair(graph, "ml_add", a, b, MLI_PLUS);
+}
+ML_DEF ml_tensor ml_sub(ml_graph *graph, ml_tensor a, ml_tensor b) {
+    return mli_pair(graph, "ml_sub", a, b, MLI_MINUS);
+}
+ML_DEF ml_tensor ml_mul(ml_graph *graph, ml_tensor a, ml_tensor b) {
+    return mli_pair(graph, "ml_mul", a, b, MLI_TIMES);
+}
+
+typedef struct mli_affine_op {
+    ml_tensor x, y; /* (n, c): y = factor x + number */
+    float factor, number;
+} mli_affine_op;
+
+static void mli_affine_rows(const void *record, size_t begin, size_t end) {
+    const mli_affine_op *op = (const mli_affine_op *)record;
+    size_t n = (end - begin) * op->x.cols;
+    const float *x = mli_row(op->x, begin);
+    float *y = mli_row(op->y, begin), factor = op->factor, number = op->number;
+    if (factor == 1)
+        for (size_t j = 0; j < n; j++) y[j] = x[j] + number;
+    else
+        for (size_t j = 0; j < n; j++) y[j] = x[j] * factor;
+}
+
+static void mli_affine_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_affine_op *op = (const mli_affine_op *)record;
+    mli_axpy(mli_grad_row(op->x, begin), op->factor, mli_grad_row(op->y, begin), (end - begin) * op->x.cols);
+}
+
+static void mli_affine_backward(mli_graph *g, const void *record) {
+    const mli_affine_op *op = (const mli_affine_op *)record;
+    mli_for_rows(g, mli_affine_gradient_rows, op, op->x.rows, op->x.cols);
+}
+
+/* factor x, or with factor 1 x + number */
+static ml_tensor mli_affine(ml_graph *graph, const char *name, ml_tensor x, float factor, float number) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, name, x)) return ml_none();
+    mli_affine_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), factor, number};
+    mli_for_rows(g, mli_affine_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_affine_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_scale(ml_graph *graph, ml_tensor x, float factor) {
+    return mli_affine(graph, "ml_scale", x, factor, 0);
+}
+ML_DEF ml_tensor ml_shift(ml_graph *graph, ml_tensor x, float number) {
+    return mli_affine(graph, "ml_shift", x, 1, number);
+}
+
+/* y_i = factor * the sum of part i of x, whose numbers are divided into as many parts as y has rows: its rows, or
+   all. Sums are taken in double. */
+typedef struct mli_total_op {
+    ml_tensor x, y; /* (n, c); (n, 1) or (1, 1) */
+    float factor;
+} mli_total_op;
+
+static void mli_total_rows(const void *record, size_t begin, size_t end) {
+    const mli_total_op *op = (const mli_total_op *)record;
+    size_t n = mli_numbers(&op->x) / op->y.rows;
+    for (; begin < end; begin++) {
+        const float *x = (const float *)op->x.data + begin * n;
+        double sum = 0;
+        for (size_t j = 0; j < n; j++) sum += (double)x[j];
+        mli_row(op->y, begin)[0] = (float)(sum * (double)op->factor);
+    }
+}
+
+/* dx += factor dy: rows [begin, end) of x */
+static void mli_total_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_total_op *op = (const mli_total_op *)record;
+    for (; begin < end; begin++) {
+        float *dx = mli_grad_row(op->x, begin), d = op->factor * op->y.grad[op->y.rows > 1 ? begin : 0];
+        for (size_t j = 0; j < op->x.cols; j++) dx[j] += d;
+    }
+}
+
+static void mli_total_backward(mli_graph *g, const void *record) {
+    const mli_total_op *op = (const mli_total_op *)record;
+    mli_for_rows(g, mli_total_gradient_rows, op, op->x.rows, op->x.cols);
+}
+
+static ml_tensor mli_total(ml_graph *graph, const char *name, ml_tensor x, size_t rows, float factor) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, name, x)) return ml_none();
+    mli_total_op op = {x, mli_result(g, rows, 1, x.grad != NULL), factor};
+    mli_for_rows(g, mli_total_rows, &op, rows, mli_numbers(&x) / rows);
+    mli_record_of(g, op.y, mli_total_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_sum(ml_graph *graph, ml_tensor x) { return mli_total(graph, "ml_sum", x, 1, 1); }
+ML_DEF ml_tensor ml_mean(ml_graph *graph, ml_tensor x) {
+    return mli_total(graph, "ml_mean", x, 1, 1.0f / (float)mli_numbers(&x));
+}
+ML_DEF ml_tensor ml_sum_rows(ml_graph *graph, ml_tensor x) {
+    return mli_total(graph, "ml_sum_rows", x, x.rows, 1);
+}
+
+/* ---- functions of single numbers ----
+   y = f(x), dx += f'(x) dy, where f' may be computed from x and y. libm's F32 functions, so within a few units in the
+   last place. NaN stays NaN, so that it shows in the loss. */
+
+static float mli_relu_of(float x) { return x < 0 ? 0 : x; }
+static float mli_relu_slope(float x, float y) { return (void)y, x > 0 ? 1.0f : 0.0f; }
+/* Phi(x) = erfc(-x / sqrt(2)) / 2, which is accurate for x far below 0, too */
+static float mli_gelu_of(float x) { return 0.5f * x * erfcf(-0.70710678f * x); }
+static float mli_gelu_slope(float x, float y) {
+    return (void)y, 0.5f * erfcf(-0.70710678f * x) + x * 0.39894228f * expf(-0.5f * x * x);
+}
+static float mli_sigmoid_of(float x) { return 1 / (1 + expf(-x)); }
+static float mli_sigmoid_slope(float x, float y) { return (void)x, y * (1 - y); }
+static float mli_silu_of(float x) { return x / (1 + expf(-x)); }
+static float mli_silu_slope(float x, float y) {
+    float s = mli_sigmoid_of(x);
+    return (void)y, s * (1 + x * (1 - s));
+}
+static float mli_tanh_of(float x) { return tanhf(x); }
+static float mli_tanh_slope(float x, float y) { return (void)x, (1 - y) * (1 + y); }
+static float mli_exp_of(float x) { return expf(x); }
+static float mli_exp_slope(float x, float y) { return (void)x, y; }
+static float mli_log_of(float x) { return logf(x); }
+static float mli_log_slope(float x, float y) { return (void)y, 1 / x; }
+
+typedef struct mli_function {
+    const char *name;
+    float (*value)(float x);
+    float (*slope)(float x, float y);
+} mli_function;
+
+static const mli_function *mli_function_at(int which) {
+    static const mli_function functions[] = {{"ml_relu", mli_relu_of, mli_relu_slope},
+                                             {"ml_gelu", mli_gelu_of, mli_gelu_slope},
+                                             {"ml_silu", mli_silu_of, mli_silu_slope},
+                                             {"ml_tanh", mli_tanh_of, mli_tanh_slope},
+                                             {"ml_sigmoid", mli_sigmoid_of, mli_sigmoid_slope},
+                                             {"ml_exp", mli_exp_of, mli_exp_slope},
+                                             {"ml_log", mli_log_of, mli_log_slope}};
+    return &functions[which];
+}
+
+typedef struct mli_function_op {
+    const mli_function *f;
+    ml_tensor x, y; /* (n, c) */
+} mli_function_op;
+
+static void mli_function_rows(const void *record, size_t begin, size_t end) {
+    const mli_function_op *op = (const mli_function_op *)record;
+    const float *x = mli_row(op->x, begin);
+    float *y = mli_row(op->y, begin);
+    for (size_t j = 0, n = (end - begin) * op->x.cols; j < n; j++) y[j] = op->f->value(x[j]);
+}
+
+static void mli_function_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_function_op *op = (const mli_function_op *)record;
+    const float *x = mli_row(op->x, begin), *y = mli_row(op->y, begin), *dy = mli_grad_row(op->y, begin);
+    float *dx = mli_grad_row(op->x, begin);
+    for (size_t j = 0, n = (end - begin) * op->x.cols; j < n; j++) dx[j] += dy[j] * op->f->slope(x[j], y[j]);
+}
+
+static void mli_function_backward(mli_graph *g, const void *record) {
+    const mli_function_op *op = (const mli_function_op *)record;
+    mli_for_rows(g, mli_function_gradient_rows, op, op->x.rows, 4 * op->x.cols);
+}
+
+static ml_tensor mli_apply(ml_graph *graph, const mli_function *f, ml_tensor x) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, f->name, x)) return ml_none();
+    mli_function_op op = {f, x, mli_result(g, x.rows, x.cols, x.grad != NULL)};
+    mli_for_rows(g, mli_function_rows, &op, x.rows, 4 * x.cols);
+    mli_record_of(g, op.y, mli_function_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_relu(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(0), x); }
+ML_DEF ml_tensor ml_gelu(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(1), x); }
+ML_DEF ml_tensor ml_silu(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(2), x); }
+ML_DEF ml_tensor ml_tanh(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(3), x); }
+ML_DEF ml_tensor ml_sigmoid(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(4), x); }
+ML_DEF ml_tensor ml_exp(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(5), x); }
+ML_DEF ml_tensor ml_log(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(6), x); }
+
+typedef struct mli_dropped_op {
+    ml_tensor x, y; /* (n, c) */
+    float p;
+    uint64_t seed;
+} mli_dropped_op;
+
+static void mli_dropped_rows(const void *record, size_t begin, size_t end) {
+    const mli_dropped_op *op = (const mli_dropped_op *)record;
+    const float *x = (const float *)op->x.data;
+    float *y = (float *)op->y.data, p = op->p;
+    for (size_t i = begin * op->x.cols; i < end * op->x.cols; i++)
+        y[i] = mli_is_dropped(i, p, op->seed) ? 0 : x[i] / (1 - p);
+}
+
+static void mli_dropped_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_dropped_op *op = (const mli_dropped_op *)record;
+    float p = op->p;
+    for (size_t i = begin * op->x.cols; i < end * op->x.cols; i++)
+        if (!mli_is_dropped(i, p, op->seed)) op->x.grad[i] += op->y.grad[i] / (1 - p);
+}
+
+static void mli_dropped_backward(mli_graph *g, const void *record) {
+    const mli_dropped_op *op = (const mli_dropped_op *)record;
+    mli_for_rows(g, mli_dropped_gradient_rows, op, op->x.rows, op->x.cols);
+}
+
+ML_DEF ml_tensor ml_dropout(ml_graph *graph, ml_tensor x, float p, uint64_t seed) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_dropout", x)) return ml_none();
+    if (!(p >= 0 && p < 1))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not in 0 to 1");
+    if (!graph->taping || !(p > 0)) return x;
+    mli_dropped_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), p, seed};
+    mli_for_rows(g, mli_dropped_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_dropped_backward, &op, sizeof op);
+    return op.y;
+}
+
 /* ---- losses ---- */
 
 /* The number of targets that count; -1 after ending the pass if one is out of range. */
@@ -4208,6 +4574,67 @@ static int mli_count_classes(ml_graph *graph, const char *name, const int32_t *t
     }
     return counted;
 }
+
+/* Adds the description to an operation that has its operands; 0 after ending the pass. What targets say is not read
+   while a graph measures. */
+static int mli_describe_loss(ml_graph *graph, const char *name, const ml_loss_desc *desc,
+                             mli_cross_entropy_op *op) {
+    int counted = 0;
+    if (!desc || (!desc->targets && !desc->log_probs && !graph->measuring))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: there are no targets", name), 0;
+    if (!(desc->divisor >= 0) || !(desc->smoothing >= 0 && desc->smoothing <= 1))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: divisor or smoothing is out of range", name), 0;
+    if (desc->whole && graph->private_part->open->whole)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: another loss was said to be the whole", name), 0;
+    if (desc->targets && !graph->measuring)
+        counted =
+            mli_count_classes(graph, name, desc->targets, op->h.rows, op->w.rows ? op->w.rows : op->h.cols);
+    op->targets = desc->targets;
+    op->divisor = desc->divisor > 0 ? desc->divisor : (float)MLI_MAX(counted, 1);
+    op->smoothing = desc->smoothing;
+    return !graph->result;
+}
+
+/* The operation whose operands are checked. A whole loss has no gradient and no record: that of its operands is
+   computed here, as a trainer does. */
+static ml_tensor mli_loss(ml_graph *graph, const char *name, mli_cross_entropy_op op,
+                          const ml_loss_desc *desc) {
+    mli_graph *g = graph->private_part;
+    double loss = 0;
+    if (!mli_describe_loss(graph, name, desc, &op)) return ml_none();
+    int taping = g->taping, learns = op.h.grad || op.w.grad || op.b.grad, whole = desc->whole && taping;
+    ml_tensor y = whole ? mli_tensor_at(mli_new_numbers(g, 1, 1, 2), 1, 1) : mli_result(g, 1, 1, learns);
+    op.gradient = y.grad;
+    mli_record_of(g, y, mli_cross_entropy_backward, &op, sizeof op);
+    op.log_probs = desc->log_probs;
+    op.loss = &loss;
+    g->taping = taping && learns;
+    mli_run_cross_entropy(g, &op, whole && learns);
+    g->taping = taping;
+    if (!mli_measuring(g)) mli_row(y, 0)[0] = (float)loss;
+    if (whole) g->open->whole = y.data;
+    return y;
+}
+
+ML_DEF ml_tensor ml_cross_entropy(ml_graph *graph, ml_tensor logits, const ml_loss_desc *desc) {
+    mli_cross_entropy_op op;
+    if (!mli_accepts(graph, "ml_cross_entropy", logits)) return ml_none();
+    memset(&op, 0, sizeof op);
+    op.h = logits;
+    return mli_loss(graph, "ml_cross_entropy", op, desc);
+}
+
+ML_DEF ml_tensor ml_linear_cross_entropy(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor b,
+                                         const ml_loss_desc *desc) {
+    mli_cross_entropy_op op;
+    if (!mli_accepts_linear(graph, "ml_linear_cross_entropy", &x, &w, &b)) return ml_none();
+    memset(&op, 0, sizeof op);
+    op.h = x;
+    op.w = w;
+    op.b = b;
+    return mli_loss(graph, "ml_linear_cross_entropy", op, desc);
+}
+
 /* ---- checking a gradient ---- */
 
 /* One pass; with taping, the tensors' gradients are those of its loss afterwards. */
@@ -4227,12 +4654,12 @@ static ml_result mli_check_pass(ml_graph *g, const ml_check_desc *desc, int tapi
 }
 
 /* A direction: a number of 1 or -1 for each of the tensor's. */
-static double mli_sign(uint64_t *state) { return mli_splitmix64(state) >> 63 ? -1.0 : 1.0; }
+static double mli_random_sign(uint64_t *state) { return mli_splitmix64(state) >> 63 ? -1.0 : 1.0; }
 
 /* The derivative along a direction, by the gradient. */
 static double mli_slope(const ml_tensor *t, uint64_t direction) {
     double slope = 0;
-    for (size_t i = 0; i < mli_numbers(t); i++) slope += (double)t->grad[i] * mli_sign(&direction);
+    for (size_t i = 0; i < mli_numbers(t); i++) slope += (double)t->grad[i] * mli_random_sign(&direction);
     return slope;
 }
 
@@ -4246,7 +4673,7 @@ static ml_result mli_difference(ml_graph *g, const ml_check_desc *desc, const ml
         uint64_t state = direction;
         double loss = 0;
         for (size_t i = 0; i < mli_numbers(t); i++)
-            ((float *)t->data)[i] = (float)((double)t->grad[i] + steps[k] * h * mli_sign(&state));
+            ((float *)t->data)[i] = (float)((double)t->grad[i] + steps[k] * h * mli_random_sign(&state));
         result = mli_check_pass(g, desc, 0, &loss, error);
         *slope += factors[k] * loss / (12 * h);
     }
@@ -4741,7 +5168,7 @@ static double mli_trainer_pass(mli_trainer *t, const ml_batch *batch, mli_rows *
     }
     const int32_t *targets = head ? batch->labels : batch->targets;
     ml_tensor b = t->shown.head[1];
-    mli_cross_entropy_op op = {h, w, b, targets, batch->divisor, head ? log_probs : NULL, &loss};
+    mli_cross_entropy_op op = {h, w, b, targets, batch->divisor, head ? log_probs : NULL, &loss, 0, NULL};
     mli_run_cross_entropy(g, &op, g->taping);
     return loss;
 }
@@ -13466,6 +13893,14 @@ static void mli_scale(float *x, float a, size_t n) {
     mli_v factor = mli_v_set(a);
     for (size_t i = 0; i < n; i += MLI_LANES)
         mli_v_store_n(x + i, mli_v_mul(factor, mli_v_load_n(x + i, n - i)), n - i);
+}
+
+static void mli_add_products(float *y, const float *a, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i += MLI_LANES) {
+        mli_v sum =
+            mli_v_fma(mli_v_load_n(a + i, n - i), mli_v_load_n(b + i, n - i), mli_v_load_n(y + i, n - i));
+        mli_v_store_n(y + i, sum, n - i);
+    }
 }
 
 /* The weighted sum of attention with few queries: a vector of the head at a time, in four interleaved sums. */

@@ -838,7 +838,7 @@ TEST(dropout_is_a_fair_coin) {
    pass alone gives the same loss. */
 static double entropy_of(mli_graph *g, ml_tensor h, ml_tensor w, ml_tensor b, const int32_t *targets) {
     double loss = 0, alone = 0;
-    mli_cross_entropy_op op = {h, w, b, targets, DIVISOR, NULL, &alone};
+    mli_cross_entropy_op op = {h, w, b, targets, DIVISOR, NULL, &alone, 0, NULL};
     g->taping = 0;
     mli_cross_entropy(g, &op);
     g->taping = 1;
@@ -937,7 +937,8 @@ static double entropy_forward(mli_graph *g, problem *p) {
         w.data = (void *)(uintptr_t)p->quantized;
     }
     if (p->recorded) {
-        mli_cross_entropy_op op = {hidden, w, mli_tensor_at(NULL, 0, 0), p->index, DIVISOR, NULL, &p->result};
+        mli_cross_entropy_op op = {
+            hidden, w, mli_tensor_at(NULL, 0, 0), p->index, DIVISOR, NULL, &p->result, 0, NULL};
         mli_cross_entropy(g, &op);
         mli_new(g, hidden.rows, 5); /* the loss need not be the last operation */
         return p->result;
