@@ -1832,7 +1832,6 @@ MLI_OPTIONAL size_t mli_linear_work(const ml_threads *threads, size_t n, size_t 
 
 typedef struct ml_graph_private {
     const ml_threads *threads;
-    const ml_lora *lora;   /* the adapter over the matrices, or NULL */
     unsigned char *memory; /* activations and records, as a stack; NULL: measure only */
     size_t size, used, peak;
     void *work; /* scratch inside one operation, aligned to MLI_ALIGN */
@@ -2257,6 +2256,32 @@ static ml_tensor mli_add_linear(mli_graph *g, ml_tensor x, ml_tensor h, mli_matr
     return sum.y;
 }
 
+/* the gradient of y += x and of y = x: dx += dy */
+MLI_OPTIONAL void mli_sum_backward(mli_graph *g, const void *record) {
+    mli_sum sum = *(const mli_sum *)record;
+    sum.x.data = sum.y.grad, sum.y.data = sum.x.grad;
+    mli_for_rows(g, mli_sum_rows, &sum, sum.y.rows, sum.y.cols);
+}
+
+/* y (n, D), made by the caller = x, whose gradient is apart */
+static ml_tensor mli_copy(mli_graph *g, ml_tensor x, ml_tensor y) {
+    mli_sum sum = {y, x};
+    if (!mli_measuring(g)) memcpy(y.data, x.data, mli_numbers(&x) * sizeof(float));
+    if (x.grad) mli_record(g, mli_sum_backward, &sum, sizeof sum);
+    return y;
+}
+
+/* stream (n, D), y (n, D) -> stream + y, as mli_add_linear does it, for a y that has a gradient of its own */
+static ml_tensor mli_add_to_stream(mli_graph *g, ml_tensor stream, ml_tensor y) {
+    ml_tensor z = stream;
+    if (mli_taping(g)) z.data = mli_new_numbers(g, y.rows, y.cols, 0);
+    if (mli_taping(g) && !mli_measuring(g)) memcpy(z.data, stream.data, mli_numbers(&y) * sizeof(float));
+    mli_sum sum = {z, y};
+    mli_for_rows(g, mli_sum_rows, &sum, y.rows, y.cols);
+    if (y.grad) mli_record(g, mli_sum_backward, &sum, sizeof sum);
+    return z;
+}
+
 /* ---- SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): y = silu(gate) * up; silu: see >>kernels ---- */
 
 typedef struct mli_gated_op {
@@ -2269,13 +2294,30 @@ static void mli_gated_rows(const void *record, size_t begin, size_t end) {
                (end - begin) * op->y.cols);
 }
 
+/* dx = d (n), or dx += d if its gradient is apart, from number `at` on */
+static void mli_give(ml_tensor x, size_t at, const float *d, size_t n) {
+    if (mli_is_shared(x))
+        memcpy(x.grad + at, d, n * sizeof *d);
+    else
+        mli_add(x.grad + at, d, n);
+}
+
 /* with s = 1 / (1 + e^-gate):  dup = dy silu(gate);  dgate = dy up s (1 + gate (1 - s)) */
 static void mli_gated_gradient_rows(const void *record, size_t begin, size_t end) {
     const mli_gated_op *op = (const mli_gated_op *)record;
-    const float *dy = mli_grad_row(op->y, begin), *gate = mli_row(op->gate, begin),
-                *up = mli_row(op->up, begin);
-    mli_swiglu_gradient(mli_grad_row(op->gate, begin), mli_grad_row(op->up, begin), dy, gate, up,
-                        (end - begin) * op->y.cols);
+    size_t at = begin * op->y.cols, n = end * op->y.cols - at, part;
+    const float *dy = op->y.grad + at, *gate = mli_row(op->gate, begin), *up = mli_row(op->up, begin);
+    float d_gate[256], d_up[256];
+    if (mli_is_shared(op->gate) && mli_is_shared(op->up)) {
+        mli_swiglu_gradient(op->gate.grad + at, op->up.grad + at, dy, gate, up, n);
+        return;
+    }
+    for (; n; at += part, dy += part, gate += part, up += part, n -= part) {
+        part = MLI_MIN(n, MLI_COUNT(d_gate));
+        mli_swiglu_gradient(d_gate, d_up, dy, gate, up, part);
+        if (op->gate.grad) mli_give(op->gate, at, d_gate, part);
+        if (op->up.grad) mli_give(op->up, at, d_up, part);
+    }
 }
 
 static void mli_gated_backward(mli_graph *g, const void *record) {
@@ -2285,7 +2327,8 @@ static void mli_gated_backward(mli_graph *g, const void *record) {
 
 /* gate (n, H), up (n, H) -> (n, H), written over gate unless that is needed again */
 static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
-    mli_gated_op op = {gate, up, mli_taping(g) ? mli_new(g, gate.rows, gate.cols) : gate};
+    int is_needed = mli_taping(g) || g->separate;
+    mli_gated_op op = {gate, up, is_needed ? mli_new(g, gate.rows, gate.cols) : gate};
     mli_for_rows(g, mli_gated_rows, &op, gate.rows, gate.cols);
     mli_record(g, mli_gated_backward, &op, sizeof op);
     return op.y;
@@ -2795,73 +2838,177 @@ typedef struct mli_kv {
 /* One pass through the network, and what all its layers share. */
 typedef struct mli_pass {
     const ml_model *model;
+    const ml_lora *lora;   /* the adapter over the matrices, or NULL */
     const int32_t *tokens; /* (n_tokens) */
     int n_tokens;
     const mli_rows *rows;
-    const float *rope; /* see mli_rope_table */
+    const float *rope; /* see mli_rope_table; NULL: nothing is rotated */
     const mli_kv *kv;  /* NULL: keys and values are activations like others */
+    int n_frozen;      /* so many parts from below learn nothing: the embedding, the layers, the last norm */
+    unsigned places;   /* that are wanted: see mli_wants */
+    const struct mli_llama *llama; /* what a pass of ml_llama has in addition (>>operations), or NULL */
 } mli_pass;
 
-/* The matrix of a slot, with the adapter that the graph has for it. */
-static mli_matrix_use mli_use(const mli_graph *g, const ml_model *model, mli_slot slot, int layer) {
+static mli_pass mli_pass_over(const ml_model *model, const ml_lora *lora, const mli_rows *rows) {
+    mli_pass pass;
+    memset(&pass, 0, sizeof pass);
+    pass.model = model, pass.lora = lora, pass.rows = rows;
+    return pass;
+}
+
+/* The matrix of a slot, with the adapter that the pass has for it. */
+static mli_matrix_use mli_use(const mli_pass *pass, mli_slot slot, int layer) {
     mli_matrix_use use;
     memset(&use, 0, sizeof use);
-    use.w = *mli_weight(model, slot, layer);
-    for (int target = 0; g->lora && target < MLI_LORA_TARGETS; target++) {
+    use.w = *mli_weight(pass->model, slot, layer);
+    for (int target = 0; pass->lora && target < MLI_LORA_TARGETS; target++) {
         if (mli_lora_slots[target] != slot) continue;
-        const ml_tensor *pair = g->lora->tensors + (layer * MLI_LORA_TARGETS + target) * 2;
+        const ml_tensor *pair = pass->lora->tensors + (layer * MLI_LORA_TARGETS + target) * 2;
         use.a = pair[0], use.b = pair[1];
-        use.scale = g->lora->scales[layer * MLI_LORA_TARGETS + target];
+        use.scale = pass->lora->scales[layer * MLI_LORA_TARGETS + target];
     }
     return use;
 }
 
+/* ---- places: where ml_llama (>>operations) hands a value to its caller, and goes on with what he returns ----
+   What is handed out may be read by any number of his operations. So it is not changed in place, and its gradient is
+   apart. Where no place is wanted, and without training, all of this does nothing. */
+
+#ifdef ML_NO_TRAINING
+#define MLI_AT(place) 0u
+static int mli_wants(const mli_pass *pass, unsigned at) { return (void)pass, (void)at, 0; }
+static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
+                            ml_tensor y) {
+    return (void)g, (void)pass, (void)at, (void)layer, (void)x, y;
+}
+static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x) {
+    return (void)g, (void)pass, (void)at, (void)part, x;
+}
+#else
+#define MLI_AT(place) (1u << ML_PLACE_##place)
+static int mli_wants(const mli_pass *pass, unsigned at) { return (pass->places & at) != 0; }
+/* In >>operations: what is used in place of y, which was computed from x; and the same for the stream. */
+static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
+                            ml_tensor y);
+static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x);
+#endif
+#define MLI_AT_END (1u << 31) /* not a place of the caller's: the result, which he may read like any value */
+
+/* As mli_new, for a value that one of these places hands out. */
+static ml_tensor mli_new_at(mli_graph *g, const mli_pass *pass, unsigned at, size_t rows, size_t cols) {
+    return mli_wants(pass, at) ? mli_new_apart(g, rows, cols) : mli_new(g, rows, cols);
+}
+
+/* From here on operations make such values. Returns g->separate as it was, and is to be again. */
+static int mli_separate_at(mli_graph *g, const mli_pass *pass, unsigned at) {
+    int separate = g->separate;
+    if (mli_wants(pass, at)) g->separate = 1;
+    return separate;
+}
+
+/* ---- a layer ---- */
+
 static ml_tensor mli_norm_of(mli_graph *g, const mli_pass *pass, mli_slot slot, int layer, ml_tensor x) {
     const ml_tensor *weight = mli_weight(pass->model, slot, layer); /* its bias follows in the table */
-    return mli_norm(g, x, weight[0], weight[1], pass->model->config.norm_eps);
+    unsigned at = slot == MLI_ATTN_NORM  ? MLI_AT(Q) | MLI_AT(K) | MLI_AT(V) | MLI_AT(ATTENTION)
+                  : slot == MLI_FFN_NORM ? MLI_AT(W1) | MLI_AT(W3) | MLI_AT(FFN)
+                                         : MLI_AT_END;
+    int separate = mli_separate_at(g, pass, at);
+    ml_tensor y = mli_norm(g, x, weight[0], weight[1], pass->model->config.norm_eps);
+    g->separate = separate;
+    return y;
+}
+
+/* x (n, heads * hd) rotated in place, or a copy of it if the place handed it out */
+static ml_tensor mli_rope_at(mli_graph *g, const mli_pass *pass, unsigned at, ml_tensor x) {
+    const ml_config *c = &pass->model->config;
+    if (!pass->rope) return x;
+    if (mli_wants(pass, at)) x = mli_copy(g, x, mli_new(g, x.rows, x.cols));
+    mli_rope(g, x, pass->rope, (size_t)(c->dim / c->n_heads), pass->rows);
+    return x;
+}
+
+static ml_tensor mli_attention_of(mli_graph *g, const mli_pass *pass, ml_tensor q, ml_tensor k, ml_tensor v) {
+    int separate = mli_separate_at(g, pass, MLI_AT(O));
+    ml_tensor a = mli_attention(g, q, k, v, &pass->model->config, pass->rows);
+    g->separate = separate;
+    return a;
+}
+
+/* How half a layer ends: x + W a. There is a place behind W, and one for the half, which began with h. */
+typedef struct mli_half {
+    mli_slot slot;
+    int layer;
+    ml_tensor a, h; /* (n, in), (n, D) */
+    unsigned at_matrix, at_half;
+} mli_half;
+
+static ml_tensor mli_end_half(mli_graph *g, const mli_pass *pass, const mli_half *half, ml_tensor x) {
+    mli_matrix_use use = mli_use(pass, half->slot, half->layer);
+    if (!mli_wants(pass, half->at_matrix | half->at_half)) return mli_add_linear(g, x, half->a, use);
+    use.y = mli_new_apart(g, x.rows, x.cols);
+    mli_linears(g, half->a, &use, 1);
+    ml_tensor y = mli_insert(g, pass, half->at_matrix, half->layer, half->a, use.y);
+    y = mli_insert(g, pass, half->at_half, half->layer, half->h, y);
+    return mli_add_to_stream(g, x, y);
 }
 
 /* x (n, D) -> x + Wo attention(norm(x)), the first half of a layer */
 static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     const ml_config *c = &pass->model->config;
-    size_t hd = (size_t)(c->dim / c->n_heads), kv_dim = hd * (size_t)c->n_kv_heads;
-    ml_tensor h = mli_norm_of(g, pass, MLI_ATTN_NORM, layer, x), q = mli_new(g, x.rows, x.cols), k, v;
+    size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM);
+    ml_tensor h = mli_norm_of(g, pass, MLI_ATTN_NORM, layer, x), k, v;
+    ml_tensor q = mli_new_at(g, pass, MLI_AT(Q), x.rows, x.cols);
     if (pass->kv) {
         k = mli_tensor_at(pass->kv->first + 2 * (size_t)layer * pass->kv->half, x.rows, kv_dim);
         v = mli_tensor_at((float *)k.data + pass->kv->half, x.rows, kv_dim);
     } else {
-        k = mli_new(g, x.rows, kv_dim);
-        v = mli_new(g, x.rows, kv_dim);
+        k = mli_new_at(g, pass, MLI_AT(K), x.rows, kv_dim);
+        v = mli_new_at(g, pass, MLI_AT(V), x.rows, kv_dim);
     }
-    mli_matrix_use use[3] = {mli_use(g, pass->model, MLI_WQ, layer), mli_use(g, pass->model, MLI_WK, layer),
-                             mli_use(g, pass->model, MLI_WV, layer)};
+    mli_matrix_use use[3] = {mli_use(pass, MLI_WQ, layer), mli_use(pass, MLI_WK, layer),
+                             mli_use(pass, MLI_WV, layer)};
     use[0].y = q, use[1].y = k, use[2].y = v;
     mli_linears(g, h, use, 3);
-    mli_rope(g, q, pass->rope, hd, pass->rows);
-    mli_rope(g, k, pass->rope, hd, pass->rows);
-    ml_tensor a = mli_attention(g, q, k, v, c, pass->rows);
-    return mli_add_linear(g, x, a, mli_use(g, pass->model, MLI_WO, layer));
+    q = mli_insert(g, pass, MLI_AT(Q), layer, h, q);
+    k = mli_insert(g, pass, MLI_AT(K), layer, h, k);
+    v = mli_insert(g, pass, MLI_AT(V), layer, h, v);
+    q = mli_rope_at(g, pass, MLI_AT(Q), q);
+    k = mli_rope_at(g, pass, MLI_AT(K), k);
+    ml_tensor a = mli_attention_of(g, pass, q, k, v);
+    mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
+    return mli_end_half(g, pass, &half, x);
 }
 
 /* x (n, D) -> x + W2 (silu(W1 norm(x)) * W3 norm(x)), the second half */
 static ml_tensor mli_ffn_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     size_t hidden = (size_t)pass->model->config.hidden_dim;
     ml_tensor h = mli_norm_of(g, pass, MLI_FFN_NORM, layer, x);
-    ml_tensor gate = mli_new(g, x.rows, hidden), up = mli_new(g, x.rows, hidden);
-    mli_matrix_use use[2] = {mli_use(g, pass->model, MLI_W1, layer), mli_use(g, pass->model, MLI_W3, layer)};
+    ml_tensor gate = mli_new_at(g, pass, MLI_AT(W1), x.rows, hidden),
+              up = mli_new_at(g, pass, MLI_AT(W3), x.rows, hidden);
+    mli_matrix_use use[2] = {mli_use(pass, MLI_W1, layer), mli_use(pass, MLI_W3, layer)};
     use[0].y = gate, use[1].y = up;
     mli_linears(g, h, use, 2);
+    gate = mli_insert(g, pass, MLI_AT(W1), layer, h, gate);
+    up = mli_insert(g, pass, MLI_AT(W3), layer, h, up);
+    int separate = mli_separate_at(g, pass, MLI_AT(W1) | MLI_AT(HIDDEN) | MLI_AT(W2));
     ml_tensor s = mli_gated(g, gate, up);
-    return mli_add_linear(g, x, s, mli_use(g, pass->model, MLI_W2, layer));
+    g->separate = separate;
+    s = mli_insert(g, pass, MLI_AT(HIDDEN), layer, s, s);
+    mli_half half = {MLI_W2, layer, s, h, MLI_AT(W2), MLI_AT(FFN)};
+    return mli_end_half(g, pass, &half, x);
 }
 
-/* Without a tape each half frees all that it allocated, and x is changed in place. */
+/* Without a tape each half frees all that it allocated, and x is changed in place. What places inside of layers handed
+   out lives on, unless the layer is computed again. */
 static ml_tensor mli_layer(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     size_t mark = g->used;
+    unsigned at_stream = MLI_AT(EMBEDDING) | MLI_AT(BLOCK) | MLI_AT_END;
+    int frees = !mli_taping(g) && (g->checkpointing || !mli_wants(pass, ~at_stream));
     x = mli_attention_block(g, pass, layer, x);
-    if (!mli_taping(g)) mli_release(g, mark);
+    if (frees) mli_release(g, mark);
     x = mli_ffn_block(g, pass, layer, x);
-    if (!mli_taping(g)) mli_release(g, mark);
+    if (frees) mli_release(g, mark);
     return x;
 }
 
@@ -2890,8 +3037,10 @@ static ml_tensor mli_layer_checkpointed(mli_graph *g, const mli_pass *pass, int 
     size_t mark = g->used, peak = g->peak;
     y.grad = x.grad;
     if (mli_measuring(g)) { /* what mli_layer_backward takes: not now, but after the forward pass */
+        size_t recompute = g->recompute;
+        g->recompute = 0;
         mli_layer(g, pass, layer, x);
-        g->recompute = MLI_MAX(g->recompute, g->used - mark);
+        g->recompute = MLI_MAX(recompute, g->recompute + (g->used - mark));
         g->peak = peak;
         mli_release(g, mark);
     } else {
@@ -2904,21 +3053,40 @@ static ml_tensor mli_layer_checkpointed(mli_graph *g, const mli_pass *pass, int 
     return y;
 }
 
+/* Below the first part that learns nothing has a gradient. There `taping`, what the graph began with, is switched off;
+   from that part on the stream has its gradient. */
+static void mli_tape_from(mli_graph *g, int taping, int learns, ml_tensor *stream) {
+    if (!taping) return;
+    g->taping = learns || stream->grad;
+    if (!g->taping || stream->grad) return;
+    stream->grad = mli_new_numbers(g, stream->rows, stream->cols, 1);
+    if (!mli_measuring(g)) memset(stream->grad, 0, mli_numbers(stream) * sizeof *stream->grad);
+}
+
 /* tokens (n) -> hidden states after the last norm (n, D) */
 static ml_tensor mli_network(mli_graph *g, const mli_pass *pass) {
     ml_tensor embedding = *mli_weight(pass->model, MLI_TOKEN_EMBEDDING, 0);
-    ml_tensor x = mli_new_apart(g, (size_t)pass->n_tokens, embedding.cols);
+    size_t n = (size_t)pass->n_tokens;
+    int part = 0, taping = mli_taping(g); /* part 0 is the embedding, 1 the first layer, ... */
+    ml_tensor x = mli_tensor_at(mli_new_numbers(g, n, embedding.cols, 0), n, embedding.cols);
+    mli_tape_from(g, taping, part >= pass->n_frozen, &x);
     mli_embed(g, embedding, pass->tokens, x);
-    for (int layer = 0; layer < pass->model->config.n_layers; layer++)
+    x = mli_stream_at(g, pass, MLI_AT(EMBEDDING), part, x);
+    for (int layer = 0; layer < pass->model->config.n_layers; layer++) {
+        mli_tape_from(g, taping, ++part >= pass->n_frozen, &x);
         x = mli_taping(g) && g->checkpointing ? mli_layer_checkpointed(g, pass, layer, x)
                                               : mli_layer(g, pass, layer, x);
+        x = mli_stream_at(g, pass, MLI_AT(BLOCK), part, x);
+    }
+    mli_tape_from(g, taping, ++part >= pass->n_frozen, &x);
     return mli_norm_of(g, pass, MLI_OUTPUT_NORM, 0, x);
 }
 
 /* hidden (n, D) -> logits (n_select, V) of the selected tokens, or (n, V) of all without a selection */
 static void mli_output(mli_graph *g, const ml_model *model, ml_tensor hidden, const int32_t *select,
                        int n_select, float *logits) {
-    mli_matrix_use use = mli_use(g, model, MLI_OUTPUT, 0);
+    mli_pass pass = mli_pass_over(model, NULL, NULL); /* adapters leave this matrix alone */
+    mli_matrix_use use = mli_use(&pass, MLI_OUTPUT, 0);
     if (select) /* an embedding gathers rows */
         hidden = mli_embed(g, hidden, select, mli_new(g, (size_t)n_select, hidden.cols));
     use.y = mli_tensor_at(logits, hidden.rows, use.w.rows);
@@ -3119,9 +3287,9 @@ static void mli_session_measure(mli_session *s) {
     size_t length = (size_t)shown->max_seq_len, ids = length * sizeof *s->tokens;
     mli_rows rows;
     mli_one_row(&rows, longest, s->is_full ? 0 : shown->max_seq_len - longest);
-    mli_pass pass = {shown->model, NULL, shown->max_batch, &rows, NULL, NULL};
+    mli_pass pass = mli_pass_over(shown->model, s->lora, &rows);
+    pass.n_tokens = shown->max_batch;
     s->graph.threads = &s->threads;
-    s->graph.lora = s->lora;
     ml_tensor hidden = mli_network(&s->graph, &pass);
     if (mli_has_output(shown->model))
         mli_output(&s->graph, shown->model, hidden, rows.start, shown->max_batch, NULL);
@@ -3237,7 +3405,9 @@ static ml_tensor mli_session_pass(mli_session *s, int begin, int end) {
     mli_kv kv = {s->cache + (size_t)begin * mli_kv_dim(s), s->half};
     mli_rows rows;
     mli_one_row(&rows, end - begin, begin);
-    mli_pass pass = {s->shown.model, s->tokens + begin, end - begin, &rows, s->rope, s->is_full ? NULL : &kv};
+    mli_pass pass = mli_pass_over(s->shown.model, s->lora, &rows);
+    pass.tokens = s->tokens + begin, pass.n_tokens = end - begin;
+    pass.rope = s->rope, pass.kv = s->is_full ? NULL : &kv;
     mli_release(&s->graph, 0);
     return mli_network(&s->graph, &pass);
 }
@@ -3339,7 +3509,8 @@ static ml_result mli_session_hidden(mli_session *s, const ml_batch *batch, ml_te
     ml_result result = mli_check_batch(s->shown.model, batch, &limits, rows, error);
     if (result) return result;
     mli_release(&s->graph, 0);
-    mli_pass pass = {s->shown.model, batch->tokens, batch->n_tokens, rows, s->rope, NULL};
+    mli_pass pass = mli_pass_over(s->shown.model, s->lora, rows);
+    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens, pass.rope = s->rope;
     *hidden = mli_network(&s->graph, &pass);
     return ML_OK;
 }
@@ -5139,6 +5310,187 @@ ML_DEF ml_tensor ml_custom_op(ml_graph *graph, const ml_custom_desc *desc) {
     mli_record_of(g, op->output, mli_custom_backward, &custom, sizeof custom);
     return graph->result ? ml_none() : op->output;
 }
+
+/* ---- the whole Llama as one operation ---- */
+
+/* A pass of ml_llama. It is on the graph, because records point to it. */
+typedef struct mli_llama {
+    ml_llama_desc desc;
+    ml_model model; /* over desc.weights */
+    ml_lora lora;   /* over desc.lora_weights */
+    mli_rows rows;
+    mli_pass pass;
+} mli_llama;
+
+/* Places inside a layer. */
+#define MLI_INNER_PLACES (((1u << ML_PLACES) - 1) & ~(1u << ML_PLACE_EMBEDDING) & ~(1u << ML_PLACE_BLOCK))
+
+static const char *mli_place_name(ml_place place) {
+    static const char *const names[ML_PLACES] = {"EMBEDDING", "Q",  "K",      "V",  "O",   "ATTENTION",
+                                                 "W1",        "W3", "HIDDEN", "W2", "FFN", "BLOCK"};
+    return names[place];
+}
+
+/* z, of y's shape, is what the caller uses in place of y; y if no place is wanted there. */
+static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
+                            ml_tensor y) {
+    if (!mli_wants(pass, at)) return y;
+    const ml_llama_desc *desc = &pass->llama->desc;
+    ml_graph *shown = &g->open->shown;
+    ml_insertion insertion = {ML_PLACE_EMBEDDING, layer, x, y};
+    while (!(at >> insertion.place & 1)) insertion.place = (ml_place)(insertion.place + 1);
+    if (shown->result) return y;
+    ml_tensor z = desc->insert(shown, &insertion, desc->user);
+    if (shown->result) return y;
+    if (z.rows != y.rows || z.cols != y.cols)
+        mli_cannot(shown, ML_ERROR_MISMATCH,
+                   "ml_llama: the insertion at ML_PLACE_%s of layer %d is (%z, %z), not (%z, %z)",
+                   mli_place_name(insertion.place), layer, z.rows, z.cols, y.rows, y.cols);
+    return mli_accepts(shown, "ml_llama", z) ? z : y;
+}
+
+/* A copy of x with a gradient of its own, which is added to that of x. */
+static ml_tensor mli_tap(mli_graph *g, ml_tensor x) {
+    return mli_copy(g, x, mli_result(g, x.rows, x.cols, x.grad != NULL));
+}
+
+/* The stream x (n, D) before layer 0 (part 0) or after layer part - 1: what a place and the caller's `states` have of
+   it. Layers change the stream in place or share its gradient, so he gets copies, and so does the stream from him. */
+static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x) {
+    if (!pass->llama) return x;
+    ml_tensor *states = pass->llama->desc.states;
+    g->taping = g->open->shown.taping;
+    if (mli_wants(pass, at)) {
+        ml_tensor y = mli_tap(g, x);
+        x = mli_tap(g, mli_insert(g, pass, at, MLI_MAX(0, part - 1), y, y));
+    }
+    if (states) states[part] = mli_tap(g, x);
+    return x;
+}
+
+/* Whether something inside of a layer learns. What is inserted does. */
+static int mli_layer_learns(const mli_llama *own, int layer) {
+    const ml_llama_desc *desc = &own->desc;
+    const ml_tensor *weights = own->model.tensors + MLI_GLOBAL_SLOTS + layer * MLI_LAYER_SLOTS;
+    int learns = desc->bias.grad || (desc->places & MLI_INNER_PLACES);
+    for (int i = 0; i < MLI_LAYER_SLOTS; i++) learns |= weights[i].grad != NULL;
+    for (int i = 0; own->pass.lora && i < 2 * MLI_LORA_TARGETS; i++)
+        learns |= own->pass.lora->tensors[layer * 2 * MLI_LORA_TARGETS + i].grad != NULL;
+    if (desc->prefix_keys)
+        learns |= desc->prefix_keys[layer].grad != NULL || desc->prefix_values[layer].grad != NULL;
+    return learns;
+}
+
+/* How many parts from below learn nothing: of the embedding, the layers and the last norm. */
+static int mli_count_frozen(const mli_llama *own) {
+    const ml_tensor *weights = own->model.tensors;
+    int part = 0, n_layers = own->model.config.n_layers;
+    if (weights[MLI_TOKEN_EMBEDDING].grad) return part;
+    for (part = 1; part <= n_layers; part++)
+        if (mli_layer_learns(own, part - 1)) return part;
+    return part + !(weights[MLI_OUTPUT_NORM].grad || weights[MLI_OUTPUT_NORM_BIAS].grad);
+}
+
+/* Computes a pass whose description is checked. n_frozen: see mli_count_frozen; -1: to be counted. */
+static ml_tensor mli_llama_pass(ml_graph *graph, const ml_llama_desc *desc, const mli_rows *rows,
+                                int n_frozen) {
+    mli_graph *g = graph->private_part;
+    mli_llama plan, *own = (mli_llama *)mli_graph_alloc(g, 1, sizeof *own);
+    if (mli_measuring(g)) own = &plan; /* nothing is recorded */
+    memset(own, 0, sizeof *own);
+    own->desc = *desc;
+    own->model = *desc->model;
+    if (desc->weights) own->model.tensors = desc->weights;
+    if (desc->lora) own->lora = *desc->lora;
+    if (desc->lora_weights) own->lora.tensors = desc->lora_weights;
+    own->rows = *rows;
+    if (rows->start == rows->single) own->rows.start = own->rows.single;
+    own->pass = mli_pass_over(&own->model, desc->lora ? &own->lora : NULL, &own->rows);
+    own->pass.tokens = desc->batch->tokens, own->pass.n_tokens = desc->batch->n_tokens;
+    own->pass.rope = desc->no_rope ? NULL : (const float *)desc->rope.data;
+    own->pass.places = desc->places | MLI_AT_END;
+    own->pass.llama = own;
+    own->pass.n_frozen = n_frozen < 0 ? mli_count_frozen(own) : n_frozen;
+    g->checkpointing = desc->checkpointing;
+    ml_tensor hidden = mli_network(g, &own->pass);
+    g->taping = graph->taping;
+    g->checkpointing = 0;
+    return hidden;
+}
+
+/* Whether `weights`, the caller's, have the shapes of `own`, those of the model or the adapter. */
+static int mli_accepts_weights(ml_graph *graph, const char *name, const ml_tensor *weights,
+                               const ml_tensor *own, int n) {
+    for (int i = 0; weights && i < n && !graph->result; i++) {
+        const ml_tensor *a = &weights[i], *b = &own[i];
+        if (!a->data != !b->data)
+            mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: %s[%d] has %s data", name, i,
+                       a->data ? "unexpected" : "no");
+        else if (a->data && (a->rows != b->rows || a->cols != b->cols))
+            mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: %s[%d] is (%z, %z), not (%z, %z)", name, i,
+                       a->rows, a->cols, b->rows, b->cols);
+        else if (a->data && a->grad && a->type != ML_F32)
+            mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] has a gradient and is %s, not F32", name,
+                       i, ml_type_name(a->type));
+    }
+    return !graph->result;
+}
+
+/* Whether the parts of a description are there and fit together. */
+static int mli_accepts_llama(ml_graph *graph, const ml_llama_desc *desc) {
+    ml_error error;
+    if (!desc || !desc->model || !desc->batch)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: desc, desc.model or desc.batch is NULL"), 0;
+    const ml_model *model = desc->model;
+    if (desc->places >> ML_PLACES || (desc->places && !desc->insert))
+        mli_cannot(graph, ML_ERROR_ARGUMENT,
+                   "ml_llama: places is not a sum of 1u << ML_PLACE_..., or insert is NULL");
+    else if (desc->lora_weights && !desc->lora)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: lora_weights without lora");
+    else if (!desc->prefix_keys != !desc->prefix_values)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: prefix_keys and prefix_values go together");
+    else if (desc->lora && mli_lora_check(model, desc->lora, &error))
+        mli_cannot(graph, error.code, "%s", error.text);
+    return mli_accepts_weights(graph, "weights", desc->weights, model->tensors, model->n_tensors) &&
+           (!desc->lora || mli_accepts_weights(graph, "lora_weights", desc->lora_weights, desc->lora->tensors,
+                                               desc->lora->n_tensors));
+}
+
+/* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
+static ml_tensor mli_make_rope(mli_graph *g, const ml_config *c, size_t n_positions) {
+    size_t hd = (size_t)(c->dim / c->n_heads);
+    ml_tensor table = mli_result(g, n_positions, hd, 0);
+    if (!mli_measuring(g)) mli_rope_table((float *)table.data, (int)n_positions, c);
+    return table;
+}
+
+static size_t mli_longest_row(const mli_rows *rows) {
+    size_t longest = 0;
+    for (int r = 0; r < rows->n_rows; r++)
+        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
+    return longest;
+}
+
+ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
+    mli_graph *g = graph->private_part;
+    ml_error error;
+    mli_rows rows;
+    if (graph->result || !mli_accepts_llama(graph, given)) return ml_none();
+    ml_llama_desc desc = *given;
+    const ml_config *c = &desc.model->config;
+    size_t hd = (size_t)(c->dim / c->n_heads);
+    int has_table = desc.rope.data && !desc.no_rope;
+    mli_batch_limits most = {"graph", "table of rotations", MLI_MAX_TOKENS, MLI_MAX_TOKENS, MLI_MAX_TOKENS};
+    if (has_table && (!mli_accepts(graph, "ml_llama: rope", desc.rope) || desc.rope.cols != hd))
+        return mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: rope is (%z, %z), not (positions, %z)",
+                          desc.rope.rows, desc.rope.cols, hd);
+    if (has_table) most.row = (int)MLI_MIN(desc.rope.rows, MLI_MAX_TOKENS);
+    if (mli_check_batch(desc.model, desc.batch, &most, &rows, &error))
+        return mli_cannot(graph, error.code, "%s", error.text);
+    if (!has_table && !desc.no_rope) desc.rope = mli_make_rope(g, c, mli_longest_row(&rows));
+    ml_tensor hidden = mli_llama_pass(graph, &desc, &rows, -1);
+    return graph->result ? ml_none() : hidden;
+}
 #endif /* ML_NO_TRAINING */
 
 /* ==== >>training ====
@@ -5550,8 +5902,10 @@ static double mli_trainer_pass(mli_trainer *t, const ml_batch *batch, mli_rows *
     const ml_head *head = t->desc.head;
     double loss;
     mli_release(g, 0);
-    g->lora = t->desc.lora ? &t->lora_view : NULL;
-    mli_pass pass = {&t->view, batch->tokens, batch->n_tokens, rows, t->rope, NULL};
+    static const float unread[1] = {0}; /* while measuring: there is a table */
+    mli_pass pass = mli_pass_over(&t->view, t->desc.lora ? &t->lora_view : NULL, rows);
+    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens;
+    pass.rope = mli_measuring(g) ? unread : t->rope;
     ml_tensor h = mli_network(g, &pass), w = head ? t->shown.head[0] : *mli_weight(&t->view, MLI_OUTPUT, 0);
     if (head) {
         if (mli_measuring(g)) rows->n_rows = t->desc.max_rows; /* the most that can be pooled */

@@ -1004,7 +1004,8 @@ static double network_forward(mli_graph *g, problem *p) {
     p->model.config = p->config;
     p->model.tensors = p->tensors;
     p->model.n_tensors = p->n_variables;
-    mli_pass pass = {&p->model, p->index, p->n, &p->rows, p->rope, NULL};
+    mli_pass pass = mli_pass_over(&p->model, NULL, &p->rows);
+    pass.tokens = p->index, pass.n_tokens = p->n, pass.rope = p->rope;
     hidden = mli_network(g, &pass);
     return entropy_of(g, hidden, p->tensors[output], mli_tensor_at(NULL, 0, 0), p->index + p->n);
 }

@@ -39,7 +39,7 @@ int tuning_plan(tuning *t, int epoch) {
 int tuning_make_batches(tuning *t) {
     tuning_private *p = t->private_part;
     p->max_batch = p->max_row > t->set.max_tokens ? p->max_row : t->set.max_tokens;
-    p->max_rows = t->set.batch > 64 ? t->set.batch : 64;
+    p->max_rows = t->set.batch;
     int most = t->train.n > t->test.n ? t->train.n : t->test.n;
     if (t->dev.n > most) most = t->dev.n;
     size_t n = (size_t)p->max_batch, rows = (size_t)p->max_rows + 1;

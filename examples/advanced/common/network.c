@@ -55,6 +55,7 @@ static ml_tensor without_front(tuning *t, ml_graph *g, const tuning_batch *batch
 
 ml_tensor tuning_hidden(tuning *t, ml_graph *g, const tuning_batch *batch) {
     ml_llama_desc llama = t->llama;
+    t->batch = batch;
     llama.batch = &batch->rows;
     if (t->method.begin) t->method.begin(t, g, &llama);
     return without_front(t, g, batch, ml_llama(g, &llama));

@@ -15,6 +15,8 @@ static tuning_weight *add(tuning *t, const char *name, ml_tensor *tensor) {
     return room[t->n_parameters++] = w;
 }
 
+int tuning_adopt(tuning *t, const char *name, ml_tensor *tensor) { return add(t, name, tensor) != NULL; }
+
 ml_tensor *tuning_parameter(tuning *t, const char *name, size_t rows, size_t cols, float sd) {
     tuning_weight *w = add(t, name, NULL);
     float *data = w ? (float *)calloc(rows * cols, sizeof *data) : NULL;
@@ -51,7 +53,7 @@ int tuning_find_weight(const tuning *t, int layer, const char *name) {
 int tuning_train_weight(tuning *t, int index) {
     char name[ML_NAME_SIZE];
     if (ml_model_tensor_name(t->model, index, name)) return complain("the model has no tensor %d", index);
-    return add(t, name, &t->weights[index]) != NULL;
+    return tuning_adopt(t, name, &t->weights[index]);
 }
 
 /* Everything in a layer from `first` on, and what is above all layers; below all layers is the embedding. The layer

@@ -15,12 +15,14 @@ static ml_tensor build(ml_graph *g, void *user) {
     return job->pass(job->t, g, job->batch);
 }
 
-/* A graph of at least `size` bytes; a larger one is left as it is. */
-static int make_graph(tuning *t, size_t size) {
-    tuning_private *p = t->private_part;
+/* Makes the graph large enough for a pass, with a gradient or without. */
+static int make_graph(const pass_job *job) {
+    tuning_private *p = job->t->private_part;
     ml_graph_desc desc = {0};
     ml_error error;
-    desc.threads.count = t->set.threads;
+    size_t size;
+    desc.threads.count = job->t->set.threads;
+    if (!succeeded(ml_graph_size(&desc, build, (void *)(uintptr_t)job, &size, &error), &error)) return 0;
     if (p->graph && size <= p->size) return 1;
     free(p->memory);
     p->size = size + size / 16;
@@ -31,17 +33,13 @@ static int make_graph(tuning *t, size_t size) {
 }
 
 int tuning_backward_of(tuning *t, const tuning_batch *batch, tuning_pass pass, float *loss) {
-    tuning_private *p = t->private_part;
     pass_job job = {t, batch, pass};
-    ml_graph_desc desc = {0};
     ml_error error;
-    size_t size;
-    desc.threads.count = t->set.threads;
-    if (!succeeded(ml_graph_size(&desc, build, &job, &size, &error), &error) || !make_graph(t, size))
-        return 0;
-    ml_graph_begin(p->graph, 1);
-    ml_tensor result = build(p->graph, &job);
-    if (!succeeded(ml_graph_backward(p->graph, result, &error), &error)) return 0;
+    if (!make_graph(&job)) return 0;
+    ml_graph *g = t->private_part->graph;
+    ml_graph_begin(g, 1);
+    ml_tensor result = build(g, &job);
+    if (!succeeded(ml_graph_backward(g, result, &error), &error)) return 0;
     if (loss) *loss = *(const float *)result.data;
     t->pass++;
     return 1;
@@ -51,21 +49,15 @@ int tuning_backward(tuning *t, const tuning_batch *batch, float *loss) {
     return tuning_backward_of(t, batch, t->method.loss ? t->method.loss : tuning_classify, loss);
 }
 
-/* A pass without records takes less than one with them; how much, it says when it does not fit. */
 int tuning_compute(tuning *t, const tuning_batch *batch, tuning_pass pass, float *to) {
-    tuning_private *p = t->private_part;
     pass_job job = {t, batch, pass};
-    ml_tensor result = {0};
-    ml_error error = {ML_ERROR_MEMORY, ""};
-    if (!make_graph(t, 1 << 20)) return 0;
-    for (int tries = 0; tries < 2 && error.code == ML_ERROR_MEMORY; tries++) {
-        if (!make_graph(t, tries ? p->graph->size : 0)) return 0;
-        ml_graph_begin(p->graph, 0);
-        result = build(p->graph, &job);
-        ml_graph_end(p->graph, &error);
-    }
-    if (!succeeded(error.code, &error)) return 0;
-    memcpy(to, result.data, result.rows * result.cols * sizeof *to);
+    ml_error error;
+    if (!make_graph(&job)) return 0;
+    ml_graph *g = t->private_part->graph;
+    ml_graph_begin(g, 0);
+    ml_tensor result = build(g, &job);
+    if (!succeeded(ml_graph_end(g, &error), &error)) return 0;
+    if (to) memcpy(to, result.data, result.rows * result.cols * sizeof *to);
     return 1;
 }
 
@@ -80,7 +72,7 @@ static int best_of(const float *scores, int n) {
 static int predict_rows(tuning *t, const reviews *set, int *predicted, float *room) {
     const tuning_private *p = t->private_part;
     tuning_pass pass = t->method.logits ? t->method.logits : tuning_logits;
-    int most = t->set.batch > 16 ? t->set.batch : 16;
+    int most = t->set.batch; /* so that a pass takes no more memory than one of training */
     for (int from = 0, n; from < set->n; from += n) {
         tuning_step rows = {set, p->every + from, set->n - from < most ? set->n - from : most};
         tuning_batch batch;

@@ -105,7 +105,8 @@ struct tuning {
     ml_optimizer *optimizer;
     ml_random random;
     int epoch;
-    uint64_t pass, seeds; /* training passes so far; seeds taken in this one */
+    const tuning_batch *batch; /* of the pass in progress */
+    uint64_t pass, seeds;      /* training passes so far; seeds taken in this one */
     tuning_result result;
     struct tuning_private *private_part;
 };
@@ -127,8 +128,9 @@ void tuning_close(tuning *t);
 /* A new tensor (rows, cols) of t->group that learns: normal with standard deviation sd; 0: zeros. NULL after saying
    why. The name is for files and messages. */
 ml_tensor *tuning_parameter(tuning *t, const char *name, size_t rows, size_t cols, float sd);
-void tuning_set(ml_tensor *x, float number);                   /* fills it */
-void tuning_set_uniform(tuning *t, ml_tensor *x, float limit); /* in +-limit */
+int tuning_adopt(tuning *t, const char *name, ml_tensor *tensor); /* the same for a tensor of the caller's */
+void tuning_set(ml_tensor *x, float number);                      /* fills it */
+void tuning_set_uniform(tuning *t, ml_tensor *x, float limit);    /* in +-limit */
 /* Layers first .. L-1 and the last norm learn; with `first` 0 the embedding, too. Norms are not decayed. */
 int tuning_train_model(tuning *t, int first);
 int tuning_train_weight(tuning *t, int index); /* t->weights[index] learns */
@@ -158,7 +160,7 @@ typedef ml_tensor (*tuning_pass)(tuning *t, ml_graph *g, const tuning_batch *bat
 /* Runs a pass that computes a loss, and adds its gradient to the parameters'. `loss` may be NULL. */
 int tuning_backward_of(tuning *t, const tuning_batch *batch, tuning_pass pass, float *loss);
 int tuning_backward(tuning *t, const tuning_batch *batch, float *loss); /* of the method's loss */
-/* A pass without gradients; `to` receives its result (rows, cols). */
+/* A pass without gradients; `to`, which may be NULL, receives its result (rows, cols). */
 int tuning_compute(tuning *t, const tuning_batch *batch, tuning_pass pass, float *to);
 /* The class of each row, by the method's logits. */
 int tuning_predict(tuning *t, const reviews *set, int *predicted);
