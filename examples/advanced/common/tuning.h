@@ -44,6 +44,7 @@ typedef struct tuning_method {
     int (*check)(tuning *t);
     /* Called when model and data are there: adds parameters. NULL: the whole model learns. The head always does. */
     int (*setup)(tuning *t);
+    int (*ready)(tuning *t); /* when all parameters are there, those of the head, too */
     /* Before each forward pass of the network, whose description it may change. */
     void (*begin)(tuning *t, ml_graph *g, ml_llama_desc *llama);
     unsigned places; /* see ml_llama_desc; `user` is the tuning */
