@@ -267,10 +267,318 @@ TEST(methods_begin_with_the_model_as_it_is) {
     }
 }
 
+/* ---- pooling and heads ---- */
+
+/* The loss at the parameters plus `step` times the direction cos(i). */
+static double loss_along(tuning *t, const float *at, float *room, double step) {
+    static const int index[3] = {0, 1, 2};
+    size_t n = (size_t)tuning_count(t);
+    tuning_step rows = {&t->train, index, 3};
+    tuning_batch batch;
+    float loss = 0;
+    for (size_t i = 0; i < n; i++) room[i] = (float)((double)at[i] + step * cos((double)i));
+    tuning_paste(t, room);
+    tuning_fill(t, &batch, &rows, 0);
+    CHECK(tuning_compute(t, &batch, tuning_classify, &loss));
+    return (double)loss;
+}
+
+/* The derivative along cos(i) is that of the fourth-order central difference, within 1 % of the gradient's length: the
+   loss is F32, and its rounding, 1e-7, is divided by the step. */
+static void check_gradient(const char *pooling, int head_hidden) {
+    efficient e = of_kind("last");
+    tuning_settings set = settings();
+    double length, product, h = 2e-4;
+    tuning t;
+    set.pooling = pooling;
+    set.head_hidden = head_hidden;
+    REQUIRE(open_method(&t, &e, &set));
+    size_t n = (size_t)tuning_count(&t);
+    float *at = (float *)malloc(2 * n * sizeof *at);
+    tuning_copy(&t, at);
+    REQUIRE(new_optimizer(&t));
+    backward(&t);
+    measure_gradient(&t, &length, &product);
+    double difference = (8 * (loss_along(&t, at, at + n, h) - loss_along(&t, at, at + n, -h)) -
+                         (loss_along(&t, at, at + n, 2 * h) - loss_along(&t, at, at + n, -2 * h))) /
+                        (12 * h);
+    CHECK_NEAR(product, difference, 0.01 * length, 0);
+    free(at);
+    close_method(&t, &e);
+}
+
+TEST(poolings_and_heads_have_the_right_gradients) {
+    static const char *const names[] = {"last", "mean", "max", "attention", "layers"};
+    for (size_t i = 0; i < 10; i++) {
+        int failed = test_current_failed;
+        check_gradient(names[i / 2], i % 2 ? 5 : 0);
+        if (test_current_failed > failed) printf("... with --pooling %s\n", names[i / 2]);
+    }
+}
+
+/* ---- files ---- */
+
+/* PEFT's names and shapes, for D 16, H 24, kv_dim 8, r 2, P 3, two layers, three classes. */
+static const struct {
+    const char *method, *name;
+    int n_dims;
+    int64_t shape[2];
+} in_files[] = {
+    {"lora", "base_model.model.model.layers.0.self_attn.k_proj.lora_B.weight", 2, {8, 2}},
+    {"lora", "base_model.model.model.layers.1.mlp.down_proj.lora_A.weight", 2, {2, 24}},
+    {"lora", "base_model.model.score.weight", 2, {3, 16}},
+    {"dora", "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight", 2, {2, 16}},
+    {"dora", "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight", 2, {8, 2}},
+    {"dora", "base_model.model.model.layers.0.mlp.down_proj.lora_magnitude_vector", 1, {16, 0}},
+    {"dora", "base_model.model.score.weight", 2, {3, 16}},
+    {"ia3", "base_model.model.model.layers.0.self_attn.k_proj.ia3_l", 2, {8, 1}},
+    {"ia3", "base_model.model.model.layers.1.self_attn.v_proj.ia3_l", 2, {8, 1}},
+    {"ia3", "base_model.model.model.layers.1.mlp.down_proj.ia3_l", 2, {1, 24}},
+    {"prompt", "prompt_embeddings", 2, {3, 16}},
+    {"prompt", "base_model.score.weight", 2, {3, 16}},
+    {"prefix", "prompt_embeddings", 2, {3, 32}},
+    {"prefix_mlp", "prompt_embeddings", 2, {3, 32}},
+    {"prefix", "base_model.score.bias", 1, {3, 0}},
+};
+
+static const char *adapter_path(void) { return in_folder("adapter_model.safetensors"); }
+
+static void check_names(const char *method) {
+    ml_archive *archive = NULL;
+    REQUIRE(ml_archive_load(adapter_path(), NULL, &archive, NULL) == ML_OK);
+    for (size_t i = 0; i < sizeof in_files / sizeof *in_files; i++) {
+        if (strcmp(in_files[i].method, method) != 0) continue;
+        const ml_array *array = ml_archive_find_array(archive, in_files[i].name);
+        CHECK(array && array->n_dims == in_files[i].n_dims && array->shape[0] == in_files[i].shape[0] &&
+              (array->n_dims == 1 || array->shape[1] == in_files[i].shape[1]));
+        if (!array) printf("no %s\n", in_files[i].name);
+    }
+    ml_archive_free(archive);
+}
+
+/* Saves parameters that are sines, and loads them into a run with another seed: the same loss. */
+static void save_and_load(const char *method, const char *load_as) {
+    efficient e = of_kind(method);
+    tuning_settings set = settings();
+    tuning t;
+    set_flags(&e);
+    set.save = adapter_path();
+    REQUIRE(open_method(&t, &e, &set));
+    sines_of_parameters(&t);
+    REQUIRE(new_optimizer(&t));
+    float loss = backward(&t);
+    REQUIRE(efficient_save(&t, set.save));
+    close_method(&t, &e);
+    check_names(method);
+    if (!load_as) return;
+    e = of_kind(load_as);
+    set_flags(&e);
+    set.seed = 7;
+    set.save = NULL;
+    e.set.load = adapter_path();
+    REQUIRE(open_method(&t, &e, &set));
+    REQUIRE(new_optimizer(&t));
+    CHECK_NEAR(backward(&t), loss, 0, 2e-6);
+    close_method(&t, &e);
+}
+
+TEST(files_have_pefts_names_and_load_again) {
+    static const char *const names[] = {"lora", "rslora", "dora", "ia3", "prompt", "prefix"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        int failed = test_current_failed;
+        save_and_load(names[i], names[i]);
+        if (test_current_failed > failed) printf("... with --method %s\n", names[i]);
+    }
+    save_and_load("prefix_mlp", "prefix");
+}
+
+/* An array of the file that a method saves with parameters that are sines, and the parameter. */
+static float *saved(const char *method, const char *array, const char *parameter, float *ours) {
+    efficient e = of_kind(method);
+    tuning_settings set = settings();
+    ml_archive *archive = NULL;
+    tuning t;
+    set_flags(&e);
+    set.save = adapter_path();
+    if (!open_method(&t, &e, &set)) return NULL;
+    sines_of_parameters(&t);
+    CHECK(efficient_save(&t, set.save));
+    const ml_tensor *x = tuning_find(&t, parameter)->tensor;
+    memcpy(ours, x->data, x->rows * x->cols * sizeof *ours);
+    close_method(&t, &e);
+    CHECK(ml_archive_load(adapter_path(), NULL, &archive, NULL) == ML_OK);
+    const ml_array *from = archive ? ml_archive_find_array(archive, array) : NULL;
+    size_t n = from ? ml_array_count(from) : 0;
+    float *theirs = (float *)malloc(n * sizeof *theirs + 1);
+    if (!from || ml_array_read_floats(from, theirs, n)) free(theirs), theirs = NULL;
+    ml_archive_free(archive);
+    return theirs;
+}
+
+/* Hugging Face's Llama rotates number j of a head with number j + hd / 2: with heads of 4 its rows 0, 1, 2, 3 are 0, 2,
+   1, 3 here. */
+TEST(rows_of_q_and_k_are_in_hugging_faces_order) {
+    static const int row_here[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+    float ours[256], *b = saved("dora", "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight",
+                                "1.q.lora_B", ours);
+    REQUIRE(b);
+    for (int i = 0; i < 8 * 2; i++) CHECK(b[i] == ours[row_here[i / 2] * 2 + i % 2]);
+    free(b);
+    float *m = saved("dora", "base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector",
+                     "1.q.lora_magnitude_vector", ours);
+    REQUIRE(m);
+    for (int i = 0; i < 8; i++) CHECK(m[i] == ours[row_here[i]]);
+    free(m);
+    float *k = saved("ia3", "base_model.model.model.layers.0.self_attn.k_proj.ia3_l", "0.k.ia3_l", ours);
+    REQUIRE(k);
+    for (int i = 0; i < 8; i++) CHECK(k[i] == ours[row_here[i]]);
+    free(k);
+    float *v = saved("ia3", "base_model.model.model.layers.0.self_attn.v_proj.ia3_l", "0.v.ia3_l", ours);
+    REQUIRE(v);
+    for (int i = 0; i < 8; i++) CHECK(v[i] == ours[i]);
+    free(v);
+}
+
+/* The score of a query with a prefix key. Here: the query rotated by its position i, neighbors as pairs; the key not.
+   In Hugging Face: query at position i + P, its numbers half a head apart, and the key as it is in the cache. */
+TEST(a_prefix_key_gives_the_same_scores_in_peft) {
+    enum { P = 3, HD = 4, WIDTH = 32, KV = 8 };
+    float ours[P * KV], *file = saved("prefix", "prompt_embeddings", "1.k.prefix", ours);
+    const double q[HD] = {0.3, -1.1, 0.7, 0.4};
+    REQUIRE(file);
+    for (int i = 0; i < 5; i++)
+        for (int p = 0; p < P; p++)
+            for (int head = 0; head < 2; head++) {
+                double here = 0, there = 0;
+                for (int j = 0; j < HD / 2; j++) {
+                    double angle = i / pow(10000, 2.0 * j / HD), later = (i + P) / pow(10000, 2.0 * j / HD);
+                    double a = q[2 * j], b = q[2 * j + 1];
+                    const float *k = ours + p * KV + head * HD;
+                    const float *cached =
+                        file + p * WIDTH + 2 * KV + head * HD; /* layer 1: numbers 16 to 23 */
+                    here += (a * cos(angle) - b * sin(angle)) * (double)k[2 * j] +
+                            (a * sin(angle) + b * cos(angle)) * (double)k[2 * j + 1];
+                    there += (a * cos(later) - b * sin(later)) * (double)cached[j] +
+                             (a * sin(later) + b * cos(later)) * (double)cached[j + HD / 2];
+                }
+                CHECK_NEAR(there, here, 1e-6, 0); /* F32 in the file */
+            }
+    free(file);
+}
+
+/* ---- what does not go together ---- */
+
+/* Runs the program; what it prints. */
+static const char *run(const char *flags, int *status) {
+    efficient e;
+    char line[4096], *argv[64], program[] = "efficient";
+    tuning_method method = method_of(&e);
+    int argc = 1;
+    memset(&e, 0, sizeof e);
+    const option own[] = {
+        {"--method", OPTION_TEXT, &e.set.method, ""},   {"--rank", OPTION_INT, &e.set.rank, ""},
+        {"--targets", OPTION_TEXT, &e.set.targets, ""}, {"--length", OPTION_INT, &e.set.length, ""},
+        {"--layers", OPTION_INT, &e.set.layers, ""},    {"--load", OPTION_TEXT, &e.set.load, ""}};
+    snprintf(line, sizeof line, "--model %s --train %s --dev %s --test %s --label-names %s --threads 1 %s",
+             paths[0], paths[1], paths[1], paths[1], paths[2], flags);
+    argv[0] = program;
+    for (char *word = strtok(line, " "); word && argc < 64; word = strtok(NULL, " ")) argv[argc++] = word;
+    capture_begin();
+    *status = tuning_main(argc, argv, &method, own, 6);
+    efficient_free(&e);
+    return capture_end();
+}
+
+TEST(wrong_combinations_are_refused_with_the_reason) {
+    static const struct {
+        const char *flags, *reason;
+    } wrong[] = {
+        {"--method lara", "--method is full, head, last"},
+        {"--method prefix --rank 4", "--rank means nothing to --method prefix"},
+        {"--method ia3 --targets q", "--targets means nothing to --method ia3"},
+        {"--method lora --rank -1", "--rank must be positive"},
+        {"--method dora --targets q,w9", "there is no matrix \"w9\"; there are q, k, v"},
+        {"--method dora --targets ,", "there is no matrix \"\""},
+        {"--method last --layers 3", "--layers 3: the model has 2"},
+        {"--method prompt --length 64", "leave no room in the context of 64"},
+        {"--method dora --save x.gguf", "PEFT's format is a .safetensors"},
+        {"--method prefix --mask full --save x.safetensors", "Hugging Face's Llama is causal"},
+        {"--method ia3 --norm layer --save x.safetensors", "Hugging Face's Llama has RMS norms"},
+        {"--method prefix_mlp --load x.safetensors", "use --method prefix"},
+        {"--method adapter --load x.safetensors", "not for --method adapter"},
+        {"--method ia3 --load missing.safetensors", "missing.safetensors"},
+        {"--method ia3 --mode reference", "unknown option --mode"},
+        {"--pooling middle", "--pooling is last, mean, max, attention or layers, not middle"},
+        {"--dropout 1", "0 to less than 1"},
+        {"--epochs -1", "--epochs is not negative"},
+        {"--schedule up", "linear, cosine or constant"},
+        {"--test-gold "
+         "examples/models/stories-1.csv",
+         "label 1 is not -1 to 2"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        int status;
+        const char *said = run(wrong[i].flags, &status);
+        CHECK(status == 1 || status == 2);
+        CHECK(strstr(said, wrong[i].reason));
+        if (!strstr(said, wrong[i].reason)) printf("%s: %s", wrong[i].flags, said);
+    }
+}
+
+/* ---- whole runs ---- */
+
+static const char *last_line(const char *path) {
+    static char line[2048];
+    FILE *file = fopen(path, "r");
+    *line = 0;
+    while (file && fgets(line, sizeof line, file)) continue;
+    if (file) fclose(file);
+    return line;
+}
+
+/* Three sentences are learned by heart; the row of the CSV says so; and the best weights are those that are saved. */
+TEST(a_run_learns_reports_and_saves) {
+    char flags[2048], csv[600];
+    int status;
+    snprintf(csv, sizeof csv, "%s", in_folder("runs.csv"));
+    snprintf(flags, sizeof flags,
+             "--method dora --targets q,v --epochs 30 --lr 2e-2 --batch 2 --csv %s --save %s", csv,
+             adapter_path());
+    const char *said = run(flags, &status);
+    CHECK(status == 0);
+    if (status) printf("%s", said);
+    CHECK(strstr(said, "test dora: dev 1.000, test 1.000; 995 of"));
+    const char *row = last_line(csv);
+    CHECK(strncmp(row, "test,dora,model.gguf,sst,1,1.0000,1.0000,,995,", 46) == 0);
+    CHECK(strstr(row, ",\"--model ") && strstr(row, " --batch 2\"") && !strstr(row, "--csv"));
+    snprintf(flags, sizeof flags, "--method dora --targets q,v --epochs 0 --seed 5 --load %s --csv %s",
+             adapter_path(), csv);
+    CHECK(strstr(run(flags, &status), "test dora: dev 1.000, test 1.000"));
+    CHECK(strncmp(last_line(csv), "test,dora,model.gguf,sst,5,1.0000,1.0000,", 41) == 0);
+}
+
+/* A batch that takes several passes has the gradient of one that takes one. */
+TEST(a_batch_may_take_several_passes) {
+    const char *said[2];
+    char kept[1 << 12];
+    int status;
+    said[0] = run("--method head --epochs 3 --batch 3", &status);
+    snprintf(kept, sizeof kept, "%s", said[0]);
+    said[1] = run("--method head --epochs 3 --batch 3 --max_tokens 9", &status);
+    CHECK(status == 0 && strncmp(kept, said[1], strcspn(kept, ";") - 30) == 0);
+}
+
 int main(void) {
     if (!folder_begin("efficient")) return 1;
     make_files();
     RUN(losses_and_gradients_are_pytorchs);
     RUN(methods_begin_with_the_model_as_it_is);
+    RUN(poolings_and_heads_have_the_right_gradients);
+    RUN(files_have_pefts_names_and_load_again);
+    RUN(rows_of_q_and_k_are_in_hugging_faces_order);
+    RUN(a_prefix_key_gives_the_same_scores_in_peft);
+    RUN(wrong_combinations_are_refused_with_the_reason);
+    RUN(a_run_learns_reports_and_saves);
+    RUN(a_batch_may_take_several_passes);
     return test_report("test_efficient");
 }

@@ -2,7 +2,7 @@
 #ifndef PEFT_H
 #define PEFT_H
 
-#include "tuning.h"
+#include "methods.h"
 
 enum { PEFT_MAX_LAYERS = 128 };
 
@@ -21,6 +21,15 @@ typedef struct peft_list {
     ml_tensor prefix; /* (P, 2 L kv_dim), or no data */
 } peft_list;
 
+/* peft.c: what the method has, and the classifier. */
+int peft_list_tensors(tuning *t, peft_list *list);
+void peft_list_free(peft_list *list);
+int peft_is_prefix(const efficient *e);
+ml_tensor peft_prefix(tuning *t, ml_graph *g, const tuning_batch *batch); /* as a matrix in the graph */
+void peft_permute(const ml_config *c, const peft_tensor *from, float *to, int is_back);
+void peft_turn_keys(const ml_config *c, ml_tensor *x, double positions);
+
+/* peft_config.c: adapter_config.json */
 void peft_put_config(const tuning *t, FILE *file);
 
 #endif

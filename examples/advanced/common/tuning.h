@@ -208,6 +208,9 @@ typedef struct tuning_private {
     float *best;                             /* (tuning_count) */
 } tuning_private;
 
+enum { TUNING_OPTIONS = 30 };
+int tuning_options(tuning_settings *set, option *to); /* fills in the table of the shared ones; how many */
+int tuning_check_settings(const tuning_settings *set);
 int tuning_read_data(tuning *t);
 int tuning_make_batches(tuning *t);
 int tuning_make_head(tuning *t);
