@@ -583,8 +583,8 @@ ML_DEF ml_tensor ml_none(void); /* an operand that is left out, such as a bias *
    own with grad NULL.) */
 ML_DEF ml_tensor ml_input(ml_graph *g, const float *values, size_t rows, size_t cols);
 ML_DEF ml_tensor ml_stop_gradient(ml_graph *g, ml_tensor x); /* x, as a constant */
-/* y_i (n, cols) = row index_i of table (rows, cols), which may have any type of weights. With a token embedding as
-   table: the embedding of tokens. */
+/* y_i (n, cols) = row index_i of table (rows, cols), which may have any type of weights if it has no gradient. With a
+   token embedding as table: the embedding of tokens. While a graph measures, no operation reads indices or targets. */
 ML_DEF ml_tensor ml_gather(ml_graph *g, ml_tensor table, const int32_t *index, size_t n);
 /* y = x (n, cols), with row index_i replaced by row i of rows (m, cols), m <= n; no index may occur twice */
 ML_DEF ml_tensor ml_replace_rows(ml_graph *g, ml_tensor x, const int32_t *index, ml_tensor rows);
@@ -4180,6 +4180,24 @@ static int mli_accepts(ml_graph *shown, const char *name, ml_tensor x) {
     return !shown->result;
 }
 
+/* The same for a matrix that is only read when it has no gradient: then it may have any type of weights. */
+static int mli_accepts_weight(ml_graph *graph, const char *name, ml_tensor w) {
+    int is_weight = mli_type(w.type)->quantize && ml_type_row_bytes(w.type, w.cols);
+    if (w.data && !w.grad && is_weight) w.type = ML_F32;
+    return mli_accepts(graph, name, w);
+}
+
+/* Whether each index is that of one of `rows` rows. Indices are not read while a graph measures. */
+static int mli_accepts_index(ml_graph *graph, const char *name, const int32_t *index, size_t n, size_t rows) {
+    if (!n) mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: there are no indices", name);
+    if (!index && !graph->measuring) mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: index is NULL", name);
+    for (size_t i = 0; i < n && !graph->result && !graph->measuring; i++)
+        if (index[i] < 0 || (size_t)index[i] >= rows)
+            mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: index %z is %d, and there are %z rows", name, i,
+                       (int)index[i], rows);
+    return !graph->result;
+}
+
 /* The result of an operation; it has a gradient if `learns`: if an operand has one. */
 static ml_tensor mli_result(mli_graph *g, size_t rows, size_t cols, int learns) {
     if (learns && mli_taping(g)) return mli_new_apart(g, rows, cols);
@@ -4353,14 +4371,75 @@ ML_DEF ml_tensor ml_stop_gradient(ml_graph *graph, ml_tensor x) {
     return x;
 }
 
+ML_DEF ml_tensor ml_gather(ml_graph *graph, ml_tensor table, const int32_t *index, size_t n) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts_weight(graph, "ml_gather", table)) return ml_none();
+    if (!mli_accepts_index(graph, "ml_gather", index, n, table.rows)) return ml_none();
+    mli_embed_op op = {table, index, mli_result(g, n, table.cols, table.grad != NULL)};
+    mli_for_rows(g, mli_embed_rows, &op, n, table.cols);
+    mli_record_of(g, op.y, mli_embed_backward, &op, sizeof op);
+    return op.y;
+}
+
+typedef struct mli_replace_op {
+    ml_tensor x, rows, y; /* (n, c), (m, c), (n, c) */
+    int32_t *source;      /* (n): which row of `rows`, or -1: that of x */
+    int is_rows;          /* the gradient of `rows` is computed, not that of x: the two may overlap */
+} mli_replace_op;
+
+static void mli_replace_rows(const void *record, size_t begin, size_t end) {
+    const mli_replace_op *op = (const mli_replace_op *)record;
+    for (; begin < end; begin++) {
+        int32_t i = op->source[begin];
+        memcpy(mli_row(op->y, begin), i < 0 ? mli_row(op->x, begin) : mli_row(op->rows, (size_t)i),
+               op->y.cols * sizeof(float));
+    }
+}
+
+static void mli_replace_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_replace_op *op = (const mli_replace_op *)record;
+    for (; begin < end; begin++) {
+        int32_t i = op->source[begin];
+        if ((i >= 0) != op->is_rows) continue;
+        float *d = op->is_rows ? mli_grad_row(op->rows, (size_t)i) : mli_grad_row(op->x, begin);
+        mli_add(d, mli_grad_row(op->y, begin), op->y.cols);
+    }
+}
+
+static void mli_replace_backward(mli_graph *g, const void *record) {
+    mli_replace_op op = *(const mli_replace_op *)record;
+    if (op.x.grad) mli_for_rows(g, mli_replace_gradient_rows, &op, op.y.rows, op.y.cols);
+    op.is_rows = 1;
+    if (op.rows.grad) mli_for_rows(g, mli_replace_gradient_rows, &op, op.y.rows, op.y.cols);
+}
+
+ML_DEF ml_tensor ml_replace_rows(ml_graph *graph, ml_tensor x, const int32_t *index, ml_tensor rows) {
+    const char *name = "ml_replace_rows";
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, name, x) || !mli_accepts(graph, name, rows)) return ml_none();
+    if (x.cols != rows.cols || rows.rows > x.rows) return mli_cannot_fit(graph, name, x, rows);
+    if (!mli_accepts_index(graph, name, index, rows.rows, x.rows)) return ml_none();
+    mli_replace_op op = {x, rows, mli_result(g, x.rows, x.cols, x.grad || rows.grad), NULL, 0};
+    op.source = (int32_t *)mli_graph_alloc(g, x.rows, sizeof *op.source);
+    for (size_t i = 0; i < x.rows && !mli_measuring(g); i++) op.source[i] = -1;
+    for (size_t i = 0; i < rows.rows && !mli_measuring(g); i++) {
+        int32_t *source = &op.source[index[i]];
+        if (*source >= 0)
+            return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: indices %d and %z are both %d", name,
+                              (int)*source, i, (int)index[i]);
+        *source = (int32_t)i;
+    }
+    mli_for_rows(g, mli_replace_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_replace_backward, &op, sizeof op);
+    return op.y;
+}
+
 /* ---- arithmetic ---- */
 
 /* Whether w (out, in) and b (1, out) or none fit x (n, in): for all operations with a linear layer. */
 static int mli_accepts_linear(ml_graph *graph, const char *name, const ml_tensor *x, const ml_tensor *w,
                               const ml_tensor *b) {
-    ml_tensor weight = *w;
-    if (!weight.grad && weight.data) weight.type = ML_F32; /* a frozen one may have any type */
-    if (!mli_accepts(graph, name, *x) || !mli_accepts(graph, name, weight)) return 0;
+    if (!mli_accepts(graph, name, *x) || !mli_accepts_weight(graph, name, *w)) return 0;
     if (x->cols != w->cols) return mli_cannot_fit(graph, name, *x, *w), 0;
     if (!b->data) return 1;
     if (!mli_accepts(graph, name, *b)) return 0;
@@ -4692,6 +4771,45 @@ ML_DEF ml_tensor ml_sigmoid(ml_graph *graph, ml_tensor x) { return mli_apply(gra
 ML_DEF ml_tensor ml_exp(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(5), x); }
 ML_DEF ml_tensor ml_log(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(6), x); }
 
+typedef struct mli_swiglu_op {
+    ml_tensor gate, up, y; /* (n, c) */
+    int is_up;             /* the gradient of up is computed, not that of gate: the two may overlap */
+} mli_swiglu_op;
+
+static void mli_swiglu_rows(const void *record, size_t begin, size_t end) {
+    const mli_swiglu_op *op = (const mli_swiglu_op *)record;
+    mli_swiglu(mli_row(op->y, begin), mli_row(op->gate, begin), mli_row(op->up, begin),
+               (end - begin) * op->y.cols);
+}
+
+static void mli_swiglu_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_swiglu_op *op = (const mli_swiglu_op *)record;
+    const float *gate = (const float *)op->gate.data, *up = (const float *)op->up.data;
+    float *d = op->is_up ? op->up.grad : op->gate.grad, part[2][128];
+    for (size_t i = begin * op->y.cols, n, last = end * op->y.cols; i < last; i += n) {
+        n = MLI_MIN(last - i, MLI_COUNT(part[0]));
+        mli_swiglu_gradient(part[0], part[1], op->y.grad + i, gate + i, up + i, n);
+        mli_add(d + i, part[op->is_up], n);
+    }
+}
+
+static void mli_swiglu_backward(mli_graph *g, const void *record) {
+    mli_swiglu_op op = *(const mli_swiglu_op *)record;
+    if (op.gate.grad) mli_for_rows(g, mli_swiglu_gradient_rows, &op, op.y.rows, op.y.cols);
+    op.is_up = 1;
+    if (op.up.grad) mli_for_rows(g, mli_swiglu_gradient_rows, &op, op.y.rows, op.y.cols);
+}
+
+ML_DEF ml_tensor ml_swiglu(ml_graph *graph, ml_tensor gate, ml_tensor up) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_swiglu", gate) || !mli_accepts(graph, "ml_swiglu", up)) return ml_none();
+    if (gate.rows != up.rows || gate.cols != up.cols) return mli_cannot_fit(graph, "ml_swiglu", gate, up);
+    mli_swiglu_op op = {gate, up, mli_result(g, up.rows, up.cols, gate.grad || up.grad), 0};
+    mli_for_rows(g, mli_swiglu_rows, &op, up.rows, up.cols);
+    mli_record_of(g, op.y, mli_swiglu_backward, &op, sizeof op);
+    return op.y;
+}
+
 typedef struct mli_dropped_op {
     ml_tensor x, y; /* (n, c) */
     float p;
@@ -4728,6 +4846,226 @@ ML_DEF ml_tensor ml_dropout(ml_graph *graph, ml_tensor x, float p, uint64_t seed
     mli_for_rows(g, mli_dropped_rows, &op, x.rows, x.cols);
     mli_record_of(g, op.y, mli_dropped_backward, &op, sizeof op);
     return op.y;
+}
+
+/* ---- functions of rows ---- */
+
+typedef struct mli_row_op {
+    ml_tensor x, y; /* (n, c) */
+    mli_rows_function gradient;
+} mli_row_op;
+
+static void mli_softmax_rows(const void *record, size_t begin, size_t end) {
+    const mli_row_op *op = (const mli_row_op *)record;
+    for (; begin < end; begin++) {
+        memcpy(mli_row(op->y, begin), mli_row(op->x, begin), op->x.cols * sizeof(float));
+        mli_softmax(mli_row(op->y, begin), op->x.cols);
+    }
+}
+
+/* dx += y (dy - y . dy) */
+static void mli_softmax_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_row_op *op = (const mli_row_op *)record;
+    for (; begin < end; begin++) {
+        const float *y = mli_row(op->y, begin), *dy = mli_grad_row(op->y, begin);
+        float *dx = mli_grad_row(op->x, begin), mean = mli_dot(y, dy, op->x.cols);
+        for (size_t j = 0; j < op->x.cols; j++) dx[j] += y[j] * (dy[j] - mean);
+    }
+}
+
+static void mli_log_softmax_rows(const void *record, size_t begin, size_t end) {
+    const mli_row_op *op = (const mli_row_op *)record;
+    for (; begin < end; begin++) {
+        memcpy(mli_row(op->y, begin), mli_row(op->x, begin), op->x.cols * sizeof(float));
+        mli_log_softmax(mli_row(op->y, begin), op->x.cols);
+    }
+}
+
+/* dx += dy - e^y sum(dy) */
+static void mli_log_softmax_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_row_op *op = (const mli_row_op *)record;
+    for (; begin < end; begin++) {
+        const float *y = mli_row(op->y, begin), *dy = mli_grad_row(op->y, begin);
+        float *dx = mli_grad_row(op->x, begin);
+        double sum = 0;
+        for (size_t j = 0; j < op->x.cols; j++) sum += (double)dy[j];
+        for (size_t j = 0; j < op->x.cols; j++) dx[j] += dy[j] - expf(y[j]) * (float)sum;
+    }
+}
+
+static void mli_row_backward(mli_graph *g, const void *record) {
+    const mli_row_op *op = (const mli_row_op *)record;
+    mli_for_rows(g, op->gradient, op, op->x.rows, 4 * op->x.cols);
+}
+
+static ml_tensor mli_apply_to_rows(ml_graph *graph, const char *name, ml_tensor x, mli_rows_function value,
+                                   mli_rows_function gradient) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, name, x)) return ml_none();
+    mli_row_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), gradient};
+    mli_for_rows(g, value, &op, x.rows, 4 * x.cols);
+    mli_record_of(g, op.y, mli_row_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_softmax(ml_graph *graph, ml_tensor x) {
+    return mli_apply_to_rows(graph, "ml_softmax", x, mli_softmax_rows, mli_softmax_gradient_rows);
+}
+ML_DEF ml_tensor ml_log_softmax(ml_graph *graph, ml_tensor x) {
+    return mli_apply_to_rows(graph, "ml_log_softmax", x, mli_log_softmax_rows, mli_log_softmax_gradient_rows);
+}
+
+/* w (1, c), or if it is left out as many times `number`; its shape must fit x. */
+static ml_tensor mli_norm_operand(ml_graph *graph, const char *name, ml_tensor x, ml_tensor w, float number) {
+    mli_graph *g = graph->private_part;
+    if (w.data && !mli_accepts(graph, name, w)) return w;
+    if (w.data && (w.rows != 1 || w.cols != x.cols)) return mli_cannot_fit(graph, name, x, w);
+    if (w.data || graph->result) return w;
+    w = mli_result(g, 1, x.cols, 0);
+    for (size_t j = 0; j < x.cols && !mli_measuring(g); j++) mli_row(w, 0)[j] = number;
+    return w;
+}
+
+ML_DEF ml_tensor ml_rms_norm(ml_graph *graph, ml_tensor x, ml_tensor w, float eps) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_rms_norm", x)) return ml_none();
+    w = mli_norm_operand(graph, "ml_rms_norm", x, w, 1);
+    if (graph->result) return ml_none();
+    mli_norm_op op = {x, w, ml_none(), mli_result(g, x.rows, x.cols, x.grad || w.grad), eps};
+    mli_for_rows(g, mli_norm_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_norm_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_layer_norm(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor b, float eps) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_layer_norm", x)) return ml_none();
+    w = mli_norm_operand(graph, "ml_layer_norm", x, w, 1);
+    b = mli_norm_operand(graph, "ml_layer_norm", x, b, 0);
+    if (graph->result) return ml_none();
+    mli_norm_op op = {x, w, b, mli_result(g, x.rows, x.cols, x.grad || w.grad || b.grad), eps};
+    mli_for_rows(g, mli_norm_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_norm_backward, &op, sizeof op);
+    return op.y;
+}
+
+/* ---- shapes ----
+   Other rows and columns of the same numbers in order are the same memory: whoever reads them adds to the gradient of
+   x itself. */
+
+ML_DEF ml_tensor ml_reshape(ml_graph *graph, ml_tensor x, size_t rows, size_t cols) {
+    size_t n;
+    if (!mli_accepts(graph, "ml_reshape", x)) return ml_none();
+    ml_tensor y = x;
+    y.rows = rows;
+    y.cols = cols;
+    if (!mli_mul_size(rows, cols, &n) || n != mli_numbers(&x))
+        return mli_cannot_fit(graph, "ml_reshape", x, y);
+    return y;
+}
+
+typedef struct mli_transpose_op {
+    ml_tensor x, y; /* (n, c), (c, n) */
+} mli_transpose_op;
+
+static void mli_transpose_rows(const void *record, size_t begin, size_t end) {
+    const mli_transpose_op *op = (const mli_transpose_op *)record;
+    for (; begin < end; begin++)
+        for (size_t j = 0; j < op->x.rows; j++) mli_row(op->y, begin)[j] = mli_row(op->x, j)[begin];
+}
+
+static void mli_transpose_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_transpose_op *op = (const mli_transpose_op *)record;
+    for (; begin < end; begin++)
+        for (size_t j = 0; j < op->x.cols; j++)
+            mli_grad_row(op->x, begin)[j] += mli_grad_row(op->y, j)[begin];
+}
+
+static void mli_transpose_backward(mli_graph *g, const void *record) {
+    const mli_transpose_op *op = (const mli_transpose_op *)record;
+    mli_for_rows(g, mli_transpose_gradient_rows, op, op->x.rows, op->x.cols);
+}
+
+ML_DEF ml_tensor ml_transpose(ml_graph *graph, ml_tensor x) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_transpose", x)) return ml_none();
+    mli_transpose_op op = {x, mli_result(g, x.cols, x.rows, x.grad != NULL)};
+    mli_for_rows(g, mli_transpose_rows, &op, x.cols, x.rows);
+    mli_record_of(g, op.y, mli_transpose_backward, &op, sizeof op);
+    return op.y;
+}
+
+/* A block (rows, cols) of x, which is copied to one of y: from number x_begin to number y_begin. */
+typedef struct mli_block_op {
+    ml_tensor x, y;
+    size_t x_begin, y_begin, rows, cols;
+} mli_block_op;
+
+static void mli_block_rows(const void *record, size_t begin, size_t end) {
+    const mli_block_op *op = (const mli_block_op *)record;
+    for (; begin < end; begin++)
+        memcpy(mli_row(op->y, begin) + op->y_begin, mli_row(op->x, begin) + op->x_begin,
+               op->cols * sizeof(float));
+}
+
+static void mli_block_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_block_op *op = (const mli_block_op *)record;
+    for (; begin < end; begin++)
+        mli_add(mli_grad_row(op->x, begin) + op->x_begin, mli_grad_row(op->y, begin) + op->y_begin, op->cols);
+}
+
+static void mli_block_backward(mli_graph *g, const void *record) {
+    const mli_block_op *op = (const mli_block_op *)record;
+    mli_for_rows(g, mli_block_gradient_rows, op, op->rows, op->cols);
+}
+
+static void mli_copy_block(mli_graph *g, const mli_block_op *op) {
+    mli_for_rows(g, mli_block_rows, op, op->rows, op->cols);
+    if (op->x.grad) mli_record_of(g, op->y, mli_block_backward, op, sizeof *op);
+}
+
+ML_DEF ml_tensor ml_concat(ml_graph *graph, const ml_tensor *parts, int n_parts, ml_axis axis) {
+    mli_graph *g = graph->private_part;
+    size_t rows = 0, cols = 0, at = 0;
+    int learns = 0;
+    if (!graph->result && (!parts || n_parts < 1 || (axis != ML_ROWS && axis != ML_COLS)))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_concat: no parts, or no such axis");
+    for (int i = 0; i < n_parts; i++) {
+        ml_tensor part = parts[i];
+        if (!mli_accepts(graph, "ml_concat", part)) return ml_none();
+        if (axis == ML_ROWS ? part.cols != parts[0].cols : part.rows != parts[0].rows)
+            return mli_cannot_fit(graph, "ml_concat", parts[0], part);
+        rows = axis == ML_ROWS ? rows + part.rows : part.rows;
+        cols = axis == ML_COLS ? cols + part.cols : part.cols;
+        learns |= part.grad != NULL;
+    }
+    ml_tensor y = mli_result(g, rows, cols, learns);
+    for (int i = 0; i < n_parts; i++) {
+        mli_block_op op = {parts[i], y, 0, at, parts[i].rows, parts[i].cols};
+        mli_copy_block(g, &op);
+        at += axis == ML_ROWS ? mli_numbers(&parts[i]) : parts[i].cols;
+    }
+    return y;
+}
+
+ML_DEF ml_tensor ml_slice(ml_graph *graph, ml_tensor x, ml_axis axis, size_t begin, size_t end) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_slice", x)) return ml_none();
+    if ((axis != ML_ROWS && axis != ML_COLS) || begin >= end || end > (axis == ML_ROWS ? x.rows : x.cols))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT,
+                          "ml_slice: there is no [%z, %z) along axis %d of (%z, %z)", begin, end, (int)axis,
+                          x.rows, x.cols);
+    if (axis == ML_COLS) {
+        mli_block_op op = {x,          mli_result(g, x.rows, end - begin, x.grad != NULL), begin, 0, x.rows,
+                           end - begin};
+        mli_copy_block(g, &op);
+        return op.y;
+    }
+    x.rows = end - begin;
+    if (mli_measuring(g)) return x; /* whose memory does not exist */
+    x.data = mli_row(x, begin);
+    if (x.grad) x.grad = mli_grad_row(x, begin);
+    return x;
 }
 
 /* ---- losses ---- */
@@ -4804,6 +5142,173 @@ ML_DEF ml_tensor ml_linear_cross_entropy(ml_graph *graph, ml_tensor x, ml_tensor
     op.w = w;
     op.b = b;
     return mli_loss(graph, "ml_linear_cross_entropy", op, desc);
+}
+
+typedef struct mli_squared_op {
+    ml_tensor y, target, loss; /* (n, c), (n, c), (1, 1) */
+    float divisor;
+    int is_target; /* its gradient is computed, not that of y */
+} mli_squared_op;
+
+/* dy += 2 dloss (y - target) / divisor, and dtarget minus that */
+static void mli_squared_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_squared_op *op = (const mli_squared_op *)record;
+    size_t n = op->y.cols;
+    float *d = op->is_target ? op->target.grad : op->y.grad;
+    float factor = (op->is_target ? -2 : 2) * op->loss.grad[0] / op->divisor;
+    mli_axpy(d + begin * n, factor, mli_row(op->y, begin), (end - begin) * n);
+    mli_axpy(d + begin * n, -factor, mli_row(op->target, begin), (end - begin) * n);
+}
+
+static void mli_squared_backward(mli_graph *g, const void *record) {
+    mli_squared_op op = *(const mli_squared_op *)record;
+    if (op.y.grad) mli_for_rows(g, mli_squared_gradient_rows, &op, op.y.rows, op.y.cols);
+    op.is_target = 1;
+    if (op.target.grad) mli_for_rows(g, mli_squared_gradient_rows, &op, op.y.rows, op.y.cols);
+}
+
+/* Whether the operands of a loss between two matrices fit. */
+static int mli_accepts_both(ml_graph *graph, const char *name, ml_tensor x, ml_tensor y, float divisor) {
+    if (!mli_accepts(graph, name, x) || !mli_accepts(graph, name, y)) return 0;
+    if (x.rows != y.rows || x.cols != y.cols) mli_cannot_fit(graph, name, x, y);
+    if (!(divisor >= 0)) mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: the divisor is negative", name);
+    return !graph->result;
+}
+
+ML_DEF ml_tensor ml_squared_error(ml_graph *graph, ml_tensor y, ml_tensor target, float divisor) {
+    mli_graph *g = graph->private_part;
+    double sum = 0;
+    if (!mli_accepts_both(graph, "ml_squared_error", y, target, divisor)) return ml_none();
+    mli_squared_op op = {y, target, mli_result(g, 1, 1, y.grad || target.grad), divisor, 0};
+    if (!(divisor > 0)) op.divisor = (float)mli_numbers(&y);
+    for (size_t i = 0; i < mli_numbers(&y) && !mli_measuring(g); i++) {
+        double d = (double)mli_row(y, 0)[i] - (double)mli_row(target, 0)[i];
+        sum += d * d;
+    }
+    if (!mli_measuring(g)) mli_row(op.loss, 0)[0] = (float)(sum / (double)op.divisor);
+    mli_record_of(g, op.loss, mli_squared_backward, &op, sizeof op);
+    return op.loss;
+}
+
+/* ---- the Kullback-Leibler divergence (Kullback & Leibler 1951, "On Information and Sufficiency") ----
+
+   KL(p || q) = sum of p (log p - log q), p = softmax(x), q = softmax(y), in double
+   dx = p (log p - log q - KL) dloss / divisor      dy = (q - p) dloss / divisor */
+
+typedef struct mli_kl_row {
+    double x_log_sum, y_log_sum; /* log p = x - x_log_sum */
+    double divergence;
+} mli_kl_row;
+
+typedef struct mli_kl_op {
+    ml_tensor x, y, loss; /* (n, c), (n, c), (1, 1) */
+    mli_kl_row *of;       /* (n) */
+    float divisor;
+    int is_y; /* its gradient is computed, not that of x */
+} mli_kl_op;
+
+static double mli_log_sum(const float *x, size_t n) {
+    double max = (double)mli_max(x, n), sum = 0;
+    for (size_t j = 0; j < n; j++) sum += exp((double)x[j] - max);
+    return max + log(sum);
+}
+
+static void mli_kl_rows(const void *record, size_t begin, size_t end) {
+    const mli_kl_op *op = (const mli_kl_op *)record;
+    for (; begin < end; begin++) {
+        const float *x = mli_row(op->x, begin), *y = mli_row(op->y, begin);
+        mli_kl_row row = {mli_log_sum(x, op->x.cols), mli_log_sum(y, op->x.cols), 0};
+        for (size_t j = 0; j < op->x.cols; j++) {
+            double log_p = (double)x[j] - row.x_log_sum, p = exp(log_p);
+            if (p != 0) row.divergence += p * (log_p - ((double)y[j] - row.y_log_sum));
+        }
+        op->of[begin] = row;
+    }
+}
+
+static void mli_kl_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_kl_op *op = (const mli_kl_op *)record;
+    double unit = (double)op->loss.grad[0] / (double)op->divisor;
+    for (; begin < end; begin++) {
+        const float *x = mli_row(op->x, begin), *y = mli_row(op->y, begin);
+        float *d = op->is_y ? mli_grad_row(op->y, begin) : mli_grad_row(op->x, begin);
+        mli_kl_row row = op->of[begin];
+        for (size_t j = 0; j < op->x.cols; j++) {
+            double log_p = (double)x[j] - row.x_log_sum, log_q = (double)y[j] - row.y_log_sum, p = exp(log_p);
+            if (op->is_y)
+                d[j] += (float)(unit * (exp(log_q) - p));
+            else if (p != 0)
+                d[j] += (float)(unit * p * (log_p - log_q - row.divergence));
+        }
+    }
+}
+
+static void mli_kl_backward(mli_graph *g, const void *record) {
+    mli_kl_op op = *(const mli_kl_op *)record;
+    if (op.x.grad) mli_for_rows(g, mli_kl_gradient_rows, &op, op.x.rows, 16 * op.x.cols);
+    op.is_y = 1;
+    if (op.y.grad) mli_for_rows(g, mli_kl_gradient_rows, &op, op.x.rows, 16 * op.x.cols);
+}
+
+ML_DEF ml_tensor ml_kl_divergence(ml_graph *graph, ml_tensor x, ml_tensor y, float divisor) {
+    mli_graph *g = graph->private_part;
+    double sum = 0;
+    if (!mli_accepts_both(graph, "ml_kl_divergence", x, y, divisor)) return ml_none();
+    mli_kl_op op = {x, y, mli_result(g, 1, 1, x.grad || y.grad), NULL, divisor, 0};
+    if (!(divisor > 0)) op.divisor = (float)x.rows;
+    op.of = (mli_kl_row *)mli_graph_alloc(g, x.rows, sizeof *op.of);
+    mli_for_rows(g, mli_kl_rows, &op, x.rows, 16 * x.cols);
+    for (size_t i = 0; i < x.rows && !mli_measuring(g); i++) sum += op.of[i].divergence;
+    if (!mli_measuring(g)) mli_row(op.loss, 0)[0] = (float)(sum / (double)op.divisor);
+    mli_record_of(g, op.loss, mli_kl_backward, &op, sizeof op);
+    return op.loss;
+}
+
+/* ---- an operation of the caller's ---- */
+
+typedef struct mli_custom_record {
+    ml_custom op;
+    ml_custom_function backward;
+} mli_custom_record;
+
+static void mli_call_custom(ml_graph *graph, ml_custom_function function, const ml_custom *op, int backward) {
+    ml_result result = graph->result ? ML_OK : function(op);
+    if (result)
+        mli_cannot(graph, result, "%s: its %s function returned %d (%s)", op->name,
+                   backward ? "backward" : "forward", (int)result, ml_result_string(result));
+}
+
+static void mli_custom_backward(mli_graph *g, const void *record) {
+    const mli_custom_record *custom = (const mli_custom_record *)record;
+    mli_call_custom(&g->open->shown, custom->backward, &custom->op, 1);
+}
+
+ML_DEF ml_tensor ml_custom_op(ml_graph *graph, const ml_custom_desc *desc) {
+    mli_graph *g = graph->private_part;
+    mli_custom_record custom;
+    ml_custom *op = &custom.op;
+    int learns = 0;
+    if (graph->result) return ml_none();
+    if (!desc || !desc->forward || !desc->inputs || desc->n_inputs < 1 || desc->n_inputs > ML_MAX_INPUTS ||
+        !desc->rows || !desc->cols)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT,
+                          "ml_custom_op: forward, inputs, rows or cols is missing, or n_inputs not 1 to %d",
+                          ML_MAX_INPUTS);
+    memset(&custom, 0, sizeof custom);
+    op->name = desc->name ? desc->name : "ml_custom_op";
+    op->n_inputs = desc->n_inputs;
+    op->user = desc->user;
+    custom.backward = desc->backward;
+    for (int i = 0; i < desc->n_inputs; i++) {
+        if (!mli_accepts(graph, op->name, desc->inputs[i])) return ml_none();
+        op->inputs[i] = desc->inputs[i];
+        learns |= desc->backward && desc->inputs[i].grad;
+    }
+    op->output = mli_result(g, desc->rows, desc->cols, learns);
+    if (desc->keep) op->kept = mli_graph_alloc(g, desc->keep, 1);
+    if (!mli_measuring(g)) mli_call_custom(graph, desc->forward, op, 0);
+    mli_record_of(g, op->output, mli_custom_backward, &custom, sizeof custom);
+    return graph->result ? ml_none() : op->output;
 }
 
 /* ---- the whole Llama as one operation ---- */
