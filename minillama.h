@@ -804,15 +804,18 @@ typedef struct ml_check_desc {
     void *user;
     const ml_tensor *const *tensors; /* (n_tensors) parameters, F32, with grad */
     int n_tensors;
-    double step;       /* of a difference; default 0.01 of the root mean square of the tensor's numbers */
-    int n_directions;  /* random directions for each tensor; default 8 */
+    double
+        step; /* of a difference; default 0.01 of the root mean square of the tensor's numbers (of 1: all are 0) */
+    int n_directions;  /* for each tensor, 1 to 64; default 8 */
     ml_random *random; /* required */
 } ml_check_desc;
-/* Compares the derivative of the loss along random directions d, as backward gives it, with the fourth-order central
-   difference (8 (L(w + h d) - L(w - h d)) - (L(w + 2 h d) - L(w - 2 h d))) / 12 h, taken in double from losses that
-   are F32. *worst is the largest difference, relative to the length of the gradient: below 0.01 for a right gradient
-   (rounding of the loss makes about 1e-3), about 1 for a wrong one. Changes the parameters and restores them; their
-   gradients are those of one pass afterwards. */
+/* Compares the derivative of the loss along random directions d, of numbers 1 and -1, as backward gives it, with the
+   fourth-order central difference (8 (L(w + h d) - L(w - h d)) - (L(w + 2 h d) - L(w - 2 h d))) / 12 h, taken in
+   double from losses that are F32. *worst is the largest difference, relative to the length of the tensor's gradient
+   (of 2e-5 L / h if that is more: less cannot be told from rounding): below 0.01 for a right gradient, above 0.1 for a
+   wrong one. The corners of ml_relu make about 0.1 of a right one: check with a smooth function in its place, or with
+   a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before afterwards (they wait in the
+   memory of the gradients), and the gradients those of one pass. */
 ML_DEF ml_result ml_check_gradient(ml_graph *g, const ml_check_desc *desc, double *worst, ml_error *error);
 
 /* ==== >>training ====
@@ -4141,6 +4144,7 @@ typedef struct mli_open_graph {
     unsigned char *block; /* graph.memory, which is NULL after an overflow */
     size_t room;          /* bytes of block: graph.size + graph.work_size */
     ml_error error;       /* of this pass */
+    int dropping;         /* dropout drops: the pass tapes, or a gradient is being checked */
     const void *whole;    /* data of the loss whose gradient is already computed; NULL: there is none */
     ml_threads threads;
     ml_allocator allocator; /* of ml_graph_new ... */
@@ -4226,7 +4230,7 @@ ML_DEF void ml_graph_begin(ml_graph *graph, int taping) {
     mli_graph *g = &open->graph;
     if (!graph->measuring) mli_note_size(open);
     graph->result = ML_OK;
-    graph->taping = g->taping = taping;
+    graph->taping = g->taping = open->dropping = taping;
     if (!g->memory) g->size = open->room, g->work_size = 0; /* as after an overflow */
     g->memory = open->block;
     g->used = g->peak = g->recompute = 0;
@@ -4841,7 +4845,7 @@ ML_DEF ml_tensor ml_dropout(ml_graph *graph, ml_tensor x, float p, uint64_t seed
     if (!mli_accepts(graph, "ml_dropout", x)) return ml_none();
     if (!(p >= 0 && p < 1))
         return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not in 0 to 1");
-    if (!graph->taping || !(p > 0)) return x;
+    if (!g->open->dropping || !(p > 0)) return x;
     mli_dropped_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), p, seed};
     mli_for_rows(g, mli_dropped_rows, &op, x.rows, x.cols);
     mli_record_of(g, op.y, mli_dropped_backward, &op, sizeof op);
@@ -5490,6 +5494,119 @@ ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
     if (!has_table && !desc.no_rope) desc.rope = mli_make_rope(g, c, mli_longest_row(&rows));
     ml_tensor hidden = mli_llama_pass(graph, &desc, &rows, -1);
     return graph->result ? ml_none() : hidden;
+}
+
+/* ---- checking a gradient ---- */
+
+/* One pass; with taping, the tensors' gradients are those of its loss afterwards. */
+static ml_result mli_check_pass(ml_graph *g, const ml_check_desc *desc, int taping, double *loss,
+                                ml_error *error) {
+    for (int i = 0; taping && i < desc->n_tensors; i++)
+        memset(desc->tensors[i]->grad, 0, mli_numbers(desc->tensors[i]) * sizeof(float));
+    ml_graph_begin(g, taping);
+    g->private_part->open->dropping = 1;
+    ml_tensor y = desc->build(g, desc->user);
+    if (!g->result && (!y.data || y.rows != 1 || y.cols != 1))
+        mli_cannot(g, ML_ERROR_MISMATCH, "ml_check_gradient: the loss is (%z, %z), not (1, 1)", y.rows,
+                   y.cols);
+    ml_result result = taping ? ml_graph_backward(g, y, error) : ml_graph_end(g, error);
+    if (!result) *loss = (double)mli_row(y, 0)[0];
+    if (result || mli_is_finite(*loss)) return result;
+    return mli_fail(error, ML_ERROR_NUMBER, "ml_check_gradient: the loss is not finite");
+}
+
+/* A direction: a number of 1 or -1 for each of the tensor's. */
+static double mli_random_sign(uint64_t *state) { return mli_splitmix64(state) >> 63 ? -1.0 : 1.0; }
+
+/* The derivative along a direction, by the gradient. */
+static double mli_slope(const ml_tensor *t, uint64_t direction) {
+    double slope = 0;
+    for (size_t i = 0; i < mli_numbers(t); i++) slope += (double)t->grad[i] * mli_random_sign(&direction);
+    return slope;
+}
+
+/* The same by the losses at four places. The tensor's numbers are kept in the memory of its gradient. */
+static ml_result mli_difference(ml_graph *g, const ml_check_desc *desc, const ml_tensor *t,
+                                uint64_t direction, double h, double *slope, ml_error *error) {
+    static const int steps[4] = {1, -1, 2, -2}, factors[4] = {8, -8, -1, 1};
+    ml_result result = ML_OK;
+    *slope = 0;
+    for (int k = 0; k < 4 && !result; k++) {
+        uint64_t state = direction;
+        double loss = 0;
+        for (size_t i = 0; i < mli_numbers(t); i++)
+            ((float *)t->data)[i] = (float)((double)t->grad[i] + steps[k] * h * mli_random_sign(&state));
+        result = mli_check_pass(g, desc, 0, &loss, error);
+        *slope += factors[k] * loss / (12 * h);
+    }
+    memcpy(t->data, t->grad, mli_numbers(t) * sizeof(float));
+    return result;
+}
+
+static double mli_length(const float *x, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum);
+}
+
+#define MLI_MAX_DIRECTIONS 64
+
+/* Checks one tensor, whose gradient is there, and leaves something else in its place. */
+static ml_result mli_check_tensor(ml_graph *g, const ml_check_desc *desc, const ml_tensor *t, double loss,
+                                  double *worst, ml_error *error) {
+    uint64_t directions[MLI_MAX_DIRECTIONS];
+    double slopes[MLI_MAX_DIRECTIONS], h = desc->step, size = mli_length((float *)t->data, mli_numbers(t));
+    if (h == 0) h = size > 0 ? 0.01 * size / sqrt((double)mli_numbers(t)) : 0.01;
+    for (int i = 0; i < desc->n_directions; i++) {
+        directions[i] = ml_random_u64(desc->random);
+        slopes[i] = mli_slope(t, directions[i]);
+        if (!mli_is_finite(slopes[i]))
+            return mli_fail(error, ML_ERROR_NUMBER, "ml_check_gradient: a gradient is not finite");
+    }
+    double length = MLI_MAX(mli_length(t->grad, mli_numbers(t)), 2e-5 * fabs(loss) / h);
+    memcpy(t->grad, t->data, mli_numbers(t) * sizeof(float));
+    for (int i = 0; i < desc->n_directions; i++) {
+        double slope;
+        ml_result result = mli_difference(g, desc, t, directions[i], h, &slope, error);
+        if (result) return result;
+        double apart = fabs(slope - slopes[i]);
+        if (apart > *worst * length) *worst = apart / length;
+    }
+    return ML_OK;
+}
+
+static ml_result mli_check_check(const ml_check_desc *desc, ml_error *error) {
+    if (!desc->build || !desc->tensors || desc->n_tensors < 1 || !desc->random)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient needs build, tensors and random");
+    if (desc->n_directions < 0 || desc->n_directions > MLI_MAX_DIRECTIONS)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: n_directions is %d, not 0 to %d",
+                        desc->n_directions, MLI_MAX_DIRECTIONS);
+    if (!(desc->step >= 0 && desc->step <= 1e6))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: the step is out of range");
+    for (int i = 0; i < desc->n_tensors; i++) {
+        const ml_tensor *t = desc->tensors[i];
+        if (!t || !t->data || !t->grad || t->type != ML_F32 || !mli_numbers(t))
+            return mli_fail(error, ML_ERROR_ARGUMENT,
+                            "ml_check_gradient: tensor %d is not F32 with data and a gradient", i);
+    }
+    return ML_OK;
+}
+
+ML_DEF ml_result ml_check_gradient(ml_graph *graph, const ml_check_desc *given, double *worst,
+                                   ml_error *error) {
+    double loss, again;
+    if (!graph || !given || !worst) return mli_null(error, "ml_check_gradient");
+    ml_check_desc desc = *given;
+    *worst = 0;
+    ml_result result = mli_check_check(&desc, error);
+    if (!desc.n_directions) desc.n_directions = 8;
+    if (!result) result = mli_check_pass(graph, &desc, 1, &loss, error);
+    for (int i = 0; !result && i < desc.n_tensors; i++)
+        result = mli_check_tensor(graph, &desc, desc.tensors[i], loss, worst, error);
+    if (!result) result = mli_check_pass(graph, &desc, 1, &again, error); /* the gradients again */
+    if (!result && loss != again)
+        result = mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: build gave two different losses");
+    return result;
 }
 #endif /* ML_NO_TRAINING */
 
