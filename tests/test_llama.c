@@ -495,6 +495,7 @@ static void choose_all(setup *s, int variant) {
     s->with_states = variant >> 2 & 1;
     s->twice = variant >> 3 & 1;
     s->no_rope = variant == 8;
+    s->with_prefix = variant >> 4;
 }
 
 TEST(whole_network) {
@@ -509,8 +510,8 @@ TEST(every_place) {
 }
 
 TEST(adapters_states_and_two_passes) {
-    static const int variants[] = {1, 2, 4, 8, 15};
-    for (int i = 0; i < 5; i++) check_variant(ML_NORM_RMS, ML_MASK_CAUSAL, choose_all, variants[i]);
+    static const int variants[] = {1, 2, 4, 8, 16, 31};
+    for (int i = 0; i < 6; i++) check_variant(ML_NORM_RMS, ML_MASK_CAUSAL, choose_all, variants[i]);
 }
 
 /* ---- the tape begins where something learns ---- */
