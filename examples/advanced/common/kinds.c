@@ -140,9 +140,13 @@ int efficient_check(tuning *t) {
     for (int i = 0; i < 7 && e->kind->insert == dora_insert; i++)
         if (e->targets >> i & 1) t->method.places |= 1u << efficient_place(i);
     if (strcmp(e->kind->name, "prompt") == 0) t->front = e->set.length ? e->set.length : 8;
-    if (e->set.load && !e->kind->peft)
-        return complain("--load is for what PEFT has a format for, not for --method %s", e->kind->name);
-    return 1;
+    if (!e->set.load) return 1;
+    t->method.ready = efficient_load;
+    if (e->kind->setup == prefix_mlp_setup)
+        return complain(
+            "--load: what prefix_mlp saves is the prefix, without its network: use --method prefix");
+    return e->kind->peft ||
+           complain("--load is for what PEFT has a format for, not for --method %s", e->kind->name);
 }
 
 int efficient_setup(tuning *t) {

@@ -1,5 +1,6 @@
 /* What a run gave: a line on standard output, a row of a CSV file, and a file with what was trained. */
 #include <sys/resource.h>
+#include <time.h>
 #include "tuning.h"
 #include "../../common/file.h"
 
@@ -43,9 +44,9 @@ static int append_row(const tuning *t, const char *method, const tuning_result *
 int tuning_report(tuning *t, const char *method, const tuning_result *r) {
     printf("%s %s: dev %.3f, test %.3f", t->method.program, method, r->dev, r->test);
     if (r->gold >= 0) printf(", real test %.3f", r->gold);
-    printf("; %lld of %lld numbers trained, %.1f s, %.0f MB; best at step %d of %d\n",
-           (long long)tuning_count(t), (long long)t->model->n_parameters, r->seconds, peak_mb(), r->best_step,
-           r->steps);
+    printf("; %lld of %lld numbers trained, %.1f s (%.1f s of processors), %.0f MB; best at step %d of %d\n",
+           (long long)tuning_count(t), (long long)t->model->n_parameters, r->seconds,
+           (double)clock() / CLOCKS_PER_SEC, peak_mb(), r->best_step, r->steps);
     fflush(stdout);
     return !t->set.csv || append_row(t, method, r);
 }

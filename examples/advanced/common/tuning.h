@@ -44,6 +44,7 @@ typedef struct tuning_method {
     int (*check)(tuning *t);
     /* Called when model and data are there: adds parameters. NULL: the whole model learns. The head always does. */
     int (*setup)(tuning *t);
+    int (*ready)(tuning *t); /* when all parameters are there, those of the head, too */
     /* Before each forward pass of the network, whose description it may change. */
     void (*begin)(tuning *t, ml_graph *g, ml_llama_desc *llama);
     unsigned places; /* see ml_llama_desc; `user` is the tuning */
@@ -207,6 +208,9 @@ typedef struct tuning_private {
     float *best;                             /* (tuning_count) */
 } tuning_private;
 
+enum { TUNING_OPTIONS = 30 };
+int tuning_options(tuning_settings *set, option *to); /* fills in the table of the shared ones; how many */
+int tuning_check_settings(const tuning_settings *set);
 int tuning_read_data(tuning *t);
 int tuning_make_batches(tuning *t);
 int tuning_make_head(tuning *t);
