@@ -1307,7 +1307,38 @@ ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml
 ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const char *path,
                               const ml_save_desc *desc, ml_error *error);
 
+/* Tensors of yours under names of yours, in a file that appears whole or not at all, for ml_archive_load and
+   ml_array_read_floats, and for other programs. */
+typedef struct ml_named_tensor {
+    const char
+        *name; /* 1 to 143 bytes, none of them a control character, a quote or a backslash; no two equal */
+    ml_tensor tensor; /* of the first five types; safetensors: of the first three */
+    int is_vector;    /* its one row is written as one dimension, as other programs have biases */
+} ml_named_tensor;
+typedef struct ml_archive_save_desc {
+    ml_format format;               /* GGUF or safetensors */
+    const ml_named_tensor *tensors; /* (n_tensors) */
+    int n_tensors;
+    /* (n_values) named ints, floats, bools and strings (`length` bytes, all of them text). Safetensors has texts only:
+       there they are read back as such, and under "__metadata__." and their name */
+    const ml_value *values;
+    int n_values;
+    ml_type type; /* F32, F16 or BF16: of all tensors; default: the one they have */
+    /* A second file in the same folder, replaced together with the first: "adapter_config.json" and its text, as PEFT
+       wants it beside an adapter_model.safetensors. Default none. */
+    const char *text_name, *text;
+    ml_allocator allocator; /* of what is needed in the meantime */
+} ml_archive_save_desc;
+/* ML_ERROR_NUMBER, before anything is written, if a number is not finite or too large for `type`. */
+ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *desc, ml_error *error);
+
 #ifndef ML_NO_TRAINING
+/* The tensors that an optimizer trains, its moments and its step, in one GGUF file that appears whole or not at all.
+   ml_optimizer_restore restores an optimizer over tensors of the same shapes in the same order, and it continues bit
+   for bit; a file of other shapes changes nothing. */
+ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *path, ml_error *error);
+ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path, ml_error *error);
+
 /* A checkpoint: all that is trained, AdamW's moments, step, progress and the dropout counter, in one GGUF file that
    appears whole or not at all. ml_trainer_restore restores a trainer of the same description, and it continues bit
    for bit; a checkpoint of another shape changes nothing. A checkpoint of a whole model is a model file, too. */
@@ -6496,6 +6527,7 @@ static ml_result mli_optimizer_plan(const ml_optimizer_desc *given, mli_optimize
     o->adamw = desc.adamw;
     o->schedule = desc.schedule;
     o->threads = desc.threads;
+    o->allocator = desc.allocator; /* for files */
     o->n_groups = MLI_MAX(desc.n_groups, 1);
     mli_list_parameters(o, &desc);
     if (!o->n_trained) return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: all parameters are frozen");
@@ -8429,6 +8461,7 @@ typedef struct mli_saver {
     const ml_allocator *allocator;
     mli_part parts[3];
     int n_parts;
+    const ml_archive_save_desc *archive; /* the caller's tensors; NULL: the library's own */
     const ml_tensor *trained; /* a checkpoint: tensors without a gradient here are left out; NULL: none is */
     unsigned char *is_repeated; /* which of the tokenizer's pieces or of the labels, see mli_find_repeated */
     int is_named;               /* the caller gave desc.name */
@@ -9830,10 +9863,10 @@ static void mli_append_json_float(mli_writer *writer, float value) {
     mli_append_text(writer, ".0");
 }
 
-static void mli_append_json_string(mli_writer *writer, const char *text) {
+static void mli_append_json_bytes(mli_writer *writer, const char *text, size_t n) {
     static const char hex[] = "0123456789abcdef";
     mli_append_text(writer, "\"");
-    for (; *text; text++) {
+    for (const char *end = text + n; text < end; text++) {
         unsigned char c = (unsigned char)*text;
         if (c < 32) {
             const char escape[6] = {'\\', 'u', '0', '0', hex[c >> 4], hex[c & 15]};
@@ -9844,6 +9877,9 @@ static void mli_append_json_string(mli_writer *writer, const char *text) {
         mli_append(writer, text, 1);
     }
     mli_append_text(writer, "\"");
+}
+static void mli_append_json_string(mli_writer *writer, const char *text) {
+    mli_append_json_bytes(writer, text, strlen(text));
 }
 #endif /* MLI_SAVING */
 
@@ -11804,10 +11840,34 @@ static void mli_read_safetensors(mli_archive *archive) {
 /* ---- writing safetensors ---- */
 #ifdef MLI_SAVING
 
+/* A value of the caller's, as a text. */
+static void mli_append_metadata(mli_writer *writer, const ml_value *value) {
+    mli_append_text(writer, ",");
+    mli_append_json_string(writer, value->name);
+    mli_append_text(writer, ":");
+    if (value->kind == ML_VALUE_STRING) {
+        mli_append_json_bytes(writer, value->s, value->length);
+        return;
+    }
+    mli_append_text(writer, "\"");
+    if (value->kind == ML_VALUE_BOOL)
+        mli_append_text(writer, value->i ? "true" : "false");
+    else if (value->kind == ML_VALUE_INT)
+        mli_append_decimal(writer, value->i);
+    else {
+        if (value->f < 0) mli_append_text(writer, "-");
+        mli_append_json_float(writer, (float)fabs(value->f));
+    }
+    mli_append_text(writer, "\"");
+}
+
 static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *saver) {
     int64_t offset = 0;
     mli_saved saved;
-    mli_append_text(writer, "{\"__metadata__\":{\"format\":\"pt\"}");
+    mli_append_text(writer, "{\"__metadata__\":{\"format\":\"pt\"");
+    for (int i = 0; saver->archive && i < saver->archive->n_values; i++)
+        mli_append_metadata(writer, &saver->archive->values[i]);
+    mli_append_text(writer, "}");
     for (int at = 0; mli_next_saved(saver, &at, &saved);) {
         int64_t end = offset + (int64_t)mli_saved_bytes(&saved);
         mli_append_format(writer, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", saved.name,
@@ -14474,7 +14534,8 @@ static mli_part mli_head_part(const ml_head *head) {
 /* Marks which of the tokenizer's pieces (in a GGUF) or of the head's labels (in JSON) are empty or equal to an
    earlier one: saver->is_repeated. */
 static void mli_find_repeated(mli_saver *saver) {
-    const ml_tokenizer *tokenizer = saver->desc.format == ML_GGUF ? saver->model->tokenizer : NULL;
+    const ml_model *model = saver->model; /* NULL with tensors of the caller's */
+    const ml_tokenizer *tokenizer = model && saver->desc.format == ML_GGUF ? model->tokenizer : NULL;
     const ml_head *head = saver->is_hf ? saver->desc.head : NULL;
     size_t n = tokenizer ? (size_t)tokenizer->n_pieces : head && head->labels ? (size_t)head->n_classes : 0;
     if (saver->result || saver->lora || !n) return;
@@ -14739,32 +14800,44 @@ static void mli_append_torch_values(mli_writer *writer, const mli_saver *saver) 
 
 /* ---- files ---- */
 
+/* The name of the second file, beside the first; NULL: there is none. */
+static const char *mli_second_name(const mli_saver *saver) {
+    if (saver->archive) return saver->archive->text_name;
+    if (!saver->is_hf) return NULL;
+    return saver->lora ? MLI_PEFT_JSON : MLI_CONFIG_JSON;
+}
+
+static void mli_append_second(mli_writer *writer, const mli_saver *saver) {
+    if (saver->archive)
+        mli_append_text(writer, saver->archive->text);
+    else
+        (saver->lora ? mli_append_adapter_json : mli_append_config_json)(writer, saver);
+}
+
 /* A GGUF is one file, a safetensors two: all are complete on the disk before the first takes its place. */
 static ml_result mli_save_files(mli_saver *saver, const char *path) {
-    const char *json_name = saver->lora ? MLI_PEFT_JSON : MLI_CONFIG_JSON;
-    char *json_path = saver->is_hf ? mli_path_beside(saver->allocator, path, json_name) : NULL;
-    const char *const paths[2] = {path, json_path};
-    int n = saver->is_hf ? 2 : 1;
+    const char *second = mli_second_name(saver);
+    char *second_path = second ? mli_path_beside(saver->allocator, path, second) : NULL;
+    const char *const paths[2] = {path, second_path};
+    int n = second ? 2 : 1;
     mli_target targets[2];
     memset(targets, 0, sizeof targets);
-    if (saver->is_hf && !json_path)
+    if (second && !second_path)
         saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a file's name");
-    else if (saver->is_hf && strcmp(json_path, path) == 0)
+    else if (second && strcmp(second_path, path) == 0)
         saver->result =
             mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the name of the configuration", path);
     mli_find_repeated(saver);
     for (int i = 0; i < n && !saver->result; i++) mli_target_open(saver, &targets[i], paths[i]);
     if (!saver->result && saver->desc.format == ML_GGUF) mli_append_gguf(&targets[0].writer, saver);
     if (!saver->result && saver->is_torch) mli_append_torch(&targets[0].writer, saver);
-    if (!saver->result && saver->is_hf) {
-        mli_append_safetensors(&targets[0].writer, saver);
-        (saver->lora ? mli_append_adapter_json : mli_append_config_json)(&targets[1].writer, saver);
-    }
+    if (!saver->result && saver->is_hf) mli_append_safetensors(&targets[0].writer, saver);
+    if (!saver->result && second) mli_append_second(&targets[1].writer, saver);
     for (int i = 0; i < n && !saver->result; i++) mli_target_complete(saver, &targets[i]);
     for (int i = 0; i < n && !saver->result; i++) mli_target_publish(saver, &targets[i]);
     for (int i = 0; i < n; i++) mli_target_close(saver, &targets[i]);
     mli_free(saver->allocator, saver->is_repeated);
-    mli_free(saver->allocator, json_path);
+    mli_free(saver->allocator, second_path);
     return saver->result ? saver->result : mli_ok(saver->error);
 }
 
@@ -14878,6 +14951,128 @@ ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const 
     return result ? result : mli_save(model, lora, path, desc, error);
 }
 
+/* ---- tensors of the caller's ---- */
+
+static int mli_saved_named(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
+    const ml_named_tensor *named = &((const ml_archive_save_desc *)object)->tensors[index];
+    memcpy(saved->name, named->name, strlen(named->name)); /* its zero is there */
+    saved->tensor = named->tensor;
+    saved->type = saver->desc.type ? saver->desc.type : named->tensor.type;
+    saved->is_matrix = !named->is_vector;
+    return 1;
+}
+
+static void mli_append_values(mli_writer *writer, const mli_saver *saver, const void *object) {
+    const ml_archive_save_desc *desc = (const ml_archive_save_desc *)object;
+    (void)saver;
+    for (int i = 0; i < desc->n_values; i++) {
+        const ml_value *value = &desc->values[i];
+        uint64_t bits;
+        memcpy(&bits, &value->f, sizeof bits);
+        switch (value->kind) {
+        case ML_VALUE_INT: mli_append_key_i64(writer, value->name, value->i); break;
+        case ML_VALUE_BOOL: mli_append_key(writer, value->name, MLI_GGUF_BOOL, value->i != 0); break;
+        case ML_VALUE_FLOAT: mli_append_key(writer, value->name, MLI_GGUF_F64, bits); break;
+        default:
+            mli_append_key(writer, value->name, MLI_GGUF_STRING, 0);
+            mli_append_string(writer, value->s, value->length);
+        }
+    }
+}
+
+/* Whether text can be a name in any format, without escapes. */
+static int mli_is_tensor_name(const char *name) {
+    size_t n = name ? strlen(name) : 0;
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)name[i] < 32 || name[i] == 127 || name[i] == '"' || name[i] == '\\') return 0;
+    return n > 0 && n < MLI_LONG_NAME_SIZE && strcmp(name, "__metadata__") != 0;
+}
+
+static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml_error *error) {
+    const ml_named_tensor *named = &desc->tensors[index];
+    const ml_tensor *t = &named->tensor;
+    if (!mli_is_tensor_name(named->name))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %d: \"%s\" cannot be a name in a file", index,
+                        named->name ? named->name : "");
+    for (int i = 0; i < index; i++)
+        if (strcmp(desc->tensors[i].name, named->name) == 0)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "tensors %d and %d are both named %s", i, index,
+                            named->name);
+    if (!t->data || !t->rows || !ml_type_row_bytes(t->type, t->cols) || (named->is_vector && t->rows > 1))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %s has no data, or its shape (%z, %z) is wrong",
+                        named->name, t->rows, t->cols);
+    if (t->type < ML_F32 || t->type > (desc->format == ML_GGUF ? ML_Q4_0 : ML_BF16))
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "tensor %s: %s is not a type of %s", named->name,
+                        ml_type_name(t->type), desc->format == ML_GGUF ? "weights" : "safetensors");
+    return ML_OK;
+}
+
+static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *error) {
+    for (int i = 0; i < desc->n_values; i++) {
+        const ml_value *value = &desc->values[i];
+        if (!mli_is_tensor_name(value->name))
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: \"%s\" cannot be a name in a file", i,
+                            value->name ? value->name : "");
+        for (int k = 0; k < i; k++)
+            if (strcmp(desc->values[k].name, value->name) == 0)
+                return mli_fail(error, ML_ERROR_ARGUMENT, "values %d and %d are both named %s", k, i,
+                                value->name);
+        if (desc->format == ML_SAFETENSORS && strcmp(value->name, "format") == 0)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: safetensors has its own \"format\"", i);
+        if (value->kind < ML_VALUE_INT || value->kind > ML_VALUE_STRING)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %s is not an int, float, bool or string",
+                            value->name);
+        if (value->kind == ML_VALUE_STRING && !value->s && value->length)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %s has no text", value->name);
+        if (value->kind == ML_VALUE_FLOAT && !mli_is_finite(value->f))
+            return mli_fail(error, ML_ERROR_NUMBER, "value %s is not finite", value->name);
+    }
+    return ML_OK;
+}
+
+static ml_result mli_check_archive(const ml_archive_save_desc *desc, ml_error *error) {
+    if (desc->format != ML_GGUF && desc->format != ML_SAFETENSORS)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: the format is not GGUF or safetensors");
+    if (desc->type && (desc->type < ML_F32 || desc->type > ML_BF16))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: type %s is not F32, F16 or BF16",
+                        ml_type_name(desc->type));
+    if (desc->n_tensors < 0 || desc->n_values < 0 || (desc->n_tensors && !desc->tensors) ||
+        (desc->n_values && !desc->values))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: n_tensors %d, n_values %d without a list",
+                        desc->n_tensors, desc->n_values);
+    if (!desc->text_name != !desc->text || (desc->text_name && !*desc->text_name))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: text_name and text go together");
+    if (desc->text_name && (strchr(desc->text_name, '/') || strchr(desc->text_name, '\\')))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: text_name %s is not a name in a folder",
+                        desc->text_name);
+    for (int i = 0; i < desc->n_tensors; i++) {
+        ml_result result = mli_check_named(desc, i, error);
+        if (result) return result;
+    }
+    return mli_check_values(desc, error);
+}
+
+ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *desc, ml_error *error) {
+    mli_saver saver;
+    ml_allocator allocator;
+    if (!path || !desc) return mli_null(error, "ml_archive_save");
+    ml_result result = mli_resolve_allocator(&desc->allocator, &allocator, error);
+    if (!result) result = mli_check_byte_order(error);
+    if (!result) result = mli_check_archive(desc, error);
+    if (result) return result;
+    memset(&saver, 0, sizeof saver);
+    saver.desc.format = desc->format;
+    saver.desc.type = desc->type;
+    saver.is_hf = desc->format == ML_SAFETENSORS;
+    saver.allocator = &allocator;
+    saver.archive = desc;
+    saver.error = error;
+    mli_part part = {desc, desc->n_tensors, mli_saved_named, mli_append_values};
+    mli_add_part(&saver, part);
+    result = mli_check_numbers(&saver);
+    return result ? result : mli_save_files(&saver, path);
+}
+
 #endif /* MLI_SAVING */
 
 /* ==== >>checkpoints ====
@@ -14889,9 +15084,9 @@ ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const 
 
 /* Each trained tensor has three parts: its numbers and the two moments. Part `index` of all, under its name. */
 enum { MLI_TRAINED_PARTS = 3 };
+static const char *const mli_trained_prefixes[MLI_TRAINED_PARTS] = {"", "adamw.m.", "adamw.v."};
 
 static ml_tensor mli_trained_part(const mli_trainer *t, int index, char name[ML_NAME_SIZE]) {
-    static const char *const prefixes[MLI_TRAINED_PARTS] = {"", "adamw.m.", "adamw.v."};
     const mli_trained *trained = &t->optimizer.trained[index / MLI_TRAINED_PARTS];
     int part = index % MLI_TRAINED_PARTS;
     char own[MLI_LONG_NAME_SIZE];
@@ -14903,7 +15098,7 @@ static ml_tensor mli_trained_part(const mli_trainer *t, int index, char name[ML_
         mli_lora_name(MLI_NAMING_GGUF, "", (int)(trained->t - t->lora_tensors), own);
     else
         ml_model_tensor_name(t->model, (int)(trained->t - t->tensors), own);
-    mli_format(name, ML_NAME_SIZE, "%s%s", prefixes[part], own);
+    mli_format(name, ML_NAME_SIZE, "%s%s", mli_trained_prefixes[part], own);
     return tensor;
 }
 
@@ -14956,20 +15151,27 @@ ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml
     return result ? result : mli_save_files(&saver, path);
 }
 
+/* Reads a tensor's numbers. Without `write` it is only checked that they are there. */
+static ml_result mli_restore_tensor(const ml_archive *archive, const char *name, const ml_tensor *tensor,
+                                    int write, ml_error *error) {
+    size_t n = mli_numbers(tensor);
+    const ml_array *array = ml_archive_find_array(archive, name);
+    if (!array) return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint has no tensor %s", name);
+    if (ml_array_count(array) != n)
+        return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has %z numbers, not %z", name,
+                        ml_array_count(array), n);
+    ml_result result = write ? ml_array_read_floats(array, (float *)tensor->data, n) : ML_OK;
+    return result ? mli_fail(error, result, "the checkpoint's %s cannot be read", name) : ML_OK;
+}
+
 /* Reads all parts of all trained tensors. Without `write` it is only checked that they are there. */
 static ml_result mli_restore_trained(const mli_trainer *t, const ml_archive *archive, int write,
                                      ml_error *error) {
     for (int i = 0; i < MLI_TRAINED_PARTS * t->optimizer.n_trained; i++) {
         char name[ML_NAME_SIZE];
         ml_tensor tensor = mli_trained_part(t, i, name);
-        size_t n = mli_numbers(&tensor);
-        const ml_array *array = ml_archive_find_array(archive, name);
-        if (!array) return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint has no tensor %s", name);
-        if (ml_array_count(array) != n)
-            return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has %z numbers, not %z", name,
-                            ml_array_count(array), n);
-        ml_result result = write ? ml_array_read_floats(array, (float *)tensor.data, n) : ML_OK;
-        if (result) return mli_fail(error, result, "the checkpoint's %s cannot be read", name);
+        ml_result result = mli_restore_tensor(archive, name, &tensor, write, error);
+        if (result) return result;
     }
     return ML_OK;
 }
@@ -15005,6 +15207,89 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
     t->passes = (uint64_t)state[1];
     memcpy(trainer->progress, state + 2, sizeof trainer->progress);
     ml_trainer_zero_gradients(trainer);
+    return mli_ok(error);
+}
+
+/* ---- an optimizer's state: its tensors are named by their position among those that are trained ---- */
+
+static ml_tensor mli_optimizer_part(const mli_optimizer *o, int index, char name[ML_NAME_SIZE]) {
+    const mli_trained *trained = &o->trained[index / MLI_TRAINED_PARTS];
+    int part = index % MLI_TRAINED_PARTS;
+    ml_tensor tensor = *trained->t;
+    if (part) tensor.data = part == 1 ? trained->m : trained->v;
+    mli_format(name, ML_NAME_SIZE, "%sparameter.%d", mli_trained_prefixes[part], index / MLI_TRAINED_PARTS);
+    return tensor;
+}
+
+static int mli_saved_optimized(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
+    (void)saver;
+    saved->tensor = mli_optimizer_part((const mli_optimizer *)object, index, saved->name);
+    saved->type = ML_F32;
+    saved->is_matrix = 1;
+    return 1;
+}
+
+static void mli_append_optimizer_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
+    char key[ML_NAME_SIZE];
+    (void)saver;
+    mli_training_key(0, key);
+    mli_append_key_i64(writer, key, ((const mli_optimizer *)object)->shown.step);
+}
+
+ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *path, ml_error *error) {
+    mli_saver saver;
+    ml_allocator allocator;
+    if (!optimizer || !path) return mli_null(error, "ml_optimizer_save");
+    const mli_optimizer *o = optimizer->private_part;
+    ml_result result = mli_resolve_allocator(&o->allocator, &allocator, error);
+    if (!result) result = mli_check_byte_order(error);
+    if (result) return result;
+    memset(&saver, 0, sizeof saver);
+    saver.allocator = &allocator;
+    saver.error = error;
+    mli_part part = {o, MLI_TRAINED_PARTS * o->n_trained, mli_saved_optimized, mli_append_optimizer_keys};
+    mli_add_part(&saver, part);
+    return mli_save_files(&saver, path);
+}
+
+/* Reads or checks the numbers of all parts; *step is that of the file. */
+static ml_result mli_restore_optimizer(const mli_optimizer *o, const ml_archive *archive, int write,
+                                       int64_t *step, ml_error *error) {
+    char name[ML_NAME_SIZE];
+    mli_training_key(0, name);
+    const ml_value *value = ml_archive_find_value(archive, name);
+    ml_result result = ML_OK;
+    if (!value || value->kind != ML_VALUE_INT)
+        return mli_fail(error, ML_ERROR_MISMATCH, "not a checkpoint: there is no %s", name);
+    *step = value->i;
+    if (*step < 0 || *step > INT64_MAX / 2)
+        return mli_fail(error, ML_ERROR_FORMAT, "the checkpoint's step %l is out of range", *step);
+    for (int i = 0; i < MLI_TRAINED_PARTS * o->n_trained && !result; i++) {
+        ml_tensor tensor = mli_optimizer_part(o, i, name);
+        result = mli_restore_tensor(archive, name, &tensor, write, error);
+    }
+    return result;
+}
+
+ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path, ml_error *error) {
+    ml_allocator allocator;
+    ml_archive *archive;
+    int64_t step;
+    if (!optimizer || !path) return mli_null(error, "ml_optimizer_restore");
+    const mli_optimizer *o = optimizer->private_part;
+    ml_result result = mli_resolve_allocator(&o->allocator, &allocator, error);
+    if (!result) result = mli_open(path, NULL, 0, &allocator, &archive, error);
+    if (result) return mli_name_file(error, result, path);
+    size_t n_arrays = (size_t)MLI_TRAINED_PARTS * (size_t)o->n_trained;
+    if (archive->n_arrays != n_arrays)
+        result = mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint has %z tensors, not %z",
+                          archive->n_arrays, n_arrays);
+    if (!result) result = mli_restore_optimizer(o, archive, 0, &step, error); /* before anything is changed */
+    if (!result) result = mli_restore_optimizer(o, archive, 1, &step, error);
+    ml_archive_free(archive);
+    if (result) return mli_name_file(error, result, path);
+    optimizer->step = step;
+    ml_optimizer_zero_gradients(optimizer);
     return mli_ok(error);
 }
 
@@ -17350,7 +17635,10 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
                  Embedding to Improve Language Models" (tied output).
    >>session     Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need" (KV cache).
    >>heads       Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting". Bridle
-                 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax).
+                 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax). Szegedy
+                 et al. 2016, "Rethinking the Inception Architecture for Computer Vision" (label smoothing).
+   >>operations  Hendrycks & Gimpel 2016, "Gaussian Error Linear Units (GELUs)". Kullback & Leibler 1951, "On
+                 Information and Sufficiency".
    >>training    Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization". Loshchilov & Hutter 2019, "Decoupled
                  Weight Decay Regularization"; 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (cosine).
    >>adapters    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Kalajdzievski 2023, "A Rank
