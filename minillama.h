@@ -17550,7 +17550,10 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
                  Embedding to Improve Language Models" (tied output).
    >>session     Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need" (KV cache).
    >>heads       Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting". Bridle
-                 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax).
+                 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax). Szegedy
+                 et al. 2016, "Rethinking the Inception Architecture for Computer Vision" (label smoothing).
+   >>operations  Hendrycks & Gimpel 2016, "Gaussian Error Linear Units (GELUs)". Kullback & Leibler 1951, "On
+                 Information and Sufficiency".
    >>training    Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization". Loshchilov & Hutter 2019, "Decoupled
                  Weight Decay Regularization"; 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (cosine).
    >>adapters    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Kalajdzievski 2023, "A Rank

@@ -1,68 +1,11 @@
 /* examples/advanced/efficient.c: each method's loss, gradient and first steps against PyTorch's, what it begins with,
    its files in PEFT's format, and options that do not go together. */
 #include "preamble.h"
-#include "models.h"
-#include "folder.h"
+#include "tuning_model.h"
 #include "../examples/advanced/common/tuning.h"
 #include "../examples/advanced/common/methods.h"
 #define PROGRESS_PAUSE 1e9
 #include "../examples/common/progress.h"
-
-/* ---- a tiny model of sines, as in tools/torch_efficient.py ---- */
-
-static void sines(ml_tensor *x, int k, double base) {
-    for (size_t i = 0; i < x->rows * x->cols; i++)
-        ((float *)x->data)[i] =
-            (float)(base + 0.25 * sin(0.7 * (double)i + 0.001 * (double)i * (double)i + k));
-}
-
-/* The model's file in the temporary folder, with the tokenizer of the one that ships. */
-static void make_model(const char *path) {
-    ml_config config = {16, 24, 2, 4, 2, 2048, 64, 1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 10000, 1};
-    ml_save_desc save = save_as(ML_GGUF, ML_F32);
-    ml_tokenizer *tokenizer = NULL;
-    ml_model *model = NULL;
-    ml_random random;
-    ml_error error;
-    ml_random_seed(&random, 1);
-    REQUIRE(ml_tokenizer_load("examples/models/stories.gguf", NULL, &tokenizer, &error) == ML_OK);
-    REQUIRE(create_model(&config, ML_F32, &random, NULL, &model, &error) == ML_OK);
-    REQUIRE(ml_model_set_tokenizer(model, tokenizer, &error) == ML_OK);
-    for (int i = 0; i < model->n_tensors; i++) {
-        ml_tensor x = model->tensors[i];
-        if (x.data && i != 3) sines(&x, i, x.rows == 1); /* 3 is the output, the embedding again */
-    }
-    CHECK(ml_model_save(model, path, &save, &error) == ML_OK);
-    ml_model_free(model);
-}
-
-static const int32_t row_ids[3][7] = {{1, 401, 39, 872, 1217}, {1, 5, 2000}, {1, 77, 950, 33, 8, 1021, 640}};
-static const int row_length[3] = {5, 3, 7};
-static char paths[3][600]; /* model, sentences, labels */
-
-static void make_files(void) {
-    static const char text[] =
-        "2 ||| once upon a time there was a dog\n0 ||| the cat was sad and\n1 ||| they all "
-        "lived in the forest\n",
-                      labels[] = "[\"bad\", \"good\", \"odd\"]";
-    static const char *const names[3] = {"model.gguf", "sentences.txt", "labels.json"};
-    for (int i = 0; i < 3; i++) snprintf(paths[i], sizeof paths[i], "%s", in_folder(names[i]));
-    make_model(paths[0]);
-    write_file(paths[1], text, sizeof text - 1);
-    write_file(paths[2], labels, sizeof labels - 1);
-}
-
-static tuning_settings settings(void) {
-    tuning_settings set;
-    tuning_defaults(&set);
-    set.model = paths[0];
-    set.train = set.dev = set.test = paths[1];
-    set.labels = paths[2];
-    set.lr = 1e-2f;
-    set.batch = 3;
-    set.threads = 1;
-    return set;
-}
 
 static tuning_method method_of(efficient *e) {
     tuning_method method;
@@ -79,13 +22,7 @@ static tuning_method method_of(efficient *e) {
 static int open_method(tuning *t, efficient *e, const tuning_settings *set) {
     tuning_method method = method_of(e);
     if (!tuning_open(t, set, &method)) return 0;
-    for (int i = 0; i < 3; i++) {
-        review *row = &t->train.rows[i];
-        row->n_ids = row_length[i];
-        free(row->ids);
-        row->ids = (int32_t *)malloc(sizeof row_ids[i]);
-        memcpy(row->ids, row_ids[i], sizeof row_ids[i]);
-    }
+    set_rows(t);
     return 1;
 }
 
@@ -99,37 +36,6 @@ static efficient of_kind(const char *name) {
     memset(&e, 0, sizeof e);
     e.set.method = name;
     return e;
-}
-
-/* The loss of the three rows; its gradient is added. */
-static float backward(tuning *t) {
-    static const int index[3] = {0, 1, 2};
-    tuning_step step = {&t->train, index, 3};
-    tuning_batch batch;
-    float loss = -1;
-    CHECK(tuning_fill(t, &batch, &step, 1) == 3);
-    CHECK(tuning_backward(t, &batch, &loss));
-    return loss;
-}
-
-static ml_optimizer *new_optimizer(tuning *t) {
-    static ml_parameter list[256];
-    ml_optimizer_desc desc;
-    ml_optimizer *optimizer = NULL;
-    ml_error error;
-    memset(&desc, 0, sizeof desc);
-    for (int i = 0; i < t->n_parameters; i++) {
-        list[i].tensor = t->parameters[i]->tensor;
-        list[i].group = t->parameters[i]->group;
-    }
-    desc.parameters = list;
-    desc.n_parameters = t->n_parameters;
-    desc.groups = t->groups;
-    desc.n_groups = t->n_groups;
-    desc.adamw.lr = t->set.lr;
-    desc.adamw.form = ML_ADAMW_PYTORCH;
-    if (ml_optimizer_new(&desc, &optimizer, &error) != ML_OK) printf("%s\n", error.text);
-    return t->optimizer = optimizer;
 }
 
 /* ---- against PyTorch ---- */
@@ -166,20 +72,6 @@ static void sines_of_parameters(tuning *t) {
         if (!is_model)
             sines(w->tensor, is_head ? 1100 + (strcmp(w->name, "head.bias") == 0) : 100 + i, is_one);
     }
-}
-
-/* The length of the gradient, and its product with cos(i) over all parameters in order. */
-static void measure_gradient(const tuning *t, double *length, double *product) {
-    size_t n = 0;
-    *length = *product = 0;
-    for (int i = 0; i < t->n_parameters; i++) {
-        const ml_tensor *x = t->parameters[i]->tensor;
-        for (size_t j = 0; j < x->rows * x->cols; j++, n++) {
-            *length += (double)x->grad[j] * (double)x->grad[j];
-            *product += (double)x->grad[j] * cos((double)n);
-        }
-    }
-    *length = sqrt(*length);
 }
 
 static void set_flags(efficient *e) {
@@ -265,55 +157,6 @@ TEST(methods_begin_with_the_model_as_it_is) {
             if (strstr(w->name, "lora_B")) CHECK(most > 0);
         }
         close_method(&t, &e);
-    }
-}
-
-/* ---- pooling and heads ---- */
-
-/* The loss at the parameters plus `step` times the direction cos(i). */
-static double loss_along(tuning *t, const float *at, float *room, double step) {
-    static const int index[3] = {0, 1, 2};
-    size_t n = (size_t)tuning_count(t);
-    tuning_step rows = {&t->train, index, 3};
-    tuning_batch batch;
-    float loss = 0;
-    for (size_t i = 0; i < n; i++) room[i] = (float)((double)at[i] + step * cos((double)i));
-    tuning_paste(t, room);
-    tuning_fill(t, &batch, &rows, 0);
-    CHECK(tuning_compute(t, &batch, tuning_classify, &loss));
-    return (double)loss;
-}
-
-/* The derivative along cos(i) is that of the fourth-order central difference, within 1 % of the gradient's length: the
-   loss is F32, and its rounding, 1e-7, is divided by the step. */
-static void check_gradient(const char *pooling, int head_hidden) {
-    efficient e = of_kind("last");
-    tuning_settings set = settings();
-    double length, product, h = 2e-4;
-    tuning t;
-    set.pooling = pooling;
-    set.head_hidden = head_hidden;
-    REQUIRE(open_method(&t, &e, &set));
-    size_t n = (size_t)tuning_count(&t);
-    float *at = (float *)malloc(2 * n * sizeof *at);
-    tuning_copy(&t, at);
-    REQUIRE(new_optimizer(&t));
-    backward(&t);
-    measure_gradient(&t, &length, &product);
-    double difference = (8 * (loss_along(&t, at, at + n, h) - loss_along(&t, at, at + n, -h)) -
-                         (loss_along(&t, at, at + n, 2 * h) - loss_along(&t, at, at + n, -2 * h))) /
-                        (12 * h);
-    CHECK_NEAR(product, difference, 0.01 * length, 0);
-    free(at);
-    close_method(&t, &e);
-}
-
-TEST(poolings_and_heads_have_the_right_gradients) {
-    static const char *const names[] = {"last", "mean", "max", "attention", "layers"};
-    for (size_t i = 0; i < 10; i++) {
-        int failed = test_current_failed;
-        check_gradient(names[i / 2], i % 2 ? 5 : 0);
-        if (test_current_failed > failed) printf("... with --pooling %s\n", names[i / 2]);
     }
 }
 
@@ -503,19 +346,14 @@ TEST(wrong_combinations_are_refused_with_the_reason) {
         {"--method last --layers 3", "--layers 3: the model has 2"},
         {"--method prompt --length 64", "leave no room in the context of 64"},
         {"--method dora --save x.gguf", "PEFT's format is a .safetensors"},
+        {"--method ia3 --pooling mean --save x.safetensors", "reads the last token, not --pooling mean"},
+        {"--method adapter --save x.gguf", "that a model file has no place for"},
         {"--method prefix --mask full --save x.safetensors", "Hugging Face's Llama is causal"},
         {"--method ia3 --norm layer --save x.safetensors", "Hugging Face's Llama has RMS norms"},
         {"--method prefix_mlp --load x.safetensors", "use --method prefix"},
         {"--method adapter --load x.safetensors", "not for --method adapter"},
         {"--method ia3 --load missing.safetensors", "missing.safetensors"},
         {"--method ia3 --mode reference", "unknown option --mode"},
-        {"--pooling middle", "--pooling is last, mean, max, attention or layers, not middle"},
-        {"--dropout 1", "0 to less than 1"},
-        {"--epochs -1", "--epochs is not negative"},
-        {"--schedule up", "linear, cosine or constant"},
-        {"--test-gold "
-         "examples/models/stories-1.csv",
-         "label 1 is not -1 to 2"},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         int status;
@@ -558,28 +396,15 @@ TEST(a_run_learns_reports_and_saves) {
     CHECK(strncmp(last_line(csv), "test,dora,model.gguf,sst,5,1.0000,1.0000,", 41) == 0);
 }
 
-/* A batch that takes several passes has the gradient of one that takes one. */
-TEST(a_batch_may_take_several_passes) {
-    const char *said[2];
-    char kept[1 << 12];
-    int status;
-    said[0] = run("--method head --epochs 3 --batch 3", &status);
-    snprintf(kept, sizeof kept, "%s", said[0]);
-    said[1] = run("--method head --epochs 3 --batch 3 --max_tokens 9", &status);
-    CHECK(status == 0 && strncmp(kept, said[1], strcspn(kept, ";") - 30) == 0);
-}
-
 int main(void) {
     if (!folder_begin("efficient")) return 1;
     make_files();
     RUN(losses_and_gradients_are_pytorchs);
     RUN(methods_begin_with_the_model_as_it_is);
-    RUN(poolings_and_heads_have_the_right_gradients);
     RUN(files_have_pefts_names_and_load_again);
     RUN(rows_of_q_and_k_are_in_hugging_faces_order);
     RUN(a_prefix_key_gives_the_same_scores_in_peft);
     RUN(wrong_combinations_are_refused_with_the_reason);
     RUN(a_run_learns_reports_and_saves);
-    RUN(a_batch_may_take_several_passes);
     return test_report("test_efficient");
 }

@@ -121,6 +121,8 @@ static int check_save(const tuning *t) {
     size_t n = strlen(path), m = strlen(".safetensors");
     if (n < m || strcmp(path + n - m, ".safetensors") != 0)
         return complain("--save: PEFT's format is a .safetensors (adapter_model.safetensors), not %s", path);
+    if (strcmp(t->set.pooling, "last") != 0)
+        return complain("--save: PEFT's classifier reads the last token, not --pooling %s", t->set.pooling);
     if (t->set.mask && strcmp(t->set.mask, "full") == 0)
         return complain(
             "--save: with --mask full there is no file of PEFT's: Hugging Face's Llama is causal");
@@ -134,6 +136,7 @@ int efficient_check(tuning *t) {
     efficient *e = efficient_of(t);
     if (!find_kind(e) || !check_uses(e) || !read_targets(e) || !check_save(t)) return 0;
     t->method.name = e->kind->name;
+    if (!e->kind->peft) t->method.save = NULL; /* the model's own file, if it has room */
     t->method.insert = e->kind->insert;
     t->method.begin = e->kind->begin;
     t->method.places = e->kind->places;

@@ -73,9 +73,7 @@ int efficient_save(tuning *t, const char *path) {
     peft_list list = {0};
     whole_file config;
     if (!e->kind->peft) return tuning_save(t, path);
-    if (t->set.head_hidden || (strcmp(t->set.pooling, "last") != 0))
-        return complain("--save: PEFT has no file for --pooling %s%s", t->set.pooling,
-                        t->set.head_hidden ? " and --head_hidden" : "");
+    if (!tuning_can_save(t)) return 0;
     if (e->lora) return save_lora(t, path);
     int ok = peft_list_tensors(t, &list) && (!peft_is_prefix(e) || compute_prefix(t, &list)) &&
              write_file(t, &list, path);

@@ -88,7 +88,7 @@ static void write_line(char *to, size_t size, int argc, char **argv) {
 }
 
 static int run(tuning *t, const tuning_settings *set, const tuning_method *method, const char *line) {
-    if (!tuning_open(t, set, method)) return 0;
+    if (!tuning_open(t, set, method) || (set->save && !tuning_can_save(t))) return 0;
     strcpy(t->line, line);
     return tuning_train(t) && tuning_report(t, t->method.name, &t->result) &&
            (!t->method.finish || t->method.finish(t)) &&

@@ -183,6 +183,7 @@ void tuning_shuffle(int *order, int n, ml_random *random);
 /* Prints a result, and appends it to --csv. */
 int tuning_report(tuning *t, const char *method, const tuning_result *result);
 int tuning_save(tuning *t, const char *path);
+int tuning_can_save(const tuning *t);   /* whether tuning_save can; tuning_main asks before the training */
 ml_head *tuning_head_object(tuning *t); /* a copy of the classifier; NULL after saying why there is none */
 
 /* ---- between the files of the frame ---- */
