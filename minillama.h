@@ -698,10 +698,12 @@ ML_DEF ml_tensor ml_alibi(ml_graph *g, int n_heads, ml_rows rows, size_t n);
 /* ---- losses: (1, 1) ---- */
 
 typedef struct ml_loss_desc {
-    const int32_t *targets; /* (n): 0 .. C-1; negative: not counted */
-    float divisor;          /* of the sum over the rows; default the number of those that count */
-    float
-        smoothing; /* label smoothing (Szegedy et al. 2016): so much of the target spread over all classes */
+    const int32_t
+        *targets;  /* (n): 0 .. C-1; negative: not counted; NULL: none is, only log_probs are wanted */
+    float divisor; /* of the sum over the rows; default the number of those that count, or 1 */
+    /* Label smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision"): this share
+       of a target, 0 to 1, is spread evenly over all classes, as in PyTorch. */
+    float smoothing;
     float *log_probs; /* out (n, C): log-softmax; NULL: not wanted */
     /* This is all of the loss, and goes to ml_graph_backward as it is: gradients are computed with it, which for a
        large vocabulary saves computing the logits twice. No operation may read it. */
@@ -853,16 +855,16 @@ typedef struct ml_group {
     int frozen;         /* gets no gradient and no moments */
 } ml_group;
 typedef struct ml_parameter {
-    ml_tensor *tensor; /* F32; the optimizer sets its `grad` */
+    ml_tensor *tensor; /* F32 (any type if frozen); must outlive the optimizer, which sets its `grad` */
     int group;
 } ml_parameter;
 
 typedef struct ml_optimizer_desc {
-    const ml_parameter *parameters; /* (n_parameters) */
+    const ml_parameter *parameters; /* (n_parameters), not needed after _init; no two may share memory */
     int n_parameters;
     const ml_group *groups; /* (n_groups); default one group with adamw's lr and weight_decay */
     int n_groups;
-    ml_adamw adamw; /* without head_lr and decay_all */
+    ml_adamw adamw; /* without head_lr and decay_all; lr may be left out if every group has its own */
     ml_schedule schedule;
     ml_threads threads;
     ml_allocator allocator; /* of ml_optimizer_new */
@@ -873,18 +875,19 @@ typedef struct ml_optimizer {
     float learning_rate;  /* of the last step, without groups */
     float gradient_norm;  /* global, of the last step, before clipping */
     int64_t n_parameters; /* numbers that are trained */
-    ml_group *groups;     /* yours to change between steps, except for `frozen` */
+    ml_group *groups;     /* yours to change between steps, except for `frozen`; a rate of 0 then is 0 */
     struct ml_optimizer_private *private_part;
 } ml_optimizer;
 
-/* Gradients and moments, 12 bytes for each number, are in the optimizer's one buffer. */
+/* Gradients and moments, 12 bytes for each number that is trained, are in the optimizer's one buffer. */
 ML_DEF ml_result ml_optimizer_size(const ml_optimizer_desc *desc, size_t *size, ml_error *error);
 ML_DEF ml_result ml_optimizer_init(const ml_optimizer_desc *desc, void *memory, size_t size,
                                    ml_optimizer **optimizer, ml_error *error);
 ML_DEF ml_result ml_optimizer_new(const ml_optimizer_desc *desc, ml_optimizer **optimizer, ml_error *error);
-ML_DEF void ml_optimizer_free(ml_optimizer *optimizer); /* NULL is fine; the tensors' grads are gone */
+/* NULL is fine; nothing to do after ml_optimizer_init. The tensors' grads point to memory that is gone. */
+ML_DEF void ml_optimizer_free(ml_optimizer *optimizer);
 /* One step with the accumulated gradients, which are 0 afterwards. ML_ERROR_NUMBER, and nothing done, when they are
-   not finite. */
+   not finite; ML_ERROR_ARGUMENT, and nothing done, when the rate of a group is not 0 to 1e6. */
 ML_DEF ml_result ml_optimizer_step(ml_optimizer *optimizer, ml_error *error);
 ML_DEF void ml_optimizer_zero_gradients(ml_optimizer *optimizer);
 
@@ -1736,6 +1739,7 @@ MLI_OPTIONAL float mli_dot(const float *a, const float *b, size_t n);
 MLI_OPTIONAL void mli_axpy(float *y, float a, const float *x, size_t n);
 MLI_OPTIONAL void mli_add(float *y, const float *x, size_t n);
 MLI_OPTIONAL void mli_scale(float *x, float a, size_t n);
+MLI_OPTIONAL void mli_add_products(float *y, const float *a, const float *b, size_t n); /* y_i += a_i b_i */
 MLI_OPTIONAL float mli_max(const float *x, size_t n);
 
 /* x_i <- e^(x_i - max) / sum, n > 0; returns log(sum of e^(x_i)): log p_i = x_i - that [mli_ref_softmax] */
@@ -1828,7 +1832,6 @@ MLI_OPTIONAL size_t mli_linear_work(const ml_threads *threads, size_t n, size_t 
 
 typedef struct ml_graph_private {
     const ml_threads *threads;
-    const ml_lora *lora;   /* the adapter over the matrices, or NULL */
     unsigned char *memory; /* activations and records, as a stack; NULL: measure only */
     size_t size, used, peak;
     void *work; /* scratch inside one operation, aligned to MLI_ALIGN */
@@ -1942,10 +1945,11 @@ MLI_OPTIONAL void mli_run_backward(mli_graph *g, mli_taped *until) {
     }
 }
 
-/* Memory for the numbers of an activation. While measuring, `where` (0: a value, 1: a gradient) of an array that
-   nobody reads: such tensors can be told from those that are left out, and those that share memory from others. */
+/* Memory for the numbers of an activation. While measuring, `where` (0: a value, 1: a gradient, 2: the whole loss of a
+   caller's graph) of an array that nobody reads: such tensors can be told from those that are left out, and those that
+   share memory from others. */
 static float *mli_new_numbers(mli_graph *g, size_t rows, size_t cols, int where) {
-    static const float unreal[2] = {0, 0};
+    static const float unreal[3] = {0, 0, 0};
     float *numbers = (float *)mli_graph_alloc(g, rows * sizeof(float), cols);
     return mli_measuring(g) ? (float *)(uintptr_t)&unreal[where] : numbers;
 }
@@ -2252,6 +2256,32 @@ static ml_tensor mli_add_linear(mli_graph *g, ml_tensor x, ml_tensor h, mli_matr
     return sum.y;
 }
 
+/* the gradient of y += x and of y = x: dx += dy */
+MLI_OPTIONAL void mli_sum_backward(mli_graph *g, const void *record) {
+    mli_sum sum = *(const mli_sum *)record;
+    sum.x.data = sum.y.grad, sum.y.data = sum.x.grad;
+    mli_for_rows(g, mli_sum_rows, &sum, sum.y.rows, sum.y.cols);
+}
+
+/* y (n, D), made by the caller = x, whose gradient is apart */
+static ml_tensor mli_copy(mli_graph *g, ml_tensor x, ml_tensor y) {
+    mli_sum sum = {y, x};
+    if (!mli_measuring(g)) memcpy(y.data, x.data, mli_numbers(&x) * sizeof(float));
+    if (x.grad) mli_record(g, mli_sum_backward, &sum, sizeof sum);
+    return y;
+}
+
+/* stream (n, D), y (n, D) -> stream + y, as mli_add_linear does it, for a y that has a gradient of its own */
+static ml_tensor mli_add_to_stream(mli_graph *g, ml_tensor stream, ml_tensor y) {
+    ml_tensor z = stream;
+    if (mli_taping(g)) z.data = mli_new_numbers(g, y.rows, y.cols, 0);
+    if (mli_taping(g) && !mli_measuring(g)) memcpy(z.data, stream.data, mli_numbers(&y) * sizeof(float));
+    mli_sum sum = {z, y};
+    mli_for_rows(g, mli_sum_rows, &sum, y.rows, y.cols);
+    if (y.grad) mli_record(g, mli_sum_backward, &sum, sizeof sum);
+    return z;
+}
+
 /* ---- SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): y = silu(gate) * up; silu: see >>kernels ---- */
 
 typedef struct mli_gated_op {
@@ -2264,13 +2294,30 @@ static void mli_gated_rows(const void *record, size_t begin, size_t end) {
                (end - begin) * op->y.cols);
 }
 
+/* dx = d (n), or dx += d if its gradient is apart, from number `at` on */
+static void mli_give(ml_tensor x, size_t at, const float *d, size_t n) {
+    if (mli_is_shared(x))
+        memcpy(x.grad + at, d, n * sizeof *d);
+    else
+        mli_add(x.grad + at, d, n);
+}
+
 /* with s = 1 / (1 + e^-gate):  dup = dy silu(gate);  dgate = dy up s (1 + gate (1 - s)) */
 static void mli_gated_gradient_rows(const void *record, size_t begin, size_t end) {
     const mli_gated_op *op = (const mli_gated_op *)record;
-    const float *dy = mli_grad_row(op->y, begin), *gate = mli_row(op->gate, begin),
-                *up = mli_row(op->up, begin);
-    mli_swiglu_gradient(mli_grad_row(op->gate, begin), mli_grad_row(op->up, begin), dy, gate, up,
-                        (end - begin) * op->y.cols);
+    size_t at = begin * op->y.cols, n = end * op->y.cols - at, part;
+    const float *dy = op->y.grad + at, *gate = mli_row(op->gate, begin), *up = mli_row(op->up, begin);
+    float d_gate[256], d_up[256];
+    if (mli_is_shared(op->gate) && mli_is_shared(op->up)) {
+        mli_swiglu_gradient(op->gate.grad + at, op->up.grad + at, dy, gate, up, n);
+        return;
+    }
+    for (; n; at += part, dy += part, gate += part, up += part, n -= part) {
+        part = MLI_MIN(n, MLI_COUNT(d_gate));
+        mli_swiglu_gradient(d_gate, d_up, dy, gate, up, part);
+        if (op->gate.grad) mli_give(op->gate, at, d_gate, part);
+        if (op->up.grad) mli_give(op->up, at, d_up, part);
+    }
 }
 
 static void mli_gated_backward(mli_graph *g, const void *record) {
@@ -2280,7 +2327,8 @@ static void mli_gated_backward(mli_graph *g, const void *record) {
 
 /* gate (n, H), up (n, H) -> (n, H), written over gate unless that is needed again */
 static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
-    mli_gated_op op = {gate, up, mli_taping(g) ? mli_new(g, gate.rows, gate.cols) : gate};
+    int is_needed = mli_taping(g) || g->separate;
+    mli_gated_op op = {gate, up, is_needed ? mli_new(g, gate.rows, gate.cols) : gate};
     mli_for_rows(g, mli_gated_rows, &op, gate.rows, gate.cols);
     mli_record(g, mli_gated_backward, &op, sizeof op);
     return op.y;
@@ -2360,11 +2408,12 @@ typedef struct mli_attention_op {
     size_t forward_work, backward_work;
 } mli_attention_op;
 
-/* One head's columns in the rows of the tile. As in all activations, gradients are written over the values. */
+/* One head's columns in the rows of the tile. */
 typedef struct mli_tile {
     float *q, *out; /* (n_queries, hd), a row every D numbers */
     float *k, *v;   /* (n_keys, hd), a row every kv_dim numbers, up to the last key that a query sees */
     size_t n_queries, n_keys;
+    size_t at; /* of q and out, in their tensors and in the gradients */
 } mli_tile;
 
 /* The tile that begins with query `first` of a row. */
@@ -2375,7 +2424,7 @@ static mli_tile mli_tile_at(const mli_attention_op *op, int row, size_t first, i
     size_t q_col = (size_t)head * op->hd, k_col = (size_t)(head / op->group) * op->hd;
     float *q = mli_row(op->q, first) + q_col, *out = mli_row(op->out, first) + q_col;
     float *k = mli_row(op->k, begin) + k_col, *v = mli_row(op->v, begin) + k_col;
-    mli_tile tile = {q, out, k, v, n_queries, n_keys};
+    mli_tile tile = {q, out, k, v, n_queries, n_keys, first * op->q.cols + q_col};
     return tile;
 }
 
@@ -2462,12 +2511,12 @@ static void mli_attention_task(void *arg, int index) {
 
 /* The backward pass computes P, the softmax, again instead of keeping it (Dao et al. 2022, "FlashAttention: Fast and
    Memory-Efficient Exact Attention with IO-Awareness").  dV += P^T dout;  dP = dout V^T;
-   dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;  dQ = dS K, written over Q, which is not needed again.
+   dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;  dQ = dS K, often written over Q, which is not needed again.
    P, dP and dS are (n_queries, n_keys), Q and dout (n_queries, hd), K and V (n_keys, hd). */
 static void mli_attend_backward(const mli_attention_op *op, const mli_tile *t,
                                 const mli_attention_scratch *s) {
     size_t n = t->n_queries, n_keys = t->n_keys, hd = op->hd, dim = op->q.cols, kv_dim = op->k.cols;
-    mli_operand q = mli_matrix(t->q, dim, 1), dout = mli_matrix(t->out, dim, 1);
+    mli_operand q = mli_matrix(t->q, dim, 1), dout = mli_matrix(op->out.grad + t->at, dim, 1);
     mli_operand k = mli_matrix(t->k, kv_dim, 1), v_transposed = mli_matrix(t->v, 1, kv_dim);
     mli_operand p_transposed = mli_matrix(s->p, 1, n_keys), ds_transposed = mli_matrix(s->dp, 1, n_keys);
     mli_attention_weights(op, t, s);
@@ -2476,10 +2525,20 @@ static void mli_attend_backward(const mli_attention_op *op, const mli_tile *t,
     for (size_t i = 0; i < n; i++)
         mli_softmax_gradient(s->dp + i * n_keys, s->p + i * n_keys, op->scale, n_keys);
     mli_gemm(NULL, n_keys, hd, n, ds_transposed, q, s->dk, hd, 1, s->gemm);
-    mli_gemm(NULL, n, hd, n_keys, mli_matrix(s->dp, n_keys, 1), k, t->q, dim, 0, s->gemm);
+    mli_gemm(NULL, n, hd, n_keys, mli_matrix(s->dp, n_keys, 1), k, op->q.grad + t->at, dim,
+             !mli_is_shared(op->q), s->gemm);
 }
 
-/* All queries that see the keys of one row and one key head; then the gradients overwrite these keys and values. */
+/* Columns col .. col + hd - 1 of rows [begin, end) of x have the gradient dx (end - begin, hd). */
+static void mli_give_gradient(ml_tensor x, size_t begin, size_t end, size_t col, const float *dx, size_t hd) {
+    for (; begin < end; begin++, dx += hd)
+        if (mli_is_shared(x))
+            memcpy(mli_grad_row(x, begin) + col, dx, hd * sizeof *dx);
+        else
+            mli_add(mli_grad_row(x, begin) + col, dx, hd);
+}
+
+/* All queries that see the keys of one row and one key head, which have their gradients then. */
 static void mli_attend_backward_keys(const mli_attention_op *op, int row, int kv_head,
                                      const mli_attention_scratch *s) {
     size_t begin = mli_row_start(op->rows, row), end = mli_row_start(op->rows, row + 1), hd = op->hd;
@@ -2491,10 +2550,8 @@ static void mli_attend_backward_keys(const mli_attention_op *op, int row, int kv
             mli_tile tile = mli_tile_at(op, row, i, head);
             mli_attend_backward(op, &tile, s);
         }
-    for (size_t i = begin; i < end; i++) {
-        memcpy(mli_grad_row(op->k, i) + col, s->dk + (i - begin) * hd, bytes);
-        memcpy(mli_grad_row(op->v, i) + col, s->dv + (i - begin) * hd, bytes);
-    }
+    mli_give_gradient(op->k, begin, end, col, s->dk, hd);
+    mli_give_gradient(op->v, begin, end, col, s->dv, hd);
 }
 
 static void mli_attention_backward_task(void *arg, int index) {
@@ -2781,73 +2838,177 @@ typedef struct mli_kv {
 /* One pass through the network, and what all its layers share. */
 typedef struct mli_pass {
     const ml_model *model;
+    const ml_lora *lora;   /* the adapter over the matrices, or NULL */
     const int32_t *tokens; /* (n_tokens) */
     int n_tokens;
     const mli_rows *rows;
-    const float *rope; /* see mli_rope_table */
+    const float *rope; /* see mli_rope_table; NULL: nothing is rotated */
     const mli_kv *kv;  /* NULL: keys and values are activations like others */
+    int n_frozen;      /* so many parts from below learn nothing: the embedding, the layers, the last norm */
+    unsigned places;   /* that are wanted: see mli_wants */
+    const struct mli_llama *llama; /* what a pass of ml_llama has in addition (>>operations), or NULL */
 } mli_pass;
 
-/* The matrix of a slot, with the adapter that the graph has for it. */
-static mli_matrix_use mli_use(const mli_graph *g, const ml_model *model, mli_slot slot, int layer) {
+static mli_pass mli_pass_over(const ml_model *model, const ml_lora *lora, const mli_rows *rows) {
+    mli_pass pass;
+    memset(&pass, 0, sizeof pass);
+    pass.model = model, pass.lora = lora, pass.rows = rows;
+    return pass;
+}
+
+/* The matrix of a slot, with the adapter that the pass has for it. */
+static mli_matrix_use mli_use(const mli_pass *pass, mli_slot slot, int layer) {
     mli_matrix_use use;
     memset(&use, 0, sizeof use);
-    use.w = *mli_weight(model, slot, layer);
-    for (int target = 0; g->lora && target < MLI_LORA_TARGETS; target++) {
+    use.w = *mli_weight(pass->model, slot, layer);
+    for (int target = 0; pass->lora && target < MLI_LORA_TARGETS; target++) {
         if (mli_lora_slots[target] != slot) continue;
-        const ml_tensor *pair = g->lora->tensors + (layer * MLI_LORA_TARGETS + target) * 2;
+        const ml_tensor *pair = pass->lora->tensors + (layer * MLI_LORA_TARGETS + target) * 2;
         use.a = pair[0], use.b = pair[1];
-        use.scale = g->lora->scales[layer * MLI_LORA_TARGETS + target];
+        use.scale = pass->lora->scales[layer * MLI_LORA_TARGETS + target];
     }
     return use;
 }
 
+/* ---- places: where ml_llama (>>operations) hands a value to its caller, and goes on with what he returns ----
+   What is handed out may be read by any number of his operations. So it is not changed in place, and its gradient is
+   apart. Where no place is wanted, and without training, all of this does nothing. */
+
+#ifdef ML_NO_TRAINING
+#define MLI_AT(place) 0u
+static int mli_wants(const mli_pass *pass, unsigned at) { return (void)pass, (void)at, 0; }
+static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
+                            ml_tensor y) {
+    return (void)g, (void)pass, (void)at, (void)layer, (void)x, y;
+}
+static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x) {
+    return (void)g, (void)pass, (void)at, (void)part, x;
+}
+#else
+#define MLI_AT(place) (1u << ML_PLACE_##place)
+static int mli_wants(const mli_pass *pass, unsigned at) { return (pass->places & at) != 0; }
+/* In >>operations: what is used in place of y, which was computed from x; and the same for the stream. */
+static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
+                            ml_tensor y);
+static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x);
+#endif
+#define MLI_AT_END (1u << 31) /* not a place of the caller's: the result, which he may read like any value */
+
+/* As mli_new, for a value that one of these places hands out. */
+static ml_tensor mli_new_at(mli_graph *g, const mli_pass *pass, unsigned at, size_t rows, size_t cols) {
+    return mli_wants(pass, at) ? mli_new_apart(g, rows, cols) : mli_new(g, rows, cols);
+}
+
+/* From here on operations make such values. Returns g->separate as it was, and is to be again. */
+static int mli_separate_at(mli_graph *g, const mli_pass *pass, unsigned at) {
+    int separate = g->separate;
+    if (mli_wants(pass, at)) g->separate = 1;
+    return separate;
+}
+
+/* ---- a layer ---- */
+
 static ml_tensor mli_norm_of(mli_graph *g, const mli_pass *pass, mli_slot slot, int layer, ml_tensor x) {
     const ml_tensor *weight = mli_weight(pass->model, slot, layer); /* its bias follows in the table */
-    return mli_norm(g, x, weight[0], weight[1], pass->model->config.norm_eps);
+    unsigned at = slot == MLI_ATTN_NORM  ? MLI_AT(Q) | MLI_AT(K) | MLI_AT(V) | MLI_AT(ATTENTION)
+                  : slot == MLI_FFN_NORM ? MLI_AT(W1) | MLI_AT(W3) | MLI_AT(FFN)
+                                         : MLI_AT_END;
+    int separate = mli_separate_at(g, pass, at);
+    ml_tensor y = mli_norm(g, x, weight[0], weight[1], pass->model->config.norm_eps);
+    g->separate = separate;
+    return y;
+}
+
+/* x (n, heads * hd) rotated in place, or a copy of it if the place handed it out */
+static ml_tensor mli_rope_at(mli_graph *g, const mli_pass *pass, unsigned at, ml_tensor x) {
+    const ml_config *c = &pass->model->config;
+    if (!pass->rope) return x;
+    if (mli_wants(pass, at)) x = mli_copy(g, x, mli_new(g, x.rows, x.cols));
+    mli_rope(g, x, pass->rope, (size_t)(c->dim / c->n_heads), pass->rows);
+    return x;
+}
+
+static ml_tensor mli_attention_of(mli_graph *g, const mli_pass *pass, ml_tensor q, ml_tensor k, ml_tensor v) {
+    int separate = mli_separate_at(g, pass, MLI_AT(O));
+    ml_tensor a = mli_attention(g, q, k, v, &pass->model->config, pass->rows);
+    g->separate = separate;
+    return a;
+}
+
+/* How half a layer ends: x + W a. There is a place behind W, and one for the half, which began with h. */
+typedef struct mli_half {
+    mli_slot slot;
+    int layer;
+    ml_tensor a, h; /* (n, in), (n, D) */
+    unsigned at_matrix, at_half;
+} mli_half;
+
+static ml_tensor mli_end_half(mli_graph *g, const mli_pass *pass, const mli_half *half, ml_tensor x) {
+    mli_matrix_use use = mli_use(pass, half->slot, half->layer);
+    if (!mli_wants(pass, half->at_matrix | half->at_half)) return mli_add_linear(g, x, half->a, use);
+    use.y = mli_new_apart(g, x.rows, x.cols);
+    mli_linears(g, half->a, &use, 1);
+    ml_tensor y = mli_insert(g, pass, half->at_matrix, half->layer, half->a, use.y);
+    y = mli_insert(g, pass, half->at_half, half->layer, half->h, y);
+    return mli_add_to_stream(g, x, y);
 }
 
 /* x (n, D) -> x + Wo attention(norm(x)), the first half of a layer */
 static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     const ml_config *c = &pass->model->config;
-    size_t hd = (size_t)(c->dim / c->n_heads), kv_dim = hd * (size_t)c->n_kv_heads;
-    ml_tensor h = mli_norm_of(g, pass, MLI_ATTN_NORM, layer, x), q = mli_new(g, x.rows, x.cols), k, v;
+    size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM);
+    ml_tensor h = mli_norm_of(g, pass, MLI_ATTN_NORM, layer, x), k, v;
+    ml_tensor q = mli_new_at(g, pass, MLI_AT(Q), x.rows, x.cols);
     if (pass->kv) {
         k = mli_tensor_at(pass->kv->first + 2 * (size_t)layer * pass->kv->half, x.rows, kv_dim);
         v = mli_tensor_at((float *)k.data + pass->kv->half, x.rows, kv_dim);
     } else {
-        k = mli_new(g, x.rows, kv_dim);
-        v = mli_new(g, x.rows, kv_dim);
+        k = mli_new_at(g, pass, MLI_AT(K), x.rows, kv_dim);
+        v = mli_new_at(g, pass, MLI_AT(V), x.rows, kv_dim);
     }
-    mli_matrix_use use[3] = {mli_use(g, pass->model, MLI_WQ, layer), mli_use(g, pass->model, MLI_WK, layer),
-                             mli_use(g, pass->model, MLI_WV, layer)};
+    mli_matrix_use use[3] = {mli_use(pass, MLI_WQ, layer), mli_use(pass, MLI_WK, layer),
+                             mli_use(pass, MLI_WV, layer)};
     use[0].y = q, use[1].y = k, use[2].y = v;
     mli_linears(g, h, use, 3);
-    mli_rope(g, q, pass->rope, hd, pass->rows);
-    mli_rope(g, k, pass->rope, hd, pass->rows);
-    ml_tensor a = mli_attention(g, q, k, v, c, pass->rows);
-    return mli_add_linear(g, x, a, mli_use(g, pass->model, MLI_WO, layer));
+    q = mli_insert(g, pass, MLI_AT(Q), layer, h, q);
+    k = mli_insert(g, pass, MLI_AT(K), layer, h, k);
+    v = mli_insert(g, pass, MLI_AT(V), layer, h, v);
+    q = mli_rope_at(g, pass, MLI_AT(Q), q);
+    k = mli_rope_at(g, pass, MLI_AT(K), k);
+    ml_tensor a = mli_attention_of(g, pass, q, k, v);
+    mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
+    return mli_end_half(g, pass, &half, x);
 }
 
 /* x (n, D) -> x + W2 (silu(W1 norm(x)) * W3 norm(x)), the second half */
 static ml_tensor mli_ffn_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     size_t hidden = (size_t)pass->model->config.hidden_dim;
     ml_tensor h = mli_norm_of(g, pass, MLI_FFN_NORM, layer, x);
-    ml_tensor gate = mli_new(g, x.rows, hidden), up = mli_new(g, x.rows, hidden);
-    mli_matrix_use use[2] = {mli_use(g, pass->model, MLI_W1, layer), mli_use(g, pass->model, MLI_W3, layer)};
+    ml_tensor gate = mli_new_at(g, pass, MLI_AT(W1), x.rows, hidden),
+              up = mli_new_at(g, pass, MLI_AT(W3), x.rows, hidden);
+    mli_matrix_use use[2] = {mli_use(pass, MLI_W1, layer), mli_use(pass, MLI_W3, layer)};
     use[0].y = gate, use[1].y = up;
     mli_linears(g, h, use, 2);
+    gate = mli_insert(g, pass, MLI_AT(W1), layer, h, gate);
+    up = mli_insert(g, pass, MLI_AT(W3), layer, h, up);
+    int separate = mli_separate_at(g, pass, MLI_AT(W1) | MLI_AT(HIDDEN) | MLI_AT(W2));
     ml_tensor s = mli_gated(g, gate, up);
-    return mli_add_linear(g, x, s, mli_use(g, pass->model, MLI_W2, layer));
+    g->separate = separate;
+    s = mli_insert(g, pass, MLI_AT(HIDDEN), layer, s, s);
+    mli_half half = {MLI_W2, layer, s, h, MLI_AT(W2), MLI_AT(FFN)};
+    return mli_end_half(g, pass, &half, x);
 }
 
-/* Without a tape each half frees all that it allocated, and x is changed in place. */
+/* Without a tape each half frees all that it allocated, and x is changed in place. What places inside of layers handed
+   out lives on, unless the layer is computed again. */
 static ml_tensor mli_layer(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     size_t mark = g->used;
+    unsigned at_stream = MLI_AT(EMBEDDING) | MLI_AT(BLOCK) | MLI_AT_END;
+    int frees = !mli_taping(g) && (g->checkpointing || !mli_wants(pass, ~at_stream));
     x = mli_attention_block(g, pass, layer, x);
-    if (!mli_taping(g)) mli_release(g, mark);
+    if (frees) mli_release(g, mark);
     x = mli_ffn_block(g, pass, layer, x);
-    if (!mli_taping(g)) mli_release(g, mark);
+    if (frees) mli_release(g, mark);
     return x;
 }
 
@@ -2876,8 +3037,10 @@ static ml_tensor mli_layer_checkpointed(mli_graph *g, const mli_pass *pass, int 
     size_t mark = g->used, peak = g->peak;
     y.grad = x.grad;
     if (mli_measuring(g)) { /* what mli_layer_backward takes: not now, but after the forward pass */
+        size_t recompute = g->recompute;
+        g->recompute = 0;
         mli_layer(g, pass, layer, x);
-        g->recompute = MLI_MAX(g->recompute, g->used - mark);
+        g->recompute = MLI_MAX(recompute, g->recompute + (g->used - mark));
         g->peak = peak;
         mli_release(g, mark);
     } else {
@@ -2890,21 +3053,40 @@ static ml_tensor mli_layer_checkpointed(mli_graph *g, const mli_pass *pass, int 
     return y;
 }
 
+/* Below the first part that learns nothing has a gradient. There `taping`, what the graph began with, is switched off;
+   from that part on the stream has its gradient. */
+static void mli_tape_from(mli_graph *g, int taping, int learns, ml_tensor *stream) {
+    if (!taping) return;
+    g->taping = learns || stream->grad;
+    if (!g->taping || stream->grad) return;
+    stream->grad = mli_new_numbers(g, stream->rows, stream->cols, 1);
+    if (!mli_measuring(g)) memset(stream->grad, 0, mli_numbers(stream) * sizeof *stream->grad);
+}
+
 /* tokens (n) -> hidden states after the last norm (n, D) */
 static ml_tensor mli_network(mli_graph *g, const mli_pass *pass) {
     ml_tensor embedding = *mli_weight(pass->model, MLI_TOKEN_EMBEDDING, 0);
-    ml_tensor x = mli_new_apart(g, (size_t)pass->n_tokens, embedding.cols);
+    size_t n = (size_t)pass->n_tokens;
+    int part = 0, taping = mli_taping(g); /* part 0 is the embedding, 1 the first layer, ... */
+    ml_tensor x = mli_tensor_at(mli_new_numbers(g, n, embedding.cols, 0), n, embedding.cols);
+    mli_tape_from(g, taping, part >= pass->n_frozen, &x);
     mli_embed(g, embedding, pass->tokens, x);
-    for (int layer = 0; layer < pass->model->config.n_layers; layer++)
+    x = mli_stream_at(g, pass, MLI_AT(EMBEDDING), part, x);
+    for (int layer = 0; layer < pass->model->config.n_layers; layer++) {
+        mli_tape_from(g, taping, ++part >= pass->n_frozen, &x);
         x = mli_taping(g) && g->checkpointing ? mli_layer_checkpointed(g, pass, layer, x)
                                               : mli_layer(g, pass, layer, x);
+        x = mli_stream_at(g, pass, MLI_AT(BLOCK), part, x);
+    }
+    mli_tape_from(g, taping, ++part >= pass->n_frozen, &x);
     return mli_norm_of(g, pass, MLI_OUTPUT_NORM, 0, x);
 }
 
 /* hidden (n, D) -> logits (n_select, V) of the selected tokens, or (n, V) of all without a selection */
 static void mli_output(mli_graph *g, const ml_model *model, ml_tensor hidden, const int32_t *select,
                        int n_select, float *logits) {
-    mli_matrix_use use = mli_use(g, model, MLI_OUTPUT, 0);
+    mli_pass pass = mli_pass_over(model, NULL, NULL); /* adapters leave this matrix alone */
+    mli_matrix_use use = mli_use(&pass, MLI_OUTPUT, 0);
     if (select) /* an embedding gathers rows */
         hidden = mli_embed(g, hidden, select, mli_new(g, (size_t)n_select, hidden.cols));
     use.y = mli_tensor_at(logits, hidden.rows, use.w.rows);
@@ -3105,9 +3287,9 @@ static void mli_session_measure(mli_session *s) {
     size_t length = (size_t)shown->max_seq_len, ids = length * sizeof *s->tokens;
     mli_rows rows;
     mli_one_row(&rows, longest, s->is_full ? 0 : shown->max_seq_len - longest);
-    mli_pass pass = {shown->model, NULL, shown->max_batch, &rows, NULL, NULL};
+    mli_pass pass = mli_pass_over(shown->model, s->lora, &rows);
+    pass.n_tokens = shown->max_batch;
     s->graph.threads = &s->threads;
-    s->graph.lora = s->lora;
     ml_tensor hidden = mli_network(&s->graph, &pass);
     if (mli_has_output(shown->model))
         mli_output(&s->graph, shown->model, hidden, rows.start, shown->max_batch, NULL);
@@ -3223,7 +3405,9 @@ static ml_tensor mli_session_pass(mli_session *s, int begin, int end) {
     mli_kv kv = {s->cache + (size_t)begin * mli_kv_dim(s), s->half};
     mli_rows rows;
     mli_one_row(&rows, end - begin, begin);
-    mli_pass pass = {s->shown.model, s->tokens + begin, end - begin, &rows, s->rope, s->is_full ? NULL : &kv};
+    mli_pass pass = mli_pass_over(s->shown.model, s->lora, &rows);
+    pass.tokens = s->tokens + begin, pass.n_tokens = end - begin;
+    pass.rope = s->rope, pass.kv = s->is_full ? NULL : &kv;
     mli_release(&s->graph, 0);
     return mli_network(&s->graph, &pass);
 }
@@ -3325,7 +3509,8 @@ static ml_result mli_session_hidden(mli_session *s, const ml_batch *batch, ml_te
     ml_result result = mli_check_batch(s->shown.model, batch, &limits, rows, error);
     if (result) return result;
     mli_release(&s->graph, 0);
-    mli_pass pass = {s->shown.model, batch->tokens, batch->n_tokens, rows, s->rope, NULL};
+    mli_pass pass = mli_pass_over(s->shown.model, s->lora, rows);
+    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens, pass.rope = s->rope;
     *hidden = mli_network(&s->graph, &pass);
     return ML_OK;
 }
@@ -3648,8 +3833,8 @@ static void mli_pool_backward(mli_graph *g, const void *record) {
         for (size_t i = begin; i < end; i++) {
             float *dx = mli_grad_row(op->x, i), share = i + 1 == end ? 1.0f : 0.0f;
             if (op->pooling == ML_POOL_MEAN) share = 1.0f / (float)(end - begin);
-            memcpy(dx, mli_grad_row(op->out, (size_t)r), op->x.cols * sizeof *dx);
-            mli_scale(dx, share, op->x.cols);
+            if (mli_is_shared(op->x)) memset(dx, 0, op->x.cols * sizeof *dx);
+            mli_axpy(dx, share, mli_grad_row(op->out, (size_t)r), op->x.cols);
         }
     }
 }
@@ -3675,11 +3860,14 @@ typedef struct mli_dropout_op {
     uint64_t seed;
 } mli_dropout_op;
 
+/* Whether number i is set to 0. */
+MLI_INLINE int mli_is_dropped(size_t i, float p, uint64_t seed) {
+    uint64_t state = seed + i * 0x9e3779b97f4a7c15u;
+    return mli_uniform_of(mli_splitmix64(&state)) < p;
+}
+
 static void mli_drop(float *x, size_t n, float p, uint64_t seed) {
-    for (size_t i = 0; i < n; i++) {
-        uint64_t state = seed + i * 0x9e3779b97f4a7c15u;
-        x[i] = mli_uniform_of(mli_splitmix64(&state)) < p ? 0.0f : x[i] / (1.0f - p);
-    }
+    for (size_t i = 0; i < n; i++) x[i] = mli_is_dropped(i, p, seed) ? 0.0f : x[i] / (1.0f - p);
 }
 
 static void mli_dropout_backward(mli_graph *g, const void *record) {
@@ -3696,28 +3884,32 @@ MLI_OPTIONAL void mli_dropout(mli_graph *g, ml_tensor x, float p, uint64_t seed)
     mli_record(g, mli_dropout_backward, &op, sizeof op);
 }
 
-/* ---- cross-entropy of the last linear layer ----
+/* ---- cross-entropy, with or without the last linear layer ----
 
    logits (n, C) = h (n, D) W^T + b
    p = softmax(logits) (Bridle 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs")
-   loss = sum of -log p(target) / divisor, over the rows that have a target
-   dlogits = (p - one-hot(target)) / divisor, and 0 in the other rows
+   t = (1 - s) one-hot(target) + s / C, s: label smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture
+       for Computer Vision")
+   loss = sum of -t . log p / divisor, over the rows that have a target
+   dlogits = (p - t) / divisor, and 0 in the other rows
    dW += dlogits^T h      db += sum of the rows of dlogits      dh = dlogits W, over h
 
    A language model's logits (n, V) would be larger than all its other activations together. So the layer and its loss
    are one operation, which holds the logits of MLI_LOSS_ROWS rows at a time; its backward pass computes them again. A
    trainer calls the backward pass alone, which reports the loss as well. Gradients have been added when the loss is
-   known: if it is not finite, the caller sets all of them to 0. */
+   known: if it is not finite, the caller sets all of them to 0. Without a layer, h is the logits. */
 
 #define MLI_LOSS_ROWS 256 /* enough that reading W takes little of the time */
 
 typedef struct mli_cross_entropy_op {
-    ml_tensor h;            /* (n, D) */
-    ml_tensor w, b;         /* (C, D), (1, C); b without data: there is none */
+    ml_tensor h;            /* (n, D), or without a layer (n, C) */
+    ml_tensor w, b;         /* (C, D), (1, C); w of no rows: no layer; b without data: there is none */
     const int32_t *targets; /* (n): 0 .. C-1, negative: not counted; NULL: none is */
     float divisor;
     float *log_probs; /* out (n, C): log p; NULL: not wanted */
-    double *loss;     /* out */
+    double *loss;     /* out; NULL: not wanted */
+    float smoothing;
+    const float *gradient; /* of the loss, a factor of all others; NULL: 1 */
 } mli_cross_entropy_op;
 
 /* The rows of h that are being computed. */
@@ -3725,9 +3917,18 @@ typedef struct mli_loss_chunk {
     const mli_cross_entropy_op *op;
     size_t first;     /* row of h */
     ml_tensor logits; /* (rows, C) */
-    float *losses;    /* (rows): -log p(target) */
+    float *losses;    /* (rows): -t . log p */
+    float unit;       /* the gradient of each of them */
     int backward;
 } mli_loss_chunk;
+
+/* t . logits */
+static float mli_target_logit(const mli_cross_entropy_op *op, const float *logits, size_t n, int32_t target) {
+    double sum = 0, smoothing = (double)op->smoothing;
+    if (!(smoothing > 0)) return logits[target];
+    for (size_t j = 0; j < n; j++) sum += (double)logits[j];
+    return (float)((1 - smoothing) * (double)logits[target] + smoothing / (double)n * sum);
+}
 
 /* Row i of the chunk: its logits become p or, in the backward pass, dlogits. */
 static void mli_loss_row(const mli_loss_chunk *chunk, size_t i) {
@@ -3736,9 +3937,9 @@ static void mli_loss_row(const mli_loss_chunk *chunk, size_t i) {
     float *logits = mli_row(chunk->logits, i), *log_probs = op->log_probs ? op->log_probs + row * n : NULL;
     int32_t target = op->targets ? op->targets[row] : -1;
     if (op->b.data) mli_add(logits, (const float *)op->b.data, n);
-    float at = target >= 0 ? logits[target] : 0, log_sum = 0; /* log p_j = logits_j - log_sum */
+    float at = target >= 0 ? mli_target_logit(op, logits, n, target) : 0, log_sum = 0;
     if (log_probs) memcpy(log_probs, logits, n * sizeof *logits);
-    if (target >= 0 || log_probs) log_sum = mli_softmax(logits, n);
+    if (target >= 0 || log_probs) log_sum = mli_softmax(logits, n); /* log p_j = logits_j - log_sum */
     for (size_t j = 0; log_probs && j < n; j++) log_probs[j] -= log_sum;
     chunk->losses[i] = target >= 0 ? log_sum - at : 0;
     if (!chunk->backward) return;
@@ -3746,8 +3947,10 @@ static void mli_loss_row(const mli_loss_chunk *chunk, size_t i) {
         memset(logits, 0, n * sizeof *logits);
         return;
     }
-    mli_scale(logits, 1.0f / op->divisor, n);
-    logits[target] -= 1.0f / op->divisor;
+    mli_scale(logits, chunk->unit, n);
+    logits[target] -= chunk->unit * (1.0f - op->smoothing);
+    float share = chunk->unit * op->smoothing / (float)n;
+    for (size_t j = 0; share != 0 && j < n; j++) logits[j] -= share;
 }
 static void mli_loss_rows(const void *job, size_t begin, size_t end) {
     for (; begin < end; begin++) mli_loss_row((const mli_loss_chunk *)job, begin);
@@ -3761,26 +3964,44 @@ static void mli_loss_gradients(mli_graph *g, const mli_loss_chunk *chunk) {
     if (op->w.grad) mli_weight_gradient(g, op->w.grad, dlogits, h, n, n_classes, op->h.cols);
     for (size_t i = 0; op->b.grad && i < n; i++) mli_add(op->b.grad, dlogits + i * n_classes, n_classes);
     if (!op->h.grad) return;
-    mli_input_gradient(g, mli_grad_row(op->h, chunk->first), dlogits, op->w, n, !mli_is_shared(op->h));
+    float *dh = mli_grad_row(op->h, chunk->first);
+    if (op->w.rows) {
+        mli_input_gradient(g, dh, dlogits, op->w, n, !mli_is_shared(op->h));
+    } else {
+        if (mli_is_shared(op->h)) memset(dh, 0, n * n_classes * sizeof *dh);
+        mli_add(dh, dlogits, n * n_classes);
+    }
+}
+
+static void mli_loss_logits(mli_graph *g, const mli_loss_chunk *chunk) {
+    const mli_cross_entropy_op *op = chunk->op;
+    ml_tensor logits = chunk->logits;
+    const float *h = mli_row(op->h, chunk->first);
+    mli_linear_job job = {&op->w, (float *)logits.data};
+    if (op->w.rows)
+        mli_linear(g->threads, h, logits.rows, op->h.cols, &job, 1, g->work);
+    else
+        memcpy(logits.data, h, mli_numbers(&logits) * sizeof *h);
 }
 
 static void mli_run_cross_entropy(mli_graph *g, const mli_cross_entropy_op *op, int backward) {
     size_t mark = g->used, n = op->h.rows, most = MLI_MIN(n, MLI_LOSS_ROWS);
-    mli_loss_chunk chunk = {op, 0, mli_new(g, most, op->w.rows), NULL, backward};
-    mli_linear_job job = {&op->w, (float *)chunk.logits.data};
+    size_t n_classes = op->w.rows ? op->w.rows : op->h.cols;
+    float unit = (op->gradient ? *op->gradient : 1.0f) / op->divisor;
+    mli_loss_chunk chunk = {op, 0, mli_new(g, most, n_classes), NULL, unit, backward};
     double sum = 0;
     chunk.losses = (float *)mli_graph_alloc(g, most, sizeof *chunk.losses);
-    mli_need_linear(g, most, op->h.cols, op->w.rows, 0);
+    if (op->w.rows) mli_need_linear(g, most, op->h.cols, n_classes, 0);
     for (; chunk.first < n && !mli_measuring(g); chunk.first += most) {
         size_t rows = chunk.logits.rows = MLI_MIN(most, n - chunk.first);
         double chunk_sum = 0;
-        mli_linear(g->threads, mli_row(op->h, chunk.first), rows, op->h.cols, &job, 1, g->work);
-        mli_for_rows(g, mli_loss_rows, &chunk, rows, op->w.rows);
+        mli_loss_logits(g, &chunk);
+        mli_for_rows(g, mli_loss_rows, &chunk, rows, n_classes);
         for (size_t i = 0; i < rows; i++) chunk_sum += (double)chunk.losses[i];
         sum += chunk_sum;
         if (backward) mli_loss_gradients(g, &chunk);
     }
-    *op->loss = sum / (double)op->divisor;
+    if (op->loss) *op->loss = sum / (double)op->divisor;
     if (!backward && mli_taping(g)) g->recompute = MLI_MAX(g->recompute, g->used - mark); /* it is recorded */
     mli_release(g, mark);
 }
@@ -4093,6 +4314,8 @@ ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *er
     mli_open_graph *open = graph->private_part->open;
     int is_whole = loss.data && loss.data == open->whole;
     if (!graph->taping) mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_graph_backward: the pass does not tape");
+    if (open->whole && !is_whole)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_graph_backward: another loss was said to be the whole");
     if (!is_whole && mli_accepts(graph, "ml_graph_backward", loss) && (loss.rows != 1 || loss.cols != 1))
         mli_cannot(graph, ML_ERROR_MISMATCH, "ml_graph_backward: the loss is (%z, %z), not (1, 1)", loss.rows,
                    loss.cols);
@@ -4183,6 +4406,330 @@ ML_DEF ml_tensor ml_linear(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor 
     return use.y;
 }
 
+/* y = a op b, with b repeated over the rows or columns of a. */
+typedef enum mli_sign { MLI_PLUS = 0, MLI_MINUS, MLI_TIMES } mli_sign;
+
+typedef struct mli_pair_op {
+    ml_tensor a, b, y; /* (n, c); (n, c), (1, c), (n, 1) or (1, 1); (n, c) */
+    mli_sign sign;
+} mli_pair_op;
+
+/* The row of b, or its one number, that belongs to row i of a. */
+static const float *mli_pair_row(const mli_pair_op *op, size_t i) {
+    return mli_row(op->b, op->b.rows > 1 ? i : 0);
+}
+
+static void mli_pair_rows(const void *record, size_t begin, size_t end) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    size_t c = op->a.cols;
+    int repeated = op->b.cols < c;
+    float sign = op->sign == MLI_MINUS ? -1.0f : 1.0f;
+    for (; begin < end; begin++) {
+        const float *a = mli_row(op->a, begin), *b = mli_pair_row(op, begin);
+        float *y = mli_row(op->y, begin);
+        if (op->sign == MLI_TIMES)
+            for (size_t j = 0; j < c; j++) y[j] = a[j] * b[repeated ? 0 : j];
+        else
+            for (size_t j = 0; j < c; j++) y[j] = a[j] + sign * b[repeated ? 0 : j];
+    }
+}
+
+/* da += dy, or dy b */
+static void mli_pair_left_gradient(const void *record, size_t begin, size_t end) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    size_t c = op->a.cols;
+    for (; begin < end; begin++) {
+        float *da = mli_grad_row(op->a, begin);
+        const float *dy = mli_grad_row(op->y, begin), *b = mli_pair_row(op, begin);
+        if (op->sign != MLI_TIMES)
+            mli_add(da, dy, c);
+        else if (op->b.cols < c)
+            mli_axpy(da, b[0], dy, c);
+        else
+            mli_add_products(da, dy, b, c);
+    }
+}
+
+/* db += dy, -dy or dy a: numbers [begin, end) of row i */
+static void mli_pair_add_right(const mli_pair_op *op, float *db, size_t i, size_t begin, size_t end) {
+    const float *dy = mli_grad_row(op->y, i) + begin, *a = mli_row(op->a, i) + begin;
+    if (op->sign == MLI_TIMES)
+        mli_add_products(db + begin, dy, a, end - begin);
+    else
+        mli_axpy(db + begin, op->sign == MLI_MINUS ? -1.0f : 1.0f, dy, end - begin);
+}
+
+/* b (n, c): its rows */
+static void mli_pair_right_rows(const void *record, size_t begin, size_t end) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    for (; begin < end; begin++) mli_pair_add_right(op, mli_grad_row(op->b, begin), begin, 0, op->a.cols);
+}
+
+/* b (1, c): columns [begin, end) of all rows */
+static void mli_pair_right_columns(const void *record, size_t begin, size_t end) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    for (size_t i = 0; i < op->a.rows; i++) mli_pair_add_right(op, op->b.grad, i, begin, end);
+}
+
+/* b (n, 1) or (1, 1): the sums of the numbers that each row of b belongs to */
+static void mli_pair_right_sums(const void *record, size_t begin, size_t end) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    size_t n = mli_numbers(&op->a) / op->b.rows;
+    for (; begin < end; begin++) {
+        const float *dy = op->y.grad + begin * n, *a = (const float *)op->a.data + begin * n;
+        double sum = 0, sign = op->sign == MLI_MINUS ? -1 : 1;
+        for (size_t j = 0; j < n; j++) sum += (double)dy[j] * (op->sign == MLI_TIMES ? (double)a[j] : sign);
+        op->b.grad[begin] += (float)sum;
+    }
+}
+
+static void mli_pair_backward(mli_graph *g, const void *record) {
+    const mli_pair_op *op = (const mli_pair_op *)record;
+    size_t n = op->a.rows, c = op->a.cols;
+    if (op->a.grad) mli_for_rows(g, mli_pair_left_gradient, op, n, c);
+    if (!op->b.grad) return;
+    if (op->b.cols < c)
+        mli_for_rows(g, mli_pair_right_sums, op, op->b.rows, n * c / op->b.rows);
+    else if (op->b.rows < n)
+        mli_for_rows(g, mli_pair_right_columns, op, c, n);
+    else
+        mli_for_rows(g, mli_pair_right_rows, op, n, c);
+}
+
+static ml_tensor mli_pair(ml_graph *graph, const char *name, ml_tensor a, ml_tensor b, mli_sign sign) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, name, a) || !mli_accepts(graph, name, b)) return ml_none();
+    if ((b.rows != a.rows && b.rows != 1) || (b.cols != a.cols && b.cols != 1))
+        return mli_cannot_fit(graph, name, a, b);
+    mli_pair_op op = {a, b, mli_result(g, a.rows, a.cols, a.grad || b.grad), sign};
+    mli_for_rows(g, mli_pair_rows, &op, a.rows, a.cols);
+    mli_record_of(g, op.y, mli_pair_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_add(ml_graph *graph, ml_tensor a, ml_tensor b) {
+    return mli_pair(graph, "ml_add", a, b, MLI_PLUS);
+}
+ML_DEF ml_tensor ml_sub(ml_graph *graph, ml_tensor a, ml_tensor b) {
+    return mli_pair(graph, "ml_sub", a, b, MLI_MINUS);
+}
+ML_DEF ml_tensor ml_mul(ml_graph *graph, ml_tensor a, ml_tensor b) {
+    return mli_pair(graph, "ml_mul", a, b, MLI_TIMES);
+}
+
+typedef struct mli_affine_op {
+    ml_tensor x, y; /* (n, c): y = factor x + number */
+    float factor, number;
+} mli_affine_op;
+
+static void mli_affine_rows(const void *record, size_t begin, size_t end) {
+    const mli_affine_op *op = (const mli_affine_op *)record;
+    size_t n = (end - begin) * op->x.cols;
+    const float *x = mli_row(op->x, begin);
+    float *y = mli_row(op->y, begin), factor = op->factor, number = op->number;
+    if (factor == 1)
+        for (size_t j = 0; j < n; j++) y[j] = x[j] + number;
+    else
+        for (size_t j = 0; j < n; j++) y[j] = x[j] * factor;
+}
+
+static void mli_affine_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_affine_op *op = (const mli_affine_op *)record;
+    mli_axpy(mli_grad_row(op->x, begin), op->factor, mli_grad_row(op->y, begin), (end - begin) * op->x.cols);
+}
+
+static void mli_affine_backward(mli_graph *g, const void *record) {
+    const mli_affine_op *op = (const mli_affine_op *)record;
+    mli_for_rows(g, mli_affine_gradient_rows, op, op->x.rows, op->x.cols);
+}
+
+/* factor x, or with factor 1 x + number */
+static ml_tensor mli_affine(ml_graph *graph, const char *name, ml_tensor x, float factor, float number) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, name, x)) return ml_none();
+    mli_affine_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), factor, number};
+    mli_for_rows(g, mli_affine_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_affine_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_scale(ml_graph *graph, ml_tensor x, float factor) {
+    return mli_affine(graph, "ml_scale", x, factor, 0);
+}
+ML_DEF ml_tensor ml_shift(ml_graph *graph, ml_tensor x, float number) {
+    return mli_affine(graph, "ml_shift", x, 1, number);
+}
+
+/* y_i = factor * the sum of part i of x, whose numbers are divided into as many parts as y has rows: its rows, or
+   all. Sums are taken in double. */
+typedef struct mli_total_op {
+    ml_tensor x, y; /* (n, c); (n, 1) or (1, 1) */
+    float factor;
+} mli_total_op;
+
+static void mli_total_rows(const void *record, size_t begin, size_t end) {
+    const mli_total_op *op = (const mli_total_op *)record;
+    size_t n = mli_numbers(&op->x) / op->y.rows;
+    for (; begin < end; begin++) {
+        const float *x = (const float *)op->x.data + begin * n;
+        double sum = 0;
+        for (size_t j = 0; j < n; j++) sum += (double)x[j];
+        mli_row(op->y, begin)[0] = (float)(sum * (double)op->factor);
+    }
+}
+
+/* dx += factor dy: rows [begin, end) of x */
+static void mli_total_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_total_op *op = (const mli_total_op *)record;
+    for (; begin < end; begin++) {
+        float *dx = mli_grad_row(op->x, begin), d = op->factor * op->y.grad[op->y.rows > 1 ? begin : 0];
+        for (size_t j = 0; j < op->x.cols; j++) dx[j] += d;
+    }
+}
+
+static void mli_total_backward(mli_graph *g, const void *record) {
+    const mli_total_op *op = (const mli_total_op *)record;
+    mli_for_rows(g, mli_total_gradient_rows, op, op->x.rows, op->x.cols);
+}
+
+static ml_tensor mli_total(ml_graph *graph, const char *name, ml_tensor x, size_t rows, float factor) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, name, x)) return ml_none();
+    mli_total_op op = {x, mli_result(g, rows, 1, x.grad != NULL), factor};
+    mli_for_rows(g, mli_total_rows, &op, rows, mli_numbers(&x) / rows);
+    mli_record_of(g, op.y, mli_total_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_sum(ml_graph *graph, ml_tensor x) { return mli_total(graph, "ml_sum", x, 1, 1); }
+ML_DEF ml_tensor ml_mean(ml_graph *graph, ml_tensor x) {
+    return mli_total(graph, "ml_mean", x, 1, 1.0f / (float)mli_numbers(&x));
+}
+ML_DEF ml_tensor ml_sum_rows(ml_graph *graph, ml_tensor x) {
+    return mli_total(graph, "ml_sum_rows", x, x.rows, 1);
+}
+
+/* ---- functions of single numbers ----
+   y = f(x), dx += f'(x) dy, where f' may be computed from x and y. libm's F32 functions, so within a few units in the
+   last place. NaN stays NaN, so that it shows in the loss. */
+
+static float mli_relu_of(float x) { return x < 0 ? 0 : x; }
+static float mli_relu_slope(float x, float y) { return (void)y, x > 0 ? 1.0f : 0.0f; }
+/* Phi(x) = erfc(-x / sqrt(2)) / 2, which is accurate for x far below 0, too */
+static float mli_gelu_of(float x) { return 0.5f * x * erfcf(-0.70710678f * x); }
+static float mli_gelu_slope(float x, float y) {
+    return (void)y, 0.5f * erfcf(-0.70710678f * x) + x * 0.39894228f * expf(-0.5f * x * x);
+}
+static float mli_sigmoid_of(float x) { return 1 / (1 + expf(-x)); }
+static float mli_sigmoid_slope(float x, float y) { return (void)x, y * (1 - y); }
+static float mli_silu_of(float x) { return x / (1 + expf(-x)); }
+static float mli_silu_slope(float x, float y) {
+    float s = mli_sigmoid_of(x);
+    return (void)y, s * (1 + x * (1 - s));
+}
+static float mli_tanh_of(float x) { return tanhf(x); }
+static float mli_tanh_slope(float x, float y) { return (void)x, (1 - y) * (1 + y); }
+static float mli_exp_of(float x) { return expf(x); }
+static float mli_exp_slope(float x, float y) { return (void)x, y; }
+static float mli_log_of(float x) { return logf(x); }
+static float mli_log_slope(float x, float y) { return (void)y, 1 / x; }
+
+typedef struct mli_function {
+    const char *name;
+    float (*value)(float x);
+    float (*slope)(float x, float y);
+} mli_function;
+
+static const mli_function *mli_function_at(int which) {
+    static const mli_function functions[] = {{"ml_relu", mli_relu_of, mli_relu_slope},
+                                             {"ml_gelu", mli_gelu_of, mli_gelu_slope},
+                                             {"ml_silu", mli_silu_of, mli_silu_slope},
+                                             {"ml_tanh", mli_tanh_of, mli_tanh_slope},
+                                             {"ml_sigmoid", mli_sigmoid_of, mli_sigmoid_slope},
+                                             {"ml_exp", mli_exp_of, mli_exp_slope},
+                                             {"ml_log", mli_log_of, mli_log_slope}};
+    return &functions[which];
+}
+
+typedef struct mli_function_op {
+    const mli_function *f;
+    ml_tensor x, y; /* (n, c) */
+} mli_function_op;
+
+static void mli_function_rows(const void *record, size_t begin, size_t end) {
+    const mli_function_op *op = (const mli_function_op *)record;
+    const float *x = mli_row(op->x, begin);
+    float *y = mli_row(op->y, begin);
+    for (size_t j = 0, n = (end - begin) * op->x.cols; j < n; j++) y[j] = op->f->value(x[j]);
+}
+
+static void mli_function_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_function_op *op = (const mli_function_op *)record;
+    const float *x = mli_row(op->x, begin), *y = mli_row(op->y, begin), *dy = mli_grad_row(op->y, begin);
+    float *dx = mli_grad_row(op->x, begin);
+    for (size_t j = 0, n = (end - begin) * op->x.cols; j < n; j++) dx[j] += dy[j] * op->f->slope(x[j], y[j]);
+}
+
+static void mli_function_backward(mli_graph *g, const void *record) {
+    const mli_function_op *op = (const mli_function_op *)record;
+    mli_for_rows(g, mli_function_gradient_rows, op, op->x.rows, 4 * op->x.cols);
+}
+
+static ml_tensor mli_apply(ml_graph *graph, const mli_function *f, ml_tensor x) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, f->name, x)) return ml_none();
+    mli_function_op op = {f, x, mli_result(g, x.rows, x.cols, x.grad != NULL)};
+    mli_for_rows(g, mli_function_rows, &op, x.rows, 4 * x.cols);
+    mli_record_of(g, op.y, mli_function_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_relu(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(0), x); }
+ML_DEF ml_tensor ml_gelu(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(1), x); }
+ML_DEF ml_tensor ml_silu(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(2), x); }
+ML_DEF ml_tensor ml_tanh(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(3), x); }
+ML_DEF ml_tensor ml_sigmoid(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(4), x); }
+ML_DEF ml_tensor ml_exp(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(5), x); }
+ML_DEF ml_tensor ml_log(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(6), x); }
+
+typedef struct mli_dropped_op {
+    ml_tensor x, y; /* (n, c) */
+    float p;
+    uint64_t seed;
+} mli_dropped_op;
+
+static void mli_dropped_rows(const void *record, size_t begin, size_t end) {
+    const mli_dropped_op *op = (const mli_dropped_op *)record;
+    const float *x = (const float *)op->x.data;
+    float *y = (float *)op->y.data, p = op->p;
+    for (size_t i = begin * op->x.cols; i < end * op->x.cols; i++)
+        y[i] = mli_is_dropped(i, p, op->seed) ? 0 : x[i] / (1 - p);
+}
+
+static void mli_dropped_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_dropped_op *op = (const mli_dropped_op *)record;
+    float p = op->p;
+    for (size_t i = begin * op->x.cols; i < end * op->x.cols; i++)
+        if (!mli_is_dropped(i, p, op->seed)) op->x.grad[i] += op->y.grad[i] / (1 - p);
+}
+
+static void mli_dropped_backward(mli_graph *g, const void *record) {
+    const mli_dropped_op *op = (const mli_dropped_op *)record;
+    mli_for_rows(g, mli_dropped_gradient_rows, op, op->x.rows, op->x.cols);
+}
+
+ML_DEF ml_tensor ml_dropout(ml_graph *graph, ml_tensor x, float p, uint64_t seed) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_dropout", x)) return ml_none();
+    if (!(p >= 0 && p < 1))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not in 0 to 1");
+    if (!graph->taping || !(p > 0)) return x;
+    mli_dropped_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), p, seed};
+    mli_for_rows(g, mli_dropped_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_dropped_backward, &op, sizeof op);
+    return op.y;
+}
+
 /* ---- losses ---- */
 
 /* The number of targets that count; -1 after ending the pass if one is out of range. */
@@ -4197,6 +4744,247 @@ static int mli_count_classes(ml_graph *graph, const char *name, const int32_t *t
         counted += targets[i] >= 0;
     }
     return counted;
+}
+
+/* Adds the description to an operation that has its operands; 0 after ending the pass. What targets say is not read
+   while a graph measures. */
+static int mli_describe_loss(ml_graph *graph, const char *name, const ml_loss_desc *desc,
+                             mli_cross_entropy_op *op) {
+    int counted = 0;
+    if (!desc || (!desc->targets && !desc->log_probs && !graph->measuring))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: there are no targets", name), 0;
+    if (!(desc->divisor >= 0) || !(desc->smoothing >= 0 && desc->smoothing <= 1))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: divisor or smoothing is out of range", name), 0;
+    if (desc->whole && graph->private_part->open->whole)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: another loss was said to be the whole", name), 0;
+    if (desc->targets && !graph->measuring)
+        counted =
+            mli_count_classes(graph, name, desc->targets, op->h.rows, op->w.rows ? op->w.rows : op->h.cols);
+    op->targets = desc->targets;
+    op->divisor = desc->divisor > 0 ? desc->divisor : (float)MLI_MAX(counted, 1);
+    op->smoothing = desc->smoothing;
+    return !graph->result;
+}
+
+/* The operation whose operands are checked. A whole loss has no gradient and no record: that of its operands is
+   computed here, as a trainer does. */
+static ml_tensor mli_loss(ml_graph *graph, const char *name, mli_cross_entropy_op op,
+                          const ml_loss_desc *desc) {
+    mli_graph *g = graph->private_part;
+    double loss = 0;
+    if (!mli_describe_loss(graph, name, desc, &op)) return ml_none();
+    int taping = g->taping, learns = op.h.grad || op.w.grad || op.b.grad, whole = desc->whole && taping;
+    ml_tensor y = whole ? mli_tensor_at(mli_new_numbers(g, 1, 1, 2), 1, 1) : mli_result(g, 1, 1, learns);
+    op.gradient = y.grad;
+    mli_record_of(g, y, mli_cross_entropy_backward, &op, sizeof op);
+    op.log_probs = desc->log_probs;
+    op.loss = &loss;
+    g->taping = taping && learns;
+    mli_run_cross_entropy(g, &op, whole && learns);
+    g->taping = taping;
+    if (!mli_measuring(g)) mli_row(y, 0)[0] = (float)loss;
+    if (whole) g->open->whole = y.data;
+    return y;
+}
+
+ML_DEF ml_tensor ml_cross_entropy(ml_graph *graph, ml_tensor logits, const ml_loss_desc *desc) {
+    mli_cross_entropy_op op;
+    if (!mli_accepts(graph, "ml_cross_entropy", logits)) return ml_none();
+    memset(&op, 0, sizeof op);
+    op.h = logits;
+    return mli_loss(graph, "ml_cross_entropy", op, desc);
+}
+
+ML_DEF ml_tensor ml_linear_cross_entropy(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor b,
+                                         const ml_loss_desc *desc) {
+    mli_cross_entropy_op op;
+    if (!mli_accepts_linear(graph, "ml_linear_cross_entropy", &x, &w, &b)) return ml_none();
+    memset(&op, 0, sizeof op);
+    op.h = x;
+    op.w = w;
+    op.b = b;
+    return mli_loss(graph, "ml_linear_cross_entropy", op, desc);
+}
+
+/* ---- the whole Llama as one operation ---- */
+
+/* A pass of ml_llama. It is on the graph, because records point to it. */
+typedef struct mli_llama {
+    ml_llama_desc desc;
+    ml_model model; /* over desc.weights */
+    ml_lora lora;   /* over desc.lora_weights */
+    mli_rows rows;
+    mli_pass pass;
+} mli_llama;
+
+/* Places inside a layer. */
+#define MLI_INNER_PLACES (((1u << ML_PLACES) - 1) & ~(1u << ML_PLACE_EMBEDDING) & ~(1u << ML_PLACE_BLOCK))
+
+static const char *mli_place_name(ml_place place) {
+    static const char *const names[ML_PLACES] = {"EMBEDDING", "Q",  "K",      "V",  "O",   "ATTENTION",
+                                                 "W1",        "W3", "HIDDEN", "W2", "FFN", "BLOCK"};
+    return names[place];
+}
+
+/* z, of y's shape, is what the caller uses in place of y; y if no place is wanted there. */
+static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
+                            ml_tensor y) {
+    if (!mli_wants(pass, at)) return y;
+    const ml_llama_desc *desc = &pass->llama->desc;
+    ml_graph *shown = &g->open->shown;
+    ml_insertion insertion = {ML_PLACE_EMBEDDING, layer, x, y};
+    while (!(at >> insertion.place & 1)) insertion.place = (ml_place)(insertion.place + 1);
+    if (shown->result) return y;
+    ml_tensor z = desc->insert(shown, &insertion, desc->user);
+    if (shown->result) return y;
+    if (z.rows != y.rows || z.cols != y.cols)
+        mli_cannot(shown, ML_ERROR_MISMATCH,
+                   "ml_llama: the insertion at ML_PLACE_%s of layer %d is (%z, %z), not (%z, %z)",
+                   mli_place_name(insertion.place), layer, z.rows, z.cols, y.rows, y.cols);
+    return mli_accepts(shown, "ml_llama", z) ? z : y;
+}
+
+/* A copy of x with a gradient of its own, which is added to that of x. */
+static ml_tensor mli_tap(mli_graph *g, ml_tensor x) {
+    return mli_copy(g, x, mli_result(g, x.rows, x.cols, x.grad != NULL));
+}
+
+/* The stream x (n, D) before layer 0 (part 0) or after layer part - 1: what a place and the caller's `states` have of
+   it. Layers change the stream in place or share its gradient, so he gets copies, and so does the stream from him. */
+static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x) {
+    if (!pass->llama) return x;
+    ml_tensor *states = pass->llama->desc.states;
+    g->taping = g->open->shown.taping;
+    if (mli_wants(pass, at)) {
+        ml_tensor y = mli_tap(g, x);
+        x = mli_tap(g, mli_insert(g, pass, at, MLI_MAX(0, part - 1), y, y));
+    }
+    if (states) states[part] = mli_tap(g, x);
+    return x;
+}
+
+/* Whether something inside of a layer learns. What is inserted does. */
+static int mli_layer_learns(const mli_llama *own, int layer) {
+    const ml_llama_desc *desc = &own->desc;
+    const ml_tensor *weights = own->model.tensors + MLI_GLOBAL_SLOTS + layer * MLI_LAYER_SLOTS;
+    int learns = desc->bias.grad || (desc->places & MLI_INNER_PLACES);
+    for (int i = 0; i < MLI_LAYER_SLOTS; i++) learns |= weights[i].grad != NULL;
+    for (int i = 0; own->pass.lora && i < 2 * MLI_LORA_TARGETS; i++)
+        learns |= own->pass.lora->tensors[layer * 2 * MLI_LORA_TARGETS + i].grad != NULL;
+    if (desc->prefix_keys)
+        learns |= desc->prefix_keys[layer].grad != NULL || desc->prefix_values[layer].grad != NULL;
+    return learns;
+}
+
+/* How many parts from below learn nothing: of the embedding, the layers and the last norm. */
+static int mli_count_frozen(const mli_llama *own) {
+    const ml_tensor *weights = own->model.tensors;
+    int part = 0, n_layers = own->model.config.n_layers;
+    if (weights[MLI_TOKEN_EMBEDDING].grad) return part;
+    for (part = 1; part <= n_layers; part++)
+        if (mli_layer_learns(own, part - 1)) return part;
+    return part + !(weights[MLI_OUTPUT_NORM].grad || weights[MLI_OUTPUT_NORM_BIAS].grad);
+}
+
+/* Computes a pass whose description is checked. n_frozen: see mli_count_frozen; -1: to be counted. */
+static ml_tensor mli_llama_pass(ml_graph *graph, const ml_llama_desc *desc, const mli_rows *rows,
+                                int n_frozen) {
+    mli_graph *g = graph->private_part;
+    mli_llama plan, *own = (mli_llama *)mli_graph_alloc(g, 1, sizeof *own);
+    if (mli_measuring(g)) own = &plan; /* nothing is recorded */
+    memset(own, 0, sizeof *own);
+    own->desc = *desc;
+    own->model = *desc->model;
+    if (desc->weights) own->model.tensors = desc->weights;
+    if (desc->lora) own->lora = *desc->lora;
+    if (desc->lora_weights) own->lora.tensors = desc->lora_weights;
+    own->rows = *rows;
+    if (rows->start == rows->single) own->rows.start = own->rows.single;
+    own->pass = mli_pass_over(&own->model, desc->lora ? &own->lora : NULL, &own->rows);
+    own->pass.tokens = desc->batch->tokens, own->pass.n_tokens = desc->batch->n_tokens;
+    own->pass.rope = desc->no_rope ? NULL : (const float *)desc->rope.data;
+    own->pass.places = desc->places | MLI_AT_END;
+    own->pass.llama = own;
+    own->pass.n_frozen = n_frozen < 0 ? mli_count_frozen(own) : n_frozen;
+    g->checkpointing = desc->checkpointing;
+    ml_tensor hidden = mli_network(g, &own->pass);
+    g->taping = graph->taping;
+    g->checkpointing = 0;
+    return hidden;
+}
+
+/* Whether `weights`, the caller's, have the shapes of `own`, those of the model or the adapter. */
+static int mli_accepts_weights(ml_graph *graph, const char *name, const ml_tensor *weights,
+                               const ml_tensor *own, int n) {
+    for (int i = 0; weights && i < n && !graph->result; i++) {
+        const ml_tensor *a = &weights[i], *b = &own[i];
+        if (!a->data != !b->data)
+            mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: %s[%d] has %s data", name, i,
+                       a->data ? "unexpected" : "no");
+        else if (a->data && (a->rows != b->rows || a->cols != b->cols))
+            mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: %s[%d] is (%z, %z), not (%z, %z)", name, i,
+                       a->rows, a->cols, b->rows, b->cols);
+        else if (a->data && a->grad && a->type != ML_F32)
+            mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] has a gradient and is %s, not F32", name,
+                       i, ml_type_name(a->type));
+    }
+    return !graph->result;
+}
+
+/* Whether the parts of a description are there and fit together. */
+static int mli_accepts_llama(ml_graph *graph, const ml_llama_desc *desc) {
+    ml_error error;
+    if (!desc || !desc->model || !desc->batch)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: desc, desc.model or desc.batch is NULL"), 0;
+    const ml_model *model = desc->model;
+    if (desc->places >> ML_PLACES || (desc->places && !desc->insert))
+        mli_cannot(graph, ML_ERROR_ARGUMENT,
+                   "ml_llama: places is not a sum of 1u << ML_PLACE_..., or insert is NULL");
+    else if (desc->lora_weights && !desc->lora)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: lora_weights without lora");
+    else if (!desc->prefix_keys != !desc->prefix_values)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: prefix_keys and prefix_values go together");
+    else if (desc->lora && mli_lora_check(model, desc->lora, &error))
+        mli_cannot(graph, error.code, "%s", error.text);
+    return mli_accepts_weights(graph, "weights", desc->weights, model->tensors, model->n_tensors) &&
+           (!desc->lora || mli_accepts_weights(graph, "lora_weights", desc->lora_weights, desc->lora->tensors,
+                                               desc->lora->n_tensors));
+}
+
+/* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
+static ml_tensor mli_make_rope(mli_graph *g, const ml_config *c, size_t n_positions) {
+    size_t hd = (size_t)(c->dim / c->n_heads);
+    ml_tensor table = mli_result(g, n_positions, hd, 0);
+    if (!mli_measuring(g)) mli_rope_table((float *)table.data, (int)n_positions, c);
+    return table;
+}
+
+static size_t mli_longest_row(const mli_rows *rows) {
+    size_t longest = 0;
+    for (int r = 0; r < rows->n_rows; r++)
+        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
+    return longest;
+}
+
+ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
+    mli_graph *g = graph->private_part;
+    ml_error error;
+    mli_rows rows;
+    if (graph->result || !mli_accepts_llama(graph, given)) return ml_none();
+    ml_llama_desc desc = *given;
+    const ml_config *c = &desc.model->config;
+    size_t hd = (size_t)(c->dim / c->n_heads);
+    int has_table = desc.rope.data && !desc.no_rope;
+    mli_batch_limits most = {"graph", "table of rotations", MLI_MAX_TOKENS, MLI_MAX_TOKENS, MLI_MAX_TOKENS};
+    if (has_table && (!mli_accepts(graph, "ml_llama: rope", desc.rope) || desc.rope.cols != hd))
+        return mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: rope is (%z, %z), not (positions, %z)",
+                          desc.rope.rows, desc.rope.cols, hd);
+    if (has_table) most.row = (int)MLI_MIN(desc.rope.rows, MLI_MAX_TOKENS);
+    if (mli_check_batch(desc.model, desc.batch, &most, &rows, &error))
+        return mli_cannot(graph, error.code, "%s", error.text);
+    if (!has_table && !desc.no_rope) desc.rope = mli_make_rope(g, c, mli_longest_row(&rows));
+    ml_tensor hidden = mli_llama_pass(graph, &desc, &rows, -1);
+    return graph->result ? ml_none() : hidden;
 }
 #endif /* ML_NO_TRAINING */
 
@@ -4228,12 +5016,6 @@ ML_DEF float ml_schedule_factor(const ml_schedule *schedule, int64_t step) {
           = lr sqrt(c2) / c1 * m / (sqrt(v) + eps sqrt(c2))     ML_ADAMW_FOLDED, which writes eps for eps sqrt(c2)
    Weight decay is not part of g: it multiplies w by 1 - lr decay, before the step or after it. */
 
-/* Tensors with the same learning rate and weight decay. */
-typedef struct mli_group {
-    float lr, weight_decay;
-} mli_group;
-enum { MLI_GROUP_WEIGHTS, MLI_GROUP_NORMS, MLI_GROUP_HEAD, MLI_GROUP_HEAD_BIAS, MLI_GROUPS };
-
 typedef struct mli_trained {
     ml_tensor *t; /* with its gradient */
     float *m, *v; /* its moments, of the same shape */
@@ -4250,14 +5032,19 @@ typedef struct mli_update {
     double square_sum; /* of grad */
 } mli_update;
 
-typedef struct mli_optimizer {
-    const ml_threads *threads;
-    mli_group groups[MLI_GROUPS];
-    mli_trained *trained; /* (n_trained) */
-    mli_update *updates;  /* (n_updates) */
-    int n_trained, n_updates;
+typedef struct ml_optimizer_private {
+    ml_optimizer shown; /* with the groups, their defaults filled in */
+    ml_adamw adamw;
+    ml_schedule schedule;
+    ml_threads threads;
+    mli_adamw_step *steps; /* (n_groups): of the step that is being made */
+    mli_trained *trained;  /* (n_trained) */
+    mli_update *updates;   /* (n_updates) */
+    int n_groups, n_trained, n_updates;
     size_t n_numbers;           /* in all trained tensors */
     float *gradients, *moments; /* (n_numbers), (2 n_numbers): m and v of each tensor */
+    ml_allocator allocator;     /* of ml_optimizer_new ... */
+    void *block;                /* ... and what it returned; NULL after ml_optimizer_init */
 } mli_optimizer;
 
 /* Appends a tensor and gives it its gradient and moments. An optimizer without memory only counts. */
@@ -4277,6 +5064,24 @@ static void mli_optimizer_add(mli_optimizer *o, ml_tensor *t, int group) {
     o->n_trained++;
     o->n_updates += (int)((n + MLI_UPDATE_NUMBERS - 1) / MLI_UPDATE_NUMBERS);
     o->n_numbers += n;
+    o->shown.n_parameters = (int64_t)o->n_numbers;
+}
+
+static void mli_optimizer_clear(mli_optimizer *o) {
+    o->n_trained = o->n_updates = 0;
+    o->n_numbers = 0;
+}
+
+/* The optimizer's part of a buffer, after all tensors have been counted. */
+static void mli_optimizer_layout(mli_optimizer *o, unsigned char *memory, size_t *used) {
+    size_t n_groups = (size_t)o->n_groups;
+    o->shown.groups = (ml_group *)mli_carve(memory, used, n_groups, sizeof *o->shown.groups);
+    o->steps = (mli_adamw_step *)mli_carve(memory, used, n_groups, sizeof *o->steps);
+    o->trained = (mli_trained *)mli_carve(memory, used, (size_t)o->n_trained, sizeof *o->trained);
+    o->updates = (mli_update *)mli_carve(memory, used, (size_t)o->n_updates, sizeof *o->updates);
+    /* for each trained number: 4 bytes of gradient, 8 bytes of moments */
+    o->gradients = (float *)mli_carve(memory, used, o->n_numbers, sizeof *o->gradients);
+    o->moments = (float *)mli_carve(memory, used, o->n_numbers, 2 * sizeof *o->moments);
 }
 
 static void mli_square_sums(const void *optimizer, size_t begin, size_t end) {
@@ -4290,23 +5095,234 @@ static void mli_square_sums(const void *optimizer, size_t begin, size_t end) {
 /* The length of all gradients as one vector. */
 static double mli_gradient_norm(const mli_optimizer *o) {
     double square_sum = 0;
-    mli_split_rows(o->threads, mli_square_sums, o, (size_t)o->n_updates, o->n_numbers);
+    mli_split_rows(&o->threads, mli_square_sums, o, (size_t)o->n_updates, o->n_numbers);
     for (int i = 0; i < o->n_updates; i++) square_sum += o->updates[i].square_sum;
     return sqrt(square_sum);
 }
 
-typedef struct mli_adamw_job {
-    const mli_update *updates;
-    mli_adamw_step steps[MLI_GROUPS];
-} mli_adamw_job;
+static void mli_adamw_updates(const void *optimizer, size_t begin, size_t end) {
+    const mli_optimizer *o = (const mli_optimizer *)optimizer;
+    for (const mli_update *u = o->updates + begin; begin < end; begin++, u++)
+        mli_adamw(&o->steps[u->group], u->w, u->m, u->v, u->grad, u->n);
+}
 
-static void mli_adamw_updates(const void *arg, size_t begin, size_t end) {
-    const mli_adamw_job *job = (const mli_adamw_job *)arg;
-    for (const mli_update *u = job->updates + begin; begin < end; begin++, u++)
-        mli_adamw(&job->steps[u->group], u->w, u->m, u->v, u->grad, u->n);
+/* Whether a group's rate and decay can be computed with; NaN cannot. */
+static int mli_is_in_range(float lr, float weight_decay) {
+    return lr >= 0 && lr <= 1e6f && weight_decay >= 0 && weight_decay <= 1e6f;
+}
+
+static int mli_adamw_in_range(const ml_adamw *a) {
+    return mli_is_in_range(a->lr, a->weight_decay) && a->beta1 > 0 && a->beta1 < 1 && a->beta2 > 0 &&
+           a->beta2 < 1 && a->eps > 0 && a->clip >= 0;
+}
+
+static void mli_adamw_defaults(ml_adamw *a) {
+    if (a->beta1 == 0) a->beta1 = 0.9f;
+    if (a->beta2 == 0) a->beta2 = 0.999f;
+    if (a->eps == 0) a->eps = 1e-6f;
+}
+
+/* Fills in o->steps from the groups, for gradients that together are `norm` long. */
+static ml_result mli_plan_steps(mli_optimizer *o, double norm, ml_error *error) {
+    const ml_adamw *a = &o->adamw;
+    double number = (double)o->shown.step + 1;
+    double c1 = 1.0 - pow((double)a->beta1, number), c2 = 1.0 - pow((double)a->beta2, number);
+    int pytorch = a->form == ML_ADAMW_PYTORCH;
+    float clip = a->clip > 0 ? (float)MLI_MIN(1.0, (double)a->clip / (norm + 1e-6)) : 1.0f;
+    float root = pytorch ? (float)(1.0 / sqrt(c2)) : 1.0f;
+    float factor = ml_schedule_factor(&o->schedule, o->shown.step);
+    for (int i = 0; i < o->n_groups; i++) {
+        float lr = o->shown.groups[i].lr * factor, decay = o->shown.groups[i].weight_decay;
+        if (!o->shown.groups[i].frozen && !mli_is_in_range(lr, decay))
+            return mli_fail(error, ML_ERROR_ARGUMENT,
+                            "group %d: the learning rate or weight decay is out of range", i);
+        float rate = (float)((double)lr * (pytorch ? 1.0 : sqrt(c2)) / c1);
+        mli_adamw_step step = {clip, a->beta1, a->beta2, a->eps, rate, root, 1.0f - lr * decay, pytorch};
+        o->steps[i] = step;
+    }
+    o->shown.learning_rate = a->lr * factor;
+    return ML_OK;
+}
+
+ML_DEF ml_result ml_optimizer_step(ml_optimizer *optimizer, ml_error *error) {
+    if (!optimizer) return mli_null(error, "ml_optimizer_step");
+    mli_optimizer *o = optimizer->private_part;
+    double norm = mli_gradient_norm(o);
+    if (!mli_is_finite(norm))
+        return mli_fail(error, ML_ERROR_NUMBER, "the gradient of step %l is not finite", optimizer->step + 1);
+    ml_result result = mli_plan_steps(o, norm, error);
+    if (result) return result;
+    mli_split_rows(&o->threads, mli_adamw_updates, o, (size_t)o->n_updates, o->n_numbers);
+    optimizer->step++;
+    optimizer->gradient_norm = (float)norm;
+    return mli_ok(error);
+}
+
+ML_DEF void ml_optimizer_zero_gradients(ml_optimizer *optimizer) {
+    const mli_optimizer *o = optimizer->private_part;
+    memset(o->gradients, 0, o->n_numbers * sizeof *o->gradients);
+}
+
+/* ---- an optimizer: ml_optimizer_size plans one on the stack to learn its size; ml_optimizer_init places it ---- */
+
+/* Group `index` of a description, with its defaults. */
+static ml_group mli_group_of(const ml_optimizer_desc *desc, int index) {
+    ml_group group = {desc->adamw.lr, desc->adamw.weight_decay, 0};
+    if (!desc->n_groups) return group;
+    group = desc->groups[index];
+    if (group.lr == 0) group.lr = desc->adamw.lr;
+    return group;
+}
+
+static ml_result mli_check_groups(const ml_optimizer_desc *desc, ml_error *error) {
+    if (desc->n_groups < 0 || (desc->n_groups && !desc->groups))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: n_groups is %d, without groups",
+                        desc->n_groups);
+    for (int i = 0; i < desc->n_groups || i < 1; i++) {
+        ml_group group = mli_group_of(desc, i);
+        if (group.frozen || (group.lr > 0 && mli_is_in_range(group.lr, group.weight_decay))) continue;
+        return mli_fail(
+            error, ML_ERROR_ARGUMENT,
+            "optimizer: group %d: the learning rate or weight decay is out of range (lr must be given)", i);
+    }
+    return ML_OK;
+}
+
+/* Whether parameter `index` can be trained, or at least stay as it is in a frozen group. */
+static ml_result mli_check_parameter(const ml_optimizer_desc *desc, int index, ml_error *error) {
+    const ml_parameter *p = &desc->parameters[index];
+    const ml_tensor *t = p->tensor;
+    size_t n;
+    if (!t || !t->data)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: parameter %d has no data", index);
+    if (p->group < 0 || p->group >= MLI_MAX(desc->n_groups, 1))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: parameter %d is of group %d, of %d", index,
+                        p->group, MLI_MAX(desc->n_groups, 1));
+    if (mli_group_of(desc, p->group).frozen) return ML_OK;
+    if (t->type != ML_F32)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: parameter %d is %s, not F32", index,
+                        ml_type_name(t->type));
+    if (!t->rows || !t->cols || !mli_mul_size(t->rows, t->cols, &n) || !mli_mul_size(n, sizeof(float), &n))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: parameter %d has the shape (%z, %z)", index,
+                        t->rows, t->cols);
+    return ML_OK;
+}
+
+/* Numbers that two parameters share would be updated twice. */
+static ml_result mli_check_apart(const ml_optimizer_desc *desc, int index, ml_error *error) {
+    const ml_tensor *t = desc->parameters[index].tensor;
+    uintptr_t begin = (uintptr_t)t->data, end = begin + t->rows * ml_type_row_bytes(t->type, t->cols);
+    for (int i = 0; i < index; i++) {
+        const ml_tensor *other = desc->parameters[i].tensor;
+        uintptr_t from = (uintptr_t)other->data;
+        uintptr_t to = from + other->rows * ml_type_row_bytes(other->type, other->cols);
+        if (t == other || (begin < to && from < end))
+            return mli_fail(error, ML_ERROR_ARGUMENT,
+                            "optimizer: parameters %d and %d share memory (the same tensor twice?)", i,
+                            index);
+    }
+    return ML_OK;
+}
+
+/* Lists the parameters that are trained, or in an optimizer without memory counts them. */
+static void mli_list_parameters(mli_optimizer *o, const ml_optimizer_desc *desc) {
+    mli_optimizer_clear(o);
+    for (int i = 0; i < desc->n_parameters; i++) {
+        const ml_parameter *p = &desc->parameters[i];
+        if (!mli_group_of(desc, p->group).frozen)
+            mli_optimizer_add(o, p->tensor, p->group);
+        else if (o->trained)
+            p->tensor->grad = NULL;
+    }
+}
+
+/* An optimizer that is complete except for its memory, whose size it learns: for _size, _init and _new. */
+static ml_result mli_optimizer_plan(const ml_optimizer_desc *given, mli_optimizer *o, size_t *size,
+                                    ml_error *error) {
+    if (!given || !given->parameters || given->n_parameters < 1)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "an optimizer needs a description with parameters");
+    ml_optimizer_desc desc = *given;
+    memset(o, 0, sizeof *o);
+    mli_adamw_defaults(&desc.adamw);
+    if (!desc.threads.count) desc.threads.count = 1;
+    ml_result result = mli_check_threads(&desc.threads, "optimizer", error);
+    if (!result && !mli_adamw_in_range(&desc.adamw))
+        result = mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: a number of AdamW is out of range");
+    if (!result) result = mli_check_groups(&desc, error);
+    for (int i = 0; !result && i < desc.n_parameters; i++) {
+        result = mli_check_parameter(&desc, i, error);
+        if (!result) result = mli_check_apart(&desc, i, error);
+    }
+    if (result) return result;
+    o->adamw = desc.adamw;
+    o->schedule = desc.schedule;
+    o->threads = desc.threads;
+    o->n_groups = MLI_MAX(desc.n_groups, 1);
+    mli_list_parameters(o, &desc);
+    if (!o->n_trained) return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: all parameters are frozen");
+    *size = 0;
+    mli_carve(NULL, size, 1, sizeof *o);
+    mli_optimizer_layout(o, NULL, size);
+    if (mli_add_size(*size, MLI_ALIGN, size)) return ML_OK; /* room to align any buffer */
+    return mli_fail(error, ML_ERROR_MEMORY, "an optimizer of this size takes more than can be addressed");
+}
+
+ML_DEF ml_result ml_optimizer_size(const ml_optimizer_desc *desc, size_t *size, ml_error *error) {
+    mli_optimizer plan;
+    if (!size) return mli_null(error, "ml_optimizer_size");
+    *size = 0;
+    ml_result result = mli_optimizer_plan(desc, &plan, size, error);
+    if (result) *size = 0;
+    return result ? result : mli_ok(error);
+}
+
+ML_DEF ml_result ml_optimizer_init(const ml_optimizer_desc *desc, void *memory, size_t size,
+                                   ml_optimizer **optimizer, ml_error *error) {
+    mli_optimizer plan;
+    size_t need, used = 0;
+    if (optimizer) *optimizer = NULL;
+    if (!memory || !optimizer) return mli_null(error, "ml_optimizer_init");
+    ml_result result = mli_optimizer_plan(desc, &plan, &need, error);
+    if (result) return result;
+    unsigned char *place = mli_place(memory, size, need, "ml_optimizer_size", error);
+    if (!place) return ML_ERROR_MEMORY;
+    mli_optimizer *o = (mli_optimizer *)mli_carve(place, &used, 1, sizeof *o);
+    *o = plan;
+    mli_optimizer_layout(o, place, &used);
+    mli_list_parameters(o, desc);
+    for (int i = 0; i < o->n_groups; i++) o->shown.groups[i] = mli_group_of(desc, i);
+    memset(o->moments, 0, o->n_numbers * 2 * sizeof *o->moments);
+    o->shown.private_part = o;
+    *optimizer = &o->shown;
+    ml_optimizer_zero_gradients(*optimizer);
+    return mli_ok(error);
+}
+
+ML_DEF ml_result ml_optimizer_new(const ml_optimizer_desc *desc, ml_optimizer **optimizer, ml_error *error) {
+    if (!optimizer) return mli_null(error, "ml_optimizer_new");
+    *optimizer = NULL;
+    ml_allocator allocator;
+    size_t size;
+    ml_result result = mli_resolve_allocator(desc ? &desc->allocator : NULL, &allocator, error);
+    if (!result) result = ml_optimizer_size(desc, &size, error);
+    if (result) return result;
+    void *memory = allocator.alloc(size, allocator.user);
+    if (!memory) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for an optimizer of %z bytes", size);
+    result = ml_optimizer_init(desc, memory, size, optimizer, error);
+    ML_ASSERT(!result); /* the plan succeeded, and the buffer has its size */
+    (*optimizer)->private_part->allocator = allocator;
+    (*optimizer)->private_part->block = memory;
+    return result;
+}
+
+ML_DEF void ml_optimizer_free(ml_optimizer *optimizer) {
+    if (optimizer) mli_free(&optimizer->private_part->allocator, optimizer->private_part->block);
 }
 
 /* ---- a trainer: ml_trainer_size plans one on the stack to learn its size; ml_trainer_init also places it ---- */
+
+/* What is trained at a rate of its own, and whether it decays. */
+enum { MLI_GROUP_WEIGHTS, MLI_GROUP_NORMS, MLI_GROUP_HEAD, MLI_GROUP_HEAD_BIAS, MLI_GROUPS };
 
 typedef struct ml_trainer_private {
     ml_trainer shown;
@@ -4329,9 +5345,7 @@ static void mli_trainer_defaults(const ml_model *model, ml_trainer_desc *desc) {
     if (!desc->max_rows) desc->max_rows = desc->max_tokens;
     if (!desc->max_row) desc->max_row = MLI_MIN(desc->max_tokens, model->config.max_seq_len);
     if (a->head_lr == 0) a->head_lr = a->lr;
-    if (a->beta1 == 0) a->beta1 = 0.9f;
-    if (a->beta2 == 0) a->beta2 = 0.999f;
-    if (a->eps == 0) a->eps = 1e-6f;
+    mli_adamw_defaults(a);
     if (!desc->threads.count) desc->threads.count = 1;
 }
 
@@ -4343,9 +5357,7 @@ static ml_result mli_check_trainer(const ml_model *model, const ml_trainer_desc 
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: max_tokens %d, max_rows %d, max_row %d do not go together", most,
                         desc->max_rows, desc->max_row);
-    if (!(a->lr > 0 && a->lr <= 1e6f) || !(a->head_lr > 0 && a->head_lr <= 1e6f) ||
-        !(a->beta1 > 0 && a->beta1 < 1) || !(a->beta2 > 0 && a->beta2 < 1) || !(a->eps > 0) ||
-        !(a->weight_decay >= 0 && a->weight_decay <= 1e6f) || !(a->clip >= 0))
+    if (!mli_adamw_in_range(a) || !(a->lr > 0) || !(a->head_lr > 0 && a->head_lr <= 1e6f))
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: a number of AdamW is out of range (lr must be given)");
     if (!(desc->dropout >= 0 && desc->dropout < 1))
@@ -4364,8 +5376,7 @@ static ml_result mli_check_trainer(const ml_model *model, const ml_trainer_desc 
 /* Lists all that is trained, or with an optimizer without memory counts it. */
 static void mli_list_trained(mli_trainer *t) {
     mli_optimizer *o = &t->optimizer;
-    o->n_trained = o->n_updates = 0;
-    o->n_numbers = 0;
+    mli_optimizer_clear(o);
     for (int i = 0; i < t->model->n_tensors && !t->desc.lora && !t->desc.frozen; i++) {
         mli_slot slot = mli_slot_at(i);
         if (!mli_has_slot(&t->model->config, slot)) continue;
@@ -4386,8 +5397,10 @@ static double mli_trainer_pass(mli_trainer *t, const ml_batch *batch, mli_rows *
     const ml_head *head = t->desc.head;
     double loss;
     mli_release(g, 0);
-    g->lora = t->desc.lora ? &t->lora_view : NULL;
-    mli_pass pass = {&t->view, batch->tokens, batch->n_tokens, rows, t->rope, NULL};
+    static const float unread[1] = {0}; /* while measuring: there is a table */
+    mli_pass pass = mli_pass_over(&t->view, t->desc.lora ? &t->lora_view : NULL, rows);
+    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens;
+    pass.rope = mli_measuring(g) ? unread : t->rope;
     ml_tensor h = mli_network(g, &pass), w = head ? t->shown.head[0] : *mli_weight(&t->view, MLI_OUTPUT, 0);
     if (head) {
         if (mli_measuring(g)) rows->n_rows = t->desc.max_rows; /* the most that can be pooled */
@@ -4397,7 +5410,7 @@ static double mli_trainer_pass(mli_trainer *t, const ml_batch *batch, mli_rows *
     }
     const int32_t *targets = head ? batch->labels : batch->targets;
     ml_tensor b = t->shown.head[1];
-    mli_cross_entropy_op op = {h, w, b, targets, batch->divisor, head ? log_probs : NULL, &loss};
+    mli_cross_entropy_op op = {h, w, b, targets, batch->divisor, head ? log_probs : NULL, &loss, 0, NULL};
     mli_run_cross_entropy(g, &op, g->taping);
     return loss;
 }
@@ -4419,24 +5432,26 @@ static void mli_trainer_measure(mli_trainer *t) {
 /* All memory of a trainer: 12 bytes for each trained number, and the activations of the largest batch. With memory
    NULL it is only counted. Returns the bytes, SIZE_MAX on overflow. */
 static size_t mli_trainer_layout(mli_trainer *t, unsigned char *memory) {
-    mli_optimizer *o = &t->optimizer;
     const ml_config *c = &t->model->config;
     size_t used = 0, hd = (size_t)(c->dim / c->n_heads);
     size_t n_lora = t->desc.lora ? (size_t)t->desc.lora->n_tensors : 0;
     mli_carve(memory, &used, 1, sizeof *t); /* the trainer itself */
-    /* tables: the tensors of model and adapter, what is trained, and the pieces it is updated in */
+    /* tables: the tensors of model and adapter, and their optimizer's */
     t->tensors = (ml_tensor *)mli_carve(memory, &used, (size_t)t->model->n_tensors, sizeof *t->tensors);
     t->lora_tensors = (ml_tensor *)mli_carve(memory, &used, n_lora, sizeof *t->lora_tensors);
-    o->trained = (mli_trained *)mli_carve(memory, &used, (size_t)o->n_trained, sizeof *o->trained);
-    o->updates = (mli_update *)mli_carve(memory, &used, (size_t)o->n_updates, sizeof *o->updates);
     t->rope = (float *)mli_carve(memory, &used, (size_t)t->desc.max_row, hd * sizeof *t->rope);
-    /* for each trained number: 4 bytes of gradient, 8 bytes of moments */
-    o->gradients = (float *)mli_carve(memory, &used, o->n_numbers, sizeof *o->gradients);
-    o->moments = (float *)mli_carve(memory, &used, o->n_numbers, 2 * sizeof *o->moments);
+    mli_optimizer_layout(&t->optimizer, memory, &used);
     /* activations, records of the tape and logits; then the scratch of single operations */
     t->graph.memory = (unsigned char *)mli_carve(memory, &used, t->graph.size, 1);
     t->graph.work = mli_carve(memory, &used, t->graph.work_size, 1);
     return used;
+}
+
+static void mli_trainer_groups(const ml_adamw *a, ml_group *groups) {
+    float lr = a->lr, head_lr = a->head_lr, decay = a->weight_decay, norm_decay = a->decay_all ? decay : 0;
+    ml_group all[MLI_GROUPS] = {
+        {lr, decay, 0}, {lr, norm_decay, 0}, {head_lr, decay, 0}, {head_lr, norm_decay, 0}};
+    memcpy(groups, all, sizeof all);
 }
 
 /* A trainer that is complete except for its memory, whose size it learns: for _size, _init and _new. */
@@ -4449,10 +5464,10 @@ static ml_result mli_trainer_plan(const ml_model *model, const ml_trainer_desc *
     mli_trainer_defaults(model, &t->desc);
     ml_result result = mli_check_trainer(model, &t->desc, error);
     if (result) return result;
-    const ml_adamw *a = &t->desc.adamw;
-    float lr = a->lr, head_lr = a->head_lr, decay = a->weight_decay, norm_decay = a->decay_all ? decay : 0;
-    mli_group groups[MLI_GROUPS] = {{lr, decay}, {lr, norm_decay}, {head_lr, decay}, {head_lr, norm_decay}};
-    memcpy(t->optimizer.groups, groups, sizeof groups);
+    t->optimizer.adamw = t->desc.adamw;
+    t->optimizer.schedule = t->desc.schedule;
+    t->optimizer.threads = t->desc.threads;
+    t->optimizer.n_groups = MLI_GROUPS;
     t->model = (ml_model *)(uintptr_t)model; /* a plan only reads it, and what it lists */
     t->view = *model;
     t->tensors = (ml_tensor *)(uintptr_t)model->tensors;
@@ -4494,7 +5509,9 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
     *t = plan;
     mli_trainer_layout(t, (unsigned char *)t);
     mli_optimizer *o = &t->optimizer;
-    t->graph.threads = o->threads = &t->desc.threads;
+    t->graph.threads = &t->desc.threads;
+    mli_trainer_groups(&t->desc.adamw, o->shown.groups);
+    o->shown.private_part = o;
     memcpy(t->tensors, model->tensors, (size_t)model->n_tensors * sizeof *t->tensors);
     t->view.tensors = t->shown.model = t->tensors;
     if (desc->lora) {
@@ -4534,8 +5551,7 @@ ML_DEF void ml_trainer_free(ml_trainer *trainer) {
 }
 
 ML_DEF void ml_trainer_zero_gradients(ml_trainer *trainer) {
-    const mli_optimizer *o = &trainer->private_part->optimizer;
-    memset(o->gradients, 0, o->n_numbers * sizeof *o->gradients);
+    ml_optimizer_zero_gradients(&trainer->private_part->optimizer.shown);
 }
 
 /* ---- a trainer: batches and steps ---- */
@@ -4597,30 +5613,14 @@ ML_DEF ml_result ml_trainer_eval(ml_trainer *trainer, const ml_batch *batch, flo
 
 ML_DEF ml_result ml_trainer_step(ml_trainer *trainer, ml_error *error) {
     if (!trainer) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_step: trainer is NULL");
-    const mli_trainer *t = trainer->private_part;
-    const mli_optimizer *o = &t->optimizer;
-    const ml_adamw *a = &t->desc.adamw;
-    double norm = mli_gradient_norm(o), number = (double)trainer->step + 1;
-    if (!mli_is_finite(norm))
-        return mli_fail(error, ML_ERROR_NUMBER, "the gradient of step %l is not finite", trainer->step + 1);
-    float clip = a->clip > 0 ? (float)MLI_MIN(1.0, (double)a->clip / (norm + 1e-6)) : 1.0f;
-    float factor = ml_schedule_factor(&t->desc.schedule, trainer->step);
-    double c1 = 1.0 - pow((double)a->beta1, number), c2 = 1.0 - pow((double)a->beta2, number);
-    int pytorch = a->form == ML_ADAMW_PYTORCH;
-    float root = pytorch ? (float)(1.0 / sqrt(c2)) : 1.0f;
-    mli_adamw_job job;
-    job.updates = o->updates;
-    for (int i = 0; i < MLI_GROUPS; i++) {
-        float lr = o->groups[i].lr * factor, keep = 1.0f - lr * o->groups[i].weight_decay;
-        float rate = (float)((double)lr * (pytorch ? 1.0 : sqrt(c2)) / c1);
-        mli_adamw_step step = {clip, a->beta1, a->beta2, a->eps, rate, root, keep, pytorch};
-        job.steps[i] = step;
-    }
-    mli_split_rows(o->threads, mli_adamw_updates, &job, (size_t)o->n_updates, o->n_numbers);
-    trainer->step++;
-    trainer->learning_rate = a->lr * factor;
-    trainer->gradient_norm = (float)norm;
-    return mli_ok(error);
+    ml_optimizer *o = &trainer->private_part->optimizer.shown;
+    o->step = trainer->step;
+    ml_result result = ml_optimizer_step(o, error);
+    if (result) return result;
+    trainer->step = o->step;
+    trainer->learning_rate = o->learning_rate;
+    trainer->gradient_norm = o->gradient_norm;
+    return ML_OK;
 }
 
 #endif /* ML_NO_TRAINING */
@@ -13135,6 +14135,14 @@ static void mli_scale(float *x, float a, size_t n) {
     mli_v factor = mli_v_set(a);
     for (size_t i = 0; i < n; i += MLI_LANES)
         mli_v_store_n(x + i, mli_v_mul(factor, mli_v_load_n(x + i, n - i)), n - i);
+}
+
+static void mli_add_products(float *y, const float *a, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i += MLI_LANES) {
+        mli_v sum =
+            mli_v_fma(mli_v_load_n(a + i, n - i), mli_v_load_n(b + i, n - i), mli_v_load_n(y + i, n - i));
+        mli_v_store_n(y + i, sum, n - i);
+    }
 }
 
 /* The weighted sum of attention with few queries: a vector of the head at a time, in four interleaved sums. */

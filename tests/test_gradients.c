@@ -24,7 +24,7 @@ static double larger(double a, double b) { return a > b ? a : b; }
 /* ---- a problem: an operation, what goes in, and the gradient that comes out ---- */
 
 typedef enum variable_role {
-    ACTIVATION, /* made on the graph; its gradient overwrites it */
+    ACTIVATION, /* made on the graph; its gradient overwrites it, unless they are to be separate */
     STREAM,     /* in other memory than its gradient, which is added to */
     WEIGHT,     /* owned by the caller; its gradient is added to */
     FROZEN      /* a weight without a gradient */
@@ -66,7 +66,7 @@ typedef struct problem {
     ml_config config;
     mli_rows rows;
     int32_t starts[8], *index;
-    int n, n_weights, rank, checkpointing, recorded;
+    int n, n_weights, rank, checkpointing, separate, recorded;
     float scale, p;
     float *rope;
     ml_pooling pooling;
@@ -198,6 +198,7 @@ static void run_passes(problem *p, int n_threads, int times) {
     g.threads = &threads;
     g.taping = 1;
     g.checkpointing = p->checkpointing;
+    g.separate = p->separate;
     p->forward(&g, p);
     g.size = g.peak > g.used + g.recompute ? g.peak : g.used + g.recompute;
     g.memory = memory = with_canaries(g.size, &memory_block);
@@ -279,8 +280,8 @@ static void check_gradient(problem *p, variable *v, int most) {
     free(along);
 }
 
-/* Everything: gradients are right; three threads give the same bits; a second pass adds as much again to
-   weights, and writes the same to activations. */
+/* Everything: gradients are right; three threads give the same bits, and so do gradients apart from the values; a
+   second pass adds as much again to weights, and writes the same to activations. */
 static void check_problem(problem *p, int most) {
     float *first[MAX_VARIABLES];
     size_t i;
@@ -295,6 +296,11 @@ static void check_problem(problem *p, int most) {
     run_passes(p, 3, 1);
     for (j = 0; j < p->n_variables; j++)
         CHECK(memcmp(first[j], p->v[j].grad, p->v[j].n * sizeof **first) == 0);
+    p->separate = 1;
+    run_passes(p, 1, 1);
+    p->separate = 0;
+    for (j = 0; j < p->n_variables; j++)
+        for (i = 0; i < p->v[j].n; i++) CHECK(p->v[j].grad[i] == first[j][i]); /* 0 and -0 are equal */
     run_passes(p, 1, 2);
     for (j = 0; j < p->n_variables; j++) {
         variable *v = &p->v[j];
@@ -832,7 +838,7 @@ TEST(dropout_is_a_fair_coin) {
    pass alone gives the same loss. */
 static double entropy_of(mli_graph *g, ml_tensor h, ml_tensor w, ml_tensor b, const int32_t *targets) {
     double loss = 0, alone = 0;
-    mli_cross_entropy_op op = {h, w, b, targets, DIVISOR, NULL, &alone};
+    mli_cross_entropy_op op = {h, w, b, targets, DIVISOR, NULL, &alone, 0, NULL};
     g->taping = 0;
     mli_cross_entropy(g, &op);
     g->taping = 1;
@@ -931,7 +937,8 @@ static double entropy_forward(mli_graph *g, problem *p) {
         w.data = (void *)(uintptr_t)p->quantized;
     }
     if (p->recorded) {
-        mli_cross_entropy_op op = {hidden, w, mli_tensor_at(NULL, 0, 0), p->index, DIVISOR, NULL, &p->result};
+        mli_cross_entropy_op op = {
+            hidden, w, mli_tensor_at(NULL, 0, 0), p->index, DIVISOR, NULL, &p->result, 0, NULL};
         mli_cross_entropy(g, &op);
         mli_new(g, hidden.rows, 5); /* the loss need not be the last operation */
         return p->result;
@@ -997,7 +1004,8 @@ static double network_forward(mli_graph *g, problem *p) {
     p->model.config = p->config;
     p->model.tensors = p->tensors;
     p->model.n_tensors = p->n_variables;
-    mli_pass pass = {&p->model, p->index, p->n, &p->rows, p->rope, NULL};
+    mli_pass pass = mli_pass_over(&p->model, NULL, &p->rows);
+    pass.tokens = p->index, pass.n_tokens = p->n, pass.rope = p->rope;
     hidden = mli_network(g, &pass);
     return entropy_of(g, hidden, p->tensors[output], mli_tensor_at(NULL, 0, 0), p->index + p->n);
 }

@@ -1,0 +1,71 @@
+/* The sentences of a task, their labels' names, and the real labels of a test set whose own are placeholders. */
+#include "tuning.h"
+#include "../../common/file.h"
+
+static int file_exists(const char *path) {
+    struct stat about;
+    return stat(path, &about) == 0;
+}
+
+/* The option's own path, or FOLDER/TASK-NAME in new memory that t->private_part keeps. */
+static const char *path_of(tuning *t, const char *given, const char *name) {
+    if (given) return given;
+    const char *folder = t->set.data ? t->set.data : file_exists("data") ? "data" : "../shared/data";
+    tuning_private *p = t->private_part;
+    if (p->n_paths == TUNING_PATHS) return name;
+    char *path = p->paths[p->n_paths++];
+    snprintf(path, sizeof p->paths[0], "%s/%s-%s", folder, t->set.task, name);
+    return path;
+}
+
+int tuning_read(tuning *t, reviews *set, const char *path, int n_labels) {
+    int most = t->model->config.max_seq_len - t->front;
+    if (t->set.max_len) {
+        int wanted = reviews_length(t->model->tokenizer, t->set.max_len);
+        most = wanted < most ? wanted : most;
+    }
+    if (most < 1)
+        return complain("%d positions in front of a row leave no room in the context of %d", t->front,
+                        t->model->config.max_seq_len);
+    if (!reviews_read(set, path, n_labels) || !reviews_encode(set, t->model->tokenizer, "", most)) return 0;
+    tuning_private *p = t->private_part;
+    for (int i = 0; i < set->n; i++)
+        if (set->rows[i].n_ids + t->front > p->max_row) p->max_row = set->rows[i].n_ids + t->front;
+    return 1;
+}
+
+/* One label a line, as many as the test set has. */
+static int read_gold(tuning *t, const char *path) {
+    char *text = text_file_read(path, NULL), *from = text, *end;
+    if (!text) return 0;
+    t->gold = (int *)malloc((size_t)t->test.n * sizeof *t->gold);
+    int n = 0, ok = t->gold || no_memory(path);
+    while (ok && *(from += strspn(from, " \t\n"))) {
+        long label = strtol(from, &end, 10);
+        if (end == from || label < -1 || label >= t->labels.n)
+            ok = complain("%s: label %d is not -1 to %d", path, n + 1, t->labels.n - 1);
+        else if (n == t->test.n)
+            ok = complain("%s: it has more labels than %s has sentences, %d", path, t->test.path, n);
+        else
+            t->gold[n++] = (int)label;
+        from = end;
+    }
+    if (ok && n < t->test.n)
+        ok = complain("%s: it has %d labels, and %s %d sentences", path, n, t->test.path, t->test.n);
+    free(text);
+    return ok;
+}
+
+int tuning_read_data(tuning *t) {
+    const tuning_settings *s = &t->set;
+    const char *labels = path_of(t, s->labels, "labels.json");
+    if (!s->labels && !file_exists(labels)) labels = path_of(t, NULL, "label-mapping.json");
+    if (!label_names_read(&t->labels, labels)) return 0;
+    if (!tuning_read(t, &t->train, path_of(t, s->train, "train.txt"), t->labels.n) ||
+        !tuning_read(t, &t->dev, path_of(t, s->dev, "dev.txt"), t->labels.n) ||
+        !tuning_read(t, &t->test, path_of(t, s->test, "test.txt"), t->labels.n))
+        return 0;
+    const char *gold = path_of(t, s->test_gold, "test-gold.txt");
+    int wanted = s->test_gold || (!s->test && file_exists(gold));
+    return !wanted || read_gold(t, gold);
+}

@@ -1,0 +1,87 @@
+/* What a run gave: a line on standard output, a row of a CSV file, and a file with what was trained. */
+#include <sys/resource.h>
+#include "tuning.h"
+#include "../../common/file.h"
+
+/* The most memory that the process had, in MB. */
+static double peak_mb(void) {
+    struct rusage usage;
+    if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
+#ifdef __APPLE__
+    return (double)usage.ru_maxrss / 1e6; /* bytes */
+#else
+    return (double)usage.ru_maxrss * 1024 / 1e6; /* KiB */
+#endif
+}
+
+/* A field in quotes, with quotes inside doubled. */
+static void put_quoted(FILE *file, const char *text) {
+    fputc('"', file);
+    for (; *text; text++) {
+        if (*text == '"') fputc('"', file);
+        fputc(*text, file);
+    }
+    fputc('"', file);
+}
+
+static int append_row(const tuning *t, const char *method, const tuning_result *r) {
+    FILE *file = fopen(t->set.csv, "a");
+    if (!file) return whole_file_failed(t->set.csv);
+    fseek(file, 0, SEEK_END);
+    if (ftell(file) == 0)
+        fprintf(file, "program,method,model,task,seed,dev,test,gold,trained,seconds,peak_mb,settings\n");
+    fprintf(file, "%s,%s,%s,%s,%d,%.4f,%.4f,", t->method.program, method, file_name(t->set.model),
+            t->set.task, t->set.seed, r->dev, r->test);
+    if (r->gold >= 0) fprintf(file, "%.4f", r->gold);
+    fprintf(file, ",%lld,%.1f,%.1f,", (long long)tuning_count(t), r->seconds, peak_mb());
+    put_quoted(file, t->line);
+    fputc('\n', file);
+    int bad = ferror(file);
+    return (fclose(file) == 0 && !bad) || whole_file_failed(t->set.csv);
+}
+
+int tuning_report(tuning *t, const char *method, const tuning_result *r) {
+    printf("%s %s: dev %.3f, test %.3f", t->method.program, method, r->dev, r->test);
+    if (r->gold >= 0) printf(", real test %.3f", r->gold);
+    printf("; %lld of %lld numbers trained, %.1f s, %.0f MB; best at step %d of %d\n",
+           (long long)tuning_count(t), (long long)t->model->n_parameters, r->seconds, peak_mb(), r->best_step,
+           r->steps);
+    fflush(stdout);
+    return !t->set.csv || append_row(t, method, r);
+}
+
+/* The classifier as the library saves one. NULL after saying why it cannot be. */
+ml_head *tuning_head_object(tuning *t) {
+    const tuning_private *p = t->private_part;
+    ml_head_create_desc desc = {0};
+    ml_head *head = NULL;
+    ml_random random = t->random;
+    ml_error error;
+    int is_mean = strcmp(t->set.pooling, "mean") == 0;
+    if (p->hidden || (!is_mean && strcmp(t->set.pooling, "last") != 0))
+        return complain("--save: a classifier with --pooling %s%s has no file format", t->set.pooling,
+                        p->hidden ? " and --head_hidden" : ""),
+               NULL;
+    desc.n_classes = t->labels.n;
+    desc.labels = t->labels.name;
+    desc.pooling = is_mean ? ML_POOL_MEAN : ML_POOL_LAST;
+    desc.random = &random;
+    if (!succeeded(ml_head_create(t->model, &desc, &head, &error), &error)) return NULL;
+    memcpy(head->weight.data, p->head->data, p->head->rows * p->head->cols * sizeof(float));
+    memcpy(head->bias.data, p->head_bias->data, p->head_bias->cols * sizeof(float));
+    return head;
+}
+
+/* Weights of the model are in the model. What a method added has no place there. */
+int tuning_save(tuning *t, const char *path) {
+    for (int i = 0; i < t->n_parameters; i++)
+        if (t->parameters[i]->own.data && strncmp(t->parameters[i]->name, "head.", 5) != 0)
+            return complain("--save: %s has parameters (%s) that a model file has no place for",
+                            t->method.name, t->parameters[i]->name);
+    ml_head *head = tuning_head_object(t);
+    ml_save_desc desc = {format_of(path), ML_TYPE_NONE, NULL, head};
+    ml_error error;
+    int ok = head && loaded(path, ml_model_save(t->model, path, &desc, &error), &error);
+    ml_head_free(head);
+    return ok;
+}
