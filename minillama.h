@@ -65,6 +65,31 @@
       how.lora = NULL;  how.head = NULL;  // then as above, with batch.targets in place of labels
       ml_model_save(model, "trained.gguf", NULL, &error);
 
+   COMPUTE ANYTHING with autograd: operations on a graph (>>operations has them all, the whole Llama among them; see
+   examples/xor.c, characters.c and own_head.c), and AdamW over any list of tensors:
+      static float x[4][2] = {{0, 0}, {0, 1}, {1, 0}, {1, 1}}, y[4] = {0, 1, 1, 0};
+      static float w1[8][2], w2[8];  // random numbers
+      static ml_tensor X = {ML_F32, 4, 2, x, NULL}, Y = {ML_F32, 4, 1, y, NULL};
+      static ml_tensor W1 = {ML_F32, 8, 2, w1, NULL}, W2 = {ML_F32, 1, 8, w2, NULL};
+      static ml_tensor loss_of(ml_graph *g, void *user) {
+          ml_tensor h = ml_tanh(g, ml_linear(g, X, W1, ml_none()));  // (4, 8)
+          return (void)user, ml_squared_error(g, ml_linear(g, h, W2, ml_none()), Y, 0);
+      }
+      static int learn(ml_error *error) {
+          ml_graph *graph;  ml_optimizer *optimizer;
+          ml_parameter all[] = {{&W1, 0}, {&W2, 0}};
+          ml_optimizer_desc with = {0};
+          with.parameters = all;  with.n_parameters = 2;  with.adamw.lr = 0.05f;
+          if (ml_optimizer_new(&with, &optimizer, error)) return 0;  // gives W1 and W2 their gradients
+          if (ml_graph_new(NULL, loss_of, NULL, &graph, error)) return 0;  // as large as loss_of needs
+          while (optimizer->step < 300) {
+              ml_graph_begin(graph, 1);
+              if (ml_graph_backward(graph, loss_of(graph, NULL), error)) return 0;
+              if (ml_optimizer_step(optimizer, error)) return 0;
+          }
+          return ml_graph_free(graph), ml_optimizer_free(optimizer), 1;
+      }
+
    WITHOUT MALLOC, the model in flash or ROM and used in place, the session in a static buffer:
       static unsigned char objects[1 << 18], buffer[1 << 20];  // arena.used and ml_session_size say what is needed
       ml_arena arena = {objects, sizeof objects, 0};
@@ -76,25 +101,27 @@
 
    THREADS are used when asked for: session_desc.threads.count = 4 (trainers have the same field), through OpenMP
    where the compiler enables it (-fopenmp) or a parallel_for of yours. A model is immutable and may be shared, unless
-   a trainer changes it; a session, a trainer, a random state and an arena belong to one thread at a time. There are
-   no globals.
+   a trainer changes it; a session, a trainer, a graph, an optimizer, a random state and an arena belong to one thread
+   at a time. There are no globals.
 
    NAMES  ml_OBJECT_VERB. _load makes an object from a file, _load_memory from bytes, _create from nothing; _size
    and _init place one into a buffer of yours, _new does both with an allocator; _save writes a file that _load
-   reads, or a state that _restore puts back; _eval computes, _free frees. Constructors take their inputs, a
-   description (a field that is 0 means the default in its comment; NULL means all defaults, if no field is
-   required), the address of the result, set to NULL on failure, and an ml_error.
+   reads, or a state that _restore puts back; _eval computes, _free frees. Operations on a graph
+   are named by what they compute (ml_linear, ml_add). Constructors take their inputs, a description (a field that is 0
+   means the default in its comment; NULL means all defaults, if no field is required), the address of the result, set
+   to NULL on failure, and an ml_error.
 
    CONTENTS (search for the words after >>; the implementation follows the same order, with a few internal sections)
-      >>results      ml_result, ml_error             >>training     ml_trainer, ml_adamw, ml_schedule
-      >>threads      ml_threads                      >>adapters     ml_lora
-      >>memory       ml_allocator, ml_arena          >>tokenizer    ml_tokenizer: text to token ids and back
-      >>random       ml_random                       >>generation   ml_sampler, ml_session_generate
-      >>types        ml_type: F32 ... Q4_0, Q6_K     >>archives     ml_archive: named tensors of any file
-      >>tensors      ml_tensor                       >>files        loading and saving
-      >>model        ml_config, ml_model             Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
-      >>session      ml_session, ml_batch            a section per file format, and the machinery:
-      >>heads        ml_head                         >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
+      >>results      ml_result, ml_error             >>operations   ml_graph: autograd, ml_llama, losses
+      >>threads      ml_threads                      >>training     ml_optimizer, ml_trainer, ml_schedule
+      >>memory       ml_allocator, ml_arena          >>adapters     ml_lora
+      >>random       ml_random                       >>tokenizer    ml_tokenizer: text to token ids and back
+      >>types        ml_type: F32 ... Q4_0, Q6_K     >>generation   ml_sampler, ml_session_generate
+      >>tensors      ml_tensor                       >>archives     ml_archive: named tensors of any file
+      >>model        ml_config, ml_model             >>files        loading and saving
+      >>session      ml_session, ml_batch            Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
+      >>heads        ml_head                         a section per file format, and the machinery:
+                                                     >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
    In the implementation, models are in >>network and >>create, number types in >>numbers, and loading and saving in
    >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
    To learn how a Llama computes and learns, read the implementation from >>kernels to >>generation in order: every
@@ -119,7 +146,8 @@
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
    takes 8 * L * max_seq_len * kv_dim bytes. A trainer is one buffer: 12 bytes for each number that it trains, and the
-   activations of its largest batch.
+   activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a number, and the
+   activations of the pass that was measured.
 
    ERRORS  Functions return an ml_result and fill in an ml_error with one sentence. Nothing prints, exits or aborts.
    Files may be hostile: every size and offset in them is checked.
