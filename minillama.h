@@ -65,6 +65,31 @@
       how.lora = NULL;  how.head = NULL;  // then as above, with batch.targets in place of labels
       ml_model_save(model, "trained.gguf", NULL, &error);
 
+   COMPUTE ANYTHING with autograd: operations on a graph (>>operations has them all, the whole Llama among them; see
+   examples/xor.c, characters.c and own_head.c), and AdamW over any list of tensors:
+      static float x[4][2] = {{0, 0}, {0, 1}, {1, 0}, {1, 1}}, y[4] = {0, 1, 1, 0};
+      static float w1[8][2], w2[8];  // random numbers
+      static ml_tensor X = {ML_F32, 4, 2, x, NULL}, Y = {ML_F32, 4, 1, y, NULL};
+      static ml_tensor W1 = {ML_F32, 8, 2, w1, NULL}, W2 = {ML_F32, 1, 8, w2, NULL};
+      static ml_tensor loss_of(ml_graph *g, void *user) {
+          ml_tensor h = ml_tanh(g, ml_linear(g, X, W1, ml_none()));  // (4, 8)
+          return (void)user, ml_squared_error(g, ml_linear(g, h, W2, ml_none()), Y, 0);
+      }
+      static int learn(ml_error *error) {
+          ml_graph *graph;  ml_optimizer *optimizer;
+          ml_parameter all[] = {{&W1, 0}, {&W2, 0}};
+          ml_optimizer_desc with = {0};
+          with.parameters = all;  with.n_parameters = 2;  with.adamw.lr = 0.05f;
+          if (ml_optimizer_new(&with, &optimizer, error)) return 0;  // gives W1 and W2 their gradients
+          if (ml_graph_new(NULL, loss_of, NULL, &graph, error)) return 0;  // as large as loss_of needs
+          while (optimizer->step < 300) {
+              ml_graph_begin(graph, 1);
+              if (ml_graph_backward(graph, loss_of(graph, NULL), error)) return 0;
+              if (ml_optimizer_step(optimizer, error)) return 0;
+          }
+          return ml_graph_free(graph), ml_optimizer_free(optimizer), 1;
+      }
+
    WITHOUT MALLOC, the model in flash or ROM and used in place, the session in a static buffer:
       static unsigned char objects[1 << 18], buffer[1 << 20];  // arena.used and ml_session_size say what is needed
       ml_arena arena = {objects, sizeof objects, 0};
@@ -76,25 +101,27 @@
 
    THREADS are used when asked for: session_desc.threads.count = 4 (trainers have the same field), through OpenMP
    where the compiler enables it (-fopenmp) or a parallel_for of yours. A model is immutable and may be shared, unless
-   a trainer changes it; a session, a trainer, a random state and an arena belong to one thread at a time. There are
-   no globals.
+   a trainer changes it; a session, a trainer, a graph, an optimizer, a random state and an arena belong to one thread
+   at a time. There are no globals.
 
    NAMES  ml_OBJECT_VERB. _load makes an object from a file, _load_memory from bytes, _create from nothing; _size
    and _init place one into a buffer of yours, _new does both with an allocator; _save writes a file that _load
-   reads, or a state that _restore puts back; _eval computes, _free frees. Constructors take their inputs, a
-   description (a field that is 0 means the default in its comment; NULL means all defaults, if no field is
-   required), the address of the result, set to NULL on failure, and an ml_error.
+   reads, or a state that _restore puts back; _eval computes, _free frees. Operations on a graph
+   are named by what they compute (ml_linear, ml_add). Constructors take their inputs, a description (a field that is 0
+   means the default in its comment; NULL means all defaults, if no field is required), the address of the result, set
+   to NULL on failure, and an ml_error.
 
    CONTENTS (search for the words after >>; the implementation follows the same order, with a few internal sections)
-      >>results      ml_result, ml_error             >>training     ml_trainer, ml_adamw, ml_schedule
-      >>threads      ml_threads                      >>adapters     ml_lora
-      >>memory       ml_allocator, ml_arena          >>tokenizer    ml_tokenizer: text to token ids and back
-      >>random       ml_random                       >>generation   ml_sampler, ml_session_generate
-      >>types        ml_type: F32 ... Q4_0, Q6_K     >>archives     ml_archive: named tensors of any file
-      >>tensors      ml_tensor                       >>files        loading and saving
-      >>model        ml_config, ml_model             Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
-      >>session      ml_session, ml_batch            a section per file format, and the machinery:
-      >>heads        ml_head                         >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
+      >>results      ml_result, ml_error             >>operations   ml_graph: autograd, ml_llama, losses
+      >>threads      ml_threads                      >>training     ml_optimizer, ml_trainer, ml_schedule
+      >>memory       ml_allocator, ml_arena          >>adapters     ml_lora
+      >>random       ml_random                       >>tokenizer    ml_tokenizer: text to token ids and back
+      >>types        ml_type: F32 ... Q4_0, Q6_K     >>generation   ml_sampler, ml_session_generate
+      >>tensors      ml_tensor                       >>archives     ml_archive: named tensors of any file
+      >>model        ml_config, ml_model             >>files        loading and saving
+      >>session      ml_session, ml_batch            Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
+      >>heads        ml_head                         a section per file format, and the machinery:
+                                                     >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
    In the implementation, models are in >>network and >>create, number types in >>numbers, and loading and saving in
    >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
    To learn how a Llama computes and learns, read the implementation from >>kernels to >>generation in order: every
@@ -119,7 +146,8 @@
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
    takes 8 * L * max_seq_len * kv_dim bytes. A trainer is one buffer: 12 bytes for each number that it trains, and the
-   activations of its largest batch.
+   activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a number, and the
+   activations of the pass that was measured.
 
    ERRORS  Functions return an ml_result and fill in an ml_error with one sentence. Nothing prints, exits or aborts.
    Files may be hostile: every size and offset in them is checked.
@@ -2835,8 +2863,8 @@ static ml_tensor mli_run_attention(mli_graph *g, mli_attention_op *op, ml_tensor
     return out;
 }
 
-static ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
-                               const mli_rows *rows) {
+MLI_OPTIONAL ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v,
+                                     const ml_config *config, const mli_rows *rows) {
     mli_attention_op op = mli_plain_attention(q, k, v, config, rows);
     return mli_run_attention(g, &op, mli_new(g, q.rows, q.cols));
 }
@@ -3154,6 +3182,9 @@ static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int
 static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x) {
     return (void)g, (void)pass, (void)at, (void)part, x;
 }
+static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op) {
+    (void)g, (void)pass, (void)layer, (void)op;
+}
 #else
 #define MLI_AT(place) (1u << ML_PLACE_##place)
 static int mli_wants(const mli_pass *pass, unsigned at) { return (pass->places & at) != 0; }
@@ -3161,6 +3192,8 @@ static int mli_wants(const mli_pass *pass, unsigned at) { return (pass->places &
 static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
                             ml_tensor y);
 static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x);
+/* Also there: prefixes, bias, window and sinks. */
+static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op);
 #endif
 #define MLI_AT_END (1u << 31) /* not a place of the caller's: the result, which he may read like any value */
 
@@ -3196,13 +3229,6 @@ static ml_tensor mli_rope_at(mli_graph *g, const mli_pass *pass, unsigned at, ml
     if (mli_wants(pass, at)) x = mli_copy(g, x, mli_new(g, x.rows, x.cols));
     mli_rope(g, x, pass->rope, (size_t)(c->dim / c->n_heads), pass->rows);
     return x;
-}
-
-static ml_tensor mli_attention_of(mli_graph *g, const mli_pass *pass, ml_tensor q, ml_tensor k, ml_tensor v) {
-    int separate = mli_separate_at(g, pass, MLI_AT(O));
-    ml_tensor a = mli_attention(g, q, k, v, &pass->model->config, pass->rows);
-    g->separate = separate;
-    return a;
 }
 
 /* How half a layer ends: x + W a. There is a place behind W, and one for the half, which began with h. */
@@ -3245,7 +3271,9 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
     v = mli_insert(g, pass, MLI_AT(V), layer, h, v);
     q = mli_rope_at(g, pass, MLI_AT(Q), q);
     k = mli_rope_at(g, pass, MLI_AT(K), k);
-    ml_tensor a = mli_attention_of(g, pass, q, k, v);
+    mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
+    mli_extend_attention(g, pass, layer, &attention);
+    ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, x.cols));
     mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
     return mli_end_half(g, pass, &half, x);
 }
@@ -5986,6 +6014,18 @@ static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, 
     return x;
 }
 
+static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op) {
+    if (!pass->llama) return;
+    const ml_llama_desc *desc = &pass->llama->desc;
+    if (desc->prefix_keys) {
+        op->k = mli_prepend(g, desc->prefix_keys[layer], op->k, pass->rows);
+        op->v = mli_prepend(g, desc->prefix_values[layer], op->v, pass->rows);
+        op->prefix = desc->prefix_keys[layer].rows;
+    }
+    op->bias = desc->bias;
+    op->window = (size_t)desc->window, op->sinks = (size_t)desc->sinks;
+}
+
 /* Whether something inside of a layer learns. What is inserted does. */
 static int mli_layer_learns(const mli_llama *own, int layer) {
     const ml_llama_desc *desc = &own->desc;
@@ -6074,6 +6114,34 @@ static int mli_accepts_llama(ml_graph *graph, const ml_llama_desc *desc) {
                                                desc->lora->n_tensors));
 }
 
+/* Whether prefixes and bias have the shapes of the layers' keys and values, and of the batch. */
+static int mli_accepts_keys_of(ml_graph *graph, const ml_llama_desc *desc, const mli_rows *rows) {
+    const ml_config *c = &desc->model->config;
+    size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM), longest = 0, n = (size_t)desc->batch->n_tokens;
+    for (int layer = 0; desc->prefix_keys && layer < c->n_layers; layer++) {
+        ml_tensor k = desc->prefix_keys[layer], v = desc->prefix_values[layer];
+        if (!mli_accepts(graph, "ml_llama: prefix", k) || !mli_accepts(graph, "ml_llama: prefix", v))
+            return 0;
+        if (k.cols != kv_dim || v.cols != kv_dim || k.rows != v.rows)
+            return mli_cannot(graph, ML_ERROR_MISMATCH,
+                              "ml_llama: the prefix of layer %d is (%z, %z) and (%z, %z), not (P, %z) both",
+                              layer, k.rows, k.cols, v.rows, v.cols, kv_dim),
+                   0;
+        longest = MLI_MAX(longest, k.rows);
+    }
+    longest += mli_longest_row(rows);
+    if (desc->window < 0 || desc->sinks < 0)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: window or sinks is negative");
+    if (graph->result || !desc->bias.data) return !graph->result;
+    ml_tensor bias = desc->bias;
+    if (!mli_accepts(graph, "ml_llama: bias", bias)) return 0;
+    if ((bias.rows != n && bias.rows != n * (size_t)c->n_heads) || bias.cols < longest)
+        mli_cannot(graph, ML_ERROR_MISMATCH,
+                   "ml_llama: the bias is (%z, %z), not (%z, %z) or (%z, %z): tokens or heads * tokens, keys",
+                   bias.rows, bias.cols, n, longest, n * (size_t)c->n_heads, longest);
+    return !graph->result;
+}
+
 /* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
 static ml_tensor mli_make_rope(mli_graph *g, const ml_config *c, size_t n_positions) {
     size_t hd = (size_t)(c->dim / c->n_heads);
@@ -6098,6 +6166,7 @@ ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
     if (has_table) most.row = (int)MLI_MIN(desc.rope.rows, MLI_MAX_TOKENS);
     if (mli_check_batch(desc.model, desc.batch, &most, &rows, &error))
         return mli_cannot(graph, error.code, "%s", error.text);
+    if (!mli_accepts_keys_of(graph, &desc, &rows)) return ml_none();
     if (!has_table && !desc.no_rope) desc.rope = mli_make_rope(g, c, mli_longest_row(&rows));
     ml_tensor hidden = mli_llama_pass(graph, &desc, &rows, -1);
     return graph->result ? ml_none() : hidden;
@@ -6558,13 +6627,13 @@ typedef struct ml_trainer_private {
     ml_trainer shown;
     ml_trainer_desc desc; /* with the defaults filled in */
     ml_model *model;
-    ml_model view;     /* the model over `tensors`, which have gradients */
-    ml_lora lora_view; /* the adapter over `lora_tensors` */
-    ml_tensor *tensors, *lora_tensors;
+    ml_tensor *tensors, *lora_tensors; /* those of model and adapter, with gradients where they are trained */
     mli_optimizer optimizer;
-    float *rope;     /* (max_row, hd): see mli_rope_table */
-    uint64_t passes; /* the dropout counter: each pass drops different numbers */
-    mli_graph graph;
+    float *rope;       /* (max_row, hd): see mli_rope_table */
+    uint64_t passes;   /* the dropout counter: each pass drops different numbers */
+    ml_graph *graph;   /* of the passes, in graph_memory */
+    size_t graph_size; /* bytes */
+    unsigned char *graph_memory;
     ml_allocator allocator; /* of ml_trainer_new ... */
     void *block;            /* ... and what it returned; NULL after ml_trainer_init */
 } mli_trainer;
@@ -6620,43 +6689,79 @@ static void mli_list_trained(mli_trainer *t) {
     t->shown.n_parameters = (int64_t)o->n_numbers;
 }
 
-/* A batch's forward pass and its loss. A graph that is taping has the gradient of the loss afterwards, and the tape
-   of what comes before the loss. */
-static double mli_trainer_pass(mli_trainer *t, const ml_batch *batch, mli_rows *rows, float *log_probs) {
-    mli_graph *g = &t->graph;
-    const ml_head *head = t->desc.head;
-    double loss;
-    mli_release(g, 0);
-    static const float unread[1] = {0}; /* while measuring: there is a table */
-    mli_pass pass = mli_pass_over(&t->view, t->desc.lora ? &t->lora_view : NULL, rows);
-    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens;
-    pass.rope = mli_measuring(g) ? unread : t->rope;
-    ml_tensor h = mli_network(g, &pass), w = head ? t->shown.head[0] : *mli_weight(&t->view, MLI_OUTPUT, 0);
-    if (head) {
-        if (mli_measuring(g)) rows->n_rows = t->desc.max_rows; /* the most that can be pooled */
-        h = mli_pool(g, h, rows, head->pooling);
-        uint64_t seed = t->desc.seed * 0x9e3779b97f4a7c15u + (t->passes + 1) * 0x94d049bb133111ebu;
-        if (g->taping) t->passes++, mli_dropout(g, h, t->desc.dropout, seed);
-    }
-    const int32_t *targets = head ? batch->labels : batch->targets;
-    ml_tensor b = t->shown.head[1];
-    mli_cross_entropy_op op = {h, w, b, targets, batch->divisor, head ? log_probs : NULL, &loss, 0, NULL};
-    mli_run_cross_entropy(g, &op, g->taping);
-    return loss;
+/* How many parts of the network learn nothing: see mli_count_frozen, which cannot tell before there are gradients. */
+static int mli_trainer_frozen(const mli_trainer *t) {
+    int n_layers = t->model->config.n_layers, part = 0;
+    if (!t->desc.lora) return t->desc.frozen ? n_layers + 2 : 0;
+    while (part < n_layers * 2 * MLI_LORA_TARGETS && !t->lora_tensors[part].data) part++;
+    return 1 + part / (2 * MLI_LORA_TARGETS); /* the layer of the first pair */
 }
 
-/* Runs the largest batch without memory, to learn what it needs. */
-static void mli_trainer_measure(mli_trainer *t) {
+/* A batch whose parts are checked. */
+typedef struct mli_trainer_job {
+    mli_trainer *t;
+    const ml_batch *batch;
     mli_rows rows;
-    mli_one_row(&rows, t->desc.max_row, 0);
+    float *log_probs;
+} mli_trainer_job;
+
+/* The states that the head reads: pooled and, in training, with some numbers dropped. */
+static ml_tensor mli_trainer_pooled(ml_graph *graph, const mli_trainer_job *job, ml_tensor hidden) {
+    mli_trainer *t = job->t;
+    const mli_rows *rows = &job->rows;
+    int n_rows = graph->measuring ? t->desc.max_rows : rows->n_rows; /* the most that can be pooled */
+    mli_pool_op op = {hidden, ml_none(), rows->start, rows->start + 1, 1, t->desc.head->pooling};
+    ml_tensor pooled = mli_run_pool(graph, &op, (size_t)n_rows);
+    uint64_t seed = t->desc.seed * 0x9e3779b97f4a7c15u + (t->passes + 1) * 0x94d049bb133111ebu;
+    if (!graph->taping) return pooled;
+    t->passes++;
+    return ml_dropout(graph, pooled, t->desc.dropout, seed);
+}
+
+/* The pass of a batch: the network, with a head what it reads, and the loss. */
+static ml_tensor mli_trainer_pass(ml_graph *graph, void *user) {
+    const mli_trainer_job *job = (const mli_trainer_job *)user;
+    mli_trainer *t = job->t;
+    const ml_head *head = t->desc.head;
+    ml_tensor w = head ? t->shown.head[0] : t->tensors[MLI_OUTPUT], b = t->shown.head[1];
+    ml_llama_desc llama;
+    ml_loss_desc loss;
+    memset(&llama, 0, sizeof llama);
+    llama.model = t->model, llama.batch = job->batch, llama.weights = t->tensors;
+    llama.lora = t->desc.lora, llama.lora_weights = t->lora_tensors;
+    llama.rope = mli_tensor_at(t->rope, (size_t)t->desc.max_row, 0);
+    llama.checkpointing = t->desc.checkpointing;
+    if (graph->measuring) { /* there are no table and no gradients yet: something else that is not NULL */
+        llama.rope.data = t;
+        if (head || !t->desc.lora) w.grad = (float *)t;
+    }
+    ml_tensor h = mli_llama_pass(graph, &llama, &job->rows, mli_trainer_frozen(t));
+    if (head) h = mli_trainer_pooled(graph, job, h);
+    memset(&loss, 0, sizeof loss);
+    loss.targets = head ? job->batch->labels : job->batch->targets;
+    loss.divisor = job->batch->divisor;
+    loss.log_probs = head ? job->log_probs : NULL;
+    loss.whole = 1;
+    return ml_linear_cross_entropy(graph, h, w, b, &loss);
+}
+
+static ml_graph_desc mli_trainer_graph(const mli_trainer *t) {
+    ml_graph_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.threads = t->desc.threads;
+    return desc;
+}
+
+/* Runs the largest batch without memory, to learn what it needs: for attention, the longest row. */
+static void mli_trainer_measure(mli_trainer *t) {
     ml_batch batch = {NULL, t->desc.max_tokens, NULL, 0, NULL, NULL, 1};
-    mli_graph *g = &t->graph;
-    g->threads = &t->desc.threads;
-    g->taping = 1;
-    g->checkpointing = t->desc.checkpointing;
-    mli_trainer_pass(t, &batch, &rows, NULL);
-    if (!mli_add_size(g->used, g->recompute, &g->size)) g->size = SIZE_MAX;
-    g->size = MLI_MAX(g->size, g->peak);
+    mli_trainer_job job;
+    ml_graph_desc desc = mli_trainer_graph(t);
+    memset(&job, 0, sizeof job);
+    job.t = t;
+    job.batch = &batch;
+    mli_one_row(&job.rows, t->desc.max_row, 0);
+    if (ml_graph_size(&desc, mli_trainer_pass, &job, &t->graph_size, NULL)) t->graph_size = SIZE_MAX;
 }
 
 /* All memory of a trainer: 12 bytes for each trained number, and the activations of the largest batch. With memory
@@ -6671,9 +6776,8 @@ static size_t mli_trainer_layout(mli_trainer *t, unsigned char *memory) {
     t->lora_tensors = (ml_tensor *)mli_carve(memory, &used, n_lora, sizeof *t->lora_tensors);
     t->rope = (float *)mli_carve(memory, &used, (size_t)t->desc.max_row, hd * sizeof *t->rope);
     mli_optimizer_layout(&t->optimizer, memory, &used);
-    /* activations, records of the tape and logits; then the scratch of single operations */
-    t->graph.memory = (unsigned char *)mli_carve(memory, &used, t->graph.size, 1);
-    t->graph.work = mli_carve(memory, &used, t->graph.work_size, 1);
+    /* activations, records of the tape and logits, and the scratch of single operations */
+    t->graph_memory = (unsigned char *)mli_carve(memory, &used, t->graph_size, 1);
     return used;
 }
 
@@ -6699,12 +6803,8 @@ static ml_result mli_trainer_plan(const ml_model *model, const ml_trainer_desc *
     t->optimizer.threads = t->desc.threads;
     t->optimizer.n_groups = MLI_GROUPS;
     t->model = (ml_model *)(uintptr_t)model; /* a plan only reads it, and what it lists */
-    t->view = *model;
     t->tensors = (ml_tensor *)(uintptr_t)model->tensors;
-    if (t->desc.lora) {
-        t->lora_view = *t->desc.lora;
-        t->lora_tensors = (ml_tensor *)(uintptr_t)t->desc.lora->tensors;
-    }
+    if (t->desc.lora) t->lora_tensors = (ml_tensor *)(uintptr_t)t->desc.lora->tensors;
     if (t->desc.head) {
         t->shown.head[0] = t->desc.head->weight;
         t->shown.head[1] = t->desc.head->bias;
@@ -6739,14 +6839,16 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
     *t = plan;
     mli_trainer_layout(t, (unsigned char *)t);
     mli_optimizer *o = &t->optimizer;
-    t->graph.threads = &t->desc.threads;
+    ml_graph_desc graph_desc = mli_trainer_graph(t);
+    result = ml_graph_init(&graph_desc, t->graph_memory, t->graph_size, &t->graph, error);
+    if (result) return result;
     mli_trainer_groups(&t->desc.adamw, o->shown.groups);
     o->shown.private_part = o;
     memcpy(t->tensors, model->tensors, (size_t)model->n_tensors * sizeof *t->tensors);
-    t->view.tensors = t->shown.model = t->tensors;
+    t->shown.model = t->tensors;
     if (desc->lora) {
         memcpy(t->lora_tensors, desc->lora->tensors, (size_t)desc->lora->n_tensors * sizeof *t->lora_tensors);
-        t->lora_view.tensors = t->shown.lora = t->lora_tensors;
+        t->shown.lora = t->lora_tensors;
     }
     mli_list_trained(t);
     if (model->config.tied_output) t->tensors[MLI_OUTPUT].grad = t->tensors[MLI_TOKEN_EMBEDDING].grad;
@@ -6799,8 +6901,20 @@ static ml_result mli_count_targets(const mli_trainer *t, const ml_batch *b, int 
                             head ? "label" : "target", i, (int)targets[i], n_classes);
         *counted += targets[i] >= 0;
     }
-    if (targets || (head && !t->graph.taping)) return ML_OK;
+    if (targets || (head && !t->graph->taping)) return ML_OK;
     return mli_fail(error, ML_ERROR_ARGUMENT, "batch: there are no %s", head ? "labels" : "targets");
+}
+
+/* Fills in the job of a batch that is checked, and its divisor. */
+static ml_result mli_trainer_check(mli_trainer_job *job, ml_batch *batch, ml_error *error) {
+    mli_trainer *t = job->t;
+    mli_batch_limits most = {"trainer", "max_row", t->desc.max_tokens, t->desc.max_rows, t->desc.max_row};
+    int counted;
+    ml_result result = mli_check_batch(t->model, batch, &most, &job->rows, error);
+    if (!result) result = mli_count_targets(t, batch, job->rows.n_rows, &counted, error);
+    if (!result && !(batch->divisor > 0)) batch->divisor = (float)MLI_MAX(counted, 1);
+    job->batch = batch;
+    return result;
 }
 
 /* Runs a batch forward and, if `backward` is set, also backward. */
@@ -6808,24 +6922,23 @@ static ml_result mli_trainer_run(ml_trainer *trainer, const ml_batch *given, int
                                  float *loss, ml_error *error) {
     if (!trainer || !given) return mli_fail(error, ML_ERROR_ARGUMENT, "trainer or batch is NULL");
     mli_trainer *t = trainer->private_part;
-    mli_batch_limits most = {"trainer", "max_row", t->desc.max_tokens, t->desc.max_rows, t->desc.max_row};
+    const ml_head *head = t->desc.head;
+    mli_trainer_job job = {t, given, {NULL, 0, 0, {0, 0}}, log_probs};
     ml_batch batch = *given;
-    mli_rows rows;
-    int counted;
-    t->graph.taping = backward;
-    ml_result result = mli_check_batch(t->model, &batch, &most, &rows, error);
-    if (!result) result = mli_count_targets(t, &batch, rows.n_rows, &counted, error);
+    ml_graph_begin(t->graph, backward);
+    ml_result result = mli_trainer_check(&job, &batch, error);
     if (result) return result;
-    if (!(batch.divisor > 0)) batch.divisor = (float)MLI_MAX(counted, 1);
-    double sum = mli_trainer_pass(t, &batch, &rows, log_probs);
-    if (loss) *loss = (float)sum;
-    size_t n = log_probs && t->desc.head ? (size_t)rows.n_rows * t->desc.head->weight.rows : 0;
-    int is_loss = !mli_is_finite(sum);
-    if (!is_loss && mli_find_beyond(log_probs, n, MLI_INFINITY_BITS) == n) {
-        mli_run_backward(&t->graph, NULL);
-        return mli_ok(error);
-    }
-    t->graph.newest = NULL;
+    if (loss) *loss = 0;
+    if (head && !batch.labels && !log_probs) return mli_ok(error); /* nothing is wanted */
+    ml_tensor sum = mli_trainer_pass(t->graph, &job);
+    result = ml_graph_end(t->graph, error);
+    if (result) return result;
+    int is_loss = !mli_is_finite((double)mli_row(sum, 0)[0]);
+    size_t n = log_probs && head ? (size_t)job.rows.n_rows * head->weight.rows : 0;
+    if (loss) *loss = mli_row(sum, 0)[0];
+    if (!is_loss && mli_find_beyond(log_probs, n, MLI_INFINITY_BITS) == n)
+        return backward ? ml_graph_backward(t->graph, sum, error) : ML_OK;
+    ml_graph_begin(t->graph, 0); /* nothing is left on the tape */
     if (backward) ml_trainer_zero_gradients(trainer);
     return mli_fail(error, ML_ERROR_NUMBER, "the %s is not finite (learning rate too high, or broken model?)",
                     is_loss ? "loss" : "probability of a class");
