@@ -65,6 +65,31 @@
       how.lora = NULL;  how.head = NULL;  // then as above, with batch.targets in place of labels
       ml_model_save(model, "trained.gguf", NULL, &error);
 
+   COMPUTE ANYTHING with autograd: operations on a graph (>>operations has them all, the whole Llama among them; see
+   examples/xor.c, characters.c and own_head.c), and AdamW over any list of tensors:
+      static float x[4][2] = {{0, 0}, {0, 1}, {1, 0}, {1, 1}}, y[4] = {0, 1, 1, 0};
+      static float w1[8][2], w2[8];  // random numbers
+      static ml_tensor X = {ML_F32, 4, 2, x, NULL}, Y = {ML_F32, 4, 1, y, NULL};
+      static ml_tensor W1 = {ML_F32, 8, 2, w1, NULL}, W2 = {ML_F32, 1, 8, w2, NULL};
+      static ml_tensor loss_of(ml_graph *g, void *user) {
+          ml_tensor h = ml_tanh(g, ml_linear(g, X, W1, ml_none()));  // (4, 8)
+          return (void)user, ml_squared_error(g, ml_linear(g, h, W2, ml_none()), Y, 0);
+      }
+      static int learn(ml_error *error) {
+          ml_graph *graph;  ml_optimizer *optimizer;
+          ml_parameter all[] = {{&W1, 0}, {&W2, 0}};
+          ml_optimizer_desc with = {0};
+          with.parameters = all;  with.n_parameters = 2;  with.adamw.lr = 0.05f;
+          if (ml_optimizer_new(&with, &optimizer, error)) return 0;  // gives W1 and W2 their gradients
+          if (ml_graph_new(NULL, loss_of, NULL, &graph, error)) return 0;  // as large as loss_of needs
+          while (optimizer->step < 300) {
+              ml_graph_begin(graph, 1);
+              if (ml_graph_backward(graph, loss_of(graph, NULL), error)) return 0;
+              if (ml_optimizer_step(optimizer, error)) return 0;
+          }
+          return ml_graph_free(graph), ml_optimizer_free(optimizer), 1;
+      }
+
    WITHOUT MALLOC, the model in flash or ROM and used in place, the session in a static buffer:
       static unsigned char objects[1 << 18], buffer[1 << 20];  // arena.used and ml_session_size say what is needed
       ml_arena arena = {objects, sizeof objects, 0};
@@ -76,25 +101,27 @@
 
    THREADS are used when asked for: session_desc.threads.count = 4 (trainers have the same field), through OpenMP
    where the compiler enables it (-fopenmp) or a parallel_for of yours. A model is immutable and may be shared, unless
-   a trainer changes it; a session, a trainer, a random state and an arena belong to one thread at a time. There are
-   no globals.
+   a trainer changes it; a session, a trainer, a graph, an optimizer, a random state and an arena belong to one thread
+   at a time. There are no globals.
 
    NAMES  ml_OBJECT_VERB. _load makes an object from a file, _load_memory from bytes, _create from nothing; _size
    and _init place one into a buffer of yours, _new does both with an allocator; _save writes a file that _load
-   reads, or a state that _restore puts back; _eval computes, _free frees. Constructors take their inputs, a
-   description (a field that is 0 means the default in its comment; NULL means all defaults, if no field is
-   required), the address of the result, set to NULL on failure, and an ml_error.
+   reads, or a state that _restore puts back; _eval computes, _free frees. Operations on a graph
+   are named by what they compute (ml_linear, ml_add). Constructors take their inputs, a description (a field that is 0
+   means the default in its comment; NULL means all defaults, if no field is required), the address of the result, set
+   to NULL on failure, and an ml_error.
 
    CONTENTS (search for the words after >>; the implementation follows the same order, with a few internal sections)
-      >>results      ml_result, ml_error             >>training     ml_trainer, ml_adamw, ml_schedule
-      >>threads      ml_threads                      >>adapters     ml_lora
-      >>memory       ml_allocator, ml_arena          >>tokenizer    ml_tokenizer: text to token ids and back
-      >>random       ml_random                       >>generation   ml_sampler, ml_session_generate
-      >>types        ml_type: F32 ... Q4_0, Q6_K     >>archives     ml_archive: named tensors of any file
-      >>tensors      ml_tensor                       >>files        loading and saving
-      >>model        ml_config, ml_model             Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
-      >>session      ml_session, ml_batch            a section per file format, and the machinery:
-      >>heads        ml_head                         >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
+      >>results      ml_result, ml_error             >>operations   ml_graph: autograd, ml_llama, losses
+      >>threads      ml_threads                      >>training     ml_optimizer, ml_trainer, ml_schedule
+      >>memory       ml_allocator, ml_arena          >>adapters     ml_lora
+      >>random       ml_random                       >>tokenizer    ml_tokenizer: text to token ids and back
+      >>types        ml_type: F32 ... Q4_0, Q6_K     >>generation   ml_sampler, ml_session_generate
+      >>tensors      ml_tensor                       >>archives     ml_archive: named tensors of any file
+      >>model        ml_config, ml_model             >>files        loading and saving
+      >>session      ml_session, ml_batch            Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
+      >>heads        ml_head                         a section per file format, and the machinery:
+                                                     >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
    In the implementation, models are in >>network and >>create, number types in >>numbers, and loading and saving in
    >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
    To learn how a Llama computes and learns, read the implementation from >>kernels to >>generation in order: every
@@ -119,7 +146,8 @@
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
    takes 8 * L * max_seq_len * kv_dim bytes. A trainer is one buffer: 12 bytes for each number that it trains, and the
-   activations of its largest batch.
+   activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a number, and the
+   activations of the pass that was measured.
 
    ERRORS  Functions return an ml_result and fill in an ml_error with one sentence. Nothing prints, exits or aborts.
    Files may be hostile: every size and offset in them is checked.
@@ -451,7 +479,8 @@ ML_DEF ml_result ml_session_eval_batch(ml_session *session, const ml_batch *batc
 
 typedef enum ml_pooling {
     ML_POOL_LAST = 0, /* the hidden state of a row's last token */
-    ML_POOL_MEAN      /* the mean over its tokens */
+    ML_POOL_MEAN,     /* the mean over its tokens */
+    ML_POOL_MAX       /* the largest of each number over its tokens */
 } ml_pooling;
 
 typedef struct ml_embed_desc {
@@ -583,8 +612,8 @@ ML_DEF ml_tensor ml_none(void); /* an operand that is left out, such as a bias *
    own with grad NULL.) */
 ML_DEF ml_tensor ml_input(ml_graph *g, const float *values, size_t rows, size_t cols);
 ML_DEF ml_tensor ml_stop_gradient(ml_graph *g, ml_tensor x); /* x, as a constant */
-/* y_i (n, cols) = row index_i of table (rows, cols), which may have any type of weights. With a token embedding as
-   table: the embedding of tokens. */
+/* y_i (n, cols) = row index_i of table (rows, cols), which may have any type of weights if it has no gradient. With a
+   token embedding as table: the embedding of tokens. While a graph measures, no operation reads indices or targets. */
 ML_DEF ml_tensor ml_gather(ml_graph *g, ml_tensor table, const int32_t *index, size_t n);
 /* y = x (n, cols), with row index_i replaced by row i of rows (m, cols), m <= n; no index may occur twice */
 ML_DEF ml_tensor ml_replace_rows(ml_graph *g, ml_tensor x, const int32_t *index, ml_tensor rows);
@@ -647,7 +676,8 @@ typedef struct ml_span {
     int32_t begin, end; /* tokens [begin, end), at least one */
 } ml_span;
 
-/* x (n, D) -> (n_spans, D): the pooled tokens of each span; spans may overlap */
+/* x (n, D) -> (n_spans, D): the pooled tokens of each span; spans may overlap. The gradient of a maximum goes to the
+   first of equal numbers. */
 ML_DEF ml_tensor ml_pool_spans(ml_graph *g, ml_tensor x, const ml_span *spans, int n_spans,
                                ml_pooling pooling);
 ML_DEF ml_tensor ml_pool_rows(ml_graph *g, ml_tensor x, ml_rows rows, ml_pooling pooling); /* (n_rows, D) */
@@ -659,7 +689,10 @@ ML_DEF ml_tensor ml_pool_weighted(ml_graph *g, ml_tensor x, ml_tensor scores, ml
 typedef enum ml_rope_kind {
     ML_ROPE_PLAIN = 0, /* position / (scale theta^(2j / hd)): scale > 1 is position interpolation */
     ML_ROPE_NTK,       /* theta scale^(hd / (hd - 2)) in place of theta */
-    ML_ROPE_YARN       /* Peng et al. 2023, "YaRN": between the two, by frequency; attention scaled */
+    /* Peng et al. 2023, "YaRN": a pair that turns more than 32 times in the original context keeps its angles, one that
+       turns less than once has its positions divided by scale, those between are mixed as Hugging Face's library and
+       llama.cpp do it; and the table is multiplied by 0.1 ln(scale) + 1, which makes attention sharper */
+    ML_ROPE_YARN
 } ml_rope_kind;
 typedef struct ml_rope_desc {
     ml_rope_kind kind;
@@ -668,31 +701,34 @@ typedef struct ml_rope_desc {
     float scale;  /* default 1: how many times longer than trained */
     int original; /* positions that the model was trained for: ML_ROPE_YARN needs it */
 } ml_rope_desc;
-ML_DEF void ml_rope_table(const ml_rope_desc *desc, float *table, int n_positions);
+/* ML_ERROR_ARGUMENT when a field is out of range, or hd odd. */
+ML_DEF ml_result ml_rope_table(const ml_rope_desc *desc, float *table, int n_positions);
 /* rotary positions (Su et al. 2021): each head of x (n, heads * hd) rotated by each token's position in its row; table
    (positions, hd) as ml_rope_table makes it, at least as long as the longest row */
 ML_DEF ml_tensor ml_rotate(ml_graph *g, ml_tensor x, ml_tensor table, ml_rows rows);
 
-/* softmax(q k^T scale + bias) v in each head (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023) */
+/* softmax(q k^T scale + bias) v in each head (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023). A query from
+   which everything is hidden gets 0. */
 typedef struct ml_attention_desc {
     ml_tensor q;      /* (n, n_heads * hd) */
-    ml_tensor k, v;   /* (m, n_kv_heads * hd) */
+    ml_tensor k, v;   /* (m, n_kv_heads * hd), (m, n_kv_heads * hv); hv may be another size than hd */
     int n_heads;      /* required */
     int n_kv_heads;   /* default n_heads; divides it */
     ml_rows rows;     /* of q */
     ml_rows key_rows; /* of k and v; default rows. Of more keys than queries, the queries are at the last */
     ml_mask mask;     /* default causal */
     int window;  /* a query sees at most so many keys back, itself included (and ahead, if full); 0: all */
-    int sinks;   /* ... and always its row's first so many (Xiao et al. 2023) */
+    int sinks;   /* with a window: ... and always its row's first so many (Xiao et al. 2023) */
     float scale; /* default 1 / sqrt(hd) */
-    ml_tensor
-        bias; /* (n, S) for all heads or (n_heads * n, S), head after head: column j is the j-th key of the
-                            query's row; -INFINITY hides it; default none */
-    float dropout; /* of the weights; default 0 */
+    /* (n, S) for all heads or (n_heads * n, S), head after head: column j is the j-th key of the query's row, S at
+       least the keys of the longest row; -INFINITY hides a key; default none */
+    ml_tensor bias;
+    float dropout; /* of the weights; default 0; none where the graph does not tape */
     uint64_t seed; /* of dropout */
 } ml_attention_desc;
-ML_DEF ml_tensor ml_attention(ml_graph *g, const ml_attention_desc *desc); /* (n, n_heads * hd) */
-/* bias (n_heads * n, S) of ALiBi (Press et al. 2021): -2^(-8 h / n_heads) (i - j), heads h from 1 */
+ML_DEF ml_tensor ml_attention(ml_graph *g, const ml_attention_desc *desc); /* (n, n_heads * hv) */
+/* bias (n_heads * n, S) of ALiBi (Press et al. 2022, "Train Short, Test Long: Attention with Linear Biases Enables
+   Input Length Extrapolation"): -2^(-8 h / n_heads) |i - j|, heads h from 1; S the longest row */
 ML_DEF ml_tensor ml_alibi(ml_graph *g, int n_heads, ml_rows rows, size_t n);
 
 /* ---- losses: (1, 1) ---- */
@@ -804,15 +840,18 @@ typedef struct ml_check_desc {
     void *user;
     const ml_tensor *const *tensors; /* (n_tensors) parameters, F32, with grad */
     int n_tensors;
-    double step;       /* of a difference; default 0.01 of the root mean square of the tensor's numbers */
-    int n_directions;  /* random directions for each tensor; default 8 */
+    double
+        step; /* of a difference; default 0.01 of the root mean square of the tensor's numbers (of 1: all are 0) */
+    int n_directions;  /* for each tensor, 1 to 64; default 8 */
     ml_random *random; /* required */
 } ml_check_desc;
-/* Compares the derivative of the loss along random directions d, as backward gives it, with the fourth-order central
-   difference (8 (L(w + h d) - L(w - h d)) - (L(w + 2 h d) - L(w - 2 h d))) / 12 h, taken in double from losses that
-   are F32. *worst is the largest difference, relative to the length of the gradient: below 0.01 for a right gradient
-   (rounding of the loss makes about 1e-3), about 1 for a wrong one. Changes the parameters and restores them; their
-   gradients are those of one pass afterwards. */
+/* Compares the derivative of the loss along random directions d, of numbers 1 and -1, as backward gives it, with the
+   fourth-order central difference (8 (L(w + h d) - L(w - h d)) - (L(w + 2 h d) - L(w - 2 h d))) / 12 h, taken in
+   double from losses that are F32. *worst is the largest difference, relative to the length of the tensor's gradient
+   (of 2e-5 L / h if that is more: less cannot be told from rounding): below 0.01 for a right gradient, above 0.1 for a
+   wrong one. The corners of ml_relu make about 0.1 of a right one: check with a smooth function in its place, or with
+   a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before afterwards (they wait in the
+   memory of the gradients), and the gradients those of one pass. */
 ML_DEF ml_result ml_check_gradient(ml_graph *g, const ml_check_desc *desc, double *worst, ml_error *error);
 
 /* ==== >>training ====
@@ -1296,7 +1335,38 @@ ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml
 ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const char *path,
                               const ml_save_desc *desc, ml_error *error);
 
+/* Tensors of yours under names of yours, in a file that appears whole or not at all, for ml_archive_load and
+   ml_array_read_floats, and for other programs. */
+typedef struct ml_named_tensor {
+    const char
+        *name; /* 1 to 143 bytes, none of them a control character, a quote or a backslash; no two equal */
+    ml_tensor tensor; /* of the first five types; safetensors: of the first three */
+    int is_vector;    /* its one row is written as one dimension, as other programs have biases */
+} ml_named_tensor;
+typedef struct ml_archive_save_desc {
+    ml_format format;               /* GGUF or safetensors */
+    const ml_named_tensor *tensors; /* (n_tensors) */
+    int n_tensors;
+    /* (n_values) named ints, floats, bools and strings (`length` bytes, all of them text). Safetensors has texts only:
+       there they are read back as such, and under "__metadata__." and their name */
+    const ml_value *values;
+    int n_values;
+    ml_type type; /* F32, F16 or BF16: of all tensors; default: the one they have */
+    /* A second file in the same folder, replaced together with the first: "adapter_config.json" and its text, as PEFT
+       wants it beside an adapter_model.safetensors. Default none. */
+    const char *text_name, *text;
+    ml_allocator allocator; /* of what is needed in the meantime */
+} ml_archive_save_desc;
+/* ML_ERROR_NUMBER, before anything is written, if a number is not finite or too large for `type`. */
+ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *desc, ml_error *error);
+
 #ifndef ML_NO_TRAINING
+/* The tensors that an optimizer trains, its moments and its step, in one GGUF file that appears whole or not at all.
+   ml_optimizer_restore restores an optimizer over tensors of the same shapes in the same order, and it continues bit
+   for bit; a file of other shapes changes nothing. */
+ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *path, ml_error *error);
+ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path, ml_error *error);
+
 /* A checkpoint: all that is trained, AdamW's moments, step, progress and the dropout counter, in one GGUF file that
    appears whole or not at all. ml_trainer_restore restores a trainer of the same description, and it continues bit
    for bit; a checkpoint of another shape changes nothing. A checkpoint of a whole model is a model file, too. */
@@ -2339,18 +2409,26 @@ static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
    may be divided by rope_scale (Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
    Interpolation"). */
 
+/* 1 / theta^(2j / hd): the angle between neighbors of pair j */
+static float mli_rope_frequency(float theta, int j, int hd) {
+    return 1.0f / powf(theta, (float)(2 * j) / (float)hd);
+}
+
+/* Columns 2j and 2j + 1 of the table: cosine and sine of position / scale * frequency. */
+static void mli_rope_pair(float *table, int n_positions, int hd, int j, float scale, float frequency) {
+    float *pair = table + 2 * j;
+    for (int p = 0; p < n_positions; p++, pair += hd) {
+        float angle = (float)p / scale * frequency;
+        pair[0] = cosf(angle);
+        pair[1] = sinf(angle);
+    }
+}
+
 /* table (n_positions, hd): cosine and sine of each pair's angle, alternating */
 static void mli_rope_table(float *table, int n_positions, const ml_config *c) {
     int hd = c->dim / c->n_heads;
-    for (int j = 0; j < hd / 2; j++) {
-        float frequency = 1.0f / powf(c->rope_theta, (float)(2 * j) / (float)hd);
-        float *pair = table + 2 * j;
-        for (int p = 0; p < n_positions; p++, pair += hd) {
-            float angle = (float)p / c->rope_scale * frequency;
-            pair[0] = cosf(angle);
-            pair[1] = sinf(angle);
-        }
-    }
+    for (int j = 0; j < hd / 2; j++)
+        mli_rope_pair(table, n_positions, hd, j, c->rope_scale, mli_rope_frequency(c->rope_theta, j, hd));
 }
 
 typedef struct mli_rope_op {
@@ -2397,34 +2475,97 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, size_t hd, c
 
 /* The plan, made once for forward and backward. */
 typedef struct mli_attention_op {
-    ml_tensor q, k, v, out; /* (n, D), (past + n, kv_dim), (past + n, kv_dim), (n, D) */
-    const mli_rows *rows;
+    ml_tensor q, k, v,
+        out; /* (n, A hd), (m, n_kv_heads hd), (m, n_kv_heads hv), (n, A hv); hv = hd in a Llama */
+    const mli_rows *rows; /* of q; m = past + n, ... */
+    size_t prefix;        /* ... or each row of k and v has so many more in front, ... */
+    const int32_t
+        *key_start; /* ... or (n_rows + 1): where its keys begin. The last are those of its queries */
     int causal, n_heads, n_kv_heads, group; /* group = n_heads / n_kv_heads */
-    size_t hd;
+    size_t hd, hv;
     float scale; /* 1 / sqrt(hd) */
+
+    /* what an ordinary Llama has not: see mli_is_special */
+    ml_tensor bias;       /* (n, S) or (A n, S), added to the scores; no data: none */
+    size_t window, sinks; /* 0: all */
+    float dropout;        /* of the weights */
+    uint64_t seed;
+
     int n_tasks;
     size_t longest, most_queries; /* S of the longest row, and most queries in a tile */
     unsigned char *work;          /* scratch of each task: see mli_attention_scratch_at */
     size_t forward_work, backward_work;
 } mli_attention_op;
 
+#ifdef ML_NO_TRAINING /* then there are only ordinary ones, and the compiler drops what the others need */
+static int mli_is_special(const mli_attention_op *op) { return (void)op, 0; }
+#else
+static int mli_is_special(const mli_attention_op *op) {
+    return op->bias.data || op->window || op->dropout > 0;
+}
+#endif
+
+/* The keys of a row: where they begin in k and v, and how many there are. */
+static size_t mli_key_begin(const mli_attention_op *op, int row) {
+    if (op->key_start) return (size_t)op->key_start[row];
+    return mli_row_start(op->rows, row) + (size_t)row * op->prefix;
+}
+static size_t mli_key_count(const mli_attention_op *op, int row) {
+    if (op->key_start) return (size_t)(op->key_start[row + 1] - op->key_start[row]);
+    return mli_row_start(op->rows, row + 1) - mli_row_start(op->rows, row) + (size_t)op->rows->past +
+           op->prefix;
+}
+
+/* Keys first .. first + n - 1 of the row, whose scores begin at a column. */
+typedef struct mli_key_part {
+    size_t column, first, n;
+} mli_key_part;
+
 /* One head's columns in the rows of the tile. */
 typedef struct mli_tile {
-    float *q, *out; /* (n_queries, hd), a row every D numbers */
-    float *k, *v;   /* (n_keys, hd), a row every kv_dim numbers, up to the last key that a query sees */
+    const float *q, *k,
+        *v;     /* (n_queries, hd), (keys of the row, hd), (keys of the row, hv), as part of q, k and v */
+    float *out; /* (n_queries, hv) */
     size_t n_queries, n_keys;
-    size_t at; /* of q and out, in their tensors and in the gradients */
+    size_t position; /* of the first query among the row's keys */
+    mli_key_part parts[2];
+    int n_parts; /* the keys that some query sees: one part, or two where a window leaves out what is between */
+    int head;
+    size_t first; /* query, in all of q */
 } mli_tile;
 
-/* The tile that begins with query `first` of a row. */
+/* Leaves out the keys that no query of the tile sees: those before the first one's window, except for the sinks, and
+   without a causal mask those after the last one's. */
+static void mli_tile_window(const mli_attention_op *op, mli_tile *t, size_t n_row_keys) {
+    size_t first = t->position - MLI_MIN(t->position, op->window - 1), end = t->n_keys;
+    size_t sinks = MLI_MIN(op->sinks, n_row_keys);
+    if (!op->causal) end = MLI_MAX(sinks, MLI_MIN(end, t->position + t->n_queries - 1 + op->window));
+    mli_key_part before = {0, 0, MLI_MIN(sinks, first)}, after = {before.n, first, end - first};
+    t->n_parts = 0;
+    if (before.n) t->parts[t->n_parts++] = before;
+    t->parts[t->n_parts++] = after;
+    t->n_keys = before.n + after.n;
+}
+
+/* The tile that begins with query `first`, which is in this row. */
 static mli_tile mli_tile_at(const mli_attention_op *op, int row, size_t first, int head) {
-    size_t begin = mli_row_start(op->rows, row), end = mli_row_start(op->rows, row + 1);
-    size_t n_queries = MLI_MIN(end - first, MLI_QUERY_BLOCK);
-    size_t n_keys = (size_t)op->rows->past + (op->causal ? first + n_queries : end) - begin;
-    size_t q_col = (size_t)head * op->hd, k_col = (size_t)(head / op->group) * op->hd;
-    float *q = mli_row(op->q, first) + q_col, *out = mli_row(op->out, first) + q_col;
-    float *k = mli_row(op->k, begin) + k_col, *v = mli_row(op->v, begin) + k_col;
-    mli_tile tile = {q, out, k, v, n_queries, n_keys, first * op->q.cols + q_col};
+    size_t end = mli_row_start(op->rows, row + 1), key = mli_key_begin(op, row),
+           n_row_keys = mli_key_count(op, row);
+    size_t kv_head = (size_t)(head / op->group), n_queries = MLI_MIN(end - first, MLI_QUERY_BLOCK);
+    size_t position = n_row_keys - (end - first);
+    size_t n_keys = op->causal ? position + n_queries : n_row_keys;
+    mli_tile tile = {mli_row(op->q, first) + (size_t)head * op->hd,
+                     mli_row(op->k, key) + kv_head * op->hd,
+                     mli_row(op->v, key) + kv_head * op->hv,
+                     mli_row(op->out, first) + (size_t)head * op->hv,
+                     n_queries,
+                     n_keys,
+                     position,
+                     {{0, 0, n_keys}, {0, 0, 0}},
+                     1,
+                     head,
+                     first};
+    if (mli_is_special(op) && op->window) mli_tile_window(op, &tile, n_row_keys);
     return tile;
 }
 
@@ -2437,57 +2578,124 @@ static size_t mli_visible(const mli_attention_op *op, const mli_tile *tile, size
 typedef struct mli_attention_scratch {
     float *p;       /* (n_queries, n_keys): softmax(q k^T / sqrt(hd)) */
     float *dp;      /* (n_queries, n_keys): backward only, as the rest */
-    float *dk, *dv; /* (S, hd): sums over the queries and the heads that share a key head */
+    float *dk, *dv; /* (S, hd), (S, hv): sums over the queries and the heads that share a key head */
     void *gemm;
 } mli_attention_scratch;
 
 /* Places a task's scratch in memory; with NULL only counts. Returns the bytes. */
 static size_t mli_attention_scratch_at(const mli_attention_op *op, int backward, unsigned char *memory,
                                        mli_attention_scratch *s) {
-    size_t used = 0, queries = op->most_queries, keys = op->longest, hd = op->hd, gemm = 0;
+    size_t used = 0, queries = op->most_queries, keys = op->longest, hd = MLI_MAX(op->hd, op->hv), gemm = 0;
     memset(s, 0, sizeof *s);
-    if (backward || queries > MLI_FEW_QUERIES)
+    if (backward || queries > MLI_FEW_QUERIES || mli_is_special(op))
         gemm = MLI_MAX(mli_gemm_work(NULL, queries, keys, hd), mli_gemm_work(NULL, queries, hd, keys));
     s->p = (float *)mli_carve(memory, &used, queries * keys, sizeof(float));
     if (backward) {
         gemm = MLI_MAX(gemm, mli_gemm_work(NULL, keys, hd, queries));
         s->dp = (float *)mli_carve(memory, &used, queries * keys, sizeof(float));
-        s->dk = (float *)mli_carve(memory, &used, keys * hd, sizeof(float));
-        s->dv = (float *)mli_carve(memory, &used, keys * hd, sizeof(float));
+        s->dk = (float *)mli_carve(memory, &used, keys * op->hd, sizeof(float));
+        s->dv = (float *)mli_carve(memory, &used, keys * op->hv, sizeof(float));
     }
     s->gemm = mli_carve(memory, &used, gemm, 1);
     return used;
 }
 
+/* The bias is for all keys of the row, the scores for those in the parts. */
+static void mli_add_bias(const mli_tile *t, float *scores, const float *bias) {
+    for (int i = 0; i < t->n_parts; i++)
+        mli_add(scores + t->parts[i].column, bias + t->parts[i].first, t->parts[i].n);
+}
+static void mli_add_bias_gradient(const mli_tile *t, float *dbias, const float *dscores) {
+    for (int i = 0; i < t->n_parts; i++)
+        mli_add(dbias + t->parts[i].first, dscores + t->parts[i].column, t->parts[i].n);
+}
+
+/* Where the bias of query i of the tile is, in its tensor and in the gradient. */
+static size_t mli_bias_at(const mli_attention_op *op, const mli_tile *t, size_t i) {
+    size_t heads_before = op->bias.rows > op->q.rows ? (size_t)t->head : 0;
+    return (heads_before * op->q.rows + t->first + i) * op->bias.cols;
+}
+
+/* Hides from query i of the tile the keys [begin, end) of the row. */
+static void mli_hide(const mli_tile *t, float *scores, size_t begin, size_t end) {
+    const mli_key_part *last = &t->parts[t->n_parts - 1]; /* the sinks before it are always seen */
+    begin = MLI_MAX(begin, last->first);
+    end = MLI_MIN(end, last->first + last->n);
+    for (; begin < end; begin++) scores[last->column + begin - last->first] = -INFINITY;
+}
+
+/* Scores of query i of the tile become weights, with bias and window. If it sees no key, all of them are 0. */
+static void mli_special_softmax(const mli_attention_op *op, const mli_tile *t, size_t i, float *p) {
+    size_t position = t->position + i, n = t->n_keys, end = op->causal ? position + 1 : SIZE_MAX;
+    mli_scale(p, op->scale, n);
+    if (op->bias.data) mli_add_bias(t, p, (const float *)op->bias.data + mli_bias_at(op, t, i));
+    if (op->window) {
+        mli_hide(t, p, op->sinks, position - MLI_MIN(position, op->window - 1));
+        if (!op->causal) end = MLI_MAX(op->sinks, position + op->window);
+    }
+    mli_hide(t, p, end, SIZE_MAX);
+    if (mli_max(p, n) == -INFINITY)
+        memset(p, 0, n * sizeof *p);
+    else
+        mli_softmax(p, n);
+}
+
 /* p (n_queries, n_keys) = softmax(q k^T / sqrt(hd)), 0 where a query does not see a key */
-static void mli_attention_weights(const mli_attention_op *op, const mli_tile *tile,
+static void mli_attention_weights(const mli_attention_op *op, const mli_tile *t,
                                   const mli_attention_scratch *s) {
-    size_t n = tile->n_queries, n_keys = tile->n_keys;
-    mli_operand q = mli_matrix(tile->q, op->q.cols, 1), k_transposed = mli_matrix(tile->k, 1, op->k.cols);
-    mli_gemm(NULL, n, n_keys, op->hd, q, k_transposed, s->p, n_keys, 0, s->gemm);
+    size_t n = t->n_queries, n_keys = t->n_keys, dim = op->k.cols;
+    mli_operand q = mli_matrix(t->q, op->q.cols, 1);
+    for (int i = 0; i < t->n_parts; i++) {
+        const mli_key_part *part = &t->parts[i];
+        mli_operand k_transposed = mli_matrix(t->k + part->first * dim, 1, dim);
+        mli_gemm(NULL, n, part->n, op->hd, q, k_transposed, s->p + part->column, n_keys, 0, s->gemm);
+    }
     for (size_t i = 0; i < n; i++) {
         float *p = s->p + i * n_keys;
-        size_t visible = mli_visible(op, tile, i);
+        if (mli_is_special(op)) {
+            mli_special_softmax(op, t, i, p);
+            continue;
+        }
+        size_t visible = mli_visible(op, t, i);
         mli_scale(p, op->scale, visible);
         mli_softmax(p, visible);
         memset(p + visible, 0, (n_keys - visible) * sizeof *p);
     }
 }
 
+static void mli_drop(float *x, size_t n, float p, uint64_t seed); /* in >>heads */
+
+/* Drops weights of the tile, or the gradients of the dropped weights: which, depends on head, query and key. */
+static void mli_drop_weights(const mli_attention_op *op, const mli_tile *t, float *p) {
+    for (size_t i = 0; i < t->n_queries; i++, p += t->n_keys) {
+        uint64_t row = (uint64_t)t->head * op->q.rows + t->first + i;
+        for (int k = 0; k < t->n_parts; k++) {
+            const mli_key_part *part = &t->parts[k];
+            uint64_t at = row * op->longest + part->first;
+            mli_drop(p + part->column, part->n, op->dropout, op->seed + at * 0x9e3779b97f4a7c15u);
+        }
+    }
+}
+
 /* out = p v of a tile: as two matrix products or, with few queries, query by query */
 static void mli_attend(const mli_attention_op *op, const mli_tile *t, const mli_attention_scratch *s) {
-    if (t->n_queries > MLI_FEW_QUERIES) {
-        mli_operand p = mli_matrix(s->p, t->n_keys, 1), v = mli_matrix(t->v, op->v.cols, 1);
+    if (t->n_queries > MLI_FEW_QUERIES || mli_is_special(op)) {
         mli_attention_weights(op, t, s);
-        mli_gemm(NULL, t->n_queries, op->hd, t->n_keys, p, v, t->out, op->out.cols, 0, s->gemm);
+        if (mli_is_special(op) && op->dropout > 0) mli_drop_weights(op, t, s->p);
+        for (int i = 0; i < t->n_parts; i++) {
+            const mli_key_part *part = &t->parts[i];
+            mli_operand p = mli_matrix(s->p + part->column, t->n_keys, 1);
+            mli_operand v = mli_matrix(t->v + part->first * op->v.cols, op->v.cols, 1);
+            mli_gemm(NULL, t->n_queries, op->hv, part->n, p, v, t->out, op->out.cols, i > 0, s->gemm);
+        }
         return;
     }
     for (size_t i = 0; i < t->n_queries; i++) {
-        size_t n = mli_visible(op, t, i), at = i * op->q.cols;
-        mli_dots(s->p, t->q + at, t->k, op->k.cols, n, op->hd);
+        size_t n = mli_visible(op, t, i);
+        mli_dots(s->p, t->q + i * op->q.cols, t->k, op->k.cols, n, op->hd);
         mli_scale(s->p, op->scale, n);
         mli_softmax(s->p, n);
-        mli_weighted_sum(t->out + at, s->p, t->v, op->v.cols, n, op->hd);
+        mli_weighted_sum(t->out + i * op->out.cols, s->p, t->v, op->v.cols, n, op->hv);
     }
 }
 
@@ -2511,57 +2719,97 @@ static void mli_attention_task(void *arg, int index) {
 
 /* The backward pass computes P, the softmax, again instead of keeping it (Dao et al. 2022, "FlashAttention: Fast and
    Memory-Efficient Exact Attention with IO-Awareness").  dV += P^T dout;  dP = dout V^T;
-   dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;  dQ = dS K, often written over Q, which is not needed again.
-   P, dP and dS are (n_queries, n_keys), Q and dout (n_queries, hd), K and V (n_keys, hd). */
+   dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;  dQ = dS K, in a Llama written over Q, which is not needed again.
+   P, dP and dS are (n_queries, n_keys), Q and dout (n_queries, hd), K and V (n_keys, hd). Dropout multiplies P, for
+   dV, and dP by the same factors, each 0 or 1 / (1 - p). */
+
+/* s->p = P, s->dp = dS; dV += P^T dout on the way */
+static void mli_score_gradient(const mli_attention_op *op, const mli_tile *t,
+                               const mli_attention_scratch *s) {
+    size_t n = t->n_queries, n_keys = t->n_keys;
+    int drops = mli_is_special(op) && op->dropout > 0, has_bias = mli_is_special(op) && op->bias.grad;
+    float *p = s->p;
+    mli_operand dout = mli_matrix(op->out.grad + (t->out - (float *)op->out.data), op->out.cols, 1);
+    mli_attention_weights(op, t, s);
+    if (drops) {
+        p = (float *)memcpy(s->dp, s->p, n * n_keys * sizeof *p);
+        mli_drop_weights(op, t, p);
+    }
+    for (int i = 0; i < t->n_parts && op->v.grad; i++) {
+        mli_key_part part = t->parts[i];
+        mli_operand p_transposed = mli_matrix(p + part.column, 1, n_keys);
+        mli_gemm(NULL, part.n, op->hv, n, p_transposed, dout, s->dv + part.first * op->hv, op->hv, 1,
+                 s->gemm);
+    }
+    for (int i = 0; i < t->n_parts; i++) {
+        mli_key_part part = t->parts[i];
+        mli_operand v_transposed = mli_matrix(t->v + part.first * op->v.cols, 1, op->v.cols);
+        mli_gemm(NULL, n, part.n, op->hv, dout, v_transposed, s->dp + part.column, n_keys, 0, s->gemm);
+    }
+    if (drops) mli_drop_weights(op, t, s->dp);
+    for (size_t i = 0; i < n; i++) {
+        float *ds = s->dp + i * n_keys;
+        mli_softmax_gradient(ds, s->p + i * n_keys, has_bias ? 1.0f : op->scale, n_keys);
+        if (!has_bias) continue;
+        mli_add_bias_gradient(t, op->bias.grad + mli_bias_at(op, t, i), ds);
+        mli_scale(ds, op->scale, n_keys);
+    }
+}
+
 static void mli_attend_backward(const mli_attention_op *op, const mli_tile *t,
                                 const mli_attention_scratch *s) {
     size_t n = t->n_queries, n_keys = t->n_keys, hd = op->hd, dim = op->q.cols, kv_dim = op->k.cols;
-    mli_operand q = mli_matrix(t->q, dim, 1), dout = mli_matrix(op->out.grad + t->at, dim, 1);
-    mli_operand k = mli_matrix(t->k, kv_dim, 1), v_transposed = mli_matrix(t->v, 1, kv_dim);
-    mli_operand p_transposed = mli_matrix(s->p, 1, n_keys), ds_transposed = mli_matrix(s->dp, 1, n_keys);
-    mli_attention_weights(op, t, s);
-    mli_gemm(NULL, n_keys, hd, n, p_transposed, dout, s->dv, hd, 1, s->gemm);
-    mli_gemm(NULL, n, n_keys, hd, dout, v_transposed, s->dp, n_keys, 0, s->gemm);
-    for (size_t i = 0; i < n; i++)
-        mli_softmax_gradient(s->dp + i * n_keys, s->p + i * n_keys, op->scale, n_keys);
-    mli_gemm(NULL, n_keys, hd, n, ds_transposed, q, s->dk, hd, 1, s->gemm);
-    mli_gemm(NULL, n, hd, n_keys, mli_matrix(s->dp, n_keys, 1), k, op->q.grad + t->at, dim,
-             !mli_is_shared(op->q), s->gemm);
+    mli_score_gradient(op, t, s);
+    for (int i = 0; i < t->n_parts && op->k.grad; i++) {
+        mli_key_part part = t->parts[i];
+        mli_operand ds_transposed = mli_matrix(s->dp + part.column, 1, n_keys), q = mli_matrix(t->q, dim, 1);
+        mli_gemm(NULL, part.n, hd, n, ds_transposed, q, s->dk + part.first * hd, hd, 1, s->gemm);
+    }
+    for (int i = 0; i < t->n_parts && op->q.grad; i++) {
+        mli_key_part part = t->parts[i];
+        mli_operand ds = mli_matrix(s->dp + part.column, n_keys, 1);
+        mli_operand k = mli_matrix(t->k + part.first * kv_dim, kv_dim, 1);
+        float *dq = op->q.grad + (t->q - (const float *)op->q.data);
+        mli_gemm(NULL, n, hd, part.n, ds, k, dq, dim, i > 0 || !mli_is_shared(op->q), s->gemm);
+    }
 }
 
-/* Columns col .. col + hd - 1 of rows [begin, end) of x have the gradient dx (end - begin, hd). */
-static void mli_give_gradient(ml_tensor x, size_t begin, size_t end, size_t col, const float *dx, size_t hd) {
-    for (; begin < end; begin++, dx += hd)
+/* Columns col .. col + cols - 1 of rows [begin, begin + n) of x have the gradient dx (n, cols). */
+static void mli_give_gradient(ml_tensor x, size_t begin, size_t n, size_t col, const float *dx, size_t cols) {
+    for (size_t end = begin + n; begin < end && x.grad; begin++, dx += cols)
         if (mli_is_shared(x))
-            memcpy(mli_grad_row(x, begin) + col, dx, hd * sizeof *dx);
+            memcpy(mli_grad_row(x, begin) + col, dx, cols * sizeof *dx);
         else
-            mli_add(mli_grad_row(x, begin) + col, dx, hd);
+            mli_add(mli_grad_row(x, begin) + col, dx, cols);
 }
 
 /* All queries that see the keys of one row and one key head, which have their gradients then. */
 static void mli_attend_backward_keys(const mli_attention_op *op, int row, int kv_head,
                                      const mli_attention_scratch *s) {
-    size_t begin = mli_row_start(op->rows, row), end = mli_row_start(op->rows, row + 1), hd = op->hd;
-    size_t col = (size_t)kv_head * hd, bytes = hd * sizeof *s->dk;
-    memset(s->dk, 0, (end - begin) * bytes);
-    memset(s->dv, 0, (end - begin) * bytes);
-    for (size_t i = begin; i < end; i += MLI_QUERY_BLOCK)
+    size_t end = mli_row_start(op->rows, row + 1), n_keys = mli_key_count(op, row);
+    memset(s->dk, 0, n_keys * op->hd * sizeof *s->dk);
+    memset(s->dv, 0, n_keys * op->hv * sizeof *s->dv);
+    for (size_t i = mli_row_start(op->rows, row); i < end; i += MLI_QUERY_BLOCK)
         for (int head = kv_head * op->group; head < (kv_head + 1) * op->group; head++) {
             mli_tile tile = mli_tile_at(op, row, i, head);
             mli_attend_backward(op, &tile, s);
         }
-    mli_give_gradient(op->k, begin, end, col, s->dk, hd);
-    mli_give_gradient(op->v, begin, end, col, s->dv, hd);
+    size_t key = mli_key_begin(op, row);
+    mli_give_gradient(op->k, key, n_keys, (size_t)kv_head * op->hd, s->dk, op->hd);
+    mli_give_gradient(op->v, key, n_keys, (size_t)kv_head * op->hv, s->dv, op->hv);
 }
 
+/* A task takes a key head of a row, or the whole row if its heads add to one bias. */
 static void mli_attention_backward_task(void *arg, int index) {
     const mli_attention_op *op = (const mli_attention_op *)arg;
     mli_attention_scratch scratch;
-    int turn = 0;
+    int turn = 0, one_bias = op->bias.grad && op->bias.rows == op->q.rows;
     mli_attention_scratch_at(op, 1, op->work + (size_t)index * op->backward_work, &scratch);
     for (int row = 0; row < op->rows->n_rows; row++)
-        for (int kv_head = 0; kv_head < op->n_kv_heads; kv_head++)
-            if (turn++ % op->n_tasks == index) mli_attend_backward_keys(op, row, kv_head, &scratch);
+        for (int kv_head = 0; kv_head < op->n_kv_heads; kv_head++) {
+            int owner = one_bias ? row : turn++;
+            if (owner % op->n_tasks == index) mli_attend_backward_keys(op, row, kv_head, &scratch);
+        }
 }
 
 static void mli_attention_backward(mli_graph *g, const void *record) {
@@ -2575,36 +2823,86 @@ static void mli_attention_plan(mli_graph *g, mli_attention_op *op) {
     mli_attention_scratch scratch;
     size_t work = 0, max_tasks = (size_t)MLI_MAX(1, g->threads->count);
     for (int r = 0; r < rows->n_rows; r++) {
-        size_t queries = mli_row_start(rows, r + 1) - mli_row_start(rows, r);
-        size_t keys = queries + (size_t)rows->past;
+        size_t queries = mli_row_start(rows, r + 1) - mli_row_start(rows, r), keys = mli_key_count(op, r);
         op->longest = MLI_MAX(op->longest, keys);
         op->most_queries = MLI_MAX(op->most_queries, MLI_MIN(queries, MLI_QUERY_BLOCK));
         work += queries * keys * op->q.cols;
     }
     op->n_tasks = mli_task_count(g->threads, work, 1 << 15);
-    op->work = (unsigned char *)g->work;
     op->forward_work = mli_attention_scratch_at(op, 0, NULL, &scratch);
     if (mli_taping(g)) op->backward_work = mli_attention_scratch_at(op, 1, NULL, &scratch);
     mli_need_work(g, max_tasks * MLI_MAX(op->forward_work, op->backward_work));
+    op->work = (unsigned char *)g->work;
 }
 
-/* q (n, D), k (n, kv_dim), v (n, kv_dim) -> (n, D) */
-static ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
-                               const mli_rows *rows) {
+/* q (n, D), k (m, kv_dim), v (m, kv_dim) of rows, with a model's heads and mask; the rest may be changed. */
+static mli_attention_op mli_plain_attention(ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
+                                            const mli_rows *rows) {
     mli_attention_op op;
     memset(&op, 0, sizeof op);
-    op.q = q, op.k = k, op.v = v, op.out = mli_new(g, q.rows, q.cols), op.rows = rows;
+    op.q = q, op.k = k, op.v = v, op.rows = rows;
     op.causal = config->mask != ML_MASK_FULL;
     op.n_heads = config->n_heads, op.n_kv_heads = config->n_kv_heads, op.group = op.n_heads / op.n_kv_heads;
-    op.hd = q.cols / (size_t)op.n_heads, op.scale = 1.0f / sqrtf((float)op.hd);
-    mli_attention_plan(g, &op);
+    op.hd = q.cols / (size_t)op.n_heads, op.hv = v.cols / (size_t)op.n_kv_heads;
+    op.scale = 1.0f / sqrtf((float)op.hd);
+    return op;
+}
+
+/* out (n, A hv), made by the caller */
+static ml_tensor mli_run_attention(mli_graph *g, mli_attention_op *op, ml_tensor out) {
+    size_t past = (size_t)op->rows->past;
+    op->out = out;
+    op->sinks += op->prefix; /* no window hides what was put in front of the row */
+    mli_attention_plan(g, op);
     if (!mli_measuring(g)) {
-        op.k.data = mli_row(k, 0) - (size_t)rows->past * k.cols; /* from the first key of the cache */
-        op.v.data = mli_row(v, 0) - (size_t)rows->past * v.cols;
-        mli_parallel(g->threads, op.n_tasks, mli_attention_task, &op);
+        op->k.data = mli_row(op->k, 0) - past * op->k.cols; /* from the first key of the cache */
+        op->v.data = mli_row(op->v, 0) - past * op->v.cols;
+        mli_parallel(g->threads, op->n_tasks, mli_attention_task, op);
     }
-    mli_record(g, mli_attention_backward, &op, sizeof op);
-    return op.out;
+    mli_record(g, mli_attention_backward, op, sizeof *op);
+    return out;
+}
+
+MLI_OPTIONAL ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v,
+                                     const ml_config *config, const mli_rows *rows) {
+    mli_attention_op op = mli_plain_attention(q, k, v, config, rows);
+    return mli_run_attention(g, &op, mli_new(g, q.rows, q.cols));
+}
+
+/* ---- keys in front of each row (Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation") */
+
+typedef struct mli_prepend_op {
+    ml_tensor prefix, x, y; /* (P, c), (n, c), (n + n_rows P, c) */
+    const mli_rows *rows;   /* of x */
+} mli_prepend_op;
+
+static void mli_prepend_rows(const mli_prepend_op *op) {
+    size_t n_prefix = op->prefix.rows, row_bytes = op->x.cols * sizeof(float);
+    for (int r = 0; r < op->rows->n_rows; r++) {
+        size_t begin = mli_row_start(op->rows, r), n = mli_row_start(op->rows, r + 1) - begin;
+        float *to = mli_row(op->y, begin + (size_t)r * n_prefix);
+        memcpy(to, op->prefix.data, n_prefix * row_bytes);
+        memcpy(to + mli_numbers(&op->prefix), mli_row(op->x, begin), n * row_bytes);
+    }
+}
+
+static void mli_prepend_backward(mli_graph *g, const void *record) {
+    const mli_prepend_op *op = (const mli_prepend_op *)record;
+    (void)g;
+    for (int r = 0; r < op->rows->n_rows; r++) {
+        size_t begin = mli_row_start(op->rows, r), n = mli_row_start(op->rows, r + 1) - begin;
+        const float *from = mli_grad_row(op->y, begin + (size_t)r * op->prefix.rows);
+        if (op->prefix.grad) mli_add(op->prefix.grad, from, mli_numbers(&op->prefix));
+        mli_give_gradient(op->x, begin, n, 0, from + mli_numbers(&op->prefix), op->x.cols);
+    }
+}
+
+/* prefix (P, c), x (n, c) -> (n + n_rows P, c): the prefix before each row of x; for mli_attention_op.prefix = P */
+MLI_OPTIONAL ml_tensor mli_prepend(mli_graph *g, ml_tensor prefix, ml_tensor x, const mli_rows *rows) {
+    mli_prepend_op op = {prefix, x, mli_new(g, x.rows + (size_t)rows->n_rows * prefix.rows, x.cols), rows};
+    if (!mli_measuring(g)) mli_prepend_rows(&op);
+    mli_record(g, mli_prepend_backward, &op, sizeof op);
+    return op.y;
 }
 
 /* ==== >>network ====
@@ -2884,6 +3182,9 @@ static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int
 static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x) {
     return (void)g, (void)pass, (void)at, (void)part, x;
 }
+static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op) {
+    (void)g, (void)pass, (void)layer, (void)op;
+}
 #else
 #define MLI_AT(place) (1u << ML_PLACE_##place)
 static int mli_wants(const mli_pass *pass, unsigned at) { return (pass->places & at) != 0; }
@@ -2891,6 +3192,8 @@ static int mli_wants(const mli_pass *pass, unsigned at) { return (pass->places &
 static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
                             ml_tensor y);
 static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x);
+/* Also there: prefixes, bias, window and sinks. */
+static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op);
 #endif
 #define MLI_AT_END (1u << 31) /* not a place of the caller's: the result, which he may read like any value */
 
@@ -2926,13 +3229,6 @@ static ml_tensor mli_rope_at(mli_graph *g, const mli_pass *pass, unsigned at, ml
     if (mli_wants(pass, at)) x = mli_copy(g, x, mli_new(g, x.rows, x.cols));
     mli_rope(g, x, pass->rope, (size_t)(c->dim / c->n_heads), pass->rows);
     return x;
-}
-
-static ml_tensor mli_attention_of(mli_graph *g, const mli_pass *pass, ml_tensor q, ml_tensor k, ml_tensor v) {
-    int separate = mli_separate_at(g, pass, MLI_AT(O));
-    ml_tensor a = mli_attention(g, q, k, v, &pass->model->config, pass->rows);
-    g->separate = separate;
-    return a;
 }
 
 /* How half a layer ends: x + W a. There is a place behind W, and one for the half, which began with h. */
@@ -2975,7 +3271,9 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
     v = mli_insert(g, pass, MLI_AT(V), layer, h, v);
     q = mli_rope_at(g, pass, MLI_AT(Q), q);
     k = mli_rope_at(g, pass, MLI_AT(K), k);
-    ml_tensor a = mli_attention_of(g, pass, q, k, v);
+    mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
+    mli_extend_attention(g, pass, layer, &attention);
+    ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, x.cols));
     mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
     return mli_end_half(g, pass, &half, x);
 }
@@ -3537,10 +3835,19 @@ ML_DEF ml_result ml_session_eval_batch(ml_session *session, const ml_batch *batc
     return mli_ok(error);
 }
 
-/* out (D) = the last of rows begin .. end - 1 of x (n, D), or their mean */
+static int mli_is_pooling(ml_pooling pooling) {
+    return pooling == ML_POOL_LAST || pooling == ML_POOL_MEAN || pooling == ML_POOL_MAX;
+}
+
+/* out (D) = the last of rows begin .. end - 1 of x (n, D), their mean, or the largest number of each column */
 static void mli_pool_row(float *out, ml_tensor x, size_t begin, size_t end, ml_pooling pooling) {
     if (pooling == ML_POOL_LAST) begin = end - 1;
     memcpy(out, mli_row(x, begin), x.cols * sizeof *out);
+    if (pooling == ML_POOL_MAX) {
+        for (size_t i = begin + 1; i < end; i++)
+            for (size_t j = 0; j < x.cols; j++) out[j] = MLI_MAX(out[j], mli_row(x, i)[j]);
+        return;
+    }
     for (size_t i = begin + 1; i < end; i++) mli_add(out, mli_row(x, i), x.cols);
     mli_scale(out, 1.0f / (float)(end - begin), x.cols);
 }
@@ -3550,7 +3857,7 @@ ML_DEF ml_result ml_session_embed(ml_session *session, const ml_batch *batch, co
     ml_embed_desc how = {ML_POOL_LAST, 0};
     if (desc) how = *desc;
     if (!session || !batch || !batch->tokens || !embeddings) return mli_null(error, "ml_session_embed");
-    if (how.pooling != ML_POOL_LAST && how.pooling != ML_POOL_MEAN)
+    if (!mli_is_pooling(how.pooling))
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_embed: pooling is not one of its names");
     ml_tensor x;
     mli_rows rows;
@@ -3816,35 +4123,65 @@ ML_DEF ml_result ml_session_restore(ml_session *session, const void *memory, siz
    its head is the output matrix, C = V. A classifier reads one state of each row of the batch: the last token's,
    which has seen the whole row, or the mean. In between, training may apply dropout. n: tokens or rows. */
 
-/* ---- pooling: one hidden state for each row of the batch ---- */
+/* ---- pooling: one hidden state for each row of the batch, or for each span of tokens ---- */
 
 typedef struct mli_pool_op {
-    ml_tensor x, out; /* (n, D), (n_rows, D) */
-    const mli_rows *rows;
+    ml_tensor x, out; /* (n, D), (n_rows or n_spans, D) */
+    /* out_r is of rows begin[stride r] .. end[stride r] - 1 of x. These may overlap if x is apart from its gradient;
+       otherwise each row of x is in one of them. */
+    const int32_t *begin, *end;
+    size_t stride;
     ml_pooling pooling;
 } mli_pool_op;
 
-/* dx = dy for a row's last token and 0 for the others, or dy / length for each of its tokens */
+static void mli_pool_rows(const void *record, size_t first, size_t last) {
+    const mli_pool_op *op = (const mli_pool_op *)record;
+    for (size_t r = first; r < last; r++) {
+        size_t begin = (size_t)op->begin[op->stride * r], end = (size_t)op->end[op->stride * r];
+        mli_pool_row(mli_row(op->out, r), op->x, begin, end, op->pooling);
+    }
+}
+
+/* dx = dy for the first of the largest of rows [begin, end) in a column, and 0 for the others */
+static void mli_pool_max_gradient(ml_tensor x, size_t begin, size_t end, size_t col, float dy) {
+    size_t largest = begin;
+    for (size_t i = begin; i < end; i++)
+        if (mli_row(x, i)[col] > mli_row(x, largest)[col]) largest = i;
+    for (size_t i = begin; i < end && mli_is_shared(x); i++) mli_grad_row(x, i)[col] = 0;
+    mli_grad_row(x, largest)[col] += dy;
+}
+
+/* dx = dy for the last of rows [begin, end) and 0 for the others, or dy / length for each of them; in columns of x */
+static void mli_pool_gradient(const mli_pool_op *op, size_t r, size_t col, size_t n_cols) {
+    size_t begin = (size_t)op->begin[op->stride * r], end = (size_t)op->end[op->stride * r];
+    const float *dy = mli_grad_row(op->out, r) + col;
+    if (op->pooling == ML_POOL_MAX) {
+        for (size_t j = 0; j < n_cols; j++) mli_pool_max_gradient(op->x, begin, end, col + j, dy[j]);
+        return;
+    }
+    for (size_t i = begin; i < end; i++) {
+        float *dx = mli_grad_row(op->x, i) + col, share = i + 1 == end ? 1.0f : 0.0f;
+        if (op->pooling == ML_POOL_MEAN) share = 1.0f / (float)(end - begin);
+        if (mli_is_shared(op->x)) memset(dx, 0, n_cols * sizeof *dx);
+        if (share > 0) mli_axpy(dx, share, dy, n_cols);
+    }
+}
+
+/* Columns [begin, end) of all, because the rows of x that they are of may overlap. */
+static void mli_pool_gradient_columns(const void *record, size_t begin, size_t end) {
+    const mli_pool_op *op = (const mli_pool_op *)record;
+    for (size_t r = 0; r < op->out.rows; r++) mli_pool_gradient(op, r, begin, end - begin);
+}
+
 static void mli_pool_backward(mli_graph *g, const void *record) {
     const mli_pool_op *op = (const mli_pool_op *)record;
-    (void)g;
-    for (int r = 0; r < op->rows->n_rows; r++) {
-        size_t begin = mli_row_start(op->rows, r), end = mli_row_start(op->rows, r + 1);
-        for (size_t i = begin; i < end; i++) {
-            float *dx = mli_grad_row(op->x, i), share = i + 1 == end ? 1.0f : 0.0f;
-            if (op->pooling == ML_POOL_MEAN) share = 1.0f / (float)(end - begin);
-            if (mli_is_shared(op->x)) memset(dx, 0, op->x.cols * sizeof *dx);
-            mli_axpy(dx, share, mli_grad_row(op->out, (size_t)r), op->x.cols);
-        }
-    }
+    mli_for_rows(g, mli_pool_gradient_columns, op, op->x.cols, op->x.rows);
 }
 
 /* x (n, D) -> (n_rows, D) */
 static ml_tensor mli_pool(mli_graph *g, ml_tensor x, const mli_rows *rows, ml_pooling pooling) {
-    mli_pool_op op = {x, mli_new(g, (size_t)rows->n_rows, x.cols), rows, pooling};
-    for (int r = 0; r < rows->n_rows && !mli_measuring(g); r++)
-        mli_pool_row(mli_row(op.out, (size_t)r), x, mli_row_start(rows, r), mli_row_start(rows, r + 1),
-                     pooling);
+    mli_pool_op op = {x, mli_new(g, (size_t)rows->n_rows, x.cols), rows->start, rows->start + 1, 1, pooling};
+    mli_for_rows(g, mli_pool_rows, &op, op.out.rows, x.cols);
     mli_record(g, mli_pool_backward, &op, sizeof op);
     return op.out;
 }
@@ -4055,7 +4392,7 @@ static ml_result mli_head_new(const mli_head_shape *shape, const ml_allocator *g
                               ml_error *error) {
     if (shape->n_classes < 2 || shape->n_classes > 1 << 16)
         return mli_fail(error, ML_ERROR_ARGUMENT, "head: %d classes, not 2 to %d", shape->n_classes, 1 << 16);
-    if (shape->pooling != ML_POOL_LAST && shape->pooling != ML_POOL_MEAN)
+    if (!mli_is_pooling(shape->pooling))
         return mli_fail(error, ML_ERROR_ARGUMENT, "head: pooling is not one of its names");
     for (int i = 0; shape->labels && i < shape->n_classes; i++)
         if (!shape->labels[i]) return mli_fail(error, ML_ERROR_ARGUMENT, "head: label %d is NULL", i);
@@ -4141,6 +4478,7 @@ typedef struct mli_open_graph {
     unsigned char *block; /* graph.memory, which is NULL after an overflow */
     size_t room;          /* bytes of block: graph.size + graph.work_size */
     ml_error error;       /* of this pass */
+    int dropping;         /* dropout drops: the pass tapes, or a gradient is being checked */
     const void *whole;    /* data of the loss whose gradient is already computed; NULL: there is none */
     ml_threads threads;
     ml_allocator allocator; /* of ml_graph_new ... */
@@ -4180,6 +4518,24 @@ static int mli_accepts(ml_graph *shown, const char *name, ml_tensor x) {
     return !shown->result;
 }
 
+/* The same for a matrix that is only read when it has no gradient: then it may have any type of weights. */
+static int mli_accepts_weight(ml_graph *graph, const char *name, ml_tensor w) {
+    int is_weight = mli_type(w.type)->quantize && ml_type_row_bytes(w.type, w.cols);
+    if (w.data && !w.grad && is_weight) w.type = ML_F32;
+    return mli_accepts(graph, name, w);
+}
+
+/* Whether each index is that of one of `rows` rows. Indices are not read while a graph measures. */
+static int mli_accepts_index(ml_graph *graph, const char *name, const int32_t *index, size_t n, size_t rows) {
+    if (!n) mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: there are no indices", name);
+    if (!index && !graph->measuring) mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: index is NULL", name);
+    for (size_t i = 0; i < n && !graph->result && !graph->measuring; i++)
+        if (index[i] < 0 || (size_t)index[i] >= rows)
+            mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: index %z is %d, and there are %z rows", name, i,
+                       (int)index[i], rows);
+    return !graph->result;
+}
+
 /* The result of an operation; it has a gradient if `learns`: if an operand has one. */
 static ml_tensor mli_result(mli_graph *g, size_t rows, size_t cols, int learns) {
     if (learns && mli_taping(g)) return mli_new_apart(g, rows, cols);
@@ -4208,7 +4564,7 @@ ML_DEF void ml_graph_begin(ml_graph *graph, int taping) {
     mli_graph *g = &open->graph;
     if (!graph->measuring) mli_note_size(open);
     graph->result = ML_OK;
-    graph->taping = g->taping = taping;
+    graph->taping = g->taping = open->dropping = taping;
     if (!g->memory) g->size = open->room, g->work_size = 0; /* as after an overflow */
     g->memory = open->block;
     g->used = g->peak = g->recompute = 0;
@@ -4353,14 +4709,75 @@ ML_DEF ml_tensor ml_stop_gradient(ml_graph *graph, ml_tensor x) {
     return x;
 }
 
+ML_DEF ml_tensor ml_gather(ml_graph *graph, ml_tensor table, const int32_t *index, size_t n) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts_weight(graph, "ml_gather", table)) return ml_none();
+    if (!mli_accepts_index(graph, "ml_gather", index, n, table.rows)) return ml_none();
+    mli_embed_op op = {table, index, mli_result(g, n, table.cols, table.grad != NULL)};
+    mli_for_rows(g, mli_embed_rows, &op, n, table.cols);
+    mli_record_of(g, op.y, mli_embed_backward, &op, sizeof op);
+    return op.y;
+}
+
+typedef struct mli_replace_op {
+    ml_tensor x, rows, y; /* (n, c), (m, c), (n, c) */
+    int32_t *source;      /* (n): which row of `rows`, or -1: that of x */
+    int is_rows;          /* the gradient of `rows` is computed, not that of x: the two may overlap */
+} mli_replace_op;
+
+static void mli_replace_rows(const void *record, size_t begin, size_t end) {
+    const mli_replace_op *op = (const mli_replace_op *)record;
+    for (; begin < end; begin++) {
+        int32_t i = op->source[begin];
+        memcpy(mli_row(op->y, begin), i < 0 ? mli_row(op->x, begin) : mli_row(op->rows, (size_t)i),
+               op->y.cols * sizeof(float));
+    }
+}
+
+static void mli_replace_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_replace_op *op = (const mli_replace_op *)record;
+    for (; begin < end; begin++) {
+        int32_t i = op->source[begin];
+        if ((i >= 0) != op->is_rows) continue;
+        float *d = op->is_rows ? mli_grad_row(op->rows, (size_t)i) : mli_grad_row(op->x, begin);
+        mli_add(d, mli_grad_row(op->y, begin), op->y.cols);
+    }
+}
+
+static void mli_replace_backward(mli_graph *g, const void *record) {
+    mli_replace_op op = *(const mli_replace_op *)record;
+    if (op.x.grad) mli_for_rows(g, mli_replace_gradient_rows, &op, op.y.rows, op.y.cols);
+    op.is_rows = 1;
+    if (op.rows.grad) mli_for_rows(g, mli_replace_gradient_rows, &op, op.y.rows, op.y.cols);
+}
+
+ML_DEF ml_tensor ml_replace_rows(ml_graph *graph, ml_tensor x, const int32_t *index, ml_tensor rows) {
+    const char *name = "ml_replace_rows";
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, name, x) || !mli_accepts(graph, name, rows)) return ml_none();
+    if (x.cols != rows.cols || rows.rows > x.rows) return mli_cannot_fit(graph, name, x, rows);
+    if (!mli_accepts_index(graph, name, index, rows.rows, x.rows)) return ml_none();
+    mli_replace_op op = {x, rows, mli_result(g, x.rows, x.cols, x.grad || rows.grad), NULL, 0};
+    op.source = (int32_t *)mli_graph_alloc(g, x.rows, sizeof *op.source);
+    for (size_t i = 0; i < x.rows && !mli_measuring(g); i++) op.source[i] = -1;
+    for (size_t i = 0; i < rows.rows && !mli_measuring(g); i++) {
+        int32_t *source = &op.source[index[i]];
+        if (*source >= 0)
+            return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: indices %d and %z are both %d", name,
+                              (int)*source, i, (int)index[i]);
+        *source = (int32_t)i;
+    }
+    mli_for_rows(g, mli_replace_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_replace_backward, &op, sizeof op);
+    return op.y;
+}
+
 /* ---- arithmetic ---- */
 
 /* Whether w (out, in) and b (1, out) or none fit x (n, in): for all operations with a linear layer. */
 static int mli_accepts_linear(ml_graph *graph, const char *name, const ml_tensor *x, const ml_tensor *w,
                               const ml_tensor *b) {
-    ml_tensor weight = *w;
-    if (!weight.grad && weight.data) weight.type = ML_F32; /* a frozen one may have any type */
-    if (!mli_accepts(graph, name, *x) || !mli_accepts(graph, name, weight)) return 0;
+    if (!mli_accepts(graph, name, *x) || !mli_accepts_weight(graph, name, *w)) return 0;
     if (x->cols != w->cols) return mli_cannot_fit(graph, name, *x, *w), 0;
     if (!b->data) return 1;
     if (!mli_accepts(graph, name, *b)) return 0;
@@ -4692,6 +5109,45 @@ ML_DEF ml_tensor ml_sigmoid(ml_graph *graph, ml_tensor x) { return mli_apply(gra
 ML_DEF ml_tensor ml_exp(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(5), x); }
 ML_DEF ml_tensor ml_log(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(6), x); }
 
+typedef struct mli_swiglu_op {
+    ml_tensor gate, up, y; /* (n, c) */
+    int is_up;             /* the gradient of up is computed, not that of gate: the two may overlap */
+} mli_swiglu_op;
+
+static void mli_swiglu_rows(const void *record, size_t begin, size_t end) {
+    const mli_swiglu_op *op = (const mli_swiglu_op *)record;
+    mli_swiglu(mli_row(op->y, begin), mli_row(op->gate, begin), mli_row(op->up, begin),
+               (end - begin) * op->y.cols);
+}
+
+static void mli_swiglu_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_swiglu_op *op = (const mli_swiglu_op *)record;
+    const float *gate = (const float *)op->gate.data, *up = (const float *)op->up.data;
+    float *d = op->is_up ? op->up.grad : op->gate.grad, part[2][128];
+    for (size_t i = begin * op->y.cols, n, last = end * op->y.cols; i < last; i += n) {
+        n = MLI_MIN(last - i, MLI_COUNT(part[0]));
+        mli_swiglu_gradient(part[0], part[1], op->y.grad + i, gate + i, up + i, n);
+        mli_add(d + i, part[op->is_up], n);
+    }
+}
+
+static void mli_swiglu_backward(mli_graph *g, const void *record) {
+    mli_swiglu_op op = *(const mli_swiglu_op *)record;
+    if (op.gate.grad) mli_for_rows(g, mli_swiglu_gradient_rows, &op, op.y.rows, op.y.cols);
+    op.is_up = 1;
+    if (op.up.grad) mli_for_rows(g, mli_swiglu_gradient_rows, &op, op.y.rows, op.y.cols);
+}
+
+ML_DEF ml_tensor ml_swiglu(ml_graph *graph, ml_tensor gate, ml_tensor up) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_swiglu", gate) || !mli_accepts(graph, "ml_swiglu", up)) return ml_none();
+    if (gate.rows != up.rows || gate.cols != up.cols) return mli_cannot_fit(graph, "ml_swiglu", gate, up);
+    mli_swiglu_op op = {gate, up, mli_result(g, up.rows, up.cols, gate.grad || up.grad), 0};
+    mli_for_rows(g, mli_swiglu_rows, &op, up.rows, up.cols);
+    mli_record_of(g, op.y, mli_swiglu_backward, &op, sizeof op);
+    return op.y;
+}
+
 typedef struct mli_dropped_op {
     ml_tensor x, y; /* (n, c) */
     float p;
@@ -4723,11 +5179,539 @@ ML_DEF ml_tensor ml_dropout(ml_graph *graph, ml_tensor x, float p, uint64_t seed
     if (!mli_accepts(graph, "ml_dropout", x)) return ml_none();
     if (!(p >= 0 && p < 1))
         return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not in 0 to 1");
-    if (!graph->taping || !(p > 0)) return x;
+    if (!g->open->dropping || !(p > 0)) return x;
     mli_dropped_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), p, seed};
     mli_for_rows(g, mli_dropped_rows, &op, x.rows, x.cols);
     mli_record_of(g, op.y, mli_dropped_backward, &op, sizeof op);
     return op.y;
+}
+
+/* ---- functions of rows ---- */
+
+typedef struct mli_row_op {
+    ml_tensor x, y; /* (n, c) */
+    mli_rows_function gradient;
+} mli_row_op;
+
+static void mli_softmax_rows(const void *record, size_t begin, size_t end) {
+    const mli_row_op *op = (const mli_row_op *)record;
+    for (; begin < end; begin++) {
+        memcpy(mli_row(op->y, begin), mli_row(op->x, begin), op->x.cols * sizeof(float));
+        mli_softmax(mli_row(op->y, begin), op->x.cols);
+    }
+}
+
+/* dx += y (dy - y . dy) */
+static void mli_softmax_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_row_op *op = (const mli_row_op *)record;
+    for (; begin < end; begin++) {
+        const float *y = mli_row(op->y, begin), *dy = mli_grad_row(op->y, begin);
+        float *dx = mli_grad_row(op->x, begin), mean = mli_dot(y, dy, op->x.cols);
+        for (size_t j = 0; j < op->x.cols; j++) dx[j] += y[j] * (dy[j] - mean);
+    }
+}
+
+static void mli_log_softmax_rows(const void *record, size_t begin, size_t end) {
+    const mli_row_op *op = (const mli_row_op *)record;
+    for (; begin < end; begin++) {
+        memcpy(mli_row(op->y, begin), mli_row(op->x, begin), op->x.cols * sizeof(float));
+        mli_log_softmax(mli_row(op->y, begin), op->x.cols);
+    }
+}
+
+/* dx += dy - e^y sum(dy) */
+static void mli_log_softmax_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_row_op *op = (const mli_row_op *)record;
+    for (; begin < end; begin++) {
+        const float *y = mli_row(op->y, begin), *dy = mli_grad_row(op->y, begin);
+        float *dx = mli_grad_row(op->x, begin);
+        double sum = 0;
+        for (size_t j = 0; j < op->x.cols; j++) sum += (double)dy[j];
+        for (size_t j = 0; j < op->x.cols; j++) dx[j] += dy[j] - expf(y[j]) * (float)sum;
+    }
+}
+
+static void mli_row_backward(mli_graph *g, const void *record) {
+    const mli_row_op *op = (const mli_row_op *)record;
+    mli_for_rows(g, op->gradient, op, op->x.rows, 4 * op->x.cols);
+}
+
+static ml_tensor mli_apply_to_rows(ml_graph *graph, const char *name, ml_tensor x, mli_rows_function value,
+                                   mli_rows_function gradient) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, name, x)) return ml_none();
+    mli_row_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), gradient};
+    mli_for_rows(g, value, &op, x.rows, 4 * x.cols);
+    mli_record_of(g, op.y, mli_row_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_softmax(ml_graph *graph, ml_tensor x) {
+    return mli_apply_to_rows(graph, "ml_softmax", x, mli_softmax_rows, mli_softmax_gradient_rows);
+}
+ML_DEF ml_tensor ml_log_softmax(ml_graph *graph, ml_tensor x) {
+    return mli_apply_to_rows(graph, "ml_log_softmax", x, mli_log_softmax_rows, mli_log_softmax_gradient_rows);
+}
+
+/* w (1, c), or if it is left out as many times `number`; its shape must fit x. */
+static ml_tensor mli_norm_operand(ml_graph *graph, const char *name, ml_tensor x, ml_tensor w, float number) {
+    mli_graph *g = graph->private_part;
+    if (w.data && !mli_accepts(graph, name, w)) return w;
+    if (w.data && (w.rows != 1 || w.cols != x.cols)) return mli_cannot_fit(graph, name, x, w);
+    if (w.data || graph->result) return w;
+    w = mli_result(g, 1, x.cols, 0);
+    for (size_t j = 0; j < x.cols && !mli_measuring(g); j++) mli_row(w, 0)[j] = number;
+    return w;
+}
+
+ML_DEF ml_tensor ml_rms_norm(ml_graph *graph, ml_tensor x, ml_tensor w, float eps) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_rms_norm", x)) return ml_none();
+    w = mli_norm_operand(graph, "ml_rms_norm", x, w, 1);
+    if (graph->result) return ml_none();
+    mli_norm_op op = {x, w, ml_none(), mli_result(g, x.rows, x.cols, x.grad || w.grad), eps};
+    mli_for_rows(g, mli_norm_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_norm_backward, &op, sizeof op);
+    return op.y;
+}
+
+ML_DEF ml_tensor ml_layer_norm(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor b, float eps) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_layer_norm", x)) return ml_none();
+    w = mli_norm_operand(graph, "ml_layer_norm", x, w, 1);
+    b = mli_norm_operand(graph, "ml_layer_norm", x, b, 0);
+    if (graph->result) return ml_none();
+    mli_norm_op op = {x, w, b, mli_result(g, x.rows, x.cols, x.grad || w.grad || b.grad), eps};
+    mli_for_rows(g, mli_norm_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_norm_backward, &op, sizeof op);
+    return op.y;
+}
+
+/* ---- shapes ----
+   Other rows and columns of the same numbers in order are the same memory: whoever reads them adds to the gradient of
+   x itself. */
+
+ML_DEF ml_tensor ml_reshape(ml_graph *graph, ml_tensor x, size_t rows, size_t cols) {
+    size_t n;
+    if (!mli_accepts(graph, "ml_reshape", x)) return ml_none();
+    ml_tensor y = x;
+    y.rows = rows;
+    y.cols = cols;
+    if (!mli_mul_size(rows, cols, &n) || n != mli_numbers(&x))
+        return mli_cannot_fit(graph, "ml_reshape", x, y);
+    return y;
+}
+
+typedef struct mli_transpose_op {
+    ml_tensor x, y; /* (n, c), (c, n) */
+} mli_transpose_op;
+
+static void mli_transpose_rows(const void *record, size_t begin, size_t end) {
+    const mli_transpose_op *op = (const mli_transpose_op *)record;
+    for (; begin < end; begin++)
+        for (size_t j = 0; j < op->x.rows; j++) mli_row(op->y, begin)[j] = mli_row(op->x, j)[begin];
+}
+
+static void mli_transpose_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_transpose_op *op = (const mli_transpose_op *)record;
+    for (; begin < end; begin++)
+        for (size_t j = 0; j < op->x.cols; j++)
+            mli_grad_row(op->x, begin)[j] += mli_grad_row(op->y, j)[begin];
+}
+
+static void mli_transpose_backward(mli_graph *g, const void *record) {
+    const mli_transpose_op *op = (const mli_transpose_op *)record;
+    mli_for_rows(g, mli_transpose_gradient_rows, op, op->x.rows, op->x.cols);
+}
+
+ML_DEF ml_tensor ml_transpose(ml_graph *graph, ml_tensor x) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_transpose", x)) return ml_none();
+    mli_transpose_op op = {x, mli_result(g, x.cols, x.rows, x.grad != NULL)};
+    mli_for_rows(g, mli_transpose_rows, &op, x.cols, x.rows);
+    mli_record_of(g, op.y, mli_transpose_backward, &op, sizeof op);
+    return op.y;
+}
+
+/* A block (rows, cols) of x, which is copied to one of y: from number x_begin to number y_begin. */
+typedef struct mli_block_op {
+    ml_tensor x, y;
+    size_t x_begin, y_begin, rows, cols;
+} mli_block_op;
+
+static void mli_block_rows(const void *record, size_t begin, size_t end) {
+    const mli_block_op *op = (const mli_block_op *)record;
+    for (; begin < end; begin++)
+        memcpy(mli_row(op->y, begin) + op->y_begin, mli_row(op->x, begin) + op->x_begin,
+               op->cols * sizeof(float));
+}
+
+static void mli_block_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_block_op *op = (const mli_block_op *)record;
+    for (; begin < end; begin++)
+        mli_add(mli_grad_row(op->x, begin) + op->x_begin, mli_grad_row(op->y, begin) + op->y_begin, op->cols);
+}
+
+static void mli_block_backward(mli_graph *g, const void *record) {
+    const mli_block_op *op = (const mli_block_op *)record;
+    mli_for_rows(g, mli_block_gradient_rows, op, op->rows, op->cols);
+}
+
+static void mli_copy_block(mli_graph *g, const mli_block_op *op) {
+    mli_for_rows(g, mli_block_rows, op, op->rows, op->cols);
+    if (op->x.grad) mli_record_of(g, op->y, mli_block_backward, op, sizeof *op);
+}
+
+ML_DEF ml_tensor ml_concat(ml_graph *graph, const ml_tensor *parts, int n_parts, ml_axis axis) {
+    mli_graph *g = graph->private_part;
+    size_t rows = 0, cols = 0, at = 0;
+    int learns = 0;
+    if (!graph->result && (!parts || n_parts < 1 || (axis != ML_ROWS && axis != ML_COLS)))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_concat: no parts, or no such axis");
+    for (int i = 0; i < n_parts; i++) {
+        ml_tensor part = parts[i];
+        if (!mli_accepts(graph, "ml_concat", part)) return ml_none();
+        if (axis == ML_ROWS ? part.cols != parts[0].cols : part.rows != parts[0].rows)
+            return mli_cannot_fit(graph, "ml_concat", parts[0], part);
+        rows = axis == ML_ROWS ? rows + part.rows : part.rows;
+        cols = axis == ML_COLS ? cols + part.cols : part.cols;
+        learns |= part.grad != NULL;
+    }
+    ml_tensor y = mli_result(g, rows, cols, learns);
+    for (int i = 0; i < n_parts; i++) {
+        mli_block_op op = {parts[i], y, 0, at, parts[i].rows, parts[i].cols};
+        mli_copy_block(g, &op);
+        at += axis == ML_ROWS ? mli_numbers(&parts[i]) : parts[i].cols;
+    }
+    return y;
+}
+
+ML_DEF ml_tensor ml_slice(ml_graph *graph, ml_tensor x, ml_axis axis, size_t begin, size_t end) {
+    mli_graph *g = graph->private_part;
+    if (!mli_accepts(graph, "ml_slice", x)) return ml_none();
+    if ((axis != ML_ROWS && axis != ML_COLS) || begin >= end || end > (axis == ML_ROWS ? x.rows : x.cols))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT,
+                          "ml_slice: there is no [%z, %z) along axis %d of (%z, %z)", begin, end, (int)axis,
+                          x.rows, x.cols);
+    if (axis == ML_COLS) {
+        mli_block_op op = {x,          mli_result(g, x.rows, end - begin, x.grad != NULL), begin, 0, x.rows,
+                           end - begin};
+        mli_copy_block(g, &op);
+        return op.y;
+    }
+    x.rows = end - begin;
+    if (mli_measuring(g)) return x; /* whose memory does not exist */
+    x.data = mli_row(x, begin);
+    if (x.grad) x.grad = mli_grad_row(x, begin);
+    return x;
+}
+
+/* ---- sequences ---- */
+
+/* Describes the rows of x; 0 after ending the pass if they are not rows of its n tokens. */
+static int mli_read_rows(ml_graph *graph, const char *name, ml_rows given, size_t n, mli_rows *rows) {
+    if (n > INT32_MAX / 2) mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: %z tokens are too many", name, n);
+    if (graph->result) return 0;
+    mli_one_row(rows, (int)n, 0);
+    if (!given.start) return 1;
+    rows->start = given.start;
+    rows->n_rows = given.n_rows;
+    if (given.n_rows < 1 || given.start[0] != 0 || (size_t)given.start[given.n_rows] != n)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: the %d rows do not run from 0 to the %z tokens", name,
+                   given.n_rows, n);
+    for (int r = 0; !graph->result && r < given.n_rows; r++)
+        if (given.start[r + 1] <= given.start[r])
+            mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: row %d is empty or runs backwards", name, r);
+    return !graph->result;
+}
+
+/* A copy of the rows that lives as long as the pass. */
+static const mli_rows *mli_keep_rows(mli_graph *g, const mli_rows *rows) {
+    mli_rows *kept = (mli_rows *)mli_graph_alloc(g, 1, sizeof *kept);
+    if (mli_measuring(g)) return rows;
+    *kept = *rows;
+    if (rows->start == rows->single) kept->start = kept->single;
+    return kept;
+}
+
+static size_t mli_longest_row(const mli_rows *rows) {
+    size_t longest = 0;
+    for (int r = 0; r < rows->n_rows; r++)
+        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
+    return longest;
+}
+
+static ml_tensor mli_run_pool(ml_graph *graph, mli_pool_op *op, size_t n) {
+    mli_graph *g = graph->private_part;
+    op->out = mli_result(g, n, op->x.cols, op->x.grad != NULL);
+    mli_for_rows(g, mli_pool_rows, op, n, op->x.cols);
+    mli_record_of(g, op->out, mli_pool_backward, op, sizeof *op);
+    return op->out;
+}
+
+ML_DEF ml_tensor ml_pool_spans(ml_graph *graph, ml_tensor x, const ml_span *spans, int n_spans,
+                               ml_pooling pooling) {
+    if (!mli_accepts(graph, "ml_pool_spans", x)) return ml_none();
+    if (!spans || n_spans < 1)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_pool_spans: there are no spans");
+    if (!mli_is_pooling(pooling))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_pool_spans: pooling is not one of its names");
+    for (int i = 0; i < n_spans; i++)
+        if (spans[i].begin < 0 || spans[i].end <= spans[i].begin || (size_t)spans[i].end > x.rows)
+            return mli_cannot(graph, ML_ERROR_ARGUMENT,
+                              "ml_pool_spans: span %d, [%d, %d), is empty or outside the %z tokens", i,
+                              (int)spans[i].begin, (int)spans[i].end, x.rows);
+    mli_pool_op op = {x, ml_none(), &spans->begin, &spans->end, 2, pooling};
+    return mli_run_pool(graph, &op, (size_t)n_spans);
+}
+
+ML_DEF ml_tensor ml_pool_rows(ml_graph *graph, ml_tensor x, ml_rows given, ml_pooling pooling) {
+    mli_rows read;
+    if (!mli_accepts(graph, "ml_pool_rows", x) || !mli_read_rows(graph, "ml_pool_rows", given, x.rows, &read))
+        return ml_none();
+    if (!mli_is_pooling(pooling))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_pool_rows: pooling is not one of its names");
+    const mli_rows *rows = mli_keep_rows(graph->private_part, &read);
+    mli_pool_op op = {x, ml_none(), rows->start, rows->start + 1, 1, pooling};
+    return mli_run_pool(graph, &op, (size_t)rows->n_rows);
+}
+
+typedef struct mli_weighted_op {
+    ml_tensor x, scores, y; /* (n, D), (n, 1), (n_rows, D) */
+    float *p;               /* (n): softmax of the scores of each row */
+    const mli_rows *rows;
+} mli_weighted_op;
+
+static void mli_weighted_rows(const void *record, size_t first, size_t last) {
+    const mli_weighted_op *op = (const mli_weighted_op *)record;
+    for (size_t r = first; r < last; r++) {
+        size_t begin = mli_row_start(op->rows, (int)r), n = mli_row_start(op->rows, (int)r + 1) - begin;
+        memcpy(op->p + begin, mli_row(op->scores, begin), n * sizeof *op->p);
+        mli_softmax(op->p + begin, n);
+        mli_weighted_sum(mli_row(op->y, r), op->p + begin, mli_row(op->x, begin), op->x.cols, n, op->x.cols);
+    }
+}
+
+/* dx_i += p_i dy;  dscore_i += p_i (x_i - y) . dy */
+static void mli_weighted_gradient_rows(const void *record, size_t first, size_t last) {
+    const mli_weighted_op *op = (const mli_weighted_op *)record;
+    size_t dim = op->x.cols;
+    for (size_t r = first; r < last; r++) {
+        const float *dy = mli_grad_row(op->y, r);
+        size_t i = mli_row_start(op->rows, (int)r), end = mli_row_start(op->rows, (int)r + 1);
+        float mean = mli_dot(mli_row(op->y, r), dy, dim);
+        for (; i < end; i++) {
+            if (op->scores.grad)
+                op->scores.grad[i] += op->p[i] * (mli_dot(mli_row(op->x, i), dy, dim) - mean);
+            if (op->x.grad) mli_axpy(mli_grad_row(op->x, i), op->p[i], dy, dim);
+        }
+    }
+}
+
+static void mli_weighted_backward(mli_graph *g, const void *record) {
+    const mli_weighted_op *op = (const mli_weighted_op *)record;
+    mli_for_rows(g, mli_weighted_gradient_rows, op, op->y.rows, op->x.cols * op->x.rows / op->y.rows);
+}
+
+ML_DEF ml_tensor ml_pool_weighted(ml_graph *graph, ml_tensor x, ml_tensor scores, ml_rows given) {
+    mli_graph *g = graph->private_part;
+    mli_rows read;
+    if (!mli_accepts(graph, "ml_pool_weighted", x) || !mli_accepts(graph, "ml_pool_weighted", scores) ||
+        !mli_read_rows(graph, "ml_pool_weighted", given, x.rows, &read))
+        return ml_none();
+    if (scores.rows != x.rows || scores.cols != 1)
+        return mli_cannot_fit(graph, "ml_pool_weighted", x, scores);
+    mli_weighted_op op = {x, scores, ml_none(), NULL, mli_keep_rows(g, &read)};
+    op.y = mli_result(g, (size_t)read.n_rows, x.cols, x.grad || scores.grad);
+    op.p = mli_new_numbers(g, x.rows, 1, 0);
+    mli_for_rows(g, mli_weighted_rows, &op, op.y.rows, x.cols * x.rows / op.y.rows);
+    mli_record_of(g, op.y, mli_weighted_backward, &op, sizeof op);
+    return op.y;
+}
+
+/* ---- positions: see >>layers ---- */
+
+/* YaRN (Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models"): a pair that turns
+   more than 32 times in the original context keeps its frequency, one that turns less than once is interpolated, and
+   those between are mixed, by their numbers. Returns how much of pair j is interpolated. */
+static double mli_yarn_share(const ml_rope_desc *desc, int j) {
+    const double turns[2] = {32, 1}, two_pi = 6.28318530717958647692;
+    double hd = (double)desc->hd, bound[2];
+    for (int i = 0; i < 2;
+         i++) /* the pair that turns so many times: original / theta^(2j / hd) = 2 pi turns */
+        bound[i] = hd * log((double)desc->original / (two_pi * turns[i])) / (2 * log((double)desc->theta));
+    double low = MLI_MAX(0.0, floor(bound[0])), high = MLI_MIN(hd - 1, ceil(bound[1]));
+    double share = ((double)j - low) / MLI_MAX(0.001, high - low);
+    return MLI_MAX(0.0, MLI_MIN(1.0, share));
+}
+
+ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_positions) {
+    if (!given || !table || given->hd < 2 || given->hd % 2 || given->hd > 1 << 16) return ML_ERROR_ARGUMENT;
+    ml_rope_desc desc = *given;
+    if (desc.theta == 0) desc.theta = 10000;
+    if (desc.scale == 0) desc.scale = 1;
+    int hd = (int)desc.hd, is_yarn = desc.kind == ML_ROPE_YARN;
+    if (!(desc.theta > 1) || !(desc.scale > 0) || (is_yarn && desc.original < 1) || n_positions < 1 ||
+        (desc.kind != ML_ROPE_PLAIN && desc.kind != ML_ROPE_NTK && !is_yarn))
+        return ML_ERROR_ARGUMENT;
+    float theta = desc.theta, scale = desc.kind == ML_ROPE_PLAIN ? desc.scale : 1.0f;
+    if (desc.kind == ML_ROPE_NTK && hd > 2) theta *= powf(desc.scale, (float)hd / (float)(hd - 2));
+    for (int j = 0; j < hd / 2; j++) {
+        float frequency = mli_rope_frequency(theta, j, hd);
+        double share = is_yarn ? mli_yarn_share(&desc, j) : 0;
+        if (is_yarn) frequency = (float)((double)frequency * (share / (double)desc.scale + 1 - share));
+        mli_rope_pair(table, n_positions, hd, j, scale, frequency);
+    }
+    /* Queries and keys both are longer by this, which scales attention by its square. */
+    float length = is_yarn && desc.scale > 1 ? 0.1f * logf(desc.scale) + 1.0f : 1.0f;
+    if (is_yarn) mli_scale(table, length, (size_t)n_positions * desc.hd);
+    return ML_OK;
+}
+
+typedef struct mli_rotate_op {
+    ml_tensor x, y, table; /* (n, heads * hd), the same, (positions, hd) */
+    const mli_rows *rows;
+} mli_rotate_op;
+
+static void mli_rotate_rows(const void *record, size_t begin, size_t end) {
+    const mli_rotate_op *op = (const mli_rotate_op *)record;
+    mli_rope_op in_place = {op->y, (const float *)op->table.data, op->table.cols, op->rows, 1.0f};
+    memcpy(mli_row(op->y, begin), mli_row(op->x, begin), (end - begin) * op->x.cols * sizeof(float));
+    mli_rope_rows(&in_place, begin, end);
+}
+
+/* dx += dy rotated back */
+static void mli_rotate_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_rotate_op *op = (const mli_rotate_op *)record;
+    size_t hd = op->table.cols;
+    int r = 0;
+    for (size_t i = begin; i < end; i++) {
+        while (mli_row_start(op->rows, r + 1) <= i) r++;
+        const float *dy = mli_grad_row(op->y, i), *turn = mli_row(op->table, i - mli_row_start(op->rows, r));
+        float *dx = mli_grad_row(op->x, i);
+        for (size_t head = 0; head < op->x.cols; head += hd)
+            for (size_t j = 0; j < hd; j += 2) {
+                float c = turn[j], s = turn[j + 1], a = dy[head + j], b = dy[head + j + 1];
+                dx[head + j] += a * c + b * s;
+                dx[head + j + 1] += b * c - a * s;
+            }
+    }
+}
+
+static void mli_rotate_backward(mli_graph *g, const void *record) {
+    const mli_rotate_op *op = (const mli_rotate_op *)record;
+    mli_for_rows(g, mli_rotate_gradient_rows, op, op->x.rows, op->x.cols);
+}
+
+ML_DEF ml_tensor ml_rotate(ml_graph *graph, ml_tensor x, ml_tensor table, ml_rows given) {
+    mli_graph *g = graph->private_part;
+    mli_rows read;
+    if (!mli_accepts(graph, "ml_rotate", x) || !mli_accepts(graph, "ml_rotate", table) ||
+        !mli_read_rows(graph, "ml_rotate", given, x.rows, &read))
+        return ml_none();
+    if (table.cols % 2 || x.cols % table.cols) return mli_cannot_fit(graph, "ml_rotate", x, table);
+    if (mli_longest_row(&read) > table.rows)
+        return mli_cannot(graph, ML_ERROR_CONTEXT, "ml_rotate: a row has %z tokens, the table %z positions",
+                          mli_longest_row(&read), table.rows);
+    mli_rotate_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), table, mli_keep_rows(g, &read)};
+    mli_for_rows(g, mli_rotate_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_rotate_backward, &op, sizeof op);
+    return op.y;
+}
+
+/* ---- attention: see >>layers ---- */
+
+/* Whether the operands have the shapes that the heads ask for. */
+static int mli_accepts_heads(ml_graph *graph, const ml_attention_desc *d, int n_kv_heads) {
+    const char *name = "ml_attention";
+    if (!mli_accepts(graph, name, d->q) || !mli_accepts(graph, name, d->k) || !mli_accepts(graph, name, d->v))
+        return 0;
+    if (d->n_heads < 1 || n_kv_heads < 1 || d->n_heads % n_kv_heads)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: n_kv_heads %d does not divide n_heads %d", name,
+                          n_kv_heads, d->n_heads),
+               0;
+    size_t heads = (size_t)d->n_heads, kv_heads = (size_t)n_kv_heads;
+    if (d->q.cols % heads || d->v.cols % kv_heads)
+        return mli_cannot(graph, ML_ERROR_MISMATCH,
+                          "%s: q (%z, %z) or v (%z, %z) cannot be cut into %d and %d heads", name, d->q.rows,
+                          d->q.cols, d->v.rows, d->v.cols, d->n_heads, n_kv_heads),
+               0;
+    if (d->k.cols != d->q.cols / heads * kv_heads) return mli_cannot_fit(graph, name, d->q, d->k), 0;
+    if (d->k.rows != d->v.rows) return mli_cannot_fit(graph, name, d->k, d->v), 0;
+    if (d->window < 0 || d->sinks < 0 || !(d->dropout >= 0 && d->dropout < 1) || !(d->scale >= 0) ||
+        (d->mask != ML_MASK_DEFAULT && d->mask != ML_MASK_CAUSAL && d->mask != ML_MASK_FULL))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT,
+                          "%s: mask, window, sinks, scale or dropout is out of range", name),
+               0;
+    return 1;
+}
+
+/* Whether each query has a key, and a bias for all keys that it may see. */
+static int mli_accepts_keys(ml_graph *graph, const ml_attention_desc *d, const mli_rows *rows,
+                            const mli_rows *keys) {
+    const char *name = "ml_attention";
+    if (rows->n_rows != keys->n_rows)
+        mli_cannot(graph, ML_ERROR_MISMATCH, "%s: %d rows of queries, %d of keys", name, rows->n_rows,
+                   keys->n_rows);
+    for (int r = 0; !graph->result && r < rows->n_rows; r++) {
+        size_t n = mli_row_start(rows, r + 1) - mli_row_start(rows, r);
+        size_t n_keys = mli_row_start(keys, r + 1) - mli_row_start(keys, r);
+        if (n_keys < n)
+            mli_cannot(graph, ML_ERROR_MISMATCH, "%s: row %d has %z queries and only %z keys", name, r, n,
+                       n_keys);
+    }
+    if (graph->result || !d->bias.data) return !graph->result;
+    if (!mli_accepts(graph, name, d->bias)) return 0;
+    size_t n = d->q.rows, longest = mli_longest_row(keys);
+    if ((d->bias.rows != n && d->bias.rows != n * (size_t)d->n_heads) || d->bias.cols < longest)
+        mli_cannot(graph, ML_ERROR_MISMATCH,
+                   "%s: the bias is (%z, %z), not (%z, %z) or (%z, %z): queries or heads * queries, keys",
+                   name, d->bias.rows, d->bias.cols, n, longest, n * (size_t)d->n_heads, longest);
+    return !graph->result;
+}
+
+ML_DEF ml_tensor ml_attention(ml_graph *graph, const ml_attention_desc *d) {
+    mli_graph *g = graph->private_part;
+    int n_kv_heads = d->n_kv_heads ? d->n_kv_heads : d->n_heads, taping = g->taping;
+    mli_rows read, read_keys;
+    if (!mli_accepts_heads(graph, d, n_kv_heads) ||
+        !mli_read_rows(graph, "ml_attention", d->rows, d->q.rows, &read) ||
+        !mli_read_rows(graph, "ml_attention (keys)", d->key_rows.start ? d->key_rows : d->rows, d->k.rows,
+                       &read_keys) ||
+        !mli_accepts_keys(graph, d, &read, &read_keys))
+        return ml_none();
+    ml_config config;
+    memset(&config, 0, sizeof config);
+    config.mask = d->mask, config.n_heads = d->n_heads, config.n_kv_heads = n_kv_heads;
+    mli_attention_op op = mli_plain_attention(d->q, d->k, d->v, &config, mli_keep_rows(g, &read));
+    op.key_start = mli_keep_rows(g, &read_keys)->start;
+    op.bias = d->bias;
+    op.window = (size_t)d->window, op.sinks = (size_t)d->sinks;
+    if (graph->taping) op.dropout = d->dropout, op.seed = d->seed;
+    if (d->scale > 0) op.scale = d->scale;
+    int learns = d->q.grad || d->k.grad || d->v.grad || d->bias.grad;
+    ml_tensor out = mli_result(g, d->q.rows, op.hv * (size_t)d->n_heads, learns);
+    g->taping = taping && learns;
+    mli_run_attention(g, &op, out);
+    g->taping = taping;
+    return out;
+}
+
+ML_DEF ml_tensor ml_alibi(ml_graph *graph, int n_heads, ml_rows given, size_t n) {
+    mli_graph *g = graph->private_part;
+    mli_rows rows;
+    if (n_heads < 1 || n < 1) mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_alibi: there are no heads or tokens");
+    if (graph->result || !mli_read_rows(graph, "ml_alibi", given, n, &rows)) return ml_none();
+    ml_tensor bias = mli_result(g, (size_t)n_heads * n, mli_longest_row(&rows), 0);
+    for (int h = 0, r = 0; h < n_heads && !mli_measuring(g); h++, r = 0) {
+        float slope = powf(2.0f, -8.0f * (float)(h + 1) / (float)n_heads);
+        for (size_t i = 0; i < n; i++) {
+            while (mli_row_start(&rows, r + 1) <= i) r++;
+            float *row = mli_row(bias, (size_t)h * n + i), position = (float)(i - mli_row_start(&rows, r));
+            for (size_t j = 0; j < bias.cols; j++) row[j] = -slope * fabsf(position - (float)j);
+        }
+    }
+    return bias;
 }
 
 /* ---- losses ---- */
@@ -4806,6 +5790,173 @@ ML_DEF ml_tensor ml_linear_cross_entropy(ml_graph *graph, ml_tensor x, ml_tensor
     return mli_loss(graph, "ml_linear_cross_entropy", op, desc);
 }
 
+typedef struct mli_squared_op {
+    ml_tensor y, target, loss; /* (n, c), (n, c), (1, 1) */
+    float divisor;
+    int is_target; /* its gradient is computed, not that of y */
+} mli_squared_op;
+
+/* dy += 2 dloss (y - target) / divisor, and dtarget minus that */
+static void mli_squared_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_squared_op *op = (const mli_squared_op *)record;
+    size_t n = op->y.cols;
+    float *d = op->is_target ? op->target.grad : op->y.grad;
+    float factor = (op->is_target ? -2 : 2) * op->loss.grad[0] / op->divisor;
+    mli_axpy(d + begin * n, factor, mli_row(op->y, begin), (end - begin) * n);
+    mli_axpy(d + begin * n, -factor, mli_row(op->target, begin), (end - begin) * n);
+}
+
+static void mli_squared_backward(mli_graph *g, const void *record) {
+    mli_squared_op op = *(const mli_squared_op *)record;
+    if (op.y.grad) mli_for_rows(g, mli_squared_gradient_rows, &op, op.y.rows, op.y.cols);
+    op.is_target = 1;
+    if (op.target.grad) mli_for_rows(g, mli_squared_gradient_rows, &op, op.y.rows, op.y.cols);
+}
+
+/* Whether the operands of a loss between two matrices fit. */
+static int mli_accepts_both(ml_graph *graph, const char *name, ml_tensor x, ml_tensor y, float divisor) {
+    if (!mli_accepts(graph, name, x) || !mli_accepts(graph, name, y)) return 0;
+    if (x.rows != y.rows || x.cols != y.cols) mli_cannot_fit(graph, name, x, y);
+    if (!(divisor >= 0)) mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: the divisor is negative", name);
+    return !graph->result;
+}
+
+ML_DEF ml_tensor ml_squared_error(ml_graph *graph, ml_tensor y, ml_tensor target, float divisor) {
+    mli_graph *g = graph->private_part;
+    double sum = 0;
+    if (!mli_accepts_both(graph, "ml_squared_error", y, target, divisor)) return ml_none();
+    mli_squared_op op = {y, target, mli_result(g, 1, 1, y.grad || target.grad), divisor, 0};
+    if (!(divisor > 0)) op.divisor = (float)mli_numbers(&y);
+    for (size_t i = 0; i < mli_numbers(&y) && !mli_measuring(g); i++) {
+        double d = (double)mli_row(y, 0)[i] - (double)mli_row(target, 0)[i];
+        sum += d * d;
+    }
+    if (!mli_measuring(g)) mli_row(op.loss, 0)[0] = (float)(sum / (double)op.divisor);
+    mli_record_of(g, op.loss, mli_squared_backward, &op, sizeof op);
+    return op.loss;
+}
+
+/* ---- the Kullback-Leibler divergence (Kullback & Leibler 1951, "On Information and Sufficiency") ----
+
+   KL(p || q) = sum of p (log p - log q), p = softmax(x), q = softmax(y), in double
+   dx = p (log p - log q - KL) dloss / divisor      dy = (q - p) dloss / divisor */
+
+typedef struct mli_kl_row {
+    double x_log_sum, y_log_sum; /* log p = x - x_log_sum */
+    double divergence;
+} mli_kl_row;
+
+typedef struct mli_kl_op {
+    ml_tensor x, y, loss; /* (n, c), (n, c), (1, 1) */
+    mli_kl_row *of;       /* (n) */
+    float divisor;
+    int is_y; /* its gradient is computed, not that of x */
+} mli_kl_op;
+
+static double mli_log_sum(const float *x, size_t n) {
+    double max = (double)mli_max(x, n), sum = 0;
+    for (size_t j = 0; j < n; j++) sum += exp((double)x[j] - max);
+    return max + log(sum);
+}
+
+static void mli_kl_rows(const void *record, size_t begin, size_t end) {
+    const mli_kl_op *op = (const mli_kl_op *)record;
+    for (; begin < end; begin++) {
+        const float *x = mli_row(op->x, begin), *y = mli_row(op->y, begin);
+        mli_kl_row row = {mli_log_sum(x, op->x.cols), mli_log_sum(y, op->x.cols), 0};
+        for (size_t j = 0; j < op->x.cols; j++) {
+            double log_p = (double)x[j] - row.x_log_sum, p = exp(log_p);
+            if (p != 0) row.divergence += p * (log_p - ((double)y[j] - row.y_log_sum));
+        }
+        op->of[begin] = row;
+    }
+}
+
+static void mli_kl_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_kl_op *op = (const mli_kl_op *)record;
+    double unit = (double)op->loss.grad[0] / (double)op->divisor;
+    for (; begin < end; begin++) {
+        const float *x = mli_row(op->x, begin), *y = mli_row(op->y, begin);
+        float *d = op->is_y ? mli_grad_row(op->y, begin) : mli_grad_row(op->x, begin);
+        mli_kl_row row = op->of[begin];
+        for (size_t j = 0; j < op->x.cols; j++) {
+            double log_p = (double)x[j] - row.x_log_sum, log_q = (double)y[j] - row.y_log_sum, p = exp(log_p);
+            if (op->is_y)
+                d[j] += (float)(unit * (exp(log_q) - p));
+            else if (p != 0)
+                d[j] += (float)(unit * p * (log_p - log_q - row.divergence));
+        }
+    }
+}
+
+static void mli_kl_backward(mli_graph *g, const void *record) {
+    mli_kl_op op = *(const mli_kl_op *)record;
+    if (op.x.grad) mli_for_rows(g, mli_kl_gradient_rows, &op, op.x.rows, 16 * op.x.cols);
+    op.is_y = 1;
+    if (op.y.grad) mli_for_rows(g, mli_kl_gradient_rows, &op, op.x.rows, 16 * op.x.cols);
+}
+
+ML_DEF ml_tensor ml_kl_divergence(ml_graph *graph, ml_tensor x, ml_tensor y, float divisor) {
+    mli_graph *g = graph->private_part;
+    double sum = 0;
+    if (!mli_accepts_both(graph, "ml_kl_divergence", x, y, divisor)) return ml_none();
+    mli_kl_op op = {x, y, mli_result(g, 1, 1, x.grad || y.grad), NULL, divisor, 0};
+    if (!(divisor > 0)) op.divisor = (float)x.rows;
+    op.of = (mli_kl_row *)mli_graph_alloc(g, x.rows, sizeof *op.of);
+    mli_for_rows(g, mli_kl_rows, &op, x.rows, 16 * x.cols);
+    for (size_t i = 0; i < x.rows && !mli_measuring(g); i++) sum += op.of[i].divergence;
+    if (!mli_measuring(g)) mli_row(op.loss, 0)[0] = (float)(sum / (double)op.divisor);
+    mli_record_of(g, op.loss, mli_kl_backward, &op, sizeof op);
+    return op.loss;
+}
+
+/* ---- an operation of the caller's ---- */
+
+typedef struct mli_custom_record {
+    ml_custom op;
+    ml_custom_function backward;
+} mli_custom_record;
+
+static void mli_call_custom(ml_graph *graph, ml_custom_function function, const ml_custom *op, int backward) {
+    ml_result result = graph->result ? ML_OK : function(op);
+    if (result)
+        mli_cannot(graph, result, "%s: its %s function returned %d (%s)", op->name,
+                   backward ? "backward" : "forward", (int)result, ml_result_string(result));
+}
+
+static void mli_custom_backward(mli_graph *g, const void *record) {
+    const mli_custom_record *custom = (const mli_custom_record *)record;
+    mli_call_custom(&g->open->shown, custom->backward, &custom->op, 1);
+}
+
+ML_DEF ml_tensor ml_custom_op(ml_graph *graph, const ml_custom_desc *desc) {
+    mli_graph *g = graph->private_part;
+    mli_custom_record custom;
+    ml_custom *op = &custom.op;
+    int learns = 0;
+    if (graph->result) return ml_none();
+    if (!desc || !desc->forward || !desc->inputs || desc->n_inputs < 1 || desc->n_inputs > ML_MAX_INPUTS ||
+        !desc->rows || !desc->cols)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT,
+                          "ml_custom_op: forward, inputs, rows or cols is missing, or n_inputs not 1 to %d",
+                          ML_MAX_INPUTS);
+    memset(&custom, 0, sizeof custom);
+    op->name = desc->name ? desc->name : "ml_custom_op";
+    op->n_inputs = desc->n_inputs;
+    op->user = desc->user;
+    custom.backward = desc->backward;
+    for (int i = 0; i < desc->n_inputs; i++) {
+        if (!mli_accepts(graph, op->name, desc->inputs[i])) return ml_none();
+        op->inputs[i] = desc->inputs[i];
+        learns |= desc->backward && desc->inputs[i].grad;
+    }
+    op->output = mli_result(g, desc->rows, desc->cols, learns);
+    if (desc->keep) op->kept = mli_graph_alloc(g, desc->keep, 1);
+    if (!mli_measuring(g)) mli_call_custom(graph, desc->forward, op, 0);
+    mli_record_of(g, op->output, mli_custom_backward, &custom, sizeof custom);
+    return graph->result ? ml_none() : op->output;
+}
+
 /* ---- the whole Llama as one operation ---- */
 
 /* A pass of ml_llama. It is on the graph, because records point to it. */
@@ -4861,6 +6012,18 @@ static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, 
     }
     if (states) states[part] = mli_tap(g, x);
     return x;
+}
+
+static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op) {
+    if (!pass->llama) return;
+    const ml_llama_desc *desc = &pass->llama->desc;
+    if (desc->prefix_keys) {
+        op->k = mli_prepend(g, desc->prefix_keys[layer], op->k, pass->rows);
+        op->v = mli_prepend(g, desc->prefix_values[layer], op->v, pass->rows);
+        op->prefix = desc->prefix_keys[layer].rows;
+    }
+    op->bias = desc->bias;
+    op->window = (size_t)desc->window, op->sinks = (size_t)desc->sinks;
 }
 
 /* Whether something inside of a layer learns. What is inserted does. */
@@ -4951,19 +6114,40 @@ static int mli_accepts_llama(ml_graph *graph, const ml_llama_desc *desc) {
                                                desc->lora->n_tensors));
 }
 
+/* Whether prefixes and bias have the shapes of the layers' keys and values, and of the batch. */
+static int mli_accepts_keys_of(ml_graph *graph, const ml_llama_desc *desc, const mli_rows *rows) {
+    const ml_config *c = &desc->model->config;
+    size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM), longest = 0, n = (size_t)desc->batch->n_tokens;
+    for (int layer = 0; desc->prefix_keys && layer < c->n_layers; layer++) {
+        ml_tensor k = desc->prefix_keys[layer], v = desc->prefix_values[layer];
+        if (!mli_accepts(graph, "ml_llama: prefix", k) || !mli_accepts(graph, "ml_llama: prefix", v))
+            return 0;
+        if (k.cols != kv_dim || v.cols != kv_dim || k.rows != v.rows)
+            return mli_cannot(graph, ML_ERROR_MISMATCH,
+                              "ml_llama: the prefix of layer %d is (%z, %z) and (%z, %z), not (P, %z) both",
+                              layer, k.rows, k.cols, v.rows, v.cols, kv_dim),
+                   0;
+        longest = MLI_MAX(longest, k.rows);
+    }
+    longest += mli_longest_row(rows);
+    if (desc->window < 0 || desc->sinks < 0)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: window or sinks is negative");
+    if (graph->result || !desc->bias.data) return !graph->result;
+    ml_tensor bias = desc->bias;
+    if (!mli_accepts(graph, "ml_llama: bias", bias)) return 0;
+    if ((bias.rows != n && bias.rows != n * (size_t)c->n_heads) || bias.cols < longest)
+        mli_cannot(graph, ML_ERROR_MISMATCH,
+                   "ml_llama: the bias is (%z, %z), not (%z, %z) or (%z, %z): tokens or heads * tokens, keys",
+                   bias.rows, bias.cols, n, longest, n * (size_t)c->n_heads, longest);
+    return !graph->result;
+}
+
 /* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
 static ml_tensor mli_make_rope(mli_graph *g, const ml_config *c, size_t n_positions) {
     size_t hd = (size_t)(c->dim / c->n_heads);
     ml_tensor table = mli_result(g, n_positions, hd, 0);
     if (!mli_measuring(g)) mli_rope_table((float *)table.data, (int)n_positions, c);
     return table;
-}
-
-static size_t mli_longest_row(const mli_rows *rows) {
-    size_t longest = 0;
-    for (int r = 0; r < rows->n_rows; r++)
-        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
-    return longest;
 }
 
 ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
@@ -4982,9 +6166,123 @@ ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
     if (has_table) most.row = (int)MLI_MIN(desc.rope.rows, MLI_MAX_TOKENS);
     if (mli_check_batch(desc.model, desc.batch, &most, &rows, &error))
         return mli_cannot(graph, error.code, "%s", error.text);
+    if (!mli_accepts_keys_of(graph, &desc, &rows)) return ml_none();
     if (!has_table && !desc.no_rope) desc.rope = mli_make_rope(g, c, mli_longest_row(&rows));
     ml_tensor hidden = mli_llama_pass(graph, &desc, &rows, -1);
     return graph->result ? ml_none() : hidden;
+}
+
+/* ---- checking a gradient ---- */
+
+/* One pass; with taping, the tensors' gradients are those of its loss afterwards. */
+static ml_result mli_check_pass(ml_graph *g, const ml_check_desc *desc, int taping, double *loss,
+                                ml_error *error) {
+    for (int i = 0; taping && i < desc->n_tensors; i++)
+        memset(desc->tensors[i]->grad, 0, mli_numbers(desc->tensors[i]) * sizeof(float));
+    ml_graph_begin(g, taping);
+    g->private_part->open->dropping = 1;
+    ml_tensor y = desc->build(g, desc->user);
+    if (!g->result && (!y.data || y.rows != 1 || y.cols != 1))
+        mli_cannot(g, ML_ERROR_MISMATCH, "ml_check_gradient: the loss is (%z, %z), not (1, 1)", y.rows,
+                   y.cols);
+    ml_result result = taping ? ml_graph_backward(g, y, error) : ml_graph_end(g, error);
+    if (!result) *loss = (double)mli_row(y, 0)[0];
+    if (result || mli_is_finite(*loss)) return result;
+    return mli_fail(error, ML_ERROR_NUMBER, "ml_check_gradient: the loss is not finite");
+}
+
+/* A direction: a number of 1 or -1 for each of the tensor's. */
+static double mli_random_sign(uint64_t *state) { return mli_splitmix64(state) >> 63 ? -1.0 : 1.0; }
+
+/* The derivative along a direction, by the gradient. */
+static double mli_slope(const ml_tensor *t, uint64_t direction) {
+    double slope = 0;
+    for (size_t i = 0; i < mli_numbers(t); i++) slope += (double)t->grad[i] * mli_random_sign(&direction);
+    return slope;
+}
+
+/* The same by the losses at four places. The tensor's numbers are kept in the memory of its gradient. */
+static ml_result mli_difference(ml_graph *g, const ml_check_desc *desc, const ml_tensor *t,
+                                uint64_t direction, double h, double *slope, ml_error *error) {
+    static const int steps[4] = {1, -1, 2, -2}, factors[4] = {8, -8, -1, 1};
+    ml_result result = ML_OK;
+    *slope = 0;
+    for (int k = 0; k < 4 && !result; k++) {
+        uint64_t state = direction;
+        double loss = 0;
+        for (size_t i = 0; i < mli_numbers(t); i++)
+            ((float *)t->data)[i] = (float)((double)t->grad[i] + steps[k] * h * mli_random_sign(&state));
+        result = mli_check_pass(g, desc, 0, &loss, error);
+        *slope += factors[k] * loss / (12 * h);
+    }
+    memcpy(t->data, t->grad, mli_numbers(t) * sizeof(float));
+    return result;
+}
+
+static double mli_length(const float *x, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum);
+}
+
+#define MLI_MAX_DIRECTIONS 64
+
+/* Checks one tensor, whose gradient is there, and leaves something else in its place. */
+static ml_result mli_check_tensor(ml_graph *g, const ml_check_desc *desc, const ml_tensor *t, double loss,
+                                  double *worst, ml_error *error) {
+    uint64_t directions[MLI_MAX_DIRECTIONS];
+    double slopes[MLI_MAX_DIRECTIONS], h = desc->step, size = mli_length((float *)t->data, mli_numbers(t));
+    if (h == 0) h = size > 0 ? 0.01 * size / sqrt((double)mli_numbers(t)) : 0.01;
+    for (int i = 0; i < desc->n_directions; i++) {
+        directions[i] = ml_random_u64(desc->random);
+        slopes[i] = mli_slope(t, directions[i]);
+        if (!mli_is_finite(slopes[i]))
+            return mli_fail(error, ML_ERROR_NUMBER, "ml_check_gradient: a gradient is not finite");
+    }
+    double length = MLI_MAX(mli_length(t->grad, mli_numbers(t)), 2e-5 * fabs(loss) / h);
+    memcpy(t->grad, t->data, mli_numbers(t) * sizeof(float));
+    for (int i = 0; i < desc->n_directions; i++) {
+        double slope;
+        ml_result result = mli_difference(g, desc, t, directions[i], h, &slope, error);
+        if (result) return result;
+        double apart = fabs(slope - slopes[i]);
+        if (apart > *worst * length) *worst = apart / length;
+    }
+    return ML_OK;
+}
+
+static ml_result mli_check_check(const ml_check_desc *desc, ml_error *error) {
+    if (!desc->build || !desc->tensors || desc->n_tensors < 1 || !desc->random)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient needs build, tensors and random");
+    if (desc->n_directions < 0 || desc->n_directions > MLI_MAX_DIRECTIONS)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: n_directions is %d, not 0 to %d",
+                        desc->n_directions, MLI_MAX_DIRECTIONS);
+    if (!(desc->step >= 0 && desc->step <= 1e6))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: the step is out of range");
+    for (int i = 0; i < desc->n_tensors; i++) {
+        const ml_tensor *t = desc->tensors[i];
+        if (!t || !t->data || !t->grad || t->type != ML_F32 || !mli_numbers(t))
+            return mli_fail(error, ML_ERROR_ARGUMENT,
+                            "ml_check_gradient: tensor %d is not F32 with data and a gradient", i);
+    }
+    return ML_OK;
+}
+
+ML_DEF ml_result ml_check_gradient(ml_graph *graph, const ml_check_desc *given, double *worst,
+                                   ml_error *error) {
+    double loss, again;
+    if (!graph || !given || !worst) return mli_null(error, "ml_check_gradient");
+    ml_check_desc desc = *given;
+    *worst = 0;
+    ml_result result = mli_check_check(&desc, error);
+    if (!desc.n_directions) desc.n_directions = 8;
+    if (!result) result = mli_check_pass(graph, &desc, 1, &loss, error);
+    for (int i = 0; !result && i < desc.n_tensors; i++)
+        result = mli_check_tensor(graph, &desc, desc.tensors[i], loss, worst, error);
+    if (!result) result = mli_check_pass(graph, &desc, 1, &again, error); /* the gradients again */
+    if (!result && loss != again)
+        result = mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: build gave two different losses");
+    return result;
 }
 #endif /* ML_NO_TRAINING */
 
@@ -5257,6 +6555,7 @@ static ml_result mli_optimizer_plan(const ml_optimizer_desc *given, mli_optimize
     o->adamw = desc.adamw;
     o->schedule = desc.schedule;
     o->threads = desc.threads;
+    o->allocator = desc.allocator; /* for files */
     o->n_groups = MLI_MAX(desc.n_groups, 1);
     mli_list_parameters(o, &desc);
     if (!o->n_trained) return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: all parameters are frozen");
@@ -5328,13 +6627,13 @@ typedef struct ml_trainer_private {
     ml_trainer shown;
     ml_trainer_desc desc; /* with the defaults filled in */
     ml_model *model;
-    ml_model view;     /* the model over `tensors`, which have gradients */
-    ml_lora lora_view; /* the adapter over `lora_tensors` */
-    ml_tensor *tensors, *lora_tensors;
+    ml_tensor *tensors, *lora_tensors; /* those of model and adapter, with gradients where they are trained */
     mli_optimizer optimizer;
-    float *rope;     /* (max_row, hd): see mli_rope_table */
-    uint64_t passes; /* the dropout counter: each pass drops different numbers */
-    mli_graph graph;
+    float *rope;       /* (max_row, hd): see mli_rope_table */
+    uint64_t passes;   /* the dropout counter: each pass drops different numbers */
+    ml_graph *graph;   /* of the passes, in graph_memory */
+    size_t graph_size; /* bytes */
+    unsigned char *graph_memory;
     ml_allocator allocator; /* of ml_trainer_new ... */
     void *block;            /* ... and what it returned; NULL after ml_trainer_init */
 } mli_trainer;
@@ -5390,43 +6689,79 @@ static void mli_list_trained(mli_trainer *t) {
     t->shown.n_parameters = (int64_t)o->n_numbers;
 }
 
-/* A batch's forward pass and its loss. A graph that is taping has the gradient of the loss afterwards, and the tape
-   of what comes before the loss. */
-static double mli_trainer_pass(mli_trainer *t, const ml_batch *batch, mli_rows *rows, float *log_probs) {
-    mli_graph *g = &t->graph;
-    const ml_head *head = t->desc.head;
-    double loss;
-    mli_release(g, 0);
-    static const float unread[1] = {0}; /* while measuring: there is a table */
-    mli_pass pass = mli_pass_over(&t->view, t->desc.lora ? &t->lora_view : NULL, rows);
-    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens;
-    pass.rope = mli_measuring(g) ? unread : t->rope;
-    ml_tensor h = mli_network(g, &pass), w = head ? t->shown.head[0] : *mli_weight(&t->view, MLI_OUTPUT, 0);
-    if (head) {
-        if (mli_measuring(g)) rows->n_rows = t->desc.max_rows; /* the most that can be pooled */
-        h = mli_pool(g, h, rows, head->pooling);
-        uint64_t seed = t->desc.seed * 0x9e3779b97f4a7c15u + (t->passes + 1) * 0x94d049bb133111ebu;
-        if (g->taping) t->passes++, mli_dropout(g, h, t->desc.dropout, seed);
-    }
-    const int32_t *targets = head ? batch->labels : batch->targets;
-    ml_tensor b = t->shown.head[1];
-    mli_cross_entropy_op op = {h, w, b, targets, batch->divisor, head ? log_probs : NULL, &loss, 0, NULL};
-    mli_run_cross_entropy(g, &op, g->taping);
-    return loss;
+/* How many parts of the network learn nothing: see mli_count_frozen, which cannot tell before there are gradients. */
+static int mli_trainer_frozen(const mli_trainer *t) {
+    int n_layers = t->model->config.n_layers, part = 0;
+    if (!t->desc.lora) return t->desc.frozen ? n_layers + 2 : 0;
+    while (part < n_layers * 2 * MLI_LORA_TARGETS && !t->lora_tensors[part].data) part++;
+    return 1 + part / (2 * MLI_LORA_TARGETS); /* the layer of the first pair */
 }
 
-/* Runs the largest batch without memory, to learn what it needs. */
-static void mli_trainer_measure(mli_trainer *t) {
+/* A batch whose parts are checked. */
+typedef struct mli_trainer_job {
+    mli_trainer *t;
+    const ml_batch *batch;
     mli_rows rows;
-    mli_one_row(&rows, t->desc.max_row, 0);
+    float *log_probs;
+} mli_trainer_job;
+
+/* The states that the head reads: pooled and, in training, with some numbers dropped. */
+static ml_tensor mli_trainer_pooled(ml_graph *graph, const mli_trainer_job *job, ml_tensor hidden) {
+    mli_trainer *t = job->t;
+    const mli_rows *rows = &job->rows;
+    int n_rows = graph->measuring ? t->desc.max_rows : rows->n_rows; /* the most that can be pooled */
+    mli_pool_op op = {hidden, ml_none(), rows->start, rows->start + 1, 1, t->desc.head->pooling};
+    ml_tensor pooled = mli_run_pool(graph, &op, (size_t)n_rows);
+    uint64_t seed = t->desc.seed * 0x9e3779b97f4a7c15u + (t->passes + 1) * 0x94d049bb133111ebu;
+    if (!graph->taping) return pooled;
+    t->passes++;
+    return ml_dropout(graph, pooled, t->desc.dropout, seed);
+}
+
+/* The pass of a batch: the network, with a head what it reads, and the loss. */
+static ml_tensor mli_trainer_pass(ml_graph *graph, void *user) {
+    const mli_trainer_job *job = (const mli_trainer_job *)user;
+    mli_trainer *t = job->t;
+    const ml_head *head = t->desc.head;
+    ml_tensor w = head ? t->shown.head[0] : t->tensors[MLI_OUTPUT], b = t->shown.head[1];
+    ml_llama_desc llama;
+    ml_loss_desc loss;
+    memset(&llama, 0, sizeof llama);
+    llama.model = t->model, llama.batch = job->batch, llama.weights = t->tensors;
+    llama.lora = t->desc.lora, llama.lora_weights = t->lora_tensors;
+    llama.rope = mli_tensor_at(t->rope, (size_t)t->desc.max_row, 0);
+    llama.checkpointing = t->desc.checkpointing;
+    if (graph->measuring) { /* there are no table and no gradients yet: something else that is not NULL */
+        llama.rope.data = t;
+        if (head || !t->desc.lora) w.grad = (float *)t;
+    }
+    ml_tensor h = mli_llama_pass(graph, &llama, &job->rows, mli_trainer_frozen(t));
+    if (head) h = mli_trainer_pooled(graph, job, h);
+    memset(&loss, 0, sizeof loss);
+    loss.targets = head ? job->batch->labels : job->batch->targets;
+    loss.divisor = job->batch->divisor;
+    loss.log_probs = head ? job->log_probs : NULL;
+    loss.whole = 1;
+    return ml_linear_cross_entropy(graph, h, w, b, &loss);
+}
+
+static ml_graph_desc mli_trainer_graph(const mli_trainer *t) {
+    ml_graph_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.threads = t->desc.threads;
+    return desc;
+}
+
+/* Runs the largest batch without memory, to learn what it needs: for attention, the longest row. */
+static void mli_trainer_measure(mli_trainer *t) {
     ml_batch batch = {NULL, t->desc.max_tokens, NULL, 0, NULL, NULL, 1};
-    mli_graph *g = &t->graph;
-    g->threads = &t->desc.threads;
-    g->taping = 1;
-    g->checkpointing = t->desc.checkpointing;
-    mli_trainer_pass(t, &batch, &rows, NULL);
-    if (!mli_add_size(g->used, g->recompute, &g->size)) g->size = SIZE_MAX;
-    g->size = MLI_MAX(g->size, g->peak);
+    mli_trainer_job job;
+    ml_graph_desc desc = mli_trainer_graph(t);
+    memset(&job, 0, sizeof job);
+    job.t = t;
+    job.batch = &batch;
+    mli_one_row(&job.rows, t->desc.max_row, 0);
+    if (ml_graph_size(&desc, mli_trainer_pass, &job, &t->graph_size, NULL)) t->graph_size = SIZE_MAX;
 }
 
 /* All memory of a trainer: 12 bytes for each trained number, and the activations of the largest batch. With memory
@@ -5441,9 +6776,8 @@ static size_t mli_trainer_layout(mli_trainer *t, unsigned char *memory) {
     t->lora_tensors = (ml_tensor *)mli_carve(memory, &used, n_lora, sizeof *t->lora_tensors);
     t->rope = (float *)mli_carve(memory, &used, (size_t)t->desc.max_row, hd * sizeof *t->rope);
     mli_optimizer_layout(&t->optimizer, memory, &used);
-    /* activations, records of the tape and logits; then the scratch of single operations */
-    t->graph.memory = (unsigned char *)mli_carve(memory, &used, t->graph.size, 1);
-    t->graph.work = mli_carve(memory, &used, t->graph.work_size, 1);
+    /* activations, records of the tape and logits, and the scratch of single operations */
+    t->graph_memory = (unsigned char *)mli_carve(memory, &used, t->graph_size, 1);
     return used;
 }
 
@@ -5469,12 +6803,8 @@ static ml_result mli_trainer_plan(const ml_model *model, const ml_trainer_desc *
     t->optimizer.threads = t->desc.threads;
     t->optimizer.n_groups = MLI_GROUPS;
     t->model = (ml_model *)(uintptr_t)model; /* a plan only reads it, and what it lists */
-    t->view = *model;
     t->tensors = (ml_tensor *)(uintptr_t)model->tensors;
-    if (t->desc.lora) {
-        t->lora_view = *t->desc.lora;
-        t->lora_tensors = (ml_tensor *)(uintptr_t)t->desc.lora->tensors;
-    }
+    if (t->desc.lora) t->lora_tensors = (ml_tensor *)(uintptr_t)t->desc.lora->tensors;
     if (t->desc.head) {
         t->shown.head[0] = t->desc.head->weight;
         t->shown.head[1] = t->desc.head->bias;
@@ -5509,14 +6839,16 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
     *t = plan;
     mli_trainer_layout(t, (unsigned char *)t);
     mli_optimizer *o = &t->optimizer;
-    t->graph.threads = &t->desc.threads;
+    ml_graph_desc graph_desc = mli_trainer_graph(t);
+    result = ml_graph_init(&graph_desc, t->graph_memory, t->graph_size, &t->graph, error);
+    if (result) return result;
     mli_trainer_groups(&t->desc.adamw, o->shown.groups);
     o->shown.private_part = o;
     memcpy(t->tensors, model->tensors, (size_t)model->n_tensors * sizeof *t->tensors);
-    t->view.tensors = t->shown.model = t->tensors;
+    t->shown.model = t->tensors;
     if (desc->lora) {
         memcpy(t->lora_tensors, desc->lora->tensors, (size_t)desc->lora->n_tensors * sizeof *t->lora_tensors);
-        t->lora_view.tensors = t->shown.lora = t->lora_tensors;
+        t->shown.lora = t->lora_tensors;
     }
     mli_list_trained(t);
     if (model->config.tied_output) t->tensors[MLI_OUTPUT].grad = t->tensors[MLI_TOKEN_EMBEDDING].grad;
@@ -5569,8 +6901,20 @@ static ml_result mli_count_targets(const mli_trainer *t, const ml_batch *b, int 
                             head ? "label" : "target", i, (int)targets[i], n_classes);
         *counted += targets[i] >= 0;
     }
-    if (targets || (head && !t->graph.taping)) return ML_OK;
+    if (targets || (head && !t->graph->taping)) return ML_OK;
     return mli_fail(error, ML_ERROR_ARGUMENT, "batch: there are no %s", head ? "labels" : "targets");
+}
+
+/* Fills in the job of a batch that is checked, and its divisor. */
+static ml_result mli_trainer_check(mli_trainer_job *job, ml_batch *batch, ml_error *error) {
+    mli_trainer *t = job->t;
+    mli_batch_limits most = {"trainer", "max_row", t->desc.max_tokens, t->desc.max_rows, t->desc.max_row};
+    int counted;
+    ml_result result = mli_check_batch(t->model, batch, &most, &job->rows, error);
+    if (!result) result = mli_count_targets(t, batch, job->rows.n_rows, &counted, error);
+    if (!result && !(batch->divisor > 0)) batch->divisor = (float)MLI_MAX(counted, 1);
+    job->batch = batch;
+    return result;
 }
 
 /* Runs a batch forward and, if `backward` is set, also backward. */
@@ -5578,24 +6922,23 @@ static ml_result mli_trainer_run(ml_trainer *trainer, const ml_batch *given, int
                                  float *loss, ml_error *error) {
     if (!trainer || !given) return mli_fail(error, ML_ERROR_ARGUMENT, "trainer or batch is NULL");
     mli_trainer *t = trainer->private_part;
-    mli_batch_limits most = {"trainer", "max_row", t->desc.max_tokens, t->desc.max_rows, t->desc.max_row};
+    const ml_head *head = t->desc.head;
+    mli_trainer_job job = {t, given, {NULL, 0, 0, {0, 0}}, log_probs};
     ml_batch batch = *given;
-    mli_rows rows;
-    int counted;
-    t->graph.taping = backward;
-    ml_result result = mli_check_batch(t->model, &batch, &most, &rows, error);
-    if (!result) result = mli_count_targets(t, &batch, rows.n_rows, &counted, error);
+    ml_graph_begin(t->graph, backward);
+    ml_result result = mli_trainer_check(&job, &batch, error);
     if (result) return result;
-    if (!(batch.divisor > 0)) batch.divisor = (float)MLI_MAX(counted, 1);
-    double sum = mli_trainer_pass(t, &batch, &rows, log_probs);
-    if (loss) *loss = (float)sum;
-    size_t n = log_probs && t->desc.head ? (size_t)rows.n_rows * t->desc.head->weight.rows : 0;
-    int is_loss = !mli_is_finite(sum);
-    if (!is_loss && mli_find_beyond(log_probs, n, MLI_INFINITY_BITS) == n) {
-        mli_run_backward(&t->graph, NULL);
-        return mli_ok(error);
-    }
-    t->graph.newest = NULL;
+    if (loss) *loss = 0;
+    if (head && !batch.labels && !log_probs) return mli_ok(error); /* nothing is wanted */
+    ml_tensor sum = mli_trainer_pass(t->graph, &job);
+    result = ml_graph_end(t->graph, error);
+    if (result) return result;
+    int is_loss = !mli_is_finite((double)mli_row(sum, 0)[0]);
+    size_t n = log_probs && head ? (size_t)job.rows.n_rows * head->weight.rows : 0;
+    if (loss) *loss = mli_row(sum, 0)[0];
+    if (!is_loss && mli_find_beyond(log_probs, n, MLI_INFINITY_BITS) == n)
+        return backward ? ml_graph_backward(t->graph, sum, error) : ML_OK;
+    ml_graph_begin(t->graph, 0); /* nothing is left on the tape */
     if (backward) ml_trainer_zero_gradients(trainer);
     return mli_fail(error, ML_ERROR_NUMBER, "the %s is not finite (learning rate too high, or broken model?)",
                     is_loss ? "loss" : "probability of a class");
@@ -7146,6 +8489,7 @@ typedef struct mli_saver {
     const ml_allocator *allocator;
     mli_part parts[3];
     int n_parts;
+    const ml_archive_save_desc *archive; /* the caller's tensors; NULL: the library's own */
     const ml_tensor *trained; /* a checkpoint: tensors without a gradient here are left out; NULL: none is */
     unsigned char *is_repeated; /* which of the tokenizer's pieces or of the labels, see mli_find_repeated */
     int is_named;               /* the caller gave desc.name */
@@ -8547,10 +9891,10 @@ static void mli_append_json_float(mli_writer *writer, float value) {
     mli_append_text(writer, ".0");
 }
 
-static void mli_append_json_string(mli_writer *writer, const char *text) {
+static void mli_append_json_bytes(mli_writer *writer, const char *text, size_t n) {
     static const char hex[] = "0123456789abcdef";
     mli_append_text(writer, "\"");
-    for (; *text; text++) {
+    for (const char *end = text + n; text < end; text++) {
         unsigned char c = (unsigned char)*text;
         if (c < 32) {
             const char escape[6] = {'\\', 'u', '0', '0', hex[c >> 4], hex[c & 15]};
@@ -8561,6 +9905,9 @@ static void mli_append_json_string(mli_writer *writer, const char *text) {
         mli_append(writer, text, 1);
     }
     mli_append_text(writer, "\"");
+}
+static void mli_append_json_string(mli_writer *writer, const char *text) {
+    mli_append_json_bytes(writer, text, strlen(text));
 }
 #endif /* MLI_SAVING */
 
@@ -10521,10 +11868,34 @@ static void mli_read_safetensors(mli_archive *archive) {
 /* ---- writing safetensors ---- */
 #ifdef MLI_SAVING
 
+/* A value of the caller's, as a text. */
+static void mli_append_metadata(mli_writer *writer, const ml_value *value) {
+    mli_append_text(writer, ",");
+    mli_append_json_string(writer, value->name);
+    mli_append_text(writer, ":");
+    if (value->kind == ML_VALUE_STRING) {
+        mli_append_json_bytes(writer, value->s, value->length);
+        return;
+    }
+    mli_append_text(writer, "\"");
+    if (value->kind == ML_VALUE_BOOL)
+        mli_append_text(writer, value->i ? "true" : "false");
+    else if (value->kind == ML_VALUE_INT)
+        mli_append_decimal(writer, value->i);
+    else {
+        if (value->f < 0) mli_append_text(writer, "-");
+        mli_append_json_float(writer, (float)fabs(value->f));
+    }
+    mli_append_text(writer, "\"");
+}
+
 static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *saver) {
     int64_t offset = 0;
     mli_saved saved;
-    mli_append_text(writer, "{\"__metadata__\":{\"format\":\"pt\"}");
+    mli_append_text(writer, "{\"__metadata__\":{\"format\":\"pt\"");
+    for (int i = 0; saver->archive && i < saver->archive->n_values; i++)
+        mli_append_metadata(writer, &saver->archive->values[i]);
+    mli_append_text(writer, "}");
     for (int at = 0; mli_next_saved(saver, &at, &saved);) {
         int64_t end = offset + (int64_t)mli_saved_bytes(&saved);
         mli_append_format(writer, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", saved.name,
@@ -13191,7 +14562,8 @@ static mli_part mli_head_part(const ml_head *head) {
 /* Marks which of the tokenizer's pieces (in a GGUF) or of the head's labels (in JSON) are empty or equal to an
    earlier one: saver->is_repeated. */
 static void mli_find_repeated(mli_saver *saver) {
-    const ml_tokenizer *tokenizer = saver->desc.format == ML_GGUF ? saver->model->tokenizer : NULL;
+    const ml_model *model = saver->model; /* NULL with tensors of the caller's */
+    const ml_tokenizer *tokenizer = model && saver->desc.format == ML_GGUF ? model->tokenizer : NULL;
     const ml_head *head = saver->is_hf ? saver->desc.head : NULL;
     size_t n = tokenizer ? (size_t)tokenizer->n_pieces : head && head->labels ? (size_t)head->n_classes : 0;
     if (saver->result || saver->lora || !n) return;
@@ -13456,32 +14828,44 @@ static void mli_append_torch_values(mli_writer *writer, const mli_saver *saver) 
 
 /* ---- files ---- */
 
+/* The name of the second file, beside the first; NULL: there is none. */
+static const char *mli_second_name(const mli_saver *saver) {
+    if (saver->archive) return saver->archive->text_name;
+    if (!saver->is_hf) return NULL;
+    return saver->lora ? MLI_PEFT_JSON : MLI_CONFIG_JSON;
+}
+
+static void mli_append_second(mli_writer *writer, const mli_saver *saver) {
+    if (saver->archive)
+        mli_append_text(writer, saver->archive->text);
+    else
+        (saver->lora ? mli_append_adapter_json : mli_append_config_json)(writer, saver);
+}
+
 /* A GGUF is one file, a safetensors two: all are complete on the disk before the first takes its place. */
 static ml_result mli_save_files(mli_saver *saver, const char *path) {
-    const char *json_name = saver->lora ? MLI_PEFT_JSON : MLI_CONFIG_JSON;
-    char *json_path = saver->is_hf ? mli_path_beside(saver->allocator, path, json_name) : NULL;
-    const char *const paths[2] = {path, json_path};
-    int n = saver->is_hf ? 2 : 1;
+    const char *second = mli_second_name(saver);
+    char *second_path = second ? mli_path_beside(saver->allocator, path, second) : NULL;
+    const char *const paths[2] = {path, second_path};
+    int n = second ? 2 : 1;
     mli_target targets[2];
     memset(targets, 0, sizeof targets);
-    if (saver->is_hf && !json_path)
+    if (second && !second_path)
         saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a file's name");
-    else if (saver->is_hf && strcmp(json_path, path) == 0)
+    else if (second && strcmp(second_path, path) == 0)
         saver->result =
             mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the name of the configuration", path);
     mli_find_repeated(saver);
     for (int i = 0; i < n && !saver->result; i++) mli_target_open(saver, &targets[i], paths[i]);
     if (!saver->result && saver->desc.format == ML_GGUF) mli_append_gguf(&targets[0].writer, saver);
     if (!saver->result && saver->is_torch) mli_append_torch(&targets[0].writer, saver);
-    if (!saver->result && saver->is_hf) {
-        mli_append_safetensors(&targets[0].writer, saver);
-        (saver->lora ? mli_append_adapter_json : mli_append_config_json)(&targets[1].writer, saver);
-    }
+    if (!saver->result && saver->is_hf) mli_append_safetensors(&targets[0].writer, saver);
+    if (!saver->result && second) mli_append_second(&targets[1].writer, saver);
     for (int i = 0; i < n && !saver->result; i++) mli_target_complete(saver, &targets[i]);
     for (int i = 0; i < n && !saver->result; i++) mli_target_publish(saver, &targets[i]);
     for (int i = 0; i < n; i++) mli_target_close(saver, &targets[i]);
     mli_free(saver->allocator, saver->is_repeated);
-    mli_free(saver->allocator, json_path);
+    mli_free(saver->allocator, second_path);
     return saver->result ? saver->result : mli_ok(saver->error);
 }
 
@@ -13514,6 +14898,9 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (desc->format != ML_GGUF && desc->type > ML_BF16)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "%s no type %s",
                         saver->is_hf ? "safetensors has" : "PyTorch files have", type);
+    if (desc->head && desc->head->pooling == ML_POOL_MAX)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                        "a head that pools by ML_POOL_MAX cannot be saved: no format has a name for it");
     if (desc->head && desc->head->weight.cols != (size_t)saver->model->config.dim)
         return mli_fail(saver->error, ML_ERROR_MISMATCH, "the head is for a dim of %z, the model's is %d",
                         desc->head->weight.cols, saver->model->config.dim);
@@ -13592,6 +14979,128 @@ ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const 
     return result ? result : mli_save(model, lora, path, desc, error);
 }
 
+/* ---- tensors of the caller's ---- */
+
+static int mli_saved_named(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
+    const ml_named_tensor *named = &((const ml_archive_save_desc *)object)->tensors[index];
+    memcpy(saved->name, named->name, strlen(named->name)); /* its zero is there */
+    saved->tensor = named->tensor;
+    saved->type = saver->desc.type ? saver->desc.type : named->tensor.type;
+    saved->is_matrix = !named->is_vector;
+    return 1;
+}
+
+static void mli_append_values(mli_writer *writer, const mli_saver *saver, const void *object) {
+    const ml_archive_save_desc *desc = (const ml_archive_save_desc *)object;
+    (void)saver;
+    for (int i = 0; i < desc->n_values; i++) {
+        const ml_value *value = &desc->values[i];
+        uint64_t bits;
+        memcpy(&bits, &value->f, sizeof bits);
+        switch (value->kind) {
+        case ML_VALUE_INT: mli_append_key_i64(writer, value->name, value->i); break;
+        case ML_VALUE_BOOL: mli_append_key(writer, value->name, MLI_GGUF_BOOL, value->i != 0); break;
+        case ML_VALUE_FLOAT: mli_append_key(writer, value->name, MLI_GGUF_F64, bits); break;
+        default:
+            mli_append_key(writer, value->name, MLI_GGUF_STRING, 0);
+            mli_append_string(writer, value->s, value->length);
+        }
+    }
+}
+
+/* Whether text can be a name in any format, without escapes. */
+static int mli_is_tensor_name(const char *name) {
+    size_t n = name ? strlen(name) : 0;
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)name[i] < 32 || name[i] == 127 || name[i] == '"' || name[i] == '\\') return 0;
+    return n > 0 && n < MLI_LONG_NAME_SIZE && strcmp(name, "__metadata__") != 0;
+}
+
+static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml_error *error) {
+    const ml_named_tensor *named = &desc->tensors[index];
+    const ml_tensor *t = &named->tensor;
+    if (!mli_is_tensor_name(named->name))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %d: \"%s\" cannot be a name in a file", index,
+                        named->name ? named->name : "");
+    for (int i = 0; i < index; i++)
+        if (strcmp(desc->tensors[i].name, named->name) == 0)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "tensors %d and %d are both named %s", i, index,
+                            named->name);
+    if (!t->data || !t->rows || !ml_type_row_bytes(t->type, t->cols) || (named->is_vector && t->rows > 1))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %s has no data, or its shape (%z, %z) is wrong",
+                        named->name, t->rows, t->cols);
+    if (t->type < ML_F32 || t->type > (desc->format == ML_GGUF ? ML_Q4_0 : ML_BF16))
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "tensor %s: %s is not a type of %s", named->name,
+                        ml_type_name(t->type), desc->format == ML_GGUF ? "weights" : "safetensors");
+    return ML_OK;
+}
+
+static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *error) {
+    for (int i = 0; i < desc->n_values; i++) {
+        const ml_value *value = &desc->values[i];
+        if (!mli_is_tensor_name(value->name))
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: \"%s\" cannot be a name in a file", i,
+                            value->name ? value->name : "");
+        for (int k = 0; k < i; k++)
+            if (strcmp(desc->values[k].name, value->name) == 0)
+                return mli_fail(error, ML_ERROR_ARGUMENT, "values %d and %d are both named %s", k, i,
+                                value->name);
+        if (desc->format == ML_SAFETENSORS && strcmp(value->name, "format") == 0)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: safetensors has its own \"format\"", i);
+        if (value->kind < ML_VALUE_INT || value->kind > ML_VALUE_STRING)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %s is not an int, float, bool or string",
+                            value->name);
+        if (value->kind == ML_VALUE_STRING && !value->s && value->length)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %s has no text", value->name);
+        if (value->kind == ML_VALUE_FLOAT && !mli_is_finite(value->f))
+            return mli_fail(error, ML_ERROR_NUMBER, "value %s is not finite", value->name);
+    }
+    return ML_OK;
+}
+
+static ml_result mli_check_archive(const ml_archive_save_desc *desc, ml_error *error) {
+    if (desc->format != ML_GGUF && desc->format != ML_SAFETENSORS)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: the format is not GGUF or safetensors");
+    if (desc->type && (desc->type < ML_F32 || desc->type > ML_BF16))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: type %s is not F32, F16 or BF16",
+                        ml_type_name(desc->type));
+    if (desc->n_tensors < 0 || desc->n_values < 0 || (desc->n_tensors && !desc->tensors) ||
+        (desc->n_values && !desc->values))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: n_tensors %d, n_values %d without a list",
+                        desc->n_tensors, desc->n_values);
+    if (!desc->text_name != !desc->text || (desc->text_name && !*desc->text_name))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: text_name and text go together");
+    if (desc->text_name && (strchr(desc->text_name, '/') || strchr(desc->text_name, '\\')))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: text_name %s is not a name in a folder",
+                        desc->text_name);
+    for (int i = 0; i < desc->n_tensors; i++) {
+        ml_result result = mli_check_named(desc, i, error);
+        if (result) return result;
+    }
+    return mli_check_values(desc, error);
+}
+
+ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *desc, ml_error *error) {
+    mli_saver saver;
+    ml_allocator allocator;
+    if (!path || !desc) return mli_null(error, "ml_archive_save");
+    ml_result result = mli_resolve_allocator(&desc->allocator, &allocator, error);
+    if (!result) result = mli_check_byte_order(error);
+    if (!result) result = mli_check_archive(desc, error);
+    if (result) return result;
+    memset(&saver, 0, sizeof saver);
+    saver.desc.format = desc->format;
+    saver.desc.type = desc->type;
+    saver.is_hf = desc->format == ML_SAFETENSORS;
+    saver.allocator = &allocator;
+    saver.archive = desc;
+    saver.error = error;
+    mli_part part = {desc, desc->n_tensors, mli_saved_named, mli_append_values};
+    mli_add_part(&saver, part);
+    result = mli_check_numbers(&saver);
+    return result ? result : mli_save_files(&saver, path);
+}
+
 #endif /* MLI_SAVING */
 
 /* ==== >>checkpoints ====
@@ -13603,9 +15112,9 @@ ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const 
 
 /* Each trained tensor has three parts: its numbers and the two moments. Part `index` of all, under its name. */
 enum { MLI_TRAINED_PARTS = 3 };
+static const char *const mli_trained_prefixes[MLI_TRAINED_PARTS] = {"", "adamw.m.", "adamw.v."};
 
 static ml_tensor mli_trained_part(const mli_trainer *t, int index, char name[ML_NAME_SIZE]) {
-    static const char *const prefixes[MLI_TRAINED_PARTS] = {"", "adamw.m.", "adamw.v."};
     const mli_trained *trained = &t->optimizer.trained[index / MLI_TRAINED_PARTS];
     int part = index % MLI_TRAINED_PARTS;
     char own[MLI_LONG_NAME_SIZE];
@@ -13617,7 +15126,7 @@ static ml_tensor mli_trained_part(const mli_trainer *t, int index, char name[ML_
         mli_lora_name(MLI_NAMING_GGUF, "", (int)(trained->t - t->lora_tensors), own);
     else
         ml_model_tensor_name(t->model, (int)(trained->t - t->tensors), own);
-    mli_format(name, ML_NAME_SIZE, "%s%s", prefixes[part], own);
+    mli_format(name, ML_NAME_SIZE, "%s%s", mli_trained_prefixes[part], own);
     return tensor;
 }
 
@@ -13670,20 +15179,27 @@ ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml
     return result ? result : mli_save_files(&saver, path);
 }
 
+/* Reads a tensor's numbers. Without `write` it is only checked that they are there. */
+static ml_result mli_restore_tensor(const ml_archive *archive, const char *name, const ml_tensor *tensor,
+                                    int write, ml_error *error) {
+    size_t n = mli_numbers(tensor);
+    const ml_array *array = ml_archive_find_array(archive, name);
+    if (!array) return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint has no tensor %s", name);
+    if (ml_array_count(array) != n)
+        return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has %z numbers, not %z", name,
+                        ml_array_count(array), n);
+    ml_result result = write ? ml_array_read_floats(array, (float *)tensor->data, n) : ML_OK;
+    return result ? mli_fail(error, result, "the checkpoint's %s cannot be read", name) : ML_OK;
+}
+
 /* Reads all parts of all trained tensors. Without `write` it is only checked that they are there. */
 static ml_result mli_restore_trained(const mli_trainer *t, const ml_archive *archive, int write,
                                      ml_error *error) {
     for (int i = 0; i < MLI_TRAINED_PARTS * t->optimizer.n_trained; i++) {
         char name[ML_NAME_SIZE];
         ml_tensor tensor = mli_trained_part(t, i, name);
-        size_t n = mli_numbers(&tensor);
-        const ml_array *array = ml_archive_find_array(archive, name);
-        if (!array) return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint has no tensor %s", name);
-        if (ml_array_count(array) != n)
-            return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has %z numbers, not %z", name,
-                            ml_array_count(array), n);
-        ml_result result = write ? ml_array_read_floats(array, (float *)tensor.data, n) : ML_OK;
-        if (result) return mli_fail(error, result, "the checkpoint's %s cannot be read", name);
+        ml_result result = mli_restore_tensor(archive, name, &tensor, write, error);
+        if (result) return result;
     }
     return ML_OK;
 }
@@ -13719,6 +15235,89 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
     t->passes = (uint64_t)state[1];
     memcpy(trainer->progress, state + 2, sizeof trainer->progress);
     ml_trainer_zero_gradients(trainer);
+    return mli_ok(error);
+}
+
+/* ---- an optimizer's state: its tensors are named by their position among those that are trained ---- */
+
+static ml_tensor mli_optimizer_part(const mli_optimizer *o, int index, char name[ML_NAME_SIZE]) {
+    const mli_trained *trained = &o->trained[index / MLI_TRAINED_PARTS];
+    int part = index % MLI_TRAINED_PARTS;
+    ml_tensor tensor = *trained->t;
+    if (part) tensor.data = part == 1 ? trained->m : trained->v;
+    mli_format(name, ML_NAME_SIZE, "%sparameter.%d", mli_trained_prefixes[part], index / MLI_TRAINED_PARTS);
+    return tensor;
+}
+
+static int mli_saved_optimized(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
+    (void)saver;
+    saved->tensor = mli_optimizer_part((const mli_optimizer *)object, index, saved->name);
+    saved->type = ML_F32;
+    saved->is_matrix = 1;
+    return 1;
+}
+
+static void mli_append_optimizer_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
+    char key[ML_NAME_SIZE];
+    (void)saver;
+    mli_training_key(0, key);
+    mli_append_key_i64(writer, key, ((const mli_optimizer *)object)->shown.step);
+}
+
+ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *path, ml_error *error) {
+    mli_saver saver;
+    ml_allocator allocator;
+    if (!optimizer || !path) return mli_null(error, "ml_optimizer_save");
+    const mli_optimizer *o = optimizer->private_part;
+    ml_result result = mli_resolve_allocator(&o->allocator, &allocator, error);
+    if (!result) result = mli_check_byte_order(error);
+    if (result) return result;
+    memset(&saver, 0, sizeof saver);
+    saver.allocator = &allocator;
+    saver.error = error;
+    mli_part part = {o, MLI_TRAINED_PARTS * o->n_trained, mli_saved_optimized, mli_append_optimizer_keys};
+    mli_add_part(&saver, part);
+    return mli_save_files(&saver, path);
+}
+
+/* Reads or checks the numbers of all parts; *step is that of the file. */
+static ml_result mli_restore_optimizer(const mli_optimizer *o, const ml_archive *archive, int write,
+                                       int64_t *step, ml_error *error) {
+    char name[ML_NAME_SIZE];
+    mli_training_key(0, name);
+    const ml_value *value = ml_archive_find_value(archive, name);
+    ml_result result = ML_OK;
+    if (!value || value->kind != ML_VALUE_INT)
+        return mli_fail(error, ML_ERROR_MISMATCH, "not a checkpoint: there is no %s", name);
+    *step = value->i;
+    if (*step < 0 || *step > INT64_MAX / 2)
+        return mli_fail(error, ML_ERROR_FORMAT, "the checkpoint's step %l is out of range", *step);
+    for (int i = 0; i < MLI_TRAINED_PARTS * o->n_trained && !result; i++) {
+        ml_tensor tensor = mli_optimizer_part(o, i, name);
+        result = mli_restore_tensor(archive, name, &tensor, write, error);
+    }
+    return result;
+}
+
+ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path, ml_error *error) {
+    ml_allocator allocator;
+    ml_archive *archive;
+    int64_t step;
+    if (!optimizer || !path) return mli_null(error, "ml_optimizer_restore");
+    const mli_optimizer *o = optimizer->private_part;
+    ml_result result = mli_resolve_allocator(&o->allocator, &allocator, error);
+    if (!result) result = mli_open(path, NULL, 0, &allocator, &archive, error);
+    if (result) return mli_name_file(error, result, path);
+    size_t n_arrays = (size_t)MLI_TRAINED_PARTS * (size_t)o->n_trained;
+    if (archive->n_arrays != n_arrays)
+        result = mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint has %z tensors, not %z",
+                          archive->n_arrays, n_arrays);
+    if (!result) result = mli_restore_optimizer(o, archive, 0, &step, error); /* before anything is changed */
+    if (!result) result = mli_restore_optimizer(o, archive, 1, &step, error);
+    ml_archive_free(archive);
+    if (result) return mli_name_file(error, result, path);
+    optimizer->step = step;
+    ml_optimizer_zero_gradients(optimizer);
     return mli_ok(error);
 }
 
@@ -16064,7 +17663,10 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
                  Embedding to Improve Language Models" (tied output).
    >>session     Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need" (KV cache).
    >>heads       Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting". Bridle
-                 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax).
+                 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax). Szegedy
+                 et al. 2016, "Rethinking the Inception Architecture for Computer Vision" (label smoothing).
+   >>operations  Hendrycks & Gimpel 2016, "Gaussian Error Linear Units (GELUs)". Kullback & Leibler 1951, "On
+                 Information and Sufficiency".
    >>training    Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization". Loshchilov & Hutter 2019, "Decoupled
                  Weight Decay Regularization"; 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (cosine).
    >>adapters    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Kalajdzievski 2023, "A Rank

@@ -369,6 +369,101 @@ TEST(frozen_tensors_may_be_quantized) {
     ml_optimizer_free(optimizer);
 }
 
+/* ---- ml_check_gradient ---- */
+
+/* A network of two layers with a dropout, whose squares are right or lack half of their gradient. */
+typedef struct network {
+    ml_tensor x, w1, b1, w2;
+    float numbers[6 * 5 + 8 * 5 + 8 + 3 * 8], grads[8 * 5 + 8 + 3 * 8];
+    int32_t targets[6];
+    int is_wrong, calls, drifts;
+} network;
+
+static ml_tensor network_loss(ml_graph *g, void *user) {
+    network *n = (network *)user;
+    ml_tensor h = ml_tanh(g, ml_linear(g, n->x, n->w1, n->b1));
+    ml_loss_desc loss;
+    memset(&loss, 0, sizeof loss);
+    loss.targets = n->targets;
+    loss.divisor = n->drifts ? (float)(6 + n->calls++) : 6;
+    h = ml_mul(g, h, n->is_wrong ? ml_stop_gradient(g, h) : h);
+    return ml_linear_cross_entropy(g, ml_dropout(g, h, 0.25f, 7), n->w2, ml_none(), &loss);
+}
+
+static void make_network(network *n) {
+    int i;
+    memset(n, 0, sizeof *n);
+    fill(n->numbers, sizeof n->numbers / sizeof(float), 1, 1);
+    for (i = 0; i < 6; i++) n->targets[i] = i % 3;
+    n->x = matrix(n->numbers, 6, 5);
+    n->w1 = matrix(n->numbers + 30, 8, 5);
+    n->b1 = matrix(n->numbers + 70, 1, 8);
+    n->w2 = matrix(n->numbers + 78, 3, 8);
+    memset(n->b1.data, 0, 8 * sizeof(float)); /* has no size that a step could be a part of */
+    n->w1.grad = n->grads;
+    n->b1.grad = n->grads + 40;
+    n->w2.grad = n->grads + 48;
+}
+
+TEST(right_gradients_are_told_from_wrong_ones) {
+    network n;
+    const ml_tensor *tensors[3];
+    float before[sizeof n.numbers / sizeof(float)], grads[sizeof n.grads / sizeof(float)];
+    ml_check_desc desc;
+    ml_graph *g;
+    ml_random random;
+    ml_error error;
+    double worst;
+    int i;
+    make_network(&n);
+    memset(&desc, 0, sizeof desc);
+    tensors[0] = &n.w1;
+    tensors[1] = &n.b1;
+    tensors[2] = &n.w2;
+    desc.build = network_loss;
+    desc.user = &n;
+    desc.tensors = tensors;
+    desc.n_tensors = 3;
+    desc.random = &random;
+    REQUIRE(ml_graph_new(NULL, network_loss, &n, &g, &error) == ML_OK);
+    ml_graph_begin(g, 1);
+    CHECK(ml_graph_backward(g, network_loss(g, &n), &error) == ML_OK);
+    memcpy(grads, n.grads, sizeof grads);
+    memcpy(before, n.numbers, sizeof before);
+    for (i = 0; i < 5; i++) {
+        ml_random_seed(&random, (uint64_t)i);
+        n.is_wrong = 0;
+        CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_OK);
+        CHECK_NEAR(worst, 0, 0.01, 0);
+        CHECK(memcmp(grads, n.grads, sizeof grads) == 0);
+        n.is_wrong = 1;
+        CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_OK && worst > 0.1);
+    }
+    CHECK(memcmp(before, n.numbers, sizeof before) == 0);
+    n.drifts = 1;
+    CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "build gave two different losses") != NULL);
+    n.drifts = 0;
+    n.targets[2] = 3; /* the pass fails, and its sentence comes through */
+    CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "target 2 is 3") != NULL);
+    n.targets[2] = 2;
+    desc.n_directions = 65;
+    CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_ERROR_ARGUMENT);
+    desc.n_directions = 0;
+    desc.step = NAN;
+    CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_ERROR_ARGUMENT);
+    desc.step = 0;
+    desc.random = NULL;
+    CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_ERROR_ARGUMENT);
+    desc.random = &random;
+    n.b1.grad = NULL;
+    CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "tensor 1 is not F32 with data and a gradient") != NULL);
+    CHECK(memcmp(before, n.numbers, sizeof before) == 0);
+    ml_graph_free(g);
+}
+
 int main(void) {
     RUN(groups_as_in_pytorch);
     RUN(folded_form_and_schedule);
@@ -378,5 +473,6 @@ int main(void) {
     RUN(wrong_parameters_are_refused);
     RUN(numbers_out_of_range_are_refused);
     RUN(frozen_tensors_may_be_quantized);
+    RUN(right_gradients_are_told_from_wrong_ones);
     return test_report("test_optimizer");
 }
