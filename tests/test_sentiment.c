@@ -435,7 +435,7 @@ static sentiment_settings demo_settings(const char *n_labels) {
 }
 
 static void demo(const sentiment_settings *set, double bound) {
-    sentiment_result dev = {0, 0}, test = {0, 0};
+    sentiment_result dev = {0, 0, -1}, test = {0, 0, -1};
     ml_model_load_desc load = {0};
     ml_model *model;
     ml_error error;
@@ -455,7 +455,7 @@ static void predicts_the_same(const sentiment_settings *trained, const char *mod
                               const char *adapter) {
     static char path[600];
     sentiment_settings set = *trained;
-    sentiment_result dev = {0, 0}, test = {0, 0};
+    sentiment_result dev = {0, 0, -1}, test = {0, 0, -1};
     ml_model_load_desc load = {0};
     ml_model *model;
     ml_error error;
@@ -485,7 +485,7 @@ static void predicts_the_same(const sentiment_settings *trained, const char *mod
 static void says_placeholders(const sentiment_settings *trained, const char *label, const char *words) {
     char text[64];
     sentiment_settings set = *trained;
-    sentiment_result dev = {0, 0}, test = {0, 0};
+    sentiment_result dev = {0, 0, -1}, test = {0, 0, -1};
     ml_model *model;
     ml_error error;
     snprintf(text, sizeof text, "%s ||| good\n%s ||| bad\n", label, label);
