@@ -129,8 +129,9 @@ static void check_examples(const sentiment *s, const label_names *labels, const 
             size_t n = strcspn(line, "\n");
             CHECK(line[n] == '\n');
             line[n] = 0;
+            const char *at = strstr(p->examples.bytes, line);
             int label = line_label(s, labels, line, p->ask);
-            CHECK(label >= 0);
+            CHECK(label >= 0 && at && !strstr(at + 1, line));
             seen |= 1 << (label < 0 ? 31 : label);
             line += n + 1;
         }

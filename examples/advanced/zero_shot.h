@@ -207,6 +207,7 @@ static inline int examples_make(prompt *p, sentiment *s, const label_names *labe
     int picked[REVIEWS_MAX_LABELS][MAX_SHOTS], n = min_int(wanted, MAX_SHOTS);
     int longest = sentiment_longest_label(s), most = s->session->max_seq_len;
     ml_random random;
+    s->train.n_cut = 0;
     if (!reviews_encode(&s->train, s->model->tokenizer, p->ask, most)) return 0;
     ml_random_seed(&random, (uint64_t)seed);
     while (n && !examples_pick(s, labels->n, n, &random, picked)) n--;

@@ -72,7 +72,8 @@ static const option options[] = {
      "of both rates in mode llama: none, linear (default) or cosine"},
     {"--warmup", OPTION_FLOAT, &set.sentiment.warmup, "share of the steps, in mode llama (0.05)"},
     {"--clip", OPTION_FLOAT, &set.sentiment.clip, "the gradient's largest norm, in mode llama (1; 0: any)"},
-    {"--head_lr", OPTION_FLOAT, &set.sentiment.head_lr, "of the classifier, in mode llama (10 times --lr)"},
+    {"--head_lr", OPTION_FLOAT, &set.sentiment.head_lr,
+     "of the classifier, in mode llama (1e-3, or --lr if that is larger)"},
     {"--weight_decay", OPTION_FLOAT, &set.sentiment.weight_decay, "in mode llama (0)"},
     {"--eval_train", OPTION_FLAG, &set.sentiment.eval_train,
      "predict the training set after each epoch, too"},
@@ -263,7 +264,7 @@ static void fill_training(settings *s) {
     }
     if (isnan(t->warmup)) t->warmup = llama ? 0.05f : 0;
     if (isnan(t->clip)) t->clip = llama ? 1.0f : 0;
-    if (isnan(t->head_lr)) t->head_lr = llama ? 10 * t->lr : t->lr;
+    if (isnan(t->head_lr)) t->head_lr = llama ? fmaxf(t->lr, 1e-3f) : t->lr; /* it starts from nothing */
     if (isnan(t->weight_decay)) t->weight_decay = 0;
 }
 
