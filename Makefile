@@ -49,7 +49,8 @@ POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the head
 LIBRARY := $(BUILD)/minillama.o
 ALONE := $(shell grep -ls '^.define MINILLAMA_IMPLEMENTATION' examples/*.c examples/advanced/*.c tools/*.c tests/*.c)
 
-# A program is a file of examples/, examples/advanced/ or tools/, or a folder there with a main.c; a test is a file of tests/.
+# A program is a file of examples/, examples/advanced/ or tools/, or a folder there with a main.c; a test is a file of
+# tests/.
 FILES := $(wildcard examples/*.c examples/advanced/*.c tools/*.c)
 FOLDERS := $(patsubst %/main.c,%,$(wildcard examples/*/main.c))
 PROGRAMS := $(addprefix $(BUILD)/,$(notdir $(FILES:.c=) $(FOLDERS)))

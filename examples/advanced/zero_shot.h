@@ -1,6 +1,6 @@
-/* Labels without training: from the log-likelihoods of words after a text, calibrated in one of several ways, and after
-   labeled examples in the prompt. The texts are scored by run_llama's prompt.c. Functions that can fail return 0 after
-   saying why. */
+/* Labels without training: from the log-likelihoods of words after a text, calibrated in one of several ways, and
+   after labeled examples in the prompt. The texts are scored by run_llama's prompt.c. Functions that can fail return
+   0 after saying why. */
 #ifndef ZERO_SHOT_H
 #define ZERO_SHOT_H
 
@@ -24,7 +24,7 @@ static inline ml_model *load_as(const char *path, const char *tokenizer, int ref
     return loaded(path, ml_model_load(path, &desc, &model, &error), &error) ? model : NULL;
 }
 
-/* TASK-train.txt, -dev and -test of a folder, and TASK-label-mapping.json (or -labels.json). The paths stay in use. */
+/* TASK-train.txt, -dev and -test of a folder, and TASK-label-mapping.json or -labels.json. The paths stay in use. */
 static inline int read_sets(sentiment *s, label_names *labels, const char *data, const char *task,
                             char path[4][4096]) {
     static const char *const parts[] = {"train.txt", "dev.txt", "test.txt", "label-mapping.json"};
@@ -57,8 +57,8 @@ typedef struct wordings {
     label_ids tokens; /* of each word, for their numbers */
 } wordings;
 
-/* synonyms[i][0] is the name of a label, the others say the same in other words. A label without a line there has only
-   its name. */
+/* synonyms[i][0] is the name of a label, the others say the same in other words. A label without a line there has
+   only its name. */
 static inline int wordings_make(wordings *w, const label_names *labels,
                                 const char *const (*synonyms)[MAX_SYNONYMS], int n_synonyms) {
     memset(w, 0, sizeof *w);
@@ -76,14 +76,14 @@ static inline int wordings_make(wordings *w, const label_names *labels,
     return 1;
 }
 
-/* How a label is scored: by its name alone or the mean over all its words; by the sum of log p over a word's tokens or
-   their mean; and what is subtracted from that, if anything. */
-typedef enum baseline {
-    BASE_NONE,
-    BASE_PREMISE, /* after the end of the prompt alone: domain-conditional PMI (Holtzman et al. 2021) */
-    BASE_CONTENT, /* over texts without content: contextual calibration (Zhao et al. 2021) */
-    BASE_BATCH    /* over the texts that are labeled: batch calibration (Zhou et al. 2023) */
-} baseline;
+/* How a label is scored: by its name alone or the mean over all its words; by the sum of log p over a word's tokens
+   or their mean; and what is subtracted from that: nothing, or what the labels score
+   - after the end of the prompt alone: domain-conditional PMI (Holtzman et al. 2021, "Surface Form Competition: Why
+     the Highest Probability Answer Isn't Always Right");
+   - as a mean probability over texts without content (Zhao et al. 2021, "Calibrate Before Use: Improving Few-Shot
+     Performance of Language Models") or over the texts that are labeled (Zhou et al. 2023, "Batch Calibration:
+     Rethinking Calibration for In-Context Learning and Prompt Engineering"). */
+typedef enum baseline { BASE_NONE, BASE_PREMISE, BASE_CONTENT, BASE_BATCH } baseline;
 typedef struct scoring {
     const char *name;
     int all_words, per_token;

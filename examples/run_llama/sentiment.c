@@ -2,7 +2,7 @@
 #include "sentiment.h"
 #include "../common/file.h"
 
-/* Accuracy and macro F1 (the mean over the classes that occur in truth or prediction). truth NULL: the set's labels. */
+/* Accuracy and macro F1 (the mean over the classes that occur in truth or prediction). truth NULL: the set's own. */
 sentiment_result sentiment_measure_by(const int *truth, const reviews *set, const int *predicted,
                                       int n_labels) {
     sentiment_result result = {0, 0, -1};
