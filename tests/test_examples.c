@@ -212,7 +212,7 @@ TEST(embed) {
     " --dev examples/data/opinions" #n "-dev.txt --test examples/data/opinions" #n                           \
     "-test.txt --label-names examples/data/opinions" #n "-labels.json --threads 1 --batch_size 10"
 #define HOW_LLAMA_TRAINS                                                                                     \
-    "--pooling mean --schedule linear --warmup 0.05 --clip 1 --head_lr 1e-3 --weight_decay 0"
+    "--pooling last --schedule linear --warmup 0.05 --clip 1 --head_lr 1e-3 --weight_decay 0"
 /* As small as a run can be. */
 #define SHORT " --train examples/data/opinions2-dev.txt --epochs 1" OPINIONS(2)
 
@@ -281,7 +281,7 @@ TEST(how_to_train) {
         {"--option predict --eval_train", "--eval_train is for training: --option predict trains nothing"},
         {"--prompt Once --pooling last", "--pooling is for training: --option generate trains nothing"},
         {"--prompt Once --test_gold x", "--test-gold: --option generate labels no test set"},
-        {"--option finetune --mode llama --pooling max", "--pooling is mean or last, not max"},
+        {"--option finetune --mode llama --pooling max", "--pooling is last or mean, not max"},
         {"--option finetune --mode llama --schedule step", "--schedule is none, linear or cosine, not step"},
         {"--option finetune --mode llama --warmup 1", "--warmup is a share of the steps, from 0 to below 1"},
         {"--option finetune --mode llama --head_lr 0", "--head_lr is positive"},
@@ -294,7 +294,7 @@ TEST(how_to_train) {
     char arguments[2048];
     char *first = NULL;
     for (int i = 0; i < 3; i++) { /* by default, the same said in words, and otherwise */
-        static const char *const words[] = {"", HOW_LLAMA_TRAINS, HOW_LLAMA_TRAINS " --pooling last"};
+        static const char *const words[] = {"", HOW_LLAMA_TRAINS, HOW_LLAMA_TRAINS " --pooling mean"};
         snprintf(arguments, sizeof arguments,
                  "--option finetune --mode llama --lr 5e-4 --pretrained-model-path " MODEL SHORT " %s",
                  words[i]);

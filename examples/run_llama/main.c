@@ -67,7 +67,7 @@ static const option options[] = {
     {"--hidden_dropout_prob", OPTION_FLOAT, &set.sentiment.dropout, "of the classifier's input (0.3)"},
     {"--lr", OPTION_FLOAT, &set.sentiment.lr, "learning rate (2e-5)"},
     {"--pooling", OPTION_TEXT, &set.pooling,
-     "what the classifier reads in mode llama: mean of all tokens (default), or last"},
+     "what the classifier reads in mode llama: the last token (default), or the mean"},
     {"--schedule", OPTION_TEXT, &set.schedule,
      "of both rates in mode llama: none, linear (default) or cosine"},
     {"--warmup", OPTION_FLOAT, &set.sentiment.warmup, "share of the steps, in mode llama (0.05)"},
@@ -240,7 +240,7 @@ static int check_training(const settings *s) {
                             flags[i].name);
         if (generates) return complain("%s: --option generate labels no test set", flags[i].name);
     }
-    if ((s->pooling && !is_one_of("--pooling", s->pooling, "mean or last")) ||
+    if ((s->pooling && !is_one_of("--pooling", s->pooling, "last or mean")) ||
         (s->schedule && !is_one_of("--schedule", s->schedule, "none, linear or cosine")))
         return 0;
     if (t->warmup < 0 || t->warmup >= 1)
@@ -250,13 +250,11 @@ static int check_training(const settings *s) {
     return 1;
 }
 
-/* What was not given: as the reference trains, or what training in mode llama is best with. The course's code, which
-   a .pt is for, reads the last position. */
+/* What was not given: as the reference trains, or what training in mode llama is best with. */
 static void fill_training(settings *s) {
     sentiment_settings *t = &s->sentiment;
-    int llama = !t->reference, means = llama && !(t->model_out && format_of(t->model_out) == ML_PYTORCH);
-    if (s->pooling) means = strcmp(s->pooling, "mean") == 0;
-    t->pooling = means ? ML_POOL_MEAN : ML_POOL_LAST;
+    int llama = !t->reference;
+    t->pooling = s->pooling && strcmp(s->pooling, "mean") == 0 ? ML_POOL_MEAN : ML_POOL_LAST;
     t->schedule = llama ? ML_DECAY_LINEAR : ML_DECAY_NONE;
     if (s->schedule) {
         int is_cosine = strcmp(s->schedule, "cosine") == 0, is_none = strcmp(s->schedule, "none") == 0;
