@@ -116,7 +116,6 @@ static void compare(size_t i) {
 TEST(losses_and_gradients_are_pytorchs) {
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
         int failed = test_current_failed;
-        if (strncmp(expected[i].method, "prefix", 6) == 0) continue; /* until ml_llama has prefixes */
         compare(i);
         if (test_current_failed > failed) printf("... with --method %s\n", expected[i].method);
     }
