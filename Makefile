@@ -49,8 +49,9 @@ POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the head
 LIBRARY := $(BUILD)/minillama.o
 ALONE := $(shell grep -ls '^.define MINILLAMA_IMPLEMENTATION' examples/*.c tools/*.c tests/*.c)
 
-# A program is a file of examples/ or tools/, or a folder there with a main.c; a test is a file of tests/.
-FILES := $(wildcard examples/*.c tools/*.c)
+# A program is a file of examples/, examples/advanced/ or tools/, or a folder of examples/ with a main.c; a test is a
+# file of tests/.
+FILES := $(wildcard examples/*.c examples/advanced/*.c tools/*.c)
 FOLDERS := $(patsubst %/main.c,%,$(wildcard examples/*/main.c))
 PROGRAMS := $(addprefix $(BUILD)/,$(notdir $(FILES:.c=) $(FOLDERS)))
 TESTS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c)) \
