@@ -133,8 +133,7 @@ static inline ml_result decode_by_beams(decoder *d, const decoding *how, const m
         if (d->beams[i].state == BEAM_LIVE) predict_next(d, how, &d->beams[i], logits);
     }
     for (int n = prompt->n; n < most && n_live && !result; n++) result = beam_step(d, how, &n_live, error);
-    best_hypothesis(d);
-    return result;
+    return result || best_hypothesis(d) ? result : no_token(prompt->n, error);
 }
 
 #endif

@@ -109,10 +109,7 @@ static inline ml_result decode_by_drawing(decoder *d, const decoding *how, const
         ml_tokens text = {s->tokens, s->length};
         memcpy(d->logits, logits, (size_t)d->n_ids * sizeof *logits);
         int32_t id = draw_next(how, d->logits, d->n_ids, &text, &d->work);
-        if (id < 0) {
-            snprintf(error->text, sizeof error->text, "no token can be drawn after %d tokens", s->length);
-            return error->code = ML_ERROR_NUMBER;
-        }
+        if (id < 0) return no_token(s->length, error);
         if (d->is_end[id]) break;
         result = ml_session_eval(s, &id, 1, s->length + 1 < most ? &logits : NULL, error);
     }
@@ -160,7 +157,7 @@ static inline ml_result contrast(decoder *d, const decoding *how, int32_t *id, m
         double score = contrastive_score(d->work.order[i].key, similarity, (double)how->similarity);
         if (best < 0 || score >= most) best = i, most = score;
     }
-    if (result || best < 0) return result;
+    if (result || best < 0) return result ? result : no_token(held, error);
     *id = d->work.order[best].id;
     if (best > 0) {
         ml_session_truncate(s, held, NULL);
@@ -185,8 +182,7 @@ static inline ml_result decode_by_contrast(decoder *d, const decoding *how, cons
         avoid_repetition(how, d->logits, d->n_ids, &text, &d->work);
         softmax_of(d->logits, d->n_ids, filter_temperature(how), d->work.p);
         result = contrast(d, how, &id, error);
-        if (result || id < 0 || !d->is_end[id]) continue;
-        return ml_session_truncate(s, s->length - 1, error);
+        if (!result && d->is_end[id]) return ml_session_truncate(s, s->length - 1, error);
     }
     return result;
 }

@@ -5,6 +5,7 @@
 #define DECODING_H
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "minillama.h"
@@ -32,21 +33,35 @@ typedef struct decoding {
 
 /* ---- probabilities ---- */
 
-/* p (n) = softmax(logits / temperature), at temperature 0 1 for the first of the largest; returns the entropy in nats */
-static inline double softmax_of(const float *logits, int n, double temperature, double *p) {
-    double sum = 0, entropy = 0;
+/* p (n) = softmax(logits / temperature); at temperature 0 it is 1 for the first of the largest. 0 if that is not
+   possible, because a logit is not a number or all are -infinity. */
+static inline int softmax_of(const float *logits, int n, double temperature, double *p) {
+    double sum = 0;
     int best = 0;
     for (int i = 1; i < n; i++)
         if (logits[i] > logits[best]) best = i;
-    for (int i = 0; i < n; i++) {
-        double above = (double)logits[i] - (double)logits[best];
-        sum += p[i] = temperature > 0 ? exp(above / temperature) : i == best;
+    if (!(temperature > 0)) {
+        memset(p, 0, (size_t)n * sizeof *p);
+        p[best] = 1;
+        return isfinite(logits[best]) != 0;
     }
-    for (int i = 0; i < n; i++) {
-        p[i] /= sum;
+    for (int i = 0; i < n; i++) sum += p[i] = exp(((double)logits[i] - (double)logits[best]) / temperature);
+    for (int i = 0; i < n; i++) p[i] /= sum;
+    return isfinite(sum) != 0;
+}
+
+/* -sum p log p, in nats */
+static inline double entropy_of(const double *p, int n) {
+    double entropy = 0;
+    for (int i = 0; i < n; i++)
         if (p[i] > 0) entropy -= p[i] * log(p[i]);
-    }
     return entropy;
+}
+
+/* The error of a text after which every token is banned, or a logit is not a number. */
+static inline ml_result no_token(int n_tokens, ml_error *error) {
+    snprintf(error->text, sizeof error->text, "after %d tokens there is none that can follow", n_tokens);
+    return error->code = ML_ERROR_NUMBER;
 }
 
 /* An index by these probabilities, which need not sum to 1; u is in [0, 1). */
@@ -82,8 +97,10 @@ static inline int ranked_compare(const void *a, const void *b) {
 /* Drops all but the tokens whose surprise -log p is nearest to the entropy: as few as have this mass together. */
 static inline void keep_typical(float *logits, int n, double temperature, double mass, double *p,
                                 ranked *order) {
-    double entropy = softmax_of(logits, n, temperature, p), sum = 0;
+    double entropy, sum = 0;
     int kept = 0;
+    softmax_of(logits, n, temperature, p);
+    entropy = entropy_of(p, n);
     for (int32_t i = 0; i < n; i++) {
         order[i].key = p[i] > 0 ? fabs(-log(p[i]) - entropy) : HUGE_VAL;
         order[i].id = i;
@@ -103,7 +120,8 @@ static inline void keep_likely(float *logits, int n, const double *p, double lea
 
 /* Drops what is below eta = min(epsilon, sqrt(epsilon) e^-entropy). */
 static inline void keep_eta(float *logits, int n, double temperature, double epsilon, double *p) {
-    double entropy = softmax_of(logits, n, temperature, p), eta = sqrt(epsilon) * exp(-entropy);
+    softmax_of(logits, n, temperature, p);
+    double eta = sqrt(epsilon) * exp(-entropy_of(p, n));
     keep_likely(logits, n, p, eta < epsilon ? eta : epsilon);
 }
 
@@ -214,30 +232,6 @@ static inline double largest_similarity(const float *states, int n, const float 
 
 static inline double contrastive_score(double p, double similarity, double alpha) {
     return (1 - alpha) * p - alpha * similarity;
-}
-
-/* ---- measures ---- */
-
-typedef struct ngram {
-    int32_t ids[4]; /* the first `size` count, the rest is -1 */
-} ngram;
-
-static inline int ngram_compare(const void *a, const void *b) { return memcmp(a, b, sizeof(ngram)); }
-
-/* Appends all n-grams of a text to `list`, which has room for n; returns how many. */
-static inline size_t collect_ngrams(const int32_t *ids, int n, int size, ngram *list) {
-    size_t count = 0;
-    for (int at = 0; at + size <= n; at++, count++)
-        for (int i = 0; i < 4; i++) list[count].ids[i] = i < size ? ids[at + i] : -1;
-    return count;
-}
-
-/* How many of n n-grams are different; sorts them. */
-static inline size_t count_different(ngram *list, size_t n) {
-    size_t different = n > 0;
-    qsort(list, n, sizeof *list, ngram_compare);
-    for (size_t i = 1; i < n; i++) different += ngram_compare(&list[i - 1], &list[i]) != 0;
-    return different;
 }
 
 #endif
