@@ -132,8 +132,9 @@ static inline ml_result decode_by_beams(decoder *d, const decoding *how, const m
             result = ml_session_copy(d->beams[i].session, first->session, error);
         if (d->beams[i].state == BEAM_LIVE) predict_next(d, how, &d->beams[i], logits);
     }
-    for (int n = prompt->n; n < most && n_live && !result; n++) result = beam_step(d, how, &n_live, error);
-    return result || best_hypothesis(d) ? result : no_token(prompt->n, error);
+    int n = prompt->n;
+    for (; n < most && n_live && !result; n++) result = beam_step(d, how, &n_live, error);
+    return result || best_hypothesis(d) ? result : no_token(n - 1, error);
 }
 
 #endif

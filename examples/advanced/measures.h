@@ -31,12 +31,12 @@ static inline size_t count_different(ngram *list, size_t n) {
 /* ---- continuations of one method ---- */
 
 /* What is known of one continuation; rep is the share of its 4-grams that it had before. */
-typedef struct score {
+typedef struct text_score {
     double log_p, n_judged, n_bytes, rep;
-} score;
+} text_score;
 
 typedef struct scores {
-    score *of; /* (most) */
+    text_score *of; /* (most) */
     int n, most;
     ngram *ngrams[4]; /* of size 1, 2 and 3 of all continuations, and of size 4 of one */
     size_t n_ngrams[3];
@@ -61,7 +61,7 @@ static inline int scores_new(scores *s, int most, int longest) {
     size_t n = (size_t)most * (size_t)longest;
     memset(s, 0, sizeof *s);
     s->most = most;
-    s->of = (score *)calloc((size_t)most, sizeof *s->of);
+    s->of = (text_score *)calloc((size_t)most, sizeof *s->of);
     for (int i = 0; i < 4; i++) s->ngrams[i] = (ngram *)calloc(n, sizeof(ngram));
     if (s->of && s->ngrams[0] && s->ngrams[1] && s->ngrams[2] && s->ngrams[3]) return 1;
     scores_free(s);
@@ -79,7 +79,7 @@ static inline int scores_add(scores *s, ml_session *judge, const char *prompt, c
     ml_likelihood_desc desc;
     ml_likelihood found = {0, 0};
     ml_error error;
-    score *one = &s->of[s->n++];
+    text_score *one = &s->of[s->n++];
     memset(&desc, 0, sizeof desc);
     desc.context = prompt;
     desc.continuation = text;
