@@ -439,7 +439,6 @@ static void check_distribution(speculation *s, ml_session *plain, int rounds) {
         found[s->text[3] * V + s->text[4]] += 1.0 / rounds;
     }
     CHECK(s->n_accepted > rounds / 20 && s->n_accepted < s->n_proposed);
-
     /* as above, with 25 outcomes: at most 0.4 sqrt(25 / rounds) = 0.014 is expected of 20,000 rounds */
     CHECK_NEAR(total_variation(found, expected, V * V), 0, 0.025, 0);
 }
