@@ -124,6 +124,11 @@ TEST(dry_penalties) {
     breaks[3] = 0, breaks[5] = 1; /* a break itself may follow */
     penalize_repetition(logits, N, &text, &how, breaks, cost);
     CHECK(logits[5] == 0 && logits[4] < -1);
+    const int32_t longer_first[] = {1, 2, 3, 4, 9, 2, 3, 4, 5, 1, 2, 3}; /* 4 followed 1 2 3, and later 2 3 */
+    ml_tokens twice = {longer_first, 12};
+    memset(logits, 0, sizeof logits);
+    penalize_repetition(logits, N, &twice, &how, NULL, cost);
+    CHECK_NEAR(logits[4], -0.8 * 1.75, 1e-6, 0);
     const int32_t same[] = {7, 7, 7, 7,
                             7}; /* the longest repetition of 7 counts, once: 7 7 7 7 before the last */
     ml_tokens run = {same, 5};
@@ -241,6 +246,54 @@ TEST(wide_beam_finds_the_best_text) {
         ml_model_free(model);
     }
     CHECK(n_worse > 0 && n_ended > 0); /* otherwise the models are too simple to tell */
+}
+
+typedef struct candidate {
+    int32_t ids[LONGEST];
+    double sum;
+} candidate;
+
+static int likelier_first(const void *a, const void *b) {
+    double x = ((const candidate *)a)->sum, y = ((const candidate *)b)->sum;
+    return (x < y) - (x > y);
+}
+
+/* Narrow beams, where texts are dropped and branch, against sorting all extensions of whole texts. */
+TEST(narrow_beam_is_the_plain_one) {
+    enum { VOCAB = 9, WIDTH = 3, NEW = 12 };
+    static candidate all[WIDTH * VOCAB];
+    const decoding how = {.beams = WIDTH};
+    const int32_t ids[] = {1, 4, 2};
+    ml_tokens prompt = {ids, 3}, written;
+    for (uint64_t seed = 90; seed < 96; seed++) {
+        ml_model *model = tiny_model(VOCAB, seed);
+        candidate beams[WIDTH] = {{{1, 4, 2}, 0}};
+        ml_session *s;
+        decoder d;
+        REQUIRE(model && ml_session_new(model, NULL, &s, &failure) == ML_OK);
+        for (int n = 3; n < 3 + NEW; n++) {
+            int count = 0;
+            for (int i = 0; i < (n == 3 ? 1 : WIDTH); i++) {
+                double log_p[VOCAB];
+                plain_log_p(s, beams[i].ids, n, log_p, NULL);
+                for (int32_t id = 0; id < VOCAB; id++) {
+                    all[count] = beams[i];
+                    all[count].ids[n] = id;
+                    all[count++].sum += log_p[id];
+                }
+            }
+            qsort(all, (size_t)count, sizeof *all, likelier_first);
+            memcpy(beams, all, sizeof beams);
+        }
+        CHECK(decoder_open(&d, model, &how, 1, &failure) == ML_OK);
+        CHECK(decoder_write(&d, &how, &prompt, NEW, &written, &failure) == ML_OK && written.n == NEW);
+        CHECK(memcmp(written.ids, beams[0].ids + 3, NEW * sizeof *ids) == 0);
+        CHECK_NEAR(d.beams[d.best].sum, beams[0].sum, 1e-4,
+                   1e-4); /* logits of passes and batches differ by 1e-5 */
+        decoder_close(&d);
+        ml_session_free(s);
+        ml_model_free(model);
+    }
 }
 
 TEST(length_penalty) {
@@ -600,6 +653,7 @@ int main(void) {
     RUN(dry_penalties);
     RUN(no_ngram_twice);
     RUN(wide_beam_finds_the_best_text);
+    RUN(narrow_beam_is_the_plain_one);
     RUN(length_penalty);
     RUN(one_beam_is_greedy);
     RUN(groups_differ);
