@@ -160,6 +160,7 @@ int main(int argc, char **argv) {
     const method *chosen = method_named(s.method);
     if (!chosen) return 2;
     s.how = chosen->how;
+    s.how.dry_base = 1.75f, s.how.dry_length = 2, s.how.rate = 0.1f; /* for methods that do not use them */
     return options_read(argc, argv, options, n, s.words, 2) && run(&s) ? 0
                                                                        : 1; /* over the method's defaults */
 }

@@ -1,4 +1,4 @@
-/* The methods of decoding by name, with the settings that examples/advanced/README.md found; and loading a model. */
+/* The methods of decoding by name, with the settings that examples/advanced/decoding.md found; and loading a model. */
 #ifndef METHODS_H
 #define METHODS_H
 
@@ -17,12 +17,12 @@ static const method methods[] = {
     {"top-k", "from the k most likely", {.sampler = {.temperature = 1, .top_k = 40}}},
     {"top-p", "from the most likely with mass p", {.sampler = {.temperature = 1, .top_p = 0.9f}}},
     {"min-p", "from what has min_p of the best", {.sampler = {.temperature = 1, .min_p = 0.1f}}},
-    {"typical", "from the locally typical set", {.sampler = {.temperature = 1}, .typical = 0.9f}},
-    {"eta", "from what is above an entropy-dependent bound", {.sampler = {.temperature = 1}, .eta = 0.02f}},
-    {"mirostat", "with a controlled surprise", {.sampler = {.temperature = 1}, .surprise = 3, .rate = 0.1f}},
+    {"typical", "from the locally typical set", {.sampler = {.temperature = 1}, .typical = 0.7f}},
+    {"eta", "from what is above an entropy-dependent bound", {.sampler = {.temperature = 1}, .eta = 0.05f}},
+    {"mirostat", "with a controlled surprise", {.sampler = {.temperature = 1}, .surprise = 2, .rate = 0.1f}},
     {"dry",
      "greedy, long repetitions cost",
-     {.sampler = {0}, .dry = 0.8f, .dry_base = 1.75f, .dry_length = 2}},
+     {.sampler = {0}, .dry = 1.6f, .dry_base = 1.75f, .dry_length = 2}},
     {"no-repeat", "greedy, no n-gram twice", {.sampler = {0}, .no_repeat = 4}},
     {"contrastive", "likely, but unlike the text so far", {.candidates = 4, .similarity = 0.6f}},
     {"beam", "beam search", {.beams = 4, .length_penalty = 0.6f}},
@@ -30,7 +30,7 @@ static const method methods[] = {
     {"beam-no-repeat", "beam search, no n-gram twice", {.beams = 4, .length_penalty = 0.6f, .no_repeat = 4}},
     {"beam-dry",
      "beam search, long repetitions cost",
-     {.beams = 4, .length_penalty = 0.6f, .dry = 0.8f, .dry_base = 1.75f, .dry_length = 2}},
+     {.beams = 4, .length_penalty = 0.6f, .dry = 1.6f, .dry_base = 1.75f, .dry_length = 2}},
 };
 
 enum { N_METHODS = (int)(sizeof methods / sizeof *methods) };
