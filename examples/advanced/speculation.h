@@ -40,6 +40,14 @@ static inline void subtract(double *p, const double *q, int n) {
     for (int i = 0; i < n; i++) p[i] = p[i] > q[i] ? p[i] - q[i] : 0;
 }
 
+/* draw_from, without the sums where there is one token */
+static inline int32_t draw_token(speculation *s, const double *p) {
+    int32_t id = 0;
+    if (s->temperature > 0) return draw_from(p, s->n_ids, (double)ml_random_uniform(s->random));
+    while (id + 1 < s->n_ids && !(p[id] > 0)) id++;
+    return id;
+}
+
 /* ---- drafts ---- */
 
 /* Up to `most` tokens that followed the last n_gram tokens when these occurred last; returns how many. */
@@ -73,7 +81,7 @@ static inline ml_result propose_by_model(speculation *s, int most, int32_t *prop
     for (int i = 0; i < most && !result; i++) {
         double *q = s->q + (size_t)i * (size_t)s->n_ids;
         softmax_of(logits, s->n_ids, (double)s->temperature, q);
-        proposed[i] = draw_from(q, s->n_ids, (double)ml_random_uniform(s->random));
+        proposed[i] = draw_token(s, q);
         if (i + 1 < most) result = ml_session_eval(d, &proposed[i], 1, &logits, error);
     }
     return result;
@@ -104,7 +112,7 @@ static inline int accept_proposals(speculation *s, const int32_t *proposed, int 
         break;
     }
     s->n_text += i; /* check_proposals has put them there */
-    s->text[s->n_text++] = draw_from(s->p, s->n_ids, (double)ml_random_uniform(s->random));
+    s->text[s->n_text++] = draw_token(s, s->p);
     return i;
 }
 
