@@ -1974,8 +1974,7 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, size_t hd, c
    The plain form of it is plain_attention in the tests. */
 
 #define MLI_QUERY_BLOCK 64 /* enough to repay packing the keys; little of a tile is above a causal diagonal */
-#define MLI_FEW_QUERIES                                                                                      \
-    5 /* up to here packing the keys saves nothing, and the bits are those of single queries */
+#define MLI_FEW_QUERIES 5  /* up to here packing the keys saves nothing; the same bits as one by one */
 
 /* The plan, made once for forward and backward. */
 typedef struct mli_attention_op {
