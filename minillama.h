@@ -451,7 +451,8 @@ ML_DEF ml_result ml_session_eval_batch(ml_session *session, const ml_batch *batc
 
 typedef enum ml_pooling {
     ML_POOL_LAST = 0, /* the hidden state of a row's last token */
-    ML_POOL_MEAN      /* the mean over its tokens */
+    ML_POOL_MEAN,     /* the mean over its tokens */
+    ML_POOL_MAX       /* the largest of each number over its tokens */
 } ml_pooling;
 
 typedef struct ml_embed_desc {
@@ -647,7 +648,8 @@ typedef struct ml_span {
     int32_t begin, end; /* tokens [begin, end), at least one */
 } ml_span;
 
-/* x (n, D) -> (n_spans, D): the pooled tokens of each span; spans may overlap */
+/* x (n, D) -> (n_spans, D): the pooled tokens of each span; spans may overlap. The gradient of a maximum goes to the
+   first of equal numbers. */
 ML_DEF ml_tensor ml_pool_spans(ml_graph *g, ml_tensor x, const ml_span *spans, int n_spans,
                                ml_pooling pooling);
 ML_DEF ml_tensor ml_pool_rows(ml_graph *g, ml_tensor x, ml_rows rows, ml_pooling pooling); /* (n_rows, D) */
@@ -659,7 +661,10 @@ ML_DEF ml_tensor ml_pool_weighted(ml_graph *g, ml_tensor x, ml_tensor scores, ml
 typedef enum ml_rope_kind {
     ML_ROPE_PLAIN = 0, /* position / (scale theta^(2j / hd)): scale > 1 is position interpolation */
     ML_ROPE_NTK,       /* theta scale^(hd / (hd - 2)) in place of theta */
-    ML_ROPE_YARN       /* Peng et al. 2023, "YaRN": between the two, by frequency; attention scaled */
+    /* Peng et al. 2023, "YaRN": a pair that turns more than 32 times in the original context keeps its angles, one that
+       turns less than once has its positions divided by scale, those between are mixed as Hugging Face's library and
+       llama.cpp do it; and the table is multiplied by 0.1 ln(scale) + 1, which makes attention sharper */
+    ML_ROPE_YARN
 } ml_rope_kind;
 typedef struct ml_rope_desc {
     ml_rope_kind kind;
@@ -668,31 +673,34 @@ typedef struct ml_rope_desc {
     float scale;  /* default 1: how many times longer than trained */
     int original; /* positions that the model was trained for: ML_ROPE_YARN needs it */
 } ml_rope_desc;
-ML_DEF void ml_rope_table(const ml_rope_desc *desc, float *table, int n_positions);
+/* ML_ERROR_ARGUMENT when a field is out of range, or hd odd. */
+ML_DEF ml_result ml_rope_table(const ml_rope_desc *desc, float *table, int n_positions);
 /* rotary positions (Su et al. 2021): each head of x (n, heads * hd) rotated by each token's position in its row; table
    (positions, hd) as ml_rope_table makes it, at least as long as the longest row */
 ML_DEF ml_tensor ml_rotate(ml_graph *g, ml_tensor x, ml_tensor table, ml_rows rows);
 
-/* softmax(q k^T scale + bias) v in each head (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023) */
+/* softmax(q k^T scale + bias) v in each head (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023). A query from
+   which everything is hidden gets 0. */
 typedef struct ml_attention_desc {
     ml_tensor q;      /* (n, n_heads * hd) */
-    ml_tensor k, v;   /* (m, n_kv_heads * hd) */
+    ml_tensor k, v;   /* (m, n_kv_heads * hd), (m, n_kv_heads * hv); hv may be another size than hd */
     int n_heads;      /* required */
     int n_kv_heads;   /* default n_heads; divides it */
     ml_rows rows;     /* of q */
     ml_rows key_rows; /* of k and v; default rows. Of more keys than queries, the queries are at the last */
     ml_mask mask;     /* default causal */
     int window;  /* a query sees at most so many keys back, itself included (and ahead, if full); 0: all */
-    int sinks;   /* ... and always its row's first so many (Xiao et al. 2023) */
+    int sinks;   /* with a window: ... and always its row's first so many (Xiao et al. 2023) */
     float scale; /* default 1 / sqrt(hd) */
-    ml_tensor
-        bias; /* (n, S) for all heads or (n_heads * n, S), head after head: column j is the j-th key of the
-                            query's row; -INFINITY hides it; default none */
-    float dropout; /* of the weights; default 0 */
+    /* (n, S) for all heads or (n_heads * n, S), head after head: column j is the j-th key of the query's row, S at
+       least the keys of the longest row; -INFINITY hides a key; default none */
+    ml_tensor bias;
+    float dropout; /* of the weights; default 0; none where the graph does not tape */
     uint64_t seed; /* of dropout */
 } ml_attention_desc;
-ML_DEF ml_tensor ml_attention(ml_graph *g, const ml_attention_desc *desc); /* (n, n_heads * hd) */
-/* bias (n_heads * n, S) of ALiBi (Press et al. 2021): -2^(-8 h / n_heads) (i - j), heads h from 1 */
+ML_DEF ml_tensor ml_attention(ml_graph *g, const ml_attention_desc *desc); /* (n, n_heads * hv) */
+/* bias (n_heads * n, S) of ALiBi (Press et al. 2022, "Train Short, Test Long: Attention with Linear Biases Enables
+   Input Length Extrapolation"): -2^(-8 h / n_heads) |i - j|, heads h from 1; S the longest row */
 ML_DEF ml_tensor ml_alibi(ml_graph *g, int n_heads, ml_rows rows, size_t n);
 
 /* ---- losses: (1, 1) ---- */
@@ -2342,18 +2350,26 @@ static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
    may be divided by rope_scale (Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
    Interpolation"). */
 
+/* 1 / theta^(2j / hd): the angle between neighbors of pair j */
+static float mli_rope_frequency(float theta, int j, int hd) {
+    return 1.0f / powf(theta, (float)(2 * j) / (float)hd);
+}
+
+/* Columns 2j and 2j + 1 of the table: cosine and sine of position / scale * frequency. */
+static void mli_rope_pair(float *table, int n_positions, int hd, int j, float scale, float frequency) {
+    float *pair = table + 2 * j;
+    for (int p = 0; p < n_positions; p++, pair += hd) {
+        float angle = (float)p / scale * frequency;
+        pair[0] = cosf(angle);
+        pair[1] = sinf(angle);
+    }
+}
+
 /* table (n_positions, hd): cosine and sine of each pair's angle, alternating */
 static void mli_rope_table(float *table, int n_positions, const ml_config *c) {
     int hd = c->dim / c->n_heads;
-    for (int j = 0; j < hd / 2; j++) {
-        float frequency = 1.0f / powf(c->rope_theta, (float)(2 * j) / (float)hd);
-        float *pair = table + 2 * j;
-        for (int p = 0; p < n_positions; p++, pair += hd) {
-            float angle = (float)p / c->rope_scale * frequency;
-            pair[0] = cosf(angle);
-            pair[1] = sinf(angle);
-        }
-    }
+    for (int j = 0; j < hd / 2; j++)
+        mli_rope_pair(table, n_positions, hd, j, c->rope_scale, mli_rope_frequency(c->rope_theta, j, hd));
 }
 
 typedef struct mli_rope_op {
@@ -2400,34 +2416,97 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, size_t hd, c
 
 /* The plan, made once for forward and backward. */
 typedef struct mli_attention_op {
-    ml_tensor q, k, v, out; /* (n, D), (past + n, kv_dim), (past + n, kv_dim), (n, D) */
-    const mli_rows *rows;
+    ml_tensor q, k, v,
+        out; /* (n, A hd), (m, n_kv_heads hd), (m, n_kv_heads hv), (n, A hv); hv = hd in a Llama */
+    const mli_rows *rows; /* of q; m = past + n, ... */
+    size_t prefix;        /* ... or each row of k and v has so many more in front, ... */
+    const int32_t
+        *key_start; /* ... or (n_rows + 1): where its keys begin. The last are those of its queries */
     int causal, n_heads, n_kv_heads, group; /* group = n_heads / n_kv_heads */
-    size_t hd;
+    size_t hd, hv;
     float scale; /* 1 / sqrt(hd) */
+
+    /* what an ordinary Llama has not: see mli_is_special */
+    ml_tensor bias;       /* (n, S) or (A n, S), added to the scores; no data: none */
+    size_t window, sinks; /* 0: all */
+    float dropout;        /* of the weights */
+    uint64_t seed;
+
     int n_tasks;
     size_t longest, most_queries; /* S of the longest row, and most queries in a tile */
     unsigned char *work;          /* scratch of each task: see mli_attention_scratch_at */
     size_t forward_work, backward_work;
 } mli_attention_op;
 
+#ifdef ML_NO_TRAINING /* then there are only ordinary ones, and the compiler drops what the others need */
+static int mli_is_special(const mli_attention_op *op) { return (void)op, 0; }
+#else
+static int mli_is_special(const mli_attention_op *op) {
+    return op->bias.data || op->window || op->dropout > 0;
+}
+#endif
+
+/* The keys of a row: where they begin in k and v, and how many there are. */
+static size_t mli_key_begin(const mli_attention_op *op, int row) {
+    if (op->key_start) return (size_t)op->key_start[row];
+    return mli_row_start(op->rows, row) + (size_t)row * op->prefix;
+}
+static size_t mli_key_count(const mli_attention_op *op, int row) {
+    if (op->key_start) return (size_t)(op->key_start[row + 1] - op->key_start[row]);
+    return mli_row_start(op->rows, row + 1) - mli_row_start(op->rows, row) + (size_t)op->rows->past +
+           op->prefix;
+}
+
+/* Keys first .. first + n - 1 of the row, whose scores begin at a column. */
+typedef struct mli_key_part {
+    size_t column, first, n;
+} mli_key_part;
+
 /* One head's columns in the rows of the tile. */
 typedef struct mli_tile {
-    float *q, *out; /* (n_queries, hd), a row every D numbers */
-    float *k, *v;   /* (n_keys, hd), a row every kv_dim numbers, up to the last key that a query sees */
+    const float *q, *k,
+        *v;     /* (n_queries, hd), (keys of the row, hd), (keys of the row, hv), as part of q, k and v */
+    float *out; /* (n_queries, hv) */
     size_t n_queries, n_keys;
-    size_t at; /* of q and out, in their tensors and in the gradients */
+    size_t position; /* of the first query among the row's keys */
+    mli_key_part parts[2];
+    int n_parts; /* the keys that some query sees: one part, or two where a window leaves out what is between */
+    int head;
+    size_t first; /* query, in all of q */
 } mli_tile;
 
-/* The tile that begins with query `first` of a row. */
+/* Leaves out the keys that no query of the tile sees: those before the first one's window, except for the sinks, and
+   without a causal mask those after the last one's. */
+static void mli_tile_window(const mli_attention_op *op, mli_tile *t, size_t n_row_keys) {
+    size_t first = t->position - MLI_MIN(t->position, op->window - 1), end = t->n_keys;
+    size_t sinks = MLI_MIN(op->sinks, n_row_keys);
+    if (!op->causal) end = MLI_MAX(sinks, MLI_MIN(end, t->position + t->n_queries - 1 + op->window));
+    mli_key_part before = {0, 0, MLI_MIN(sinks, first)}, after = {before.n, first, end - first};
+    t->n_parts = 0;
+    if (before.n) t->parts[t->n_parts++] = before;
+    t->parts[t->n_parts++] = after;
+    t->n_keys = before.n + after.n;
+}
+
+/* The tile that begins with query `first`, which is in this row. */
 static mli_tile mli_tile_at(const mli_attention_op *op, int row, size_t first, int head) {
-    size_t begin = mli_row_start(op->rows, row), end = mli_row_start(op->rows, row + 1);
-    size_t n_queries = MLI_MIN(end - first, MLI_QUERY_BLOCK);
-    size_t n_keys = (size_t)op->rows->past + (op->causal ? first + n_queries : end) - begin;
-    size_t q_col = (size_t)head * op->hd, k_col = (size_t)(head / op->group) * op->hd;
-    float *q = mli_row(op->q, first) + q_col, *out = mli_row(op->out, first) + q_col;
-    float *k = mli_row(op->k, begin) + k_col, *v = mli_row(op->v, begin) + k_col;
-    mli_tile tile = {q, out, k, v, n_queries, n_keys, first * op->q.cols + q_col};
+    size_t end = mli_row_start(op->rows, row + 1), key = mli_key_begin(op, row),
+           n_row_keys = mli_key_count(op, row);
+    size_t kv_head = (size_t)(head / op->group), n_queries = MLI_MIN(end - first, MLI_QUERY_BLOCK);
+    size_t position = n_row_keys - (end - first);
+    size_t n_keys = op->causal ? position + n_queries : n_row_keys;
+    mli_tile tile = {mli_row(op->q, first) + (size_t)head * op->hd,
+                     mli_row(op->k, key) + kv_head * op->hd,
+                     mli_row(op->v, key) + kv_head * op->hv,
+                     mli_row(op->out, first) + (size_t)head * op->hv,
+                     n_queries,
+                     n_keys,
+                     position,
+                     {{0, 0, n_keys}, {0, 0, 0}},
+                     1,
+                     head,
+                     first};
+    if (mli_is_special(op) && op->window) mli_tile_window(op, &tile, n_row_keys);
     return tile;
 }
 
@@ -2440,57 +2519,124 @@ static size_t mli_visible(const mli_attention_op *op, const mli_tile *tile, size
 typedef struct mli_attention_scratch {
     float *p;       /* (n_queries, n_keys): softmax(q k^T / sqrt(hd)) */
     float *dp;      /* (n_queries, n_keys): backward only, as the rest */
-    float *dk, *dv; /* (S, hd): sums over the queries and the heads that share a key head */
+    float *dk, *dv; /* (S, hd), (S, hv): sums over the queries and the heads that share a key head */
     void *gemm;
 } mli_attention_scratch;
 
 /* Places a task's scratch in memory; with NULL only counts. Returns the bytes. */
 static size_t mli_attention_scratch_at(const mli_attention_op *op, int backward, unsigned char *memory,
                                        mli_attention_scratch *s) {
-    size_t used = 0, queries = op->most_queries, keys = op->longest, hd = op->hd, gemm = 0;
+    size_t used = 0, queries = op->most_queries, keys = op->longest, hd = MLI_MAX(op->hd, op->hv), gemm = 0;
     memset(s, 0, sizeof *s);
-    if (backward || queries > MLI_FEW_QUERIES)
+    if (backward || queries > MLI_FEW_QUERIES || mli_is_special(op))
         gemm = MLI_MAX(mli_gemm_work(NULL, queries, keys, hd), mli_gemm_work(NULL, queries, hd, keys));
     s->p = (float *)mli_carve(memory, &used, queries * keys, sizeof(float));
     if (backward) {
         gemm = MLI_MAX(gemm, mli_gemm_work(NULL, keys, hd, queries));
         s->dp = (float *)mli_carve(memory, &used, queries * keys, sizeof(float));
-        s->dk = (float *)mli_carve(memory, &used, keys * hd, sizeof(float));
-        s->dv = (float *)mli_carve(memory, &used, keys * hd, sizeof(float));
+        s->dk = (float *)mli_carve(memory, &used, keys * op->hd, sizeof(float));
+        s->dv = (float *)mli_carve(memory, &used, keys * op->hv, sizeof(float));
     }
     s->gemm = mli_carve(memory, &used, gemm, 1);
     return used;
 }
 
+/* The bias is for all keys of the row, the scores for those in the parts. */
+static void mli_add_bias(const mli_tile *t, float *scores, const float *bias) {
+    for (int i = 0; i < t->n_parts; i++)
+        mli_add(scores + t->parts[i].column, bias + t->parts[i].first, t->parts[i].n);
+}
+static void mli_add_bias_gradient(const mli_tile *t, float *dbias, const float *dscores) {
+    for (int i = 0; i < t->n_parts; i++)
+        mli_add(dbias + t->parts[i].first, dscores + t->parts[i].column, t->parts[i].n);
+}
+
+/* Where the bias of query i of the tile is, in its tensor and in the gradient. */
+static size_t mli_bias_at(const mli_attention_op *op, const mli_tile *t, size_t i) {
+    size_t heads_before = op->bias.rows > op->q.rows ? (size_t)t->head : 0;
+    return (heads_before * op->q.rows + t->first + i) * op->bias.cols;
+}
+
+/* Hides from query i of the tile the keys [begin, end) of the row. */
+static void mli_hide(const mli_tile *t, float *scores, size_t begin, size_t end) {
+    const mli_key_part *last = &t->parts[t->n_parts - 1]; /* the sinks before it are always seen */
+    begin = MLI_MAX(begin, last->first);
+    end = MLI_MIN(end, last->first + last->n);
+    for (; begin < end; begin++) scores[last->column + begin - last->first] = -INFINITY;
+}
+
+/* Scores of query i of the tile become weights, with bias and window. If it sees no key, all of them are 0. */
+static void mli_special_softmax(const mli_attention_op *op, const mli_tile *t, size_t i, float *p) {
+    size_t position = t->position + i, n = t->n_keys, end = op->causal ? position + 1 : SIZE_MAX;
+    mli_scale(p, op->scale, n);
+    if (op->bias.data) mli_add_bias(t, p, (const float *)op->bias.data + mli_bias_at(op, t, i));
+    if (op->window) {
+        mli_hide(t, p, op->sinks, position - MLI_MIN(position, op->window - 1));
+        if (!op->causal) end = MLI_MAX(op->sinks, position + op->window);
+    }
+    mli_hide(t, p, end, SIZE_MAX);
+    if (mli_max(p, n) == -INFINITY)
+        memset(p, 0, n * sizeof *p);
+    else
+        mli_softmax(p, n);
+}
+
 /* p (n_queries, n_keys) = softmax(q k^T / sqrt(hd)), 0 where a query does not see a key */
-static void mli_attention_weights(const mli_attention_op *op, const mli_tile *tile,
+static void mli_attention_weights(const mli_attention_op *op, const mli_tile *t,
                                   const mli_attention_scratch *s) {
-    size_t n = tile->n_queries, n_keys = tile->n_keys;
-    mli_operand q = mli_matrix(tile->q, op->q.cols, 1), k_transposed = mli_matrix(tile->k, 1, op->k.cols);
-    mli_gemm(NULL, n, n_keys, op->hd, q, k_transposed, s->p, n_keys, 0, s->gemm);
+    size_t n = t->n_queries, n_keys = t->n_keys, dim = op->k.cols;
+    mli_operand q = mli_matrix(t->q, op->q.cols, 1);
+    for (int i = 0; i < t->n_parts; i++) {
+        const mli_key_part *part = &t->parts[i];
+        mli_operand k_transposed = mli_matrix(t->k + part->first * dim, 1, dim);
+        mli_gemm(NULL, n, part->n, op->hd, q, k_transposed, s->p + part->column, n_keys, 0, s->gemm);
+    }
     for (size_t i = 0; i < n; i++) {
         float *p = s->p + i * n_keys;
-        size_t visible = mli_visible(op, tile, i);
+        if (mli_is_special(op)) {
+            mli_special_softmax(op, t, i, p);
+            continue;
+        }
+        size_t visible = mli_visible(op, t, i);
         mli_scale(p, op->scale, visible);
         mli_softmax(p, visible);
         memset(p + visible, 0, (n_keys - visible) * sizeof *p);
     }
 }
 
+static void mli_drop(float *x, size_t n, float p, uint64_t seed); /* in >>heads */
+
+/* Drops weights of the tile, or the gradients of the dropped weights: which, depends on head, query and key. */
+static void mli_drop_weights(const mli_attention_op *op, const mli_tile *t, float *p) {
+    for (size_t i = 0; i < t->n_queries; i++, p += t->n_keys) {
+        uint64_t row = (uint64_t)t->head * op->q.rows + t->first + i;
+        for (int k = 0; k < t->n_parts; k++) {
+            const mli_key_part *part = &t->parts[k];
+            uint64_t at = row * op->longest + part->first;
+            mli_drop(p + part->column, part->n, op->dropout, op->seed + at * 0x9e3779b97f4a7c15u);
+        }
+    }
+}
+
 /* out = p v of a tile: as two matrix products or, with few queries, query by query */
 static void mli_attend(const mli_attention_op *op, const mli_tile *t, const mli_attention_scratch *s) {
-    if (t->n_queries > MLI_FEW_QUERIES) {
-        mli_operand p = mli_matrix(s->p, t->n_keys, 1), v = mli_matrix(t->v, op->v.cols, 1);
+    if (t->n_queries > MLI_FEW_QUERIES || mli_is_special(op)) {
         mli_attention_weights(op, t, s);
-        mli_gemm(NULL, t->n_queries, op->hd, t->n_keys, p, v, t->out, op->out.cols, 0, s->gemm);
+        if (mli_is_special(op) && op->dropout > 0) mli_drop_weights(op, t, s->p);
+        for (int i = 0; i < t->n_parts; i++) {
+            const mli_key_part *part = &t->parts[i];
+            mli_operand p = mli_matrix(s->p + part->column, t->n_keys, 1);
+            mli_operand v = mli_matrix(t->v + part->first * op->v.cols, op->v.cols, 1);
+            mli_gemm(NULL, t->n_queries, op->hv, part->n, p, v, t->out, op->out.cols, i > 0, s->gemm);
+        }
         return;
     }
     for (size_t i = 0; i < t->n_queries; i++) {
-        size_t n = mli_visible(op, t, i), at = i * op->q.cols;
-        mli_dots(s->p, t->q + at, t->k, op->k.cols, n, op->hd);
+        size_t n = mli_visible(op, t, i);
+        mli_dots(s->p, t->q + i * op->q.cols, t->k, op->k.cols, n, op->hd);
         mli_scale(s->p, op->scale, n);
         mli_softmax(s->p, n);
-        mli_weighted_sum(t->out + at, s->p, t->v, op->v.cols, n, op->hd);
+        mli_weighted_sum(t->out + i * op->out.cols, s->p, t->v, op->v.cols, n, op->hv);
     }
 }
 
@@ -2514,57 +2660,97 @@ static void mli_attention_task(void *arg, int index) {
 
 /* The backward pass computes P, the softmax, again instead of keeping it (Dao et al. 2022, "FlashAttention: Fast and
    Memory-Efficient Exact Attention with IO-Awareness").  dV += P^T dout;  dP = dout V^T;
-   dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;  dQ = dS K, often written over Q, which is not needed again.
-   P, dP and dS are (n_queries, n_keys), Q and dout (n_queries, hd), K and V (n_keys, hd). */
+   dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;  dQ = dS K, in a Llama written over Q, which is not needed again.
+   P, dP and dS are (n_queries, n_keys), Q and dout (n_queries, hd), K and V (n_keys, hd). Dropout multiplies P, for
+   dV, and dP by the same factors, each 0 or 1 / (1 - p). */
+
+/* s->p = P, s->dp = dS; dV += P^T dout on the way */
+static void mli_score_gradient(const mli_attention_op *op, const mli_tile *t,
+                               const mli_attention_scratch *s) {
+    size_t n = t->n_queries, n_keys = t->n_keys;
+    int drops = mli_is_special(op) && op->dropout > 0, has_bias = mli_is_special(op) && op->bias.grad;
+    float *p = s->p;
+    mli_operand dout = mli_matrix(op->out.grad + (t->out - (float *)op->out.data), op->out.cols, 1);
+    mli_attention_weights(op, t, s);
+    if (drops) {
+        p = (float *)memcpy(s->dp, s->p, n * n_keys * sizeof *p);
+        mli_drop_weights(op, t, p);
+    }
+    for (int i = 0; i < t->n_parts && op->v.grad; i++) {
+        mli_key_part part = t->parts[i];
+        mli_operand p_transposed = mli_matrix(p + part.column, 1, n_keys);
+        mli_gemm(NULL, part.n, op->hv, n, p_transposed, dout, s->dv + part.first * op->hv, op->hv, 1,
+                 s->gemm);
+    }
+    for (int i = 0; i < t->n_parts; i++) {
+        mli_key_part part = t->parts[i];
+        mli_operand v_transposed = mli_matrix(t->v + part.first * op->v.cols, 1, op->v.cols);
+        mli_gemm(NULL, n, part.n, op->hv, dout, v_transposed, s->dp + part.column, n_keys, 0, s->gemm);
+    }
+    if (drops) mli_drop_weights(op, t, s->dp);
+    for (size_t i = 0; i < n; i++) {
+        float *ds = s->dp + i * n_keys;
+        mli_softmax_gradient(ds, s->p + i * n_keys, has_bias ? 1.0f : op->scale, n_keys);
+        if (!has_bias) continue;
+        mli_add_bias_gradient(t, op->bias.grad + mli_bias_at(op, t, i), ds);
+        mli_scale(ds, op->scale, n_keys);
+    }
+}
+
 static void mli_attend_backward(const mli_attention_op *op, const mli_tile *t,
                                 const mli_attention_scratch *s) {
     size_t n = t->n_queries, n_keys = t->n_keys, hd = op->hd, dim = op->q.cols, kv_dim = op->k.cols;
-    mli_operand q = mli_matrix(t->q, dim, 1), dout = mli_matrix(op->out.grad + t->at, dim, 1);
-    mli_operand k = mli_matrix(t->k, kv_dim, 1), v_transposed = mli_matrix(t->v, 1, kv_dim);
-    mli_operand p_transposed = mli_matrix(s->p, 1, n_keys), ds_transposed = mli_matrix(s->dp, 1, n_keys);
-    mli_attention_weights(op, t, s);
-    mli_gemm(NULL, n_keys, hd, n, p_transposed, dout, s->dv, hd, 1, s->gemm);
-    mli_gemm(NULL, n, n_keys, hd, dout, v_transposed, s->dp, n_keys, 0, s->gemm);
-    for (size_t i = 0; i < n; i++)
-        mli_softmax_gradient(s->dp + i * n_keys, s->p + i * n_keys, op->scale, n_keys);
-    mli_gemm(NULL, n_keys, hd, n, ds_transposed, q, s->dk, hd, 1, s->gemm);
-    mli_gemm(NULL, n, hd, n_keys, mli_matrix(s->dp, n_keys, 1), k, op->q.grad + t->at, dim,
-             !mli_is_shared(op->q), s->gemm);
+    mli_score_gradient(op, t, s);
+    for (int i = 0; i < t->n_parts && op->k.grad; i++) {
+        mli_key_part part = t->parts[i];
+        mli_operand ds_transposed = mli_matrix(s->dp + part.column, 1, n_keys), q = mli_matrix(t->q, dim, 1);
+        mli_gemm(NULL, part.n, hd, n, ds_transposed, q, s->dk + part.first * hd, hd, 1, s->gemm);
+    }
+    for (int i = 0; i < t->n_parts && op->q.grad; i++) {
+        mli_key_part part = t->parts[i];
+        mli_operand ds = mli_matrix(s->dp + part.column, n_keys, 1);
+        mli_operand k = mli_matrix(t->k + part.first * kv_dim, kv_dim, 1);
+        float *dq = op->q.grad + (t->q - (const float *)op->q.data);
+        mli_gemm(NULL, n, hd, part.n, ds, k, dq, dim, i > 0 || !mli_is_shared(op->q), s->gemm);
+    }
 }
 
-/* Columns col .. col + hd - 1 of rows [begin, end) of x have the gradient dx (end - begin, hd). */
-static void mli_give_gradient(ml_tensor x, size_t begin, size_t end, size_t col, const float *dx, size_t hd) {
-    for (; begin < end; begin++, dx += hd)
+/* Columns col .. col + cols - 1 of rows [begin, begin + n) of x have the gradient dx (n, cols). */
+static void mli_give_gradient(ml_tensor x, size_t begin, size_t n, size_t col, const float *dx, size_t cols) {
+    for (size_t end = begin + n; begin < end && x.grad; begin++, dx += cols)
         if (mli_is_shared(x))
-            memcpy(mli_grad_row(x, begin) + col, dx, hd * sizeof *dx);
+            memcpy(mli_grad_row(x, begin) + col, dx, cols * sizeof *dx);
         else
-            mli_add(mli_grad_row(x, begin) + col, dx, hd);
+            mli_add(mli_grad_row(x, begin) + col, dx, cols);
 }
 
 /* All queries that see the keys of one row and one key head, which have their gradients then. */
 static void mli_attend_backward_keys(const mli_attention_op *op, int row, int kv_head,
                                      const mli_attention_scratch *s) {
-    size_t begin = mli_row_start(op->rows, row), end = mli_row_start(op->rows, row + 1), hd = op->hd;
-    size_t col = (size_t)kv_head * hd, bytes = hd * sizeof *s->dk;
-    memset(s->dk, 0, (end - begin) * bytes);
-    memset(s->dv, 0, (end - begin) * bytes);
-    for (size_t i = begin; i < end; i += MLI_QUERY_BLOCK)
+    size_t end = mli_row_start(op->rows, row + 1), n_keys = mli_key_count(op, row);
+    memset(s->dk, 0, n_keys * op->hd * sizeof *s->dk);
+    memset(s->dv, 0, n_keys * op->hv * sizeof *s->dv);
+    for (size_t i = mli_row_start(op->rows, row); i < end; i += MLI_QUERY_BLOCK)
         for (int head = kv_head * op->group; head < (kv_head + 1) * op->group; head++) {
             mli_tile tile = mli_tile_at(op, row, i, head);
             mli_attend_backward(op, &tile, s);
         }
-    mli_give_gradient(op->k, begin, end, col, s->dk, hd);
-    mli_give_gradient(op->v, begin, end, col, s->dv, hd);
+    size_t key = mli_key_begin(op, row);
+    mli_give_gradient(op->k, key, n_keys, (size_t)kv_head * op->hd, s->dk, op->hd);
+    mli_give_gradient(op->v, key, n_keys, (size_t)kv_head * op->hv, s->dv, op->hv);
 }
 
+/* A task takes a key head of a row, or the whole row if its heads add to one bias. */
 static void mli_attention_backward_task(void *arg, int index) {
     const mli_attention_op *op = (const mli_attention_op *)arg;
     mli_attention_scratch scratch;
-    int turn = 0;
+    int turn = 0, one_bias = op->bias.grad && op->bias.rows == op->q.rows;
     mli_attention_scratch_at(op, 1, op->work + (size_t)index * op->backward_work, &scratch);
     for (int row = 0; row < op->rows->n_rows; row++)
-        for (int kv_head = 0; kv_head < op->n_kv_heads; kv_head++)
-            if (turn++ % op->n_tasks == index) mli_attend_backward_keys(op, row, kv_head, &scratch);
+        for (int kv_head = 0; kv_head < op->n_kv_heads; kv_head++) {
+            int owner = one_bias ? row : turn++;
+            if (owner % op->n_tasks == index) mli_attend_backward_keys(op, row, kv_head, &scratch);
+        }
 }
 
 static void mli_attention_backward(mli_graph *g, const void *record) {
@@ -2578,36 +2764,86 @@ static void mli_attention_plan(mli_graph *g, mli_attention_op *op) {
     mli_attention_scratch scratch;
     size_t work = 0, max_tasks = (size_t)MLI_MAX(1, g->threads->count);
     for (int r = 0; r < rows->n_rows; r++) {
-        size_t queries = mli_row_start(rows, r + 1) - mli_row_start(rows, r);
-        size_t keys = queries + (size_t)rows->past;
+        size_t queries = mli_row_start(rows, r + 1) - mli_row_start(rows, r), keys = mli_key_count(op, r);
         op->longest = MLI_MAX(op->longest, keys);
         op->most_queries = MLI_MAX(op->most_queries, MLI_MIN(queries, MLI_QUERY_BLOCK));
         work += queries * keys * op->q.cols;
     }
     op->n_tasks = mli_task_count(g->threads, work, 1 << 15);
-    op->work = (unsigned char *)g->work;
     op->forward_work = mli_attention_scratch_at(op, 0, NULL, &scratch);
     if (mli_taping(g)) op->backward_work = mli_attention_scratch_at(op, 1, NULL, &scratch);
     mli_need_work(g, max_tasks * MLI_MAX(op->forward_work, op->backward_work));
+    op->work = (unsigned char *)g->work;
 }
 
-/* q (n, D), k (n, kv_dim), v (n, kv_dim) -> (n, D) */
-static ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
-                               const mli_rows *rows) {
+/* q (n, D), k (m, kv_dim), v (m, kv_dim) of rows, with a model's heads and mask; the rest may be changed. */
+static mli_attention_op mli_plain_attention(ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
+                                            const mli_rows *rows) {
     mli_attention_op op;
     memset(&op, 0, sizeof op);
-    op.q = q, op.k = k, op.v = v, op.out = mli_new(g, q.rows, q.cols), op.rows = rows;
+    op.q = q, op.k = k, op.v = v, op.rows = rows;
     op.causal = config->mask != ML_MASK_FULL;
     op.n_heads = config->n_heads, op.n_kv_heads = config->n_kv_heads, op.group = op.n_heads / op.n_kv_heads;
-    op.hd = q.cols / (size_t)op.n_heads, op.scale = 1.0f / sqrtf((float)op.hd);
-    mli_attention_plan(g, &op);
+    op.hd = q.cols / (size_t)op.n_heads, op.hv = v.cols / (size_t)op.n_kv_heads;
+    op.scale = 1.0f / sqrtf((float)op.hd);
+    return op;
+}
+
+/* out (n, A hv), made by the caller */
+static ml_tensor mli_run_attention(mli_graph *g, mli_attention_op *op, ml_tensor out) {
+    size_t past = (size_t)op->rows->past;
+    op->out = out;
+    op->sinks += op->prefix; /* no window hides what was put in front of the row */
+    mli_attention_plan(g, op);
     if (!mli_measuring(g)) {
-        op.k.data = mli_row(k, 0) - (size_t)rows->past * k.cols; /* from the first key of the cache */
-        op.v.data = mli_row(v, 0) - (size_t)rows->past * v.cols;
-        mli_parallel(g->threads, op.n_tasks, mli_attention_task, &op);
+        op->k.data = mli_row(op->k, 0) - past * op->k.cols; /* from the first key of the cache */
+        op->v.data = mli_row(op->v, 0) - past * op->v.cols;
+        mli_parallel(g->threads, op->n_tasks, mli_attention_task, op);
     }
-    mli_record(g, mli_attention_backward, &op, sizeof op);
-    return op.out;
+    mli_record(g, mli_attention_backward, op, sizeof *op);
+    return out;
+}
+
+static ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
+                               const mli_rows *rows) {
+    mli_attention_op op = mli_plain_attention(q, k, v, config, rows);
+    return mli_run_attention(g, &op, mli_new(g, q.rows, q.cols));
+}
+
+/* ---- keys in front of each row (Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation") */
+
+typedef struct mli_prepend_op {
+    ml_tensor prefix, x, y; /* (P, c), (n, c), (n + n_rows P, c) */
+    const mli_rows *rows;   /* of x */
+} mli_prepend_op;
+
+static void mli_prepend_rows(const mli_prepend_op *op) {
+    size_t n_prefix = op->prefix.rows, row_bytes = op->x.cols * sizeof(float);
+    for (int r = 0; r < op->rows->n_rows; r++) {
+        size_t begin = mli_row_start(op->rows, r), n = mli_row_start(op->rows, r + 1) - begin;
+        float *to = mli_row(op->y, begin + (size_t)r * n_prefix);
+        memcpy(to, op->prefix.data, n_prefix * row_bytes);
+        memcpy(to + mli_numbers(&op->prefix), mli_row(op->x, begin), n * row_bytes);
+    }
+}
+
+static void mli_prepend_backward(mli_graph *g, const void *record) {
+    const mli_prepend_op *op = (const mli_prepend_op *)record;
+    (void)g;
+    for (int r = 0; r < op->rows->n_rows; r++) {
+        size_t begin = mli_row_start(op->rows, r), n = mli_row_start(op->rows, r + 1) - begin;
+        const float *from = mli_grad_row(op->y, begin + (size_t)r * op->prefix.rows);
+        if (op->prefix.grad) mli_add(op->prefix.grad, from, mli_numbers(&op->prefix));
+        mli_give_gradient(op->x, begin, n, 0, from + mli_numbers(&op->prefix), op->x.cols);
+    }
+}
+
+/* prefix (P, c), x (n, c) -> (n + n_rows P, c): the prefix before each row of x; for mli_attention_op.prefix = P */
+MLI_OPTIONAL ml_tensor mli_prepend(mli_graph *g, ml_tensor prefix, ml_tensor x, const mli_rows *rows) {
+    mli_prepend_op op = {prefix, x, mli_new(g, x.rows + (size_t)rows->n_rows * prefix.rows, x.cols), rows};
+    if (!mli_measuring(g)) mli_prepend_rows(&op);
+    mli_record(g, mli_prepend_backward, &op, sizeof op);
+    return op.y;
 }
 
 /* ==== >>network ====
@@ -3540,10 +3776,19 @@ ML_DEF ml_result ml_session_eval_batch(ml_session *session, const ml_batch *batc
     return mli_ok(error);
 }
 
-/* out (D) = the last of rows begin .. end - 1 of x (n, D), or their mean */
+static int mli_is_pooling(ml_pooling pooling) {
+    return pooling == ML_POOL_LAST || pooling == ML_POOL_MEAN || pooling == ML_POOL_MAX;
+}
+
+/* out (D) = the last of rows begin .. end - 1 of x (n, D), their mean, or the largest number of each column */
 static void mli_pool_row(float *out, ml_tensor x, size_t begin, size_t end, ml_pooling pooling) {
     if (pooling == ML_POOL_LAST) begin = end - 1;
     memcpy(out, mli_row(x, begin), x.cols * sizeof *out);
+    if (pooling == ML_POOL_MAX) {
+        for (size_t i = begin + 1; i < end; i++)
+            for (size_t j = 0; j < x.cols; j++) out[j] = MLI_MAX(out[j], mli_row(x, i)[j]);
+        return;
+    }
     for (size_t i = begin + 1; i < end; i++) mli_add(out, mli_row(x, i), x.cols);
     mli_scale(out, 1.0f / (float)(end - begin), x.cols);
 }
@@ -3553,7 +3798,7 @@ ML_DEF ml_result ml_session_embed(ml_session *session, const ml_batch *batch, co
     ml_embed_desc how = {ML_POOL_LAST, 0};
     if (desc) how = *desc;
     if (!session || !batch || !batch->tokens || !embeddings) return mli_null(error, "ml_session_embed");
-    if (how.pooling != ML_POOL_LAST && how.pooling != ML_POOL_MEAN)
+    if (!mli_is_pooling(how.pooling))
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_embed: pooling is not one of its names");
     ml_tensor x;
     mli_rows rows;
@@ -3819,35 +4064,65 @@ ML_DEF ml_result ml_session_restore(ml_session *session, const void *memory, siz
    its head is the output matrix, C = V. A classifier reads one state of each row of the batch: the last token's,
    which has seen the whole row, or the mean. In between, training may apply dropout. n: tokens or rows. */
 
-/* ---- pooling: one hidden state for each row of the batch ---- */
+/* ---- pooling: one hidden state for each row of the batch, or for each span of tokens ---- */
 
 typedef struct mli_pool_op {
-    ml_tensor x, out; /* (n, D), (n_rows, D) */
-    const mli_rows *rows;
+    ml_tensor x, out; /* (n, D), (n_rows or n_spans, D) */
+    /* out_r is of rows begin[stride r] .. end[stride r] - 1 of x. These may overlap if x is apart from its gradient;
+       otherwise each row of x is in one of them. */
+    const int32_t *begin, *end;
+    size_t stride;
     ml_pooling pooling;
 } mli_pool_op;
 
-/* dx = dy for a row's last token and 0 for the others, or dy / length for each of its tokens */
+static void mli_pool_rows(const void *record, size_t first, size_t last) {
+    const mli_pool_op *op = (const mli_pool_op *)record;
+    for (size_t r = first; r < last; r++) {
+        size_t begin = (size_t)op->begin[op->stride * r], end = (size_t)op->end[op->stride * r];
+        mli_pool_row(mli_row(op->out, r), op->x, begin, end, op->pooling);
+    }
+}
+
+/* dx = dy for the first of the largest of rows [begin, end) in a column, and 0 for the others */
+static void mli_pool_max_gradient(ml_tensor x, size_t begin, size_t end, size_t col, float dy) {
+    size_t largest = begin;
+    for (size_t i = begin; i < end; i++)
+        if (mli_row(x, i)[col] > mli_row(x, largest)[col]) largest = i;
+    for (size_t i = begin; i < end && mli_is_shared(x); i++) mli_grad_row(x, i)[col] = 0;
+    mli_grad_row(x, largest)[col] += dy;
+}
+
+/* dx = dy for the last of rows [begin, end) and 0 for the others, or dy / length for each of them; in columns of x */
+static void mli_pool_gradient(const mli_pool_op *op, size_t r, size_t col, size_t n_cols) {
+    size_t begin = (size_t)op->begin[op->stride * r], end = (size_t)op->end[op->stride * r];
+    const float *dy = mli_grad_row(op->out, r) + col;
+    if (op->pooling == ML_POOL_MAX) {
+        for (size_t j = 0; j < n_cols; j++) mli_pool_max_gradient(op->x, begin, end, col + j, dy[j]);
+        return;
+    }
+    for (size_t i = begin; i < end; i++) {
+        float *dx = mli_grad_row(op->x, i) + col, share = i + 1 == end ? 1.0f : 0.0f;
+        if (op->pooling == ML_POOL_MEAN) share = 1.0f / (float)(end - begin);
+        if (mli_is_shared(op->x)) memset(dx, 0, n_cols * sizeof *dx);
+        if (share > 0) mli_axpy(dx, share, dy, n_cols);
+    }
+}
+
+/* Columns [begin, end) of all, because the rows of x that they are of may overlap. */
+static void mli_pool_gradient_columns(const void *record, size_t begin, size_t end) {
+    const mli_pool_op *op = (const mli_pool_op *)record;
+    for (size_t r = 0; r < op->out.rows; r++) mli_pool_gradient(op, r, begin, end - begin);
+}
+
 static void mli_pool_backward(mli_graph *g, const void *record) {
     const mli_pool_op *op = (const mli_pool_op *)record;
-    (void)g;
-    for (int r = 0; r < op->rows->n_rows; r++) {
-        size_t begin = mli_row_start(op->rows, r), end = mli_row_start(op->rows, r + 1);
-        for (size_t i = begin; i < end; i++) {
-            float *dx = mli_grad_row(op->x, i), share = i + 1 == end ? 1.0f : 0.0f;
-            if (op->pooling == ML_POOL_MEAN) share = 1.0f / (float)(end - begin);
-            if (mli_is_shared(op->x)) memset(dx, 0, op->x.cols * sizeof *dx);
-            mli_axpy(dx, share, mli_grad_row(op->out, (size_t)r), op->x.cols);
-        }
-    }
+    mli_for_rows(g, mli_pool_gradient_columns, op, op->x.cols, op->x.rows);
 }
 
 /* x (n, D) -> (n_rows, D) */
 static ml_tensor mli_pool(mli_graph *g, ml_tensor x, const mli_rows *rows, ml_pooling pooling) {
-    mli_pool_op op = {x, mli_new(g, (size_t)rows->n_rows, x.cols), rows, pooling};
-    for (int r = 0; r < rows->n_rows && !mli_measuring(g); r++)
-        mli_pool_row(mli_row(op.out, (size_t)r), x, mli_row_start(rows, r), mli_row_start(rows, r + 1),
-                     pooling);
+    mli_pool_op op = {x, mli_new(g, (size_t)rows->n_rows, x.cols), rows->start, rows->start + 1, 1, pooling};
+    mli_for_rows(g, mli_pool_rows, &op, op.out.rows, x.cols);
     mli_record(g, mli_pool_backward, &op, sizeof op);
     return op.out;
 }
@@ -4058,7 +4333,7 @@ static ml_result mli_head_new(const mli_head_shape *shape, const ml_allocator *g
                               ml_error *error) {
     if (shape->n_classes < 2 || shape->n_classes > 1 << 16)
         return mli_fail(error, ML_ERROR_ARGUMENT, "head: %d classes, not 2 to %d", shape->n_classes, 1 << 16);
-    if (shape->pooling != ML_POOL_LAST && shape->pooling != ML_POOL_MEAN)
+    if (!mli_is_pooling(shape->pooling))
         return mli_fail(error, ML_ERROR_ARGUMENT, "head: pooling is not one of its names");
     for (int i = 0; shape->labels && i < shape->n_classes; i++)
         if (!shape->labels[i]) return mli_fail(error, ML_ERROR_ARGUMENT, "head: label %d is NULL", i);
@@ -5072,6 +5347,314 @@ ML_DEF ml_tensor ml_slice(ml_graph *graph, ml_tensor x, ml_axis axis, size_t beg
     return x;
 }
 
+/* ---- sequences ---- */
+
+/* Describes the rows of x; 0 after ending the pass if they are not rows of its n tokens. */
+static int mli_read_rows(ml_graph *graph, const char *name, ml_rows given, size_t n, mli_rows *rows) {
+    if (n > INT32_MAX / 2) mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: %z tokens are too many", name, n);
+    if (graph->result) return 0;
+    mli_one_row(rows, (int)n, 0);
+    if (!given.start) return 1;
+    rows->start = given.start;
+    rows->n_rows = given.n_rows;
+    if (given.n_rows < 1 || given.start[0] != 0 || (size_t)given.start[given.n_rows] != n)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: the %d rows do not run from 0 to the %z tokens", name,
+                   given.n_rows, n);
+    for (int r = 0; !graph->result && r < given.n_rows; r++)
+        if (given.start[r + 1] <= given.start[r])
+            mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: row %d is empty or runs backwards", name, r);
+    return !graph->result;
+}
+
+/* A copy of the rows that lives as long as the pass. */
+static const mli_rows *mli_keep_rows(mli_graph *g, const mli_rows *rows) {
+    mli_rows *kept = (mli_rows *)mli_graph_alloc(g, 1, sizeof *kept);
+    if (mli_measuring(g)) return rows;
+    *kept = *rows;
+    if (rows->start == rows->single) kept->start = kept->single;
+    return kept;
+}
+
+static size_t mli_longest_row(const mli_rows *rows) {
+    size_t longest = 0;
+    for (int r = 0; r < rows->n_rows; r++)
+        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
+    return longest;
+}
+
+static ml_tensor mli_run_pool(ml_graph *graph, mli_pool_op *op, size_t n) {
+    mli_graph *g = graph->private_part;
+    op->out = mli_result(g, n, op->x.cols, op->x.grad != NULL);
+    mli_for_rows(g, mli_pool_rows, op, n, op->x.cols);
+    mli_record_of(g, op->out, mli_pool_backward, op, sizeof *op);
+    return op->out;
+}
+
+ML_DEF ml_tensor ml_pool_spans(ml_graph *graph, ml_tensor x, const ml_span *spans, int n_spans,
+                               ml_pooling pooling) {
+    if (!mli_accepts(graph, "ml_pool_spans", x)) return ml_none();
+    if (!spans || n_spans < 1)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_pool_spans: there are no spans");
+    if (!mli_is_pooling(pooling))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_pool_spans: pooling is not one of its names");
+    for (int i = 0; i < n_spans; i++)
+        if (spans[i].begin < 0 || spans[i].end <= spans[i].begin || (size_t)spans[i].end > x.rows)
+            return mli_cannot(graph, ML_ERROR_ARGUMENT,
+                              "ml_pool_spans: span %d, [%d, %d), is empty or outside the %z tokens", i,
+                              (int)spans[i].begin, (int)spans[i].end, x.rows);
+    mli_pool_op op = {x, ml_none(), &spans->begin, &spans->end, 2, pooling};
+    return mli_run_pool(graph, &op, (size_t)n_spans);
+}
+
+ML_DEF ml_tensor ml_pool_rows(ml_graph *graph, ml_tensor x, ml_rows given, ml_pooling pooling) {
+    mli_rows read;
+    if (!mli_accepts(graph, "ml_pool_rows", x) || !mli_read_rows(graph, "ml_pool_rows", given, x.rows, &read))
+        return ml_none();
+    if (!mli_is_pooling(pooling))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_pool_rows: pooling is not one of its names");
+    const mli_rows *rows = mli_keep_rows(graph->private_part, &read);
+    mli_pool_op op = {x, ml_none(), rows->start, rows->start + 1, 1, pooling};
+    return mli_run_pool(graph, &op, (size_t)rows->n_rows);
+}
+
+typedef struct mli_weighted_op {
+    ml_tensor x, scores, y; /* (n, D), (n, 1), (n_rows, D) */
+    float *p;               /* (n): softmax of the scores of each row */
+    const mli_rows *rows;
+} mli_weighted_op;
+
+static void mli_weighted_rows(const void *record, size_t first, size_t last) {
+    const mli_weighted_op *op = (const mli_weighted_op *)record;
+    for (size_t r = first; r < last; r++) {
+        size_t begin = mli_row_start(op->rows, (int)r), n = mli_row_start(op->rows, (int)r + 1) - begin;
+        memcpy(op->p + begin, mli_row(op->scores, begin), n * sizeof *op->p);
+        mli_softmax(op->p + begin, n);
+        mli_weighted_sum(mli_row(op->y, r), op->p + begin, mli_row(op->x, begin), op->x.cols, n, op->x.cols);
+    }
+}
+
+/* dx_i += p_i dy;  dscore_i += p_i (x_i - y) . dy */
+static void mli_weighted_gradient_rows(const void *record, size_t first, size_t last) {
+    const mli_weighted_op *op = (const mli_weighted_op *)record;
+    size_t dim = op->x.cols;
+    for (size_t r = first; r < last; r++) {
+        const float *dy = mli_grad_row(op->y, r);
+        size_t i = mli_row_start(op->rows, (int)r), end = mli_row_start(op->rows, (int)r + 1);
+        float mean = mli_dot(mli_row(op->y, r), dy, dim);
+        for (; i < end; i++) {
+            if (op->scores.grad)
+                op->scores.grad[i] += op->p[i] * (mli_dot(mli_row(op->x, i), dy, dim) - mean);
+            if (op->x.grad) mli_axpy(mli_grad_row(op->x, i), op->p[i], dy, dim);
+        }
+    }
+}
+
+static void mli_weighted_backward(mli_graph *g, const void *record) {
+    const mli_weighted_op *op = (const mli_weighted_op *)record;
+    mli_for_rows(g, mli_weighted_gradient_rows, op, op->y.rows, op->x.cols * op->x.rows / op->y.rows);
+}
+
+ML_DEF ml_tensor ml_pool_weighted(ml_graph *graph, ml_tensor x, ml_tensor scores, ml_rows given) {
+    mli_graph *g = graph->private_part;
+    mli_rows read;
+    if (!mli_accepts(graph, "ml_pool_weighted", x) || !mli_accepts(graph, "ml_pool_weighted", scores) ||
+        !mli_read_rows(graph, "ml_pool_weighted", given, x.rows, &read))
+        return ml_none();
+    if (scores.rows != x.rows || scores.cols != 1)
+        return mli_cannot_fit(graph, "ml_pool_weighted", x, scores);
+    mli_weighted_op op = {x, scores, ml_none(), NULL, mli_keep_rows(g, &read)};
+    op.y = mli_result(g, (size_t)read.n_rows, x.cols, x.grad || scores.grad);
+    op.p = mli_new_numbers(g, x.rows, 1, 0);
+    mli_for_rows(g, mli_weighted_rows, &op, op.y.rows, x.cols * x.rows / op.y.rows);
+    mli_record_of(g, op.y, mli_weighted_backward, &op, sizeof op);
+    return op.y;
+}
+
+/* ---- positions: see >>layers ---- */
+
+/* YaRN (Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models"): a pair that turns
+   more than 32 times in the original context keeps its frequency, one that turns less than once is interpolated, and
+   those between are mixed, by their numbers. Returns how much of pair j is interpolated. */
+static double mli_yarn_share(const ml_rope_desc *desc, int j) {
+    const double turns[2] = {32, 1}, two_pi = 6.28318530717958647692;
+    double hd = (double)desc->hd, bound[2];
+    for (int i = 0; i < 2;
+         i++) /* the pair that turns so many times: original / theta^(2j / hd) = 2 pi turns */
+        bound[i] = hd * log((double)desc->original / (two_pi * turns[i])) / (2 * log((double)desc->theta));
+    double low = MLI_MAX(0.0, floor(bound[0])), high = MLI_MIN(hd - 1, ceil(bound[1]));
+    double share = ((double)j - low) / MLI_MAX(0.001, high - low);
+    return MLI_MAX(0.0, MLI_MIN(1.0, share));
+}
+
+ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_positions) {
+    if (!given || !table || given->hd < 2 || given->hd % 2 || given->hd > 1 << 16) return ML_ERROR_ARGUMENT;
+    ml_rope_desc desc = *given;
+    if (desc.theta == 0) desc.theta = 10000;
+    if (desc.scale == 0) desc.scale = 1;
+    int hd = (int)desc.hd, is_yarn = desc.kind == ML_ROPE_YARN;
+    if (!(desc.theta > 1) || !(desc.scale > 0) || (is_yarn && desc.original < 1) || n_positions < 1 ||
+        (desc.kind != ML_ROPE_PLAIN && desc.kind != ML_ROPE_NTK && !is_yarn))
+        return ML_ERROR_ARGUMENT;
+    float theta = desc.theta, scale = desc.kind == ML_ROPE_PLAIN ? desc.scale : 1.0f;
+    if (desc.kind == ML_ROPE_NTK && hd > 2) theta *= powf(desc.scale, (float)hd / (float)(hd - 2));
+    for (int j = 0; j < hd / 2; j++) {
+        float frequency = mli_rope_frequency(theta, j, hd);
+        double share = is_yarn ? mli_yarn_share(&desc, j) : 0;
+        if (is_yarn) frequency = (float)((double)frequency * (share / (double)desc.scale + 1 - share));
+        mli_rope_pair(table, n_positions, hd, j, scale, frequency);
+    }
+    /* Queries and keys both are longer by this, which scales attention by its square. */
+    float length = is_yarn && desc.scale > 1 ? 0.1f * logf(desc.scale) + 1.0f : 1.0f;
+    if (is_yarn) mli_scale(table, length, (size_t)n_positions * desc.hd);
+    return ML_OK;
+}
+
+typedef struct mli_rotate_op {
+    ml_tensor x, y, table; /* (n, heads * hd), the same, (positions, hd) */
+    const mli_rows *rows;
+} mli_rotate_op;
+
+static void mli_rotate_rows(const void *record, size_t begin, size_t end) {
+    const mli_rotate_op *op = (const mli_rotate_op *)record;
+    mli_rope_op in_place = {op->y, (const float *)op->table.data, op->table.cols, op->rows, 1.0f};
+    memcpy(mli_row(op->y, begin), mli_row(op->x, begin), (end - begin) * op->x.cols * sizeof(float));
+    mli_rope_rows(&in_place, begin, end);
+}
+
+/* dx += dy rotated back */
+static void mli_rotate_gradient_rows(const void *record, size_t begin, size_t end) {
+    const mli_rotate_op *op = (const mli_rotate_op *)record;
+    size_t hd = op->table.cols;
+    int r = 0;
+    for (size_t i = begin; i < end; i++) {
+        while (mli_row_start(op->rows, r + 1) <= i) r++;
+        const float *dy = mli_grad_row(op->y, i), *turn = mli_row(op->table, i - mli_row_start(op->rows, r));
+        float *dx = mli_grad_row(op->x, i);
+        for (size_t head = 0; head < op->x.cols; head += hd)
+            for (size_t j = 0; j < hd; j += 2) {
+                float c = turn[j], s = turn[j + 1], a = dy[head + j], b = dy[head + j + 1];
+                dx[head + j] += a * c + b * s;
+                dx[head + j + 1] += b * c - a * s;
+            }
+    }
+}
+
+static void mli_rotate_backward(mli_graph *g, const void *record) {
+    const mli_rotate_op *op = (const mli_rotate_op *)record;
+    mli_for_rows(g, mli_rotate_gradient_rows, op, op->x.rows, op->x.cols);
+}
+
+ML_DEF ml_tensor ml_rotate(ml_graph *graph, ml_tensor x, ml_tensor table, ml_rows given) {
+    mli_graph *g = graph->private_part;
+    mli_rows read;
+    if (!mli_accepts(graph, "ml_rotate", x) || !mli_accepts(graph, "ml_rotate", table) ||
+        !mli_read_rows(graph, "ml_rotate", given, x.rows, &read))
+        return ml_none();
+    if (table.cols % 2 || x.cols % table.cols) return mli_cannot_fit(graph, "ml_rotate", x, table);
+    if (mli_longest_row(&read) > table.rows)
+        return mli_cannot(graph, ML_ERROR_CONTEXT, "ml_rotate: a row has %z tokens, the table %z positions",
+                          mli_longest_row(&read), table.rows);
+    mli_rotate_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), table, mli_keep_rows(g, &read)};
+    mli_for_rows(g, mli_rotate_rows, &op, x.rows, x.cols);
+    mli_record_of(g, op.y, mli_rotate_backward, &op, sizeof op);
+    return op.y;
+}
+
+/* ---- attention: see >>layers ---- */
+
+/* Whether the operands have the shapes that the heads ask for. */
+static int mli_accepts_heads(ml_graph *graph, const ml_attention_desc *d, int n_kv_heads) {
+    const char *name = "ml_attention";
+    if (!mli_accepts(graph, name, d->q) || !mli_accepts(graph, name, d->k) || !mli_accepts(graph, name, d->v))
+        return 0;
+    if (d->n_heads < 1 || n_kv_heads < 1 || d->n_heads % n_kv_heads)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: n_kv_heads %d does not divide n_heads %d", name,
+                          n_kv_heads, d->n_heads),
+               0;
+    size_t heads = (size_t)d->n_heads, kv_heads = (size_t)n_kv_heads;
+    if (d->q.cols % heads || d->v.cols % kv_heads)
+        return mli_cannot(graph, ML_ERROR_MISMATCH,
+                          "%s: q (%z, %z) or v (%z, %z) cannot be cut into %d and %d heads", name, d->q.rows,
+                          d->q.cols, d->v.rows, d->v.cols, d->n_heads, n_kv_heads),
+               0;
+    if (d->k.cols != d->q.cols / heads * kv_heads) return mli_cannot_fit(graph, name, d->q, d->k), 0;
+    if (d->k.rows != d->v.rows) return mli_cannot_fit(graph, name, d->k, d->v), 0;
+    if (d->window < 0 || d->sinks < 0 || !(d->dropout >= 0 && d->dropout < 1) || !(d->scale >= 0) ||
+        (d->mask != ML_MASK_DEFAULT && d->mask != ML_MASK_CAUSAL && d->mask != ML_MASK_FULL))
+        return mli_cannot(graph, ML_ERROR_ARGUMENT,
+                          "%s: mask, window, sinks, scale or dropout is out of range", name),
+               0;
+    return 1;
+}
+
+/* Whether each query has a key, and a bias for all keys that it may see. */
+static int mli_accepts_keys(ml_graph *graph, const ml_attention_desc *d, const mli_rows *rows,
+                            const mli_rows *keys) {
+    const char *name = "ml_attention";
+    if (rows->n_rows != keys->n_rows)
+        mli_cannot(graph, ML_ERROR_MISMATCH, "%s: %d rows of queries, %d of keys", name, rows->n_rows,
+                   keys->n_rows);
+    for (int r = 0; !graph->result && r < rows->n_rows; r++) {
+        size_t n = mli_row_start(rows, r + 1) - mli_row_start(rows, r);
+        size_t n_keys = mli_row_start(keys, r + 1) - mli_row_start(keys, r);
+        if (n_keys < n)
+            mli_cannot(graph, ML_ERROR_MISMATCH, "%s: row %d has %z queries and only %z keys", name, r, n,
+                       n_keys);
+    }
+    if (graph->result || !d->bias.data) return !graph->result;
+    if (!mli_accepts(graph, name, d->bias)) return 0;
+    size_t n = d->q.rows, longest = mli_longest_row(keys);
+    if ((d->bias.rows != n && d->bias.rows != n * (size_t)d->n_heads) || d->bias.cols < longest)
+        mli_cannot(graph, ML_ERROR_MISMATCH,
+                   "%s: the bias is (%z, %z), not (%z, %z) or (%z, %z): queries or heads * queries, keys",
+                   name, d->bias.rows, d->bias.cols, n, longest, n * (size_t)d->n_heads, longest);
+    return !graph->result;
+}
+
+ML_DEF ml_tensor ml_attention(ml_graph *graph, const ml_attention_desc *d) {
+    mli_graph *g = graph->private_part;
+    int n_kv_heads = d->n_kv_heads ? d->n_kv_heads : d->n_heads, taping = g->taping;
+    mli_rows read, read_keys;
+    if (!mli_accepts_heads(graph, d, n_kv_heads) ||
+        !mli_read_rows(graph, "ml_attention", d->rows, d->q.rows, &read) ||
+        !mli_read_rows(graph, "ml_attention (keys)", d->key_rows.start ? d->key_rows : d->rows, d->k.rows,
+                       &read_keys) ||
+        !mli_accepts_keys(graph, d, &read, &read_keys))
+        return ml_none();
+    ml_config config;
+    memset(&config, 0, sizeof config);
+    config.mask = d->mask, config.n_heads = d->n_heads, config.n_kv_heads = n_kv_heads;
+    mli_attention_op op = mli_plain_attention(d->q, d->k, d->v, &config, mli_keep_rows(g, &read));
+    op.key_start = mli_keep_rows(g, &read_keys)->start;
+    op.bias = d->bias;
+    op.window = (size_t)d->window, op.sinks = (size_t)d->sinks;
+    if (graph->taping) op.dropout = d->dropout, op.seed = d->seed;
+    if (d->scale > 0) op.scale = d->scale;
+    int learns = d->q.grad || d->k.grad || d->v.grad || d->bias.grad;
+    ml_tensor out = mli_result(g, d->q.rows, op.hv * (size_t)d->n_heads, learns);
+    g->taping = taping && learns;
+    mli_run_attention(g, &op, out);
+    g->taping = taping;
+    return out;
+}
+
+ML_DEF ml_tensor ml_alibi(ml_graph *graph, int n_heads, ml_rows given, size_t n) {
+    mli_graph *g = graph->private_part;
+    mli_rows rows;
+    if (n_heads < 1 || n < 1) mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_alibi: there are no heads or tokens");
+    if (graph->result || !mli_read_rows(graph, "ml_alibi", given, n, &rows)) return ml_none();
+    ml_tensor bias = mli_result(g, (size_t)n_heads * n, mli_longest_row(&rows), 0);
+    for (int h = 0, r = 0; h < n_heads && !mli_measuring(g); h++, r = 0) {
+        float slope = powf(2.0f, -8.0f * (float)(h + 1) / (float)n_heads);
+        for (size_t i = 0; i < n; i++) {
+            while (mli_row_start(&rows, r + 1) <= i) r++;
+            float *row = mli_row(bias, (size_t)h * n + i), position = (float)(i - mli_row_start(&rows, r));
+            for (size_t j = 0; j < bias.cols; j++) row[j] = -slope * fabsf(position - (float)j);
+        }
+    }
+    return bias;
+}
+
 /* ---- losses ---- */
 
 /* The number of targets that count; -1 after ending the pass if one is out of range. */
@@ -5466,13 +6049,6 @@ static ml_tensor mli_make_rope(mli_graph *g, const ml_config *c, size_t n_positi
     ml_tensor table = mli_result(g, n_positions, hd, 0);
     if (!mli_measuring(g)) mli_rope_table((float *)table.data, (int)n_positions, c);
     return table;
-}
-
-static size_t mli_longest_row(const mli_rows *rows) {
-    size_t longest = 0;
-    for (int r = 0; r < rows->n_rows; r++)
-        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
-    return longest;
 }
 
 ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
@@ -14136,6 +14712,9 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (desc->format != ML_GGUF && desc->type > ML_BF16)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "%s no type %s",
                         saver->is_hf ? "safetensors has" : "PyTorch files have", type);
+    if (desc->head && desc->head->pooling == ML_POOL_MAX)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                        "a head that pools by ML_POOL_MAX cannot be saved: no format has a name for it");
     if (desc->head && desc->head->weight.cols != (size_t)saver->model->config.dim)
         return mli_fail(saver->error, ML_ERROR_MISMATCH, "the head is for a dim of %z, the model's is %d",
                         desc->head->weight.cols, saver->model->config.dim);
