@@ -51,8 +51,8 @@ static ml_tensor drop(ml_graph *g, const ml_insertion *at, void *user) {
 
 static void begin(tuning *t, ml_graph *g, ml_llama_desc *llama) {
     (void)g;
-    llama->dropout = t->batch->learns ? regular_of(t)->attention : 0;
-    llama->seed = tuning_seed(t);
+    //llama->dropout = t->batch->learns ? regular_of(t)->attention : 0;
+    //llama->seed = tuning_seed(t);
 }
 
 /* ---- R-drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks") ----
