@@ -97,7 +97,7 @@ endef
 $(foreach file,$(FILES) $(wildcard tests/test_*.c),$(eval $(call program,$(notdir $(file:.c=)),$(file))))
 $(foreach folder,$(FOLDERS),$(eval $(call program,$(notdir $(folder)),$(wildcard $(folder)/*.c))))
 $(foreach file,$(wildcard tests/fuzz_*.c),$(eval $(call program,test_$(notdir $(file:.c=)),$(file))))
-$(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed run_llama convert \
+$(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed xor characters own_head run_llama convert \
                             train_tokenizer write_stories draw_curve) # which it runs
 
 $(LIBRARY): tests/compile/implementation.c $(BUILD)/flags

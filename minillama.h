@@ -65,6 +65,31 @@
       how.lora = NULL;  how.head = NULL;  // then as above, with batch.targets in place of labels
       ml_model_save(model, "trained.gguf", NULL, &error);
 
+   COMPUTE ANYTHING with autograd: operations on a graph (>>operations has them all, the whole Llama among them; see
+   examples/xor.c, characters.c and own_head.c), and AdamW over any list of tensors:
+      static float x[4][2] = {{0, 0}, {0, 1}, {1, 0}, {1, 1}}, y[4] = {0, 1, 1, 0};
+      static float w1[8][2], w2[8];  // random numbers
+      static ml_tensor X = {ML_F32, 4, 2, x, NULL}, Y = {ML_F32, 4, 1, y, NULL};
+      static ml_tensor W1 = {ML_F32, 8, 2, w1, NULL}, W2 = {ML_F32, 1, 8, w2, NULL};
+      static ml_tensor loss_of(ml_graph *g, void *user) {
+          ml_tensor h = ml_tanh(g, ml_linear(g, X, W1, ml_none()));  // (4, 8)
+          return (void)user, ml_squared_error(g, ml_linear(g, h, W2, ml_none()), Y, 0);
+      }
+      static int learn(ml_error *error) {
+          ml_graph *graph;  ml_optimizer *optimizer;
+          ml_parameter all[] = {{&W1, 0}, {&W2, 0}};
+          ml_optimizer_desc with = {0};
+          with.parameters = all;  with.n_parameters = 2;  with.adamw.lr = 0.05f;
+          if (ml_optimizer_new(&with, &optimizer, error)) return 0;  // gives W1 and W2 their gradients
+          if (ml_graph_new(NULL, loss_of, NULL, &graph, error)) return 0;  // as large as loss_of needs
+          while (optimizer->step < 300) {
+              ml_graph_begin(graph, 1);
+              if (ml_graph_backward(graph, loss_of(graph, NULL), error)) return 0;
+              if (ml_optimizer_step(optimizer, error)) return 0;
+          }
+          return ml_graph_free(graph), ml_optimizer_free(optimizer), 1;
+      }
+
    WITHOUT MALLOC, the model in flash or ROM and used in place, the session in a static buffer:
       static unsigned char objects[1 << 18], buffer[1 << 20];  // arena.used and ml_session_size say what is needed
       ml_arena arena = {objects, sizeof objects, 0};
@@ -76,25 +101,27 @@
 
    THREADS are used when asked for: session_desc.threads.count = 4 (trainers have the same field), through OpenMP
    where the compiler enables it (-fopenmp) or a parallel_for of yours. A model is immutable and may be shared, unless
-   a trainer changes it; a session, a trainer, a random state and an arena belong to one thread at a time. There are
-   no globals.
+   a trainer changes it; a session, a trainer, a graph, an optimizer, a random state and an arena belong to one thread
+   at a time. There are no globals.
 
    NAMES  ml_OBJECT_VERB. _load makes an object from a file, _load_memory from bytes, _create from nothing; _size
    and _init place one into a buffer of yours, _new does both with an allocator; _save writes a file that _load
-   reads, or a state that _restore puts back; _eval computes, _free frees. Constructors take their inputs, a
-   description (a field that is 0 means the default in its comment; NULL means all defaults, if no field is
-   required), the address of the result, set to NULL on failure, and an ml_error.
+   reads, or a state that _restore puts back; _eval computes, _free frees. Operations on a graph
+   are named by what they compute (ml_linear, ml_add). Constructors take their inputs, a description (a field that is 0
+   means the default in its comment; NULL means all defaults, if no field is required), the address of the result, set
+   to NULL on failure, and an ml_error.
 
    CONTENTS (search for the words after >>; the implementation follows the same order, with a few internal sections)
-      >>results      ml_result, ml_error             >>training     ml_trainer, ml_adamw, ml_schedule
-      >>threads      ml_threads                      >>adapters     ml_lora
-      >>memory       ml_allocator, ml_arena          >>tokenizer    ml_tokenizer: text to token ids and back
-      >>random       ml_random                       >>generation   ml_sampler, ml_session_generate
-      >>types        ml_type: F32 ... Q4_0, Q6_K     >>archives     ml_archive: named tensors of any file
-      >>tensors      ml_tensor                       >>files        loading and saving
-      >>model        ml_config, ml_model             Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
-      >>session      ml_session, ml_batch            a section per file format, and the machinery:
-      >>heads        ml_head                         >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
+      >>results      ml_result, ml_error             >>operations   ml_graph: autograd, ml_llama, losses
+      >>threads      ml_threads                      >>training     ml_optimizer, ml_trainer, ml_schedule
+      >>memory       ml_allocator, ml_arena          >>adapters     ml_lora
+      >>random       ml_random                       >>tokenizer    ml_tokenizer: text to token ids and back
+      >>types        ml_type: F32 ... Q4_0, Q6_K     >>generation   ml_sampler, ml_session_generate
+      >>tensors      ml_tensor                       >>archives     ml_archive: named tensors of any file
+      >>model        ml_config, ml_model             >>files        loading and saving
+      >>session      ml_session, ml_batch            Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
+      >>heads        ml_head                         a section per file format, and the machinery:
+                                                     >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
    In the implementation, models are in >>network and >>create, number types in >>numbers, and loading and saving in
    >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
    To learn how a Llama computes and learns, read the implementation from >>kernels to >>generation in order: every
@@ -119,7 +146,8 @@
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
    takes 8 * L * max_seq_len * kv_dim bytes. A trainer is one buffer: 12 bytes for each number that it trains, and the
-   activations of its largest batch.
+   activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a number, and the
+   activations of the pass that was measured.
 
    ERRORS  Functions return an ml_result and fill in an ml_error with one sentence. Nothing prints, exits or aborts.
    Files may be hostile: every size and offset in them is checked.
@@ -1307,7 +1335,38 @@ ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml
 ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const char *path,
                               const ml_save_desc *desc, ml_error *error);
 
+/* Tensors of yours under names of yours, in a file that appears whole or not at all, for ml_archive_load and
+   ml_array_read_floats, and for other programs. */
+typedef struct ml_named_tensor {
+    const char
+        *name; /* 1 to 143 bytes, none of them a control character, a quote or a backslash; no two equal */
+    ml_tensor tensor; /* of the first five types; safetensors: of the first three */
+    int is_vector;    /* its one row is written as one dimension, as other programs have biases */
+} ml_named_tensor;
+typedef struct ml_archive_save_desc {
+    ml_format format;               /* GGUF or safetensors */
+    const ml_named_tensor *tensors; /* (n_tensors) */
+    int n_tensors;
+    /* (n_values) named ints, floats, bools and strings (`length` bytes, all of them text). Safetensors has texts only:
+       there they are read back as such, and under "__metadata__." and their name */
+    const ml_value *values;
+    int n_values;
+    ml_type type; /* F32, F16 or BF16: of all tensors; default: the one they have */
+    /* A second file in the same folder, replaced together with the first: "adapter_config.json" and its text, as PEFT
+       wants it beside an adapter_model.safetensors. Default none. */
+    const char *text_name, *text;
+    ml_allocator allocator; /* of what is needed in the meantime */
+} ml_archive_save_desc;
+/* ML_ERROR_NUMBER, before anything is written, if a number is not finite or too large for `type`. */
+ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *desc, ml_error *error);
+
 #ifndef ML_NO_TRAINING
+/* The tensors that an optimizer trains, its moments and its step, in one GGUF file that appears whole or not at all.
+   ml_optimizer_restore restores an optimizer over tensors of the same shapes in the same order, and it continues bit
+   for bit; a file of other shapes changes nothing. */
+ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *path, ml_error *error);
+ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path, ml_error *error);
+
 /* A checkpoint: all that is trained, AdamW's moments, step, progress and the dropout counter, in one GGUF file that
    appears whole or not at all. ml_trainer_restore restores a trainer of the same description, and it continues bit
    for bit; a checkpoint of another shape changes nothing. A checkpoint of a whole model is a model file, too. */
@@ -2804,8 +2863,8 @@ static ml_tensor mli_run_attention(mli_graph *g, mli_attention_op *op, ml_tensor
     return out;
 }
 
-static ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v, const ml_config *config,
-                               const mli_rows *rows) {
+MLI_OPTIONAL ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v,
+                                     const ml_config *config, const mli_rows *rows) {
     mli_attention_op op = mli_plain_attention(q, k, v, config, rows);
     return mli_run_attention(g, &op, mli_new(g, q.rows, q.cols));
 }
@@ -3123,6 +3182,9 @@ static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int
 static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x) {
     return (void)g, (void)pass, (void)at, (void)part, x;
 }
+static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op) {
+    (void)g, (void)pass, (void)layer, (void)op;
+}
 #else
 #define MLI_AT(place) (1u << ML_PLACE_##place)
 static int mli_wants(const mli_pass *pass, unsigned at) { return (pass->places & at) != 0; }
@@ -3130,6 +3192,8 @@ static int mli_wants(const mli_pass *pass, unsigned at) { return (pass->places &
 static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
                             ml_tensor y);
 static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x);
+/* Also there: prefixes, bias, window and sinks. */
+static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op);
 #endif
 #define MLI_AT_END (1u << 31) /* not a place of the caller's: the result, which he may read like any value */
 
@@ -3165,13 +3229,6 @@ static ml_tensor mli_rope_at(mli_graph *g, const mli_pass *pass, unsigned at, ml
     if (mli_wants(pass, at)) x = mli_copy(g, x, mli_new(g, x.rows, x.cols));
     mli_rope(g, x, pass->rope, (size_t)(c->dim / c->n_heads), pass->rows);
     return x;
-}
-
-static ml_tensor mli_attention_of(mli_graph *g, const mli_pass *pass, ml_tensor q, ml_tensor k, ml_tensor v) {
-    int separate = mli_separate_at(g, pass, MLI_AT(O));
-    ml_tensor a = mli_attention(g, q, k, v, &pass->model->config, pass->rows);
-    g->separate = separate;
-    return a;
 }
 
 /* How half a layer ends: x + W a. There is a place behind W, and one for the half, which began with h. */
@@ -3214,7 +3271,9 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
     v = mli_insert(g, pass, MLI_AT(V), layer, h, v);
     q = mli_rope_at(g, pass, MLI_AT(Q), q);
     k = mli_rope_at(g, pass, MLI_AT(K), k);
-    ml_tensor a = mli_attention_of(g, pass, q, k, v);
+    mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
+    mli_extend_attention(g, pass, layer, &attention);
+    ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, x.cols));
     mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
     return mli_end_half(g, pass, &half, x);
 }
@@ -5955,6 +6014,18 @@ static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, 
     return x;
 }
 
+static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op) {
+    if (!pass->llama) return;
+    const ml_llama_desc *desc = &pass->llama->desc;
+    if (desc->prefix_keys) {
+        op->k = mli_prepend(g, desc->prefix_keys[layer], op->k, pass->rows);
+        op->v = mli_prepend(g, desc->prefix_values[layer], op->v, pass->rows);
+        op->prefix = desc->prefix_keys[layer].rows;
+    }
+    op->bias = desc->bias;
+    op->window = (size_t)desc->window, op->sinks = (size_t)desc->sinks;
+}
+
 /* Whether something inside of a layer learns. What is inserted does. */
 static int mli_layer_learns(const mli_llama *own, int layer) {
     const ml_llama_desc *desc = &own->desc;
@@ -6043,6 +6114,34 @@ static int mli_accepts_llama(ml_graph *graph, const ml_llama_desc *desc) {
                                                desc->lora->n_tensors));
 }
 
+/* Whether prefixes and bias have the shapes of the layers' keys and values, and of the batch. */
+static int mli_accepts_keys_of(ml_graph *graph, const ml_llama_desc *desc, const mli_rows *rows) {
+    const ml_config *c = &desc->model->config;
+    size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM), longest = 0, n = (size_t)desc->batch->n_tokens;
+    for (int layer = 0; desc->prefix_keys && layer < c->n_layers; layer++) {
+        ml_tensor k = desc->prefix_keys[layer], v = desc->prefix_values[layer];
+        if (!mli_accepts(graph, "ml_llama: prefix", k) || !mli_accepts(graph, "ml_llama: prefix", v))
+            return 0;
+        if (k.cols != kv_dim || v.cols != kv_dim || k.rows != v.rows)
+            return mli_cannot(graph, ML_ERROR_MISMATCH,
+                              "ml_llama: the prefix of layer %d is (%z, %z) and (%z, %z), not (P, %z) both",
+                              layer, k.rows, k.cols, v.rows, v.cols, kv_dim),
+                   0;
+        longest = MLI_MAX(longest, k.rows);
+    }
+    longest += mli_longest_row(rows);
+    if (desc->window < 0 || desc->sinks < 0)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: window or sinks is negative");
+    if (graph->result || !desc->bias.data) return !graph->result;
+    ml_tensor bias = desc->bias;
+    if (!mli_accepts(graph, "ml_llama: bias", bias)) return 0;
+    if ((bias.rows != n && bias.rows != n * (size_t)c->n_heads) || bias.cols < longest)
+        mli_cannot(graph, ML_ERROR_MISMATCH,
+                   "ml_llama: the bias is (%z, %z), not (%z, %z) or (%z, %z): tokens or heads * tokens, keys",
+                   bias.rows, bias.cols, n, longest, n * (size_t)c->n_heads, longest);
+    return !graph->result;
+}
+
 /* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
 static ml_tensor mli_make_rope(mli_graph *g, const ml_config *c, size_t n_positions) {
     size_t hd = (size_t)(c->dim / c->n_heads);
@@ -6067,6 +6166,7 @@ ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
     if (has_table) most.row = (int)MLI_MIN(desc.rope.rows, MLI_MAX_TOKENS);
     if (mli_check_batch(desc.model, desc.batch, &most, &rows, &error))
         return mli_cannot(graph, error.code, "%s", error.text);
+    if (!mli_accepts_keys_of(graph, &desc, &rows)) return ml_none();
     if (!has_table && !desc.no_rope) desc.rope = mli_make_rope(g, c, mli_longest_row(&rows));
     ml_tensor hidden = mli_llama_pass(graph, &desc, &rows, -1);
     return graph->result ? ml_none() : hidden;
@@ -6455,6 +6555,7 @@ static ml_result mli_optimizer_plan(const ml_optimizer_desc *given, mli_optimize
     o->adamw = desc.adamw;
     o->schedule = desc.schedule;
     o->threads = desc.threads;
+    o->allocator = desc.allocator; /* for files */
     o->n_groups = MLI_MAX(desc.n_groups, 1);
     mli_list_parameters(o, &desc);
     if (!o->n_trained) return mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: all parameters are frozen");
@@ -6526,13 +6627,13 @@ typedef struct ml_trainer_private {
     ml_trainer shown;
     ml_trainer_desc desc; /* with the defaults filled in */
     ml_model *model;
-    ml_model view;     /* the model over `tensors`, which have gradients */
-    ml_lora lora_view; /* the adapter over `lora_tensors` */
-    ml_tensor *tensors, *lora_tensors;
+    ml_tensor *tensors, *lora_tensors; /* those of model and adapter, with gradients where they are trained */
     mli_optimizer optimizer;
-    float *rope;     /* (max_row, hd): see mli_rope_table */
-    uint64_t passes; /* the dropout counter: each pass drops different numbers */
-    mli_graph graph;
+    float *rope;       /* (max_row, hd): see mli_rope_table */
+    uint64_t passes;   /* the dropout counter: each pass drops different numbers */
+    ml_graph *graph;   /* of the passes, in graph_memory */
+    size_t graph_size; /* bytes */
+    unsigned char *graph_memory;
     ml_allocator allocator; /* of ml_trainer_new ... */
     void *block;            /* ... and what it returned; NULL after ml_trainer_init */
 } mli_trainer;
@@ -6588,43 +6689,79 @@ static void mli_list_trained(mli_trainer *t) {
     t->shown.n_parameters = (int64_t)o->n_numbers;
 }
 
-/* A batch's forward pass and its loss. A graph that is taping has the gradient of the loss afterwards, and the tape
-   of what comes before the loss. */
-static double mli_trainer_pass(mli_trainer *t, const ml_batch *batch, mli_rows *rows, float *log_probs) {
-    mli_graph *g = &t->graph;
-    const ml_head *head = t->desc.head;
-    double loss;
-    mli_release(g, 0);
-    static const float unread[1] = {0}; /* while measuring: there is a table */
-    mli_pass pass = mli_pass_over(&t->view, t->desc.lora ? &t->lora_view : NULL, rows);
-    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens;
-    pass.rope = mli_measuring(g) ? unread : t->rope;
-    ml_tensor h = mli_network(g, &pass), w = head ? t->shown.head[0] : *mli_weight(&t->view, MLI_OUTPUT, 0);
-    if (head) {
-        if (mli_measuring(g)) rows->n_rows = t->desc.max_rows; /* the most that can be pooled */
-        h = mli_pool(g, h, rows, head->pooling);
-        uint64_t seed = t->desc.seed * 0x9e3779b97f4a7c15u + (t->passes + 1) * 0x94d049bb133111ebu;
-        if (g->taping) t->passes++, mli_dropout(g, h, t->desc.dropout, seed);
-    }
-    const int32_t *targets = head ? batch->labels : batch->targets;
-    ml_tensor b = t->shown.head[1];
-    mli_cross_entropy_op op = {h, w, b, targets, batch->divisor, head ? log_probs : NULL, &loss, 0, NULL};
-    mli_run_cross_entropy(g, &op, g->taping);
-    return loss;
+/* How many parts of the network learn nothing: see mli_count_frozen, which cannot tell before there are gradients. */
+static int mli_trainer_frozen(const mli_trainer *t) {
+    int n_layers = t->model->config.n_layers, part = 0;
+    if (!t->desc.lora) return t->desc.frozen ? n_layers + 2 : 0;
+    while (part < n_layers * 2 * MLI_LORA_TARGETS && !t->lora_tensors[part].data) part++;
+    return 1 + part / (2 * MLI_LORA_TARGETS); /* the layer of the first pair */
 }
 
-/* Runs the largest batch without memory, to learn what it needs. */
-static void mli_trainer_measure(mli_trainer *t) {
+/* A batch whose parts are checked. */
+typedef struct mli_trainer_job {
+    mli_trainer *t;
+    const ml_batch *batch;
     mli_rows rows;
-    mli_one_row(&rows, t->desc.max_row, 0);
+    float *log_probs;
+} mli_trainer_job;
+
+/* The states that the head reads: pooled and, in training, with some numbers dropped. */
+static ml_tensor mli_trainer_pooled(ml_graph *graph, const mli_trainer_job *job, ml_tensor hidden) {
+    mli_trainer *t = job->t;
+    const mli_rows *rows = &job->rows;
+    int n_rows = graph->measuring ? t->desc.max_rows : rows->n_rows; /* the most that can be pooled */
+    mli_pool_op op = {hidden, ml_none(), rows->start, rows->start + 1, 1, t->desc.head->pooling};
+    ml_tensor pooled = mli_run_pool(graph, &op, (size_t)n_rows);
+    uint64_t seed = t->desc.seed * 0x9e3779b97f4a7c15u + (t->passes + 1) * 0x94d049bb133111ebu;
+    if (!graph->taping) return pooled;
+    t->passes++;
+    return ml_dropout(graph, pooled, t->desc.dropout, seed);
+}
+
+/* The pass of a batch: the network, with a head what it reads, and the loss. */
+static ml_tensor mli_trainer_pass(ml_graph *graph, void *user) {
+    const mli_trainer_job *job = (const mli_trainer_job *)user;
+    mli_trainer *t = job->t;
+    const ml_head *head = t->desc.head;
+    ml_tensor w = head ? t->shown.head[0] : t->tensors[MLI_OUTPUT], b = t->shown.head[1];
+    ml_llama_desc llama;
+    ml_loss_desc loss;
+    memset(&llama, 0, sizeof llama);
+    llama.model = t->model, llama.batch = job->batch, llama.weights = t->tensors;
+    llama.lora = t->desc.lora, llama.lora_weights = t->lora_tensors;
+    llama.rope = mli_tensor_at(t->rope, (size_t)t->desc.max_row, 0);
+    llama.checkpointing = t->desc.checkpointing;
+    if (graph->measuring) { /* there are no table and no gradients yet: something else that is not NULL */
+        llama.rope.data = t;
+        if (head || !t->desc.lora) w.grad = (float *)t;
+    }
+    ml_tensor h = mli_llama_pass(graph, &llama, &job->rows, mli_trainer_frozen(t));
+    if (head) h = mli_trainer_pooled(graph, job, h);
+    memset(&loss, 0, sizeof loss);
+    loss.targets = head ? job->batch->labels : job->batch->targets;
+    loss.divisor = job->batch->divisor;
+    loss.log_probs = head ? job->log_probs : NULL;
+    loss.whole = 1;
+    return ml_linear_cross_entropy(graph, h, w, b, &loss);
+}
+
+static ml_graph_desc mli_trainer_graph(const mli_trainer *t) {
+    ml_graph_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.threads = t->desc.threads;
+    return desc;
+}
+
+/* Runs the largest batch without memory, to learn what it needs: for attention, the longest row. */
+static void mli_trainer_measure(mli_trainer *t) {
     ml_batch batch = {NULL, t->desc.max_tokens, NULL, 0, NULL, NULL, 1};
-    mli_graph *g = &t->graph;
-    g->threads = &t->desc.threads;
-    g->taping = 1;
-    g->checkpointing = t->desc.checkpointing;
-    mli_trainer_pass(t, &batch, &rows, NULL);
-    if (!mli_add_size(g->used, g->recompute, &g->size)) g->size = SIZE_MAX;
-    g->size = MLI_MAX(g->size, g->peak);
+    mli_trainer_job job;
+    ml_graph_desc desc = mli_trainer_graph(t);
+    memset(&job, 0, sizeof job);
+    job.t = t;
+    job.batch = &batch;
+    mli_one_row(&job.rows, t->desc.max_row, 0);
+    if (ml_graph_size(&desc, mli_trainer_pass, &job, &t->graph_size, NULL)) t->graph_size = SIZE_MAX;
 }
 
 /* All memory of a trainer: 12 bytes for each trained number, and the activations of the largest batch. With memory
@@ -6639,9 +6776,8 @@ static size_t mli_trainer_layout(mli_trainer *t, unsigned char *memory) {
     t->lora_tensors = (ml_tensor *)mli_carve(memory, &used, n_lora, sizeof *t->lora_tensors);
     t->rope = (float *)mli_carve(memory, &used, (size_t)t->desc.max_row, hd * sizeof *t->rope);
     mli_optimizer_layout(&t->optimizer, memory, &used);
-    /* activations, records of the tape and logits; then the scratch of single operations */
-    t->graph.memory = (unsigned char *)mli_carve(memory, &used, t->graph.size, 1);
-    t->graph.work = mli_carve(memory, &used, t->graph.work_size, 1);
+    /* activations, records of the tape and logits, and the scratch of single operations */
+    t->graph_memory = (unsigned char *)mli_carve(memory, &used, t->graph_size, 1);
     return used;
 }
 
@@ -6667,12 +6803,8 @@ static ml_result mli_trainer_plan(const ml_model *model, const ml_trainer_desc *
     t->optimizer.threads = t->desc.threads;
     t->optimizer.n_groups = MLI_GROUPS;
     t->model = (ml_model *)(uintptr_t)model; /* a plan only reads it, and what it lists */
-    t->view = *model;
     t->tensors = (ml_tensor *)(uintptr_t)model->tensors;
-    if (t->desc.lora) {
-        t->lora_view = *t->desc.lora;
-        t->lora_tensors = (ml_tensor *)(uintptr_t)t->desc.lora->tensors;
-    }
+    if (t->desc.lora) t->lora_tensors = (ml_tensor *)(uintptr_t)t->desc.lora->tensors;
     if (t->desc.head) {
         t->shown.head[0] = t->desc.head->weight;
         t->shown.head[1] = t->desc.head->bias;
@@ -6707,14 +6839,16 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
     *t = plan;
     mli_trainer_layout(t, (unsigned char *)t);
     mli_optimizer *o = &t->optimizer;
-    t->graph.threads = &t->desc.threads;
+    ml_graph_desc graph_desc = mli_trainer_graph(t);
+    result = ml_graph_init(&graph_desc, t->graph_memory, t->graph_size, &t->graph, error);
+    if (result) return result;
     mli_trainer_groups(&t->desc.adamw, o->shown.groups);
     o->shown.private_part = o;
     memcpy(t->tensors, model->tensors, (size_t)model->n_tensors * sizeof *t->tensors);
-    t->view.tensors = t->shown.model = t->tensors;
+    t->shown.model = t->tensors;
     if (desc->lora) {
         memcpy(t->lora_tensors, desc->lora->tensors, (size_t)desc->lora->n_tensors * sizeof *t->lora_tensors);
-        t->lora_view.tensors = t->shown.lora = t->lora_tensors;
+        t->shown.lora = t->lora_tensors;
     }
     mli_list_trained(t);
     if (model->config.tied_output) t->tensors[MLI_OUTPUT].grad = t->tensors[MLI_TOKEN_EMBEDDING].grad;
@@ -6767,8 +6901,20 @@ static ml_result mli_count_targets(const mli_trainer *t, const ml_batch *b, int 
                             head ? "label" : "target", i, (int)targets[i], n_classes);
         *counted += targets[i] >= 0;
     }
-    if (targets || (head && !t->graph.taping)) return ML_OK;
+    if (targets || (head && !t->graph->taping)) return ML_OK;
     return mli_fail(error, ML_ERROR_ARGUMENT, "batch: there are no %s", head ? "labels" : "targets");
+}
+
+/* Fills in the job of a batch that is checked, and its divisor. */
+static ml_result mli_trainer_check(mli_trainer_job *job, ml_batch *batch, ml_error *error) {
+    mli_trainer *t = job->t;
+    mli_batch_limits most = {"trainer", "max_row", t->desc.max_tokens, t->desc.max_rows, t->desc.max_row};
+    int counted;
+    ml_result result = mli_check_batch(t->model, batch, &most, &job->rows, error);
+    if (!result) result = mli_count_targets(t, batch, job->rows.n_rows, &counted, error);
+    if (!result && !(batch->divisor > 0)) batch->divisor = (float)MLI_MAX(counted, 1);
+    job->batch = batch;
+    return result;
 }
 
 /* Runs a batch forward and, if `backward` is set, also backward. */
@@ -6776,24 +6922,23 @@ static ml_result mli_trainer_run(ml_trainer *trainer, const ml_batch *given, int
                                  float *loss, ml_error *error) {
     if (!trainer || !given) return mli_fail(error, ML_ERROR_ARGUMENT, "trainer or batch is NULL");
     mli_trainer *t = trainer->private_part;
-    mli_batch_limits most = {"trainer", "max_row", t->desc.max_tokens, t->desc.max_rows, t->desc.max_row};
+    const ml_head *head = t->desc.head;
+    mli_trainer_job job = {t, given, {NULL, 0, 0, {0, 0}}, log_probs};
     ml_batch batch = *given;
-    mli_rows rows;
-    int counted;
-    t->graph.taping = backward;
-    ml_result result = mli_check_batch(t->model, &batch, &most, &rows, error);
-    if (!result) result = mli_count_targets(t, &batch, rows.n_rows, &counted, error);
+    ml_graph_begin(t->graph, backward);
+    ml_result result = mli_trainer_check(&job, &batch, error);
     if (result) return result;
-    if (!(batch.divisor > 0)) batch.divisor = (float)MLI_MAX(counted, 1);
-    double sum = mli_trainer_pass(t, &batch, &rows, log_probs);
-    if (loss) *loss = (float)sum;
-    size_t n = log_probs && t->desc.head ? (size_t)rows.n_rows * t->desc.head->weight.rows : 0;
-    int is_loss = !mli_is_finite(sum);
-    if (!is_loss && mli_find_beyond(log_probs, n, MLI_INFINITY_BITS) == n) {
-        mli_run_backward(&t->graph, NULL);
-        return mli_ok(error);
-    }
-    t->graph.newest = NULL;
+    if (loss) *loss = 0;
+    if (head && !batch.labels && !log_probs) return mli_ok(error); /* nothing is wanted */
+    ml_tensor sum = mli_trainer_pass(t->graph, &job);
+    result = ml_graph_end(t->graph, error);
+    if (result) return result;
+    int is_loss = !mli_is_finite((double)mli_row(sum, 0)[0]);
+    size_t n = log_probs && head ? (size_t)job.rows.n_rows * head->weight.rows : 0;
+    if (loss) *loss = mli_row(sum, 0)[0];
+    if (!is_loss && mli_find_beyond(log_probs, n, MLI_INFINITY_BITS) == n)
+        return backward ? ml_graph_backward(t->graph, sum, error) : ML_OK;
+    ml_graph_begin(t->graph, 0); /* nothing is left on the tape */
     if (backward) ml_trainer_zero_gradients(trainer);
     return mli_fail(error, ML_ERROR_NUMBER, "the %s is not finite (learning rate too high, or broken model?)",
                     is_loss ? "loss" : "probability of a class");
@@ -8344,6 +8489,7 @@ typedef struct mli_saver {
     const ml_allocator *allocator;
     mli_part parts[3];
     int n_parts;
+    const ml_archive_save_desc *archive; /* the caller's tensors; NULL: the library's own */
     const ml_tensor *trained; /* a checkpoint: tensors without a gradient here are left out; NULL: none is */
     unsigned char *is_repeated; /* which of the tokenizer's pieces or of the labels, see mli_find_repeated */
     int is_named;               /* the caller gave desc.name */
@@ -9745,10 +9891,10 @@ static void mli_append_json_float(mli_writer *writer, float value) {
     mli_append_text(writer, ".0");
 }
 
-static void mli_append_json_string(mli_writer *writer, const char *text) {
+static void mli_append_json_bytes(mli_writer *writer, const char *text, size_t n) {
     static const char hex[] = "0123456789abcdef";
     mli_append_text(writer, "\"");
-    for (; *text; text++) {
+    for (const char *end = text + n; text < end; text++) {
         unsigned char c = (unsigned char)*text;
         if (c < 32) {
             const char escape[6] = {'\\', 'u', '0', '0', hex[c >> 4], hex[c & 15]};
@@ -9759,6 +9905,9 @@ static void mli_append_json_string(mli_writer *writer, const char *text) {
         mli_append(writer, text, 1);
     }
     mli_append_text(writer, "\"");
+}
+static void mli_append_json_string(mli_writer *writer, const char *text) {
+    mli_append_json_bytes(writer, text, strlen(text));
 }
 #endif /* MLI_SAVING */
 
@@ -11719,10 +11868,34 @@ static void mli_read_safetensors(mli_archive *archive) {
 /* ---- writing safetensors ---- */
 #ifdef MLI_SAVING
 
+/* A value of the caller's, as a text. */
+static void mli_append_metadata(mli_writer *writer, const ml_value *value) {
+    mli_append_text(writer, ",");
+    mli_append_json_string(writer, value->name);
+    mli_append_text(writer, ":");
+    if (value->kind == ML_VALUE_STRING) {
+        mli_append_json_bytes(writer, value->s, value->length);
+        return;
+    }
+    mli_append_text(writer, "\"");
+    if (value->kind == ML_VALUE_BOOL)
+        mli_append_text(writer, value->i ? "true" : "false");
+    else if (value->kind == ML_VALUE_INT)
+        mli_append_decimal(writer, value->i);
+    else {
+        if (value->f < 0) mli_append_text(writer, "-");
+        mli_append_json_float(writer, (float)fabs(value->f));
+    }
+    mli_append_text(writer, "\"");
+}
+
 static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *saver) {
     int64_t offset = 0;
     mli_saved saved;
-    mli_append_text(writer, "{\"__metadata__\":{\"format\":\"pt\"}");
+    mli_append_text(writer, "{\"__metadata__\":{\"format\":\"pt\"");
+    for (int i = 0; saver->archive && i < saver->archive->n_values; i++)
+        mli_append_metadata(writer, &saver->archive->values[i]);
+    mli_append_text(writer, "}");
     for (int at = 0; mli_next_saved(saver, &at, &saved);) {
         int64_t end = offset + (int64_t)mli_saved_bytes(&saved);
         mli_append_format(writer, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", saved.name,
@@ -14389,7 +14562,8 @@ static mli_part mli_head_part(const ml_head *head) {
 /* Marks which of the tokenizer's pieces (in a GGUF) or of the head's labels (in JSON) are empty or equal to an
    earlier one: saver->is_repeated. */
 static void mli_find_repeated(mli_saver *saver) {
-    const ml_tokenizer *tokenizer = saver->desc.format == ML_GGUF ? saver->model->tokenizer : NULL;
+    const ml_model *model = saver->model; /* NULL with tensors of the caller's */
+    const ml_tokenizer *tokenizer = model && saver->desc.format == ML_GGUF ? model->tokenizer : NULL;
     const ml_head *head = saver->is_hf ? saver->desc.head : NULL;
     size_t n = tokenizer ? (size_t)tokenizer->n_pieces : head && head->labels ? (size_t)head->n_classes : 0;
     if (saver->result || saver->lora || !n) return;
@@ -14654,32 +14828,44 @@ static void mli_append_torch_values(mli_writer *writer, const mli_saver *saver) 
 
 /* ---- files ---- */
 
+/* The name of the second file, beside the first; NULL: there is none. */
+static const char *mli_second_name(const mli_saver *saver) {
+    if (saver->archive) return saver->archive->text_name;
+    if (!saver->is_hf) return NULL;
+    return saver->lora ? MLI_PEFT_JSON : MLI_CONFIG_JSON;
+}
+
+static void mli_append_second(mli_writer *writer, const mli_saver *saver) {
+    if (saver->archive)
+        mli_append_text(writer, saver->archive->text);
+    else
+        (saver->lora ? mli_append_adapter_json : mli_append_config_json)(writer, saver);
+}
+
 /* A GGUF is one file, a safetensors two: all are complete on the disk before the first takes its place. */
 static ml_result mli_save_files(mli_saver *saver, const char *path) {
-    const char *json_name = saver->lora ? MLI_PEFT_JSON : MLI_CONFIG_JSON;
-    char *json_path = saver->is_hf ? mli_path_beside(saver->allocator, path, json_name) : NULL;
-    const char *const paths[2] = {path, json_path};
-    int n = saver->is_hf ? 2 : 1;
+    const char *second = mli_second_name(saver);
+    char *second_path = second ? mli_path_beside(saver->allocator, path, second) : NULL;
+    const char *const paths[2] = {path, second_path};
+    int n = second ? 2 : 1;
     mli_target targets[2];
     memset(targets, 0, sizeof targets);
-    if (saver->is_hf && !json_path)
+    if (second && !second_path)
         saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a file's name");
-    else if (saver->is_hf && strcmp(json_path, path) == 0)
+    else if (second && strcmp(second_path, path) == 0)
         saver->result =
             mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the name of the configuration", path);
     mli_find_repeated(saver);
     for (int i = 0; i < n && !saver->result; i++) mli_target_open(saver, &targets[i], paths[i]);
     if (!saver->result && saver->desc.format == ML_GGUF) mli_append_gguf(&targets[0].writer, saver);
     if (!saver->result && saver->is_torch) mli_append_torch(&targets[0].writer, saver);
-    if (!saver->result && saver->is_hf) {
-        mli_append_safetensors(&targets[0].writer, saver);
-        (saver->lora ? mli_append_adapter_json : mli_append_config_json)(&targets[1].writer, saver);
-    }
+    if (!saver->result && saver->is_hf) mli_append_safetensors(&targets[0].writer, saver);
+    if (!saver->result && second) mli_append_second(&targets[1].writer, saver);
     for (int i = 0; i < n && !saver->result; i++) mli_target_complete(saver, &targets[i]);
     for (int i = 0; i < n && !saver->result; i++) mli_target_publish(saver, &targets[i]);
     for (int i = 0; i < n; i++) mli_target_close(saver, &targets[i]);
     mli_free(saver->allocator, saver->is_repeated);
-    mli_free(saver->allocator, json_path);
+    mli_free(saver->allocator, second_path);
     return saver->result ? saver->result : mli_ok(saver->error);
 }
 
@@ -14793,6 +14979,128 @@ ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const 
     return result ? result : mli_save(model, lora, path, desc, error);
 }
 
+/* ---- tensors of the caller's ---- */
+
+static int mli_saved_named(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
+    const ml_named_tensor *named = &((const ml_archive_save_desc *)object)->tensors[index];
+    memcpy(saved->name, named->name, strlen(named->name)); /* its zero is there */
+    saved->tensor = named->tensor;
+    saved->type = saver->desc.type ? saver->desc.type : named->tensor.type;
+    saved->is_matrix = !named->is_vector;
+    return 1;
+}
+
+static void mli_append_values(mli_writer *writer, const mli_saver *saver, const void *object) {
+    const ml_archive_save_desc *desc = (const ml_archive_save_desc *)object;
+    (void)saver;
+    for (int i = 0; i < desc->n_values; i++) {
+        const ml_value *value = &desc->values[i];
+        uint64_t bits;
+        memcpy(&bits, &value->f, sizeof bits);
+        switch (value->kind) {
+        case ML_VALUE_INT: mli_append_key_i64(writer, value->name, value->i); break;
+        case ML_VALUE_BOOL: mli_append_key(writer, value->name, MLI_GGUF_BOOL, value->i != 0); break;
+        case ML_VALUE_FLOAT: mli_append_key(writer, value->name, MLI_GGUF_F64, bits); break;
+        default:
+            mli_append_key(writer, value->name, MLI_GGUF_STRING, 0);
+            mli_append_string(writer, value->s, value->length);
+        }
+    }
+}
+
+/* Whether text can be a name in any format, without escapes. */
+static int mli_is_tensor_name(const char *name) {
+    size_t n = name ? strlen(name) : 0;
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)name[i] < 32 || name[i] == 127 || name[i] == '"' || name[i] == '\\') return 0;
+    return n > 0 && n < MLI_LONG_NAME_SIZE && strcmp(name, "__metadata__") != 0;
+}
+
+static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml_error *error) {
+    const ml_named_tensor *named = &desc->tensors[index];
+    const ml_tensor *t = &named->tensor;
+    if (!mli_is_tensor_name(named->name))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %d: \"%s\" cannot be a name in a file", index,
+                        named->name ? named->name : "");
+    for (int i = 0; i < index; i++)
+        if (strcmp(desc->tensors[i].name, named->name) == 0)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "tensors %d and %d are both named %s", i, index,
+                            named->name);
+    if (!t->data || !t->rows || !ml_type_row_bytes(t->type, t->cols) || (named->is_vector && t->rows > 1))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %s has no data, or its shape (%z, %z) is wrong",
+                        named->name, t->rows, t->cols);
+    if (t->type < ML_F32 || t->type > (desc->format == ML_GGUF ? ML_Q4_0 : ML_BF16))
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "tensor %s: %s is not a type of %s", named->name,
+                        ml_type_name(t->type), desc->format == ML_GGUF ? "weights" : "safetensors");
+    return ML_OK;
+}
+
+static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *error) {
+    for (int i = 0; i < desc->n_values; i++) {
+        const ml_value *value = &desc->values[i];
+        if (!mli_is_tensor_name(value->name))
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: \"%s\" cannot be a name in a file", i,
+                            value->name ? value->name : "");
+        for (int k = 0; k < i; k++)
+            if (strcmp(desc->values[k].name, value->name) == 0)
+                return mli_fail(error, ML_ERROR_ARGUMENT, "values %d and %d are both named %s", k, i,
+                                value->name);
+        if (desc->format == ML_SAFETENSORS && strcmp(value->name, "format") == 0)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: safetensors has its own \"format\"", i);
+        if (value->kind < ML_VALUE_INT || value->kind > ML_VALUE_STRING)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %s is not an int, float, bool or string",
+                            value->name);
+        if (value->kind == ML_VALUE_STRING && !value->s && value->length)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %s has no text", value->name);
+        if (value->kind == ML_VALUE_FLOAT && !mli_is_finite(value->f))
+            return mli_fail(error, ML_ERROR_NUMBER, "value %s is not finite", value->name);
+    }
+    return ML_OK;
+}
+
+static ml_result mli_check_archive(const ml_archive_save_desc *desc, ml_error *error) {
+    if (desc->format != ML_GGUF && desc->format != ML_SAFETENSORS)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: the format is not GGUF or safetensors");
+    if (desc->type && (desc->type < ML_F32 || desc->type > ML_BF16))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: type %s is not F32, F16 or BF16",
+                        ml_type_name(desc->type));
+    if (desc->n_tensors < 0 || desc->n_values < 0 || (desc->n_tensors && !desc->tensors) ||
+        (desc->n_values && !desc->values))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: n_tensors %d, n_values %d without a list",
+                        desc->n_tensors, desc->n_values);
+    if (!desc->text_name != !desc->text || (desc->text_name && !*desc->text_name))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: text_name and text go together");
+    if (desc->text_name && (strchr(desc->text_name, '/') || strchr(desc->text_name, '\\')))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_save: text_name %s is not a name in a folder",
+                        desc->text_name);
+    for (int i = 0; i < desc->n_tensors; i++) {
+        ml_result result = mli_check_named(desc, i, error);
+        if (result) return result;
+    }
+    return mli_check_values(desc, error);
+}
+
+ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *desc, ml_error *error) {
+    mli_saver saver;
+    ml_allocator allocator;
+    if (!path || !desc) return mli_null(error, "ml_archive_save");
+    ml_result result = mli_resolve_allocator(&desc->allocator, &allocator, error);
+    if (!result) result = mli_check_byte_order(error);
+    if (!result) result = mli_check_archive(desc, error);
+    if (result) return result;
+    memset(&saver, 0, sizeof saver);
+    saver.desc.format = desc->format;
+    saver.desc.type = desc->type;
+    saver.is_hf = desc->format == ML_SAFETENSORS;
+    saver.allocator = &allocator;
+    saver.archive = desc;
+    saver.error = error;
+    mli_part part = {desc, desc->n_tensors, mli_saved_named, mli_append_values};
+    mli_add_part(&saver, part);
+    result = mli_check_numbers(&saver);
+    return result ? result : mli_save_files(&saver, path);
+}
+
 #endif /* MLI_SAVING */
 
 /* ==== >>checkpoints ====
@@ -14804,9 +15112,9 @@ ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const 
 
 /* Each trained tensor has three parts: its numbers and the two moments. Part `index` of all, under its name. */
 enum { MLI_TRAINED_PARTS = 3 };
+static const char *const mli_trained_prefixes[MLI_TRAINED_PARTS] = {"", "adamw.m.", "adamw.v."};
 
 static ml_tensor mli_trained_part(const mli_trainer *t, int index, char name[ML_NAME_SIZE]) {
-    static const char *const prefixes[MLI_TRAINED_PARTS] = {"", "adamw.m.", "adamw.v."};
     const mli_trained *trained = &t->optimizer.trained[index / MLI_TRAINED_PARTS];
     int part = index % MLI_TRAINED_PARTS;
     char own[MLI_LONG_NAME_SIZE];
@@ -14818,7 +15126,7 @@ static ml_tensor mli_trained_part(const mli_trainer *t, int index, char name[ML_
         mli_lora_name(MLI_NAMING_GGUF, "", (int)(trained->t - t->lora_tensors), own);
     else
         ml_model_tensor_name(t->model, (int)(trained->t - t->tensors), own);
-    mli_format(name, ML_NAME_SIZE, "%s%s", prefixes[part], own);
+    mli_format(name, ML_NAME_SIZE, "%s%s", mli_trained_prefixes[part], own);
     return tensor;
 }
 
@@ -14871,20 +15179,27 @@ ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml
     return result ? result : mli_save_files(&saver, path);
 }
 
+/* Reads a tensor's numbers. Without `write` it is only checked that they are there. */
+static ml_result mli_restore_tensor(const ml_archive *archive, const char *name, const ml_tensor *tensor,
+                                    int write, ml_error *error) {
+    size_t n = mli_numbers(tensor);
+    const ml_array *array = ml_archive_find_array(archive, name);
+    if (!array) return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint has no tensor %s", name);
+    if (ml_array_count(array) != n)
+        return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has %z numbers, not %z", name,
+                        ml_array_count(array), n);
+    ml_result result = write ? ml_array_read_floats(array, (float *)tensor->data, n) : ML_OK;
+    return result ? mli_fail(error, result, "the checkpoint's %s cannot be read", name) : ML_OK;
+}
+
 /* Reads all parts of all trained tensors. Without `write` it is only checked that they are there. */
 static ml_result mli_restore_trained(const mli_trainer *t, const ml_archive *archive, int write,
                                      ml_error *error) {
     for (int i = 0; i < MLI_TRAINED_PARTS * t->optimizer.n_trained; i++) {
         char name[ML_NAME_SIZE];
         ml_tensor tensor = mli_trained_part(t, i, name);
-        size_t n = mli_numbers(&tensor);
-        const ml_array *array = ml_archive_find_array(archive, name);
-        if (!array) return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint has no tensor %s", name);
-        if (ml_array_count(array) != n)
-            return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has %z numbers, not %z", name,
-                            ml_array_count(array), n);
-        ml_result result = write ? ml_array_read_floats(array, (float *)tensor.data, n) : ML_OK;
-        if (result) return mli_fail(error, result, "the checkpoint's %s cannot be read", name);
+        ml_result result = mli_restore_tensor(archive, name, &tensor, write, error);
+        if (result) return result;
     }
     return ML_OK;
 }
@@ -14920,6 +15235,89 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
     t->passes = (uint64_t)state[1];
     memcpy(trainer->progress, state + 2, sizeof trainer->progress);
     ml_trainer_zero_gradients(trainer);
+    return mli_ok(error);
+}
+
+/* ---- an optimizer's state: its tensors are named by their position among those that are trained ---- */
+
+static ml_tensor mli_optimizer_part(const mli_optimizer *o, int index, char name[ML_NAME_SIZE]) {
+    const mli_trained *trained = &o->trained[index / MLI_TRAINED_PARTS];
+    int part = index % MLI_TRAINED_PARTS;
+    ml_tensor tensor = *trained->t;
+    if (part) tensor.data = part == 1 ? trained->m : trained->v;
+    mli_format(name, ML_NAME_SIZE, "%sparameter.%d", mli_trained_prefixes[part], index / MLI_TRAINED_PARTS);
+    return tensor;
+}
+
+static int mli_saved_optimized(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
+    (void)saver;
+    saved->tensor = mli_optimizer_part((const mli_optimizer *)object, index, saved->name);
+    saved->type = ML_F32;
+    saved->is_matrix = 1;
+    return 1;
+}
+
+static void mli_append_optimizer_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
+    char key[ML_NAME_SIZE];
+    (void)saver;
+    mli_training_key(0, key);
+    mli_append_key_i64(writer, key, ((const mli_optimizer *)object)->shown.step);
+}
+
+ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *path, ml_error *error) {
+    mli_saver saver;
+    ml_allocator allocator;
+    if (!optimizer || !path) return mli_null(error, "ml_optimizer_save");
+    const mli_optimizer *o = optimizer->private_part;
+    ml_result result = mli_resolve_allocator(&o->allocator, &allocator, error);
+    if (!result) result = mli_check_byte_order(error);
+    if (result) return result;
+    memset(&saver, 0, sizeof saver);
+    saver.allocator = &allocator;
+    saver.error = error;
+    mli_part part = {o, MLI_TRAINED_PARTS * o->n_trained, mli_saved_optimized, mli_append_optimizer_keys};
+    mli_add_part(&saver, part);
+    return mli_save_files(&saver, path);
+}
+
+/* Reads or checks the numbers of all parts; *step is that of the file. */
+static ml_result mli_restore_optimizer(const mli_optimizer *o, const ml_archive *archive, int write,
+                                       int64_t *step, ml_error *error) {
+    char name[ML_NAME_SIZE];
+    mli_training_key(0, name);
+    const ml_value *value = ml_archive_find_value(archive, name);
+    ml_result result = ML_OK;
+    if (!value || value->kind != ML_VALUE_INT)
+        return mli_fail(error, ML_ERROR_MISMATCH, "not a checkpoint: there is no %s", name);
+    *step = value->i;
+    if (*step < 0 || *step > INT64_MAX / 2)
+        return mli_fail(error, ML_ERROR_FORMAT, "the checkpoint's step %l is out of range", *step);
+    for (int i = 0; i < MLI_TRAINED_PARTS * o->n_trained && !result; i++) {
+        ml_tensor tensor = mli_optimizer_part(o, i, name);
+        result = mli_restore_tensor(archive, name, &tensor, write, error);
+    }
+    return result;
+}
+
+ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path, ml_error *error) {
+    ml_allocator allocator;
+    ml_archive *archive;
+    int64_t step;
+    if (!optimizer || !path) return mli_null(error, "ml_optimizer_restore");
+    const mli_optimizer *o = optimizer->private_part;
+    ml_result result = mli_resolve_allocator(&o->allocator, &allocator, error);
+    if (!result) result = mli_open(path, NULL, 0, &allocator, &archive, error);
+    if (result) return mli_name_file(error, result, path);
+    size_t n_arrays = (size_t)MLI_TRAINED_PARTS * (size_t)o->n_trained;
+    if (archive->n_arrays != n_arrays)
+        result = mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint has %z tensors, not %z",
+                          archive->n_arrays, n_arrays);
+    if (!result) result = mli_restore_optimizer(o, archive, 0, &step, error); /* before anything is changed */
+    if (!result) result = mli_restore_optimizer(o, archive, 1, &step, error);
+    ml_archive_free(archive);
+    if (result) return mli_name_file(error, result, path);
+    optimizer->step = step;
+    ml_optimizer_zero_gradients(optimizer);
     return mli_ok(error);
 }
 
@@ -17265,7 +17663,10 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
                  Embedding to Improve Language Models" (tied output).
    >>session     Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need" (KV cache).
    >>heads       Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting". Bridle
-                 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax).
+                 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax). Szegedy
+                 et al. 2016, "Rethinking the Inception Architecture for Computer Vision" (label smoothing).
+   >>operations  Hendrycks & Gimpel 2016, "Gaussian Error Linear Units (GELUs)". Kullback & Leibler 1951, "On
+                 Information and Sufficiency".
    >>training    Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization". Loshchilov & Hutter 2019, "Decoupled
                  Weight Decay Regularization"; 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (cosine).
    >>adapters    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Kalajdzievski 2023, "A Rank

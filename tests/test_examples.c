@@ -192,6 +192,45 @@ TEST(train) {
     CHECK(strncmp(said, story, strlen(story) - 1) == 0); /* it has memorized the story */
 }
 
+/* ---- autograd ---- */
+
+TEST(xor) {
+    REQUIRE(runs("xor", "", ""));
+    double y[4];
+    const char *line = strstr(said, "0 xor 0");
+    REQUIRE(line && sscanf(line, "0 xor 0 = %lf 0 xor 1 = %lf 1 xor 0 = %lf 1 xor 1 = %lf", y, y + 1, y + 2,
+                           y + 3) == 4);
+    CHECK(y[0] < 0.1 && y[1] > 0.9 && y[2] > 0.9 && y[3] < 0.1);
+}
+
+/* Bytes at random have ln 256 = 5.5 each, letters by their frequency about 3. */
+TEST(characters) {
+    double loss = 9;
+    REQUIRE(runs("characters", "examples/data/opinions5-train.txt 100 'The film '", ""));
+    const char *line = strstr(said, "step 100: ");
+    CHECK(line && sscanf(line, "step 100: loss %lf", &loss) == 1 && loss < 2.9);
+    CHECK(strstr(said, "\nThe film ") != NULL);
+}
+
+/* Of 60, chance finds half, give or take 4; the fourth epoch labels 42 rightly at least. */
+TEST(own_head) {
+    int epoch, right[2], n[2], first, frozen;
+    const char *const files = MODEL " examples/data/opinions2-train.txt examples/data/opinions2-dev.txt";
+    char arguments[512];
+    REQUIRE(runs("own_head", files, ""));
+    const char *line = strstr(said, "epoch 4: ");
+    REQUIRE(line && sscanf(line, "epoch %d: right %d of %d while learning, %d of %d", &epoch, right, n,
+                           right + 1, n + 1) == 5);
+    CHECK(n[0] == 240 && n[1] == 60 && right[1] >= 42);
+    CHECK(sscanf(said, "%d numbers", &first) == 1);
+    snprintf(arguments, sizeof arguments, "%s frozen", files);
+    REQUIRE(runs("own_head", arguments, ""));
+    CHECK(sscanf(said, "%d numbers", &frozen) == 1 && frozen < first / 100);
+    CHECK(run("own_head", "absent.gguf absent absent", "") == 1 && strstr(complained, "absent"));
+    CHECK(run("own_head", "", "") == 2 && run("characters", "", "") == 2);
+    CHECK(run("characters", "absent.txt", "") == 1 && strstr(complained, "absent.txt"));
+}
+
 /* ---- embed ---- */
 
 /* A sentence is nearest to itself, and a sentence about the same nearer than one about something else. */
@@ -556,6 +595,9 @@ int main(int argc, char **argv) {
     RUN(chat_outlives_the_context);
     RUN(lora_and_classify);
     RUN(train);
+    RUN(xor);
+    RUN(characters);
+    RUN(own_head);
     RUN(embed);
     RUN(predict);
     RUN(adapter_writes);

@@ -930,13 +930,18 @@ TEST(custom) {
     end_problem(&p);
 }
 
+static ml_tensor sine_twice_build(ml_graph *g, const ml_tensor *v, problem *p) {
+    return (void)p, sine(g, sine(g, v[0], v[1], 0), v[1], 0);
+}
+
+/* After the first error no other function is called. */
 TEST(custom_errors) {
     static const char *const said[2] = {"sine: its forward function returned -3 (",
                                         "sine: its backward function returned -9 ("};
     problem p;
     ml_graph *g;
     ml_error error;
-    begin_problem(&p, sine_build, sine_plain);
+    begin_problem(&p, sine_twice_build, NULL);
     for (int j = 0; j < 2; j++) add(&p, 5, 33, 0, 1);
     set_output(&p, 5, 33);
     REQUIRE(!ml_graph_new(NULL, build_problem, &p, &g, NULL));
@@ -945,13 +950,12 @@ TEST(custom_errors) {
         custom_results[1] = ML_ERROR_NUMBER;
         custom_calls[0] = custom_calls[1] = 0;
         ml_graph_begin(g, 1);
-        ml_tensor y = sine(g, passed.v[0], passed.v[1], 0);
+        ml_tensor y = sine_twice_build(g, passed.v, &p);
         CHECK(!y.data == !backward);
-        if (!backward) y = sine(g, passed.v[0], passed.v[1], 0); /* does nothing */
         ml_tensor loss = ml_sum(g, y);
         CHECK(ml_graph_backward(g, loss, &error) == custom_results[backward]);
         CHECK(strncmp(error.text, said[backward], strlen(said[backward])) == 0);
-        CHECK(custom_calls[0] == 1 && custom_calls[1] == backward);
+        CHECK(custom_calls[0] == 1 + backward && custom_calls[1] == backward);
     }
     custom_results[0] = custom_results[1] = 0;
     ml_graph_begin(g, 1);
@@ -1269,6 +1273,344 @@ TEST(mixout) {
     end_problem(&p);
 }
 
+/* ---- errors: each ends the pass with one sentence ---- */
+
+/* A graph that a pass of any test below fits into. */
+static ml_tensor roomy_build(ml_graph *g, void *user) {
+    (void)user;
+    ml_input(g, NULL, 64, 64);
+    return ml_input(g, NULL, 1, 1);
+}
+
+static float numbers[64], gradients[64];
+static ml_tensor of(size_t rows, size_t cols) { return matrix(numbers, rows, cols, gradients); }
+
+static ml_tensor wrong_pair(ml_graph *g) { return ml_add(g, of(2, 3), of(3, 2)); }
+static ml_tensor wrong_repeat(ml_graph *g) { return ml_mul(g, of(1, 3), of(2, 3)); }
+static ml_tensor wrong_sub(ml_graph *g) { return ml_sub(g, of(2, 3), of(2, 2)); }
+static ml_tensor wrong_linear(ml_graph *g) { return ml_linear(g, of(2, 3), of(3, 2), ml_none()); }
+static ml_tensor wrong_bias(ml_graph *g) { return ml_linear(g, of(2, 3), of(4, 3), of(1, 3)); }
+static ml_tensor wrong_swiglu(ml_graph *g) { return ml_swiglu(g, of(2, 3), of(1, 3)); }
+static ml_tensor wrong_rms(ml_graph *g) { return ml_rms_norm(g, of(2, 3), of(1, 2), 1e-5f); }
+static ml_tensor wrong_layer(ml_graph *g) { return ml_layer_norm(g, of(2, 3), ml_none(), of(2, 3), 1e-5f); }
+static ml_tensor wrong_reshape(ml_graph *g) { return ml_reshape(g, of(2, 3), 4, 2); }
+static ml_tensor wrong_reshape_size(ml_graph *g) { return ml_reshape(g, of(2, 3), (size_t)-1, 8); }
+static ml_tensor wrong_concat_rows(ml_graph *g) {
+    ml_tensor parts[2] = {of(2, 3), of(2, 4)};
+    return ml_concat(g, parts, 2, ML_ROWS);
+}
+static ml_tensor wrong_concat_cols(ml_graph *g) {
+    ml_tensor parts[2] = {of(2, 3), of(1, 3)};
+    return ml_concat(g, parts, 2, ML_COLS);
+}
+static ml_tensor wrong_parts(ml_graph *g) { return ml_concat(g, NULL, 0, ML_COLS); }
+static ml_tensor wrong_slice(ml_graph *g) { return ml_slice(g, of(2, 3), ML_COLS, 1, 4); }
+static ml_tensor empty_slice(ml_graph *g) { return ml_slice(g, of(2, 3), ML_ROWS, 1, 1); }
+static const int32_t far_index[2] = {1, 5}, low_index[2] = {-1, 0}, same_index[2] = {1, 1};
+static ml_tensor wrong_gather(ml_graph *g) { return ml_gather(g, of(5, 3), far_index, 2); }
+static ml_tensor low_gather(ml_graph *g) { return ml_gather(g, of(5, 3), low_index, 2); }
+static ml_tensor null_gather(ml_graph *g) { return ml_gather(g, of(5, 3), NULL, 2); }
+static ml_tensor empty_gather(ml_graph *g) { return ml_gather(g, of(5, 3), far_index, 0); }
+static ml_tensor wrong_replace(ml_graph *g) { return ml_replace_rows(g, of(5, 3), far_index, of(2, 3)); }
+static ml_tensor same_replace(ml_graph *g) { return ml_replace_rows(g, of(5, 3), same_index, of(2, 3)); }
+static ml_tensor many_replace(ml_graph *g) { return ml_replace_rows(g, of(1, 3), low_index, of(2, 3)); }
+static ml_tensor left_out(ml_graph *g) { return ml_tanh(g, ml_none()); }
+static ml_tensor wrong_type(ml_graph *g) {
+    ml_tensor x = of(2, 3);
+    x.type = ML_F16;
+    return ml_exp(g, x);
+}
+static ml_tensor no_weight(ml_graph *g) {
+    ml_tensor w = of(2, 3);
+    w.type = ML_I64;
+    w.grad = NULL;
+    return ml_linear(g, of(2, 3), w, ml_none());
+}
+static ml_tensor no_blocks(ml_graph *g) {
+    ml_tensor table = matrix(numbers, 2, 3, NULL);
+    table.type = ML_Q8_0;
+    return ml_gather(g, table, low_index + 1, 1);
+}
+static ml_tensor wrong_dropout(ml_graph *g) { return ml_dropout(g, of(2, 3), 1, 1); }
+static ml_tensor wrong_input(ml_graph *g) { return ml_input(g, numbers, 0, 3); }
+
+static const int32_t far_targets[2] = {-1, 3};
+static ml_tensor entropy_with(ml_graph *g, ml_loss_desc desc) { return ml_cross_entropy(g, of(2, 3), &desc); }
+static ml_tensor wrong_target(ml_graph *g) {
+    ml_loss_desc desc = {far_targets, 0, 0, NULL, 0};
+    return entropy_with(g, desc);
+}
+static ml_tensor wrong_linear_target(ml_graph *g) {
+    ml_loss_desc desc = {far_targets, 0, 0, NULL, 0};
+    return ml_linear_cross_entropy(g, of(2, 4), of(3, 4), ml_none(), &desc);
+}
+static ml_tensor no_targets(ml_graph *g) {
+    ml_loss_desc desc = {NULL, 0, 0, NULL, 0};
+    return entropy_with(g, desc);
+}
+static ml_tensor no_desc(ml_graph *g) { return ml_cross_entropy(g, of(2, 3), NULL); }
+static ml_tensor wrong_smoothing(ml_graph *g) {
+    ml_loss_desc desc = {low_index, 0, 1.5f, NULL, 0};
+    return entropy_with(g, desc);
+}
+static ml_tensor wrong_divisor(ml_graph *g) {
+    ml_loss_desc desc = {low_index, -1, 0, NULL, 0};
+    return entropy_with(g, desc);
+}
+static ml_tensor wrong_entropy(ml_graph *g) {
+    ml_loss_desc desc = {low_index, 0, 0, NULL, 0};
+    return ml_linear_cross_entropy(g, of(2, 4), of(3, 5), ml_none(), &desc);
+}
+static ml_tensor wrong_squared(ml_graph *g) { return ml_squared_error(g, of(2, 3), of(1, 3), 0); }
+static ml_tensor wrong_squared_divisor(ml_graph *g) { return ml_squared_error(g, of(2, 3), of(2, 3), -1); }
+static ml_tensor wrong_kl(ml_graph *g) { return ml_kl_divergence(g, of(2, 3), of(2, 4), 0); }
+static ml_tensor wrong_custom(ml_graph *g) {
+    ml_custom_desc desc = {"mine", sine_forward, NULL, NULL, 2, 1, 1, 0, NULL};
+    return ml_custom_op(g, &desc);
+}
+static ml_tensor custom_left_out(ml_graph *g) { return sine(g, of(2, 3), ml_none(), 0); }
+static ml_tensor whole_loss(ml_graph *g) {
+    ml_loss_desc desc = {low_index, 0, 0, NULL, 1};
+    return entropy_with(g, desc);
+}
+static ml_tensor whole_read(ml_graph *g) { return ml_scale(g, whole_loss(g), 2); }
+static ml_tensor whole_twice(ml_graph *g) { return whole_loss(g), whole_loss(g); }
+static ml_tensor whole_and_another(ml_graph *g) { return whole_loss(g), ml_sum(g, of(2, 3)); }
+static ml_tensor not_a_loss(ml_graph *g) { return ml_relu(g, of(2, 3)); }
+static ml_tensor too_large(ml_graph *g) { return ml_sum(g, ml_input(g, NULL, 1000, 1000)); }
+static ml_tensor not_finite(ml_graph *g) { return ml_log(g, ml_scale(g, ml_sum(g, of(2, 3)), 0)); }
+
+static const struct {
+    ml_tensor (*build)(ml_graph *g);
+    ml_result result;
+    const char *text; /* or how it begins */
+} wrong[] = {
+    {wrong_pair, ML_ERROR_MISMATCH, "ml_add: shapes (2, 3) and (3, 2) do not fit"},
+    {wrong_repeat, ML_ERROR_MISMATCH, "ml_mul: shapes (1, 3) and (2, 3) do not fit"},
+    {wrong_sub, ML_ERROR_MISMATCH, "ml_sub: shapes (2, 3) and (2, 2) do not fit"},
+    {wrong_linear, ML_ERROR_MISMATCH, "ml_linear: shapes (2, 3) and (3, 2) do not fit"},
+    {wrong_bias, ML_ERROR_MISMATCH, "ml_linear: shapes (4, 3) and (1, 3) do not fit"},
+    {wrong_swiglu, ML_ERROR_MISMATCH, "ml_swiglu: shapes (2, 3) and (1, 3) do not fit"},
+    {wrong_rms, ML_ERROR_MISMATCH, "ml_rms_norm: shapes (2, 3) and (1, 2) do not fit"},
+    {wrong_layer, ML_ERROR_MISMATCH, "ml_layer_norm: shapes (2, 3) and (2, 3) do not fit"},
+    {wrong_reshape, ML_ERROR_MISMATCH, "ml_reshape: shapes (2, 3) and (4, 2) do not fit"},
+    {wrong_reshape_size, ML_ERROR_MISMATCH, "ml_reshape: shapes (2, 3) and ("},
+    {wrong_concat_rows, ML_ERROR_MISMATCH, "ml_concat: shapes (2, 3) and (2, 4) do not fit"},
+    {wrong_concat_cols, ML_ERROR_MISMATCH, "ml_concat: shapes (2, 3) and (1, 3) do not fit"},
+    {wrong_parts, ML_ERROR_ARGUMENT, "ml_concat: no parts, or no such axis"},
+    {wrong_slice, ML_ERROR_ARGUMENT, "ml_slice: there is no [1, 4) along axis 1 of (2, 3)"},
+    {empty_slice, ML_ERROR_ARGUMENT, "ml_slice: there is no [1, 1) along axis 0 of (2, 3)"},
+    {wrong_gather, ML_ERROR_ARGUMENT, "ml_gather: index 1 is 5, and there are 5 rows"},
+    {low_gather, ML_ERROR_ARGUMENT, "ml_gather: index 0 is -1, and there are 5 rows"},
+    {null_gather, ML_ERROR_ARGUMENT, "ml_gather: index is NULL"},
+    {empty_gather, ML_ERROR_ARGUMENT, "ml_gather: there are no indices"},
+    {wrong_replace, ML_ERROR_ARGUMENT, "ml_replace_rows: index 1 is 5, and there are 5 rows"},
+    {same_replace, ML_ERROR_ARGUMENT, "ml_replace_rows: indices 0 and 1 are both 1"},
+    {many_replace, ML_ERROR_MISMATCH, "ml_replace_rows: shapes (1, 3) and (2, 3) do not fit"},
+    {left_out, ML_ERROR_ARGUMENT, "ml_tanh: an operand is left out"},
+    {wrong_type, ML_ERROR_ARGUMENT, "ml_exp: an operand is F16, not F32"},
+    {no_weight, ML_ERROR_ARGUMENT, "ml_linear: an operand is I64, not F32"},
+    {no_blocks, ML_ERROR_ARGUMENT, "ml_gather: an operand is Q8_0, not F32"},
+    {wrong_dropout, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not in 0 to 1"},
+    {wrong_input, ML_ERROR_ARGUMENT, "ml_input: the shape is (0, 3)"},
+    {wrong_target, ML_ERROR_ARGUMENT, "ml_cross_entropy: target 1 is 3, not below 3"},
+    {wrong_linear_target, ML_ERROR_ARGUMENT, "ml_linear_cross_entropy: target 1 is 3, not below 3"},
+    {no_targets, ML_ERROR_ARGUMENT, "ml_cross_entropy: there are no targets"},
+    {no_desc, ML_ERROR_ARGUMENT, "ml_cross_entropy: there are no targets"},
+    {wrong_smoothing, ML_ERROR_ARGUMENT, "ml_cross_entropy: divisor or smoothing is out of range"},
+    {wrong_divisor, ML_ERROR_ARGUMENT, "ml_cross_entropy: divisor or smoothing is out of range"},
+    {wrong_entropy, ML_ERROR_MISMATCH, "ml_linear_cross_entropy: shapes (2, 4) and (3, 5) do not fit"},
+    {wrong_squared, ML_ERROR_MISMATCH, "ml_squared_error: shapes (2, 3) and (1, 3) do not fit"},
+    {wrong_squared_divisor, ML_ERROR_ARGUMENT, "ml_squared_error: the divisor is negative"},
+    {wrong_kl, ML_ERROR_MISMATCH, "ml_kl_divergence: shapes (2, 3) and (2, 4) do not fit"},
+    {wrong_custom, ML_ERROR_ARGUMENT,
+     "ml_custom_op: forward, inputs, rows or cols is missing, or n_inputs not "},
+    {custom_left_out, ML_ERROR_ARGUMENT, "sine: an operand is left out"},
+    {whole_read, ML_ERROR_ARGUMENT, "ml_scale: an operand is the loss that was said to be the whole"},
+    {whole_twice, ML_ERROR_ARGUMENT, "ml_cross_entropy: another loss was said to be the whole"},
+    {whole_and_another, ML_ERROR_ARGUMENT, "ml_graph_backward: another loss was said to be the whole"},
+    {not_a_loss, ML_ERROR_MISMATCH, "ml_graph_backward: the loss is (2, 3), not (1, 1)"},
+    {too_large, ML_ERROR_MEMORY, "the pass takes "},
+    {not_finite, ML_ERROR_NUMBER, "the loss is not finite"},
+};
+
+/* After each, other operations do nothing, and the next pass is as ever. */
+TEST(errors) {
+    ml_graph *g;
+    ml_error error;
+    REQUIRE(!ml_graph_new(NULL, roomy_build, NULL, &g, &error));
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        ml_graph_begin(g, 1);
+        ml_tensor y = wrong[i].build(g);
+        if (g->result) {
+            ml_tensor next = ml_add(g, ml_relu(g, of(2, 3)), of(1, 1));
+            CHECK(!y.data && !next.data);
+        }
+        CHECK(ml_graph_backward(g, y, &error) == wrong[i].result && error.code == wrong[i].result);
+        CHECK(strncmp(error.text, wrong[i].text, strlen(wrong[i].text)) == 0);
+        if (strncmp(error.text, wrong[i].text, strlen(wrong[i].text)) != 0)
+            printf("\"%s\", not \"%s\"\n", error.text, wrong[i].text);
+        ml_graph_begin(g, 1);
+        CHECK(!ml_graph_backward(g, ml_sum(g, of(2, 3)), &error) && !error.text[0]);
+    }
+    ml_graph_begin(g, 0);
+    CHECK(ml_graph_backward(g, ml_sum(g, of(2, 3)), &error) == ML_ERROR_ARGUMENT);
+    CHECK(strcmp(error.text, "ml_graph_backward: the pass does not tape") == 0);
+    ml_graph_begin(g, 0); /* which may read a whole loss */
+    CHECK(whole_read(g).data && !ml_graph_end(g, NULL));
+    ml_graph_free(g);
+}
+
+/* Shapes, operands that are left out and a whole loss that is read are found while a graph measures; indices and
+   targets are not read. */
+static ml_tensor measured_wrong(ml_graph *g, void *user) { return wrong[*(const size_t *)user].build(g); }
+
+TEST(errors_while_measuring) {
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        if (wrong[i].build == no_desc) continue;
+        ml_error error;
+        size_t size, length = strlen(wrong[i].text);
+        if (strstr(wrong[i].text, " index ") || strstr(wrong[i].text, "target") ||
+            strstr(wrong[i].text, "ices 0"))
+            CHECK(!ml_graph_size(NULL, measured_wrong, &i, &size, &error));
+        if (wrong[i].result == ML_ERROR_MISMATCH && wrong[i].build != not_a_loss) {
+            CHECK(ml_graph_size(NULL, measured_wrong, &i, &size, &error) == wrong[i].result);
+            CHECK(strncmp(error.text, wrong[i].text, length) == 0);
+        }
+        if (wrong[i].build == whole_read || wrong[i].build == whole_twice || wrong[i].build == left_out)
+            CHECK(ml_graph_size(NULL, measured_wrong, &i, &size, NULL) == ML_ERROR_ARGUMENT);
+    }
+}
+
+/* ---- memory ---- */
+
+/* Every operation of this file once, with both kinds of loss. */
+static ml_tensor long_build(ml_graph *g, void *user) {
+    static const int32_t index[6] = {0, 5, 2, 3, 1, 4}, targets[8] = {0, 1, 2, 3, -1, 5, 6, 7};
+    ml_loss_desc desc = {targets, 0, .1f, NULL, *(const int *)user};
+    ml_tensor x = ml_tanh(g, ml_linear(g, of(8, 8), of(8, 8), of(1, 8)));
+    ml_tensor rows = ml_softmax(g, ml_gather(g, of(6, 8), index, 6)), parts[2];
+    x = ml_layer_norm(g, ml_replace_rows(g, x, index, rows), ml_none(), of(1, 8), 1e-3f);
+    x = ml_swiglu(g, ml_rms_norm(g, x, ml_none(), 1e-3f), ml_transpose(g, ml_reshape(g, x, 8, 8)));
+    x = sine(g, ml_dropout(g, x, .2f, 3), ml_log_softmax(g, x), 0);
+    parts[0] = ml_slice(g, x, ML_COLS, 0, 3);
+    parts[1] = ml_slice(g, x, ML_COLS, 3, 8);
+    x = ml_concat(g, parts, 2, ML_COLS);
+    x = ml_add(g, x, ml_sum_rows(g, ml_mul(g, x, ml_shift(g, x, 1))));
+    if (desc.whole) return ml_linear_cross_entropy(g, x, of(8, 8), of(1, 8), &desc);
+    ml_tensor y = ml_linear_cross_entropy(g, x, of(8, 8), of(1, 8), &desc);
+    y = ml_add(g, y, ml_cross_entropy(g, x, &desc));
+    return ml_add(g, y, ml_add(g, ml_squared_error(g, x, of(8, 8), 0), ml_kl_divergence(g, x, of(8, 8), 0)));
+}
+
+/* The measured size is enough wherever the buffer begins, and what is aligned in it needs no more than this: */
+#define SLACK (4 * 64)
+
+TEST(measured_size) {
+    for (int i = 0; i < 64; i++) numbers[i] = sinf((float)i);
+    for (int whole = 0; whole < 2; whole++) {
+        size_t size, least = 0;
+        ml_error error;
+        REQUIRE(!ml_graph_size(NULL, long_build, &whole, &size, &error));
+        unsigned char *block = (unsigned char *)allocate(size + 64 + 256, 1);
+        for (size_t offset = 0; offset < 64; offset++) { /* and nothing is written behind it */
+            ml_graph *g;
+            memset(block, 0xab, size + 64 + 256);
+            REQUIRE(!ml_graph_init(NULL, block + offset, size, &g, &error));
+            ml_graph_begin(g, 1);
+            CHECK(!ml_graph_backward(g, long_build(g, &whole), &error));
+            CHECK(g->size <= size);
+            for (size_t i = 0; i < 256; i++) CHECK(block[offset + size + i] == 0xab);
+            for (size_t i = 0; i < offset; i++) CHECK(block[i] == 0xab);
+        }
+        for (size_t given = size; given > 0;
+             given -= given > 64 ? 61 : given) { /* less is told, at any size */
+            ml_graph *g;
+            ml_result result = ml_graph_init(NULL, block, given, &g, &error);
+            if (!result) {
+                ml_graph_begin(g, 1);
+                result = ml_graph_backward(g, long_build(g, &whole), &error);
+            }
+            CHECK(result == ML_OK || result == ML_ERROR_MEMORY);
+            if (!result) least = given;
+        }
+        CHECK(least + SLACK >= size);
+        free(block);
+    }
+}
+
+/* One block, by the constructor; nothing later. */
+static int allocations;
+static void *counted_alloc(size_t size, void *user) { return (void)user, allocations++, malloc(size); }
+static void counted_free(void *memory, void *user) { (void)user, allocations--, free(memory); }
+
+TEST(one_allocation) {
+    int whole = 0;
+    ml_graph *g;
+    ml_graph_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.allocator.alloc = counted_alloc;
+    desc.allocator.free = counted_free;
+    REQUIRE(!ml_graph_new(&desc, long_build, &whole, &g, NULL));
+    for (int pass = 0; pass < 3; pass++) {
+        ml_graph_begin(g, pass != 1);
+        ml_tensor loss = long_build(g, &whole);
+        CHECK(pass == 1 ? !ml_graph_end(g, NULL) : !ml_graph_backward(g, loss, NULL));
+        CHECK(allocations == 1);
+    }
+    ml_graph_free(g);
+    CHECK(allocations == 0);
+}
+
+/* ---- a custom operation that is not finite leaves the weights as they were ---- */
+
+static int broken; /* 1: the value, 2: the gradient */
+
+static ml_result broken_forward(const ml_custom *op) {
+    float *y = (float *)op->output.data;
+    for (size_t i = 0; i < op->output.rows * op->output.cols; i++)
+        y[i] = broken == 1 ? NAN : ((const float *)op->inputs[0].data)[i];
+    return ML_OK;
+}
+static ml_result broken_backward(const ml_custom *op) {
+    for (size_t i = 0; i < op->output.rows * op->output.cols; i++)
+        op->inputs[0].grad[i] += broken == 2 ? INFINITY : op->output.grad[i];
+    return ML_OK;
+}
+static ml_tensor broken_build(ml_graph *g, void *user) {
+    ml_custom_desc desc = {"broken", broken_forward, broken_backward, NULL, 1, 1, 4, 0, NULL};
+    desc.inputs = (const ml_tensor *)user;
+    return ml_sum(g, ml_custom_op(g, &desc));
+}
+
+TEST(custom_that_is_not_finite) {
+    float weights[4] = {1, 2, 3, 4}, before[4];
+    ml_tensor w = matrix(weights, 1, 4, NULL);
+    ml_parameter parameter = {&w, 0};
+    ml_optimizer_desc desc;
+    ml_optimizer *optimizer;
+    ml_graph *g;
+    ml_error error;
+    memset(&desc, 0, sizeof desc);
+    desc.parameters = &parameter;
+    desc.n_parameters = 1;
+    desc.adamw.lr = .1f;
+    REQUIRE(!ml_optimizer_new(&desc, &optimizer, &error));
+    REQUIRE(!ml_graph_new(NULL, broken_build, &w, &g, &error));
+    for (broken = 0; broken < 3; broken++) {
+        memcpy(before, weights, sizeof weights);
+        ml_optimizer_zero_gradients(optimizer);
+        ml_graph_begin(g, 1);
+        CHECK(ml_graph_backward(g, broken_build(g, &w), &error) == (broken == 1 ? ML_ERROR_NUMBER : ML_OK));
+        if (broken == 1) CHECK(w.grad[0] == 0); /* nothing was run backward */
+        if (broken != 1) CHECK(ml_optimizer_step(optimizer, &error) == (broken ? ML_ERROR_NUMBER : ML_OK));
+        CHECK(!broken == (memcmp(before, weights, sizeof weights) != 0));
+        CHECK(optimizer->step == 1);
+    }
+    ml_graph_free(g);
+    ml_optimizer_free(optimizer);
+}
+
 int main(void) {
     RUN(add_sub_mul);
     RUN(scale_shift_and_sums);
@@ -1292,5 +1634,10 @@ int main(void) {
     RUN(values_read_by_several);
     RUN(compositions);
     RUN(mixout);
+    RUN(errors);
+    RUN(errors_while_measuring);
+    RUN(measured_size);
+    RUN(one_allocation);
+    RUN(custom_that_is_not_finite);
     return test_report("test_operations");
 }

@@ -457,8 +457,7 @@ TEST(memory_is_exact) {
         CHECK(ml_trainer_init(model, &desc, memory, size - 2, &trainer, &error) == ML_ERROR_MEMORY);
         memory += turn % ALIGN;
         REQUIRE(ml_trainer_init(model, &desc, memory, size, &trainer, &error) == ML_OK);
-        CHECK((unsigned char *)trainer->private_part->graph.work + trainer->private_part->graph.work_size <=
-              memory + size);
+        CHECK(trainer->private_part->graph_memory + trainer->private_part->graph_size <= memory + size);
         for (i = 0; i < 5; i++)
             train_any_batch(trainer, &desc, i < 3 ? desc.max_tokens : between(&random, 1, desc.max_tokens), i,
                             &random);
@@ -1433,7 +1432,7 @@ static void check_batches(int with_head) {
         }
         REFUSED(ml_trainer_backward(trainer, &b.batch, NULL, &again, &error), cases[i].result,
                 cases[i].words);
-        CHECK(trainer->private_part->graph.newest == NULL); /* nothing is left on the tape */
+        CHECK(trainer->private_part->graph->private_part->newest == NULL); /* nothing is left on the tape */
         REFUSED(ml_trainer_eval(trainer, &b.batch, NULL, &again, &error), cases[i].result, cases[i].words);
     }
     REFUSED(ml_trainer_backward(trainer, NULL, NULL, &again, &error), ML_ERROR_ARGUMENT, "NULL");
@@ -1456,12 +1455,12 @@ static void check_batches(int with_head) {
         CHECK(trainer->private_part->optimizer.gradients[j] == 0);
     b.batch.labels = b.labels;
     CHECK(ml_trainer_backward(trainer, &b.batch, NULL, &again, &error) == ML_OK && again == loss);
-    CHECK(trainer->private_part->graph.newest == NULL);
+    CHECK(trainer->private_part->graph->private_part->newest == NULL);
     CHECK(ml_trainer_step(trainer, &error) == ML_OK);
-    CHECK(trainer->private_part->graph.newest == NULL);
+    CHECK(trainer->private_part->graph->private_part->newest == NULL);
     CHECK(ml_trainer_backward(trainer, &b.batch, NULL, NULL, &error) == ML_OK);
     CHECK(ml_trainer_eval(trainer, &b.batch, NULL, NULL, &error) == ML_OK);
-    CHECK(trainer->private_part->graph.newest == NULL);
+    CHECK(trainer->private_part->graph->private_part->newest == NULL);
     free(before.x);
     ml_trainer_free(trainer);
     ml_head_free(head);
@@ -1562,7 +1561,7 @@ static void check_not_finite(int with_head, float bad) {
         REFUSED(ml_trainer_backward(trainer, &b.batch, NULL, &loss, &error), ML_ERROR_NUMBER,
                 "the loss is not finite");
         CHECK(loss - loss != 0);
-        CHECK(trainer->private_part->graph.newest == NULL); /* nothing is left on the tape */
+        CHECK(trainer->private_part->graph->private_part->newest == NULL); /* nothing is left on the tape */
         REFUSED(ml_trainer_eval(trainer, &b.batch, NULL, NULL, &error), ML_ERROR_NUMBER,
                 "the loss is not finite");
         w[mli_numbers(t) - 1] = old;

@@ -121,6 +121,8 @@ static int check_save(const tuning *t) {
     size_t n = strlen(path), m = strlen(".safetensors");
     if (n < m || strcmp(path + n - m, ".safetensors") != 0)
         return complain("--save: PEFT's format is a .safetensors (adapter_model.safetensors), not %s", path);
+    if (strcmp(t->set.pooling, "last") != 0)
+        return complain("--save: PEFT's classifier reads the last token, not --pooling %s", t->set.pooling);
     if (t->set.mask && strcmp(t->set.mask, "full") == 0)
         return complain(
             "--save: with --mask full there is no file of PEFT's: Hugging Face's Llama is causal");
@@ -134,15 +136,20 @@ int efficient_check(tuning *t) {
     efficient *e = efficient_of(t);
     if (!find_kind(e) || !check_uses(e) || !read_targets(e) || !check_save(t)) return 0;
     t->method.name = e->kind->name;
+    if (!e->kind->peft) t->method.save = NULL; /* the model's own file, if it has room */
     t->method.insert = e->kind->insert;
     t->method.begin = e->kind->begin;
     t->method.places = e->kind->places;
     for (int i = 0; i < 7 && e->kind->insert == dora_insert; i++)
         if (e->targets >> i & 1) t->method.places |= 1u << efficient_place(i);
     if (strcmp(e->kind->name, "prompt") == 0) t->front = e->set.length ? e->set.length : 8;
-    if (e->set.load && !e->kind->peft)
-        return complain("--load is for what PEFT has a format for, not for --method %s", e->kind->name);
-    return 1;
+    if (!e->set.load) return 1;
+    t->method.ready = efficient_load;
+    if (e->kind->setup == prefix_mlp_setup)
+        return complain(
+            "--load: what prefix_mlp saves is the prefix, without its network: use --method prefix");
+    return e->kind->peft ||
+           complain("--load is for what PEFT has a format for, not for --method %s", e->kind->name);
 }
 
 int efficient_setup(tuning *t) {

@@ -27,7 +27,10 @@ int lora_setup(tuning *t) {
     if (strcmp(e->kind->name, "rslora") == 0) desc.alpha *= sqrtf((float)desc.rank);
     desc.targets = e->targets;
     desc.random = &t->random;
-    if (!succeeded(ml_lora_create(t->model, &desc, &e->lora, &error), &error)) return 0;
+    const char *path = e->set.load;
+    ml_result result = path ? ml_lora_load(path, t->model, NULL, &e->lora, &error)
+                            : ml_lora_create(t->model, &desc, &e->lora, &error);
+    if (!(path ? loaded(path, result, &error) : succeeded(result, &error))) return 0;
     e->lora_weights = (ml_tensor *)malloc((size_t)e->lora->n_tensors * sizeof *e->lora_weights);
     if (!e->lora_weights) return no_memory("an adapter");
     memcpy(e->lora_weights, e->lora->tensors, (size_t)e->lora->n_tensors * sizeof *e->lora_weights);
@@ -37,7 +40,7 @@ int lora_setup(tuning *t) {
         ml_tensor *x = &e->lora_weights[i];
         char name[64];
         if (!x->data) continue;
-        if (i % 2 == 0) tuning_set_uniform(t, x, 1 / sqrtf((float)x->cols));
+        if (i % 2 == 0 && !path) tuning_set_uniform(t, x, 1 / sqrtf((float)x->cols));
         snprintf(name, sizeof name, "%d.%d.%s", i / 14, i / 2 % 7, half_names[i % 2]);
         t->group = i % 2 ? group_b : group;
         if (!tuning_adopt(t, name, x)) return 0;

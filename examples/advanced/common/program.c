@@ -1,96 +1,9 @@
-/* The options of every experiment, and the order of its steps. */
+/* The order of an experiment's steps. */
 #include "tuning.h"
 #include "../../common/file.h"
 #include "../../common/threads.h"
 
-enum { N_SHARED = 30, MAX_OWN = 40 };
-
-void tuning_defaults(tuning_settings *set) {
-    memset(set, 0, sizeof *set);
-    set->model = "examples/models/stories.gguf";
-    set->task = "sst";
-    set->pooling = "last";
-    set->schedule = "linear";
-    set->epochs = 3;
-    set->batch = 16;
-    set->seed = 1;
-    set->max_tokens = 4096;
-    set->lr = 5e-4f;
-    set->warmup = 0.06f;
-    set->clip = 1;
-}
-
-/* Fills in the table of the shared options; how many they are. */
-static int shared_options(tuning_settings *set, option *to) {
-    const option table[N_SHARED] = {
-        {"--model", OPTION_TEXT, &set->model, "in any known format (examples/models/stories.gguf)"},
-        {"--tokenizer", OPTION_TEXT, &set->tokenizer, "its tokenizer (in the model, or next to it)"},
-        {"--task", OPTION_TEXT, &set->task, "of --data: sst (default), cfimdb, or another name"},
-        {"--data", OPTION_TEXT, &set->data, "folder with TASK-train.txt ... (data or ../shared/data)"},
-        {"--train", OPTION_TEXT, &set->train, "lines of \"label ||| sentence\" (by --task, as the next)"},
-        {"--dev", OPTION_TEXT, &set->dev, "chooses the weights that are kept"},
-        {"--test", OPTION_TEXT, &set->test, "is measured at the end"},
-        {"--test-gold", OPTION_TEXT, &set->test_gold,
-         "its real labels, one a line (TASK-test-gold.txt, if any)"},
-        {"--label-names", OPTION_TEXT, &set->labels, "a JSON list"},
-        {"--epochs", OPTION_INT, &set->epochs, "0: only measure (3)"},
-        {"--batch", OPTION_INT, &set->batch, "sentences of a step (16)"},
-        {"--lr", OPTION_FLOAT, &set->lr, "learning rate (5e-4)"},
-        {"--head_lr", OPTION_FLOAT, &set->head_lr, "of the classifier (that of --lr)"},
-        {"--schedule", OPTION_TEXT, &set->schedule, "linear (default), cosine or constant"},
-        {"--warmup", OPTION_FLOAT, &set->warmup, "share of the steps with a rising rate (0.06)"},
-        {"--clip", OPTION_FLOAT, &set->clip, "largest norm of the gradient; 0: any (1)"},
-        {"--weight_decay", OPTION_FLOAT, &set->weight_decay, "not of norms and biases (0)"},
-        {"--dropout", OPTION_FLOAT, &set->dropout, "of the classifier's input (0)"},
-        {"--word_dropout", OPTION_FLOAT, &set->word_dropout,
-         "share of the tokens that training leaves out (0)"},
-        {"--smoothing", OPTION_FLOAT, &set->smoothing, "of the labels (0)"},
-        {"--pooling", OPTION_TEXT, &set->pooling, "last (default), mean, max, attention or layers"},
-        {"--head_hidden", OPTION_INT, &set->head_hidden,
-         "width of a hidden layer of the classifier (0: none)"},
-        {"--mask", OPTION_TEXT, &set->mask, "causal or full (as the model)"},
-        {"--norm", OPTION_TEXT, &set->norm, "rms or layer (as the model)"},
-        {"--max_len", OPTION_INT, &set->max_len, "tokens of a sentence, the rest is cut off (the context)"},
-        {"--max_tokens", OPTION_INT, &set->max_tokens,
-         "of one pass; a batch takes several if need be (4096)"},
-        {"--eval_every", OPTION_INT, &set->eval_every, "steps between two measurements on dev (an epoch)"},
-        {"--patience", OPTION_INT, &set->patience,
-         "stop after so many measurements without a gain (0: never)"},
-        {"--seed", OPTION_INT, &set->seed, "of all random choices (1)"},
-        {"--threads", OPTION_INT, &set->threads, "how many (OMP_NUM_THREADS or all processors)"},
-    };
-    memcpy(to, table, sizeof table);
-    return N_SHARED;
-}
-
-static int is_one_of(const char *name, const char *value, const char *words) {
-    char list[64];
-    snprintf(list, sizeof list, "%s", words);
-    for (char *word = strtok(list, ", "); word; word = strtok(NULL, ", "))
-        if (strcmp(word, "or") != 0 && strcmp(word, value) == 0) return 1;
-    return complain("%s is %s, not %s", name, words, value);
-}
-
-static int is_share(float x) { return x >= 0 && x < 1; }
-
-/* Whether the numbers make sense. */
-static int check_settings(const tuning_settings *s) {
-    if (s->epochs < 0 || s->batch < 1 || s->batch > 65536 || s->max_tokens < 1 || s->max_tokens > 1 << 24)
-        return complain("--batch is 1 to 65536, --max_tokens is positive, --epochs is not negative");
-    if (s->max_len < 0 || s->eval_every < 0 || s->patience < 0 || s->head_hidden < 0 ||
-        s->head_hidden > 65536)
-        return complain("--max_len, --eval_every, --patience and --head_hidden are not negative");
-    if (!(s->lr > 0) || !(s->head_lr >= 0) || !(s->clip >= 0) || !(s->weight_decay >= 0))
-        return complain("--lr is positive; --head_lr, --clip and --weight_decay are not negative");
-    if (!is_share(s->dropout) || !is_share(s->word_dropout) || !is_share(s->smoothing))
-        return complain("--dropout, --word_dropout and --smoothing are 0 to less than 1");
-    if (!(s->warmup >= 0 && s->warmup <= 1)) return complain("--warmup is 0 to 1");
-    if (s->threads < 0 || s->threads > 1024) return complain("--threads is 1 to 1024");
-    return is_one_of("--schedule", s->schedule, "linear, cosine or constant") &&
-           is_one_of("--pooling", s->pooling, "last, mean, max, attention or layers") &&
-           (!s->mask || is_one_of("--mask", s->mask, "causal or full")) &&
-           (!s->norm || is_one_of("--norm", s->norm, "rms or layer"));
-}
+enum { MAX_OWN = 40 };
 
 static int load_model(tuning *t) {
     const tuning_settings *s = &t->set;
@@ -133,7 +46,7 @@ int tuning_open(tuning *t, const tuning_settings *set, const tuning_method *meth
     t->set = *set;
     t->method = *method;
     if (!t->set.threads) t->set.threads = default_threads();
-    if (!check_settings(set)) return 0;
+    if (!tuning_check_settings(set)) return 0;
     t->private_part = (tuning_private *)calloc(1, sizeof *t->private_part);
     if (!t->private_part) return no_memory("an experiment");
     ml_random_seed(&t->random, (uint64_t)set->seed);
@@ -141,7 +54,7 @@ int tuning_open(tuning *t, const tuning_settings *set, const tuning_method *meth
     if ((method->check && !method->check(t)) || !load_model(t) || !tuning_read_data(t)) return 0;
     if (!(method->setup ? method->setup(t) : tuning_train_model(t, 0))) return 0;
     t->group = TUNING_HEAD;
-    return tuning_make_head(t) && tuning_make_batches(t);
+    return tuning_make_head(t) && tuning_make_batches(t) && (!t->method.ready || t->method.ready(t));
 }
 
 void tuning_close(tuning *t) {
@@ -175,7 +88,7 @@ static void write_line(char *to, size_t size, int argc, char **argv) {
 }
 
 static int run(tuning *t, const tuning_settings *set, const tuning_method *method, const char *line) {
-    if (!tuning_open(t, set, method)) return 0;
+    if (!tuning_open(t, set, method) || (set->save && !tuning_can_save(t))) return 0;
     strcpy(t->line, line);
     return tuning_train(t) && tuning_report(t, t->method.name, &t->result) &&
            (!t->method.finish || t->method.finish(t)) &&
@@ -184,11 +97,11 @@ static int run(tuning *t, const tuning_settings *set, const tuning_method *metho
 
 int tuning_main(int argc, char **argv, const tuning_method *method, const option *own, int n_own) {
     tuning_settings set;
-    option options[N_SHARED + MAX_OWN + 3];
+    option options[TUNING_OPTIONS + MAX_OWN + 3];
     tuning t;
     char line[sizeof t.line];
     tuning_defaults(&set);
-    int n = shared_options(&set, options);
+    int n = tuning_options(&set, options);
     const option last[3] = {{"--csv", OPTION_TEXT, &set.csv, "append a row with the result to this file"},
                             {"--save", OPTION_TEXT, &set.save, "file for what was trained"},
                             {"--help", OPTION_FLAG, &set.help, "this list"}};
@@ -206,7 +119,7 @@ int tuning_main(int argc, char **argv, const tuning_method *method, const option
                                 {"--test", set.test},
                                 {"--csv", set.csv}};
     const used_file output = {"--save", set.save};
-    if (!check_settings(&set)) return 2;
+    if (!tuning_check_settings(&set)) return 2;
     if (set.save && (!outputs_ready(&output, 1, inputs, 5) || !file_can_be_saved(set.save))) return 1;
     write_line(line, sizeof line, argc, argv);
     int ok = run(&t, &set, method, line);

@@ -1,5 +1,6 @@
 /* What a run gave: a line on standard output, a row of a CSV file, and a file with what was trained. */
 #include <sys/resource.h>
+#include <time.h>
 #include "tuning.h"
 #include "../../common/file.h"
 
@@ -43,11 +44,24 @@ static int append_row(const tuning *t, const char *method, const tuning_result *
 int tuning_report(tuning *t, const char *method, const tuning_result *r) {
     printf("%s %s: dev %.3f, test %.3f", t->method.program, method, r->dev, r->test);
     if (r->gold >= 0) printf(", real test %.3f", r->gold);
-    printf("; %lld of %lld numbers trained, %.1f s, %.0f MB; best at step %d of %d\n",
-           (long long)tuning_count(t), (long long)t->model->n_parameters, r->seconds, peak_mb(), r->best_step,
-           r->steps);
+    printf("; %lld of %lld numbers trained, %.1f s (%.1f s of processors), %.0f MB; best at step %d of %d\n",
+           (long long)tuning_count(t), (long long)t->model->n_parameters, r->seconds,
+           (double)clock() / CLOCKS_PER_SEC, peak_mb(), r->best_step, r->steps);
     fflush(stdout);
     return !t->set.csv || append_row(t, method, r);
+}
+
+/* Files have room for one linear layer over the last state or the mean, and for the model's own weights. */
+int tuning_can_save(const tuning *t) {
+    const char *pooling = t->set.pooling;
+    if (t->set.head_hidden || (strcmp(pooling, "mean") != 0 && strcmp(pooling, "last") != 0))
+        return complain("--save: a classifier with --pooling %s%s has no file format", pooling,
+                        t->set.head_hidden ? " and --head_hidden" : "");
+    for (int i = 0; i < t->n_parameters && !t->method.save; i++)
+        if (t->parameters[i]->own.data && strncmp(t->parameters[i]->name, "head.", 5) != 0)
+            return complain("--save: %s has parameters (%s) that a model file has no place for",
+                            t->method.name, t->parameters[i]->name);
+    return 1;
 }
 
 /* The classifier as the library saves one. NULL after saying why it cannot be. */
@@ -57,27 +71,18 @@ ml_head *tuning_head_object(tuning *t) {
     ml_head *head = NULL;
     ml_random random = t->random;
     ml_error error;
-    int is_mean = strcmp(t->set.pooling, "mean") == 0;
-    if (p->hidden || (!is_mean && strcmp(t->set.pooling, "last") != 0))
-        return complain("--save: a classifier with --pooling %s%s has no file format", t->set.pooling,
-                        p->hidden ? " and --head_hidden" : ""),
-               NULL;
     desc.n_classes = t->labels.n;
     desc.labels = t->labels.name;
-    desc.pooling = is_mean ? ML_POOL_MEAN : ML_POOL_LAST;
+    desc.pooling = strcmp(t->set.pooling, "mean") == 0 ? ML_POOL_MEAN : ML_POOL_LAST;
     desc.random = &random;
-    if (!succeeded(ml_head_create(t->model, &desc, &head, &error), &error)) return NULL;
+    if (!tuning_can_save(t) || !succeeded(ml_head_create(t->model, &desc, &head, &error), &error))
+        return NULL;
     memcpy(head->weight.data, p->head->data, p->head->rows * p->head->cols * sizeof(float));
     memcpy(head->bias.data, p->head_bias->data, p->head_bias->cols * sizeof(float));
     return head;
 }
 
-/* Weights of the model are in the model. What a method added has no place there. */
 int tuning_save(tuning *t, const char *path) {
-    for (int i = 0; i < t->n_parameters; i++)
-        if (t->parameters[i]->own.data && strncmp(t->parameters[i]->name, "head.", 5) != 0)
-            return complain("--save: %s has parameters (%s) that a model file has no place for",
-                            t->method.name, t->parameters[i]->name);
     ml_head *head = tuning_head_object(t);
     ml_save_desc desc = {format_of(path), ML_TYPE_NONE, NULL, head};
     ml_error error;

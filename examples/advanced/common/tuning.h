@@ -44,6 +44,7 @@ typedef struct tuning_method {
     int (*check)(tuning *t);
     /* Called when model and data are there: adds parameters. NULL: the whole model learns. The head always does. */
     int (*setup)(tuning *t);
+    int (*ready)(tuning *t); /* when all parameters are there, those of the head, too */
     /* Before each forward pass of the network, whose description it may change. */
     void (*begin)(tuning *t, ml_graph *g, ml_llama_desc *llama);
     unsigned places; /* see ml_llama_desc; `user` is the tuning */
@@ -185,6 +186,7 @@ void tuning_shuffle(int *order, int n, ml_random *random);
 /* Prints a result, and appends it to --csv. */
 int tuning_report(tuning *t, const char *method, const tuning_result *result);
 int tuning_save(tuning *t, const char *path);
+int tuning_can_save(const tuning *t);   /* whether tuning_save can; tuning_main asks before the training */
 ml_head *tuning_head_object(tuning *t); /* a copy of the classifier; NULL after saying why there is none */
 
 /* ---- between the files of the frame ---- */
@@ -210,6 +212,9 @@ typedef struct tuning_private {
     float *best;                             /* (tuning_count) */
 } tuning_private;
 
+enum { TUNING_OPTIONS = 30 };
+int tuning_options(tuning_settings *set, option *to); /* fills in the table of the shared ones; how many */
+int tuning_check_settings(const tuning_settings *set);
 int tuning_read_data(tuning *t);
 int tuning_make_batches(tuning *t);
 int tuning_make_head(tuning *t);

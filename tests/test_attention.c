@@ -1,0 +1,868 @@
+/* Attention, positions and pooling of a caller's graph, by the public interface: values against the formula written
+   plainly in doubles, gradients against central differences of it.
+
+   With a random dy, L(x) = sum(dy * op(x)). In doubles with h = 1e-5 the truncation error, of h^2, and the rounding
+   error, of 1e-16 / h, both stay near 1e-10: what remains is the error of the library's floats alone, about 1e-7 for
+   each rounding, a few times more in long sums. Numbers are compared relative to the largest of their tensor:
+   TOLERANCE of that. */
+#include "preamble.h"
+
+#define TOLERANCE 1e-5
+#define STEP 1e-5
+
+static double larger(double a, double b) { return a > b ? a : b; }
+
+static void *allocate(size_t n, size_t size) {
+    void *memory = calloc(n ? n : 1, size);
+    if (!memory) exit(2);
+    return memory;
+}
+
+static ml_tensor matrix(const float *data, size_t rows, size_t cols, float *grad) {
+    ml_tensor t = {ML_F32, rows, cols, (void *)(uintptr_t)data, grad};
+    return t;
+}
+
+/* ---- a problem: what goes in, the operation, and the gradients that come out ---- */
+
+typedef struct variable {
+    size_t rows, cols, n;
+    float *given;  /* what the library computes with ... */
+    double *exact; /* ... and the plain formula: the same numbers, until a difference is taken */
+    float *grad;
+    int frozen;
+} variable;
+
+enum { Q, K, V, BIAS, X = 0, SCORES = 1, MAX_VARIABLES = 5, MAX_ROWS = 8, MAX_SPANS = 8 };
+
+typedef struct problem {
+    ml_tensor (*build)(ml_graph *g, const ml_tensor *v, struct problem *p);
+    void (*plain)(const struct problem *p, double *y);
+    variable v[MAX_VARIABLES];
+    int n_variables;
+    size_t rows, cols;
+    float *dy, *y; /* (rows, cols); y is the result of the last pass */
+    ml_random random;
+
+    ml_attention_desc attention; /* without its operands */
+    int32_t start[MAX_ROWS], key_start[MAX_ROWS];
+    int n_rows;
+    const float *kept; /* by dropout: (n, heads, S), 0: not; NULL: all */
+    int longest;       /* S */
+    float *table;      /* of rotations */
+    size_t hd;
+    ml_pooling pooling;
+    ml_span spans[MAX_SPANS];
+    int n_spans;
+    double lambda;
+} problem;
+
+static variable *add(problem *p, size_t rows, size_t cols, double sd) {
+    variable *v = &p->v[p->n_variables++];
+    v->rows = rows, v->cols = cols, v->n = rows * cols;
+    v->given = (float *)allocate(v->n, sizeof *v->given);
+    v->exact = (double *)allocate(v->n, sizeof *v->exact);
+    v->grad = (float *)allocate(v->n, sizeof *v->grad);
+    for (size_t i = 0; i < v->n; i++) {
+        v->given[i] = (float)(sd * (double)ml_random_normal(&p->random));
+        v->exact[i] = (double)v->given[i];
+    }
+    return v;
+}
+
+static void set_output(problem *p, size_t rows, size_t cols) {
+    p->rows = rows, p->cols = cols;
+    p->y = (float *)allocate(rows * cols, sizeof *p->y);
+    p->dy = (float *)allocate(rows * cols, sizeof *p->dy);
+    for (size_t i = 0; i < rows * cols; i++) p->dy[i] = ml_random_normal(&p->random);
+}
+
+static void begin_problem(problem *p, ml_tensor (*build)(ml_graph *, const ml_tensor *, problem *),
+                          void (*plain)(const problem *, double *)) {
+    memset(p, 0, sizeof *p);
+    ml_random_seed(&p->random, 7);
+    p->build = build;
+    p->plain = plain;
+}
+
+static void end_problem(problem *p) {
+    for (int j = 0; j < p->n_variables; j++) free(p->v[j].given), free(p->v[j].exact), free(p->v[j].grad);
+    free(p->y);
+    free(p->dy);
+    free(p->table);
+}
+
+static ml_rows rows_of(const problem *p) {
+    ml_rows rows = {p->n_rows ? p->start : NULL, p->n_rows};
+    return rows;
+}
+
+/* Rows of these lengths, ended by 0; returns the number of tokens. */
+static size_t set_rows(problem *p, const int *lengths, int n_prefix) {
+    int r = 0;
+    for (; lengths[r]; r++) {
+        p->start[r + 1] = p->start[r] + lengths[r];
+        p->key_start[r + 1] = p->key_start[r] + lengths[r] + n_prefix;
+    }
+    p->n_rows = r;
+    return (size_t)p->start[r];
+}
+
+static ml_tensor last_result;
+
+static ml_tensor build_problem(ml_graph *g, void *user) {
+    problem *p = (problem *)user;
+    ml_tensor v[MAX_VARIABLES];
+    for (int j = 0; j < MAX_VARIABLES; j++) v[j] = ml_none();
+    for (int j = 0; j < p->n_variables; j++)
+        v[j] = matrix(p->v[j].given, p->v[j].rows, p->v[j].cols, p->v[j].frozen ? NULL : p->v[j].grad);
+    last_result = p->build(g, v, p);
+    return ml_sum(g, ml_mul(g, last_result, matrix(p->dy, p->rows, p->cols, NULL)));
+}
+
+static void tasks_backwards(void *user, int n_tasks, ml_task task, void *arg) {
+    (void)user;
+    while (n_tasks-- > 0) task(arg, n_tasks);
+}
+
+/* One pass forward and backward: the result, and gradients that are added to what is there. */
+static void run_pass(problem *p, int n_threads, int separate) {
+    ml_graph_desc desc;
+    ml_graph *g;
+    ml_error error;
+    memset(&desc, 0, sizeof desc);
+    desc.separate = separate;
+    desc.threads.count = n_threads;
+    desc.threads.parallel_for = tasks_backwards;
+    if (ml_graph_new(&desc, build_problem, p, &g, &error)) {
+        printf("%s\n", error.text);
+        CHECK(!"measured");
+        return;
+    }
+    ml_graph_begin(g, 1);
+    ml_tensor loss = build_problem(g, p);
+    CHECK(ml_graph_backward(g, loss, &error) == ML_OK);
+    if (error.code) printf("%s\n", error.text);
+    CHECK(last_result.rows == p->rows && last_result.cols == p->cols);
+    if (!error.code) memcpy(p->y, last_result.data, p->rows * p->cols * sizeof *p->y);
+    ml_graph_free(g);
+}
+
+static void clear_gradients(problem *p) {
+    for (int j = 0; j < p->n_variables; j++) memset(p->v[j].grad, 0, p->v[j].n * sizeof(float));
+}
+
+static double plain_loss(const problem *p, double *y) {
+    double sum = 0;
+    p->plain(p, y);
+    for (size_t i = 0; i < p->rows * p->cols; i++) sum += y[i] * (double)p->dy[i];
+    return sum;
+}
+
+static void check_values(problem *p, double *y) {
+    double largest = 1e-30;
+    p->plain(p, y);
+    for (size_t i = 0; i < p->rows * p->cols; i++) largest = larger(largest, fabs(y[i]));
+    for (size_t i = 0; i < p->rows * p->cols; i++) CHECK_NEAR(p->y[i], y[i], TOLERANCE * largest, 0);
+}
+
+/* About `most` numbers of each variable; one that is hidden, -infinity, has no difference, and must have gradient 0. */
+static void check_gradients(problem *p, double *y, size_t most) {
+    for (int j = 0; j < p->n_variables; j++) {
+        variable *v = &p->v[j];
+        double largest = 1e-3;
+        for (size_t i = 0; i < v->n; i++) largest = larger(largest, fabs((double)v->grad[i]));
+        for (size_t i = 0; i < v->n; i += v->n / most + 1) {
+            double was = v->exact[i], up, down;
+            if (was < -1e30) {
+                CHECK(v->grad[i] == 0);
+                continue;
+            }
+            v->exact[i] = was + STEP, up = plain_loss(p, y);
+            v->exact[i] = was - STEP, down = plain_loss(p, y);
+            v->exact[i] = was;
+            CHECK_NEAR(v->grad[i], (up - down) / (2 * STEP), TOLERANCE * largest, 0);
+        }
+    }
+}
+
+static float *copy_of(const float *x, size_t n) { return (float *)memcpy(allocate(n, 4), x, n * 4); }
+
+/* Values and gradients; the same bits with three threads and in separate memory; a second pass adds to the gradients
+   as much again; and without one of the variables' gradients the others are the same. */
+static void check_problem(problem *p, size_t most) {
+    float *y = NULL, *grad[MAX_VARIABLES];
+    double *plain = (double *)allocate(p->rows * p->cols, sizeof *plain);
+    run_pass(p, 1, 0);
+    check_values(p, plain);
+    check_gradients(p, plain, most);
+    y = copy_of(p->y, p->rows * p->cols);
+    for (int j = 0; j < p->n_variables; j++) grad[j] = copy_of(p->v[j].grad, p->v[j].n);
+    run_pass(p, 1, 0);
+    for (int j = 0; j < p->n_variables; j++)
+        for (size_t i = 0; i < p->v[j].n; i++)
+            CHECK_NEAR(p->v[j].grad[i], 2 * (double)grad[j][i], 1e-5 * larger(1, fabs((double)grad[j][i])),
+                       0);
+    for (int way = 0; way < 2 + p->n_variables; way++) {
+        int frozen = way - 2;
+        clear_gradients(p);
+        if (frozen >= 0) p->v[frozen].frozen = 1;
+        run_pass(p, way == 0 ? 3 : 1, way == 1);
+        CHECK(memcmp(y, p->y, p->rows * p->cols * sizeof *y) == 0);
+        for (int j = 0; j < p->n_variables; j++)
+            if (j != frozen) CHECK(memcmp(grad[j], p->v[j].grad, p->v[j].n * sizeof(float)) == 0);
+        if (frozen >= 0) p->v[frozen].frozen = 0;
+    }
+    for (int j = 0; j < p->n_variables; j++) free(grad[j]);
+    free(plain);
+    free(y);
+}
+
+/* ---- attention ---- */
+
+static ml_tensor attention_build(ml_graph *g, const ml_tensor *v, problem *p) {
+    ml_attention_desc desc = p->attention;
+    desc.q = v[Q], desc.k = v[K], desc.v = v[V];
+    if (p->n_variables > BIAS) desc.bias = v[BIAS];
+    desc.rows = rows_of(p);
+    desc.key_rows.start = p->key_start;
+    desc.key_rows.n_rows = p->n_rows;
+    return ml_attention(g, &desc);
+}
+
+/* Whether the query at position i of its row sees key j of it. */
+static int is_seen(const ml_attention_desc *d, int i, int j) {
+    int causal = d->mask != ML_MASK_FULL, near = !d->window || j < d->sinks || abs(i - j) < d->window;
+    return near && (!causal || j <= i);
+}
+
+/* y of query t, the `position`-th of its row, in head h; weight (S) is scratch */
+static void attend_plain(const problem *p, double *y, int t, int position, int r, int h, double *weight) {
+    const ml_attention_desc *d = &p->attention;
+    const variable *q = &p->v[Q], *k = &p->v[K], *v = &p->v[V],
+                   *bias = p->n_variables > BIAS ? &p->v[BIAS] : NULL;
+    int n_kv = d->n_kv_heads ? d->n_kv_heads : d->n_heads, hd = (int)q->cols / d->n_heads;
+    int hv = (int)v->cols / n_kv, kv = h / (d->n_heads / n_kv), n = (int)q->rows;
+    int begin = p->key_start[r], n_keys = p->key_start[r + 1] - begin;
+    double sum = 0, scale = d->scale > 0 ? (double)d->scale : 1 / sqrt((double)hd);
+    for (int j = 0; j < n_keys; j++) {
+        double dot = 0;
+        for (int c = 0; c < hd; c++)
+            dot +=
+                q->exact[t * (int)q->cols + h * hd + c] * k->exact[(begin + j) * (int)k->cols + kv * hd + c];
+        weight[j] = dot * scale;
+        if (bias) weight[j] += bias->exact[((bias->rows > q->rows ? h * n : 0) + t) * (int)bias->cols + j];
+        weight[j] = is_seen(d, position, j) ? exp(weight[j]) : 0;
+        sum += weight[j];
+    }
+    for (int c = 0; c < hv; c++) y[c] = 0;
+    for (int j = 0; j < n_keys && sum > 0; j++) {
+        double w = weight[j] / sum;
+        if (p->kept)
+            w = p->kept[(t * d->n_heads + h) * p->longest + j] > 0 ? w / (1 - (double)d->dropout) : 0;
+        for (int c = 0; c < hv; c++) y[c] += w * v->exact[(begin + j) * (int)v->cols + kv * hv + c];
+    }
+}
+
+static void attention_plain(const problem *p, double *y) {
+    const ml_attention_desc *d = &p->attention;
+    int n_kv = d->n_kv_heads ? d->n_kv_heads : d->n_heads, hv = (int)p->v[V].cols / n_kv;
+    double *weight = (double *)allocate(p->v[K].rows, sizeof *weight);
+    for (int r = 0; r < p->n_rows; r++)
+        for (int t = p->start[r]; t < p->start[r + 1]; t++)
+            for (int h = 0; h < d->n_heads; h++) {
+                int position = p->key_start[r + 1] - p->key_start[r] - (p->start[r + 1] - t);
+                attend_plain(p, y + t * hv * d->n_heads + h * hv, t, position, r, h, weight);
+            }
+    free(weight);
+}
+
+typedef struct setting {
+    ml_mask mask;
+    int n_heads, n_kv_heads, hd, hv, n_prefix, window, sinks, bias; /* 1: shared, 2: per head */
+    float scale;
+} setting;
+
+static void begin_attention(problem *p, setting s, const int *lengths) {
+    size_t n, m, longest = 0, n_heads = (size_t)s.n_heads, n_kv = (size_t)s.n_kv_heads;
+    begin_problem(p, attention_build, attention_plain);
+    n = set_rows(p, lengths, s.n_prefix);
+    m = (size_t)p->key_start[p->n_rows];
+    for (int r = 0; r < p->n_rows; r++) longest = (size_t)larger((double)longest, lengths[r] + s.n_prefix);
+    p->longest = (int)longest;
+    p->attention.n_heads = s.n_heads, p->attention.n_kv_heads = s.n_kv_heads;
+    p->attention.mask = s.mask, p->attention.window = s.window, p->attention.sinks = s.sinks;
+    p->attention.scale = s.scale;
+    add(p, n, n_heads * (size_t)s.hd, 1.2);
+    add(p, m, n_kv * (size_t)s.hd, 1.2);
+    add(p, m, n_kv * (size_t)s.hv, 1);
+    if (s.bias) add(p, s.bias == 2 ? n * n_heads : n, longest + 1, 1); /* a column more than needed */
+    set_output(p, n, n_heads * (size_t)s.hv);
+}
+
+static const int few_rows[] = {1, 5, 17, 4, 2, 0}, long_rows[] = {3, 130, 65, 0}, one_row[] = {70, 0};
+
+static void check_attention(setting s, const int *lengths, size_t most) {
+    problem p;
+    begin_attention(&p, s, lengths);
+    check_problem(&p, most);
+    end_problem(&p);
+}
+
+TEST(attention_of_groups_rows_and_masks) {
+    static const int groups[4][2] = {{1, 1}, {6, 2}, {4, 4}, {3, 1}};
+    for (int i = 0; i < 4; i++)
+        for (int full = 0; full < 2; full++) {
+            setting s = {
+                full ? ML_MASK_FULL : ML_MASK_DEFAULT, groups[i][0], groups[i][1], 6, 6, 0, 0, 0, 0, 0};
+            check_attention(s, few_rows, 25);
+            s.hv = 10, s.n_prefix = 3, s.scale = .3f;
+            check_attention(s, few_rows, 25);
+        }
+    setting s = {ML_MASK_CAUSAL, 4, 2, 8, 16, 5, 0, 0, 0, 0};
+    check_attention(s, long_rows, 12);
+}
+
+TEST(attention_with_bias) {
+    for (int bias = 1; bias <= 2; bias++)
+        for (int full = 0; full < 2; full++) {
+            setting s = {full ? ML_MASK_FULL : ML_MASK_CAUSAL, 4, 2, 6, 6, 2, 0, 0, bias, 0};
+            check_attention(s, few_rows, 40);
+            check_attention(s, long_rows, 8);
+        }
+}
+
+TEST(attention_with_window_and_sinks) {
+    static const int windows[5][2] = {{1, 0}, {4, 0}, {3, 2}, {40, 4}, {64, 100}};
+    for (int i = 0; i < 5; i++)
+        for (int full = 0; full < 2; full++) {
+            setting s = {full ? ML_MASK_FULL : ML_MASK_CAUSAL,
+                         4,
+                         2,
+                         6,
+                         8,
+                         i % 2 * 3,
+                         windows[i][0],
+                         windows[i][1],
+                         0,
+                         0};
+            check_attention(s, few_rows, 20);
+            check_attention(s, long_rows, 8);
+            s.bias = 1 + full;
+            check_attention(s, one_row, 20);
+        }
+}
+
+/* What dropout keeps does not depend on the numbers: equal weights over values that are the identity show it. */
+static float *find_kept(const problem *p) {
+    problem ones;
+    size_t n = p->v[Q].rows, m = p->v[K].rows, heads = (size_t)p->attention.n_heads, S = (size_t)p->longest;
+    begin_problem(&ones, attention_build, attention_plain);
+    memcpy(ones.start, p->start, sizeof ones.start);
+    memcpy(ones.key_start, p->key_start, sizeof ones.key_start);
+    ones.n_rows = p->n_rows;
+    ones.attention = p->attention;
+    ones.attention.n_kv_heads = 1;
+    add(&ones, n, heads, 0);
+    add(&ones, m, 1, 0);
+    variable *v = add(&ones, m, S, 0);
+    for (int r = 0; r < p->n_rows; r++)
+        for (int i = p->key_start[r]; i < p->key_start[r + 1]; i++)
+            v->given[i * p->longest + i - p->key_start[r]] = 1;
+    set_output(&ones, n, heads * S);
+    run_pass(&ones, 1, 0);
+    float *kept = copy_of(ones.y, n * heads * S);
+    end_problem(&ones);
+    return kept;
+}
+
+TEST(attention_with_dropout) {
+    for (int turn = 0; turn < 6; turn++) {
+        setting s = {
+            turn & 1 ? ML_MASK_FULL : ML_MASK_CAUSAL, 4, 2, 6, 8, turn, turn > 3 ? 5 : 0, 2, turn % 3, 0};
+        problem p;
+        begin_attention(&p, s, turn == 1 ? long_rows : few_rows);
+        p.attention.dropout = .3f;
+        p.attention.seed = 5;
+        float *kept = find_kept(&p);
+        p.kept = kept;
+        check_problem(&p, 12);
+        end_problem(&p);
+        free(kept);
+    }
+}
+
+/* Of 4 * 130 * 130 weights .3 are dropped, +-.0018 (one deviation); another seed drops others; a pass that does not
+   tape drops none. */
+TEST(dropout_is_drawn_by_seed) {
+    setting s = {ML_MASK_FULL, 4, 4, 6, 6, 0, 0, 0, 0, 0};
+    static const int row[] = {130, 0};
+    problem p;
+    int dropped = 0, differ = 0, n = 4 * 130 * 130;
+    ml_graph *g;
+    ml_error error;
+    begin_attention(&p, s, row);
+    p.attention.dropout = .3f;
+    float *first = find_kept(&p);
+    p.attention.seed = 1;
+    float *second = find_kept(&p);
+    for (int i = 0; i < n; i++) dropped += first[i] == 0, differ += (first[i] == 0) != (second[i] == 0);
+    CHECK_NEAR(dropped, .3 * n, .01 * n, 0);
+    CHECK_NEAR(differ, .42 * n, .01 * n, 0); /* 2 * .3 * .7 */
+    CHECK(ml_graph_new(NULL, build_problem, &p, &g, &error) == ML_OK);
+    ml_graph_begin(g, 0);
+    build_problem(g, &p);
+    CHECK(ml_graph_end(g, &error) == ML_OK);
+    memcpy(p.y, last_result.data, p.rows * p.cols * sizeof *p.y);
+    double *y = (double *)allocate(p.rows * p.cols, sizeof *y);
+    check_values(&p, y); /* without dropout */
+    ml_graph_free(g);
+    end_problem(&p);
+    free(y);
+    free(first);
+    free(second);
+}
+
+/* Two settings of the same operands: results and gradients agree to rounding. */
+static void check_same(setting a, setting b, const int *lengths) {
+    problem p[2];
+    for (int i = 0; i < 2; i++) {
+        begin_attention(&p[i], i ? b : a, lengths);
+        run_pass(&p[i], 1, 0);
+    }
+    for (size_t i = 0; i < p[0].rows * p[0].cols; i++) CHECK_NEAR(p[0].y[i], p[1].y[i], 1e-6, 1e-6);
+    for (int j = 0; j < p[0].n_variables; j++)
+        for (size_t i = 0; i < p[0].v[j].n; i++) CHECK_NEAR(p[0].v[j].grad[i], p[1].v[j].grad[i], 1e-5, 1e-5);
+    for (int i = 0; i < 2; i++) end_problem(&p[i]);
+}
+
+TEST(a_window_of_all_is_none) {
+    for (int full = 0; full < 2; full++) {
+        setting none = {full ? ML_MASK_FULL : ML_MASK_CAUSAL, 4, 2, 6, 6, 2, 0, 0, 0, 0}, all = none;
+        all.window = 1000;
+        check_same(none, all, long_rows);
+        all.window = 1, all.sinks = 1000;
+        check_same(none, all, long_rows);
+    }
+}
+
+/* Hides from query t, of the `position`-th block of 16, all but its own and the first block of keys. */
+static int is_hidden_block(int query, int key) { return key / 16 != query / 16 && key / 16 != 0; }
+
+/* A bias of -infinity hides: what is left is attention over the keys that it leaves. One query sees nothing. */
+TEST(block_sparse_by_bias) {
+    setting s = {ML_MASK_CAUSAL, 2, 1, 6, 6, 0, 0, 0, 2, 0};
+    problem p;
+    begin_attention(&p, s, one_row);
+    variable *bias = &p.v[BIAS];
+    for (int h = 0; h < 2; h++)
+        for (int t = 0; t < 70; t++)
+            for (int j = 0; j < 70; j++)
+                if (is_hidden_block(t, j) || t == 33)
+                    bias->given[(h * 70 + t) * 71 + j] = -INFINITY,
+                                                    bias->exact[(h * 70 + t) * 71 + j] = -INFINITY;
+    check_problem(&p, 60);
+    for (size_t c = 0; c < p.cols; c++) CHECK(p.y[33 * p.cols + c] == 0);
+    for (int j = 0; j < p.n_variables; j++)
+        for (size_t i = 0; i < p.v[j].n; i++) CHECK(p.v[j].grad[i] - p.v[j].grad[i] == 0);
+    end_problem(&p);
+}
+
+/* ---- ALiBi ---- */
+
+static ml_tensor alibi_build(ml_graph *g, const ml_tensor *v, problem *p) {
+    ml_tensor bias = ml_alibi(g, p->attention.n_heads, rows_of(p), (size_t)p->start[p->n_rows]);
+    CHECK(!bias.grad);
+    return ml_add(g, bias, v[0]); /* so that something learns */
+}
+
+static void alibi_plain(const problem *p, double *y) {
+    int n = p->start[p->n_rows];
+    for (int h = 0; h < p->attention.n_heads; h++)
+        for (int r = 0; r < p->n_rows; r++)
+            for (int t = p->start[r]; t < p->start[r + 1]; t++)
+                for (int j = 0; j < (int)p->cols; j++)
+                    y[(h * n + t) * (int)p->cols + j] =
+                        -pow(2, -8.0 * (h + 1) / p->attention.n_heads) * abs(t - p->start[r] - j) +
+                        p->v[0].exact[(h * n + t) * (int)p->cols + j];
+}
+
+TEST(alibi) {
+    problem p;
+    begin_problem(&p, alibi_build, alibi_plain);
+    size_t n = set_rows(&p, few_rows, 0);
+    p.attention.n_heads = 3;
+    add(&p, 3 * n, 17, 0);
+    set_output(&p, 3 * n, 17);
+    check_problem(&p, 10);
+    end_problem(&p);
+}
+
+/* ---- differential attention (Ye et al. 2024, "Differential Transformer"): (softmax1 - lambda softmax2) v ---- */
+
+enum { Q2 = 3, K2 };
+
+static ml_tensor differential_build(ml_graph *g, const ml_tensor *v, problem *p) {
+    ml_attention_desc desc = p->attention;
+    desc.rows = rows_of(p);
+    desc.q = v[Q], desc.k = v[K], desc.v = v[V];
+    ml_tensor first = ml_attention(g, &desc);
+    desc.q = v[Q2], desc.k = v[K2];
+    return ml_sub(g, first, ml_scale(g, ml_attention(g, &desc), (float)p->lambda));
+}
+
+static void differential_plain(const problem *p, double *y) {
+    problem other = *p;
+    double *second = (double *)allocate(p->rows * p->cols, sizeof *second);
+    other.n_variables = 3;
+    attention_plain(&other, y);
+    other.v[Q] = p->v[Q2], other.v[K] = p->v[K2];
+    attention_plain(&other, second);
+    for (size_t i = 0; i < p->rows * p->cols; i++) y[i] -= p->lambda * second[i];
+    free(second);
+}
+
+TEST(differential_attention) {
+    setting s = {ML_MASK_CAUSAL, 4, 2, 6, 12, 0, 0, 0, 0, 0};
+    problem p;
+    begin_attention(&p, s, few_rows);
+    p.build = differential_build;
+    p.plain = differential_plain;
+    p.lambda = .375;
+    add(&p, p.v[Q].rows, p.v[Q].cols, 1.2);
+    add(&p, p.v[K].rows, p.v[K].cols, 1.2);
+    check_problem(&p, 20);
+    end_problem(&p);
+}
+
+/* ---- tables of rotations ---- */
+
+/* The angle of a pair at a position, in doubles; YaRN as in the paper's code: pairs below `low` keep their frequency,
+   pairs above `high` are interpolated. */
+static double plain_angle(const ml_rope_desc *d, int j, int position) {
+    double hd = (double)d->hd, theta = (double)d->theta, s = (double)d->scale, pi = acos(-1.0), ramp;
+    if (d->kind == ML_ROPE_NTK) return position / pow(theta * pow(s, hd / (hd - 2)), 2 * j / hd);
+    double frequency = 1 / pow(theta, 2 * j / hd);
+    if (d->kind == ML_ROPE_PLAIN) return position / s * frequency;
+    double low = floor(hd * log(d->original / (32 * 2 * pi)) / (2 * log(theta)));
+    double high = ceil(hd * log(d->original / (1 * 2 * pi)) / (2 * log(theta)));
+    low = low < 0 ? 0 : low, high = high > hd - 1 ? hd - 1 : high;
+    ramp = (j - low) / (high > low ? high - low : .001);
+    ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
+    return position * (frequency / s * ramp + frequency * (1 - ramp));
+}
+
+/* A float angle up to 50 has an error of 2e-6 times a few. */
+TEST(rope_tables) {
+    static const ml_rope_desc descs[] = {
+        {ML_ROPE_PLAIN, 8, 10000, 1, 0},   {ML_ROPE_PLAIN, 10, 500, 4, 0},
+        {ML_ROPE_NTK, 16, 10000, 4, 0},    {ML_ROPE_YARN, 32, 10000, 4, 64},
+        {ML_ROPE_YARN, 64, 10000, 8, 512}, {ML_ROPE_YARN, 128, 500000, 16, 2048}};
+    static float table[50 * 128];
+    for (size_t k = 0; k < sizeof descs / sizeof *descs; k++) {
+        const ml_rope_desc *d = &descs[k];
+        double length = d->kind == ML_ROPE_YARN ? .1 * log((double)d->scale) + 1 : 1;
+        CHECK(ml_rope_table(d, table, 50) == ML_OK);
+        for (int t = 0; t < 50; t++)
+            for (int j = 0; j < (int)d->hd / 2; j++) {
+                double angle = plain_angle(d, j, t);
+                CHECK_NEAR(table[t * (int)d->hd + 2 * j], length * cos(angle), 2e-5, 0);
+                CHECK_NEAR(table[t * (int)d->hd + 2 * j + 1], length * sin(angle), 2e-5, 0);
+            }
+    }
+}
+
+/* Frequencies of YaRN (hd 16, theta 10000, scale 8, original 64) by its formula in PyTorch, float64: cosines of
+   position 3, over the factor 0.1 ln 8 + 1 = 1.20794415. */
+TEST(yarn_against_pytorch) {
+    static const double cosines[8] = {-0.989992496600, 0.782588086096, 0.992197667229, 0.999929688324,
+                                      0.999992968758,  0.999999296875, 0.999999929688, 0.999999992969};
+    float table[4 * 16];
+    ml_rope_desc desc = {ML_ROPE_YARN, 16, 0, 8, 64};
+    CHECK(ml_rope_table(&desc, table, 4) == ML_OK);
+    for (int j = 0; j < 8; j++) CHECK_NEAR(table[3 * 16 + 2 * j], 1.20794415416798 * cosines[j], 1e-6, 0);
+}
+
+TEST(rope_tables_that_are_refused) {
+    static const ml_rope_desc wrong[] = {{ML_ROPE_PLAIN, 7, 0, 0, 0},  {ML_ROPE_PLAIN, 0, 0, 0, 0},
+                                         {ML_ROPE_YARN, 8, 0, 4, 0},   {(ml_rope_kind)9, 8, 0, 0, 0},
+                                         {ML_ROPE_PLAIN, 8, -1, 0, 0}, {ML_ROPE_NTK, 8, 0, -2, 0}};
+    float table[64];
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        CHECK(ml_rope_table(&wrong[i], table, 4) == ML_ERROR_ARGUMENT);
+}
+
+/* The plain table is that of the model. */
+static struct {
+    ml_model *model;
+    ml_tensor table;
+    float hidden[2][5 * 16];
+} llama;
+
+static ml_tensor llama_build(ml_graph *g, void *user) {
+    static const int32_t tokens[5] = {1, 4, 2, 7, 3};
+    ml_batch batch = {tokens, 5, NULL, 0, NULL, NULL, 0};
+    ml_llama_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.model = llama.model;
+    desc.batch = &batch;
+    if (*(int *)user) desc.rope = llama.table;
+    return ml_llama(g, &desc);
+}
+
+TEST(the_models_own_table) {
+    ml_random random;
+    ml_error error;
+    float table[5 * 4];
+    ml_random_seed(&random, 1);
+    ml_model_create_desc create = {
+        {16, 24, 2, 4, 2, 9, 8, 1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 700, 3}, ML_F32, &random, {0}};
+    ml_rope_desc rope = {ML_ROPE_PLAIN, 4, 700, 3, 0};
+    REQUIRE(ml_model_create(&create, &llama.model, &error) == ML_OK);
+    CHECK(ml_rope_table(&rope, table, 5) == ML_OK);
+    llama.table = matrix(table, 5, 4, NULL);
+    for (int own = 0; own < 2; own++) {
+        ml_graph *g;
+        CHECK(ml_graph_new(NULL, llama_build, &own, &g, &error) == ML_OK);
+        ml_graph_begin(g, 0);
+        ml_tensor hidden = llama_build(g, &own);
+        CHECK(ml_graph_end(g, &error) == ML_OK);
+        memcpy(llama.hidden[own], hidden.data, sizeof llama.hidden[own]);
+        ml_graph_free(g);
+    }
+    CHECK(memcmp(llama.hidden[0], llama.hidden[1], sizeof llama.hidden[0]) == 0);
+    ml_model_free(llama.model);
+}
+
+static ml_tensor rotate_build(ml_graph *g, const ml_tensor *v, problem *p) {
+    return ml_rotate(g, v[0], matrix(p->table, 20, p->hd, NULL), rows_of(p));
+}
+
+static void rotate_plain(const problem *p, double *y) {
+    int cols = (int)p->cols, hd = (int)p->hd;
+    for (int r = 0; r < p->n_rows; r++)
+        for (int t = p->start[r]; t < p->start[r + 1]; t++)
+            for (int c = 0; c < cols; c += 2) {
+                const float *turn = p->table + (t - p->start[r]) * hd + c % hd;
+                double a = p->v[0].exact[t * cols + c], b = p->v[0].exact[t * cols + c + 1];
+                y[t * cols + c] = a * (double)turn[0] - b * (double)turn[1];
+                y[t * cols + c + 1] = a * (double)turn[1] + b * (double)turn[0];
+            }
+}
+
+TEST(rotation) {
+    static const size_t sizes[3] = {2, 10, 64};
+    for (int i = 0; i < 3; i++) {
+        problem p;
+        ml_rope_desc desc = {ML_ROPE_YARN, sizes[i], 100, 4, 512};
+        begin_problem(&p, rotate_build, rotate_plain);
+        size_t n = set_rows(&p, few_rows, 0);
+        p.hd = sizes[i];
+        p.table = (float *)allocate(20 * p.hd, sizeof *p.table);
+        CHECK(ml_rope_table(&desc, p.table, 20) == ML_OK);
+        add(&p, n, 3 * p.hd, 1);
+        set_output(&p, n, 3 * p.hd);
+        check_problem(&p, 40);
+        end_problem(&p);
+    }
+}
+
+/* ---- pooling ---- */
+
+static ml_tensor pool_build(ml_graph *g, const ml_tensor *v, problem *p) {
+    if (p->n_variables > SCORES) return ml_pool_weighted(g, v[X], v[SCORES], rows_of(p));
+    if (p->n_spans) return ml_pool_spans(g, v[X], p->spans, p->n_spans, p->pooling);
+    return ml_pool_rows(g, v[X], rows_of(p), p->pooling);
+}
+
+static double pool_plain_number(const problem *p, int begin, int end, int c) {
+    const double *x = p->v[X].exact;
+    int cols = (int)p->cols;
+    double y = p->pooling == ML_POOL_MEAN ? 0 : x[(end - 1) * cols + c];
+    for (int i = begin; i < end && p->pooling != ML_POOL_LAST; i++)
+        y = p->pooling == ML_POOL_MEAN ? y + x[i * cols + c] / (end - begin) : larger(y, x[i * cols + c]);
+    return y;
+}
+
+static void pool_plain(const problem *p, double *y) {
+    for (size_t i = 0; i < p->rows * p->cols; i++) {
+        int r = (int)(i / p->cols), c = (int)(i % p->cols);
+        int begin = p->n_spans ? p->spans[r].begin : p->start[r],
+            end = p->n_spans ? p->spans[r].end : p->start[r + 1];
+        y[i] = pool_plain_number(p, begin, end, c);
+        if (p->n_variables <= SCORES) continue;
+        double sum = 0;
+        y[i] = 0;
+        for (int t = begin; t < end; t++) sum += exp(p->v[SCORES].exact[t]);
+        for (int t = begin; t < end; t++)
+            y[i] += exp(p->v[SCORES].exact[t]) / sum * p->v[X].exact[t * (int)p->cols + c];
+    }
+}
+
+/* Of rows, of spans that overlap, and weighted. */
+TEST(pooling) {
+    static const ml_span spans[] = {{0, 1}, {0, 29}, {3, 9}, {5, 9}, {8, 20}, {28, 29}};
+    for (int kind = ML_POOL_LAST; kind <= ML_POOL_MAX; kind++)
+        for (int way = 0; way < 3; way++) {
+            problem p;
+            begin_problem(&p, pool_build, pool_plain);
+            size_t n = set_rows(&p, few_rows, 0);
+            p.pooling = (ml_pooling)kind;
+            if (way == 1) p.n_spans = 6, memcpy(p.spans, spans, sizeof spans);
+            add(&p, n, 21, 1);
+            if (way == 2) add(&p, n, 1, 1);
+            set_output(&p, way == 1 ? 6 : (size_t)p.n_rows, 21);
+            check_problem(&p, 700);
+            end_problem(&p);
+        }
+}
+
+/* A head that pools the maximum gives the log-softmax of its layer on the largest numbers of the hidden states; an
+   embedding is these; and no file can hold such a head. */
+TEST(maximum_in_heads_and_embeddings) {
+    static const int32_t tokens[5] = {1, 4, 2, 7, 3}, row_start[3] = {0, 2, 5};
+    ml_batch batch = {tokens, 5, row_start, 2, NULL, NULL, 0};
+    ml_random random;
+    ml_error error;
+    ml_model *model;
+    ml_session *session;
+    ml_head *head;
+    float hidden[5 * 16], pooled[2 * 16], log_probs[2 * 3];
+    ml_random_seed(&random, 1);
+    ml_model_create_desc create = {
+        {16, 24, 2, 4, 2, 9, 8, 1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 700, 3}, ML_F32, &random, {0}};
+    ml_head_create_desc top = {3, NULL, ML_POOL_MAX, 0, &random, {0}};
+    ml_outputs outputs = {NULL, 0, hidden, NULL};
+    ml_embed_desc embed = {ML_POOL_MAX, 0};
+    REQUIRE(ml_model_create(&create, &model, &error) == ML_OK);
+    REQUIRE(ml_head_create(model, &top, &head, &error) == ML_OK);
+    REQUIRE(ml_session_new(model, NULL, &session, &error) == ML_OK);
+    CHECK(ml_session_eval_batch(session, &batch, &outputs, &error) == ML_OK);
+    CHECK(ml_session_embed(session, &batch, &embed, pooled, &error) == ML_OK);
+    CHECK(ml_head_eval(head, session, &batch, log_probs, &error) == ML_OK);
+    for (int r = 0; r < 2; r++) {
+        double logits[3], sum = 0, h[16];
+        for (int c = 0; c < 16; c++) {
+            h[c] = -1e30;
+            for (int t = row_start[r]; t < row_start[r + 1]; t++)
+                h[c] = larger(h[c], (double)hidden[t * 16 + c]);
+            CHECK((double)pooled[r * 16 + c] == h[c]);
+        }
+        for (int k = 0; k < 3; k++) {
+            logits[k] = (double)((float *)head->bias.data)[k];
+            for (int c = 0; c < 16; c++) logits[k] += h[c] * (double)((float *)head->weight.data)[k * 16 + c];
+            sum += exp(logits[k]);
+        }
+        for (int k = 0; k < 3; k++) CHECK_NEAR(log_probs[r * 3 + k], logits[k] - log(sum), 1e-5, 0);
+    }
+    ml_save_desc save;
+    memset(&save, 0, sizeof save);
+    save.head = head;
+    CHECK(ml_model_save(model, "never-written.gguf", &save, &error) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(error.text, "ML_POOL_MAX"));
+    ml_session_free(session);
+    ml_head_free(head);
+    ml_model_free(model);
+}
+
+/* ---- what does not fit ---- */
+
+enum {
+    HEADS,
+    KEY_WIDTH,
+    VALUES,
+    ROWS,
+    EMPTY_ROW,
+    KEY_ROWS,
+    FEW_KEYS,
+    BIAS_SHAPE,
+    WINDOW,
+    DROPOUT,
+    SHORT_TABLE,
+    ODD_TABLE,
+    SPAN,
+    SCORE_SHAPE,
+    POOLING_NAME,
+    WRONGS
+};
+
+static const struct {
+    ml_result result;
+    const char *text;
+} wrongs[WRONGS] = {{ML_ERROR_ARGUMENT, "n_kv_heads 3 does not divide n_heads 4"},
+                    {ML_ERROR_MISMATCH, "(6, 8) and (6, 6)"},
+                    {ML_ERROR_MISMATCH, "(6, 8) and (5, 8)"},
+                    {ML_ERROR_ARGUMENT, "from 0 to the 6 tokens"},
+                    {ML_ERROR_ARGUMENT, "row 1 is empty"},
+                    {ML_ERROR_MISMATCH, "2 rows of queries, 1 of keys"},
+                    {ML_ERROR_MISMATCH, "row 1 has 3 queries and only 2 keys"},
+                    {ML_ERROR_MISMATCH, "the bias is (6, 2), not (6, 3) or (24, 3)"},
+                    {ML_ERROR_ARGUMENT, "window"},
+                    {ML_ERROR_ARGUMENT, "dropout"},
+                    {ML_ERROR_CONTEXT, "a row has 3 tokens, the table 2 positions"},
+                    {ML_ERROR_MISMATCH, "(6, 8) and (4, 3)"},
+                    {ML_ERROR_ARGUMENT, "span 1, [4, 7)"},
+                    {ML_ERROR_MISMATCH, "(6, 8) and (5, 1)"},
+                    {ML_ERROR_ARGUMENT, "pooling is not one of its names"}};
+
+static ml_tensor wrong_build(ml_graph *g, void *user) {
+    static float numbers[64];
+    static const int32_t halves[] = {0, 3, 6}, short_rows[] = {0, 3, 5}, empty[] = {0, 3, 3, 6},
+                         fewer[] = {0, 4, 6};
+    static const ml_span spans[] = {{0, 2}, {4, 7}};
+    int which = *(int *)user;
+    ml_tensor x = matrix(numbers, 6, 8, NULL);
+    ml_rows rows = {halves, 2};
+    ml_attention_desc d;
+    memset(&d, 0, sizeof d);
+    d.q = d.k = d.v = x, d.n_heads = 4, d.rows = rows;
+    switch (which) {
+    case HEADS: d.n_kv_heads = 3; break;
+    case KEY_WIDTH: d.k.cols = 6; break;
+    case VALUES: d.v.rows = 5; break;
+    case ROWS: d.rows.start = short_rows; break;
+    case EMPTY_ROW: d.rows.start = empty, d.rows.n_rows = 3; break;
+    case KEY_ROWS: d.key_rows.start = halves + 0, d.key_rows.n_rows = 1, d.k.rows = d.v.rows = 3; break;
+    case FEW_KEYS: d.key_rows.start = fewer, d.key_rows.n_rows = 2; break;
+    case BIAS_SHAPE: d.bias = matrix(numbers, 6, 2, NULL); break;
+    case WINDOW: d.window = -1; break;
+    case DROPOUT: d.dropout = 1; break;
+    case SHORT_TABLE: return ml_rotate(g, x, matrix(numbers, 2, 4, NULL), rows);
+    case ODD_TABLE: return ml_rotate(g, x, matrix(numbers, 4, 3, NULL), rows);
+    case SPAN: return ml_pool_spans(g, x, spans, 2, ML_POOL_MEAN);
+    case SCORE_SHAPE: return ml_pool_weighted(g, x, matrix(numbers, 5, 1, NULL), rows);
+    default: return ml_pool_rows(g, x, rows, (ml_pooling)7);
+    }
+    return ml_attention(g, &d);
+}
+
+TEST(what_does_not_fit) {
+    for (int which = 0; which < WRONGS; which++) {
+        size_t size;
+        ml_error error;
+        CHECK(ml_graph_size(NULL, wrong_build, &which, &size, &error) == wrongs[which].result);
+        CHECK(strstr(error.text, wrongs[which].text));
+        if (!strstr(error.text, wrongs[which].text)) printf("%d: %s\n", which, error.text);
+    }
+}
+
+int main(void) {
+    RUN(attention_of_groups_rows_and_masks);
+    RUN(attention_with_bias);
+    RUN(attention_with_window_and_sinks);
+    RUN(attention_with_dropout);
+    RUN(dropout_is_drawn_by_seed);
+    RUN(a_window_of_all_is_none);
+    RUN(block_sparse_by_bias);
+    RUN(alibi);
+    RUN(differential_attention);
+    RUN(rope_tables);
+    RUN(yarn_against_pytorch);
+    RUN(rope_tables_that_are_refused);
+    RUN(the_models_own_table);
+    RUN(rotation);
+    RUN(pooling);
+    RUN(maximum_in_heads_and_embeddings);
+    RUN(what_does_not_fit);
+    return test_report("test_attention");
+}
