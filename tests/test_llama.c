@@ -617,15 +617,17 @@ TEST(dropout_has_the_right_gradient) {
 
 typedef struct dropped {
     setup *s;
-    float ones[TOKENS * KV_DIM], sums[LAYERS][TOKENS * DIM]; /* sums of the weights that are kept */
+    float ones[TOKENS * KV_DIM], zeros[TOKENS * DIM],
+        sums[LAYERS][TOKENS * DIM]; /* sums of the weights that are kept */
     ml_llama_desc desc;
     ml_batch batch;
 } dropped;
 
-/* Values of 1: then what attention gives is the sum of its weights. */
+/* Values of 1: then what attention gives is the sum of its weights. Queries of 0: they are equal in all layers. */
 static ml_tensor insert_ones(ml_graph *g, const ml_insertion *at, void *user) {
     dropped *d = (dropped *)user;
     if (at->place == ML_PLACE_V) return ml_input(g, d->ones, TOKENS, KV_DIM);
+    if (at->place == ML_PLACE_Q) return ml_input(g, d->zeros, TOKENS, DIM);
     if (!g->measuring) memcpy(d->sums[at->layer], at->x.data, sizeof *d->sums);
     return at->y;
 }
@@ -641,7 +643,8 @@ static void find_sums(dropped *d, setup *s, int taping, uint64_t seed) {
     d->s = s;
     d->batch.tokens = s->tokens[0], d->batch.n_tokens = TOKENS;
     d->desc.model = s->model, d->desc.batch = &d->batch;
-    d->desc.places = 1u << ML_PLACE_V | 1u << ML_PLACE_O, d->desc.insert = insert_ones, d->desc.user = d;
+    d->desc.places = 1u << ML_PLACE_Q | 1u << ML_PLACE_V | 1u << ML_PLACE_O, d->desc.insert = insert_ones,
+    d->desc.user = d;
     d->desc.dropout = 0.3f, d->desc.seed = seed;
     if (ml_graph_new(NULL, build_dropped, d, &g, NULL)) exit(2);
     ml_graph_begin(g, taping);
