@@ -731,7 +731,7 @@ typedef struct ml_attention_desc {
     /* (n, S) for all heads or (n_heads * n, S), head after head: column j is the j-th key of the query's row, S at
        least the keys of the longest row; -INFINITY hides a key; default none */
     ml_tensor bias;
-    float dropout; /* of the weights; default 0; none where the graph does not tape */
+    float dropout; /* of the weights; default 0; as ml_dropout, none where the graph does not tape */
     uint64_t seed; /* of dropout */
 } ml_attention_desc;
 ML_DEF ml_tensor ml_attention(ml_graph *g, const ml_attention_desc *desc); /* (n, n_heads * hv) */
@@ -833,6 +833,8 @@ typedef struct ml_llama_desc {
     int no_rope;    /* no rotation at all */
     ml_tensor bias; /* as those of ml_attention_desc, in all layers */
     int window, sinks;
+    float dropout;     /* of the attention weights, as in ml_attention_desc; default 0 */
+    uint64_t seed;     /* of dropout; each layer drops others */
     int checkpointing; /* as that of ml_trainer_desc */
     ml_tensor
         *states; /* out (n_layers + 1): the stream before the first and after each layer; NULL: not wanted */
@@ -3200,7 +3202,7 @@ static int mli_wants(const mli_pass *pass, unsigned at) { return (pass->places &
 static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
                             ml_tensor y);
 static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x);
-/* Also there: prefixes, bias, window and sinks. */
+/* Also there: prefixes, bias, window, sinks and dropout. */
 static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op);
 #endif
 #define MLI_AT_END (1u << 31) /* not a place of the caller's: the result, which he may read like any value */
@@ -5742,7 +5744,7 @@ ML_DEF ml_tensor ml_attention(ml_graph *graph, const ml_attention_desc *d) {
     op.key_start = mli_keep_rows(g, &read_keys)->start;
     op.bias = d->bias;
     op.window = (size_t)d->window, op.sinks = (size_t)d->sinks;
-    if (graph->taping) op.dropout = d->dropout, op.seed = d->seed;
+    if (g->open->dropping) op.dropout = d->dropout, op.seed = d->seed;
     if (d->scale > 0) op.scale = d->scale;
     int learns = d->q.grad || d->k.grad || d->v.grad || d->bias.grad;
     ml_tensor out = mli_result(g, d->q.rows, op.hv * (size_t)d->n_heads, learns);
@@ -6079,6 +6081,10 @@ static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, 
     }
     op->bias = desc->bias;
     op->window = (size_t)desc->window, op->sinks = (size_t)desc->sinks;
+    if (!g->open->dropping) return;
+    uint64_t state = desc->seed;
+    state = mli_splitmix64(&state) + (uint64_t)layer; /* not that of another layer with the next seed */
+    op->dropout = desc->dropout, op->seed = mli_splitmix64(&state);
 }
 
 /* Whether something inside of a layer learns. What is inserted does. */
@@ -6185,8 +6191,8 @@ static int mli_accepts_keys_of(ml_graph *graph, const ml_llama_desc *desc, const
         longest = MLI_MAX(longest, k.rows);
     }
     longest += mli_longest_row(rows);
-    if (desc->window < 0 || desc->sinks < 0)
-        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: window or sinks is negative");
+    if (desc->window < 0 || desc->sinks < 0 || !(desc->dropout >= 0 && desc->dropout < 1))
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: window, sinks or dropout is out of range");
     if (graph->result || !desc->bias.data) return !graph->result;
     ml_tensor bias = desc->bias;
     if (!mli_accepts(graph, "ml_llama: bias", bias)) return 0;
