@@ -70,7 +70,7 @@ void tuning_close(tuning *t) {
     ml_model_free(t->model);
     if (!p) return;
     free(p->states), free(p->memory), free(p->steps), free(p->order), free(p->every);
-    free(p->tokens), free(p->starts), free(p->truth), free(p->kept), free(p->best);
+    free(p->tokens), free(p->source), free(p->starts), free(p->truth), free(p->kept), free(p->best);
     free(p);
     t->private_part = NULL;
 }
