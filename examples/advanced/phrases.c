@@ -12,8 +12,8 @@
 typedef struct phrases {
     const char *method, *path, *duplicates;
     int min_words;
+    float sentence_weight;
     trees trees;
-    buffer text;    /* rows: the phrases, each zero-terminated */
     int **ends;     /* spans: (sentences) of (words + 1): how many tokens there are up to a word */
     float per_row;  /* the mean weight of a sentence's phrases */
     ml_span *spans; /* of a batch ... */
@@ -24,29 +24,9 @@ typedef struct phrases {
 
 static phrases *phrases_of(const tuning *t) { return (phrases *)t->method.state; }
 
-/* ---- rows ---- */
-
 static int make_rows(tuning *t) {
-    phrases *s = phrases_of(t);
-    const trees *all = &s->trees;
-    reviews set = {s->path, NULL, NULL, 0, 0, 0};
-    size_t n, at = 0;
-    set.rows = (review *)calloc(all->n_phrases, sizeof *set.rows);
-    if (!set.rows) return no_memory(s->path);
-    for (int r = 0; r < all->set.n; r++)
-        for (int i = all->first[r]; i < all->first[r + 1]; i++) {
-            const phrase *p = &all->phrases[i];
-            const char *text = trees_phrase(all->set.rows[r].sentence, p, &n);
-            if (!(p->weight > 0)) continue;
-            if (!buffer_append(&s->text, text, n) || !buffer_append(&s->text, "", 1))
-                return free(set.rows), no_memory(s->path);
-            set.rows[set.n++].label = p->label;
-        }
-    for (int i = 0; i < set.n; i++, at += strlen(s->text.bytes + at) + 1)
-        set.rows[i].sentence = s->text.bytes + at;
     reviews_free(&t->train);
-    t->train = set;
-    return tuning_encode(t, &t->train);
+    return trees_rows(&phrases_of(t)->trees, &t->train) && tuning_encode(t, &t->train);
 }
 
 /* ---- spans ---- */
@@ -153,6 +133,9 @@ static int phrases_check(tuning *t) {
     if (!is_spans && strcmp(s->method, "rows") != 0)
         return complain("--method is rows or spans, not %s", s->method);
     if (s->min_words < 1) return complain("--min_words is at least 1");
+    if (!(s->sentence_weight > 0)) return complain("--sentence_weight is positive");
+    if (!is_spans && s->sentence_weight != 1)
+        return complain("--sentence_weight is for spans: rows have no weight");
     if (!s->duplicates) s->duplicates = is_spans ? "share" : "once";
     int is_share = strcmp(s->duplicates, "share") == 0;
     if (!is_share && strcmp(s->duplicates, "once") != 0 && strcmp(s->duplicates, "all") != 0)
@@ -172,6 +155,8 @@ static int phrases_setup(tuning *t) {
     if (!trees_read(&s->trees, s->path, t->labels.n)) return 0;
     tuning_tidy(t, &s->trees.set);
     if (!trees_weigh(&s->trees, s->min_words, *s->duplicates)) return 0;
+    for (int i = 0; i < s->trees.set.n; i++)
+        s->trees.phrases[s->trees.first[i + 1] - 1].weight *= s->sentence_weight;
     if (!(strcmp(s->method, "rows") == 0 ? make_rows(t) : make_spans(t))) return 0;
     size_t n = 0;
     for (size_t i = 0; i < s->trees.n_phrases; i++) n += s->trees.phrases[i].weight > 0;
@@ -182,7 +167,6 @@ static int phrases_setup(tuning *t) {
 static void phrases_free(phrases *s) {
     for (int i = 0; i < s->n_ends; i++) free(s->ends[i]);
     trees_free(&s->trees);
-    buffer_free(&s->text);
     free(s->ends), free(s->spans), free(s->targets);
 }
 
@@ -191,11 +175,12 @@ int main(int argc, char **argv) {
     tuning_method method = {0};
     memset(&s, 0, sizeof s);
     s.method = "rows";
-    s.min_words = 1;
+    s.min_words = 1, s.sentence_weight = 1;
     const option own[] = {
         {"--method", OPTION_TEXT, &s.method, "rows (default) or spans"},
         {"--trees", OPTION_TEXT, &s.path, "the training sentences as trees (TASK-trees-train.txt)"},
         {"--min_words", OPTION_INT, &s.min_words, "of a phrase; sentences count always (1)"},
+        {"--sentence_weight", OPTION_FLOAT, &s.sentence_weight, "spans: of a sentence among its phrases (1)"},
         {"--duplicates", OPTION_TEXT, &s.duplicates,
          "a phrase that occurs n times counts once (default of rows),\n                                      "
          " "

@@ -26,6 +26,7 @@ int trees_read(trees *all, const char *path, int n_labels);
 /* Sets the phrases' weights. What has fewer than min_words words and is no sentence: 0. A text that occurs n times, by
    the first letter of duplicates: once (1, then 0), share (1/n each) or all (1 each). */
 int trees_weigh(trees *all, int min_words, char duplicates);
+int trees_rows(const trees *all, reviews *set); /* what weighs more than 0, as sentences */
 /* The text of a phrase of a sentence, `n` bytes. */
 const char *trees_phrase(const char *sentence, const phrase *p, size_t *n);
 void trees_free(trees *all);
