@@ -138,6 +138,9 @@ void tuning_set(ml_tensor *x, float number);                      /* fills it */
 void tuning_set_uniform(tuning *t, ml_tensor *x, float limit);    /* in +-limit */
 /* Layers first .. L-1 and the last norm learn; with `first` 0 the embedding, too. Norms are not decayed. */
 int tuning_train_model(tuning *t, int first);
+/* The whole model with learning rates by layer (Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text
+   Classification"): --lr above the layers, times `decay` for each layer further down, the embedding lowest. */
+int tuning_train_layers(tuning *t, float decay);
 int tuning_train_weight(tuning *t, int index); /* t->weights[index] learns */
 /* The index of a weight by its name in GGUF ("output_norm.weight"; with layer >= 0 "attn_q.weight"); -1: none. */
 int tuning_find_weight(const tuning *t, int layer, const char *name);
