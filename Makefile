@@ -47,7 +47,7 @@ POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the head
 # The library is compiled once, and linked by every program that does not define MINILLAMA_IMPLEMENTATION itself: a
 # program of one file, or a test that looks inside the library.
 LIBRARY := $(BUILD)/minillama.o
-ALONE := $(shell grep -ls '^.define MINILLAMA_IMPLEMENTATION' examples/*.c tools/*.c tests/*.c)
+ALONE := $(shell grep -ls '^.define MINILLAMA_IMPLEMENTATION' examples/*.c examples/advanced/*.c tools/*.c tests/*.c)
 
 # A program is a file of examples/, examples/advanced/ or tools/, or a folder of examples/ with a main.c; a test is a
 # file of tests/.
@@ -82,6 +82,8 @@ help:
 uses_pretrain := tools/bpe/bpe.c
 uses_train_tokenizer := tools/bpe/bpe.c
 uses_test_sentiment := $(addprefix examples/run_llama/,reviews.c sentiment.c finetune.c prompt.c)
+uses_zero_shot := $(uses_test_sentiment)
+uses_test_zero_shot := $(uses_test_sentiment)
 uses_test_pretrain := examples/pretrain/corpus.c examples/pretrain/model.c tools/bpe/bpe.c
 
 # What every experiment shares; a program has it that includes tuning.h.

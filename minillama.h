@@ -65,6 +65,31 @@
       how.lora = NULL;  how.head = NULL;  // then as above, with batch.targets in place of labels
       ml_model_save(model, "trained.gguf", NULL, &error);
 
+   COMPUTE ANYTHING with autograd: operations on a graph (>>operations has them all, the whole Llama among them; see
+   examples/xor.c, characters.c and own_head.c), and AdamW over any list of tensors:
+      static float x[4][2] = {{0, 0}, {0, 1}, {1, 0}, {1, 1}}, y[4] = {0, 1, 1, 0};
+      static float w1[8][2], w2[8];  // random numbers
+      static ml_tensor X = {ML_F32, 4, 2, x, NULL}, Y = {ML_F32, 4, 1, y, NULL};
+      static ml_tensor W1 = {ML_F32, 8, 2, w1, NULL}, W2 = {ML_F32, 1, 8, w2, NULL};
+      static ml_tensor loss_of(ml_graph *g, void *user) {
+          ml_tensor h = ml_tanh(g, ml_linear(g, X, W1, ml_none()));  // (4, 8)
+          return (void)user, ml_squared_error(g, ml_linear(g, h, W2, ml_none()), Y, 0);
+      }
+      static int learn(ml_error *error) {
+          ml_graph *graph;  ml_optimizer *optimizer;
+          ml_parameter all[] = {{&W1, 0}, {&W2, 0}};
+          ml_optimizer_desc with = {0};
+          with.parameters = all;  with.n_parameters = 2;  with.adamw.lr = 0.05f;
+          if (ml_optimizer_new(&with, &optimizer, error)) return 0;  // gives W1 and W2 their gradients
+          if (ml_graph_new(NULL, loss_of, NULL, &graph, error)) return 0;  // as large as loss_of needs
+          while (optimizer->step < 300) {
+              ml_graph_begin(graph, 1);
+              if (ml_graph_backward(graph, loss_of(graph, NULL), error)) return 0;
+              if (ml_optimizer_step(optimizer, error)) return 0;
+          }
+          return ml_graph_free(graph), ml_optimizer_free(optimizer), 1;
+      }
+
    WITHOUT MALLOC, the model in flash or ROM and used in place, the session in a static buffer:
       static unsigned char objects[1 << 18], buffer[1 << 20];  // arena.used and ml_session_size say what is needed
       ml_arena arena = {objects, sizeof objects, 0};
@@ -76,25 +101,27 @@
 
    THREADS are used when asked for: session_desc.threads.count = 4 (trainers have the same field), through OpenMP
    where the compiler enables it (-fopenmp) or a parallel_for of yours. A model is immutable and may be shared, unless
-   a trainer changes it; a session, a trainer, a random state and an arena belong to one thread at a time. There are
-   no globals.
+   a trainer changes it; a session, a trainer, a graph, an optimizer, a random state and an arena belong to one thread
+   at a time. There are no globals.
 
    NAMES  ml_OBJECT_VERB. _load makes an object from a file, _load_memory from bytes, _create from nothing; _size
    and _init place one into a buffer of yours, _new does both with an allocator; _save writes a file that _load
-   reads, or a state that _restore puts back; _eval computes, _free frees. Constructors take their inputs, a
-   description (a field that is 0 means the default in its comment; NULL means all defaults, if no field is
-   required), the address of the result, set to NULL on failure, and an ml_error.
+   reads, or a state that _restore puts back; _eval computes, _free frees. Operations on a graph
+   are named by what they compute (ml_linear, ml_add). Constructors take their inputs, a description (a field that is 0
+   means the default in its comment; NULL means all defaults, if no field is required), the address of the result, set
+   to NULL on failure, and an ml_error.
 
    CONTENTS (search for the words after >>; the implementation follows the same order, with a few internal sections)
-      >>results      ml_result, ml_error             >>training     ml_trainer, ml_adamw, ml_schedule
-      >>threads      ml_threads                      >>adapters     ml_lora
-      >>memory       ml_allocator, ml_arena          >>tokenizer    ml_tokenizer: text to token ids and back
-      >>random       ml_random                       >>generation   ml_sampler, ml_session_generate
-      >>types        ml_type: F32 ... Q4_0, Q6_K     >>archives     ml_archive: named tensors of any file
-      >>tensors      ml_tensor                       >>files        loading and saving
-      >>model        ml_config, ml_model             Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
-      >>session      ml_session, ml_batch            a section per file format, and the machinery:
-      >>heads        ml_head                         >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
+      >>results      ml_result, ml_error             >>operations   ml_graph: autograd, ml_llama, losses
+      >>threads      ml_threads                      >>training     ml_optimizer, ml_trainer, ml_schedule
+      >>memory       ml_allocator, ml_arena          >>adapters     ml_lora
+      >>random       ml_random                       >>tokenizer    ml_tokenizer: text to token ids and back
+      >>types        ml_type: F32 ... Q4_0, Q6_K     >>generation   ml_sampler, ml_session_generate
+      >>tensors      ml_tensor                       >>archives     ml_archive: named tensors of any file
+      >>model        ml_config, ml_model             >>files        loading and saving
+      >>session      ml_session, ml_batch            Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
+      >>heads        ml_head                         a section per file format, and the machinery:
+                                                     >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
    In the implementation, models are in >>network and >>create, number types in >>numbers, and loading and saving in
    >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
    To learn how a Llama computes and learns, read the implementation from >>kernels to >>generation in order: every
@@ -119,7 +146,8 @@
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
    takes 8 * L * max_seq_len * kv_dim bytes. A trainer is one buffer: 12 bytes for each number that it trains, and the
-   activations of its largest batch.
+   activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a number, and the
+   activations of the pass that was measured.
 
    ERRORS  Functions return an ml_result and fill in an ml_error with one sentence. Nothing prints, exits or aborts.
    Files may be hostile: every size and offset in them is checked.
@@ -408,6 +436,10 @@ ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int
 
 /* Keeps the first `length` tokens; 0 starts over. */
 ML_DEF ml_result ml_session_truncate(ml_session *session, int length, ml_error *error);
+/* Makes the session hold what another one over the same model and adapter holds, as one hypothesis of a beam search
+   branches off another: keeps what they have in common, and copies the tokens, keys and values that follow.
+   ML_ERROR_CONTEXT if they do not fit. */
+ML_DEF ml_result ml_session_copy(ml_session *session, const ml_session *from, ml_error *error);
 /* Keeps the longest common prefix of the session and these tokens (all but the last of them at most, so that there is
    something left to compute logits from). *kept, which may be NULL, is its length. */
 ML_DEF ml_result ml_session_keep_prefix(ml_session *session, const ml_tokens *tokens, int *kept,
@@ -448,6 +480,10 @@ typedef struct ml_outputs {
 /* Computes a batch without touching the session's sequence. */
 ML_DEF ml_result ml_session_eval_batch(ml_session *session, const ml_batch *batch, const ml_outputs *outputs,
                                        ml_error *error);
+/* As ml_session_eval, with hidden states and logits of any of the n new tokens, which outputs->select counts from 0:
+   checks a draft in one pass, or finds the most similar state. */
+ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tokens, int n,
+                                         const ml_outputs *outputs, ml_error *error);
 
 typedef enum ml_pooling {
     ML_POOL_LAST = 0, /* the hidden state of a row's last token */
@@ -695,7 +731,7 @@ typedef struct ml_attention_desc {
     /* (n, S) for all heads or (n_heads * n, S), head after head: column j is the j-th key of the query's row, S at
        least the keys of the longest row; -INFINITY hides a key; default none */
     ml_tensor bias;
-    float dropout; /* of the weights; default 0; none where the graph does not tape */
+    float dropout; /* of the weights; default 0; as ml_dropout, none where the graph does not tape */
     uint64_t seed; /* of dropout */
 } ml_attention_desc;
 ML_DEF ml_tensor ml_attention(ml_graph *g, const ml_attention_desc *desc); /* (n, n_heads * hv) */
@@ -775,8 +811,10 @@ typedef struct ml_insertion {
     int layer; /* 0 for ML_PLACE_EMBEDDING */
     ml_tensor x, y;
 } ml_insertion;
-/* Returns what is to be used in place of y, of the same shape (or y). With checkpointing it is called again in the
-   backward pass, and must do the same again. */
+/* Returns what is to be used in place of y, of the same shape (or y). With checkpointing, what is inserted inside of a
+   layer is computed again in the backward pass: the function must do the same again, and x, y and what it computed are
+   gone when the layer is done. What it returns counts as learning in every layer, at ML_PLACE_EMBEDDING and
+   ML_PLACE_BLOCK only where it has a gradient. */
 typedef ml_tensor (*ml_insert)(ml_graph *g, const ml_insertion *at, void *user);
 
 typedef struct ml_llama_desc {
@@ -797,12 +835,14 @@ typedef struct ml_llama_desc {
     int no_rope;    /* no rotation at all */
     ml_tensor bias; /* as those of ml_attention_desc, in all layers */
     int window, sinks;
+    float dropout;     /* of the attention weights, as in ml_attention_desc; default 0 */
+    uint64_t seed;     /* of dropout; each layer drops others */
     int checkpointing; /* as that of ml_trainer_desc */
     ml_tensor
         *states; /* out (n_layers + 1): the stream before the first and after each layer; NULL: not wanted */
 } ml_llama_desc;
-/* The hidden states (n, D) after the last norm. Layers below the first that learns anything are computed without
-   records. */
+/* The hidden states (n, D) after the last norm. What is below the first part that learns anything is computed without
+   records and has no gradient: if nothing learns, nor has the result. (The states alone do not make it learn.) */
 ML_DEF ml_tensor ml_llama(ml_graph *g, const ml_llama_desc *desc);
 
 /* ---- checking a gradient ---- */
@@ -2443,7 +2483,7 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, size_t hd, c
    The plain form of it is plain_attention in the tests. */
 
 #define MLI_QUERY_BLOCK 64 /* enough to repay packing the keys; little of a tile is above a causal diagonal */
-#define MLI_FEW_QUERIES 3  /* up to here packing the keys costs more than it saves */
+#define MLI_FEW_QUERIES 5  /* up to here packing the keys saves nothing; the same bits as one by one */
 
 /* The plan, made once for forward and backward. */
 typedef struct mli_attention_op {
@@ -3164,7 +3204,7 @@ static int mli_wants(const mli_pass *pass, unsigned at) { return (pass->places &
 static ml_tensor mli_insert(mli_graph *g, const mli_pass *pass, unsigned at, int layer, ml_tensor x,
                             ml_tensor y);
 static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x);
-/* Also there: prefixes, bias, window and sinks. */
+/* Also there: prefixes, bias, window, sinks and dropout. */
 static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op);
 #endif
 #define MLI_AT_END (1u << 31) /* not a place of the caller's: the result, which he may read like any value */
@@ -3689,26 +3729,61 @@ static void mli_session_logits(mli_session *s, ml_tensor hidden, size_t begin, s
     mli_output(&s->graph, s->shown.model, hidden, NULL, 0, logits);
 }
 
-ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int n, const float **logits,
-                                 ml_error *error) {
-    if (logits) *logits = NULL;
-    if (!session || !tokens || n < 1)
+static ml_result mli_check_select(const ml_outputs *out, int n_tokens, int most, ml_error *error) {
+    int n = out->select ? out->n_select : 1;
+    if (n < 1 || n > most)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "batch: n_select is %d, not in 1 to %d", n, most);
+    for (int i = 0; out->select && i < n; i++)
+        if (out->select[i] < 0 || out->select[i] >= n_tokens)
+            return mli_fail(error, ML_ERROR_ARGUMENT, "batch: select %d is %d, outside its %d tokens", i,
+                            (int)out->select[i], n_tokens);
+    return ML_OK;
+}
+
+/* What is wanted of a pass: its rows from `first` on are the new tokens number `done`, done + 1, ... */
+static void mli_pass_outputs(mli_session *s, ml_tensor hidden, int first, int done, const ml_outputs *out) {
+    size_t vocab = (size_t)s->shown.model->config.vocab_size, begin = (size_t)first, n = hidden.rows - begin;
+    float *states = out->hidden ? out->hidden + (size_t)done * hidden.cols : NULL;
+    if (states) memcpy(states, mli_row(hidden, begin), n * hidden.cols * sizeof *states);
+    if (out->logits && !out->select)
+        mli_session_logits(s, hidden, begin, n, out->logits + (size_t)done * vocab);
+    for (int i = 0; out->logits && out->select && i < out->n_select; i++) {
+        int at = (int)out->select[i] - done;
+        if (at >= 0 && (size_t)at < n)
+            mli_session_logits(s, hidden, begin + (size_t)at, 1, out->logits + (size_t)i * vocab);
+    }
+}
+
+ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tokens, int n,
+                                         const ml_outputs *out, ml_error *error) {
+    if (!session || !tokens || n < 1 || !out)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_eval: nothing to evaluate");
     mli_session *s = session->private_part;
     ml_result result = mli_check_tokens(session->model, tokens, n, error);
-    if (!result && logits) result = mli_check_output(session->model, error);
+    if (!result && out->logits) result = mli_check_output(session->model, error);
     if (!result) result = mli_check_fit(s, session->length, n, error);
+    if (!result) result = mli_check_select(out, n, session->max_seq_len, error);
     if (result) return result;
-    memmove(s->tokens + session->length, tokens, (size_t)n * sizeof *tokens);
-    int total = session->length + n;
-    for (int end, begin = s->is_full ? 0 : session->length; begin < total; begin = end) {
+    int held = session->length, total = held + n;
+    memmove(s->tokens + held, tokens, (size_t)n * sizeof *tokens);
+    for (int end, begin = s->is_full ? 0 : held; begin < total; begin = end) {
         end = MLI_MIN(total, begin + session->max_batch);
         ml_tensor hidden = mli_session_pass(s, begin, end);
-        if (end == total && logits) mli_session_logits(s, hidden, hidden.rows - 1, 1, s->logits);
+        int first = MLI_MAX(begin, held);
+        mli_pass_outputs(s, hidden, first - begin, first - held, out);
     }
     session->length = total;
-    if (logits) *logits = s->logits;
     return mli_ok(error);
+}
+
+ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int n, const float **logits,
+                                 ml_error *error) {
+    const int32_t last = n - 1;
+    ml_outputs out = {&last, 1, NULL, logits && session ? session->private_part->logits : NULL};
+    if (logits) *logits = NULL;
+    ml_result result = ml_session_eval_outputs(session, tokens, n, &out, error);
+    if (logits && !result) *logits = out.logits;
+    return result;
 }
 
 ML_DEF ml_result ml_session_truncate(ml_session *session, int length, ml_error *error) {
@@ -3734,6 +3809,25 @@ ML_DEF ml_result ml_session_keep_prefix(ml_session *session, const ml_tokens *to
     int most = MLI_MIN(session->length, tokens->n - 1);
     session->length = mli_common_prefix(session->tokens, tokens->ids, most);
     if (kept) *kept = session->length;
+    return mli_ok(error);
+}
+
+ML_DEF ml_result ml_session_copy(ml_session *session, const ml_session *from, ml_error *error) {
+    if (!session || !from) return mli_null(error, "ml_session_copy");
+    mli_session *s = session->private_part, *f = from->private_part;
+    if (session->model != from->model || s->lora != f->lora)
+        return mli_fail(error, ML_ERROR_MISMATCH, "ml_session_copy: the sessions differ in model or adapter");
+    ml_result result = mli_check_fit(s, 0, from->length, error);
+    if (result) return result;
+    int n_halves = s->is_full ? 0 : 2 * session->model->config.n_layers;
+    int kept = mli_common_prefix(s->tokens, f->tokens, MLI_MIN(session->length, from->length));
+    size_t begin = (size_t)kept, n = (size_t)from->length - begin, kv_dim = mli_kv_dim(s);
+    if (n) memcpy(s->tokens + begin, f->tokens + begin, n * sizeof *s->tokens);
+    for (int i = 0; n && i < n_halves; i++) {
+        const float *rows = f->cache + (size_t)i * f->half + begin * kv_dim;
+        memcpy(s->cache + (size_t)i * s->half + begin * kv_dim, rows, n * kv_dim * sizeof *rows);
+    }
+    session->length = from->length;
     return mli_ok(error);
 }
 
@@ -3791,19 +3885,12 @@ ML_DEF ml_result ml_session_eval_batch(ml_session *session, const ml_batch *batc
     mli_session *s = session->private_part;
     ml_tensor hidden;
     mli_rows rows;
-    int n = out->select ? out->n_select : 1;
-    if (n < 1 || n > session->max_batch)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "batch: n_select is %d, not in 1 to %d", n,
-                        session->max_batch);
-    for (int i = 0; out->select && i < n; i++)
-        if (out->select[i] < 0 || out->select[i] >= batch->n_tokens)
-            return mli_fail(error, ML_ERROR_ARGUMENT, "batch: select %d is %d, outside its %d tokens", i,
-                            (int)out->select[i], batch->n_tokens);
-    ml_result result = out->logits ? mli_check_output(session->model, error) : ML_OK;
+    ml_result result = mli_check_select(out, batch->n_tokens, session->max_batch, error);
+    if (!result && out->logits) result = mli_check_output(session->model, error);
     if (!result) result = mli_session_hidden(s, batch, &hidden, &rows, error);
     if (result) return result;
     if (out->hidden) memcpy(out->hidden, hidden.data, mli_numbers(&hidden) * sizeof *out->hidden);
-    if (out->logits) mli_output(&s->graph, session->model, hidden, out->select, n, out->logits);
+    if (out->logits) mli_output(&s->graph, session->model, hidden, out->select, out->n_select, out->logits);
     return mli_ok(error);
 }
 
@@ -5659,7 +5746,7 @@ ML_DEF ml_tensor ml_attention(ml_graph *graph, const ml_attention_desc *d) {
     op.key_start = mli_keep_rows(g, &read_keys)->start;
     op.bias = d->bias;
     op.window = (size_t)d->window, op.sinks = (size_t)d->sinks;
-    if (graph->taping) op.dropout = d->dropout, op.seed = d->seed;
+    if (g->open->dropping) op.dropout = d->dropout, op.seed = d->seed;
     if (d->scale > 0) op.scale = d->scale;
     int learns = d->q.grad || d->k.grad || d->v.grad || d->bias.grad;
     ml_tensor out = mli_result(g, d->q.rows, op.hv * (size_t)d->n_heads, learns);
@@ -5996,6 +6083,10 @@ static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, 
     }
     op->bias = desc->bias;
     op->window = (size_t)desc->window, op->sinks = (size_t)desc->sinks;
+    if (!g->open->dropping) return;
+    uint64_t state = desc->seed;
+    state = mli_splitmix64(&state) + (uint64_t)layer; /* not that of another layer with the next seed */
+    op->dropout = desc->dropout, op->seed = mli_splitmix64(&state);
 }
 
 /* Whether something inside of a layer learns. What is inserted does. */
@@ -6102,8 +6193,8 @@ static int mli_accepts_keys_of(ml_graph *graph, const ml_llama_desc *desc, const
         longest = MLI_MAX(longest, k.rows);
     }
     longest += mli_longest_row(rows);
-    if (desc->window < 0 || desc->sinks < 0)
-        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: window or sinks is negative");
+    if (desc->window < 0 || desc->sinks < 0 || !(desc->dropout >= 0 && desc->dropout < 1))
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: window, sinks or dropout is out of range");
     if (graph->result || !desc->bias.data) return !graph->result;
     ml_tensor bias = desc->bias;
     if (!mli_accepts(graph, "ml_llama: bias", bias)) return 0;

@@ -250,6 +250,8 @@ TEST(embed) {
 #define OPINIONS(n)                                                                                          \
     " --dev examples/data/opinions" #n "-dev.txt --test examples/data/opinions" #n                           \
     "-test.txt --label-names examples/data/opinions" #n "-labels.json --threads 1 --batch_size 10"
+#define HOW_LLAMA_TRAINS                                                                                     \
+    "--pooling last --schedule linear --warmup 0.05 --clip 1 --head_lr 1e-3 --weight_decay 0"
 /* As small as a run can be. */
 #define SHORT " --train examples/data/opinions2-dev.txt --epochs 1" OPINIONS(2)
 
@@ -303,6 +305,44 @@ TEST(predict) {
     CHECK(run("run_llama", "--option predict --pretrained-model-path " MODEL OPINIONS(2), "") == 1);
     CHECK(strstr(complained, MODEL) && strstr(complained, "head"));
     CHECK(run("run_llama", "--option lora --lora x --pretrained-model-path " MODEL SHORT, "") == 2);
+}
+
+/* How to train is by the mode; in mode reference, and where nothing is trained, there is nothing to choose. */
+TEST(how_to_train) {
+    static const char *const refused[][2] = {
+        {"--option finetune --pooling mean", "--pooling needs --mode llama: mode reference trains as the"},
+        {"--option lora --mode reference --warmup 0", "--warmup needs --mode llama"},
+        {"--option finetune --schedule none", "--schedule needs --mode llama"},
+        {"--option finetune --clip 1", "--clip needs --mode llama"},
+        {"--option finetune --head_lr 1", "--head_lr needs --mode llama"},
+        {"--option finetune --weight-decay 0", "--weight_decay needs --mode llama"},
+        {"--option prompt --mode llama --clip 1", "--clip is for training: --option prompt trains nothing"},
+        {"--option predict --eval_train", "--eval_train is for training: --option predict trains nothing"},
+        {"--prompt Once --pooling last", "--pooling is for training: --option generate trains nothing"},
+        {"--prompt Once --test_gold x", "--test-gold: --option generate labels no test set"},
+        {"--option finetune --mode llama --pooling max", "--pooling is last or mean, not max"},
+        {"--option finetune --mode llama --schedule step", "--schedule is none, linear or cosine, not step"},
+        {"--option finetune --mode llama --warmup 1", "--warmup is a share of the steps, from 0 to below 1"},
+        {"--option finetune --mode llama --head_lr 0", "--head_lr is positive"},
+        {"--option finetune --mode llama --clip -1", "--clip and --weight_decay are not negative"},
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        CHECK(run("run_llama", refused[i][0], "") == 2);
+        CHECK(strncmp(complained, "error: ", 7) == 0 && strstr(complained, refused[i][1]));
+    }
+    char arguments[2048];
+    char *first = NULL;
+    for (int i = 0; i < 3; i++) { /* by default, the same said in words, and otherwise */
+        static const char *const words[] = {"", HOW_LLAMA_TRAINS, HOW_LLAMA_TRAINS " --pooling mean"};
+        snprintf(arguments, sizeof arguments,
+                 "--option finetune --mode llama --lr 5e-4 --pretrained-model-path " MODEL SHORT " %s",
+                 words[i]);
+        REQUIRE(runs_llama(arguments, flag("--dev_out", "dev"), flag("--test_out", "test"),
+                           flag("--state", "how.gguf")) == 0);
+        if (i) CHECK((strcmp(first, said) == 0) == (i == 1));
+        if (!i) first = said, said = NULL;
+    }
+    free(first);
 }
 
 /* A model writes something else with an adapter. */
@@ -600,6 +640,7 @@ int main(int argc, char **argv) {
     RUN(own_head);
     RUN(embed);
     RUN(predict);
+    RUN(how_to_train);
     RUN(adapter_writes);
     RUN(context_is_full);
     RUN(output_is_full);

@@ -59,6 +59,8 @@ typedef struct setup {
     unsigned places;
     int with_lora, with_prefix, with_states, twice, no_rope;
     int checkpointing;
+    float dropout;
+    uint64_t seed;
     int n_frozen; /* the first so many parts of the model learn nothing: the embedding, the layers, the last norm */
     int calls; /* of the insertion, in one pass */
     ml_tensor result;
@@ -119,7 +121,7 @@ static void add_lora(setup *s) {
     }
 }
 
-/* z = y s + y y t + ((x A^T) (x C^T)) B^T: reads x and y twice. One set for each place, used in all layers. */
+/* z = y s + y y t + ((x A^T) (x C^T)) B^T, or tanh of it: reads x and y twice. One set for each place, used in all layers. */
 static void add_insertions(setup *s) {
     static const int widths[ML_PLACES][2] = {{DIM, DIM},       {DIM, DIM},    {DIM, KV_DIM}, {DIM, KV_DIM},
                                              {DIM, DIM},       {DIM, DIM},    {DIM, HIDDEN}, {DIM, HIDDEN},
@@ -176,6 +178,10 @@ static int learns(const setup *s, int i) {
     return s->with_prefix;
 }
 
+/* Queries and keys are rotated afterwards, which must not change what is returned: tanh's gradient is computed from its
+   result. */
+static int is_turned(ml_place place) { return place == ML_PLACE_Q || place == ML_PLACE_K; }
+
 /* ---- the network on a graph ---- */
 
 static ml_tensor insert(ml_graph *g, const ml_insertion *at, void *user) {
@@ -185,7 +191,8 @@ static ml_tensor insert(ml_graph *g, const ml_insertion *at, void *user) {
     s->calls++;
     ml_tensor products = ml_mul(g, ml_linear(g, x, v[2], none), ml_linear(g, x, v[3], none));
     ml_tensor scaled = ml_add(g, ml_mul(g, y, v[0]), ml_mul(g, ml_mul(g, y, y), v[1]));
-    return ml_add(g, scaled, ml_linear(g, products, v[4], none));
+    ml_tensor z = ml_add(g, scaled, ml_linear(g, products, v[4], none));
+    return is_turned(at->place) ? ml_tanh(g, z) : z;
 }
 
 static ml_tensor weighted_sum(ml_graph *g, const setup *s, int j, ml_tensor y) {
@@ -212,6 +219,7 @@ static ml_tensor build(ml_graph *g, void *user) {
     if (s->with_states) desc.states = states;
     desc.no_rope = s->no_rope;
     desc.checkpointing = s->checkpointing;
+    desc.dropout = s->dropout, desc.seed = s->seed;
     s->result = ml_llama(g, &desc);
     loss = weighted_sum(g, s, 0, s->result);
     for (int i = 0; s->with_states && i <= LAYERS; i++)
@@ -273,6 +281,7 @@ static void plain_insert(const setup *s, ml_place place, const double *x, double
     for (int i = 0; i < TOKENS * out; i++)
         y[i] = y[i] * p[0].exact[i % out] + y[i] * y[i] * p[1].exact[i % out];
     add_product(y, a, p[4].exact, out, RANK, 1);
+    for (int i = 0; is_turned(place) && i < TOKENS * out; i++) y[i] = tanh(y[i]);
 }
 
 static void plain_rope(const setup *s, double *x, int width) {
@@ -582,6 +591,101 @@ TEST(calls_of_an_insertion) {
     setup_end(&s);
 }
 
+/* ---- dropout of the attention weights ---- */
+
+/* The gradients are those of the differences; computing a layer again changes nothing. */
+TEST(dropout_has_the_right_gradient) {
+    setup s;
+    ml_tensor loss;
+    const ml_tensor *checked[PARAMETERS];
+    ml_check_desc desc;
+    float expected = 0;
+    double worst = 1;
+    setup_begin(&s, 405, ML_NORM_RMS, ML_MASK_CAUSAL);
+    memset(&desc, 0, sizeof desc);
+    desc.build = build, desc.user = &s, desc.tensors = checked, desc.random = &s.random;
+    s.dropout = 0.3f, s.seed = 7;
+    for (int checkpointing = 0; checkpointing < 2; checkpointing++) {
+        s.checkpointing = checkpointing;
+        ml_graph *g = begin_pass(&s, &loss);
+        if (checkpointing) CHECK(*(float *)loss.data == expected);
+        expected = *(float *)loss.data;
+        CHECK(fabs((double)expected - plain_loss(&s)) > 0.01); /* something is dropped */
+        desc.n_tensors = 0;
+        for (int i = 0; i < MODEL; i++)
+            if (s.view[i].grad && i != 3) checked[desc.n_tensors++] = &s.view[i];
+        CHECK(ml_check_gradient(g, &desc, &worst, NULL) == ML_OK);
+        CHECK_NEAR(worst, 0, 0.01, 0);
+        ml_graph_free(g);
+    }
+    setup_end(&s);
+}
+
+typedef struct dropped {
+    setup *s;
+    float ones[TOKENS * KV_DIM], zeros[TOKENS * DIM],
+        sums[LAYERS][TOKENS * DIM]; /* sums of the weights that are kept */
+    ml_llama_desc desc;
+    ml_batch batch;
+} dropped;
+
+/* Values of 1: then what attention gives is the sum of its weights. Queries of 0: they are equal in all layers. */
+static ml_tensor insert_ones(ml_graph *g, const ml_insertion *at, void *user) {
+    dropped *d = (dropped *)user;
+    if (at->place == ML_PLACE_V) return ml_input(g, d->ones, TOKENS, KV_DIM);
+    if (at->place == ML_PLACE_Q) return ml_input(g, d->zeros, TOKENS, DIM);
+    if (!g->measuring) memcpy(d->sums[at->layer], at->x.data, sizeof *d->sums);
+    return at->y;
+}
+
+static ml_tensor build_dropped(ml_graph *g, void *user) {
+    return ml_sum(g, ml_llama(g, &((dropped *)user)->desc));
+}
+
+static void find_sums(dropped *d, setup *s, int taping, uint64_t seed) {
+    ml_graph *g;
+    memset(d, 0, sizeof *d);
+    for (int i = 0; i < TOKENS * KV_DIM; i++) d->ones[i] = 1;
+    d->s = s;
+    d->batch.tokens = s->tokens[0], d->batch.n_tokens = TOKENS;
+    d->desc.model = s->model, d->desc.batch = &d->batch;
+    d->desc.places = 1u << ML_PLACE_Q | 1u << ML_PLACE_V | 1u << ML_PLACE_O, d->desc.insert = insert_ones,
+    d->desc.user = d;
+    d->desc.dropout = 0.3f, d->desc.seed = seed;
+    if (ml_graph_new(NULL, build_dropped, d, &g, NULL)) exit(2);
+    ml_graph_begin(g, taping);
+    build_dropped(g, d);
+    CHECK(ml_graph_end(g, NULL) == ML_OK);
+    ml_graph_free(g);
+}
+
+static int same_sums(const float *a, const float *b) { return memcmp(a, b, TOKENS * DIM * sizeof *a) == 0; }
+
+/* Each layer and each seed drops others, and none is dropped where the graph does not tape. The mean of the sums is 1:
+   of 13 queries in 4 heads and 2 layers in 60 passes; one sum of at most 13 weights has a variance of at most 3 / 7. */
+TEST(each_layer_drops_other_weights) {
+    setup s;
+    dropped a, b;
+    double mean = 0;
+    int n = 0;
+    setup_begin(&s, 406, ML_NORM_RMS, ML_MASK_FULL);
+    find_sums(&a, &s, 0, 5);
+    for (int i = 0; i < TOKENS * DIM; i++) CHECK_NEAR(a.sums[1][i], 1, 1e-6, 0);
+    find_sums(&a, &s, 1, 5);
+    CHECK(!same_sums(a.sums[0], a.sums[1]));
+    find_sums(&b, &s, 1, 5);
+    for (int i = 0; i < LAYERS; i++) CHECK(same_sums(a.sums[i], b.sums[i]));
+    find_sums(&b, &s, 1, 6);
+    for (int i = 0; i < LAYERS * LAYERS; i++) CHECK(!same_sums(a.sums[i / LAYERS], b.sums[i % LAYERS]));
+    for (uint64_t seed = 0; seed < 60; seed++) {
+        find_sums(&b, &s, 1, seed);
+        for (int i = 0; i < LAYERS * TOKENS * HEADS; i++, n++)
+            mean += (double)b.sums[i % LAYERS][i / LAYERS * SIZE];
+    }
+    CHECK_NEAR(mean / n, 1, 5 * sqrt(3 / 7.0 / n), 0);
+    setup_end(&s);
+}
+
 /* ---- the same as a session, and what is refused ---- */
 
 TEST(a_session_gives_the_same_hidden_states) {
@@ -684,6 +788,8 @@ TEST(what_does_not_fit_is_refused) {
     check_refused(&r, ML_ERROR_MISMATCH, "ML_PLACE_W2 of layer 1 is (13, 17), not (13, 16)");
     r.desc.places = 1u << ML_PLACE_BLOCK, r.wrong_place = ML_PLACE_BLOCK;
     check_refused(&r, ML_ERROR_MISMATCH, "ML_PLACE_BLOCK of layer 1 is (13, 17), not (13, 16)");
+    r.desc.dropout = 1;
+    check_refused(&r, ML_ERROR_ARGUMENT, "dropout is out of range");
     setup_end(&s);
 }
 
@@ -694,6 +800,8 @@ int main(void) {
     RUN(frozen_parts_need_no_tape);
     RUN(nothing_learns);
     RUN(calls_of_an_insertion);
+    RUN(dropout_has_the_right_gradient);
+    RUN(each_layer_drops_other_weights);
     RUN(a_session_gives_the_same_hidden_states);
     RUN(what_does_not_fit_is_refused);
     return test_report("test_llama");

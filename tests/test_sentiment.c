@@ -435,7 +435,7 @@ static sentiment_settings demo_settings(const char *n_labels) {
 }
 
 static void demo(const sentiment_settings *set, double bound) {
-    sentiment_result dev = {0, 0}, test = {0, 0};
+    sentiment_result dev = {0, 0, -1}, test = {0, 0, -1};
     ml_model_load_desc load = {0};
     ml_model *model;
     ml_error error;
@@ -455,7 +455,7 @@ static void predicts_the_same(const sentiment_settings *trained, const char *mod
                               const char *adapter) {
     static char path[600];
     sentiment_settings set = *trained;
-    sentiment_result dev = {0, 0}, test = {0, 0};
+    sentiment_result dev = {0, 0, -1}, test = {0, 0, -1};
     ml_model_load_desc load = {0};
     ml_model *model;
     ml_error error;
@@ -485,7 +485,7 @@ static void predicts_the_same(const sentiment_settings *trained, const char *mod
 static void says_placeholders(const sentiment_settings *trained, const char *label, const char *words) {
     char text[64];
     sentiment_settings set = *trained;
-    sentiment_result dev = {0, 0}, test = {0, 0};
+    sentiment_result dev = {0, 0, -1}, test = {0, 0, -1};
     ml_model *model;
     ml_error error;
     snprintf(text, sizeof text, "%s ||| good\n%s ||| bad\n", label, label);
@@ -539,6 +539,190 @@ TEST(demo_lora) {
     remove(set.model_out);
 }
 
+/* One pass over the rows, in an order that is shuffled anew, by the library alone. */
+static int plain_epoch(ml_trainer *trainer, const reviews *train, int batch_size, int *order,
+                       ml_random *random) {
+    enum { MOST = 4096 };
+    int32_t tokens[MOST], starts[64] = {0}, truth[64];
+    for (int i = train->n - 1; i > 0; i--) {
+        int j = (int)(ml_random_u64(random) % (uint64_t)(i + 1)), held = order[i];
+        order[i] = order[j], order[j] = held;
+    }
+    for (int from = 0; from < train->n; from += batch_size) {
+        ml_batch batch = {tokens, 0, starts, min_int(batch_size, train->n - from), NULL, truth, 0};
+        for (int i = 0; i < batch.n_rows; i++) {
+            const review *row = &train->rows[order[from + i]];
+            if (batch.n_tokens + row->n_ids > MOST) return 0;
+            memcpy(tokens + batch.n_tokens, row->ids, (size_t)row->n_ids * sizeof *tokens);
+            starts[i + 1] = batch.n_tokens += row->n_ids;
+            truth[i] = row->label;
+        }
+        batch.divisor = (float)batch_size;
+        if (ml_trainer_backward(trainer, &batch, NULL, NULL, NULL) || ml_trainer_step(trainer, NULL))
+            return 0;
+    }
+    return 1;
+}
+
+/* What a head learns in the first epochs of a run in which every flag of how to train is set. */
+static int train_plainly(const sentiment_settings *set, const reviews *train, ml_model *model, int epochs,
+                         ml_head **head) {
+    ml_head_create_desc top = {0};
+    ml_trainer_desc how = {0};
+    ml_trainer *trainer;
+    ml_random random;
+    int ok = 1, n_steps = (train->n + set->batch_size - 1) / set->batch_size * set->epochs, order[64];
+    top.n_classes = 2, top.pooling = ML_POOL_MEAN, top.random = &random;
+    ml_random_seed(&random, (uint64_t)set->seed);
+    if (train->n > 64 || ml_head_create(model, &top, head, NULL)) return 0;
+    how.head = *head, how.max_tokens = 4096, how.max_row = 256;
+    how.adamw.lr = 1e-3f, how.adamw.head_lr = 4e-3f, how.adamw.weight_decay = 0.5f, how.adamw.clip = 0.1f;
+    how.schedule.decay = ML_DECAY_COSINE;
+    how.schedule.total_steps = n_steps, how.schedule.warmup_steps = n_steps / 4;
+    if (ml_trainer_new(model, &how, &trainer, NULL)) return 0;
+    ml_random_seed(&random, (uint64_t)set->seed + 1);
+    for (int i = 0; i < train->n; i++) order[i] = i;
+    for (int i = 0; i < epochs && ok; i++) ok = plain_epoch(trainer, train, set->batch_size, order, &random);
+    ml_trainer_free(trainer);
+    return ok;
+}
+
+static ml_model *trainable_model(void) {
+    ml_model_load_desc load = {0};
+    ml_model *model = NULL;
+    load.type = ML_F32;
+    CHECK(ml_model_load("examples/models/stories.gguf", &load, &model, NULL) == ML_OK);
+    return model;
+}
+
+/* All flags of how to train reach the trainer: the head that is kept is that of the same training without them. It is
+   saved as F32, and both compute the same in the same order. */
+TEST(training_settings) {
+    sentiment_settings set = demo_settings("2");
+    sentiment_result dev, test;
+    ml_model *model = trainable_model(), *plain = trainable_model(), *kept;
+    ml_head *ours, *expected;
+    reviews train;
+    int best = -1;
+    REQUIRE(model && plain);
+    set.train = set.dev; /* 60 rows, 6 steps an epoch */
+    set.epochs = 2;
+    set.dropout = 0;
+    set.pooling = ML_POOL_MEAN, set.schedule = ML_DECAY_COSINE, set.warmup = 0.25f, set.clip = 0.1f;
+    set.head_lr = 4e-3f, set.weight_decay = 0.5f;
+    capture_begin();
+    int is_done = sentiment_run(&set, model, &dev, &test);
+    const char *line = strstr(capture_end(), "best epoch ");
+    REQUIRE(is_done && line && sscanf(line, "best epoch %d,", &best) == 1);
+    REQUIRE(reviews_read(&train, set.train, 2) && reviews_encode(&train, plain->tokenizer, "", 256));
+    REQUIRE(train_plainly(&set, &train, plain, best + 1, &expected));
+    REQUIRE(ml_model_load(set.model_out, NULL, &kept, NULL) == ML_OK);
+    REQUIRE(ml_head_load(set.model_out, kept, NULL, &ours, NULL) == ML_OK);
+    CHECK(ours->pooling == ML_POOL_MEAN && ours->weight.cols == expected->weight.cols);
+    const float *a = (const float *)ours->weight.data, *b = (const float *)expected->weight.data;
+    for (size_t i = 0; i < 2 * ours->weight.cols; i++) CHECK_NEAR(a[i], b[i], 1e-6, 0);
+    ml_head_free(ours), ml_head_free(expected);
+    ml_model_free(kept), ml_model_free(plain), ml_model_free(model);
+    reviews_free(&train);
+    remove(set.test_out), remove(set.model_out);
+}
+
+/* The training set is measured only if that is wanted; a head of means is not for the course's code. */
+TEST(what_an_epoch_says) {
+    sentiment_settings set = demo_settings("2");
+    sentiment_result dev, test;
+    double loss, on_train, on_dev, f1;
+    char rest;
+    set.train = set.dev;
+    set.epochs = 1;
+    for (set.eval_train = 0; set.eval_train < 2; set.eval_train++) {
+        ml_model *model = trainable_model();
+        capture_begin();
+        int is_done = sentiment_run(&set, model, &dev, &test);
+        const char *printed = capture_end(), *line = strstr(printed, "epoch 0: ");
+        REQUIRE(is_done && line);
+        CHECK(sscanf(line, "epoch 0: train loss :: %lf, dev acc :: %lf, dev f1 :: %lf%c", &loss, &on_dev, &f1,
+                     &rest) == (set.eval_train ? 1 : 4));
+        CHECK(sscanf(line, "epoch 0: train loss :: %lf, train acc :: %lf, dev acc :: %lf, dev f1 :: %lf%c",
+                     &loss, &on_train, &on_dev, &f1, &rest) == (set.eval_train ? 5 : 1));
+        if (set.eval_train) CHECK(on_train == on_dev); /* the same sentences */
+        ml_model_free(model);
+    }
+    remove(set.test_out), remove(set.model_out);
+    ml_model *model = trainable_model();
+    set.pooling = ML_POOL_MEAN;
+    set.model_out = in_folder("course.pt");
+    capture_begin();
+    int is_done = sentiment_run(&set, model, &dev, &test);
+    CHECK(strstr(capture_end(), "which reads the last position: name a .gguf, or choose --pooling last\n"));
+    CHECK(!is_done);
+    ml_model_free(model);
+}
+
+/* Real labels beside placeholders, one a line. */
+TEST(gold_labels) {
+    static const char text[] = "0 ||| a\n0 ||| b\n0 ||| c\n";
+    static const char *const wrong[][2] = {
+        {"0\n1\n", "gold.txt: it has 2 labels, but "},
+        {"0\n1\n0\n1", "gold.txt: it has 4 labels, but "},
+        {"", "gold.txt: it has 0 labels, but "},
+        {"0\n2\n0\n", "gold.txt:2: label \"2\" is not 0 to 1 (or -1, unknown)"},
+        {"0\n\n1 ||| a\n", "gold.txt:3: label \"1 ||| a\" is not 0 to 1"},
+        {"good\n", "gold.txt:1: label \"good\" is not"}};
+    static const int predicted[] = {0, 1, 1};
+    reviews set;
+    REQUIRE(reads(text, &set));
+    CHECK(file_write(in_folder("gold.txt"), "0\r\n 1 \n\n-1\n", 11));
+    int *gold = reviews_read_gold(&set, in_folder("gold.txt"), 2);
+    REQUIRE(gold != NULL);
+    CHECK(gold[0] == 0 && gold[1] == 1 && gold[2] == -1);
+    sentiment_result by_gold = sentiment_measure_by(gold, &set, predicted, 2),
+                     by_set = sentiment_measure(&set, predicted, 2);
+    CHECK_NEAR(by_gold.accuracy, 1, 1e-12, 0); /* of the two that are known */
+    CHECK_NEAR(by_set.accuracy, 1.0 / 3, 1e-12, 0);
+    CHECK(by_gold.gold == -1);
+    free(gold);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        CHECK(file_write(in_folder("gold.txt"), wrong[i][0], strlen(wrong[i][0])));
+        capture_begin();
+        gold = reviews_read_gold(&set, in_folder("gold.txt"), 2);
+        CHECK(strstr(capture_end(), wrong[i][1]) && !gold);
+    }
+    reviews_free(&set);
+}
+
+/* A run says both accuracies: here dev is the test set, with its labels hidden. */
+TEST(gold_labels_of_a_run) {
+    sentiment_settings set = demo_settings("2");
+    sentiment_result dev, test;
+    reviews real;
+    buffer hidden = {0}, gold = {0};
+    ml_model *model = trainable_model();
+    REQUIRE(model && reviews_read(&real, set.dev, 2));
+    for (int i = 0; i < real.n; i++) {
+        char line[2048];
+        buffer_append(&hidden, line,
+                      (size_t)snprintf(line, sizeof line, "1 ||| %s\n", real.rows[i].sentence));
+        buffer_append(&gold, line, (size_t)snprintf(line, sizeof line, "%d\n", real.rows[i].label));
+    }
+    set.test = in_folder("hidden.txt"), set.test_gold = in_folder("gold.txt");
+    CHECK(file_write(set.test, hidden.bytes, hidden.length));
+    CHECK(file_write(set.test_gold, gold.bytes, gold.length));
+    set.train = set.dev;
+    set.epochs = 1;
+    capture_begin();
+    int is_done = sentiment_run(&set, model, &dev, &test);
+    const char *printed = capture_end(), *line = strstr(printed, "\nreal test acc :: ");
+    REQUIRE(is_done && line && strstr(printed, "are all 1: placeholders?"));
+    CHECK(test.gold == dev.accuracy && test.accuracy != dev.accuracy && dev.gold == -1);
+    CHECK_NEAR(strtod(line + 18, NULL), dev.accuracy, 6e-4, 0); /* three digits */
+    CHECK(strstr(line, "gold.txt)\n"));
+    ml_model_free(model);
+    reviews_free(&real);
+    buffer_free(&hidden), buffer_free(&gold);
+    remove(set.test_out), remove(set.model_out);
+}
+
 int main(void) {
     if (!folder_begin("sentiment")) return 1;
     RUN(zero_shot_layer_full);
@@ -559,5 +743,9 @@ int main(void) {
     RUN(progress_without_a_terminal);
     RUN(demo_finetune);
     RUN(demo_lora);
+    RUN(training_settings);
+    RUN(what_an_epoch_says);
+    RUN(gold_labels);
+    RUN(gold_labels_of_a_run);
     return !folder_end() || test_report("test_sentiment");
 }

@@ -411,6 +411,84 @@ static unsigned char *save(const ml_session *session, size_t *size) {
     return bytes;
 }
 
+/* A copy continues as the other does, whatever it held before, and the other can go on. */
+TEST(copies_continue) {
+    for (int full = 0; full < 2; full++) {
+        ml_model *model = letter_model(full ? ML_MASK_FULL : ML_MASK_CAUSAL, 17);
+        ml_model *different = letter_model(ML_MASK_CAUSAL, 18);
+        ml_session *session = new_session(model, 30, 8), *copy = new_session(model, 25, 1);
+        ml_session *stranger = new_session(different, 30, 8);
+        ml_random random;
+        int32_t ids[40], own[12];
+        const float *logits, *copied;
+        ml_random_seed(&random, 19);
+        random_ids(&random, ids, 40);
+        random_ids(&random, own, 12);
+        REQUIRE(!ml_session_eval(session, ids, 20, NULL, NULL));
+        for (int shared = 0; shared <= 24;
+             shared += 4) { /* what it had: another text, a part, all and more */
+            int n = shared > 20 ? 20 : shared;
+            REQUIRE(!ml_session_truncate(copy, 0, NULL));
+            if (n) REQUIRE(!ml_session_eval(copy, ids, n, NULL, NULL));
+            if (shared != 20) REQUIRE(!ml_session_eval(copy, own, shared > 20 ? 4 : 3, NULL, NULL));
+            CHECK(ml_session_copy(copy, session, &failure) == ML_OK && holds(copy, ids, 20));
+            REQUIRE(!ml_session_eval(session, ids + 20, 1, &logits, NULL));
+            REQUIRE(!ml_session_eval(copy, ids + 20, 1, &copied, NULL));
+            CHECK(max_difference(logits, copied, V) < 1e-4); /* read in passes of 8 and of 1 */
+            REQUIRE(!ml_session_truncate(session, 20, NULL));
+        }
+        CHECK(ml_session_copy(session, session, &failure) == ML_OK && holds(session, ids, 20));
+        CHECK(ml_session_copy(stranger, session, &failure) == ML_ERROR_MISMATCH && stranger->length == 0);
+        REQUIRE(!ml_session_eval(session, ids + 20, 6, NULL, NULL));
+        CHECK(ml_session_copy(copy, session, &failure) == ML_ERROR_CONTEXT); /* 26 into 25 */
+        CHECK(ml_session_copy(NULL, session, NULL) == ML_ERROR_ARGUMENT);
+        CHECK(ml_session_copy(session, NULL, NULL) == ML_ERROR_ARGUMENT);
+        ml_session_free(session), ml_session_free(copy), ml_session_free(stranger);
+        ml_model_free(model), ml_model_free(different);
+    }
+}
+
+/* Logits and hidden states of new tokens, in passes of 4, against those of a batch of all tokens. */
+TEST(outputs_of_new_tokens) {
+    for (int full = 0; full < 2; full++) {
+        ml_model *model = letter_model(full ? ML_MASK_FULL : ML_MASK_CAUSAL, 21);
+        ml_session *session = new_session(model, 30, 4), *whole = new_session(model, 30, 30);
+        ml_random random;
+        const int32_t select[4] = {9, 0, 5, 5}, wrong[1] = {10};
+        static float all_logits[16 * V], all_hidden[16 * 32], logits[10 * V], hidden[10 * 32], some[4 * V];
+        int32_t ids[16];
+        const float *last;
+        ml_random_seed(&random, 22);
+        random_ids(&random, ids, 16);
+        ml_batch batch = {ids, 16, NULL, 0, NULL, NULL, 0};
+        ml_outputs all = {NULL, 0, all_hidden, all_logits}, every = {NULL, 0, hidden, logits};
+        ml_outputs selected = {select, 4, NULL, some}, outside = {wrong, 1, NULL, some},
+                   nothing = {NULL, 0, NULL, NULL};
+        REQUIRE(!ml_session_eval_batch(whole, &batch, &all, NULL));
+        REQUIRE(!ml_session_eval(session, ids, 6, NULL, NULL));
+        CHECK(ml_session_eval_outputs(session, ids + 6, 10, &outside, &failure) == ML_ERROR_ARGUMENT);
+        CHECK(strcmp(failure.text, "batch: select 0 is 10, outside its 10 tokens") == 0);
+        CHECK(session->length == 6);
+        CHECK(ml_session_eval_outputs(session, ids + 6, 10, &every, &failure) == ML_OK &&
+              holds(session, ids, 16));
+        CHECK(max_difference(logits, all_logits + 6 * V, 10 * V) < 1e-4);
+        CHECK(max_difference(hidden, all_hidden + 6 * 32, 10 * 32) < 1e-4);
+        REQUIRE(!ml_session_truncate(session, 6, NULL));
+        CHECK(ml_session_eval_outputs(session, ids + 6, 10, &selected, &failure) == ML_OK);
+        for (int i = 0; i < 4; i++)
+            CHECK(memcmp(some + i * V, logits + select[i] * V, V * sizeof *some) == 0);
+        REQUIRE(!ml_session_truncate(session, 6, NULL));
+        REQUIRE(!ml_session_eval(session, ids + 6, 10, &last, NULL));
+        CHECK(memcmp(last, some, V * sizeof *last) == 0);
+        REQUIRE(!ml_session_truncate(session, 6, NULL));
+        CHECK(ml_session_eval_outputs(session, ids + 6, 10, &nothing, &failure) == ML_OK);
+        CHECK(ml_session_eval_outputs(session, ids, 15, &every, &failure) == ML_ERROR_CONTEXT);
+        CHECK(ml_session_eval_outputs(session, ids, 1, NULL, &failure) == ML_ERROR_ARGUMENT);
+        ml_session_free(session), ml_session_free(whole);
+        ml_model_free(model);
+    }
+}
+
 TEST(restored_sessions_continue) {
     for (int full = 0; full < 2; full++) {
         ml_model *model = letter_model(full ? ML_MASK_FULL : ML_MASK_CAUSAL, 7);
@@ -770,6 +848,8 @@ int main(void) {
     RUN(embeddings_pool_hidden_states);
     RUN(likelihood_is_log_softmax);
     RUN(likelihood_of_text);
+    RUN(copies_continue);
+    RUN(outputs_of_new_tokens);
     RUN(restored_sessions_continue);
     RUN(wrong_saved_bytes_are_refused);
     RUN(conversations_continue);

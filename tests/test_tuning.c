@@ -74,6 +74,7 @@ TEST(an_epoch_has_every_row_once) {
     for (int run = 0; run < 2; run++) {
         tuning t;
         REQUIRE(open_plain(&t, &set));
+        int before[3], changes = 0;
         for (int epoch = 0; epoch < 8; epoch++) {
             int seen[3] = {0, 0, 0};
             t.private_part->n_steps = 0;
@@ -82,8 +83,11 @@ TEST(an_epoch_has_every_row_once) {
             CHECK(t.private_part->steps[0].n == 2 && t.private_part->steps[1].n == 1);
             for (int i = 0; i < 3; i++) seen[t.private_part->order[i]]++;
             CHECK(seen[0] == 1 && seen[1] == 1 && seen[2] == 1);
+            changes += epoch && memcmp(before, t.private_part->order, sizeof before) != 0;
+            memcpy(before, t.private_part->order, sizeof before);
             if (epoch == 7) memcpy(first[run], t.private_part->order, sizeof first[run]);
         }
+        CHECK(changes > 0);
         tuning_close(&t);
     }
     CHECK(memcmp(first[0], first[1], sizeof first[0]) == 0);
@@ -109,6 +113,37 @@ TEST(batches_are_packed) {
     REQUIRE(tuning_fill(&t, &batch, &step, 0) == 1);
     CHECK(batch.rows.n_tokens == 9 && batch.rows.tokens[0] == 0 && batch.rows.tokens[1] == 0);
     CHECK(memcmp(batch.rows.tokens + 2, row_ids[2], 7 * sizeof(int32_t)) == 0);
+    tuning_close(&t);
+}
+
+static size_t hidden_rows;
+
+static ml_tensor hidden(tuning *t, ml_graph *g, const tuning_batch *batch) {
+    ml_tensor h = tuning_hidden(t, g, batch);
+    hidden_rows = h.rows;
+    return h;
+}
+
+/* Pooling leaves out the placeholders: the mean of a row of 7 behind 2 of them is that of its 7 states. */
+TEST(pooling_leaves_out_placeholders) {
+    static const int index[1] = {2};
+    tuning_settings set = settings();
+    float states[9 * 16], mean[16];
+    tuning_batch batch;
+    tuning t;
+    set.pooling = "mean";
+    REQUIRE(open_plain(&t, &set));
+    t.front = 2;
+    tuning_step step = {&t.train, index, 1};
+    REQUIRE(tuning_fill(&t, &batch, &step, 0) == 1);
+    REQUIRE(tuning_compute(&t, &batch, hidden, states));
+    REQUIRE(tuning_compute(&t, &batch, tuning_pooled, mean));
+    CHECK(hidden_rows == 7);
+    for (int j = 0; j < 16; j++) {
+        double sum = 0;
+        for (int i = 0; i < 7; i++) sum += (double)states[16 * i + j] / 7;
+        CHECK_NEAR(mean[j], sum, 1e-6, 0); /* F32, numbers of about 1 */
+    }
     tuning_close(&t);
 }
 
@@ -243,6 +278,31 @@ TEST(a_run_learns_measures_and_saves) {
     ml_model_free(model);
 }
 
+/* Spoils the classifier in the last steps. */
+static int spoil(tuning *t) {
+    tuning_weight *head = tuning_find(t, "head.weight");
+    for (size_t i = 0; t->result.steps >= 15 && i < head->tensor->rows * head->tensor->cols; i++)
+        ((float *)head->tensor->data)[i] = 0;
+    return 1;
+}
+
+/* What counts in the end are the weights that were best on dev. */
+TEST(the_best_weights_are_kept) {
+    tuning_settings set = settings();
+    tuning_method method = {0};
+    tuning t;
+    set.epochs = 20;
+    method.program = method.name = "test";
+    method.after_step = spoil;
+    REQUIRE(tuning_open(&t, &set, &method));
+    capture_begin();
+    int ok = tuning_train(&t);
+    capture_end();
+    CHECK(ok && t.result.dev == 1 && t.result.test == 1 && t.result.best_step <= 15 && t.result.steps == 20);
+    CHECK(tuning_measure(&t, &t.dev, NULL) == 1);
+    tuning_close(&t);
+}
+
 /* With --patience the run ends that many measurements after the best one. */
 TEST(patience_ends_a_run) {
     int status;
@@ -259,10 +319,12 @@ int main(void) {
     RUN(poolings_and_heads_have_the_right_gradients);
     RUN(an_epoch_has_every_row_once);
     RUN(batches_are_packed);
+    RUN(pooling_leaves_out_placeholders);
     RUN(word_dropout_leaves_out_tokens);
     RUN(a_batch_may_take_several_passes);
     RUN(wrong_options_are_refused);
     RUN(a_run_learns_measures_and_saves);
+    RUN(the_best_weights_are_kept);
     RUN(patience_ends_a_run);
     return test_report("test_tuning");
 }

@@ -169,11 +169,9 @@ static int read_run(const char *path, const command *c, run *to) {
     command_line(c, ours, sizeof ours);
     int same = log && fgets(line, sizeof line, log) && strcmp(line, ours) == 0;
     while (same && fgets(line, sizeof line, log)) {
-        double loss, on_train, on_dev, f1;
-        int epoch;
-        if (sscanf(line, "epoch %d: train loss :: %lf, train acc :: %lf, dev acc :: %lf", &epoch, &loss,
-                   &on_train, &on_dev) == 4 &&
-            to->n_epochs < MAX_EPOCHS)
+        double on_dev, f1;
+        const char *dev = strncmp(line, "epoch ", 6) == 0 ? strstr(line, ", dev acc :: ") : NULL;
+        if (dev && sscanf(dev, ", dev acc :: %lf", &on_dev) == 1 && to->n_epochs < MAX_EPOCHS)
             to->epoch[to->n_epochs++] = on_dev;
         else if (sscanf(line, "dev acc :: %lf, f1 :: %lf", &on_dev, &f1) == 2)
             to->dev = on_dev, to->dev_f1 = f1;

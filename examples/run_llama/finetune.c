@@ -1,4 +1,6 @@
 /* A classifier on top of the model, trained with all of the model's weights or with LoRA, or loaded. */
+#include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include "sentiment.h"
 #include "../common/file.h"
@@ -65,6 +67,7 @@ static int make_head(sentiment *s, ml_random *random) {
     ml_error error;
     desc.n_classes = s->labels.n;
     desc.labels = s->labels.name;
+    desc.pooling = s->set.pooling;
     desc.random = random;
     return succeeded(ml_head_create(s->model, &desc, &s->head, &error), &error);
 }
@@ -81,12 +84,24 @@ static int make_lora(sentiment *s, ml_random *random) {
 /* Said before the training, as the library would only after it. */
 static int fits_format(const sentiment *s) {
     const ml_config *c = &s->model->config;
-    if (format_of(s->set.model_out) != ML_PYTORCH ||
-        (c->tied_output && c->rope_theta == 10000 && c->rope_scale == 1))
-        return 1;
+    if (format_of(s->set.model_out) != ML_PYTORCH) return 1;
+    if (s->set.pooling != ML_POOL_LAST)
+        return complain("%s: a PyTorch file is for the course's code, which reads the last position: name a "
+                        ".gguf, or choose --pooling last",
+                        s->set.model_out);
+    if (c->tied_output && c->rope_theta == 10000 && c->rope_scale == 1) return 1;
     return complain(
         "%s: a PyTorch file is for models with a tied output and plain rotary positions; name a .gguf",
         s->set.model_out);
+}
+
+static ml_schedule schedule_of(const sentiment *s) {
+    ml_schedule schedule = {0};
+    double batches = ceil((double)s->train.n / s->set.batch_size);
+    schedule.decay = s->set.schedule;
+    schedule.total_steps = (int)fmin(batches * s->set.epochs, INT_MAX);
+    schedule.warmup_steps = (int)((double)s->set.warmup * schedule.total_steps + 0.5);
+    return schedule;
 }
 
 static int make_trainer(sentiment *s) {
@@ -103,6 +118,10 @@ static int make_trainer(sentiment *s) {
     desc.dropout = s->set.dropout;
     desc.seed = (uint64_t)s->set.seed;
     desc.adamw.lr = s->set.lr;
+    desc.adamw.head_lr = s->set.head_lr;
+    desc.adamw.clip = s->set.clip;
+    desc.adamw.weight_decay = s->set.weight_decay;
+    desc.schedule = schedule_of(s);
     desc.threads.count = s->set.threads;
     return succeeded(ml_trainer_new(s->model, &desc, &s->trainer, &error), &error);
 }
@@ -116,10 +135,14 @@ typedef struct best_epoch {
 static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, best_epoch *best) {
     double loss;
     const char *path = s->set.model_out;
+    char on_train[64] = "";
     ml_error error;
     if (!train_epoch(s, random, order, epoch, &loss)) return 0;
-    if (!sentiment_predict(s, &s->train, "eval train")) return 0;
-    sentiment_result on_train = sentiment_measure(&s->train, s->predicted, s->labels.n);
+    if (s->set.eval_train) {
+        if (!sentiment_predict(s, &s->train, "eval train")) return 0;
+        snprintf(on_train, sizeof on_train, ", train acc :: %.3f",
+                 sentiment_measure(&s->train, s->predicted, s->labels.n).accuracy);
+    }
     if (!sentiment_predict(s, &s->dev, "eval dev")) return 0;
     sentiment_result on_dev = sentiment_measure(&s->dev, s->predicted, s->labels.n);
     if (on_dev.accuracy > best->accuracy) {
@@ -127,8 +150,8 @@ static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, best
         best->epoch = epoch;
         if (!loaded(path, ml_trainer_save(s->trainer, path, &error), &error)) return 0;
     }
-    printf("epoch %d: train loss :: %.3f, train acc :: %.3f, dev acc :: %.3f, dev f1 :: %.3f\n", epoch, loss,
-           on_train.accuracy, on_dev.accuracy, on_dev.f1);
+    printf("epoch %d: train loss :: %.3f%s, dev acc :: %.3f, dev f1 :: %.3f\n", epoch, loss, on_train,
+           on_dev.accuracy, on_dev.f1);
     fflush(stdout);
     return 1;
 }

@@ -31,7 +31,11 @@ static settings set = {
                   .lora_rank = 4,
                   .lora_alpha = 1,
                   .dropout = 0.3f,
-                  .lr = 2e-5f},
+                  .lr = 2e-5f,
+                  .warmup = NAN, /* NAN: not given, and so by the mode */
+                  .clip = NAN,
+                  .head_lr = NAN,
+                  .weight_decay = NAN},
 };
 
 #define INDENT "                                             " /* of the column of explanations */
@@ -50,6 +54,8 @@ static const option options[] = {
     {"--train", OPTION_TEXT, &set.sentiment.train, "lines of \"label ||| sentence\" (data/cfimdb-train.txt)"},
     {"--dev", OPTION_TEXT, &set.sentiment.dev, "(data/cfimdb-dev.txt)"},
     {"--test", OPTION_TEXT, &set.sentiment.test, "(data/cfimdb-test.txt)"},
+    {"--test-gold", OPTION_TEXT, &set.sentiment.test_gold,
+     "the real labels of --test where those are placeholders, one per line (none)"},
     {"--label-names", OPTION_TEXT, &set.sentiment.labels, "a JSON list (data/cfimdb-label-mapping.json)"},
     {"--dev_out", OPTION_TEXT, &set.sentiment.dev_out, "predictions (cfimdb-dev-prompting-output.txt)"},
     {"--test_out", OPTION_TEXT, &set.sentiment.test_out, "predictions (cfimdb-test-prompting-output.txt)"},
@@ -60,6 +66,17 @@ static const option options[] = {
      "sentences; mode reference pads a batch, and so depends on it (8)"},
     {"--hidden_dropout_prob", OPTION_FLOAT, &set.sentiment.dropout, "of the classifier's input (0.3)"},
     {"--lr", OPTION_FLOAT, &set.sentiment.lr, "learning rate (2e-5)"},
+    {"--pooling", OPTION_TEXT, &set.pooling,
+     "what the classifier reads in mode llama: the last token (default), or the mean"},
+    {"--schedule", OPTION_TEXT, &set.schedule,
+     "of both rates in mode llama: none, linear (default) or cosine"},
+    {"--warmup", OPTION_FLOAT, &set.sentiment.warmup, "share of the steps, in mode llama (0.05)"},
+    {"--clip", OPTION_FLOAT, &set.sentiment.clip, "the gradient's largest norm, in mode llama (1; 0: any)"},
+    {"--head_lr", OPTION_FLOAT, &set.sentiment.head_lr,
+     "of the classifier, in mode llama (1e-3, or --lr if that is larger)"},
+    {"--weight_decay", OPTION_FLOAT, &set.sentiment.weight_decay, "in mode llama (0)"},
+    {"--eval_train", OPTION_FLAG, &set.sentiment.eval_train,
+     "predict the training set after each epoch, too"},
     {"--lora_rank", OPTION_INT, &set.sentiment.lora_rank, "(4)"},
     {"--lora_alpha", OPTION_FLOAT, &set.sentiment.lora_alpha, "(1)"},
     {"--seeds", OPTION_INT, &set.seeds, "repeat with this many seeds, and print mean and deviation (1)"},
@@ -141,12 +158,13 @@ static int files_ready(const settings *s, const char *state) {
                                 {"--train", trains ? t->train : NULL},
                                 {"--dev", t->dev},
                                 {"--test", t->test},
+                                {"--test-gold", t->test_gold},
                                 {"--label-names", t->predicting ? NULL : t->labels}};
     const used_file outputs[] = {{"--dev_out", t->dev_out},
                                  {"--test_out", t->test_out},
                                  {"--state", trains ? state : NULL},
                                  {"next to --state", config_beside(trains ? state : NULL, t->lora, config)}};
-    return outputs_ready(outputs, 4, inputs, 7) && models_spared(outputs, 4, inputs, 2) &&
+    return outputs_ready(outputs, 4, inputs, 8) && models_spared(outputs, 4, inputs, 2) &&
            file_can_be_saved(outputs[2].path);
 }
 
@@ -154,7 +172,7 @@ static int files_ready(const settings *s, const char *state) {
    status. */
 static int label_sentences(const settings *s) {
     enum { MAX_SEEDS = 100 };
-    double dev[MAX_SEEDS], test[MAX_SEEDS];
+    double dev[MAX_SEEDS], test[MAX_SEEDS], gold[MAX_SEEDS];
     sentiment_settings run = s->sentiment;
     char state[64];
     int n = !is_training(&run) ? 1 : min_int(s->seeds, MAX_SEEDS);
@@ -162,7 +180,7 @@ static int label_sentences(const settings *s) {
     if (!run.model_out) run.model_out = state;
     if (!files_ready(s, run.model_out)) return 1;
     for (int i = 0; i < n; i++) {
-        sentiment_result on_dev = {0, 0}, on_test = {0, 0};
+        sentiment_result on_dev = {0, 0, -1}, on_test = {0, 0, -1};
         /* an adapter's numbers are those of its training over a model as it was there */
         int as_stored = run.prompting || (run.predicting && !s->adapter);
         ml_model *model = load_model(s, as_stored ? ML_TYPE_NONE : ML_F32);
@@ -175,8 +193,10 @@ static int label_sentences(const settings *s) {
         if (!ok) return 1;
         dev[i] = on_dev.accuracy;
         test[i] = on_test.accuracy;
+        gold[i] = on_test.gold;
     }
     if (n > 1) print_mean("dev", dev, n), print_mean("test", test, n);
+    if (n > 1 && run.test_gold) print_mean("real test", gold, n);
     return 0;
 }
 
@@ -200,6 +220,52 @@ static int check_sentiment(const sentiment_settings *t) {
     return 1;
 }
 
+/* The flags of how to train, which only mode llama has: the reference trains as the course's code does. */
+static int check_training(const settings *s) {
+    const sentiment_settings *t = &s->sentiment;
+    const struct {
+        const char *name;
+        int is_given;
+    } flags[] = {{"--pooling", s->pooling != NULL},    {"--schedule", s->schedule != NULL},
+                 {"--warmup", !isnan(t->warmup)},      {"--clip", !isnan(t->clip)},
+                 {"--head_lr", !isnan(t->head_lr)},    {"--weight_decay", !isnan(t->weight_decay)},
+                 {"--eval_train", t->eval_train != 0}, {"--test-gold", t->test_gold != NULL}};
+    int generates = strcmp(s->option, "generate") == 0, trains = !generates && is_training(t);
+    for (int i = 0; i < 8; i++) {
+        if (!flags[i].is_given) continue;
+        if (i < 7 && !trains)
+            return complain("%s is for training: --option %s trains nothing", flags[i].name, s->option);
+        if (i < 6 && t->reference)
+            return complain("%s needs --mode llama: mode reference trains as the course's code does",
+                            flags[i].name);
+        if (generates) return complain("%s: --option generate labels no test set", flags[i].name);
+    }
+    if ((s->pooling && !is_one_of("--pooling", s->pooling, "last or mean")) ||
+        (s->schedule && !is_one_of("--schedule", s->schedule, "none, linear or cosine")))
+        return 0;
+    if (t->warmup < 0 || t->warmup >= 1)
+        return complain("--warmup is a share of the steps, from 0 to below 1");
+    if (t->head_lr <= 0) return complain("--head_lr is positive");
+    if (t->clip < 0 || t->weight_decay < 0) return complain("--clip and --weight_decay are not negative");
+    return 1;
+}
+
+/* What was not given: as the reference trains, or what training in mode llama is best with. */
+static void fill_training(settings *s) {
+    sentiment_settings *t = &s->sentiment;
+    int llama = !t->reference;
+    t->pooling = s->pooling && strcmp(s->pooling, "mean") == 0 ? ML_POOL_MEAN : ML_POOL_LAST;
+    t->schedule = llama ? ML_DECAY_LINEAR : ML_DECAY_NONE;
+    if (s->schedule) {
+        int is_cosine = strcmp(s->schedule, "cosine") == 0, is_none = strcmp(s->schedule, "none") == 0;
+        t->schedule = is_none ? ML_DECAY_NONE : is_cosine ? ML_DECAY_COSINE : ML_DECAY_LINEAR;
+    }
+    if (isnan(t->warmup)) t->warmup = llama ? 0.05f : 0;
+    if (isnan(t->clip)) t->clip = llama ? 1.0f : 0;
+    if (isnan(t->head_lr)) t->head_lr = llama ? fmaxf(t->lr, 1e-3f) : t->lr; /* it starts from nothing */
+    if (isnan(t->weight_decay)) t->weight_decay = 0;
+}
+
 static int check_sampler(const ml_sampler *p) {
     if (p->temperature < 0) return complain("--temperature must not be negative");
     if (p->top_k < 0) return complain("--top_k must not be negative");
@@ -213,7 +279,7 @@ static int check_settings(void) {
     if (!is_one_of("--option", set.option, "generate, prompt, finetune, lora or predict") ||
         !is_one_of("--score", set.sentiment.score, "sum, mean, calibrated or pmi") ||
         (set.mode && !is_one_of("--mode", set.mode, "llama or reference")) ||
-        !check_sentiment(&set.sentiment) || !check_sampler(&set.sampler))
+        !check_sentiment(&set.sentiment) || !check_training(&set) || !check_sampler(&set.sampler))
         return 0;
     if (set.adapter && (strcmp(set.option, "finetune") == 0 || set.sentiment.lora))
         return complain("--lora is to generate, prompt or predict with, not to go on training");
@@ -241,6 +307,7 @@ int main(int argc, char **argv) {
     set.sentiment.reference = set.mode && strcmp(set.mode, "reference") == 0;
     set.sentiment.threads = set.threads ? set.threads : default_threads();
     if (!check_settings()) return 2;
+    fill_training(&set);
     if (set.use_gpu) fprintf(stderr, "--use_gpu: there is no GPU code here; the processor is used\n");
     return generates ? generate(&set) : label_sentences(&set);
 }

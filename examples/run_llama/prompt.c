@@ -154,9 +154,10 @@ int sentiment_likelihoods(sentiment *s, const label_rows *rows, double *scores) 
     float *first = (float *)malloc(size);
     const float *logits = NULL;
     ml_error error;
-    int ok = first || no_memory("the logits");
-    ok = ok && succeeded(ml_session_truncate(s->session, 0, &error), &error) &&
-         succeeded(ml_session_eval(s->session, rows->ids[0], rows->shared, &logits, &error), &error);
+    ml_tokens shared = {rows->ids[0], rows->shared};
+    int kept, ok = first || no_memory("the logits"); /* examples before the text are kept from the last one */
+    ok = ok && succeeded(ml_session_keep_prefix(s->session, &shared, &kept, &error), &error) &&
+         succeeded(ml_session_eval(s->session, shared.ids + kept, shared.n - kept, &logits, &error), &error);
     if (ok) memcpy(first, logits, size); /* the next ml_session_eval overwrites them */
     for (int i = 0; i < s->labels.n && ok; i++) {
         ok = succeeded(ml_session_truncate(s->session, rows->shared, &error), &error) &&

@@ -184,6 +184,30 @@ int reviews_read(reviews *all, const char *path, int n_labels) {
     return all->n > 0 || complain("%s: it has no lines", path);
 }
 
+int *reviews_read_gold(const reviews *set, const char *path, int n_labels) {
+    int *gold = (int *)malloc((size_t)set->n * sizeof *gold), n = 0, number = 0, ok = gold || no_memory(path);
+    char *text = ok ? read_lines(path) : NULL, *end;
+    for (char *line = text, *next; ok && line && *line; line = next) {
+        number++;
+        next = strchr(line, '\n');
+        if (next) *next++ = 0;
+        line = strip(line);
+        if (!*line) continue;
+        long label = strtol(line, &end, 10);
+        if (*end || label < -1 || label >= n_labels)
+            ok = complain("%s:%d: label \"%.20s\" is not 0 to %d (or -1, unknown)", path, number, line,
+                          n_labels - 1);
+        else if (n < set->n)
+            gold[n] = (int)label;
+        n++;
+    }
+    if (ok && text && n != set->n)
+        ok = complain("%s: it has %d labels, but %s has %d sentences", path, n, set->path, set->n);
+    if (!ok || !text) free(gold), gold = NULL;
+    free(text);
+    return gold;
+}
+
 int reviews_length(const ml_tokenizer *tokenizer, int n) { return n + (tokenizer->adds_bos && n < INT_MAX); }
 
 int32_t reviews_padding(const ml_tokenizer *tokenizer) {

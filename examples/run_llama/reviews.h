@@ -36,6 +36,10 @@ typedef struct label_names {
 int label_names_read(label_names *names, const char *path);
 int reviews_read(reviews *all, const char *path, int n_labels);
 
+/* New memory with a label for each row of the set, from a file of one label per line in the same order (-1: unknown);
+   NULL after saying why. */
+int *reviews_read_gold(const reviews *set, const char *path, int n_labels);
+
 /* bos and the tokens of every row, at least one and cut to at most `most`. `suffix` (may be "") is appended to each
    sentence before it is encoded; if that is too long, the end of the sentence is cut off, and not the suffix. */
 int reviews_encode(reviews *all, const ml_tokenizer *tokenizer, const char *suffix, int most);

@@ -6,6 +6,7 @@
 
 typedef struct settings {
     const char *option, *model, *tokenizer, *mode, *prompt, *adapter, *low_out, *high_out;
+    const char *pooling, *schedule; /* words; NULL: by the mode */
     int seed, seeds, use_gpu, threads, max_new_tokens, slide, help;
     ml_sampler sampler;
     sentiment_settings sentiment;

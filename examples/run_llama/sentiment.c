@@ -2,14 +2,15 @@
 #include "sentiment.h"
 #include "../common/file.h"
 
-/* Accuracy and macro F1 (the mean over the classes that occur in truth or prediction). */
-sentiment_result sentiment_measure(const reviews *set, const int *predicted, int n_labels) {
-    sentiment_result result = {0, 0};
+/* Accuracy and macro F1 (the mean over the classes that occur in truth or prediction). truth NULL: the set's own. */
+sentiment_result sentiment_measure_by(const int *truth, const reviews *set, const int *predicted,
+                                      int n_labels) {
+    sentiment_result result = {0, 0, -1};
     int hits[REVIEWS_MAX_LABELS] = {0}, predictions[REVIEWS_MAX_LABELS] = {0},
         truths[REVIEWS_MAX_LABELS] = {0};
     int known = 0, right = 0, classes = 0;
     for (int i = 0; i < set->n; i++) {
-        int label = set->rows[i].label;
+        int label = truth ? truth[i] : set->rows[i].label;
         if (label < 0) continue;
         known++;
         truths[label]++;
@@ -24,6 +25,10 @@ sentiment_result sentiment_measure(const reviews *set, const int *predicted, int
     result.accuracy = known ? (double)right / known : 0;
     result.f1 = classes ? result.f1 / classes : 0;
     return result;
+}
+
+sentiment_result sentiment_measure(const reviews *set, const int *predicted, int n_labels) {
+    return sentiment_measure_by(NULL, set, predicted, n_labels);
 }
 
 ml_batch sentiment_batch(sentiment *s, const reviews *set, const int *order, int from, int n) {
@@ -70,7 +75,8 @@ static int read_sets(sentiment *s) {
     const sentiment_settings *set = &s->set;
     if (!(set->predicting ? load_head(s) : label_names_read(&s->labels, set->labels))) return 0;
     return (!is_training(set) || reviews_read(&s->train, set->train, s->labels.n)) &&
-           reviews_read(&s->dev, set->dev, s->labels.n) && reviews_read(&s->test, set->test, s->labels.n);
+           reviews_read(&s->dev, set->dev, s->labels.n) && reviews_read(&s->test, set->test, s->labels.n) &&
+           (!set->test_gold || (s->gold = reviews_read_gold(&s->test, set->test_gold, s->labels.n)) != NULL);
 }
 
 static int allocate_batch(sentiment *s, int n_predicted) {
@@ -135,6 +141,12 @@ static int label_set(sentiment *s, const reviews *set, const char *what, const c
         return 0;
     *result = sentiment_measure(set, s->predicted, s->labels.n);
     print_result(set, what, result);
+    if (set == &s->test && s->gold) {
+        sentiment_result real = sentiment_measure_by(s->gold, set, s->predicted, s->labels.n);
+        printf("real %s acc :: %.3f, f1 :: %.3f (by %s)\n", what, real.accuracy, real.f1, s->set.test_gold);
+        fflush(stdout);
+        result->gold = real.accuracy;
+    }
     return write_predictions(set, s->predicted, out);
 }
 
@@ -142,6 +154,7 @@ void sentiment_free(sentiment *s) {
     reviews_free(&s->train);
     reviews_free(&s->dev);
     reviews_free(&s->test);
+    free(s->gold);
     free(s->labels.text);
     free(s->tokens);
     free(s->starts);

@@ -16,10 +16,17 @@
 
 typedef struct sentiment_settings {
     const char *train, *dev, *test, *labels, *dev_out, *test_out, *score, *model_out;
+    const char *test_gold; /* labels of `test` where those in it are placeholders, one per line; NULL: none */
     const char *adapter, *classifier; /* files to use: an adapter (NULL: none), and what a head is in */
     int reference, lora, prompting, predicting;
     int max_sentence_len, epochs, batch_size, lora_rank, threads, seed;
     float dropout, lr, lora_alpha;
+    /* training; all 0 is how the reference trains */
+    int eval_train; /* measure the training set after each epoch, too */
+    ml_pooling pooling;
+    ml_decay schedule;
+    float warmup;                      /* share of all steps */
+    float clip, head_lr, weight_decay; /* as in ml_adamw */
 } sentiment_settings;
 
 /* Training reads and measures a set more. */
@@ -27,6 +34,7 @@ static inline int is_training(const sentiment_settings *set) { return !set->prom
 
 typedef struct sentiment_result {
     double accuracy, f1; /* of the labels that are known */
+    double gold;         /* accuracy by the labels of --test_gold; -1: none were given */
 } sentiment_result;
 
 typedef struct sentiment {
@@ -38,6 +46,7 @@ typedef struct sentiment {
     ml_session *session; /* without a trainer */
     label_names labels;
     reviews train, dev, test;
+    int *gold; /* (test.n) from set.test_gold, or NULL */
     int max_row;
     int32_t *tokens, *starts, *truth; /* a batch */
     float *log_probs;                 /* (rows of a batch, labels) */
@@ -51,6 +60,9 @@ int sentiment_run(const sentiment_settings *set, ml_model *model, sentiment_resu
 /* The steps of a run, which the tests call one by one. */
 int sentiment_read(sentiment *s);
 sentiment_result sentiment_measure(const reviews *set, const int *predicted, int n_labels);
+/* The same by other labels than the set's own: truth (set->n). */
+sentiment_result sentiment_measure_by(const int *truth, const reviews *set, const int *predicted,
+                                      int n_labels);
 void sentiment_free(sentiment *s);
 
 /* Rows order[from .. from + n - 1] of a set (order NULL: in the set's order) as a batch. With the reference's padding

@@ -142,7 +142,7 @@ int efficient_check(tuning *t) {
     t->method.places = e->kind->places;
     for (int i = 0; i < 7 && e->kind->insert == dora_insert; i++)
         if (e->targets >> i & 1) t->method.places |= 1u << efficient_place(i);
-    if (strcmp(e->kind->name, "prompt") == 0) t->front = e->set.length ? e->set.length : 8;
+    if (strcmp(e->kind->name, "prompt") == 0) t->front = efficient_length(e);
     if (!e->set.load) return 1;
     t->method.ready = efficient_load;
     if (e->kind->setup == prefix_mlp_setup)

@@ -22,8 +22,8 @@ int lora_setup(tuning *t) {
     ml_lora_create_desc desc = {0};
     ml_error error;
     int is_plus = strcmp(e->kind->name, "loraplus") == 0, group = t->group;
-    desc.rank = e->set.rank ? e->set.rank : 8;
-    desc.alpha = e->set.alpha > 0 ? e->set.alpha : 2 * (float)desc.rank;
+    desc.rank = efficient_rank(e);
+    desc.alpha = efficient_alpha(e);
     if (strcmp(e->kind->name, "rslora") == 0) desc.alpha *= sqrtf((float)desc.rank);
     desc.targets = e->targets;
     desc.random = &t->random;
@@ -54,10 +54,7 @@ int lora_setup(tuning *t) {
 
 enum { DORA_A, DORA_B, DORA_M };
 
-static float dora_scale(const efficient *e) {
-    float rank = (float)(e->set.rank ? e->set.rank : 8);
-    return (e->set.alpha > 0 ? e->set.alpha : 2 * rank) / rank;
-}
+static float dora_scale(const efficient *e) { return efficient_alpha(e) / (float)efficient_rank(e); }
 
 /* 1 / ||row i of W + s B A|| for each of the `out` rows. `sum` (in) is scratch. */
 static void inverse_norms(const tuning *t, int layer, int target, float *sum) {
@@ -81,7 +78,7 @@ static int dora_add(tuning *t, int layer, int target) {
     efficient *e = efficient_of(t);
     int place = efficient_place(target);
     ml_tensor w = efficient_matrix(t, layer, target), *norm = &e->norms[layer * ML_PLACES + place];
-    size_t rank = (size_t)(e->set.rank ? e->set.rank : 8);
+    size_t rank = (size_t)efficient_rank(e);
     efficient_part part = {layer, place, DORA_A, "lora_A", 0};
     ml_tensor *a = efficient_add(t, &part, rank, w.cols);
     part.part = DORA_B, part.name = "lora_B";

@@ -71,6 +71,12 @@ static inline efficient *efficient_of(const tuning *t) { return (efficient *)t->
 static inline ml_tensor **efficient_at(const tuning *t, int layer, int place) {
     return efficient_of(t)->at + ((size_t)layer * ML_PLACES + (size_t)place) * EFFICIENT_PARTS;
 }
+/* What the options say, or the default. */
+static inline int efficient_rank(const efficient *e) { return e->set.rank ? e->set.rank : 8; }
+static inline int efficient_length(const efficient *e) { return e->set.length ? e->set.length : 8; }
+static inline float efficient_alpha(const efficient *e) {
+    return e->set.alpha > 0 ? e->set.alpha : 2 * (float)efficient_rank(e);
+}
 /* A new parameter `part` at a place of a layer, named LAYER.PLACE.NAME; sd as in tuning_parameter. */
 typedef struct efficient_part {
     int layer, place, part;

@@ -76,6 +76,30 @@ int tuning_train_model(tuning *t, int first) {
     return ok;
 }
 
+/* Which layer a weight is in: -1 is below all layers, n_layers above them. */
+static int layer_of(const char *name, int n_layers) {
+    if (strncmp(name, "blk.", 4) == 0) return atoi(name + 4);
+    return strncmp(name, "token_embd.", 11) == 0 ? -1 : n_layers;
+}
+
+int tuning_train_layers(tuning *t, float decay) {
+    char name[ML_NAME_SIZE];
+    int n_layers = t->model->config.n_layers;
+    float lr = t->set.lr;
+    if (decay == 1) return tuning_train_model(t, 0);
+    for (int layer = n_layers; layer >= -1; layer--, lr *= decay) {
+        int matrices = tuning_group(t, lr, t->set.weight_decay), norms = tuning_group(t, lr, 0);
+        if (matrices < 0 || norms < 0) return 0;
+        for (int i = 0; i < t->model->n_tensors; i++) {
+            const ml_tensor *w = &t->weights[i];
+            if (!w->data || ml_model_tensor_name(t->model, i, name) || !is_trained(name, 0)) continue;
+            t->group = w->rows == 1 ? norms : matrices;
+            if (layer_of(name, n_layers) == layer && !tuning_train_weight(t, i)) return 0;
+        }
+    }
+    return 1;
+}
+
 tuning_weight *tuning_find(const tuning *t, const char *name) {
     for (int i = 0; i < t->n_parameters; i++)
         if (strcmp(t->parameters[i]->name, name) == 0) return t->parameters[i];

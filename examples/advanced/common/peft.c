@@ -138,7 +138,7 @@ static int new_prefix(const tuning *t, ml_tensor *x) {
     if (c->n_layers > PEFT_MAX_LAYERS || c->dim / c->n_heads > 1024)
         return complain("a prefix of more than %d layers", PEFT_MAX_LAYERS);
     x->type = ML_F32;
-    x->rows = (size_t)(e->set.length ? e->set.length : 8);
+    x->rows = (size_t)efficient_length(e);
     x->cols = 2 * (size_t)c->n_layers * (size_t)(c->dim / c->n_heads * c->n_kv_heads);
     x->data = calloc(x->rows * x->cols, sizeof(float));
     return x->data || no_memory("a prefix");

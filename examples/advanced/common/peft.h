@@ -30,6 +30,7 @@ void peft_permute(const ml_config *c, const peft_tensor *from, float *to, int is
 void peft_turn_keys(const ml_config *c, ml_tensor *x, double positions);
 
 /* peft_config.c: adapter_config.json */
-void peft_put_config(const tuning *t, FILE *file);
+enum { PEFT_CONFIG_SIZE = 2048 };
+void peft_config(const tuning *t, char to[PEFT_CONFIG_SIZE]);
 
 #endif

@@ -5,48 +5,41 @@
 
 /* ---- saving ---- */
 
-/* Numbers as Hugging Face orders them. */
-static int write_tensors(const tuning *t, const peft_list *list, FILE *file) {
-    for (int i = 0; i < list->n; i++) {
-        const peft_tensor *from = &list->tensors[i];
-        size_t n = from->x.rows * from->x.cols;
-        float *to = (float *)malloc(n * sizeof *to);
-        if (!to) return no_memory("a tensor");
-        if (from->is_by_heads)
-            peft_permute(&t->model->config, from, to, 0);
-        else
-            memcpy(to, from->x.data, n * sizeof *to);
-        fwrite(to, sizeof *to, n, file); /* little-endian, as the machine is */
-        free(to);
-    }
-    return 1;
+/* A tensor with its shape in the file, and its numbers in Hugging Face's order: in `room` where that is another. */
+static ml_named_tensor named(const tuning *t, const peft_tensor *from, float *room) {
+    ml_named_tensor to = {from->name, from->x, from->n_dims == 1};
+    to.tensor.rows = from->n_dims == 1 ? 1 : (size_t)from->shape[0];
+    to.tensor.cols = (size_t)from->shape[from->n_dims == 1 ? 0 : 1];
+    to.tensor.grad = NULL;
+    if (!from->is_by_heads) return to;
+    peft_permute(&t->model->config, from, room, 0);
+    to.tensor.data = room;
+    return to;
 }
 
-/* safetensors: the length of a JSON text, that text, and all numbers. */
-static int write_file(const tuning *t, const peft_list *list, const char *path) {
-    buffer json = {0};
-    whole_file file;
-    char part[320];
-    unsigned long long at = 0;
-    for (int i = 0; i < list->n; i++) {
-        const peft_tensor *x = &list->tensors[i];
-        unsigned long long end = at + x->x.rows * x->x.cols * sizeof(float);
-        int n = snprintf(part, sizeof part, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%lld", i ? "," : "{",
-                         x->name, (long long)x->shape[0]);
-        if (x->n_dims == 2) n += snprintf(part + n, sizeof part - (size_t)n, ",%lld", (long long)x->shape[1]);
-        n += snprintf(part + n, sizeof part - (size_t)n, "],\"data_offsets\":[%llu,%llu]}%s", at, end,
-                      i + 1 == list->n ? "}" : "");
-        if (!buffer_append(&json, part, (size_t)n)) return buffer_free(&json), no_memory(path);
-        at = end;
-    }
-    while (json.length % 8)
-        if (!buffer_append(&json, " ", 1)) return buffer_free(&json), no_memory(path);
-    if (!whole_file_begin(&file, path)) return buffer_free(&json), 0;
-    for (int i = 0; i < 8; i++) fputc((int)(json.length >> (8 * i) & 255), file.to);
-    fwrite(json.bytes, 1, json.length, file.to);
-    buffer_free(&json);
-    int ok = write_tensors(t, list, file.to);
-    return whole_file_end(&file) && ok;
+static size_t numbers(const peft_tensor *x) { return x->x.rows * x->x.cols; }
+
+/* The tensors, and the configuration beside them. */
+static int write_files(const tuning *t, const peft_list *list, const char *path) {
+    ml_archive_save_desc desc = {0};
+    char config[PEFT_CONFIG_SIZE];
+    ml_error error;
+    size_t n = 1;
+    for (int i = 0; i < list->n; i++) n += numbers(&list->tensors[i]);
+    ml_named_tensor *tensors = (ml_named_tensor *)malloc((size_t)list->n * sizeof *tensors);
+    float *room = (float *)malloc(n * sizeof *room), *at = room;
+    for (int i = 0; i < list->n && tensors && room; at += numbers(&list->tensors[i++]))
+        tensors[i] = named(t, &list->tensors[i], at);
+    peft_config(t, config);
+    desc.format = ML_SAFETENSORS;
+    desc.tensors = tensors;
+    desc.n_tensors = list->n;
+    desc.text_name = "adapter_config.json";
+    desc.text = config;
+    int ok = tensors && room ? loaded(path, ml_archive_save(path, &desc, &error), &error) : no_memory(path);
+    free(tensors);
+    free(room);
+    return ok;
 }
 
 /* The library writes its own adapters. */
@@ -69,18 +62,13 @@ static int compute_prefix(tuning *t, peft_list *list) {
 
 int efficient_save(tuning *t, const char *path) {
     const efficient *e = efficient_of(t);
-    char beside[4096];
     peft_list list = {0};
-    whole_file config;
-    if (!e->kind->peft) return tuning_save(t, path);
     if (!tuning_can_save(t)) return 0;
     if (e->lora) return save_lora(t, path);
     int ok = peft_list_tensors(t, &list) && (!peft_is_prefix(e) || compute_prefix(t, &list)) &&
-             write_file(t, &list, path);
+             write_files(t, &list, path);
     peft_list_free(&list);
-    if (!ok || !config_beside(path, 1, beside) || !whole_file_begin(&config, beside)) return 0;
-    peft_put_config(t, config.to);
-    return whole_file_end(&config);
+    return ok;
 }
 
 /* ---- loading ---- */
@@ -138,6 +126,34 @@ static int load_head(tuning *t, const char *path) {
     return ok;
 }
 
+/* What follows a key of a JSON text; "" if it has none. The keys in question occur once. */
+static const char *value_of(const char *json, const char *key) {
+    const char *at = strstr(json, key);
+    if (!at) return "";
+    at += strlen(key);
+    return at + strspn(at, " \t\n:");
+}
+
+/* Whether adapter_config.json says what the options say. Without that file nothing is known. */
+static int check_config(const tuning *t) {
+    const efficient *e = efficient_of(t);
+    char path[4096], wanted[64];
+    struct stat about;
+    if (!config_beside(e->set.load, 1, path) || stat(path, &about) != 0) return 1;
+    char *json = text_file_read(path, NULL);
+    if (!json) return 0;
+    const char *type = value_of(json, "\"peft_type\""), *alpha = value_of(json, "\"lora_alpha\"");
+    snprintf(wanted, sizeof wanted, "\"%s\"", e->kind->peft);
+    int ok = strncmp(type, wanted, strlen(wanted)) == 0 ||
+             complain("%s: it is %.*s, not %s (--method %s)", path, (int)strcspn(type, ",\n}"), type, wanted,
+                      e->kind->name);
+    if (ok && e->kind->setup == dora_setup && strtof(alpha, NULL) != efficient_alpha(e))
+        ok = complain("%s: its alpha is %.*s, not %g (--alpha)", path, (int)strcspn(alpha, ",\n}"), alpha,
+                      (double)efficient_alpha(e));
+    free(json);
+    return ok;
+}
+
 int efficient_load(tuning *t) {
     const char *path = efficient_of(t)->set.load;
     ml_archive *archive = NULL;
@@ -145,7 +161,7 @@ int efficient_load(tuning *t) {
     ml_error error;
     if (efficient_of(t)->lora) return load_head(t, path);
     if (!loaded(path, ml_archive_load(path, NULL, &archive, &error), &error)) return 0;
-    int ok = peft_list_tensors(t, &list);
+    int ok = check_config(t) && peft_list_tensors(t, &list);
     for (int i = 0; i < list.n && ok; i++) ok = read_tensor(t, archive, &list.tensors[i]);
     if (ok && peft_is_prefix(efficient_of(t))) ok = place_prefix(t, &list);
     peft_list_free(&list);

@@ -7,12 +7,10 @@
 #include "methods.h"
 #include "../../common/report.h"
 
-static int length_of(const efficient *e) { return e->set.length ? e->set.length : 8; }
-
 /* The first P tokens of sentences in random order. */
 static int read_text(tuning *t) {
     efficient *e = efficient_of(t);
-    int n = length_of(e), have = 0;
+    int n = efficient_length(e), have = 0;
     e->text = (int32_t *)malloc((size_t)n * sizeof *e->text);
     if (!e->text) return no_memory("a prompt");
     while (have < n) {
@@ -26,7 +24,7 @@ static int read_text(tuning *t) {
 
 int prompt_setup(tuning *t) {
     efficient *e = efficient_of(t);
-    size_t n = (size_t)length_of(e), dim = (size_t)t->model->config.dim;
+    size_t n = (size_t)efficient_length(e), dim = (size_t)t->model->config.dim;
     size_t n_rows = n * (size_t)t->set.batch;
     if (!read_text(t) || !(e->prompt = tuning_parameter(t, "prompt_embeddings", n, dim, 0))) return 0;
     for (size_t i = 0; i < n; i++)
@@ -80,7 +78,7 @@ static ml_tensor hidden(tuning *t, ml_graph *g, const tuning_batch *batch) {
 int prefix_setup(tuning *t) {
     efficient *e = efficient_of(t);
     const ml_config *c = &t->model->config;
-    size_t kv_dim = (size_t)(c->dim / c->n_heads * c->n_kv_heads), n = (size_t)length_of(e);
+    size_t kv_dim = (size_t)(c->dim / c->n_heads * c->n_kv_heads), n = (size_t)efficient_length(e);
     tuning_batch batch = {0};
     if (!read_text(t) || !make_prefix(t)) return 0;
     for (int i = 0; i < 2 * c->n_layers; i++) {
@@ -114,7 +112,7 @@ int prefix_mlp_setup(tuning *t) {
                                          "prefix.2.bias"};
     const size_t rows[4] = {inner, 1, all, 1}, cols[4] = {dim, inner, inner, all};
     if (!make_prefix(t) ||
-        !(e->prompt = tuning_parameter(t, "prefix.embedding", (size_t)length_of(e), dim, 1)))
+        !(e->prompt = tuning_parameter(t, "prefix.embedding", (size_t)efficient_length(e), dim, 1)))
         return 0;
     for (int i = 0; i < 4; i++) {
         if (!(e->mlp[i] = tuning_parameter(t, names[i], rows[i], cols[i], 0))) return 0;

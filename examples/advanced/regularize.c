@@ -1,0 +1,196 @@
+/* Fine-tuning with a regularizer, or several: dropout at each place, mixout, R-drop, averages of the weights, smaller
+   learning rates in lower layers; label smoothing, head dropout and early stopping are options of all experiments.
+       build/regularize --task sst --dropout .5 --dropout_residual .1 --rdrop 1 --ema .99 --layer_decay .9 */
+#include "common/tuning.h"
+#include "../common/report.h"
+
+typedef struct regular {
+    float embedding, residual, hidden, attention; /* dropout */
+    float mixout, rdrop, ema, layer_decay;
+    int swa;
+    float *pretrained; /* (tuning_count) for mixout */
+    float *average;    /* (tuning_count) for ema and swa ... */
+    float *held;       /* ... and the weights, while the average is measured in their place */
+    int n_averaged;
+    char name[64];
+} regular;
+
+static regular *regular_of(tuning *t) { return (regular *)t->method.state; }
+static int is_share(float x) { return x >= 0 && x < 1; }
+
+static ml_tensor rdrop_loss(tuning *t, ml_graph *g, const tuning_batch *batch);
+
+static int check(tuning *t) {
+    const regular *r = regular_of(t);
+    if (!is_share(r->embedding) || !is_share(r->residual) || !is_share(r->hidden) ||
+        !is_share(r->attention) || !is_share(r->mixout) || !is_share(r->ema))
+        return complain("dropouts, --mixout and --ema are 0 to less than 1");
+    if (!(r->rdrop >= 0) || !(r->layer_decay > 0 && r->layer_decay <= 1) || r->swa < 0)
+        return complain("--rdrop and --swa are not negative, --layer_decay is more than 0 and at most 1");
+    if (r->rdrop > 0 &&
+        !(t->set.dropout > 0 || r->embedding > 0 || r->residual > 0 || r->hidden > 0 || r->attention > 0))
+        return complain("--rdrop compares two passes that differ by dropout: give --dropout, too");
+    if (r->ema > 0 && r->swa) return complain("--ema and --swa are two averages: choose one");
+    if (r->swa && t->set.eval_every)
+        return complain("--swa averages the ends of epochs: leave out --eval_every");
+    if (r->swa > t->set.epochs) return complain("--swa %d: there are %d epochs", r->swa, t->set.epochs);
+    if (r->rdrop > 0) t->method.loss = rdrop_loss;
+    return 1;
+}
+
+/* ---- dropout (Srivastava et al. 2014): of the embeddings, of what each half layer adds, of W2's input ---- */
+
+static ml_tensor drop(ml_graph *g, const ml_insertion *at, void *user) {
+    tuning *t = (tuning *)user;
+    const regular *r = regular_of(t);
+    float p = at->place == ML_PLACE_EMBEDDING ? r->embedding
+              : at->place == ML_PLACE_HIDDEN  ? r->hidden
+                                              : r->residual;
+    return p > 0 ? ml_dropout(g, at->y, p, tuning_seed(t)) : at->y;
+}
+
+static void begin(tuning *t, ml_graph *g, ml_llama_desc *llama) {
+    (void)g;
+    //llama->dropout = t->batch->learns ? regular_of(t)->attention : 0;
+    //llama->seed = tuning_seed(t);
+}
+
+/* ---- R-drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks") ----
+   Two passes with dropout of their own: (CE1 + CE2) / 2 + alpha (KL(p || q) + KL(q || p)) / 2. */
+
+static ml_tensor rdrop_loss(tuning *t, ml_graph *g, const tuning_batch *batch) {
+    ml_loss_desc desc = {0};
+    float divisor = desc.divisor = batch->rows.divisor, alpha = regular_of(t)->rdrop;
+    desc.targets = batch->rows.labels;
+    desc.smoothing = t->set.smoothing;
+    ml_tensor p = tuning_logits(t, g, batch), q = tuning_logits(t, g, batch);
+    ml_tensor both = ml_add(g, ml_cross_entropy(g, p, &desc), ml_cross_entropy(g, q, &desc));
+    ml_tensor apart = ml_add(g, ml_kl_divergence(g, p, q, divisor), ml_kl_divergence(g, q, p, divisor));
+    return ml_scale(g, ml_add(g, both, ml_scale(g, apart, alpha)), 0.5f);
+}
+
+/* ---- mixout (Lee et al. 2020, "Mixout: Effective Regularization to Finetune Large-scale Pretrained Language
+   Models") ----
+   In each step w' = ((1 - n) w0 + n w - p w0) / (1 - p) stands in for each number w of a matrix, with w0 its value
+   before fine-tuning and n = 0 with probability p, else 1. The gradient of w is n times that of w', as in the
+   reference implementation; the factor 1 / (1 - p), which the formula has in addition, Adam would cancel. */
+
+static int is_mixed(const tuning *t, int i) {
+    return !t->parameters[i]->own.data && t->parameters[i]->tensor->rows > 1;
+}
+
+/* The numbers n of this step, the same in each of its passes: a call for the weights, one for their gradients. */
+static void mix(tuning *t, int gradients, float *held) {
+    const regular *r = regular_of(t);
+    const float *w0 = r->pretrained;
+    ml_random random;
+    ml_random_seed(&random, ((uint64_t)t->set.seed << 32) + (uint64_t)t->result.steps);
+    for (int i = 0; i < t->n_parameters; i++) {
+        const ml_tensor *x = t->parameters[i]->tensor;
+        float *w = (float *)x->data;
+        size_t n = x->rows * x->cols;
+        for (size_t j = 0; is_mixed(t, i) && j < n; j++) {
+            int keeps = ml_random_uniform(&random) >= r->mixout;
+            if (gradients)
+                x->grad[j] = keeps ? x->grad[j] : 0;
+            else
+                w[j] = ((keeps ? w[j] : w0[j]) - r->mixout * w0[j]) / (1 - r->mixout);
+        }
+        w0 += n;
+    }
+    if (gradients) tuning_paste(t, held);
+}
+
+static int backward(tuning *t, const tuning_batch *batch, float *loss) {
+    regular *r = regular_of(t);
+    size_t bytes = (size_t)tuning_count(t) * sizeof *r->held;
+    if (!(r->mixout > 0)) return tuning_backward(t, batch, loss);
+    if (!r->pretrained) {
+        r->pretrained = (float *)malloc(bytes);
+        if (!r->held) r->held = (float *)malloc(bytes);
+        if (!r->pretrained || !r->held) return no_memory("mixout");
+        tuning_copy(t, r->pretrained);
+    }
+    tuning_copy(t, r->held);
+    mix(t, 0, NULL);
+    int ok = tuning_backward(t, batch, loss);
+    mix(t, 1, r->held);
+    return ok;
+}
+
+/* ---- averages of the weights, which are measured and kept in place of the last ones ----
+   ema: with each step (Polyak & Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging").
+   swa: of the ends of the last epochs (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima"). */
+
+static int make_average(tuning *t) {
+    regular *r = regular_of(t);
+    size_t n = (size_t)tuning_count(t);
+    if (r->average) return 1;
+    r->average = (float *)calloc(n, sizeof *r->average);
+    if (!r->held) r->held = (float *)malloc(n * sizeof *r->held);
+    return (r->average && r->held) || no_memory("an average of the weights");
+}
+
+/* average += share (weights - average) */
+static int average_in(tuning *t, float share) {
+    regular *r = regular_of(t);
+    size_t n = (size_t)tuning_count(t);
+    if (!make_average(t)) return 0;
+    tuning_copy(t, r->held);
+    for (size_t i = 0; i < n; i++) r->average[i] += share * (r->held[i] - r->average[i]);
+    r->n_averaged++;
+    return 1;
+}
+
+/* The average of few steps forgets faster, so that it does not remember how it began. */
+static int after_step(tuning *t) {
+    regular *r = regular_of(t);
+    float steps = (float)r->n_averaged, usual = 1 - r->ema, early = 9 / (10 + steps);
+    return !(r->ema > 0) || average_in(t, !r->n_averaged ? 1 : usual > early ? usual : early);
+}
+
+static int measuring(tuning *t, int begins) {
+    regular *r = regular_of(t);
+    if (begins && r->swa && t->epoch >= t->set.epochs - r->swa &&
+        !average_in(t, 1 / (float)(r->n_averaged + 1)))
+        return 0;
+    if (!r->n_averaged) return 1;
+    if (begins) tuning_copy(t, r->held);
+    tuning_paste(t, begins ? r->average : r->held);
+    return 1;
+}
+
+static int setup(tuning *t) { return tuning_train_layers(t, regular_of(t)->layer_decay); }
+
+int main(int argc, char **argv) {
+    regular r;
+    tuning_method method = {0};
+    memset(&r, 0, sizeof r);
+    r.layer_decay = 1;
+    const option own[] = {
+        {"--dropout_embedding", OPTION_FLOAT, &r.embedding, "of the token embeddings (0)"},
+        {"--dropout_attention", OPTION_FLOAT, &r.attention, "of the attention weights (0)"},
+        {"--dropout_residual", OPTION_FLOAT, &r.residual, "of what each half layer adds (0)"},
+        {"--dropout_ffn", OPTION_FLOAT, &r.hidden, "inside the feed-forward layers (0)"},
+        {"--mixout", OPTION_FLOAT, &r.mixout, "share of the weights that are as before fine-tuning (0)"},
+        {"--rdrop", OPTION_FLOAT, &r.rdrop, "weight of the divergence of two passes (0)"},
+        {"--ema", OPTION_FLOAT, &r.ema, "decay of the running average of the weights, 0.99 or so (0: none)"},
+        {"--swa", OPTION_INT, &r.swa, "average over the ends of so many last epochs (0)"},
+        {"--layer_decay", OPTION_FLOAT, &r.layer_decay,
+         "of the learning rate, from one layer to the one below (1)"},
+    };
+    method.program = "regularize", method.name = "regularized";
+    method.state = &r;
+    method.check = check;
+    method.setup = setup;
+    method.begin = begin;
+    method.places =
+        1u << ML_PLACE_EMBEDDING | 1u << ML_PLACE_ATTENTION | 1u << ML_PLACE_FFN | 1u << ML_PLACE_HIDDEN;
+    method.insert = drop;
+    method.backward = backward;
+    method.after_step = after_step;
+    method.measuring = measuring;
+    int status = tuning_main(argc, argv, &method, own, (int)(sizeof own / sizeof *own));
+    free(r.pretrained), free(r.average), free(r.held);
+    return status;
+}

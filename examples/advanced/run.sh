@@ -1,0 +1,45 @@
+#!/bin/sh
+# Runs the experiments of rows.txt, each with its seeds on its data sets, and skips those that are done already:
+#
+#     sh examples/advanced/run.sh MODEL DATA OUT [NAME...]
+#
+# DATA has sst-*.txt and cfimdb-*.txt. A run leaves OUT/NAME-TASK-SEED.csv (one row) and .log; it is done when the .csv
+# is there. NAME...: only these rows. All rows get their first seed before any gets its second. BUILD is where the
+# programs are (build), THREADS how many threads they use (2), SEEDS the most seeds of a row (10).
+[ $# -ge 3 ] || { echo "usage: sh run.sh MODEL DATA OUT [NAME...]" >&2; exit 2; }
+model=$1 data=$2 out=$3
+shift 3
+wanted=" $* "
+build=${BUILD:-build} threads=${THREADS:-2} most=${SEEDS:-10} failed=0
+rows=$(dirname "$0")/rows.txt
+[ -f "$model" ] || { echo "$model: no such model" >&2; exit 1; }
+[ -f "$data/sst-train.txt" ] || { echo "$data: there is no sst-train.txt" >&2; exit 1; }
+mkdir -p "$out" || exit 1
+
+run() { # name task seed program flags...
+    file=$out/$1-$2-$3 task=$2 seed=$3 program=$4
+    shift 4
+    [ -s "$file.csv" ] && return 0
+    set -- "$build/$program" --model "$model" --data "$data" --task "$task" --seed "$seed" --threads "$threads" "$@"
+    echo "$*"
+    rm -f "$file.part"
+    if "$@" --csv "$file.part" > "$file.log" 2>&1; then mv "$file.part" "$file.csv"; else
+        echo "failed: see $file.log" >&2
+        return 1
+    fi
+}
+
+seed=1
+while [ "$seed" -le "$most" ]; do
+    while read -r name tasks seeds program flags; do
+        case $name in '' | '#'*) continue ;; esac
+        case $wanted in '  ' | *" $name "*) ;; *) continue ;; esac
+        [ "$seed" -le "$seeds" ] || continue
+        for task in $(echo "$tasks" | tr , ' '); do
+            # shellcheck disable=SC2086 # flags are words
+            run "$name" "$task" "$seed" "$program" $flags </dev/null || failed=$((failed + 1))
+        done
+    done < "$rows"
+    seed=$((seed + 1))
+done
+[ "$failed" = 0 ] || { echo "$failed runs failed" >&2; exit 1; }
