@@ -23,7 +23,8 @@ typedef struct tuning tuning;
 typedef struct tuning_settings {
     const char *model, *tokenizer, *data, *task, *train, *dev, *test, *test_gold, *labels;
     const char *mask, *norm, *pooling, *schedule, *csv, *save;
-    int epochs, batch, seed, threads, max_len, max_tokens, eval_every, patience, head_hidden, help;
+    int epochs, batch, seed, threads, max_len, max_tokens, eval_every, patience, head_hidden;
+    int lower, plain, help;
     float lr, head_lr, warmup, clip, weight_decay, dropout, word_dropout, smoothing;
 } tuning_settings;
 
@@ -32,8 +33,9 @@ typedef struct tuning_batch {
     ml_batch
         rows; /* tokens, packed; labels; the loss is divided by `divisor`, the sentences of the whole step */
     const reviews *set;
-    const int *index; /* (rows.n_rows): where in the set they are */
-    int learns;       /* a training pass: dropout is on */
+    const int *index;      /* (rows.n_rows): where in the set they are */
+    int learns;            /* a training pass: dropout is on */
+    const int32_t *source; /* (n_tokens): which token of its row each is; -1: a placeholder */
 } tuning_batch;
 
 /* All that a program adds; every function may be NULL. */
@@ -95,6 +97,8 @@ struct tuning {
     ml_tensor *weights;  /* (model->n_tensors): as model->tensors, with gradients where they learn */
     ml_llama_desc llama; /* of every pass; begin may change a copy */
     int front; /* so many placeholders (token 0) are put in front of each row; pooling leaves them out */
+    const char *suffix; /* appended to each sentence, which is cut in its stead; NULL: nothing */
+    int no_head;        /* the method's logits need no classifier: none is made */
     label_names labels; /* labels.n is C */
     reviews train, dev, test;
     int *gold; /* (test.n), or NULL */
@@ -152,6 +156,7 @@ void tuning_paste(tuning *t, const float *from);
 
 uint64_t tuning_seed(tuning *t); /* of a dropout: another with every call, the same when a pass is repeated */
 ml_tensor tuning_hidden(tuning *t, ml_graph *g, const tuning_batch *batch); /* (n, D), without placeholders */
+ml_pooling tuning_pooling(const tuning *t); /* by --pooling, if it is last, mean or max */
 ml_tensor tuning_pooled(tuning *t, ml_graph *g, const tuning_batch *batch); /* (n_rows, D), by --pooling */
 ml_tensor tuning_head(tuning *t, ml_graph *g, ml_tensor x); /* (n, D) -> (n, C), dropout first */
 ml_tensor tuning_logits(tuning *t, ml_graph *g, const tuning_batch *batch); /* head(pooled) */
@@ -175,6 +180,11 @@ double tuning_measure(tuning *t, const reviews *set, const int *truth);
 
 /* Sets read the same way as --train; free with reviews_free. The path must live as long. */
 int tuning_read(tuning *t, reviews *set, const char *path, int n_labels);
+int tuning_read_data(tuning *t); /* what --task names: labels, train, dev, test, gold */
+/* `given`, or FOLDER/TASK-name by --data and --task, which t keeps. */
+const char *tuning_path(tuning *t, const char *given, const char *name);
+void tuning_tidy(const tuning *t, reviews *set); /* by --lower and --plain, in place */
+int tuning_encode(tuning *t, reviews *set);      /* the tokens of a set that was not read from a file */
 /* Rows index[0 .. n-1] of a set as a batch of at most --max_tokens tokens: how many rows fit, at least one. */
 int tuning_fill(tuning *t, tuning_batch *batch, const tuning_step *rows, int learns);
 int tuning_plan(tuning *t, int epoch); /* all rows of t->train, shuffled, --batch at a time */
@@ -191,7 +201,7 @@ ml_head *tuning_head_object(tuning *t); /* a copy of the classifier; NULL after 
 
 /* ---- between the files of the frame ---- */
 
-enum { TUNING_PATHS = 8 };
+enum { TUNING_PATHS = 16 };
 
 typedef struct tuning_private {
     char paths[TUNING_PATHS][1024]; /* of files that were found by --task */
@@ -204,18 +214,16 @@ typedef struct tuning_private {
     tuning_step *steps; /* of this epoch */
     int n_steps;
     size_t steps_capacity;
-    int *order, *every;                      /* (train.n): of this epoch; 0, 1, ... for the largest set */
-    int32_t *tokens, *starts, *truth, *kept; /* a batch; kept: rows that are no placeholders */
-    int max_row, max_rows, max_batch;        /* tokens of the longest row; rows and tokens of a batch */
-    ml_rows rows;                            /* of max pooling */
-    int n_worse;                             /* measurements since the best one */
-    float *best;                             /* (tuning_count) */
+    int *order, *every; /* (train.n): of this epoch; 0, 1, ... for the largest set */
+    int32_t *tokens, *source, *starts, *truth, *kept; /* a batch; kept: rows that are no placeholders */
+    int max_row, max_rows, max_batch; /* tokens of the longest row; rows and tokens of a batch */
+    int n_worse;                      /* measurements since the best one */
+    float *best;                      /* (tuning_count) */
 } tuning_private;
 
-enum { TUNING_OPTIONS = 30 };
+enum { TUNING_OPTIONS = 32 };
 int tuning_options(tuning_settings *set, option *to); /* fills in the table of the shared ones; how many */
 int tuning_check_settings(const tuning_settings *set);
-int tuning_read_data(tuning *t);
 int tuning_make_batches(tuning *t);
 int tuning_make_head(tuning *t);
 void tuning_free_parameters(tuning *t);
