@@ -105,7 +105,7 @@ static int draw(const small_lm *lm, const double *losses, const double *speeds) 
         }
     plot p;
     if (!plot_begin(&p, lm->svg, "Loss by position, kinds of attention at equal parameters")) return 0;
-    plot_panel panel = {0, PLOT_WIDTH, "", plot_axis_of("position (tokens)", 0, lm->context, 8),
+    plot_panel panel = {0, PLOT_WIDTH, "", plot_axis_whole("position (tokens)", 0, lm->context),
                         plot_axis_of("loss (nats per token)", least, most + 1e-6, 6)};
     plot_panel_begin(&p, &panel);
     for (int kind = 0; kind < KINDS; kind++)
