@@ -44,27 +44,31 @@ int tuning_make_batches(tuning *t) {
     if (t->dev.n > most) most = t->dev.n;
     size_t n = (size_t)p->max_batch, rows = (size_t)p->max_rows + 1;
     p->tokens = (int32_t *)malloc(n * sizeof *p->tokens);
+    p->source = (int32_t *)malloc(n * sizeof *p->source);
     p->kept = (int32_t *)malloc(n * sizeof *p->kept);
     p->starts = (int32_t *)malloc(2 * rows * sizeof *p->starts);
     p->truth = (int32_t *)malloc(rows * sizeof *p->truth);
     p->order = (int *)malloc((size_t)t->train.n * sizeof *p->order);
     p->every = (int *)malloc((size_t)most * sizeof *p->every);
-    if (!p->tokens || !p->kept || !p->starts || !p->truth || !p->order || !p->every)
+    if (!p->tokens || !p->source || !p->kept || !p->starts || !p->truth || !p->order || !p->every)
         return no_memory("a batch");
     for (int i = 0; i < most; i++) p->every[i] = i;
     return 1;
 }
 
-/* Copies a row behind its placeholders; with word dropout some tokens are left out (Iyyer et al. 2015, "Deep Unordered
-   Composition Rivals Syntactic Methods for Text Classification"), but never the first, and not all others. */
-static int put_row(tuning *t, const review *row, int32_t *to, int learns) {
-    int n = 0;
+/* Copies a row behind its placeholders; with word dropout some tokens are left out (Iyyer et al. 2015, "Deep
+   Unordered Composition Rivals Syntactic Methods for Text Classification"), never the first, and not all others. */
+static int put_row(tuning *t, const review *row, int at, int learns) {
+    int32_t *to = t->private_part->tokens + at, *source = t->private_part->source + at;
+    int n = 0, begin = t->front, end = row->n_ids - 1;
     float p = learns ? t->set.word_dropout : 0;
-    while (n < t->front) to[n++] = 0;
-    to[n++] = row->ids[0];
-    for (int i = 1; i < row->n_ids; i++)
-        if (!(p > 0) || ml_random_uniform(&t->random) >= p) to[n++] = row->ids[i];
-    if (n == t->front + 1 && row->n_ids > 1) to[n++] = row->ids[row->n_ids - 1];
+    for (; n < begin; n++) to[n] = 0, source[n] = -1;
+    for (int i = 0; i <= end; i++) {
+        int is_kept = i == 0 || !(p > 0) || ml_random_uniform(&t->random) >= p;
+        if (!is_kept && !(i == end && n == begin + 1)) continue;
+        source[n] = i;
+        to[n++] = row->ids[i];
+    }
     return n;
 }
 
@@ -77,7 +81,7 @@ int tuning_fill(tuning *t, tuning_batch *batch, const tuning_step *rows, int lea
         const review *row = &rows->set->rows[rows->index[r]];
         int most = r ? t->set.max_tokens : p->max_batch;
         if (n + row->n_ids + t->front > most) break;
-        n += put_row(t, row, p->tokens + n, learns);
+        n += put_row(t, row, n, learns);
         p->truth[r] = row->label;
         p->starts[++r] = n;
     }
@@ -90,5 +94,6 @@ int tuning_fill(tuning *t, tuning_batch *batch, const tuning_step *rows, int lea
     batch->set = rows->set;
     batch->index = rows->index;
     batch->learns = learns;
+    batch->source = p->source;
     return r;
 }

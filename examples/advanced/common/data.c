@@ -7,8 +7,7 @@ static int file_exists(const char *path) {
     return stat(path, &about) == 0;
 }
 
-/* The option's own path, or FOLDER/TASK-NAME in new memory that t->private_part keeps. */
-static const char *path_of(tuning *t, const char *given, const char *name) {
+const char *tuning_path(tuning *t, const char *given, const char *name) {
     if (given) return given;
     const char *folder = t->set.data ? t->set.data : file_exists("data") ? "data" : "../shared/data";
     tuning_private *p = t->private_part;
@@ -18,7 +17,34 @@ static const char *path_of(tuning *t, const char *given, const char *name) {
     return path;
 }
 
-int tuning_read(tuning *t, reviews *set, const char *path, int n_labels) {
+/* A word without the escapes of the Penn Treebank. Returns its new end. */
+static char *plain_word(char *to, const char *from, size_t n) {
+    int is_left = n == 5 && strncmp(from, "-LRB-", 5) == 0;
+    if (is_left || (n == 5 && strncmp(from, "-RRB-", 5) == 0)) {
+        *to = is_left ? '(' : ')';
+        return to + 1;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (from[i] != '\\' || i + 1 == n || (from[i + 1] != '/' && from[i + 1] != '*')) *to++ = from[i];
+    return to;
+}
+
+void tuning_tidy(const tuning *t, reviews *set) {
+    for (int i = 0; i < set->n; i++) {
+        char *text = (char *)(uintptr_t)set->rows[i].sentence, *to = text;
+        for (char *from = text; t->set.plain && *from;) {
+            size_t n = strcspn(from, " ");
+            to = plain_word(to, from, n);
+            from += n;
+            if (*from) *to++ = *from++;
+        }
+        if (t->set.plain) *to = 0;
+        for (char *p = text; t->set.lower && *p; p++)
+            if (*p >= 'A' && *p <= 'Z') *p = (char)(*p - 'A' + 'a');
+    }
+}
+
+int tuning_encode(tuning *t, reviews *set) {
     int most = t->model->config.max_seq_len - t->front;
     if (t->set.max_len) {
         int wanted = reviews_length(t->model->tokenizer, t->set.max_len);
@@ -27,11 +53,17 @@ int tuning_read(tuning *t, reviews *set, const char *path, int n_labels) {
     if (most < 1)
         return complain("%d positions in front of a row leave no room in the context of %d", t->front,
                         t->model->config.max_seq_len);
-    if (!reviews_read(set, path, n_labels) || !reviews_encode(set, t->model->tokenizer, "", most)) return 0;
+    if (!reviews_encode(set, t->model->tokenizer, t->suffix ? t->suffix : "", most)) return 0;
     tuning_private *p = t->private_part;
     for (int i = 0; i < set->n; i++)
         if (set->rows[i].n_ids + t->front > p->max_row) p->max_row = set->rows[i].n_ids + t->front;
     return 1;
+}
+
+int tuning_read(tuning *t, reviews *set, const char *path, int n_labels) {
+    if (!reviews_read(set, path, n_labels)) return 0;
+    tuning_tidy(t, set);
+    return tuning_encode(t, set);
 }
 
 /* One label a line, as many as the test set has. */
@@ -58,14 +90,14 @@ static int read_gold(tuning *t, const char *path) {
 
 int tuning_read_data(tuning *t) {
     const tuning_settings *s = &t->set;
-    const char *labels = path_of(t, s->labels, "labels.json");
-    if (!s->labels && !file_exists(labels)) labels = path_of(t, NULL, "label-mapping.json");
+    const char *labels = tuning_path(t, s->labels, "labels.json");
+    if (!s->labels && !file_exists(labels)) labels = tuning_path(t, NULL, "label-mapping.json");
     if (!label_names_read(&t->labels, labels)) return 0;
-    if (!tuning_read(t, &t->train, path_of(t, s->train, "train.txt"), t->labels.n) ||
-        !tuning_read(t, &t->dev, path_of(t, s->dev, "dev.txt"), t->labels.n) ||
-        !tuning_read(t, &t->test, path_of(t, s->test, "test.txt"), t->labels.n))
+    if (!tuning_read(t, &t->train, tuning_path(t, s->train, "train.txt"), t->labels.n) ||
+        !tuning_read(t, &t->dev, tuning_path(t, s->dev, "dev.txt"), t->labels.n) ||
+        !tuning_read(t, &t->test, tuning_path(t, s->test, "test.txt"), t->labels.n))
         return 0;
-    const char *gold = path_of(t, s->test_gold, "test-gold.txt");
+    const char *gold = tuning_path(t, s->test_gold, "test-gold.txt");
     int wanted = s->test_gold || (!s->test && file_exists(gold));
     return !wanted || read_gold(t, gold);
 }

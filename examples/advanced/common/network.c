@@ -11,6 +11,7 @@ int tuning_make_head(tuning *t) {
     const ml_config *c = &t->model->config;
     size_t dim = (size_t)c->dim, inner = (size_t)t->set.head_hidden, in = inner ? inner : dim;
     const char *pooling = t->set.pooling;
+    if (t->no_head) return 1;
     p->head = tuning_parameter(t, "head.weight", (size_t)t->labels.n, in, 0);
     p->head_bias = tuning_parameter(t, "head.bias", 1, (size_t)t->labels.n, 0);
     if (!p->head || !p->head_bias) return 0;
@@ -63,46 +64,6 @@ ml_tensor tuning_hidden(tuning *t, ml_graph *g, const tuning_batch *batch) {
 
 /* ---- pooling ---- */
 
-/* The largest number of each column over the tokens of a row (Collobert & Weston 2008, "A Unified Architecture for
-   Natural Language Processing"): an operation of our own, x (n, D) -> (n_rows, D). */
-static size_t largest(const ml_custom *op, size_t row, size_t col) {
-    const ml_rows *rows = (const ml_rows *)op->user;
-    const float *x = (const float *)op->inputs[0].data;
-    size_t cols = op->output.cols, best = (size_t)rows->start[row] * cols + col;
-    for (size_t i = (size_t)rows->start[row] + 1; i < (size_t)rows->start[row + 1]; i++)
-        if (x[i * cols + col] > x[best]) best = i * cols + col;
-    return best;
-}
-
-static ml_result max_forward(const ml_custom *op) {
-    for (size_t r = 0; r < op->output.rows; r++)
-        for (size_t j = 0; j < op->output.cols; j++)
-            ((float *)op->output.data)[r * op->output.cols + j] =
-                ((const float *)op->inputs[0].data)[largest(op, r, j)];
-    return ML_OK;
-}
-
-static ml_result max_backward(const ml_custom *op) {
-    for (size_t r = 0; r < op->output.rows; r++)
-        for (size_t j = 0; j < op->output.cols; j++)
-            op->inputs[0].grad[largest(op, r, j)] += op->output.grad[r * op->output.cols + j];
-    return ML_OK;
-}
-
-static ml_tensor pool_max(tuning *t, ml_graph *g, ml_tensor x, ml_rows rows) {
-    ml_custom_desc desc = {0};
-    t->private_part->rows = rows;
-    desc.name = "max pooling";
-    desc.forward = max_forward;
-    desc.backward = max_backward;
-    desc.inputs = &x;
-    desc.n_inputs = 1;
-    desc.rows = (size_t)rows.n_rows;
-    desc.cols = x.cols;
-    desc.user = &t->private_part->rows;
-    return ml_custom_op(g, &desc);
-}
-
 /* The mean of all layers' streams, weighted by softmax (Peters et al. 2018, "Deep Contextualized Word
    Representations"), through the model's last norm. (n, D) */
 static ml_tensor mix_layers(tuning *t, ml_graph *g) {
@@ -120,15 +81,19 @@ static ml_tensor mix_layers(tuning *t, ml_graph *g) {
     return ml_rms_norm(g, sum, weight, c->norm_eps);
 }
 
+ml_pooling tuning_pooling(const tuning *t) {
+    const char *name = t->set.pooling;
+    return strcmp(name, "mean") == 0 ? ML_POOL_MEAN : strcmp(name, "max") == 0 ? ML_POOL_MAX : ML_POOL_LAST;
+}
+
 ml_tensor tuning_pooled(tuning *t, ml_graph *g, const tuning_batch *batch) {
     const char *pooling = t->set.pooling;
     ml_tensor h = tuning_hidden(t, g, batch);
     ml_rows rows = kept_rows(t, batch);
     if (strcmp(pooling, "layers") == 0) h = without_front(t, g, batch, mix_layers(t, g));
-    if (strcmp(pooling, "max") == 0) return pool_max(t, g, h, rows);
     if (strcmp(pooling, "attention") == 0)
         return ml_pool_weighted(g, h, ml_linear(g, h, *t->private_part->pool, ml_none()), rows);
-    return ml_pool_rows(g, h, rows, strcmp(pooling, "mean") == 0 ? ML_POOL_MEAN : ML_POOL_LAST);
+    return ml_pool_rows(g, h, rows, tuning_pooling(t));
 }
 
 /* ---- the classifier ---- */

@@ -47,6 +47,8 @@ int tuning_options(tuning_settings *set, option *to) {
          "width of a hidden layer of the classifier (0: none)"},
         {"--mask", OPTION_TEXT, &set->mask, "causal or full (as the model)"},
         {"--norm", OPTION_TEXT, &set->norm, "rms or layer (as the model)"},
+        {"--lower", OPTION_FLAG, &set->lower, "letters A to Z of the sentences as a to z"},
+        {"--plain", OPTION_FLAG, &set->plain, "the treebank's \\/, \\*, -LRB- and -RRB- as /, *, ( and )"},
         {"--max_len", OPTION_INT, &set->max_len, "tokens of a sentence, the rest is cut off (the context)"},
         {"--max_tokens", OPTION_INT, &set->max_tokens,
          "of one pass; a batch takes several if need be (4096)"},

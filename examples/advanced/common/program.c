@@ -52,7 +52,7 @@ int tuning_open(tuning *t, const tuning_settings *set, const tuning_method *meth
     ml_random_seed(&t->random, (uint64_t)set->seed);
     make_groups(t);
     if ((method->check && !method->check(t)) || !load_model(t) || !tuning_read_data(t)) return 0;
-    if (!(method->setup ? method->setup(t) : tuning_train_model(t, 0))) return 0;
+    if (!(t->method.setup ? t->method.setup(t) : tuning_train_model(t, 0))) return 0;
     t->group = TUNING_HEAD;
     return tuning_make_head(t) && tuning_make_batches(t) && (!t->method.ready || t->method.ready(t));
 }
@@ -70,7 +70,7 @@ void tuning_close(tuning *t) {
     ml_model_free(t->model);
     if (!p) return;
     free(p->states), free(p->memory), free(p->steps), free(p->order), free(p->every);
-    free(p->tokens), free(p->starts), free(p->truth), free(p->kept), free(p->best);
+    free(p->tokens), free(p->source), free(p->starts), free(p->truth), free(p->kept), free(p->best);
     free(p);
     t->private_part = NULL;
 }

@@ -1,7 +1,7 @@
 /* What the experiments of examples/advanced share: a program of one classifier over a Llama, trained on lines of
    "label ||| sentence". A method says what is new: which weights learn, what is put into the network, another loss.
-   The frame reads options and data, makes batches, trains with AdamW and a schedule, keeps the weights that are best on
-   dev, and reports accuracy, parameters trained, time and memory, as a row of a CSV file, too.
+   The frame reads options and data, makes batches, trains with AdamW and a schedule, keeps the weights that are best
+   on dev, and reports accuracy, parameters trained, time and memory, as a row of a CSV file, too.
 
        int main(int argc, char **argv) {
            tuning_method method = {"my_program", "mine", NULL};
@@ -23,7 +23,8 @@ typedef struct tuning tuning;
 typedef struct tuning_settings {
     const char *model, *tokenizer, *data, *task, *train, *dev, *test, *test_gold, *labels;
     const char *mask, *norm, *pooling, *schedule, *csv, *save;
-    int epochs, batch, seed, threads, max_len, max_tokens, eval_every, patience, head_hidden, help;
+    int epochs, batch, seed, threads, max_len, max_tokens, eval_every, patience, head_hidden;
+    int lower, plain, help;
     float lr, head_lr, warmup, clip, weight_decay, dropout, word_dropout, smoothing;
 } tuning_settings;
 
@@ -32,8 +33,9 @@ typedef struct tuning_batch {
     ml_batch
         rows; /* tokens, packed; labels; the loss is divided by `divisor`, the sentences of the whole step */
     const reviews *set;
-    const int *index; /* (rows.n_rows): where in the set they are */
-    int learns;       /* a training pass: dropout is on */
+    const int *index;      /* (rows.n_rows): where in the set they are */
+    int learns;            /* a training pass: dropout is on */
+    const int32_t *source; /* (n_tokens): which token of its row each is; -1: a placeholder */
 } tuning_batch;
 
 /* All that a program adds; every function may be NULL. */
@@ -95,6 +97,8 @@ struct tuning {
     ml_tensor *weights;  /* (model->n_tensors): as model->tensors, with gradients where they learn */
     ml_llama_desc llama; /* of every pass; begin may change a copy */
     int front; /* so many placeholders (token 0) are put in front of each row; pooling leaves them out */
+    const char *suffix; /* appended to each sentence, which is cut in its stead; NULL: nothing */
+    int no_head;        /* the method's logits need no classifier: none is made */
     label_names labels; /* labels.n is C */
     reviews train, dev, test;
     int *gold; /* (test.n), or NULL */
@@ -117,8 +121,8 @@ struct tuning {
 /* Reads the options (the frame's and the program's own), runs, reports. The exit status of main. */
 int tuning_main(int argc, char **argv, const tuning_method *method, const option *own, int n_own);
 
-/* Its steps. tuning_open checks t->set, loads model and data, and calls check and setup; tuning_train trains, restores
-   the best weights and measures them on test. */
+/* Its steps. tuning_open checks t->set, loads model and data, and calls check and setup; tuning_train trains,
+   restores the best weights and measures them on test. */
 void tuning_defaults(tuning_settings *set);
 int tuning_open(tuning *t, const tuning_settings *set, const tuning_method *method);
 int tuning_train(tuning *t);
@@ -152,6 +156,7 @@ void tuning_paste(tuning *t, const float *from);
 
 uint64_t tuning_seed(tuning *t); /* of a dropout: another with every call, the same when a pass is repeated */
 ml_tensor tuning_hidden(tuning *t, ml_graph *g, const tuning_batch *batch); /* (n, D), without placeholders */
+ml_pooling tuning_pooling(const tuning *t); /* by --pooling, if it is last, mean or max */
 ml_tensor tuning_pooled(tuning *t, ml_graph *g, const tuning_batch *batch); /* (n_rows, D), by --pooling */
 ml_tensor tuning_head(tuning *t, ml_graph *g, ml_tensor x); /* (n, D) -> (n, C), dropout first */
 ml_tensor tuning_logits(tuning *t, ml_graph *g, const tuning_batch *batch); /* head(pooled) */
@@ -168,13 +173,18 @@ int tuning_backward(tuning *t, const tuning_batch *batch, float *loss); /* of th
 int tuning_compute(tuning *t, const tuning_batch *batch, tuning_pass pass, float *to);
 /* The class of each row, by the method's logits. */
 int tuning_predict(tuning *t, const reviews *set, int *predicted);
-/* The share of rows that are predicted right, by `truth` or, if it is NULL, the set's labels. -1: after saying why. */
+/* The share of rows that are predicted right, by `truth` or, NULL, the set's labels. -1: after saying why. */
 double tuning_measure(tuning *t, const reviews *set, const int *truth);
 
 /* ---- data and batches (data.c, batches.c) ---- */
 
 /* Sets read the same way as --train; free with reviews_free. The path must live as long. */
 int tuning_read(tuning *t, reviews *set, const char *path, int n_labels);
+int tuning_read_data(tuning *t); /* what --task names: labels, train, dev, test, gold */
+/* `given`, or FOLDER/TASK-name by --data and --task, which t keeps. */
+const char *tuning_path(tuning *t, const char *given, const char *name);
+void tuning_tidy(const tuning *t, reviews *set); /* by --lower and --plain, in place */
+int tuning_encode(tuning *t, reviews *set);      /* the tokens of a set that was not read from a file */
 /* Rows index[0 .. n-1] of a set as a batch of at most --max_tokens tokens: how many rows fit, at least one. */
 int tuning_fill(tuning *t, tuning_batch *batch, const tuning_step *rows, int learns);
 int tuning_plan(tuning *t, int epoch); /* all rows of t->train, shuffled, --batch at a time */
@@ -191,7 +201,7 @@ ml_head *tuning_head_object(tuning *t); /* a copy of the classifier; NULL after 
 
 /* ---- between the files of the frame ---- */
 
-enum { TUNING_PATHS = 8 };
+enum { TUNING_PATHS = 16 };
 
 typedef struct tuning_private {
     char paths[TUNING_PATHS][1024]; /* of files that were found by --task */
@@ -204,18 +214,16 @@ typedef struct tuning_private {
     tuning_step *steps; /* of this epoch */
     int n_steps;
     size_t steps_capacity;
-    int *order, *every;                      /* (train.n): of this epoch; 0, 1, ... for the largest set */
-    int32_t *tokens, *starts, *truth, *kept; /* a batch; kept: rows that are no placeholders */
-    int max_row, max_rows, max_batch;        /* tokens of the longest row; rows and tokens of a batch */
-    ml_rows rows;                            /* of max pooling */
-    int n_worse;                             /* measurements since the best one */
-    float *best;                             /* (tuning_count) */
+    int *order, *every; /* (train.n): of this epoch; 0, 1, ... for the largest set */
+    int32_t *tokens, *source, *starts, *truth, *kept; /* a batch; kept: rows that are no placeholders */
+    int max_row, max_rows, max_batch; /* tokens of the longest row; rows and tokens of a batch */
+    int n_worse;                      /* measurements since the best one */
+    float *best;                      /* (tuning_count) */
 } tuning_private;
 
-enum { TUNING_OPTIONS = 30 };
+enum { TUNING_OPTIONS = 32 };
 int tuning_options(tuning_settings *set, option *to); /* fills in the table of the shared ones; how many */
 int tuning_check_settings(const tuning_settings *set);
-int tuning_read_data(tuning *t);
 int tuning_make_batches(tuning *t);
 int tuning_make_head(tuning *t);
 void tuning_free_parameters(tuning *t);
