@@ -811,8 +811,10 @@ typedef struct ml_insertion {
     int layer; /* 0 for ML_PLACE_EMBEDDING */
     ml_tensor x, y;
 } ml_insertion;
-/* Returns what is to be used in place of y, of the same shape (or y). With checkpointing it is called again in the
-   backward pass, and must do the same again. */
+/* Returns what is to be used in place of y, of the same shape (or y). With checkpointing, what is inserted inside of a
+   layer is computed again in the backward pass: the function must do the same again, and x, y and what it computed are
+   gone when the layer is done. What it returns counts as learning in every layer, at ML_PLACE_EMBEDDING and
+   ML_PLACE_BLOCK only where it has a gradient. */
 typedef ml_tensor (*ml_insert)(ml_graph *g, const ml_insertion *at, void *user);
 
 typedef struct ml_llama_desc {
@@ -839,8 +841,8 @@ typedef struct ml_llama_desc {
     ml_tensor
         *states; /* out (n_layers + 1): the stream before the first and after each layer; NULL: not wanted */
 } ml_llama_desc;
-/* The hidden states (n, D) after the last norm. Layers below the first that learns anything are computed without
-   records. */
+/* The hidden states (n, D) after the last norm. What is below the first part that learns anything is computed without
+   records and has no gradient: if nothing learns, nor has the result. (The states alone do not make it learn.) */
 ML_DEF ml_tensor ml_llama(ml_graph *g, const ml_llama_desc *desc);
 
 /* ---- checking a gradient ---- */

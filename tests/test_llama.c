@@ -121,7 +121,7 @@ static void add_lora(setup *s) {
     }
 }
 
-/* z = y s + y y t + ((x A^T) (x C^T)) B^T: reads x and y twice. One set for each place, used in all layers. */
+/* z = y s + y y t + ((x A^T) (x C^T)) B^T, or tanh of it: reads x and y twice. One set for each place, used in all layers. */
 static void add_insertions(setup *s) {
     static const int widths[ML_PLACES][2] = {{DIM, DIM},       {DIM, DIM},    {DIM, KV_DIM}, {DIM, KV_DIM},
                                              {DIM, DIM},       {DIM, DIM},    {DIM, HIDDEN}, {DIM, HIDDEN},
@@ -178,6 +178,10 @@ static int learns(const setup *s, int i) {
     return s->with_prefix;
 }
 
+/* Queries and keys are rotated afterwards, which must not change what is returned: tanh's gradient is computed from its
+   result. */
+static int is_turned(ml_place place) { return place == ML_PLACE_Q || place == ML_PLACE_K; }
+
 /* ---- the network on a graph ---- */
 
 static ml_tensor insert(ml_graph *g, const ml_insertion *at, void *user) {
@@ -187,7 +191,8 @@ static ml_tensor insert(ml_graph *g, const ml_insertion *at, void *user) {
     s->calls++;
     ml_tensor products = ml_mul(g, ml_linear(g, x, v[2], none), ml_linear(g, x, v[3], none));
     ml_tensor scaled = ml_add(g, ml_mul(g, y, v[0]), ml_mul(g, ml_mul(g, y, y), v[1]));
-    return ml_add(g, scaled, ml_linear(g, products, v[4], none));
+    ml_tensor z = ml_add(g, scaled, ml_linear(g, products, v[4], none));
+    return is_turned(at->place) ? ml_tanh(g, z) : z;
 }
 
 static ml_tensor weighted_sum(ml_graph *g, const setup *s, int j, ml_tensor y) {
@@ -276,6 +281,7 @@ static void plain_insert(const setup *s, ml_place place, const double *x, double
     for (int i = 0; i < TOKENS * out; i++)
         y[i] = y[i] * p[0].exact[i % out] + y[i] * y[i] * p[1].exact[i % out];
     add_product(y, a, p[4].exact, out, RANK, 1);
+    for (int i = 0; is_turned(place) && i < TOKENS * out; i++) y[i] = tanh(y[i]);
 }
 
 static void plain_rope(const setup *s, double *x, int width) {

