@@ -75,7 +75,7 @@ static double mean(const double *x, int from, int to) {
 /* Trains if the kind has a model of its own, and evaluates; a line of the table. losses (LONGER, LONGER * context):
    by length and position. */
 static int run_kind(small_lm *lm, run *now, double *losses) {
-    now->kind->trains ? make_table(lm, now, lm->context) : (void)0;
+    make_table(lm, now, lm->context);
     if (now->kind->trains && !small_train(lm, now->kind->name, NULL)) return 0;
     printf("%-11s", now->kind->name);
     for (int k = 1; k <= LONGER; k *= 2) {

@@ -96,11 +96,12 @@ static inline int small_encode(small_lm *lm, const char *text, size_t n) {
 static inline int small_read(small_lm *lm, int longest) {
     size_t n = 0;
     if (!lm->text_path) return complain("--text is missing");
-    if (lm->context < 4 || lm->rows < 1 || lm->steps < 1 || lm->n_layers < 1 || lm->n_layers > SMALL_LAYERS ||
-        lm->n_heads < 1 || lm->dim < 4 || lm->dim % (2 * lm->n_heads) || lm->context > 1 << 14 ||
-        lm->rows > 1 << 12 || lm->dim > 1 << 12 || !(lm->lr > 0) || lm->threads < 1)
+    if (lm->context < 8 || lm->context % 8 || lm->rows < 1 || lm->steps < 1 || lm->n_layers < 1 ||
+        lm->n_layers > SMALL_LAYERS || lm->n_heads < 1 || lm->dim < 4 || lm->dim % (2 * lm->n_heads) ||
+        lm->context > 1 << 14 || lm->rows > 1 << 12 || lm->dim > 1 << 12 || !(lm->lr > 0) || lm->threads < 1)
         return complain(
-            "sizes do not go together: dim is a multiple of 2 * heads, and there are up to %d layers",
+            "sizes: context is a multiple of 8 up to 16,384, dim one of 2 * heads up to 4,096; there "
+            "are up to %d layers",
             SMALL_LAYERS);
     char *text = text_file_read(lm->text_path, &n);
     lm->hidden = lm->dim * 8 / 3;
