@@ -618,6 +618,7 @@ TEST(wrong_options_are_refused) {
     check_refused(prompted_main, "--words big,sad,happy --dropout .1", "are of a classifier");
     check_refused(prompted_main, "--words big,sad,happy --pooling mean", "are of a classifier");
     check_refused(prompted_main, "--words big,sad,happy --save x.gguf", "--save:");
+    check_refused(prompted_main, "--words big,sad,happy --word_dropout .1", "words of the prompt, too");
     check_refused(prompted_main, "--words big,sad,happy --shots -1", "--shots is not negative");
     check_refused(prompted_main, "--words big,sad,happy --lora -1", "--lora is a rank");
     check_refused(prompted_main, "--words big,sad,happy --shots 2", "has 1 sentences of label 0");

@@ -130,6 +130,7 @@ static int prompted_check(tuning *t) {
     const tuning_settings *set = &t->set;
     if (set->head_hidden || set->dropout > 0 || set->head_lr > 0 || strcmp(set->pooling, "last") != 0)
         return complain("--pooling, --head_* and --dropout are of a classifier, and here is none");
+    if (set->word_dropout > 0) return complain("--word_dropout would leave out words of the prompt, too");
     if (s->shots < 0 || !*s->prompt) return complain("--shots is not negative, --prompt is not empty");
     if (s->lora.set.rank < 0) return complain("--lora is a rank, not %d", s->lora.set.rank);
     if (set->save)
@@ -179,10 +180,7 @@ int main(int argc, char **argv) {
     s.prompt = "It was";
     const option own[] = {
         {"--prompt", OPTION_TEXT, &s.prompt, "follows the sentence, and the word follows it (It was)"},
-        {"--words", OPTION_TEXT, &s.words,
-         "of the labels in order, with commas between\n"
-         "                                             (terrible,bad,okay,good,great; of two "
-         "terrible,great)"},
+        {"--words", OPTION_TEXT, &s.words, "of the labels (terrible,bad,okay,good,great or terrible,great)"},
         {"--shots", OPTION_INT, &s.shots, "sentences of each label to learn from (0: all)"},
         {"--lora", OPTION_INT, &s.lora.set.rank, "train a LoRA adapter of this rank (0: the whole model)"},
     };
