@@ -12,13 +12,46 @@ typedef struct regular {
     float *average;    /* (tuning_count) for ema and swa ... */
     float *held;       /* ... and the weights, while the average is measured in their place */
     int n_averaged;
-    char name[64];
+    char name[80]; /* of what is used */
 } regular;
 
 static regular *regular_of(tuning *t) { return (regular *)t->method.state; }
 static int is_share(float x) { return x >= 0 && x < 1; }
 
 static ml_tensor rdrop_loss(tuning *t, ml_graph *g, const tuning_batch *batch);
+
+/* Where dropout needs to be put in; that of the attention weights is ml_llama's own. */
+static unsigned places_of(const regular *r) {
+    unsigned places = 0;
+    if (r->embedding > 0) places |= 1u << ML_PLACE_EMBEDDING;
+    if (r->residual > 0) places |= 1u << ML_PLACE_ATTENTION | 1u << ML_PLACE_FFN;
+    if (r->hidden > 0) places |= 1u << ML_PLACE_HIDDEN;
+    return places;
+}
+
+static int has_dropout(tuning *t) {
+    const regular *r = regular_of(t);
+    return t->set.dropout > 0 || r->attention > 0 || places_of(r);
+}
+
+static void add_name(regular *r, int is_used, const char *name) {
+    size_t n = strlen(r->name);
+    if (is_used) snprintf(r->name + n, sizeof r->name - n, "%s%s", n ? "+" : "", name);
+}
+
+/* For the report: "dropout+rdrop". */
+static const char *name_of(tuning *t) {
+    regular *r = regular_of(t);
+    *r->name = 0;
+    add_name(r, has_dropout(t), "dropout");
+    add_name(r, t->set.smoothing > 0, "smoothing");
+    add_name(r, r->mixout > 0, "mixout");
+    add_name(r, r->rdrop > 0, "rdrop");
+    add_name(r, r->ema > 0, "ema");
+    add_name(r, r->swa > 0, "swa");
+    add_name(r, r->layer_decay < 1, "layer_decay");
+    return *r->name ? r->name : "plain";
+}
 
 static int check(tuning *t) {
     const regular *r = regular_of(t);
@@ -27,14 +60,15 @@ static int check(tuning *t) {
         return complain("dropouts, --mixout and --ema are 0 to less than 1");
     if (!(r->rdrop >= 0) || !(r->layer_decay > 0 && r->layer_decay <= 1) || r->swa < 0)
         return complain("--rdrop and --swa are not negative, --layer_decay is more than 0 and at most 1");
-    if (r->rdrop > 0 &&
-        !(t->set.dropout > 0 || r->embedding > 0 || r->residual > 0 || r->hidden > 0 || r->attention > 0))
+    if (r->rdrop > 0 && !has_dropout(t))
         return complain("--rdrop compares two passes that differ by dropout: give --dropout, too");
     if (r->ema > 0 && r->swa) return complain("--ema and --swa are two averages: choose one");
     if (r->swa && t->set.eval_every)
         return complain("--swa averages the ends of epochs: leave out --eval_every");
     if (r->swa > t->set.epochs) return complain("--swa %d: there are %d epochs", r->swa, t->set.epochs);
     if (r->rdrop > 0) t->method.loss = rdrop_loss;
+    t->method.places = places_of(r);
+    t->method.name = name_of(t);
     return 1;
 }
 
@@ -46,13 +80,13 @@ static ml_tensor drop(ml_graph *g, const ml_insertion *at, void *user) {
     float p = at->place == ML_PLACE_EMBEDDING ? r->embedding
               : at->place == ML_PLACE_HIDDEN  ? r->hidden
                                               : r->residual;
-    return p > 0 ? ml_dropout(g, at->y, p, tuning_seed(t)) : at->y;
+    return ml_dropout(g, at->y, p, tuning_seed(t));
 }
 
 static void begin(tuning *t, ml_graph *g, ml_llama_desc *llama) {
     (void)g;
-    //llama->dropout = t->batch->learns ? regular_of(t)->attention : 0;
-    //llama->seed = tuning_seed(t);
+    llama->dropout = regular_of(t)->attention;
+    llama->seed = tuning_seed(t);
 }
 
 /* ---- R-drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks") ----
@@ -101,13 +135,13 @@ static void mix(tuning *t, int gradients, float *held) {
     if (gradients) tuning_paste(t, held);
 }
 
-static int backward(tuning *t, const tuning_batch *batch, float *loss) {
+static int backward_mixed(tuning *t, const tuning_batch *batch, float *loss) {
     regular *r = regular_of(t);
-    size_t bytes = (size_t)tuning_count(t) * sizeof *r->held;
+    size_t size = (size_t)tuning_count(t) * sizeof *r->held;
     if (!(r->mixout > 0)) return tuning_backward(t, batch, loss);
     if (!r->pretrained) {
-        r->pretrained = (float *)malloc(bytes);
-        if (!r->held) r->held = (float *)malloc(bytes);
+        r->pretrained = (float *)malloc(size);
+        if (!r->held) r->held = (float *)malloc(size);
         if (!r->pretrained || !r->held) return no_memory("mixout");
         tuning_copy(t, r->pretrained);
     }
@@ -162,9 +196,24 @@ static int measuring(tuning *t, int begins) {
 
 static int setup(tuning *t) { return tuning_train_layers(t, regular_of(t)->layer_decay); }
 
+static tuning_method method_of(regular *state) {
+    tuning_method method = {0};
+    method.program = "regularize";
+    method.state = state;
+    method.check = check;
+    method.setup = setup;
+    method.begin = begin;
+    method.insert = drop;
+    method.backward = backward_mixed;
+    method.after_step = after_step;
+    method.measuring = measuring;
+    return method;
+}
+
+static void regular_free(regular *r) { free(r->pretrained), free(r->average), free(r->held); }
+
 int main(int argc, char **argv) {
     regular r;
-    tuning_method method = {0};
     memset(&r, 0, sizeof r);
     r.layer_decay = 1;
     const option own[] = {
@@ -179,18 +228,8 @@ int main(int argc, char **argv) {
         {"--layer_decay", OPTION_FLOAT, &r.layer_decay,
          "of the learning rate, from one layer to the one below (1)"},
     };
-    method.program = "regularize", method.name = "regularized";
-    method.state = &r;
-    method.check = check;
-    method.setup = setup;
-    method.begin = begin;
-    method.places =
-        1u << ML_PLACE_EMBEDDING | 1u << ML_PLACE_ATTENTION | 1u << ML_PLACE_FFN | 1u << ML_PLACE_HIDDEN;
-    method.insert = drop;
-    method.backward = backward;
-    method.after_step = after_step;
-    method.measuring = measuring;
+    const tuning_method method = method_of(&r);
     int status = tuning_main(argc, argv, &method, own, (int)(sizeof own / sizeof *own));
-    free(r.pretrained), free(r.average), free(r.held);
+    regular_free(&r);
     return status;
 }
