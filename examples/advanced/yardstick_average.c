@@ -67,7 +67,7 @@ static int learn_all(network *net, ml_graph *g, ml_optimizer *optimizer, const p
 
 int main(int argc, char **argv) {
     static phrases sets[3];
-    for (int i = 0; i < 3; i++) sets[i].buckets = BUCKETS;
+    for (int i = 0; i < 3; i++) sets[i].buckets = BUCKETS, sets[i].n_labels = CLASSES;
     static network net;
     ml_tensor *tensors[] = {&net.table, &net.w1, &net.b1, &net.w2, &net.b2};
     const size_t rows[] = {BUCKETS, DIM, 1, CLASSES, 1}, cols[] = {DIM, DIM, DIM, DIM, CLASSES};

@@ -40,15 +40,17 @@ typedef struct phrases {
     ml_span *spans;
     int n_words, n;
     uint32_t buckets;
-    uint64_t *seen; /* (1 << 20) hashes of phrases */
+    int n_labels;
+    uint64_t *seen; /* (mask + 1) hashes of phrases, as a table */
+    size_t mask;
 } phrases;
 
 static inline int phrase_is_new(phrases *p, ml_span span) {
     uint64_t hash = 1469598103934665603u;
     for (int i = span.begin; i < span.end; i++)
         hash = (hash ^ (uint64_t)p->words[i]) * 1099511628211u, hash ^= hash >> 29;
-    size_t at = (size_t)(hash >> 44);
-    while (p->seen[at] && p->seen[at] != hash) at = (at + 1) & ((1 << 20) - 1);
+    size_t at = (size_t)(hash >> 32) & p->mask;
+    while (p->seen[at] && p->seen[at] != hash) at = (at + 1) & p->mask;
     int is_new = p->seen[at] != hash;
     p->seen[at] = hash;
     return is_new;
@@ -66,9 +68,10 @@ static inline int phrases_add(phrases *p, const char *at, int is_tree) {
     for (; *at && *at != '\n'; at += strspn(at, " ")) {
         if (is_tree && at[0] == '(' && at[1] && depth < 500) {
             labels[depth] = at[1] - '0', starts[depth++] = p->n_words, at += 2;
-        } else if (is_tree && *at == ')' && depth) {
-            ml_span span = {starts[--depth], p->n_words};
-            if (labels[depth] < 0 || labels[depth] > 9 || span.begin == span.end) return 0;
+        } else if (is_tree && *at == ')') {
+            if (depth-- == 0) return 0;
+            ml_span span = {starts[depth], p->n_words};
+            if (labels[depth] < 0 || labels[depth] >= p->n_labels || span.begin == span.end) return 0;
             if (phrase_is_new(p, span)) p->labels[p->n] = labels[depth], p->spans[p->n++] = span;
             at++;
         } else {
@@ -78,7 +81,7 @@ static inline int phrases_add(phrases *p, const char *at, int is_tree) {
     if (is_tree) return depth == 0;
     ml_span span = {starts[0], p->n_words};
     p->labels[p->n] = labels[0], p->spans[p->n++] = span;
-    return labels[0] >= 0 && labels[0] <= 9 && span.end > span.begin;
+    return labels[0] >= 0 && labels[0] < p->n_labels && span.end > span.begin;
 }
 
 /* Reads trees, of which each distinct phrase counts once, or lines. 0 after saying why. */
@@ -91,12 +94,13 @@ static inline int phrases_read(phrases *p, const char *folder, const char *name,
     p->words = (int32_t *)malloc((size + 1) * sizeof *p->words);
     p->labels = (int32_t *)malloc((size + 1) * sizeof *p->labels);
     p->spans = (ml_span *)malloc((size + 1) * sizeof *p->spans);
-    p->seen = (uint64_t *)calloc(1 << 20, sizeof *p->seen);
+    for (p->mask = 1023; p->mask < size;) p->mask = 2 * p->mask + 1;
+    p->seen = (uint64_t *)calloc(p->mask + 1, sizeof *p->seen);
     if (!p->words || !p->labels || !p->spans || !p->seen) return no_memory(path);
     for (int line = 1; *at; line++, at += strcspn(at, "\n"), at += *at == '\n')
         if (!phrases_add(p, at, is_tree)) return complain("%s: line %d is not as it should be", path, line);
     free(text);
-    return 1;
+    return p->n > 0 || complain("%s: there is nothing in it", path);
 }
 
 #endif
