@@ -191,7 +191,7 @@ ADVANCED ?= $(BUILD)/advanced/$(notdir $(basename $(MODEL)))
 advanced: $(PROGRAMS)
 	BUILD="$(BUILD)" sh examples/advanced/run.sh "$(MODEL)" "$(DATA)" "$(ADVANCED)" $(ROWS); status=$$?; \
 	for task in sst cfimdb; do echo; echo "$$task:"; \
-	    awk -f examples/advanced/summary.awk -v task=$$task examples/advanced/rows.txt "$(ADVANCED)"/*-$$task-*.csv; done; \
+	    awk -f examples/advanced/summary.awk -v task=$$task examples/advanced/rows.txt "$(ADVANCED)"/results.csv; done; \
 	exit $$status
 
 CLANG_FORMAT ?= clang-format # version 14
