@@ -115,7 +115,7 @@ static int draw(const small_lm *lm, const double *losses, const int *done) {
             least = fmin(least, y[i][b]), most = fmax(most, y[i][b]);
         }
     if (!plot_begin(&p, lm->svg, "Loss by position, beyond the context of training")) return 0;
-    plot_panel panel = {0, PLOT_WIDTH, "", plot_axis_of("position (tokens)", 0, all, 8),
+    plot_panel panel = {0, PLOT_WIDTH, "", plot_axis_whole("position (tokens)", 0, all),
                         plot_axis_of("loss (nats per token)", least, most + 1e-6, 6)};
     plot_panel_begin(&p, &panel);
     plot_rule(&p, plot_x(&p, lm->context), PLOT_TOP, plot_x(&p, lm->context), PLOT_BOTTOM, "#777");

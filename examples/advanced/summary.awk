@@ -24,7 +24,7 @@ function verdict(name,    d, s) {
 }
 FNR == 1 { is_rows = FILENAME ~ /rows\.txt$/ }
 is_rows {
-    if ($0 !~ /^#/ && NF) order[++rows] = $1
+    if ($0 !~ /^#/ && NF && $1 != "made") order[++rows] = $1
     next
 }
 FNR == 1 {
@@ -33,10 +33,13 @@ FNR == 1 {
     for (i = 1; i <= k; i++) column[head[i]] = i
     next
 }
-FNR == 2 {
-    name = FILENAME
+FNR == 2 { files[++n_files] = FILENAME }
+{ last[FILENAME] = $0 } # a program may report a result on the way
+
+function take(file,    name, value, f, v) {
+    name = file
     sub(/^.*\//, "", name); sub("-" task "-[0-9]+[.]csv$", "", name)
-    split($0, value, ",")
+    split(last[file], value, ",")
     n[name]++
     for (f in column) {
         v = value[column[f]]
@@ -44,7 +47,9 @@ FNR == 2 {
         sum[name, f] += v; square[name, f] += v * v; count[name, f]++
     }
 }
+
 END {
+    for (i = 1; i <= n_files; i++) take(files[i])
     print "| row | dev | test |" (task == "cfimdb" ? " real test |" : "") " against the baseline | trained | seconds | MB | seeds |"
     print "| --- | --- | --- |" (task == "cfimdb" ? " --- |" : "") " --- | --- | --- | --- | --- |"
     for (i = 1; i <= rows; i++) {
