@@ -1,4 +1,5 @@
-/* Kinds of attention, trained from scratch at equal parameters: loss on text that was held out, and speed.
+/* Kinds of attention, trained from scratch at equal parameters: loss on text that was held out, and speed
+   (in processor time, so that other programs do not count).
 
        build/attention --text FILE                          all kinds
        build/attention --text FILE --attention differential one
@@ -126,7 +127,7 @@ static int run_all(small_lm *lm, const char *attention, int window) {
     if (ok) ml_rope_table(&rope, table, lm->context), fill_blocks(lm, &now);
     lm->user = &now;
     lm->attend = attend;
-    printf("attention    parameters    loss  tokens/s\n");
+    printf("attention    parameters    loss  tokens/s of processor time\n");
     for (int kind = 0; kind < KINDS && ok; kind++) {
         if (strcmp(attention, "all") != 0 && !option_same(attention, names[kind])) continue;
         now.kind = kind;

@@ -229,7 +229,7 @@ static inline int small_graph(small_lm *lm, int rows, int length, int wants_loss
     return succeeded(ml_graph_new(&desc, small_build, lm, g, &error), &error);
 }
 
-/* Trains new weights; *speed (may be NULL) is tokens per second. */
+/* Trains new weights; *speed (may be NULL) is tokens per second of processor time. */
 static inline int small_train(small_lm *lm, const char *name, double *speed) {
     ml_parameter parameters[2 + SMALL_LAYERS * SMALL_PARTS];
     ml_optimizer_desc desc = {0};
@@ -238,6 +238,7 @@ static inline int small_train(small_lm *lm, const char *name, double *speed) {
     ml_random random;
     ml_error error;
     double began = seconds_now();
+    clock_t used = clock();
     if (!small_create(lm)) return 0;
     for (int i = 0; i < small_count(lm); i++)
         if (small_weight(lm, i)->data) {
@@ -261,7 +262,8 @@ static inline int small_train(small_lm *lm, const char *name, double *speed) {
              succeeded(ml_optimizer_step(optimizer, &error), &error);
         progress_bar(name, step + 1, lm->steps, began);
     }
-    if (speed) *speed = (double)lm->steps * lm->rows * lm->context / (seconds_now() - began);
+    double seconds = (double)(clock() - used) / CLOCKS_PER_SEC;
+    if (speed) *speed = (double)lm->steps * lm->rows * lm->context / seconds;
     ml_graph_free(g);
     ml_optimizer_free(optimizer);
     return ok;
