@@ -4,7 +4,6 @@
 /* a (k) . b (k). The four sums do not wait for each other. */
 static float dot(const float *a, const float *b, int k) {
     float sum[4] = {0, 0, 0, 0};
-    (void)a, (void)b, (void)k;
     /* your turn: add product i to sum[i % 4], for every i from 0 to k - 1; k may be any number, 0 too */
     for (int i = 0; i < k; i++) sum[i % 4] += a[i] * b[i];
     /* end */
@@ -14,7 +13,6 @@ static float dot(const float *a, const float *b, int k) {
 /* dw (out, in) += dy (n, out)^T x (n, in): dw_oi gains the sum of dy_to x_ti over the n rows t. In training, dy is how
    the loss changes with each number of y = x w^T, and dw how it changes with each weight. */
 static void weight_gradient(float *dw, const float *dy, const float *x, int n, int out, int in) {
-    (void)dw, (void)dy, (void)x, (void)n, (void)out, (void)in;
     /* your turn: three loops; choose an order in which the innermost goes along the rows of x and dw */
     for (int t = 0; t < n; t++)
         for (int o = 0; o < out; o++)
