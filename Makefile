@@ -182,7 +182,7 @@ $(BUILD)/exercises/%.c: | examples/lessons/solutions/%.c
 
 # Half-written code has unused variables; everything else is worth a warning.
 $(BUILD)/exercises/%: $(BUILD)/exercises/%.c $(LIBRARY) examples/lessons/lesson.h
-	$(call short,cc $@)$(CC) $(FLAGS) -Iexamples/lessons/solutions -Wno-unused -o $@ $< $(LIBRARY) -lm
+	$(call short,cc $@)$(CC) $(FLAGS) -Iexamples/lessons/solutions -Wno-unused -Wno-unused-parameter -o $@ $< $(LIBRARY) -lm
 
 exercise-%: $(BUILD)/exercises/%
 	@RUNNER="$(RUNNER)" sh examples/lessons/run.sh exercise $< $<.c

@@ -105,6 +105,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < OUT * IN; i++) w_t[i % IN * OUT + i / IN] = w[i] = (float)cos(5.0 * i * i);
     if (ml_graph_new(NULL, by_header, NULL, &g, NULL)) return !check(0, "memory for the header's product");
     printf("X (%d, %d) W^T (%d, %d): %d million multiplications.\n", N, IN, IN, OUT, N * IN * OUT / 1000000);
+    puts("dots wait for each addition, rows fill vectors, minillama.h also keeps blocks of Y in registers:");
     for (int i = 0; i < WAYS; i++) {
         speed[i] = speed_of(i, g);
         printf("%-12s %6.2f billion a second\n", names[i], speed[i]);

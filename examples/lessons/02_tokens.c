@@ -95,7 +95,7 @@ static void compare(const char *words, int wanted, svg *picture) {
     ml_tokens tokens = {NULL, 0};
     int count = encode(words, ids, picture), ok = !ml_tokenizer_encode(vocabulary, &desc, &tokens, NULL);
     check_near(count, wanted, 0, words);
-    check(ok && tokens.n == count && !memcmp(ids, tokens.ids, 4 * (size_t)count), "as in the header");
+    check(ok && tokens.n == count && !memcmp(ids, tokens.ids, 4 * (size_t)count), "ids as in the header");
 }
 
 int main(int argc, char **argv) {
