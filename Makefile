@@ -188,7 +188,7 @@ $(BUILD)/exercises/%.c: | examples/lessons/solutions/%.c
 	@echo 'your copy: $@ (look for "your turn")'
 
 # Half-written code has unused variables; everything else is worth a warning.
-student = $(CC) $(FLAGS) -Iexamples/lessons/solutions -Wno-unused -o $@ $< $(LIBRARY) -lm
+student = $(CC) $(FLAGS) -Iexamples/lessons/solutions -Wno-unused -Wno-unused-parameter -o $@ $< $(LIBRARY) -lm
 $(BUILD)/exercises/%: $(BUILD)/exercises/%.c $(LIBRARY) examples/lessons/lesson.h
 	$(call short,cc $@)$(student)
 
