@@ -1,0 +1,137 @@
+/* The page of the lessons stays true: it has a part for each lesson, with its picture; each lesson is as short as it
+   promises and has an exercise that can be taken out of its solution; the functions that the page names are in the
+   sections of minillama.h that it names. (make lessons runs the programs.) */
+#include "preamble.h"
+#include "folder.h"
+#include <dirent.h>
+
+#define LESSONS "examples/lessons"
+
+/* Text of a file, zero-terminated; the caller frees it. */
+static char *text_of(const char *path) {
+    bytes b = read_file(path);
+    put_u8(&b, 0);
+    return (char *)b.data;
+}
+
+/* Lesson n's file name in its folder, "07_attention.c"; empty if there is none. */
+static const char *lesson_file(int n) {
+    static char name[256];
+    char start[8];
+    snprintf(start, sizeof start, "%02d_", n);
+    DIR *items = opendir(LESSONS);
+    name[0] = 0;
+    for (struct dirent *item; items && (item = readdir(items)) != NULL;)
+        if (strncmp(item->d_name, start, 3) == 0) snprintf(name, sizeof name, "%s", item->d_name);
+    if (items) closedir(items);
+    return name;
+}
+
+static int count_lines(const char *text) {
+    int n = 0;
+    for (; *text; text++) n += *text == '\n';
+    return n;
+}
+
+static int longest_line(const char *text) {
+    int longest = 0;
+    for (size_t n; *text; text += n + (text[n] != 0)) {
+        n = strcspn(text, "\n");
+        longest = (int)n > longest ? (int)n : longest;
+    }
+    return longest;
+}
+
+TEST(lessons_are_as_short_as_they_promise) {
+    for (int n = 1; n <= 12; n++) {
+        char path[512], words[64];
+        snprintf(path, sizeof path, LESSONS "/%s", lesson_file(n));
+        char *text = text_of(path);
+        CHECK(count_lines(text) <= (n == 8 || n == 9 ? 180 : 120) && longest_line(text) <= 118);
+        CHECK(strncmp(text, "/* Lesson ", 10) == 0 && atoi(text + 10) == n);
+        snprintf(words, sizeof words, "make exercise-%02d", n);
+        const char *exercises = strstr(text, "/* EXERCISES");
+        CHECK(exercises && strstr(exercises, words) && strstr(text, "lesson_end()"));
+        free(text);
+    }
+}
+
+/* Each "your turn" has its "end", in this order. */
+TEST(solutions_have_markers) {
+    for (int n = 1; n <= 12; n++) {
+        char path[64];
+        int turns = 0;
+        snprintf(path, sizeof path, LESSONS "/solutions/%02d.c", n);
+        char *text = text_of(path), *at = text;
+        while ((at = strstr(at, "/* your turn: ")) != NULL) {
+            char *end = strstr(at, "/* end */"), *next = strstr(at + 1, "/* your turn");
+            CHECK(end && (!next || end < next));
+            turns++, at++;
+        }
+        CHECK(turns > 0);
+        free(text);
+    }
+}
+
+TEST(the_page_has_a_part_and_a_picture_for_each_lesson) {
+    char *page = text_of(LESSONS "/README.md");
+    for (int n = 1; n <= 12; n++) {
+        char words[64], path[64];
+        snprintf(words, sizeof words, "\n## %d ", n);
+        CHECK(strstr(page, words) != NULL);
+        snprintf(words, sizeof words, "](pictures/%02d.svg)", n);
+        CHECK(strstr(page, words) != NULL);
+        snprintf(path, sizeof path, LESSONS "/pictures/%02d.svg", n);
+        char *picture = text_of(path);
+        CHECK(strncmp(picture, "<svg ", 5) == 0 && strstr(picture, "</svg>") != NULL);
+        free(picture);
+    }
+    free(page);
+}
+
+/* Whether a section of the header, which it may have twice, defines or declares this function. */
+static int section_has(const char *header, const char *section, const char *name) {
+    char start[80], call[80];
+    snprintf(start, sizeof start, "/* ==== >>%s ====", section);
+    snprintf(call, sizeof call, " %s(", name);
+    for (const char *at = header; (at = strstr(at, start)) != NULL; at++) {
+        const char *end = strstr(at + 1, "/* ==== >>"), *found = strstr(at, call);
+        for (; found && (!end || found < end); found = strstr(found + 1, call)) {
+            const char *line = found; /* a function's name is in a line that begins with its type */
+            while (line > header && line[-1] != '\n') line--;
+            if (strncmp(line, "static ", 7) == 0 || strncmp(line, "ML", 2) == 0)
+                return 1; /* ML_DEF, MLI_... */
+        }
+    }
+    return 0;
+}
+
+TEST(the_functions_that_the_page_names_are_where_it_says) {
+    char *page = text_of(LESSONS "/README.md"), *header = text_of("minillama.h");
+    char section[64] = "", name[64];
+    int n_functions = 0, n_read_on = 0;
+    for (const char *at = page; *at; at++) {
+        if (strncmp(at, "Read on", 7) == 0) n_read_on++, section[0] = 0;
+        if (strncmp(at, ">>", 2) == 0)
+            snprintf(section, sizeof section, "%.*s", (int)strspn(at + 2, "abcdefghijklmnopqrstuvwxyz"),
+                     at + 2);
+        if (strncmp(at, "`ml", 3) != 0) continue;
+        size_t n = strcspn(at + 1, "`");
+        snprintf(name, sizeof name, "%.*s", (int)n, at + 1);
+        if (name[strspn(name, "abcdefghijklmnopqrstuvwxyz_0123456789")]) continue; /* not a function */
+        CHECK(section_has(header, section, name));
+        if (!section_has(header, section, name)) printf("%s is not in >>%s\n", name, section);
+        n_functions++, at += n;
+    }
+    CHECK(n_functions >= 36 && n_read_on >= 12);
+    free(page), free(header);
+}
+
+int main(void) {
+    if (access(LESSONS "/README.md", R_OK) != 0) return printf("run from the top folder\n"), 1;
+    RUN(lessons_are_as_short_as_they_promise);
+    RUN(solutions_have_markers);
+    RUN(the_page_has_a_part_and_a_picture_for_each_lesson);
+    RUN(the_functions_that_the_page_names_are_where_it_says);
+    return test_report("test_lessons");
+}
