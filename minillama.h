@@ -119,13 +119,14 @@
       >>types        ml_type: F32 ... Q4_0, Q6_K     >>generation   ml_sampler, ml_session_generate
       >>tensors      ml_tensor                       >>archives     ml_archive: named tensors of any file
       >>model        ml_config, ml_model             >>files        loading and saving
-      >>session      ml_session, ml_batch            Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
+      >>session      ml_session, ml_batch, ml_look   Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
       >>heads        ml_head                         a section per file format, and the machinery:
                                                      >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
    In the implementation, models are in >>network and >>create, number types in >>numbers, and loading and saving in
    >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
-   To learn how a Llama computes and learns, read the implementation from >>kernels to >>generation in order: every
-   operation of the network has its backward pass directly below it.
+   To learn how a Llama computes and learns, walk through examples/lessons, or read the implementation from >>kernels
+   to >>generation in order: every operation of the network has its backward pass directly below it. To watch it,
+   see ml_look.
 
    SWITCHES (define them wherever you include the header, the implementation included). The functions of a part that
    is left out are not declared, so a call to one does not compile; a file of a format that is left out is

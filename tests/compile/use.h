@@ -37,17 +37,25 @@ static int use_parsers(const ml_allocator *allocator) {
     return 0;
 }
 
+static void use_look(void *user, const ml_seen *seen) {
+    int *layers = (int *)user;
+    *layers += seen->layer + 1;
+}
+
 /* One pass over three tokens gives the logits of three passes over one, up to the rounding of sums of 32. */
 static int use_session(const ml_model *model, const ml_allocator *allocator) {
     static const int32_t tokens[3] = {1, 7, 3};
     float together[16];
+    int layers = 0;
     const float *logits = NULL;
     ml_session *session = NULL;
     ml_session_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.allocator = *allocator;
+    desc.look.on_layer = use_look, desc.look.user = &layers;
     USE(ml_session_new(model, &desc, &session, NULL) == ML_OK);
     USE(ml_session_eval(session, tokens, 3, &logits, NULL) == ML_OK);
+    USE(layers == model->config.n_layers * (model->config.n_layers + 1) / 2);
     memcpy(together, logits, sizeof together);
     USE(ml_session_truncate(session, 0, NULL) == ML_OK && session->length == 0);
     for (int i = 0; i < 3; i++) USE(ml_session_eval(session, tokens + i, 1, &logits, NULL) == ML_OK);
