@@ -9,6 +9,10 @@
 #   make demo       the model in examples/models labels film opinions: prompted, fine-tuned, with LoRA; a minute
 #   make table      MODEL=file DATA=folder: the assignment's settings on SST-5 and CFIMDB (TABLE="--seeds 10": more)
 #   make advanced   MODEL=file DATA=folder: the experiments of examples/advanced; hours, continued where it was stopped
+#   make lessons    the twelve programs of examples/lessons and the solutions of their exercises, with their checks
+#   make lesson-07  one of them; what it shows, and its picture in build/lessons
+#   make exercise-07   your copy of its exercise, build/exercises/07.c, which checks what you write into it
+#   make grade      the table of the assignment's five parts: which of your exercises pass
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
 #   make clean      removes build/
@@ -48,13 +52,17 @@ POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the head
 # The library is compiled once, and linked by every program that does not define MINILLAMA_IMPLEMENTATION itself: a
 # program of one file, or a test that looks inside the library.
 LIBRARY := $(BUILD)/minillama.o
-ALONE := $(shell grep -ls '^.define MINILLAMA_IMPLEMENTATION' examples/*.c examples/advanced/*.c tools/*.c tests/*.c)
+ALONE := $(shell grep -ls '^.define MINILLAMA_IMPLEMENTATION' examples/*.c examples/advanced/*.c tools/*.c tests/*.c) \
+         $(shell grep -Ls '^.include "minillama.h"' examples/lessons/*.c examples/lessons/solutions/*.c)
 
 # A program is a file of examples/, examples/advanced/ or tools/, or a folder of examples/ with a main.c; a test is a
 # file of tests/.
 FILES := $(wildcard examples/*.c examples/advanced/*.c tools/*.c)
 FOLDERS := $(patsubst %/main.c,%,$(wildcard examples/*/main.c))
-PROGRAMS := $(addprefix $(BUILD)/,$(notdir $(FILES:.c=) $(FOLDERS)))
+LESSONS := $(sort $(wildcard examples/lessons/[0-9][0-9]_*.c))
+SOLUTIONS := $(sort $(wildcard examples/lessons/solutions/*.c))
+lesson = $(BUILD)/lesson_$(firstword $(subst _, ,$(notdir $(1:.c=)))) # 07_attention.c: lesson_07
+PROGRAMS := $(addprefix $(BUILD)/,$(notdir $(FILES:.c=) $(FOLDERS))) $(foreach file,$(LESSONS),$(call lesson,$(file)))
 TESTS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c)) \
          $(patsubst tests/%.c,$(BUILD)/test_%,$(wildcard tests/fuzz_*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
@@ -63,8 +71,8 @@ FUZZERS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
 # together need two.
 QUICK ?= $(findstring tcc,$(notdir $(firstword $(CC))))
 LONG := $(if $(QUICK),$(addprefix $(BUILD)/test_,examples generate pretrain resume sentiment session tokenizer train))
-SOURCES := $(wildcard minillama.h $(foreach folder,examples examples/* examples/advanced/common tools tools/* tests \
-                                                   tests/compile,$(folder)/*.c $(folder)/*.h))
+SOURCES := $(wildcard minillama.h $(foreach folder,examples examples/* examples/advanced/common examples/lessons/solutions \
+                                                   tools tools/* tests tests/compile,$(folder)/*.c $(folder)/*.h))
 
 # Compiling the library for each test that looks inside takes most of the time of `make test`: this is done at -O1,
 # except where the subject is the compiled kernels themselves. All other tests run the library as it is used, at -O3.
@@ -101,12 +109,17 @@ endef
 $(foreach file,$(FILES) $(wildcard tests/test_*.c),$(eval $(call program,$(notdir $(file:.c=)),$(file))))
 $(foreach folder,$(FOLDERS),$(eval $(call program,$(notdir $(folder)),$(wildcard $(folder)/*.c))))
 $(foreach file,$(wildcard tests/fuzz_*.c),$(eval $(call program,test_$(notdir $(file:.c=)),$(file))))
+$(foreach file,$(LESSONS),$(eval $(call program,$(notdir $(call lesson,$(file))),$(file))))
+$(foreach file,$(SOLUTIONS),$(eval $(call program,solution_$(notdir $(file:.c=)),$(file))))
 $(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed xor characters own_head run_llama convert \
                             train_tokenizer write_stories draw_curve) # which it runs
 
 $(LIBRARY): tests/compile/implementation.c $(BUILD)/flags
 	$(call short,cc $@ (the library: about 10 s))$(CC) $(FLAGS) $(LISTED) -c -o $@ $<
 $(BUILD)/obj/tests/%.o: tests/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(call short,cc $@)$(CC) $(FLAGS) $(LISTED) -c -o $@ $<
+$(BUILD)/obj/examples/lessons/%.o: examples/lessons/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(call short,cc $@)$(CC) $(FLAGS) $(LISTED) -c -o $@ $<
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
@@ -152,6 +165,36 @@ fuzz: $(FUZZERS)
 	    $$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=0 \
 	        -artifact_prefix=$$fuzzer. $$fuzzer.corpus  || exit 1; \
 	done
+
+# Each lesson with its picture, then each solution: every check of theirs must hold.
+lessons: $(foreach file,$(LESSONS),$(call lesson,$(file))) $(SOLUTIONS:examples/lessons/solutions/%.c=$(BUILD)/solution_%)
+	@mkdir -p $(BUILD)/lessons; RUNNER="$(RUNNER)" sh examples/lessons/run.sh all $^
+
+lesson-%: $(BUILD)/lesson_%
+	@mkdir -p $(BUILD)/lessons
+	@$(RUNNER) $< $(BUILD)/lessons/$*.svg
+
+# The student's copy is the solution without what stands between the markers; it is never written over.
+$(BUILD)/exercises/%.c: | examples/lessons/solutions/%.c
+	@mkdir -p $(@D)
+	@awk -f examples/lessons/exercise.awk $| > $@
+	@echo 'your copy: $@ (look for "your turn")'
+
+# Half-written code has unused variables; everything else is worth a warning.
+$(BUILD)/exercises/%: $(BUILD)/exercises/%.c $(LIBRARY) examples/lessons/lesson.h
+	$(call short,cc $@)$(CC) $(FLAGS) -Wno-unused -o $@ $< $(LIBRARY) -lm
+
+exercise-%: $(BUILD)/exercises/%
+	@RUNNER="$(RUNNER)" sh examples/lessons/run.sh exercise $< $<.c
+
+.PRECIOUS: $(BUILD)/exercises/%.c $(BUILD)/exercises/%
+
+# PART:EXERCISE, in the assignment's order.
+PARTS := model:08 classifier:11 optimizer:10 rope:06 lora:11_lora
+grade: $(LIBRARY)
+	@for part in $(PARTS); do \
+	    $(MAKE) -s --no-print-directory $(BUILD)/exercises/$${part#*:} >/dev/null 2>&1; done; \
+	RUNNER="$(RUNNER)" sh examples/lessons/run.sh grade $(BUILD)/exercises $(PARTS)
 
 bench: $(BUILD)/bench
 	$< $(BENCH)
@@ -204,4 +247,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run test check sanitize fuzz bench demo table advanced format check-format clean FORCE
+.PHONY: all help run lessons grade test check sanitize fuzz bench demo table advanced format check-format clean FORCE

@@ -1,0 +1,54 @@
+#!/bin/sh
+# Runs lessons and exercises for the Makefile:
+#   run.sh all PROGRAM...                each with its picture; prints what failed, and last how many passed
+#   run.sh exercise PROGRAM SOURCE       one student's copy
+#   run.sh grade FOLDER PART:EXERCISE... a table of the parts: passed or not
+# RUNNER is a command that runs the programs.
+export LC_ALL=C
+action=$1
+shift
+
+all() {
+    passed=0 failed=0
+    for program; do
+        name=${program##*/} folder=${program%/*}/lessons
+        output=$folder/$name.txt
+        if $RUNNER "$program" "$folder/${name##*_}.svg" >"$output" 2>&1; then
+            passed=$((passed + 1))
+            echo "$name: $(tail -n 1 "$output")"
+        else
+            failed=$((failed + 1))
+            echo "FAILED $name" && cat "$output"
+        fi
+    done
+    echo "$passed passed, $failed failed, 0 skipped"
+    [ "$failed" -eq 0 ]
+}
+
+exercise() {
+    $RUNNER "$1" && echo "done: every check of $2 holds" && return
+    echo "not yet: write into $2 where it says \"your turn\", and run the same command again"
+    return 1
+}
+
+grade() {
+    folder=$1 passed=0
+    shift
+    printf '%-12s %-10s %s\n' part exercise result
+    for entry; do
+        program=$folder/${entry#*:}
+        if [ ! -x "$program" ] || [ "$program.c" -nt "$program" ]; then
+            result="does not compile: make exercise-${entry#*:} says why"
+        elif output=$($RUNNER "$program" 2>&1); then
+            result=passed passed=$((passed + 1))
+        else
+            wrong=$(printf '%s\n' "$output" | grep -c '^  WRONG')
+            result="not passed: $wrong checks wrong, see make exercise-${entry#*:}"
+        fi
+        printf '%-12s %-10s %s\n' "${entry%:*}" "${entry#*:}" "$result"
+    done
+    echo "$passed of $# parts passed"
+    [ "$passed" -eq $# ]
+}
+
+"$action" "$@"
