@@ -117,4 +117,4 @@ int main(int argc, char **argv) {
 }
 /* EXERCISES 1. Predict, then try: lr = 0.06, and b2 = 0.999. What does each do to the beginning of the curve?
    2. Give the trainer how.schedule = {ML_DECAY_NONE, 20, 0, 0}, 20 steps of warm-up, and adamw the same rates.
-   3. make exercise-10: AdamW with groups that decay and groups that do not, the assignment's part "optimizer". */
+   3. make exercise-10: write AdamW yourself, the assignment's part "optimizer". */
