@@ -5,9 +5,8 @@
    can be added to W in the end, and costs nothing from then on.
 
      log p (C) = log softmax(Wh h + b)           h (D): the last token's hidden state; loss = -log p of the right class
-     y (out) = W x + s B (A x) = (W + s B A) x   A (r, in) starts random, B (out, r) with 0; s = alpha / r: so only
-                                                 r (in + out) numbers learn in place of in * out
-   Paper: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". */
+     y (out) = W x + s B (A x) = (W + s B A) x   A (r, in) random, B (out, r) 0 at first: r (in + out) numbers learn
+   with a factor s = alpha / r. Paper: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". */
 #include "minillama.h"
 #include "lesson.h"
 
