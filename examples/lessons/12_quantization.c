@@ -49,10 +49,10 @@ static int print(void *user, int32_t id, const char *text, size_t n) {
 static double tell(ml_type type) {
     ml_model_load_desc how = {.type = type};
     ml_generate_desc desc = {.prompt = "Once upon a time", .max_new_tokens = NEW, .on_token = print};
-    double bytes = 0;
     ml_model_load("examples/models/stories.gguf", &how, &model[type], NULL);
     if (ml_session_new(model[type], NULL, &session[type], NULL)) return check(0, "the model is loaded");
     const ml_tensor *w = model[type]->tensors, *output = w + 3, *end = w + model[type]->n_tensors;
+    double bytes = 0;
     for (; w < end; w++) /* the output is the embedding again */
         if (w->data && w != output) bytes += (double)(w->rows * ml_type_row_bytes(w->type, w->cols));
     clock_t start = clock();
@@ -116,6 +116,6 @@ int main(int argc, char **argv) {
     svg_text(&s, 100, 90, "start", 13, "dashed: all the text is read again; below: with the cache");
     return svg_end(&s), lesson_end();
 }
-/* EXERCISES 1. Let quantize have 15 levels, -7 .. 7. Predict the largest error. Is the logit still right?
+/* EXERCISES 1. Let quantize have 15 levels, -7 .. 7. Predict how far the logit is off then.
    2. The cache has 2 * layers * kv_dim numbers a token. How many bytes for 4096 tokens of 32 layers with kv_dim 4096?
    3. make exercise-12: write quantize yourself, and the way back. */
