@@ -10,7 +10,6 @@
 #include <string.h>
 #include "minillama.h"
 #define PLAIN static inline
-
 typedef struct plain_matrix {
     int rows, cols;
     double *v, *d;
@@ -31,17 +30,15 @@ typedef struct plain_llama {
     plain_matrix w[OF_MODEL + OF_LAYER * MOST_LAYERS]; /* (out, in); norms (1, D) */
     plain_layer at[MOST_LAYERS + 1];                   /* at[n_layers].x is the stream after the last layer */
     plain_matrix hidden, logits;                       /* (n, D), (n, V) */
-    double *memory,
-        *end; /* half: the values of weights and activations; then the gradients, in the same order */
+    double *memory, *end; /* `half` values, of weights, then activations; as many gradients in this order */
     size_t half;
 } plain_llama;
 
 /* ==== forward ==== */
-
 /* y (n, D) = the rows of table (V, D) that the tokens name */
 PLAIN void plain_embed(plain_matrix y, plain_matrix table, const int32_t *tokens) {
-    for (int t = 0; t < y.rows; t++)
-        for (int i = 0; i < y.cols; i++) y.v[t * y.cols + i] = table.v[tokens[t] * y.cols + i];
+    int D = y.cols;
+    for (int i = 0; i < y.rows * D; i++) y.v[i] = table.v[tokens[i / D] * D + i % D];
 }
 /* y (n, out) = x (n, in) w^T, w (out, in) */
 PLAIN void plain_linear(plain_matrix y, plain_matrix x, plain_matrix w) {
@@ -51,17 +48,12 @@ PLAIN void plain_linear(plain_matrix y, plain_matrix x, plain_matrix w) {
             for (int i = 0; i < w.cols; i++) y.v[t * w.rows + o] += x.v[t * w.cols + i] * w.v[o * w.cols + i];
         }
 }
-/* 1 / sqrt(mean(x^2) + eps) of x (D) */
-PLAIN double plain_inverse_rms(const double *x, const ml_config *c) {
-    double sum = 0;
-    for (int i = 0; i < c->dim; i++) sum += x[i] * x[i];
-    return 1 / sqrt(sum / c->dim + (double)c->norm_eps);
-}
-/* y (n, D) = x (n, D) / sqrt(mean(x^2) + eps) * w (1, D), the mean over each row */
+/* y (n, D) = x (n, D) r w (1, D), r = 1 / sqrt(mean(x^2) + eps) of each row */
 PLAIN void plain_rms_norm(plain_matrix y, plain_matrix x, plain_matrix w, const ml_config *c) {
-    for (int t = 0, at = 0; t < x.rows; t++) {
-        double r = plain_inverse_rms(x.v + t * x.cols, c);
-        for (int i = 0; i < x.cols; i++, at++) y.v[at] = x.v[at] * r * w.v[i];
+    for (int t = 0, D = x.cols; t < x.rows; t++) {
+        double r = 0;
+        for (int i = 0; i < D; i++) r += x.v[t * D + i] * x.v[t * D + i] / D;
+        for (int i = 0; i < D; i++) y.v[t * D + i] = x.v[t * D + i] / sqrt(r + (double)c->norm_eps) * w.v[i];
     }
 }
 /* x (n, heads hd): turns pair j of each head of token t by the angle sign t theta^(-2j / hd). Of the gradient: -1. */
@@ -75,25 +67,28 @@ PLAIN void plain_rotate(double *x, plain_matrix shape, const ml_config *c, int s
         x[i + 1] = x0 * sin(angle) + x1 * cos(angle);
     }
 }
-/* Head by head: p (A n, n) = softmax over the keys u that token t sees of q_t k_u / sqrt(hd); a (n, D) = p v. A / K heads
-   read the same keys and values. */
+/* p (n) = e^z / sum(e^z), z (n) shifted so that the largest is 0; p may be z */
+PLAIN void plain_softmax(double *p, const double *z, int n) {
+    double largest = z[0], sum = 0;
+    for (int i = 0; i < n; i++) largest = fmax(largest, z[i]);
+    for (int i = 0; i < n; i++) sum += p[i] = exp(z[i] - largest);
+    for (int i = 0; i < n; i++) p[i] /= sum;
+}
+/* Head by head: p (A n, n) = softmax(q k^T / sqrt(hd)) over the keys that a token sees, 0 for the others; a (n, D) = p v.
+   A / K heads read the same keys and values. */
 PLAIN void plain_attention(const plain_layer *l, const ml_config *c) {
     int n = l->q.rows, kv = l->k.cols, hd = c->dim / c->n_heads;
     for (int head = 0; head < c->n_heads; head++)
         for (int t = 0; t < n; t++) {
             int own = t * c->dim + head * hd, first = head * c->n_kv_heads / c->n_heads * hd;
             int seen = c->mask == ML_MASK_CAUSAL ? t + 1 : n;
-            double *p = l->p.v + (head * n + t) * n, largest = -HUGE_VAL, sum = 0;
-            for (int u = 0; u < seen; u++) {
-                p[u] = 0;
+            double *p = l->p.v + (head * n + t) * n;
+            memset(p, 0, (size_t)n * sizeof *p), memset(l->a.v + own, 0, (size_t)hd * sizeof(double));
+            for (int u = 0; u < seen; u++)
                 for (int j = 0; j < hd; j++) p[u] += l->q.v[own + j] * l->k.v[u * kv + first + j] / sqrt(hd);
-                largest = fmax(largest, p[u]);
-            }
-            for (int u = 0; u < seen; u++) sum += p[u] = exp(p[u] - largest);
-            for (int u = 0; u < n; u++) p[u] = u < seen ? p[u] / sum : 0;
-            for (int j = 0, u; j < hd; j++)
-                for (u = 0, l->a.v[own + j] = 0; u < seen; u++)
-                    l->a.v[own + j] += p[u] * l->v.v[u * kv + first + j];
+            plain_softmax(p, p, seen);
+            for (int u = 0; u < seen; u++)
+                for (int j = 0; j < hd; j++) l->a.v[own + j] += p[u] * l->v.v[u * kv + first + j];
         }
 }
 /* y = silu(gate) * up, silu(x) = x / (1 + e^-x); all (n, H) */
@@ -106,7 +101,6 @@ PLAIN void plain_add(double *y, const double *x, plain_matrix shape) {
 }
 /* One layer: the next one's x from l->x, both (n, D). */
 PLAIN void plain_layer_forward(const plain_layer *l, const plain_matrix *w, const ml_config *c) {
-    plain_matrix out = l[1].x;
     plain_rms_norm(l->h1, l->x, w[ATTN_NORM], c);
     plain_linear(l->q, l->h1, w[WQ]), plain_linear(l->k, l->h1, w[WK]), plain_linear(l->v, l->h1, w[WV]);
     plain_rotate(l->q.v, l->q, c, 1), plain_rotate(l->k.v, l->k, c, 1);
@@ -116,8 +110,8 @@ PLAIN void plain_layer_forward(const plain_layer *l, const plain_matrix *w, cons
     plain_rms_norm(l->h2, l->mid, w[FFN_NORM], c);
     plain_linear(l->gate, l->h2, w[W1]), plain_linear(l->up, l->h2, w[W3]);
     plain_swiglu(l->inner, l->gate, l->up);
-    plain_linear(out, l->inner, w[W2]);
-    plain_add(out.v, l->mid.v, out);
+    plain_linear(l[1].x, l->inner, w[W2]);
+    plain_add(l[1].x.v, l->mid.v, l->mid);
 }
 /* m->logits (n, V) of n tokens, the n of plain_new */
 PLAIN void plain_forward(plain_llama *m, const int32_t *tokens) {
@@ -129,16 +123,15 @@ PLAIN void plain_forward(plain_llama *m, const int32_t *tokens) {
 }
 
 /* ==== backward: the same operations in the opposite order ==== */
-
 /* The sum of -log softmax(logits)[target] over n rows, / divisor; d of logits (n, V) = (softmax - one-hot) / divisor. */
 PLAIN double plain_cross_entropy(plain_matrix logits, const int32_t *targets, double divisor) {
     double loss = 0;
-    for (int t = 0; t < logits.rows; t++) {
-        double *v = logits.v + t * logits.cols, *d = logits.d + t * logits.cols, sum = 0, largest = v[0];
-        for (int i = 0; i < logits.cols; i++) largest = fmax(largest, v[i]);
-        for (int i = 0; i < logits.cols; i++) sum += d[i] = exp(v[i] - largest);
-        for (int i = 0; i < logits.cols; i++) d[i] = (d[i] / sum - (i == targets[t])) / divisor;
-        loss += (log(sum) + largest - v[targets[t]]) / divisor;
+    for (int t = 0, V = logits.cols; t < logits.rows; t++) {
+        double *d = logits.d + t * V;
+        plain_softmax(d, logits.v + t * V, V);
+        loss -= log(d[targets[t]]) / divisor;
+        d[targets[t]] -= 1;
+        for (int i = 0; i < V; i++) d[i] /= divisor;
     }
     return loss;
 }
@@ -151,16 +144,14 @@ PLAIN void plain_linear_backward(plain_matrix y, plain_matrix x, plain_matrix w)
                 w.d[o * w.cols + i] += y.d[t * w.rows + o] * x.v[t * w.cols + i];
             }
 }
-/* With r = 1 / rms(x): dw += dy x r; dx += r (dy w - x r^2 mean(dy w x)), for r depends on x, too */
+/* dw += dy x r; dx += r (dy w - x r^2 mean(dy w x)), the second part because r depends on x, too */
 PLAIN void plain_rms_norm_backward(plain_matrix y, plain_matrix x, plain_matrix w, const ml_config *c) {
-    for (int t = 0; t < x.rows; t++) {
-        const double *v = x.v + t * x.cols, *dy = y.d + t * x.cols;
-        double r = plain_inverse_rms(v, c), mean = 0;
-        for (int i = 0; i < x.cols; i++) mean += dy[i] * w.v[i] * v[i] / x.cols;
-        for (int i = 0; i < x.cols; i++) {
-            w.d[i] += dy[i] * v[i] * r;
-            x.d[t * x.cols + i] += r * (dy[i] * w.v[i] - v[i] * r * r * mean);
-        }
+    for (int t = 0, D = x.cols; t < x.rows; t++) {
+        double *v = x.v + t * D, *dx = x.d + t * D, *dy = y.d + t * D, mean = 0, r = 0;
+        for (int i = 0; i < D; i++) r += v[i] * v[i] / D, mean += dy[i] * w.v[i] * v[i] / D;
+        r = 1 / sqrt(r + (double)c->norm_eps);
+        for (int i = 0; i < D; i++)
+            w.d[i] += dy[i] * v[i] * r, dx[i] += r * (dy[i] * w.v[i] - v[i] * r * r * mean);
     }
 }
 /* dp = da v^T; ds = p (dp - sum(p dp)) / sqrt(hd), 0 where p is; dq += ds k, dk += ds^T q, dv += p^T da */
@@ -194,9 +185,8 @@ PLAIN void plain_swiglu_backward(plain_matrix y, plain_matrix gate, plain_matrix
 }
 /* One layer: l->x.d from the next one's (n, D), and the gradients of its weights. */
 PLAIN void plain_layer_backward(const plain_layer *l, const plain_matrix *w, const ml_config *c) {
-    plain_matrix out = l[1].x;
-    plain_add(l->mid.d, out.d, out);
-    plain_linear_backward(out, l->inner, w[W2]);
+    plain_add(l->mid.d, l[1].x.d, l->mid);
+    plain_linear_backward(l[1].x, l->inner, w[W2]);
     plain_swiglu_backward(l->inner, l->gate, l->up);
     plain_linear_backward(l->up, l->h2, w[W3]), plain_linear_backward(l->gate, l->h2, w[W1]);
     plain_rms_norm_backward(l->h2, l->mid, w[FFN_NORM], c);
@@ -230,17 +220,14 @@ PLAIN plain_matrix plain_take(plain_llama *m, int rows, int cols) {
 PLAIN int plain_new(plain_llama *m, const ml_model *model, int n) {
     const ml_config *c = &model->config;
     int D = c->dim, H = c->hidden_dim, A = c->n_heads, kv = D / A * c->n_kv_heads;
+    int all = 10 * n * (c->n_layers + 1) * (D + H + A * n + c->vocab_size); /* activations, generously */
     if (c->n_layers > MOST_LAYERS || c->norm != ML_NORM_RMS || model->tensors->type != ML_F32) return 0;
-    m->c = *c; /* and room for more than the numbers below */
-    m->half = (size_t)model->n_parameters +
-              (size_t)(10 * n * (c->n_layers + 1)) * (size_t)(D + H + A * n + c->vocab_size);
-    m->end = m->memory = (double *)calloc(2 * m->half, sizeof(double));
-    if (!m->memory) return 0;
+    m->c = *c, m->half = (size_t)model->n_parameters + (size_t)all;
+    if (!(m->end = m->memory = (double *)calloc(2 * m->half, sizeof(double)))) return 0;
     for (int i = 0; i < model->n_tensors; i++) {
         const ml_tensor *t = &model->tensors[i];
         int tied = i == OUTPUT && c->tied_output, rows = t->data ? (int)t->rows : 0, cols = (int)t->cols;
-        m->w[i] =
-            tied ? m->w[EMBEDDING] : plain_take(m, rows, cols); /* tied: the gradients of both uses meet */
+        m->w[i] = tied ? m->w[EMBEDDING] : plain_take(m, rows, cols); /* tied: one gradient for both */
         for (int j = 0; j < rows * cols; j++) m->w[i].v[j] = (double)((const float *)t->data)[j];
     }
     for (plain_layer *l = m->at; l <= m->at + c->n_layers; l++) {
