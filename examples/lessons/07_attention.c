@@ -109,7 +109,7 @@ int main(int argc, char **argv) {
         for (int u = 0; u <= i; u++) best = w[u] > w[best] ? u : best;
         printf("%s looks at %s (%.0f %%)\n", names[i], names[best], 100 * (double)w[best]);
     }
-    svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/07.svg", 810, 470, "Full stops look at who did it");
+    svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/07.svg", 810, 470, "Each period looks at the subject");
     svg_text(&s, 80, 56, "start", 13, "layer 5, head 3, causal: a row looks where it is dark");
     svg_text(&s, 450, 56, "start", 13, "the same queries and keys with a full mask");
     svg_heat(&s, 80, 116, 21, weights[HEADS + HEAD], t.n, t.n, names, names);
