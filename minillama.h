@@ -397,12 +397,33 @@ ML_DEF ml_result ml_model_tensor_name(const ml_model *model, int index,
 /* ==== >>session ====
    KV cache and scratch of one sequence in progress, in one buffer. One thread at a time. */
 
+/* What a layer of a pass computed, to be looked at: row i of each tensor belongs to token i of the n in the pass. Of a
+   sequence, `past` tokens came before; of a batch, the rows follow each other. Valid during the call. */
+typedef struct ml_seen {
+    int layer; /* 0 .. L-1; before them -1: `stream` is the token embedding, the rest is missing (data NULL) */
+    int past;
+    ml_tensor
+        weights; /* (A * n, S), head after head: how much of each key's value a token gets. Column j is the
+                          j-th key of the token's row, S the keys of the longest; a row's sum is 1 */
+    ml_tensor middle; /* (n, D): the residual stream after the attention half */
+    ml_tensor stream; /* (n, D): ... after the layer. What is written into it is what the next layer reads */
+} ml_seen;
+
+/* A function of yours that is called before the first layer and after each layer of every pass of a session: L + 1
+   times. Attention weights are then computed once more, in memory that the session has for it: 4 * A * max_batch *
+   max_seq_len bytes. Without a function nothing is computed and no memory is taken. */
+typedef struct ml_look {
+    void (*on_layer)(void *user, const ml_seen *seen);
+    void *user;
+} ml_look;
+
 typedef struct ml_session_desc {
     int max_seq_len;     /* positions in the KV cache; default the model's */
     int max_batch;       /* most tokens in one pass; default the smaller of max_seq_len and 256 */
     const ml_lora *lora; /* an adapter over the model, which must outlive the session; default none */
     ml_threads threads;
     ml_allocator allocator; /* of ml_session_new */
+    ml_look look;           /* default: nobody looks */
 } ml_session_desc;
 
 typedef struct ml_session {
@@ -484,6 +505,12 @@ ML_DEF ml_result ml_session_eval_batch(ml_session *session, const ml_batch *batc
    checks a draft in one pass, or finds the most similar state. */
 ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tokens, int n,
                                          const ml_outputs *outputs, ml_error *error);
+
+/* logits (n, V) = the last norm and the output matrix over rows of a residual stream (n, D): what the model would say
+   next if it ended there ("logit lens", nostalgebraist 2020). Over the last layer's stream these are the session's own
+   logits. n is at most max_batch. May be called while looking (see ml_look). */
+ML_DEF ml_result ml_session_lens(ml_session *session, const float *stream, int n, float *logits,
+                                 ml_error *error);
 
 typedef enum ml_pooling {
     ML_POOL_LAST = 0, /* the hidden state of a row's last token */
@@ -2068,6 +2095,12 @@ typedef struct mli_rows {
 } mli_rows;
 
 static size_t mli_row_start(const mli_rows *rows, int r) { return (size_t)rows->start[r]; }
+static size_t mli_longest_row(const mli_rows *rows) {
+    size_t longest = 0;
+    for (int r = 0; r < rows->n_rows; r++)
+        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
+    return longest;
+}
 static void mli_one_row(mli_rows *rows, int n_tokens, int past) {
     mli_rows one = {rows->single, 1, past, {0, n_tokens}};
     *rows = one;
@@ -2881,6 +2914,37 @@ MLI_OPTIONAL ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_
     return mli_run_attention(g, &op, mli_new(g, q.rows, q.cols));
 }
 
+/* ---- looking at the weights: see ml_look ---- */
+
+typedef struct mli_look_op {
+    const mli_attention_op *attention; /* after it ran */
+    ml_tensor weights;                 /* (A n, S) */
+} mli_look_op;
+
+/* Rows of the weights: query i of head h is row h n + i. */
+static void mli_look_rows(const void *record, size_t begin, size_t end) {
+    const mli_look_op *look = (const mli_look_op *)record;
+    const mli_attention_op *op = look->attention;
+    for (size_t at = begin; at < end; at++) {
+        size_t i = at % op->q.rows;
+        float *p = mli_row(look->weights, at);
+        int row = 0;
+        while (mli_row_start(op->rows, row + 1) <= i) row++;
+        mli_tile tile = mli_tile_at(op, row, i, (int)(at / op->q.rows));
+        size_t n = mli_visible(op, &tile, 0);
+        mli_dots(p, tile.q, tile.k, op->k.cols, n, op->hd);
+        mli_scale(p, op->scale, n);
+        mli_softmax(p, n);
+        memset(p + n, 0, (look->weights.cols - n) * sizeof *p);
+    }
+}
+
+/* weights (A n, S) = softmax(q k^T / sqrt(hd)), as mli_attend has them for a moment */
+static void mli_look_at_attention(mli_graph *g, const mli_attention_op *attention, ml_tensor weights) {
+    mli_look_op look = {attention, weights};
+    mli_for_rows(g, mli_look_rows, &look, weights.rows, weights.cols * attention->hd);
+}
+
 /* ---- keys in front of each row (Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation") */
 
 typedef struct mli_prepend_op {
@@ -3145,6 +3209,12 @@ typedef struct mli_kv {
     size_t half;  /* numbers from a layer's keys to its values, and from these to the next layer's keys */
 } mli_kv;
 
+/* What a session hands to a caller who looks. */
+typedef struct mli_looking {
+    ml_look look;
+    ml_seen seen;
+} mli_looking;
+
 /* One pass through the network, and what all its layers share. */
 typedef struct mli_pass {
     const ml_model *model;
@@ -3157,6 +3227,7 @@ typedef struct mli_pass {
     int n_frozen;      /* so many parts from below learn nothing: the embedding, the layers, the last norm */
     unsigned places;   /* that are wanted: see mli_wants */
     const struct mli_llama *llama; /* what a pass of ml_llama has in addition (>>operations), or NULL */
+    mli_looking *looking;          /* NULL: nobody looks */
 } mli_pass;
 
 static mli_pass mli_pass_over(const ml_model *model, const ml_lora *lora, const mli_rows *rows) {
@@ -3219,6 +3290,31 @@ static int mli_separate_at(mli_graph *g, const mli_pass *pass, unsigned at) {
     int separate = g->separate;
     if (mli_wants(pass, at)) g->separate = 1;
     return separate;
+}
+
+/* ---- looking: what a session's pass hands out. Its memory is from here to the end of the pass ---- */
+
+static void mli_look_begin(mli_graph *g, const mli_pass *pass, ml_tensor x) {
+    size_t n_heads = (size_t)pass->model->config.n_heads;
+    size_t n_keys = mli_longest_row(pass->rows) + (size_t)pass->rows->past;
+    ml_seen *seen = &pass->looking->seen, first;
+    seen->weights = mli_new(g, n_heads * x.rows, n_keys);
+    seen->middle = mli_new(g, x.rows, x.cols);
+    seen->stream = x;
+    seen->past = pass->rows->past;
+    memset(&first, 0, sizeof first);
+    first.layer = -1, first.past = seen->past, first.stream = x;
+    if (!mli_measuring(g)) pass->looking->look.on_layer(pass->looking->look.user, &first);
+}
+
+/* The second half of a layer changes the stream in place. */
+static void mli_look_between(mli_graph *g, const mli_pass *pass, ml_tensor x) {
+    if (!mli_measuring(g)) memcpy(pass->looking->seen.middle.data, x.data, mli_numbers(&x) * sizeof(float));
+}
+
+static void mli_look_end(mli_graph *g, const mli_pass *pass, int layer) {
+    pass->looking->seen.layer = layer;
+    if (!mli_measuring(g)) pass->looking->look.on_layer(pass->looking->look.user, &pass->looking->seen);
 }
 
 /* ---- a layer ---- */
@@ -3286,6 +3382,7 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
     mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
     mli_extend_attention(g, pass, layer, &attention);
     ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, x.cols));
+    if (pass->looking) mli_look_at_attention(g, &attention, pass->looking->seen.weights);
     mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
     return mli_end_half(g, pass, &half, x);
 }
@@ -3317,8 +3414,10 @@ static ml_tensor mli_layer(mli_graph *g, const mli_pass *pass, int layer, ml_ten
     int frees = !mli_taping(g) && (g->checkpointing || !mli_wants(pass, ~at_stream));
     x = mli_attention_block(g, pass, layer, x);
     if (frees) mli_release(g, mark);
+    if (pass->looking) mli_look_between(g, pass, x);
     x = mli_ffn_block(g, pass, layer, x);
     if (frees) mli_release(g, mark);
+    if (pass->looking) mli_look_end(g, pass, layer);
     return x;
 }
 
@@ -3382,6 +3481,7 @@ static ml_tensor mli_network(mli_graph *g, const mli_pass *pass) {
     mli_tape_from(g, taping, part >= pass->n_frozen, &x);
     mli_embed(g, embedding, pass->tokens, x);
     x = mli_stream_at(g, pass, MLI_AT(EMBEDDING), part, x);
+    if (pass->looking) mli_look_begin(g, pass, x);
     for (int layer = 0; layer < pass->model->config.n_layers; layer++) {
         mli_tape_from(g, taping, ++part >= pass->n_frozen, &x);
         x = mli_taping(g) && g->checkpointing ? mli_layer_checkpointed(g, pass, layer, x)
@@ -3550,6 +3650,7 @@ typedef struct ml_session_private {
     float *logits;            /* (V) */
     ml_candidate *candidates; /* (V), for the sampler */
     mli_graph graph;
+    mli_looking looking;
     ml_allocator allocator; /* of ml_session_new ... */
     void *block;            /* ... and what it returned; NULL after ml_session_init */
 } mli_session;
@@ -3585,8 +3686,17 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     s->is_full = is_full;
     s->threads = desc->threads;
     s->lora = desc->lora;
+    s->looking.look = desc->look;
     ml_result result = mli_check_threads(&s->threads, "session", error);
     return s->lora && !result ? mli_lora_check(model, s->lora, error) : result;
+}
+
+/* A pass over rows of the session's. */
+static mli_pass mli_session_pass_over(mli_session *s, const mli_rows *rows) {
+    mli_pass pass = mli_pass_over(s->shown.model, s->lora, rows);
+    pass.rope = s->rope;
+    pass.looking = s->looking.look.on_layer ? &s->looking : NULL;
+    return pass;
 }
 
 /* Runs the network without memory, to learn how much scratch the largest pass takes: the longest row, after the
@@ -3597,7 +3707,7 @@ static void mli_session_measure(mli_session *s) {
     size_t length = (size_t)shown->max_seq_len, ids = length * sizeof *s->tokens;
     mli_rows rows;
     mli_one_row(&rows, longest, s->is_full ? 0 : shown->max_seq_len - longest);
-    mli_pass pass = mli_pass_over(shown->model, s->lora, &rows);
+    mli_pass pass = mli_session_pass_over(s, &rows);
     pass.n_tokens = shown->max_batch;
     s->graph.threads = &s->threads;
     ml_tensor hidden = mli_network(&s->graph, &pass);
@@ -3630,7 +3740,7 @@ static size_t mli_session_layout(mli_session *s, unsigned char *memory) {
 /* All that is known of a session before it has memory, and the bytes that it needs in a buffer of any alignment. */
 static ml_result mli_session_plan(const ml_model *model, const ml_session_desc *desc, mli_session *s,
                                   size_t *size, ml_error *error) {
-    static const ml_session_desc defaults = {0, 0, NULL, {0, NULL, NULL}, {NULL, NULL, NULL}};
+    static const ml_session_desc defaults = {0, 0, NULL, {0, NULL, NULL}, {NULL, NULL, NULL}, {NULL, NULL}};
     if (!model || !size) return mli_null(error, "session");
     ml_result result = mli_session_defaults(model, desc ? desc : &defaults, s, error);
     if (result) return result;
@@ -3715,9 +3825,9 @@ static ml_tensor mli_session_pass(mli_session *s, int begin, int end) {
     mli_kv kv = {s->cache + (size_t)begin * mli_kv_dim(s), s->half};
     mli_rows rows;
     mli_one_row(&rows, end - begin, begin);
-    mli_pass pass = mli_pass_over(s->shown.model, s->lora, &rows);
+    mli_pass pass = mli_session_pass_over(s, &rows);
     pass.tokens = s->tokens + begin, pass.n_tokens = end - begin;
-    pass.rope = s->rope, pass.kv = s->is_full ? NULL : &kv;
+    pass.kv = s->is_full ? NULL : &kv;
     mli_release(&s->graph, 0);
     return mli_network(&s->graph, &pass);
 }
@@ -3784,6 +3894,24 @@ ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int
     ml_result result = ml_session_eval_outputs(session, tokens, n, &out, error);
     if (logits && !result) *logits = out.logits;
     return result;
+}
+
+ML_DEF ml_result ml_session_lens(ml_session *session, const float *stream, int n, float *logits,
+                                 ml_error *error) {
+    if (!session || !stream || !logits) return mli_null(error, "ml_session_lens");
+    mli_session *s = session->private_part;
+    if (n < 1 || n > session->max_batch)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_lens: n is %d, not in 1 to %d", n,
+                        session->max_batch);
+    ml_result result = mli_check_output(session->model, error);
+    if (result) return result;
+    mli_pass pass = mli_session_pass_over(s, NULL);
+    size_t mark = s->graph.used; /* someone may be looking at what is below */
+    ml_tensor x = mli_tensor_at((float *)(uintptr_t)stream, (size_t)n, (size_t)session->model->config.dim);
+    mli_output(&s->graph, session->model, mli_norm_of(&s->graph, &pass, MLI_OUTPUT_NORM, 0, x), NULL, 0,
+               logits);
+    mli_release(&s->graph, mark);
+    return mli_ok(error);
 }
 
 ML_DEF ml_result ml_session_truncate(ml_session *session, int length, ml_error *error) {
@@ -3873,8 +4001,8 @@ static ml_result mli_session_hidden(mli_session *s, const ml_batch *batch, ml_te
     ml_result result = mli_check_batch(s->shown.model, batch, &limits, rows, error);
     if (result) return result;
     mli_release(&s->graph, 0);
-    mli_pass pass = mli_pass_over(s->shown.model, s->lora, rows);
-    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens, pass.rope = s->rope;
+    mli_pass pass = mli_session_pass_over(s, rows);
+    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens;
     *hidden = mli_network(&s->graph, &pass);
     return ML_OK;
 }
@@ -5491,13 +5619,6 @@ static const mli_rows *mli_keep_rows(mli_graph *g, const mli_rows *rows) {
     *kept = *rows;
     if (rows->start == rows->single) kept->start = kept->single;
     return kept;
-}
-
-static size_t mli_longest_row(const mli_rows *rows) {
-    size_t longest = 0;
-    for (int r = 0; r < rows->n_rows; r++)
-        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
-    return longest;
 }
 
 static ml_tensor mli_run_pool(ml_graph *graph, mli_pool_op *op, size_t n) {
@@ -17724,7 +17845,8 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
    >>network     Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models". Chen et al. 2016,
                  "Training Deep Nets with Sublinear Memory Cost" (checkpointing). Press & Wolf 2017, "Using the Output
                  Embedding to Improve Language Models" (tied output).
-   >>session     Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need" (KV cache).
+   >>session     Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need" (KV cache). nostalgebraist
+                 2020, "interpreting GPT: the logit lens".
    >>heads       Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting". Bridle
                  1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax). Szegedy
                  et al. 2016, "Rethinking the Inception Architecture for Computer Vision" (label smoothing).
