@@ -3,9 +3,11 @@
 
    The plain one is exact to 1e-13 or so. The library rounds to F32, 6e-8 relative, some dozens of times one after
    another in two layers: TOLERANCE, of the largest number of a tensor. */
-#include "examples/lessons/plain_llama.h"
-#include "models.h"
 #include "preamble.h"
+
+#include "examples/lessons/plain_llama.h"
+#include "folder.h"
+#include "models.h"
 
 #define TOLERANCE 3e-5
 
@@ -182,9 +184,30 @@ TEST(llama_of_a_graph_has_the_plain_gradients) {
     tear_down(&s);
 }
 
+/* The header's comments name the plain form of an operation in brackets: "[plain_linear, plain_add]". */
+TEST(plain_forms_that_the_header_names_exist) {
+    bytes header = read_file("minillama.h"), plain = read_file("examples/lessons/plain_llama.h");
+    int named = 0;
+    put(&header, "", 1), put(&plain, "", 1);
+    for (const char *at = (const char *)header.data; (at = strstr(at, "[plain_")) != NULL;)
+        for (; *at == '[' || *at == ' ';
+             at += *at == ',', named++) { /* to the next name, or to the bracket */
+            int n = (int)strcspn(++at, ",]");
+            char definition[80];
+            snprintf(definition, sizeof definition, " %.*s(", n, at);
+            CHECK(strstr((const char *)plain.data, definition) != NULL);
+            if (!strstr((const char *)plain.data, definition)) printf("no function%s...)\n", definition);
+            at += n;
+        }
+    CHECK(named >= 10);
+    free(header.data);
+    free(plain.data);
+}
+
 int main(void) {
     RUN(forward_is_the_plain_one);
     RUN(trainer_has_the_plain_gradients);
     RUN(llama_of_a_graph_has_the_plain_gradients);
+    RUN(plain_forms_that_the_header_names_exist);
     return test_report("test_plain");
 }
