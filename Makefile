@@ -112,7 +112,7 @@ $(foreach file,$(wildcard tests/fuzz_*.c),$(eval $(call program,test_$(notdir $(
 $(foreach file,$(LESSONS),$(eval $(call program,$(notdir $(call lesson,$(file))),$(file))))
 $(foreach file,$(SOLUTIONS),$(eval $(call program,solution_$(notdir $(file:.c=)),$(file))))
 $(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed xor characters own_head run_llama convert \
-                            train_tokenizer write_stories draw_curve) # which it runs
+                            train_tokenizer write_stories draw_curve look) # which it runs
 
 $(LIBRARY): tests/compile/implementation.c $(BUILD)/flags
 	$(call short,cc $@ (the library: about 10 s))$(CC) $(FLAGS) $(LISTED) -c -o $@ $<
@@ -166,9 +166,16 @@ fuzz: $(FUZZERS)
 	        -artifact_prefix=$$fuzzer. $$fuzzer.corpus  || exit 1; \
 	done
 
-# Each lesson with its picture, then each solution: every check of theirs must hold.
-lessons: $(foreach file,$(LESSONS),$(call lesson,$(file))) $(SOLUTIONS:examples/lessons/solutions/%.c=$(BUILD)/solution_%)
+# Each lesson with its picture, each solution, and each student's copy as it begins: of the first two every check must
+# hold, of the last some must not.
+lessons: $(foreach file,$(LESSONS),$(call lesson,$(file))) $(SOLUTIONS:examples/lessons/solutions/%.c=$(BUILD)/solution_%) \
+         $(SOLUTIONS:examples/lessons/solutions/%.c=$(BUILD)/blank_%)
 	@mkdir -p $(BUILD)/lessons; RUNNER="$(RUNNER)" sh examples/lessons/run.sh all $^
+
+$(BUILD)/blank_%.c: examples/lessons/solutions/%.c examples/lessons/exercise.awk
+	@awk -f examples/lessons/exercise.awk $< > $@
+$(BUILD)/blank_%: $(BUILD)/blank_%.c $(LIBRARY)
+	$(call short,cc $@)$(student)
 
 lesson-%: $(BUILD)/lesson_%
 	@mkdir -p $(BUILD)/lessons
@@ -181,13 +188,14 @@ $(BUILD)/exercises/%.c: | examples/lessons/solutions/%.c
 	@echo 'your copy: $@ (look for "your turn")'
 
 # Half-written code has unused variables; everything else is worth a warning.
+student = $(CC) $(FLAGS) -Iexamples/lessons/solutions -Wno-unused -Wno-unused-parameter -o $@ $< $(LIBRARY) -lm
 $(BUILD)/exercises/%: $(BUILD)/exercises/%.c $(LIBRARY) examples/lessons/lesson.h
-	$(call short,cc $@)$(CC) $(FLAGS) -Wno-unused -o $@ $< $(LIBRARY) -lm
+	$(call short,cc $@)$(student)
 
 exercise-%: $(BUILD)/exercises/%
 	@RUNNER="$(RUNNER)" sh examples/lessons/run.sh exercise $< $<.c
 
-.PRECIOUS: $(BUILD)/exercises/%.c $(BUILD)/exercises/%
+.PRECIOUS: $(BUILD)/exercises/%.c $(BUILD)/exercises/% $(BUILD)/blank_%.c
 
 # PART:EXERCISE, in the assignment's order.
 PARTS := model:08 classifier:11 optimizer:10 rope:06 lora:11_lora

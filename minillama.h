@@ -397,12 +397,33 @@ ML_DEF ml_result ml_model_tensor_name(const ml_model *model, int index,
 /* ==== >>session ====
    KV cache and scratch of one sequence in progress, in one buffer. One thread at a time. */
 
+/* What a layer of a pass computed, to be looked at: row i of each tensor belongs to token i of the n in the pass. Of a
+   sequence, `past` tokens came before; of a batch, the rows follow each other. Valid during the call. */
+typedef struct ml_seen {
+    int layer; /* 0 .. L-1; before them -1: `stream` is the token embedding, the rest is missing (data NULL) */
+    int past;
+    ml_tensor
+        weights; /* (A * n, S), head after head: how much of each key's value a token gets. Column j is the
+                          j-th key of the token's row, S the keys of the longest; a row's sum is 1 */
+    ml_tensor middle; /* (n, D): the residual stream after the attention half */
+    ml_tensor stream; /* (n, D): ... after the layer. What is written into it is what the next layer reads */
+} ml_seen;
+
+/* A function of yours that is called before the first layer and after each layer of every pass of a session: L + 1
+   times. Attention weights are then computed once more, in memory that the session has for it: 4 * A * max_batch *
+   max_seq_len bytes. Without a function nothing is computed and no memory is taken. */
+typedef struct ml_look {
+    void (*on_layer)(void *user, const ml_seen *seen);
+    void *user;
+} ml_look;
+
 typedef struct ml_session_desc {
     int max_seq_len;     /* positions in the KV cache; default the model's */
     int max_batch;       /* most tokens in one pass; default the smaller of max_seq_len and 256 */
     const ml_lora *lora; /* an adapter over the model, which must outlive the session; default none */
     ml_threads threads;
     ml_allocator allocator; /* of ml_session_new */
+    ml_look look;           /* default: nobody looks */
 } ml_session_desc;
 
 typedef struct ml_session {
@@ -484,6 +505,12 @@ ML_DEF ml_result ml_session_eval_batch(ml_session *session, const ml_batch *batc
    checks a draft in one pass, or finds the most similar state. */
 ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tokens, int n,
                                          const ml_outputs *outputs, ml_error *error);
+
+/* logits (n, V) = the last norm and the output matrix over rows of a residual stream (n, D): what the model would say
+   next if it ended there ("logit lens", nostalgebraist 2020). Over the last layer's stream these are the session's own
+   logits. n is at most max_batch. May be called while looking (see ml_look). */
+ML_DEF ml_result ml_session_lens(ml_session *session, const float *stream, int n, float *logits,
+                                 ml_error *error);
 
 typedef enum ml_pooling {
     ML_POOL_LAST = 0, /* the hidden state of a row's last token */
@@ -2068,6 +2095,12 @@ typedef struct mli_rows {
 } mli_rows;
 
 static size_t mli_row_start(const mli_rows *rows, int r) { return (size_t)rows->start[r]; }
+static size_t mli_longest_row(const mli_rows *rows) {
+    size_t longest = 0;
+    for (int r = 0; r < rows->n_rows; r++)
+        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
+    return longest;
+}
 static void mli_one_row(mli_rows *rows, int n_tokens, int past) {
     mli_rows one = {rows->single, 1, past, {0, n_tokens}};
     *rows = one;
@@ -2104,9 +2137,11 @@ static void mli_for_rows(mli_graph *g, mli_rows_function f, const void *op, size
 
 /* ==== >>layers ====
    The operations of the network. Each has its formula, a struct that is both its plan and its record on the tape, the
-   work on a share of the rows, its backward function, and last the operation itself. */
+   work on a share of the rows, its backward function, and last the operation itself. In brackets its plain form, in
+   scalar loops, in examples/lessons/plain_llama.h, with its backward there; tests/test_plain.c compares the two. */
 
-/* ---- embedding (Bengio et al. 2003, "A Neural Probabilistic Language Model"): y_i = table[index_i] ---- */
+/* ---- embedding (Bengio et al. 2003, "A Neural Probabilistic Language Model"): y_i = table[index_i] ----
+   [plain_embed] */
 
 typedef struct mli_embed_op {
     ml_tensor table;      /* (rows, D), of any weight type */
@@ -2145,7 +2180,7 @@ static ml_tensor mli_embed(mli_graph *g, ml_tensor table, const int32_t *index, 
 
 /* ---- norms: y = (x - mean) scale w + b ----
    RMSNorm (Zhang & Sennrich 2019, "Root Mean Square Layer Normalization") and LayerNorm (Ba, Kiros & Hinton 2016,
-   "Layer Normalization"); mean and scale of each are in >>kernels (mli_moments). */
+   "Layer Normalization"); mean and scale of each are in >>kernels (mli_moments). [plain_rms_norm] */
 
 typedef struct mli_norm_op {
     ml_tensor x, w, b, y; /* (n, D), (1, D), (1, D) or for RMSNorm no data, (n, D) */
@@ -2199,7 +2234,7 @@ static ml_tensor mli_norm(mli_graph *g, ml_tensor x, ml_tensor weight, ml_tensor
 
 /* ---- linear: y_j = x W_j^T for weights that share their input ----
    A weight may have an adapter (LoRA, Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"):
-   y_j += s (x A_j^T) B_j^T. */
+   y_j += s (x A_j^T) B_j^T. [plain_linear] */
 
 #define MLI_MAX_JOBS 3 /* query, key and value */
 
@@ -2313,7 +2348,8 @@ static void mli_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *uses, i
     mli_record(g, mli_linears_backward, &op, sizeof op);
 }
 
-/* ---- the residual connection (He et al. 2016, "Deep Residual Learning for Image Recognition"): x + h W^T ---- */
+/* ---- the residual connection (He et al. 2016, "Deep Residual Learning for Image Recognition"): x + h W^T ----
+   [plain_linear, plain_add] */
 
 typedef struct mli_sum {
     ml_tensor y, x; /* (n, D): y += x */
@@ -2364,7 +2400,8 @@ static ml_tensor mli_add_to_stream(mli_graph *g, ml_tensor stream, ml_tensor y) 
     return z;
 }
 
-/* ---- SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): y = silu(gate) * up; silu: see >>kernels ---- */
+/* ---- SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): y = silu(gate) * up; silu: see >>kernels ----
+   [plain_swiglu] */
 
 typedef struct mli_gated_op {
     ml_tensor gate, up, y; /* (n, H) */
@@ -2419,7 +2456,7 @@ static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
 /* ---- rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding") ----
    Each pair of numbers (x[2j], x[2j+1]) of a head is rotated by the angle position / theta^(2j / hd). The position
    may be divided by rope_scale (Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
-   Interpolation"). */
+   Interpolation"). [plain_rotate] */
 
 /* 1 / theta^(2j / hd): the angle between neighbors of pair j */
 static float mli_rope_frequency(float theta, int j, int hd) {
@@ -2480,7 +2517,7 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, size_t hd, c
    (Vaswani et al. 2017, "Attention Is All You Need".) Heads are grouped: `group` query heads read one key and value
    head (Ainslie et al. 2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints").
    The work is cut into tiles: up to MLI_QUERY_BLOCK queries of one row in one head, against all keys that they see.
-   The plain form of it is plain_attention in the tests. */
+   [plain_attention] */
 
 #define MLI_QUERY_BLOCK 64 /* enough to repay packing the keys; little of a tile is above a causal diagonal */
 #define MLI_FEW_QUERIES 5  /* up to here packing the keys saves nothing; the same bits as one by one */
@@ -2881,6 +2918,37 @@ MLI_OPTIONAL ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_
     return mli_run_attention(g, &op, mli_new(g, q.rows, q.cols));
 }
 
+/* ---- looking at the weights: see ml_look ---- */
+
+typedef struct mli_look_op {
+    const mli_attention_op *attention; /* after it ran */
+    ml_tensor weights;                 /* (A n, S) */
+} mli_look_op;
+
+/* Rows of the weights: query i of head h is row h n + i. */
+static void mli_look_rows(const void *record, size_t begin, size_t end) {
+    const mli_look_op *look = (const mli_look_op *)record;
+    const mli_attention_op *op = look->attention;
+    for (size_t at = begin; at < end; at++) {
+        size_t i = at % op->q.rows;
+        float *p = mli_row(look->weights, at);
+        int row = 0;
+        while (mli_row_start(op->rows, row + 1) <= i) row++;
+        mli_tile tile = mli_tile_at(op, row, i, (int)(at / op->q.rows));
+        size_t n = mli_visible(op, &tile, 0);
+        mli_dots(p, tile.q, tile.k, op->k.cols, n, op->hd);
+        mli_scale(p, op->scale, n);
+        mli_softmax(p, n);
+        memset(p + n, 0, (look->weights.cols - n) * sizeof *p);
+    }
+}
+
+/* weights (A n, S) = softmax(q k^T / sqrt(hd)), as mli_attend has them for a moment */
+static void mli_look_at_attention(mli_graph *g, const mli_attention_op *attention, ml_tensor weights) {
+    mli_look_op look = {attention, weights};
+    mli_for_rows(g, mli_look_rows, &look, weights.rows, weights.cols * attention->hd);
+}
+
 /* ---- keys in front of each row (Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation") */
 
 typedef struct mli_prepend_op {
@@ -3145,6 +3213,12 @@ typedef struct mli_kv {
     size_t half;  /* numbers from a layer's keys to its values, and from these to the next layer's keys */
 } mli_kv;
 
+/* What a session hands to a caller who looks. */
+typedef struct mli_looking {
+    ml_look look;
+    ml_seen seen;
+} mli_looking;
+
 /* One pass through the network, and what all its layers share. */
 typedef struct mli_pass {
     const ml_model *model;
@@ -3157,6 +3231,7 @@ typedef struct mli_pass {
     int n_frozen;      /* so many parts from below learn nothing: the embedding, the layers, the last norm */
     unsigned places;   /* that are wanted: see mli_wants */
     const struct mli_llama *llama; /* what a pass of ml_llama has in addition (>>operations), or NULL */
+    mli_looking *looking;          /* NULL: nobody looks */
 } mli_pass;
 
 static mli_pass mli_pass_over(const ml_model *model, const ml_lora *lora, const mli_rows *rows) {
@@ -3219,6 +3294,31 @@ static int mli_separate_at(mli_graph *g, const mli_pass *pass, unsigned at) {
     int separate = g->separate;
     if (mli_wants(pass, at)) g->separate = 1;
     return separate;
+}
+
+/* ---- looking: what a session's pass hands out. Its memory is from here to the end of the pass ---- */
+
+static void mli_look_begin(mli_graph *g, const mli_pass *pass, ml_tensor x) {
+    size_t n_heads = (size_t)pass->model->config.n_heads;
+    size_t n_keys = mli_longest_row(pass->rows) + (size_t)pass->rows->past;
+    ml_seen *seen = &pass->looking->seen, first;
+    seen->weights = mli_new(g, n_heads * x.rows, n_keys);
+    seen->middle = mli_new(g, x.rows, x.cols);
+    seen->stream = x;
+    seen->past = pass->rows->past;
+    memset(&first, 0, sizeof first);
+    first.layer = -1, first.past = seen->past, first.stream = x;
+    if (!mli_measuring(g)) pass->looking->look.on_layer(pass->looking->look.user, &first);
+}
+
+/* The second half of a layer changes the stream in place. */
+static void mli_look_between(mli_graph *g, const mli_pass *pass, ml_tensor x) {
+    if (!mli_measuring(g)) memcpy(pass->looking->seen.middle.data, x.data, mli_numbers(&x) * sizeof(float));
+}
+
+static void mli_look_end(mli_graph *g, const mli_pass *pass, int layer) {
+    pass->looking->seen.layer = layer;
+    if (!mli_measuring(g)) pass->looking->look.on_layer(pass->looking->look.user, &pass->looking->seen);
 }
 
 /* ---- a layer ---- */
@@ -3286,6 +3386,7 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
     mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
     mli_extend_attention(g, pass, layer, &attention);
     ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, x.cols));
+    if (pass->looking) mli_look_at_attention(g, &attention, pass->looking->seen.weights);
     mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
     return mli_end_half(g, pass, &half, x);
 }
@@ -3310,15 +3411,17 @@ static ml_tensor mli_ffn_block(mli_graph *g, const mli_pass *pass, int layer, ml
 }
 
 /* Without a tape each half frees all that it allocated, and x is changed in place. What places inside of layers handed
-   out lives on, unless the layer is computed again. */
+   out lives on, unless the layer is computed again. [plain_layer_forward] */
 static ml_tensor mli_layer(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     size_t mark = g->used;
     unsigned at_stream = MLI_AT(EMBEDDING) | MLI_AT(BLOCK) | MLI_AT_END;
     int frees = !mli_taping(g) && (g->checkpointing || !mli_wants(pass, ~at_stream));
     x = mli_attention_block(g, pass, layer, x);
     if (frees) mli_release(g, mark);
+    if (pass->looking) mli_look_between(g, pass, x);
     x = mli_ffn_block(g, pass, layer, x);
     if (frees) mli_release(g, mark);
+    if (pass->looking) mli_look_end(g, pass, layer);
     return x;
 }
 
@@ -3373,7 +3476,7 @@ static void mli_tape_from(mli_graph *g, int taping, int learns, ml_tensor *strea
     if (!mli_measuring(g)) memset(stream->grad, 0, mli_numbers(stream) * sizeof *stream->grad);
 }
 
-/* tokens (n) -> hidden states after the last norm (n, D) */
+/* tokens (n) -> hidden states after the last norm (n, D) [plain_forward] */
 static ml_tensor mli_network(mli_graph *g, const mli_pass *pass) {
     ml_tensor embedding = *mli_weight(pass->model, MLI_TOKEN_EMBEDDING, 0);
     size_t n = (size_t)pass->n_tokens;
@@ -3382,6 +3485,7 @@ static ml_tensor mli_network(mli_graph *g, const mli_pass *pass) {
     mli_tape_from(g, taping, part >= pass->n_frozen, &x);
     mli_embed(g, embedding, pass->tokens, x);
     x = mli_stream_at(g, pass, MLI_AT(EMBEDDING), part, x);
+    if (pass->looking) mli_look_begin(g, pass, x);
     for (int layer = 0; layer < pass->model->config.n_layers; layer++) {
         mli_tape_from(g, taping, ++part >= pass->n_frozen, &x);
         x = mli_taping(g) && g->checkpointing ? mli_layer_checkpointed(g, pass, layer, x)
@@ -3550,6 +3654,7 @@ typedef struct ml_session_private {
     float *logits;            /* (V) */
     ml_candidate *candidates; /* (V), for the sampler */
     mli_graph graph;
+    mli_looking looking;
     ml_allocator allocator; /* of ml_session_new ... */
     void *block;            /* ... and what it returned; NULL after ml_session_init */
 } mli_session;
@@ -3585,8 +3690,17 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     s->is_full = is_full;
     s->threads = desc->threads;
     s->lora = desc->lora;
+    s->looking.look = desc->look;
     ml_result result = mli_check_threads(&s->threads, "session", error);
     return s->lora && !result ? mli_lora_check(model, s->lora, error) : result;
+}
+
+/* A pass over rows of the session's. */
+static mli_pass mli_session_pass_over(mli_session *s, const mli_rows *rows) {
+    mli_pass pass = mli_pass_over(s->shown.model, s->lora, rows);
+    pass.rope = s->rope;
+    pass.looking = s->looking.look.on_layer ? &s->looking : NULL;
+    return pass;
 }
 
 /* Runs the network without memory, to learn how much scratch the largest pass takes: the longest row, after the
@@ -3597,7 +3711,7 @@ static void mli_session_measure(mli_session *s) {
     size_t length = (size_t)shown->max_seq_len, ids = length * sizeof *s->tokens;
     mli_rows rows;
     mli_one_row(&rows, longest, s->is_full ? 0 : shown->max_seq_len - longest);
-    mli_pass pass = mli_pass_over(shown->model, s->lora, &rows);
+    mli_pass pass = mli_session_pass_over(s, &rows);
     pass.n_tokens = shown->max_batch;
     s->graph.threads = &s->threads;
     ml_tensor hidden = mli_network(&s->graph, &pass);
@@ -3630,7 +3744,7 @@ static size_t mli_session_layout(mli_session *s, unsigned char *memory) {
 /* All that is known of a session before it has memory, and the bytes that it needs in a buffer of any alignment. */
 static ml_result mli_session_plan(const ml_model *model, const ml_session_desc *desc, mli_session *s,
                                   size_t *size, ml_error *error) {
-    static const ml_session_desc defaults = {0, 0, NULL, {0, NULL, NULL}, {NULL, NULL, NULL}};
+    static const ml_session_desc defaults = {0, 0, NULL, {0, NULL, NULL}, {NULL, NULL, NULL}, {NULL, NULL}};
     if (!model || !size) return mli_null(error, "session");
     ml_result result = mli_session_defaults(model, desc ? desc : &defaults, s, error);
     if (result) return result;
@@ -3715,9 +3829,9 @@ static ml_tensor mli_session_pass(mli_session *s, int begin, int end) {
     mli_kv kv = {s->cache + (size_t)begin * mli_kv_dim(s), s->half};
     mli_rows rows;
     mli_one_row(&rows, end - begin, begin);
-    mli_pass pass = mli_pass_over(s->shown.model, s->lora, &rows);
+    mli_pass pass = mli_session_pass_over(s, &rows);
     pass.tokens = s->tokens + begin, pass.n_tokens = end - begin;
-    pass.rope = s->rope, pass.kv = s->is_full ? NULL : &kv;
+    pass.kv = s->is_full ? NULL : &kv;
     mli_release(&s->graph, 0);
     return mli_network(&s->graph, &pass);
 }
@@ -3784,6 +3898,24 @@ ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int
     ml_result result = ml_session_eval_outputs(session, tokens, n, &out, error);
     if (logits && !result) *logits = out.logits;
     return result;
+}
+
+ML_DEF ml_result ml_session_lens(ml_session *session, const float *stream, int n, float *logits,
+                                 ml_error *error) {
+    if (!session || !stream || !logits) return mli_null(error, "ml_session_lens");
+    mli_session *s = session->private_part;
+    if (n < 1 || n > session->max_batch)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_lens: n is %d, not in 1 to %d", n,
+                        session->max_batch);
+    ml_result result = mli_check_output(session->model, error);
+    if (result) return result;
+    mli_pass pass = mli_session_pass_over(s, NULL);
+    size_t mark = s->graph.used; /* someone may be looking at what is below */
+    ml_tensor x = mli_tensor_at((float *)(uintptr_t)stream, (size_t)n, (size_t)session->model->config.dim);
+    mli_output(&s->graph, session->model, mli_norm_of(&s->graph, &pass, MLI_OUTPUT_NORM, 0, x), NULL, 0,
+               logits);
+    mli_release(&s->graph, mark);
+    return mli_ok(error);
 }
 
 ML_DEF ml_result ml_session_truncate(ml_session *session, int length, ml_error *error) {
@@ -3873,8 +4005,8 @@ static ml_result mli_session_hidden(mli_session *s, const ml_batch *batch, ml_te
     ml_result result = mli_check_batch(s->shown.model, batch, &limits, rows, error);
     if (result) return result;
     mli_release(&s->graph, 0);
-    mli_pass pass = mli_pass_over(s->shown.model, s->lora, rows);
-    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens, pass.rope = s->rope;
+    mli_pass pass = mli_session_pass_over(s, rows);
+    pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens;
     *hidden = mli_network(&s->graph, &pass);
     return ML_OK;
 }
@@ -4284,6 +4416,7 @@ MLI_OPTIONAL void mli_dropout(mli_graph *g, ml_tensor x, float p, uint64_t seed)
 
    logits (n, C) = h (n, D) W^T + b
    p = softmax(logits) (Bridle 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs")
+   [plain_softmax, plain_cross_entropy]
    t = (1 - s) one-hot(target) + s / C, s: label smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture
        for Computer Vision")
    loss = sum of -t . log p / divisor, over the rows that have a target
@@ -5491,13 +5624,6 @@ static const mli_rows *mli_keep_rows(mli_graph *g, const mli_rows *rows) {
     *kept = *rows;
     if (rows->start == rows->single) kept->start = kept->single;
     return kept;
-}
-
-static size_t mli_longest_row(const mli_rows *rows) {
-    size_t longest = 0;
-    for (int r = 0; r < rows->n_rows; r++)
-        longest = MLI_MAX(longest, mli_row_start(rows, r + 1) - mli_row_start(rows, r));
-    return longest;
 }
 
 static ml_tensor mli_run_pool(ml_graph *graph, mli_pool_op *op, size_t n) {
@@ -17724,7 +17850,8 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
    >>network     Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models". Chen et al. 2016,
                  "Training Deep Nets with Sublinear Memory Cost" (checkpointing). Press & Wolf 2017, "Using the Output
                  Embedding to Improve Language Models" (tied output).
-   >>session     Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need" (KV cache).
+   >>session     Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need" (KV cache). nostalgebraist
+                 2020, "interpreting GPT: the logit lens".
    >>heads       Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting". Bridle
                  1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax). Szegedy
                  et al. 2016, "Rethinking the Inception Architecture for Computer Vision" (label smoothing).

@@ -380,6 +380,52 @@ TEST(context_is_full) {
     free(all);
 }
 
+/* ---- look ---- */
+
+/* Lines of a table that begin like this; of the last one the text after that. */
+static int lines_with(const char *table, const char *begin, const char **rest) {
+    int n = 0;
+    for (const char *line = table; line; line = strchr(line, '\n')) {
+        line += line != table;
+        if (strncmp(line, begin, strlen(begin)) != 0) continue;
+        n++, *rest = line + strlen(begin);
+    }
+    return n;
+}
+
+TEST(look) {
+    static const int32_t ids[] = {1};
+    char arguments[2048], wanted[32];
+    const char *rest = NULL;
+    const float *logits;
+    ml_model *model;
+    ml_session *session;
+    ml_tokens tokens = {ids, 1};
+    snprintf(arguments, sizeof arguments, MODEL " 'The </script> cat'%s --csv '%s' --top 3",
+             flag("--out", "page.html"), in_folder("see"));
+    CHECK(runs("look", arguments, ""));
+    REQUIRE(ml_model_load(MODEL, NULL, &model, NULL) == ML_OK);
+    REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
+    REQUIRE(ml_session_encode(session, "The </script> cat", ML_ADD_SPECIAL, &tokens, NULL) == ML_OK);
+    REQUIRE(ml_session_eval(session, tokens.ids, tokens.n, &logits, NULL) == ML_OK);
+    int best = 0, n = tokens.n, layers = model->config.n_layers;
+    for (int i = 1; i < model->config.vocab_size; i++)
+        if (logits[i] > logits[best]) best = i;
+    char *attention = text_of(in_folder("see-attention.csv")), *lens = text_of(in_folder("see-lens.csv"));
+    char *norms = text_of(in_folder("see-norms.csv")), *page = text_of(in_folder("page.html"));
+    snprintf(wanted, sizeof wanted, "%d,%d,", layers, n - 1); /* the last layer, after the last token */
+    CHECK(lines_with(lens, wanted, &rest) == 3);
+    snprintf(wanted, sizeof wanted, "%d,%d,\"\u2581cat\",1,%d,", layers, n - 1, best);
+    CHECK(lines_with(lens, wanted, &rest) == 1);
+    CHECK(lines_with(attention, "2,3,4,", &rest) == 5); /* token 4 reads 0 to 4 */
+    CHECK(lines_with(attention, "1,1,0,0,", &rest) == 1 && strncmp(rest, "1\n", 2) == 0);
+    CHECK(lines_with(norms, "0,embedding,", &rest) == n && lines_with(norms, "6,ffn,", &rest) == n);
+    CHECK(strstr(page, "\u2581cat") && strstr(page, "pieces=[\"\\u003cs>\"") && strstr(page, "</html>"));
+    free(attention), free(lens), free(norms), free(page);
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
 /* A text that cannot be written is an error: on a full disk, here a device that is always full. */
 TEST(output_is_full) {
     if (!exists("/dev/full")) SKIP("there is no /dev/full");
@@ -448,6 +494,11 @@ TEST(tools_try_outputs_first) {
     snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("model.gguf"), in_folder("./model.gguf"));
     refuses("draw_curve", arguments, "is also read (CURVE.csv)");
     refuses("draw_curve", "absent.csv new.svg", "absent.csv: No such file");
+    snprintf(arguments, sizeof arguments, "'%s' text%s", in_folder("model.gguf"),
+             flag("--out", "model.gguf"));
+    refuses("look", arguments, "is also read (MODEL)");
+    refuses("look", MODEL " text --out /nowhere/p.html", "/nowhere/p.html cannot be written");
+    refuses("look", MODEL " text --top 0", "--top must be 1 to 20");
     CHECK(same_files("model.gguf", "model.copy"));
     /* a safetensors brings a config.json, which would replace that of the input */
     snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("a.safetensors"));
@@ -591,10 +642,10 @@ TEST(merge_lora) {
 
 TEST(help) {
     static const char *const small[] = {"generate", "chat", "classify", "lora", "train", "embed"};
-    static const char *const large[] = {"run_llama", "convert", "train_tokenizer", "write_stories"};
+    static const char *const large[] = {"run_llama", "convert", "train_tokenizer", "write_stories", "look"};
     for (int i = 0; i < 6; i++)
         CHECK(run(small[i], "-h", "") == 2 && strstr(complained, "usage: ") && strstr(complained, small[i]));
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         CHECK(run(large[i], "-h", "") == 0 && strstr(said, "usage: ") && strstr(said, "--help"));
         CHECK(run(large[i], "--help", "") == 0 && strstr(said, "usage: ") && strstr(said, "--help"));
         CHECK(run(large[i], "-x", "") == 2 && strstr(complained, "unknown option -x"));
@@ -643,6 +694,7 @@ int main(int argc, char **argv) {
     RUN(how_to_train);
     RUN(adapter_writes);
     RUN(context_is_full);
+    RUN(look);
     RUN(output_is_full);
     RUN(outputs_are_tried_first);
     RUN(tools_try_outputs_first);

@@ -139,7 +139,7 @@ static int write_all(writer *w) {
 }
 
 static int run(writer *w, const settings *s) {
-    ml_session_desc desc = {0, 0, NULL, {s->threads, NULL, NULL}, {NULL, NULL, NULL}};
+    ml_session_desc desc = {0, 0, NULL, {s->threads, NULL, NULL}, {NULL, NULL, NULL}, {NULL, NULL}};
     ml_error error;
     if (!check(s)) return 0;
     w->set = s;
