@@ -117,4 +117,4 @@ int main(int argc, char **argv) {
 }
 /* EXERCISES 1. With RANK 1, how many numbers learn, and how many opinions does it judge right? And with another seed?
    2. What if B starts random, too? Predict which check fails, and why training begins worse.
-   3. make exercise-11: the classifier, the assignment's part "classifier"; make exercise-11_lora: its part "lora". */
+   3. make exercise-11: LoRA forward, backward and merged, the assignment's part "lora". */

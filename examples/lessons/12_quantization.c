@@ -116,6 +116,5 @@ int main(int argc, char **argv) {
     svg_text(&s, 100, 90, "start", 13, "dashed: all the text is read again; below: with the cache");
     return svg_end(&s), lesson_end();
 }
-/* EXERCISES 1. Let quantize have 15 levels, -7 .. 7. Predict how far the logit is off then.
-   2. The cache has 2 * layers * kv_dim numbers a token. How many bytes for 4096 tokens of 32 layers with kv_dim 4096?
-   3. make exercise-12: write quantize yourself, and the way back. */
+/* EXERCISES 1. Let quantize have 15 levels, -7 .. 7: how far off is the logit? 2. The cache has 2 * layers * kv_dim
+   numbers a token: how many bytes for 4096 tokens, 32 layers, kv_dim 4096? 3. make exercise-12: quantize, and back. */
