@@ -2138,9 +2138,11 @@ static void mli_for_rows(mli_graph *g, mli_rows_function f, const void *op, size
 
 /* ==== >>layers ====
    The operations of the network. Each has its formula, a struct that is both its plan and its record on the tape, the
-   work on a share of the rows, its backward function, and last the operation itself. */
+   work on a share of the rows, its backward function, and last the operation itself. In brackets its plain form, in
+   scalar loops, in examples/lessons/plain_llama.h, with its backward there; tests/test_plain.c compares the two. */
 
-/* ---- embedding (Bengio et al. 2003, "A Neural Probabilistic Language Model"): y_i = table[index_i] ---- */
+/* ---- embedding (Bengio et al. 2003, "A Neural Probabilistic Language Model"): y_i = table[index_i] ----
+   [plain_embed] */
 
 typedef struct mli_embed_op {
     ml_tensor table;      /* (rows, D), of any weight type */
@@ -2179,7 +2181,7 @@ static ml_tensor mli_embed(mli_graph *g, ml_tensor table, const int32_t *index, 
 
 /* ---- norms: y = (x - mean) scale w + b ----
    RMSNorm (Zhang & Sennrich 2019, "Root Mean Square Layer Normalization") and LayerNorm (Ba, Kiros & Hinton 2016,
-   "Layer Normalization"); mean and scale of each are in >>kernels (mli_moments). */
+   "Layer Normalization"); mean and scale of each are in >>kernels (mli_moments). [plain_rms_norm] */
 
 typedef struct mli_norm_op {
     ml_tensor x, w, b, y; /* (n, D), (1, D), (1, D) or for RMSNorm no data, (n, D) */
@@ -2233,7 +2235,7 @@ static ml_tensor mli_norm(mli_graph *g, ml_tensor x, ml_tensor weight, ml_tensor
 
 /* ---- linear: y_j = x W_j^T for weights that share their input ----
    A weight may have an adapter (LoRA, Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"):
-   y_j += s (x A_j^T) B_j^T. */
+   y_j += s (x A_j^T) B_j^T. [plain_linear] */
 
 #define MLI_MAX_JOBS 3 /* query, key and value */
 
@@ -2347,7 +2349,8 @@ static void mli_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *uses, i
     mli_record(g, mli_linears_backward, &op, sizeof op);
 }
 
-/* ---- the residual connection (He et al. 2016, "Deep Residual Learning for Image Recognition"): x + h W^T ---- */
+/* ---- the residual connection (He et al. 2016, "Deep Residual Learning for Image Recognition"): x + h W^T ----
+   [plain_linear, plain_add] */
 
 typedef struct mli_sum {
     ml_tensor y, x; /* (n, D): y += x */
@@ -2398,7 +2401,8 @@ static ml_tensor mli_add_to_stream(mli_graph *g, ml_tensor stream, ml_tensor y) 
     return z;
 }
 
-/* ---- SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): y = silu(gate) * up; silu: see >>kernels ---- */
+/* ---- SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): y = silu(gate) * up; silu: see >>kernels ----
+   [plain_swiglu] */
 
 typedef struct mli_gated_op {
     ml_tensor gate, up, y; /* (n, H) */
@@ -2453,7 +2457,7 @@ static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
 /* ---- rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding") ----
    Each pair of numbers (x[2j], x[2j+1]) of a head is rotated by the angle position / theta^(2j / hd). The position
    may be divided by rope_scale (Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
-   Interpolation"). */
+   Interpolation"). [plain_rotate] */
 
 /* 1 / theta^(2j / hd): the angle between neighbors of pair j */
 static float mli_rope_frequency(float theta, int j, int hd) {
@@ -2514,7 +2518,7 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, size_t hd, c
    (Vaswani et al. 2017, "Attention Is All You Need".) Heads are grouped: `group` query heads read one key and value
    head (Ainslie et al. 2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints").
    The work is cut into tiles: up to MLI_QUERY_BLOCK queries of one row in one head, against all keys that they see.
-   The plain form of it is plain_attention in the tests. */
+   [plain_attention] */
 
 #define MLI_QUERY_BLOCK 64 /* enough to repay packing the keys; little of a tile is above a causal diagonal */
 #define MLI_FEW_QUERIES 5  /* up to here packing the keys saves nothing; the same bits as one by one */
@@ -3408,7 +3412,7 @@ static ml_tensor mli_ffn_block(mli_graph *g, const mli_pass *pass, int layer, ml
 }
 
 /* Without a tape each half frees all that it allocated, and x is changed in place. What places inside of layers handed
-   out lives on, unless the layer is computed again. */
+   out lives on, unless the layer is computed again. [plain_layer_forward] */
 static ml_tensor mli_layer(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     size_t mark = g->used;
     unsigned at_stream = MLI_AT(EMBEDDING) | MLI_AT(BLOCK) | MLI_AT_END;
@@ -3473,7 +3477,7 @@ static void mli_tape_from(mli_graph *g, int taping, int learns, ml_tensor *strea
     if (!mli_measuring(g)) memset(stream->grad, 0, mli_numbers(stream) * sizeof *stream->grad);
 }
 
-/* tokens (n) -> hidden states after the last norm (n, D) */
+/* tokens (n) -> hidden states after the last norm (n, D) [plain_forward] */
 static ml_tensor mli_network(mli_graph *g, const mli_pass *pass) {
     ml_tensor embedding = *mli_weight(pass->model, MLI_TOKEN_EMBEDDING, 0);
     size_t n = (size_t)pass->n_tokens;
@@ -4413,6 +4417,7 @@ MLI_OPTIONAL void mli_dropout(mli_graph *g, ml_tensor x, float p, uint64_t seed)
 
    logits (n, C) = h (n, D) W^T + b
    p = softmax(logits) (Bridle 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs")
+   [plain_softmax, plain_cross_entropy]
    t = (1 - s) one-hot(target) + s / C, s: label smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture
        for Computer Vision")
    loss = sum of -t . log p / divisor, over the rows that have a target
