@@ -43,7 +43,7 @@ exercise() {
 grade() {
     folder=$1 passed=0
     shift
-    printf '%-12s %-10s %s\n' part exercise result
+    printf '%-11s %-14s %s\n' part exercise result
     for entry; do
         program=$folder/${entry#*:}
         if [ ! -x "$program" ] || [ "$program.c" -nt "$program" ]; then
@@ -54,7 +54,7 @@ grade() {
             wrong=$(printf '%s\n' "$output" | grep -c '^  WRONG')
             result="not passed: $wrong checks wrong, see make exercise-${entry#*:}"
         fi
-        printf '%-12s %-10s %s\n' "${entry%:*}" "${entry#*:}" "$result"
+        printf '%-11s %-14s %s\n' "${entry%:*}" "${entry#*:}" "$result"
     done
     echo "$passed of $# parts passed"
     [ "$passed" -eq $# ]
