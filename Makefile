@@ -181,11 +181,14 @@ lesson-%: $(BUILD)/lesson_%
 	@mkdir -p $(BUILD)/lessons
 	@$(RUNNER) $< $(BUILD)/lessons/$*.svg
 
-# The student's copy is the solution without what stands between the markers; it is never written over.
-$(BUILD)/exercises/%.c: | examples/lessons/solutions/%.c
+# The student's copy is the solution without what stands between the markers; it is never written over. (A teacher may have taken
+# the solutions away.)
+ifneq ($(SOLUTIONS),)
+$(SOLUTIONS:examples/lessons/solutions/%=$(BUILD)/exercises/%): $(BUILD)/exercises/%.c: | examples/lessons/solutions/%.c
 	@mkdir -p $(@D)
 	@awk -f examples/lessons/exercise.awk $| > $@
 	@echo 'your copy: $@ (look for "your turn")'
+endif
 
 # Half-written code has unused variables; everything else is worth a warning.
 student = $(CC) $(FLAGS) -Iexamples/lessons/solutions -Wno-unused -Wno-unused-parameter -o $@ $< $(LIBRARY) -lm
