@@ -181,8 +181,8 @@ lesson-%: $(BUILD)/lesson_%
 	@mkdir -p $(BUILD)/lessons
 	@$(RUNNER) $< $(BUILD)/lessons/$*.svg
 
-# The student's copy is the solution without what stands between the markers; it is never written over. (A teacher may have taken
-# the solutions away.)
+# The student's copy is the solution without what stands between the markers; it is never written over. (A teacher may
+# have taken the solutions away.)
 ifneq ($(SOLUTIONS),)
 $(SOLUTIONS:examples/lessons/solutions/%=$(BUILD)/exercises/%): $(BUILD)/exercises/%.c: | examples/lessons/solutions/%.c
 	@mkdir -p $(@D)
