@@ -291,6 +291,47 @@ TEST(spans_are_the_tokens_of_their_words) {
     check_spans(0.6f);
 }
 
+/* The three sentences are learned by heart from trees. */
+TEST(phrases_are_learned) {
+    static const struct {
+        const char *flags, *result;
+    } runs[] = {
+        {"--method rows --epochs 20 --lr 1e-2", "phrases rows: dev 1.000, test 1.000; 36739 of"},
+        {"--method spans --epochs 20 --lr 1e-2 --sentence_weight 3", "phrases spans: dev 1.000, test 1.000;"},
+        {"--method spans --epochs 30 --lr 1e-2 --sentence_weight 3 --ema .5", "phrases spans: dev 1.000"},
+    };
+    write_text("stories.txt", stories);
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        char flags[1024];
+        int status;
+        snprintf(flags, sizeof flags, "%s --pooling mean --mask full --trees %s", runs[i].flags,
+                 in_folder("stories.txt"));
+        const char *said = run(phrases_main, flags, &status);
+        CHECK(status == 0 && strstr(said, runs[i].result));
+        if (!strstr(said, runs[i].result)) printf("%s: %s", flags, said);
+        CHECK(strstr(said, i ? "35 of 35 phrases in 3 rows" : "32 of 35 phrases in 32 rows"));
+    }
+}
+
+/* The average of the steps stands in for the weights while they are measured. */
+TEST(phrases_are_averaged) {
+    tuning_settings set = settings();
+    phrases s = new_phrases("spans", 1);
+    tuning t;
+    s.ema = 0.5f;
+    REQUIRE(open_phrases(&t, &s, &set));
+    float *w = (float *)t.parameters[0]->tensor->data;
+    for (int step = 0; step < 3; step++) {
+        *w = (float)(step * step + 1);
+        REQUIRE(phrases_step(&t));
+    }
+    CHECK(phrases_measuring(&t, 1));
+    CHECK_NEAR(*w, 5 / 11.0 + 3.75, 1e-6, 0); /* 1, 2/11 of it + 9/11 of 2, 1/4 of that + 3/4 of 5; F32 */
+    CHECK(phrases_measuring(&t, 0) && *w == 5);
+    tuning_close(&t);
+    phrases_free(&s);
+}
+
 /* ---- components ---- */
 
 typedef struct check_job {
@@ -602,6 +643,7 @@ TEST(wrong_options_are_refused) {
     write_many();
     check_refused(phrases_main, "--method words", "--method is rows or spans, not words");
     check_refused(phrases_main, "--min_words 0", "--min_words is at least 1");
+    check_refused(phrases_main, "--ema 1", "--ema is 0 to less than 1");
     check_refused(phrases_main, "--duplicates twice", "--duplicates is once, share or all, not twice");
     check_refused(phrases_main, "--duplicates share", "gives spans a weight, and rows have none");
     check_refused(phrases_main, "--method spans --pooling attention", "not --pooling attention");
@@ -635,6 +677,8 @@ int main(void) {
     RUN(phrases_that_occur_often);
     RUN(whole_sentences_as_spans_are_rows);
     RUN(spans_are_the_tokens_of_their_words);
+    RUN(phrases_are_learned);
+    RUN(phrases_are_averaged);
     RUN(attention_pooling_and_mixed_layers_have_the_right_gradients);
     RUN(tasks_take_turns);
     RUN(two_tasks_share_the_network);

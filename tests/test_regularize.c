@@ -38,7 +38,7 @@ static float *floats(const tuning *t) { return (float *)malloc((size_t)tuning_co
 
 /* Each place changes the loss of a training pass, in each pass otherwise, and nothing when classes are predicted. */
 TEST(dropout_is_for_training_only) {
-    float logits[2][9], losses[3];
+    float logits[2][9] = {{0}}, losses[3];
     for (int place = -1; place < 4; place++) { /* -1: none */
         regular r = plain();
         tuning_settings set = settings();

@@ -1,6 +1,7 @@
 /* Fine-tuning with a regularizer, or several: dropout at each place, mixout, R-drop, averages of the weights, smaller
    learning rates in lower layers; label smoothing, head dropout and early stopping are options of all experiments.
        build/regularize --task sst --dropout .5 --dropout_residual .1 --rdrop 1 --ema .99 --layer_decay .9 */
+#include "common/average.h"
 #include "common/tuning.h"
 #include "../common/report.h"
 
@@ -8,11 +9,9 @@ typedef struct regular {
     float embedding, residual, hidden, attention; /* dropout */
     float mixout, rdrop, ema, layer_decay;
     int swa;
-    float *pretrained; /* (tuning_count) for mixout */
-    float *average;    /* (tuning_count) for ema and swa ... */
-    float *held;       /* ... and the weights, while the average is measured in their place */
-    int n_averaged;
-    char name[80]; /* of what is used */
+    float *pretrained, *held; /* (tuning_count) for mixout: before fine-tuning, and before it mixed them */
+    weight_average average;   /* ema, swa */
+    char name[80];            /* of what is used */
 } regular;
 
 static regular *regular_of(tuning *t) { return (regular *)t->method.state; }
@@ -138,7 +137,7 @@ static int backward_mixed(tuning *t, const tuning_batch *batch, float *loss) {
     if (!(r->mixout > 0)) return tuning_backward(t, batch, loss);
     if (!r->pretrained) {
         r->pretrained = (float *)malloc(size);
-        if (!r->held) r->held = (float *)malloc(size);
+        r->held = (float *)malloc(size);
         if (!r->pretrained || !r->held) return no_memory("mixout");
         tuning_copy(t, r->pretrained);
     }
@@ -149,46 +148,20 @@ static int backward_mixed(tuning *t, const tuning_batch *batch, float *loss) {
     return ok;
 }
 
-/* ---- averages of the weights, which are measured and kept in place of the last ones ----
-   ema: with each step (Polyak & Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging").
-   swa: of the ends of the last epochs (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima"). */
+/* ---- averages of the weights ----
+   ema: with each step. swa: of the ends of the last epochs (Izmailov et al. 2018, "Averaging Weights Leads to Wider
+   Optima"). */
 
-static int make_average(tuning *t) {
-    regular *r = regular_of(t);
-    size_t n = (size_t)tuning_count(t);
-    if (r->average) return 1;
-    r->average = (float *)calloc(n, sizeof *r->average);
-    if (!r->held) r->held = (float *)malloc(n * sizeof *r->held);
-    return (r->average && r->held) || no_memory("an average of the weights");
-}
-
-/* average += share (weights - average) */
-static int average_in(tuning *t, float share) {
-    regular *r = regular_of(t);
-    size_t n = (size_t)tuning_count(t);
-    if (!make_average(t)) return 0;
-    tuning_copy(t, r->held);
-    for (size_t i = 0; i < n; i++) r->average[i] += share * (r->held[i] - r->average[i]);
-    r->n_averaged++;
-    return 1;
-}
-
-/* The average of few steps forgets faster, so that it does not remember how it began. */
 static int after_step(tuning *t) {
     regular *r = regular_of(t);
-    float steps = (float)r->n_averaged, usual = 1 - r->ema, early = 9 / (10 + steps);
-    return !(r->ema > 0) || average_in(t, !r->n_averaged ? 1 : usual > early ? usual : early);
+    return !(r->ema > 0) || average_step(t, &r->average, r->ema);
 }
 
 static int measuring(tuning *t, int begins) {
     regular *r = regular_of(t);
-    if (begins && r->swa && t->epoch >= t->set.epochs - r->swa &&
-        !average_in(t, 1 / (float)(r->n_averaged + 1)))
-        return 0;
-    if (!r->n_averaged) return 1;
-    if (begins) tuning_copy(t, r->held);
-    tuning_paste(t, begins ? r->average : r->held);
-    return 1;
+    int is_end = begins && r->swa && t->epoch >= t->set.epochs - r->swa;
+    if (is_end && !average_add(t, &r->average, 1 / (float)(r->average.n + 1))) return 0;
+    return average_measuring(t, &r->average, begins);
 }
 
 static int setup(tuning *t) { return tuning_train_layers(t, regular_of(t)->layer_decay); }
@@ -207,7 +180,10 @@ static tuning_method method_of(regular *state) {
     return method;
 }
 
-static void regular_free(regular *r) { free(r->pretrained), free(r->average), free(r->held); }
+static void regular_free(regular *r) {
+    free(r->pretrained), free(r->held);
+    average_free(&r->average);
+}
 
 int main(int argc, char **argv) {
     regular r;
