@@ -43,6 +43,7 @@ static const char *name_of(tuning *t) {
     regular *r = regular_of(t);
     *r->name = 0;
     add_name(r, has_dropout(t), "dropout");
+    add_name(r, t->set.word_dropout > 0, "word_dropout");
     add_name(r, t->set.smoothing > 0, "smoothing");
     add_name(r, r->mixout > 0, "mixout");
     add_name(r, r->rdrop > 0, "rdrop");
