@@ -82,6 +82,7 @@ help:
 # What a program is linked with besides its own files.
 uses_pretrain := tools/bpe/bpe.c
 uses_train_tokenizer := tools/bpe/bpe.c
+uses_yardstick_words := examples/run_llama/reviews.c
 uses_test_sentiment := $(addprefix examples/run_llama/,reviews.c sentiment.c finetune.c prompt.c)
 uses_zero_shot := $(uses_test_sentiment)
 uses_test_zero_shot := $(uses_test_sentiment)
@@ -190,7 +191,7 @@ ADVANCED ?= $(BUILD)/advanced/$(notdir $(basename $(MODEL)))
 advanced: $(PROGRAMS)
 	BUILD="$(BUILD)" sh examples/advanced/run.sh "$(MODEL)" "$(DATA)" "$(ADVANCED)" $(ROWS); status=$$?; \
 	for task in sst cfimdb; do echo; echo "$$task:"; \
-	    awk -f examples/advanced/summary.awk -v task=$$task examples/advanced/rows.txt "$(ADVANCED)"/*-$$task-*.csv; done; \
+	    awk -f examples/advanced/summary.awk -v task=$$task examples/advanced/rows.txt "$(ADVANCED)"/results.csv; done; \
 	exit $$status
 
 CLANG_FORMAT ?= clang-format # version 14

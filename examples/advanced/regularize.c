@@ -43,6 +43,7 @@ static const char *name_of(tuning *t) {
     regular *r = regular_of(t);
     *r->name = 0;
     add_name(r, has_dropout(t), "dropout");
+    add_name(r, t->set.word_dropout > 0, "word_dropout");
     add_name(r, t->set.smoothing > 0, "smoothing");
     add_name(r, r->mixout > 0, "mixout");
     add_name(r, r->rdrop > 0, "rdrop");
@@ -92,12 +93,9 @@ static void begin(tuning *t, ml_graph *g, ml_llama_desc *llama) {
    Two passes with dropout of their own: (CE1 + CE2) / 2 + alpha (KL(p || q) + KL(q || p)) / 2. */
 
 static ml_tensor rdrop_loss(tuning *t, ml_graph *g, const tuning_batch *batch) {
-    ml_loss_desc desc = {0};
-    float divisor = desc.divisor = batch->rows.divisor, alpha = regular_of(t)->rdrop;
-    desc.targets = batch->rows.labels;
-    desc.smoothing = t->set.smoothing;
+    float divisor = batch->rows.divisor, alpha = regular_of(t)->rdrop;
     ml_tensor p = tuning_logits(t, g, batch), q = tuning_logits(t, g, batch);
-    ml_tensor both = ml_add(g, ml_cross_entropy(g, p, &desc), ml_cross_entropy(g, q, &desc));
+    ml_tensor both = ml_add(g, tuning_cross_entropy(t, g, batch, p), tuning_cross_entropy(t, g, batch, q));
     ml_tensor apart = ml_add(g, ml_kl_divergence(g, p, q, divisor), ml_kl_divergence(g, q, p, divisor));
     return ml_scale(g, ml_add(g, both, ml_scale(g, apart, alpha)), 0.5f);
 }

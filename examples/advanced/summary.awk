@@ -1,6 +1,6 @@
-# The runs of one folder as a table in Markdown, in the order of rows.txt:
+# The results of run.sh as a table in Markdown, in the order of rows.txt:
 #
-#     awk -f examples/advanced/summary.awk -v task=sst examples/advanced/rows.txt OUT/*-sst-*.csv
+#     awk -f examples/advanced/summary.awk -v task=sst examples/advanced/rows.txt OUT/results.csv
 #
 # A cell is mean (standard deviation) over the seeds. The difference from the row "baseline" is called noise where it is
 # smaller than twice the deviation (the root of the mean of both rows' squares).
@@ -11,7 +11,7 @@ function deviation(name, field,    m) {
     return sqrt(max0(square[name, field] - n[name] * m * m) / (n[name] - 1))
 }
 function max0(x) { return x > 0 ? x : 0 }
-function points(x) { return substr(sprintf("%.3f", x), x < 0 ? 1 : 2) }
+function points(x) { return x >= 1 || x <= -1 ? sprintf("%.3f", x) : substr(sprintf("%.3f", x), x < 0 ? 1 : 2) }
 function cell(name, field) {
     if (!count[name, field]) return ""
     return points(mean(name, field)) (n[name] > 1 ? " (" points(deviation(name, field)) ")" : "")
@@ -28,18 +28,14 @@ is_rows {
     next
 }
 FNR == 1 {
-    split("", column)
     k = split($0, head, ",")
     for (i = 1; i <= k; i++) column[head[i]] = i
     next
 }
-FNR == 2 { files[++n_files] = FILENAME }
-{ last[FILENAME] = $0 } # a program may report a result on the way
-
-function take(file,    name, value, f, v) {
-    name = file
-    sub(/^.*\//, "", name); sub("-" task "-[0-9]+[.]csv$", "", name)
-    split(last[file], value, ",")
+{
+    split($0, value, ",")
+    if (value[column["task"]] != task) next
+    name = value[1]
     n[name]++
     for (f in column) {
         v = value[column[f]]
@@ -47,9 +43,7 @@ function take(file,    name, value, f, v) {
         sum[name, f] += v; square[name, f] += v * v; count[name, f]++
     }
 }
-
 END {
-    for (i = 1; i <= n_files; i++) take(files[i])
     print "| row | dev | test |" (task == "cfimdb" ? " real test |" : "") " against the baseline | trained | seconds | MB | seeds |"
     print "| --- | --- | --- |" (task == "cfimdb" ? " --- |" : "") " --- | --- | --- | --- | --- |"
     for (i = 1; i <= rows; i++) {

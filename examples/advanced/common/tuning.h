@@ -160,8 +160,9 @@ ml_pooling tuning_pooling(const tuning *t); /* by --pooling, if it is last, mean
 ml_tensor tuning_pooled(tuning *t, ml_graph *g, const tuning_batch *batch); /* (n_rows, D), by --pooling */
 ml_tensor tuning_head(tuning *t, ml_graph *g, ml_tensor x); /* (n, D) -> (n, C), dropout first */
 ml_tensor tuning_logits(tuning *t, ml_graph *g, const tuning_batch *batch); /* head(pooled) */
-ml_tensor tuning_classify(tuning *t, ml_graph *g,
-                          const tuning_batch *batch); /* cross-entropy of the method's logits */
+/* (1, 1), with --smoothing, divided by batch->rows.divisor: of these logits (n_rows, C); of the method's */
+ml_tensor tuning_cross_entropy(tuning *t, ml_graph *g, const tuning_batch *batch, ml_tensor logits);
+ml_tensor tuning_classify(tuning *t, ml_graph *g, const tuning_batch *batch);
 
 /* ---- passes (passes.c) ---- */
 
