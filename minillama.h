@@ -1539,7 +1539,12 @@ static void mli_format_v(char *text, size_t size, const char *format, va_list ar
             mli_put(text, size, &at, s, MLI_MIN(strlen(s), 96));
             break;
         case 'd': mli_put_int(text, size, &at, va_arg(args, int)); break;
-        case 'z': mli_put_int(text, size, &at, (int64_t)va_arg(args, size_t)); break;
+        case 'z': {
+            uint64_t z = va_arg(args, size_t);
+            if (z > INT64_MAX) mli_put_int(text, size, &at, (int64_t)(z / 10)), z %= 10;
+            mli_put_int(text, size, &at, (int64_t)z);
+            break;
+        }
         case 'l': mli_put_int(text, size, &at, va_arg(args, int64_t)); break;
         default: mli_put(text, size, &at, p, 1); break;
         }
@@ -3867,7 +3872,8 @@ static ml_result mli_check_batch(const ml_model *model, const ml_batch *b, const
         rows->n_rows = b->n_rows;
     }
     int n_rows = rows->n_rows;
-    if (!b->tokens || b->n_tokens < 1 || b->n_tokens > most->tokens || n_rows < 1 || n_rows > most->rows)
+    if (!b->tokens) return mli_fail(error, ML_ERROR_ARGUMENT, "batch: tokens is NULL");
+    if (b->n_tokens < 1 || b->n_tokens > most->tokens || n_rows < 1 || n_rows > most->rows)
         return mli_fail(error, ML_ERROR_ARGUMENT, "batch: %d tokens in %d rows; the %s is for up to %d in %d",
                         b->n_tokens, n_rows, most->whose, most->tokens, most->rows);
     if (rows->start[0] != 0 || rows->start[n_rows] != b->n_tokens)
@@ -6211,7 +6217,7 @@ static int mli_accepts_weights(ml_graph *graph, const char *name, const ml_tenso
             mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] has a gradient and is %s, not F32", name,
                        i, ml_type_name(a->type));
         else if (a->data && a->type != ML_F32 && a->type != b->type)
-            mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] is %s, neither F32 nor %s", name, i,
+            mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] is %s; it may be F32 or stay %s", name, i,
                        ml_type_name(a->type), ml_type_name(b->type));
         else if (a->data && mli_is_gone(graph->private_part->open, *a))
             mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] is the result of an earlier pass", name,
@@ -15147,6 +15153,7 @@ static int mli_is_tensor_name(const char *name) {
 static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml_error *error) {
     const ml_named_tensor *named = &desc->tensors[index];
     const ml_tensor *t = &named->tensor;
+    size_t bytes = ml_type_row_bytes(t->type, t->cols);
     if (!mli_is_tensor_name(named->name))
         return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %d: \"%s\" cannot be a name in a file", index,
                         named->name ? named->name : "");
@@ -15154,7 +15161,8 @@ static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml
         if (strcmp(desc->tensors[i].name, named->name) == 0)
             return mli_fail(error, ML_ERROR_ARGUMENT, "tensors %d and %d are both named %s", i, index,
                             named->name);
-    if (!t->data || !t->rows || !ml_type_row_bytes(t->type, t->cols) || (named->is_vector && t->rows > 1))
+    if (!t->data || !t->rows || !bytes || !mli_mul_size(t->rows, bytes, &bytes) ||
+        (named->is_vector && t->rows > 1))
         return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %s has no data, or its shape (%z, %z) is wrong",
                         named->name, t->rows, t->cols);
     if (t->type < ML_F32 || t->type > (desc->format == ML_GGUF ? ML_Q4_0 : ML_BF16))
