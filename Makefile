@@ -8,6 +8,7 @@
 #   make fuzz       every parser under libFuzzer, FUZZ_SECONDS each (clang)
 #   make demo       the model in examples/models labels film opinions: prompted, fine-tuned, with LoRA; a minute
 #   make table      MODEL=file DATA=folder: the assignment's settings on SST-5 and CFIMDB (TABLE="--seeds 10": more)
+#   make advanced   MODEL=file DATA=folder: the experiments of examples/advanced; hours, continued where it was stopped
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
 #   make clean      removes build/
@@ -81,6 +82,7 @@ help:
 # What a program is linked with besides its own files.
 uses_pretrain := tools/bpe/bpe.c
 uses_train_tokenizer := tools/bpe/bpe.c
+uses_yardstick_words := examples/run_llama/reviews.c
 uses_test_sentiment := $(addprefix examples/run_llama/,reviews.c sentiment.c finetune.c prompt.c)
 uses_zero_shot := $(uses_test_sentiment)
 uses_test_zero_shot := $(uses_test_sentiment)
@@ -185,6 +187,13 @@ table: $(BUILD)/table $(BUILD)/run_llama
 	$< --model "$(MODEL)" $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") --data "$(DATA)" \
 	    --out "$(BUILD)/tables/$(notdir $(MODEL))" --run_llama $(BUILD)/run_llama $(TABLE)
 
+ADVANCED ?= $(BUILD)/advanced/$(notdir $(basename $(MODEL)))
+advanced: $(PROGRAMS)
+	BUILD="$(BUILD)" sh examples/advanced/run.sh "$(MODEL)" "$(DATA)" "$(ADVANCED)" $(ROWS); status=$$?; \
+	for task in sst cfimdb; do echo; echo "$$task:"; \
+	    awk -f examples/advanced/summary.awk -v task=$$task examples/advanced/rows.txt "$(ADVANCED)"/results.csv; done; \
+	exit $$status
+
 CLANG_FORMAT ?= clang-format # version 14
 format:
 	$(CLANG_FORMAT) -i $(SOURCES)
@@ -195,4 +204,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run test check sanitize fuzz bench demo table format check-format clean FORCE
+.PHONY: all help run test check sanitize fuzz bench demo table advanced format check-format clean FORCE

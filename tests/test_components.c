@@ -129,7 +129,8 @@ TEST(broken_trees_are_refused) {
         write_text("trees.txt", text);
         capture_begin();
         int ok = trees_read(&all, in_folder("trees.txt"), 3);
-        CHECK(ok == (depth == 1024) && ok == !strstr(capture_end(), "deeper than 1024"));
+        const char *said = capture_end();
+        CHECK(ok == (depth == 1024) && ok == !strstr(said, "deeper than 1024"));
         trees_free(&all);
     }
 }
@@ -271,6 +272,7 @@ static void check_spans(float word_dropout) {
             weights += (double)p->weight;
             for (int k = batch.rows.row_start[r]; k < batch.rows.row_start[r + 1]; k++) {
                 int word = word_of(&t, r, batch.source[k]);
+                CHECK(batch.rows.tokens[k] == t.train.rows[r].ids[batch.source[k]]);
                 if (word < p->begin || word >= p->end) continue;
                 for (int j = 0; j < 16; j++) h[j] += (double)hidden[k * 16 + j];
                 n++;
@@ -287,6 +289,47 @@ static void check_spans(float word_dropout) {
 TEST(spans_are_the_tokens_of_their_words) {
     check_spans(0);
     check_spans(0.6f);
+}
+
+/* The three sentences are learned by heart from trees. */
+TEST(phrases_are_learned) {
+    static const struct {
+        const char *flags, *result;
+    } runs[] = {
+        {"--method rows --epochs 20 --lr 1e-2", "phrases rows: dev 1.000, test 1.000; 36739 of"},
+        {"--method spans --epochs 20 --lr 1e-2 --sentence_weight 3", "phrases spans: dev 1.000, test 1.000;"},
+        {"--method spans --epochs 30 --lr 1e-2 --sentence_weight 3 --ema .5", "phrases spans: dev 1.000"},
+    };
+    write_text("stories.txt", stories);
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        char flags[1024];
+        int status;
+        snprintf(flags, sizeof flags, "%s --pooling mean --mask full --trees %s", runs[i].flags,
+                 in_folder("stories.txt"));
+        const char *said = run(phrases_main, flags, &status);
+        CHECK(status == 0 && strstr(said, runs[i].result));
+        if (!strstr(said, runs[i].result)) printf("%s: %s", flags, said);
+        CHECK(strstr(said, i ? "35 of 35 phrases in 3 rows" : "32 of 35 phrases in 32 rows"));
+    }
+}
+
+/* The average of the steps stands in for the weights while they are measured. */
+TEST(phrases_are_averaged) {
+    tuning_settings set = settings();
+    phrases s = new_phrases("spans", 1);
+    tuning t;
+    s.ema = 0.5f;
+    REQUIRE(open_phrases(&t, &s, &set));
+    float *w = (float *)t.parameters[0]->tensor->data;
+    for (int step = 0; step < 3; step++) {
+        *w = (float)(step * step + 1);
+        REQUIRE(phrases_step(&t));
+    }
+    CHECK(phrases_measuring(&t, 1));
+    CHECK_NEAR(*w, 5 / 11.0 + 3.75, 1e-6, 0); /* 1, 2/11 of it + 9/11 of 2, 1/4 of that + 3/4 of 5; F32 */
+    CHECK(phrases_measuring(&t, 0) && *w == 5);
+    tuning_close(&t);
+    phrases_free(&s);
 }
 
 /* ---- components ---- */
@@ -586,8 +629,9 @@ TEST(label_words_are_learned) {
         int status;
         snprintf(line, sizeof line, "%s --words big,happy,sad --batch 3 --epochs 30 --patience 12", flags[i]);
         const char *said = run(prompted_main, line, &status);
-        CHECK(status == 0 && strstr(said, "prompted zero_shot: dev 0.") && strstr(said, "; 0 of 36688"));
-        CHECK(strstr(said, trained[i]));
+        const char *learned = strstr(said, trained[i]), *start = strstr(said, "prompted zero_shot: dev 0.");
+        CHECK(status == 0 && learned && start && strstr(start, "; 0 of 36688"));
+        CHECK(learned < start); /* the table of the experiments reads the first row */
         if (!strstr(said, trained[i])) printf("%s", said);
     }
 }
@@ -599,6 +643,7 @@ TEST(wrong_options_are_refused) {
     write_many();
     check_refused(phrases_main, "--method words", "--method is rows or spans, not words");
     check_refused(phrases_main, "--min_words 0", "--min_words is at least 1");
+    check_refused(phrases_main, "--ema 1", "--ema is 0 to less than 1");
     check_refused(phrases_main, "--duplicates twice", "--duplicates is once, share or all, not twice");
     check_refused(phrases_main, "--duplicates share", "gives spans a weight, and rows have none");
     check_refused(phrases_main, "--method spans --pooling attention", "not --pooling attention");
@@ -615,6 +660,8 @@ TEST(wrong_options_are_refused) {
     check_refused(prompted_main, "--words big,sad,happy --dropout .1", "are of a classifier");
     check_refused(prompted_main, "--words big,sad,happy --pooling mean", "are of a classifier");
     check_refused(prompted_main, "--words big,sad,happy --save x.gguf", "--save:");
+    check_refused(prompted_main, "--words big,sad,happy --word_dropout .1", "words of the prompt, too");
+    check_refused(prompted_main, "--words big,sad,happy --shots -1", "--shots is not negative");
     check_refused(prompted_main, "--words big,sad,happy --lora -1", "--lora is a rank");
     check_refused(prompted_main, "--words big,sad,happy --shots 2", "has 1 sentences of label 0");
     snprintf(flags, sizeof flags, "--words big,sad,happy --shots 11 --train %s", in_folder("many.txt"));
@@ -630,6 +677,8 @@ int main(void) {
     RUN(phrases_that_occur_often);
     RUN(whole_sentences_as_spans_are_rows);
     RUN(spans_are_the_tokens_of_their_words);
+    RUN(phrases_are_learned);
+    RUN(phrases_are_averaged);
     RUN(attention_pooling_and_mixed_layers_have_the_right_gradients);
     RUN(tasks_take_turns);
     RUN(two_tasks_share_the_network);

@@ -297,8 +297,8 @@ static float *saved(const char *method, const char *array, const char *parameter
     return theirs;
 }
 
-/* Hugging Face's Llama rotates number j of a head with number j + hd / 2: with heads of 4 its rows 0, 1, 2, 3 are 0, 2,
-   1, 3 here. */
+/* Hugging Face's Llama rotates number j of a head with number j + hd / 2: with heads of 4 its rows 0, 1, 2, 3 are 0,
+   2, 1, 3 here. */
 TEST(rows_of_q_and_k_are_in_hugging_faces_order) {
     static const int row_here[8] = {0, 2, 1, 3, 4, 6, 5, 7};
     float ours[256], *b = saved("dora", "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight",

@@ -21,8 +21,8 @@ static double loss_along(tuning *t, const float *at, float *room, double step) {
     return (double)loss;
 }
 
-/* The derivative along cos(i) is that of the fourth-order central difference, within 1 % of the gradient's length: the
-   loss is F32, and its rounding, 1e-7, is divided by the step. */
+/* The derivative along cos(i) is that of the fourth-order central difference, within 1 % of the gradient's length:
+   the loss is F32, and its rounding, 1e-7, is divided by the step. */
 static void check_gradient(const char *pooling, int head_hidden) {
     tuning_method method = {0};
     tuning_settings set = settings();
@@ -148,7 +148,7 @@ TEST(pooling_leaves_out_placeholders) {
 }
 
 /* Of a row's tokens behind the first the given share is left out, in training only; the order stays. 4000 rows of six
-   such tokens at .3: the share is within .015 (five standard deviations), but for the rows that would have had none. */
+   such tokens at .3: the share is within .015 (five standard deviations), but for rows that would have had none. */
 TEST(word_dropout_leaves_out_tokens) {
     static const int index[1] = {2};
     tuning_settings set = settings();
@@ -253,8 +253,8 @@ TEST(wrong_options_are_refused) {
     }
 }
 
-/* Three sentences are learned by heart, all weights trained; the saved model and head say the same, and the real labels
-   are counted by themselves. */
+/* Three sentences are learned by heart, all weights trained; the saved model and head say the same, and the real
+   labels are counted by themselves. */
 TEST(a_run_learns_measures_and_saves) {
     static const char gold[] = "2\n1\n-1\n"; /* the predictions are 2, 0, 1: one of two known is right */
     char flags[2048], saved[600];

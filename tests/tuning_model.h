@@ -118,4 +118,65 @@ static inline float backward(tuning *t) {
     return loss;
 }
 
+/* Runs a program on the three sentences; what it prints. `flags` follow those that name the files. */
+static inline const char *run_program(int (*run)(int, char **), const char *flags, int *status) {
+    char line[4096], *argv[64], program[] = "test";
+    int argc = 1;
+    snprintf(line, sizeof line, "--model %s --train %s --dev %s --test %s --label-names %s --threads 1 %s",
+             paths[0], paths[1], paths[1], paths[1], paths[2], flags);
+    argv[0] = program;
+    for (char *word = strtok(line, " "); word && argc < 64; word = strtok(NULL, " ")) argv[argc++] = word;
+    capture_begin();
+    *status = run(argc, argv);
+    return capture_end();
+}
+
+typedef struct wrong_flags {
+    const char *flags, *reason;
+} wrong_flags;
+
+/* Each is refused, with that in what is printed. */
+static inline void check_refusals(int (*run)(int, char **), const wrong_flags *wrong, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        int status;
+        const char *said = run_program(run, wrong[i].flags, &status);
+        CHECK(status == 1 || status == 2);
+        CHECK(strstr(said, wrong[i].reason));
+        if (!strstr(said, wrong[i].reason)) printf("%s: %s", wrong[i].flags, said);
+    }
+}
+
+static inline void clear_gradients(tuning *t) {
+    for (int i = 0; i < t->n_parameters; i++) {
+        const ml_tensor *x = t->parameters[i]->tensor;
+        memset(x->grad, 0, x->rows * x->cols * sizeof(float));
+    }
+}
+
+/* log(softmax(x)) of one row, in doubles */
+static inline void plain_log_softmax(const float *x, int n, double *y) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += exp((double)x[i]);
+    for (int i = 0; i < n; i++) y[i] = (double)x[i] - log(sum);
+}
+
+/* Of rows of logits (3, 3): the mean cross-entropy, and the mean of KL(p || q) + KL(q || p). */
+static inline double plain_cross_entropy(const tuning *t, const float *logits) {
+    double y[3], sum = 0;
+    for (int i = 0; i < 3; i++) {
+        plain_log_softmax(logits + 3 * i, 3, y);
+        sum -= y[t->train.rows[i].label] / 3;
+    }
+    return sum;
+}
+static inline double plain_divergence(const float *one, const float *other) {
+    double p[3], q[3], sum = 0;
+    for (int i = 0; i < 3; i++) {
+        plain_log_softmax(one + 3 * i, 3, p);
+        plain_log_softmax(other + 3 * i, 3, q);
+        for (int j = 0; j < 3; j++) sum += (exp(p[j]) - exp(q[j])) * (p[j] - q[j]) / 3;
+    }
+    return sum;
+}
+
 #endif

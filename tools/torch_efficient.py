@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""What tests/test_efficient.c expects: a tiny Llama with each method of efficient tuning, computed by PyTorch in double.
+"""What tests/test_efficient.c expects: a tiny Llama with each method of efficient tuning, by PyTorch in double.
 
     python3 tools/torch_efficient.py > numbers      (paste them into the test)
 

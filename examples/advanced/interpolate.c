@@ -18,6 +18,16 @@ typedef struct interpolation {
 
 static interpolation *interpolation_of(tuning *t) { return (interpolation *)t->method.state; }
 
+/* The files are tried before the training, which they would come too late for. */
+static int check(tuning *t) {
+    const interpolation *s = interpolation_of(t);
+    const tuning_settings *set = &t->set;
+    const used_file outputs[] = {{"--curve", s->curve}, {"--picture", s->picture}},
+                    others[] = {{"--model", set->model}, {"--train", set->train}, {"--dev", set->dev},
+                                {"--test", set->test},   {"--csv", set->csv},     {"--save", set->save}};
+    return outputs_ready(outputs, 2, others, 6);
+}
+
 static int setup(tuning *t) {
     interpolation *s = interpolation_of(t);
     if (!tuning_train_model(t, 0)) return 0;
@@ -47,7 +57,7 @@ static int measure(tuning *t, float *mixed, int *best) {
         r->dev = tuning_measure(t, &t->dev, NULL);
         r->test = tuning_measure(t, &t->test, NULL);
         if (t->gold) r->gold = tuning_measure(t, &t->test, t->gold);
-        if (r->dev < 0 || r->test < 0) return 0;
+        if (r->dev < 0 || r->test < 0 || (t->gold && r->gold < 0)) return 0;
         printf("a = %.1f: dev %.3f, test %.3f\n", (double)i / TENTHS, r->dev, r->test);
         if (r->dev >= s->at[*best].dev) *best = i;
     }
@@ -104,18 +114,27 @@ static int finish(tuning *t) {
     return ok;
 }
 
+static tuning_method method_of(interpolation *state) {
+    tuning_method method = {0};
+    method.program = "interpolate";
+    method.name = "finetuned";
+    method.state = state;
+    method.check = check;
+    method.setup = setup;
+    method.finish = finish;
+    return method;
+}
+
+static void interpolation_free(interpolation *s) { free(s->before), free(s->after); }
+
 int main(int argc, char **argv) {
     interpolation s;
-    tuning_method method = {0};
     memset(&s, 0, sizeof s);
     const option own[] = {
         {"--curve", OPTION_TEXT, &s.curve, "write the accuracies for each a to this CSV file"},
         {"--picture", OPTION_TEXT, &s.picture, "draw them in this SVG file"}};
-    method.program = "interpolate", method.name = "finetuned";
-    method.state = &s;
-    method.setup = setup;
-    method.finish = finish;
+    const tuning_method method = method_of(&s);
     int status = tuning_main(argc, argv, &method, own, 2);
-    free(s.before), free(s.after);
+    interpolation_free(&s);
     return status;
 }

@@ -3,7 +3,9 @@
    Classification", train so). As spans: the network reads whole sentences once, and the classifier each phrase, as the
    pooled states of its tokens: a seventh of the tokens for the same labels.
        build/phrases --method rows --mask full --pooling mean --word_dropout .3 --dropout .5 --lr 1e-3 --epochs 2
-       build/phrases --method spans --duplicates share --mask full --pooling mean --min_words 2 */
+       build/phrases --method spans --mask full --pooling max --min_words 2 --sentence_weight 10 --lr 1e-3 --batch 8
+   Spans want max pooling: most tokens belong to neutral phrases only, and a mean over them hides the rest. */
+#include "common/average.h"
 #include "common/trees.h"
 #include "common/tuning.h"
 #include "../common/memory.h"
@@ -12,7 +14,8 @@
 typedef struct phrases {
     const char *method, *path, *duplicates;
     int min_words;
-    float sentence_weight;
+    float sentence_weight, ema;
+    weight_average average;
     trees trees;
     int **ends;     /* spans: (sentences) of (words + 1): how many tokens there are up to a word */
     float per_row;  /* the mean weight of a sentence's phrases */
@@ -31,27 +34,6 @@ static int make_rows(tuning *t) {
 
 /* ---- spans ---- */
 
-/* Where words begin and end: the tokens that the text up to a word's end has in common with the whole. The first word
-   has bos, the last all that is left, so that the whole sentence is the whole row. */
-static int find_ends(tuning *t, const review *row, int *ends, int n_words) {
-    size_t size = ml_tokenizer_encode_size(strlen(row->sentence));
-    ml_encode_desc desc = {row->sentence, 0, ML_ADD_SPECIAL, malloc(size), size};
-    ml_tokens tokens;
-    ml_error error;
-    int ok = desc.work || no_memory("a row");
-    ends[0] = 0;
-    for (int w = 1; ok && w < n_words; w++) {
-        desc.n_bytes += strcspn(row->sentence + desc.n_bytes + 1, " ") + 1;
-        ok = succeeded(ml_tokenizer_encode(t->model->tokenizer, &desc, &tokens, &error), &error);
-        ends[w] = 0;
-        while (ok && ends[w] < tokens.n && ends[w] < row->n_ids && tokens.ids[ends[w]] == row->ids[ends[w]])
-            ends[w]++;
-    }
-    ends[n_words] = row->n_ids;
-    free(desc.work);
-    return ok;
-}
-
 static int make_spans(tuning *t) {
     phrases *s = phrases_of(t);
     const trees *all = &s->trees;
@@ -64,7 +46,7 @@ static int make_spans(tuning *t) {
         int n = all->phrases[all->first[r + 1] - 1].end;
         s->ends[r] = (int *)malloc(((size_t)n + 1) * sizeof **s->ends);
         if (!s->ends[r]) return no_memory(s->path);
-        if (!find_ends(t, &all->set.rows[r], s->ends[r], n)) return 0;
+        if (!trees_ends(&all->set.rows[r], t->model->tokenizer, s->ends[r], n)) return 0;
     }
     for (size_t i = 0; i < all->n_phrases; i++) sum += (double)all->phrases[i].weight;
     s->per_row = (float)(sum / all->set.n);
@@ -124,6 +106,15 @@ static int spans_backward(tuning *t, const tuning_batch *batch, float *loss) {
     return tuning_backward(t, batch, loss);
 }
 
+static int phrases_step(tuning *t) {
+    phrases *s = phrases_of(t);
+    return !(s->ema > 0) || average_step(t, &s->average, s->ema);
+}
+
+static int phrases_measuring(tuning *t, int begins) {
+    return average_measuring(t, &phrases_of(t)->average, begins);
+}
+
 /* ---- the program ---- */
 
 static int phrases_check(tuning *t) {
@@ -133,6 +124,7 @@ static int phrases_check(tuning *t) {
     if (!is_spans && strcmp(s->method, "rows") != 0)
         return complain("--method is rows or spans, not %s", s->method);
     if (s->min_words < 1) return complain("--min_words is at least 1");
+    if (!(s->ema >= 0 && s->ema < 1)) return complain("--ema is 0 to less than 1");
     if (!(s->sentence_weight > 0)) return complain("--sentence_weight is positive");
     if (!is_spans && s->sentence_weight != 1)
         return complain("--sentence_weight is for spans: rows have no weight");
@@ -167,6 +159,7 @@ static int phrases_setup(tuning *t) {
 static void phrases_free(phrases *s) {
     for (int i = 0; i < s->n_ends; i++) free(s->ends[i]);
     trees_free(&s->trees);
+    average_free(&s->average);
     free(s->ends), free(s->spans), free(s->targets);
 }
 
@@ -180,6 +173,7 @@ int main(int argc, char **argv) {
         {"--method", OPTION_TEXT, &s.method, "rows (default) or spans"},
         {"--trees", OPTION_TEXT, &s.path, "the training sentences as trees (TASK-trees-train.txt)"},
         {"--min_words", OPTION_INT, &s.min_words, "of a phrase; sentences count always (1)"},
+        {"--ema", OPTION_FLOAT, &s.ema, "decay of the running average of the weights, .99 or so (0: none)"},
         {"--sentence_weight", OPTION_FLOAT, &s.sentence_weight, "spans: of a sentence among its phrases (1)"},
         {"--duplicates", OPTION_TEXT, &s.duplicates,
          "a phrase that occurs n times counts once (default of rows),\n                                      "
@@ -190,6 +184,8 @@ int main(int argc, char **argv) {
     method.state = &s;
     method.check = phrases_check;
     method.setup = phrases_setup;
+    method.after_step = phrases_step;
+    method.measuring = phrases_measuring;
     int status = tuning_main(argc, argv, &method, own, (int)(sizeof own / sizeof *own));
     phrases_free(&s);
     return status;

@@ -75,7 +75,7 @@ static double mean(const double *x, int from, int to) {
 /* Trains if the kind has a model of its own, and evaluates; a line of the table. losses (LONGER, LONGER * context):
    by length and position. */
 static int run_kind(small_lm *lm, run *now, double *losses) {
-    now->kind->trains ? make_table(lm, now, lm->context) : (void)0;
+    make_table(lm, now, lm->context);
     if (now->kind->trains && !small_train(lm, now->kind->name, NULL)) return 0;
     printf("%-11s", now->kind->name);
     for (int k = 1; k <= LONGER; k *= 2) {
@@ -115,7 +115,7 @@ static int draw(const small_lm *lm, const double *losses, const int *done) {
             least = fmin(least, y[i][b]), most = fmax(most, y[i][b]);
         }
     if (!plot_begin(&p, lm->svg, "Loss by position, beyond the context of training")) return 0;
-    plot_panel panel = {0, PLOT_WIDTH, "", plot_axis_of("position (tokens)", 0, all, 8),
+    plot_panel panel = {0, PLOT_WIDTH, "", plot_axis_whole("position (tokens)", 0, all),
                         plot_axis_of("loss (nats per token)", least, most + 1e-6, 6)};
     plot_panel_begin(&p, &panel);
     plot_rule(&p, plot_x(&p, lm->context), PLOT_TOP, plot_x(&p, lm->context), PLOT_BOTTOM, "#777");

@@ -20,13 +20,14 @@ typedef struct prompted {
     ml_tensor *output;                   /* (V, D): of t->weights */
     char suffix[1024], list[1024];
     const char *word[REVIEWS_MAX_LABELS];
+    tuning_result start; /* without training */
 } prompted;
 
 static prompted *prompted_of(const tuning *t) { return (prompted *)t->method.state; }
 
 /* ---- label words ---- */
 
-/* The tokens of the first n bytes of a text; how many, -1 after saying why there are none. `ids` (PROMPTED_MAX_TOKENS) */
+/* The tokens of the first n bytes of a text: how many, or -1 after saying why there are none. */
 static int encode(const tuning *t, const char *text, size_t n, int32_t *ids) {
     size_t size = ml_tokenizer_encode_size(n);
     ml_encode_desc desc = {text, n, 0, malloc(size), size};
@@ -58,20 +59,18 @@ static int add_tokens(tuning *t, int label) {
     return 1;
 }
 
-static int is_same_word(const prompted *s, int a, int b) {
-    const ml_span *x = &s->spans[a], *y = &s->spans[b];
-    return x->end - x->begin == y->end - y->begin &&
-           memcmp(s->tokens + x->begin, s->tokens + y->begin,
-                  (size_t)(x->end - x->begin) * sizeof(int32_t)) == 0;
+static int is_same(const prompted *s, ml_span a, ml_span b) {
+    size_t n = (size_t)(a.end - a.begin);
+    return n == (size_t)(b.end - b.begin) &&
+           memcmp(s->tokens + a.begin, s->tokens + b.begin, n * sizeof(int32_t)) == 0;
 }
 
 /* One word for each label: --words, or those of the paper. */
 static int read_words(tuning *t) {
     prompted *s = prompted_of(t);
     int n = 0, several = 0;
-    const char *words = s->words           ? s->words
-                        : t->labels.n == 5 ? "terrible,bad,okay,good,great"
-                                           : "terrible,great";
+    const char *words = t->labels.n == 5 ? "terrible,bad,okay,good,great" : "terrible,great";
+    if (s->words) words = s->words;
     if (strlen(words) >= sizeof s->list) return complain("--words is too long");
     if (strlen(s->prompt) + 2 > sizeof s->suffix) return complain("--prompt is too long");
     strcpy(s->list, words);
@@ -82,7 +81,7 @@ static int read_words(tuning *t) {
     for (int i = 0; i < n; i++) {
         if (!add_tokens(t, i)) return 0;
         for (int j = 0; j < i; j++)
-            if (is_same_word(s, j, i))
+            if (is_same(s, s->spans[j], s->spans[i]))
                 return complain("the words \"%s\" and \"%s\" are the same tokens", s->word[j], s->word[i]);
         several += s->spans[i].end - s->spans[i].begin > 1;
     }
@@ -129,11 +128,10 @@ static int choose_rows(tuning *t) {
 static int prompted_check(tuning *t) {
     prompted *s = prompted_of(t);
     const tuning_settings *set = &t->set;
-    if (set->head_hidden || strcmp(set->pooling, "last") != 0)
-        return complain("--pooling and --head_hidden are of a classifier, and here is none");
-    if (set->dropout > 0 || set->head_lr > 0)
-        return complain("--dropout and --head_lr are of a classifier, and here is none");
-    if (s->shots < 0) return complain("--shots is not negative");
+    if (set->head_hidden || set->dropout > 0 || set->head_lr > 0 || strcmp(set->pooling, "last") != 0)
+        return complain("--pooling, --head_* and --dropout are of a classifier, and here is none");
+    if (set->word_dropout > 0) return complain("--word_dropout would leave out words of the prompt, too");
+    if (s->shots < 0 || !*s->prompt) return complain("--shots is not negative, --prompt is not empty");
     if (s->lora.set.rank < 0) return complain("--lora is a rank, not %d", s->lora.set.rank);
     if (set->save)
         return complain("--save: a program that reads label words with their prompt does not exist");
@@ -157,18 +155,22 @@ static int prompted_setup(tuning *t) {
     return tuning_train_model(t, 0) && (t->model->config.tied_output || tuning_train_weight(t, output));
 }
 
-/* Before the training. */
+/* Before the training ... */
 static int prompted_ready(tuning *t) {
-    tuning_result start = {0};
-    int n = t->n_parameters;
-    start.dev = tuning_measure(t, &t->dev, NULL);
-    start.test = tuning_measure(t, &t->test, NULL);
-    start.gold = t->gold ? tuning_measure(t, &t->test, t->gold) : -1;
-    t->n_parameters = 0; /* nothing was trained */
-    int ok = start.dev >= 0 && start.test >= 0 && (!t->gold || start.gold >= 0) &&
-             tuning_report(t, "zero_shot", &start);
-    t->n_parameters = n;
-    return ok;
+    tuning_result *start = &prompted_of(t)->start;
+    start->dev = tuning_measure(t, &t->dev, NULL);
+    start->test = tuning_measure(t, &t->test, NULL);
+    start->gold = t->gold ? tuning_measure(t, &t->test, t->gold) : -1;
+    printf("before the training: dev %.3f, test %.3f\n", start->dev, start->test);
+    return start->dev >= 0 && start->test >= 0 && (!t->gold || start->gold >= 0);
+}
+
+/* ... which is reported last: it is no row of this method. */
+static int prompted_finish(tuning *t) {
+    int n = t->n_parameters, ok;
+    t->n_parameters = 0; /* none was trained */
+    ok = tuning_report(t, "zero_shot", &prompted_of(t)->start);
+    return t->n_parameters = n, ok;
 }
 
 int main(int argc, char **argv) {
@@ -178,10 +180,7 @@ int main(int argc, char **argv) {
     s.prompt = "It was";
     const option own[] = {
         {"--prompt", OPTION_TEXT, &s.prompt, "follows the sentence, and the word follows it (It was)"},
-        {"--words", OPTION_TEXT, &s.words,
-         "of the labels in order, with commas between\n"
-         "                                             (terrible,bad,okay,good,great; of two "
-         "terrible,great)"},
+        {"--words", OPTION_TEXT, &s.words, "of the labels (terrible,bad,okay,good,great or terrible,great)"},
         {"--shots", OPTION_INT, &s.shots, "sentences of each label to learn from (0: all)"},
         {"--lora", OPTION_INT, &s.lora.set.rank, "train a LoRA adapter of this rank (0: the whole model)"},
     };
@@ -191,6 +190,7 @@ int main(int argc, char **argv) {
     method.check = prompted_check;
     method.setup = prompted_setup;
     method.ready = prompted_ready;
+    method.finish = prompted_finish;
     method.logits = prompted_logits;
     int status = tuning_main(argc, argv, &method, own, (int)(sizeof own / sizeof *own));
     efficient_free(&s.lora);

@@ -1,6 +1,7 @@
 /* Fine-tuning with a regularizer, or several: dropout at each place, mixout, R-drop, averages of the weights, smaller
    learning rates in lower layers; label smoothing, head dropout and early stopping are options of all experiments.
        build/regularize --task sst --dropout .5 --dropout_residual .1 --rdrop 1 --ema .99 --layer_decay .9 */
+#include "common/average.h"
 #include "common/tuning.h"
 #include "../common/report.h"
 
@@ -8,17 +9,49 @@ typedef struct regular {
     float embedding, residual, hidden, attention; /* dropout */
     float mixout, rdrop, ema, layer_decay;
     int swa;
-    float *pretrained; /* (tuning_count) for mixout */
-    float *average;    /* (tuning_count) for ema and swa ... */
-    float *held;       /* ... and the weights, while the average is measured in their place */
-    int n_averaged;
-    char name[64];
+    float *pretrained, *held; /* (tuning_count) for mixout: before fine-tuning, and before it mixed them */
+    weight_average average;   /* ema, swa */
+    char name[80];            /* of what is used */
 } regular;
 
 static regular *regular_of(tuning *t) { return (regular *)t->method.state; }
 static int is_share(float x) { return x >= 0 && x < 1; }
 
 static ml_tensor rdrop_loss(tuning *t, ml_graph *g, const tuning_batch *batch);
+
+/* Where dropout needs to be put in; that of the attention weights is ml_llama's own. */
+static unsigned places_of(const regular *r) {
+    unsigned places = 0;
+    if (r->embedding > 0) places |= 1u << ML_PLACE_EMBEDDING;
+    if (r->residual > 0) places |= 1u << ML_PLACE_ATTENTION | 1u << ML_PLACE_FFN;
+    if (r->hidden > 0) places |= 1u << ML_PLACE_HIDDEN;
+    return places;
+}
+
+static int has_dropout(tuning *t) {
+    const regular *r = regular_of(t);
+    return t->set.dropout > 0 || r->attention > 0 || places_of(r);
+}
+
+static void add_name(regular *r, int is_used, const char *name) {
+    size_t n = strlen(r->name);
+    if (is_used) snprintf(r->name + n, sizeof r->name - n, "%s%s", n ? "+" : "", name);
+}
+
+/* For the report: "dropout+rdrop". */
+static const char *name_of(tuning *t) {
+    regular *r = regular_of(t);
+    *r->name = 0;
+    add_name(r, has_dropout(t), "dropout");
+    add_name(r, t->set.word_dropout > 0, "word_dropout");
+    add_name(r, t->set.smoothing > 0, "smoothing");
+    add_name(r, r->mixout > 0, "mixout");
+    add_name(r, r->rdrop > 0, "rdrop");
+    add_name(r, r->ema > 0, "ema");
+    add_name(r, r->swa > 0, "swa");
+    add_name(r, r->layer_decay < 1, "layer_decay");
+    return *r->name ? r->name : "plain";
+}
 
 static int check(tuning *t) {
     const regular *r = regular_of(t);
@@ -27,14 +60,15 @@ static int check(tuning *t) {
         return complain("dropouts, --mixout and --ema are 0 to less than 1");
     if (!(r->rdrop >= 0) || !(r->layer_decay > 0 && r->layer_decay <= 1) || r->swa < 0)
         return complain("--rdrop and --swa are not negative, --layer_decay is more than 0 and at most 1");
-    if (r->rdrop > 0 &&
-        !(t->set.dropout > 0 || r->embedding > 0 || r->residual > 0 || r->hidden > 0 || r->attention > 0))
+    if (r->rdrop > 0 && !has_dropout(t))
         return complain("--rdrop compares two passes that differ by dropout: give --dropout, too");
     if (r->ema > 0 && r->swa) return complain("--ema and --swa are two averages: choose one");
     if (r->swa && t->set.eval_every)
         return complain("--swa averages the ends of epochs: leave out --eval_every");
     if (r->swa > t->set.epochs) return complain("--swa %d: there are %d epochs", r->swa, t->set.epochs);
     if (r->rdrop > 0) t->method.loss = rdrop_loss;
+    t->method.places = places_of(r);
+    t->method.name = name_of(t);
     return 1;
 }
 
@@ -46,25 +80,22 @@ static ml_tensor drop(ml_graph *g, const ml_insertion *at, void *user) {
     float p = at->place == ML_PLACE_EMBEDDING ? r->embedding
               : at->place == ML_PLACE_HIDDEN  ? r->hidden
                                               : r->residual;
-    return p > 0 ? ml_dropout(g, at->y, p, tuning_seed(t)) : at->y;
+    return ml_dropout(g, at->y, p, tuning_seed(t));
 }
 
 static void begin(tuning *t, ml_graph *g, ml_llama_desc *llama) {
     (void)g;
-    //llama->dropout = t->batch->learns ? regular_of(t)->attention : 0;
-    //llama->seed = tuning_seed(t);
+    llama->dropout = regular_of(t)->attention;
+    llama->seed = tuning_seed(t);
 }
 
 /* ---- R-drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks") ----
    Two passes with dropout of their own: (CE1 + CE2) / 2 + alpha (KL(p || q) + KL(q || p)) / 2. */
 
 static ml_tensor rdrop_loss(tuning *t, ml_graph *g, const tuning_batch *batch) {
-    ml_loss_desc desc = {0};
-    float divisor = desc.divisor = batch->rows.divisor, alpha = regular_of(t)->rdrop;
-    desc.targets = batch->rows.labels;
-    desc.smoothing = t->set.smoothing;
+    float divisor = batch->rows.divisor, alpha = regular_of(t)->rdrop;
     ml_tensor p = tuning_logits(t, g, batch), q = tuning_logits(t, g, batch);
-    ml_tensor both = ml_add(g, ml_cross_entropy(g, p, &desc), ml_cross_entropy(g, q, &desc));
+    ml_tensor both = ml_add(g, tuning_cross_entropy(t, g, batch, p), tuning_cross_entropy(t, g, batch, q));
     ml_tensor apart = ml_add(g, ml_kl_divergence(g, p, q, divisor), ml_kl_divergence(g, q, p, divisor));
     return ml_scale(g, ml_add(g, both, ml_scale(g, apart, alpha)), 0.5f);
 }
@@ -101,13 +132,13 @@ static void mix(tuning *t, int gradients, float *held) {
     if (gradients) tuning_paste(t, held);
 }
 
-static int backward(tuning *t, const tuning_batch *batch, float *loss) {
+static int backward_mixed(tuning *t, const tuning_batch *batch, float *loss) {
     regular *r = regular_of(t);
-    size_t bytes = (size_t)tuning_count(t) * sizeof *r->held;
+    size_t size = (size_t)tuning_count(t) * sizeof *r->held;
     if (!(r->mixout > 0)) return tuning_backward(t, batch, loss);
     if (!r->pretrained) {
-        r->pretrained = (float *)malloc(bytes);
-        if (!r->held) r->held = (float *)malloc(bytes);
+        r->pretrained = (float *)malloc(size);
+        r->held = (float *)malloc(size);
         if (!r->pretrained || !r->held) return no_memory("mixout");
         tuning_copy(t, r->pretrained);
     }
@@ -118,53 +149,45 @@ static int backward(tuning *t, const tuning_batch *batch, float *loss) {
     return ok;
 }
 
-/* ---- averages of the weights, which are measured and kept in place of the last ones ----
-   ema: with each step (Polyak & Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging").
-   swa: of the ends of the last epochs (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima"). */
+/* ---- averages of the weights ----
+   ema: with each step. swa: of the ends of the last epochs (Izmailov et al. 2018, "Averaging Weights Leads to Wider
+   Optima"). */
 
-static int make_average(tuning *t) {
-    regular *r = regular_of(t);
-    size_t n = (size_t)tuning_count(t);
-    if (r->average) return 1;
-    r->average = (float *)calloc(n, sizeof *r->average);
-    if (!r->held) r->held = (float *)malloc(n * sizeof *r->held);
-    return (r->average && r->held) || no_memory("an average of the weights");
-}
-
-/* average += share (weights - average) */
-static int average_in(tuning *t, float share) {
-    regular *r = regular_of(t);
-    size_t n = (size_t)tuning_count(t);
-    if (!make_average(t)) return 0;
-    tuning_copy(t, r->held);
-    for (size_t i = 0; i < n; i++) r->average[i] += share * (r->held[i] - r->average[i]);
-    r->n_averaged++;
-    return 1;
-}
-
-/* The average of few steps forgets faster, so that it does not remember how it began. */
 static int after_step(tuning *t) {
     regular *r = regular_of(t);
-    float steps = (float)r->n_averaged, usual = 1 - r->ema, early = 9 / (10 + steps);
-    return !(r->ema > 0) || average_in(t, !r->n_averaged ? 1 : usual > early ? usual : early);
+    return !(r->ema > 0) || average_step(t, &r->average, r->ema);
 }
 
 static int measuring(tuning *t, int begins) {
     regular *r = regular_of(t);
-    if (begins && r->swa && t->epoch >= t->set.epochs - r->swa &&
-        !average_in(t, 1 / (float)(r->n_averaged + 1)))
-        return 0;
-    if (!r->n_averaged) return 1;
-    if (begins) tuning_copy(t, r->held);
-    tuning_paste(t, begins ? r->average : r->held);
-    return 1;
+    int is_end = begins && r->swa && t->epoch >= t->set.epochs - r->swa;
+    if (is_end && !average_add(t, &r->average, 1 / (float)(r->average.n + 1))) return 0;
+    return average_measuring(t, &r->average, begins);
 }
 
 static int setup(tuning *t) { return tuning_train_layers(t, regular_of(t)->layer_decay); }
 
+static tuning_method method_of(regular *state) {
+    tuning_method method = {0};
+    method.program = "regularize";
+    method.state = state;
+    method.check = check;
+    method.setup = setup;
+    method.begin = begin;
+    method.insert = drop;
+    method.backward = backward_mixed;
+    method.after_step = after_step;
+    method.measuring = measuring;
+    return method;
+}
+
+static void regular_free(regular *r) {
+    free(r->pretrained), free(r->held);
+    average_free(&r->average);
+}
+
 int main(int argc, char **argv) {
     regular r;
-    tuning_method method = {0};
     memset(&r, 0, sizeof r);
     r.layer_decay = 1;
     const option own[] = {
@@ -179,18 +202,8 @@ int main(int argc, char **argv) {
         {"--layer_decay", OPTION_FLOAT, &r.layer_decay,
          "of the learning rate, from one layer to the one below (1)"},
     };
-    method.program = "regularize", method.name = "regularized";
-    method.state = &r;
-    method.check = check;
-    method.setup = setup;
-    method.begin = begin;
-    method.places =
-        1u << ML_PLACE_EMBEDDING | 1u << ML_PLACE_ATTENTION | 1u << ML_PLACE_FFN | 1u << ML_PLACE_HIDDEN;
-    method.insert = drop;
-    method.backward = backward;
-    method.after_step = after_step;
-    method.measuring = measuring;
+    const tuning_method method = method_of(&r);
     int status = tuning_main(argc, argv, &method, own, (int)(sizeof own / sizeof *own));
-    free(r.pretrained), free(r.average), free(r.held);
+    regular_free(&r);
     return status;
 }

@@ -5,7 +5,8 @@
 #
 # DATA has sst-*.txt and cfimdb-*.txt. A run leaves OUT/NAME-TASK-SEED.csv (one row) and .log; it is done when the .csv
 # is there. NAME...: only these rows. All rows get their first seed before any gets its second. BUILD is where the
-# programs are (build), THREADS how many threads they use (2), SEEDS the most seeds of a row (10).
+# programs are (build), THREADS how many threads they use (2), SEEDS the most seeds of a row (10). Before all rows come
+# the lines "made FILE COMMAND...", for what several rows need; such a command is run if OUT/FILE is not there.
 [ $# -ge 3 ] || { echo "usage: sh run.sh MODEL DATA OUT [NAME...]" >&2; exit 2; }
 model=$1 data=$2 out=$3
 shift 3
@@ -29,17 +30,34 @@ run() { # name task seed program flags...
     fi
 }
 
+# Words of rows.txt that stand for what differs from run to run.
+filled() { echo "$*" | sed -e "s|{OUT}|$out|g; s|{DATA}|$data|g; s|{MODEL}|$model|g; s|{BUILD}|$build|g"; }
+
+while read -r name file command; do
+    [ "$name" = made ] && [ ! -s "$out/$file" ] || continue
+    command=$(filled "$command")
+    echo "$command"
+    # shellcheck disable=SC2086 # a command is words
+    $command > "$out/$file.log" 2>&1 </dev/null || { echo "failed: see $out/$file.log" >&2; exit 1; }
+done < "$rows"
+
 seed=1
 while [ "$seed" -le "$most" ]; do
     while read -r name tasks seeds program flags; do
-        case $name in '' | '#'*) continue ;; esac
+        case $name in '' | '#'* | made) continue ;; esac
         case $wanted in '  ' | *" $name "*) ;; *) continue ;; esac
         [ "$seed" -le "$seeds" ] || continue
         for task in $(echo "$tasks" | tr , ' '); do
             # shellcheck disable=SC2086 # flags are words
-            run "$name" "$task" "$seed" "$program" $flags </dev/null || failed=$((failed + 1))
+            run "$name" "$task" "$seed" "$program" $(filled "$flags") </dev/null || failed=$((failed + 1))
         done
     done < "$rows"
     seed=$((seed + 1))
 done
+# All runs in one file, with the row's name in front; the last row of a run's file is its result.
+for file in "$out"/*-[0-9]*.csv; do
+    name=$(basename "$file" .csv)
+    awk -v name="${name%-*-*}" 'NR == 1 { head = $0 } { last = $0 } END { print "name," head; print name "," last }' "$file"
+done | awk 'NR == 1 || NR % 2 == 0' > "$out/results.csv"
+
 [ "$failed" = 0 ] || { echo "$failed runs failed" >&2; exit 1; }

@@ -96,11 +96,12 @@ static inline int small_encode(small_lm *lm, const char *text, size_t n) {
 static inline int small_read(small_lm *lm, int longest) {
     size_t n = 0;
     if (!lm->text_path) return complain("--text is missing");
-    if (lm->context < 4 || lm->rows < 1 || lm->steps < 1 || lm->n_layers < 1 || lm->n_layers > SMALL_LAYERS ||
-        lm->n_heads < 1 || lm->dim < 4 || lm->dim % (2 * lm->n_heads) || lm->context > 1 << 14 ||
-        lm->rows > 1 << 12 || lm->dim > 1 << 12 || !(lm->lr > 0) || lm->threads < 1)
+    if (lm->context < 8 || lm->context % 8 || lm->rows < 1 || lm->steps < 1 || lm->n_layers < 1 ||
+        lm->n_layers > SMALL_LAYERS || lm->n_heads < 1 || lm->dim < 4 || lm->dim % (2 * lm->n_heads) ||
+        lm->context > 1 << 14 || lm->rows > 1 << 12 || lm->dim > 1 << 12 || !(lm->lr > 0) || lm->threads < 1)
         return complain(
-            "sizes do not go together: dim is a multiple of 2 * heads, and there are up to %d layers",
+            "sizes: context is a multiple of 8 up to 16,384, dim one of 2 * heads up to 4,096; there "
+            "are up to %d layers",
             SMALL_LAYERS);
     char *text = text_file_read(lm->text_path, &n);
     lm->hidden = lm->dim * 8 / 3;
@@ -228,7 +229,7 @@ static inline int small_graph(small_lm *lm, int rows, int length, int wants_loss
     return succeeded(ml_graph_new(&desc, small_build, lm, g, &error), &error);
 }
 
-/* Trains new weights; *speed (may be NULL) is tokens per second. */
+/* Trains new weights; *speed (may be NULL) is tokens per second of processor time. */
 static inline int small_train(small_lm *lm, const char *name, double *speed) {
     ml_parameter parameters[2 + SMALL_LAYERS * SMALL_PARTS];
     ml_optimizer_desc desc = {0};
@@ -237,6 +238,7 @@ static inline int small_train(small_lm *lm, const char *name, double *speed) {
     ml_random random;
     ml_error error;
     double began = seconds_now();
+    clock_t used = clock();
     if (!small_create(lm)) return 0;
     for (int i = 0; i < small_count(lm); i++)
         if (small_weight(lm, i)->data) {
@@ -260,7 +262,8 @@ static inline int small_train(small_lm *lm, const char *name, double *speed) {
              succeeded(ml_optimizer_step(optimizer, &error), &error);
         progress_bar(name, step + 1, lm->steps, began);
     }
-    if (speed) *speed = (double)lm->steps * lm->rows * lm->context / (seconds_now() - began);
+    double seconds = (double)(clock() - used) / CLOCKS_PER_SEC;
+    if (speed) *speed = (double)lm->steps * lm->rows * lm->context / seconds;
     ml_graph_free(g);
     ml_optimizer_free(optimizer);
     return ok;

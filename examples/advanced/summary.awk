@@ -1,6 +1,6 @@
-# The runs of one folder as a table in Markdown, in the order of rows.txt:
+# The results of run.sh as a table in Markdown, in the order of rows.txt:
 #
-#     awk -f examples/advanced/summary.awk -v task=sst examples/advanced/rows.txt OUT/*-sst-*.csv
+#     awk -f examples/advanced/summary.awk -v task=sst examples/advanced/rows.txt OUT/results.csv
 #
 # A cell is mean (standard deviation) over the seeds. The difference from the row "baseline" is called noise where it is
 # smaller than twice the deviation (the root of the mean of both rows' squares).
@@ -11,7 +11,7 @@ function deviation(name, field,    m) {
     return sqrt(max0(square[name, field] - n[name] * m * m) / (n[name] - 1))
 }
 function max0(x) { return x > 0 ? x : 0 }
-function points(x) { return substr(sprintf("%.3f", x), x < 0 ? 1 : 2) }
+function points(x) { return x >= 1 || x <= -1 ? sprintf("%.3f", x) : substr(sprintf("%.3f", x), x < 0 ? 1 : 2) }
 function cell(name, field) {
     if (!count[name, field]) return ""
     return points(mean(name, field)) (n[name] > 1 ? " (" points(deviation(name, field)) ")" : "")
@@ -24,19 +24,18 @@ function verdict(name,    d, s) {
 }
 FNR == 1 { is_rows = FILENAME ~ /rows\.txt$/ }
 is_rows {
-    if ($0 !~ /^#/ && NF) order[++rows] = $1
+    if ($0 !~ /^#/ && NF && $1 != "made") order[++rows] = $1
     next
 }
 FNR == 1 {
-    split("", column)
     k = split($0, head, ",")
     for (i = 1; i <= k; i++) column[head[i]] = i
     next
 }
-FNR == 2 {
-    name = FILENAME
-    sub(/^.*\//, "", name); sub("-" task "-[0-9]+[.]csv$", "", name)
+{
     split($0, value, ",")
+    if (value[column["task"]] != task) next
+    name = value[1]
     n[name]++
     for (f in column) {
         v = value[column[f]]

@@ -56,8 +56,8 @@ int tuning_make_batches(tuning *t) {
     return 1;
 }
 
-/* Copies a row behind its placeholders; with word dropout some tokens are left out (Iyyer et al. 2015, "Deep Unordered
-   Composition Rivals Syntactic Methods for Text Classification"), but never the first, and not all others. */
+/* Copies a row behind its placeholders; with word dropout some tokens are left out (Iyyer et al. 2015, "Deep
+   Unordered Composition Rivals Syntactic Methods for Text Classification"), never the first, and not all others. */
 static int put_row(tuning *t, const review *row, int at, int learns) {
     int32_t *to = t->private_part->tokens + at, *source = t->private_part->source + at;
     int n = 0, begin = t->front, end = row->n_ids - 1;

@@ -65,8 +65,8 @@ ml_tensor adapter_insert(ml_graph *g, const ml_insertion *at, void *user) {
     return ml_add(g, at->y, bottleneck(g, at->y, w));
 }
 
-/* He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning": beside the feed-forward half, with
-   a scale: y + s up(relu(down(x))), x the normalized stream that the half begins with. */
+/* He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning": beside the feed-forward half,
+   with a scale: y + s up(relu(down(x))), x the normalized stream that the half begins with. */
 int parallel_setup(tuning *t) {
     for (int layer = 0; layer < t->model->config.n_layers; layer++)
         if (!add_bottleneck(t, layer, ML_PLACE_FFN)) return 0;
@@ -81,8 +81,8 @@ ml_tensor parallel_insert(ml_graph *g, const ml_insertion *at, void *user) {
 }
 
 /* ---- IA3 (Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
-   Learning"): keys, values and the inner numbers of the feed-forward half times a learned vector, 1 at first. Keys are
-   scaled before they are rotated. ---- */
+   Learning"): keys, values and the inner numbers of the feed-forward half times a learned vector, 1 at first. Keys
+   are scaled before they are rotated. ---- */
 
 int ia3_setup(tuning *t) {
     const ml_config *c = &t->model->config;

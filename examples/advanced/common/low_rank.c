@@ -1,8 +1,9 @@
-/* LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"): W + s B A in place of W, with A (r, in)
-   and B (out, r), by the library's own adapter. rsLoRA (Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for
-   Fine-Tuning with LoRA"): s = alpha / sqrt(r) in place of alpha / r. LoRA+ (Hayou et al. 2024, "LoRA+: Efficient Low
-   Rank Adaptation of Large Models"): B learns 16 times as fast as A. DoRA (Liu et al. 2024, "DoRA: Weight-Decomposed
-   Low-Rank Adaptation"): row by row, m (W + s B A) / ||W + s B A||, the norm a constant in the backward pass. */
+/* LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"): W + s B A in place of W, with A (r,
+   in) and B (out, r), by the library's own adapter. rsLoRA (Kalajdzievski 2023, "A Rank Stabilization Scaling Factor
+   for Fine-Tuning with LoRA"): s = alpha / sqrt(r) in place of alpha / r. LoRA+ (Hayou et al. 2024, "LoRA+: Efficient
+   Low Rank Adaptation of Large Models"): B learns 16 times as fast as A. DoRA (Liu et al. 2024, "DoRA:
+   Weight-Decomposed Low-Rank Adaptation"): row by row, m (W + s B A) / ||W + s B A||, the norm a constant in the
+   backward pass. */
 #include <math.h>
 #include "methods.h"
 #include "../../common/report.h"

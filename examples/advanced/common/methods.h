@@ -1,8 +1,8 @@
 /* Parameter-efficient tuning: the model is frozen, and few new numbers learn. Each method is a setup, which adds its
    parameters, and a function that puts them into the network.
 
-   Shapes: n tokens, D dim, H hidden_dim, kv_dim = kv heads * hd, r rank, P length of a prompt or prefix. W is a frozen
-   matrix (out, in) of the network, x (n, in) what it multiplies, y = x W^T. */
+   Shapes: n tokens, D dim, H hidden_dim, kv_dim = kv heads * hd, r rank, P length of a prompt or prefix. W is a
+   frozen matrix (out, in) of the network, x (n, in) what it multiplies, y = x W^T. */
 #ifndef METHODS_H
 #define METHODS_H
 

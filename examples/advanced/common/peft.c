@@ -97,8 +97,8 @@ void peft_permute(const ml_config *c, const peft_tensor *from, float *to, int is
     }
 }
 
-/* Keys of a prefix (P, 2 L kv_dim), keys and values in turn: rotated by `positions`, and each head in the other order.
-   To Hugging Face's with positions > 0, back with positions < 0. */
+/* Keys of a prefix (P, 2 L kv_dim), keys and values in turn: rotated by `positions`, and each head in the other
+   order. To Hugging Face's with positions > 0, back with positions < 0. */
 void peft_turn_keys(const ml_config *c, ml_tensor *x, double positions) {
     size_t hd = (size_t)(c->dim / c->n_heads), kv_dim = hd * (size_t)c->n_kv_heads;
     float head[1024];

@@ -1,4 +1,4 @@
-/* One phrase in many sentences: how much it counts, and phrases as sentences. */
+/* One phrase in many sentences: how much it counts; phrases as sentences; where words are among tokens. */
 #include "trees.h"
 #include "../../common/memory.h"
 #include "../../common/report.h"
@@ -85,4 +85,24 @@ int trees_rows(const trees *all, reviews *set) {
     for (int i = 0; i < set->n; i++, at += strlen(text.bytes + at) + 1)
         set->rows[i].sentence = text.bytes + at;
     return 1;
+}
+
+/* The tokens that the text up to a word's end has in common with the whole. */
+int trees_ends(const review *row, const ml_tokenizer *tokenizer, int *ends, int n_words) {
+    size_t size = ml_tokenizer_encode_size(strlen(row->sentence));
+    ml_encode_desc desc = {row->sentence, 0, ML_ADD_SPECIAL, malloc(size), size};
+    ml_tokens tokens;
+    ml_error error;
+    int ok = desc.work || no_memory("a row");
+    ends[0] = 0;
+    for (int w = 1; ok && w < n_words; w++) {
+        desc.n_bytes += strcspn(row->sentence + desc.n_bytes + 1, " ") + 1;
+        ok = succeeded(ml_tokenizer_encode(tokenizer, &desc, &tokens, &error), &error);
+        ends[w] = 0;
+        while (ok && ends[w] < tokens.n && ends[w] < row->n_ids && tokens.ids[ends[w]] == row->ids[ends[w]])
+            ends[w]++;
+    }
+    ends[n_words] = row->n_ids;
+    free(desc.work);
+    return ok;
 }

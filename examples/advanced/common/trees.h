@@ -29,6 +29,9 @@ int trees_weigh(trees *all, int min_words, char duplicates);
 int trees_rows(const trees *all, reviews *set); /* what weighs more than 0, as sentences */
 /* The text of a phrase of a sentence, `n` bytes. */
 const char *trees_phrase(const char *sentence, const phrase *p, size_t *n);
+/* ends (n_words + 1): how many of a row's tokens there are up to each word. The first word has bos, the last all that is
+   left, so that the whole sentence is the whole row. */
+int trees_ends(const review *row, const ml_tokenizer *tokenizer, int *ends, int n_words);
 void trees_free(trees *all);
 
 #endif

@@ -1,7 +1,7 @@
 /* What the experiments of examples/advanced share: a program of one classifier over a Llama, trained on lines of
    "label ||| sentence". A method says what is new: which weights learn, what is put into the network, another loss.
-   The frame reads options and data, makes batches, trains with AdamW and a schedule, keeps the weights that are best on
-   dev, and reports accuracy, parameters trained, time and memory, as a row of a CSV file, too.
+   The frame reads options and data, makes batches, trains with AdamW and a schedule, keeps the weights that are best
+   on dev, and reports accuracy, parameters trained, time and memory, as a row of a CSV file, too.
 
        int main(int argc, char **argv) {
            tuning_method method = {"my_program", "mine", NULL};
@@ -121,8 +121,8 @@ struct tuning {
 /* Reads the options (the frame's and the program's own), runs, reports. The exit status of main. */
 int tuning_main(int argc, char **argv, const tuning_method *method, const option *own, int n_own);
 
-/* Its steps. tuning_open checks t->set, loads model and data, and calls check and setup; tuning_train trains, restores
-   the best weights and measures them on test. */
+/* Its steps. tuning_open checks t->set, loads model and data, and calls check and setup; tuning_train trains,
+   restores the best weights and measures them on test. */
 void tuning_defaults(tuning_settings *set);
 int tuning_open(tuning *t, const tuning_settings *set, const tuning_method *method);
 int tuning_train(tuning *t);
@@ -160,8 +160,9 @@ ml_pooling tuning_pooling(const tuning *t); /* by --pooling, if it is last, mean
 ml_tensor tuning_pooled(tuning *t, ml_graph *g, const tuning_batch *batch); /* (n_rows, D), by --pooling */
 ml_tensor tuning_head(tuning *t, ml_graph *g, ml_tensor x); /* (n, D) -> (n, C), dropout first */
 ml_tensor tuning_logits(tuning *t, ml_graph *g, const tuning_batch *batch); /* head(pooled) */
-ml_tensor tuning_classify(tuning *t, ml_graph *g,
-                          const tuning_batch *batch); /* cross-entropy of the method's logits */
+/* (1, 1), with --smoothing, divided by batch->rows.divisor: of these logits (n_rows, C); of the method's */
+ml_tensor tuning_cross_entropy(tuning *t, ml_graph *g, const tuning_batch *batch, ml_tensor logits);
+ml_tensor tuning_classify(tuning *t, ml_graph *g, const tuning_batch *batch);
 
 /* ---- passes (passes.c) ---- */
 
@@ -173,7 +174,7 @@ int tuning_backward(tuning *t, const tuning_batch *batch, float *loss); /* of th
 int tuning_compute(tuning *t, const tuning_batch *batch, tuning_pass pass, float *to);
 /* The class of each row, by the method's logits. */
 int tuning_predict(tuning *t, const reviews *set, int *predicted);
-/* The share of rows that are predicted right, by `truth` or, if it is NULL, the set's labels. -1: after saying why. */
+/* The share of rows that are predicted right, by `truth` or, NULL, the set's labels. -1: after saying why. */
 double tuning_measure(tuning *t, const reviews *set, const int *truth);
 
 /* ---- data and batches (data.c, batches.c) ---- */
