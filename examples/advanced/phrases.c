@@ -4,7 +4,7 @@
    pooled states of its tokens: a seventh of the tokens for the same labels.
        build/phrases --method rows --mask full --pooling mean --word_dropout .3 --dropout .5 --lr 1e-3 --epochs 2
        build/phrases --method spans --mask full --pooling max --min_words 2 --sentence_weight 10 --lr 1e-3 --batch 8
-   Spans want max pooling: most tokens belong to neutral phrases only, and a mean over them hides the rest. */
+   Spans want max pooling: after one epoch with it dev is .384, with the mean .301 (examples/models/stories.gguf). */
 #include "common/average.h"
 #include "common/trees.h"
 #include "common/tuning.h"
