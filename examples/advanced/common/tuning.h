@@ -60,6 +60,7 @@ typedef struct tuning_method {
     int (*plan)(tuning *t, int epoch); /* the epoch's batches, by tuning_plan_add; default tuning_plan */
     int (*after_step)(tuning *t);
     int (*measuring)(tuning *t, int begins); /* before and after the weights are measured on dev */
+    int (*trained)(tuning *t);               /* before the report: may change the weights and t->result */
     int (*finish)(tuning *t);                /* after the report, with the best weights */
     int (*save)(tuning *t,
                 const char *path); /* default tuning_save: model and head, or all parameters by name */
