@@ -6335,8 +6335,9 @@ static double mli_slope(const ml_tensor *t, uint64_t direction) {
 
 /* The same by the losses at four places. The tensor's numbers are kept in the memory of its gradient. */
 static ml_result mli_difference(ml_graph *g, const ml_check_desc *desc, const ml_tensor *t,
-                                uint64_t direction, double h, double *slope, ml_error *error) {
+                                uint64_t direction, double *slope, ml_error *error) {
     static const int steps[4] = {1, -1, 2, -2}, factors[4] = {8, -8, -1, 1};
+    double h = desc->step;
     ml_result result = ML_OK;
     *slope = 0;
     for (int k = 0; k < 4 && !result; k++) {
@@ -6360,22 +6361,23 @@ static double mli_length(const float *x, size_t n) {
 #define MLI_MAX_DIRECTIONS 64
 
 /* Checks one tensor, whose gradient is there, and leaves something else in its place. */
-static ml_result mli_check_tensor(ml_graph *g, const ml_check_desc *desc, const ml_tensor *t, double loss,
+static ml_result mli_check_tensor(ml_graph *g, const ml_check_desc *given, const ml_tensor *t, double loss,
                                   double *worst, ml_error *error) {
     uint64_t directions[MLI_MAX_DIRECTIONS];
-    double slopes[MLI_MAX_DIRECTIONS], h = desc->step, size = mli_length((float *)t->data, mli_numbers(t));
-    if (h == 0) h = size > 0 ? 0.01 * size / sqrt((double)mli_numbers(t)) : 0.01;
-    for (int i = 0; i < desc->n_directions; i++) {
-        directions[i] = ml_random_u64(desc->random);
+    double slopes[MLI_MAX_DIRECTIONS], size = mli_length((float *)t->data, mli_numbers(t));
+    ml_check_desc desc = *given;
+    if (desc.step == 0) desc.step = size > 0 ? 0.01 * size / sqrt((double)mli_numbers(t)) : 0.01;
+    for (int i = 0; i < desc.n_directions; i++) {
+        directions[i] = ml_random_u64(desc.random);
         slopes[i] = mli_slope(t, directions[i]);
         if (!mli_is_finite(slopes[i]))
             return mli_fail(error, ML_ERROR_NUMBER, "ml_check_gradient: a gradient is not finite");
     }
-    double length = MLI_MAX(mli_length(t->grad, mli_numbers(t)), 2e-5 * fabs(loss) / h);
+    double length = MLI_MAX(mli_length(t->grad, mli_numbers(t)), 2e-5 * fabs(loss) / desc.step);
     memcpy(t->grad, t->data, mli_numbers(t) * sizeof(float));
-    for (int i = 0; i < desc->n_directions; i++) {
+    for (int i = 0; i < desc.n_directions; i++) {
         double slope;
-        ml_result result = mli_difference(g, desc, t, directions[i], h, &slope, error);
+        ml_result result = mli_difference(g, &desc, t, directions[i], &slope, error);
         if (result) return result;
         double apart = fabs(slope - slopes[i]);
         if (apart > *worst * length) *worst = apart / length;
