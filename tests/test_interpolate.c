@@ -55,17 +55,17 @@ TEST(the_ends_of_a_run_are_the_model_and_the_result) {
 
 /* ---- whole runs ---- */
 
-static int count_lines(const char *path, char last[512]) {
+static int count_lines(const char *path, char last[4096]) {
     FILE *file = fopen(path, "r");
     int n = 0;
-    while (file && fgets(last, 512, file)) n++;
+    while (file && fgets(last, 4096, file)) n++;
     if (file) fclose(file);
     return n;
 }
 
 /* A row for each a, a picture, and one row of the CSV file. */
 TEST(a_run_writes_its_curve) {
-    char flags[2048], curve[600], picture[600], csv[600], last[512];
+    char flags[2048], curve[600], picture[600], csv[600], last[4096];
     int status;
     snprintf(curve, sizeof curve, "%s", in_folder("curve.csv"));
     snprintf(picture, sizeof picture, "%s", in_folder("curve.svg"));
