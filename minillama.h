@@ -1,4 +1,4 @@
-/* minillama.h - v0.4.0 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.5.0 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -106,10 +106,10 @@
 
    NAMES  ml_OBJECT_VERB. _load makes an object from a file, _load_memory from bytes, _create from nothing; _size
    and _init place one into a buffer of yours, _new does both with an allocator; _save writes a file that _load
-   reads, or a state that _restore puts back; _eval computes, _free frees. Operations on a graph
-   are named by what they compute (ml_linear, ml_add). Constructors take their inputs, a description (a field that is 0
-   means the default in its comment; NULL means all defaults, if no field is required), the address of the result, set
-   to NULL on failure, and an ml_error.
+   reads, or a state that _restore puts back; _eval computes, _free frees. Operations on a graph are named by what
+   they compute (ml_linear, ml_add). Constructors take their inputs, a description (a field that is 0 means the
+   default in its comment; NULL means all defaults, if no field is required), the address of the result, set to NULL
+   on failure, and an ml_error.
 
    CONTENTS (search for the words after >>; the implementation follows the same order, with a few internal sections)
       >>results      ml_result, ml_error             >>operations   ml_graph: autograd, ml_llama, losses
@@ -138,7 +138,7 @@
       ML_NO_MALLOC     no malloc: every constructor needs an allocator (see ml_arena)
       ML_NO_MMAP       read files into memory instead of mapping them
       ML_NO_SIMD, ML_NO_AVX512, ML_NO_AVX2, ML_NO_NEON   step down to simpler instruction sets
-      ML_NO_TRAINING   no trainer, no gradients
+      ML_NO_TRAINING   no trainer, no graph, no optimizer: no gradients
       ML_NO_SAVE       no writing of files
       ML_NO_PT         no PyTorch files
       ML_NO_K_QUANTS   none of the types that are only read, Q4_1 to IQ4_XS
@@ -165,17 +165,18 @@
    not fit the type that they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
    likelihood, an embedding or a head's result. The test is one of bits, which no compiler option can remove.
 
-   LIMITS  Little-endian machines. Llama's architecture only: RMSNorm or LayerNorm, rotary positions on adjacent pairs
-   with theta and linear scaling, grouped-query attention, SwiGLU, no biases in the matrices. SentencePiece BPE as
-   tokenizer, not the byte-level BPE of Llama 3 (tokenizer.json). No GPU. */
+   LIMITS  Little-endian machines. Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
+   LayerNorm, rotary positions on adjacent pairs with theta and linear scaling, grouped-query attention, SwiGLU, no
+   biases in the matrices. Only F32 is trained. SentencePiece BPE as tokenizer, not the byte-level BPE of Llama 3
+   (tokenizer.json). No GPU. */
 #ifndef ML_MINILLAMA_H
 #define ML_MINILLAMA_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 400 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.4.0"
+#define ML_VERSION 500 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.5.0"
 
 #ifndef ML_DEF
 #if defined(ML_STATIC) && defined(__GNUC__)
@@ -597,17 +598,20 @@ ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml
    that a description points to (rows, indices, targets) must live as long.
 
    How large is a pass? ml_graph_size calls your function with a graph that has no memory: operations then check
-   shapes and add up sizes, and compute nothing (`data` must not be read while graph->measuring is set). Afterwards
-   nothing allocates. A pass that turns out larger than the graph is ML_ERROR_MEMORY.
+   shapes and add up sizes, and compute nothing (`data` must not be read while graph->measuring is set). Parameters
+   must have their gradients by then, so make the optimizer first. Afterwards nothing allocates. A pass that turns out
+   larger than the graph is ML_ERROR_MEMORY; from where it outgrew its memory on, `measuring` is set.
 
    What goes wrong is kept: from the first operation that fails (shapes that do not fit, an index out of range, a
-   custom operation's error) to the next ml_graph_begin all operations do nothing, and ml_graph_backward or
-   ml_graph_end returns the error with its sentence. So there is one check a pass. Operations do not follow the names
-   of objects: ml_linear is what papers call linear. Results are the same bits for any number of threads. */
+   custom operation's error) to the next ml_graph_begin all operations do nothing and return ml_none(), and
+   ml_graph_backward or ml_graph_end returns the error with its sentence. So there is one check a pass. With the graph
+   NULL, all operations do nothing, too. An operand that is NULL, empty or of an unsuitable type is
+   ML_ERROR_ARGUMENT, shapes that do not fit are ML_ERROR_MISMATCH. Results are the same bits for any number of
+   threads. */
 
 typedef struct ml_graph {
-    int taping;       /* this pass can be run backward */
-    int measuring;    /* there is no memory: only shapes and sizes */
+    int taping;       /* this pass can be run backward, and was not yet */
+    int measuring;    /* there is no memory, or no longer: only shapes and sizes */
     size_t size;      /* bytes that the largest pass so far took */
     ml_result result; /* of this pass so far */
     struct ml_graph_private *private_part;
@@ -624,6 +628,8 @@ typedef struct ml_graph_desc {
    that will occur to find the size of the graph, and again for each pass if you like. */
 typedef ml_tensor (*ml_build)(ml_graph *graph, void *user);
 
+/* desc NULL: all defaults. _size and _new call build(graph, user) once, taping; its error is theirs. _init takes any
+   size that has room for the graph itself, and the pass may then be too large. */
 ML_DEF ml_result ml_graph_size(const ml_graph_desc *desc, ml_build build, void *user, size_t *size,
                                ml_error *error);
 ML_DEF ml_result ml_graph_init(const ml_graph_desc *desc, void *memory, size_t size, ml_graph **graph,
@@ -632,11 +638,13 @@ ML_DEF ml_result ml_graph_new(const ml_graph_desc *desc, ml_build build, void *u
                               ml_error *error);
 ML_DEF void ml_graph_free(ml_graph *graph); /* NULL is fine; nothing to do after ml_graph_init */
 
-/* Starts a pass: what the last one left is gone. Without taping it only computes. */
+/* Starts a pass: what the last one left is gone, and must not be read or used as an operand (which is found, and is
+   ML_ERROR_ARGUMENT, only where this pass has not come to its memory yet). Without taping it only computes. */
 ML_DEF void ml_graph_begin(ml_graph *graph, int taping);
-/* Adds the gradients of loss (1, 1) to parameters and inputs. The records are used up; values and gradients can be
-   read until the next begin. ML_ERROR_NUMBER, and no gradient is computed, when the loss is not finite. After an error
-   the parameters' gradients are undefined: set them to 0. Several losses: add them, or scale and add them. */
+/* Adds the gradients of loss (1, 1) to parameters and inputs. The records are used up, so that a second call is
+   ML_ERROR_ARGUMENT; values and gradients can be read until the next begin. ML_ERROR_NUMBER, and no gradient is
+   computed, when the loss is not finite. After an error the parameters' gradients are undefined: set them to 0.
+   Several losses: add them, or scale and add them. */
 ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *error);
 /* Ends a pass that is not run backward: whether it went well. */
 ML_DEF ml_result ml_graph_end(ml_graph *graph, ml_error *error);
@@ -649,7 +657,8 @@ ML_DEF ml_tensor ml_none(void); /* an operand that is left out, such as a bias *
 ML_DEF ml_tensor ml_input(ml_graph *g, const float *values, size_t rows, size_t cols);
 ML_DEF ml_tensor ml_stop_gradient(ml_graph *g, ml_tensor x); /* x, as a constant */
 /* y_i (n, cols) = row index_i of table (rows, cols), which may have any type of weights if it has no gradient. With a
-   token embedding as table: the embedding of tokens. While a graph measures, no operation reads indices or targets. */
+   token embedding as table: the embedding of tokens. No operation reads indices or targets while the graph
+   measures. */
 ML_DEF ml_tensor ml_gather(ml_graph *g, ml_tensor table, const int32_t *index, size_t n);
 /* y = x (n, cols), with row index_i replaced by row i of rows (m, cols), m <= n; no index may occur twice */
 ML_DEF ml_tensor ml_replace_rows(ml_graph *g, ml_tensor x, const int32_t *index, ml_tensor rows);
@@ -693,14 +702,14 @@ ML_DEF ml_tensor ml_layer_norm(ml_graph *g, ml_tensor x, ml_tensor w, ml_tensor 
 
 /* ---- shapes ---- */
 
-ML_DEF ml_tensor ml_reshape(ml_graph *g, ml_tensor x, size_t rows,
-                            size_t cols); /* the same numbers in order */
-ML_DEF ml_tensor ml_transpose(ml_graph *g, ml_tensor x);
+/* (n, c) -> (rows, cols): the same numbers in order, in the same memory */
+ML_DEF ml_tensor ml_reshape(ml_graph *g, ml_tensor x, size_t rows, size_t cols);
+ML_DEF ml_tensor ml_transpose(ml_graph *g, ml_tensor x); /* (n, c) -> (c, n) */
 typedef enum ml_axis { ML_ROWS = 0, ML_COLS } ml_axis;
-ML_DEF ml_tensor ml_concat(ml_graph *g, const ml_tensor *parts, int n_parts,
-                           ml_axis axis); /* along the axis */
-ML_DEF ml_tensor ml_slice(ml_graph *g, ml_tensor x, ml_axis axis, size_t begin,
-                          size_t end); /* [begin, end) */
+/* The parts one below the other (ML_ROWS: all have the same cols) or side by side (ML_COLS: the same rows). */
+ML_DEF ml_tensor ml_concat(ml_graph *g, const ml_tensor *parts, int n_parts, ml_axis axis);
+/* Rows or columns [begin, end), at least one; rows are the same memory. */
+ML_DEF ml_tensor ml_slice(ml_graph *g, ml_tensor x, ml_axis axis, size_t begin, size_t end);
 
 /* ---- sequences: a matrix holds the tokens of several rows of text, packed one after another as in ml_batch ---- */
 
@@ -725,9 +734,9 @@ ML_DEF ml_tensor ml_pool_weighted(ml_graph *g, ml_tensor x, ml_tensor scores, ml
 typedef enum ml_rope_kind {
     ML_ROPE_PLAIN = 0, /* position / (scale theta^(2j / hd)): scale > 1 is position interpolation */
     ML_ROPE_NTK,       /* theta scale^(hd / (hd - 2)) in place of theta */
-    /* Peng et al. 2023, "YaRN": a pair that turns more than 32 times in the original context keeps its angles, one that
-       turns less than once has its positions divided by scale, those between are mixed as Hugging Face's library and
-       llama.cpp do it; and the table is multiplied by 0.1 ln(scale) + 1, which makes attention sharper */
+    /* Peng et al. 2023, "YaRN": a pair that turns more than 32 times in the original context keeps its angles, one
+       that turns less than once has its positions divided by scale, those between are mixed as Hugging Face's library
+       and llama.cpp do it; and the table is multiplied by 0.1 ln(scale) + 1, which makes attention sharper */
     ML_ROPE_YARN
 } ml_rope_kind;
 typedef struct ml_rope_desc {
@@ -739,8 +748,8 @@ typedef struct ml_rope_desc {
 } ml_rope_desc;
 /* ML_ERROR_ARGUMENT when a field is out of range, or hd odd. */
 ML_DEF ml_result ml_rope_table(const ml_rope_desc *desc, float *table, int n_positions);
-/* rotary positions (Su et al. 2021): each head of x (n, heads * hd) rotated by each token's position in its row; table
-   (positions, hd) as ml_rope_table makes it, at least as long as the longest row */
+/* rotary positions (Su et al. 2021): each head of x (n, heads * hd) rotated by each token's position in its row;
+   table (positions, hd) as ml_rope_table makes it, at least as long as the longest row */
 ML_DEF ml_tensor ml_rotate(ml_graph *g, ml_tensor x, ml_tensor table, ml_rows rows);
 
 /* softmax(q k^T scale + bias) v in each head (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023). A query from
@@ -770,8 +779,8 @@ ML_DEF ml_tensor ml_alibi(ml_graph *g, int n_heads, ml_rows rows, size_t n);
 /* ---- losses: (1, 1) ---- */
 
 typedef struct ml_loss_desc {
-    const int32_t
-        *targets;  /* (n): 0 .. C-1; negative: not counted; NULL: none is, only log_probs are wanted */
+    /* (n): 0 .. C-1; negative: not counted; NULL: none is, only log_probs are wanted */
+    const int32_t *targets;
     float divisor; /* of the sum over the rows; default the number of those that count, or 1 */
     /* Label smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision"): this share
        of a target, 0 to 1, is spread evenly over all classes, as in PyTorch. */
@@ -839,25 +848,26 @@ typedef struct ml_insertion {
     int layer; /* 0 for ML_PLACE_EMBEDDING */
     ml_tensor x, y;
 } ml_insertion;
-/* Returns what is to be used in place of y, of the same shape (or y). With checkpointing, what is inserted inside of a
-   layer is computed again in the backward pass: the function must do the same again, and x, y and what it computed are
-   gone when the layer is done. What it returns counts as learning in every layer, at ML_PLACE_EMBEDDING and
+/* Returns what is to be used in place of y, of the same shape (or y). With checkpointing, what is inserted inside of
+   a layer is computed again in the backward pass: the function must do the same again, and x, y and what it computed
+   are gone when the layer is done. What it returns counts as learning in every layer, at ML_PLACE_EMBEDDING and
    ML_PLACE_BLOCK only where it has a gradient. */
 typedef ml_tensor (*ml_insert)(ml_graph *g, const ml_insertion *at, void *user);
 
 typedef struct ml_llama_desc {
     const ml_model *model; /* required */
-    const ml_tensor
-        *weights; /* (model->n_tensors), with gradients where they learn; default the model's, frozen */
+    /* (model->n_tensors), with gradients where they learn, F32 or of the model's types; default the
+       model's, frozen */
+    const ml_tensor *weights;
     const ml_lora *lora;           /* an adapter over the model; default none */
     const ml_tensor *lora_weights; /* (lora->n_tensors), with gradients; default the adapter's, frozen */
     const ml_batch *batch;         /* required: tokens, and rows if there are several */
-    unsigned places;               /* a sum of 1u << ML_PLACE_...: where `insert` is called */
-    ml_insert insert;
-    void *user; /* of insert */
-    const ml_tensor
-        *prefix_keys; /* (n_layers) of (P, kv_dim): keys and values, not rotated, that every token of the
-                                     layer sees in addition (Li & Liang 2021, "Prefix-Tuning"); default none */
+    unsigned places;  /* a sum of 1u << ML_PLACE_...: where `insert` is called; default nowhere */
+    ml_insert insert; /* required with places */
+    void *user;       /* of insert */
+    /* (n_layers) of (P, kv_dim): keys and values, not rotated, that every token of the layer sees in addition (Li &
+       Liang 2021, "Prefix-Tuning"); default none */
+    const ml_tensor *prefix_keys;
     const ml_tensor *prefix_values;
     ml_tensor rope; /* (positions, hd): see ml_rope_table; default by the model's configuration */
     int no_rope;    /* no rotation at all */
@@ -880,18 +890,18 @@ typedef struct ml_check_desc {
     void *user;
     const ml_tensor *const *tensors; /* (n_tensors) parameters, F32, with grad */
     int n_tensors;
-    double
-        step; /* of a difference; default 0.01 of the root mean square of the tensor's numbers (of 1: all are 0) */
+    /* of a difference; default 0.01 of the root mean square of the tensor's numbers, or 0.01 if all are 0 */
+    double step;
     int n_directions;  /* for each tensor, 1 to 64; default 8 */
     ml_random *random; /* required */
 } ml_check_desc;
 /* Compares the derivative of the loss along random directions d, of numbers 1 and -1, as backward gives it, with the
    fourth-order central difference (8 (L(w + h d) - L(w - h d)) - (L(w + 2 h d) - L(w - 2 h d))) / 12 h, taken in
    double from losses that are F32. *worst is the largest difference, relative to the length of the tensor's gradient
-   (of 2e-5 L / h if that is more: less cannot be told from rounding): below 0.01 for a right gradient, above 0.1 for a
-   wrong one. The corners of ml_relu make about 0.1 of a right one: check with a smooth function in its place, or with
-   a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before afterwards (they wait in the
-   memory of the gradients), and the gradients those of one pass. */
+   (of 2e-5 L / h if that is more: less cannot be told from rounding): below 0.01 for a right gradient, above 0.1 for
+   a wrong one. The corners of ml_relu make about 0.1 of a right one: check with a smooth function in its place, or
+   with a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before afterwards (they wait in
+   the memory of the gradients), and the gradients those of one pass. */
 ML_DEF ml_result ml_check_gradient(ml_graph *g, const ml_check_desc *desc, double *worst, ml_error *error);
 
 /* ==== >>training ====
@@ -915,7 +925,8 @@ typedef struct ml_adamw {
     ml_adamw_form form;
 } ml_adamw;
 
-/* The factor of lr: rises linearly from 0 over warmup_steps, then stays at 1 or decays to `final` at total_steps. */
+/* The factor of lr (1 for NULL): rises linearly from 0 over warmup_steps, then stays at 1 or decays to `final` at
+   total_steps. */
 typedef enum ml_decay { ML_DECAY_NONE = 0, ML_DECAY_LINEAR, ML_DECAY_COSINE } ml_decay;
 typedef struct ml_schedule {
     ml_decay decay;
@@ -1378,8 +1389,8 @@ ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const 
 /* Tensors of yours under names of yours, in a file that appears whole or not at all, for ml_archive_load and
    ml_array_read_floats, and for other programs. */
 typedef struct ml_named_tensor {
-    const char
-        *name; /* 1 to 143 bytes, none of them a control character, a quote or a backslash; no two equal */
+    /* 1 to 143 bytes, none of them a control character, a quote or a backslash; no two equal */
+    const char *name;
     ml_tensor tensor; /* of the first five types; safetensors: of the first three */
     int is_vector;    /* its one row is written as one dimension, as other programs have biases */
 } ml_named_tensor;
@@ -1387,8 +1398,8 @@ typedef struct ml_archive_save_desc {
     ml_format format;               /* GGUF or safetensors */
     const ml_named_tensor *tensors; /* (n_tensors) */
     int n_tensors;
-    /* (n_values) named ints, floats, bools and strings (`length` bytes, all of them text). Safetensors has texts only:
-       there they are read back as such, and under "__metadata__." and their name */
+    /* (n_values) named ints, floats, bools and strings (`length` bytes, all of them text). Safetensors has texts
+       only: there they are read back as such, and under "__metadata__." and their name */
     const ml_value *values;
     int n_values;
     ml_type type; /* F32, F16 or BF16: of all tensors; default: the one they have */
@@ -1556,7 +1567,12 @@ static void mli_format_v(char *text, size_t size, const char *format, va_list ar
             mli_put(text, size, &at, s, MLI_MIN(strlen(s), 96));
             break;
         case 'd': mli_put_int(text, size, &at, va_arg(args, int)); break;
-        case 'z': mli_put_int(text, size, &at, (int64_t)va_arg(args, size_t)); break;
+        case 'z': {
+            uint64_t z = va_arg(args, size_t);
+            if (z > INT64_MAX) mli_put_int(text, size, &at, (int64_t)(z / 10)), z %= 10;
+            mli_put_int(text, size, &at, (int64_t)z);
+            break;
+        }
         case 'l': mli_put_int(text, size, &at, va_arg(args, int64_t)); break;
         default: mli_put(text, size, &at, p, 1); break;
         }
@@ -1956,12 +1972,15 @@ typedef struct ml_graph_private {
 
 static int mli_measuring(const mli_graph *g) { return !g->memory; }
 
-/* More is needed than was measured. The library's own passes are never larger; one of the caller's may be: what is
-   left of it is only measured, and ends with an error. */
+/* More is needed than was measured. The library's own passes are never larger; one of the caller's may be. */
+#ifdef ML_NO_TRAINING
 static void mli_overflow(mli_graph *g) {
     ML_ASSERT(g->open);
     g->memory = NULL;
 }
+#else
+static void mli_overflow(mli_graph *g); /* in >>operations */
+#endif
 
 static void *mli_graph_alloc(mli_graph *g, size_t n, size_t size) {
     void *memory = mli_carve(g->memory, &g->used, n, size);
@@ -2055,13 +2074,18 @@ MLI_OPTIONAL void mli_run_backward(mli_graph *g, mli_taped *until) {
     }
 }
 
-/* Memory for the numbers of an activation. While measuring, `where` (0: a value, 1: a gradient, 2: the whole loss of a
-   caller's graph) of an array that nobody reads: such tensors can be told from those that are left out, and those that
-   share memory from others. */
-static float *mli_new_numbers(mli_graph *g, size_t rows, size_t cols, int where) {
+/* An address that nobody reads, of a value (0), a gradient (1) or the whole loss of a caller's graph (2): with it,
+   tensors of a graph that measures can be told from those that are left out, and those that share memory from
+   others. */
+static float *mli_unreal(int where) {
     static const float unreal[3] = {0, 0, 0};
+    return (float *)(uintptr_t)&unreal[where];
+}
+
+/* Memory for the numbers of an activation; while measuring, mli_unreal(where). */
+static float *mli_new_numbers(mli_graph *g, size_t rows, size_t cols, int where) {
     float *numbers = (float *)mli_graph_alloc(g, rows * sizeof(float), cols);
-    return mli_measuring(g) ? (float *)(uintptr_t)&unreal[where] : numbers;
+    return mli_measuring(g) ? mli_unreal(where) : numbers;
 }
 
 /* A new activation (rows, cols) on the graph's stack, whose gradient is in memory of its own, and 0: its readers add
@@ -2769,9 +2793,9 @@ static void mli_attention_task(void *arg, int index) {
 
 /* The backward pass computes P, the softmax, again instead of keeping it (Dao et al. 2022, "FlashAttention: Fast and
    Memory-Efficient Exact Attention with IO-Awareness").  dV += P^T dout;  dP = dout V^T;
-   dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;  dQ = dS K, in a Llama written over Q, which is not needed again.
-   P, dP and dS are (n_queries, n_keys), Q and dout (n_queries, hd), K and V (n_keys, hd). Dropout multiplies P, for
-   dV, and dP by the same factors, each 0 or 1 / (1 - p). */
+   dS = P (dP - sum(P dP)) / sqrt(hd);  dK += dS^T Q;  dQ = dS K, in a Llama written over Q, which is not needed
+   again. P, dP and dS are (n_queries, n_keys), Q and dout (n_queries, hd), K and V (n_keys, hd). Dropout multiplies
+   P, for dV, and dP by the same factors, each 0 or 1 / (1 - p). */
 
 /* s->p = P, s->dp = dS; dV += P^T dout on the way */
 static void mli_score_gradient(const mli_attention_op *op, const mli_tile *t,
@@ -3411,8 +3435,8 @@ static ml_tensor mli_ffn_block(mli_graph *g, const mli_pass *pass, int layer, ml
     return mli_end_half(g, pass, &half, x);
 }
 
-/* Without a tape each half frees all that it allocated, and x is changed in place. What places inside of layers handed
-   out lives on, unless the layer is computed again. [plain_layer_forward] */
+/* Without a tape each half frees all that it allocated, and x is changed in place. What places inside of layers
+   handed out lives on, unless the layer is computed again. [plain_layer_forward] */
 static ml_tensor mli_layer(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     size_t mark = g->used;
     unsigned at_stream = MLI_AT(EMBEDDING) | MLI_AT(BLOCK) | MLI_AT_END;
@@ -3467,8 +3491,8 @@ static ml_tensor mli_layer_checkpointed(mli_graph *g, const mli_pass *pass, int 
     return y;
 }
 
-/* Below the first part that learns nothing has a gradient. There `taping`, what the graph began with, is switched off;
-   from that part on the stream has its gradient. */
+/* Below the first part that learns nothing has a gradient. There `taping`, what the graph began with, is switched
+   off; from that part on the stream has its gradient. */
 static void mli_tape_from(mli_graph *g, int taping, int learns, ml_tensor *stream) {
     if (!taping) return;
     g->taping = learns || stream->grad;
@@ -3764,7 +3788,7 @@ ML_DEF ml_result ml_session_size(const ml_model *model, const ml_session_desc *d
 ML_DEF ml_result ml_session_init(const ml_model *model, const ml_session_desc *desc, void *memory,
                                  size_t size, ml_session **session, ml_error *error) {
     mli_session plan;
-    size_t need;
+    size_t need = 0;
     if (session) *session = NULL;
     if (!memory || !session) return mli_null(error, "ml_session_init");
     ml_result result = mli_session_plan(model, desc, &plan, &need, error);
@@ -3981,7 +4005,8 @@ static ml_result mli_check_batch(const ml_model *model, const ml_batch *b, const
         rows->n_rows = b->n_rows;
     }
     int n_rows = rows->n_rows;
-    if (!b->tokens || b->n_tokens < 1 || b->n_tokens > most->tokens || n_rows < 1 || n_rows > most->rows)
+    if (!b->tokens) return mli_fail(error, ML_ERROR_ARGUMENT, "batch: tokens is NULL");
+    if (b->n_tokens < 1 || b->n_tokens > most->tokens || n_rows < 1 || n_rows > most->rows)
         return mli_fail(error, ML_ERROR_ARGUMENT, "batch: %d tokens in %d rows; the %s is for up to %d in %d",
                         b->n_tokens, n_rows, most->whose, most->tokens, most->rows);
     if (rows->start[0] != 0 || rows->start[n_rows] != b->n_tokens)
@@ -4418,8 +4443,8 @@ MLI_OPTIONAL void mli_dropout(mli_graph *g, ml_tensor x, float p, uint64_t seed)
    logits (n, C) = h (n, D) W^T + b
    p = softmax(logits) (Bridle 1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs")
    [plain_softmax, plain_cross_entropy]
-   t = (1 - s) one-hot(target) + s / C, s: label smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture
-       for Computer Vision")
+   t = (1 - s) one-hot(target) + s / C, s: label smoothing (Szegedy et al. 2016, "Rethinking the Inception
+       Architecture for Computer Vision")
    loss = sum of -t . log p / divisor, over the rows that have a target
    dlogits = (p - t) / divisor, and 0 in the other rows
    dW += dlogits^T h      db += sum of the rows of dlogits      dh = dlogits W, over h
@@ -4678,14 +4703,24 @@ typedef struct mli_open_graph {
     void *owned;            /* ... and what it returned */
 } mli_open_graph;
 
+/* What is left of the pass is only measured, and the pass ends with an error. */
+static void mli_overflow(mli_graph *g) {
+    g->memory = NULL;
+    g->open->shown.measuring = 1;
+}
+
+/* All operations accept that there is no graph, and do nothing: ml_graph_new may have failed. */
+static mli_graph *mli_graph_of(ml_graph *graph) { return graph ? graph->private_part : NULL; }
+static int mli_failed(const ml_graph *graph) { return !graph || graph->result; }
+
 ML_DEF ml_tensor ml_none(void) { return mli_tensor_at(NULL, 0, 0); }
 
 /* Ends the pass with an error, unless it has one already. Returns what a failed operation returns. */
 static ml_tensor mli_cannot(ml_graph *shown, ml_result result, const char *format, ...) {
-    mli_open_graph *open = shown->private_part->open;
     va_list args;
     va_start(args, format);
-    if (!shown->result) {
+    if (!mli_failed(shown)) {
+        mli_open_graph *open = shown->private_part->open;
         shown->result = open->error.code = result;
         mli_format_v(open->error.text, sizeof open->error.text, format, args);
     }
@@ -4697,12 +4732,31 @@ static ml_tensor mli_cannot_fit(ml_graph *shown, const char *name, ml_tensor a, 
                       a.cols, b.rows, b.cols);
 }
 
+/* Whether a matrix can have this shape: it is not empty, and its size in bytes can be computed with. */
+static int mli_is_shape(size_t rows, size_t cols) {
+    size_t n = 0;
+    return rows && cols && mli_mul_size(rows, cols, &n) && n <= SIZE_MAX / 2 / sizeof(float);
+}
+
+/* Whether x can be seen to be the result of a pass that is over: it is where this pass has not come to yet, or was
+   only measured. */
+static int mli_is_gone(const mli_open_graph *open, ml_tensor x) {
+    uintptr_t at = (uintptr_t)x.data, begin = (uintptr_t)open->block;
+    if (mli_measuring(&open->graph)) return 0;
+    return (at >= begin + open->graph.used && at < begin + open->room) ||
+           (at >= (uintptr_t)mli_unreal(0) && at <= (uintptr_t)mli_unreal(2));
+}
+
 /* Whether an operation may read x: an F32 activation or parameter, while nothing has failed. */
 static int mli_accepts(ml_graph *shown, const char *name, ml_tensor x) {
+    if (mli_failed(shown)) return 0;
     const mli_open_graph *open = shown->private_part->open;
-    if (shown->result) return 0;
     if (!x.data)
         mli_cannot(shown, ML_ERROR_ARGUMENT, "%s: an operand is left out", name);
+    else if (!mli_is_shape(x.rows, x.cols))
+        mli_cannot(shown, ML_ERROR_ARGUMENT, "%s: an operand has the shape (%z, %z)", name, x.rows, x.cols);
+    else if (mli_is_gone(open, x))
+        mli_cannot(shown, ML_ERROR_ARGUMENT, "%s: an operand is the result of an earlier pass", name);
     else if (x.type != ML_F32)
         mli_cannot(shown, ML_ERROR_ARGUMENT, "%s: an operand is %s, not F32", name, ml_type_name(x.type));
     else if (x.data == open->whole)
@@ -4731,6 +4785,7 @@ static int mli_accepts_index(ml_graph *graph, const char *name, const int32_t *i
 
 /* The result of an operation; it has a gradient if `learns`: if an operand has one. */
 static ml_tensor mli_result(mli_graph *g, size_t rows, size_t cols, int learns) {
+    if (rows > SIZE_MAX / sizeof(float)) rows = SIZE_MAX / sizeof(float); /* more than there is in any case */
     if (learns && mli_taping(g)) return mli_new_apart(g, rows, cols);
     return mli_tensor_at(mli_new_numbers(g, rows, cols, 0), rows, cols);
 }
@@ -4753,10 +4808,12 @@ static void mli_note_size(mli_open_graph *open) {
 }
 
 ML_DEF void ml_graph_begin(ml_graph *graph, int taping) {
+    if (!graph) return;
     mli_open_graph *open = graph->private_part->open;
     mli_graph *g = &open->graph;
-    if (!graph->measuring) mli_note_size(open);
+    mli_note_size(open);
     graph->result = ML_OK;
+    graph->measuring = !open->block;
     graph->taping = g->taping = open->dropping = taping;
     if (!g->memory) g->size = open->room, g->work_size = 0; /* as after an overflow */
     g->memory = open->block;
@@ -4785,10 +4842,6 @@ static ml_result mli_open_measure(mli_open_graph *open, const ml_graph_desc *des
     if (result) return result;
     ml_graph_begin(&open->shown, 1);
     build(&open->shown, user);
-    mli_note_size(open);
-    if (!open->shown.result && open->shown.size == SIZE_MAX)
-        mli_cannot(&open->shown, ML_ERROR_MEMORY,
-                   "a pass of this size takes more memory than can be addressed");
     return ml_graph_end(&open->shown, error);
 }
 
@@ -4849,9 +4902,12 @@ ML_DEF void ml_graph_free(ml_graph *graph) {
 }
 
 ML_DEF ml_result ml_graph_end(ml_graph *graph, ml_error *error) {
+    if (!graph) return mli_null(error, "ml_graph_end");
     mli_open_graph *open = graph->private_part->open;
-    if (!graph->measuring) mli_note_size(open);
-    if (!graph->measuring && mli_measuring(&open->graph))
+    mli_note_size(open);
+    if (graph->measuring && graph->size > SIZE_MAX / 2)
+        mli_cannot(graph, ML_ERROR_MEMORY, "a pass of this size takes more memory than can be addressed");
+    if (open->block && mli_measuring(&open->graph))
         mli_cannot(graph, ML_ERROR_MEMORY, "the pass takes %z bytes, the graph has less (ml_graph_size)",
                    graph->size);
     if (!graph->result) return mli_ok(error);
@@ -4860,9 +4916,12 @@ ML_DEF ml_result ml_graph_end(ml_graph *graph, ml_error *error) {
 }
 
 ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *error) {
+    if (!graph) return mli_null(error, "ml_graph_backward");
     mli_open_graph *open = graph->private_part->open;
     int is_whole = loss.data && loss.data == open->whole;
-    if (!graph->taping) mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_graph_backward: the pass does not tape");
+    if (!graph->taping)
+        mli_cannot(graph, ML_ERROR_ARGUMENT,
+                   "ml_graph_backward: the pass does not tape, or was run backward before");
     if (open->whole && !is_whole)
         mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_graph_backward: another loss was said to be the whole");
     if (!is_whole && mli_accepts(graph, "ml_graph_backward", loss) && (loss.rows != 1 || loss.cols != 1))
@@ -4877,15 +4936,16 @@ ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *er
     }
     if (loss.grad) loss.grad[0] += 1;
     mli_run_backward(&open->graph, NULL);
+    graph->taping = open->graph.taping = 0;
     return ml_graph_end(graph, error);
 }
 
 /* ---- inputs ---- */
 
 ML_DEF ml_tensor ml_input(ml_graph *graph, const float *values, size_t rows, size_t cols) {
-    mli_graph *g = graph->private_part;
-    if (graph->result) return ml_none();
-    if (!rows || !cols)
+    mli_graph *g = mli_graph_of(graph);
+    if (mli_failed(graph)) return ml_none();
+    if (!mli_is_shape(rows, cols))
         return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_input: the shape is (%z, %z)", rows, cols);
     ml_tensor x = mli_result(g, rows, cols, 1);
     if (mli_measuring(g)) return x;
@@ -4903,7 +4963,7 @@ ML_DEF ml_tensor ml_stop_gradient(ml_graph *graph, ml_tensor x) {
 }
 
 ML_DEF ml_tensor ml_gather(ml_graph *graph, ml_tensor table, const int32_t *index, size_t n) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts_weight(graph, "ml_gather", table)) return ml_none();
     if (!mli_accepts_index(graph, "ml_gather", index, n, table.rows)) return ml_none();
     mli_embed_op op = {table, index, mli_result(g, n, table.cols, table.grad != NULL)};
@@ -4946,7 +5006,7 @@ static void mli_replace_backward(mli_graph *g, const void *record) {
 
 ML_DEF ml_tensor ml_replace_rows(ml_graph *graph, ml_tensor x, const int32_t *index, ml_tensor rows) {
     const char *name = "ml_replace_rows";
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, name, x) || !mli_accepts(graph, name, rows)) return ml_none();
     if (x.cols != rows.cols || rows.rows > x.rows) return mli_cannot_fit(graph, name, x, rows);
     if (!mli_accepts_index(graph, name, index, rows.rows, x.rows)) return ml_none();
@@ -5000,7 +5060,7 @@ static void mli_bias_backward(mli_graph *g, const void *record) {
 }
 
 ML_DEF ml_tensor ml_linear(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor b) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     mli_matrix_use use;
     if (!mli_accepts_linear(graph, "ml_linear", &x, &w, &b)) return ml_none();
     int learns = x.grad || w.grad || b.grad, taping = g->taping;
@@ -5107,7 +5167,7 @@ static void mli_pair_backward(mli_graph *g, const void *record) {
 }
 
 static ml_tensor mli_pair(ml_graph *graph, const char *name, ml_tensor a, ml_tensor b, mli_sign sign) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, name, a) || !mli_accepts(graph, name, b)) return ml_none();
     if ((b.rows != a.rows && b.rows != 1) || (b.cols != a.cols && b.cols != 1))
         return mli_cannot_fit(graph, name, a, b);
@@ -5155,7 +5215,7 @@ static void mli_affine_backward(mli_graph *g, const void *record) {
 
 /* factor x, or with factor 1 x + number */
 static ml_tensor mli_affine(ml_graph *graph, const char *name, ml_tensor x, float factor, float number) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, name, x)) return ml_none();
     mli_affine_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), factor, number};
     mli_for_rows(g, mli_affine_rows, &op, x.rows, x.cols);
@@ -5203,7 +5263,7 @@ static void mli_total_backward(mli_graph *g, const void *record) {
 }
 
 static ml_tensor mli_total(ml_graph *graph, const char *name, ml_tensor x, size_t rows, float factor) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, name, x)) return ml_none();
     mli_total_op op = {x, mli_result(g, rows, 1, x.grad != NULL), factor};
     mli_for_rows(g, mli_total_rows, &op, rows, mli_numbers(&x) / rows);
@@ -5286,7 +5346,7 @@ static void mli_function_backward(mli_graph *g, const void *record) {
 }
 
 static ml_tensor mli_apply(ml_graph *graph, const mli_function *f, ml_tensor x) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, f->name, x)) return ml_none();
     mli_function_op op = {f, x, mli_result(g, x.rows, x.cols, x.grad != NULL)};
     mli_for_rows(g, mli_function_rows, &op, x.rows, 4 * x.cols);
@@ -5332,7 +5392,7 @@ static void mli_swiglu_backward(mli_graph *g, const void *record) {
 }
 
 ML_DEF ml_tensor ml_swiglu(ml_graph *graph, ml_tensor gate, ml_tensor up) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, "ml_swiglu", gate) || !mli_accepts(graph, "ml_swiglu", up)) return ml_none();
     if (gate.rows != up.rows || gate.cols != up.cols) return mli_cannot_fit(graph, "ml_swiglu", gate, up);
     mli_swiglu_op op = {gate, up, mli_result(g, up.rows, up.cols, gate.grad || up.grad), 0};
@@ -5368,7 +5428,7 @@ static void mli_dropped_backward(mli_graph *g, const void *record) {
 }
 
 ML_DEF ml_tensor ml_dropout(ml_graph *graph, ml_tensor x, float p, uint64_t seed) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, "ml_dropout", x)) return ml_none();
     if (!(p >= 0 && p < 1))
         return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not in 0 to 1");
@@ -5431,7 +5491,7 @@ static void mli_row_backward(mli_graph *g, const void *record) {
 
 static ml_tensor mli_apply_to_rows(ml_graph *graph, const char *name, ml_tensor x, mli_rows_function value,
                                    mli_rows_function gradient) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, name, x)) return ml_none();
     mli_row_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), gradient};
     mli_for_rows(g, value, &op, x.rows, 4 * x.cols);
@@ -5448,7 +5508,7 @@ ML_DEF ml_tensor ml_log_softmax(ml_graph *graph, ml_tensor x) {
 
 /* w (1, c), or if it is left out as many times `number`; its shape must fit x. */
 static ml_tensor mli_norm_operand(ml_graph *graph, const char *name, ml_tensor x, ml_tensor w, float number) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (w.data && !mli_accepts(graph, name, w)) return w;
     if (w.data && (w.rows != 1 || w.cols != x.cols)) return mli_cannot_fit(graph, name, x, w);
     if (w.data || graph->result) return w;
@@ -5458,7 +5518,7 @@ static ml_tensor mli_norm_operand(ml_graph *graph, const char *name, ml_tensor x
 }
 
 ML_DEF ml_tensor ml_rms_norm(ml_graph *graph, ml_tensor x, ml_tensor w, float eps) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, "ml_rms_norm", x)) return ml_none();
     w = mli_norm_operand(graph, "ml_rms_norm", x, w, 1);
     if (graph->result) return ml_none();
@@ -5469,7 +5529,7 @@ ML_DEF ml_tensor ml_rms_norm(ml_graph *graph, ml_tensor x, ml_tensor w, float ep
 }
 
 ML_DEF ml_tensor ml_layer_norm(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor b, float eps) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, "ml_layer_norm", x)) return ml_none();
     w = mli_norm_operand(graph, "ml_layer_norm", x, w, 1);
     b = mli_norm_operand(graph, "ml_layer_norm", x, b, 0);
@@ -5518,7 +5578,7 @@ static void mli_transpose_backward(mli_graph *g, const void *record) {
 }
 
 ML_DEF ml_tensor ml_transpose(ml_graph *graph, ml_tensor x) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, "ml_transpose", x)) return ml_none();
     mli_transpose_op op = {x, mli_result(g, x.cols, x.rows, x.grad != NULL)};
     mli_for_rows(g, mli_transpose_rows, &op, x.cols, x.rows);
@@ -5556,10 +5616,11 @@ static void mli_copy_block(mli_graph *g, const mli_block_op *op) {
 }
 
 ML_DEF ml_tensor ml_concat(ml_graph *graph, const ml_tensor *parts, int n_parts, ml_axis axis) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     size_t rows = 0, cols = 0, at = 0;
     int learns = 0;
-    if (!graph->result && (!parts || n_parts < 1 || (axis != ML_ROWS && axis != ML_COLS)))
+    if (mli_failed(graph)) return ml_none();
+    if (!parts || n_parts < 1 || (axis != ML_ROWS && axis != ML_COLS))
         return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_concat: no parts, or no such axis");
     for (int i = 0; i < n_parts; i++) {
         ml_tensor part = parts[i];
@@ -5580,7 +5641,7 @@ ML_DEF ml_tensor ml_concat(ml_graph *graph, const ml_tensor *parts, int n_parts,
 }
 
 ML_DEF ml_tensor ml_slice(ml_graph *graph, ml_tensor x, ml_axis axis, size_t begin, size_t end) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, "ml_slice", x)) return ml_none();
     if ((axis != ML_ROWS && axis != ML_COLS) || begin >= end || end > (axis == ML_ROWS ? x.rows : x.cols))
         return mli_cannot(graph, ML_ERROR_ARGUMENT,
@@ -5609,7 +5670,8 @@ static int mli_read_rows(ml_graph *graph, const char *name, ml_rows given, size_
     if (!given.start) return 1;
     rows->start = given.start;
     rows->n_rows = given.n_rows;
-    if (given.n_rows < 1 || given.start[0] != 0 || (size_t)given.start[given.n_rows] != n)
+    if (given.n_rows < 1 || (size_t)given.n_rows > n || given.start[0] != 0 ||
+        (size_t)given.start[given.n_rows] != n)
         mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: the %d rows do not run from 0 to the %z tokens", name,
                    given.n_rows, n);
     for (int r = 0; !graph->result && r < given.n_rows; r++)
@@ -5628,7 +5690,7 @@ static const mli_rows *mli_keep_rows(mli_graph *g, const mli_rows *rows) {
 }
 
 static ml_tensor mli_run_pool(ml_graph *graph, mli_pool_op *op, size_t n) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     op->out = mli_result(g, n, op->x.cols, op->x.grad != NULL);
     mli_for_rows(g, mli_pool_rows, op, n, op->x.cols);
     mli_record_of(g, op->out, mli_pool_backward, op, sizeof *op);
@@ -5700,7 +5762,7 @@ static void mli_weighted_backward(mli_graph *g, const void *record) {
 }
 
 ML_DEF ml_tensor ml_pool_weighted(ml_graph *graph, ml_tensor x, ml_tensor scores, ml_rows given) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     mli_rows read;
     if (!mli_accepts(graph, "ml_pool_weighted", x) || !mli_accepts(graph, "ml_pool_weighted", scores) ||
         !mli_read_rows(graph, "ml_pool_weighted", given, x.rows, &read))
@@ -5723,8 +5785,8 @@ ML_DEF ml_tensor ml_pool_weighted(ml_graph *graph, ml_tensor x, ml_tensor scores
 static double mli_yarn_share(const ml_rope_desc *desc, int j) {
     const double turns[2] = {32, 1}, two_pi = 6.28318530717958647692;
     double hd = (double)desc->hd, bound[2];
-    for (int i = 0; i < 2;
-         i++) /* the pair that turns so many times: original / theta^(2j / hd) = 2 pi turns */
+    /* the pair that turns so many times: original / theta^(2j / hd) = 2 pi turns */
+    for (int i = 0; i < 2; i++)
         bound[i] = hd * log((double)desc->original / (two_pi * turns[i])) / (2 * log((double)desc->theta));
     double low = MLI_MAX(0.0, floor(bound[0])), high = MLI_MIN(hd - 1, ceil(bound[1]));
     double share = ((double)j - low) / MLI_MAX(0.001, high - low);
@@ -5790,7 +5852,7 @@ static void mli_rotate_backward(mli_graph *g, const void *record) {
 }
 
 ML_DEF ml_tensor ml_rotate(ml_graph *graph, ml_tensor x, ml_tensor table, ml_rows given) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     mli_rows read;
     if (!mli_accepts(graph, "ml_rotate", x) || !mli_accepts(graph, "ml_rotate", table) ||
         !mli_read_rows(graph, "ml_rotate", given, x.rows, &read))
@@ -5857,9 +5919,10 @@ static int mli_accepts_keys(ml_graph *graph, const ml_attention_desc *d, const m
 }
 
 ML_DEF ml_tensor ml_attention(ml_graph *graph, const ml_attention_desc *d) {
-    mli_graph *g = graph->private_part;
-    int n_kv_heads = d->n_kv_heads ? d->n_kv_heads : d->n_heads, taping = g->taping;
+    mli_graph *g = mli_graph_of(graph);
     mli_rows read, read_keys;
+    if (!graph || !d) return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_attention: desc is NULL");
+    int n_kv_heads = d->n_kv_heads ? d->n_kv_heads : d->n_heads, taping = g->taping;
     if (!mli_accepts_heads(graph, d, n_kv_heads) ||
         !mli_read_rows(graph, "ml_attention", d->rows, d->q.rows, &read) ||
         !mli_read_rows(graph, "ml_attention (keys)", d->key_rows.start ? d->key_rows : d->rows, d->k.rows,
@@ -5884,10 +5947,10 @@ ML_DEF ml_tensor ml_attention(ml_graph *graph, const ml_attention_desc *d) {
 }
 
 ML_DEF ml_tensor ml_alibi(ml_graph *graph, int n_heads, ml_rows given, size_t n) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     mli_rows rows;
     if (n_heads < 1 || n < 1) mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_alibi: there are no heads or tokens");
-    if (graph->result || !mli_read_rows(graph, "ml_alibi", given, n, &rows)) return ml_none();
+    if (mli_failed(graph) || !mli_read_rows(graph, "ml_alibi", given, n, &rows)) return ml_none();
     ml_tensor bias = mli_result(g, (size_t)n_heads * n, mli_longest_row(&rows), 0);
     for (int h = 0, r = 0; h < n_heads && !mli_measuring(g); h++, r = 0) {
         float slope = powf(2.0f, -8.0f * (float)(h + 1) / (float)n_heads);
@@ -5940,7 +6003,7 @@ static int mli_describe_loss(ml_graph *graph, const char *name, const ml_loss_de
    computed here, as a trainer does. */
 static ml_tensor mli_loss(ml_graph *graph, const char *name, mli_cross_entropy_op op,
                           const ml_loss_desc *desc) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     double loss = 0;
     if (!mli_describe_loss(graph, name, desc, &op)) return ml_none();
     int taping = g->taping, learns = op.h.grad || op.w.grad || op.b.grad, whole = desc->whole && taping;
@@ -6008,7 +6071,7 @@ static int mli_accepts_both(ml_graph *graph, const char *name, ml_tensor x, ml_t
 }
 
 ML_DEF ml_tensor ml_squared_error(ml_graph *graph, ml_tensor y, ml_tensor target, float divisor) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     double sum = 0;
     if (!mli_accepts_both(graph, "ml_squared_error", y, target, divisor)) return ml_none();
     mli_squared_op op = {y, target, mli_result(g, 1, 1, y.grad || target.grad), divisor, 0};
@@ -6083,7 +6146,7 @@ static void mli_kl_backward(mli_graph *g, const void *record) {
 }
 
 ML_DEF ml_tensor ml_kl_divergence(ml_graph *graph, ml_tensor x, ml_tensor y, float divisor) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     double sum = 0;
     if (!mli_accepts_both(graph, "ml_kl_divergence", x, y, divisor)) return ml_none();
     mli_kl_op op = {x, y, mli_result(g, 1, 1, x.grad || y.grad), NULL, divisor, 0};
@@ -6116,13 +6179,13 @@ static void mli_custom_backward(mli_graph *g, const void *record) {
 }
 
 ML_DEF ml_tensor ml_custom_op(ml_graph *graph, const ml_custom_desc *desc) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     mli_custom_record custom;
     ml_custom *op = &custom.op;
     int learns = 0;
-    if (graph->result) return ml_none();
+    if (mli_failed(graph)) return ml_none();
     if (!desc || !desc->forward || !desc->inputs || desc->n_inputs < 1 || desc->n_inputs > ML_MAX_INPUTS ||
-        !desc->rows || !desc->cols)
+        !mli_is_shape(desc->rows, desc->cols))
         return mli_cannot(graph, ML_ERROR_ARGUMENT,
                           "ml_custom_op: forward, inputs, rows or cols is missing, or n_inputs not 1 to %d",
                           ML_MAX_INPUTS);
@@ -6242,7 +6305,7 @@ static int mli_count_frozen(const mli_llama *own) {
 /* Computes a pass whose description is checked. n_frozen: see mli_count_frozen; -1: to be counted. */
 static ml_tensor mli_llama_pass(ml_graph *graph, const ml_llama_desc *desc, const mli_rows *rows,
                                 int n_frozen) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     mli_llama plan, *own = (mli_llama *)mli_graph_alloc(g, 1, sizeof *own);
     if (mli_measuring(g)) own = &plan; /* nothing is recorded */
     memset(own, 0, sizeof *own);
@@ -6280,6 +6343,12 @@ static int mli_accepts_weights(ml_graph *graph, const char *name, const ml_tenso
         else if (a->data && a->grad && a->type != ML_F32)
             mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] has a gradient and is %s, not F32", name,
                        i, ml_type_name(a->type));
+        else if (a->data && a->type != ML_F32 && a->type != b->type)
+            mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] is %s; it may be F32 or stay %s", name, i,
+                       ml_type_name(a->type), ml_type_name(b->type));
+        else if (a->data && mli_is_gone(graph->private_part->open, *a))
+            mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] is the result of an earlier pass", name,
+                       i);
     }
     return !graph->result;
 }
@@ -6341,10 +6410,10 @@ static ml_tensor mli_make_rope(mli_graph *g, const ml_config *c, size_t n_positi
 }
 
 ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
-    mli_graph *g = graph->private_part;
+    mli_graph *g = mli_graph_of(graph);
     ml_error error;
     mli_rows rows;
-    if (graph->result || !mli_accepts_llama(graph, given)) return ml_none();
+    if (mli_failed(graph) || !mli_accepts_llama(graph, given)) return ml_none();
     ml_llama_desc desc = *given;
     const ml_config *c = &desc.model->config;
     size_t hd = (size_t)(c->dim / c->n_heads);
@@ -6393,8 +6462,9 @@ static double mli_slope(const ml_tensor *t, uint64_t direction) {
 
 /* The same by the losses at four places. The tensor's numbers are kept in the memory of its gradient. */
 static ml_result mli_difference(ml_graph *g, const ml_check_desc *desc, const ml_tensor *t,
-                                uint64_t direction, double h, double *slope, ml_error *error) {
+                                uint64_t direction, double *slope, ml_error *error) {
     static const int steps[4] = {1, -1, 2, -2}, factors[4] = {8, -8, -1, 1};
+    double h = desc->step;
     ml_result result = ML_OK;
     *slope = 0;
     for (int k = 0; k < 4 && !result; k++) {
@@ -6418,22 +6488,23 @@ static double mli_length(const float *x, size_t n) {
 #define MLI_MAX_DIRECTIONS 64
 
 /* Checks one tensor, whose gradient is there, and leaves something else in its place. */
-static ml_result mli_check_tensor(ml_graph *g, const ml_check_desc *desc, const ml_tensor *t, double loss,
+static ml_result mli_check_tensor(ml_graph *g, const ml_check_desc *given, const ml_tensor *t, double loss,
                                   double *worst, ml_error *error) {
     uint64_t directions[MLI_MAX_DIRECTIONS];
-    double slopes[MLI_MAX_DIRECTIONS], h = desc->step, size = mli_length((float *)t->data, mli_numbers(t));
-    if (h == 0) h = size > 0 ? 0.01 * size / sqrt((double)mli_numbers(t)) : 0.01;
-    for (int i = 0; i < desc->n_directions; i++) {
-        directions[i] = ml_random_u64(desc->random);
+    double slopes[MLI_MAX_DIRECTIONS], size = mli_length((float *)t->data, mli_numbers(t));
+    ml_check_desc desc = *given;
+    if (desc.step == 0) desc.step = size > 0 ? 0.01 * size / sqrt((double)mli_numbers(t)) : 0.01;
+    for (int i = 0; i < desc.n_directions; i++) {
+        directions[i] = ml_random_u64(desc.random);
         slopes[i] = mli_slope(t, directions[i]);
         if (!mli_is_finite(slopes[i]))
             return mli_fail(error, ML_ERROR_NUMBER, "ml_check_gradient: a gradient is not finite");
     }
-    double length = MLI_MAX(mli_length(t->grad, mli_numbers(t)), 2e-5 * fabs(loss) / h);
+    double length = MLI_MAX(mli_length(t->grad, mli_numbers(t)), 2e-5 * fabs(loss) / desc.step);
     memcpy(t->grad, t->data, mli_numbers(t) * sizeof(float));
-    for (int i = 0; i < desc->n_directions; i++) {
+    for (int i = 0; i < desc.n_directions; i++) {
         double slope;
-        ml_result result = mli_difference(g, desc, t, directions[i], h, &slope, error);
+        ml_result result = mli_difference(g, &desc, t, directions[i], &slope, error);
         if (result) return result;
         double apart = fabs(slope - slopes[i]);
         if (apart > *worst * length) *worst = apart / length;
@@ -6487,6 +6558,7 @@ ML_DEF ml_result ml_check_gradient(ml_graph *graph, const ml_check_desc *given, 
 /* ---- schedule; cosine: Loshchilov & Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" ---- */
 
 ML_DEF float ml_schedule_factor(const ml_schedule *schedule, int64_t step) {
+    if (!schedule) return 1.0f;
     double warmup = (double)schedule->warmup_steps, span = (double)schedule->total_steps - warmup;
     if (step < schedule->warmup_steps) return (float)((double)(step + 1) / warmup);
     if (schedule->decay == ML_DECAY_NONE) return 1.0f;
@@ -6647,6 +6719,7 @@ ML_DEF ml_result ml_optimizer_step(ml_optimizer *optimizer, ml_error *error) {
 }
 
 ML_DEF void ml_optimizer_zero_gradients(ml_optimizer *optimizer) {
+    if (!optimizer) return;
     const mli_optimizer *o = optimizer->private_part;
     memset(o->gradients, 0, o->n_numbers * sizeof *o->gradients);
 }
@@ -15209,6 +15282,7 @@ static int mli_is_tensor_name(const char *name) {
 static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml_error *error) {
     const ml_named_tensor *named = &desc->tensors[index];
     const ml_tensor *t = &named->tensor;
+    size_t bytes = ml_type_row_bytes(t->type, t->cols);
     if (!mli_is_tensor_name(named->name))
         return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %d: \"%s\" cannot be a name in a file", index,
                         named->name ? named->name : "");
@@ -15216,7 +15290,8 @@ static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml
         if (strcmp(desc->tensors[i].name, named->name) == 0)
             return mli_fail(error, ML_ERROR_ARGUMENT, "tensors %d and %d are both named %s", i, index,
                             named->name);
-    if (!t->data || !t->rows || !ml_type_row_bytes(t->type, t->cols) || (named->is_vector && t->rows > 1))
+    if (!t->data || !t->rows || !bytes || !mli_mul_size(t->rows, bytes, &bytes) ||
+        (named->is_vector && t->rows > 1))
         return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %s has no data, or its shape (%z, %z) is wrong",
                         named->name, t->rows, t->cols);
     if (t->type < ML_F32 || t->type > (desc->format == ML_GGUF ? ML_Q4_0 : ML_BF16))

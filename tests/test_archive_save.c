@@ -211,6 +211,9 @@ TEST(wrong_tensors_and_values_are_refused) {
     make_example(&e, ML_GGUF);
     e.tensors[0].is_vector = 1; /* of two rows */
     check_refused(&e, ML_ERROR_ARGUMENT, "or its shape (2, 3) is wrong");
+    e.tensors[0].is_vector = 0, e.tensors[0].tensor.rows = SIZE_MAX / 2;
+    check_refused(&e, ML_ERROR_ARGUMENT,
+                  sizeof(size_t) == 8 ? "(9223372036854775807, 3) is wrong" : "is wrong");
     make_example(&e, ML_SAFETENSORS);
     e.tensors[0].tensor.type = ML_Q8_0;
     e.tensors[0].tensor.cols = 32;

@@ -423,6 +423,33 @@ TEST(dropout_is_drawn_by_seed) {
     free(second);
 }
 
+/* ml_check_gradient takes differences of passes that do not tape: there, too, the same weights are dropped. */
+TEST(dropout_while_a_gradient_is_checked) {
+    setting s = {ML_MASK_CAUSAL, 4, 2, 6, 8, 0, 0, 0, 0, 0};
+    problem p;
+    ml_tensor t[3];
+    const ml_tensor *checked[3] = {&t[Q], &t[K], &t[V]};
+    ml_check_desc desc;
+    ml_graph *g;
+    ml_error error;
+    double worst = 1;
+    begin_attention(&p, s, few_rows);
+    p.attention.dropout = .3f;
+    for (int i = 0; i < 3; i++) {
+        const variable *v = &p.v[i];
+        ml_tensor x = {ML_F32, v->rows, v->cols, v->given, v->grad};
+        t[i] = x;
+    }
+    memset(&desc, 0, sizeof desc);
+    desc.build = build_problem, desc.user = &p, desc.random = &p.random;
+    desc.tensors = checked, desc.n_tensors = 3;
+    REQUIRE(ml_graph_new(NULL, build_problem, &p, &g, &error) == ML_OK);
+    CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_OK);
+    CHECK_NEAR(worst, 0, .01, 0);
+    ml_graph_free(g);
+    end_problem(&p);
+}
+
 /* Two settings of the same operands: results and gradients agree to rounding. */
 static void check_same(setting a, setting b, const int *lengths) {
     problem p[2];
@@ -852,6 +879,7 @@ int main(void) {
     RUN(attention_with_window_and_sinks);
     RUN(attention_with_dropout);
     RUN(dropout_is_drawn_by_seed);
+    RUN(dropout_while_a_gradient_is_checked);
     RUN(a_window_of_all_is_none);
     RUN(block_sparse_by_bias);
     RUN(alibi);

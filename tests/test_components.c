@@ -16,22 +16,9 @@
 
 /* ---- what the programs print ---- */
 
-/* `flags` follow those that name the files. */
-static const char *run(int (*program)(int, char **), const char *flags, int *status) {
-    char line[4096], *argv[64], name[] = "test";
-    int argc = 1;
-    snprintf(line, sizeof line, "--model %s --train %s --dev %s --test %s --label-names %s --threads 1 %s",
-             paths[0], paths[1], paths[1], paths[1], paths[2], flags);
-    argv[0] = name;
-    for (char *word = strtok(line, " "); word && argc < 64; word = strtok(NULL, " ")) argv[argc++] = word;
-    capture_begin();
-    *status = program(argc, argv);
-    return capture_end();
-}
-
 static void check_refused(int (*program)(int, char **), const char *flags, const char *reason) {
     int status;
-    const char *said = run(program, flags, &status);
+    const char *said = run_program(program, flags, &status);
     CHECK(status == 1 || status == 2);
     CHECK(strstr(said, reason));
     if (!strstr(said, reason)) printf("%s: %s", flags, said);
@@ -306,7 +293,7 @@ TEST(phrases_are_learned) {
         int status;
         snprintf(flags, sizeof flags, "%s --pooling mean --mask full --trees %s", runs[i].flags,
                  in_folder("stories.txt"));
-        const char *said = run(phrases_main, flags, &status);
+        const char *said = run_program(phrases_main, flags, &status);
         CHECK(status == 0 && strstr(said, runs[i].result));
         if (!strstr(said, runs[i].result)) printf("%s: %s", flags, said);
         CHECK(strstr(said, i ? "35 of 35 phrases in 3 rows" : "32 of 35 phrases in 32 rows"));
@@ -628,7 +615,7 @@ TEST(label_words_are_learned) {
         char line[256];
         int status;
         snprintf(line, sizeof line, "%s --words big,happy,sad --batch 3 --epochs 30 --patience 12", flags[i]);
-        const char *said = run(prompted_main, line, &status);
+        const char *said = run_program(prompted_main, line, &status);
         const char *learned = strstr(said, trained[i]), *start = strstr(said, "prompted zero_shot: dev 0.");
         CHECK(status == 0 && learned && start && strstr(start, "; 0 of 36688"));
         CHECK(learned < start); /* the table of the experiments reads the first row */

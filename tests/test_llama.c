@@ -778,6 +778,11 @@ TEST(what_does_not_fit_is_refused) {
     weights[5] = s.model->tensors[5], weights[6].rows = 7;
     r.desc.weights = weights;
     check_refused(&r, ML_ERROR_MISMATCH, "weights[6] is (7, 16), not (16, 16)");
+    weights[6] = s.model->tensors[6], weights[6].type = ML_F16; /* half of what would be read */
+    r.desc.weights = weights;
+    check_refused(&r, ML_ERROR_ARGUMENT, "weights[6] is F16; it may be F32 or stay F32");
+    r.batch.tokens = NULL;
+    check_refused(&r, ML_ERROR_ARGUMENT, "batch: tokens is NULL");
     r.desc.lora = s.lora, r.desc.lora_weights = lora, lora[1].cols = 3;
     check_refused(&r, ML_ERROR_MISMATCH, "lora_weights[1] is (16, 3), not (16, 2)");
     r.desc.rope.type = ML_F32, r.desc.rope.data = table, r.desc.rope.rows = 2, r.desc.rope.cols = 2;

@@ -1378,6 +1378,31 @@ static ml_tensor whole_twice(ml_graph *g) { return whole_loss(g), whole_loss(g);
 static ml_tensor whole_and_another(ml_graph *g) { return whole_loss(g), ml_sum(g, of(2, 3)); }
 static ml_tensor not_a_loss(ml_graph *g) { return ml_relu(g, of(2, 3)); }
 static ml_tensor too_large(ml_graph *g) { return ml_sum(g, ml_input(g, NULL, 1000, 1000)); }
+static ml_tensor larger_than_memory(ml_graph *g) { return ml_sum(g, ml_input(g, NULL, SIZE_MAX / 16, 1)); }
+static ml_tensor empty_mean(ml_graph *g) { return ml_mean(g, of(0, 3)); }
+static ml_tensor empty_rows(ml_graph *g) { return ml_sum_rows(g, of(0, 3)); } /* would divide by 0 */
+static ml_tensor no_columns(ml_graph *g) {
+    ml_rows all = {NULL, 0};
+    return ml_rotate(g, of(2, 4), of(2, 0), all);
+}
+static ml_tensor endless(ml_graph *g) { return ml_relu(g, of(SIZE_MAX / 4 + 1, 4)); }
+static ml_tensor wrong_input_size(ml_graph *g) { return ml_input(g, NULL, SIZE_MAX / 4 + 1, 1); }
+static ml_tensor no_attention(ml_graph *g) { return ml_attention(g, NULL); }
+static ml_tensor more_rows(ml_graph *g) {
+    static const int32_t start[2] = {0, 2};
+    ml_rows rows = {start, 1000000}; /* what is behind the two must not be read */
+    return ml_pool_rows(g, of(2, 3), rows, ML_POOL_MEAN);
+}
+static ml_tensor custom_size(ml_graph *g) {
+    ml_tensor x = of(2, 3);
+    ml_custom_desc desc = {"mine", sine_forward, NULL, &x, 1, SIZE_MAX / 2 + 1, 2, 0, NULL};
+    return ml_custom_op(g, &desc);
+}
+static ml_tensor custom_keep(ml_graph *g) {
+    ml_tensor x = of(2, 3);
+    ml_custom_desc desc = {"mine", sine_forward, NULL, &x, 1, 1, 1, SIZE_MAX, NULL};
+    return ml_custom_op(g, &desc);
+}
 static ml_tensor not_finite(ml_graph *g) { return ml_log(g, ml_scale(g, ml_sum(g, of(2, 3)), 0)); }
 
 static const struct {
@@ -1431,6 +1456,16 @@ static const struct {
     {whole_and_another, ML_ERROR_ARGUMENT, "ml_graph_backward: another loss was said to be the whole"},
     {not_a_loss, ML_ERROR_MISMATCH, "ml_graph_backward: the loss is (2, 3), not (1, 1)"},
     {too_large, ML_ERROR_MEMORY, "the pass takes "},
+    {larger_than_memory, ML_ERROR_MEMORY, "a pass of this size takes more memory than can be addressed"},
+    {empty_mean, ML_ERROR_ARGUMENT, "ml_mean: an operand has the shape (0, 3)"},
+    {empty_rows, ML_ERROR_ARGUMENT, "ml_sum_rows: an operand has the shape (0, 3)"},
+    {no_columns, ML_ERROR_ARGUMENT, "ml_rotate: an operand has the shape (2, 0)"},
+    {endless, ML_ERROR_ARGUMENT, "ml_relu: an operand has the shape ("},
+    {wrong_input_size, ML_ERROR_ARGUMENT, "ml_input: the shape is ("},
+    {no_attention, ML_ERROR_ARGUMENT, "ml_attention: desc is NULL"},
+    {more_rows, ML_ERROR_ARGUMENT, "ml_pool_rows: the 1000000 rows do not run from 0 to the 2 tokens"},
+    {custom_size, ML_ERROR_ARGUMENT, "ml_custom_op: "},
+    {custom_keep, ML_ERROR_MEMORY, "a pass of this size takes more memory than can be addressed"},
     {not_finite, ML_ERROR_NUMBER, "the loss is not finite"},
 };
 
@@ -1445,7 +1480,9 @@ TEST(errors) {
         if (g->result) {
             ml_tensor next = ml_add(g, ml_relu(g, of(2, 3)), of(1, 1));
             CHECK(!y.data && !next.data);
+            CHECK(!wrong[i].build(g).data);
         }
+        CHECK(!wrong[i].build(NULL).data);
         CHECK(ml_graph_backward(g, y, &error) == wrong[i].result && error.code == wrong[i].result);
         CHECK(strncmp(error.text, wrong[i].text, strlen(wrong[i].text)) == 0);
         if (strncmp(error.text, wrong[i].text, strlen(wrong[i].text)) != 0)
@@ -1455,7 +1492,7 @@ TEST(errors) {
     }
     ml_graph_begin(g, 0);
     CHECK(ml_graph_backward(g, ml_sum(g, of(2, 3)), &error) == ML_ERROR_ARGUMENT);
-    CHECK(strcmp(error.text, "ml_graph_backward: the pass does not tape") == 0);
+    CHECK(strcmp(error.text, "ml_graph_backward: the pass does not tape, or was run backward before") == 0);
     ml_graph_begin(g, 0); /* which may read a whole loss */
     CHECK(whole_read(g).data && !ml_graph_end(g, NULL));
     ml_graph_free(g);
@@ -1480,6 +1517,65 @@ TEST(errors_while_measuring) {
         if (wrong[i].build == whole_read || wrong[i].build == whole_twice || wrong[i].build == left_out)
             CHECK(ml_graph_size(NULL, measured_wrong, &i, &size, NULL) == ML_ERROR_ARGUMENT);
     }
+}
+
+/* ---- passes ---- */
+
+static ml_tensor kept; /* what a program keeps from one pass for another, and should not */
+static ml_tensor keeping_build(ml_graph *g, void *user) {
+    return (void)user, ml_input(g, NULL, 64, 64), kept = ml_tanh(g, of(2, 3));
+}
+
+TEST(passes_in_a_wrong_order) {
+    ml_graph *g;
+    ml_error error;
+    const char *earlier = "ml_exp: an operand is the result of an earlier pass";
+    REQUIRE(!ml_graph_new(NULL, keeping_build, NULL, &g, &error));
+    ml_graph_begin(g, 1); /* kept was only measured: nothing is at its address */
+    CHECK(!ml_exp(g, kept).data && ml_graph_end(g, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strcmp(error.text, earlier) == 0);
+    ml_graph_begin(g, 1);
+    keeping_build(g, NULL);
+    ml_graph_begin(g, 1); /* and now it is where this pass has nothing yet */
+    CHECK(!ml_exp(g, kept).data && ml_graph_end(g, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strcmp(error.text, earlier) == 0);
+    ml_graph_begin(g, 1);
+    ml_tensor loss = ml_sum(g, of(2, 3));
+    memset(gradients, 0, sizeof gradients);
+    CHECK(g->taping && !ml_graph_backward(g, loss, &error) && !g->taping);
+    CHECK(ml_graph_backward(g, loss, &error) == ML_ERROR_ARGUMENT && gradients[0] == 1);
+    ml_graph_begin(g, 1);
+    CHECK(ml_graph_backward(g, ml_none(), NULL) == ML_ERROR_ARGUMENT);
+    ml_graph_free(g);
+    ml_graph_begin(NULL, 1);
+    CHECK(ml_graph_backward(NULL, loss, &error) == ML_ERROR_ARGUMENT && error.text[0]);
+    CHECK(ml_graph_end(NULL, &error) == ML_ERROR_ARGUMENT && error.text[0]);
+}
+
+/* A function that begins a pass itself: the larger one counts. */
+static ml_tensor two_passes(ml_graph *g, void *user) {
+    keeping_build(g, user);
+    ml_graph_begin(g, 1);
+    return ml_tanh(g, of(2, 3));
+}
+
+/* From where a pass outgrew its memory on, values must not be read, and the caller can see it. */
+TEST(measuring_is_told) {
+    ml_graph *g;
+    ml_error error;
+    size_t one, two;
+    REQUIRE(!ml_graph_size(NULL, keeping_build, NULL, &one, &error));
+    CHECK(!ml_graph_size(NULL, two_passes, NULL, &two, &error) && two == one);
+    REQUIRE(!ml_graph_new(NULL, keeping_build, NULL, &g, &error));
+    ml_graph_begin(g, 1);
+    ml_tensor y = ml_tanh(g, of(2, 3));
+    CHECK(!g->measuring);
+    y = ml_concat(g, &y, 1, ML_ROWS);
+    too_large(g);
+    CHECK(g->measuring && ml_graph_end(g, &error) == ML_ERROR_MEMORY);
+    ml_graph_begin(g, 1);
+    CHECK(!g->measuring && !ml_graph_backward(g, ml_sum(g, of(2, 3)), &error));
+    ml_graph_free(g);
 }
 
 /* ---- memory ---- */
@@ -1636,6 +1732,8 @@ int main(void) {
     RUN(mixout);
     RUN(errors);
     RUN(errors_while_measuring);
+    RUN(passes_in_a_wrong_order);
+    RUN(measuring_is_told);
     RUN(measured_size);
     RUN(one_allocation);
     RUN(custom_that_is_not_finite);

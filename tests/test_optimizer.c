@@ -313,6 +313,8 @@ TEST(wrong_parameters_are_refused) {
     CHECK(ml_optimizer_size(&f.desc, NULL, &error) == ML_ERROR_ARGUMENT);
     CHECK(ml_optimizer_new(&f.desc, NULL, &error) == ML_ERROR_ARGUMENT);
     CHECK(ml_optimizer_step(NULL, &error) == ML_ERROR_ARGUMENT);
+    ml_optimizer_zero_gradients(NULL);
+    CHECK(ml_schedule_factor(NULL, 3) == 1);
     ml_optimizer_free(NULL);
 }
 

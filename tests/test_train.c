@@ -1389,7 +1389,7 @@ static void check_batches(int with_head) {
         {2, ML_ERROR_ARGUMENT, "the trainer is for up to 300 in 4"},
         {2, ML_ERROR_ARGUMENT, "300 tokens in 5 rows"},
         {2, ML_ERROR_ARGUMENT, "300 tokens in 0 rows"},
-        {2, ML_ERROR_ARGUMENT, "in 4 rows"},
+        {2, ML_ERROR_ARGUMENT, "batch: tokens is NULL"},
     };
     ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 1);
     ml_head *head = with_head ? made_head(model, 2) : NULL;

@@ -120,7 +120,7 @@ static inline float backward(tuning *t) {
 
 /* Runs a program on the three sentences; what it prints. `flags` follow those that name the files. */
 static inline const char *run_program(int (*run)(int, char **), const char *flags, int *status) {
-    char line[4096], *argv[64], program[] = "test";
+    char line[8192], *argv[64], program[] = "test";
     int argc = 1;
     snprintf(line, sizeof line, "--model %s --train %s --dev %s --test %s --label-names %s --threads 1 %s",
              paths[0], paths[1], paths[1], paths[1], paths[2], flags);

@@ -109,7 +109,7 @@ static int find_noise(tuning *t, const tuning_batch *batch) {
     return ok;
 }
 
-/* ---- the loss: cross-entropy, with dropout, + lambda * divergence ---- */
+/* ---- the loss: cross-entropy, with dropout if there is any, + lambda * divergence ---- */
 
 static ml_tensor loss_of(tuning *t, ml_graph *g, const tuning_batch *batch) {
     adversarial *a = adversarial_of(t);
@@ -117,7 +117,8 @@ static ml_tensor loss_of(tuning *t, ml_graph *g, const tuning_batch *batch) {
     a->moved = noise;
     ml_tensor clean = logits_of(t, g, batch, 0), noisy = logits_of(t, g, batch, 1);
     ml_tensor smooth = ml_scale(g, apart(g, noisy, clean, batch->rows.divisor), a->lambda);
-    return ml_add(g, tuning_classify(t, g, batch), smooth);
+    if (t->set.dropout > 0) return ml_add(g, tuning_classify(t, g, batch), smooth);
+    return ml_add(g, tuning_cross_entropy(t, g, batch, clean), smooth);
 }
 
 static int backward_smoothly(tuning *t, const tuning_batch *batch, float *loss) {

@@ -99,7 +99,7 @@ static int draw_curve(const interpolation *s) {
     return plot_end(&p);
 }
 
-static int finish(tuning *t) {
+static int interpolate(tuning *t) {
     interpolation *s = interpolation_of(t);
     size_t n = (size_t)tuning_count(t);
     float *mixed = (float *)malloc(n * sizeof *mixed);
@@ -107,9 +107,9 @@ static int finish(tuning *t) {
     s->after = (float *)malloc(n * sizeof *s->after);
     if (!mixed || !s->after) return free(mixed), no_memory("the weights");
     tuning_copy(t, s->after);
-    int ok = measure(t, mixed, &best) && (!s->curve || write_curve(s)) && (!s->picture || draw_curve(s)) &&
-             tuning_report(t, "wise-ft", &s->at[best]);
-    if (ok) printf("kept: a = %.1f\n", (double)best / TENTHS);
+    int ok = measure(t, mixed, &best) && (!s->curve || write_curve(s)) && (!s->picture || draw_curve(s));
+    if (ok) printf("fine-tuned: dev %.3f; kept: a = %.1f\n", t->result.dev, (double)best / TENTHS);
+    if (ok) t->result = s->at[best];
     free(mixed);
     return ok;
 }
@@ -117,11 +117,11 @@ static int finish(tuning *t) {
 static tuning_method method_of(interpolation *state) {
     tuning_method method = {0};
     method.program = "interpolate";
-    method.name = "finetuned";
+    method.name = "wise-ft";
     method.state = state;
     method.check = check;
     method.setup = setup;
-    method.finish = finish;
+    method.trained = interpolate;
     return method;
 }
 

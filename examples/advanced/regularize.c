@@ -33,23 +33,19 @@ static int has_dropout(tuning *t) {
     return t->set.dropout > 0 || r->attention > 0 || places_of(r);
 }
 
-static void add_name(regular *r, int is_used, const char *name) {
-    size_t n = strlen(r->name);
-    if (is_used) snprintf(r->name + n, sizeof r->name - n, "%s%s", n ? "+" : "", name);
-}
-
 /* For the report: "dropout+rdrop". */
 static const char *name_of(tuning *t) {
     regular *r = regular_of(t);
-    *r->name = 0;
-    add_name(r, has_dropout(t), "dropout");
-    add_name(r, t->set.smoothing > 0, "smoothing");
-    add_name(r, r->mixout > 0, "mixout");
-    add_name(r, r->rdrop > 0, "rdrop");
-    add_name(r, r->ema > 0, "ema");
-    add_name(r, r->swa > 0, "swa");
-    add_name(r, r->layer_decay < 1, "layer_decay");
-    return *r->name ? r->name : "plain";
+    const char *const names[] = {"dropout", "word_dropout", "smoothing", "mixout",
+                                 "rdrop",   "ema",          "swa",       "layer_decay"};
+    const int used[] = {has_dropout(t),       t->set.word_dropout > 0,
+                        t->set.smoothing > 0, r->mixout > 0,
+                        r->rdrop > 0,         r->ema > 0,
+                        r->swa > 0,           r->layer_decay < 1};
+    size_t n = 0;
+    for (size_t i = 0; i < sizeof used / sizeof *used; i++)
+        if (used[i]) n += (size_t)snprintf(r->name + n, sizeof r->name - n, "%s%s", n ? "+" : "", names[i]);
+    return n ? r->name : "plain";
 }
 
 static int check(tuning *t) {
@@ -92,12 +88,9 @@ static void begin(tuning *t, ml_graph *g, ml_llama_desc *llama) {
    Two passes with dropout of their own: (CE1 + CE2) / 2 + alpha (KL(p || q) + KL(q || p)) / 2. */
 
 static ml_tensor rdrop_loss(tuning *t, ml_graph *g, const tuning_batch *batch) {
-    ml_loss_desc desc = {0};
-    float divisor = desc.divisor = batch->rows.divisor, alpha = regular_of(t)->rdrop;
-    desc.targets = batch->rows.labels;
-    desc.smoothing = t->set.smoothing;
+    float divisor = batch->rows.divisor, alpha = regular_of(t)->rdrop;
     ml_tensor p = tuning_logits(t, g, batch), q = tuning_logits(t, g, batch);
-    ml_tensor both = ml_add(g, ml_cross_entropy(g, p, &desc), ml_cross_entropy(g, q, &desc));
+    ml_tensor both = ml_add(g, tuning_cross_entropy(t, g, batch, p), tuning_cross_entropy(t, g, batch, q));
     ml_tensor apart = ml_add(g, ml_kl_divergence(g, p, q, divisor), ml_kl_divergence(g, q, p, divisor));
     return ml_scale(g, ml_add(g, both, ml_scale(g, apart, alpha)), 0.5f);
 }

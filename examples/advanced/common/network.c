@@ -113,11 +113,15 @@ ml_tensor tuning_logits(tuning *t, ml_graph *g, const tuning_batch *batch) {
     return tuning_head(t, g, tuning_pooled(t, g, batch));
 }
 
-ml_tensor tuning_classify(tuning *t, ml_graph *g, const tuning_batch *batch) {
+ml_tensor tuning_cross_entropy(tuning *t, ml_graph *g, const tuning_batch *batch, ml_tensor logits) {
     ml_loss_desc desc = {0};
     desc.targets = batch->rows.labels;
     desc.divisor = batch->rows.divisor;
     desc.smoothing = t->set.smoothing;
-    ml_tensor logits = t->method.logits ? t->method.logits(t, g, batch) : tuning_logits(t, g, batch);
     return ml_cross_entropy(g, logits, &desc);
+}
+
+ml_tensor tuning_classify(tuning *t, ml_graph *g, const tuning_batch *batch) {
+    ml_tensor logits = t->method.logits ? t->method.logits(t, g, batch) : tuning_logits(t, g, batch);
+    return tuning_cross_entropy(t, g, batch, logits);
 }

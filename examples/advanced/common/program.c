@@ -90,8 +90,8 @@ static void write_line(char *to, size_t size, int argc, char **argv) {
 static int run(tuning *t, const tuning_settings *set, const tuning_method *method, const char *line) {
     if (!tuning_open(t, set, method) || (set->save && !tuning_can_save(t))) return 0;
     strcpy(t->line, line);
-    return tuning_train(t) && tuning_report(t, t->method.name, &t->result) &&
-           (!t->method.finish || t->method.finish(t)) &&
+    return tuning_train(t) && (!t->method.trained || t->method.trained(t)) &&
+           tuning_report(t, t->method.name, &t->result) && (!t->method.finish || t->method.finish(t)) &&
            (!set->save || (t->method.save ? t->method.save(t, set->save) : tuning_save(t, set->save)));
 }
 

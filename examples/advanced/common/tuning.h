@@ -60,6 +60,7 @@ typedef struct tuning_method {
     int (*plan)(tuning *t, int epoch); /* the epoch's batches, by tuning_plan_add; default tuning_plan */
     int (*after_step)(tuning *t);
     int (*measuring)(tuning *t, int begins); /* before and after the weights are measured on dev */
+    int (*trained)(tuning *t);               /* before the report: may change the weights and t->result */
     int (*finish)(tuning *t);                /* after the report, with the best weights */
     int (*save)(tuning *t,
                 const char *path); /* default tuning_save: model and head, or all parameters by name */
@@ -160,8 +161,9 @@ ml_pooling tuning_pooling(const tuning *t); /* by --pooling, if it is last, mean
 ml_tensor tuning_pooled(tuning *t, ml_graph *g, const tuning_batch *batch); /* (n_rows, D), by --pooling */
 ml_tensor tuning_head(tuning *t, ml_graph *g, ml_tensor x); /* (n, D) -> (n, C), dropout first */
 ml_tensor tuning_logits(tuning *t, ml_graph *g, const tuning_batch *batch); /* head(pooled) */
-ml_tensor tuning_classify(tuning *t, ml_graph *g,
-                          const tuning_batch *batch); /* cross-entropy of the method's logits */
+/* (1, 1), with --smoothing, divided by batch->rows.divisor: of these logits (n_rows, C); of the method's */
+ml_tensor tuning_cross_entropy(tuning *t, ml_graph *g, const tuning_batch *batch, ml_tensor logits);
+ml_tensor tuning_classify(tuning *t, ml_graph *g, const tuning_batch *batch);
 
 /* ---- passes (passes.c) ---- */
 
