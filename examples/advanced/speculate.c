@@ -9,10 +9,10 @@
    decide a tie differently. */
 #include <limits.h>
 #include <stdio.h>
-#include <time.h>
 #include "speculation.h"
 #include "methods.h"
 #include "../common/options.h"
+#include "../common/progress.h"
 
 typedef struct settings {
     const char *words[2]; /* the model and a prompt */
@@ -48,21 +48,19 @@ static int check(const settings *s) {
     return !(s->prompts && s->words[1]) || complain("--prompts: there is a prompt on the command line, too");
 }
 
-/* Of processor time: on a busy machine the two could not be compared otherwise. */
-static double processor_seconds(void) { return (double)clock() / CLOCKS_PER_SEC; }
-
-/* The large model alone; the session then holds prompt and new tokens. */
+/* The large model alone; the session then holds prompt and new tokens. Processor time, since the two could not be
+   compared on a busy machine otherwise. */
 static ml_result write_plain(writer *w, const ml_tokens *prompt, ml_error *error) {
     ml_generate_desc desc;
     ml_generated made;
-    double began = processor_seconds();
+    double began = cpu_seconds_now();
     memset(&desc, 0, sizeof desc);
     desc.prompt_ids = *prompt;
     desc.max_new_tokens = w->set->max_new_tokens;
     desc.sampler.temperature = w->set->temperature;
     desc.sampler.random = &w->random;
     ml_result result = ml_session_generate(w->plain, &desc, &made, error);
-    w->plain_seconds += processor_seconds() - began;
+    w->plain_seconds += cpu_seconds_now() - began;
     w->plain_tokens += made.n_new;
     return result;
 }
@@ -78,14 +76,14 @@ static ml_result write_fast(writer *w, const ml_tokens *prompt, ml_tokens *writt
     speculation *s = &w->fast;
     int room = s->target->max_seq_len - prompt->n, n_new = 1, n = 0, is_over = 0;
     int most = w->set->max_new_tokens < room ? w->set->max_new_tokens : room;
-    double began = processor_seconds();
+    double began = cpu_seconds_now();
     ml_result result = speculation_begin(s, prompt, error);
     while (!result && !is_over && n < most && n_new) {
         result = speculate(s, &n_new, error);
         for (int i = 0; i < n_new && n < most && !is_over; i++)
             if (!(is_over = is_end(w->model->tokenizer, s->text[prompt->n + n]))) n++;
     }
-    w->fast_seconds += processor_seconds() - began;
+    w->fast_seconds += cpu_seconds_now() - began;
     w->fast_tokens += n;
     written->ids = s->text + prompt->n;
     written->n = n;

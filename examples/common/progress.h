@@ -13,6 +13,9 @@ static inline double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Seconds that the processors have worked for this program, those of all threads together. */
+static inline double cpu_seconds_now(void) { return (double)clock() / CLOCKS_PER_SEC; }
+
 /* Seconds left when `done` of `all` took the time since `began`. */
 static inline double seconds_left(double done, double all, double began) {
     return done > 0 ? (seconds_now() - began) / done * (all - done) : 0;

@@ -99,7 +99,7 @@ static int train_epoch(tuning *t) {
 }
 
 int tuning_train(tuning *t) {
-    double began = seconds_now();
+    double began = seconds_now(), cpu_began = cpu_seconds_now();
     tuning_private *p = t->private_part;
     t->result.dev = -1;
     t->result.gold = -1;
@@ -108,6 +108,7 @@ int tuning_train(tuning *t) {
     for (int epoch = 0; epoch < t->set.epochs && !is_over(t); epoch++)
         if ((epoch && !plan_epoch(t, epoch)) || !train_epoch(t)) return 0;
     t->result.seconds = seconds_now() - began;
+    t->result.cpu_seconds = cpu_seconds_now() - cpu_began;
     tuning_paste(t, p->best);
     t->result.test = tuning_measure(t, &t->test, NULL);
     if (t->gold) t->result.gold = tuning_measure(t, &t->test, t->gold);

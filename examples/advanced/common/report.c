@@ -1,6 +1,5 @@
 /* What a run gave: a line on standard output, a row of a CSV file, and a file with what was trained. */
 #include <sys/resource.h>
-#include <time.h>
 #include "tuning.h"
 #include "../../common/file.h"
 
@@ -30,11 +29,12 @@ static int append_row(const tuning *t, const char *method, const tuning_result *
     if (!file) return whole_file_failed(t->set.csv);
     fseek(file, 0, SEEK_END);
     if (ftell(file) == 0)
-        fprintf(file, "program,method,model,task,seed,dev,test,gold,trained,seconds,peak_mb,settings\n");
+        fprintf(file, "program,method,model,task,seed,dev,test,gold,trained,seconds,cpu_seconds,peak_mb,settings\n");
     fprintf(file, "%s,%s,%s,%s,%d,%.4f,%.4f,", t->method.program, method, file_name(t->set.model),
             t->set.task, t->set.seed, r->dev, r->test);
     if (r->gold >= 0) fprintf(file, "%.4f", r->gold);
-    fprintf(file, ",%lld,%.1f,%.1f,", (long long)tuning_count(t), r->seconds, peak_mb());
+    fprintf(file, ",%lld,%.1f,%.1f,%.1f,", (long long)tuning_count(t), r->seconds, r->cpu_seconds,
+            peak_mb());
     put_quoted(file, t->line);
     fputc('\n', file);
     int bad = ferror(file);
@@ -46,7 +46,7 @@ int tuning_report(tuning *t, const char *method, const tuning_result *r) {
     if (r->gold >= 0) printf(", real test %.3f", r->gold);
     printf("; %lld of %lld numbers trained, %.1f s (%.1f s of processors), %.0f MB; best at step %d of %d\n",
            (long long)tuning_count(t), (long long)t->model->n_parameters, r->seconds,
-           (double)clock() / CLOCKS_PER_SEC, peak_mb(), r->best_step, r->steps);
+           r->cpu_seconds, peak_mb(), r->best_step, r->steps);
     fflush(stdout);
     return !t->set.csv || append_row(t, method, r);
 }

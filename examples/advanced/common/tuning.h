@@ -88,6 +88,7 @@ typedef struct tuning_result {
     double loss;            /* the last epoch's mean */
     int best_step, steps;   /* where dev was best, and how many there were */
     double seconds;         /* of training and measuring dev */
+    double cpu_seconds;     /* the same in processor time, of all threads */
 } tuning_result;
 
 struct tuning {
