@@ -13,7 +13,7 @@ END {
         says = verdict(r, task, "dev")
         if (says != "") says = sprintf("%+.3f%s", difference(r, task, "dev"), says == "noise" ? ", noise" : "")
         printf "| %s | %s | %s |%s %s | %d | %.0f | %.0f | %d |\n", r, cell(r, task, "dev"), cell(r, task, "test"),
-               task == "cfimdb" ? " " cell(r, task, "gold") " |" : "", says, mean(r, task, "trained"),
+               (task == "cfimdb" ? " " cell(r, task, "gold") " |" : ""), says, mean(r, task, "trained"),
                mean(r, task, "seconds"), mean(r, task, "peak_mb"), runs[r, task]
     }
 }

@@ -55,7 +55,7 @@ function commands(name, task,    s, model) {
     fact("command_" task "_one", "build/" s)
 }
 function base(path) { sub(/.*\//, "", path); sub(/\.[^.]*$/, "", path); return path }
-function best(task,    r) {
+function put_best(task,    r) {
     r = best_of(task)
     fact("best_" task, r == "" ? "none" : shown(r))
     fact("best_seconds_" task, r == "" ? "none" : sprintf("%.0f", seconds(r, task)))
@@ -67,7 +67,7 @@ END {
     for (key in runs) if (runs[key] > enough_runs && enough_runs < 3) enough_runs = runs[key] < 3 ? runs[key] : 3
     fact("runs", total() + 0)
     fact("model", model_of["baseline", "sst"]); fact("second_model", model_of["baseline+", "sst"])
-    s = best("sst"); c = best("cfimdb")
+    s = put_best("sst"); c = put_best("cfimdb")
     goal("goal_sst_dev", s, "sst", "dev", .47); goal("goal_sst_test", s, "sst", "test", .46)
     goal("goal_cfimdb_dev", c, "cfimdb", "dev", .93); goal("goal_cfimdb_gold", c, "cfimdb", "gold", .93)
     fastest("fastest_sst", "sst", .411); fastest("fastest_cfimdb", "cfimdb", .833)

@@ -6,9 +6,11 @@
 # BUILD/report is for what is made on the way. OUT is a folder of run.sh (make advanced): its runs become results.csv
 # before; those of OUT2, with the second base model, results-base.csv. A CSV file that is not there leaves its part out. pandoc and weasyprint make the PDF.
 set -e
+LC_ALL=C # numbers with points, in every awk
+export LC_ALL
 here=$(dirname "$0") advanced=$(dirname "$0")/../advanced parts=${1:?}
 mkdir -p "$parts"
-rm -f "$parts"/* "$here"/*.svg
+rm -f "$parts"/*
 
 collect() { # OUT CSV
     [ -n "$1" ] || return 0
@@ -29,16 +31,15 @@ lines() { awk -f "$here/svg.awk" -f "$here/lines.awk" "$@"; }
 data() { [ ! -f "$here/$1.csv" ] || sed 1d "$here/$1.csv"; }
 table() { awk -f "$here/columns.awk" "$@" "$advanced/decoding.md"; }
 
-{ # the results on both models
-    [ ! -f "$here/results.csv" ] || cat "$here/results.csv"
-    data results-base | sed 's/,/+,/'
-} > "$parts/all.csv"
+# others.csv: results of programs that rows.txt does not run, as the yardsticks
+[ ! -f "$here/results.csv" ] || { cat "$here/results.csv"; data others; } > "$parts/runs.csv"
+[ ! -f "$parts/runs.csv" ] || { cat "$parts/runs.csv"; data results-base | sed 's/,/+,/'; } > "$parts/all.csv"
 run facts "$parts/all.csv" > "$parts/facts"
 awk -F'\t' -v width=62 -f "$here/commands.awk" "$parts/facts" > "$parts/commands"
-run table "$here/results.csv" > "$parts/results"
+run table "$parts/runs.csv" > "$parts/results"
 run table "$here/results-base.csv" -v short=1 > "$parts/results-base"
-run differences "$here/results.csv" > "$parts/differences.svg"
-run trained "$here/results.csv" > "$parts/trained.svg"
+run differences "$parts/runs.csv" > "$parts/differences.svg"
+run trained "$parts/runs.csv" > "$parts/trained.svg"
 
 data base | awk -F, '{ print "a batch," $1 "," $2; if ($3 != "") print "kept back," $1 "," $3 }' |
     lines -v x_name="step" -v y_name="loss (nats per token)" > "$parts/base.svg"
@@ -63,6 +64,7 @@ data attention | awk -F, '!($1 in n) { name[++k] = $1 } { n[$1]++; sum[$1] += $3
     END { if (k) print "| attention | loss | tokens a CPU second |\n| --- | --- | --- |"
           for (i = 1; i <= k; i++) printf "| %s | %.3f | %d |\n", name[i], sum[name[i]] / n[name[i]], speed[name[i]] }' > "$parts/attention"
 
+rm -f "$here"/*.svg
 for picture in "$parts"/*.svg; do
     if [ -s "$picture" ]; then cp "$picture" "$here/"; fi
 done
@@ -81,7 +83,7 @@ fi
     pandoc --from markdown-smart+markdown_in_html_blocks --to html5 --columns=10000 "$here/report.md"
     echo '</body></html>'
 } > "$parts/report.html"
-weasyprint --base-url "$here/" --stylesheet "$here/report.css" "$parts/report.html" "$parts/report.pdf"
+SOURCE_DATE_EPOCH=0 weasyprint --base-url "$here/" --stylesheet "$here/report.css" "$parts/report.html" "$parts/report.pdf"
 pages=$(grep -ac '/Type /Page$' "$parts/report.pdf" || :)
 echo "report.pdf: $pages pages"
 cp "$parts/report.pdf" "$here/report.pdf"
