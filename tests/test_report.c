@@ -147,9 +147,10 @@ TEST(runs_are_collected) {
 
 /* Made again in a copy, it is the same, with its pictures. Otherwise: make report. */
 TEST(report_is_up_to_date) {
-    const char *all = printed(
-        "here=$PWD && mkdir -p '{}/examples' && cp -R examples/report examples/advanced '{}/examples' && cd '{}' && "
-        "NO_PDF=1 sh " REPORT "make.sh '{}/parts' && diff -r \"$here/" REPORT "\" " REPORT);
+    const char *all =
+        printed("here=$PWD && mkdir -p '{}/examples' && cp -R examples/report examples/advanced "
+                "'{}/examples' && cd '{}' && "
+                "NO_PDF=1 sh " REPORT "make.sh '{}/parts' && diff -r \"$here/" REPORT "\" " REPORT);
     CHECK(*all == 0);
 }
 
