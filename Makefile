@@ -9,6 +9,8 @@
 #   make demo       the model in examples/models labels film opinions: prompted, fine-tuned, with LoRA; a minute
 #   make table      MODEL=file DATA=folder: the assignment's settings on SST-5 and CFIMDB (TABLE="--seeds 10": more)
 #   make advanced   MODEL=file DATA=folder: the experiments of examples/advanced; hours, continued where it was stopped
+#   make report     examples/report/report.md and .pdf from the CSV files there; needs pandoc and weasyprint
+#                   (FROM=folder of make advanced: from its results; FROM2=folder: and those of a second base model)
 #   make lessons    the twelve programs of examples/lessons and the solutions of their exercises, with their checks
 #   make lesson-07  one of them; what it shows, and its picture in build/lessons
 #   make exercise-07   your copy of its exercise, build/exercises/07.c, which checks what you write into it
@@ -245,8 +247,11 @@ ADVANCED ?= $(BUILD)/advanced/$(notdir $(basename $(MODEL)))
 advanced: $(PROGRAMS)
 	BUILD="$(BUILD)" sh examples/advanced/run.sh "$(MODEL)" "$(DATA)" "$(ADVANCED)" $(ROWS); status=$$?; \
 	for task in sst cfimdb; do echo; echo "$$task:"; \
-	    awk -f examples/advanced/summary.awk -v task=$$task examples/advanced/rows.txt "$(ADVANCED)"/results.csv; done; \
+	    awk -f examples/advanced/statistics.awk -f examples/advanced/summary.awk -v task=$$task examples/advanced/rows.txt "$(ADVANCED)"/results.csv; done; \
 	exit $$status
+
+report:
+	@sh examples/report/make.sh "$(BUILD)/report" "$(FROM)" "$(FROM2)"
 
 CLANG_FORMAT ?= clang-format # version 14
 format:
@@ -258,4 +263,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run lessons grade test check sanitize fuzz bench demo table advanced format check-format clean FORCE
+.PHONY: all help run lessons grade test check sanitize fuzz bench demo table advanced report format check-format clean FORCE

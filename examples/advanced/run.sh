@@ -54,10 +54,7 @@ while [ "$seed" -le "$most" ]; do
     done < "$rows"
     seed=$((seed + 1))
 done
-# All runs in one file, with the row's name in front; the first row of a run's file is its result.
-for file in "$out"/*-[0-9]*.csv; do
-    name=$(basename "$file" .csv)
-    awk -v name="${name%-*-*}" 'NR == 1 { print "name," $0 } NR == 2 { print name "," $0 }' "$file"
-done | awk 'NR == 1 || NR % 2 == 0' > "$out/results.csv"
+# All runs in one file, with the row's name in front
+awk -f "$(dirname "$0")/collect.awk" "$out"/*-[0-9]*.csv > "$out/results.csv"
 
 [ "$failed" = 0 ] || { echo "$failed runs failed" >&2; exit 1; }

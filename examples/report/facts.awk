@@ -1,0 +1,75 @@
+# What the text says in numbers, as lines "name<TAB>text" (awk -f statistics.awk -f facts.awk rows.txt CSV).
+# The CSV has the results on both base models; those on the second have a + after their names. A row is chosen by its
+# mean on dev, never on test. Rows with less than three runs are not chosen, unless none has as many; yardsticks are no
+# Llamas.
+function is_second(name) { return name ~ /\+$/ }
+function plain(name) { sub(/\+$/, "", name); return name }
+function shown(name) { return "`" plain(name) "`" (is_second(name) ? " on " model_of["baseline+", "sst"] : "") }
+function is_complete(name, task) { return runs[name, task] && runs[name, task] >= enough_runs && name !~ /^yardstick/ }
+function best_of(task,    i, r, best) {
+    for (i = 1; i <= rows; i++) {
+        r = order[i]
+        if (is_complete(r, task) && (best == "" || mean(r, task, "dev") > mean(best, task, "dev"))) best = r
+    }
+    return best
+}
+function seconds(name, task) {
+    return mean(name, task, count[name, task, "cpu_seconds"] ? "cpu_seconds" : "seconds")
+}
+function fact(name, value) { print name "\t" value }
+function goal(name, row, task, field, enough) {
+    if (row == "") { fact(name, "not measured"); return }
+    fact(name, cell(row, task, field) (mean(row, task, field) >= enough ? ", reached" : ", not reached"))
+}
+# The row that takes the least time among those whose mean on dev is at least that of the assignment's 42M model.
+function fastest(name, task, enough,    i, r, best) {
+    for (i = 1; i <= rows; i++) {
+        r = order[i]
+        if (!is_complete(r, task) || mean(r, task, "dev") < enough) continue
+        if (best == "" || seconds(r, task) < seconds(best, task)) best = r
+    }
+    if (best == "") fact(name, "by no row")
+    else fact(name, sprintf("by %s (%s) in %.0f s of processor time, or %.0f s on two idle cores", shown(best),
+                            points(mean(best, task, "dev")), seconds(best, task), seconds(best, task) / 2))
+}
+function count_verdicts(task,    i, says, n) {
+    for (i = 1; i <= rows; i++) {
+        if (is_second(order[i])) continue
+        says = verdict(order[i], task, "dev")
+        n[says]++
+        if (says == "better" || says == "worse") names[task, says] = names[task, says] (names[task, says] == "" ? "" : ", ") "`" order[i] "`"
+    }
+    fact("better_" task, n["better"] + 0); fact("worse_" task, n["worse"] + 0); fact("noise_" task, n["noise"] + 0)
+    fact("better_rows_" task, names[task, "better"] == "" ? "none" : names[task, "better"])
+}
+# The commands of a row, as run.sh and `make advanced` give them, and what a run costs.
+function commands(name, task,    s, model) {
+    s = command[plain(name)]
+    if (s == "") return
+    model = model_of[is_second(name) ? "baseline+" : "baseline", task]
+    if (model == "stories.gguf") model = "examples/models/stories.gguf"
+    sub(/^[^ ]+ +[^ ]+ +[^ ]+ +/, "", s)
+    sub(/ |$/, " --model " model " --data DATA --task " task " --seed 1 --threads 2 ", s)
+    gsub(/\{OUT\}/, "build/advanced/" base(model), s); gsub(/\{MODEL\}/, model, s); gsub(/\{DATA\}/, "DATA", s)
+    fact("command_" task, "make advanced MODEL=" model " DATA=DATA ROWS=" plain(name))
+    fact("command_" task "_one", "build/" s)
+}
+function base(path) { sub(/.*\//, "", path); sub(/\.[^.]*$/, "", path); return path }
+function put_best(task,    r) {
+    r = best_of(task)
+    fact("best_" task, r == "" ? "none" : shown(r))
+    fact("best_seconds_" task, r == "" ? "none" : sprintf("%.0f", seconds(r, task)))
+    if (r != "") commands(r, task)
+    return r
+}
+function total(    key, n) { for (key in runs) n += runs[key]; return n }
+END {
+    for (key in runs) if (runs[key] > enough_runs && enough_runs < 3) enough_runs = runs[key] < 3 ? runs[key] : 3
+    fact("runs", total() + 0)
+    fact("model", model_of["baseline", "sst"]); fact("second_model", model_of["baseline+", "sst"])
+    s = put_best("sst"); c = put_best("cfimdb")
+    goal("goal_sst_dev", s, "sst", "dev", .47); goal("goal_sst_test", s, "sst", "test", .46)
+    goal("goal_cfimdb_dev", c, "cfimdb", "dev", .93); goal("goal_cfimdb_gold", c, "cfimdb", "gold", .93)
+    fastest("fastest_sst", "sst", .411); fastest("fastest_cfimdb", "cfimdb", .833)
+    count_verdicts("sst"); count_verdicts("cfimdb")
+}

@@ -1,0 +1,90 @@
+#!/bin/sh
+# Makes report.md and report.pdf, with their tables and figures, from report.in.md and the CSV files of this folder:
+#
+#     sh examples/report/make.sh BUILD/report [OUT [OUT2]]      (NO_PDF=1: only report.md)
+#
+# BUILD/report is for what is made on the way. OUT is a folder of run.sh (make advanced): its runs become results.csv
+# before; those of OUT2, with the second base model, results-base.csv. A CSV file that is not there leaves its part out. pandoc and weasyprint make the PDF.
+set -e
+LC_ALL=C # numbers with points, in every awk
+export LC_ALL
+here=$(dirname "$0") advanced=$(dirname "$0")/../advanced parts=${1:?}
+mkdir -p "$parts"
+rm -f "$parts"/*
+
+collect() { # OUT CSV
+    [ -n "$1" ] || return 0
+    ls "$1"/*-[0-9]*.csv >/dev/null 2>&1 || { echo "$1: there are no runs in it (NAME-TASK-SEED.csv)" >&2; exit 1; }
+    awk -f "$advanced/collect.awk" "$1"/*-[0-9]*.csv > "$parts/runs" && cp "$parts/runs" "$2"
+}
+collect "$2" "$here/results.csv"
+collect "$3" "$here/results-base.csv"
+
+run() { # PROGRAM CSV OPTION...: a program over the results of the rows
+    program=$1 csv=$2
+    shift 2
+    [ ! -f "$csv" ] || awk -f "$advanced/statistics.awk" -f "$here/svg.awk" -f "$here/$program.awk" "$@" "$advanced/rows.txt" "$csv"
+}
+# Lines "series,x,y" as a picture
+lines() { awk -f "$here/svg.awk" -f "$here/lines.awk" "$@"; }
+# What is in a CSV file, without its first line; nothing if it is not there
+data() { [ ! -f "$here/$1.csv" ] || sed 1d "$here/$1.csv"; }
+table() { awk -f "$here/columns.awk" "$@" "$advanced/decoding.md"; }
+
+# others.csv: results of programs that rows.txt does not run, as the yardsticks
+[ ! -f "$here/results.csv" ] || { cat "$here/results.csv"; data others; } > "$parts/runs.csv"
+[ ! -f "$parts/runs.csv" ] || { cat "$parts/runs.csv"; data results-base | sed 's/,/+,/'; } > "$parts/all.csv"
+run facts "$parts/all.csv" > "$parts/facts"
+awk -F'\t' -v width=62 -f "$here/commands.awk" "$parts/facts" > "$parts/commands"
+run table "$parts/runs.csv" > "$parts/results"
+run table "$here/results-base.csv" -v short=1 > "$parts/results-base"
+run differences "$parts/runs.csv" > "$parts/differences.svg"
+run trained "$parts/runs.csv" > "$parts/trained.svg"
+
+data base | awk -F, '{ print "a batch," $1 "," $2; if ($3 != "") print "kept back," $1 "," $3 }' |
+    lines -v x_name="step" -v y_name="loss (nats per token)" > "$parts/base.svg"
+data base | awk -F, '{ step = $1; if ($3 != "") loss = $3 } END { print "base_steps\t" step; printf "base_loss\t%.2f\n", loss }' >> "$parts/facts"
+
+{
+    data wise-sst | awk -F, '{ print "SST-5," $1 "," $2 }'
+    data wise-cfimdb | awk -F, '{ print "CFIMDB," $1 "," $2 }'
+} | lines -v x_name="a" -v y_name="accuracy on dev" > "$parts/wise.svg"
+
+[ ! -f "$here/zero-shot.csv" ] || awk -f "$here/zero_shot.awk" "$here/zero-shot.csv" > "$parts/zero-shot"
+table -v first=method -v columns='method;setting;perplexity;rep-4, %;distinct-2;tokens/s;' > "$parts/decoding"
+table -v first=drafted > "$parts/speculation"
+
+# Positions: loss by position in the longest texts, and the means of every length; attention: a mean for each kind
+data positions | sort -t, -k2,2n -s | awk -F, '{ line[NR] = $1 "," $3 "," $4; length_of[NR] = $2 }
+    END { for (i = 1; i <= NR; i++) if (length_of[i] == length_of[NR]) print line[i] }' > "$parts/longest"
+context=$(data positions | awk -F, 'NR == 1 { print $2 }')
+lines -v x_name="position" -v y_name="loss (nats per token)" -v at="$context" "$parts/longest" > "$parts/positions.svg"
+data positions | awk -F, -f "$here/positions.awk" > "$parts/positions"
+data attention | awk -F, '!($1 in n) { name[++k] = $1 } { n[$1]++; sum[$1] += $3; speed[$1] = $4 }
+    END { if (k) print "| attention | loss | tokens a CPU second |\n| --- | --- | --- |"
+          for (i = 1; i <= k; i++) printf "| %s | %.3f | %d |\n", name[i], sum[name[i]] / n[name[i]], speed[name[i]] }' > "$parts/attention"
+
+rm -f "$here"/*.svg
+for picture in "$parts"/*.svg; do
+    if [ -s "$picture" ]; then cp "$picture" "$here/"; fi
+done
+awk -f "$here/fill.awk" -v parts="$parts" "$parts/facts" "$here/report.in.md" > "$parts/report.md"
+cp "$parts/report.md" "$here/report.md"
+[ -z "$NO_PDF" ] || exit 0
+
+missing=
+for package in pandoc weasyprint; do command -v $package >/dev/null || missing="$missing $package"; done
+if [ -n "$missing" ]; then
+    echo "report.md is made; report.pdf needs packages that are not installed: apt-get install$missing" >&2
+    exit 1
+fi
+{
+    echo '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Report</title></head><body>'
+    pandoc --from markdown-smart+markdown_in_html_blocks --to html5 --columns=10000 "$here/report.md"
+    echo '</body></html>'
+} > "$parts/report.html"
+SOURCE_DATE_EPOCH=0 weasyprint --base-url "$here/" --stylesheet "$here/report.css" "$parts/report.html" "$parts/report.pdf"
+pages=$(grep -ac '/Type /Page$' "$parts/report.pdf" || :)
+echo "report.pdf: $pages pages"
+cp "$parts/report.pdf" "$here/report.pdf"
+[ "$pages" -le 3 ] || { echo "report.pdf: more than three pages" >&2; exit 1; }
