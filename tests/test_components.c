@@ -300,6 +300,39 @@ TEST(phrases_are_learned) {
     }
 }
 
+/* --save_model writes the trained model and no classifier, also where --save has no format for the classifier. */
+TEST(a_model_is_saved_without_its_classifier) {
+    char flags[2048], both[600], alone[600];
+    ml_model *with, *without;
+    ml_head *head = NULL;
+    ml_error error;
+    int status;
+    write_text("stories.txt", stories);
+    snprintf(both, sizeof both, "%s", in_folder("both.gguf"));
+    snprintf(alone, sizeof alone, "%s", in_folder("alone.gguf"));
+    snprintf(flags, sizeof flags, "--pooling mean --epochs 1 --trees %s --save %s --save_model %s",
+             in_folder("stories.txt"), both, alone);
+    run_program(phrases_main, flags, &status);
+    REQUIRE(status == 0 && !ml_model_load(both, NULL, &with, &error));
+    REQUIRE(!ml_model_load(alone, NULL, &without, &error));
+    CHECK(with->n_tensors == without->n_tensors);
+    for (int i = 0; i < with->n_tensors; i++) {
+        const ml_tensor *x = &with->tensors[i], *y = &without->tensors[i];
+        CHECK(x->rows == y->rows && x->cols == y->cols && !x->data == !y->data);
+        CHECK(!x->data || memcmp(x->data, y->data, x->rows * x->cols * sizeof(float)) == 0);
+    }
+    CHECK(ml_head_load(alone, without, NULL, &head, &error) != ML_OK && !head);
+    ml_model_free(with);
+    ml_model_free(without);
+    snprintf(flags, sizeof flags, "--pooling max --epochs 1 --trees %s --save_model %s",
+             in_folder("stories.txt"), alone);
+    run_program(phrases_main, flags, &status);
+    CHECK(status == 0);
+    snprintf(flags, sizeof flags, "--trees %s --save %s --save_model %s", in_folder("stories.txt"), alone,
+             alone);
+    check_refused(phrases_main, flags, "--save and --save_model are the same file");
+}
+
 /* The average of the steps stands in for the weights while they are measured. */
 TEST(phrases_are_averaged) {
     tuning_settings set = settings();
@@ -665,6 +698,7 @@ int main(void) {
     RUN(whole_sentences_as_spans_are_rows);
     RUN(spans_are_the_tokens_of_their_words);
     RUN(phrases_are_learned);
+    RUN(a_model_is_saved_without_its_classifier);
     RUN(phrases_are_averaged);
     RUN(attention_pooling_and_mixed_layers_have_the_right_gradients);
     RUN(tasks_take_turns);

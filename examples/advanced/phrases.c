@@ -176,9 +176,7 @@ int main(int argc, char **argv) {
         {"--ema", OPTION_FLOAT, &s.ema, "decay of the running average of the weights, .99 or so (0: none)"},
         {"--sentence_weight", OPTION_FLOAT, &s.sentence_weight, "spans: of a sentence among its phrases (1)"},
         {"--duplicates", OPTION_TEXT, &s.duplicates,
-         "a phrase that occurs n times counts once (default of rows),\n                                      "
-         " "
-         "      each time 1/n (share: default of spans), or each time (all)"},
+         "a phrase that occurs n times: once (rows), share (each 1/n; spans), all"},
     };
     method.program = "phrases";
     method.state = &s;

@@ -75,16 +75,35 @@ void tuning_close(tuning *t) {
     t->private_part = NULL;
 }
 
+/* How many words of a command line name a file that is written: 0, or 1 as in --csv=FILE, or 2. */
+static int output_words(const char *word) {
+    static const char *const outputs[] = {"--csv", "--save", "--save_model"};
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++) {
+        size_t n = strlen(outputs[i]);
+        if (option_same(word, outputs[i])) return 2;
+        if (strncmp(word, outputs[i], n) == 0 && word[n] == '=') return 1;
+    }
+    return 0;
+}
+
 /* The options as they were given, without those of files that are written. */
 static void write_line(char *to, size_t size, int argc, char **argv) {
     size_t n = 0;
     *to = 0;
     for (int i = 1; i < argc && n < size; i++) {
-        int is_output = option_same(argv[i], "--csv") || option_same(argv[i], "--save");
-        if (is_output) i++;
-        if (!is_output && strncmp(argv[i], "--csv=", 6) != 0 && strncmp(argv[i], "--save=", 7) != 0)
+        int skipped = output_words(argv[i]);
+        if (skipped)
+            i += skipped - 1;
+        else
             n += (size_t)snprintf(to + n, size - n, "%s%s", n ? " " : "", argv[i]);
     }
+}
+
+/* The model alone, for training on another task. */
+static int save_model(const tuning *t, const char *path) {
+    ml_save_desc desc = {format_of(path), ML_TYPE_NONE, NULL, NULL};
+    ml_error error;
+    return loaded(path, ml_model_save(t->model, path, &desc, &error), &error);
 }
 
 static int run(tuning *t, const tuning_settings *set, const tuning_method *method, const char *line) {
@@ -92,21 +111,24 @@ static int run(tuning *t, const tuning_settings *set, const tuning_method *metho
     strcpy(t->line, line);
     return tuning_train(t) && (!t->method.trained || t->method.trained(t)) &&
            tuning_report(t, t->method.name, &t->result) && (!t->method.finish || t->method.finish(t)) &&
-           (!set->save || (t->method.save ? t->method.save(t, set->save) : tuning_save(t, set->save)));
+           (!set->save || (t->method.save ? t->method.save(t, set->save) : tuning_save(t, set->save))) &&
+           (!set->save_model || save_model(t, set->save_model));
 }
 
 int tuning_main(int argc, char **argv, const tuning_method *method, const option *own, int n_own) {
     tuning_settings set;
-    option options[TUNING_OPTIONS + MAX_OWN + 3];
+    option options[TUNING_OPTIONS + MAX_OWN + 4];
     tuning t;
     char line[sizeof t.line];
     tuning_defaults(&set);
     int n = tuning_options(&set, options);
-    const option last[3] = {{"--csv", OPTION_TEXT, &set.csv, "append a row with the result to this file"},
-                            {"--save", OPTION_TEXT, &set.save, "file for what was trained"},
-                            {"--help", OPTION_FLAG, &set.help, "this list"}};
+    const option last[4] = {
+        {"--csv", OPTION_TEXT, &set.csv, "append a row with the result to this file"},
+        {"--save", OPTION_TEXT, &set.save, "file for what was trained"},
+        {"--save_model", OPTION_TEXT, &set.save_model, "file for the model without a classifier"},
+        {"--help", OPTION_FLAG, &set.help, "this list"}};
     for (int i = 0; i < n_own && i < MAX_OWN; i++) options[n++] = own[i];
-    for (int i = 0; i < 3; i++) options[n++] = last[i];
+    for (int i = 0; i < 4; i++) options[n++] = last[i];
     if (!options_read(argc, argv, options, n, NULL, 0)) return 2;
     if (set.help) {
         printf("usage: %s [options]\n", method->program);
@@ -118,9 +140,11 @@ int tuning_main(int argc, char **argv, const tuning_method *method, const option
                                 {"--dev", set.dev},
                                 {"--test", set.test},
                                 {"--csv", set.csv}};
-    const used_file output = {"--save", set.save};
+    const used_file outputs[] = {{"--save", set.save}, {"--save_model", set.save_model}};
     if (!tuning_check_settings(&set)) return 2;
-    if (set.save && (!outputs_ready(&output, 1, inputs, 5) || !file_can_be_saved(set.save))) return 1;
+    if (!outputs_ready(outputs, 2, inputs, 5)) return 1;
+    for (int i = 0; i < 2; i++)
+        if (outputs[i].path && !file_can_be_saved(outputs[i].path)) return 1;
     write_line(line, sizeof line, argc, argv);
     int ok = run(&t, &set, method, line);
     tuning_close(&t);

@@ -22,7 +22,7 @@ typedef struct tuning tuning;
 /* What the options say. 0 and NULL are the defaults that tuning_options names. */
 typedef struct tuning_settings {
     const char *model, *tokenizer, *data, *task, *train, *dev, *test, *test_gold, *labels;
-    const char *mask, *norm, *pooling, *schedule, *csv, *save;
+    const char *mask, *norm, *pooling, *schedule, *csv, *save, *save_model;
     int epochs, batch, seed, threads, max_len, max_tokens, eval_every, patience, head_hidden;
     int lower, plain, help;
     float lr, head_lr, warmup, clip, weight_decay, dropout, word_dropout, smoothing;
