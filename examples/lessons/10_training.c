@@ -16,10 +16,10 @@ static const char page[] =
     "The lighthouse stood on a rock, and in it lived an old woman and her cat. Every evening she lit the "
     "lamp and counted the ships. One night the lamp would not burn, and she had no oil, no matches and no "
     "bell. But the cat jumped on the shelf, and down fell the big brass pan. It rang like a church bell. ";
-enum { D = 32, V = 128, CONTEXT = 48, ROWS = 8, N = ROWS * CONTEXT, STEPS = 250 };
+enum { D = 32, V = 128, CONTEXT = 48, ROWS = 4, N = ROWS * CONTEXT, STEPS = 250, BOTH = 10 };
 enum { LENGTH = sizeof page - 1, BEGIN = 12, NUMBERS = 29344 };
 enum { HEADER, OURS, PLAIN }; /* who steps: ml_trainer_step, adamw below, or w -= plain_lr g */
-static const float lr = 0.006f, b1 = 0.9f, b2 = 0.95f, eps = 1e-6f, decay = 0.01f, plain_lr = 0.2f;
+static const float lr = 0.006f, b1 = 0.9f, b2 = 0.99f, eps = 1e-6f, decay = 0.01f, plain_lr = 0.2f;
 
 /* Step t of n numbers w with gradient g. m and v (n) are 0 before step 1. */
 static void adamw(float *w, const float *g, float *m, float *v, int n, int t) {
@@ -93,18 +93,18 @@ int main(int argc, char **argv) {
     printf("The first step moves each number by the rate, %g, however large its gradient is:\n", (double)lr);
     check_near((double)w[0], 1 - (double)lr, 1e-4, "1 with gradient 1000");
     check_near((double)w[1], 1 + (double)lr, 1e-4, "1 with gradient -0.1");
-    printf("The same network, 20 steps by the header and by adamw above:\n");
-    ml_model *a = train(HEADER, 20, adam), *b = train(OURS, 20, adam);
+    printf("The same network, %d steps by the header and by adamw above:\n", BOTH);
+    ml_model *a = train(HEADER, BOTH, adam), *b = train(OURS, BOTH, adam);
     ml_model *c = train(HEADER, STEPS, adam), *d = train(PLAIN, STEPS, plain);
     if (!a || !b || !c || !d) return lesson_end();
     double most = 0, end = adam[STEPS - 1], worse = plain[STEPS - 1];
     const float *x = a->tensors[0].data, *y = b->tensors[0].data; /* the embeddings (V, D) */
     for (int i = 0; i < V * D; i++) most = fmax(most, fabs((double)x[i] - (double)y[i]));
-    check_near(most, 0, 1e-5, "after 20 steps, header and adamw differ by");
+    check_near(most, 0, 1e-5, "the embeddings of header and adamw differ by");
     check_near(adam[0], log(V), 0.05, "first loss: a guess among 128 characters, ln 128");
     check(end < worse / 2, "last loss: %.2f with AdamW, %.2f with plain gradient descent", end, worse);
     int right = recite(c);
-    check(right > 30, "given %d characters, it knows %d of the next %d", BEGIN, right, CONTEXT - BEGIN);
+    check(right > 24, "given %d characters, it knows %d of the next %d", BEGIN, right, CONTEXT - BEGIN);
     svg s;
     svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/10.svg", 640, 350, "A Llama learns a page by heart");
     svg_axes(&s, 60, 50, 540, 260, range, "step", "loss: nats a character");
