@@ -1,5 +1,5 @@
-/* look: what happens inside a model while it reads a text, as one HTML page: the attention of each layer and head, what
-   each layer would say next, and the norms of the residual stream. The same numbers as CSV.
+/* look: what happens inside a model while it reads a text, as one HTML page: the attention of each layer and head,
+   what each layer would say next, and the norms of the residual stream. Also as CSV.
 
    build/look examples/models/stories.gguf "Once upon a time there was a dragon." --out look.html */
 #include "../examples/common/file.h"

@@ -1,5 +1,5 @@
-/* The page of tools/look.c: what follows the data, which is one <script> that sets model, pieces, nLayers, nHeads, full,
-   weights, lens and norms. Strings in it use single quotes. */
+/* The page of tools/look.c: what follows the data, which is one <script> that sets model, pieces, nLayers, nHeads,
+   full, weights, lens and norms. Strings in it use single quotes. */
 #ifndef LOOK_PAGE_H
 #define LOOK_PAGE_H
 

@@ -1,11 +1,11 @@
 /* Lesson 10: training. AdamW by hand, and a Llama that learns a page of text from nothing.
    Some numbers of a network have gradients a million times larger than others, so no one step size fits them all:
-   AdamW divides each gradient by its usual size. You write that in ten lines, and the header's does the same. Then a
-   Llama of 29,344 random numbers reads one page again and again: first it guesses one of 128 characters, in the end it
-   knows the page by heart. Plain gradient descent on the same batches is far behind. A model that recites overfits.
+   AdamW divides each gradient by its usual size. You write that in ten lines, and the header takes the same steps.
+   Then a Llama of 29,344 random numbers reads one page again and again: at first it guesses one of 128 characters, at
+   the end it knows the page by heart. Plain gradient descent is far behind. Reciting is overfitting.
 
      m <- b1 m + (1 - b1) g       the usual direction: a running mean of the gradient, 0 before the first step
-     v <- b2 v + (1 - b2) g^2     the usual size, squared. Means of few numbers that began with 0 are too small, hence
+     v <- b2 v + (1 - b2) g^2     the usual size, squared. Means that begin with 0 are too small at first, hence
                                   c1 = 1 - b1^t, c2 = 1 - b2^t at step t = 1, 2, ...; rate = lr sqrt(c2) / c1
      w <- w - rate m / (sqrt(v) + eps);  w <- w - lr decay w
    Papers: Kingma & Ba 2015, "Adam"; Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization". */
@@ -57,8 +57,8 @@ static ml_model *train(int who, int steps, double *losses) {
     ml_random_seed(&random, 1);
     int ok = !ml_model_create(&fresh, &model, NULL) && !ml_trainer_new(model, &how, &trainer, NULL);
     for (int t = 1; ok && t <= steps; t++) {
-        for (size_t i = 0, at = 0; i < N;
-             i++) { /* rows from anywhere; after the last character comes the first */
+        /* rows from anywhere; after the last character comes the first */
+        for (size_t i = 0, at = 0; i < N; i++) {
             if (i % CONTEXT == 0) at = ml_random_u64(&random) % LENGTH;
             tokens[i] = page[at % LENGTH], targets[i] = page[++at % LENGTH];
         }
@@ -72,7 +72,7 @@ static ml_model *train(int who, int steps, double *losses) {
     return check(ok, "%d steps of training", steps) ? model : NULL;
 }
 
-/* The model reads the page's first characters and goes on by itself: how many of the others are right. */
+/* The model reads the page's first characters and goes on alone: how many of the others are right. */
 static int recite(const ml_model *model) {
     int32_t start[BEGIN];
     ml_generate_desc desc = {.prompt_ids = {start, BEGIN}, .max_new_tokens = CONTEXT - BEGIN};
@@ -107,7 +107,7 @@ int main(int argc, char **argv) {
     check(right > 24, "given %d characters, it knows %d of the next %d", BEGIN, right, CONTEXT - BEGIN);
     svg s;
     svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/10.svg", 640, 350, "A Llama learns a page by heart");
-    svg_axes(&s, 60, 50, 540, 260, range, "step", "loss: nats a character");
+    svg_axes(&s, 60, 50, 540, 260, range, "step", "loss: nats per character");
     svg_graph(&s, 60, 50, 540, 260, adam, STEPS, range, "black", "");
     svg_graph(&s, 60, 50, 540, 260, plain, STEPS, range, "#777", "5 4");
     svg_text(&s, 590, 130, "end", 13, "dashed: plain gradient descent, rate %g", (double)plain_lr);

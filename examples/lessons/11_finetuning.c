@@ -1,11 +1,11 @@
 /* Lesson 11: fine-tuning. A model that writes stories becomes a judge of film opinions.
-   A head, a matrix of C rows, turns the hidden state of a text's last token into scores of C classes, and softmax those
-   into probabilities. It can learn alone, which is little; all 1.3 million weights can learn with it, which is much to
-   store for every task; or, with LoRA, two thin matrices beside each W. Their product has the shape of W, so that it
-   can be added to W in the end, and costs nothing from then on.
+   A head, a matrix of C rows, turns the hidden state of a text's last token into scores of C classes, and softmax
+   turns those into probabilities. It can learn alone, which is little; all 1.3 million weights can learn with it,
+   which is much to store for every task; or, with LoRA, two thin matrices beside each W. Their product has the shape
+   of W, so it can be added to W in the end, and then costs nothing.
 
-     log p (C) = log softmax(Wh h + b)           h (D): the last token's hidden state; loss = -log p of the right class
-     y (out) = W x + s B (A x) = (W + s B A) x   A (r, in) random, B (out, r) 0 at first: r (in + out) numbers learn
+     log p (C) = log softmax(Wh h + b)          h (D): the last token's hidden state; loss = -log p of the right class
+     y (out) = W x + s B (A x) = (W + s B A) x  A (r, in) random, B (out, r) 0 at first: r (in + out) numbers
    with a factor s = alpha / r. Paper: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". */
 #include "minillama.h"
 #include "lesson.h"
