@@ -329,8 +329,10 @@ static int show(const settings *s, char (*paths)[4096]) {
     return ok;
 }
 
-/* Whether all files can be written, and none is one that is read. */
+/* Whether there is a text, all files can be written, and none is one that is read. */
 static int files_ready(const settings *s, char (*paths)[4096]) {
+    if (!*s->words[1]) return complain("the text is empty");
+    if (!*s->out) return complain("--out: the file's name is empty");
     const used_file inputs[] = {{"MODEL", s->words[0]}, {"--tokenizer", s->tokenizer}, {"--lora", s->lora}};
     used_file outputs[4] = {{"--out", s->out}, {"--csv", NULL}, {"--csv", NULL}, {"--csv", NULL}};
     for (int i = 0; i < 3 && s->csv; i++) {

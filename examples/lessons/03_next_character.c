@@ -110,7 +110,7 @@ int main(int argc, char **argv) {
     loss = train(small, small + V * D, D, 600, &off);
     check(loss > low && loss < low + 0.1, "%d numbers per character, in the header: loss %.4f", D, loss);
     for (int i = 0; i < V * V; i++) table[i] = (float)learned[i];
-    svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/03.svg", 560, 590, "How often column follows row");
+    svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/03.svg", 560, 590, "How often a column follows a row");
     svg_heat(&s, 44, 80, 18, table, V, V, names, names), svg_end(&s);
     return lesson_end();
 }
