@@ -97,8 +97,8 @@ int main(int argc, char **argv) {
         double h = pow(10, -1 - k), one = 1e-16, two = 1e-16; /* errors from one side and from two */
         for (int i = 0; i < WEIGHTS; i++) {
             double up = xor_loss(&moved, w, y, i, h), down = xor_loss(&moved, w, y, i, -h);
-            one = fmax(one, fabs((up - loss) / h - t.at[i].grad));
-            two = fmax(two, fabs((up - down) / (2 * h) - t.at[i].grad));
+            one = larger(one, fabs((up - loss) / h - t.at[i].grad));
+            two = larger(two, fabs((up - down) / (2 * h) - t.at[i].grad));
         }
         printf("  h = %.0e: error %.1e from one side, %.1e from both\n", h, one, two);
         errors[0][k] = log10(one), errors[1][k] = log10(two);

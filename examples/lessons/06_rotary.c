@@ -68,7 +68,7 @@ static double table_difference(void) {
     for (int i = 0; i < N * HD / 2 && most < 1; i++) {
         double a = angle_of(i / (HD / 2), i % (HD / 2));
         float *pair = table[i / (HD / 2)] + 2 * (i % (HD / 2));
-        most = fmax(most, hypot((double)pair[0] - cos(a), (double)pair[1] - sin(a)));
+        most = larger(most, hypot((double)pair[0] - cos(a), (double)pair[1] - sin(a)));
     }
     return most;
 }
@@ -89,7 +89,7 @@ int main(int argc, char **argv) {
     for (int m = 0; m < N; m++)
         for (int n = 0; n < N; n++) {
             int back = m < n ? m : n; /* both moved to the beginning of the text */
-            worst = fmax(worst, fabs(score(q, m, k, n) - score(q, m - back, k, n - back)));
+            worst = larger(worst, fabs(score(q, m, k, n) - score(q, m - back, k, n - back)));
         }
     check_near(worst, 0, 1e-12, "the largest difference between equal distances");
     printf("Turning changes no length. Its backward pass turns by the opposite angle\n");

@@ -34,7 +34,7 @@ int main(int argc, char **argv) {
     ml_session_eval_batch(s, &batch, &(ml_outputs){.logits = logits}, &e);
     int V = m.c.vocab_size;
     plain_forward(&m, t.ids);
-    for (int i = 0; i < t.n * V; i++) apart = fmax(apart, fabs((double)logits[i] - m.logits.v[i]));
+    for (int i = 0; i < t.n * V; i++) apart = larger(apart, fabs((double)logits[i] - m.logits.v[i]));
     check(apart < 1e-4, "%d x %d logits equal the header's: %.0e apart", t.n, V, apart);
 
     double *last = m.logits.v + (t.n - 1) * V;

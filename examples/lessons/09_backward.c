@@ -41,7 +41,7 @@ int main(int argc, char **argv) {
             double d = m.w[i].d[j], header = (double)trainer->model[i].grad[j];
             apart += (d - header) * (d - header), sum[i] += d * d;
         }
-        worst = fmax(worst, sum[i] > 0 ? sqrt(apart / sum[i]) : 0);
+        worst = larger(worst, sqrt(apart / fmax(sum[i], 1e-30)));
     }
     check(worst < 1e-5, "%d gradients equal the header's: %.0e apart", (int)model->n_parameters, worst);
     for (int i = 0; i < 6 * SHOWN; i++)

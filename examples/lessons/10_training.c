@@ -99,7 +99,7 @@ int main(int argc, char **argv) {
     if (!a || !b || !c || !d) return lesson_end();
     double most = 0, end = adam[STEPS - 1], worse = plain[STEPS - 1];
     const float *x = a->tensors[0].data, *y = b->tensors[0].data; /* the embeddings (V, D) */
-    for (int i = 0; i < V * D; i++) most = fmax(most, fabs((double)x[i] - (double)y[i]));
+    for (int i = 0; i < V * D; i++) most = larger(most, fabs((double)x[i] - (double)y[i]));
     check_near(most, 0, 1e-5, "the embeddings of header and adamw differ by");
     check_near(adam[0], log(V), 0.05, "first loss: a guess among 128 characters, ln 128");
     check(end < worse / 2, "last loss: %.2f with AdamW, %.2f with plain gradient descent", end, worse);

@@ -75,7 +75,7 @@ static void merge(const ml_lora *lora, const float *W) {
 
 static void check_same(const float *a, const float *b, int n, double tolerance, const char *what) {
     double most = 0;
-    for (int i = 0; i < n; i++) most = fmax(most, fabs((double)a[i] - (double)b[i]));
+    for (int i = 0; i < n; i++) most = larger(most, fabs((double)a[i] - (double)b[i]));
     check_near(most, 0, tolerance, what);
 }
 

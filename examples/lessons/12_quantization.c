@@ -94,7 +94,7 @@ static void measure(double *with, double *without) {
         if (n % STEP) continue;
         ml_session_eval_batch(session[ML_F32], &text, &outputs, NULL); /* leaves the cache as it is */
         without[p] = tick * (double)(clock() - start);
-        for (int i = 0; i < V; i++) most = fmax(most, fabs((double)kept[i] - (double)again[i]));
+        for (int i = 0; i < V; i++) most = larger(most, fabs((double)kept[i] - (double)again[i]));
     }
     check_near(most, 0, 1e-3, "with and without cache, logits differ by");
 }

@@ -38,6 +38,9 @@ static inline int check_near(double got, double wanted, double tolerance, const 
                  wanted, tolerance);
 }
 
+/* The larger one; infinite if b is not a number, which fmax would overlook. */
+static inline double larger(double a, double b) { return b != b ? HUGE_VAL : b > a ? b : a; }
+
 /* The closing line; returns main's exit status. */
 static inline int lesson_end(void) {
     if (lesson_wrong)

@@ -9,9 +9,6 @@
 enum { N = 3, D = 8 };
 static const float eps = 1e-5f;
 
-/* The larger one; infinite if b is not a number, which fmax would overlook. */
-static double larger(double a, double b) { return b != b ? HUGE_VAL : b > a ? b : a; }
-
 typedef struct norm { /* all that goes into a norm and comes back */
     float x[N][D], w[D], b[D], dy[N][D];
     float dx[N][D], dw[D], db[D]; /* add to these */

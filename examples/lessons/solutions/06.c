@@ -8,9 +8,6 @@
 
 enum { N = 12, HEADS = 4, KV_HEADS = 2, HD = 6 };
 
-/* The larger one; infinite if b is not a number, which fmax would overlook. */
-static double larger(double a, double b) { return b != b ? HUGE_VAL : b > a ? b : a; }
-
 /* x (n, heads, hd), turned in place */
 static void apply_rotary(float *x, int n, int heads, int hd, float theta) {
     /* your turn: for each token, head and pair, the angle (powf, cosf and sinf are in math.h), then the pair. Both of
