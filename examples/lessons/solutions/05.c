@@ -137,7 +137,7 @@ static void examine(void (*backward)(norm *), int is_layer_norm, const char *nam
         twice = larger(twice, fabs((double)(t.dx[N - 1][j] - 2 * once.dx[N - 1][j])));
         twice = larger(twice, fabs((double)(t.dw[j] - 2 * once.dw[j])));
     }
-    check_near(twice, 0, 1e-5, "called once more it adds as much again: the difference");
+    check_near(twice, 0, 1e-5, "a second call adds the same again: the difference");
 }
 
 int main(void) {

@@ -86,7 +86,7 @@ int main(void) {
     memcpy(q0, q, sizeof q), memcpy(k0, k, sizeof k);
     apply_rotary(q[0][0], N, HEADS, HD, 500);
     apply_rotary(k[0][0], N, KV_HEADS, HD, 500);
-    printf("A text that is one word %d times: queries and keys see nothing but the distance\n", N);
+    printf("A text of one word, %d times: for queries and keys only the distance counts\n", N);
     for (int m = 1; m < N; m++)
         for (int n = 1; n < N; n++)
             worst = larger(worst, fabs(dot(q[m][3], k[n][1]) - dot(q[m - 1][3], k[n - 1][1])));
