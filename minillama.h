@@ -1,4 +1,4 @@
-/* minillama.h - v0.5.0 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.6.0 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -175,8 +175,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 500 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.5.0"
+#define ML_VERSION 600 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.6.0"
 
 #ifndef ML_DEF
 #if defined(ML_STATIC) && defined(__GNUC__)

@@ -499,6 +499,8 @@ TEST(tools_try_outputs_first) {
     refuses("look", arguments, "is also read (MODEL)");
     refuses("look", MODEL " text --out /nowhere/p.html", "/nowhere/p.html cannot be written");
     refuses("look", MODEL " text --top 0", "--top must be 1 to 20");
+    refuses("look", MODEL " ''", "the text is empty");
+    refuses("look", MODEL " text --out ''", "--out: the file's name is empty");
     CHECK(same_files("model.gguf", "model.copy"));
     /* a safetensors brings a config.json, which would replace that of the input */
     snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("a.safetensors"));

@@ -1,4 +1,4 @@
-/* Looking inside: what a session hands to a function of the caller's, against the formulas written plainly in doubles,
+/* Looking inside: what a session passes to a function of the caller, against the formulas written plainly in doubles,
    and the logit lens. */
 #include "preamble.h"
 #include "models.h"

@@ -1,5 +1,5 @@
-/* look: what happens inside a model while it reads a text, as one HTML page: the attention of each layer and head, what
-   each layer would say next, and the norms of the residual stream. The same numbers as CSV.
+/* look: what happens inside a model while it reads a text, as one HTML page: the attention of each layer and head,
+   what each layer would say next, and the norms of the residual stream. Also as CSV.
 
    build/look examples/models/stories.gguf "Once upon a time there was a dragon." --out look.html */
 #include "../examples/common/file.h"
@@ -329,8 +329,10 @@ static int show(const settings *s, char (*paths)[4096]) {
     return ok;
 }
 
-/* Whether all files can be written, and none is one that is read. */
+/* Whether there is a text, all files can be written, and none is one that is read. */
 static int files_ready(const settings *s, char (*paths)[4096]) {
+    if (!*s->words[1]) return complain("the text is empty");
+    if (!*s->out) return complain("--out: the file's name is empty");
     const used_file inputs[] = {{"MODEL", s->words[0]}, {"--tokenizer", s->tokenizer}, {"--lora", s->lora}};
     used_file outputs[4] = {{"--out", s->out}, {"--csv", NULL}, {"--csv", NULL}, {"--csv", NULL}};
     for (int i = 0; i < 3 && s->csv; i++) {

@@ -1,5 +1,5 @@
-/* The page of tools/look.c: what follows the data, which is one <script> that sets model, pieces, nLayers, nHeads, full,
-   weights, lens and norms. Strings in it use single quotes. */
+/* The page of tools/look.c: what follows the data, which is one <script> that sets model, pieces, nLayers, nHeads,
+   full, weights, lens and norms. Strings in it use single quotes. */
 #ifndef LOOK_PAGE_H
 #define LOOK_PAGE_H
 
@@ -9,7 +9,7 @@ static const char *const look_head[] = {
     "body{font:15px/1.5 Helvetica,Arial,sans-serif;color:#222;max-width:1000px;margin:24px auto;padding:0 "
     "16px}",
     "h1{font-size:22px;margin:0}h2{font-size:18px;margin:28px 0 0}p{margin:4px 0 10px}",
-    "#text span{padding:3px 1px;cursor:pointer;white-space:pre}#text .on{outline:2px solid #222}",
+    "#text span{padding:3px 1px;cursor:pointer;white-space:pre-wrap}#text .on{outline:2px solid #222}",
     "#heads{border-collapse:collapse}#heads td{padding:2px}#heads th{font-weight:normal;color:#555;padding:0 "
     "6px}",
     "#heads canvas{width:76px;height:76px;image-rendering:pixelated;border:1px solid #bbb;cursor:pointer}",
@@ -28,7 +28,7 @@ static const char *const look_body[] = {
     "<div id='text'></div><p id='takes'></p>",
     "<h2>Attention</h2><p>Each square is a head: row by row the tokens that read, column by column those "
     "that they ",
-    "read from. A row's weights have the sum 1. The text above is shaded by the row of the chosen token.</p>",
+    "read from. Each row's weights add up to 1. The text above is shaded by the row of the chosen token.</p>",
     "<div class='scroll'><table id='heads'></table></div><p id='which'></p>",
     "<div class='scroll'><canvas id='head'></canvas></div>",
     "<h2>Logit lens</h2><p>What each layer would say next if the model ended there: the last norm and the "

@@ -1,9 +1,9 @@
 /* Lesson 1: products.
 
    Nearly all the work of a Llama is one operation, the product of two matrices. You write it in plain loops: one dot
-   product for each number of the result. You turn the loops around, and the same multiplications run several times
+   product for each number of the result. You reorder the loops, and the same multiplications run several times
    faster. You see that the order of additions changes the last bits of a sum, which is why a compiler may not reorder
-   them for you. Then minillama.h computes the same product, and you measure how far plain loops are from it.
+   them for you. Then minillama.h computes the same product, and you measure how much faster it is than plain loops.
 
    dot product      a . b = a_0 b_0 + a_1 b_1 + ... + a_(k-1) b_(k-1)
    matrix product   Y (n, out) = X (n, in) W (out, in)^T,   y_ij = x_i . w_j   (x_i: row i of X; w_j: row j of W)
@@ -46,7 +46,7 @@ static ml_tensor by_header(ml_graph *g, void *unused) {
     return (void)unused, ml_linear(g, a, b, ml_none());
 }
 
-/* Billions of multiplications (each with its addition) a second: the best of five, for other programs run, too. */
+/* Billions of multiplications (each with its addition) a second: the best of five, since other programs run, too. */
 static double speed_of(int way, ml_graph *g) {
     double best = 1e9;
     for (int i = 0; i < 5; i++) {
@@ -59,7 +59,7 @@ static double speed_of(int way, ml_graph *g) {
     return 1e-9 * N * IN * OUT / best;
 }
 
-/* How many numbers of a result are further from the exact sum than rounding explains. */
+/* How many numbers of a result are farther from the exact sum than rounding explains. */
 static int count_wrong(const float *result) {
     int wrong = 0;
     for (int i = 0; i < N * OUT; i++) {
@@ -73,7 +73,7 @@ static int count_wrong(const float *result) {
     return wrong;
 }
 
-/* X below W^T's left, Y where they meet; beside them the speeds. */
+/* X left of Y, W^T above it; the speeds beside them. */
 static void draw(const char *path, const float *a, const float *b, const float *c, const double *speed) {
     svg s;
     svg_begin(&s, path, 640, 330, "Y = X W^T: a row of X times a row of W is one number of Y");
@@ -99,22 +99,22 @@ int main(int argc, char **argv) {
     puts("Each number of Y (2, 4) is a row of X (2, 3) times a row of W (4, 3).");
     check_near((double)c[0], 7, 0, "(1 2 3) . (1 0 2) = 1 + 0 + 6");
     check_near((double)c[6], 2, 0, "(0 1 -1) . (0 3 1) = 0 + 3 - 1");
-    check(!memcmp(c, turned, sizeof c), "the loops turned around give the same numbers");
+    check(!memcmp(c, turned, sizeof c), "the reordered loops give the same numbers");
     printf("Order: (1e8 + 1) - 1e8 = %g, (1e8 - 1e8) + 1 = %g.\n", (double)(sum - big), (double)(none + 1));
     for (int i = 0; i < N * IN; i++) x[i] = (float)sin(3.0 * i * i);
     for (int i = 0; i < OUT * IN; i++) w_t[i % IN * OUT + i / IN] = w[i] = (float)cos(5.0 * i * i);
     if (ml_graph_new(NULL, by_header, NULL, &g, NULL)) return !check(0, "memory for the header's product");
     printf("X (%d, %d) W^T (%d, %d): %d million multiplications.\n", N, IN, IN, OUT, N * IN * OUT / 1000000);
-    puts("dots wait for each addition, rows fill vectors, minillama.h also keeps blocks of Y in registers:");
+    puts("dots: each addition waits; rows: vectors; minillama.h: also blocks of Y in registers.");
     for (int i = 0; i < WAYS; i++) {
         speed[i] = speed_of(i, g);
         printf("%-12s %6.2f billion a second\n", names[i], speed[i]);
-        check_near(count_wrong(y[i]), 0, 0, "numbers that are off by more than rounding explains");
+        check_near(count_wrong(y[i]), 0, 0, "numbers off by more than rounding explains");
     }
     ml_graph_free(g), draw(argc > 1 ? argv[1] : "build/lessons/01.svg", a, b_t, c, speed);
     return lesson_end();
 }
 /* EXERCISES
-   1. Change OUT to 500 and IN to 2048. Predict which of the three ways becomes slower, and then look.
+   1. Change OUT to 500 and IN to 2048. Predict which of the three ways becomes slower, then run it.
    2. Sum in four accumulators, sum[i % 4]. Predict: is it faster, and are the bits the same?
    3. make exercise-01: write that dot product, and the product dW += dY^T X, which lesson 9 needs. */

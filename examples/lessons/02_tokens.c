@@ -1,9 +1,9 @@
 /* Lesson 2: tokens.
 
    A Llama reads numbers, so a text is first cut into pieces, and each piece has an id. Byte-pair encoding starts from
-   single characters and merges two neighbors at a time; the pair that training merged first comes first. You write
-   this and watch it merge. You see that it does not take the longest piece, and what becomes of a character that the
-   vocabulary does not have. In the end your ids are those of the tokenizer in minillama.h.
+   single characters and merges two neighbors at a time, always the pair that training merged earliest. You write this
+   and watch it merge. You see that it does not always find the longest piece, and what happens to a character that is
+   not in the vocabulary. At the end your ids are those of the tokenizer in minillama.h.
 
    while any two neighbors a, b have a piece ab in the vocabulary:
        replace the pair whose ab has the highest score by ab (the leftmost where several have it)
@@ -88,13 +88,13 @@ static int encode(const char *words, int32_t *ids, svg *picture) {
     return count;
 }
 
-/* `wanted` ids, the same as the header's. */
+/* Checks that the words have `wanted` ids, the same as the header's. */
 static void compare(const char *words, int wanted, svg *picture) {
     static int32_t ids[LONGEST], work[10 * LONGEST];
     ml_encode_desc desc = {words, strlen(words), 0, work, sizeof work};
     ml_tokens tokens = {NULL, 0};
     int count = encode(words, ids, picture), ok = !ml_tokenizer_encode(vocabulary, &desc, &tokens, NULL);
-    check_near(count, wanted, 0, words);
+    printf("\"%s\"\n", words), check_near(count, wanted, 0, "number of ids");
     check(ok && tokens.n == count && !memcmp(ids, tokens.ids, 4 * (size_t)count), "ids as in the header");
 }
 
@@ -103,18 +103,18 @@ int main(int argc, char **argv) {
     svg s;
     if (ml_tokenizer_load("examples/models/stories.gguf", NULL, &vocabulary, NULL))
         return !check(0, "the model's file can be read");
-    svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/02.svg", 640, 340, "BPE: one merge a line");
-    puts("One merge a line, and last how many ids are left:");
+    svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/02.svg", 640, 340, "BPE: one merge per line");
+    puts("One merge per line:");
     compare("a long beard", 4, &s);
     svg_end(&s);
     int id = find((span){MARK "bear", 7, 5}, ML_PIECE_NORMAL, &score);
-    check(id >= 0, "the piece bear (score %.0f) came too late: its a had gone to ar", (double)score);
-    puts("One word; a letter of two bytes that no piece has; two spaces, and a tie (zz-z):");
+    check(id >= 0, "the piece bear (score %.0f) is never made: its a is merged into ar first", (double)score);
+    puts("One word; a letter that is in no piece, as two bytes; two spaces, and a tie (zz-z):");
     compare("the", 1, NULL), compare("na\xc3\xafve", 5, NULL), compare("a  buzzz", 5, NULL);
     ml_tokenizer_free(vocabulary);
     return lesson_end();
 }
 /* EXERCISES
-   1. Predict the pieces of "unhappiness", which is in no story: run it, and find where the merges went another way.
-   2. Leave out the mark in front of the text in cut(). Which checks fail, and what would a model make of it?
+   1. Predict the pieces of "unhappiness", which is in no story: then find the first merge you did not expect.
+   2. Leave out the mark in front of the text in cut(). Which checks fail, and why would a model mind?
    3. make exercise-02: learn merges from the words that the paper counts. */

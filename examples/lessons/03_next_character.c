@@ -1,12 +1,12 @@
 /* Lesson 3: embeddings, and the softmax that predicts the next character.
 
    A language model gives a probability to each character that may come next. The smallest one looks at one character
-   only: you make it by counting pairs. Then you find the same probabilities without counting, by a row of numbers for
-   each character (its embedding), softmax, a loss, and steps against the gradient. Both agree, which is why you may
-   trust the gradient where nobody can count. Last, minillama.h learns the same with embeddings of eight numbers.
+   only: you make it by counting pairs. Then you find the same probabilities without counting, with a row of numbers
+   for each character (its embedding), softmax, a loss, and steps against the gradient. Both agree, so you may trust
+   the gradient where counting is impossible. Last, minillama.h learns the same with embeddings of eight numbers.
 
    softmax    p_b = e^z_b / (e^z_0 + ... + e^z_(V-1)), the same if a number is added to all z
-   loss       the mean over the pairs (a, b) of -log p(b | a): 0 if all is certain, log V if nothing is known
+   loss       the mean over the pairs (a, b) of -log p(b | a): 0 if every guess is certain, log V if nothing is known
    gradient   d loss / d z_ab = (pairs that begin with a / pairs) (p(b | a) - share of b among them)
 
    Paper: Bengio, Ducharme, Vincent & Jauvin 2003, "A Neural Probabilistic Language Model". */
@@ -22,7 +22,7 @@ static float table[V * V], identity[V * V], small[2 * V * D];
 static ml_tensor embedding, output; /* in the header, both (V, d) */
 static int n, begin, end;           /* all pairs, and the header's next batch */
 
-/* Each pair once, so that no probability is 0; then those of the text, in which all but letters is space. */
+/* Each pair once, so that no probability is 0; then those of the text, in which everything but letters is a space. */
 static void read_pairs(const char *path) {
     FILE *file = fopen(path, "r");
     if (!file) check(0, "%s can be read", path);
@@ -50,7 +50,7 @@ static double loss_of(const double *p) {
     return loss;
 }
 
-/* Goes some steps against the gradient. Returns the loss, with its gradient and the probabilities. */
+/* Takes some steps against the gradient. Returns the loss, with its gradient and the probabilities. */
 static double descend(int steps) {
     for (;; steps--) {
         for (int a = 0; a < V; a++) softmax(learned + a * V, logits + a * V, V);
@@ -102,13 +102,13 @@ int main(int argc, char **argv) {
     loss = descend(10);
     for (int i = 0; i < V * V; i++) table[i] = (float)logits[i];
     check_near(train(table, identity, V, 0, &off), loss, 1e-5, "loss after 10 steps, in the header and here");
-    check_near(off, 0, 1e-4, "differences of the gradients, added up");
+    check_near(off, 0, 1e-4, "sum of the differences of the gradients");
     check_near(descend(5000), low, 1e-6, "loss after 5000 steps, and counted");
     for (int i = 0; i < V * V; i++) off += fabs(learned[i] - counted[i]);
-    check_near(off, 0, 1e-3, "differences of the probabilities, added up");
+    check_near(off, 0, 1e-3, "sum of the differences of the probabilities");
     for (int i = 0; i < 2 * V * D; i++) small[i] = (float)sin(3.0 * i * i);
     loss = train(small, small + V * D, D, 600, &off);
-    check(loss > low && loss < low + 0.1, "%d numbers a character, in the header: loss %.4f", D, loss);
+    check(loss > low && loss < low + 0.1, "%d numbers per character, in the header: loss %.4f", D, loss);
     for (int i = 0; i < V * V; i++) table[i] = (float)learned[i];
     svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/03.svg", 560, 590, "How often a column follows a row");
     svg_heat(&s, 44, 80, 18, table, V, V, names, names), svg_end(&s);
@@ -116,5 +116,5 @@ int main(int argc, char **argv) {
 }
 /* EXERCISES
    1. Predict the loss of a model that gives each character the same probability. Which step above prints it?
-   2. Predict what 0.2 and 200 in place of 20 do to the losses, and then look.
+   2. Predict what 0.2 and 200 instead of 20 do to the losses, then run it.
    3. make exercise-03: write the softmax, the loss and its gradient, and draw from the probabilities. */

@@ -1,9 +1,9 @@
 /* Lesson 4: gradients. A tape in 100 lines, checked by finite differences.
 
-   You will learn how a program differentiates itself: it writes each operation on a tape, with the slope of the
-   result along each operand. Walking the tape backward gives the derivative of the last number with respect to all
-   others, for one more pass. A number that is used twice gets the sum of what its users send back. Finite differences
-   check it; their step must be neither large nor tiny. At the end the tape teaches 17 numbers exclusive or.
+   You will learn how a program differentiates itself: it records each operation on a tape, with the slope of the
+   result along each operand. One pass over the tape, backward, gives the derivative of the last number with respect
+   to all others. A number that is used twice gets the sum of what its users send back. Finite differences check it;
+   their step must be neither large nor tiny. At the end the tape trains a network of 17 numbers: exclusive or.
 
    Chain rule:  dL/dx = sum over all y computed from x of  dL/dy * dy/dx
    Check:       dL/dx ~ (L(x + h) - L(x - h)) / 2h, wrong by about h^2 (the formula) + 1e-16 / h (rounding)
@@ -18,7 +18,7 @@ typedef struct node {
 } node;
 typedef struct tape {
     int n;
-    node at[MOST]; /* in the order of computation: operands stand before results */
+    node at[MOST]; /* in the order of computation: operands come before results */
 } tape;
 
 static int put(tape *t, node v) { return assert(t->n < MOST), t->at[t->n] = v, t->n++; }
@@ -36,7 +36,7 @@ static int tanh_of(tape *t, int a) {
 }
 static void backward(tape *t, int loss) {
     for (int i = 0; i < t->n; i++) t->at[i].grad = i == loss;
-    for (int i = loss; i >= 0; i--) /* a result's gradient is complete before it is handed on */
+    for (int i = loss; i >= 0; i--) /* a result's gradient is complete before it is passed on */
         for (int k = 0; k < t->at[i].n_from; k++)
             t->at[t->at[i].from[k]].grad += t->at[i].slope[k] * t->at[i].grad;
 }
@@ -46,7 +46,7 @@ static int neuron(tape *t) {
     int d = add(t, tanh_of(t, add(t, mul(t, w, x), b)), minus);
     return mul(t, d, d); /* uses d twice */
 }
-/* Mean squared error of a network w (17) on exclusive or, whose answers go to y (4), with h added to w[i]. */
+/* Mean squared error of a network w (17) on exclusive or, whose outputs go to y (4), with h added to w[i]. */
 static double xor_loss(tape *t, const double *w, double *y, int i, double h) {
     int loss = t->n = 0;
     for (int j = 0; j < WEIGHTS; j++) leaf(t, "w", w[j] + (j == i) * h); /* node j is w[j] */
@@ -97,14 +97,14 @@ int main(int argc, char **argv) {
         double h = pow(10, -1 - k), one = 1e-16, two = 1e-16; /* errors from one side and from two */
         for (int i = 0; i < WEIGHTS; i++) {
             double up = xor_loss(&moved, w, y, i, h), down = xor_loss(&moved, w, y, i, -h);
-            one = fmax(one, fabs((up - loss) / h - t.at[i].grad));
-            two = fmax(two, fabs((up - down) / (2 * h) - t.at[i].grad));
+            one = larger(one, fabs((up - loss) / h - t.at[i].grad));
+            two = larger(two, fabs((up - down) / (2 * h) - t.at[i].grad));
         }
         printf("  h = %.0e: error %.1e from one side, %.1e from both\n", h, one, two);
         errors[0][k] = log10(one), errors[1][k] = log10(two);
     }
-    check(errors[1][4] < -9, "all gradients are those of finite differences with h = 1e-5");
-    check(fabs(errors[1][0] - errors[1][1] - 2) < 0.2, "from both sides, h / 10 has an error / 100");
+    check(errors[1][4] < -9, "all gradients agree with finite differences, h = 1e-5");
+    check(fabs(errors[1][0] - errors[1][1] - 2) < 0.2, "from both sides, h / 10 gives error / 100");
     for (int step = 0; step < 2000; step++) {
         for (int i = 0; i < WEIGHTS; i++) w[i] -= 0.3 * t.at[i].grad;
         loss = xor_loss(&t, w, y, 0, 0), backward(&t, t.n - 1);
@@ -115,6 +115,6 @@ int main(int argc, char **argv) {
     return lesson_end();
 }
 /* EXERCISES
-   1. Replace += by = in backward. Predict what becomes of dL/dw, and why (d is used twice).
-   2. Make the network's steps 3 in place of 0.3, then 0.003. Predict the answers.
+   1. Replace += by = in backward. Predict how dL/dw changes, and why (d is used twice).
+   2. Make the network's step size 3, then 0.003. Predict the four outputs.
    3. Write the backward pass of GELU: make exercise-04. Then give the tape a gelu_of, and the network GELU. */

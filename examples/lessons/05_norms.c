@@ -1,9 +1,9 @@
 /* Lesson 5: norms and residual connections, forward and backward, and why deep networks need both.
 
-   You will learn what RMSNorm and LayerNorm do to a row of numbers: both divide it by its size, the second also takes
-   its mean away. RMSNorm's backward pass is checked by finite differences; LayerNorm's is the exercise. Then 32
-   random layers are stacked in four ways. Without norms and residual connections signal and gradient vanish; with
-   residual connections alone they explode. With norms alone the gradient's direction is lost when the input moves.
+   You will learn what RMSNorm and LayerNorm do to a row of numbers: both divide it by its size, and the second first
+   subtracts its mean. RMSNorm's backward pass is checked by finite differences; LayerNorm's is the exercise. Then 32
+   random layers are stacked in four ways. Without norms and residual connections, signal and gradient vanish; with
+   residual connections alone they explode; with norms alone the gradient points elsewhere when the input changes.
 
    RMSNorm:   y = w z,  z = x s,  s = 1 / sqrt(mean(x^2) + eps);  LayerNorm: the same of x - mean(x), and y = w z + b
    backward:  RMSNorm's dx = s (g - z mean(g z)) with g = w dy: the part along x is removed;  dw = dy z
@@ -41,7 +41,7 @@ static void rms_norm_backward(double *dz, const double *z, double s) { /* dz (D)
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 static double silu_slope(double x) { return sigmoid(x) * (1 + x * (1 - sigmoid(x))); }
 
-/* L layers x + A silu(norm(x)), or with less. x (D) -> the loss u . (the last x) */
+/* L layers x + A silu(norm(x)), or without norm or x. x (D) -> the loss u . (the last x) */
 static double forward(stack *t, const double *x, int has) {
     double f[D];
     memcpy(t->x[0], x, sizeof f);
@@ -77,7 +77,7 @@ static void draw(const char *path, double sizes[2][4][L + 1], const double *cosi
             svg_graph(&s, 60 + 325 * k, 70, 230, 200, sizes[k][has], L + 1, range, colors[has], dashes[has]);
     }
     for (int has = 0; has < 4; has++)
-        svg_text(&s, 295, 127 - 13.3 * sizes[0][has][L], "start", 12, "%s", names[has]);
+        svg_text(&s, 295, 127 - 13.3 * sizes[0][has][L] + (has == NORMS) * 5, "start", 12, "%s", names[has]);
     svg_text(&s, 815, 60, "middle", 13, "cosine of gradients, inputs 0.3 apart");
     svg_bars(&s, 700, 90, 230, 180, cosine, 4, names);
     svg_end(&s);
@@ -115,6 +115,6 @@ int main(int argc, char **argv) {
     return lesson_end();
 }
 /* EXERCISES
-   1. Multiply all weights by 1.5. Predict the end of each curve first: which of the four hardly notice?
+   1. Multiply all weights by 1.5. First predict where each curve ends: which of the four hardly change?
    2. Move the norm after the addition, x = norm(x + f(x)), as in the first Transformer. How do the curves change?
    3. Write the backward passes of both norms, for rows of floats with weights and biases: make exercise-05. */

@@ -1,10 +1,10 @@
-/* Lesson 6: rotary positions. Why a dot product can know how far apart two words are.
+/* Lesson 6: rotary positions. How a dot product can depend on how far apart two words are.
 
    You will learn how a Llama tells the order of words: it turns each pair of numbers of a query and of a key like the
    hand of a clock, by an angle that grows with the position. The first pair is a fast hand, the last a slow one. A
-   dot product of two turned vectors depends on the difference of the angles only, so on the distance of the words,
-   and not on where in the text they are. No length changes, and there is nothing to learn. The header does the same
-   with a table of cosines and sines, which is compared with yours.
+   dot product of two turned vectors depends only on the difference of the angles, and so on the distance between the
+   words, not on where in the text they are. No length changes, and there is nothing to learn. The header does the
+   same with a table of cosines and sines, which is compared with yours.
 
    angle of pair j at position p:  p / theta^(2j / hd),  theta = 10000, hd = the size of a head
    (x[2j], x[2j + 1]) -> (x[2j] cos - x[2j + 1] sin, x[2j] sin + x[2j + 1] cos)
@@ -39,7 +39,7 @@ static double score(const double *q, int m, const double *k, int n) {
 static void draw(const char *path, const float *values) {
     const char *labels[N] = {"0", "", "", "", "", "5", "", "", "", "", "10", "", "", "", "", "15"};
     svg s;
-    svg_begin(&s, path, 960, 400, "Clocks of different speed, and a query that looks 3 places back");
+    svg_begin(&s, path, 960, 400, "Clocks of different speeds, and a query that looks 3 places back");
     svg_text(&s, 290, 62, "middle", 13, "position");
     for (int p = 0; p < 8; p++) svg_text(&s, 108 + 52 * p, 82, "middle", 12, "%d", p);
     for (int j = 0; j < HD / 2; j++) {
@@ -68,7 +68,7 @@ static double table_difference(void) {
     for (int i = 0; i < N * HD / 2 && most < 1; i++) {
         double a = angle_of(i / (HD / 2), i % (HD / 2));
         float *pair = table[i / (HD / 2)] + 2 * (i % (HD / 2));
-        most = fmax(most, hypot((double)pair[0] - cos(a), (double)pair[1] - sin(a)));
+        most = larger(most, hypot((double)pair[0] - cos(a), (double)pair[1] - sin(a)));
     }
     return most;
 }
@@ -89,15 +89,15 @@ int main(int argc, char **argv) {
     for (int m = 0; m < N; m++)
         for (int n = 0; n < N; n++) {
             int back = m < n ? m : n; /* both moved to the beginning of the text */
-            worst = fmax(worst, fabs(score(q, m, k, n) - score(q, m - back, k, n - back)));
+            worst = larger(worst, fabs(score(q, m, k, n) - score(q, m - back, k, n - back)));
         }
-    check_near(worst, 0, 1e-12, "the largest difference of equal distances");
-    printf("Turning changes no length, and the way back turns back: that is its backward pass\n");
+    check_near(worst, 0, 1e-12, "the largest difference between equal distances");
+    printf("Turning changes no length. Its backward pass turns by the opposite angle\n");
     rotate(q, 7, turned);
     check_near(dot(turned, turned), dot(q, q), 1e-12, "the squared length of q at position 7");
     rotate(k, -7, turned);
     check_near(dot(q, turned), score(q, 7, k, 0), 1e-12, "q . rotate(k, -7) as rotate(q, 7) . k");
-    printf("Weights can learn to look for a distance: k is q, turned 3 places on\n");
+    printf("Weights can learn to look for a distance: here k is q, turned by 3 places\n");
     for (int i = 0; i < HD; i++) q[i] = 1;
     rotate(q, 3, k);
     for (int m = 0; m < N; m++) {

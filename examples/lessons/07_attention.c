@@ -1,9 +1,9 @@
-/* Lesson 07: attention. A token asks with its query, every token answers with its key, and the softmax of their dot
-   products says how much of each token's value goes into the answer. With a causal mask a token asks only itself and
-   those before it, so that a model can be trained on all positions of a text at once; with a full mask it asks the whole
-   row, as a classifier may. Several heads do this side by side, each with its own queries; two of them share keys and
-   values here. We do it by hand, on three tokens and inside a trained model, and look where one of its heads looks.
-      weights = softmax(q k^T / sqrt(size)), hidden tokens left out of the softmax; answer = weights v
+/* Lesson 07: attention. Every token has a query, a key and a value. The softmax of its query's dot products with all
+   keys says how much of each token's value goes into its result. With a causal mask a token sees only itself and
+   those before it, so that a model can be trained on all positions of a text at once; with a full mask it sees the
+   whole row, as a classifier may. Several heads do this side by side, each with its own queries; two of them share
+   keys and values here. You compute it by hand, on three tokens and inside a trained model, and see what a head does.
+      weights = softmax(q k^T / sqrt(size)), hidden tokens left out of the softmax; result = weights v
    Vaswani et al. 2017, "Attention Is All You Need"; Ainslie et al. 2023, "GQA" (shared keys and values). */
 #include "examples/lessons/lesson.h"
 #include "minillama.h"
@@ -49,9 +49,9 @@ static ml_model *model;
 static ml_tokens t;
 static float taken[ML_PLACES][MOST * DIM], rope[MOST * SIZE];
 static ml_tensor q, k, v, full; /* (n, DIM), (n, KEY_HEADS * SIZE), the same; (n, DIM) by the header */
-/* The model calls this on its way: copies what we want to see. */
+/* The model calls this at each place: copies what we want to see. */
 static ml_tensor take(ml_graph *g, const ml_insertion *at, void *user) {
-    const ml_tensor *x = at->place == ML_PLACE_O ? &at->x : &at->y; /* before Wo: what the heads answered */
+    const ml_tensor *x = at->place == ML_PLACE_O ? &at->x : &at->y; /* before Wo: the heads' results */
     size_t size = at->layer == LAYER && !g->measuring ? x->rows * x->cols * sizeof(float) : 0;
     if (size) memcpy(taken[at->place], x->data, size);
     return (void)user, at->y;
@@ -99,22 +99,22 @@ int main(int argc, char **argv) {
         head h = {t.n, SIZE, DIM, KEY_HEADS * SIZE, causal};
         attend(&h, y[causal] + own, weights[i], at, keys, taken[ML_PLACE_V] + shared);
     }
-    check(same(y[1], taken[ML_PLACE_O]), "%d heads by hand answer as inside the model", HEADS);
-    check(same(y[0], full.data), "and with a full mask as ml_attention");
+    check(same(y[1], taken[ML_PLACE_O]) && y[1][0] != 0, "%d heads by hand equal those in the model", HEADS);
+    check(same(y[0], full.data), "and with a full mask those of ml_attention");
     for (int i = 0; i < t.n; i++) {
         const float *w = weights[HEADS + HEAD] + i * t.n;
         ml_tokenizer_decode(model->tokenizer, &(ml_tokens){t.ids + i, 1}, words[i], 16, &size, NULL);
         names[i] = i ? words[i] : "(begin)";
         int best = 0;
         for (int u = 0; u <= i; u++) best = w[u] > w[best] ? u : best;
-        printf("%s looks at %s (%.0f %%)\n", names[i], names[best], 100 * (double)w[best]);
+        printf("%s attends most to %s (%.0f %%)\n", names[i], names[best], 100 * (double)w[best]);
     }
-    svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/07.svg", 810, 470, "Each period looks at the subject");
-    svg_text(&s, 80, 56, "start", 13, "layer 5, head 3, causal: a row looks where it is dark");
+    svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/07.svg", 810, 470, "Periods attend to the subject");
+    svg_text(&s, 80, 56, "start", 13, "layer 5, head 3, causal: dark where a row attends");
     svg_text(&s, 450, 56, "start", 13, "the same queries and keys with a full mask");
     svg_heat(&s, 80, 116, 21, weights[HEADS + HEAD], t.n, t.n, names, names);
     svg_heat(&s, 450, 116, 21, weights[HEAD], t.n, t.n, NULL, names);
     return svg_end(&s), lesson_end();
 }
-/* EXERCISES  1. Leave out the division by sqrt(size): predict whether the weights get sharper, then look.  2. Which of
-   the 24 heads looks at the token before? Try LAYER and HEAD.  3. make exercise-07: the mask and grouped heads. */
+/* EXERCISES  1. Leave out the division by sqrt(size): predict whether the weights get sharper, then run it.  2. Which
+   of the 24 heads attend to the token before? Try LAYER and HEAD.  3. make exercise-07: mask and grouped heads. */

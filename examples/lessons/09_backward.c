@@ -1,7 +1,7 @@
 /* Lesson 09: the backward pass. The second half of plain_llama.h goes through the network in the opposite order: each
-   operation gets the gradient of its result, and adds to those of what it read. Softmax and loss leave p - 1 at the
-   target and p elsewhere; where the stream branches, gradients add up, and so do rows of a batch and the two uses of the
-   embedding. minillama.h's trainer must find the same; the picture shows which matrices these words would change most.
+   operation takes the gradient of its result and adds to the gradients of what it read. Softmax and loss leave p - 1
+   at the target and p elsewhere. Where the stream branches, gradients add up, as do those of the rows of a batch and
+   of the two uses of the embedding. minillama.h's trainer must find the same; the picture compares the matrices.
       y = x W^T: dx = dy W, dW = dy^T x; loss = mean of -log softmax(z)[target]: dz = (softmax(z) - one-hot) / n
    Rumelhart, Hinton & Williams 1986, "Learning Representations by Back-propagating Errors". */
 #include "examples/lessons/lesson.h"
@@ -23,7 +23,7 @@ int main(int argc, char **argv) {
     ml_model *model;
     ml_trainer *trainer;
     ml_tokens t;
-    ml_error e = {ML_OK, "this is another model"};
+    ml_error e = {ML_OK, "not a model that plain_llama.h computes"};
     svg s;
     if (ml_model_load("examples/models/stories.gguf", &f32, &model, &e) || !plain_new(&m, model, N) ||
         ml_trainer_new(model, &desc, &trainer, &e) || ml_tokenizer_encode(model->tokenizer, &encode, &t, &e))
@@ -41,15 +41,15 @@ int main(int argc, char **argv) {
             double d = m.w[i].d[j], header = (double)trainer->model[i].grad[j];
             apart += (d - header) * (d - header), sum[i] += d * d;
         }
-        worst = fmax(worst, sum[i] > 0 ? sqrt(apart / sum[i]) : 0);
+        worst = larger(worst, sqrt(apart / fmax(sum[i], 1e-30)));
     }
     check(worst < 1e-5, "%d gradients equal the header's: %.0e apart", (int)model->n_parameters, worst);
     for (int i = 0; i < 6 * SHOWN; i++)
         shown[i] = (float)sqrt(sum[OF_MODEL + i / SHOWN * OF_LAYER + matrix[i % SHOWN]]);
-    svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/09.svg", 400, 350, "How much each matrix is to change");
-    svg_text(&s, 20, 52, "start", 13, "length of its gradient on two rows of %d tokens", N);
+    svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/09.svg", 400, 350, "The gradient of each matrix");
+    svg_text(&s, 20, 52, "start", 13, "its length (norm) on two rows of %d tokens", N);
     svg_heat(&s, 80, 90, 40, shown, 6, SHOWN, l, w);
     return svg_end(&s), lesson_end();
 }
-/* EXERCISES  1. Break a backward of plain_llama.h: how far do the gradients move?  2. Take a step w -= 0.05 dw with all
-   weights: predict the new loss from the lengths, then compute it.  3. make exercise-09: two backwards of your own. */
+/* EXERCISES  1. Break a backward of plain_llama.h: how far do the gradients move?  2. Take a step w -= 0.05 dw with
+   all weights: predict the new loss from the lengths, then compute it.  3. make exercise-09: two backward passes. */

@@ -1,11 +1,11 @@
 /* Lesson 10: training. AdamW by hand, and a Llama that learns a page of text from nothing.
    Some numbers of a network have gradients a million times larger than others, so no one step size fits them all:
-   AdamW divides each gradient by its usual size. You write that in ten lines, and the header's does the same. Then a
-   Llama of 29,344 random numbers reads one page again and again: first it guesses one of 128 characters, in the end it
-   knows the page by heart. Plain gradient descent on the same batches is far behind. A model that recites overfits.
+   AdamW divides each gradient by its usual size. You write that in ten lines, and the header takes the same steps.
+   Then a Llama of 29,344 random numbers reads one page again and again: at first it guesses one of 128 characters, at
+   the end it knows the page by heart. Plain gradient descent is far behind. Reciting is overfitting.
 
      m <- b1 m + (1 - b1) g       the usual direction: a running mean of the gradient, 0 before the first step
-     v <- b2 v + (1 - b2) g^2     the usual size, squared. Means of few numbers that began with 0 are too small, hence
+     v <- b2 v + (1 - b2) g^2     the usual size, squared. Means that begin with 0 are too small at first, hence
                                   c1 = 1 - b1^t, c2 = 1 - b2^t at step t = 1, 2, ...; rate = lr sqrt(c2) / c1
      w <- w - rate m / (sqrt(v) + eps);  w <- w - lr decay w
    Papers: Kingma & Ba 2015, "Adam"; Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization". */
@@ -16,10 +16,10 @@ static const char page[] =
     "The lighthouse stood on a rock, and in it lived an old woman and her cat. Every evening she lit the "
     "lamp and counted the ships. One night the lamp would not burn, and she had no oil, no matches and no "
     "bell. But the cat jumped on the shelf, and down fell the big brass pan. It rang like a church bell. ";
-enum { D = 32, V = 128, CONTEXT = 48, ROWS = 8, N = ROWS * CONTEXT, STEPS = 250 };
+enum { D = 32, V = 128, CONTEXT = 48, ROWS = 4, N = ROWS * CONTEXT, STEPS = 250, BOTH = 10 };
 enum { LENGTH = sizeof page - 1, BEGIN = 12, NUMBERS = 29344 };
 enum { HEADER, OURS, PLAIN }; /* who steps: ml_trainer_step, adamw below, or w -= plain_lr g */
-static const float lr = 0.006f, b1 = 0.9f, b2 = 0.95f, eps = 1e-6f, decay = 0.01f, plain_lr = 0.2f;
+static const float lr = 0.006f, b1 = 0.9f, b2 = 0.99f, eps = 1e-6f, decay = 0.01f, plain_lr = 0.2f;
 
 /* Step t of n numbers w with gradient g. m and v (n) are 0 before step 1. */
 static void adamw(float *w, const float *g, float *m, float *v, int n, int t) {
@@ -57,8 +57,8 @@ static ml_model *train(int who, int steps, double *losses) {
     ml_random_seed(&random, 1);
     int ok = !ml_model_create(&fresh, &model, NULL) && !ml_trainer_new(model, &how, &trainer, NULL);
     for (int t = 1; ok && t <= steps; t++) {
-        for (size_t i = 0, at = 0; i < N;
-             i++) { /* rows from anywhere; after the last character comes the first */
+        /* rows from anywhere; after the last character comes the first */
+        for (size_t i = 0, at = 0; i < N; i++) {
             if (i % CONTEXT == 0) at = ml_random_u64(&random) % LENGTH;
             tokens[i] = page[at % LENGTH], targets[i] = page[++at % LENGTH];
         }
@@ -72,7 +72,7 @@ static ml_model *train(int who, int steps, double *losses) {
     return check(ok, "%d steps of training", steps) ? model : NULL;
 }
 
-/* The model reads the page's first characters and goes on by itself: how many of the others are right. */
+/* The model reads the page's first characters and goes on alone: how many of the others are right. */
 static int recite(const ml_model *model) {
     int32_t start[BEGIN];
     ml_generate_desc desc = {.prompt_ids = {start, BEGIN}, .max_new_tokens = CONTEXT - BEGIN};
@@ -93,21 +93,21 @@ int main(int argc, char **argv) {
     printf("The first step moves each number by the rate, %g, however large its gradient is:\n", (double)lr);
     check_near((double)w[0], 1 - (double)lr, 1e-4, "1 with gradient 1000");
     check_near((double)w[1], 1 + (double)lr, 1e-4, "1 with gradient -0.1");
-    printf("The same network, 20 steps by the header and by adamw above:\n");
-    ml_model *a = train(HEADER, 20, adam), *b = train(OURS, 20, adam);
+    printf("The same network, %d steps by the header and by adamw above:\n", BOTH);
+    ml_model *a = train(HEADER, BOTH, adam), *b = train(OURS, BOTH, adam);
     ml_model *c = train(HEADER, STEPS, adam), *d = train(PLAIN, STEPS, plain);
     if (!a || !b || !c || !d) return lesson_end();
     double most = 0, end = adam[STEPS - 1], worse = plain[STEPS - 1];
     const float *x = a->tensors[0].data, *y = b->tensors[0].data; /* the embeddings (V, D) */
-    for (int i = 0; i < V * D; i++) most = fmax(most, fabs((double)x[i] - (double)y[i]));
-    check_near(most, 0, 1e-5, "after 20 steps, header and adamw differ by");
+    for (int i = 0; i < V * D; i++) most = larger(most, fabs((double)x[i] - (double)y[i]));
+    check_near(most, 0, 1e-5, "the embeddings of header and adamw differ by");
     check_near(adam[0], log(V), 0.05, "first loss: a guess among 128 characters, ln 128");
     check(end < worse / 2, "last loss: %.2f with AdamW, %.2f with plain gradient descent", end, worse);
     int right = recite(c);
-    check(right > 30, "given %d characters, it knows %d of the next %d", BEGIN, right, CONTEXT - BEGIN);
+    check(right > 24, "given %d characters, it knows %d of the next %d", BEGIN, right, CONTEXT - BEGIN);
     svg s;
     svg_begin(&s, argc > 1 ? argv[1] : "build/lessons/10.svg", 640, 350, "A Llama learns a page by heart");
-    svg_axes(&s, 60, 50, 540, 260, range, "step", "loss: nats a character");
+    svg_axes(&s, 60, 50, 540, 260, range, "step", "loss: nats per character");
     svg_graph(&s, 60, 50, 540, 260, adam, STEPS, range, "black", "");
     svg_graph(&s, 60, 50, 540, 260, plain, STEPS, range, "#777", "5 4");
     svg_text(&s, 590, 130, "end", 13, "dashed: plain gradient descent, rate %g", (double)plain_lr);

@@ -1,19 +1,19 @@
 /* Lesson 12: quantization and the KV cache. The same story in a quarter of the bytes, and no token read twice.
-   32 bits are more than a weight needs: in Q8_0, 32 weights share a scale d and are integers of 8 bits. A product of two
-   such rows is a sum of products of integers, and the model tells the same story (with 4 bits another). A token's keys
-   and values depend on nothing that follows, so they can be kept: with this cache a token costs nearly the same wherever
-   it stands. Without it the next token costs as much as all the text before it.
+   32 bits are more than a weight needs: in Q8_0, 32 weights share a scale d and are integers of 8 bits. A product of
+   two such rows is a sum of products of integers, and the model tells the same story (with 4 bits, another). The
+   keys and values of a token do not depend on what follows, so they can be kept. With this cache, a token costs
+   nearly the same at any position; without it, the next token costs as much as all the text before it.
 
-     d = max |x| / 127 (as F16), q = round(x / d) in -127 .. 127, x ~ d q      a block of 32 numbers: 34 bytes, not 128
-     x . w ~ sum over blocks of dx dw (sum of qx qw)                           |x - d q| is at most d / 2
-   Papers: Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"; Shazeer 2019, "Fast Transformer Decoding" */
+     d = max |x| / 127 (as F16), q = round(x / d) in -127 .. 127, x ~ d q    a block of 32 numbers: 34 bytes, not 128
+     x . w ~ sum over blocks of dx dw (sum of qx qw)                         |x - d q| is at most d / 2
+   Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"; Shazeer 2019, "Fast Transformer Decoding" */
 #include <time.h>
 #include "minillama.h"
 #include "lesson.h"
 
 enum { D = 128, V = 2048, BLOCK = 32, BYTES = 34, NEW = 60, POINTS = 32, STEP = 8, N = POINTS * STEP };
 static const ml_type types[] = {ML_F32, ML_Q8_0, ML_Q4_0};
-static ml_model *model[ML_TYPE_COUNT]; /* the same one in numbers of these types */
+static ml_model *model[ML_TYPE_COUNT]; /* the same model in each of these types */
 static ml_session *session[ML_TYPE_COUNT];
 static int32_t story[ML_TYPE_COUNT][N];
 static const double tick = 1e3 / CLOCKS_PER_SEC; /* of the clock, in milliseconds */
@@ -45,7 +45,7 @@ static int print(void *user, int32_t id, const char *text, size_t n) {
     return (void)user, (void)id, fwrite(text, 1, n, stdout) == n;
 }
 
-/* The model in numbers of one type tells its story, NEW tokens. Returns the bytes of its weights. */
+/* The model with weights of one type tells its story, NEW tokens. Returns the bytes of its weights. */
 static double tell(ml_type type) {
     ml_model_load_desc how = {.type = type};
     ml_generate_desc desc = {.prompt = "Once upon a time", .max_new_tokens = NEW, .on_token = print};
@@ -94,7 +94,7 @@ static void measure(double *with, double *without) {
         if (n % STEP) continue;
         ml_session_eval_batch(session[ML_F32], &text, &outputs, NULL); /* leaves the cache as it is */
         without[p] = tick * (double)(clock() - start);
-        for (int i = 0; i < V; i++) most = fmax(most, fabs((double)kept[i] - (double)again[i]));
+        for (int i = 0; i < V; i++) most = larger(most, fabs((double)kept[i] - (double)again[i]));
     }
     check_near(most, 0, 1e-3, "with and without cache, logits differ by");
 }
@@ -104,7 +104,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 3; i++)
         if ((bytes[types[i]] = tell(types[i])) == 0) return lesson_end();
     check(memcmp(story[ML_F32], story[ML_Q8_0], sizeof *story) == 0, "in Q8_0 the story has the same tokens");
-    check_near(bytes[ML_Q8_0] / bytes[ML_F32], 34 / 128.0, 0.01, "bytes in Q8_0 for each in F32");
+    check_near(bytes[ML_Q8_0] / bytes[ML_F32], 34 / 128.0, 0.01, "bytes in Q8_0 / bytes in F32");
     check_rounding(300);
     measure(with, without);
     const double range[4] = {STEP, N, 0, ceil(1.2 * without[POINTS - 1])};
@@ -113,8 +113,8 @@ int main(int argc, char **argv) {
     svg_axes(&s, 60, 50, 540, 240, range, "tokens so far", "milliseconds for the next token");
     svg_graph(&s, 60, 50, 540, 240, without, POINTS, range, "black", "5 4");
     svg_graph(&s, 60, 50, 540, 240, with, POINTS, range, "black", "");
-    svg_text(&s, 100, 90, "start", 13, "dashed: all the text is read again; below: with the cache");
+    svg_text(&s, 100, 90, "start", 13, "dashed: the whole text is read again; solid: with the cache");
     return svg_end(&s), lesson_end();
 }
 /* EXERCISES 1. Let quantize have 15 levels, -7 .. 7: how far off is the logit? 2. The cache has 2 * layers * kv_dim
-   numbers a token: how many bytes for 4096 tokens, 32 layers, kv_dim 4096? 3. make exercise-12: quantize, and back. */
+   numbers per token: how many bytes for 4096 tokens, 32 layers, kv_dim 4096? 3. make exercise-12: Q8_0 and back. */

@@ -38,6 +38,9 @@ static inline int check_near(double got, double wanted, double tolerance, const 
                  wanted, tolerance);
 }
 
+/* The larger one; infinite if b is not a number, which fmax would overlook. */
+static inline double larger(double a, double b) { return b != b ? HUGE_VAL : b > a ? b : a; }
+
 /* The closing line; returns main's exit status. */
 static inline int lesson_end(void) {
     if (lesson_wrong)
@@ -130,7 +133,7 @@ static inline void svg_circle(svg *s, double x, double y, double radius, const c
 }
 
 /* values (rows, cols) as squares of `cell` pixels from (x, y): 0 is white, the largest magnitude dark; from 32 pixels
-   on each cell shows its number. Row labels end at x - 6; column labels stand above y, upright where they are long
+   on each cell shows its number. Row labels end at x - 6; column labels are above y, turned where they are long
    (7 pixels a letter: leave room). Either may be NULL. */
 static inline void svg_heat(svg *s, double x, double y, double cell, const float *values, int rows, int cols,
                             const char *const *row_labels, const char *const *col_labels);
@@ -140,7 +143,7 @@ static inline void svg_heat(svg *s, double x, double y, double cell, const float
 static inline void svg_bars(svg *s, double x, double y, double w, double h, const double *values, int n,
                             const char *const *labels);
 
-/* Axes whose left lower corner is (x, y + h): the range x_low..x_high below, y_low..y_high at the left, with the
+/* Axes whose lower left corner is (x, y + h): the range x_low..x_high below, y_low..y_high at the left, with the
    titles. Then svg_graph draws a curve into the same place: ys[i] at i of n - 1 parts of the width. dash: "" or
    "5 4". svg_curve does both, with the curve's own range and 0..n-1 below. */
 static inline void svg_axes(svg *s, double x, double y, double w, double h, const double range[4],
@@ -153,7 +156,7 @@ static inline void svg_curve(svg *s, double x, double y, double w, double h, con
 /* Closes the picture and says where it is. 0 (and a wrong check) if it could not be written. */
 static inline int svg_end(svg *s);
 
-/* ---- how they do it ---- */
+/* ---- implementation ---- */
 
 static inline int svg_begin(svg *s, const char *path, int width, int height, const char *title) {
     s->path = path;
@@ -205,7 +208,7 @@ static inline void svg_heat(svg *s, double x, double y, double cell, const float
             double middle = x + (j + 0.5) * cell;
             svg_gray(s, x + j * cell, y + i * cell, cell, cell, dark);
             if (cell < 32 || !s->file) continue;
-            fprintf(s->file, "<g fill=\"%s\">", dark > 0.5 ? "white" : "#222");
+            fprintf(s->file, "<g fill=\"%s\">", dark > 0.6 ? "white" : "#222");
             svg_text(s, middle, y + (i + 0.5) * cell + 4, "middle", 11, "%.2f", value);
             fputs("</g>\n", s->file);
         }

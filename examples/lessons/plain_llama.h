@@ -1,8 +1,8 @@
-/* The whole Llama and its backward pass in plain loops, one function for each operation: lesson 08 reads the first half,
-   lesson 09 the second, and tests/test_plain.c compares minillama.h with both. A matrix is its shape, its values v and
-   their gradient d. Shapes in comments: n tokens, D width of the stream, H of the feed-forward layer, A query heads of
-   hd = D / A numbers, K heads of keys and values, kv = K hd, V pieces. A backward ADDS to d: what is read twice gets the
-   sum of two gradients. Doubles: what then differs from minillama.h is its rounding. */
+/* The whole Llama and its backward pass in plain loops, one function for each operation: lesson 08 reads the first
+   half, lesson 09 the second, and tests/test_plain.c compares minillama.h with both. A matrix is a shape, values v
+   and their gradient d. Shapes in comments: n tokens, D width of the stream, H of the feed-forward layer, A query
+   heads of hd = D / A numbers, K heads of keys and values, kv = K hd, V pieces. A backward ADDS to d: what is read
+   twice gets the sum of two gradients. Everything is in doubles: minillama.h differs by its rounding. */
 #ifndef PLAIN_LLAMA_H
 #define PLAIN_LLAMA_H
 #include <math.h>
@@ -74,8 +74,8 @@ PLAIN void plain_softmax(double *p, const double *z, int n) {
     for (int i = 0; i < n; i++) sum += p[i] = exp(z[i] - largest);
     for (int i = 0; i < n; i++) p[i] /= sum;
 }
-/* Head by head: p (A n, n) = softmax(q k^T / sqrt(hd)) over the keys that a token sees, 0 for the others; a (n, D) = p v.
-   A / K heads read the same keys and values. */
+/* Head by head: p (A n, n) = softmax(q k^T / sqrt(hd)) over the keys that a token sees, 0 for the others;
+   a (n, D) = p v. A / K heads read the same keys and values. */
 PLAIN void plain_attention(const plain_layer *l, const ml_config *c) {
     int n = l->q.rows, kv = l->k.cols, hd = c->dim / c->n_heads;
     for (int head = 0; head < c->n_heads; head++)
@@ -123,7 +123,7 @@ PLAIN void plain_forward(plain_llama *m, const int32_t *tokens) {
 }
 
 /* ==== backward: the same operations in the opposite order ==== */
-/* The sum of -log softmax(logits)[target] over n rows, / divisor; d of logits (n, V) = (softmax - one-hot) / divisor. */
+/* The sum of -log softmax(logits)[target] over n rows / divisor; logits' d (n, V) = (softmax - one-hot) / divisor */
 PLAIN double plain_cross_entropy(plain_matrix logits, const int32_t *targets, double divisor) {
     double loss = 0;
     for (int t = 0, V = logits.cols; t < logits.rows; t++) {
@@ -216,7 +216,7 @@ PLAIN plain_matrix plain_take(plain_llama *m, int rows, int cols) {
     plain_matrix y = {rows, cols, m->end, m->end + m->half};
     return m->end += rows * cols, y;
 }
-/* A copy of a model with F32 weights and RMS norms, with room for n tokens; 0 if it is another one. Free m->memory. */
+/* A copy of a model with F32 weights and RMS norms, with room for n tokens; 0 for any other. Free m->memory. */
 PLAIN int plain_new(plain_llama *m, const ml_model *model, int n) {
     const ml_config *c = &model->config;
     int D = c->dim, H = c->hidden_dim, A = c->n_heads, kv = D / A * c->n_kv_heads;

@@ -10,8 +10,8 @@ static float dot(const float *a, const float *b, int k) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* dw (out, in) += dy (n, out)^T x (n, in): dw_oi gains the sum of dy_to x_ti over the n rows t. In training, dy is how
-   the loss changes with each number of y = x w^T, and dw how it changes with each weight. */
+/* dw (out, in) += dy (n, out)^T x (n, in): dw_oi gains the sum of dy_to x_ti over the n rows t. In training, dy is
+   how the loss changes with each number of y = x w^T, and dw how it changes with each weight. */
 static void weight_gradient(float *dw, const float *dy, const float *x, int n, int out, int in) {
     /* your turn: three loops; choose an order in which the innermost goes along the rows of x and dw */
     for (int t = 0; t < n; t++)

@@ -10,7 +10,7 @@ typedef struct word {
 /* How often `left` is directly followed by `right` in the text, which has word i words[i].count times. */
 static int count_pair(const word *words, const char *left, const char *right) {
     int count = 0;
-    /* your turn: over the words, and in each over its pairs of neighbors; strcmp(a, b) is 0 if a and b are the same */
+    /* your turn: over the words, and in each over its pairs of neighbors; strcmp(a, b) is 0 if a and b are equal */
     for (int i = 0; i < WORDS; i++)
         for (int k = 0; k + 1 < words[i].n; k++)
             if (!strcmp(words[i].symbols[k], left) && !strcmp(words[i].symbols[k + 1], right))

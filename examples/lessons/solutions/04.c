@@ -53,8 +53,7 @@ int main(void) {
         snprintf(where, sizeof where, "the slope at %g", at);
         check_near((double)dx[i], slope, 1e-6, where);
     }
-    printf(
-        "With gradients dy that come from above, added to what is in dx already; and as the header has it\n");
+    printf("With gradients dy from above, added to what dx already has; compared with the header\n");
     for (int i = 0; i < N; i++) twice[i] = 100 * dx[i];
     gelu_backward(N, x, dy, twice);
     if (header_gradient(x, dy, theirs))

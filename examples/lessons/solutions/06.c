@@ -8,9 +8,6 @@
 
 enum { N = 12, HEADS = 4, KV_HEADS = 2, HD = 6 };
 
-/* The larger one; infinite if b is not a number, which fmax would overlook. */
-static double larger(double a, double b) { return b != b ? HUGE_VAL : b > a ? b : a; }
-
 /* x (n, heads, hd), turned in place */
 static void apply_rotary(float *x, int n, int heads, int hd, float theta) {
     /* your turn: for each token, head and pair, the angle (powf, cosf and sinf are in math.h), then the pair. Both of
@@ -89,7 +86,7 @@ int main(void) {
     memcpy(q0, q, sizeof q), memcpy(k0, k, sizeof k);
     apply_rotary(q[0][0], N, HEADS, HD, 500);
     apply_rotary(k[0][0], N, KV_HEADS, HD, 500);
-    printf("A text that is one word %d times: queries and keys see nothing but the distance\n", N);
+    printf("A text of one word, %d times: for queries and keys only the distance counts\n", N);
     for (int m = 1; m < N; m++)
         for (int n = 1; n < N; n++)
             worst = larger(worst, fabs(dot(q[m][3], k[n][1]) - dot(q[m - 1][3], k[n - 1][1])));

@@ -1,5 +1,5 @@
-/* Exercise 07: the scores, the causal mask and the grouped heads of attention (lesson 07). What surrounds them is given;
-   each is checked by hand, and all together against the header's ml_attention. */
+/* Exercise 07: the scores, the causal mask and the grouped heads of attention (lesson 07). The rest is given. Each is
+   checked by hand, and all together against the header's ml_attention. */
 #include "examples/lessons/lesson.h"
 #include "minillama.h"
 
@@ -101,7 +101,7 @@ int main(void) {
     hide_later_tokens(scores, 3);
     for (int i = 0; i < 9; i++)
         check(i % 3 > i / 3 ? scores[i] < -1e30f : fabsf(scores[i] - (float)(i + 1)) < 1e-6f,
-              "mask: token %d asks token %d: score %g%s", i / 3, i % 3, (double)scores[i],
+              "mask: token %d reads token %d: score %g%s", i / 3, i % 3, (double)scores[i],
               i % 3 > i / 3 ? ", wanted -inf" : "");
     for (int i = 0; i < 12; i++) {
         int got = key_head_of(i % 4, 4, of[i / 4]);

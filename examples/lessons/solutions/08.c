@@ -1,12 +1,12 @@
-/* Exercise 08, the assignment's part "model": attention, a layer, and the forward pass (lesson 08). What they consist of
-   is in plain_llama.h: plain_linear, plain_rms_norm, plain_rotate, plain_softmax, plain_swiglu, plain_add. Do not read on
-   there, it has these three, too. Checked by hand, then against the header on the model in examples/models. */
+/* Exercise 08, the assignment's part "model": attention, a layer, and the forward pass (lesson 08). Use plain_linear,
+   plain_rms_norm, plain_rotate, plain_softmax, plain_swiglu and plain_add of plain_llama.h. (These three are there,
+   too: do not look.) Checked by hand, then against the header on the model in examples/models. */
 #include "examples/lessons/lesson.h"
 #include "examples/lessons/plain_llama.h"
 #include "minillama.h"
 
-/* l->a (n, D) from l->q (n, D), l->k and l->v (n, kv), causal. Query head h reads the key head h * n_kv_heads / n_heads;
-   a head has D / n_heads numbers. l->p (n_heads n, n) has room for the weights. */
+/* l->a (n, D) from l->q (n, D), l->k and l->v (n, kv), causal. Query head h reads key head h * n_kv_heads / n_heads.
+   A head has D / n_heads numbers. l->p (n_heads n, n) has room for the weights. */
 static void attention(const plain_layer *l, const ml_config *c) {
     int n = l->q.rows, kv = l->k.cols, hd = c->dim / c->n_heads;
     /* your turn: for each head and token t, the softmax of q_t k_u / sqrt(hd) over u <= t, then the sum of v_u */
@@ -28,7 +28,7 @@ static void attention(const plain_layer *l, const ml_config *c) {
     /* end */
 }
 
-/* The stream after a layer, l[1].x (n, D), from the one before it, l->x. w are the weights: w[ATTN_NORM], w[WQ] ... */
+/* The stream after a layer, l[1].x (n, D), from the one before, l->x. w are the weights: w[ATTN_NORM], w[WQ] ... */
 static void layer(const plain_layer *l, const plain_matrix *w, const ml_config *c) {
     /* your turn: l->h1 = norm of x; l->q, l->k, l->v from it; rotate q and k; attention; l->mid = Wo a + x; then
        l->h2 = norm of mid; l->gate and l->up from it; l->inner = swiglu; l[1].x = W2 inner + mid */
@@ -107,7 +107,7 @@ int main(void) {
     ml_tokens t;
     ml_graph *g;
     truth right;
-    ml_error e = {ML_OK, "this is another model"};
+    ml_error e = {ML_OK, "not a model that plain_llama.h computes"};
     memset(&right, 0, sizeof right);
     check_attention();
     if (ml_model_load("examples/models/stories.gguf", &f32, &model, &e) ||

@@ -143,11 +143,11 @@ static void check_header(void) {
     ml_lora_merge(adapter, model, NULL);
     double apart = 0, difference = 0;
     for (int i = 0; i < OUT * IN; i++)
-        apart = fmax(apart, fabs((double)merged[i] - (double)((float *)q.data)[i]));
+        apart = larger(apart, fabs((double)merged[i] - (double)((float *)q.data)[i]));
     check_near(apart, 0, 1e-5, "merge and ml_lora_merge differ by");
     l.w = merged, l.scale = 0;
     forward(&l, x, plain);
-    for (int i = 0; i < OUT; i++) difference = fmax(difference, fabs((double)plain[i] - (double)y[i]));
+    for (int i = 0; i < OUT; i++) difference = larger(difference, fabs((double)plain[i] - (double)y[i]));
     check_near(difference, 0, 1e-4, "merged W x and W x + s B (A x) differ by");
     check(fabs((double)y[0]) > 0, "and y is not 0");
     ml_lora_free(adapter), ml_model_free(model);

@@ -1,4 +1,4 @@
-/* Exercise 12: numbers into Q8_0 and back. A block of 32 numbers is 34 bytes: a scale d (F16), then 32 signed bytes q;
+/* Exercise 12: numbers to Q8_0 and back. A block of 32 numbers is 34 bytes: a scale d (F16), then 32 signed bytes q:
    each number is d q. Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization". */
 #include "minillama.h"
 #include "examples/lessons/lesson.h"
@@ -28,7 +28,7 @@ static void quantize(const float *x, int n, unsigned char *to) {
     /* end */
 }
 
-/* The way back: x = d q. */
+/* And back: x = d q. */
 static void dequantize(const unsigned char *from, int n, float *x) {
     /* your turn: load_scale gives d; a byte is a signed char */
     for (int b = 0; b < n; b += BLOCK, x += BLOCK, from += BYTES)
