@@ -399,8 +399,8 @@ ML_DEF ml_result ml_model_tensor_name(const ml_model *model, int index,
 /* ==== >>session ====
    KV cache and scratch of one sequence in progress, in one buffer. One thread at a time. */
 
-/* What a layer of a pass computed, to be looked at: row i of each tensor belongs to token i of the n in the pass. Of a
-   sequence, `past` tokens came before; of a batch, the rows follow each other. Valid during the call. */
+/* What a layer of a pass computed, to be looked at: row i of each tensor belongs to token i of the n in the pass. Of
+   a sequence, `past` tokens came before; of a batch, the rows follow each other. Valid during the call. */
 typedef struct ml_seen {
     int layer; /* 0 .. L-1; before them -1: `stream` is the token embedding, the rest is missing (data NULL) */
     int past;
@@ -509,8 +509,8 @@ ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tok
                                          const ml_outputs *outputs, ml_error *error);
 
 /* logits (n, V) = the last norm and the output matrix over rows of a residual stream (n, D): what the model would say
-   next if it ended there ("logit lens", nostalgebraist 2020). Over the last layer's stream these are the session's own
-   logits. n is at most max_batch. May be called while looking (see ml_look). */
+   next if it ended there ("logit lens", nostalgebraist 2020). Over the last layer's stream these are the session's
+   own logits. n is at most max_batch. May be called while looking (see ml_look). */
 ML_DEF ml_result ml_session_lens(ml_session *session, const float *stream, int n, float *logits,
                                  ml_error *error);
 

@@ -1,4 +1,5 @@
-/* Tensors under names of the caller's own, written to GGUF and safetensors and read back; and an optimizer's state. */
+/* Tensors under names of the caller's own, written to GGUF and safetensors and read back; and an optimizer's
+   state. */
 #include "preamble.h"
 #include "folder.h"
 

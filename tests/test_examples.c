@@ -1,5 +1,5 @@
-/* The programs as their users run them: each as a process, judged by its exit status and by what it prints and leaves.
-   (pretrain has a test of its own.) */
+/* The programs as their users run them: each as a process, judged by its exit status and by what it prints and
+   leaves. (pretrain has a test of its own.) */
 #include "preamble.h"
 #include "folder.h"
 #include <sys/wait.h>

@@ -124,7 +124,8 @@ static void add_lora(setup *s) {
     }
 }
 
-/* z = y s + y y t + ((x A^T) (x C^T)) B^T, or tanh of it: reads x and y twice. One set for each place, used in all layers. */
+/* z = y s + y y t + ((x A^T) (x C^T)) B^T, or tanh of it: reads x and y twice. One set for each place, used in all
+   layers. */
 static void add_insertions(setup *s) {
     static const int widths[ML_PLACES][2] = {{DIM, DIM},       {DIM, DIM},    {DIM, KV_DIM}, {DIM, KV_DIM},
                                              {DIM, DIM},       {DIM, DIM},    {DIM, HIDDEN}, {DIM, HIDDEN},
@@ -188,8 +189,8 @@ static int learns(const setup *s, int i) {
     return i < BIASES ? s->with_prefix : s->with_bias == i - BIASES + 1;
 }
 
-/* Queries and keys are rotated afterwards, which must not change what is returned: tanh's gradient is computed from its
-   result. */
+/* Queries and keys are rotated afterwards, which must not change what is returned: tanh's gradient is computed from
+   its result. */
 static int is_turned(ml_place place) { return place == ML_PLACE_Q || place == ML_PLACE_K; }
 
 /* ---- the network on a graph ---- */
@@ -723,8 +724,9 @@ static void find_sums(dropped *d, setup *s, int taping, uint64_t seed) {
 
 static int same_sums(const float *a, const float *b) { return memcmp(a, b, TOKENS * DIM * sizeof *a) == 0; }
 
-/* Each layer and each seed drops others, and none is dropped where the graph does not tape. The mean of the sums is 1:
-   of 13 queries in 4 heads and 2 layers in 60 passes; one sum of at most 13 weights has a variance of at most 3 / 7. */
+/* Each layer and each seed drops others, and none is dropped where the graph does not tape. The mean of the sums is
+   1: of 13 queries in 4 heads and 2 layers in 60 passes; one sum of at most 13 weights has a variance of at most 3 /
+   7. */
 TEST(each_layer_drops_other_weights) {
     setup s;
     dropped a, b;

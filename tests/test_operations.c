@@ -823,7 +823,9 @@ TEST(values_read_by_several) {
 
    The numbers below are the loss and all gradients in float64 that PyTorch 1.13 computes from
 
-       def wave(n, m, a): return torch.sin(a + .7 * torch.arange(n * m).double()).float().double().view(n, m).requires_grad_()
+       def wave(n, m, a):
+           x = torch.sin(a + .7 * torch.arange(n * m).double()).float().double()
+           return x.view(n, m).requires_grad_()
        def dropped(n, m, p, seed):  # where ml_dropout keeps a number, as 1 / (1 - p)
            keep = []
            for i in range(n * m):
@@ -838,20 +840,21 @@ TEST(values_read_by_several) {
        W = w0 + 1.5 * b @ a
        show('dora', (F.linear(x, W * m / W.norm(dim=1, keepdim=True).detach()) ** 2).mean(), v)
        x, w1, w3, w2, l = v = shapes((3, 4), (5, 4), (5, 4), (4, 5), (1, 5))
-       show('ia3', F.mse_loss(F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3) * l, w2), torch.zeros(3, 4).double()), v)
+       ffn = F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3) * l, w2)
+       show('ia3', F.mse_loss(ffn, torch.zeros(3, 4).double()), v)
        h, d, bd, u, bu = v = shapes((3, 4), (2, 4), (1, 2), (4, 2), (1, 4))
        show('bottleneck', (h + 4 * F.linear(F.gelu(F.linear(h, d, bd[0])), u, bu[0])).pow(2).sum() / 7, v)
        x, w, b = v = shapes((3, 4), (5, 4), (1, 5))
        show('smoothing', F.cross_entropy(F.linear(x, w, b[0]), y, label_smoothing=.1), v)
        x, z = v = shapes((3, 5), (3, 5))
        p, q = F.log_softmax(3 * x, 1), F.log_softmax(z, 1)
-       show('smart', F.kl_div(p, q, reduction='batchmean', log_target=True) + F.kl_div(q, p, reduction='batchmean', log_target=True), v)
+       def kl(p, q): return F.kl_div(p, q, reduction='batchmean', log_target=True)
+       show('smart', kl(p, q) + kl(q, p), v)
        x, u, w, b = v = shapes((3, 4), (6, 4), (5, 6), (1, 5))
        h = torch.tanh(F.linear(x, u))
        r1, r2 = [F.linear(h * dropped(3, 6, .25, seed), w, b[0]) for seed in (11, 12)]
        p, q = F.log_softmax(r1, 1), F.log_softmax(r2, 1)
-       show('r_drop', (F.cross_entropy(r1, y) + F.cross_entropy(r2, y)) / 2 + .8 / 2 * (
-           F.kl_div(p, q, reduction='batchmean', log_target=True) + F.kl_div(q, p, reduction='batchmean', log_target=True)), v)
+       show('r_drop', (F.cross_entropy(r1, y) + F.cross_entropy(r2, y)) / 2 + .8 / 2 * (kl(p, q) + kl(q, p)), v)
 
    where show() runs loss.backward() and prints the loss and the gradients of v. */
 
@@ -1041,8 +1044,8 @@ TEST(compositions) {
 }
 
 /* Mixout (Lee et al. 2020), w' = ((1 - k) w0 + k w - p w0) / (1 - p) with k 0 or 1 for each number, is w0 +
-   dropout(w - w0). The gradient is that of the formula, k / (1 - p); the authors' code draws one k for each column and
-   leaves the divisor out. */
+   dropout(w - w0). The gradient is that of the formula, k / (1 - p); the authors' code draws one k for each column
+   and leaves the divisor out. */
 static ml_tensor mixout_build(ml_graph *g, const ml_tensor *v, problem *p) {
     return ml_add(g, v[0], ml_dropout(g, ml_sub(g, v[1], v[0]), p->own.number, 5));
 }
