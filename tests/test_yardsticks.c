@@ -280,6 +280,61 @@ TEST(rows_of_csv) {
     CHECK(end && strncmp(said[0], said[1], (size_t)(end - said[0])) == 0);
 }
 
+/* ---- run.sh ---- */
+
+static void write_script(const char *name, const char *text) {
+    write_text(name, text);
+    CHECK(chmod(in_folder(name), 0755) == 0);
+}
+
+/* Copies run.sh beside rows of the test's own, whose programs write down how they are called. */
+static void make_table(void) {
+    char script[1200];
+    bytes run = read_file("examples/advanced/run.sh");
+    CHECK(run.size > 0);
+    write_file(in_folder("run.sh"), run.data, run.size);
+    free_bytes(&run);
+    write_text("rows.txt", "# NAME TASKS SEEDS PROGRAM FLAGS...\n\nlinear toy 2 yardstick_words --lower\n"
+                           "large toy,three 1 regularize --save {OUT}/x.gguf\n");
+    CHECK(make_folder(in_folder("build")));
+    snprintf(script, sizeof script,
+             "#!/bin/sh\necho \"$*\" >>'%s'\nwhile [ \"$1\" != --csv ]; do shift; done\n"
+             "printf 'task,dev\\ntoy,.5\\n' >\"$2\"\n",
+             in_folder("calls"));
+    write_script("build/yardstick_words", script);
+    write_script("build/regularize", script);
+}
+
+/* The yardsticks get no model; what is done is not run again. */
+TEST(rows_are_run) {
+    char command[2400];
+    make_table();
+    write_text("sst-train.txt", "0 ||| x\n");
+    snprintf(command, sizeof command, "BUILD='%s' THREADS=1 sh '%s' '%s' '%s' '%s' >'%s' 2>&1",
+             in_folder("build"), in_folder("run.sh"), in_folder("rows.txt"), folder, in_folder("out"),
+             in_folder("said"));
+    for (int i = 0; i < 2; i++) CHECK(system(command) == 0);
+    bytes calls = read_file(in_folder("calls")), all = read_file(in_folder("out/results.csv"));
+    put(&calls, "", 1), put(&all, "", 1);
+    const char *text = (const char *)calls.data, *line = text;
+    char starts[4][1200];
+    snprintf(starts[0], sizeof starts[0], "--data %s --task toy --seed 1 --threads 1 --lower --csv", folder);
+    snprintf(starts[1], sizeof starts[1],
+             "--model %s/rows.txt --data %s --task toy --seed 1 --threads 1 --save", folder, folder);
+    snprintf(starts[2], sizeof starts[2], "--model %s/rows.txt --data %s --task three --seed 1", folder,
+             folder);
+    snprintf(starts[3], sizeof starts[3], "--data %s --task toy --seed 2 --threads 1 --lower --csv", folder);
+    for (int i = 0; i < 4 && line; i++) {
+        CHECK(strncmp(line, starts[i], strlen(starts[i])) == 0);
+        line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL;
+    }
+    CHECK(line && !*line); /* no fifth */
+    CHECK(strcmp((const char *)all.data,
+                 "name,task,dev\nlarge,toy,.5\nlarge,toy,.5\nlinear,toy,.5\nlinear,toy,.5\n") == 0);
+    free_bytes(&calls);
+    free_bytes(&all);
+}
+
 /* ---- refusals ---- */
 
 static void check_refused(int (*program)(int, char **), const char *task, const char *flags,
@@ -322,6 +377,7 @@ int main(void) {
     RUN(dropouts_are_for_training);
     RUN(the_average_is_learned);
     RUN(rows_of_csv);
+    RUN(rows_are_run);
     RUN(wrong_input_is_refused);
     return test_report("test_yardsticks");
 }
