@@ -92,7 +92,6 @@ help:
 # What a program is linked with besides its own files.
 uses_pretrain := tools/bpe/bpe.c
 uses_train_tokenizer := tools/bpe/bpe.c
-uses_yardstick_words := examples/run_llama/reviews.c
 uses_test_sentiment := $(addprefix examples/run_llama/,reviews.c sentiment.c finetune.c prompt.c)
 uses_zero_shot := $(uses_test_sentiment)
 uses_test_zero_shot := $(uses_test_sentiment)

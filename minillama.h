@@ -399,8 +399,8 @@ ML_DEF ml_result ml_model_tensor_name(const ml_model *model, int index,
 /* ==== >>session ====
    KV cache and scratch of one sequence in progress, in one buffer. One thread at a time. */
 
-/* What a layer of a pass computed, to be looked at: row i of each tensor belongs to token i of the n in the pass. Of a
-   sequence, `past` tokens came before; of a batch, the rows follow each other. Valid during the call. */
+/* What a layer of a pass computed, to be looked at: row i of each tensor belongs to token i of the n in the pass. Of
+   a sequence, `past` tokens came before; of a batch, the rows follow each other. Valid during the call. */
 typedef struct ml_seen {
     int layer; /* 0 .. L-1; before them -1: `stream` is the token embedding, the rest is missing (data NULL) */
     int past;
@@ -509,8 +509,8 @@ ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tok
                                          const ml_outputs *outputs, ml_error *error);
 
 /* logits (n, V) = the last norm and the output matrix over rows of a residual stream (n, D): what the model would say
-   next if it ended there ("logit lens", nostalgebraist 2020). Over the last layer's stream these are the session's own
-   logits. n is at most max_batch. May be called while looking (see ml_look). */
+   next if it ended there ("logit lens", nostalgebraist 2020). Over the last layer's stream these are the session's
+   own logits. n is at most max_batch. May be called while looking (see ml_look). */
 ML_DEF ml_result ml_session_lens(ml_session *session, const float *stream, int n, float *logits,
                                  ml_error *error);
 
@@ -1389,7 +1389,7 @@ ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const 
 /* Tensors of yours under names of yours, in a file that appears whole or not at all, for ml_archive_load and
    ml_array_read_floats, and for other programs. */
 typedef struct ml_named_tensor {
-    /* 1 to 143 bytes, none of them a control character, a quote or a backslash; no two equal */
+    /* 1 to 143 bytes of UTF-8, none of them a control character, a quote or a backslash; no two equal */
     const char *name;
     ml_tensor tensor; /* of the first five types; safetensors: of the first three */
     int is_vector;    /* its one row is written as one dimension, as other programs have biases */
@@ -1398,7 +1398,7 @@ typedef struct ml_archive_save_desc {
     ml_format format;               /* GGUF or safetensors */
     const ml_named_tensor *tensors; /* (n_tensors) */
     int n_tensors;
-    /* (n_values) named ints, floats, bools and strings (`length` bytes, all of them text). Safetensors has texts
+    /* (n_values) named ints, floats, bools and strings (`length` bytes of UTF-8). Safetensors has texts
        only: there they are read back as such, and under "__metadata__." and their name */
     const ml_value *values;
     int n_values;
@@ -15271,21 +15271,41 @@ static void mli_append_values(mli_writer *writer, const mli_saver *saver, const 
     }
 }
 
+/* Whether n bytes are UTF-8, as JSON and GGUF want it: no overlong form, no surrogate, nothing above 10FFFF. */
+static int mli_is_utf8(const char *text, size_t n) {
+    const unsigned char *p = (const unsigned char *)text, *end = p + n;
+    for (int32_t size; p < end; p += size) {
+        char again[4];
+        uint32_t c = p[0];
+        size = mli_character_size(p, (size_t)(end - p));
+        if (c < 0x80) continue;
+        if (size == 1 || c > 0xf4) return 0;
+        c &= 0x7fu >> size;
+        for (int32_t i = 1; i < size; i++) c = c << 6 | (p[i] & 63);
+        if ((c >= 0xd800 && c < 0xe000) || c > 0x10ffff || mli_put_utf8(again, c) != (size_t)size) return 0;
+    }
+    return 1;
+}
+
 /* Whether text can be a name in any format, without escapes. */
-static int mli_is_tensor_name(const char *name) {
+static ml_result mli_check_name(const char *what, int index, const char *name, ml_error *error) {
     size_t n = name ? strlen(name) : 0;
+    int is_plain = n > 0 && n < MLI_LONG_NAME_SIZE && strcmp(name, "__metadata__") != 0;
     for (size_t i = 0; i < n; i++)
-        if ((unsigned char)name[i] < 32 || name[i] == 127 || name[i] == '"' || name[i] == '\\') return 0;
-    return n > 0 && n < MLI_LONG_NAME_SIZE && strcmp(name, "__metadata__") != 0;
+        if ((unsigned char)name[i] < 32 || name[i] == 127 || name[i] == '"' || name[i] == '\\') is_plain = 0;
+    if (n && !mli_is_utf8(name, n))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "%s %d: its name is not UTF-8", what, index);
+    return is_plain ? ML_OK
+                    : mli_fail(error, ML_ERROR_ARGUMENT, "%s %d: \"%s\" cannot be a name in a file", what,
+                               index, name ? name : "");
 }
 
 static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml_error *error) {
     const ml_named_tensor *named = &desc->tensors[index];
     const ml_tensor *t = &named->tensor;
     size_t bytes = ml_type_row_bytes(t->type, t->cols);
-    if (!mli_is_tensor_name(named->name))
-        return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %d: \"%s\" cannot be a name in a file", index,
-                        named->name ? named->name : "");
+    ml_result result = mli_check_name("tensor", index, named->name, error);
+    if (result) return result;
     for (int i = 0; i < index; i++)
         if (strcmp(desc->tensors[i].name, named->name) == 0)
             return mli_fail(error, ML_ERROR_ARGUMENT, "tensors %d and %d are both named %s", i, index,
@@ -15303,9 +15323,8 @@ static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml
 static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *error) {
     for (int i = 0; i < desc->n_values; i++) {
         const ml_value *value = &desc->values[i];
-        if (!mli_is_tensor_name(value->name))
-            return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: \"%s\" cannot be a name in a file", i,
-                            value->name ? value->name : "");
+        ml_result result = mli_check_name("value", i, value->name, error);
+        if (result) return result;
         for (int k = 0; k < i; k++)
             if (strcmp(desc->values[k].name, value->name) == 0)
                 return mli_fail(error, ML_ERROR_ARGUMENT, "values %d and %d are both named %s", k, i,
@@ -15317,6 +15336,8 @@ static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *er
                             value->name);
         if (value->kind == ML_VALUE_STRING && !value->s && value->length)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %s has no text", value->name);
+        if (value->kind == ML_VALUE_STRING && !mli_is_utf8(value->s, value->length))
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %s: its text is not UTF-8", value->name);
         if (value->kind == ML_VALUE_FLOAT && !mli_is_finite(value->f))
             return mli_fail(error, ML_ERROR_NUMBER, "value %s is not finite", value->name);
     }

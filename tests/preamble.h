@@ -11,8 +11,9 @@
        #define MINILLAMA_IMPLEMENTATION
    above it, and so compiles the implementation itself: the Makefile looks for that line. Helpers with a header each
    (include after this one): build_files.h, small files of every format; temporary.h, a folder in the system's
-   temporary place, and what a call prints; folder.h, that and whole files; models.h, models made in one line and their
-   tensors by name; shared.h, public files beside the repository and arrays from them. */
+   temporary place, and what a call prints; folder.h, that and whole files; models.h, models made in one line and
+   their tensors by name; operations.h, an operation beside its plain formula; shared.h, public files beside the
+   repository and arrays from them. */
 #ifndef PREAMBLE_H
 #define PREAMBLE_H
 

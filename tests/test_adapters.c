@@ -583,8 +583,8 @@ static bytes mixed_file(void) {
     return end_matrices(&header, &data);
 }
 
-/* W + alpha / rank * B A, in double precision from the file's own numbers. Row half * hd/2 + k of a head is in the file
-   what is row 2 k + half in the model. */
+/* W + alpha / rank * B A, in double precision from the file's own numbers. Row half * hd/2 + k of a head is in the
+   file what is row 2 k + half in the model. */
 static void merge_by_hand(ml_model *model, const bytes *file) {
     const float *a = (const float *)(const void *)(file->data + 8 + file->data[0] + 256 * file->data[1]);
     int pair, row, col, k;

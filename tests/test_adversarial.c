@@ -58,8 +58,8 @@ static double divergence(tuning *t, const tuning_batch *batch) {
     return plain_divergence(noisy, clean);
 }
 
-/* The gradient of the noise is that of differences, along two directions; the divergence there is a sum over the rows.
-   F32 logits of about 1 are right to 1e-7, which the step of 1e-2 makes 1e-5 of derivatives of about 0.1. */
+/* The gradient of the noise is that of differences, along two directions; the divergence there is a sum over the
+   rows. F32 logits of about 1 are right to 1e-7, which the step of 1e-2 makes 1e-5 of derivatives of about 0.1. */
 TEST(the_gradient_of_the_noise_is_right) {
     adversarial a = with_method("smart");
     tuning_settings set = settings();
@@ -87,8 +87,8 @@ TEST(the_gradient_of_the_noise_is_right) {
     close_adversarial(&t, &a);
 }
 
-/* Each token's noise moves by the step, in the direction of its gradient: the largest number by just the step. Then the
-   classes differ more; the parameters and their gradients are as before. */
+/* Each token's noise moves by the step, in the direction of its gradient: the largest number by just the step. Then
+   the classes differ more; the parameters and their gradients are as before. */
 TEST(smart_moves_the_noise_uphill) {
     adversarial a = with_method("smart");
     tuning_settings set = settings();

@@ -1,4 +1,5 @@
-/* Tensors under names of the caller's own, written to GGUF and safetensors and read back; and an optimizer's state. */
+/* Tensors under names of the caller's own, written to GGUF and safetensors and read back; and an optimizer's
+   state. */
 #include "preamble.h"
 #include "folder.h"
 
@@ -197,6 +198,53 @@ TEST(wrong_names_are_refused) {
     check_refused(&e, ML_ERROR_ARGUMENT, "its own \"format\"");
 }
 
+/* By the table of RFC 3629: the ends of each length and of the surrogates. */
+TEST(names_and_texts_are_utf8) {
+    static const char *const good[] = {"\x7e",         "\xc2\x80",         "\xdf\xbf",
+                                       "\xe0\xa0\x80", "\xed\x9f\xbf",     "\xee\x80\x80",
+                                       "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf",
+                                       "x\xc3\xa4x"},
+                             *const bad[] = {"\x80",
+                                             "\xbf",
+                                             "\xc3",
+                                             "\xc3x",
+                                             "\xc0\x80",
+                                             "\xc1\xbf",
+                                             "\xe0\x9f\xbf",
+                                             "\xe2\x82",
+                                             "\xed\xa0\x80",
+                                             "\xed\xbf\xbf",
+                                             "\xf0\x8f\xbf\xbf",
+                                             "\xf0\x9f\x98",
+                                             "\xf4\x90\x80\x80",
+                                             "\xf5\x80\x80\x80",
+                                             "\xf8\x88\x80\x80\x80",
+                                             "\xff",
+                                             "ab\xe4"};
+    example e;
+    ml_error error;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        make_example(&e, i & 1 ? ML_GGUF : ML_SAFETENSORS);
+        e.tensors[1].name = e.values[2].name = good[i];
+        CHECK(ml_archive_save(in_folder("utf8.bin"), &e.desc, &error) == ML_OK);
+        ml_archive *archive = NULL;
+        CHECK(ml_archive_load(in_folder("utf8.bin"), NULL, &archive, &error) == ML_OK);
+        CHECK(archive && ml_archive_find_array(archive, good[i]));
+        ml_archive_free(archive);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        make_example(&e, i & 1 ? ML_GGUF : ML_SAFETENSORS);
+        e.tensors[1].name = bad[i];
+        check_refused(&e, ML_ERROR_ARGUMENT, "tensor 1: its name is not UTF-8");
+        make_example(&e, i & 1 ? ML_GGUF : ML_SAFETENSORS);
+        e.values[2].name = bad[i];
+        check_refused(&e, ML_ERROR_ARGUMENT, "value 2: its name is not UTF-8");
+        make_example(&e, i & 1 ? ML_GGUF : ML_SAFETENSORS);
+        e.values[0].kind = ML_VALUE_STRING, e.values[0].s = bad[i], e.values[0].length = strlen(bad[i]);
+        check_refused(&e, ML_ERROR_ARGUMENT, "value my.count: its text is not UTF-8");
+    }
+}
+
 TEST(wrong_tensors_and_values_are_refused) {
     static float infinite[3] = {1, INFINITY, 2}, large[3] = {1, 70000, 2};
     example e;
@@ -330,6 +378,7 @@ int main(void) {
     RUN(safetensors_byte_by_byte);
     RUN(a_text_beside_it);
     RUN(wrong_names_are_refused);
+    RUN(names_and_texts_are_utf8);
     RUN(wrong_tensors_and_values_are_refused);
     RUN(paths_that_cannot_be_written_are_refused);
     RUN(an_optimizer_continues_bit_for_bit);

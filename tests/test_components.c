@@ -237,9 +237,9 @@ static int word_of(const tuning *t, int row, int token) {
     return word < 0 ? 0 : word;
 }
 
-/* Where a phrase's tokens are: every word of the stories but "forest" and "lived" is one token, with bos in front of the
-   first. With word dropout, those that are left. The sum over the phrases by hand, in doubles, agrees to the rounding of
-   F32; the means are over states that were computed by tuning_hidden alone. */
+/* Where a phrase's tokens are: every word of the stories but "forest" and "lived" is one token, with bos in front of
+   the first. With word dropout, those that are left. The sum over the phrases by hand, in doubles, agrees to the
+   rounding of F32; the means are over states that were computed by tuning_hidden alone. */
 static void check_spans(float word_dropout) {
     tuning_settings set = settings();
     phrases s = new_phrases("spans", 1);
@@ -542,8 +542,8 @@ static int open_prompted(tuning *t, prompted *s, const tuning_settings *set) {
     return ok;
 }
 
-/* By hand, in doubles: the last state of each row times the embedding of a word, the mean of its tokens'. "big" and "sad"
-   are one token, "terrible" is several; F32's rounding is below 1e-5. */
+/* By hand, in doubles: the last state of each row times the embedding of a word, the mean of its tokens'. "big" and
+   "sad" are one token, "terrible" is several; F32's rounding is below 1e-5. */
 TEST(loss_of_label_words) {
     static const int index[3] = {0, 1, 2};
     tuning_settings set = settings();

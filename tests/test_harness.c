@@ -1,5 +1,5 @@
-/* What runs the tests: a program that is stopped leaves no folder; what is printed in between is captured; sum.sh adds
-   up, says once why tests were skipped, and leaves nothing behind. */
+/* What runs the tests: a program that is stopped leaves no folder; what is printed in between is captured; sum.sh
+   adds up, says once why tests were skipped, and leaves nothing behind. */
 #include "preamble.h"
 #include "folder.h"
 

@@ -552,7 +552,8 @@ TEST(course_checkpoints) {
     free_bytes(&file);
 }
 
-/* W + alpha / r B A, with alpha = 3 and r = 2: by hand for one number, W 309, B's row 1 (42, 43), A's column 1 (11, 19). */
+/* W + alpha / r B A, with alpha = 3 and r = 2: by hand for one number, W 309, B's row 1 (42, 43), A's column 1 (11,
+   19). */
 TEST(course_adapters) {
     static const course_twist merged = {.n_heads = 2, .has_lora = 1, .alpha = 3},
                               no_alpha = {.n_heads = 2, .has_lora = 1},

@@ -425,8 +425,8 @@ TEST(gemm_edges) { /* all small shapes around the tile's height and width, and o
     }
 }
 
-/* Sizes around the blocks, which depend on the instruction set: 256 or 512 of k, 64 to 144 rows, tiles of 4 to 14 rows;
-   large enough for the threads to share. Every instruction set is given the sizes of all of them. */
+/* Sizes around the blocks, which depend on the instruction set: 256 or 512 of k, 64 to 144 rows, tiles of 4 to 14
+   rows; large enough for the threads to share. Every instruction set is given the sizes of all of them. */
 TEST(gemm_blocks) {
     static const size_t ks[] = {255, 256, 257, 2 * 256 + 5, 511, 512, 513, 2 * 512 + 5, 100};
     static const size_t block_rows[] = {64, 112, 128, 144}, tile_rows[] = {4, 6, 8, 14};

@@ -23,8 +23,9 @@ enum {
     ROWS = 3,
     RANK = 2,
     PREFIX = 3,
-    TARGETS = 7,     /* of an adapter, in a layer */
-    OF_INSERTION = 5 /* parameters */
+    TARGETS = 7,           /* of an adapter, in a layer */
+    KEYS = 8 + PREFIX + 1, /* of a bias: of the longest row with its prefix, and one more than needed */
+    OF_INSERTION = 5       /* parameters */
 };
 
 static const int32_t row_start[ROWS + 1] = {0, 1, 9, TOKENS};
@@ -42,7 +43,8 @@ enum {
     LORA = MODEL, /* the first parameter of each kind */
     INSERTED = LORA + 2 * TARGETS * LAYERS,
     PREFIXES = INSERTED + ML_PLACES * OF_INSERTION,
-    PARAMETERS = PREFIXES + 2 * LAYERS,
+    BIASES = PREFIXES + 2 * LAYERS, /* (TOKENS, KEYS) for all heads, (HEADS * TOKENS, KEYS) */
+    PARAMETERS = BIASES + 2,
     OUTPUTS = LAYERS + 3 /* hidden states, the stream before and after the layers, hidden states again */
 };
 
@@ -59,6 +61,7 @@ typedef struct setup {
     unsigned places;
     int with_lora, with_prefix, with_states, twice, no_rope;
     int checkpointing;
+    int window, sinks, with_bias; /* the bias: 1 or 2 as above, 3: ALiBi's, which does not learn */
     float dropout;
     uint64_t seed;
     int n_frozen; /* the first so many parts of the model learn nothing: the embedding, the layers, the last norm */
@@ -121,7 +124,8 @@ static void add_lora(setup *s) {
     }
 }
 
-/* z = y s + y y t + ((x A^T) (x C^T)) B^T, or tanh of it: reads x and y twice. One set for each place, used in all layers. */
+/* z = y s + y y t + ((x A^T) (x C^T)) B^T, or tanh of it: reads x and y twice. One set for each place, used in all
+   layers. */
 static void add_insertions(setup *s) {
     static const int widths[ML_PLACES][2] = {{DIM, DIM},       {DIM, DIM},    {DIM, KV_DIM}, {DIM, KV_DIM},
                                              {DIM, DIM},       {DIM, DIM},    {DIM, HIDDEN}, {DIM, HIDDEN},
@@ -157,6 +161,13 @@ static void setup_begin(setup *s, uint64_t seed, ml_norm norm, ml_mask mask) {
             s->dy[j][i] = (double)s->dy_given[j][i];
         }
     }
+    for (int i = 0; i < 2; i++) {
+        parameter *p = &s->p[BIASES + i];
+        add_parameter(s, BIASES + i, "bias", i ? HEADS * TOKENS : TOKENS, KEYS, 0, 1);
+        ((float *)p->t.data)[5 * KEYS + 2] =
+            -INFINITY; /* of the fifth token of a row, which has other keys */
+        p->exact[5 * KEYS + 2] = -INFINITY;
+    }
 }
 
 static void setup_end(setup *s) {
@@ -175,11 +186,11 @@ static int learns(const setup *s, int i) {
     if (i < LORA) return part_of(i) >= s->n_frozen;
     if (i < INSERTED) return s->with_lora;
     if (i < PREFIXES) return s->places >> ((i - INSERTED) / OF_INSERTION) & 1;
-    return s->with_prefix;
+    return i < BIASES ? s->with_prefix : s->with_bias == i - BIASES + 1;
 }
 
-/* Queries and keys are rotated afterwards, which must not change what is returned: tanh's gradient is computed from its
-   result. */
+/* Queries and keys are rotated afterwards, which must not change what is returned: tanh's gradient is computed from
+   its result. */
 static int is_turned(ml_place place) { return place == ML_PLACE_Q || place == ML_PLACE_K; }
 
 /* ---- the network on a graph ---- */
@@ -218,6 +229,12 @@ static ml_tensor build(ml_graph *g, void *user) {
         desc.prefix_keys = s->view + PREFIXES, desc.prefix_values = s->view + PREFIXES + LAYERS;
     if (s->with_states) desc.states = states;
     desc.no_rope = s->no_rope;
+    desc.window = s->window, desc.sinks = s->sinks;
+    ml_rows rows = {row_start, ROWS};
+    if (s->with_bias == 3)
+        desc.bias = ml_alibi(g, HEADS, rows, TOKENS);
+    else if (s->with_bias)
+        desc.bias = s->view[BIASES + s->with_bias - 1];
     desc.checkpointing = s->checkpointing;
     desc.dropout = s->dropout, desc.seed = s->seed;
     s->result = ml_llama(g, &desc);
@@ -300,6 +317,15 @@ static const double *key_at(const double *prefix, const double *k, int begin, in
     return at < 0 ? prefix + (at + PREFIX) * KV_DIM : k + (begin + at) * KV_DIM;
 }
 
+/* exp of the score of the token at position i of the row that begins with token `begin`, for its key `at`: 0 if it is
+   not seen. */
+static double plain_weight(const setup *s, int head, int begin, int i, int at, double score) {
+    int first = s->with_prefix ? -PREFIX : 0, row = begin + i + (s->with_bias == 2 ? head * TOKENS : 0);
+    if (s->window && at >= s->sinks && abs(i - at) >= s->window) return 0;
+    if (s->with_bias == 3) return exp(score - pow(2, -8.0 * (head + 1) / HEADS) * abs(i - at));
+    return exp(score + (s->with_bias ? s->p[BIASES + s->with_bias - 1].exact[row * KEYS + at - first] : 0));
+}
+
 static void plain_attention(const setup *s, int layer, double *out, const double *q, const double *k,
                             const double *v) {
     const double *pk = s->p[PREFIXES + layer].exact, *pv = s->p[PREFIXES + LAYERS + layer].exact;
@@ -315,9 +341,9 @@ static void plain_attention(const setup *s, int layer, double *out, const double
                     double dot = 0;
                     for (int j = 0; j < SIZE; j++)
                         dot += q[i * DIM + head * SIZE + j] * key_at(pk, k, begin, at)[col + j];
-                    sum += exp(dot / sqrt((double)SIZE));
-                    for (int j = 0; j < SIZE; j++)
-                        to[j] += exp(dot / sqrt((double)SIZE)) * key_at(pv, v, begin, at)[col + j];
+                    double w = plain_weight(s, head, begin, i - begin, at, dot / sqrt((double)SIZE));
+                    sum += w;
+                    for (int j = 0; j < SIZE; j++) to[j] += w * key_at(pv, v, begin, at)[col + j];
                 }
                 for (int j = 0; j < SIZE; j++) to[j] /= sum;
             }
@@ -523,6 +549,21 @@ TEST(adapters_states_and_two_passes) {
     for (int i = 0; i < 6; i++) check_variant(ML_NORM_RMS, ML_MASK_CAUSAL, choose_all, variants[i]);
 }
 
+/* A window with and without sinks, each kind of bias, both, and all that with a prefix, an adapter and insertions. */
+static void choose_keys(setup *s, int variant) {
+    s->window = variant & 1 ? 3 : 0;
+    s->sinks = variant & 2 ? 2 : 0;
+    s->with_bias = variant >> 2 & 3;
+    if (variant < 16) return;
+    choose_all(s, 31);
+}
+
+TEST(windows_sinks_and_biases) {
+    static const int variants[] = {1, 3, 4, 8, 12, 7, 11, 15, 16 + 3, 16 + 4, 16 + 11};
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
+        check_variant(ML_NORM_RMS, i & 1 ? ML_MASK_FULL : ML_MASK_CAUSAL, choose_keys, variants[i]);
+}
+
 /* ---- the tape begins where something learns ---- */
 
 /* With the first parts frozen the others have the same gradients, in less memory. */
@@ -587,6 +628,28 @@ TEST(calls_of_an_insertion) {
     g = begin_pass(&s, &loss);
     CHECK(s.calls == 2 * LAYERS);
     CHECK(ml_graph_backward(g, loss, NULL) == ML_OK && s.calls == 3 * LAYERS);
+    ml_graph_free(g);
+    setup_end(&s);
+}
+
+/* ---- ml_check_gradient of the whole ---- */
+
+/* The windowed network by the public check, with ALiBi, a window and a sink. */
+TEST(public_check_with_a_window) {
+    setup s;
+    ml_tensor loss;
+    const ml_tensor *checked[PARAMETERS];
+    ml_check_desc desc;
+    double worst = 1;
+    setup_begin(&s, 406, ML_NORM_RMS, ML_MASK_CAUSAL);
+    memset(&desc, 0, sizeof desc);
+    desc.build = build, desc.user = &s, desc.tensors = checked, desc.random = &s.random;
+    s.window = 4, s.sinks = 1, s.with_bias = 3;
+    ml_graph *g = begin_pass(&s, &loss);
+    for (int i = 0; i < MODEL; i++)
+        if (s.view[i].grad && i != 3) checked[desc.n_tensors++] = &s.view[i];
+    CHECK(ml_check_gradient(g, &desc, &worst, NULL) == ML_OK);
+    CHECK_NEAR(worst, 0, .01, 0); /* as its comment says */
     ml_graph_free(g);
     setup_end(&s);
 }
@@ -661,8 +724,9 @@ static void find_sums(dropped *d, setup *s, int taping, uint64_t seed) {
 
 static int same_sums(const float *a, const float *b) { return memcmp(a, b, TOKENS * DIM * sizeof *a) == 0; }
 
-/* Each layer and each seed drops others, and none is dropped where the graph does not tape. The mean of the sums is 1:
-   of 13 queries in 4 heads and 2 layers in 60 passes; one sum of at most 13 weights has a variance of at most 3 / 7. */
+/* Each layer and each seed drops others, and none is dropped where the graph does not tape. The mean of the sums is
+   1: of 13 queries in 4 heads and 2 layers in 60 passes; one sum of at most 13 weights has a variance of at most 3 /
+   7. */
 TEST(each_layer_drops_other_weights) {
     setup s;
     dropped a, b;
@@ -802,9 +866,11 @@ int main(void) {
     RUN(whole_network);
     RUN(every_place);
     RUN(adapters_states_and_two_passes);
+    RUN(windows_sinks_and_biases);
     RUN(frozen_parts_need_no_tape);
     RUN(nothing_learns);
     RUN(calls_of_an_insertion);
+    RUN(public_check_with_a_window);
     RUN(dropout_has_the_right_gradient);
     RUN(each_layer_drops_other_weights);
     RUN(a_session_gives_the_same_hidden_states);

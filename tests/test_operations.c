@@ -1,236 +1,26 @@
 /* The operations of a caller's graph, by the public interface: values against the formula written plainly in doubles
-   or PyTorch's numbers, gradients against central differences of the plain formula.
-
-   With a random dy, L(x) = sum(dy * op(x)). In doubles with h = 1e-5 the truncation error, of h^2, and the rounding
-   error, of 1e-16 / h, both stay near 1e-10: what remains is the error of the library's float gradients alone, about
-   1e-7 for each rounding, a few times more in long sums. Numbers are compared relative to the largest of their tensor:
-   TOLERANCE of that. */
+   or PyTorch's numbers, gradients against central differences of the plain formula (operations.h). */
 #include "preamble.h"
 
-#define TOLERANCE 1e-5
-#define STEP 1e-5
+enum { MAX_INDEX = 700 };
 
-static double larger(double a, double b) { return a > b ? a : b; }
-
-static void *allocate(size_t n, size_t size) {
-    void *memory = calloc(n ? n : 1, size);
-    if (!memory) exit(2);
-    return memory;
-}
-
-/* ---- a problem: what goes in, the operation, and the gradients that come out ---- */
-
-typedef struct variable {
-    size_t rows, cols, n;
-    float *given;  /* what the library computes with ... */
-    double *exact; /* ... and the plain formula: the same numbers, until a difference is taken */
-    float *grad;
-    int frozen; /* it has no gradient */
-} variable;
-
-enum { MAX_VARIABLES = 5, MAX_INDEX = 700 };
-
-typedef struct problem {
-    ml_tensor (*build)(ml_graph *g, const ml_tensor *v, struct problem *p);
-    void (*plain)(const struct problem *p, double *y);
-    variable v[MAX_VARIABLES];
-    int n_variables;
-    int as_inputs; /* the variables are inputs of the graph, not parameters */
-    size_t rows, cols;
-    float *dy;
-    int is_loss; /* it is the whole graph, and dy is 1 */
-    float *y;    /* out */
-    ml_random random;
-
-    /* what single operations need in addition */
+typedef struct details {
     int32_t index[MAX_INDEX];
-    float *log_probs;
-    ml_loss_desc loss;
+    ml_loss_desc loss; /* its log-probabilities are in `extra` */
     int which;
     float number;
-} problem;
+} details;
 
-static variable *add(problem *p, size_t rows, size_t cols, double mean, double sd) {
-    variable *v = &p->v[p->n_variables++];
-    v->rows = rows;
-    v->cols = cols;
-    v->n = rows * cols;
-    v->given = (float *)allocate(v->n, sizeof *v->given);
-    v->exact = (double *)allocate(v->n, sizeof *v->exact);
-    v->grad = (float *)allocate(v->n, sizeof *v->grad);
-    for (size_t i = 0; i < v->n; i++) {
-        v->given[i] = (float)(mean + sd * (double)ml_random_normal(&p->random));
-        v->exact[i] = (double)v->given[i];
-    }
-    return v;
-}
-
-static void begin_problem(problem *p, ml_tensor (*build)(ml_graph *, const ml_tensor *, problem *),
-                          void (*plain)(const problem *, double *)) {
-    memset(p, 0, sizeof *p);
-    ml_random_seed(&p->random, 7);
-    p->build = build;
-    p->plain = plain;
-}
-
-static void set_output(problem *p, size_t rows, size_t cols) {
-    p->rows = rows;
-    p->cols = cols;
-    p->y = (float *)allocate(rows * cols, sizeof *p->y);
-    p->dy = (float *)allocate(rows * cols, sizeof *p->dy);
-    for (size_t i = 0; i < rows * cols; i++) p->dy[i] = p->is_loss ? 1 : ml_random_normal(&p->random);
-}
-
-static void end_problem(problem *p) {
-    for (int j = 0; j < p->n_variables; j++) free(p->v[j].given), free(p->v[j].exact), free(p->v[j].grad);
-    free(p->y);
-    free(p->dy);
-    free(p->log_probs);
-}
-
-static ml_tensor matrix(const float *data, size_t rows, size_t cols, float *grad) {
-    ml_tensor t = {ML_F32, rows, cols, (void *)(uintptr_t)data, grad};
-    return t;
-}
-
-/* The result, or the sum of dy times the result; the result itself and the inputs are kept in `passed`. */
-static struct { ml_tensor y, v[MAX_VARIABLES]; } passed;
-
-static ml_tensor build_problem(ml_graph *g, void *user) {
-    problem *p = (problem *)user;
-    for (int j = 0; j < p->n_variables; j++) {
-        variable *v = &p->v[j];
-        passed.v[j] = p->as_inputs && !v->frozen
-                          ? ml_input(g, v->given, v->rows, v->cols)
-                          : matrix(v->given, v->rows, v->cols, v->frozen ? NULL : v->grad);
-    }
-    passed.y = p->build(g, passed.v, p);
-    return p->is_loss ? passed.y : ml_sum(g, ml_mul(g, passed.y, matrix(p->dy, p->rows, p->cols, NULL)));
-}
-
-static void tasks_backwards(void *user, int n_tasks, ml_task task, void *arg) {
-    if (n_tasks > 1) ++*(int *)user;
-    while (n_tasks-- > 0) task(arg, n_tasks);
-}
-
-static int parallel_operations; /* of the last pass with several threads */
-
-/* One pass forward and backward; fills in the result and the gradients, which start at 0. */
-static void run_pass(problem *p, int n_threads, int separate) {
-    ml_graph_desc desc;
-    ml_graph *g;
-    ml_error error;
-    memset(&desc, 0, sizeof desc);
-    desc.separate = separate;
-    desc.threads.count = n_threads;
-    desc.threads.parallel_for = tasks_backwards;
-    desc.threads.user = &parallel_operations;
-    parallel_operations = 0;
-    for (int j = 0; j < p->n_variables; j++) memset(p->v[j].grad, 0, p->v[j].n * sizeof(float));
-    if (ml_graph_new(&desc, build_problem, p, &g, &error)) {
-        printf("%s\n", error.text);
-        CHECK(0);
-        return;
-    }
-    ml_graph_begin(g, 1);
-    ml_tensor loss = build_problem(g, p);
-    if (ml_graph_backward(g, loss, &error)) {
-        printf("%s\n", error.text);
-        CHECK(0);
-    } else {
-        CHECK(passed.y.rows == p->rows && passed.y.cols == p->cols);
-        memcpy(p->y, passed.y.data, p->rows * p->cols * sizeof *p->y);
-        for (int j = 0; j < p->n_variables; j++)
-            if (p->as_inputs && !p->v[j].frozen)
-                memcpy(p->v[j].grad, passed.v[j].grad, p->v[j].n * sizeof(float));
-    }
-    ml_graph_free(g);
-}
-
-static double plain_loss(const problem *p, double *y) {
-    double sum = 0;
-    p->plain(p, y);
-    for (size_t i = 0; i < p->rows * p->cols; i++) sum += y[i] * (double)p->dy[i];
-    return sum;
-}
-
-static void check_values(problem *p) {
-    double *y = (double *)allocate(p->rows * p->cols, sizeof *y), largest = 0;
-    p->plain(p, y);
-    for (size_t i = 0; i < p->rows * p->cols; i++) largest = larger(largest, fabs(y[i]));
-    for (size_t i = 0; i < p->rows * p->cols; i++) CHECK_NEAR(p->y[i], y[i], TOLERANCE * largest, 0);
-    free(y);
-}
-
-/* At most `most` numbers of each variable. */
-static void check_gradients(problem *p, size_t most) {
-    double *y = (double *)allocate(p->rows * p->cols, sizeof *y);
-    for (int j = 0; j < p->n_variables; j++) {
-        variable *v = &p->v[j];
-        double largest = 1e-30;
-        size_t stride = v->n / most + 1;
-        for (size_t i = 0; i < v->n; i++) largest = larger(largest, fabs((double)v->grad[i]));
-        for (size_t i = 0; i < v->n && !v->frozen; i += stride) {
-            double was = v->exact[i], up, down;
-            v->exact[i] = was + STEP, up = plain_loss(p, y);
-            v->exact[i] = was - STEP, down = plain_loss(p, y);
-            v->exact[i] = was;
-            CHECK_NEAR(v->grad[i], (up - down) / (2 * STEP), TOLERANCE * larger(largest, 1e-3), 0);
-        }
-    }
-    free(y);
-}
-
-/* Values and gradients; then with three threads, separate memory and inputs for parameters: the same bits. */
-static void check_problem(problem *p, size_t most) {
-    float *first[MAX_VARIABLES + 1];
-    run_pass(p, 1, 0);
-    check_values(p);
-    check_gradients(p, most);
-    first[MAX_VARIABLES] = (float *)allocate(p->rows * p->cols, sizeof(float));
-    memcpy(first[MAX_VARIABLES], p->y, p->rows * p->cols * sizeof(float));
-    for (int j = 0; j < p->n_variables; j++) {
-        first[j] = (float *)allocate(p->v[j].n, sizeof(float));
-        memcpy(first[j], p->v[j].grad, p->v[j].n * sizeof(float));
-    }
-    for (int way = 1; way < 4; way++) {
-        p->as_inputs = way == 3;
-        run_pass(p, way == 1 ? 3 : 1, way == 2);
-        if (way == 1 && p->v[0].n > 40000) CHECK(parallel_operations >= 2);
-        CHECK(memcmp(first[MAX_VARIABLES], p->y, p->rows * p->cols * sizeof(float)) == 0);
-        for (int j = 0; j < p->n_variables; j++)
-            CHECK(memcmp(first[j], p->v[j].grad, p->v[j].n * sizeof(float)) == 0);
-    }
-    p->as_inputs = 0;
-    for (int j = 0; j < p->n_variables; j++) free(first[j]);
-    free(first[MAX_VARIABLES]);
-}
-
-/* With one variable frozen after the other, the gradients of the rest stay the same. */
-static void check_frozen(problem *p) {
-    float *first[MAX_VARIABLES];
-    for (int j = 0; j < p->n_variables; j++) {
-        first[j] = (float *)allocate(p->v[j].n, sizeof(float));
-        memcpy(first[j], p->v[j].grad, p->v[j].n * sizeof(float));
-    }
-    for (int frozen = 0; frozen < p->n_variables; frozen++) {
-        p->v[frozen].frozen = 1;
-        run_pass(p, 1, 0);
-        for (int j = 0; j < p->n_variables; j++)
-            if (j != frozen) CHECK(memcmp(first[j], p->v[j].grad, p->v[j].n * sizeof(float)) == 0);
-        p->v[frozen].frozen = 0;
-    }
-    for (int j = 0; j < p->n_variables; j++) free(first[j]);
-}
+#include "operations.h"
 
 /* ---- arithmetic ---- */
 
 enum { ADD, SUB, MUL };
 
 static ml_tensor pair_build(ml_graph *g, const ml_tensor *v, problem *p) {
-    return p->which == ADD   ? ml_add(g, v[0], v[1])
-           : p->which == SUB ? ml_sub(g, v[0], v[1])
-                             : ml_mul(g, v[0], v[1]);
+    return p->own.which == ADD   ? ml_add(g, v[0], v[1])
+           : p->own.which == SUB ? ml_sub(g, v[0], v[1])
+                                 : ml_mul(g, v[0], v[1]);
 }
 
 static void pair_plain(const problem *p, double *y) {
@@ -239,7 +29,7 @@ static void pair_plain(const problem *p, double *y) {
         for (size_t j = 0; j < a->cols; j++) {
             double x = a->exact[i * a->cols + j];
             double z = b->exact[(b->rows > 1 ? i : 0) * b->cols + (b->cols > 1 ? j : 0)];
-            y[i * a->cols + j] = p->which == ADD ? x + z : p->which == SUB ? x - z : x * z;
+            y[i * a->cols + j] = p->own.which == ADD ? x + z : p->own.which == SUB ? x - z : x * z;
         }
 }
 
@@ -251,7 +41,7 @@ TEST(add_sub_mul) {
                 size_t n = shapes[s][0], c = shapes[s][1];
                 problem p;
                 begin_problem(&p, pair_build, pair_plain);
-                p.which = which;
+                p.own.which = which;
                 add(&p, n, c, .5, 1);
                 add(&p, repeated & 1 ? 1 : n, repeated & 2 ? 1 : c, -.5, 1);
                 set_output(&p, n, c);
@@ -264,9 +54,9 @@ TEST(add_sub_mul) {
 enum { SCALE, SHIFT, SUM, MEAN, SUM_ROWS };
 
 static ml_tensor total_build(ml_graph *g, const ml_tensor *v, problem *p) {
-    switch (p->which) {
-    case SCALE: return ml_scale(g, v[0], p->number);
-    case SHIFT: return ml_shift(g, v[0], p->number);
+    switch (p->own.which) {
+    case SCALE: return ml_scale(g, v[0], p->own.number);
+    case SHIFT: return ml_shift(g, v[0], p->own.number);
     case SUM: return ml_sum(g, v[0]);
     case MEAN: return ml_mean(g, v[0]);
     default: return ml_sum_rows(g, v[0]);
@@ -277,11 +67,11 @@ static void total_plain(const problem *p, double *y) {
     const variable *x = &p->v[0];
     for (size_t i = 0; i < p->rows * p->cols; i++) y[i] = 0;
     for (size_t i = 0; i < x->n; i++) {
-        if (p->which == SCALE) y[i] = x->exact[i] * (double)p->number;
-        if (p->which == SHIFT) y[i] = x->exact[i] + (double)p->number;
-        if (p->which == SUM) y[0] += x->exact[i];
-        if (p->which == MEAN) y[0] += x->exact[i] / (double)x->n;
-        if (p->which == SUM_ROWS) y[i / x->cols] += x->exact[i];
+        if (p->own.which == SCALE) y[i] = x->exact[i] * (double)p->own.number;
+        if (p->own.which == SHIFT) y[i] = x->exact[i] + (double)p->own.number;
+        if (p->own.which == SUM) y[0] += x->exact[i];
+        if (p->own.which == MEAN) y[0] += x->exact[i] / (double)x->n;
+        if (p->own.which == SUM_ROWS) y[i / x->cols] += x->exact[i];
     }
 }
 
@@ -294,8 +84,8 @@ TEST(scale_shift_and_sums) {
                 size_t n = shapes[s][0], c = shapes[s][1];
                 problem p;
                 begin_problem(&p, total_build, total_plain);
-                p.which = which;
-                p.number = numbers[k];
+                p.own.which = which;
+                p.own.number = numbers[k];
                 add(&p, n, c, .5, 1);
                 set_output(&p, which == SUM || which == MEAN ? 1 : n, which >= SUM ? 1 : c);
                 check_problem(&p, s == 3 ? 15 : 100);
@@ -313,7 +103,7 @@ static ml_tensor apply(ml_graph *g, int which, ml_tensor x) {
     return functions[which](g, x);
 }
 static ml_tensor function_build(ml_graph *g, const ml_tensor *v, problem *p) {
-    return apply(g, p->which, v[0]);
+    return apply(g, p->own.which, v[0]);
 }
 
 static double plain_function(int which, double x) {
@@ -329,7 +119,7 @@ static double plain_function(int which, double x) {
 }
 
 static void function_plain(const problem *p, double *y) {
-    for (size_t i = 0; i < p->v[0].n; i++) y[i] = plain_function(p->which, p->v[0].exact[i]);
+    for (size_t i = 0; i < p->v[0].n; i++) y[i] = plain_function(p->own.which, p->v[0].exact[i]);
 }
 
 TEST(functions) {
@@ -338,7 +128,7 @@ TEST(functions) {
         for (int which = 0; which < FUNCTIONS; which++) {
             problem p;
             begin_problem(&p, function_build, function_plain);
-            p.which = which;
+            p.own.which = which;
             variable *x = add(&p, shapes[s][0], shapes[s][1], 0, 1.5);
             for (size_t i = 0; which == LOG && i < x->n; i++)
                 x->exact[i] = (double)(x->given[i] = .1f + fabsf(x->given[i]));
@@ -371,7 +161,7 @@ TEST(functions_by_pytorch) {
     for (int which = 0; which < FUNCTIONS; which++) {
         problem p;
         begin_problem(&p, function_build, function_plain);
-        p.which = which;
+        p.own.which = which;
         variable *x = add(&p, 1, 6, 0, 1);
         memcpy(x->given, torch_x[which == LOG], sizeof torch_x[0]);
         p.is_loss = 0;
@@ -392,7 +182,7 @@ TEST(functions_at_the_ends) {
     for (int which = 0; which < LOG; which++) {
         problem p;
         begin_problem(&p, function_build, function_plain);
-        p.which = which;
+        p.own.which = which;
         variable *x = add(&p, 1, 5, 0, 1);
         for (int i = 0; i < 4; i++) x->exact[i] = (double)(x->given[i] = ends[i]);
         set_output(&p, 1, 5);
@@ -418,12 +208,12 @@ TEST(functions_at_the_ends) {
 /* ---- dropout ---- */
 
 static ml_tensor dropout_build(ml_graph *g, const ml_tensor *v, problem *p) {
-    return ml_dropout(g, v[0], p->number, 42);
+    return ml_dropout(g, v[0], p->own.number, 42);
 }
 /* with the same numbers dropped */
 static void dropout_plain(const problem *p, double *y) {
     for (size_t i = 0; i < p->v[0].n; i++)
-        y[i] = p->y[i] == 0 ? 0 : p->v[0].exact[i] / (1 - (double)p->number);
+        y[i] = p->y[i] == 0 ? 0 : p->v[0].exact[i] / (1 - (double)p->own.number);
 }
 
 TEST(dropout) {
@@ -431,11 +221,11 @@ TEST(dropout) {
     for (int s = 0; s < 3; s++) {
         problem p;
         begin_problem(&p, dropout_build, dropout_plain);
-        p.number = ps[s];
+        p.own.number = ps[s];
         add(&p, 301, 147, 0, 1);
         set_output(&p, 301, 147);
         check_problem(&p, 40);
-        double dropped = 0, n = (double)p.v[0].n, mean = (double)p.number;
+        double dropped = 0, n = (double)p.v[0].n, mean = (double)p.own.number;
         for (size_t i = 0; i < p.v[0].n; i++) dropped += p.y[i] == 0;
         CHECK(fabs(dropped - n * mean) <= 4 * sqrt(n * mean * (1 - mean))); /* four standard deviations */
         end_problem(&p);
@@ -448,7 +238,7 @@ TEST(dropout_off_and_seeds) {
     ml_graph *g;
     problem p;
     begin_problem(&p, dropout_build, dropout_plain);
-    p.number = .5f;
+    p.own.number = .5f;
     add(&p, 8, 8, 3, 1);
     set_output(&p, 8, 8);
     REQUIRE(!ml_graph_new(NULL, build_problem, &p, &g, NULL));
@@ -472,9 +262,9 @@ TEST(dropout_off_and_seeds) {
 /* Variables: logits, or x, w and, if there are three, b. which: the loss's own gradient is not 1, or it is whole. */
 static ml_tensor entropy_build(ml_graph *g, const ml_tensor *v, problem *p) {
     ml_tensor b = p->n_variables > 2 ? v[2] : ml_none();
-    ml_tensor y = p->n_variables > 1 ? ml_linear_cross_entropy(g, v[0], v[1], b, &p->loss)
-                                     : ml_cross_entropy(g, v[0], &p->loss);
-    return p->loss.whole ? y : ml_scale(g, y, p->number);
+    ml_tensor y = p->n_variables > 1 ? ml_linear_cross_entropy(g, v[0], v[1], b, &p->own.loss)
+                                     : ml_cross_entropy(g, v[0], &p->own.loss);
+    return p->own.loss.whole ? y : ml_scale(g, y, p->own.number);
 }
 
 static double *plain_logits(const problem *p, size_t *n_classes) {
@@ -501,16 +291,16 @@ static double plain_log_sum(const double *logits, size_t n) {
 
 static void entropy_plain(const problem *p, double *y) {
     size_t C, counted = 0;
-    double *logits = plain_logits(p, &C), s = (double)p->loss.smoothing, sum = 0;
+    double *logits = plain_logits(p, &C), s = (double)p->own.loss.smoothing, sum = 0;
     for (size_t i = 0; i < p->v[0].rows; i++) {
         double *row = logits + i * C, log_sum = plain_log_sum(row, C);
-        if (p->index[i] < 0) continue;
+        if (p->own.index[i] < 0) continue;
         counted++;
         for (size_t c = 0; c < C; c++)
-            sum += ((1 - s) * ((int32_t)c == p->index[i]) + s / (double)C) * (log_sum - row[c]);
+            sum += ((1 - s) * ((int32_t)c == p->own.index[i]) + s / (double)C) * (log_sum - row[c]);
     }
-    y[0] = sum / (p->loss.divisor > 0 ? (double)p->loss.divisor : (double)counted) *
-           (p->loss.whole ? 1 : (double)p->number);
+    y[0] = sum / (p->own.loss.divisor > 0 ? (double)p->own.loss.divisor : (double)counted) *
+           (p->own.loss.whole ? 1 : (double)p->own.number);
     free(logits);
 }
 
@@ -522,13 +312,13 @@ static void begin_entropy(problem *p, const size_t *shape, int bias) {
     if (dim) add(p, n_classes, dim, 0, 1);
     if (dim && bias) add(p, 1, n_classes, 0, 1);
     for (size_t i = 0; i < n; i++) {
-        p->index[i] = (int32_t)(ml_random_u64(&p->random) % (uint64_t)n_classes);
-        if (n > 1 && i % 5 == 2) p->index[i] = -1;
+        p->own.index[i] = (int32_t)(ml_random_u64(&p->random) % (uint64_t)n_classes);
+        if (n > 1 && i % 5 == 2) p->own.index[i] = -1;
     }
-    p->loss.targets = p->index;
-    p->number = 1;
+    p->own.loss.targets = p->own.index;
+    p->own.number = 1;
     p->is_loss = 1;
-    p->log_probs = (float *)allocate(n * n_classes, sizeof(float));
+    p->extra = (float *)allocate(n * n_classes, sizeof(float));
     set_output(p, 1, 1);
 }
 
@@ -539,16 +329,16 @@ TEST(cross_entropy) {
         for (int way = 0; way < 8; way++) {
             problem p;
             begin_entropy(&p, entropy_shapes[s], way & 1);
-            p.loss.divisor = way & 1 ? 7.5f : 0;
-            p.loss.smoothing = way & 2 ? .1f : 0;
-            p.number = way & 4 ? -.3f : 1;
-            p.loss.log_probs = way & 2 ? p.log_probs : NULL;
+            p.own.loss.divisor = way & 1 ? 7.5f : 0;
+            p.own.loss.smoothing = way & 2 ? .1f : 0;
+            p.own.number = way & 4 ? -.3f : 1;
+            p.own.loss.log_probs = way & 2 ? p.extra : NULL;
             check_problem(&p, s == 4 ? 10 : 60);
             if (s == 1) check_frozen(&p);
             size_t C;
             double *logits = plain_logits(&p, &C);
-            for (size_t i = 0; p.loss.log_probs && i < p.v[0].rows * C; i++)
-                CHECK_NEAR(p.log_probs[i], logits[i] - plain_log_sum(logits + i / C * C, C), 1e-5, 0);
+            for (size_t i = 0; p.own.loss.log_probs && i < p.v[0].rows * C; i++)
+                CHECK_NEAR(p.extra[i], logits[i] - plain_log_sum(logits + i / C * C, C), 1e-5, 0);
             free(logits);
             end_problem(&p);
         }
@@ -561,13 +351,13 @@ TEST(cross_entropy_whole) {
             float *grad[3] = {NULL, NULL, NULL};
             problem p;
             begin_entropy(&p, entropy_shapes[s], 1);
-            p.loss.smoothing = smoothed ? .2f : 0;
+            p.own.loss.smoothing = smoothed ? .2f : 0;
             run_pass(&p, 1, 0);
             for (int j = 0; j < p.n_variables; j++) {
                 grad[j] = (float *)allocate(p.v[j].n, sizeof(float));
                 memcpy(grad[j], p.v[j].grad, p.v[j].n * sizeof(float));
             }
-            p.loss.whole = 1;
+            p.own.loss.whole = 1;
             check_problem(&p, 10);
             if (s == 1) check_frozen(&p);
             run_pass(&p, 1, 0);
@@ -585,24 +375,25 @@ enum { SOFTMAX, LOG_SOFTMAX, RMS, LAYER };
 
 /* Norms: number is eps; index[0] and index[1]: there are w and b. */
 static ml_tensor rows_build(ml_graph *g, const ml_tensor *v, problem *p) {
-    ml_tensor w = p->index[0] ? v[1] : ml_none(), b = p->index[1] ? v[1 + p->index[0]] : ml_none();
-    switch (p->which) {
+    ml_tensor w = p->own.index[0] ? v[1] : ml_none(),
+              b = p->own.index[1] ? v[1 + p->own.index[0]] : ml_none();
+    switch (p->own.which) {
     case SOFTMAX: return ml_softmax(g, v[0]);
     case LOG_SOFTMAX: return ml_log_softmax(g, v[0]);
-    case RMS: return ml_rms_norm(g, v[0], w, p->number);
-    default: return ml_layer_norm(g, v[0], w, b, p->number);
+    case RMS: return ml_rms_norm(g, v[0], w, p->own.number);
+    default: return ml_layer_norm(g, v[0], w, b, p->own.number);
     }
 }
 
 static void plain_norm_row(const problem *p, const double *x, double *y) {
     size_t c = p->v[0].cols;
     double mean = 0, square = 0;
-    for (size_t j = 0; p->which == LAYER && j < c; j++) mean += x[j] / (double)c;
+    for (size_t j = 0; p->own.which == LAYER && j < c; j++) mean += x[j] / (double)c;
     for (size_t j = 0; j < c; j++) square += (x[j] - mean) * (x[j] - mean) / (double)c;
     for (size_t j = 0; j < c; j++) {
-        y[j] = (x[j] - mean) / sqrt(square + (double)p->number);
-        if (p->index[0]) y[j] *= p->v[1].exact[j];
-        if (p->index[1]) y[j] += p->v[1 + p->index[0]].exact[j];
+        y[j] = (x[j] - mean) / sqrt(square + (double)p->own.number);
+        if (p->own.index[0]) y[j] *= p->v[1].exact[j];
+        if (p->own.index[1]) y[j] += p->v[1 + p->own.index[0]].exact[j];
     }
 }
 
@@ -611,9 +402,9 @@ static void rows_plain(const problem *p, double *y) {
     for (size_t i = 0; i < p->v[0].rows; i++, y += c) {
         const double *x = p->v[0].exact + i * c;
         double log_sum = plain_log_sum(x, c);
-        if (p->which >= RMS) plain_norm_row(p, x, y);
-        for (size_t j = 0; p->which < RMS && j < c; j++)
-            y[j] = p->which == SOFTMAX ? exp(x[j] - log_sum) : x[j] - log_sum;
+        if (p->own.which >= RMS) plain_norm_row(p, x, y);
+        for (size_t j = 0; p->own.which < RMS && j < c; j++)
+            y[j] = p->own.which == SOFTMAX ? exp(x[j] - log_sum) : x[j] - log_sum;
     }
 }
 
@@ -623,7 +414,7 @@ TEST(softmaxes) {
     for (int s = 0; s < 8; s++) {
         problem p;
         begin_problem(&p, rows_build, rows_plain);
-        p.which = s % 2 ? SOFTMAX : LOG_SOFTMAX;
+        p.own.which = s % 2 ? SOFTMAX : LOG_SOFTMAX;
         add(&p, row_shapes[s / 2][0], row_shapes[s / 2][1], 30, 2); /* far from 0 */
         set_output(&p, p.v[0].rows, p.v[0].cols);
         check_problem(&p, 60);
@@ -637,15 +428,15 @@ TEST(norms) {
             for (int with = 0; with < (which == RMS ? 2 : 4); with++) {
                 problem p;
                 begin_problem(&p, rows_build, rows_plain);
-                p.which = which;
-                p.number = 1e-3f;
-                p.index[0] = with & 1;
-                p.index[1] = with >> 1;
+                p.own.which = which;
+                p.own.number = 1e-3f;
+                p.own.index[0] = with & 1;
+                p.own.index[1] = with >> 1;
                 size_t c =
                     row_shapes[s][1] + 1; /* of two numbers LayerNorm makes +-1, whose gradient cancels */
                 add(&p, row_shapes[s][0], c, .3, 1);
-                if (p.index[0]) add(&p, 1, c, 1, .5);
-                if (p.index[1]) add(&p, 1, c, 0, 1);
+                if (p.own.index[0]) add(&p, 1, c, 1, .5);
+                if (p.own.index[1]) add(&p, 1, c, 0, 1);
                 set_output(&p, p.v[0].rows, c);
                 check_problem(&p, s == 3 ? 20 : 60);
                 if (s == 2) check_frozen(&p);
@@ -676,21 +467,21 @@ TEST(swiglu) {
 /* ---- rows by index ---- */
 
 static ml_tensor gather_build(ml_graph *g, const ml_tensor *v, problem *p) {
-    return ml_gather(g, v[0], p->index, p->rows);
+    return ml_gather(g, v[0], p->own.index, p->rows);
 }
 static void gather_plain(const problem *p, double *y) {
     for (size_t i = 0; i < p->rows * p->cols; i++)
-        y[i] = p->v[0].exact[(size_t)p->index[i / p->cols] * p->cols + i % p->cols];
+        y[i] = p->v[0].exact[(size_t)p->own.index[i / p->cols] * p->cols + i % p->cols];
 }
 
 static ml_tensor replace_build(ml_graph *g, const ml_tensor *v, problem *p) {
-    return ml_replace_rows(g, v[0], p->index, v[1]);
+    return ml_replace_rows(g, v[0], p->own.index, v[1]);
 }
 static void replace_plain(const problem *p, double *y) {
     size_t c = p->cols;
     memcpy(y, p->v[0].exact, p->v[0].n * sizeof *y);
     for (size_t i = 0; i < p->v[1].rows; i++)
-        memcpy(y + (size_t)p->index[i] * c, p->v[1].exact + i * c, c * sizeof *y);
+        memcpy(y + (size_t)p->own.index[i] * c, p->v[1].exact + i * c, c * sizeof *y);
 }
 
 TEST(rows_by_index) {
@@ -702,8 +493,8 @@ TEST(rows_by_index) {
             add(&p, n, c, 0, 1);
             if (replace) add(&p, m, c, 0, 1);
             /* gathered: 2 n + 1 rows, some often, some never; replaced: every second one, the last first */
-            for (size_t i = 0; i < 2 * n + 1; i++) p.index[i] = (int32_t)(i * i % n);
-            for (size_t i = 0; replace && i < m; i++) p.index[i] = (int32_t)(2 * (m - 1 - i));
+            for (size_t i = 0; i < 2 * n + 1; i++) p.own.index[i] = (int32_t)(i * i % n);
+            for (size_t i = 0; replace && i < m; i++) p.own.index[i] = (int32_t)(2 * (m - 1 - i));
             set_output(&p, replace ? n : 2 * n + 1, c);
             check_problem(&p, 40);
             check_frozen(&p);
@@ -755,7 +546,7 @@ enum { RESHAPE, TRANSPOSE, SLICE_ROWS, SLICE_COLS, CONCAT_ROWS, CONCAT_COLS, SHA
 /* Slices leave the first and the last out; what is joined is the variable, the others and the variable again. */
 static ml_tensor shape_build(ml_graph *g, const ml_tensor *v, problem *p) {
     ml_tensor parts[3] = {v[0], v[1], v[0]};
-    switch (p->which) {
+    switch (p->own.which) {
     case RESHAPE: return ml_reshape(g, v[0], v[0].cols, v[0].rows);
     case TRANSPOSE: return ml_transpose(g, v[0]);
     case SLICE_ROWS: return ml_slice(g, v[0], ML_ROWS, 1, v[0].rows - 1);
@@ -771,16 +562,17 @@ static void shape_plain(const problem *p, double *y) {
     const variable *x = &p->v[0], *z = &p->v[1];
     for (size_t i = 0; i < p->rows; i++)
         for (size_t j = 0; j < p->cols; j++, y++) {
-            size_t n = p->which == CONCAT_ROWS ? i : j, first = p->which == CONCAT_ROWS ? x->rows : x->cols;
-            size_t second = p->which == CONCAT_ROWS ? z->rows : z->cols;
+            size_t n = p->own.which == CONCAT_ROWS ? i : j,
+                   first = p->own.which == CONCAT_ROWS ? x->rows : x->cols;
+            size_t second = p->own.which == CONCAT_ROWS ? z->rows : z->cols;
             const variable *of = n >= first && n < first + second ? z : x;
             if (n >= first) n -= of == z ? first : first + second;
-            if (p->which == RESHAPE) *y = x->exact[i * p->cols + j];
-            if (p->which == TRANSPOSE) *y = plain_number(x, j, i);
-            if (p->which == SLICE_ROWS) *y = plain_number(x, i + 1, j);
-            if (p->which == SLICE_COLS) *y = plain_number(x, i, j + 1);
-            if (p->which == CONCAT_ROWS) *y = plain_number(of, n, j);
-            if (p->which == CONCAT_COLS) *y = plain_number(of, i, n);
+            if (p->own.which == RESHAPE) *y = x->exact[i * p->cols + j];
+            if (p->own.which == TRANSPOSE) *y = plain_number(x, j, i);
+            if (p->own.which == SLICE_ROWS) *y = plain_number(x, i + 1, j);
+            if (p->own.which == SLICE_COLS) *y = plain_number(x, i, j + 1);
+            if (p->own.which == CONCAT_ROWS) *y = plain_number(of, n, j);
+            if (p->own.which == CONCAT_COLS) *y = plain_number(of, i, n);
         }
 }
 
@@ -791,7 +583,7 @@ TEST(shapes) {
             size_t n = sizes[s][0], c = sizes[s][1];
             problem p;
             begin_problem(&p, shape_build, shape_plain);
-            p.which = which;
+            p.own.which = which;
             add(&p, n, c, 0, 1);
             add(&p, which == CONCAT_ROWS ? 2 : n, which == CONCAT_ROWS ? c : 5, 0, 1);
             if (which == RESHAPE || which == TRANSPOSE) set_output(&p, c, n);
@@ -808,19 +600,19 @@ TEST(shapes) {
 /* ---- other losses ---- */
 
 static ml_tensor squared_build(ml_graph *g, const ml_tensor *v, problem *p) {
-    return ml_scale(g, ml_squared_error(g, v[0], v[1], p->number), -.3f);
+    return ml_scale(g, ml_squared_error(g, v[0], v[1], p->own.number), -.3f);
 }
 static void squared_plain(const problem *p, double *y) {
-    double sum = 0, divisor = p->number > 0 ? (double)p->number : (double)p->v[0].n;
+    double sum = 0, divisor = p->own.number > 0 ? (double)p->own.number : (double)p->v[0].n;
     for (size_t i = 0; i < p->v[0].n; i++) sum += pow(p->v[0].exact[i] - p->v[1].exact[i], 2);
     y[0] = (double)-.3f * sum / divisor;
 }
 
 static ml_tensor kl_build(ml_graph *g, const ml_tensor *v, problem *p) {
-    return ml_scale(g, ml_kl_divergence(g, v[0], v[1], p->number), -.3f);
+    return ml_scale(g, ml_kl_divergence(g, v[0], v[1], p->own.number), -.3f);
 }
 static void kl_plain(const problem *p, double *y) {
-    double sum = 0, divisor = p->number > 0 ? (double)p->number : (double)p->v[0].rows;
+    double sum = 0, divisor = p->own.number > 0 ? (double)p->own.number : (double)p->v[0].rows;
     size_t c = p->v[0].cols;
     for (size_t i = 0; i < p->v[0].rows; i++) {
         const double *x = p->v[0].exact + i * c, *z = p->v[1].exact + i * c;
@@ -835,7 +627,7 @@ TEST(squared_error_and_kl) {
         for (int way = 0; way < 4; way++) {
             problem p;
             begin_problem(&p, way & 1 ? kl_build : squared_build, way & 1 ? kl_plain : squared_plain);
-            p.number = way & 2 ? 7.5f : 0;
+            p.own.number = way & 2 ? 7.5f : 0;
             for (int j = 0; j < 2; j++) add(&p, row_shapes[s][0], row_shapes[s][1], 10 + j, 1);
             p.is_loss = 1;
             set_output(&p, 1, 1);
@@ -989,7 +781,7 @@ static void shared_plain(const problem *p, double *y) {
 static ml_tensor overlapping_build(ml_graph *g, const ml_tensor *v, problem *p) {
     size_t n = v[0].rows;
     ml_tensor a = ml_slice(g, v[0], ML_ROWS, 0, n - 1), b = ml_slice(g, v[0], ML_ROWS, 1, n);
-    ml_tensor c = ml_replace_rows(g, v[0], p->index, ml_slice(g, v[0], ML_ROWS, 0, 2));
+    ml_tensor c = ml_replace_rows(g, v[0], p->own.index, ml_slice(g, v[0], ML_ROWS, 0, 2));
     ml_tensor y = ml_sum(g, ml_add(g, ml_mul(g, a, b), ml_swiglu(g, a, b)));
     y = ml_add(g, y, ml_squared_error(g, a, b, 1));
     return ml_add(g, y, ml_add(g, ml_kl_divergence(g, a, b, 1), ml_sum(g, ml_mul(g, c, c))));
@@ -1017,8 +809,8 @@ TEST(values_read_by_several) {
             problem p;
             begin_problem(&p, overlapping ? overlapping_build : shared_build,
                           overlapping ? overlapping_plain : shared_plain);
-            p.index[0] = 2;
-            p.index[1] = 1;
+            p.own.index[0] = 2;
+            p.own.index[1] = 1;
             add(&p, row_shapes[s][0], row_shapes[s][1], 0, 1);
             p.is_loss = 1;
             set_output(&p, 1, 1);
@@ -1031,7 +823,9 @@ TEST(values_read_by_several) {
 
    The numbers below are the loss and all gradients in float64 that PyTorch 1.13 computes from
 
-       def wave(n, m, a): return torch.sin(a + .7 * torch.arange(n * m).double()).float().double().view(n, m).requires_grad_()
+       def wave(n, m, a):
+           x = torch.sin(a + .7 * torch.arange(n * m).double()).float().double()
+           return x.view(n, m).requires_grad_()
        def dropped(n, m, p, seed):  # where ml_dropout keeps a number, as 1 / (1 - p)
            keep = []
            for i in range(n * m):
@@ -1046,20 +840,21 @@ TEST(values_read_by_several) {
        W = w0 + 1.5 * b @ a
        show('dora', (F.linear(x, W * m / W.norm(dim=1, keepdim=True).detach()) ** 2).mean(), v)
        x, w1, w3, w2, l = v = shapes((3, 4), (5, 4), (5, 4), (4, 5), (1, 5))
-       show('ia3', F.mse_loss(F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3) * l, w2), torch.zeros(3, 4).double()), v)
+       ffn = F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3) * l, w2)
+       show('ia3', F.mse_loss(ffn, torch.zeros(3, 4).double()), v)
        h, d, bd, u, bu = v = shapes((3, 4), (2, 4), (1, 2), (4, 2), (1, 4))
        show('bottleneck', (h + 4 * F.linear(F.gelu(F.linear(h, d, bd[0])), u, bu[0])).pow(2).sum() / 7, v)
        x, w, b = v = shapes((3, 4), (5, 4), (1, 5))
        show('smoothing', F.cross_entropy(F.linear(x, w, b[0]), y, label_smoothing=.1), v)
        x, z = v = shapes((3, 5), (3, 5))
        p, q = F.log_softmax(3 * x, 1), F.log_softmax(z, 1)
-       show('smart', F.kl_div(p, q, reduction='batchmean', log_target=True) + F.kl_div(q, p, reduction='batchmean', log_target=True), v)
+       def kl(p, q): return F.kl_div(p, q, reduction='batchmean', log_target=True)
+       show('smart', kl(p, q) + kl(q, p), v)
        x, u, w, b = v = shapes((3, 4), (6, 4), (5, 6), (1, 5))
        h = torch.tanh(F.linear(x, u))
        r1, r2 = [F.linear(h * dropped(3, 6, .25, seed), w, b[0]) for seed in (11, 12)]
        p, q = F.log_softmax(r1, 1), F.log_softmax(r2, 1)
-       show('r_drop', (F.cross_entropy(r1, y) + F.cross_entropy(r2, y)) / 2 + .8 / 2 * (
-           F.kl_div(p, q, reduction='batchmean', log_target=True) + F.kl_div(q, p, reduction='batchmean', log_target=True)), v)
+       show('r_drop', (F.cross_entropy(r1, y) + F.cross_entropy(r2, y)) / 2 + .8 / 2 * (kl(p, q) + kl(q, p)), v)
 
    where show() runs loss.backward() and prints the loss and the gradients of v. */
 
@@ -1249,13 +1044,13 @@ TEST(compositions) {
 }
 
 /* Mixout (Lee et al. 2020), w' = ((1 - k) w0 + k w - p w0) / (1 - p) with k 0 or 1 for each number, is w0 +
-   dropout(w - w0). The gradient is that of the formula, k / (1 - p); the authors' code draws one k for each column and
-   leaves the divisor out. */
+   dropout(w - w0). The gradient is that of the formula, k / (1 - p); the authors' code draws one k for each column
+   and leaves the divisor out. */
 static ml_tensor mixout_build(ml_graph *g, const ml_tensor *v, problem *p) {
-    return ml_add(g, v[0], ml_dropout(g, ml_sub(g, v[1], v[0]), p->number, 5));
+    return ml_add(g, v[0], ml_dropout(g, ml_sub(g, v[1], v[0]), p->own.number, 5));
 }
 static void mixout_plain(const problem *p, double *y) {
-    double drop = (double)p->number;
+    double drop = (double)p->own.number;
     for (size_t i = 0; i < p->v[0].n; i++) {
         double w0 = p->v[0].exact[i], w = p->v[1].exact[i], k = p->y[i] == p->v[0].given[i] ? 0 : 1;
         y[i] = ((1 - k) * w0 + k * w - drop * w0) / (1 - drop);
@@ -1265,7 +1060,7 @@ static void mixout_plain(const problem *p, double *y) {
 TEST(mixout) {
     problem p;
     begin_problem(&p, mixout_build, mixout_plain);
-    p.number = .7f;
+    p.own.number = .7f;
     for (int j = 0; j < 2; j++) add(&p, 9, 17, 0, 1);
     set_output(&p, 9, 17);
     check_problem(&p, 60);

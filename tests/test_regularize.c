@@ -75,8 +75,8 @@ static ml_tensor two_logits(tuning *t, ml_graph *g, const tuning_batch *batch) {
     return ml_sum(g, ml_add(g, y[0], y[1]));
 }
 
-/* The loss is the formula in doubles, within the rounding of F32; the passes drop different numbers, whichever dropout
-   they have; and without any difference the loss would be the cross-entropy. */
+/* The loss is the formula in doubles, within the rounding of F32; the passes drop different numbers, whichever
+   dropout they have; and without any difference the loss would be the cross-entropy. */
 TEST(rdrop_is_its_formula) {
     for (int place = 0; place < 5; place++) {
         regular r = plain();

@@ -539,7 +539,8 @@ TEST(torch_refused) {
     }
 }
 
-/* Where there is a Python with PyTorch: torch.load gives the numbers, and the output shares the embedding's storage. */
+/* Where there is a Python with PyTorch: torch.load gives the numbers, and the output shares the embedding's
+   storage. */
 TEST(torch_loads) {
     static const char script[] =
         "import sys, torch\n"
@@ -648,8 +649,8 @@ TEST(odd_pieces) {
     ml_model_free(model);
 }
 
-/* A GGUF has as many tokens as the embedding has rows, which llama.cpp wants; here they are still only so many pieces,
-   and the file that is made of the loaded model has the same bytes. */
+/* A GGUF has as many tokens as the embedding has rows, which llama.cpp wants; here they are still only so many
+   pieces, and the file that is made of the loaded model has the same bytes. */
 TEST(rows_without_pieces) {
     ml_config c = some_config();
     ml_model *model, *loaded;

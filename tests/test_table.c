@@ -23,7 +23,8 @@ static void write_script(void) {
         "    echo \"epoch $e: train loss :: 1.5, train acc :: 0.2, dev acc :: $a, dev f1 :: 0.1\"; done ;;\n"
         "esac\n"
         "echo \"dev acc :: $a, f1 :: 0.250\"\n"
-        "echo \"test acc :: $a, f1 :: 0.200\"\n",
+        "echo \"test acc :: $a, f1 :: 0.200\"\n"
+        "case \"$*\" in *--test-gold*) echo 'real test acc :: 0.700, f1 :: 0.600 (by its file)' ;; esac\n",
         folder);
     REQUIRE(fclose(script) == 0 && chmod(in_folder("run"), 0755) == 0);
 }
@@ -46,17 +47,19 @@ static int lines_with(const char *name, const char *part) {
 
 static const char *said; /* by the last call of run_table */
 
+/* lr NULL: none is given. */
 static int run_table(const char *lr) {
-    char out[600], script[600];
-    const char *words[] = {"table", "--model", "m.pt", "--data", "d", "--out",    out, "--run_llama",
-                           script,  "--seeds", "2",    "--lr",   lr,  "--epochs", "2", NULL};
+    char out[600], script[600], data[600];
+    const char *words[] = {"table", "--model", "m.pt", "--data",   data, "--out", out, "--run_llama",
+                           script,  "--seeds", "2",    "--epochs", "2",  "--lr",  lr,  NULL};
     char *args[16];
     int i, status;
     snprintf(out, sizeof out, "%s/a/b", folder);
     snprintf(script, sizeof script, "%s/run", folder);
+    snprintf(data, sizeof data, "%s/d", folder);
     for (i = 0; i < 16; i++) args[i] = (char *)(size_t)words[i];
     capture_begin();
-    status = table_main(15, args);
+    status = table_main(lr ? 15 : 13, args);
     said = capture_end();
     return status;
 }
@@ -112,6 +115,32 @@ TEST(other_flags) {
     CHECK(lines_with("calls", "--option") == before + 16);
 }
 
+static void forget_calls(void) {
+    write_number("kill", 0);
+    write_number("fail", 0);
+    remove(in_folder("calls"));
+}
+
+/* Mode reference learns at the assignment's rate, and mode llama as run_llama does by itself. */
+TEST(learning_rates) {
+    forget_calls();
+    CHECK(run_table(NULL) == 0);
+    CHECK(lines_with("calls", "--option") == 16);
+    CHECK(lines_with("calls", "--mode reference") == 8 && lines_with("calls", " --lr 2e-5 ") == 8);
+    CHECK(lines_with("calls", "--mode llama") == 8 && lines_with("calls", "--lr") == 8);
+}
+
+/* Where there are real labels, cfimdb's rows run again, and their accuracies are those on test. */
+TEST(real_labels) {
+    CHECK(make_folder(in_folder("d")));
+    write_number("d/cfimdb-test-gold.txt", 1);
+    forget_calls();
+    CHECK(run_table(NULL) == 0);
+    CHECK(lines_with("calls", "/d/cfimdb-test-gold.txt") == 5 + 8 && lines_with("calls", "--option") == 13);
+    CHECK(lines_with("a/b/table.md", "| 0.400 (0.100) | 0.250 | 0.700 (0.000) |") == 4);
+    CHECK(lines_with("a/b/table.md", "| 1 | 0.300 | 0.250 | 0.700 |") == 5);
+}
+
 /* A table that cannot be written is noticed before any run. */
 TEST(outputs_are_tried_first) {
     int before = lines_with("calls", "--option");
@@ -128,6 +157,8 @@ int main(void) {
     RUN(means);
     RUN(picture);
     RUN(other_flags);
+    RUN(learning_rates);
+    RUN(real_labels);
     RUN(outputs_are_tried_first);
     return !folder_end() || test_report("test_table");
 }

@@ -1,5 +1,5 @@
-/* examples/advanced/zero_shot: its arithmetic against numpy, its prompts, scores from the cache against scores of whole
-   texts, and the program on the opinions. */
+/* examples/advanced/zero_shot: its arithmetic against numpy, its prompts, scores from the cache against scores of
+   whole texts, and the program on the opinions. */
 #include "preamble.h"
 #include "folder.h"
 #define PROGRESS_PAUSE 1e9

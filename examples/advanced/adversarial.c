@@ -1,5 +1,5 @@
-/* Fine-tuning that keeps the classifier smooth around its inputs: to the cross-entropy it adds the symmetric divergence
-   between the classes of a sentence and those of the same sentence with noise on its embeddings.
+/* Fine-tuning that keeps the classifier smooth around its inputs: to the cross-entropy it adds the symmetric
+   divergence between the classes of a sentence and those of the same sentence with noise on its embeddings.
        build/adversarial --method smart --lambda 1      (Jiang et al. 2020, "SMART")
        build/adversarial --method r3f --noise 1e-5      (Aghajanyan et al. 2021, "Better Fine-Tuning by Reducing
                                                          Representational Collapse")

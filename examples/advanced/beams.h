@@ -1,5 +1,5 @@
-/* Beam search, and in groups diverse beam search; a part of decoder.h. Finished texts keep their place in the beam and
-   compete with the unfinished ones by length-normalized score. */
+/* Beam search, and in groups diverse beam search; a part of decoder.h. Finished texts keep their place in the beam
+   and compete with the unfinished ones by length-normalized score. */
 #ifndef BEAMS_H
 #define BEAMS_H
 

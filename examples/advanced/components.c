@@ -1,5 +1,5 @@
-/* Parts of a classifier in turn: how the states of a sentence become one (mean, max, last, attention, a weighted sum of
-   all layers), a head of two layers, and two tasks that share one network (Caruana 1997, "Multitask Learning").
+/* Parts of a classifier in turn: how the states of a sentence become one (mean, max, last, attention, a weighted sum
+   of all layers), a head of two layers, and two tasks that share one network (Caruana 1997, "Multitask Learning").
        build/components --method attention --task sst
        build/components --method multitask --task sst --with cfimdb
    The weights that are kept are the best of --task's dev; what they reach on the other task is a row of its own. */
@@ -91,8 +91,8 @@ static int multitask_ready(tuning *t) {
     return ok;
 }
 
-/* Batches of both tasks in turn: spread over the epoch so that each row occurs once, or with --even one after the other,
-   the shorter task from its beginning again. */
+/* Batches of both tasks in turn: spread over the epoch so that each row occurs once, or with --even one after the
+   other, the shorter task from its beginning again. */
 static int multitask_plan(tuning *t, int epoch) {
     components *s = components_of(t);
     const reviews *set[2] = {&t->train, &s->other.train_set};

@@ -6,8 +6,8 @@
    perplexity of the continuations under the judge, a token, with its standard error over texts; the same in bits a
    byte; rep-4, the share of a text's 4-grams that it had before (Welleck et al. 2020, arXiv 1908.04319), with its
    standard error; distinct-n, the share of different n-grams in all continuations together (Li et al. 2016, arXiv
-   1510.03055); new tokens, and how many a second. A star: less repetitive than greedy and likelier than plain sampling,
-   both by more than twice the standard error of the difference. */
+   1510.03055); new tokens, and how many a second. A star: less repetitive than greedy and likelier than plain
+   sampling, both by more than twice the standard error of the difference. */
 #include <limits.h>
 #include <stdio.h>
 #include "measures.h"

@@ -1,8 +1,8 @@
 /* Continues a prompt by any method of decoding.h: drawing token by token, contrastive search, or beam search.
 
-   Each hypothesis of a beam search has a session, and branches off another by ml_session_copy. It copies only the keys
-   and values in which the two differ, a few tokens as a rule, while saving and restoring would copy the whole text
-   twice, and going back in a single session would compute it again. */
+   Each hypothesis of a beam search has a session, and branches off another by ml_session_copy. It copies only the
+   keys and values in which the two differ, a few tokens as a rule, while saving and restoring would copy the whole
+   text twice, and going back in a single session would compute it again. */
 #ifndef DECODER_H
 #define DECODER_H
 
@@ -191,8 +191,8 @@ static inline ml_result decode_by_contrast(decoder *d, const decoding *how, cons
 
 #include "beams.h"
 
-/* Continues a prompt by at most max_new tokens, fewer where the context is full. The result stays in the decoder until
-   the next call; the end of the text is not in it. */
+/* Continues a prompt by at most max_new tokens, fewer where the context is full. The result stays in the decoder
+   until the next call; the end of the text is not in it. */
 static inline ml_result decoder_write(decoder *d, const decoding *how, const ml_tokens *prompt, int max_new,
                                       ml_tokens *written, ml_error *error) {
     int room = d->model->config.max_seq_len - prompt->n, most = prompt->n + (max_new < room ? max_new : room);

@@ -1,4 +1,5 @@
-/* The methods of decoding by name, with the settings that examples/advanced/decoding.md found; and loading a model. */
+/* The methods of decoding by name, with the settings that examples/advanced/decoding.md found; and loading a
+   model. */
 #ifndef METHODS_H
 #define METHODS_H
 

@@ -1,7 +1,7 @@
 /* Fine-tuning on all labeled phrases of the Stanford Sentiment Treebank, not only its sentences. As rows: each phrase
-   that occurs is a sentence of its own (Iyyer et al. 2015, "Deep Unordered Composition Rivals Syntactic Methods for Text
-   Classification", train so). As spans: the network reads whole sentences once, and the classifier each phrase, as the
-   pooled states of its tokens: a seventh of the tokens for the same labels.
+   that occurs is a sentence of its own (Iyyer et al. 2015, "Deep Unordered Composition Rivals Syntactic Methods for
+   Text Classification", train so). As spans: the network reads whole sentences once, and the classifier each phrase,
+   as the pooled states of its tokens: a seventh of the tokens for the same labels.
        build/phrases --method rows --mask full --pooling mean --word_dropout .3 --dropout .5 --lr 1e-3 --epochs 2
        build/phrases --method spans --mask full --pooling max --min_words 2 --sentence_weight 10 --lr 1e-3 --batch 8
    Spans want max pooling: after one epoch with it dev is .384, with the mean .301 (examples/models/stories.gguf). */

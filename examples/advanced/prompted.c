@@ -1,7 +1,7 @@
-/* Prompt-based fine-tuning (Gao, Fisch & Chen 2021, "Making Pre-trained Language Models Better Few-shot Learners"): no
-   classifier, but the model's own prediction of the word behind "SENTENCE It was": the labels are words, terrible, bad,
-   okay, good and great, and the loss is the cross-entropy over these at the last position. So there is an answer before
-   any training, which is measured, too. With --shots few sentences of each label are learned.
+/* Prompt-based fine-tuning (Gao, Fisch & Chen 2021, "Making Pre-trained Language Models Better Few-shot Learners"):
+   no classifier, but the model's own prediction of the word behind "SENTENCE It was": the labels are words, terrible,
+   bad, okay, good and great, and the loss is the cross-entropy over these at the last position. So there is an answer
+   before any training, which is measured, too. With --shots few sentences of each label are learned.
        build/prompted --task sst --lr 1e-4
        build/prompted --task cfimdb --shots 16 --batch 8 --epochs 20 --lora 8 --lr 4e-3
    A word of several tokens stands for the mean of their logits. Dev, which chooses the weights, is all of dev. */

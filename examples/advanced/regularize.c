@@ -15,9 +15,6 @@ typedef struct regular {
 } regular;
 
 static regular *regular_of(tuning *t) { return (regular *)t->method.state; }
-static int is_share(float x) { return x >= 0 && x < 1; }
-
-static ml_tensor rdrop_loss(tuning *t, ml_graph *g, const tuning_batch *batch);
 
 /* Where dropout needs to be put in; that of the attention weights is ml_llama's own. */
 static unsigned places_of(const regular *r) {
@@ -46,25 +43,6 @@ static const char *name_of(tuning *t) {
     for (size_t i = 0; i < sizeof used / sizeof *used; i++)
         if (used[i]) n += (size_t)snprintf(r->name + n, sizeof r->name - n, "%s%s", n ? "+" : "", names[i]);
     return n ? r->name : "plain";
-}
-
-static int check(tuning *t) {
-    const regular *r = regular_of(t);
-    if (!is_share(r->embedding) || !is_share(r->residual) || !is_share(r->hidden) ||
-        !is_share(r->attention) || !is_share(r->mixout) || !is_share(r->ema))
-        return complain("dropouts, --mixout and --ema are 0 to less than 1");
-    if (!(r->rdrop >= 0) || !(r->layer_decay > 0 && r->layer_decay <= 1) || r->swa < 0)
-        return complain("--rdrop and --swa are not negative, --layer_decay is more than 0 and at most 1");
-    if (r->rdrop > 0 && !has_dropout(t))
-        return complain("--rdrop compares two passes that differ by dropout: give --dropout, too");
-    if (r->ema > 0 && r->swa) return complain("--ema and --swa are two averages: choose one");
-    if (r->swa && t->set.eval_every)
-        return complain("--swa averages the ends of epochs: leave out --eval_every");
-    if (r->swa > t->set.epochs) return complain("--swa %d: there are %d epochs", r->swa, t->set.epochs);
-    if (r->rdrop > 0) t->method.loss = rdrop_loss;
-    t->method.places = places_of(r);
-    t->method.name = name_of(t);
-    return 1;
 }
 
 /* ---- dropout (Srivastava et al. 2014): of the embeddings, of what each half layer adds, of W2's input ---- */
@@ -160,20 +138,41 @@ static int measuring(tuning *t, int begins) {
     return average_measuring(t, &r->average, begins);
 }
 
+/* ---- the program ---- */
+
+static int is_share(float x) { return x >= 0 && x < 1; }
+
+static int check(tuning *t) {
+    const regular *r = regular_of(t);
+    if (!is_share(r->embedding) || !is_share(r->residual) || !is_share(r->hidden) ||
+        !is_share(r->attention) || !is_share(r->mixout) || !is_share(r->ema))
+        return complain("dropouts, --mixout and --ema are 0 to less than 1");
+    if (!(r->rdrop >= 0) || !(r->layer_decay > 0 && r->layer_decay <= 1) || r->swa < 0)
+        return complain("--rdrop and --swa are not negative, --layer_decay is more than 0 and at most 1");
+    if (r->rdrop > 0 && !has_dropout(t))
+        return complain("--rdrop compares two passes that differ by dropout: give --dropout, too");
+    if (r->ema > 0 && r->swa) return complain("--ema and --swa are two averages: choose one");
+    if (r->swa && t->set.eval_every)
+        return complain("--swa averages the ends of epochs: leave out --eval_every");
+    if (r->swa > t->set.epochs) return complain("--swa %d: there are %d epochs", r->swa, t->set.epochs);
+    if (r->rdrop > 0) t->method.loss = rdrop_loss;
+    t->method.places = places_of(r);
+    t->method.name = name_of(t);
+    return 1;
+}
+
 static int setup(tuning *t) { return tuning_train_layers(t, regular_of(t)->layer_decay); }
 
 static tuning_method method_of(regular *state) {
-    tuning_method method = {0};
-    method.program = "regularize";
-    method.state = state;
-    method.check = check;
-    method.setup = setup;
-    method.begin = begin;
-    method.insert = drop;
-    method.backward = backward_mixed;
-    method.after_step = after_step;
-    method.measuring = measuring;
-    return method;
+    return (tuning_method){.program = "regularize",
+                           .state = state,
+                           .check = check,
+                           .setup = setup,
+                           .begin = begin,
+                           .insert = drop,
+                           .backward = backward_mixed,
+                           .after_step = after_step,
+                           .measuring = measuring};
 }
 
 static void regular_free(regular *r) {
@@ -182,9 +181,7 @@ static void regular_free(regular *r) {
 }
 
 int main(int argc, char **argv) {
-    regular r;
-    memset(&r, 0, sizeof r);
-    r.layer_decay = 1;
+    regular r = {.layer_decay = 1};
     const option own[] = {
         {"--dropout_embedding", OPTION_FLOAT, &r.embedding, "of the token embeddings (0)"},
         {"--dropout_attention", OPTION_FLOAT, &r.attention, "of the attention weights (0)"},
@@ -194,8 +191,7 @@ int main(int argc, char **argv) {
         {"--rdrop", OPTION_FLOAT, &r.rdrop, "weight of the divergence of two passes (0)"},
         {"--ema", OPTION_FLOAT, &r.ema, "decay of the running average of the weights, 0.99 or so (0: none)"},
         {"--swa", OPTION_INT, &r.swa, "average over the ends of so many last epochs (0)"},
-        {"--layer_decay", OPTION_FLOAT, &r.layer_decay,
-         "of the learning rate, from one layer to the one below (1)"},
+        {"--layer_decay", OPTION_FLOAT, &r.layer_decay, "of the rate, from a layer to the one below (1)"},
     };
     const tuning_method method = method_of(&r);
     int status = tuning_main(argc, argv, &method, own, (int)(sizeof own / sizeof *own));

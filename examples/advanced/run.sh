@@ -21,7 +21,9 @@ run() { # name task seed program flags...
     file=$out/$1-$2-$3 task=$2 seed=$3 program=$4
     shift 4
     [ -s "$file.csv" ] && return 0
-    set -- "$build/$program" --model "$model" --data "$data" --task "$task" --seed "$seed" --threads "$threads" "$@"
+    set -- --data "$data" --task "$task" --seed "$seed" --threads "$threads" "$@"
+    case $program in yardstick_*) ;; *) set -- --model "$model" "$@" ;; esac # which have none
+    set -- "$build/$program" "$@"
     echo "$*"
     rm -f "$file.part"
     if "$@" --csv "$file.part" > "$file.log" 2>&1; then mv "$file.part" "$file.csv"; else

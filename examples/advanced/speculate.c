@@ -3,10 +3,10 @@
    build/speculate LARGE --draft SMALL "Once upon a time"      both need the same tokenizer
    build/speculate MODEL --prompts prompts.txt --n_draft 4     drafts from the text so far
 
-   Prints the texts and, on standard error, the tokens for a second of processor time with and without, the share of the
-   draft that was accepted, and the tokens that one pass of the large model gave. A pass of up to 5 tokens (quantized: 4)
-   computes the same bits as one by one, so greedy texts are the same up to --n_draft 4 (3); beyond, rounding may
-   decide a tie differently. */
+   Prints the texts and, on standard error, the tokens for a second of processor time with and without, the share of
+   the draft that was accepted, and the tokens that one pass of the large model gave. A pass of up to 5 tokens
+   (quantized: 4) computes the same bits as one by one, so greedy texts are the same up to --n_draft 4 (3); beyond,
+   rounding may decide a tie differently. */
 #include <limits.h>
 #include <stdio.h>
 #include "speculation.h"

@@ -1,110 +1,108 @@
-/* yardstick_average: what a deep averaging network (Iyyer et al. 2015, "Deep Unordered Composition Rivals Syntactic
-   Methods for Text Classification") reaches on SST-5, without any Llama: the mean of a phrase's word vectors, one
-   hidden layer, five classes; trained on the labeled phrases of the trees, without a share of their words.
-
-   build/yardstick_average FOLDER-OF-SST-FILES [SEED] */
+/* What a deep averaging network reaches (Iyyer et al. 2015, "Deep Unordered Composition Rivals Syntactic Methods for
+   Text Classification"), without any Llama: the mean of a phrase's word vectors, two hidden layers, the classes. It
+   is trained on the labeled phrases of the trees, each without a share of its words.
+       build/yardstick_average --task sst --lower --plain --word_dropout .3 --dropout .2 --batch 256 --lr 1e-3 \
+           --epochs 6
+   On SST-5 this has .464 on dev and .459 on test, the mean of 3 seeds. One hidden layer only, a width of 100, or no
+   --lower loses one to three points of dev. */
 #include <math.h>
+#include "common/trees.h"
+#include "common/tuning.h"
 #include "common/words.h"
 
-enum { CLASSES = 5, BUCKETS = 1 << 15, DIM = 100, EPOCHS = 6, BATCH = 64, MOST = 1 << 15 };
+enum { PLACES = 1 << 17, MOST_WORDS = PLACES / 2 };
 
-typedef struct network {
-    ml_tensor table, w1, b1, w2, b2; /* (BUCKETS, D), (D, D), (1, D), (C, D), (1, C) */
-    int32_t words[MOST], labels[BATCH];
-    ml_span spans[BATCH];
-    int n_words, n;
-    float log_probs[BATCH * CLASSES];
-    uint64_t seed;
-    ml_random random;
-} network;
+typedef struct averaging {
+    int width; /* D: of word vectors and hidden layers */
+    const char *path;
+    trees trees;
+    uint64_t hashes[PLACES]; /* of the words of the training set, a table by hash; 0: none is there */
+    int32_t ids[PLACES];     /* 1 .. n_words - 1 */
+    int n_words;
+    ml_tensor *table, *w1, *b1, *w2, *b2, *w3,
+        *b3; /* (n_words, D), (D, D), (1, D), (D, D), (1, D), (C, D), (1, C) */
+} averaging;
 
-/* Phrases order[first ..] as a batch, without a share `drop` of their words. */
-static void fill(network *net, const phrases *p, const int *order, int first, float drop) {
-    net->n_words = net->n = 0;
-    for (int i = first; i < p->n && net->n < BATCH; i++) {
-        ml_span from = p->spans[order ? order[i] : i], to = {net->n_words, 0};
-        if (net->n && net->n_words + from.end - from.begin > MOST) break;
-        for (int k = from.begin; k < from.end; k++)
-            if (!(ml_random_uniform(&net->random) < drop)) net->words[net->n_words++] = p->words[k];
-        if (net->n_words == to.begin) net->words[net->n_words++] = p->words[from.begin];
-        to.end = net->n_words;
-        net->labels[net->n] = p->labels[order ? order[i] : i], net->spans[net->n++] = to;
-    }
+static averaging *averaging_of(const tuning *t) { return (averaging *)t->method.state; }
+
+/* The number of a word; one that is not in the training set has none: 0. */
+static int32_t find_word(averaging *s, const char *word, size_t n, int adds) {
+    uint64_t hash = word_hash(word, n);
+    size_t at = hash & (PLACES - 1);
+    while (s->hashes[at] && s->hashes[at] != hash) at = (at + 1) & (PLACES - 1);
+    if (!s->hashes[at] && adds && s->n_words < MOST_WORDS) s->hashes[at] = hash, s->ids[at] = s->n_words++;
+    return s->ids[at];
 }
 
-static ml_tensor loss(ml_graph *g, void *user) {
-    network *net = (network *)user;
-    ml_loss_desc how = {net->labels, 0, 0, net->log_probs, 0};
-    ml_tensor x = ml_gather(g, net->table, net->words, (size_t)net->n_words);
-    ml_tensor h = ml_linear(g, ml_pool_spans(g, x, net->spans, net->n, ML_POOL_MEAN), net->w1, net->b1);
-    h = ml_dropout(g, ml_relu(g, h), 0.3f, net->seed++);
-    return ml_cross_entropy(g, ml_linear(g, h, net->w2, net->b2), &how);
+/* A row begins with 0, so that even one of unknown words has a mean; what else is unknown is left out. */
+static int averaging_encode(tuning *t, reviews *set) {
+    averaging *s = averaging_of(t);
+    size_t n;
+    for (int i = 0; i < set->n; i++) {
+        review *row = &set->rows[i];
+        if (!make_row(row)) return 0;
+        row->ids[row->n_ids++] = 0;
+        for (const char *at = row->sentence, *word; word = next_word(&at, &n), n > 0;) {
+            int32_t id = find_word(s, word, n, set == &t->train);
+            if (id) row->ids[row->n_ids++] = id;
+        }
+    }
+    return s->n_words < MOST_WORDS || complain("%s: more than %d words", set->path, MOST_WORDS);
 }
 
-static double measure(network *net, ml_graph *g, const phrases *p) {
-    int right = 0;
-    for (int first = 0; first < p->n; first += net->n) {
-        fill(net, p, NULL, first, 0);
-        ml_graph_begin(g, 0);
-        loss(g, net);
-        right += count_right(net->log_probs, net->labels, net->n, CLASSES);
-    }
-    return (double)right / p->n;
+static int averaging_check(tuning *t) {
+    averaging *s = averaging_of(t);
+    t->no_head = 1;
+    s->n_words = 1;
+    return (s->width > 0 && s->width <= 4096) || complain("--width is 1 to 4096");
 }
 
-/* All phrases once, in another order each time. */
-static int learn_all(network *net, ml_graph *g, ml_optimizer *optimizer, const phrases *p, int *order) {
-    for (int i = 0; i < p->n; i++) {
-        int j = (int)(ml_random_u64(&net->random) % (uint64_t)(i + 1));
-        order[i] = order[j], order[j] = i;
-    }
-    for (int first = 0; first < p->n; first += net->n) {
-        fill(net, p, order, first, 0.3f);
-        if (!learn_batch(g, loss, net, optimizer)) return 0;
-    }
-    return 1;
+/* The phrases in place of the sentences, and the network. */
+static int averaging_setup(tuning *t) {
+    averaging *s = averaging_of(t);
+    size_t d = (size_t)s->width, n_classes = (size_t)t->labels.n;
+    float sd = sqrtf(2 / (float)d); /* He et al. 2015, "Delving Deep into Rectifiers" */
+    s->path = tuning_path(t, s->path, "trees-train.txt");
+    if (!trees_read(&s->trees, s->path, t->labels.n)) return 0;
+    tuning_tidy(t, &s->trees.set);
+    if (!trees_weigh(&s->trees, 1, 'o')) return 0;
+    reviews_free(&t->train);
+    if (!trees_rows(&s->trees, &t->train) || !tuning_encode(t, &t->train)) return 0;
+    printf("%s: %d phrases of %d words\n", s->path, t->train.n, s->n_words - 1);
+    return (s->table = tuning_parameter(t, "words", (size_t)s->n_words, d, 0.1f)) &&
+           (s->w1 = tuning_parameter(t, "w1", d, d, sd)) && (s->b1 = tuning_parameter(t, "b1", 1, d, 0)) &&
+           (s->w2 = tuning_parameter(t, "w2", d, d, sd)) && (s->b2 = tuning_parameter(t, "b2", 1, d, 0)) &&
+           (s->w3 = tuning_parameter(t, "w3", n_classes, d, sd)) &&
+           (s->b3 = tuning_parameter(t, "b3", 1, n_classes, 0));
+}
+
+static ml_tensor hidden(tuning *t, ml_graph *g, ml_tensor x, ml_tensor w, ml_tensor b) {
+    return ml_dropout(g, ml_relu(g, ml_linear(g, x, w, b)), t->set.dropout, tuning_seed(t));
+}
+
+/* (n_rows, C) */
+static ml_tensor averaging_logits(tuning *t, ml_graph *g, const tuning_batch *batch) {
+    const averaging *s = averaging_of(t);
+    ml_rows rows = {batch->rows.row_start, batch->rows.n_rows};
+    ml_tensor words = ml_gather(g, *s->table, batch->rows.tokens, (size_t)batch->rows.n_tokens);
+    ml_tensor h = ml_pool_rows(g, words, rows, ML_POOL_MEAN);
+    h = hidden(t, g, hidden(t, g, h, *s->w1, *s->b1), *s->w2, *s->b2);
+    return ml_linear(g, h, *s->w3, *s->b3);
 }
 
 int main(int argc, char **argv) {
-    static phrases sets[3];
-    for (int i = 0; i < 3; i++) sets[i].buckets = BUCKETS, sets[i].n_labels = CLASSES;
-    static network net;
-    ml_tensor *tensors[] = {&net.table, &net.w1, &net.b1, &net.w2, &net.b2};
-    const size_t rows[] = {BUCKETS, DIM, 1, CLASSES, 1}, cols[] = {DIM, DIM, DIM, DIM, CLASSES};
-    ml_parameter learn[5];
-    ml_optimizer_desc how = {
-        learn, 5,  NULL, 0, {2e-3f, 0, 0, 0, 0, 0, 0, 0, ML_ADAMW_FOLDED}, {ML_DECAY_LINEAR, 0, 0, 0},
-        {0},   {0}};
-    ml_optimizer *optimizer;
-    ml_graph *g;
-    ml_error error;
-    if (argc < 2) return fprintf(stderr, "usage: yardstick_average FOLDER [SEED]\n"), 2;
-    if (!phrases_read(&sets[0], argv[1], "sst-trees-train.txt", 1) ||
-        !phrases_read(&sets[1], argv[1], "sst-dev.txt", 0) ||
-        !phrases_read(&sets[2], argv[1], "sst-test.txt", 0))
-        return 1;
-    ml_random_seed(&net.random, argc > 2 ? (uint64_t)atoi(argv[2]) : 1);
-    for (int i = 0; i < 5; i++) {
-        float *data = (float *)calloc(rows[i] * cols[i], sizeof *data),
-              sd = i ? sqrtf(2.0f / (float)cols[i]) : 0.1f;
-        if (!data) return !no_memory("weights");
-        for (size_t k = 0; rows[i] > 1 && k < rows[i] * cols[i]; k++)
-            data[k] = sd * ml_random_normal(&net.random);
-        ml_tensor t = {ML_F32, rows[i], cols[i], data, NULL};
-        ml_parameter parameter = {tensors[i], 0};
-        *tensors[i] = t, learn[i] = parameter;
-    }
-    int *order = (int *)calloc((size_t)sets[0].n, sizeof *order);
-    how.schedule.total_steps = EPOCHS * (sets[0].n / BATCH + 1);
-    for (int i = 0; i < BATCH; i++) net.spans[i].end = 1;
-    net.n_words = MOST, net.n = BATCH; /* the largest batch */
-    int ok = (order || no_memory("an order")) &&
-             succeeded(ml_optimizer_new(&how, &optimizer, &error), &error) && /* first: it gives gradients */
-             succeeded(ml_graph_new(NULL, loss, &net, &g, &error), &error);
-    for (int epoch = 1; ok && epoch <= EPOCHS; epoch++) {
-        ok = learn_all(&net, g, optimizer, &sets[0], order);
-        printf("epoch %d: dev %.4f, test %.4f\n", epoch, measure(&net, g, &sets[1]),
-               measure(&net, g, &sets[2]));
-    }
-    return !ok;
+    averaging *s = (averaging *)calloc(1, sizeof *s);
+    if (!s) return !no_memory("words");
+    tuning_method method = {.program = "yardstick_average", .name = "average", .state = s};
+    const option own[] = {
+        {"--trees", OPTION_TEXT, &s->path, "the training sentences as trees (TASK-trees-train.txt)"},
+        {"--width", OPTION_INT, &s->width, "of word vectors and hidden layers (300)"},
+    };
+    s->width = 300;
+    method.encode = averaging_encode, method.check = averaging_check;
+    method.setup = averaging_setup, method.logits = averaging_logits;
+    int status = tuning_main(argc, argv, &method, own, 2);
+    trees_free(&s->trees);
+    free(s);
+    return status;
 }

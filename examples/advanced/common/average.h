@@ -1,4 +1,5 @@
-/* An average of the weights that learn, which is measured and kept in place of the last ones. All 0 is an empty one. */
+/* An average of the weights that learn, which is measured and kept in place of the last ones. All 0 is an empty
+   one. */
 #ifndef AVERAGE_H
 #define AVERAGE_H
 

@@ -44,7 +44,8 @@ void tuning_tidy(const tuning *t, reviews *set) {
     }
 }
 
-int tuning_encode(tuning *t, reviews *set) {
+/* Tokens by the model; with the context, or --max_len, as the limit. */
+static int encode_tokens(tuning *t, reviews *set) {
     int most = t->model->config.max_seq_len - t->front;
     if (t->set.max_len) {
         int wanted = reviews_length(t->model->tokenizer, t->set.max_len);
@@ -53,7 +54,11 @@ int tuning_encode(tuning *t, reviews *set) {
     if (most < 1)
         return complain("%d positions in front of a row leave no room in the context of %d", t->front,
                         t->model->config.max_seq_len);
-    if (!reviews_encode(set, t->model->tokenizer, t->suffix ? t->suffix : "", most)) return 0;
+    return reviews_encode(set, t->model->tokenizer, t->suffix ? t->suffix : "", most);
+}
+
+int tuning_encode(tuning *t, reviews *set) {
+    if (!(t->method.encode ? t->method.encode : encode_tokens)(t, set)) return 0;
     tuning_private *p = t->private_part;
     for (int i = 0; i < set->n; i++)
         if (set->rows[i].n_ids + t->front > p->max_row) p->max_row = set->rows[i].n_ids + t->front;

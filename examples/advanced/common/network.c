@@ -11,7 +11,6 @@ int tuning_make_head(tuning *t) {
     const ml_config *c = &t->model->config;
     size_t dim = (size_t)c->dim, inner = (size_t)t->set.head_hidden, in = inner ? inner : dim;
     const char *pooling = t->set.pooling;
-    if (t->no_head) return 1;
     p->head = tuning_parameter(t, "head.weight", (size_t)t->labels.n, in, 0);
     p->head_bias = tuning_parameter(t, "head.bias", 1, (size_t)t->labels.n, 0);
     if (!p->head || !p->head_bias) return 0;

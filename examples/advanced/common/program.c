@@ -31,6 +31,17 @@ static int load_model(tuning *t) {
     return 1;
 }
 
+/* A method of its own ids: what is for a Llama only is refused. */
+static int is_without_model(tuning *t) {
+    const tuning_settings *s = &t->set;
+    if (s->mask || s->norm || s->max_len || s->head_hidden || strcmp(s->pooling, "last") != 0)
+        return complain(
+            "--mask, --norm, --max_len, --head_hidden and --pooling are for a Llama, and %s has none",
+            t->method.program);
+    t->set.model = "none";
+    return 1;
+}
+
 static void make_groups(tuning *t) {
     const tuning_settings *s = &t->set;
     const ml_group groups[TUNING_OWN_GROUPS] = {{s->lr, s->weight_decay, 0},
@@ -51,10 +62,13 @@ int tuning_open(tuning *t, const tuning_settings *set, const tuning_method *meth
     if (!t->private_part) return no_memory("an experiment");
     ml_random_seed(&t->random, (uint64_t)set->seed);
     make_groups(t);
-    if ((method->check && !method->check(t)) || !load_model(t) || !tuning_read_data(t)) return 0;
+    if ((method->check && !method->check(t)) || !(method->encode ? is_without_model(t) : load_model(t)) ||
+        !tuning_read_data(t))
+        return 0;
     if (!(t->method.setup ? t->method.setup(t) : tuning_train_model(t, 0))) return 0;
     t->group = TUNING_HEAD;
-    return tuning_make_head(t) && tuning_make_batches(t) && (!t->method.ready || t->method.ready(t));
+    return (t->no_head || tuning_make_head(t)) && tuning_make_batches(t) &&
+           (!t->method.ready || t->method.ready(t));
 }
 
 void tuning_close(tuning *t) {
@@ -108,6 +122,7 @@ static int save_model(const tuning *t, const char *path) {
 
 static int run(tuning *t, const tuning_settings *set, const tuning_method *method, const char *line) {
     if (!tuning_open(t, set, method) || (set->save && !tuning_can_save(t))) return 0;
+    if (set->save_model && !t->model) return complain("--save_model: %s has no model", method->program);
     strcpy(t->line, line);
     return tuning_train(t) && (!t->method.trained || t->method.trained(t)) &&
            tuning_report(t, t->method.name, &t->result) && (!t->method.finish || t->method.finish(t)) &&
@@ -115,13 +130,26 @@ static int run(tuning *t, const tuning_settings *set, const tuning_method *metho
            (!set->save_model || save_model(t, set->save_model));
 }
 
+/* Whether the files of --save and --save_model can be written, and none is also read. */
+static int can_write(const tuning_settings *set) {
+    const used_file inputs[] = {{"--model", set->model},
+                                {"--train", set->train},
+                                {"--dev", set->dev},
+                                {"--test", set->test},
+                                {"--csv", set->csv}};
+    const used_file outputs[] = {{"--save", set->save}, {"--save_model", set->save_model}};
+    return outputs_ready(outputs, 2, inputs, 5) && (!set->save || file_can_be_saved(set->save)) &&
+           (!set->save_model || file_can_be_saved(set->save_model));
+}
+
 int tuning_main(int argc, char **argv, const tuning_method *method, const option *own, int n_own) {
     tuning_settings set;
-    option options[TUNING_OPTIONS + MAX_OWN + 4];
+    option table[TUNING_OPTIONS + MAX_OWN + 4], *options = table;
     tuning t;
     char line[sizeof t.line];
     tuning_defaults(&set);
     int n = tuning_options(&set, options);
+    if (method->encode) options += TUNING_MODEL_OPTIONS, n -= TUNING_MODEL_OPTIONS, set.model = NULL;
     const option last[4] = {
         {"--csv", OPTION_TEXT, &set.csv, "append a row with the result to this file"},
         {"--save", OPTION_TEXT, &set.save, "file for what was trained"},
@@ -135,16 +163,8 @@ int tuning_main(int argc, char **argv, const tuning_method *method, const option
         options_print(stdout, options, n);
         return 0;
     }
-    const used_file inputs[] = {{"--model", set.model},
-                                {"--train", set.train},
-                                {"--dev", set.dev},
-                                {"--test", set.test},
-                                {"--csv", set.csv}};
-    const used_file outputs[] = {{"--save", set.save}, {"--save_model", set.save_model}};
     if (!tuning_check_settings(&set)) return 2;
-    if (!outputs_ready(outputs, 2, inputs, 5)) return 1;
-    for (int i = 0; i < 2; i++)
-        if (outputs[i].path && !file_can_be_saved(outputs[i].path)) return 1;
+    if (!can_write(&set)) return 1;
     write_line(line, sizeof line, argc, argv);
     int ok = run(&t, &set, method, line);
     tuning_close(&t);

@@ -29,12 +29,13 @@ static int append_row(const tuning *t, const char *method, const tuning_result *
     if (!file) return whole_file_failed(t->set.csv);
     fseek(file, 0, SEEK_END);
     if (ftell(file) == 0)
-        fprintf(file, "program,method,model,task,seed,dev,test,gold,trained,seconds,cpu_seconds,peak_mb,settings\n");
+        fprintf(
+            file,
+            "program,method,model,task,seed,dev,test,gold,trained,seconds,cpu_seconds,peak_mb,settings\n");
     fprintf(file, "%s,%s,%s,%s,%d,%.4f,%.4f,", t->method.program, method, file_name(t->set.model),
             t->set.task, t->set.seed, r->dev, r->test);
     if (r->gold >= 0) fprintf(file, "%.4f", r->gold);
-    fprintf(file, ",%lld,%.1f,%.1f,%.1f,", (long long)tuning_count(t), r->seconds, r->cpu_seconds,
-            peak_mb());
+    fprintf(file, ",%lld,%.1f,%.1f,%.1f,", (long long)tuning_count(t), r->seconds, r->cpu_seconds, peak_mb());
     put_quoted(file, t->line);
     fputc('\n', file);
     int bad = ferror(file);
@@ -45,8 +46,8 @@ int tuning_report(tuning *t, const char *method, const tuning_result *r) {
     printf("%s %s: dev %.3f, test %.3f", t->method.program, method, r->dev, r->test);
     if (r->gold >= 0) printf(", real test %.3f", r->gold);
     printf("; %lld of %lld numbers trained, %.1f s (%.1f s of processors), %.0f MB; best at step %d of %d\n",
-           (long long)tuning_count(t), (long long)t->model->n_parameters, r->seconds,
-           r->cpu_seconds, peak_mb(), r->best_step, r->steps);
+           (long long)tuning_count(t), (long long)(t->model ? t->model->n_parameters : tuning_count(t)),
+           r->seconds, r->cpu_seconds, peak_mb(), r->best_step, r->steps);
     fflush(stdout);
     return !t->set.csv || append_row(t, method, r);
 }
@@ -54,6 +55,7 @@ int tuning_report(tuning *t, const char *method, const tuning_result *r) {
 /* Files have room for one linear layer over the last state or the mean, and for the model's own weights. */
 int tuning_can_save(const tuning *t) {
     const char *pooling = t->set.pooling;
+    if (!t->model) return complain("--save: %s has no model, and no file format", t->method.program);
     if (t->set.head_hidden || (strcmp(pooling, "mean") != 0 && strcmp(pooling, "last") != 0))
         return complain("--save: a classifier with --pooling %s%s has no file format", pooling,
                         t->set.head_hidden ? " and --head_hidden" : "");

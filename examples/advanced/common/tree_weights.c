@@ -12,7 +12,8 @@ const char *trees_phrase(const char *sentence, const phrase *p, size_t *n) {
     return sentence;
 }
 
-/* The place of a text in a table of the first phrase with each text, -1: none yet. Hash: FNV-1a (Fowler, Noll & Vo). */
+/* The place of a text in a table of the first phrase with each text, -1: none yet. Hash: FNV-1a (Fowler, Noll &
+   Vo). */
 static size_t find_place(const trees *all, const int *table, size_t mask, const int *row_of, size_t i) {
     size_t n, m;
     const char *text = trees_phrase(all->set.rows[row_of[i]].sentence, &all->phrases[i], &n);

@@ -42,6 +42,9 @@ typedef struct tuning_batch {
 typedef struct tuning_method {
     const char *program, *name; /* for the report */
     void *state;                /* the method's own */
+    /* In place of a model and its tokenizer, of which none is loaded: gives every row its ids, one at least; called
+       for train, dev and test, in this order. Such a method has `setup` and `logits`, too. */
+    int (*encode)(tuning *t, reviews *set);
     /* Called after the options were read, before anything is loaded: whether they fit together. May set t->front. */
     int (*check)(tuning *t);
     /* Called when model and data are there: adds parameters. NULL: the whole model learns. The head always does. */
@@ -95,7 +98,7 @@ struct tuning {
     tuning_settings set;
     tuning_method method;
     char line[1024];     /* the options, as they were given */
-    ml_model *model;     /* F32 */
+    ml_model *model;     /* F32; NULL with the method's own `encode` */
     ml_tensor *weights;  /* (model->n_tensors): as model->tensors, with gradients where they learn */
     ml_llama_desc llama; /* of every pass; begin may change a copy */
     int front; /* so many placeholders (token 0) are put in front of each row; pooling leaves them out */
@@ -224,8 +227,8 @@ typedef struct tuning_private {
     float *best;                      /* (tuning_count) */
 } tuning_private;
 
-enum { TUNING_OPTIONS = 32 };
-int tuning_options(tuning_settings *set, option *to); /* fills in the table of the shared ones; how many */
+enum { TUNING_OPTIONS = 32, TUNING_MODEL_OPTIONS = 2 }; /* the first two are for a model */
+int tuning_options(tuning_settings *set, option *to);   /* fills in the table of the shared ones; how many */
 int tuning_check_settings(const tuning_settings *set);
 int tuning_make_batches(tuning *t);
 int tuning_make_head(tuning *t);
