@@ -302,8 +302,10 @@ static void make_table(void) {
         write_file(in_folder(scripts[i]), copy.data, copy.size);
         free_bytes(&copy);
     }
-    write_text("rows.txt", "# NAME TASKS SEEDS PROGRAM FLAGS...\n\nlinear toy 2 yardstick_words --lower\n"
-                           "large toy,three 1 regularize --save {OUT}/x.gguf\n");
+    write_text("rows.txt", "# NAME TASKS SEEDS PROGRAM FLAGS...\n\nmade unused.txt false {OUT}/unused.txt\n"
+                           "made small.txt cp {DATA}/sst-train.txt {OUT}/small.txt\n"
+                           "linear toy,four 2 yardstick_words --lower\n"
+                           "large toy,three 1 regularize --save {OUT}/{SEED}.gguf --trees {OUT}/small.txt\n");
     CHECK(make_folder(in_folder("build")));
     snprintf(script, sizeof script,
              "#!/bin/sh\necho \"$*\" >>'%s'\n"
@@ -314,14 +316,15 @@ static void make_table(void) {
     write_script("build/regularize", script);
 }
 
-/* The yardsticks get no model; what is done is not run again. */
+/* The yardsticks get no model; what is done is not run again, a task that is not wanted is not run, and only the files
+   that a row names are made. */
 TEST(rows_are_run) {
     char command[2400];
     make_table();
     write_text("sst-train.txt", "0 ||| x\n");
-    snprintf(command, sizeof command, "BUILD='%s' THREADS=1 sh '%s' '%s' '%s' '%s' >'%s' 2>&1",
-             in_folder("build"), in_folder("run.sh"), in_folder("rows.txt"), folder, in_folder("out"),
-             in_folder("said"));
+    snprintf(command, sizeof command,
+             "BUILD='%s' THREADS=1 TASKS='toy three' sh '%s' '%s' '%s' '%s' >'%s' 2>&1", in_folder("build"),
+             in_folder("run.sh"), in_folder("rows.txt"), folder, in_folder("out"), in_folder("said"));
     for (int i = 0; i < 2; i++) CHECK(system(command) == 0);
     bytes calls = read_file(in_folder("calls")), all = read_file(in_folder("out/results.csv"));
     put(&calls, "", 1), put(&all, "", 1);
@@ -329,7 +332,8 @@ TEST(rows_are_run) {
     char starts[4][1200];
     snprintf(starts[0], sizeof starts[0], "--data %s --task toy --seed 1 --threads 1 --lower --csv", folder);
     snprintf(starts[1], sizeof starts[1],
-             "--model %s/rows.txt --data %s --task toy --seed 1 --threads 1 --save", folder, folder);
+             "--model %s/rows.txt --data %s --task toy --seed 1 --threads 1 --save %s/1.gguf", folder, folder,
+             in_folder("out"));
     snprintf(starts[2], sizeof starts[2], "--model %s/rows.txt --data %s --task three --seed 1", folder,
              folder);
     snprintf(starts[3], sizeof starts[3], "--data %s --task toy --seed 2 --threads 1 --lower --csv", folder);
@@ -338,6 +342,9 @@ TEST(rows_are_run) {
         line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL;
     }
     CHECK(line && !*line); /* no fifth */
+    bytes made = read_file(in_folder("out/small.txt"));
+    CHECK(made.size == strlen("0 ||| x\n"));
+    free_bytes(&made);
     CHECK(strcmp((const char *)all.data,
                  "name,program,method,model,task,seed,dev,test,gold,trained,seconds,cpu_seconds,peak_mb\n"
                  "large,,,,three,,.5,,,,,,\nlarge,,,,toy,,.5,,,,,,\n"

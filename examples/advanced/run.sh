@@ -5,12 +5,14 @@
 #
 # DATA has sst-*.txt and cfimdb-*.txt. A run leaves OUT/NAME-TASK-SEED.csv (one row) and .log; it is done when the .csv
 # is there. NAME...: only these rows. All rows get their first seed before any gets its second. BUILD is where the
-# programs are (build), THREADS how many threads they use (2), SEEDS the most seeds of a row (10). Before all rows come
-# the lines "made FILE COMMAND...", for what several rows need; such a command is run if OUT/FILE is not there.
+# programs are (build), THREADS how many threads they use (2), TASKS the data sets (all), SEEDS the most seeds of a row
+# (10). What rows need is in lines "made FILE COMMAND...": such a command is run before the first row that names
+# {OUT}/FILE, if that file is not there.
 [ $# -ge 3 ] || { echo "usage: sh run.sh MODEL DATA OUT [NAME...]" >&2; exit 2; }
 model=$1 data=$2 out=$3
 shift 3
 wanted=" $* "
+only=" ${TASKS:-} "
 build=${BUILD:-build} threads=${THREADS:-2} most=${SEEDS:-10} failed=0
 rows=$(dirname "$0")/rows.txt
 [ -f "$model" ] || { echo "$model: no such model" >&2; exit 1; }
@@ -33,15 +35,22 @@ run() { # name task seed program flags...
 }
 
 # Words of rows.txt that stand for what differs from run to run.
-filled() { echo "$*" | sed -e "s|{OUT}|$out|g; s|{DATA}|$data|g; s|{MODEL}|$model|g; s|{BUILD}|$build|g"; }
+filled() {
+    echo "$*" | sed -e "s|{OUT}|$out|g; s|{DATA}|$data|g; s|{MODEL}|$model|g; s|{BUILD}|$build|g; s|{SEED}|$seed|g"
+}
 
-while read -r name file command; do
-    [ "$name" = made ] && [ ! -s "$out/$file" ] || continue
-    command=$(filled "$command")
-    echo "$command"
-    # shellcheck disable=SC2086 # a command is words
-    $command > "$out/$file.log" 2>&1 </dev/null || { echo "failed: see $out/$file.log" >&2; exit 1; }
-done < "$rows"
+# Makes the files that a command names and that are not there, first what their own commands name.
+make_files() ( # command
+    while read -r name file command; do
+        [ "$name" = made ] && [ ! -s "$out/$file" ] || continue
+        case " $1 " in *"{OUT}/$file "*) ;; *) continue ;; esac
+        make_files "$(echo "$command" | sed "s|{OUT}/$file||")" || exit 1
+        command=$(filled "$command")
+        echo "$command"
+        # shellcheck disable=SC2086 # a command is words
+        $command > "$out/$file.log" 2>&1 </dev/null || { echo "failed: see $out/$file.log" >&2; exit 1; }
+    done < "$rows"
+)
 
 seed=1
 while [ "$seed" -le "$most" ]; do
@@ -49,7 +58,9 @@ while [ "$seed" -le "$most" ]; do
         case $name in '' | '#'* | made) continue ;; esac
         case $wanted in '  ' | *" $name "*) ;; *) continue ;; esac
         [ "$seed" -le "$seeds" ] || continue
+        make_files "$flags" || exit 1
         for task in $(echo "$tasks" | tr , ' '); do
+            case $only in '  ' | *" $task "*) ;; *) continue ;; esac
             # shellcheck disable=SC2086 # flags are words
             run "$name" "$task" "$seed" "$program" $(filled "$flags") </dev/null || failed=$((failed + 1))
         done
