@@ -404,9 +404,9 @@ ML_DEF ml_result ml_model_tensor_name(const ml_model *model, int index,
 typedef struct ml_seen {
     int layer; /* 0 .. L-1; before them -1: `stream` is the token embedding, the rest is missing (data NULL) */
     int past;
-    ml_tensor
-        weights; /* (A * n, S), head after head: how much of each key's value a token gets. Column j is the
-                          j-th key of the token's row, S the keys of the longest; a row's sum is 1 */
+    /* (A * n, S), head after head: how much of each key's value a token gets. Column j is the j-th key of the token's
+       row, S the keys of the longest row; a row's sum is 1 */
+    ml_tensor weights;
     ml_tensor middle; /* (n, D): the residual stream after the attention half */
     ml_tensor stream; /* (n, D): ... after the layer. What is written into it is what the next layer reads */
 } ml_seen;
