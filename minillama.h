@@ -141,7 +141,7 @@
       ML_NO_TRAINING   no trainer, no graph, no optimizer: no gradients
       ML_NO_SAVE       no writing of files
       ML_NO_PT         no PyTorch files
-      ML_NO_K_QUANTS   none of the types that are only read, Q4_1 to IQ4_XS
+      ML_NO_K_QUANTS   none of GGUF's other quantized types, Q4_1 to IQ4_XS
       ML_ALLOW_FAST_MATH   compile in spite of -ffast-math (see NUMERICS)
 
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
@@ -273,9 +273,9 @@ ML_DEF float ml_random_uniform(ml_random *random); /* in [0, 1) */
 ML_DEF float ml_random_normal(ml_random *random);  /* mean 0, standard deviation 1 */
 
 /* ==== >>types ====
-   Number formats of tensors. The forward pass uses weights of the first five as they are stored. Those from Q4_1 on
-   are only read (GGUF's other quantized formats, whose blocks >>numbers draws): a model's become F32 when it is
-   loaded. */
+   Number formats of tensors. Weights may have any of the floats but F64 and any of the quantized types; the forward
+   pass uses them as they are stored. The types from Q4_1 on are GGUF's other quantized formats, whose blocks >>numbers
+   draws: files have them, but nothing is converted to them. */
 
 typedef enum ml_type {
     ML_TYPE_NONE = 0,
@@ -310,7 +310,7 @@ ML_DEF size_t ml_type_block(ml_type type); /* numbers per block: 32, 256, or 1 w
 /* Bytes of a row of `cols` numbers; 0 if cols is not a multiple of the block. */
 ML_DEF size_t ml_type_row_bytes(ml_type type, size_t cols);
 
-/* Converts n numbers; `to` must be one of the first five types. Exact where the target can hold the value, otherwise
+/* Converts n numbers; `to` must be one of the first five types, or `from`. Exact where the target can hold the value, otherwise
    rounded to nearest even; what is too large becomes infinite (in Q8_0 and Q4_0 the largest that fits). Fails when n
    is not a multiple of a block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS left out. */
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n);
@@ -1303,7 +1303,7 @@ ML_DEF ml_result ml_tokenizer_load_memory(const void *data, size_t size, const m
 typedef struct ml_model_load_desc {
     /* The type of the matrices, F32 to Q4_0: all weights are converted into the model's own memory, which may be
        written to (F32: for training), and the file is closed. Default: as in the file, used in place where possible,
-       and read-only; what has a type that is only read (F64, Q6_K, ...) becomes F32. */
+       and read-only; F64 becomes F32. */
     ml_type type;
     ml_norm norm; /* override what the file says */
     ml_mask mask;
@@ -1359,7 +1359,7 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
 typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
-    /* The type of the matrices; default: the one they have (Q8_0 and Q4_0 become F16 unless it is a GGUF). Norms are
+    /* The type of the matrices; default: the one they have (quantized ones become F16 unless it is a GGUF). Norms are
        F32; a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits
        (or the tied embedding) is Q8_0. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
        number is not finite or too large for its new type (F16: above 65504). */
@@ -1391,7 +1391,7 @@ ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const 
 typedef struct ml_named_tensor {
     /* 1 to 143 bytes of UTF-8, none of them a control character, a quote or a backslash; no two equal */
     const char *name;
-    ml_tensor tensor; /* of the first five types; safetensors: of the first three */
+    ml_tensor tensor; /* F32, F16 or BF16; GGUF: or quantized */
     int is_vector;    /* its one row is written as one dimension, as other programs have biases */
 } ml_named_tensor;
 typedef struct ml_archive_save_desc {
@@ -1826,12 +1826,16 @@ ML_DEF float ml_random_normal(ml_random *random) {
 
 struct mli_integer_job; /* in >>integers */
 
-/* A number format. `dequantize` is NULL unless weights may have it in a file, `quantize` unless they may have it in a
-   model, `few` unless they are then multiplied in integers. */
+enum { MLI_LARGEST_BLOCK = 256 }; /* numbers, and a multiple of any other block */
+
+/* A number format. `dequantize` is NULL unless weights may have it, `quantize` unless they can be converted to it,
+   `few` unless they are multiplied in integers. */
 typedef struct mli_type_info {
     const char *name;
     uint32_t gguf;       /* its number in a GGUF file */
+    int file_type;       /* the number that llama.cpp has for a file of mostly this type */
     size_t block, bytes; /* numbers per block, bytes per block */
+    size_t scales[2];    /* bytes of a block where its F16 numbers are; the same twice if there is one */
     uint32_t limit;      /* bits of the smallest float that it cannot hold; 0 without `quantize` */
     void (*quantize)(const float *src, void *row, size_t n);
     void (*dequantize)(const void *row, float *dst, size_t n);
@@ -1840,7 +1844,9 @@ typedef struct mli_type_info {
 
 MLI_OPTIONAL const mli_type_info *mli_type(ml_type type); /* ML_TYPE_NONE's for a number that is no type */
 MLI_OPTIONAL ml_type mli_type_from_gguf(uint32_t number); /* ML_TYPE_NONE if there is none */
-MLI_OPTIONAL int mli_is_quantized(ml_type type);          /* Q8_0 or Q4_0 */
+MLI_OPTIONAL int mli_is_weight(ml_type type);             /* that a weight may have: floats and blocks */
+MLI_OPTIONAL int mli_is_quantized(ml_type type);          /* of blocks */
+MLI_OPTIONAL int mli_is_integer(ml_type type);            /* quantized, and multiplied in integers */
 MLI_OPTIONAL uint32_t mli_float_bits(float value);        /* the bits of an F32, and back */
 MLI_OPTIONAL float mli_bits_float(uint32_t bits);
 MLI_OPTIONAL int mli_is_readable(ml_type type); /* not if ML_NO_K_QUANTS left it out */
@@ -1937,8 +1943,8 @@ MLI_OPTIONAL void mli_dots(float *y, const float *x, const float *rows, size_t r
                            size_t k);
 
 /* y_j (n, out_j) = x (n, in) . w_j (out_j, in)^T for weights of any type that share their input [mli_ref_gemm; for
-   quantized weights plain_rows in the tests]. Quantized weights are multiplied in integers, for which x is rounded to
-   8 bits. work: mli_linear_work bytes, for up to n rows of x and weights up to (max_out, max_in). */
+   quantized weights plain_rows in the tests]. Where mli_is_integer, w is multiplied in integers, for which x is rounded
+   to 8 bits; other quantized weights become floats block by block. work: mli_linear_work bytes, for up to n rows of x and weights up to (max_out, max_in). */
 typedef struct mli_linear_job {
     const ml_tensor *w; /* (out, in) */
     float *y;           /* (n, out), contiguous rows */
@@ -3542,7 +3548,7 @@ static ml_type mli_weight_type(const ml_config *config, mli_slot slot, ml_type t
     const mli_param *param = &mli_params[slot];
     int makes_logits = slot == MLI_OUTPUT || (slot == MLI_TOKEN_EMBEDDING && config->tied_output);
     if (mli_is_norm(slot)) return ML_F32;
-    if (!type) return mli_type(present)->quantize ? present : ML_F32; /* what is only read: F64, Q6_K, ... */
+    if (!type) return mli_is_weight(present) ? present : ML_F32;
     if (type == ML_Q4_0 && makes_logits) type = ML_Q8_0;
     return (size_t)mli_extent_of(config, param->cols) % ml_type_block(type) ? ML_F16 : type;
 }
@@ -3621,7 +3627,7 @@ ML_DEF ml_result ml_model_create(const ml_model_create_desc *desc, ml_model **mo
     if (!desc || !desc->random || !model)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_model_create: desc, desc.random or model is NULL");
     ml_type type = desc->type ? desc->type : ML_F32;
-    if (type < ML_F32 || type > ML_Q4_0)
+    if (!mli_type(type)->quantize)
         return mli_fail(error, ML_ERROR_ARGUMENT, "weights cannot be held as %s", ml_type_name(type));
     ml_config config = desc->config;
     mli_config_defaults(&config);
@@ -4767,7 +4773,7 @@ static int mli_accepts(ml_graph *shown, const char *name, ml_tensor x) {
 
 /* The same for a matrix that is only read when it has no gradient: then it may have any type of weights. */
 static int mli_accepts_weight(ml_graph *graph, const char *name, ml_tensor w) {
-    int is_weight = mli_type(w.type)->quantize && ml_type_row_bytes(w.type, w.cols);
+    int is_weight = mli_is_weight(w.type) && ml_type_row_bytes(w.type, w.cols);
     if (w.data && !w.grad && is_weight) w.type = ML_F32;
     return mli_accepts(graph, name, w);
 }
@@ -13584,7 +13590,7 @@ static void mli_check_source(mli_loader *loader, const ml_array *array, size_t r
         mli_format_shape(array->n_dims, array->shape, have);
         mli_format_shape(n_dims, wanted, want);
         mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s has shape %s, not %s", array->name, have, want);
-    } else if (!mli_type(array->type)->dequantize && array->type != ML_F64) {
+    } else if (!mli_is_weight(array->type) && array->type != ML_F64) {
         const char *why = ml_type_block(array->type) > 1 ? ", which ML_NO_K_QUANTS left out" : "";
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s%s", array->name, array->type_name,
                    why);
@@ -14045,7 +14051,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     if ((!loader->path && !loader->data) || !model)
         return mli_fail(loader->error, ML_ERROR_ARGUMENT, "loading a model: path, data or model is NULL");
     if (desc) loader->desc = *desc;
-    if (loader->desc.type && (loader->desc.type < ML_F32 || loader->desc.type > ML_Q4_0))
+    if (loader->desc.type && !mli_type(loader->desc.type)->quantize)
         return mli_fail(loader->error, ML_ERROR_ARGUMENT, "weights cannot be held as %s",
                         ml_type_name(loader->desc.type));
     if (mli_loader_open(loader)) return loader->result;
@@ -14646,10 +14652,7 @@ static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     mli_append_key_string(writer, "general.architecture", "llama");
     if (saver->is_named || !mli_append_kept_keys(writer, saver->model, 1))
         mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
-    mli_append_key_u32(writer, "general.file_type", /* llama.cpp's numbers, most of which are those of ggml */
-                       type == ML_Q8_0   ? 7
-                       : type == ML_BF16 ? 32
-                                         : (int)mli_type(type)->gguf);
+    mli_append_key_u32(writer, "general.file_type", mli_type(type)->file_type);
     if (is_quantized) mli_append_key_u32(writer, "general.quantization_version", 2);
     for (size_t i = 0; i < MLI_COUNT(order); i++)
         mli_append_key_u32(writer, keys[order[i]][0], *mli_field_int(&c, order[i]));
@@ -15152,13 +15155,11 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     const char *type = ml_type_name(desc->type);
     if (desc->format != ML_GGUF && !saver->is_hf && !saver->is_torch)
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "ml_model_save: format is not one of its names");
-    if (desc->type && (desc->type < ML_F32 || desc->type > (saver->lora ? ML_BF16 : ML_Q4_0)))
+    if (desc->type && (!mli_type(desc->type)->quantize || (saver->lora && mli_is_quantized(desc->type))))
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s cannot be saved as %s%s",
                         saver->lora ? "adapters" : "weights", type,
-                        mli_type(desc->type)->block > 1 && !mli_is_quantized(desc->type)
-                            ? ": that type is only read"
-                            : "");
-    if (desc->format != ML_GGUF && desc->type > ML_BF16)
+                        !saver->lora && mli_is_quantized(desc->type) ? ": that type is only read" : "");
+    if (desc->format != ML_GGUF && mli_is_quantized(desc->type))
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "%s no type %s",
                         saver->is_hf ? "safetensors has" : "PyTorch files have", type);
     if (desc->head && desc->head->pooling == ML_POOL_MAX)
@@ -15314,7 +15315,7 @@ static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml
         (named->is_vector && t->rows > 1))
         return mli_fail(error, ML_ERROR_ARGUMENT, "tensor %s has no data, or its shape (%z, %z) is wrong",
                         named->name, t->rows, t->cols);
-    if (t->type < ML_F32 || t->type > (desc->format == ML_GGUF ? ML_Q4_0 : ML_BF16))
+    if (!mli_is_weight(t->type) || (desc->format != ML_GGUF && mli_is_quantized(t->type)))
         return mli_fail(error, ML_ERROR_UNSUPPORTED, "tensor %s: %s is not a type of %s", named->name,
                         ml_type_name(t->type), desc->format == ML_GGUF ? "weights" : "safetensors");
     return ML_OK;
@@ -16516,19 +16517,37 @@ typedef struct mli_pack_job {
     float *buffer; /* MLI_BUFFER numbers */
 } mli_pack_job;
 
-/* dst (n) = numbers of any other type as F32 */
-static void mli_widen(ml_type type, const char *from, float *dst, size_t n) {
+/* dst (n) = numbers [at, at + n) of blocks, the first and the last of which may be cut */
+static void mli_widen_blocks(ml_type type, const char *data, size_t at, size_t n, float *dst) {
+    const mli_type_info *info = mli_type(type);
+    float whole[MLI_LARGEST_BLOCK];
+    for (size_t count; n; n -= count, at += count, dst += count) {
+        const char *from = data + at / info->block * info->bytes;
+        size_t skip = at % info->block;
+        if (!skip && n >= info->block) {
+            count = n - n % info->block;
+            mli_dequantize_row(type, from, dst, count);
+        } else {
+            count = MLI_MIN(info->block - skip, n);
+            mli_dequantize_row(type, from, whole, info->block);
+            memcpy(dst, whole + skip, count * sizeof *dst);
+        }
+    }
+}
+
+/* dst (n) = numbers [at, at + n) of any other type as F32 */
+static void mli_widen(ml_type type, const char *data, size_t at, size_t n, float *dst) {
     if (mli_is_quantized(type))
-        mli_dequantize_row(type, from, dst, n);
+        mli_widen_blocks(type, data, at, n, dst);
     else
         for (size_t i = 0; i < n; i += MLI_LANES)
-            mli_v_store_n(dst + i, mli_v_load_as(type, from, i, n - i), n - i);
+            mli_v_store_n(dst + i, mli_v_load_as(type, data, at + i, n - i), n - i);
 }
 
 /* Numbers [at, at + n) of the data: in place where they are F32, else in buffer (n). */
 static const float *mli_as_f32(const mli_operand *of, size_t at, size_t n, float *buffer) {
     if (of->type == ML_F32) return (const float *)of->data + at;
-    mli_widen(of->type, (const char *)of->data + ml_type_row_bytes(of->type, at), buffer, n);
+    mli_widen(of->type, (const char *)of->data, at, n, buffer);
     return buffer;
 }
 
@@ -16736,12 +16755,11 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
                     | d | q16 q0 | q17 q1 | ... | q31 q15 |           18 bytes; a byte is two q, the high 4 bits
                                                                       first, each stored as q + 8, 0..15
 
-   ggml's other formats are only read; they are drawn beside their functions below. A model never has them: its
-   weights become F32.
+   ggml's other formats are only read; they are drawn beside their functions below.
 
-   The table mli_types describes every format. To add a quantized one that is only read: give it a row there, and a
-   function that dequantizes it. If it is computed with as it stands, also one that quantizes it, and in >>integers a
-   case in mli_bytes_of and an MLI_INTEGER_FORMAT.
+   The table mli_types describes every format. To add a quantized one: give it a row there, and a function that
+   dequantizes it; products then dequantize a block at a time. To multiply it in integers, give it its case in
+   mli_bytes_of and an MLI_INTEGER_FORMAT in >>integers; to write it, a function that quantizes.
 
    F32, F16, BF16 and integers in memory have the byte order of the machine. */
 
@@ -17093,42 +17111,62 @@ static void mli_few_q4_0(const struct mli_integer_job *job, size_t row, size_t n
 
 static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     /* in the order of ml_type */
-    {"?", MLI_NO_GGUF, 1, 0, 0, NULL, NULL, NULL},
-    {"F32", 0, 1, 4, MLI_INFINITY_BITS, mli_quantize_f32, mli_dequantize_f32, NULL},
-    {"F16", 1, 1, 2, 0x477ff000u /* 65520 */, mli_quantize_f16, mli_dequantize_f16, NULL},
-    {"BF16", 30, 1, 2, 0x7f7f8000u, mli_quantize_bf16, mli_dequantize_bf16, NULL},
-    {"Q8_0", 8, MLI_BLOCK, MLI_Q8_0_BYTES, 0x4afdf020u /* 127 * 65520 */, mli_quantize_q8_0,
-     mli_dequantize_q8_0, mli_few_q8_0},
-    {"Q4_0", 2, MLI_BLOCK, MLI_Q4_0_BYTES, 0x48fff000u /* 8 * 65520 */, mli_quantize_q4_0,
-     mli_dequantize_q4_0, mli_few_q4_0},
-    {"F64", 28, 1, 8, 0, NULL, NULL, NULL},
-    {"I64", 27, 1, 8, 0, NULL, NULL, NULL},
-    {"I32", 26, 1, 4, 0, NULL, NULL, NULL},
-    {"I16", 25, 1, 2, 0, NULL, NULL, NULL},
-    {"I8", 24, 1, 1, 0, NULL, NULL, NULL},
-    {"U8", MLI_NO_GGUF, 1, 1, 0, NULL, NULL, NULL},
-    {"BOOL", MLI_NO_GGUF, 1, 1, 0, NULL, NULL, NULL},
-    {"Q4_1", 3, MLI_BLOCK, 20, 0, MLI_ONLY_READ(q4_1)},
-    {"Q5_0", 6, MLI_BLOCK, 22, 0, MLI_ONLY_READ(q5_0)},
-    {"Q5_1", 7, MLI_BLOCK, 24, 0, MLI_ONLY_READ(q5_1)},
-    {"Q2_K", 10, 256, 84, 0, MLI_ONLY_READ(q2_k)},
-    {"Q3_K", 11, 256, 110, 0, MLI_ONLY_READ(q3_k)},
-    {"Q4_K", 12, 256, 144, 0, MLI_ONLY_READ(q4_k)},
-    {"Q5_K", 13, 256, 176, 0, MLI_ONLY_READ(q5_k)},
-    {"Q6_K", 14, 256, 210, 0, MLI_ONLY_READ(q6_k)},
-    {"IQ4_NL", 20, MLI_BLOCK, 18, 0, MLI_ONLY_READ(iq4_nl)},
-    {"IQ4_XS", 23, 256, 136, 0, MLI_ONLY_READ(iq4_xs)},
+    {"?", MLI_NO_GGUF, 0, 1, 0, {0, 0}, 0, NULL, NULL, NULL},
+    {"F32", 0, 0, 1, 4, {0, 0}, MLI_INFINITY_BITS, mli_quantize_f32, mli_dequantize_f32, NULL},
+    {"F16", 1, 1, 1, 2, {0, 0}, 0x477ff000u /* 65520 */, mli_quantize_f16, mli_dequantize_f16, NULL},
+    {"BF16", 30, 32, 1, 2, {0, 0}, 0x7f7f8000u, mli_quantize_bf16, mli_dequantize_bf16, NULL},
+    {"Q8_0",
+     8,
+     7,
+     MLI_BLOCK,
+     MLI_Q8_0_BYTES,
+     {0, 0},
+     0x4afdf020u /* 127 * 65520 */,
+     mli_quantize_q8_0,
+     mli_dequantize_q8_0,
+     mli_few_q8_0},
+    {"Q4_0",
+     2,
+     2,
+     MLI_BLOCK,
+     MLI_Q4_0_BYTES,
+     {0, 0},
+     0x48fff000u /* 8 * 65520 */,
+     mli_quantize_q4_0,
+     mli_dequantize_q4_0,
+     mli_few_q4_0},
+    {"F64", 28, 0, 1, 8, {0, 0}, 0, NULL, NULL, NULL},
+    {"I64", 27, 0, 1, 8, {0, 0}, 0, NULL, NULL, NULL},
+    {"I32", 26, 0, 1, 4, {0, 0}, 0, NULL, NULL, NULL},
+    {"I16", 25, 0, 1, 2, {0, 0}, 0, NULL, NULL, NULL},
+    {"I8", 24, 0, 1, 1, {0, 0}, 0, NULL, NULL, NULL},
+    {"U8", MLI_NO_GGUF, 0, 1, 1, {0, 0}, 0, NULL, NULL, NULL},
+    {"BOOL", MLI_NO_GGUF, 0, 1, 1, {0, 0}, 0, NULL, NULL, NULL},
+    {"Q4_1", 3, 3, MLI_BLOCK, 20, {0, 2}, 0, MLI_ONLY_READ(q4_1)},
+    {"Q5_0", 6, 8, MLI_BLOCK, 22, {0, 0}, 0, MLI_ONLY_READ(q5_0)},
+    {"Q5_1", 7, 9, MLI_BLOCK, 24, {0, 2}, 0, MLI_ONLY_READ(q5_1)},
+    {"Q2_K", 10, 10, 256, 84, {80, 82}, 0, MLI_ONLY_READ(q2_k)},
+    {"Q3_K", 11, 12, 256, 110, {108, 108}, 0, MLI_ONLY_READ(q3_k)},
+    {"Q4_K", 12, 15, 256, 144, {0, 2}, 0, MLI_ONLY_READ(q4_k)},
+    {"Q5_K", 13, 17, 256, 176, {0, 2}, 0, MLI_ONLY_READ(q5_k)},
+    {"Q6_K", 14, 18, 256, 210, {208, 208}, 0, MLI_ONLY_READ(q6_k)},
+    {"IQ4_NL", 20, 25, MLI_BLOCK, 18, {0, 0}, 0, MLI_ONLY_READ(iq4_nl)},
+    {"IQ4_XS", 23, 30, 256, 136, {0, 0}, 0, MLI_ONLY_READ(iq4_xs)},
 };
 
 static const mli_type_info *mli_type(ml_type type) {
     return &mli_types[(unsigned)type < ML_TYPE_COUNT ? (unsigned)type : 0];
 }
 
-static int mli_is_quantized(ml_type type) { return mli_type(type)->few != NULL; }
+static int mli_is_weight(ml_type type) { return mli_type(type)->dequantize != NULL; }
+
+static int mli_is_quantized(ml_type type) { return mli_type(type)->block > 1; }
+
+static int mli_is_integer(ml_type type) { return mli_type(type)->few != NULL; }
 
 static int mli_is_readable(ml_type type) {
     const mli_type_info *info = mli_type(type);
-    return info->bytes && (info->block == 1 || info->dequantize);
+    return info->bytes && (info->block == 1 || info->dequantize != NULL);
 }
 
 static ml_type mli_type_from_gguf(uint32_t number) {
@@ -17253,23 +17291,30 @@ static size_t mli_find_beyond(const float *x, size_t n, uint32_t limit) {
     return n;
 }
 
-/* Blocks have a finite number of values times their scale, so the scale tells. */
+/* Numbers of blocks are small integers times a scale, and an offset: those two tell. */
 static size_t mli_find_not_finite(ml_type type, const void *row, size_t n) {
     const mli_type_info *info = mli_type(type);
     const unsigned char *block = (const unsigned char *)row;
     if (type == ML_F32) return mli_find_exponent(block, n, 4, MLI_INFINITY_BITS);
     if (type == ML_F16) return mli_find_exponent(block, n, 2, 0x7c00);
     if (type == ML_BF16) return mli_find_exponent(block, n, 2, 0x7f80);
-    for (size_t i = 0; i < n; i += info->block, block += info->bytes) /* Q8_0 and Q4_0 */
-        if ((block[1] & 0x7c) == 0x7c) return i;
+    for (size_t i = 0; i < n; i += info->block, block += info->bytes)
+        for (int j = 0; j < 2; j++)
+            if ((block[info->scales[j] + 1] & 0x7c) == 0x7c) return i;
     return n;
 }
 
 static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n, float *value) {
     const mli_type_info *in = mli_type(from), *out = mli_type(to);
-    float part[8 * MLI_BLOCK];
+    float part[MLI_LARGEST_BLOCK];
     uint16_t raw[2 * sizeof part / sizeof(uint16_t)]; /* src and dst may have odd addresses */
     size_t first = n;
+    if (from == to && mli_is_quantized(to)) { /* as they are: rounded again they might change */
+        memmove(dst, src, n / in->block * in->bytes);
+        first = mli_find_not_finite(from, src, n);
+        *value = mli_bits_float(MLI_INFINITY_BITS);
+        return first;
+    }
     for (size_t count, done = 0; done < n; done += count) {
         count = MLI_MIN(n - done, sizeof part / sizeof *part);
         memcpy(raw, (const uint8_t *)src + done / in->block * in->bytes, count / in->block * in->bytes);
@@ -17288,7 +17333,8 @@ static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, 
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n) {
     const mli_type_info *in = mli_type(from), *out = mli_type(to);
     float value;
-    if (!in->bytes || !out->quantize || n % in->block || n % out->block) return ML_ERROR_ARGUMENT;
+    if (!in->bytes || (!out->quantize && from != to) || n % in->block || n % out->block)
+        return ML_ERROR_ARGUMENT;
     if (!mli_is_readable(from)) return ML_ERROR_UNSUPPORTED;
     if (!n) return ML_OK;
     if (!dst || !src) return ML_ERROR_ARGUMENT;
@@ -17857,24 +17903,41 @@ static void mli_integer_many(const ml_threads *threads, const mli_integer_job *j
 }
 
 /* ==== >>linear ====
-   y = x . W^T for any type of W and any number of rows of x: with few rows mli_matvec (>>products) or, for
-   quantized weights, its counterpart in >>integers; with many rows matrix multiply. */
+   y = x . W^T for any type of W and any number of rows of x: with few rows mli_matvec (>>products) or its counterpart
+   for weights of blocks, in >>integers or here; with many rows matrix multiply. */
 
 /* For up to this many rows of x each weight is read and used at once. For more, packing W pays, which costs about as
    much as multiplying it by ten rows. */
-enum { MLI_FEW_ROWS = 12, MLI_FEW_ROWS_QUANTIZED = 4 };
+enum { MLI_FEW_ROWS = 12, MLI_FEW_ROWS_INTEGER = 4 };
 
 static int mli_is_few(ml_type type, size_t n) {
-    return n <= (size_t)(mli_is_quantized(type) ? MLI_FEW_ROWS_QUANTIZED : MLI_FEW_ROWS);
+    return n <= (size_t)(mli_is_integer(type) ? MLI_FEW_ROWS_INTEGER : MLI_FEW_ROWS);
 }
 
 typedef struct mli_few_rows {
     const float *x;    /* (n, in) */
-    mli_activations q; /* the same, for quantized weights */
+    mli_activations q; /* the same, for weights that are multiplied in integers */
     size_t n, in;
     const mli_linear_job *jobs;
     int n_jobs, n_tasks;
 } mli_few_rows;
+
+/* Rows begin .. end - 1 of weights of blocks that have no integer kernel: a block at a time becomes floats. */
+static void mli_few_blocks(const mli_few_rows *few, const mli_linear_job *job, size_t begin, size_t end) {
+    const ml_tensor *w = job->w;
+    const char *from = (const char *)w->data + begin * ml_type_row_bytes(w->type, few->in);
+    float part[MLI_LARGEST_BLOCK];
+    for (size_t row = begin; row < end; row++) {
+        for (size_t a = 0; a < few->n; a++) job->y[a * w->rows + row] = 0;
+        for (size_t count, i = 0; i < few->in; i += count) {
+            count = MLI_MIN(few->in - i, MLI_LARGEST_BLOCK);
+            mli_dequantize_row(w->type, from, part, count);
+            from += ml_type_row_bytes(w->type, count);
+            for (size_t a = 0; a < few->n; a++)
+                job->y[a * w->rows + row] += mli_dot(few->x + a * few->in + i, part, count);
+        }
+    }
+}
 
 /* This task's share of the rows of each weight. */
 static void mli_few_rows_task(void *arg, int index) {
@@ -17885,9 +17948,11 @@ static void mli_few_rows_task(void *arg, int index) {
         size_t row_bytes = ml_type_row_bytes(w->type, few->in), begin, end;
         mli_share(w->rows, 8, few->n_tasks, index, &begin, &end);
         if (begin == end || !mli_is_few(w->type, few->n)) continue;
-        if (mli_is_quantized(w->type)) {
+        if (mli_is_integer(w->type)) {
             mli_integer_job job = {w, few->q, y, w->rows};
             mli_integer_few(&job, begin, end - begin);
+        } else if (mli_is_quantized(w->type)) {
+            mli_few_blocks(few, &few->jobs[j], begin, end);
         } else {
             const char *rows = (const char *)w->data + begin * row_bytes;
             mli_matvec_job job = {y + begin, few->x,  rows,    few->n,   end - begin,
@@ -17899,7 +17964,7 @@ static void mli_few_rows_task(void *arg, int index) {
 
 static size_t mli_linear_work(const ml_threads *threads, size_t n, size_t max_in, size_t max_out) {
     size_t floats = n > MLI_FEW_ROWS ? mli_gemm_work(threads, n, max_out, max_in) : 0;
-    size_t panels = n > MLI_FEW_ROWS_QUANTIZED ? mli_integer_work(threads, n, max_out, max_in) : 0, integers;
+    size_t panels = n > MLI_FEW_ROWS_INTEGER ? mli_integer_work(threads, n, max_out, max_in) : 0, integers;
     if (!mli_add_size(mli_integer_bytes(n, max_in), panels, &integers)) return SIZE_MAX;
     return mli_add_size(MLI_MAX(floats, integers), MLI_ALIGN, &integers) ? integers : SIZE_MAX;
 }
@@ -17914,10 +17979,10 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
     int quantized = 0;
     for (int j = 0; j < n_jobs; j++) {
         const ml_tensor *w = jobs[j].w;
-        quantized |= mli_is_quantized(w->type);
+        quantized |= mli_is_integer(w->type);
         if (mli_is_few(w->type, n)) {
             few_bytes += w->rows * ml_type_row_bytes(w->type, in);
-        } else if (!mli_is_quantized(w->type)) {
+        } else if (!mli_is_integer(w->type)) {
             mli_operand transposed = {w->type, w->data, 1, in};
             mli_gemm(threads, n, w->rows, in, mli_matrix(x, in, 1), transposed, jobs[j].y, w->rows, 0, work);
         }
@@ -17925,7 +17990,7 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
     if (quantized) few.q = mli_integer_quantize(threads, x, n, in, memory);
     for (int j = 0; j < n_jobs; j++) {
         mli_integer_job job = {jobs[j].w, few.q, jobs[j].y, jobs[j].w->rows};
-        if (mli_is_quantized(job.w->type) && !mli_is_few(job.w->type, n))
+        if (mli_is_integer(job.w->type) && !mli_is_few(job.w->type, n))
             mli_integer_many(threads, &job, memory + mli_integer_bytes(n, in));
     }
     if (!few_bytes) return;

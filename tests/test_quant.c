@@ -58,7 +58,10 @@ static problem make_problem(ml_type type, size_t m, size_t n, size_t k) {
     p.memory = guard(p.q_bytes);
     for (i = 0; i < m * k; i++) p.x[i] = ml_random_normal(&state);
     for (i = 0; i < p.w_bytes; i++) p.w[i] = (uint8_t)ml_random_u64(&state);
-    for (i = 0; i < p.w_bytes; i += block_bytes) mli_store_scale(p.w + i, 0.01f * ml_random_normal(&state));
+    for (i = 0; i < p.w_bytes; i += block_bytes) {
+        mli_store_scale(p.w + i + mli_type(type)->scales[0], 0.01f * ml_random_normal(&state));
+        mli_store_scale(p.w + i + mli_type(type)->scales[1], 0.01f * ml_random_normal(&state));
+    }
     p.q = mli_integer_quantize(NULL, p.x, m, k, p.memory);
     return p;
 }
@@ -433,7 +436,7 @@ TEST(against_floats) {
     }
 }
 
-/* ---- types that are only read ---- */
+/* ---- GGUF's other types ---- */
 
 #ifdef ML_NO_K_QUANTS
 #define READABLE ML_ERROR_UNSUPPORTED
@@ -476,15 +479,105 @@ TEST(blocks_that_are_only_read) {
             for (i = 0; i < n; i++) sum += (double)(i + 1) * (double)x[i];
             CHECK(x[1] == (float)rows[r].second && x[n - 1] == (float)rows[r].last && sum == rows[r].sum);
             CHECK(!memcmp(x, x + n, n * sizeof *x));
-            CHECK(ml_type_convert(rows[r].type, blocks, ML_F32, x, n) == ML_ERROR_ARGUMENT); /* only read */
+            CHECK(ml_type_convert(rows[r].type, blocks, ML_F32, x, n) ==
+                  (mli_type(rows[r].type)->quantize ? ML_OK : ML_ERROR_ARGUMENT)); /* most are only read */
         }
         release(blocks, 2 * block_bytes);
         release(x, 2 * n * sizeof *x);
     }
 }
 
-/* A model file (dim 256) of type Q4_0 whose output is turned into Q6_K, as llama.cpp writes them: the output becomes
-   F32 in the model's memory, everything else is used where it is. */
+static const ml_type others[] = {ML_Q4_1, ML_Q5_0, ML_Q5_1, ML_Q2_K,   ML_Q3_K,
+                                 ML_Q4_K, ML_Q5_K, ML_Q6_K, ML_IQ4_NL, ML_IQ4_XS};
+enum { OTHERS = sizeof others / sizeof *others };
+
+/* Row j of w in doubles times row i of x, the bound of the sum's rounding in any order, and of the rounding of x to
+   bytes if it is: half a step times |w|. */
+static double dot_in_doubles(const problem *p, size_t i, size_t j, double *bound) {
+    float *w = (float *)malloc(p->k * sizeof *w);
+    double sum = 0, size = 0, step = 0;
+    size_t l;
+    mli_dequantize_row(p->type, p->w + j * ml_type_row_bytes(p->type, p->k), w, p->k);
+    for (l = 0; l < p->k; l++) {
+        sum += (double)w[l] * (double)p->x[i * p->k + l];
+        size += fabs((double)w[l] * (double)p->x[i * p->k + l]);
+        step += (0.5 + 1e-4) * (double)p->q.scale[(i * p->k + l) / 32] * fabs((double)w[l]);
+    }
+    free(w);
+    *bound = (double)p->k * UNIT * size + (mli_is_integer(p->type) ? step * 1.001 : 0);
+    return sum;
+}
+
+/* y = x W^T for every number of rows that has a path of its own, and the same bits for any number of threads. */
+TEST(products_with_other_types) {
+    static const size_t ms[] = {1, 2, 3, 4, 5, 12, 13, 20};
+    size_t t, r, i, j;
+    double bound;
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (t = 0; t < OTHERS; t++)
+        for (r = 0; r < sizeof ms / sizeof *ms; r++) {
+            size_t k = ml_type_block(others[t]) == 256 ? 768 : 352, n = 300;
+            problem p = make_problem(others[t], ms[r], n, k);
+            ml_tensor w = weights(&p, 0, n);
+            float *y[2];
+            int count;
+            for (count = 1; count <= 2; count++) {
+                ml_threads threads = n_threads(count == 1 ? 1 : 3);
+                size_t size = mli_linear_work(&threads, p.m, k, n);
+                void *work = guard(size);
+                mli_linear_job job = {&w, NULL};
+                job.y = y[count - 1] = (float *)guard(p.m * n * sizeof(float));
+                mli_linear(&threads, p.x, p.m, k, &job, 1, work);
+                release(work, size);
+            }
+            CHECK(!memcmp(y[0], y[1], p.m * n * sizeof(float)));
+            for (i = 0; i < p.m; i++)
+                for (j = 0; j < n; j++) {
+                    double expected = dot_in_doubles(&p, i, j, &bound);
+                    CHECK_NEAR(y[0][i * n + j], expected, bound, 0);
+                }
+            for (count = 0; count < 2; count++) release(y[count], p.m * n * sizeof(float));
+            end_problem(&p);
+        }
+}
+
+/* dx = dy W, the gradient of the input, reads W along its rows; shares of the columns end within blocks of 256. */
+TEST(gradients_through_other_types) {
+    enum { M = 40, OUT = 31, IN = 768 };
+    size_t t, i, j, l;
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (t = 0; t < OTHERS; t++) {
+        problem p = make_problem(others[t], 1, OUT, IN);
+        float *w = (float *)malloc(OUT * IN * sizeof *w), *dx[2], dy[M * OUT];
+        mli_operand by_rows = {p.type, p.w, IN, 1};
+        int count;
+        mli_dequantize_row(p.type, p.w, w, OUT * IN);
+        for (i = 0; i < M * OUT; i++) dy[i] = ml_random_normal(&state);
+        for (count = 0; count < 2; count++) {
+            ml_threads threads = n_threads(1 + 4 * count);
+            size_t size = mli_gemm_work(&threads, M, IN, OUT);
+            void *work = guard(size);
+            dx[count] = (float *)guard(M * IN * sizeof(float));
+            mli_gemm(&threads, M, IN, OUT, mli_matrix(dy, OUT, 1), by_rows, dx[count], IN, 0, work);
+            release(work, size);
+        }
+        CHECK(!memcmp(dx[0], dx[1], M * IN * sizeof(float)));
+        for (i = 0; i < M; i++)
+            for (j = 0; j < IN; j++) {
+                double sum = 0, size = 0;
+                for (l = 0; l < OUT; l++) {
+                    sum += (double)dy[i * OUT + l] * (double)w[l * IN + j];
+                    size += fabs((double)dy[i * OUT + l] * (double)w[l * IN + j]);
+                }
+                CHECK_NEAR(dx[0][i * IN + j], sum, OUT * UNIT * size, 0);
+            }
+        for (count = 0; count < 2; count++) release(dx[count], M * IN * sizeof(float));
+        free(w);
+        end_problem(&p);
+    }
+}
+
+/* A model file (dim 256) of type Q4_0 whose output is turned into Q6_K, as llama.cpp writes them. */
 static bytes q4_0_file_with_q6_k_output(size_t *output) {
     static const ml_config config = {.dim = 256,
                                      .hidden_dim = 256,
@@ -532,7 +625,8 @@ TEST(q4_0_with_q6_k_output) {
         return;
     }
     REQUIRE(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_OK);
-    CHECK(tensor_named(model, "output.weight")->type == ML_F32);
+    CHECK(tensor_named(model, "output.weight")->type == ML_Q6_K);
+    CHECK(tensor_named(model, "output.weight")->data == (void *)(file.data + output));
     CHECK(tensor_named(model, "blk.0.attn_q.weight")->type == ML_Q4_0);
     CHECK((const uint8_t *)tensor_named(model, "blk.0.attn_q.weight")->data > file.data &&
           (const uint8_t *)tensor_named(model, "blk.0.attn_q.weight")->data < file.data + file.size);
@@ -549,14 +643,43 @@ TEST(q4_0_with_q6_k_output) {
             CHECK_NEAR(logits[j * 48 + i], sum, 256 * UNIT * size, 0); /* any order of 256 sums */
         }
     }
-    desc.type = ML_Q6_K;
+    desc.type = ML_Q2_K;
     CHECK(ml_model_save(model, in_folder("not.gguf"), &desc, &error) == ML_ERROR_ARGUMENT);
-    CHECK(strstr(error.text, "weights cannot be saved as Q6_K: that type is only read"));
+    CHECK(strstr(error.text, "weights cannot be saved as Q2_K: that type is only read"));
     ml_session_free(session);
     ml_model_free(model);
     file.data[output + 7 * 210 + 208] = 0, file.data[output + 7 * 210 + 209] = 0x7c; /* an infinite scale */
     CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_ERROR_NUMBER);
     CHECK(strstr(error.text, "tensor output.weight: number (7, 0) is not finite"));
+    free_bytes(&file);
+}
+
+/* Saved as GGUF, every tensor keeps its bytes; at an odd address, where the weights are copied, too. */
+TEST(blocks_are_kept) {
+    size_t output, i;
+    bytes file = q4_0_file_with_q6_k_output(&output), again;
+    uint8_t *moved = (uint8_t *)malloc(file.size + 1);
+    ml_save_desc desc = save_as(ML_GGUF, ML_TYPE_NONE);
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (i = 0; i < 2; i++) {
+        ml_model *model = NULL, *second = NULL;
+        int t;
+        memcpy(moved + i, file.data, file.size);
+        REQUIRE(ml_model_load_memory(moved + i, file.size, NULL, &model, NULL) == ML_OK);
+        CHECK(ml_model_save(model, in_folder("again.gguf"), &desc, NULL) == ML_OK);
+        again = read_file(in_folder("again.gguf"));
+        REQUIRE(ml_model_load_memory(again.data, again.size, NULL, &second, NULL) == ML_OK);
+        for (t = 0; t < model->n_tensors; t++) {
+            const ml_tensor *a = &model->tensors[t], *b = &second->tensors[t];
+            CHECK(a->type == b->type && a->rows == b->rows && a->cols == b->cols && !a->data == !b->data);
+            if (a->data) CHECK(!memcmp(a->data, b->data, a->rows * ml_type_row_bytes(a->type, a->cols)));
+        }
+        CHECK(!memcmp(tensor_named(second, "output.weight")->data, file.data + output, 48 * 210));
+        ml_model_free(model);
+        ml_model_free(second);
+        free_bytes(&again);
+    }
+    free(moved);
     free_bytes(&file);
 }
 
@@ -613,7 +736,10 @@ int main(void) {
     RUN(many_work_grows);
     RUN(against_floats);
     RUN(blocks_that_are_only_read);
+    RUN(products_with_other_types);
+    RUN(gradients_through_other_types);
     RUN(q4_0_with_q6_k_output);
+    RUN(blocks_are_kept);
     RUN(files_of_llama_quantize);
     if (!folder_end()) return 1;
     return test_report("quant");
