@@ -16759,7 +16759,7 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
 
    The table mli_types describes every format. To add a quantized one: give it a row there, and a function that
    dequantizes it; products then dequantize a block at a time. To multiply it in integers, give it its case in
-   mli_bytes_of and an MLI_INTEGER_FORMAT in >>integers; to write it, a function that quantizes.
+   mli_bytes_of or mli_part_bytes and an MLI_INTEGER_FORMAT in >>integers; to write it, a function that quantizes.
 
    F32, F16, BF16 and integers in memory have the byte order of the machine. */
 
@@ -17095,8 +17095,10 @@ MLI_DEQUANTIZE(iq4_nl, MLI_BLOCK, 18)
 MLI_DEQUANTIZE(iq4_xs, 256, 136)
 
 #define MLI_ONLY_READ(name) NULL, mli_dequantize_##name, NULL
+#define MLI_IN_PARTS(name) NULL, mli_dequantize_##name, mli_few_##name
 #else
 #define MLI_ONLY_READ(name) NULL, NULL, NULL
+#define MLI_IN_PARTS(name) NULL, NULL, NULL
 #endif
 
 /* ---- the table of formats ---- */
@@ -17108,6 +17110,14 @@ static void mli_few_q8_0(const struct mli_integer_job *job, size_t row, size_t n
                          size_t n_cols);
 static void mli_few_q4_0(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
                          size_t n_cols);
+#ifndef ML_NO_K_QUANTS
+static void mli_few_q4_k(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
+                         size_t n_cols);
+static void mli_few_q5_k(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
+                         size_t n_cols);
+static void mli_few_q6_k(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
+                         size_t n_cols);
+#endif
 
 static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     /* in the order of ml_type */
@@ -17147,9 +17157,9 @@ static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     {"Q5_1", 7, 9, MLI_BLOCK, 24, {0, 2}, 0, MLI_ONLY_READ(q5_1)},
     {"Q2_K", 10, 10, 256, 84, {80, 82}, 0, MLI_ONLY_READ(q2_k)},
     {"Q3_K", 11, 12, 256, 110, {108, 108}, 0, MLI_ONLY_READ(q3_k)},
-    {"Q4_K", 12, 15, 256, 144, {0, 2}, 0, MLI_ONLY_READ(q4_k)},
-    {"Q5_K", 13, 17, 256, 176, {0, 2}, 0, MLI_ONLY_READ(q5_k)},
-    {"Q6_K", 14, 18, 256, 210, {208, 208}, 0, MLI_ONLY_READ(q6_k)},
+    {"Q4_K", 12, 15, 256, 144, {0, 2}, 0, MLI_IN_PARTS(q4_k)},
+    {"Q5_K", 13, 17, 256, 176, {0, 2}, 0, MLI_IN_PARTS(q5_k)},
+    {"Q6_K", 14, 18, 256, 210, {208, 208}, 0, MLI_IN_PARTS(q6_k)},
     {"IQ4_NL", 20, 25, MLI_BLOCK, 18, {0, 0}, 0, MLI_ONLY_READ(iq4_nl)},
     {"IQ4_XS", 23, 30, 256, 136, {0, 0}, 0, MLI_ONLY_READ(iq4_xs)},
 };
@@ -17368,6 +17378,13 @@ ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void
      known in advance, so the integer sum starts at -128 sum q_x. This takes fewer instructions, but vpmaddubsw would
      saturate (2 * 255 * 127), so it is used with VNNI only.
 
+   The blocks of Q4_K, Q5_K and Q6_K are eight parts of 32 numbers, each of which meets one block of x:
+
+       Q4_K, Q5_K   y = sum over parts of  d s d_x  sum q_w q_x  -  dmin m  d_x sum q_x        q_w is 0..15 or 0..31
+       Q6_K         y = sum over halves of parts of  d s d_x  sum q_w q_x                      q_w is -32..31
+
+   There, d_x sum q_x is known in advance, and an unsigned q_w needs neither trick.
+
    There are two ways through the weights. With few rows of x, the time goes into reading weights, so each row is used
    as it is read (mli_integer_few). With many rows, it goes into arithmetic, so weights are packed into panels, and
    each vector of weights that is loaded serves several rows of x (mli_integer_many). Both use the same blocks of x.
@@ -17439,6 +17456,30 @@ MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x
     __m256 scale = _mm256_permutevar_ps(scales, _mm256_set1_epi32(j));
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sum);
 }
+#ifndef ML_NO_K_QUANTS
+MLI_INLINE mli_bytes mli_bytes_and(mli_bytes a, int mask) {
+    return _mm256_and_si256(a, _mm256_set1_epi8((char)mask));
+}
+MLI_INLINE mli_bytes mli_bytes_or(mli_bytes a, mli_bytes b) { return _mm256_or_si256(a, b); }
+/* Each byte by so many bits to the left, or -left to the right. Other bits than the byte's own are anything. */
+MLI_INLINE mli_bytes mli_bytes_shift(mli_bytes a, int left) {
+    return left >= 0 ? _mm256_slli_epi16(a, left) : _mm256_srli_epi16(a, -left);
+}
+/* sum + (w . x) * by, of a part: by[0] is the scale of its first half and by[1] that of the second in Q6_K */
+MLI_INLINE mli_sums mli_sums_add_part(ml_type type, mli_sums sum, mli_bytes w, const mli_block_x *x,
+                                      const float *by) {
+    __m256i q = mli_bytes_load(x->q), zero = _mm256_setzero_si256();
+#ifdef MLI_VNNI
+    __m256i products = _mm256_dpbusd_epi32(type == ML_Q6_K ? mli_bytes_load(x->start) : zero, w, q);
+#else
+    __m256i products = type == ML_Q6_K ? mli_dot_bytes(zero, w, q)
+                                       : _mm256_madd_epi16(_mm256_maddubs_epi16(w, q), _mm256_set1_epi16(1));
+#endif
+    __m256 scale = _mm256_set1_ps(by[0]);
+    if (type == ML_Q6_K) scale = _mm256_insertf128_ps(scale, _mm_set1_ps(by[1]), 1);
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sum);
+}
+#endif
 MLI_INLINE float mli_sums_total(mli_sums sum) {
     sum = _mm256_add_ps(sum, _mm256_movehdup_ps(sum));
     sum = _mm256_add_ps(sum, _mm256_permute_ps(sum, 2));
@@ -17517,6 +17558,33 @@ MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x
     products = mli_dot_bytes(products, w.val[1], vld1q_s8(x->q + 16));
     return vfmaq_n_f32(sum, vcvtq_f32_s32(products), scales.of[j]);
 }
+#ifndef ML_NO_K_QUANTS
+MLI_INLINE mli_bytes mli_bytes_and(mli_bytes a, int mask) {
+    uint8x16_t m = vdupq_n_u8((uint8_t)mask);
+    mli_bytes b = {{vandq_u8(a.val[0], m), vandq_u8(a.val[1], m)}};
+    return b;
+}
+MLI_INLINE mli_bytes mli_bytes_or(mli_bytes a, mli_bytes b) {
+    mli_bytes c = {{vorrq_u8(a.val[0], b.val[0]), vorrq_u8(a.val[1], b.val[1])}};
+    return c;
+}
+MLI_INLINE mli_bytes mli_bytes_shift(mli_bytes a, int left) {
+    int8x16_t by = vdupq_n_s8((int8_t)left);
+    mli_bytes b = {{vshlq_u8(a.val[0], by), vshlq_u8(a.val[1], by)}};
+    return b;
+}
+MLI_INLINE mli_sums mli_sums_add_part(ml_type type, mli_sums sum, mli_bytes w, const mli_block_x *x,
+                                      const float *by) {
+    int32x4_t first = mli_dot_bytes(vdupq_n_s32(0), w.val[0], vld1q_s8(x->q));
+    if (type != ML_Q6_K) {
+        first = mli_dot_bytes(first, w.val[1], vld1q_s8(x->q + 16));
+        return vfmaq_n_f32(sum, vcvtq_f32_s32(first), by[0]);
+    }
+    int32x4_t second = mli_dot_bytes(vdupq_n_s32(0), w.val[1], vld1q_s8(x->q + 16));
+    sum = vfmaq_n_f32(sum, vcvtq_f32_s32(first), by[0]);
+    return vfmaq_n_f32(sum, vcvtq_f32_s32(second), by[1]);
+}
+#endif
 MLI_INLINE float mli_sums_total(mli_sums sum) { return vaddvq_f32(sum); }
 
 typedef int32x4_t mli_ints;
@@ -17551,9 +17619,26 @@ MLI_INLINE mli_bytes mli_bytes_load_nibbles(const uint8_t *q) {
     return a;
 }
 MLI_INLINE mli_bytes mli_bytes_flip(mli_bytes a) {
-    for (int i = 0; i < MLI_BLOCK; i++) a.q[i] = (mli_q)(a.q[i] ^ -128);
+    for (int i = 0; i < MLI_BLOCK; i++) a.q[i] = (int8_t)(a.q[i] ^ -128);
     return a;
 }
+#ifndef ML_NO_K_QUANTS
+MLI_INLINE mli_bytes mli_bytes_and(mli_bytes a, int mask) {
+    for (int i = 0; i < MLI_BLOCK; i++) a.q[i] = (mli_q)(a.q[i] & mask);
+    return a;
+}
+MLI_INLINE mli_bytes mli_bytes_or(mli_bytes a, mli_bytes b) {
+    for (int i = 0; i < MLI_BLOCK; i++) a.q[i] = (mli_q)(a.q[i] | b.q[i]);
+    return a;
+}
+MLI_INLINE mli_bytes mli_bytes_shift(mli_bytes a, int left) {
+    for (int i = 0; i < MLI_BLOCK; i++) {
+        int byte = a.q[i] & 255;
+        a.q[i] = (mli_q)((left >= 0 ? byte << left : byte >> -left) & 255);
+    }
+    return a;
+}
+#endif
 MLI_INLINE mli_scales mli_scales_set(float a) {
     mli_scales scales = {{a, a, a, a}};
     return scales;
@@ -17569,6 +17654,16 @@ MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x
     for (int i = 0; i < MLI_BLOCK; i++) products += w.q[i] * x->q[i];
     return sum + (float)products * scales.of[j];
 }
+#ifndef ML_NO_K_QUANTS
+MLI_INLINE mli_sums mli_sums_add_part(ml_type type, mli_sums sum, mli_bytes w, const mli_block_x *x,
+                                      const float *by) {
+    const int second = type == ML_Q6_K; /* the scale of the second half */
+    int32_t products[2] = {0, 0};
+    for (int i = 0; i < MLI_BLOCK / 2; i++) products[0] += w.q[i] * x->q[i];
+    for (int i = MLI_BLOCK / 2; i < MLI_BLOCK; i++) products[1] += w.q[i] * x->q[i];
+    return sum + ((float)products[0] * by[0] + (float)products[1] * by[second]);
+}
+#endif
 MLI_INLINE float mli_sums_total(mli_sums sum) { return sum; }
 
 #endif
@@ -17587,6 +17682,62 @@ MLI_INLINE mli_bytes mli_bytes_of(ml_type type, const uint8_t *q) {
 
 MLI_INLINE float mli_bytes_unit(ml_type type) { return type == ML_Q4_0 ? 1.0f / 16 : 1.0f; }
 
+#ifndef ML_NO_K_QUANTS
+
+/* ---- blocks of parts: Q4_K, Q5_K and Q6_K ---- */
+
+enum { MLI_PARTS = MLI_LARGEST_BLOCK / MLI_BLOCK };
+
+/* What the numbers of each part of a block are multiplied by, or each half of a part in Q6_K, and what is then taken
+   away from them. */
+typedef struct mli_part_scales {
+    float scale[2 * MLI_PARTS], less[MLI_PARTS];
+} mli_part_scales;
+
+MLI_INLINE int mli_scales_per_part(ml_type type) { return type == ML_Q6_K ? 2 : 1; }
+
+/* Of Q6_K, mli_part_bytes makes four times its numbers. The 6 bits of the other two are unpacked as in
+   mli_unpack_scales, but four at a time. */
+MLI_INLINE void mli_scales_of_parts(ml_type type, const uint8_t *block, mli_part_scales *of) {
+    const uint32_t six = 0x3f3f3f3f, four = 0x0f0f0f0f, two = 0x30303030;
+    uint32_t in[3], out[4];
+    uint8_t bytes[16];
+    if (type == ML_Q6_K) {
+        float d = mli_load_scale(block + 208) * 0.25f;
+        for (int i = 0; i < 2 * MLI_PARTS; i++) of->scale[i] = d * (float)(int8_t)block[192 + i];
+        return;
+    }
+    float d = mli_load_scale(block), dmin = mli_load_scale(block + 2);
+    memcpy(in, block + 4, sizeof in);
+    out[0] = in[0] & six, out[1] = (in[2] & four) | (in[0] >> 2 & two);
+    out[2] = in[1] & six, out[3] = (in[2] >> 4 & four) | (in[1] >> 2 & two);
+    memcpy(bytes, out, sizeof bytes);
+    for (int i = 0; i < MLI_PARTS; i++) of->scale[i] = d * (float)bytes[i];
+    for (int i = 0; i < MLI_PARTS; i++) of->less[i] = dmin * (float)bytes[MLI_PARTS + i];
+}
+
+/* The numbers of a part. Q4_K and Q5_K: unsigned. Q6_K: four times the number, so that its offset becomes 128, as with
+   Q4_0; and with VNNI this is still in it. */
+MLI_INLINE mli_bytes mli_part_bytes(ml_type type, const uint8_t *block, int part) {
+    if (type == ML_Q6_K) {
+        const uint8_t *low = block + part / 4 * 64 + part % 2 * 32, *high = block + 128 + part / 4 * 32;
+        mli_bytes a = mli_bytes_shift(mli_bytes_load(low), part % 4 / 2 ? -2 : 2);
+        mli_bytes b = mli_bytes_shift(mli_bytes_load(high), 6 - part % 4 * 2);
+        a = mli_bytes_or(mli_bytes_and(a, 0x3c), mli_bytes_and(b, 0xc0));
+#ifdef MLI_VNNI
+        return a;
+#else
+        return mli_bytes_flip(a);
+#endif
+    }
+    mli_bytes q = mli_bytes_load(block + (type == ML_Q5_K ? 48 : 16) + part / 2 * 32);
+    q = mli_bytes_and(part % 2 ? mli_bytes_shift(q, -4) : q, 15);
+    if (type == ML_Q4_K) return q;
+    return mli_bytes_or(q, mli_bytes_and(mli_bytes_shift(mli_bytes_load(block + 16), 4 - part), 16));
+}
+
+#endif
+
 /* ---- quantizing the activations ---- */
 
 /* Rows of x (rows, 32 * blocks) as blocks. */
@@ -17594,7 +17745,8 @@ typedef struct mli_activations {
     size_t rows, blocks;
     mli_block_x *q; /* (rows, blocks) */
     float *scale;   /* (rows, blocks) */
-    int32_t *start; /* (rows, blocks): -128 times the sum of q */
+    float *sum;     /* (rows, blocks): scale times the sum of q */
+    int32_t *start; /* (rows, blocks): with VNNI -128 times the sum of q, else 0 */
 } mli_activations;
 
 typedef struct mli_quantize_job {
@@ -17622,18 +17774,18 @@ static void mli_quantize_block(const float *x, mli_q *q, float *scale) {
     }
 }
 
-/* Fills in what follows from q; returns -128 times its sum. */
+/* Fills in what follows from q; returns its sum. */
 static int32_t mli_finish_block(mli_block_x *x) {
+    int32_t sum = 0;
 #ifdef MLI_VNNI
     __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(-128), mli_bytes_load(x->q));
     fours = _mm256_sub_epi32(_mm256_setzero_si256(), fours);
     mli_bytes_store(x->start, fours);
-    int32_t sum = 0;
     for (int i = 0; i < 8; i++) sum += x->start[i];
-    return sum;
+    return sum / -128;
 #else
-    (void)x;
-    return 0;
+    for (int i = 0; i < MLI_BLOCK; i++) sum += x->q[i];
+    return sum;
 #endif
 }
 
@@ -17643,13 +17795,19 @@ static void mli_quantize_task(void *arg, int index) {
     mli_share(job->to.rows * job->to.blocks, 1, job->n_tasks, index, &begin, &end);
     for (size_t b = begin; b < end; b++) {
         mli_quantize_block(job->x + b * MLI_BLOCK, job->to.q[b].q, job->to.scale + b);
-        job->to.start[b] = mli_finish_block(&job->to.q[b]);
+        int32_t sum = mli_finish_block(&job->to.q[b]);
+        job->to.sum[b] = job->to.scale[b] * (float)sum;
+#ifdef MLI_VNNI
+        job->to.start[b] = -128 * sum;
+#else
+        job->to.start[b] = 0;
+#endif
     }
 }
 
 /* Bytes of memory for n rows of activations; cols is a multiple of 32. */
 static size_t mli_integer_bytes(size_t n, size_t cols) {
-    const size_t block = sizeof(mli_block_x) + sizeof(int32_t) + sizeof(float);
+    const size_t block = sizeof(mli_block_x) + sizeof(int32_t) + 2 * sizeof(float);
     size_t bytes;
     if (!mli_mul_size(cols / MLI_BLOCK, block, &bytes) || !mli_mul_size(n, bytes, &bytes)) return SIZE_MAX;
     return bytes;
@@ -17657,9 +17815,10 @@ static size_t mli_integer_bytes(size_t n, size_t cols) {
 
 /* The activations that memory holds, aligned for a float at least, best at 64. */
 static mli_activations mli_activations_in(void *memory, size_t n, size_t cols) {
-    mli_activations x = {n, cols / MLI_BLOCK, (mli_block_x *)memory, NULL, NULL};
+    mli_activations x = {n, cols / MLI_BLOCK, (mli_block_x *)memory, NULL, NULL, NULL};
     x.scale = (float *)(void *)(x.q + n * x.blocks);
-    x.start = (int32_t *)(void *)(x.scale + n * x.blocks);
+    x.sum = x.scale + n * x.blocks;
+    x.start = (int32_t *)(void *)(x.sum + n * x.blocks);
     return x;
 }
 
@@ -17746,15 +17905,76 @@ MLI_INLINE void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *j
     }
 }
 
-#define MLI_INTEGER_FORMAT(name, type)                                                                       \
+#ifndef ML_NO_K_QUANTS
+
+/* sum (n_x) += w . x (n_x) for a block of weights at w and the blocks of x from `at` on; less (n_x) is what is to be
+   taken away from it in the end. */
+MLI_INLINE void mli_integer_parts(ml_type type, int n_x, const uint8_t *w, const mli_activations *x,
+                                  size_t at, mli_sums *sum, float (*less)[MLI_PARTS]) {
+    const int per_part = mli_scales_per_part(type);
+    float by[MLI_FEW][2 * MLI_PARTS];
+    mli_part_scales of;
+    mli_scales_of_parts(type, w, &of);
+    MLI_UNROLL
+    for (int i = 0; i < n_x; i++) {
+        const float *scale = x->scale + at + (size_t)i * x->blocks,
+                    *x_sum = x->sum + at + (size_t)i * x->blocks;
+        MLI_UNROLL
+        for (int j = 0; j < per_part * MLI_PARTS; j++) by[i][j] = of.scale[j] * scale[j / per_part];
+        MLI_UNROLL
+        for (int j = 0; type != ML_Q6_K && j < MLI_PARTS; j++) less[i][j] += of.less[j] * x_sum[j];
+    }
+    MLI_UNROLL
+    for (int part = 0; part < MLI_PARTS; part++) {
+        mli_bytes q = mli_part_bytes(type, w, part);
+        const mli_block_x *block = x->q + at + part;
+        MLI_UNROLL
+        for (int i = 0; i < n_x; i++)
+            sum[i] =
+                mli_sums_add_part(type, sum[i], q, block + (size_t)i * x->blocks, by[i] + per_part * part);
+    }
+}
+
+/* As mli_integer_rows, for blocks of parts. */
+MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
+                              size_t n_cols) {
+    const mli_activations *x = &job->x;
+    const size_t bytes = mli_types[type].bytes, first = row * x->blocks;
+    const uint8_t *w = (const uint8_t *)job->w->data + col * (x->blocks / MLI_PARTS) * bytes;
+    float *y = job->y + row * job->y_stride + col;
+    for (; n_cols; n_cols--, y++) {
+        mli_sums sum[MLI_FEW];
+        float less[MLI_FEW][MLI_PARTS];
+        memset(less, 0, sizeof less);
+        MLI_UNROLL
+        for (int i = 0; i < n_x; i++) sum[i] = mli_sums_zero();
+        for (size_t b = 0; b < x->blocks; b += MLI_PARTS, w += bytes)
+            mli_integer_parts(type, n_x, w, x, first + b, sum, less);
+        MLI_UNROLL
+        for (int i = 0; i < n_x; i++) {
+            float total = 0;
+            for (int j = 0; j < MLI_PARTS; j++) total += less[i][j];
+            y[(size_t)i * job->y_stride] = mli_sums_total(sum[i]) - total;
+        }
+    }
+}
+
+#endif
+
+#define MLI_INTEGER_FORMAT(name, rows, type)                                                                 \
     static void name(const mli_integer_job *job, size_t row, size_t n_rows, size_t col, size_t n_cols) {     \
         if (n_rows == 1)                                                                                     \
-            mli_integer_rows(type, 1, job, row, col, n_cols);                                                \
+            rows(type, 1, job, row, col, n_cols);                                                            \
         else                                                                                                 \
-            mli_integer_rows(type, MLI_FEW, job, row, col, n_cols);                                          \
+            rows(type, MLI_FEW, job, row, col, n_cols);                                                      \
     }
-MLI_INTEGER_FORMAT(mli_few_q8_0, ML_Q8_0)
-MLI_INTEGER_FORMAT(mli_few_q4_0, ML_Q4_0)
+MLI_INTEGER_FORMAT(mli_few_q8_0, mli_integer_rows, ML_Q8_0)
+MLI_INTEGER_FORMAT(mli_few_q4_0, mli_integer_rows, ML_Q4_0)
+#ifndef ML_NO_K_QUANTS
+MLI_INTEGER_FORMAT(mli_few_q4_k, mli_part_rows, ML_Q4_K)
+MLI_INTEGER_FORMAT(mli_few_q5_k, mli_part_rows, ML_Q5_K)
+MLI_INTEGER_FORMAT(mli_few_q6_k, mli_part_rows, ML_Q6_K)
+#endif
 #undef MLI_INTEGER_FORMAT
 
 /* Columns col .. col + n - 1 of y. Rows of w are read one after another: the processor then sees a single stream and
@@ -17786,7 +18006,26 @@ enum { MLI_PANEL_VECTORS = 2, MLI_PANEL_COLS = MLI_PANEL_VECTORS * MLI_LANES };
 typedef struct mli_panel {
     uint32_t q[MLI_BLOCK / 4][MLI_PANEL_COLS];
     float scale[MLI_PANEL_COLS];
+    float second[MLI_PANEL_COLS]; /* of parts: the scale of the second half, or what is taken away */
 } mli_panel;
+
+/* What a panel has besides words and scales. */
+typedef enum mli_panel_kind { MLI_PANEL_BLOCKS, MLI_PANEL_LESS, MLI_PANEL_HALVES } mli_panel_kind;
+
+static mli_panel_kind mli_panel_kind_of(ml_type type) {
+    return type == ML_Q6_K                      ? MLI_PANEL_HALVES
+           : type == ML_Q4_K || type == ML_Q5_K ? MLI_PANEL_LESS
+                                                : MLI_PANEL_BLOCKS;
+}
+
+/* Where the integer sum of the first half of a block begins. */
+MLI_INLINE int32_t mli_half_start(const mli_block_x *x) {
+#ifdef MLI_VNNI
+    return x->start[0] + x->start[1] + x->start[2] + x->start[3];
+#else
+    return (void)x, 0;
+#endif
+}
 
 #define MLI_EACH_SUM                                                                                         \
     MLI_UNROLL                                                                                               \
@@ -17794,47 +18033,91 @@ typedef struct mli_panel {
     for (int v = 0; v < MLI_PANEL_VECTORS; v++)
 
 /* y (MLI_PANEL_ROWS, MLI_PANEL_COLS; a row every y_stride) = x from `row` on . w (x.blocks)^T. Rows beyond the last
-   of x repeat it. */
-static void mli_integer_tile(const mli_activations *x, size_t row, const mli_panel *w, float *y,
-                             size_t y_stride) {
+   of x repeat it. kind is a constant where this is inlined. */
+MLI_INLINE void mli_integer_tile(mli_panel_kind kind, const mli_activations *x, size_t row,
+                                 const mli_panel *w, float *y, size_t y_stride) {
     mli_v sum[MLI_PANEL_ROWS][MLI_PANEL_VECTORS];
     mli_ints ints[MLI_PANEL_ROWS][MLI_PANEL_VECTORS];
     size_t at[MLI_PANEL_ROWS]; /* blocks of x */
+    const int n_halves = kind == MLI_PANEL_HALVES ? 2 : 1, words = MLI_BLOCK / 4 / n_halves;
     MLI_UNROLL
     for (int r = 0; r < MLI_PANEL_ROWS; r++) at[r] = MLI_MIN(row + (size_t)r, x->rows - 1) * x->blocks;
     MLI_EACH_SUM sum[r][v] = mli_v_zero();
     for (size_t b = 0; b < x->blocks; b++, w++) {
-        MLI_EACH_SUM ints[r][v] = mli_ints_set(x->start[at[r] + b]);
         MLI_UNROLL
-        for (int j = 0; j < MLI_BLOCK / 4; j++) {
+        for (int half = 0; half < n_halves; half++) {
+            const float *scale = half ? w->second : w->scale;
             MLI_EACH_SUM {
-                int32_t four;
-                memcpy(&four, x->q[at[r] + b].q + 4 * j, sizeof four);
-                ints[r][v] = mli_ints_dot(ints[r][v], w->q[j] + v * MLI_LANES, mli_ints_set(four));
+                int32_t start = kind == MLI_PANEL_LESS ? 0 : x->start[at[r] + b];
+                int32_t first = kind == MLI_PANEL_HALVES ? mli_half_start(x->q + at[r] + b) : start;
+                ints[r][v] = mli_ints_set(half ? start - first : first);
+            }
+            MLI_UNROLL
+            for (int j = half * words; j < (half + 1) * words; j++) {
+                MLI_EACH_SUM {
+                    int32_t four;
+                    memcpy(&four, x->q[at[r] + b].q + 4 * j, sizeof four);
+                    ints[r][v] = mli_ints_dot(ints[r][v], w->q[j] + v * MLI_LANES, mli_ints_set(four));
+                }
+            }
+            MLI_EACH_SUM {
+                mli_v product = mli_v_mul(mli_ints_to_v(ints[r][v]), mli_v_load(scale + v * MLI_LANES));
+                sum[r][v] = mli_v_fma(product, mli_v_set(x->scale[at[r] + b]), sum[r][v]);
             }
         }
-        MLI_EACH_SUM {
-            mli_v product = mli_v_mul(mli_ints_to_v(ints[r][v]), mli_v_load(w->scale + v * MLI_LANES));
-            sum[r][v] = mli_v_fma(product, mli_v_set(x->scale[at[r] + b]), sum[r][v]);
-        }
+        if (kind == MLI_PANEL_LESS)
+            MLI_EACH_SUM sum[r][v] =
+                mli_v_fma(mli_v_load(w->second + v * MLI_LANES), mli_v_set(x->sum[at[r] + b]), sum[r][v]);
     }
     MLI_EACH_SUM mli_v_store(y + (size_t)r * y_stride + v * MLI_LANES, sum[r][v]);
 }
+
+static void mli_integer_any_tile(ml_type type, const mli_activations *x, size_t row, const mli_panel *w,
+                                 float *y, size_t y_stride) {
+    switch (mli_panel_kind_of(type)) {
+#ifndef ML_NO_K_QUANTS
+    case MLI_PANEL_LESS: mli_integer_tile(MLI_PANEL_LESS, x, row, w, y, y_stride); break;
+    case MLI_PANEL_HALVES: mli_integer_tile(MLI_PANEL_HALVES, x, row, w, y, y_stride); break;
+#endif
+    default: mli_integer_tile(MLI_PANEL_BLOCKS, x, row, w, y, y_stride); break;
+    }
+}
 #undef MLI_EACH_SUM
+
+/* Column c of a panel: the words of a block, and its scale. */
+static void mli_panel_put(mli_panel *panel, size_t c, mli_bytes bytes, float scale) {
+    uint8_t q[MLI_BLOCK];
+    mli_bytes_store(q, bytes);
+    for (int j = 0; j < MLI_BLOCK / 4; j++) memcpy(&panel->q[j][c], q + 4 * j, sizeof(uint32_t));
+    panel->scale[c] = scale;
+}
+
+/* Column c of as many panels as a block of w has parts. */
+static void mli_pack_block(ml_type type, const uint8_t *block, mli_panel *panel, size_t c) {
+#ifndef ML_NO_K_QUANTS
+    const int is_q6_k = type == ML_Q6_K;
+    if (mli_types[type].block == MLI_LARGEST_BLOCK) {
+        mli_part_scales of;
+        mli_scales_of_parts(type, block, &of);
+        for (int part = 0; part < MLI_PARTS; part++, panel++) {
+            mli_panel_put(panel, c, mli_part_bytes(type, block, part), of.scale[is_q6_k ? 2 * part : part]);
+            panel->second[c] = is_q6_k ? of.scale[2 * part + 1] : -of.less[part];
+        }
+        return;
+    }
+#endif
+    mli_panel_put(panel, c, mli_bytes_of(type, block + 2), mli_load_scale(block) * mli_bytes_unit(type));
+}
 
 /* panel (blocks) = rows first .. first + MLI_PANEL_COLS - 1 of w */
 static void mli_integer_pack(const ml_tensor *w, size_t first, mli_panel *panel) {
     const mli_type_info *type = mli_type(w->type);
     size_t blocks = w->cols / MLI_BLOCK, n = MLI_MIN(w->rows - first, (size_t)MLI_PANEL_COLS);
-    const uint8_t *block = (const uint8_t *)w->data + first * blocks * type->bytes;
+    const uint8_t *block = (const uint8_t *)w->data + first * ml_type_row_bytes(w->type, w->cols);
     if (n < MLI_PANEL_COLS) memset(panel, 0, blocks * sizeof *panel);
     for (size_t c = 0; c < n; c++)
-        for (size_t b = 0; b < blocks; b++, block += type->bytes) {
-            uint8_t q[MLI_BLOCK];
-            mli_bytes_store(q, mli_bytes_of(w->type, block + 2));
-            for (int j = 0; j < MLI_BLOCK / 4; j++) memcpy(&panel[b].q[j][c], q + 4 * j, sizeof(uint32_t));
-            panel[b].scale[c] = mli_load_scale(block) * mli_bytes_unit(w->type);
-        }
+        for (size_t b = 0; b < blocks; b += type->block / MLI_BLOCK, block += type->bytes)
+            mli_pack_block(w->type, block, panel + b, c);
 }
 
 /* This task's columns of y, a panel at a time. Tiles that reach beyond y are computed elsewhere and copied. */
@@ -17853,10 +18136,10 @@ static void mli_integer_many_task(void *arg, int index) {
                    n_cols = MLI_MIN(MLI_PANEL_COLS, end - col);
             float *y = job->y + row * job->y_stride + col;
             if (n_rows == MLI_PANEL_ROWS && n_cols == MLI_PANEL_COLS) {
-                mli_integer_tile(x, row, panel, y, job->y_stride);
+                mli_integer_any_tile(job->w->type, x, row, panel, y, job->y_stride);
                 continue;
             }
-            mli_integer_tile(x, row, panel, edge, MLI_PANEL_COLS);
+            mli_integer_any_tile(job->w->type, x, row, panel, edge, MLI_PANEL_COLS);
             for (size_t r = 0; r < n_rows; r++)
                 memcpy(y + r * job->y_stride, edge + r * MLI_PANEL_COLS, n_cols * sizeof *y);
         }
@@ -17973,7 +18256,7 @@ static size_t mli_linear_work(const ml_threads *threads, size_t n, size_t max_in
    threads are woken once for all weights. */
 static void mli_linear(const ml_threads *threads, const float *x, size_t n, size_t in,
                        const mli_linear_job *jobs, int n_jobs, void *work) {
-    mli_few_rows few = {x, {0, 0, NULL, NULL, NULL}, n, in, jobs, n_jobs, 1};
+    mli_few_rows few = {x, {0, 0, NULL, NULL, NULL, NULL}, n, in, jobs, n_jobs, 1};
     char *memory = (char *)mli_align_up((uintptr_t)work);
     size_t few_bytes = 0;
     int quantized = 0;

@@ -72,34 +72,82 @@ static void end_problem(problem *p) {
     release(p->memory, p->q_bytes);
 }
 
+/* ---- blocks in plain integers ---- */
+
+/* A block as numbers, each of which is q scale - less: Q8_0 and Q4_0 as the header says, the others after ggml's
+   layouts. */
+typedef struct plain_block {
+    int q[256];
+    double scale[256], less[256];
+} plain_block;
+
+/* Scale and offset of part j of a Q4_K or Q5_K: 6 bits each. */
+static void six_bits(const uint8_t *w, int j, int *scale, int *less) {
+    *scale = j < 4 ? w[j] % 64 : w[j + 4] % 16 + w[j - 4] / 64 * 16;
+    *less = j < 4 ? w[j + 4] % 64 : w[j + 4] / 16 + w[j] / 64 * 16;
+}
+
+static int plain_number(ml_type type, const uint8_t *w, int i) {
+    const int half = i / 128, l = i % 128, part = i / 32;
+    switch (type) {
+    case ML_Q8_0: return (int8_t)w[2 + i];
+    case ML_Q4_0: return (i < 16 ? w[2 + i] % 16 : w[2 + i - 16] / 16) - 8;
+    case ML_Q6_K:
+        return (l < 64 ? w[half * 64 + l] % 16 : w[half * 64 + l - 64] / 16) +
+               (w[128 + half * 32 + l % 32] >> l / 32 * 2) % 4 * 16 - 32;
+    default: {
+        const uint8_t *q = w + (type == ML_Q5_K ? 48 : 16) + part / 2 * 32;
+        int low = part % 2 ? q[i % 32] / 16 : q[i % 32] % 16;
+        return low + (type == ML_Q5_K ? (w[16 + i % 32] >> part) % 2 * 16 : 0);
+    }
+    }
+}
+
+static void unpack_plainly(ml_type type, const uint8_t *w, plain_block *block) {
+    int i, n = (int)ml_type_block(type), scale, less;
+    double d = (double)mli_load_scale(w + mli_type(type)->scales[0]);
+    double dmin = (double)mli_load_scale(w + mli_type(type)->scales[1]);
+    for (i = 0; i < n; i++) {
+        block->q[i] = plain_number(type, w, i);
+        block->scale[i] = d;
+        block->less[i] = 0;
+        if (type == ML_Q6_K) block->scale[i] *= (int8_t)w[192 + i / 16];
+        if (type == ML_Q4_K || type == ML_Q5_K) {
+            six_bits(w + 4, i / 32, &scale, &less);
+            block->scale[i] *= scale;
+            block->less[i] = dmin * less;
+        }
+    }
+}
+
 /* x . w^T for one output from the quantized x in doubles, and in *size the sum of all magnitudes. */
 static double exact(const problem *p, size_t row_x, size_t row_w, double *size) {
-    size_t blocks = p->k / 32, block_bytes = mli_type(p->type)->bytes, b;
+    const size_t blocks = p->k / 32, n = ml_type_block(p->type);
     const mli_block_x *x = p->q.q + row_x * blocks;
     const float *x_scale = p->q.scale + row_x * blocks;
-    const uint8_t *w = p->w + row_w * blocks * block_bytes;
+    const uint8_t *w = p->w + row_w * ml_type_row_bytes(p->type, p->k);
+    plain_block block;
     double sum = 0;
+    size_t i, j;
     *size = 0;
-    for (b = 0; b < blocks; b++, w += block_bytes) {
-        double scale = (double)mli_load_scale(w) * (double)x_scale[b];
-        double dot = 0,
-               all = 0; /* in doubles: gcc 12 makes wrong code of this loop in ints with AVX512-VNNI at -O3 */
-        int i;
-        for (i = 0; i < 32; i++) {
-            int q = p->type == ML_Q8_0 ? (int8_t)w[2 + i] : (i < 16 ? w[2 + i] & 15 : w[2 + i - 16] >> 4) - 8;
-            dot += (double)(q * x[b].q[i]);
-            all += fabs((double)(q * x[b].q[i]));
+    for (i = 0; i < p->k; i += n, w += mli_type(p->type)->bytes) {
+        unpack_plainly(p->type, w, &block);
+        for (j = 0; j < n; j++) {
+            double q = (double)x_scale[(i + j) / 32] * (double)x[(i + j) / 32].q[j % 32];
+            sum += q * (block.scale[j] * block.q[j] - block.less[j]);
+            *size += fabs(q) * (fabs(block.scale[j] * block.q[j]) + fabs(block.less[j]));
         }
-        sum += scale * dot;
-        *size += fabs(scale) * all;
     }
     return sum;
 }
 
-/* Each block's product is rounded three times at most, and added to a sum of as many blocks; in the end eight
-   lanes come together. Higham (2002, section 3.1) bounds that by (blocks + 11) * 2^-24 times the sum of
-   magnitudes. */
-static double tolerance(const problem *p, double size) { return (double)(p->k / 32 + 11) * UNIT * size; }
+/* Each block's product is rounded three times at most (a scale of parts once more, and what is taken away, too), and
+   added to a sum of as many blocks, which a part of Q6_K is two of; in the end the lanes come together. Higham (2002,
+   section 3.1) bounds that by (blocks + 11) * 2^-24 times the sum of magnitudes, with two sums by twice that. */
+static double tolerance(const problem *p, double size) {
+    size_t blocks = p->k / 32;
+    return (double)(p->type >= ML_Q4_1 ? 2 * blocks + 16 : blocks + 11) * UNIT * size;
+}
 
 static ml_tensor weights(const problem *p, size_t first, size_t n_rows) {
     ml_tensor w;
@@ -149,7 +197,17 @@ static void plain_rows(const problem *p, float *y, size_t stride) {
         }
 }
 
-static const ml_type types[2] = {ML_Q8_0, ML_Q4_0};
+static const ml_type types[] = {ML_Q8_0, ML_Q4_0, ML_Q4_K, ML_Q5_K, ML_Q6_K};
+#ifdef ML_NO_K_QUANTS
+enum { TYPES = 2 };
+#else
+enum { TYPES = 5 };
+#endif
+
+/* The columns of a problem: as wanted, or for blocks of 256 that many of them. */
+static size_t cols_of(ml_type type, size_t cols, size_t blocks) {
+    return ml_type_block(type) == 256 ? 256 * blocks : cols;
+}
 
 /* ---- activations ---- */
 
@@ -205,21 +263,21 @@ TEST(rows_against_loops) {
     static const size_t cols[] = {32, 64, 96, 128, 160, 512, 1376};
     static const size_t rows[] = {1, 2, 3, 4, 5, 7, 8, 17, 33};
     size_t t, c, r, n_x, i, j;
-    for (t = 0; t < 2; t++)
+    for (t = 0; t < TYPES; t++)
         for (c = 0; c < sizeof cols / sizeof *cols; c++)
             for (r = 0; r < sizeof rows / sizeof *rows; r++)
                 for (n_x = 1; n_x <= 5; n_x++) {
-                    problem p = make_problem(types[t], n_x, rows[r], cols[c]);
+                    problem p = make_problem(types[t], n_x, rows[r], cols_of(types[t], cols[c], 1 + c % 4));
                     size_t stride = p.n + n_x % 3, n = (n_x - 1) * stride + p.n;
                     float *y = (float *)guard(n * sizeof *y), *z = (float *)guard(n * sizeof *z);
                     double size;
                     multiply_rows(&p, y, 0, p.n, p.q, stride);
-                    plain_rows(&p, z, stride);
+                    if (t < 2) plain_rows(&p, z, stride);
                     for (i = 0; i < n_x; i++)
                         for (j = 0; j < p.n; j++) {
                             double expected = exact(&p, i, j, &size);
                             CHECK_NEAR(y[i * stride + j], expected, tolerance(&p, size), 0);
-                            CHECK_NEAR(z[i * stride + j], expected, tolerance(&p, size), 0);
+                            if (t < 2) CHECK_NEAR(z[i * stride + j], expected, tolerance(&p, size), 0);
                         }
                     for (i = 0; i + 1 < n_x; i++) /* what is between the rows of y does not change */
                         CHECK(stride == p.n || ((const uint8_t *)y)[(i * stride + p.n) * sizeof *y] == 0xa5);
@@ -232,8 +290,8 @@ TEST(rows_against_loops) {
 /* Weights in a file are at any even address, and a caller's may be at any. */
 TEST(rows_at_any_address) {
     size_t t, offset;
-    for (t = 0; t < 2; t++) {
-        problem p = make_problem(types[t], 2, 9, 224);
+    for (t = 0; t < TYPES; t++) {
+        problem p = make_problem(types[t], 2, 9, cols_of(types[t], 224, 2));
         uint8_t *moved = (uint8_t *)malloc(p.w_bytes + 64);
         float y[2 * 9], z[2 * 9];
         multiply_rows(&p, y, 0, 9, p.q, 9);
@@ -252,8 +310,8 @@ TEST(rows_at_any_address) {
 /* A row's result does not depend on its neighbors, on where the call begins, or on how many x there are. */
 TEST(rows_do_not_depend_on_position) {
     size_t t, first, n, i;
-    for (t = 0; t < 2; t++) {
-        problem p = make_problem(types[t], 4, 23, 352), one;
+    for (t = 0; t < TYPES; t++) {
+        problem p = make_problem(types[t], 4, 23, cols_of(types[t], 352, 3)), one;
         float y[4 * 23], z[23];
         multiply_rows(&p, y, 0, 23, p.q, 23);
         for (first = 0; first < 23; first++)
@@ -274,7 +332,10 @@ TEST(rows_do_not_depend_on_position) {
 static void fill(problem *p, float scale, int byte, float even, float odd) {
     size_t i, block_bytes = mli_type(p->type)->bytes;
     memset(p->w, byte, p->w_bytes);
-    for (i = 0; i < p->w_bytes; i += block_bytes) mli_store_scale(p->w + i, scale);
+    for (i = 0; i < p->w_bytes; i += block_bytes) {
+        mli_store_scale(p->w + i + mli_type(p->type)->scales[1], 0);
+        mli_store_scale(p->w + i + mli_type(p->type)->scales[0], scale);
+    }
     for (i = 0; i < p->m * p->k; i++) p->x[i] = i % 2 ? odd : even;
     p->q = mli_integer_quantize(NULL, p->x, p->m, p->k, p->memory);
 }
@@ -302,18 +363,43 @@ TEST(extremes) {
             }
 }
 
+/* The same for blocks of parts, whose scales are 1 and offsets 0: all bytes of q are 0 or 255. Two blocks. */
+TEST(extremes_of_parts) {
+    size_t t, i, j;
+    int s;
+    ml_threads threads = n_threads(1);
+    for (t = 2; t < TYPES; t++)
+        for (s = 0; s < 8; s++) {
+            problem p = make_problem(types[t], 6, 5, 512);
+            float y[30], even = s & 1 ? 127.0f : -127.0f, odd = s & 2 ? 127.0f : -127.0f;
+            int largest = types[t] == ML_Q4_K ? 15 : 31, q = s & 4 ? largest : types[t] == ML_Q6_K ? -32 : 0;
+            fill(&p, 1, s & 4 ? 255 : 0, even, odd);
+            for (i = 0; i < p.w_bytes; i += mli_type(types[t])->bytes) {
+                if (types[t] == ML_Q6_K) memset(p.w + i + 192, 1, 16);
+                for (j = 0; types[t] != ML_Q6_K && j < 12; j++) p.w[i + 4 + j] = j < 4 ? 1 : j < 8 ? 0 : 1;
+            }
+            multiply_rows(&p, y, 0, p.n, p.q, p.n);
+            for (i = 0; i < p.m * p.n; i++) CHECK(y[i] == 256 * (even + odd) * (float)q);
+            multiply_all(&p, &threads, y);
+            for (i = 0; i < p.m * p.n; i++) CHECK(y[i] == 256 * (even + odd) * (float)q);
+            end_problem(&p);
+        }
+}
+
 /* What is not finite shows where it must, and only there; zeros give zeros. */
 TEST(not_finite) {
     size_t t, i, j;
     ml_threads threads = n_threads(1);
-    for (t = 0; t < 2; t++) {
-        problem p = make_problem(types[t], 7, 9, 160);
+    for (t = 0; t < TYPES; t++) {
+        problem p = make_problem(types[t], 7, 9, cols_of(types[t], 160, 2));
         size_t row_bytes = ml_type_row_bytes(p.type, p.k);
         float y[2][63];
         int kind;
-        p.w[3 * row_bytes + mli_type(p.type)->bytes + 1] = 0x7c,
-                                                      p.w[3 * row_bytes + mli_type(p.type)->bytes] = 0;
-        p.w[5 * row_bytes + 1] = 0x7e, p.w[5 * row_bytes] = 1; /* row 3: an infinite scale; row 5: NaN */
+        const mli_type_info *info = mli_type(p.type);
+        uint8_t *third = p.w + 3 * row_bytes + info->bytes + info->scales[0];
+        uint8_t *fifth = p.w + 5 * row_bytes + info->scales[1];
+        third[0] = 0, third[1] = 0x7c; /* an infinite scale */
+        fifth[0] = 1, fifth[1] = 0x7e; /* NaN */
         p.x[2 * p.k + 70] = NAN;
         p.x[4 * p.k + 1] = INFINITY;
         memset(p.x + 6 * p.k, 0, p.k * sizeof *p.x);
@@ -341,11 +427,11 @@ TEST(many_against_loops) {
     static const size_t ns[] = {1, 7, 16, 31, 32, 33, 50, 64}, ks[] = {32, 64, 352};
     ml_threads threads = n_threads(1);
     size_t t, m, n, k, i, j;
-    for (t = 0; t < 2; t++)
-        for (m = 1; m <= 40; m++)
+    for (t = 0; t < TYPES; t++)
+        for (m = 1; m <= 40; m += t < 2 ? 1 : 5) /* the rows that a tile leaves over: of 4, 6 or 8 */
             for (n = m % 2; n < sizeof ns / sizeof *ns; n += 2)
                 for (k = 0; k < 3; k++) {
-                    problem p = make_problem(types[t], m, ns[n], ks[k]);
+                    problem p = make_problem(types[t], m, ns[n], cols_of(types[t], ks[k], 1 + k));
                     float *y = (float *)guard(m * p.n * sizeof *y);
                     double size;
                     multiply_all(&p, &threads, y);
@@ -361,10 +447,11 @@ TEST(many_against_loops) {
 
 /* The same bits for any number of threads, and for an output at any position in x or w. */
 TEST(many_does_not_depend_on_threads_or_position) {
-    enum { M = 90, N = 300, K = 96 };
+    enum { M = 90, N = 300 };
     size_t t, i, j;
     int count;
-    for (t = 0; t < 2; t++) {
+    for (t = 0; t < TYPES; t++) {
+        const size_t K = cols_of(types[t], 96, 2);
         problem p = make_problem(types[t], M, N, K), part = p;
         float *y = (float *)malloc(M * N * sizeof *y), *z = (float *)malloc(M * N * sizeof *z);
         ml_threads threads = n_threads(1);
@@ -410,7 +497,7 @@ TEST(many_work_grows) {
    bytes, half a step (1e-4 for its own rounding) times |w|, and by the sums' rounding as above. */
 TEST(against_floats) {
     size_t t, i, j, l;
-    for (t = 0; t < 2; t++) {
+    for (t = 0; t < TYPES; t++) {
         problem p = make_problem(types[t], 6, 40, 512);
         float *w = (float *)malloc(p.n * p.k * sizeof *w), y[2][240];
         const float *x_scale = p.q.scale;
@@ -504,7 +591,8 @@ static double dot_in_doubles(const problem *p, size_t i, size_t j, double *bound
         step += (0.5 + 1e-4) * (double)p->q.scale[(i * p->k + l) / 32] * fabs((double)w[l]);
     }
     free(w);
-    *bound = (double)p->k * UNIT * size + (mli_is_integer(p->type) ? step * 1.001 : 0);
+    *bound = (double)p->k * UNIT * size;
+    if (mli_is_integer(p->type)) exact(p, i, j, &size), *bound += step * 1.001 + tolerance(p, size);
     return sum;
 }
 
@@ -635,12 +723,18 @@ TEST(q4_0_with_q6_k_output) {
     for (i = 0; i < 48; i++) {
         mli_dequantize_row(ML_Q6_K, file.data + output + i * 210, row, 256);
         for (j = 0; j < 3; j++) {
-            double sum = 0, size = 0;
+            double sum = 0, size = 0, step = 0;
             for (k = 0; k < 256; k++) {
+                double largest = 0;
+                size_t l;
+                for (l = k / 32 * 32; l < k / 32 * 32 + 32; l++)
+                    if (fabs((double)hidden[j * 256 + l]) > largest)
+                        largest = fabs((double)hidden[j * 256 + l]);
                 sum += (double)row[k] * (double)hidden[j * 256 + k];
                 size += fabs((double)row[k] * (double)hidden[j * 256 + k]);
+                step += fabs((double)row[k]) * largest / 127 * 0.5001; /* x is rounded to bytes */
             }
-            CHECK_NEAR(logits[j * 48 + i], sum, 256 * UNIT * size, 0); /* any order of 256 sums */
+            CHECK_NEAR(logits[j * 48 + i], sum, step + 256 * UNIT * size, 0); /* any order of 256 sums */
         }
     }
     desc.type = ML_Q2_K;
@@ -683,12 +777,35 @@ TEST(blocks_are_kept) {
     free_bytes(&file);
 }
 
-/* Files of llama.cpp's own tool, which mixes types, and logits by PyTorch from the dequantized weights. Both compute
-   in F32, in another order: 1e-4 is some ten times what that makes of logits of this size. */
+/* The largest difference from the logits that are expected of a file; type as in ml_model_load_desc. */
+static double difference_of_file(const char *name, ml_type type, const ml_batch *batch, const float *expected,
+                                 float *logits) {
+    ml_outputs outputs = {NULL, 0, NULL, logits};
+    ml_model_load_desc desc;
+    ml_model *model = NULL;
+    ml_session *session = NULL;
+    char path[64];
+    memset(&desc, 0, sizeof desc);
+    desc.type = type;
+    snprintf(path, sizeof path, "models/modern/quant-%s.gguf", name);
+    if (ml_model_load(shared_path(path), &desc, &model, NULL) || ml_session_new(model, NULL, &session, NULL))
+        return INFINITY;
+    CHECK(ml_session_eval_batch(session, batch, &outputs, NULL) == ML_OK);
+    ml_session_free(session);
+    ml_model_free(model);
+    return max_difference(logits, expected, 48 * 512);
+}
+
+/* Files of llama.cpp's own tool, which mixes types, and logits by PyTorch from the dequantized weights. In F32 both
+   compute the same in another order: 1e-4 is some ten times what that makes of logits of this size. In the types of
+   the file, activations are rounded to 8 bits where there are integer kernels (in all these files at least for the
+   output). A network in doubles that rounds them in blocks of 32, as ours does, is off by up to 0.188 (root mean square
+   0.034, with logits of standard deviation 1.3); in blocks of 256, as llama.cpp does, by 0.285 (0.052). */
 TEST(files_of_llama_quantize) {
     static const char *const names[] = {"Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K",
                                         "Q4_1", "Q5_0",   "Q5_1",   "IQ4_NL", "IQ4_XS"};
     static const int32_t row_start[] = {0, 24, 48};
+    ml_batch batch = {.n_tokens = 48, .row_start = row_start, .n_rows = 2};
     ml_archive *reference = NULL;
     size_t n_tokens, n, i;
     int32_t *tokens;
@@ -696,25 +813,15 @@ TEST(files_of_llama_quantize) {
     NEED_SHARED();
     if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
     REQUIRE(ml_archive_load(shared_path("reference/modern.pt"), NULL, &reference, NULL) == ML_OK);
-    tokens = shared_tokens(reference, "tokens", &n_tokens);
+    batch.tokens = tokens = shared_tokens(reference, "tokens", &n_tokens);
     REQUIRE(tokens && n_tokens == 48);
     logits = (float *)malloc(48 * 512 * sizeof *logits);
     for (i = 0; i < sizeof names / sizeof *names; i++) {
-        ml_batch batch = {.tokens = tokens, .n_tokens = 48, .row_start = row_start, .n_rows = 2};
-        ml_outputs outputs = {NULL, 0, NULL, logits};
         float *expected = shared_floats(reference, names[i], &n);
-        ml_model *model = NULL;
-        ml_session *session = NULL;
-        char path[64];
-        snprintf(path, sizeof path, "models/modern/quant-%s.gguf", names[i]);
         REQUIRE(expected && n == 48 * 512);
-        REQUIRE(ml_model_load(shared_path(path), NULL, &model, NULL) == ML_OK);
-        REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
-        CHECK(ml_session_eval_batch(session, &batch, &outputs, NULL) == ML_OK);
-        CHECK(max_difference(logits, expected, n) <= 1e-4);
+        CHECK(difference_of_file(names[i], ML_F32, &batch, expected, logits) <= 1e-4);
+        CHECK(difference_of_file(names[i], ML_TYPE_NONE, &batch, expected, logits) <= 0.19);
         free(expected);
-        ml_session_free(session);
-        ml_model_free(model);
     }
     free(tokens);
     free(logits);
@@ -730,6 +837,7 @@ int main(void) {
     RUN(rows_at_any_address);
     RUN(rows_do_not_depend_on_position);
     RUN(extremes);
+    RUN(extremes_of_parts);
     RUN(not_finite);
     RUN(many_against_loops);
     RUN(many_does_not_depend_on_threads_or_position);
