@@ -17688,32 +17688,84 @@ MLI_INLINE float mli_bytes_unit(ml_type type) { return type == ML_Q4_0 ? 1.0f / 
 
 enum { MLI_PARTS = MLI_LARGEST_BLOCK / MLI_BLOCK };
 
+/* Eight numbers side by side: those of the parts of a block. */
+#if defined(MLI_AVX512) || defined(MLI_AVX2)
+typedef __m256 mli_eight;
+MLI_INLINE mli_eight mli_eight_zero(void) { return _mm256_setzero_ps(); }
+MLI_INLINE mli_eight mli_eight_of(const uint8_t *bytes, int is_signed, float d) { /* d times eight bytes */
+    __m128i low = _mm_loadl_epi64((const __m128i *)(const void *)bytes);
+    __m256i ints = is_signed ? _mm256_cvtepi8_epi32(low) : _mm256_cvtepu8_epi32(low);
+    return _mm256_mul_ps(_mm256_set1_ps(d), _mm256_cvtepi32_ps(ints));
+}
+MLI_INLINE mli_eight mli_eight_fma(mli_eight a, const float *b, mli_eight c) { /* a b + c */
+    return _mm256_fmadd_ps(a, _mm256_loadu_ps(b), c);
+}
+MLI_INLINE void mli_eight_products(float *to, mli_eight a, const float *b) {
+    _mm256_storeu_ps(to, _mm256_mul_ps(a, _mm256_loadu_ps(b)));
+}
+MLI_INLINE void mli_eight_products_twice(float *to, mli_eight a, const float *b) { /* each of b (4) for two */
+    __m256 four = _mm256_broadcast_ps((const __m128 *)(const void *)b);
+    four = _mm256_permutevar_ps(four, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+    _mm256_storeu_ps(to, _mm256_mul_ps(a, four));
+}
+MLI_INLINE float mli_eight_total(mli_eight a) { return mli_sums_total(a); }
+#else
+typedef struct mli_eight {
+    float of[8];
+} mli_eight;
+MLI_INLINE mli_eight mli_eight_zero(void) {
+    mli_eight a = {{0, 0, 0, 0, 0, 0, 0, 0}};
+    return a;
+}
+MLI_INLINE mli_eight mli_eight_of(const uint8_t *bytes, int is_signed, float d) {
+    mli_eight a;
+    for (int i = 0; i < 8; i++) a.of[i] = d * (float)(is_signed ? (int8_t)bytes[i] : bytes[i]);
+    return a;
+}
+MLI_INLINE mli_eight mli_eight_fma(mli_eight a, const float *b, mli_eight c) {
+    for (int i = 0; i < 8; i++) c.of[i] += a.of[i] * b[i];
+    return c;
+}
+MLI_INLINE void mli_eight_products(float *to, mli_eight a, const float *b) {
+    for (int i = 0; i < 8; i++) to[i] = a.of[i] * b[i];
+}
+MLI_INLINE void mli_eight_products_twice(float *to, mli_eight a, const float *b) {
+    for (int i = 0; i < 8; i++) to[i] = a.of[i] * b[i / 2];
+}
+MLI_INLINE float mli_eight_total(mli_eight a) {
+    float sum = 0;
+    for (int i = 0; i < 8; i++) sum += a.of[i];
+    return sum;
+}
+#endif
+
 /* What the numbers of each part of a block are multiplied by, or each half of a part in Q6_K, and what is then taken
    away from them. */
 typedef struct mli_part_scales {
-    float scale[2 * MLI_PARTS], less[MLI_PARTS];
+    mli_eight scale[2], less; /* scale[1] in Q6_K only, less in the others */
 } mli_part_scales;
-
-MLI_INLINE int mli_scales_per_part(ml_type type) { return type == ML_Q6_K ? 2 : 1; }
 
 /* Of Q6_K, mli_part_bytes makes four times its numbers. The 6 bits of the other two are unpacked as in
    mli_unpack_scales, but four at a time. */
-MLI_INLINE void mli_scales_of_parts(ml_type type, const uint8_t *block, mli_part_scales *of) {
+MLI_INLINE mli_part_scales mli_scales_of_parts(ml_type type, const uint8_t *block) {
     const uint32_t six = 0x3f3f3f3f, four = 0x0f0f0f0f, two = 0x30303030;
+    mli_part_scales of;
     uint32_t in[3], out[4];
     uint8_t bytes[16];
     if (type == ML_Q6_K) {
         float d = mli_load_scale(block + 208) * 0.25f;
-        for (int i = 0; i < 2 * MLI_PARTS; i++) of->scale[i] = d * (float)(int8_t)block[192 + i];
-        return;
+        of.scale[0] = mli_eight_of(block + 192, 1, d);
+        of.scale[1] = mli_eight_of(block + 200, 1, d);
+        of.less = mli_eight_zero();
+        return of;
     }
-    float d = mli_load_scale(block), dmin = mli_load_scale(block + 2);
     memcpy(in, block + 4, sizeof in);
     out[0] = in[0] & six, out[1] = (in[2] & four) | (in[0] >> 2 & two);
     out[2] = in[1] & six, out[3] = (in[2] >> 4 & four) | (in[1] >> 2 & two);
     memcpy(bytes, out, sizeof bytes);
-    for (int i = 0; i < MLI_PARTS; i++) of->scale[i] = d * (float)bytes[i];
-    for (int i = 0; i < MLI_PARTS; i++) of->less[i] = dmin * (float)bytes[MLI_PARTS + i];
+    of.scale[0] = of.scale[1] = mli_eight_of(bytes, 0, mli_load_scale(block));
+    of.less = mli_eight_of(bytes + 8, 0, mli_load_scale(block + 2));
+    return of;
 }
 
 /* The numbers of a part. Q4_K and Q5_K: unsigned. Q6_K: four times the number, so that its offset becomes 128, as with
@@ -17907,31 +17959,39 @@ MLI_INLINE void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *j
 
 #ifndef ML_NO_K_QUANTS
 
-/* sum (n_x) += w . x (n_x) for a block of weights at w and the blocks of x from `at` on; less (n_x) is what is to be
-   taken away from it in the end. */
+/* A row of x while it meets a row of weights: two sums, so that one addition need not wait for the last, and what is
+   taken away from them in the end. */
+typedef struct mli_part_sums {
+    mli_sums sum[2];
+    mli_eight less;
+} mli_part_sums;
+
+/* Adds w . x (n_x) for a block of weights at w and the blocks of x from `at` on. */
 MLI_INLINE void mli_integer_parts(ml_type type, int n_x, const uint8_t *w, const mli_activations *x,
-                                  size_t at, mli_sums *sum, float (*less)[MLI_PARTS]) {
-    const int per_part = mli_scales_per_part(type);
+                                  size_t at, mli_part_sums *to) {
+    const int per_part = type == ML_Q6_K ? 2 : 1;
+    mli_part_scales of = mli_scales_of_parts(type, w);
     float by[MLI_FEW][2 * MLI_PARTS];
-    mli_part_scales of;
-    mli_scales_of_parts(type, w, &of);
     MLI_UNROLL
     for (int i = 0; i < n_x; i++) {
-        const float *scale = x->scale + at + (size_t)i * x->blocks,
-                    *x_sum = x->sum + at + (size_t)i * x->blocks;
-        MLI_UNROLL
-        for (int j = 0; j < per_part * MLI_PARTS; j++) by[i][j] = of.scale[j] * scale[j / per_part];
-        MLI_UNROLL
-        for (int j = 0; type != ML_Q6_K && j < MLI_PARTS; j++) less[i][j] += of.less[j] * x_sum[j];
+        const float *scale = x->scale + at + (size_t)i * x->blocks;
+        if (type == ML_Q6_K) {
+            mli_eight_products_twice(by[i], of.scale[0], scale);
+            mli_eight_products_twice(by[i] + MLI_PARTS, of.scale[1], scale + MLI_PARTS / 2);
+        } else {
+            mli_eight_products(by[i], of.scale[0], scale);
+            to[i].less = mli_eight_fma(of.less, x->sum + at + (size_t)i * x->blocks, to[i].less);
+        }
     }
     MLI_UNROLL
     for (int part = 0; part < MLI_PARTS; part++) {
         mli_bytes q = mli_part_bytes(type, w, part);
         const mli_block_x *block = x->q + at + part;
         MLI_UNROLL
-        for (int i = 0; i < n_x; i++)
-            sum[i] =
-                mli_sums_add_part(type, sum[i], q, block + (size_t)i * x->blocks, by[i] + per_part * part);
+        for (int i = 0; i < n_x; i++) {
+            mli_sums *sum = &to[i].sum[part % 2];
+            *sum = mli_sums_add_part(type, *sum, q, block + (size_t)i * x->blocks, by[i] + per_part * part);
+        }
     }
 }
 
@@ -17943,18 +18003,18 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
     const uint8_t *w = (const uint8_t *)job->w->data + col * (x->blocks / MLI_PARTS) * bytes;
     float *y = job->y + row * job->y_stride + col;
     for (; n_cols; n_cols--, y++) {
-        mli_sums sum[MLI_FEW];
-        float less[MLI_FEW][MLI_PARTS];
-        memset(less, 0, sizeof less);
-        MLI_UNROLL
-        for (int i = 0; i < n_x; i++) sum[i] = mli_sums_zero();
-        for (size_t b = 0; b < x->blocks; b += MLI_PARTS, w += bytes)
-            mli_integer_parts(type, n_x, w, x, first + b, sum, less);
+        mli_part_sums sums[MLI_FEW];
         MLI_UNROLL
         for (int i = 0; i < n_x; i++) {
-            float total = 0;
-            for (int j = 0; j < MLI_PARTS; j++) total += less[i][j];
-            y[(size_t)i * job->y_stride] = mli_sums_total(sum[i]) - total;
+            sums[i].sum[0] = sums[i].sum[1] = mli_sums_zero();
+            sums[i].less = mli_eight_zero();
+        }
+        for (size_t b = 0; b < x->blocks; b += MLI_PARTS, w += bytes)
+            mli_integer_parts(type, n_x, w, x, first + b, sums);
+        MLI_UNROLL
+        for (int i = 0; i < n_x; i++) {
+            float total = mli_sums_total(sums[i].sum[0]) + mli_sums_total(sums[i].sum[1]);
+            y[(size_t)i * job->y_stride] = type == ML_Q6_K ? total : total - mli_eight_total(sums[i].less);
         }
     }
 }
@@ -18097,11 +18157,15 @@ static void mli_pack_block(ml_type type, const uint8_t *block, mli_panel *panel,
 #ifndef ML_NO_K_QUANTS
     const int is_q6_k = type == ML_Q6_K;
     if (mli_types[type].block == MLI_LARGEST_BLOCK) {
-        mli_part_scales of;
-        mli_scales_of_parts(type, block, &of);
+        const float ones[MLI_PARTS] = {1, 1, 1, 1, 1, 1, 1, 1};
+        float scale[2 * MLI_PARTS], less[MLI_PARTS];
+        mli_part_scales of = mli_scales_of_parts(type, block);
+        mli_eight_products(scale, of.scale[0], ones);
+        mli_eight_products(scale + MLI_PARTS, of.scale[1], ones);
+        mli_eight_products(less, of.less, ones);
         for (int part = 0; part < MLI_PARTS; part++, panel++) {
-            mli_panel_put(panel, c, mli_part_bytes(type, block, part), of.scale[is_q6_k ? 2 * part : part]);
-            panel->second[c] = is_q6_k ? of.scale[2 * part + 1] : -of.less[part];
+            mli_panel_put(panel, c, mli_part_bytes(type, block, part), scale[is_q6_k ? 2 * part : part]);
+            panel->second[c] = is_q6_k ? scale[2 * part + 1] : -less[part];
         }
         return;
     }
