@@ -275,7 +275,7 @@ ML_DEF float ml_random_normal(ml_random *random);  /* mean 0, standard deviation
 /* ==== >>types ====
    Number formats of tensors. Weights may have any of the floats but F64 and any of the quantized types; the forward
    pass uses them as they are stored. The types from Q4_1 on are GGUF's other quantized formats, whose blocks >>numbers
-   draws: files have them, but nothing is converted to them. */
+   draws; of them, numbers are converted to Q4_K, Q5_K and Q6_K only. */
 
 typedef enum ml_type {
     ML_TYPE_NONE = 0,
@@ -310,9 +310,10 @@ ML_DEF size_t ml_type_block(ml_type type); /* numbers per block: 32, 256, or 1 w
 /* Bytes of a row of `cols` numbers; 0 if cols is not a multiple of the block. */
 ML_DEF size_t ml_type_row_bytes(ml_type type, size_t cols);
 
-/* Converts n numbers; `to` must be one of the first five types, or `from`. Exact where the target can hold the value, otherwise
-   rounded to nearest even; what is too large becomes infinite (in Q8_0 and Q4_0 the largest that fits). Fails when n
-   is not a multiple of a block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS left out. */
+/* Converts n numbers; `to` must be one of the first five types, Q4_K, Q5_K, Q6_K, or equal `from`. Exact where the
+   target can hold the value, otherwise rounded to nearest even (Q4_K to Q6_K: scales are chosen for a small square
+   error); what is too large becomes infinite (in blocks the largest that fits). Fails when n is not a multiple of a
+   block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS left out. */
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n);
 
 /* ==== >>tensors ==== */
@@ -1301,7 +1302,7 @@ ML_DEF ml_result ml_tokenizer_load_memory(const void *data, size_t size, const m
                                           ml_tokenizer **tokenizer, ml_error *error);
 
 typedef struct ml_model_load_desc {
-    /* The type of the matrices, F32 to Q4_0: all weights are converted into the model's own memory, which may be
+    /* The type of the matrices, F32 to Q4_0 or Q4_K to Q6_K: all weights are converted into the model's own memory, which may be
        written to (F32: for training), and the file is closed. Default: as in the file, used in place where possible,
        and read-only; F64 becomes F32. */
     ml_type type;
@@ -1360,8 +1361,9 @@ typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
     /* The type of the matrices; default: the one they have (quantized ones become F16 unless it is a GGUF). Norms are
-       F32; a matrix whose rows are not a multiple of the block becomes F16; with Q4_0 the layer that makes the logits
-       (or the tied embedding) is Q8_0. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
+       F32; a matrix whose rows are not a multiple of the block becomes F16 (Q8_0 if it is one of 256); with Q4_0 the
+       layer that makes the logits (or the tied embedding) is Q8_0. Q4_K and Q5_K are llama.cpp's mixes Q4_K_M and
+       Q5_K_M: that layer, and in some layers the value and down projections, are Q6_K. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
        number is not finite or too large for its new type (F16: above 65504). */
     ml_type type;
     const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
@@ -3541,16 +3543,30 @@ static void mli_output(mli_graph *g, const ml_model *model, ml_tensor hidden, co
 /* ==== >>create ====
    The memory of a model's weights, and models created from scratch: for training and for measuring. */
 
-/* The type that a weight gets when the matrices are to be of `type` (ML_TYPE_NONE: as they are). Norms are F32. With
-   Q4_0 the layer that makes the logits is Q8_0, because four bits would lose most accuracy there. A matrix whose rows
-   are not a multiple of the block is F16. */
-static ml_type mli_weight_type(const ml_config *config, mli_slot slot, ml_type type, ml_type present) {
-    const mli_param *param = &mli_params[slot];
+/* The types of a file of mostly `type`, after llama.cpp's: the layer that makes the logits has more bits, because four
+   would lose most accuracy there. With Q4_K and Q5_K (files that it calls Q4_K_M and Q5_K_M) so have the value and down
+   projections of an eighth of the layers at either end and of every third in between. */
+static ml_type mli_mixed_type(const ml_config *config, int index, ml_type type) {
+    const mli_slot slot = mli_slot_at(index);
+    const int layer = mli_layer_at(index), eighth = config->n_layers / 8;
     int makes_logits = slot == MLI_OUTPUT || (slot == MLI_TOKEN_EMBEDDING && config->tied_output);
+    if (type == ML_Q4_0 && makes_logits) return ML_Q8_0;
+    if (type != ML_Q4_K && type != ML_Q5_K) return type;
+    int is_sensitive = slot == MLI_WV || slot == MLI_W2;
+    int is_chosen = layer < eighth || layer >= 7 * config->n_layers / 8 || (layer - eighth) % 3 == 2;
+    return makes_logits || (is_sensitive && is_chosen) ? ML_Q6_K : type;
+}
+
+/* The type that weight `index` gets when the matrices are to be of `type` (ML_TYPE_NONE: as they are). Norms are F32.
+   A matrix whose rows are not a multiple of the block is Q8_0 in place of a type of blocks of 256, else F16. */
+static ml_type mli_weight_type(const ml_config *config, int index, ml_type type, ml_type present) {
+    const mli_slot slot = mli_slot_at(index);
     if (mli_is_norm(slot)) return ML_F32;
     if (!type) return mli_is_weight(present) ? present : ML_F32;
-    if (type == ML_Q4_0 && makes_logits) type = ML_Q8_0;
-    return (size_t)mli_extent_of(config, param->cols) % ml_type_block(type) ? ML_F16 : type;
+    size_t cols = (size_t)mli_extent_of(config, mli_params[slot].cols);
+    type = mli_mixed_type(config, index, type);
+    if (cols % ml_type_block(type) && ml_type_block(type) == MLI_LARGEST_BLOCK) type = ML_Q8_0;
+    return cols % ml_type_block(type) ? ML_F16 : type;
 }
 
 /* Places the data of every tensor that has a type but no data; with memory NULL only counts the bytes. */
@@ -3608,7 +3624,7 @@ static ml_result mli_create_weights(ml_model *model, ml_type type, ml_random *ra
     struct ml_model_private *own = model->private_part;
     for (int i = 0; i < model->n_tensors; i++)
         if (mli_has_slot(&model->config, mli_slot_at(i)))
-            own->tensors[i].type = mli_weight_type(&model->config, mli_slot_at(i), type, type);
+            own->tensors[i].type = mli_weight_type(&model->config, i, type, type);
     ml_result result = mli_allocate_weights(model, error);
     if (result) return result;
     size_t longest = (size_t)MLI_MAX(model->config.dim, model->config.hidden_dim);
@@ -13841,7 +13857,7 @@ static int mli_place_weights(mli_loader *loader) {
         ml_tensor *tensor = &loader->model->private_part->tensors[i];
         mli_slot slot = mli_slot_at(i);
         if (!mli_has_slot(config, slot) || (slot == MLI_OUTPUT && !array)) continue;
-        tensor->type = mli_weight_type(config, slot, loader->desc.type, array ? array->type : ML_F32);
+        tensor->type = mli_weight_type(config, i, loader->desc.type, array ? array->type : ML_F32);
         if (array && mli_is_in_place(loader, array, tensor, slot)) {
             tensor->data = (void *)(uintptr_t)array->data; /* the forward pass only reads it */
             n_in_place++;
@@ -14583,9 +14599,8 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
 /* The type that tensor `index` of the model has in the file. */
 static ml_type mli_saved_type(const mli_saver *saver, int index) {
     ml_type wanted = saver->desc.type, present = saver->model->tensors[index].type;
-    mli_slot slot = mli_slot_at(index);
     if (saver->desc.format != ML_GGUF && !wanted && ml_type_block(present) > 1) wanted = ML_F16;
-    return mli_weight_type(&saver->model->config, slot, wanted, present);
+    return mli_weight_type(&saver->model->config, index, wanted, present);
 }
 
 /* The course's model is one that its classifier has as "llama"; its output is the embedding; an adapter is merged. */
@@ -17094,11 +17109,169 @@ static void mli_unpack_iq4_xs(const uint8_t *block, float *dst) {
 MLI_DEQUANTIZE(iq4_nl, MLI_BLOCK, 18)
 MLI_DEQUANTIZE(iq4_xs, 256, 136)
 
+/* ---- quantizing to Q4_K, Q5_K and Q6_K ----
+   For each part the scale and the offset with the least square error: from scales around the one that just spans the
+   part, rounding and least squares in turn (Lloyd 1982, "Least Squares Quantization in PCM"). Then scales and offsets
+   become small integers, and the numbers are rounded again to what these make. */
+
+/* x as scale q - less */
+typedef struct mli_steps {
+    int low, high; /* of q */
+    float scale, less;
+} mli_steps;
+
+/* x to the nearest integer of low..high; NaN gives low. */
+static int mli_nearest(float x, int low, int high) {
+    if (!(x > (float)low)) return low;
+    return x >= (float)high ? high : (int)(x + (x < 0 ? -0.5f : 0.5f));
+}
+
+/* q as floats, with which sums are fast */
+static void mli_round_to_steps(const float *x, size_t n, const mli_steps *to, float *q) {
+    const float inverse = to->scale != 0 ? 1.0f / to->scale : 0, from = to->less * inverse;
+    const float low = (float)to->low, high = (float)to->high;
+    for (size_t i = 0; i < n; i++) {
+        float at = x[i] * inverse + from;
+        at = MLI_MIN(MLI_MAX(at, low), high) + 12582912.0f; /* as in mli_quantize_block */
+        q[i] = at - 12582912.0f;
+    }
+}
+
+/* The best scale and offset for these q; there is no offset below 0, and with low < 0 none. Returns the square error,
+   less sum x^2. */
+static float mli_fit_steps(const float *x, size_t n, float sum_x, const float *q, mli_steps *to) {
+    static const float ones[MLI_BLOCK] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                          1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    float sum_qq = mli_dot(q, q, n), sum_xq = mli_dot(x, q, n);
+    to->scale = sum_qq > 0 ? sum_xq / sum_qq : 0;
+    to->less = 0;
+    if (to->low < 0) return -to->scale * sum_xq;
+    float sum_q = mli_dot(ones, q, n), count = (float)n, spread = count * sum_qq - sum_q * sum_q;
+    float scale = spread > 0 ? (count * sum_xq - sum_x * sum_q) / spread : 0;
+    float less = (scale * sum_q - sum_x) / count;
+    if (!(spread > 0) || less <= 0) return -to->scale * sum_xq;
+    to->scale = scale, to->less = less;
+    return less * sum_x - scale * sum_xq;
+}
+
+/* The steps of a part of n <= 32 numbers. All equal, or nothing but zeros: the scale 0. */
+static mli_steps mli_find_steps(const float *x, size_t n, int low, int high) {
+    enum { TRIES = 8, ROUNDS = 2 };
+    mli_steps best = {low, high, 0, 0}, to = best;
+    float least = 0, most = 0, lowest_error = 0, sum = 0, q[MLI_BLOCK];
+    for (size_t i = 0; i < n; i++) {
+        least = MLI_MIN(least, x[i]), most = MLI_MAX(most, x[i]);
+        sum += x[i];
+    }
+    float span = (most - least) / (float)(high - low);
+    if (low < 0) span = (most > -least ? most : least) / (float)low;
+    for (int i = -TRIES; i <= TRIES; i++) {
+        to.scale = span / (1.0f + (float)i * (low < 0 ? 0.006f : 0.025f));
+        to.less = low < 0 ? 0 : -least;
+        for (int round = 0; round < ROUNDS; round++) {
+            mli_round_to_steps(x, n, &to, q);
+            float error = mli_fit_steps(x, n, sum, q, &to);
+            if (error < lowest_error) lowest_error = error, best = to;
+        }
+    }
+    return best;
+}
+
+/* The numbers of a block within what the types hold; NaN as 0. */
+static void mli_clip_block(const float *x, float *to) {
+    const float most = 4126752.0f; /* 63 * 65504: the largest offset */
+    for (int i = 0; i < MLI_LARGEST_BLOCK; i++)
+        to[i] = x[i] == x[i] ? MLI_MAX(-most, MLI_MIN(x[i], most)) : 0;
+}
+
+/* The inverse of mli_unpack_scales; the bytes are 0 before. */
+static void mli_pack_scales(uint8_t *bytes, int part, int scale, int offset) {
+    int j = part % 4;
+    bytes[j] = (uint8_t)(bytes[j] | (part < 4 ? scale : scale >> 4 << 6));
+    bytes[4 + j] = (uint8_t)(bytes[4 + j] | (part < 4 ? offset : offset >> 4 << 6));
+    if (part >= 4) bytes[8 + j] = (uint8_t)((scale & 15) | (offset & 15) << 4);
+}
+
+/* One part of a Q4_K or Q5_K whose d and dmin are known: its scale and offset, of which the latter is fitted once more
+   to the rounded scale, and q. high is NULL in Q4_K. */
+static void mli_pack_part(const float *x, mli_steps to, uint8_t *block, uint8_t *high, int part) {
+    float d = mli_load_scale(block), dmin = mli_load_scale(block + 2), sum = 0;
+    int scale = d > 0 ? mli_nearest(to.scale / d, 0, 63) : 0;
+    float q[MLI_BLOCK];
+    to.scale = d * (float)scale;
+    mli_round_to_steps(x, MLI_BLOCK, &to, q);
+    for (int i = 0; i < MLI_BLOCK; i++) sum += to.scale * q[i] - x[i];
+    int offset = dmin > 0 ? mli_nearest(sum / (float)MLI_BLOCK / dmin, 0, 63) : 0;
+    to.less = dmin * (float)offset;
+    mli_round_to_steps(x, MLI_BLOCK, &to, q);
+    mli_pack_scales(block + 4, part, scale, offset);
+    uint8_t *low = block + (high ? 48 : 16) + part / 2 * 32;
+    for (int i = 0; i < MLI_BLOCK; i++) {
+        int number = (int)q[i];
+        low[i] = (uint8_t)(low[i] | (number & 15) << part % 2 * 4);
+        if (high) high[i] = (uint8_t)(high[i] | number >> 4 << part);
+    }
+}
+
+static void mli_pack_4_or_5_bits(const float *src, uint8_t *block, uint8_t *high) {
+    float x[MLI_LARGEST_BLOCK], scale = 0, less = 0;
+    mli_steps of[8];
+    mli_clip_block(src, x);
+    for (int part = 0; part < 8; part++) {
+        of[part] = mli_find_steps(x + part * MLI_BLOCK, MLI_BLOCK, 0, high ? 31 : 15);
+        scale = MLI_MAX(scale, of[part].scale), less = MLI_MAX(less, of[part].less);
+    }
+    memset(block, 0, high ? 176 : 144);
+    mli_store_scale(block, scale / 63.0f);
+    mli_store_scale(block + 2, less / 63.0f);
+    for (int part = 0; part < 8; part++) mli_pack_part(x + part * MLI_BLOCK, of[part], block, high, part);
+}
+static void mli_pack_q4_k(const float *src, uint8_t *block) { mli_pack_4_or_5_bits(src, block, NULL); }
+static void mli_pack_q5_k(const float *src, uint8_t *block) { mli_pack_4_or_5_bits(src, block, block + 16); }
+
+static void mli_pack_q6_k(const float *src, uint8_t *block) {
+    float x[MLI_LARGEST_BLOCK], largest = 0;
+    mli_steps of[16];
+    float q[16];
+    mli_clip_block(src, x);
+    for (int part = 0; part < 16; part++) {
+        of[part] = mli_find_steps(x + part * 16, 16, -32, 31);
+        if (fabsf(of[part].scale) > fabsf(largest)) largest = of[part].scale;
+    }
+    memset(block, 0, 210);
+    mli_store_scale(block + 208, largest / -128.0f); /* so that the largest becomes -128 */
+    float d = mli_load_scale(block + 208);
+    for (int part = 0; part < 16; part++) { /* as mli_unpack_q6_k */
+        int in_half = part % 8, scale = d != 0 ? mli_nearest(of[part].scale / d, -128, 127) : 0;
+        uint8_t *low = block + part / 8 * 64 + in_half % 4 * 16;
+        uint8_t *high = block + 128 + part / 8 * 32 + in_half % 2 * 16;
+        of[part].scale = d * (float)scale;
+        mli_round_to_steps(x + part * 16, 16, &of[part], q);
+        block[192 + part] = (uint8_t)scale;
+        for (int i = 0; i < 16; i++) {
+            int number = (int)q[i] + 32;
+            low[i] = (uint8_t)(low[i] | (number & 15) << in_half / 4 * 4);
+            high[i] = (uint8_t)(high[i] | number >> 4 << in_half / 2 * 2);
+        }
+    }
+}
+
+/* Defines the function on rows for the one on a block: mli_pack_NAME(src, block). */
+#define MLI_QUANTIZE(name, numbers, bytes)                                                                   \
+    static void mli_quantize_##name(const float *src, void *row, size_t n) {                                 \
+        uint8_t *block = (uint8_t *)row;                                                                     \
+        for (size_t i = 0; i < n; i += (numbers), block += (bytes)) mli_pack_##name(src + i, block);         \
+    }
+MLI_QUANTIZE(q4_k, 256, 144)
+MLI_QUANTIZE(q5_k, 256, 176)
+MLI_QUANTIZE(q6_k, 256, 210)
+
 #define MLI_ONLY_READ(name) NULL, mli_dequantize_##name, NULL
-#define MLI_IN_PARTS(name) NULL, mli_dequantize_##name, mli_few_##name
+#define MLI_IN_PARTS(name)                                                                                   \
+    0x4a7bf040u /* 63 * 65520 */, mli_quantize_##name, mli_dequantize_##name, mli_few_##name
 #else
 #define MLI_ONLY_READ(name) NULL, NULL, NULL
-#define MLI_IN_PARTS(name) NULL, NULL, NULL
+#define MLI_IN_PARTS(name) 0, NULL, NULL, NULL
 #endif
 
 /* ---- the table of formats ---- */
@@ -17157,9 +17330,9 @@ static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     {"Q5_1", 7, 9, MLI_BLOCK, 24, {0, 2}, 0, MLI_ONLY_READ(q5_1)},
     {"Q2_K", 10, 10, 256, 84, {80, 82}, 0, MLI_ONLY_READ(q2_k)},
     {"Q3_K", 11, 12, 256, 110, {108, 108}, 0, MLI_ONLY_READ(q3_k)},
-    {"Q4_K", 12, 15, 256, 144, {0, 2}, 0, MLI_IN_PARTS(q4_k)},
-    {"Q5_K", 13, 17, 256, 176, {0, 2}, 0, MLI_IN_PARTS(q5_k)},
-    {"Q6_K", 14, 18, 256, 210, {208, 208}, 0, MLI_IN_PARTS(q6_k)},
+    {"Q4_K", 12, 15, 256, 144, {0, 2}, MLI_IN_PARTS(q4_k)},
+    {"Q5_K", 13, 17, 256, 176, {0, 2}, MLI_IN_PARTS(q5_k)},
+    {"Q6_K", 14, 18, 256, 210, {208, 208}, MLI_IN_PARTS(q6_k)},
     {"IQ4_NL", 20, 25, MLI_BLOCK, 18, {0, 0}, 0, MLI_ONLY_READ(iq4_nl)},
     {"IQ4_XS", 23, 30, 256, 136, {0, 0}, 0, MLI_ONLY_READ(iq4_xs)},
 };
