@@ -17149,7 +17149,7 @@ static float mli_fit_steps(const float *x, size_t n, float sum_x, const float *q
     float sum_q = mli_dot(ones, q, n), count = (float)n, spread = count * sum_qq - sum_q * sum_q;
     float scale = spread > 0 ? (count * sum_xq - sum_x * sum_q) / spread : 0;
     float less = (scale * sum_q - sum_x) / count;
-    if (!(spread > 0) || less <= 0) return -to->scale * sum_xq;
+    if ((sum_qq > 0 && !(spread > 0)) || less <= 0) return -to->scale * sum_xq;
     to->scale = scale, to->less = less;
     return less * sum_x - scale * sum_xq;
 }

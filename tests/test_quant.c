@@ -828,6 +828,175 @@ TEST(files_of_llama_quantize) {
     ml_archive_free(reference);
 }
 
+/* ---- quantizing to Q4_K, Q5_K and Q6_K ---- */
+
+static const ml_type written[] = {ML_Q4_K, ML_Q5_K, ML_Q6_K};
+
+/* Root mean square of the errors of n numbers; what they become in back (n). */
+static double error_of(ml_type type, const float *x, float *back, size_t n) {
+    void *blocks = guard(ml_type_row_bytes(type, n));
+    double sum = 0;
+    size_t i;
+    CHECK(ml_type_convert(type, blocks, ML_F32, x, n) == ML_OK);
+    CHECK(mli_find_not_finite(type, blocks, n) == n);
+    CHECK(ml_type_convert(ML_F32, back, type, blocks, n) == ML_OK);
+    for (i = 0; i < n; i++) sum += pow((double)x[i] - (double)back[i], 2);
+    release(blocks, ml_type_row_bytes(type, n));
+    return sqrt(sum / (double)n);
+}
+
+/* Expected is the error that llama.cpp's quantize_row_..._ref make of the same numbers: normal ones times 0.02, and
+   their cubes, which have long tails. Ours must not be larger, and is 1 to 5 percent smaller. */
+TEST(errors_of_quantizing) {
+    enum { N = 51200 };
+    static const double expected[2][3] = {{0.00141757, 0.000722967, 0.000354584},
+                                          {0.00674538, 0.00373914, 0.00183876}};
+    float *x = (float *)malloc(N * sizeof *x), *back = (float *)malloc(N * sizeof *back);
+    int kind, i;
+    size_t t;
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (kind = 0; kind < 2; kind++) {
+        ml_random random;
+        ml_random_seed(&random, kind ? 43 : 42);
+        for (i = 0; i < N; i++) {
+            x[i] = ml_random_normal(&random);
+            x[i] *= kind ? 0.02f * x[i] * x[i] : 0.02f;
+        }
+        for (t = 0; t < 3; t++) CHECK(error_of(written[t], x, back, N) <= expected[kind][t]);
+    }
+    free(x);
+    free(back);
+}
+
+/* Numbers that blocks hold exactly, and those that are no numbers, too small or too large for a block. */
+TEST(quantizing_strange_numbers) {
+    float x[256], back[256];
+    size_t t;
+    int i;
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (t = 0; t < 3; t++) {
+        memset(x, 0, sizeof x);
+        CHECK(error_of(written[t], x, back, 256) == 0 && back[0] == 0);
+        for (i = 0; i < 256; i++) x[i] = 63 * (float)(i % 16); /* 0..15 times a scale of 63 */
+        if (written[t] == ML_Q6_K)
+            for (i = 0; i < 256; i++) x[i] = 128 * (float)(i % 16 * 4 - 32);
+        CHECK(error_of(written[t], x, back, 256) == 0);
+        for (i = 0; i < 256; i++) x[i] = -5; /* one offset */
+        CHECK(error_of(written[t], x, back, 256) <= 5 * 0.002);
+        for (i = 0; i < 256; i++) x[i] = i % 2 ? 1e-30f : -1e-38f; /* a scale that F16 does not have */
+        CHECK(error_of(written[t], x, back, 256) <= 1e-30 && back[1] == 0);
+        for (i = 0; i < 256; i++) x[i] = i % 3 == 0 ? NAN : i % 3 == 1 ? -INFINITY : INFINITY;
+        error_of(written[t], x, back, 256); /* checks that the scales are finite */
+        CHECK(fabsf(back[0]) <= 0.02f * 4126752 && back[1] < -4e6f && back[2] > 4e6f);
+        for (i = 0; i < 256; i++) x[i] = i % 2 ? 3e38f : -3e38f;
+        error_of(written[t], x, back, 256);
+        CHECK(back[0] < -4e6f && back[1] > 4e6f);
+    }
+}
+
+/* The types of a model of 16 layers, by llama.cpp's rule for Q4_K_M and Q5_K_M: an eighth of the layers at either end
+   and every third in between have value and down projections of 6 bits. */
+TEST(mixed_types) {
+    static const int chosen[] = {1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 1, 1, 1};
+    ml_config config = {.dim = 256,
+                        .hidden_dim = 256,
+                        .n_layers = 16,
+                        .n_heads = 2,
+                        .n_kv_heads = 1,
+                        .vocab_size = 32,
+                        .max_seq_len = 16};
+    size_t t;
+    int l;
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (t = 0; t < 3; t++) {
+        ml_type type = written[t], more = ML_Q6_K;
+        ml_model *model = NULL;
+        config.tied_output = t == 1;
+        REQUIRE(create_model(&config, type, &state, NULL, &model, NULL) == ML_OK);
+        CHECK(tensor_named(model, "token_embd.weight")->type == (config.tied_output ? more : type));
+        CHECK(tensor_named(model, "output.weight")->type == more);
+        for (l = 0; l < 16; l++) {
+            CHECK(layer_tensor(model, l, "attn_v.weight")->type == (chosen[l] ? more : type));
+            CHECK(layer_tensor(model, l, "ffn_down.weight")->type == (chosen[l] ? more : type));
+            CHECK(layer_tensor(model, l, "attn_q.weight")->type == type);
+            CHECK(layer_tensor(model, l, "attn_output.weight")->type == type);
+            CHECK(layer_tensor(model, l, "ffn_gate.weight")->type == type);
+            CHECK(layer_tensor(model, l, "ffn_norm.weight")->type == ML_F32);
+        }
+        ml_model_free(model);
+    }
+    config.hidden_dim = 352, config.n_layers = 1; /* a multiple of 32 only */
+    ml_model *model = NULL;
+    REQUIRE(create_model(&config, ML_Q4_K, &state, NULL, &model, NULL) == ML_OK);
+    CHECK(layer_tensor(model, 0, "ffn_down.weight")->type == ML_Q8_0);
+    CHECK(layer_tensor(model, 0, "ffn_up.weight")->type == ML_Q4_K);
+    ml_model_free(model);
+}
+
+/* An F32 model saved in a mix: types, keys and numbers of the file. */
+TEST(saving_in_a_mix) {
+    static const ml_config config = {.dim = 256,
+                                     .hidden_dim = 512,
+                                     .n_layers = 2,
+                                     .n_heads = 2,
+                                     .n_kv_heads = 2,
+                                     .vocab_size = 48,
+                                     .max_seq_len = 16};
+    static const int file_types[] = {15, 17, 18}; /* llama.cpp's Q4_K_M, Q5_K_M and Q6_K */
+    size_t t, n;
+    int i;
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (t = 0; t < 3; t++) {
+        ml_save_desc desc = save_as(ML_GGUF, written[t]);
+        ml_model *model = NULL, *loaded = NULL;
+        ml_archive *archive = NULL;
+        REQUIRE(create_model(&config, ML_F32, &state, NULL, &model, NULL) == ML_OK);
+        CHECK(ml_model_save(model, in_folder("mix.gguf"), &desc, NULL) == ML_OK);
+        REQUIRE(ml_archive_load(in_folder("mix.gguf"), NULL, &archive, NULL) == ML_OK);
+        CHECK(ml_archive_find_value(archive, "general.file_type")->i == file_types[t]);
+        CHECK(ml_archive_find_value(archive, "general.quantization_version")->i == 2);
+        ml_archive_free(archive);
+        REQUIRE(ml_model_load(in_folder("mix.gguf"), NULL, &loaded, NULL) == ML_OK);
+        CHECK(tensor_named(loaded, "output.weight")->type == ML_Q6_K);
+        CHECK(layer_tensor(loaded, 0, "attn_q.weight")->type == written[t]);
+        for (i = 0; i < model->n_tensors; i++) {
+            const ml_tensor *a = &model->tensors[i], *b = &loaded->tensors[i];
+            float *back;
+            if (!a->data) continue;
+            n = a->rows * a->cols;
+            back = (float *)malloc(n * sizeof *back);
+            CHECK(ml_type_convert(ML_F32, back, b->type, b->data, n) == ML_OK);
+            /* half a step of 30 between numbers of 4.5 standard deviations at most, and what rounded scales add */
+            CHECK(max_difference(back, (const float *)a->data, n) <= 0.02 * 0.4);
+            free(back);
+        }
+        ml_model_free(model);
+        ml_model_free(loaded);
+    }
+}
+
+/* The same types of the same tensors as llama.cpp's tool gives them. */
+TEST(mixes_of_llama_quantize) {
+    static const char *const names[] = {"Q4_K_M", "Q5_K_M", "Q6_K"};
+    size_t t;
+    int i;
+    NEED_SHARED();
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (t = 0; t < 3; t++) {
+        ml_model_load_desc desc;
+        ml_model *theirs = NULL, *ours = NULL;
+        char path[64];
+        memset(&desc, 0, sizeof desc);
+        desc.type = written[t];
+        snprintf(path, sizeof path, "models/modern/quant-%s.gguf", names[t]);
+        REQUIRE(ml_model_load(shared_path(path), NULL, &theirs, NULL) == ML_OK);
+        REQUIRE(ml_model_load(shared_path("models/modern/quant-Q5_1.gguf"), &desc, &ours, NULL) == ML_OK);
+        for (i = 0; i < ours->n_tensors; i++) CHECK(ours->tensors[i].type == theirs->tensors[i].type);
+        ml_model_free(theirs);
+        ml_model_free(ours);
+    }
+}
+
 int main(void) {
     if (!folder_begin("quant")) return 1;
     ml_random_seed(&state, 7);
@@ -849,6 +1018,11 @@ int main(void) {
     RUN(q4_0_with_q6_k_output);
     RUN(blocks_are_kept);
     RUN(files_of_llama_quantize);
+    RUN(errors_of_quantizing);
+    RUN(quantizing_strange_numbers);
+    RUN(mixed_types);
+    RUN(saving_in_a_mix);
+    RUN(mixes_of_llama_quantize);
     if (!folder_end()) return 1;
     return test_report("quant");
 }
