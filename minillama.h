@@ -159,8 +159,9 @@
    breaks it: x87 arithmetic; -ffast-math and -Ofast, which reorder sums and assume that there are no infinities,
    which masks need. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
-   of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5). With Q8_0
-   and Q4_0 weights the activations are rounded to 8 bits in blocks of 32, as in llama.cpp: logits move by about 1 %.
+   of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5).
+   With Q8_0, Q4_0, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of 32, much as in
+   llama.cpp: logits move by 1 to 3 %. The other quantized types become floats a block at a time, exact but slower.
    A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded or saved, or do
    not fit the type that they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
    likelihood, an embedding or a head's result. The test is one of bits, which no compiler option can remove.
@@ -274,8 +275,8 @@ ML_DEF float ml_random_normal(ml_random *random);  /* mean 0, standard deviation
 
 /* ==== >>types ====
    Number formats of tensors. Weights may have any of the floats but F64 and any of the quantized types; the forward
-   pass uses them as they are stored. The types from Q4_1 on are GGUF's other quantized formats, whose blocks >>numbers
-   draws; of them, numbers are converted to Q4_K, Q5_K and Q6_K only. */
+   pass uses them as they are stored. The types from Q4_1 on are GGUF's other quantized formats (>>numbers draws their
+   blocks); of them, numbers are converted to Q4_K, Q5_K and Q6_K only. */
 
 typedef enum ml_type {
     ML_TYPE_NONE = 0,
@@ -291,16 +292,16 @@ typedef enum ml_type {
     ML_I8,
     ML_U8,
     ML_BOOL,
-    ML_Q4_1, /* blocks of 32, as are the next two and IQ4_NL */
-    ML_Q5_0,
-    ML_Q5_1,
-    ML_Q2_K, /* blocks of 256, as are the others */
-    ML_Q3_K,
-    ML_Q4_K,
-    ML_Q5_K,
-    ML_Q6_K,
-    ML_IQ4_NL,
-    ML_IQ4_XS,
+    ML_Q4_1,   /* blocks of 32, as are the next two and IQ4_NL. 20 bytes */
+    ML_Q5_0,   /* 22 bytes */
+    ML_Q5_1,   /* 24 bytes */
+    ML_Q2_K,   /* blocks of 256, as are the others. 84 bytes */
+    ML_Q3_K,   /* 110 bytes */
+    ML_Q4_K,   /* parts of 32: value d * s * q - dmin * m, with s and m of 6 bits and q of 4. 144 bytes */
+    ML_Q5_K,   /* the same with q of 5 bits. 176 bytes */
+    ML_Q6_K,   /* parts of 16: value d * s * (q - 32), with s of 8 bits and q of 6. 210 bytes */
+    ML_IQ4_NL, /* 18 bytes */
+    ML_IQ4_XS, /* 136 bytes */
     ML_TYPE_COUNT
 } ml_type;
 
@@ -1302,9 +1303,9 @@ ML_DEF ml_result ml_tokenizer_load_memory(const void *data, size_t size, const m
                                           ml_tokenizer **tokenizer, ml_error *error);
 
 typedef struct ml_model_load_desc {
-    /* The type of the matrices, F32 to Q4_0 or Q4_K to Q6_K: all weights are converted into the model's own memory, which may be
-       written to (F32: for training), and the file is closed. Default: as in the file, used in place where possible,
-       and read-only; F64 becomes F32. */
+    /* The type of the matrices, F32 to Q4_0 or Q4_K to Q6_K: all weights are converted into the model's own memory,
+       which may be written to (F32: for training), and the file is closed. Default: as in the file, used in place
+       where possible, and read-only; F64 becomes F32. */
     ml_type type;
     ml_norm norm; /* override what the file says */
     ml_mask mask;
@@ -1361,10 +1362,11 @@ typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
     /* The type of the matrices; default: the one they have (quantized ones become F16 unless it is a GGUF). Norms are
-       F32; a matrix whose rows are not a multiple of the block becomes F16 (Q8_0 if it is one of 256); with Q4_0 the
-       layer that makes the logits (or the tied embedding) is Q8_0. Q4_K and Q5_K are llama.cpp's mixes Q4_K_M and
-       Q5_K_M: that layer, and in some layers the value and down projections, are Q6_K. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
-       number is not finite or too large for its new type (F16: above 65504). */
+       F32; a matrix whose rows are not a multiple of the block becomes F16, of a block of 256 Q8_0; with Q4_0 the
+       layer that makes the logits (or the tied embedding) is Q8_0. Q4_K and Q5_K are the mixes that llama.cpp calls
+       Q4_K_M and Q5_K_M: that layer, and in some layers the value and down projections, are Q6_K. Adapters: see
+       ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a number is not finite or too large for its new
+       type (F16: above 65504). */
     ml_type type;
     const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
     const ml_head *head; /* saved in the same file; default none. llama.cpp refuses such a file */
@@ -1945,8 +1947,9 @@ MLI_OPTIONAL void mli_dots(float *y, const float *x, const float *rows, size_t r
                            size_t k);
 
 /* y_j (n, out_j) = x (n, in) . w_j (out_j, in)^T for weights of any type that share their input [mli_ref_gemm; for
-   quantized weights plain_rows in the tests]. Where mli_is_integer, w is multiplied in integers, for which x is rounded
-   to 8 bits; other quantized weights become floats block by block. work: mli_linear_work bytes, for up to n rows of x and weights up to (max_out, max_in). */
+   quantized weights plain_rows in the tests]. Where mli_is_integer, w is multiplied in integers, for which x is
+   rounded to 8 bits; other quantized weights become floats block by block. work: mli_linear_work bytes, for up to n
+   rows of x and weights up to (max_out, max_in). */
 typedef struct mli_linear_job {
     const ml_tensor *w; /* (out, in) */
     float *y;           /* (n, out), contiguous rows */
@@ -3543,9 +3546,9 @@ static void mli_output(mli_graph *g, const ml_model *model, ml_tensor hidden, co
 /* ==== >>create ====
    The memory of a model's weights, and models created from scratch: for training and for measuring. */
 
-/* The types of a file of mostly `type`, after llama.cpp's: the layer that makes the logits has more bits, because four
-   would lose most accuracy there. With Q4_K and Q5_K (files that it calls Q4_K_M and Q5_K_M) so have the value and down
-   projections of an eighth of the layers at either end and of every third in between. */
+/* The types of a file of mostly `type`, after llama.cpp's: the layer that makes the logits has more bits, because
+   four would lose most accuracy there. With Q4_K and Q5_K (files that it calls Q4_K_M and Q5_K_M) so have the value
+   and down projections of an eighth of the layers at either end and of every third in between. */
 static ml_type mli_mixed_type(const ml_config *config, int index, ml_type type) {
     const mli_slot slot = mli_slot_at(index);
     const int layer = mli_layer_at(index), eighth = config->n_layers / 8;
@@ -16770,7 +16773,7 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
                     | d | q16 q0 | q17 q1 | ... | q31 q15 |           18 bytes; a byte is two q, the high 4 bits
                                                                       first, each stored as q + 8, 0..15
 
-   ggml's other formats are only read; they are drawn beside their functions below.
+   ggml's other formats are drawn beside their functions below; of those, Q4_K, Q5_K and Q6_K are also written.
 
    The table mli_types describes every format. To add a quantized one: give it a row there, and a function that
    dequantizes it; products then dequantize a block at a time. To multiply it in integers, give it its case in
@@ -16952,7 +16955,7 @@ static void mli_quantize_q4_0(const float *src, void *row, size_t n) {
 
 #ifndef ML_NO_K_QUANTS
 
-/* ---- blocks that are only read ----
+/* ---- the other blocks of ggml ----
    The formats of llama.cpp's mixed files (Q4_K_M and so on). d, m and dmin are F16, the scale and the offset; s_j are
    small integers that scale a part of the block. Numbers in quotes are bits. All names are those of ggml. */
 
@@ -17192,8 +17195,8 @@ static void mli_pack_scales(uint8_t *bytes, int part, int scale, int offset) {
     if (part >= 4) bytes[8 + j] = (uint8_t)((scale & 15) | (offset & 15) << 4);
 }
 
-/* One part of a Q4_K or Q5_K whose d and dmin are known: its scale and offset, of which the latter is fitted once more
-   to the rounded scale, and q. high is NULL in Q4_K. */
+/* One part of a Q4_K or Q5_K whose d and dmin are known: its scale and offset, of which the latter is fitted once
+   more to the rounded scale, and q. high is NULL in Q4_K. */
 static void mli_pack_part(const float *x, mli_steps to, uint8_t *block, uint8_t *high, int part) {
     float d = mli_load_scale(block), dmin = mli_load_scale(block + 2), sum = 0;
     int scale = d > 0 ? mli_nearest(to.scale / d, 0, 63) : 0;
