@@ -17641,20 +17641,18 @@ MLI_INLINE mli_bytes mli_bytes_or(mli_bytes a, mli_bytes b) { return _mm256_or_s
 MLI_INLINE mli_bytes mli_bytes_shift(mli_bytes a, int left) {
     return left >= 0 ? _mm256_slli_epi16(a, left) : _mm256_srli_epi16(a, -left);
 }
+#ifndef MLI_VNNI
 /* sum + (w . x) * by, of a part: by[0] is the scale of its first half and by[1] that of the second in Q6_K */
 MLI_INLINE mli_sums mli_sums_add_part(ml_type type, mli_sums sum, mli_bytes w, const mli_block_x *x,
                                       const float *by) {
-    __m256i q = mli_bytes_load(x->q), zero = _mm256_setzero_si256();
-#ifdef MLI_VNNI
-    __m256i products = _mm256_dpbusd_epi32(type == ML_Q6_K ? mli_bytes_load(x->start) : zero, w, q);
-#else
-    __m256i products = type == ML_Q6_K ? mli_dot_bytes(zero, w, q)
+    __m256i q = mli_bytes_load(x->q);
+    __m256i products = type == ML_Q6_K ? mli_dot_bytes(_mm256_setzero_si256(), w, q)
                                        : _mm256_madd_epi16(_mm256_maddubs_epi16(w, q), _mm256_set1_epi16(1));
-#endif
     __m256 scale = _mm256_set1_ps(by[0]);
     if (type == ML_Q6_K) scale = _mm256_insertf128_ps(scale, _mm_set1_ps(by[1]), 1);
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sum);
 }
+#endif
 #endif
 MLI_INLINE float mli_sums_total(mli_sums sum) {
     sum = _mm256_add_ps(sum, _mm256_movehdup_ps(sum));
@@ -17879,11 +17877,13 @@ MLI_INLINE mli_eight mli_eight_fma(mli_eight a, const float *b, mli_eight c) { /
 MLI_INLINE void mli_eight_products(float *to, mli_eight a, const float *b) {
     _mm256_storeu_ps(to, _mm256_mul_ps(a, _mm256_loadu_ps(b)));
 }
+#ifndef MLI_VNNI
 MLI_INLINE void mli_eight_products_twice(float *to, mli_eight a, const float *b) { /* each of b (4) for two */
     __m256 four = _mm256_broadcast_ps((const __m128 *)(const void *)b);
     four = _mm256_permutevar_ps(four, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
     _mm256_storeu_ps(to, _mm256_mul_ps(a, four));
 }
+#endif
 MLI_INLINE float mli_eight_total(mli_eight a) { return mli_sums_total(a); }
 #else
 typedef struct mli_eight {
@@ -18138,9 +18138,97 @@ MLI_INLINE void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *j
 /* A row of x while it meets a row of weights: two sums, so that one addition need not wait for the last, and what is
    taken away from them in the end. */
 typedef struct mli_part_sums {
+#ifdef MLI_VNNI
+    __m512 sum[2];
+#else
     mli_sums sum[2];
+#endif
     mli_eight less;
 } mli_part_sums;
+
+MLI_INLINE float mli_part_total(const mli_part_sums *sums) {
+#ifdef MLI_VNNI
+    mli_v both = mli_v_add(sums->sum[0], sums->sum[1]);
+    return mli_v_sum(both) - mli_eight_total(sums->less);
+#else
+    float sum = mli_sums_total(sums->sum[0]) + mli_sums_total(sums->sum[1]);
+    return sum - mli_eight_total(sums->less);
+#endif
+}
+
+#ifdef MLI_VNNI
+
+/* The numbers of parts 2 pair and 2 pair + 1, as mli_part_bytes makes them. Bits are moved within eight bytes: what
+   comes from a neighboring byte is masked off. */
+MLI_INLINE __m512i mli_pair_bytes(ml_type type, const uint8_t *block, int pair) {
+    const uint8_t *high = block + (type == ML_Q6_K ? 128 + pair / 2 * 32 : 16);
+    __m512i bits = _mm512_broadcast_i64x4(mli_bytes_load(high)), mask = _mm512_set1_epi8(15);
+    if (type == ML_Q6_K) {
+        const int64_t left = pair % 2 ? 2 : 6;
+        __m512i low = _mm512_loadu_si512(block + pair / 2 * 64);
+        low = pair % 2 ? _mm512_maskz_srli_epi64(255, low, 2) : _mm512_maskz_slli_epi64(255, low, 2);
+        bits = _mm512_maskz_sllv_epi64(
+            255, bits, _mm512_setr_epi64(left, left, left, left, left - 2, left - 2, left - 2, left - 2));
+        mask = _mm512_set1_epi8(0x3c); /* low & mask | bits & ~mask, and the lowest two bits are 0 */
+        low = _mm512_ternarylogic_epi64(low, bits, mask, 0xe4);
+        return _mm512_and_si512(low, _mm512_set1_epi8(-4));
+    }
+    __m512i q = _mm512_broadcast_i64x4(mli_bytes_load(block + (type == ML_Q5_K ? 48 : 16) + pair * 32));
+    q = _mm512_maskz_srlv_epi64(255, q, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
+    if (type == ML_Q4_K) return _mm512_and_si512(q, mask);
+    const int64_t even = (4 - 2 * pair) & 63, odd = (3 - 2 * pair) & 63;
+    bits = _mm512_maskz_rolv_epi64(255, bits, _mm512_setr_epi64(even, even, even, even, odd, odd, odd, odd));
+    q = _mm512_ternarylogic_epi64(q, bits, mask, 0xe4); /* q & mask | bits & ~mask */
+    return _mm512_and_si512(q, _mm512_set1_epi8(31));
+}
+
+/* For each lane which of the scales of a block it has in that pair. */
+MLI_INLINE __m512i mli_pair_lanes(ml_type type, int pair) {
+    if (type == ML_Q6_K)
+        return _mm512_add_epi32(_mm512_set1_epi32(4 * pair),
+                                _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));
+    return _mm512_add_epi32(_mm512_set1_epi32(2 * pair),
+                            _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
+}
+
+/* The scales of a block of weights times those of the eight blocks of x: in Q6_K 16, else 8. */
+MLI_INLINE __m512 mli_pair_scales(ml_type type, const mli_part_scales *of, const float *x_scale) {
+    __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    __m512 x = _mm512_maskz_loadu_ps(255, x_scale), w = _mm512_setzero_ps();
+    w = _mm512_maskz_insertf32x8(255, w, of->scale[0], 0);
+    if (type != ML_Q6_K) return _mm512_mul_ps(w, x);
+    w = _mm512_maskz_insertf32x8(0xffff, w, of->scale[1], 1);
+    return _mm512_mul_ps(w, _mm512_maskz_permutexvar_ps(0xffff, twice, x));
+}
+
+/* Adds w . x (n_x) for a block of weights at w and the blocks of x from `at` on. */
+MLI_INLINE void mli_integer_parts(ml_type type, int n_x, const uint8_t *w, const mli_activations *x,
+                                  size_t at, mli_part_sums *to) {
+    mli_part_scales of = mli_scales_of_parts(type, w);
+    __m512 by[MLI_FEW];
+    MLI_UNROLL
+    for (int i = 0; i < n_x; i++) {
+        const size_t first = at + (size_t)i * x->blocks;
+        by[i] = mli_pair_scales(type, &of, x->scale + first);
+        if (type != ML_Q6_K) to[i].less = mli_eight_fma(of.less, x->sum + first, to[i].less);
+    }
+    MLI_UNROLL
+    for (int pair = 0; pair < MLI_PARTS / 2; pair++) {
+        __m512i q = mli_pair_bytes(type, w, pair), lanes = mli_pair_lanes(type, pair);
+        MLI_UNROLL
+        for (int i = 0; i < n_x; i++) {
+            const mli_block_x *block = x->q + at + 2 * pair + (size_t)i * x->blocks;
+            __m512i even = _mm512_loadu_si512(block), odd = _mm512_loadu_si512(block + 1);
+            __m512i x_q = _mm512_maskz_shuffle_i64x2(255, even, odd, 0x44), start = _mm512_setzero_si512();
+            if (type == ML_Q6_K) start = _mm512_maskz_shuffle_i64x2(255, even, odd, 0xee);
+            __m512 products = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_dpbusd_epi32(start, q, x_q));
+            __m512 *sum = &to[i].sum[pair % 2];
+            *sum = _mm512_fmadd_ps(products, _mm512_maskz_permutexvar_ps(0xffff, lanes, by[i]), *sum);
+        }
+    }
+}
+
+#else
 
 /* Adds w . x (n_x) for a block of weights at w and the blocks of x from `at` on. */
 MLI_INLINE void mli_integer_parts(ml_type type, int n_x, const uint8_t *w, const mli_activations *x,
@@ -18171,6 +18259,8 @@ MLI_INLINE void mli_integer_parts(ml_type type, int n_x, const uint8_t *w, const
     }
 }
 
+#endif
+
 /* As mli_integer_rows, for blocks of parts. */
 MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
                               size_t n_cols) {
@@ -18182,16 +18272,12 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
         mli_part_sums sums[MLI_FEW];
         MLI_UNROLL
         for (int i = 0; i < n_x; i++) {
-            sums[i].sum[0] = sums[i].sum[1] = mli_sums_zero();
-            sums[i].less = mli_eight_zero();
+            memset(&sums[i], 0, sizeof sums[i]);
         }
         for (size_t b = 0; b < x->blocks; b += MLI_PARTS, w += bytes)
             mli_integer_parts(type, n_x, w, x, first + b, sums);
         MLI_UNROLL
-        for (int i = 0; i < n_x; i++) {
-            float total = mli_sums_total(sums[i].sum[0]) + mli_sums_total(sums[i].sum[1]);
-            y[(size_t)i * job->y_stride] = type == ML_Q6_K ? total : total - mli_eight_total(sums[i].less);
-        }
+        for (int i = 0; i < n_x; i++) y[(size_t)i * job->y_stride] = mli_part_total(&sums[i]);
     }
 }
 
