@@ -642,6 +642,23 @@ TEST(merge_lora) {
     refuses("convert", arguments, "is also read (--merge-lora)");
 }
 
+/* A mix of quantized types by llama.cpp's name: every matrix gets fewer bytes, and the file is a model. */
+TEST(convert_to_a_mix) {
+    char arguments[4096];
+    ml_model *model = NULL;
+    snprintf(arguments, sizeof arguments, MODEL " '%s' --type q4_k_m", in_folder("mix.gguf"));
+    REQUIRE(runs("convert", arguments, ""));
+    REQUIRE(ml_model_load(in_folder("mix.gguf"), NULL, &model, NULL) == ML_OK);
+    for (int i = 0; i < model->n_tensors; i++) {
+        const ml_tensor *t = &model->tensors[i];
+        if (t->data && t->rows > 1)
+            CHECK(t->type == (t->cols % 256 ? ML_Q8_0 : t->type) && t->type > ML_BF16);
+    }
+    ml_model_free(model);
+    CHECK(run("convert", MODEL " x.gguf --type Q6_K_M", "") == 2);
+    CHECK(strstr(complained, "--type is F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K, not Q6_K_M"));
+}
+
 /* ---- what goes wrong ---- */
 
 TEST(help) {
@@ -706,6 +723,7 @@ int main(int argc, char **argv) {
     RUN(other_tokenizers_are_named);
     RUN(tokenizer_of_a_windows_text);
     RUN(merge_lora);
+    RUN(convert_to_a_mix);
     RUN(help);
     RUN(errors);
     free(said), free(complained);
