@@ -15171,12 +15171,14 @@ static ml_result mli_check_course(const mli_saver *saver) {
 static ml_result mli_check_saving(const mli_saver *saver) {
     const ml_save_desc *desc = &saver->desc;
     const char *type = ml_type_name(desc->type);
+    const char *why = saver->lora || !mli_is_quantized(desc->type) ? ""
+                      : mli_is_readable(desc->type)                ? ": that type is only read"
+                                                                   : ", which ML_NO_K_QUANTS left out";
     if (desc->format != ML_GGUF && !saver->is_hf && !saver->is_torch)
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "ml_model_save: format is not one of its names");
     if (desc->type && (!mli_type(desc->type)->quantize || (saver->lora && mli_is_quantized(desc->type))))
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s cannot be saved as %s%s",
-                        saver->lora ? "adapters" : "weights", type,
-                        !saver->lora && mli_is_quantized(desc->type) ? ": that type is only read" : "");
+                        saver->lora ? "adapters" : "weights", type, why);
     if (desc->format != ML_GGUF && mli_is_quantized(desc->type))
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "%s no type %s",
                         saver->is_hf ? "safetensors has" : "PyTorch files have", type);
