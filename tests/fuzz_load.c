@@ -116,10 +116,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 /* A model as this library saves it. */
 static bytes saved_model(void) {
-    ml_model_create_desc desc = {{8, 12, 1, 2, 1, 5, 16, 1, ML_NORM_DEFAULT, ML_MASK_DEFAULT, 0, 0, 0},
-                                 ML_F32,
-                                 NULL,
-                                 {NULL, NULL, NULL}};
+    ml_model_create_desc desc = {
+        {8, 12, 1, 2, 1, 5, 16, 1, ML_NORM_DEFAULT, ML_MASK_DEFAULT, 0, 0, 0, 0, 0, 0, ML_ROPE_PLAIN,
+         0, 0,  0, 0},
+        ML_F32,
+        NULL,
+        {NULL, NULL, NULL}};
     const char *root = getenv("TMPDIR");
     char path[512];
     ml_random random;
