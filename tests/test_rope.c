@@ -368,12 +368,12 @@ TEST(copies_with_a_window) {
     ml_model *model = make(variant(9));
     plain_forward(model, tokens, MAX_TOKENS, MAX_TOKENS, expected);
     for (size_t i = 0; i < sizeof held / sizeof *held; i++)
-        for (int other = 0; other < 3; other++) {
+        for (int other = 0; other < 4; other++) {
             int n = held[i], batch = other == 1 ? 200 : 16;
-            ml_session *from = open_session(model, MAX_TOKENS, 16),
+            ml_session *from = open_session(model, MAX_TOKENS, other == 3 ? 200 : 16),
                        *to = open_session(model, MAX_TOKENS, batch);
             read_tokens(from, tokens, 0, n, 7, hidden);
-            if (other < 2) { /* onto something, with which it has a beginning in common */
+            if (other != 2) { /* onto something, with which it has a beginning in common */
                 read_tokens(to, tokens, 0, 90, 90, hidden);
                 read_tokens(to, tokens, 100, 110, 9, hidden);
                 CHECK(ml_session_copy(to, from, NULL) == ML_OK);
@@ -397,13 +397,17 @@ TEST(copies_with_a_window) {
 /* A session whose cache moved is saved; hostile bytes in its header are refused. */
 TEST(saved_windows_that_are_refused) {
     static float hidden[MAX_TOKENS * MAX_DIM];
-    static const int32_t wrong[][2] = {{-1, 200}, {150, 149}, {0, 201}, {0, 200}, {0x7fffffff, 0x7fffffff}};
+    static const int32_t wrong[][2] = {{-1, 200}, {150, 149}, {0, 201},
+                                       {0, 200},  {184, 201}, {0x7fffffff, 0x7fffffff}};
     ml_model *model = make(variant(9));
     ml_session *session = open_session(model, MAX_TOKENS, 16);
     read_tokens(session, some_tokens(), 0, 200, 200, hidden);
     size_t size = ml_session_save_size(session), at = sizeof(mli_saved_header) - 8;
     unsigned char *saved = (unsigned char *)malloc(size), *copy = (unsigned char *)malloc(size);
     CHECK(ml_session_save(session, saved, size, NULL) == ML_OK);
+    int32_t rows[2];
+    memcpy(rows, saved + at, 8);
+    CHECK(rows[0] == 183 && rows[1] == 200);
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         memcpy(copy, saved, size);
         memcpy(copy + at, wrong[i], 8);
@@ -564,6 +568,38 @@ TEST(gradients) {
         free(list);
         ml_model_free(learner.model);
     }
+}
+
+/* Where nothing learns but biases (Ben Zaken et al. 2022, "BitFit"), they have the gradients that they have otherwise. */
+TEST(biases_alone) {
+    static float gradients[2][6];
+    for (int alone = 0; alone < 2; alone++) {
+        ml_config c = variant(8);
+        ml_graph *graph;
+        ml_error error;
+        int checkpointing = 0;
+        c.tied_output = 0;
+        learner.model = make(c);
+        int n = learner.model->n_tensors;
+        learner.weights = (ml_tensor *)calloc((size_t)n, sizeof(ml_tensor));
+        for (int i = 0; i < n; i++) {
+            ml_tensor *w = &learner.weights[i];
+            *w = learner.model->tensors[i];
+            if (w->data && (!alone || i >= mli_first_bias(&learner.model->config)))
+                w->grad = (float *)calloc(w->rows * w->cols, sizeof(float));
+        }
+        REQUIRE(ml_graph_new(NULL, learner_loss, &checkpointing, &graph, &error) == ML_OK);
+        ml_graph_begin(graph, 1);
+        CHECK(ml_graph_backward(graph, learner_loss(graph, &checkpointing), &error) == ML_OK);
+        float *gradient = learner.weights[tensor_index(learner.model, "blk.0.attn_q.bias")].grad;
+        memcpy(gradients[alone], gradient, sizeof gradients[alone]);
+        CHECK(gradient[0] != 0);
+        ml_graph_free(graph);
+        for (int i = 0; i < n; i++) free(learner.weights[i].grad);
+        free(learner.weights);
+        ml_model_free(learner.model);
+    }
+    CHECK(memcmp(gradients[0], gradients[1], sizeof gradients[0]) == 0);
 }
 
 /* A trainer changes the biases, and its checkpoint restores them; with an adapter they stay. */
@@ -908,6 +944,7 @@ int main(void) {
     RUN(sliding_with_a_window);
     RUN(looking_through_a_window);
     RUN(gradients);
+    RUN(biases_alone);
     RUN(training_biases);
     RUN(variants_in_files);
     RUN(keys_of_other_programs);
