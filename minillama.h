@@ -1293,7 +1293,8 @@ typedef struct ml_load_desc {
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which means
    the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
    pytorch_model.bin.index.json, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin, or (with POSIX)
-   its only .gguf. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together.
+   its only .gguf. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an archive is one of them.
+   The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together.
    Models, adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
@@ -1347,7 +1348,8 @@ typedef struct ml_model_load_desc {
 } ml_model_load_desc;
 
 /* A model: any of the archive formats, or a path to several files (see ml_archive_load), with the configuration in
-   the file or in config.json or params.json in the same folder. Prefixes and words of wrappers in the tensors' names
+   the file or in config.json or params.json in the same folder. Of Meta's files in pieces, consolidated.00.pth,
+   consolidated.01.pth, ..., the matrices are joined, in the model's memory. Prefixes and words of wrappers in the tensors' names
    ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its weights used in
    place; ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that the course's code
    saved (its adapters merged or not) has no configuration: that is taken from the pretrained model it names, or from
@@ -9868,7 +9870,7 @@ static void mli_read_split(mli_archive *archive, int64_t count) {
 
 /* ---- folders ---- */
 
-#define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix: joining them is not supported"
+#define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix, which only a model joins: load "
 
 #ifndef ML_NO_STDIO
 /* In a folder, the first of these files that is there is opened, else its only .gguf. */
@@ -9940,9 +9942,6 @@ static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
                  "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
                  "consolidated.00.pth, adapter_model.safetensors or a single .gguf",
                  folder);
-    int n_pieces = result ? 1 : mli_count_pieces(allocator, archive->file_path);
-    if (n_pieces > 1)
-        mli_stop(archive, ML_ERROR_UNSUPPORTED, "%s is " MLI_ONE_OF_PIECES, archive->file_path, n_pieces);
 }
 
 /* Maps what the path leads to, and reads it or the shards that it names. */
@@ -10044,7 +10043,14 @@ static ml_result mli_load_archive(const char *path, const void *data, size_t siz
     if (!archive || (!path && !data && size))
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_load: path, data or archive is NULL");
     ml_result result = mli_load_allocator(desc, &allocator, error);
-    return result ? result : mli_open(path, data, size, &allocator, archive, error);
+    if (!result) result = mli_open(path, data, size, &allocator, archive, error);
+    const char *file = result || !path ? NULL : (*archive)->private_part->file_path;
+    int n_pieces = file && strcmp(file, path) != 0 ? mli_count_pieces(&allocator, file) : 1;
+    if (n_pieces < 2) return result;
+    mli_fail(error, ML_ERROR_UNSUPPORTED, "%s is " MLI_ONE_OF_PIECES "one by its path", file, n_pieces);
+    ml_archive_free(*archive);
+    *archive = NULL;
+    return ML_ERROR_UNSUPPORTED;
 }
 
 ML_DEF ml_result ml_archive_load_memory(const void *data, size_t size, const ml_load_desc *desc,
@@ -13234,6 +13240,7 @@ typedef struct mli_loader {
     struct mli_named *plain;  /* (n_plain) sorted: see mli_index_plain_names */
     size_t n_plain;
     ml_model *model;
+    int is_joined; /* of Meta's pieces: see mli_join_pieces */
     ml_error *error;
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_loader;
@@ -13275,13 +13282,14 @@ static void mli_explain_shard(mli_loader *loader) {
     int number = 0, count = 0;
     if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
     if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
-    int n_pieces = mli_count_pieces(&loader->allocator, loader->path);
+    int n_pieces = loader->is_joined ? 1 : mli_count_pieces(&loader->allocator, loader->path);
     if (mli_shard_number(loader->path, &number, &count) && count > 1)
         mli_fail(loader->error, loader->result,
                  "this is %d of %d shards: load the folder, or the file beside it that ends in .index.json",
                  number, count);
     else if (n_pieces > 1)
-        mli_fail(loader->error, loader->result, "this is " MLI_ONE_OF_PIECES, n_pieces);
+        mli_fail(loader->error, loader->result,
+                 "this is " MLI_ONE_OF_PIECES "the folder, or consolidated.00.pth", n_pieces);
 }
 
 static ml_result mli_loader_open(mli_loader *loader) {
@@ -14455,6 +14463,106 @@ static void mli_load_tokenizer(mli_loader *loader) {
                    tokenizer->n_pieces, loader->config.vocab_size);
 }
 
+/* ---- pieces ----
+   Meta's consolidated.00.pth, consolidated.01.pth, ... each have a part of every matrix, as many as there were devices
+   (Shoeybi et al. 2019, "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism"): rows
+   of the matrices that a half of a layer begins with, columns of those that it ends with. Vectors are the same in all.
+   The joined matrices are in memory of the first piece's archive. */
+
+#ifndef ML_NO_STDIO
+enum { MLI_MOST_PIECES = 100 };
+
+/* Whether the pieces of a matrix are columns. Those of the embedding were, until Llama 3: its width tells. */
+static int mli_joins_columns(const mli_loader *loader, const ml_array *array, int n_pieces) {
+    const ml_value *dim = mli_field_value(loader, MLI_FIELD_DIM);
+    size_t n = strlen(array->name);
+    if (mli_ends_with(array->name, n, "tok_embeddings.weight"))
+        return dim && array->shape[1] < INT_MAX && array->shape[1] * n_pieces == dim->i;
+    return mli_ends_with(array->name, n, ".wo.weight") || mli_ends_with(array->name, n, ".w2.weight");
+}
+
+/* Finds the parts of a matrix in all pieces: *across is their sum along dimension `dim`. */
+static void mli_find_parts(mli_loader *loader, ml_archive *const *pieces, int n, const ml_array **parts,
+                           int dim, int64_t *across) {
+    *across = 0;
+    for (int i = 0; i < n && !loader->result; i++) {
+        const ml_array *first = parts[0], *part = i ? ml_archive_find_array(pieces[i], first->name) : first;
+        if (!part)
+            mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is missing in piece %d of %d", first->name,
+                       i + 1, n);
+        else if (part->n_dims != 2 || part->type != first->type ||
+                 part->shape[1 - dim] != first->shape[1 - dim] || !part->is_contiguous ||
+                 ml_type_block(part->type) != 1)
+            mli_refuse(loader, ML_ERROR_MISMATCH,
+                       "tensor %s does not fit together: piece 1 and piece %d of %d", first->name, i + 1, n);
+        else if (part->shape[dim] > INT_MAX || (*across += part->shape[dim]) > INT_MAX)
+            mli_refuse(loader, ML_ERROR_FORMAT, "tensor %s is too large", first->name);
+        parts[i] = part;
+    }
+}
+
+static void mli_join_matrix(mli_loader *loader, ml_archive *const *pieces, int n, ml_array *array) {
+    const ml_array *parts[MLI_MOST_PIECES] = {array};
+    int dim = mli_joins_columns(loader, array, n);
+    int64_t across;
+    size_t item = ml_type_row_bytes(array->type, 1), bytes = 0, at = 0;
+    mli_find_parts(loader, pieces, n, parts, dim, &across);
+    if (loader->result) return;
+    size_t others = (size_t)array->shape[1 - dim];
+    unsigned char *joined = NULL;
+    if (mli_mul_size(others, (size_t)across, &bytes) && mli_mul_size(bytes, item, &bytes))
+        joined = (unsigned char *)mli_keep(loader->archive->private_part, bytes);
+    if (!joined) {
+        mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for the joined pieces of %s", array->name);
+        return;
+    }
+    for (size_t row = 0, n_rows = dim ? others : 1; row < n_rows;
+         row++) /* pieces of rows follow each other whole */
+        for (int i = 0; i < n; i++) {
+            size_t part = (size_t)parts[i]->shape[dim] * (dim ? 1 : others) * item;
+            memcpy(joined + at, (const unsigned char *)parts[i]->data + row * part, part);
+            at += part;
+        }
+    array->data = joined;
+    array->shape[dim] = across;
+    array->stride[0] = array->shape[1], array->stride[1] = 1;
+}
+
+static ml_archive *mli_open_piece(mli_loader *loader, int i) {
+    char name[] = "consolidated.00.pth";
+    ml_archive *piece = NULL;
+    name[13] = (char)('0' + i / 10), name[14] = (char)('0' + i % 10);
+    char *path = mli_path_beside(&loader->allocator, loader->path, name);
+    if (!path) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for the name of %s", name);
+    if (path) loader->result = mli_open(path, NULL, 0, &loader->allocator, &piece, loader->error);
+    mli_name_file(loader->error, loader->result, name);
+    mli_free(&loader->allocator, path);
+    return piece;
+}
+
+/* Joins the matrices of all pieces, if the file is the first of several. */
+static void mli_join_pieces(mli_loader *loader) {
+    ml_archive *pieces[MLI_MOST_PIECES] = {loader->archive};
+    if (loader->result || !loader->path) return;
+    const char *name = loader->path + mli_folder_length(loader->path);
+    int n = strcmp(name, "consolidated.00.pth") == 0 ? mli_count_pieces(&loader->allocator, loader->path) : 1;
+    mli_archive *archive = loader->archive->private_part;
+    if (n < 2 || n > MLI_MOST_PIECES) return;
+    for (int i = 1; i < n && !loader->result; i++) {
+        pieces[i] = mli_open_piece(loader, i);
+        if (pieces[i]) archive->total_size += pieces[i]->private_part->total_size;
+    }
+    for (size_t k = 0; k < loader->archive->n_arrays && !loader->result; k++) {
+        ml_array *array = (ml_array *)archive->arrays.items + k;
+        if (array->n_dims == 2) mli_join_matrix(loader, pieces, n, array);
+    }
+    for (int i = 1; i < n; i++) ml_archive_free(pieces[i]);
+    loader->is_joined = 1;
+}
+#else
+static void mli_join_pieces(mli_loader *loader) { (void)loader; }
+#endif
+
 /* ---- models ---- */
 
 /* A configuration that is not in the file is in the JSON beside it: Hugging Face's or Meta's. The demands are checked
@@ -14487,6 +14595,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
                         ml_type_name(loader->desc.type));
     if (mli_loader_open(loader)) return loader->result;
     mli_find_config(loader);
+    mli_join_pieces(loader);
     if (mli_is_from_course(loader))
         mli_load_course_config(loader);
     else

@@ -883,6 +883,83 @@ TEST(configurations_that_are_refused) {
     }
 }
 
+/* ---- Meta's files in pieces ---- */
+
+/* A piece of a matrix: some of its rows or columns. */
+static ml_tensor piece_of(const ml_tensor *t, int is_columns, int i, int n) {
+    size_t rows = is_columns ? t->rows : t->rows / (size_t)n,
+           cols = is_columns ? t->cols / (size_t)n : t->cols;
+    ml_tensor piece = {ML_F32, rows, cols, malloc(rows * cols * sizeof(float)), NULL};
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < cols; c++) {
+            size_t row = is_columns ? r : (size_t)i * rows + r, col = is_columns ? (size_t)i * cols + c : c;
+            ((float *)piece.data)[r * cols + c] = ((const float *)t->data)[row * t->cols + col];
+        }
+    return piece;
+}
+
+/* Writes piece i of n as Meta's code has them; the embedding in rows (Llama 3) or in columns. What a file holds is told
+   by its content, so a safetensors will do. */
+static void write_piece(const ml_model *model, int i, int n, int is_llama3) {
+    ml_named_tensor list[64];
+    static char names[64][ML_NAME_SIZE];
+    int count = 0;
+    for (int k = 0; k < model->n_tensors; k++) {
+        const ml_tensor *t = &model->tensors[k];
+        mli_slot slot = mli_slot_at(&model->config, k);
+        int is_columns = slot == MLI_WO || slot == MLI_W2 || (slot == MLI_TOKEN_EMBEDDING && !is_llama3);
+        if (!t->data) continue;
+        mli_param_name(MLI_NAMING_META, slot, mli_layer_at(&model->config, k), names[count]);
+        ml_named_tensor named = {
+            names[count], piece_of(t, t->rows == 1 || is_columns, t->rows == 1 ? 0 : i, t->rows == 1 ? 1 : n),
+            t->rows == 1};
+        list[count++] = named;
+    }
+    char path[64];
+    ml_archive_save_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.format = ML_SAFETENSORS, desc.tensors = list, desc.n_tensors = count;
+    snprintf(path, sizeof path, "pieces/consolidated.%02d.pth", i);
+    CHECK(ml_archive_save(in_folder(path), &desc, NULL) == ML_OK);
+    for (int k = 0; k < count; k++) free(list[k].tensor.data);
+}
+
+TEST(pieces_are_joined) {
+    static const char params[] = "{\"dim\": 16, \"n_layers\": 2, \"n_heads\": 4, \"n_kv_heads\": 2,"
+                                 " \"vocab_size\": 32, \"rope_theta\": 200, \"max_seq_len\": 320}";
+    ml_config c = base_config();
+    c.tied_output = 0, c.n_kv_heads = 2;
+    ml_model *model = make(c), *joined = NULL;
+    ml_archive *archive;
+    ml_error error;
+    CHECK(make_folder(in_folder("pieces")));
+    write_file(in_folder("pieces/params.json"), params, strlen(params));
+    for (int is_llama3 = 0; is_llama3 < 2; is_llama3++) {
+        for (int i = 0; i < 2; i++) write_piece(model, i, 2, is_llama3);
+        for (int by_path = 0; by_path < 2; by_path++) {
+            const char *path = in_folder(by_path ? "pieces/consolidated.00.pth" : "pieces");
+            ml_result result = ml_model_load(path, NULL, &joined, &error);
+            if (result) printf("%s\n", error.text);
+            REQUIRE(!result);
+            CHECK(same_weights(model, joined));
+            ml_model_free(joined);
+        }
+    }
+    CHECK(ml_archive_load(in_folder("pieces"), NULL, &archive, &error) == ML_ERROR_UNSUPPORTED && !archive);
+    CHECK(ml_model_load(in_folder("pieces/consolidated.01.pth"), NULL, &joined, &error) == ML_ERROR_MISMATCH);
+    CHECK(strstr(error.text, "1 of 2 pieces") != NULL);
+    c.dim = 8, c.n_layers = 1; /* pieces of another model */
+    ml_model *other = make(c);
+    write_piece(other, 1, 2, 1);
+    CHECK(ml_model_load(in_folder("pieces"), NULL, &joined, &error) == ML_ERROR_MISMATCH && !joined);
+    CHECK(strstr(error.text, "piece 2 of 2") != NULL);
+    write_file(in_folder("pieces/consolidated.01.pth"), params, 20);
+    CHECK(ml_model_load(in_folder("pieces"), NULL, &joined, &error) != ML_OK && !joined);
+    CHECK(strstr(error.text, "consolidated.01.pth") != NULL);
+    ml_model_free(other);
+    ml_model_free(model);
+}
+
 /* ---- a Llama 3 of PyTorch's and llama.cpp's ---- */
 
 /* 300 tokens; logits of every 25th. */
@@ -952,6 +1029,7 @@ int main(void) {
     RUN(words_of_config_json);
     RUN(biases_and_mistral);
     RUN(configurations_that_are_refused);
+    RUN(pieces_are_joined);
     RUN(llama3_of_llama_cpp);
     RUN(llama3_of_hugging_face);
     return test_report("test_rope");
