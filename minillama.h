@@ -14463,6 +14463,55 @@ static void mli_load_tokenizer(mli_loader *loader) {
                    tokenizer->n_pieces, loader->config.vocab_size);
 }
 
+#ifdef MLI_SAVING
+/* The text of the chat template in Hugging Face's folder: the one template, or of several the one named "default". */
+static const ml_value *mli_find_template(const mli_loader *loader) {
+    const ml_value *one = ml_archive_find_value(loader->archive, MLI_TOKENIZER_JSON ".chat_template");
+    for (int i = 0; i < 64 && !one; i++) {
+        char name[ML_NAME_SIZE];
+        mli_format(name, sizeof name, "%s.chat_template.%d.name", MLI_TOKENIZER_JSON, i);
+        const ml_value *value = ml_archive_find_value(loader->archive, name);
+        if (!value) break;
+        mli_format(name, sizeof name, "%s.chat_template.%d.template", MLI_TOKENIZER_JSON, i);
+        if (mli_value_is(value, "default")) one = ml_archive_find_value(loader->archive, name);
+    }
+    return one && one->kind == ML_VALUE_STRING ? one : NULL;
+}
+
+/* The model of a file that is no GGUF keeps this one key. */
+static void mli_keep_string(mli_loader *loader, const char *key, const char *text, size_t n) {
+    struct ml_model_private *own = loader->model->private_part;
+    const uint64_t n_key = strlen(key), n_text = n;
+    const uint32_t type = MLI_GGUF_STRING;
+    size_t at = 0, size;
+    if (!mli_add_size(n, (size_t)n_key + 20, &size)) size = SIZE_MAX;
+    unsigned char *to = (unsigned char *)mli_alloc(&own->allocator, size, 1);
+    const struct {
+        const void *data;
+        size_t size;
+    } parts[] = {
+        {&n_key, 8}, {key, (size_t)n_key}, {&type, 4}, {&n_text, 8}, {text, n}}; /* little-endian: checked */
+    if (!to) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for %z bytes of %s", n, key);
+    for (size_t i = 0; to && i < MLI_COUNT(parts); at += parts[i++].size)
+        memcpy(to + at, parts[i].data, parts[i].size);
+    own->own_keys = to, own->keys = to, own->keys_size = to ? size : 0;
+}
+
+/* Hugging Face has the template of a chat in tokenizer_config.json or in a file of its own. It is kept as the key of a
+   GGUF, so that the model has it when it is saved as such. */
+static void mli_keep_template(mli_loader *loader) {
+    mli_file file = {NULL, 0, 0};
+    if (loader->result || !ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1])) return;
+    if (!loader->model->tokenizer) mli_try_json(loader, MLI_TOKENIZER_JSON); /* which has read it otherwise */
+    int is_file = mli_map_beside(loader, "chat_template.jinja", &file);
+    const ml_value *value = is_file ? NULL : mli_find_template(loader);
+    const char *text = is_file ? (const char *)file.data : value ? value->s : NULL;
+    size_t n = is_file ? file.size : value ? value->length : 0;
+    if (text && n) mli_keep_string(loader, "tokenizer.chat_template", text, n);
+    if (is_file) mli_unmap_file(&loader->allocator, &file);
+}
+#endif
+
 /* ---- pieces ----
    Meta's consolidated.00.pth, consolidated.01.pth, ... each have a part of every matrix, as many as there were devices
    (Shoeybi et al. 2019, "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism"): rows
@@ -14610,6 +14659,9 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     mli_find_sources(loader);
     mli_refuse_unmerged(loader);
     mli_load_tokenizer(loader); /* before the weights, which may take the archive */
+#ifdef MLI_SAVING
+    mli_keep_template(loader);
+#endif
     mli_load_weights(loader);
 #ifdef MLI_SAVING
     mli_keep_keys(loader);

@@ -883,6 +883,43 @@ TEST(configurations_that_are_refused) {
     }
 }
 
+/* ---- chat templates ---- */
+
+/* Where Hugging Face's folder has one, a GGUF that is made of it has it, too. */
+TEST(chat_templates_are_kept) {
+    static const char one[] = "{\"chat_template\": \"{{ \\\"a\\\" }}\\n\"}";
+    static const char several[] = "{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"wrong\"},"
+                                  " {\"name\": \"default\", \"template\": \"{{ b }}\"}]}";
+    static const struct {
+        const char *file, *text, *expected;
+    } cases[] = {{"tokenizer_config.json", one, "{{ \"a\" }}\n"},
+                 {"tokenizer_config.json", several, "{{ b }}"},
+                 {"tokenizer_config.json", "{\"chat_template\": 3}", NULL},
+                 {"chat_template.jinja", "{{ c }}", "{{ c }}"}};
+    ml_model *model = make(base_config()), *loaded = NULL, *again = NULL;
+    ml_save_desc save = save_as(ML_SAFETENSORS, ML_F32), gguf = save_as(ML_GGUF, ML_F32);
+    CHECK(make_folder(in_folder("chat")));
+    CHECK(ml_model_save(model, in_folder("chat/model.safetensors"), &save, NULL) == ML_OK);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char path[64];
+        ml_archive *archive;
+        snprintf(path, sizeof path, "chat/%s", cases[i].file);
+        write_file(in_folder(path), cases[i].text, strlen(cases[i].text));
+        REQUIRE(ml_model_load(in_folder("chat"), NULL, &loaded, NULL) == ML_OK);
+        CHECK(ml_model_save(loaded, in_folder("chat.gguf"), &gguf, NULL) == ML_OK);
+        REQUIRE(ml_model_load(in_folder("chat.gguf"), NULL, &again, NULL) == ML_OK);
+        CHECK(ml_model_save(again, in_folder("again.gguf"), &gguf, NULL) == ML_OK);
+        REQUIRE(ml_archive_load(in_folder("again.gguf"), NULL, &archive, NULL) == ML_OK);
+        const ml_value *value = ml_archive_find_value(archive, "tokenizer.chat_template");
+        CHECK(!value == !cases[i].expected);
+        if (value && cases[i].expected) CHECK(mli_value_is(value, cases[i].expected));
+        ml_archive_free(archive);
+        ml_model_free(loaded);
+        ml_model_free(again);
+    }
+    ml_model_free(model);
+}
+
 /* ---- Meta's files in pieces ---- */
 
 /* A piece of a matrix: some of its rows or columns. */
@@ -1029,6 +1066,7 @@ int main(void) {
     RUN(words_of_config_json);
     RUN(biases_and_mistral);
     RUN(configurations_that_are_refused);
+    RUN(chat_templates_are_kept);
     RUN(pieces_are_joined);
     RUN(llama3_of_llama_cpp);
     RUN(llama3_of_hugging_face);
