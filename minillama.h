@@ -13528,6 +13528,7 @@ static void mli_load_rope(mli_loader *loader) {
     c->rope_scale = 1;
     if (mli_load_meta_rope(loader)) return;
     c->rope_kind = mli_load_rope_kind(loader, &is_scaled);
+    mli_load_int(loader, MLI_FIELD_ROPE_ORIGINAL, &c->rope_original);
     if (!is_scaled) return;
     const ml_value *type = mli_field_value(loader, MLI_FIELD_ROPE_TYPE);
     int is_gguf = strcmp(loader->archive->format, "GGUF") == 0;
@@ -13536,7 +13537,6 @@ static void mli_load_rope(mli_loader *loader) {
     if (!truncate) truncate = ml_archive_find_value(loader->archive, MLI_ROPE_JSON_5 ".truncate");
     mli_load_float(loader, MLI_FIELD_ROPE_FACTOR, &factor);
     if (factor > 0) c->rope_scale = factor; /* GGUF: 0 is no scaling */
-    mli_load_int(loader, MLI_FIELD_ROPE_ORIGINAL, &c->rope_original);
     mli_load_float(loader, is_yarn ? MLI_FIELD_ROPE_SLOW : MLI_FIELD_ROPE_LOW, &c->rope_low);
     mli_load_float(loader, is_yarn ? MLI_FIELD_ROPE_FAST : MLI_FIELD_ROPE_HIGH, &c->rope_high);
     mli_load_rope_attention(loader);
@@ -15278,8 +15278,9 @@ static void mli_append_gguf_rope(mli_writer *writer, ml_config c) {
     }
     if (c.rope_attention != usual.attention)
         mli_append_key_f32(writer, keys[MLI_FIELD_ROPE_ATTENTION][0], c.rope_attention / usual.attention);
+    if (c.rope_kind != ML_ROPE_PLAIN || c.rope_original != c.max_seq_len)
+        mli_append_key_u32(writer, keys[MLI_FIELD_ROPE_ORIGINAL][0], c.rope_original);
     if (c.rope_kind == ML_ROPE_PLAIN) return;
-    mli_append_key_u32(writer, keys[MLI_FIELD_ROPE_ORIGINAL][0], c.rope_original);
     if (c.rope_low != usual.low)
         mli_append_key_f32(writer, keys[is_yarn ? MLI_FIELD_ROPE_SLOW : MLI_FIELD_ROPE_LOW][0], c.rope_low);
     if (c.rope_high != usual.high)
