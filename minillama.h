@@ -146,9 +146,10 @@
 
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
-   takes 8 * L * max_seq_len * kv_dim bytes. A trainer is one buffer: 12 bytes for each number that it trains, and the
-   activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a number, and the
-   activations of the pass that was measured.
+   takes 8 * L * max_seq_len * kv_dim bytes, or, where the model has a window, 8 * L * kv_dim for each position in
+   the window and some more (an eighth of it, or max_batch, and up to 64). A trainer is one buffer: 12 bytes for each
+   number that it trains, and the activations of its largest batch. An optimizer and a graph are one buffer each: the
+   same 12 bytes a number, and the activations of the pass that was measured.
 
    ERRORS  Functions return an ml_result and fill in an ml_error with one sentence. Nothing prints, exits or aborts.
    Files may be hostile: every size and offset in them is checked.
@@ -166,8 +167,9 @@
    likelihood, an embedding or a head's result. The test is one of bits, which no compiler option can remove.
 
    LIMITS  Little-endian machines. Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
-   LayerNorm, rotary positions on adjacent pairs with theta and linear scaling, grouped-query attention, SwiGLU, no
-   biases in the matrices. Only F32 is trained. SentencePiece BPE as tokenizer, not the byte-level BPE of Llama 3
+   LayerNorm, rotary positions on adjacent pairs with theta, stretched by any ml_rope_kind or the factors of a GGUF,
+   grouped-query attention with heads of any even size, with a window and with biases or without, SwiGLU. All layers
+   are alike. Only F32 is trained. SentencePiece BPE as tokenizer, not the byte-level BPE of Llama 3
    (tokenizer.json). No GPU. */
 #ifndef ML_MINILLAMA_H
 #define ML_MINILLAMA_H
@@ -355,14 +357,14 @@ typedef enum ml_mask {
 typedef enum ml_rope_kind {
     ML_ROPE_PLAIN = 0, /* position / (scale theta^(2j / hd)): scale > 1 is position interpolation */
     ML_ROPE_NTK,       /* theta scale^(hd / (hd - 2)) in place of theta */
-    /* Peng et al. 2023, "YaRN": a pair that turns more than `high` times in the original context keeps its angles, one
-       that turns less than `low` times has its positions divided by scale, those between are mixed as Hugging Face's
-       library and llama.cpp do it; and the table is multiplied by `attention`, which makes attention sharper */
+    /* Peng et al. 2023, "YaRN": a pair that turns more than `high` times in the original context keeps its angles,
+       one that turns less than `low` times has its positions divided by scale, those between are mixed as Hugging
+       Face's library and llama.cpp do it; the table is multiplied by `attention`, which makes attention sharper */
     ML_ROPE_YARN,
     /* Llama 3.1: as YaRN, but those between are mixed by how often they turn, and nothing is multiplied */
     ML_ROPE_LLAMA3,
-    /* Hugging Face's "dynamic": NTK with scale n / original - (scale - 1) for a table of n positions, if they are more
-       than `original`; else plain. A session's table has its max_seq_len positions. */
+    /* Hugging Face's "dynamic": NTK with scale n / original - (scale - 1) for a table of n positions, if they are
+       more than `original`; else plain. A session's table has its max_seq_len positions. */
     ML_ROPE_DYNAMIC,
     ML_ROPE_KINDS
 } ml_rope_kind;
@@ -448,7 +450,7 @@ typedef struct ml_seen {
     int layer; /* 0 .. L-1; before them -1: `stream` is the token embedding, the rest is missing (data NULL) */
     int past;
     /* (A * n, S), head after head: how much of each key's value a token gets. Column j is the j-th key of the token's
-       row, S the keys of the longest row; a row's sum is 1 */
+       row, S the keys of the longest row; a row's sum is 1, and keys outside the model's window have 0 */
     ml_tensor weights;
     ml_tensor middle; /* (n, D): the residual stream after the attention half */
     ml_tensor stream; /* (n, D): ... after the layer. What is written into it is what the next layer reads */
@@ -463,8 +465,8 @@ typedef struct ml_look {
 } ml_look;
 
 typedef struct ml_session_desc {
-    int max_seq_len;     /* positions in the KV cache; default the model's */
-    int max_batch;       /* most tokens in one pass; default the smaller of max_seq_len and 256 */
+    int max_seq_len; /* most tokens held; default the model's. Keys and values: all, or those in its window */
+    int max_batch;   /* most tokens in one pass; default the smaller of max_seq_len and 256 */
     const ml_lora *lora; /* an adapter over the model, which must outlive the session; default none */
     ml_threads threads;
     ml_allocator allocator; /* of ml_session_new */
@@ -500,7 +502,8 @@ typedef struct ml_tokens {
 ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int n, const float **logits,
                                  ml_error *error);
 
-/* Keeps the first `length` tokens; 0 starts over. */
+/* Keeps the first `length` tokens; 0 starts over. Where the model has a window and more tokens than the smaller of 64
+   and the window are taken back, the next call reads those that are kept again. */
 ML_DEF ml_result ml_session_truncate(ml_session *session, int length, ml_error *error);
 /* Makes the session hold what another one over the same model and adapter holds, as one hypothesis of a beam search
    branches off another: keeps what they have in common, and copies the tokens, keys and values that follow.
@@ -1293,9 +1296,9 @@ typedef struct ml_load_desc {
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which means
    the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
    pytorch_model.bin.index.json, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin, or (with POSIX)
-   its only .gguf. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an archive is one of them.
-   The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together.
-   Models, adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
+   its only .gguf. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an archive is one of
+   them. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together. Models,
+   adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -1349,11 +1352,11 @@ typedef struct ml_model_load_desc {
 
 /* A model: any of the archive formats, or a path to several files (see ml_archive_load), with the configuration in
    the file or in config.json or params.json in the same folder. Of Meta's files in pieces, consolidated.00.pth,
-   consolidated.01.pth, ..., the matrices are joined, in the model's memory. Prefixes and words of wrappers in the tensors' names
-   ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its weights used in
-   place; ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that the course's code
-   saved (its adapters merged or not) has no configuration: that is taken from the pretrained model it names, or from
-   a config.json, in the same folder; without them its shapes must be those of stories42M. */
+   consolidated.01.pth, ..., the matrices are joined, in the model's memory. Prefixes and words of wrappers in the
+   tensors' names ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its
+   weights used in place; ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that
+   the course's code saved (its adapters merged or not) has no configuration: that is taken from the pretrained model
+   it names, or from a config.json, in the same folder; without them its shapes must be those of stories42M. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
                                ml_error *error);
@@ -1402,7 +1405,9 @@ typedef struct ml_save_desc {
    weights under its names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its
    save_model leaves, whose "model" fits its classifier around a model of the same shape, and a "model_config" that
    names stories42M.pt as that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied,
-   another rope_theta than 10000, rope_scale, a head of means or without a bias. */
+   another rope_theta than 10000, rope_scale, a head_dim, window or biases of attention, a head of means or without a
+   bias. A model with a window is saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too: safetensors of a model
+   with rope_factors, for which a config.json has no place. */
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
 
@@ -3251,7 +3256,8 @@ static const mli_param mli_params[MLI_SLOTS] = {
     MLI_EACH(MATRIX, Q_DIM, DIM, "attn_q", "attention.wq", "attention.compute_query", "self_attn.q_proj", weight),
     MLI_EACH(MATRIX, KV_DIM, DIM, "attn_k", "attention.wk", "attention.compute_key", "self_attn.k_proj", weight),
     MLI_EACH(MATRIX, KV_DIM, DIM, "attn_v", "attention.wv", "attention.compute_value", "self_attn.v_proj", weight),
-    MLI_EACH(MATRIX, DIM, Q_DIM, "attn_output", "attention.wo", "attention.compute_output", "self_attn.o_proj", weight),
+    MLI_EACH(MATRIX, DIM, Q_DIM, "attn_output", "attention.wo", "attention.compute_output", "self_attn.o_proj",
+             weight),
     MLI_EACH(NORM, ONE, DIM, "ffn_norm", "ffn_norm", "ffn_norm", "post_attention_layernorm", weight),
     MLI_EACH(BIAS, ONE, DIM, "ffn_norm", "ffn_norm", "ffn_norm", "post_attention_layernorm", bias),
     MLI_EACH(MATRIX, HIDDEN, DIM, "ffn_gate", "feed_forward.w1", "feed_forward.w1", "mlp.gate_proj", weight),
@@ -13483,15 +13489,16 @@ static ml_rope_kind mli_load_rope_kind(mli_loader *loader, int *is_scaled) {
     return ML_ROPE_PLAIN;
 }
 
-/* A number of the dictionary of rotary positions in config.json, under either name; `otherwise` if it is not there. */
+/* A number of the dictionary of rotary positions in config.json, under either name; `otherwise` if it is not there.
+   */
 static float mli_rope_json(mli_loader *loader, const char *key, const char *key_5, float otherwise) {
     const ml_value *value = ml_archive_find_value(loader->archive, key);
     if (!value) value = ml_archive_find_value(loader->archive, key_5);
     return value ? mli_value_float(loader, value, 0) : otherwise;
 }
 
-/* What YaRN multiplies the table with. A GGUF has a factor of the usual number, Hugging Face the number itself or, for
-   models after DeepSeek's, two scales of the logarithm: (0.1 m ln(scale) + 1) / (0.1 m_all ln(scale) + 1). */
+/* What YaRN multiplies the table with. A GGUF has a factor of the usual number, Hugging Face the number itself or,
+   for models after DeepSeek's, two scales of the logarithm: (0.1 m ln(scale) + 1) / (0.1 m_all ln(scale) + 1). */
 static void mli_load_rope_attention(mli_loader *loader) {
     ml_config *c = &loader->config;
     const ml_value *own = mli_field_value(loader, MLI_FIELD_ROPE_ATTENTION);
@@ -13509,7 +13516,8 @@ static void mli_load_rope_attention(mli_loader *loader) {
         c->rope_attention = is_gguf && c->rope_kind == ML_ROPE_YARN ? scale * (log_scale + 1) : scale;
 }
 
-/* Meta's params.json only says that Llama 3.1's positions are scaled: by its code's constants, unless it has others. */
+/* Meta's params.json only says that Llama 3.1's positions are scaled: by its code's constants, unless it has others.
+   */
 static int mli_load_meta_rope(mli_loader *loader) {
     const ml_value *value = mli_find_key(loader, ".use_scaled_rope");
     ml_config *c = &loader->config;
@@ -14497,8 +14505,8 @@ static void mli_keep_string(mli_loader *loader, const char *key, const char *tex
     own->own_keys = to, own->keys = to, own->keys_size = to ? size : 0;
 }
 
-/* Hugging Face has the template of a chat in tokenizer_config.json or in a file of its own. It is kept as the key of a
-   GGUF, so that the model has it when it is saved as such. */
+/* Hugging Face has the template of a chat in tokenizer_config.json or in a file of its own. It is kept as the key of
+   a GGUF, so that the model has it when it is saved as such. */
 static void mli_keep_template(mli_loader *loader) {
     mli_file file = {NULL, 0, 0};
     if (loader->result || !ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1])) return;
@@ -14513,10 +14521,10 @@ static void mli_keep_template(mli_loader *loader) {
 #endif
 
 /* ---- pieces ----
-   Meta's consolidated.00.pth, consolidated.01.pth, ... each have a part of every matrix, as many as there were devices
-   (Shoeybi et al. 2019, "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism"): rows
-   of the matrices that a half of a layer begins with, columns of those that it ends with. Vectors are the same in all.
-   The joined matrices are in memory of the first piece's archive. */
+   Meta's consolidated.00.pth, consolidated.01.pth, ... each have a part of every matrix, as many as there were
+   devices (Shoeybi et al. 2019, "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model
+   Parallelism"): rows of the matrices that a half of a layer begins with, columns of those that it ends with. Vectors
+   are the same in all. The joined matrices are in memory of the first piece's archive. */
 
 #ifndef ML_NO_STDIO
 enum { MLI_MOST_PIECES = 100 };

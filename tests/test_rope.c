@@ -1,5 +1,5 @@
-/* Models that differ from the first Llama: rotary positions that reach further, heads of a size of their own, windows,
-   biases of attention. The expected values are those of a plain forward pass in doubles, and of PyTorch. */
+/* Models that differ from the first Llama: rotary positions that reach further, heads of a size of their own,
+   windows, biases of attention. The expected values are those of a plain forward pass in doubles, and of PyTorch. */
 #define MINILLAMA_IMPLEMENTATION
 #include "preamble.h"
 #include "models.h"
@@ -570,7 +570,8 @@ TEST(gradients) {
     }
 }
 
-/* Where nothing learns but biases (Ben Zaken et al. 2022, "BitFit"), they have the gradients that they have otherwise. */
+/* Where nothing learns but biases (Ben Zaken et al. 2022, "BitFit"), they have the gradients that they have
+   otherwise. */
 TEST(biases_alone) {
     static float gradients[2][6];
     for (int alone = 0; alone < 2; alone++) {
@@ -935,8 +936,8 @@ static ml_tensor piece_of(const ml_tensor *t, int is_columns, int i, int n) {
     return piece;
 }
 
-/* Writes piece i of n as Meta's code has them; the embedding in rows (Llama 3) or in columns. What a file holds is told
-   by its content, so a safetensors will do. */
+/* Writes piece i of n as Meta's code has them; the embedding in rows (Llama 3) or in columns. What a file holds is
+   told by its content, so a safetensors will do. */
 static void write_piece(const ml_model *model, int i, int n, int is_llama3) {
     ml_named_tensor list[64];
     static char names[64][ML_NAME_SIZE];
