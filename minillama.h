@@ -14121,17 +14121,19 @@ static void mli_load_rope_factors(mli_loader *loader) {
     if (!array) return;
     struct ml_model_private *own = loader->model->private_part;
     ml_config *c = &loader->config, guess = *c;
-    size_t n = (size_t)mli_head_size(c) / 2;
+    size_t n = (size_t)mli_head_size(c) / 2, n_ones = 0;
     if (ml_array_count(array) != n)
         mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s has %z numbers, not %z: half the size of a head",
                    array->name, ml_array_count(array), n);
     else if (ml_array_read_floats(array, own->rope_factors, n))
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s", array->name, array->type_name);
-    for (size_t j = 0; j < n && !loader->result; j++)
+    for (size_t j = 0; j < n && !loader->result; j++) {
+        n_ones += own->rope_factors[j] == 1;
         if (!(own->rope_factors[j] > 1e-6f && own->rope_factors[j] < 1e6f))
             mli_refuse(loader, ML_ERROR_NUMBER, "tensor %s: number %z is not between 1e-6 and 1e6",
                        array->name, j);
-    if (loader->result) return;
+    }
+    if (loader->result || n_ones == n) return; /* which change nothing */
     if (guess.rope_kind != ML_ROPE_LLAMA3) {
         guess.rope_kind = ML_ROPE_LLAMA3, guess.rope_scale = own->rope_factors[n - 1];
         guess.rope_low = 1, guess.rope_high = 4, guess.rope_original = 8192;
@@ -14421,11 +14423,13 @@ static void mli_try_json(mli_loader *loader, const char *name) {
 }
 
 /* Hugging Face says in three files what tokenizer.model does not: eos_token_id, a number or a list, and whether a
-   text begins with bos and ends with eos. */
+   text begins with bos and a space, and ends with eos. */
 static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
     static const char *const ends[] = {MLI_CONFIG_JSON, MLI_GENERATION_JSON};
     static const char *const flags[] = {MLI_TOKENIZER_JSON ".add_bos_token",
-                                        MLI_TOKENIZER_JSON ".add_eos_token"};
+                                        MLI_TOKENIZER_JSON ".add_eos_token",
+                                        MLI_TOKENIZER_JSON ".add_prefix_space"};
+    int *const set[] = {&t->adds_bos, &t->adds_eos, &t->private_part->adds_space_prefix};
     char name[ML_NAME_SIZE];
     if (!ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1])) return;
     mli_try_json(loader, MLI_GENERATION_JSON);
@@ -14440,8 +14444,10 @@ static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
         }
     for (size_t i = 0; i < MLI_COUNT(flags); i++) {
         const ml_value *flag = ml_archive_find_value(loader->archive, flags[i]);
-        int is_there = i ? t->eos >= 0 : t->bos >= 0;
-        if (flag && flag->kind == ML_VALUE_BOOL) *(i ? &t->adds_eos : &t->adds_bos) = flag->i && is_there;
+        int is_there = i == 0   ? t->bos >= 0
+                       : i == 1 ? t->eos >= 0
+                                : *set[i]; /* tokenizer.model may say no, too */
+        if (flag && flag->kind == ML_VALUE_BOOL) *set[i] = flag->i && is_there;
     }
 }
 

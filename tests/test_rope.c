@@ -748,6 +748,14 @@ TEST(factors_of_any_kind) {
     read_tokens(session, some_tokens(), 0, 80, 80, hidden);
     CHECK(is_near(hidden, expected, 80 * 16));
     ml_session_free(session);
+    for (int i = 0; i < 3; i++) loaded->private_part->rope_factors[i] = i ? NAN : 1;
+    CHECK(ml_model_save(loaded, in_folder("factors.gguf"), &save, &error) == ML_ERROR_NUMBER);
+    ml_model *ones = NULL;
+    for (int i = 0; i < 3; i++) loaded->private_part->rope_factors[i] = 1;
+    CHECK(ml_model_save(loaded, in_folder("factors.gguf"), &save, &error) == ML_OK);
+    CHECK(ml_model_load(in_folder("factors.gguf"), NULL, &ones, &error) == ML_OK && !ones->rope_factors);
+    CHECK(ones && ones->config.rope_kind == ML_ROPE_PLAIN);
+    ml_model_free(ones);
     save.format = ML_SAFETENSORS;
     CHECK(ml_model_save(loaded, in_folder("factors.safetensors"), &save, &error) == ML_ERROR_UNSUPPORTED);
     CHECK(strstr(error.text, "rope_freqs.weight") != NULL);
