@@ -7,7 +7,7 @@
    -O3 and -march=native (or whatever your target has): the instruction set is chosen at compile time.
 
    SHAPES  Matrices are row-major, outermost dimension first, and every operand in this file has its shape beside it:
-      n  tokens in a pass     D  dim, the width      A   heads, of size hd = D / A      V  vocab_size
+      n  tokens in a pass     D  dim, the width      A   heads, of size hd, D / A       V  vocab_size
       L  layers               H  hidden_dim          kv_dim = n_kv_heads * hd           C  classes of a head
 
    GENERATE
@@ -146,9 +146,10 @@
 
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
-   takes 8 * L * max_seq_len * kv_dim bytes. A trainer is one buffer: 12 bytes for each number that it trains, and the
-   activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a number, and the
-   activations of the pass that was measured.
+   takes 8 * L * max_seq_len * kv_dim bytes, or, where the model has a window, 8 * L * kv_dim for each position in
+   the window and some more (an eighth of it, or max_batch, and up to 64). A trainer is one buffer: 12 bytes for each
+   number that it trains, and the activations of its largest batch. An optimizer and a graph are one buffer each: the
+   same 12 bytes a number, and the activations of the pass that was measured.
 
    ERRORS  Functions return an ml_result and fill in an ml_error with one sentence. Nothing prints, exits or aborts.
    Files may be hostile: every size and offset in them is checked.
@@ -167,8 +168,9 @@
    likelihood, an embedding or a head's result. The test is one of bits, which no compiler option can remove.
 
    LIMITS  Little-endian machines. Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
-   LayerNorm, rotary positions on adjacent pairs with theta and linear scaling, grouped-query attention, SwiGLU, no
-   biases in the matrices. Only F32 is trained. SentencePiece BPE as tokenizer, not the byte-level BPE of Llama 3
+   LayerNorm, rotary positions on adjacent pairs with theta, stretched by any ml_rope_kind or the factors of a GGUF,
+   grouped-query attention with heads of any even size, with a window and with biases or without, SwiGLU. All layers
+   are alike. Only F32 is trained. SentencePiece BPE as tokenizer, not the byte-level BPE of Llama 3
    (tokenizer.json). No GPU. */
 #ifndef ML_MINILLAMA_H
 #define ML_MINILLAMA_H
@@ -350,11 +352,44 @@ typedef enum ml_mask {
     ML_MASK_FULL         /* a token sees its whole row */
 } ml_mask;
 
+/* How the angles of rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position
+   Embedding") are made to reach beyond the positions that a model was trained for. Pair j of a head turns by
+   position * frequency, frequency = 1 / theta^(2j / hd), which is 2 pi turns / original for a pair that turns so
+   often in the original context. */
+typedef enum ml_rope_kind {
+    ML_ROPE_PLAIN = 0, /* position / (scale theta^(2j / hd)): scale > 1 is position interpolation */
+    ML_ROPE_NTK,       /* theta scale^(hd / (hd - 2)) in place of theta */
+    /* Peng et al. 2023, "YaRN": a pair that turns more than `high` times in the original context keeps its angles,
+       one that turns less than `low` times has its positions divided by scale, those between are mixed as Hugging
+       Face's library and llama.cpp do it; the table is multiplied by `attention`, which makes attention sharper */
+    ML_ROPE_YARN,
+    /* Llama 3.1: as YaRN, but those between are mixed by how often they turn, and nothing is multiplied */
+    ML_ROPE_LLAMA3,
+    /* Hugging Face's "dynamic": NTK with scale n / original - (scale - 1) for a table of n positions, if they are
+       more than `original`; else plain. A session's table has its max_seq_len positions. */
+    ML_ROPE_DYNAMIC,
+    ML_ROPE_KINDS
+} ml_rope_kind;
+
+typedef struct ml_rope_desc {
+    ml_rope_kind kind;
+    size_t hd;    /* required: size of a head */
+    float theta;  /* default 10000 */
+    float scale;  /* default 1: how many times longer than trained */
+    int original; /* positions that the model was trained for: ML_ROPE_YARN, _LLAMA3 and _DYNAMIC need it */
+    float low, high;      /* turns; default 1 and 32 (ML_ROPE_YARN), 1 and 4 (ML_ROPE_LLAMA3) */
+    float attention;      /* the table is multiplied by this; default 1, ML_ROPE_YARN: 0.1 ln(scale) + 1 */
+    const float *factors; /* (hd / 2) what each pair's frequency is divided by besides; default none */
+} ml_rope_desc;
+/* Cosine and sine of every pair's angle at positions 0 .. n_positions - 1: table (n_positions, hd). ML_ERROR_ARGUMENT
+   when a field is out of range, or hd odd. */
+ML_DEF ml_result ml_rope_table(const ml_rope_desc *desc, float *table, int n_positions);
+
 typedef struct ml_config {
     int dim;         /* D, width of the residual stream */
     int hidden_dim;  /* H, width of the feed-forward layer */
     int n_layers;    /* L */
-    int n_heads;     /* A, query heads; head size hd = D / A */
+    int n_heads;     /* A, query heads, of size hd = head_dim */
     int n_kv_heads;  /* key and value heads; divides n_heads; kv_dim = n_kv_heads * hd */
     int vocab_size;  /* V, at least the tokenizer's n_pieces */
     int max_seq_len; /* positions the model was trained for */
@@ -363,7 +398,15 @@ typedef struct ml_config {
     ml_mask mask;
     float norm_eps;
     float rope_theta; /* base of the rotary frequencies */
-    float rope_scale; /* position interpolation: positions are divided by this; 1 is none */
+    float
+        rope_scale; /* how many times longer than trained; ML_ROPE_PLAIN: positions are divided by this; 1 is none */
+    int head_dim;       /* hd, even; default D / A. Queries and what attention gives are (n, A * hd) */
+    int window;         /* a token sees at most so many keys back, itself included (Mistral); 0: all */
+    int attention_bias; /* the four matrices of attention have biases: n_layers * 4 tensors more, the last ones */
+    /* The other fields of ml_rope_desc, with their defaults; rope_original's is max_seq_len. */
+    ml_rope_kind rope_kind;
+    int rope_original;
+    float rope_low, rope_high, rope_attention;
 } ml_config;
 
 /* A model. It does not change (unless a trainer changes it), and any number of sessions may share it. Loaded by
@@ -377,11 +420,13 @@ typedef struct ml_model {
        data there: it computes hidden states, and a head works; calls that need logits are ML_ERROR_UNSUPPORTED */
     const ml_tensor *tensors;
     int64_t n_parameters; /* numbers in all tensors, a tied output counted once */
+    /* (hd / 2) as in ml_rope_desc, from a GGUF's rope_freqs.weight that is not ML_ROPE_LLAMA3; NULL: none */
+    const float *rope_factors;
     struct ml_model_private *private_part;
 } ml_model;
 
 typedef struct ml_model_create_desc {
-    ml_config config;  /* 0 in n_kv_heads, norm, mask, norm_eps, rope_theta or rope_scale: the usual value */
+    ml_config config;  /* 0 in n_kv_heads or in a field after tied_output: the usual value */
     ml_type type;      /* of the matrices; default F32 */
     ml_random *random; /* required */
     ml_allocator allocator;
@@ -407,7 +452,7 @@ typedef struct ml_seen {
     int layer; /* 0 .. L-1; before them -1: `stream` is the token embedding, the rest is missing (data NULL) */
     int past;
     /* (A * n, S), head after head: how much of each key's value a token gets. Column j is the j-th key of the token's
-       row, S the keys of the longest row; a row's sum is 1 */
+       row, S the keys of the longest row; a row's sum is 1, and keys outside the model's window have 0 */
     ml_tensor weights;
     ml_tensor middle; /* (n, D): the residual stream after the attention half */
     ml_tensor stream; /* (n, D): ... after the layer. What is written into it is what the next layer reads */
@@ -422,8 +467,8 @@ typedef struct ml_look {
 } ml_look;
 
 typedef struct ml_session_desc {
-    int max_seq_len;     /* positions in the KV cache; default the model's */
-    int max_batch;       /* most tokens in one pass; default the smaller of max_seq_len and 256 */
+    int max_seq_len; /* most tokens held; default the model's. Keys and values: all, or those in its window */
+    int max_batch;   /* most tokens in one pass; default the smaller of max_seq_len and 256 */
     const ml_lora *lora; /* an adapter over the model, which must outlive the session; default none */
     ml_threads threads;
     ml_allocator allocator; /* of ml_session_new */
@@ -459,7 +504,8 @@ typedef struct ml_tokens {
 ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int n, const float **logits,
                                  ml_error *error);
 
-/* Keeps the first `length` tokens; 0 starts over. */
+/* Keeps the first `length` tokens; 0 starts over. Where the model has a window and more tokens than the smaller of 64
+   and the window are taken back, the next call reads those that are kept again. */
 ML_DEF ml_result ml_session_truncate(ml_session *session, int length, ml_error *error);
 /* Makes the session hold what another one over the same model and adapter holds, as one hypothesis of a beam search
    branches off another: keeps what they have in common, and copies the tokens, keys and values that follow.
@@ -732,24 +778,6 @@ ML_DEF ml_tensor ml_pool_rows(ml_graph *g, ml_tensor x, ml_rows rows, ml_pooling
    weighted by softmax over the row of scores (n, 1) */
 ML_DEF ml_tensor ml_pool_weighted(ml_graph *g, ml_tensor x, ml_tensor scores, ml_rows rows);
 
-/* cosine and sine of every pair's angle at positions 0 .. n_positions - 1: table (n_positions, hd) */
-typedef enum ml_rope_kind {
-    ML_ROPE_PLAIN = 0, /* position / (scale theta^(2j / hd)): scale > 1 is position interpolation */
-    ML_ROPE_NTK,       /* theta scale^(hd / (hd - 2)) in place of theta */
-    /* Peng et al. 2023, "YaRN": a pair that turns more than 32 times in the original context keeps its angles, one
-       that turns less than once has its positions divided by scale, those between are mixed as Hugging Face's library
-       and llama.cpp do it; and the table is multiplied by 0.1 ln(scale) + 1, which makes attention sharper */
-    ML_ROPE_YARN
-} ml_rope_kind;
-typedef struct ml_rope_desc {
-    ml_rope_kind kind;
-    size_t hd;    /* required: size of a head */
-    float theta;  /* default 10000 */
-    float scale;  /* default 1: how many times longer than trained */
-    int original; /* positions that the model was trained for: ML_ROPE_YARN needs it */
-} ml_rope_desc;
-/* ML_ERROR_ARGUMENT when a field is out of range, or hd odd. */
-ML_DEF ml_result ml_rope_table(const ml_rope_desc *desc, float *table, int n_positions);
 /* rotary positions (Su et al. 2021): each head of x (n, heads * hd) rotated by each token's position in its row;
    table (positions, hd) as ml_rope_table makes it, at least as long as the longest row */
 ML_DEF ml_tensor ml_rotate(ml_graph *g, ml_tensor x, ml_tensor table, ml_rows rows);
@@ -832,10 +860,10 @@ ML_DEF ml_tensor ml_custom_op(ml_graph *g, const ml_custom_desc *desc);
 
 typedef enum ml_place {
     ML_PLACE_EMBEDDING, /* y: the token embeddings; x the same */
-    ML_PLACE_Q, /* y (n, D), before rotation; x (n, D): the normalized stream that it is computed from */
+    ML_PLACE_Q, /* y (n, A hd), before rotation; x (n, D): the normalized stream that it is computed from */
     ML_PLACE_K, /* y (n, kv_dim), before rotation */
     ML_PLACE_V, /* y (n, kv_dim) */
-    ML_PLACE_O, /* y (n, D): what attention adds to the stream; x: what the heads gave */
+    ML_PLACE_O, /* y (n, D): what attention adds to the stream; x (n, A hd): what the heads gave */
     ML_PLACE_ATTENTION, /* y (n, D): the same, but x is the normalized stream that the half layer began with */
     ML_PLACE_W1,        /* y (n, H): before silu; x (n, D): the normalized stream */
     ML_PLACE_W3,        /* y (n, H) */
@@ -873,7 +901,7 @@ typedef struct ml_llama_desc {
     const ml_tensor *prefix_values;
     ml_tensor rope; /* (positions, hd): see ml_rope_table; default by the model's configuration */
     int no_rope;    /* no rotation at all */
-    ml_tensor bias; /* as those of ml_attention_desc, in all layers */
+    ml_tensor bias; /* as those of ml_attention_desc, in all layers; a window of 0: the model's */
     int window, sinks;
     float dropout;     /* of the attention weights, as in ml_attention_desc; default 0 */
     uint64_t seed;     /* of dropout; each layer drops others */
@@ -1270,8 +1298,9 @@ typedef struct ml_load_desc {
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which means
    the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
    pytorch_model.bin.index.json, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin, or (with POSIX)
-   its only .gguf. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together.
-   Models, adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
+   its only .gguf. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an archive is one of
+   them. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together. Models,
+   adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -1324,11 +1353,12 @@ typedef struct ml_model_load_desc {
 } ml_model_load_desc;
 
 /* A model: any of the archive formats, or a path to several files (see ml_archive_load), with the configuration in
-   the file or in config.json or params.json in the same folder. Prefixes and words of wrappers in the tensors' names
-   ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its weights used in
-   place; ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that the course's code
-   saved (its adapters merged or not) has no configuration: that is taken from the pretrained model it names, or from
-   a config.json, in the same folder; without them its shapes must be those of stories42M. */
+   the file or in config.json or params.json in the same folder. Of Meta's files in pieces, consolidated.00.pth,
+   consolidated.01.pth, ..., the matrices are joined, in the model's memory. Prefixes and words of wrappers in the
+   tensors' names ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its
+   weights used in place; ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that
+   the course's code saved (its adapters merged or not) has no configuration: that is taken from the pretrained model
+   it names, or from a config.json, in the same folder; without them its shapes must be those of stories42M. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
                                ml_error *error);
@@ -1379,7 +1409,9 @@ typedef struct ml_save_desc {
    weights under its names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its
    save_model leaves, whose "model" fits its classifier around a model of the same shape, and a "model_config" that
    names stories42M.pt as that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied,
-   another rope_theta than 10000, rope_scale, a head of means or without a bias. */
+   another rope_theta than 10000, rope_scale, a head_dim, window or biases of attention, a head of means or without a
+   bias. A model with a window is saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too: safetensors of a model
+   with rope_factors, for which a config.json has no place. */
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
 
@@ -1964,8 +1996,8 @@ MLI_OPTIONAL size_t mli_linear_work(const ml_threads *threads, size_t n, size_t 
    returns it. If the graph is taping, the operation also records what its backward pass needs. A graph without memory
    only measures: the same network code then tells how much memory a pass takes.
 
-   Shapes: n tokens in this pass, D dim, H hidden_dim, A n_heads, hd = D / A head size, kv_dim = n_kv_heads hd, V
-   vocab_size, S keys that a query may see, r rank of an adapter. */
+   Shapes: n tokens in this pass, D dim, H hidden_dim, A n_heads, hd head size (D / A, if not said otherwise), kv_dim
+   = n_kv_heads hd, V vocab_size, S keys that a query may see, r rank of an adapter. */
 
 typedef struct ml_graph_private {
     const ml_threads *threads;
@@ -2122,12 +2154,14 @@ static int mli_is_shared(ml_tensor t) { return t.grad == (const float *)t.data; 
 
 /* ---- rows ---- */
 
-/* The rows of a batch: row r is tokens start[r] .. start[r+1]-1, at positions past, past + 1, ... If past > 0 there
-   is one row, and its earlier keys and values are directly before the first row of k and v, in the KV cache. */
+/* The rows of a batch: row r is tokens start[r] .. start[r+1]-1, at positions gone + past, gone + past + 1, ... If
+   past > 0 there is one row, and its earlier keys and values are directly before the first row of k and v, in the KV
+   cache, except for those of the first `gone` tokens, which no window reaches any more. */
 typedef struct mli_rows {
     const int32_t *start; /* (n_rows + 1) */
     int n_rows, past;
     int32_t single[2]; /* what start points to when mli_one_row made it */
+    int gone;
 } mli_rows;
 
 static size_t mli_row_start(const mli_rows *rows, int r) { return (size_t)rows->start[r]; }
@@ -2138,7 +2172,7 @@ static size_t mli_longest_row(const mli_rows *rows) {
     return longest;
 }
 static void mli_one_row(mli_rows *rows, int n_tokens, int past) {
-    mli_rows one = {rows->single, 1, past, {0, n_tokens}};
+    mli_rows one = {rows->single, 1, past, {0, n_tokens}, 0};
     *rows = one;
 }
 
@@ -2269,14 +2303,15 @@ static ml_tensor mli_norm(mli_graph *g, ml_tensor x, ml_tensor weight, ml_tensor
 }
 
 /* ---- linear: y_j = x W_j^T for weights that share their input ----
-   A weight may have an adapter (LoRA, Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"):
-   y_j += s (x A_j^T) B_j^T. [plain_linear] */
+   A weight may have a bias, y_j += b_j, and an adapter (LoRA, Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large
+   Language Models"): y_j += s (x A_j^T) B_j^T. [plain_linear] */
 
 #define MLI_MAX_JOBS 3 /* query, key and value */
 
 /* A matrix as a layer uses it. */
 typedef struct mli_matrix_use {
     ml_tensor w;    /* (out, in) */
+    ml_tensor bias; /* (1, out); without data: there is none */
     ml_tensor a, b; /* (r, in), (out, r); without data: there is no adapter */
     float scale;    /* s */
     ml_tensor y;    /* (n, out), made by the caller */
@@ -2288,6 +2323,27 @@ typedef struct mli_linears_op {
     mli_matrix_use use[MLI_MAX_JOBS];
     int n_weights;
 } mli_linears_op;
+
+typedef struct mli_bias_op {
+    ml_tensor y, b; /* (n, c), (1, c) */
+} mli_bias_op;
+
+static void mli_bias_rows(const void *record, size_t begin, size_t end) {
+    const mli_bias_op *op = (const mli_bias_op *)record;
+    for (; begin < end; begin++) mli_add(mli_row(op->y, begin), (const float *)op->b.data, op->y.cols);
+}
+
+/* db += sum of the rows of dy: columns [begin, end) of all rows */
+static void mli_bias_gradient_columns(const void *record, size_t begin, size_t end) {
+    const mli_bias_op *op = (const mli_bias_op *)record;
+    for (size_t i = 0; i < op->y.rows; i++)
+        mli_add(op->b.grad + begin, mli_grad_row(op->y, i) + begin, end - begin);
+}
+
+static void mli_bias_backward(mli_graph *g, const void *record) {
+    const mli_bias_op *op = (const mli_bias_op *)record;
+    if (op->b.grad) mli_for_rows(g, mli_bias_gradient_columns, op, op->y.cols, op->y.rows);
+}
 
 static void mli_need_gemm(mli_graph *g, size_t m, size_t n, size_t k) {
     if (m && n && k) mli_need_work(g, mli_gemm_work(g->threads, m, n, k));
@@ -2342,13 +2398,16 @@ static void mli_adapter_backward(mli_graph *g, ml_tensor x, const mli_matrix_use
     if (use->a.grad) mli_weight_gradient(g, use->a.grad, u, mli_row(x, 0), n, r, x.cols);
 }
 
-/* dW_j += dy_j^T x while x is still there; then dx = sum of dy_j W_j + du_j A_j, written over x */
+/* db_j += the sum of dy_j's rows, dW_j += dy_j^T x while x is still there; then dx = sum of dy_j W_j + du_j A_j,
+   written over x */
 static void mli_linears_backward(mli_graph *g, const void *record) {
     const mli_linears_op *op = (const mli_linears_op *)record;
     ml_tensor x = op->x;
     for (int j = 0; j < op->n_weights; j++) {
         const mli_matrix_use *use = &op->use[j];
+        mli_bias_op bias = {use->y, use->bias};
         float *dw = use->w.grad;
+        mli_bias_backward(g, &bias);
         if (dw) mli_weight_gradient(g, dw, use->y.grad, mli_row(x, 0), x.rows, use->w.rows, x.cols);
         if (use->a.data) mli_adapter_backward(g, x, use);
     }
@@ -2359,7 +2418,7 @@ static void mli_linears_backward(mli_graph *g, const void *record) {
     }
 }
 
-/* x (n, in), w_j (out_j, in) -> y_j (n, out_j) */
+/* x (n, in), w_j (out_j, in) -> y_j = x w_j^T + bias_j (n, out_j) */
 static void mli_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *uses, int n_weights) {
     mli_linears_op op;
     mli_linear_job jobs[MLI_MAX_JOBS] = {{NULL, NULL}};
@@ -2377,8 +2436,11 @@ static void mli_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *uses, i
     }
     if (!mli_measuring(g)) {
         mli_linear(g->threads, mli_row(x, 0), x.rows, x.cols, jobs, n_weights, g->work);
-        for (int j = 0; j < n_weights; j++)
+        for (int j = 0; j < n_weights; j++) {
+            mli_bias_op bias = {op.use[j].y, op.use[j].bias};
+            if (bias.b.data) mli_for_rows(g, mli_bias_rows, &bias, x.rows, bias.y.cols);
             if (op.use[j].a.data) mli_adapt(g, x, &op.use[j]);
+        }
     }
     if (!mli_taping(g)) mli_release(g, mark);
     mli_record(g, mli_linears_backward, &op, sizeof op);
@@ -2492,7 +2554,8 @@ static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
 /* ---- rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding") ----
    Each pair of numbers (x[2j], x[2j+1]) of a head is rotated by the angle position / theta^(2j / hd). The position
    may be divided by rope_scale (Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
-   Interpolation"). [plain_rotate] */
+   Interpolation"), for all pairs or, in other kinds, for the slow ones. This is the one place that knows how: models
+   and ml_rope_table have their tables from it. [plain_rotate] */
 
 /* 1 / theta^(2j / hd): the angle between neighbors of pair j */
 static float mli_rope_frequency(float theta, int j, int hd) {
@@ -2509,11 +2572,116 @@ static void mli_rope_pair(float *table, int n_positions, int hd, int j, float sc
     }
 }
 
-/* table (n_positions, hd): cosine and sine of each pair's angle, alternating */
-static void mli_rope_table(float *table, int n_positions, const ml_config *c) {
-    int hd = c->dim / c->n_heads;
-    for (int j = 0; j < hd / 2; j++)
-        mli_rope_pair(table, n_positions, hd, j, c->rope_scale, mli_rope_frequency(c->rope_theta, j, hd));
+/* What 0 means. */
+static void mli_rope_defaults(ml_rope_desc *desc) {
+    int is_yarn = desc->kind == ML_ROPE_YARN;
+    if (desc->theta == 0) desc->theta = 10000;
+    if (desc->scale == 0) desc->scale = 1;
+    if (desc->low == 0) desc->low = 1;
+    if (desc->high == 0) desc->high = is_yarn ? 32.0f : 4.0f;
+    if (desc->attention ==
+        0) /* queries and keys both are longer by this, which scales attention by its square */
+        desc->attention = is_yarn && desc->scale > 1 ? 0.1f * logf(desc->scale) + 1.0f : 1.0f;
+}
+
+/* Whether a table can be made; the fields are not 0 any more. */
+static int mli_rope_in_range(const ml_rope_desc *desc) {
+    int kind = (int)desc->kind, has_original = kind != ML_ROPE_PLAIN && kind != ML_ROPE_NTK;
+    return kind >= 0 && kind < ML_ROPE_KINDS && (kind == ML_ROPE_PLAIN || desc->theta > 1) &&
+           desc->theta > 0 && desc->theta < 1e12f && desc->scale > 0 && desc->scale < 1e6f && desc->low > 0 &&
+           desc->low < 1e6f && desc->high > 0 && desc->high < 1e6f &&
+           (kind != ML_ROPE_LLAMA3 || desc->low < desc->high) && desc->attention > 0 &&
+           desc->attention < 1e6f && (!has_original || desc->original > 0);
+}
+
+/* YaRN (Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models"): a pair that turns
+   more than `high` times in the original context keeps its frequency, one that turns less than `low` times is
+   interpolated, and those between are mixed, by their numbers. Returns how much of pair j is interpolated. */
+static double mli_yarn_share(const ml_rope_desc *desc, int j) {
+    const double turns[2] = {(double)desc->high, (double)desc->low}, two_pi = 6.28318530717958647692;
+    double hd = (double)desc->hd, bound[2];
+    /* the pair that turns so many times: original / theta^(2j / hd) = 2 pi turns */
+    for (int i = 0; i < 2; i++)
+        bound[i] = hd * log((double)desc->original / (two_pi * turns[i])) / (2 * log((double)desc->theta));
+    double low = MLI_MAX(0.0, floor(bound[0])), high = MLI_MIN(hd - 1, ceil(bound[1]));
+    double share = ((double)j - low) / MLI_MAX(0.001, high - low);
+    return MLI_MAX(0.0, MLI_MIN(1.0, share));
+}
+
+/* Llama 3.1 (Grattafiori et al. 2024, "The Llama 3 Herd of Models", and Meta's code): those between are mixed by how
+   often they turn. */
+static double mli_llama3_share(const ml_rope_desc *desc, double frequency) {
+    double turns = (double)desc->original * frequency / 6.28318530717958647692;
+    double share = ((double)desc->high - turns) / ((double)desc->high - (double)desc->low);
+    return MLI_MAX(0.0, MLI_MIN(1.0, share));
+}
+
+/* theta in a table of n positions: what NTK makes of it ("NTK-aware scaled RoPE", described in the paper on YaRN). */
+static float mli_rope_theta(const ml_rope_desc *desc, int n_positions) {
+    int hd = (int)desc->hd, is_dynamic = desc->kind == ML_ROPE_DYNAMIC;
+    float scale = desc->scale;
+    if ((desc->kind != ML_ROPE_NTK && !is_dynamic) || hd <= 2) return desc->theta;
+    if (is_dynamic && n_positions <= desc->original) return desc->theta;
+    if (is_dynamic) scale = scale * (float)n_positions / (float)desc->original - (scale - 1);
+    return desc->theta * powf(scale, (float)hd / (float)(hd - 2));
+}
+
+/* table (n_positions, hd): cosine and sine of each pair's angle, alternating. The description has its defaults. */
+static void mli_rope_table(float *table, int n_positions, const ml_rope_desc *desc) {
+    int hd = (int)desc->hd;
+    float theta = mli_rope_theta(desc, n_positions), scale = desc->kind == ML_ROPE_PLAIN ? desc->scale : 1.0f;
+    for (int j = 0; j < hd / 2; j++) {
+        float frequency = mli_rope_frequency(theta, j, hd);
+        double share = desc->kind == ML_ROPE_YARN     ? mli_yarn_share(desc, j)
+                       : desc->kind == ML_ROPE_LLAMA3 ? mli_llama3_share(desc, (double)frequency)
+                                                      : 0;
+        if (share > 0) frequency = (float)((double)frequency * (share / (double)desc->scale + 1 - share));
+        if (desc->factors) frequency /= desc->factors[j];
+        mli_rope_pair(table, n_positions, hd, j, scale, frequency);
+    }
+    if (desc->attention != 1) mli_scale(table, desc->attention, (size_t)n_positions * desc->hd);
+}
+
+ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_positions) {
+    if (!given || !table || given->hd < 2 || given->hd % 2 || given->hd > 1 << 16 || n_positions < 1)
+        return ML_ERROR_ARGUMENT;
+    ml_rope_desc desc = *given;
+    mli_rope_defaults(&desc);
+    if (!mli_rope_in_range(&desc) || !(desc.theta > 1)) return ML_ERROR_ARGUMENT;
+    mli_rope_table(table, n_positions, &desc);
+    return ML_OK;
+}
+
+static int mli_head_size(const ml_config *c) { return c->head_dim ? c->head_dim : c->dim / c->n_heads; }
+
+static ml_rope_desc mli_rope_desc_of(const ml_config *c, const float *factors) {
+    ml_rope_desc desc = {c->rope_kind,  (size_t)mli_head_size(c), c->rope_theta,
+                         c->rope_scale, c->rope_original,         c->rope_low,
+                         c->rope_high,  c->rope_attention,        factors};
+    return desc;
+}
+
+/* What Llama 3.1's frequency of pair j is divided by. */
+static float mli_llama3_factor(const ml_rope_desc *desc, int j) {
+    double share = mli_llama3_share(desc, (double)mli_rope_frequency(desc->theta, j, (int)desc->hd));
+    return (float)(1 / (share / (double)desc->scale + 1 - share));
+}
+
+/* Whether these are the factors (hd / 2) of Llama 3.1 with this configuration, to four digits. */
+static int mli_is_llama3(const ml_config *c, const float *factors) {
+    ml_rope_desc desc = mli_rope_desc_of(c, NULL);
+    for (int j = 0; j < (int)desc.hd / 2; j++) {
+        float factor = mli_llama3_factor(&desc, j);
+        if (!(fabsf(factors[j] - factor) < 1e-4f * factor)) return 0;
+    }
+    return 1;
+}
+
+/* The table of a model. */
+static void mli_model_rope(const ml_model *model, float *table, int n_positions) {
+    ml_rope_desc desc = mli_rope_desc_of(&model->config, model->rope_factors);
+    mli_rope_defaults(&desc);
+    mli_rope_table(table, n_positions, &desc);
 }
 
 typedef struct mli_rope_op {
@@ -2529,7 +2697,7 @@ static void mli_rope_rows(const void *record, size_t begin, size_t end) {
     int r = 0;
     for (size_t i = begin; i < end; i++) {
         while (mli_row_start(op->rows, r + 1) <= i) r++;
-        size_t position = i - mli_row_start(op->rows, r) + (size_t)op->rows->past;
+        size_t position = i - mli_row_start(op->rows, r) + (size_t)op->rows->past + (size_t)op->rows->gone;
         mli_rope_row(mli_row(op->x, i), op->table + position * op->hd, op->x.cols, op->hd, op->direction);
     }
 }
@@ -2569,11 +2737,13 @@ typedef struct mli_attention_op {
     int causal, n_heads, n_kv_heads, group; /* group = n_heads / n_kv_heads */
     size_t hd, hv;
     float scale; /* 1 / sqrt(hd) */
+    size_t
+        window; /* a query sees at most so many keys back, itself included, and ahead, if not causal; 0: all */
 
-    /* what an ordinary Llama has not: see mli_is_special */
-    ml_tensor bias;       /* (n, S) or (A n, S), added to the scores; no data: none */
-    size_t window, sinks; /* 0: all */
-    float dropout;        /* of the weights */
+    /* what a Llama has not: see mli_is_special */
+    ml_tensor bias; /* (n, S) or (A n, S), added to the scores; no data: none */
+    size_t sinks;   /* with a window: keys that are always seen */
+    float dropout;  /* of the weights */
     uint64_t seed;
 
     int n_tasks;
@@ -2586,9 +2756,17 @@ typedef struct mli_attention_op {
 static int mli_is_special(const mli_attention_op *op) { return (void)op, 0; }
 #else
 static int mli_is_special(const mli_attention_op *op) {
-    return op->bias.data || op->window || op->dropout > 0;
+    return op->bias.data || (op->window && op->sinks) || op->dropout > 0;
 }
 #endif
+
+/* The keys [*begin, *end) that the query at this position of its row sees, apart from sinks. */
+static void mli_visible(const mli_attention_op *op, size_t position, size_t n_row_keys, size_t *begin,
+                        size_t *end) {
+    *begin = op->window ? position - MLI_MIN(position, op->window - 1) : 0;
+    *end = op->causal ? position + 1 : n_row_keys;
+    if (op->window && !op->causal) *end = MLI_MIN(*end, position + op->window);
+}
 
 /* The keys of a row: where they begin in k and v, and how many there are. */
 static size_t mli_key_begin(const mli_attention_op *op, int row) {
@@ -2611,7 +2789,8 @@ typedef struct mli_tile {
     const float *q, *k,
         *v;     /* (n_queries, hd), (keys of the row, hd), (keys of the row, hv), as part of q, k and v */
     float *out; /* (n_queries, hv) */
-    size_t n_queries, n_keys;
+    size_t n_queries, n_keys; /* n_keys: in all parts */
+    size_t n_row_keys;
     size_t position; /* of the first query among the row's keys */
     mli_key_part parts[2];
     int n_parts; /* the keys that some query sees: one part, or two where a window leaves out what is between */
@@ -2621,10 +2800,11 @@ typedef struct mli_tile {
 
 /* Leaves out the keys that no query of the tile sees: those before the first one's window, except for the sinks, and
    without a causal mask those after the last one's. */
-static void mli_tile_window(const mli_attention_op *op, mli_tile *t, size_t n_row_keys) {
-    size_t first = t->position - MLI_MIN(t->position, op->window - 1), end = t->n_keys;
-    size_t sinks = MLI_MIN(op->sinks, n_row_keys);
-    if (!op->causal) end = MLI_MAX(sinks, MLI_MIN(end, t->position + t->n_queries - 1 + op->window));
+static void mli_tile_window(const mli_attention_op *op, mli_tile *t) {
+    size_t first, end, unused, sinks = MLI_MIN(op->sinks, t->n_row_keys);
+    mli_visible(op, t->position, t->n_row_keys, &first, &unused);
+    mli_visible(op, t->position + t->n_queries - 1, t->n_row_keys, &unused, &end);
+    if (!op->causal) end = MLI_MAX(sinks, end);
     mli_key_part before = {0, 0, MLI_MIN(sinks, first)}, after = {before.n, first, end - first};
     t->n_parts = 0;
     if (before.n) t->parts[t->n_parts++] = before;
@@ -2645,18 +2825,21 @@ static mli_tile mli_tile_at(const mli_attention_op *op, int row, size_t first, i
                      mli_row(op->out, first) + (size_t)head * op->hv,
                      n_queries,
                      n_keys,
+                     n_row_keys,
                      position,
                      {{0, 0, n_keys}, {0, 0, 0}},
                      1,
                      head,
                      first};
-    if (mli_is_special(op) && op->window) mli_tile_window(op, &tile, n_row_keys);
+    if (op->window) mli_tile_window(op, &tile);
     return tile;
 }
 
-/* How many keys query i of the tile sees: in a causal row the last query sees all, the one before it one fewer. */
-static size_t mli_visible(const mli_attention_op *op, const mli_tile *tile, size_t i) {
-    return op->causal ? tile->n_keys - (tile->n_queries - 1 - i) : tile->n_keys;
+/* The most keys of a tile: with a window not all of the longest row. */
+static size_t mli_most_keys(const mli_attention_op *op) {
+    size_t reach = op->sinks + op->most_queries;
+    if (!op->window || op->window >= op->longest || reach >= op->longest) return op->longest;
+    return MLI_MIN(op->longest, reach + (op->causal ? 1 : 2) * op->window);
 }
 
 /* Scratch of one task. */
@@ -2670,7 +2853,8 @@ typedef struct mli_attention_scratch {
 /* Places a task's scratch in memory; with NULL only counts. Returns the bytes. */
 static size_t mli_attention_scratch_at(const mli_attention_op *op, int backward, unsigned char *memory,
                                        mli_attention_scratch *s) {
-    size_t used = 0, queries = op->most_queries, keys = op->longest, hd = MLI_MAX(op->hd, op->hv), gemm = 0;
+    size_t used = 0, queries = op->most_queries, keys = mli_most_keys(op), hd = MLI_MAX(op->hd, op->hv),
+           gemm = 0;
     memset(s, 0, sizeof *s);
     if (backward || queries > MLI_FEW_QUERIES || mli_is_special(op))
         gemm = MLI_MAX(mli_gemm_work(NULL, queries, keys, hd), mli_gemm_work(NULL, queries, hd, keys));
@@ -2678,8 +2862,8 @@ static size_t mli_attention_scratch_at(const mli_attention_op *op, int backward,
     if (backward) {
         gemm = MLI_MAX(gemm, mli_gemm_work(NULL, keys, hd, queries));
         s->dp = (float *)mli_carve(memory, &used, queries * keys, sizeof(float));
-        s->dk = (float *)mli_carve(memory, &used, keys * op->hd, sizeof(float));
-        s->dv = (float *)mli_carve(memory, &used, keys * op->hv, sizeof(float));
+        s->dk = (float *)mli_carve(memory, &used, op->longest * op->hd, sizeof(float));
+        s->dv = (float *)mli_carve(memory, &used, op->longest * op->hv, sizeof(float));
     }
     s->gemm = mli_carve(memory, &used, gemm, 1);
     return used;
@@ -2711,14 +2895,12 @@ static void mli_hide(const mli_tile *t, float *scores, size_t begin, size_t end)
 
 /* Scores of query i of the tile become weights, with bias and window. If it sees no key, all of them are 0. */
 static void mli_special_softmax(const mli_attention_op *op, const mli_tile *t, size_t i, float *p) {
-    size_t position = t->position + i, n = t->n_keys, end = op->causal ? position + 1 : SIZE_MAX;
+    size_t n = t->n_keys, begin, end;
+    mli_visible(op, t->position + i, t->n_row_keys, &begin, &end);
     mli_scale(p, op->scale, n);
     if (op->bias.data) mli_add_bias(t, p, (const float *)op->bias.data + mli_bias_at(op, t, i));
-    if (op->window) {
-        mli_hide(t, p, op->sinks, position - MLI_MIN(position, op->window - 1));
-        if (!op->causal) end = MLI_MAX(op->sinks, position + op->window);
-    }
-    mli_hide(t, p, end, SIZE_MAX);
+    if (op->window) mli_hide(t, p, op->sinks, begin);
+    mli_hide(t, p, op->window && !op->causal ? MLI_MAX(op->sinks, end) : end, SIZE_MAX);
     if (mli_max(p, n) == -INFINITY)
         memset(p, 0, n * sizeof *p);
     else
@@ -2737,14 +2919,17 @@ static void mli_attention_weights(const mli_attention_op *op, const mli_tile *t,
     }
     for (size_t i = 0; i < n; i++) {
         float *p = s->p + i * n_keys;
+        size_t begin, end;
         if (mli_is_special(op)) {
             mli_special_softmax(op, t, i, p);
             continue;
         }
-        size_t visible = mli_visible(op, t, i);
-        mli_scale(p, op->scale, visible);
-        mli_softmax(p, visible);
-        memset(p + visible, 0, (n_keys - visible) * sizeof *p);
+        mli_visible(op, t->position + i, t->n_row_keys, &begin, &end);
+        begin -= t->parts[0].first, end -= t->parts[0].first;
+        memset(p, 0, begin * sizeof *p);
+        mli_scale(p + begin, op->scale, end - begin);
+        mli_softmax(p + begin, end - begin);
+        memset(p + end, 0, (n_keys - end) * sizeof *p);
     }
 }
 
@@ -2776,11 +2961,13 @@ static void mli_attend(const mli_attention_op *op, const mli_tile *t, const mli_
         return;
     }
     for (size_t i = 0; i < t->n_queries; i++) {
-        size_t n = mli_visible(op, t, i);
-        mli_dots(s->p, t->q + i * op->q.cols, t->k, op->k.cols, n, op->hd);
+        size_t first, n;
+        mli_visible(op, t->position + i, t->n_row_keys, &first, &n);
+        n -= first;
+        mli_dots(s->p, t->q + i * op->q.cols, t->k + first * op->k.cols, op->k.cols, n, op->hd);
         mli_scale(s->p, op->scale, n);
         mli_softmax(s->p, n);
-        mli_weighted_sum(t->out + i * op->out.cols, s->p, t->v, op->v.cols, n, op->hv);
+        mli_weighted_sum(t->out + i * op->out.cols, s->p, t->v + first * op->v.cols, op->v.cols, n, op->hv);
     }
 }
 
@@ -2911,6 +3098,7 @@ static void mli_attention_plan(mli_graph *g, mli_attention_op *op) {
         size_t queries = mli_row_start(rows, r + 1) - mli_row_start(rows, r), keys = mli_key_count(op, r);
         op->longest = MLI_MAX(op->longest, keys);
         op->most_queries = MLI_MAX(op->most_queries, MLI_MIN(queries, MLI_QUERY_BLOCK));
+        if (op->window) keys = MLI_MIN(keys, op->window + MLI_QUERY_BLOCK);
         work += queries * keys * op->q.cols;
     }
     op->n_tasks = mli_task_count(g->threads, work, 1 << 15);
@@ -2927,6 +3115,7 @@ static mli_attention_op mli_plain_attention(ml_tensor q, ml_tensor k, ml_tensor 
     memset(&op, 0, sizeof op);
     op.q = q, op.k = k, op.v = v, op.rows = rows;
     op.causal = config->mask != ML_MASK_FULL;
+    op.window = (size_t)config->window;
     op.n_heads = config->n_heads, op.n_kv_heads = config->n_kv_heads, op.group = op.n_heads / op.n_kv_heads;
     op.hd = q.cols / (size_t)op.n_heads, op.hv = v.cols / (size_t)op.n_kv_heads;
     op.scale = 1.0f / sqrtf((float)op.hd);
@@ -2971,11 +3160,14 @@ static void mli_look_rows(const void *record, size_t begin, size_t end) {
         int row = 0;
         while (mli_row_start(op->rows, row + 1) <= i) row++;
         mli_tile tile = mli_tile_at(op, row, i, (int)(at / op->q.rows));
-        size_t n = mli_visible(op, &tile, 0);
-        mli_dots(p, tile.q, tile.k, op->k.cols, n, op->hd);
+        size_t first, n, gone = (size_t)op->rows->gone;
+        mli_visible(op, tile.position, tile.n_row_keys, &first, &n);
+        n -= first;
+        memset(p, 0, look->weights.cols * sizeof *p);
+        p += gone + first;
+        mli_dots(p, tile.q, tile.k + first * op->k.cols, op->k.cols, n, op->hd);
         mli_scale(p, op->scale, n);
         mli_softmax(p, n);
-        memset(p + n, 0, (look->weights.cols - n) * sizeof *p);
     }
 }
 
@@ -3036,8 +3228,9 @@ typedef enum mli_slot {
     MLI_GLOBAL_SLOTS,
     MLI_ATTN_NORM = MLI_GLOBAL_SLOTS, MLI_ATTN_NORM_BIAS, MLI_WQ, MLI_WK, MLI_WV, MLI_WO, /* once in a layer */
     MLI_FFN_NORM, MLI_FFN_NORM_BIAS, MLI_W1, MLI_W2, MLI_W3,
+    MLI_BQ, MLI_BK, MLI_BV, MLI_BO, /* once in a layer of a model with attention_bias, after all layers */
     MLI_SLOTS,
-    MLI_LAYER_SLOTS = MLI_SLOTS - MLI_GLOBAL_SLOTS
+    MLI_LAYER_SLOTS = MLI_BQ - MLI_GLOBAL_SLOTS, MLI_BIAS_SLOTS = MLI_SLOTS - MLI_BQ
 } mli_slot;
 
 typedef enum mli_naming {
@@ -3047,7 +3240,7 @@ typedef enum mli_naming {
 /* clang-format on */
 
 typedef enum mli_role { MLI_ROLE_EMBEDDING, MLI_ROLE_MATRIX, MLI_ROLE_NORM, MLI_ROLE_BIAS } mli_role;
-typedef enum mli_extent { MLI_ONE, MLI_DIM, MLI_KV_DIM, MLI_HIDDEN, MLI_VOCAB } mli_extent;
+typedef enum mli_extent { MLI_ONE, MLI_DIM, MLI_Q_DIM, MLI_KV_DIM, MLI_HIDDEN, MLI_VOCAB } mli_extent;
 
 typedef struct mli_param {
     mli_role role;
@@ -3071,15 +3264,20 @@ static const mli_param mli_params[MLI_SLOTS] = {
     MLI_ONCE(MATRIX, VOCAB, DIM, "output.weight", "output.weight", "output.weight", "lm_head.weight"),
     MLI_EACH(NORM, ONE, DIM, "attn_norm", "attention_norm", "attention_norm", "input_layernorm", weight),
     MLI_EACH(BIAS, ONE, DIM, "attn_norm", "attention_norm", "attention_norm", "input_layernorm", bias),
-    MLI_EACH(MATRIX, DIM, DIM, "attn_q", "attention.wq", "attention.compute_query", "self_attn.q_proj", weight),
+    MLI_EACH(MATRIX, Q_DIM, DIM, "attn_q", "attention.wq", "attention.compute_query", "self_attn.q_proj", weight),
     MLI_EACH(MATRIX, KV_DIM, DIM, "attn_k", "attention.wk", "attention.compute_key", "self_attn.k_proj", weight),
     MLI_EACH(MATRIX, KV_DIM, DIM, "attn_v", "attention.wv", "attention.compute_value", "self_attn.v_proj", weight),
-    MLI_EACH(MATRIX, DIM, DIM, "attn_output", "attention.wo", "attention.compute_output", "self_attn.o_proj", weight),
+    MLI_EACH(MATRIX, DIM, Q_DIM, "attn_output", "attention.wo", "attention.compute_output", "self_attn.o_proj",
+             weight),
     MLI_EACH(NORM, ONE, DIM, "ffn_norm", "ffn_norm", "ffn_norm", "post_attention_layernorm", weight),
     MLI_EACH(BIAS, ONE, DIM, "ffn_norm", "ffn_norm", "ffn_norm", "post_attention_layernorm", bias),
     MLI_EACH(MATRIX, HIDDEN, DIM, "ffn_gate", "feed_forward.w1", "feed_forward.w1", "mlp.gate_proj", weight),
     MLI_EACH(MATRIX, DIM, HIDDEN, "ffn_down", "feed_forward.w2", "feed_forward.w2", "mlp.down_proj", weight),
     MLI_EACH(MATRIX, HIDDEN, DIM, "ffn_up", "feed_forward.w3", "feed_forward.w3", "mlp.up_proj", weight),
+    MLI_EACH(BIAS, ONE, Q_DIM, "attn_q", "attention.wq", "attention.compute_query", "self_attn.q_proj", bias),
+    MLI_EACH(BIAS, ONE, KV_DIM, "attn_k", "attention.wk", "attention.compute_key", "self_attn.k_proj", bias),
+    MLI_EACH(BIAS, ONE, KV_DIM, "attn_v", "attention.wv", "attention.compute_value", "self_attn.v_proj", bias),
+    MLI_EACH(BIAS, ONE, DIM, "attn_output", "attention.wo", "attention.compute_output", "self_attn.o_proj", bias),
 };
 /* clang-format on */
 
@@ -3089,26 +3287,45 @@ static const mli_slot mli_lora_slots[MLI_LORA_TARGETS] = {MLI_WQ, MLI_WK, MLI_WV
                                                           MLI_W1, MLI_W2, MLI_W3};
 
 static int mli_extent_of(const ml_config *c, mli_extent extent) {
-    const int extents[] = {1, c->dim, c->dim / c->n_heads * c->n_kv_heads, c->hidden_dim, c->vocab_size};
+    int hd = mli_head_size(c);
+    const int extents[] = {1, c->dim, hd * c->n_heads, hd * c->n_kv_heads, c->hidden_dim, c->vocab_size};
     return extents[extent];
 }
 
+/* The tensors of a model: those outside the layers, the layers, and in the end the biases of attention. */
+static int mli_first_bias(const ml_config *c) { return MLI_GLOBAL_SLOTS + c->n_layers * MLI_LAYER_SLOTS; }
+static int mli_count_tensors(const ml_config *c) {
+    return mli_first_bias(c) + (c->attention_bias ? c->n_layers * MLI_BIAS_SLOTS : 0);
+}
+
 /* The slot and the layer (0 for those outside the layers) of tensor `index` of a model. */
-static mli_slot mli_slot_at(int index) {
-    int in_layers = index - MLI_GLOBAL_SLOTS;
+static mli_slot mli_slot_at(const ml_config *c, int index) {
+    int in_layers = index - MLI_GLOBAL_SLOTS, in_biases = index - mli_first_bias(c);
+    if (in_biases >= 0) return (mli_slot)(MLI_BQ + in_biases % MLI_BIAS_SLOTS);
     return (mli_slot)(in_layers < 0 ? index : MLI_GLOBAL_SLOTS + in_layers % MLI_LAYER_SLOTS);
 }
-static int mli_layer_at(int index) { return MLI_MAX(0, index - MLI_GLOBAL_SLOTS) / MLI_LAYER_SLOTS; }
-
-static const ml_tensor *mli_weight(const ml_model *model, mli_slot slot, int layer) {
-    return &model->tensors[(int)slot + (slot < MLI_GLOBAL_SLOTS ? 0 : layer * MLI_LAYER_SLOTS)];
+static int mli_layer_at(const ml_config *c, int index) {
+    int in_biases = index - mli_first_bias(c);
+    if (in_biases >= 0) return in_biases / MLI_BIAS_SLOTS;
+    return MLI_MAX(0, index - MLI_GLOBAL_SLOTS) / MLI_LAYER_SLOTS;
 }
 
-static int mli_is_norm(mli_slot slot) { return mli_params[slot].rows == MLI_ONE; } /* or its bias */
+/* The tensor of a slot, which the model's configuration has. */
+static const ml_tensor *mli_weight(const ml_model *model, mli_slot slot, int layer) {
+    int index = (int)slot;
+    if (slot >= MLI_BQ)
+        index += mli_first_bias(&model->config) - MLI_BQ + layer * MLI_BIAS_SLOTS;
+    else if (slot >= MLI_GLOBAL_SLOTS)
+        index += layer * MLI_LAYER_SLOTS;
+    return &model->tensors[index];
+}
+
+static int mli_is_vector(mli_slot slot) { return mli_params[slot].rows == MLI_ONE; } /* a norm or a bias */
 
 /* Whether a model of this configuration has the tensor, and not only an empty entry for it. */
 static int mli_has_slot(const ml_config *c, mli_slot slot) {
     if (slot == MLI_OUTPUT) return !c->tied_output;
+    if (slot >= MLI_BQ) return c->attention_bias;
     return mli_params[slot].role != MLI_ROLE_BIAS || c->norm == ML_NORM_LAYER;
 }
 
@@ -3122,7 +3339,8 @@ static void mli_param_name(mli_naming naming, mli_slot slot, int layer, char nam
 
 ML_DEF ml_result ml_model_tensor_name(const ml_model *model, int index, char name[ML_NAME_SIZE]) {
     if (!model || !name || index < 0 || index >= model->n_tensors) return ML_ERROR_ARGUMENT;
-    mli_param_name(MLI_NAMING_GGUF, mli_slot_at(index), mli_layer_at(index), name);
+    const ml_config *c = &model->config;
+    mli_param_name(MLI_NAMING_GGUF, mli_slot_at(c, index), mli_layer_at(c, index), name);
     return ML_OK;
 }
 
@@ -3142,16 +3360,23 @@ static ml_result mli_check_config(const ml_config *c, ml_error *error) {
         if (fields[i].value < 1 || fields[i].value > fields[i].most)
             return mli_fail(error, ML_ERROR_FORMAT, "configuration: %s is %d, not in 1 to %d", fields[i].name,
                             fields[i].value, fields[i].most);
-    if (c->dim % c->n_heads || (c->dim / c->n_heads) % 2)
+    if (!c->head_dim && (c->dim % c->n_heads || (c->dim / c->n_heads) % 2))
         return mli_fail(error, ML_ERROR_FORMAT,
                         "configuration: dim %d cannot be cut into %d heads of even size", c->dim, c->n_heads);
+    if (c->head_dim < 0 || c->head_dim % 2 || c->head_dim > (1 << 18) / c->n_heads)
+        return mli_fail(error, ML_ERROR_FORMAT, "configuration: %d heads of size %d", c->n_heads,
+                        c->head_dim);
+    if (c->window < 0) return mli_fail(error, ML_ERROR_FORMAT, "configuration: window is %d", c->window);
     if (c->n_heads % c->n_kv_heads)
         return mli_fail(error, ML_ERROR_FORMAT, "configuration: n_kv_heads %d does not divide n_heads %d",
                         c->n_kv_heads, c->n_heads);
-    if (!(c->norm_eps >= 0 && c->norm_eps < 1) || !(c->rope_theta > 0 && c->rope_theta < 1e12f) ||
-        !(c->rope_scale > 0 && c->rope_scale < 1e6f))
+    ml_rope_desc rope = mli_rope_desc_of(c, NULL);
+    mli_rope_defaults(&rope);
+    if (!(c->norm_eps >= 0 && c->norm_eps < 1) || !(c->rope_theta > 0) || !(c->rope_scale > 0) ||
+        !mli_rope_in_range(&rope))
         return mli_fail(error, ML_ERROR_FORMAT,
-                        "configuration: norm_eps, rope_theta or rope_scale is out of range");
+                        "configuration: norm_eps, rope_theta, rope_scale or another number of the rotary "
+                        "positions is out of range");
     if ((c->norm != ML_NORM_RMS && c->norm != ML_NORM_LAYER) ||
         (c->mask != ML_MASK_CAUSAL && c->mask != ML_MASK_FULL))
         return mli_fail(error, ML_ERROR_ARGUMENT, "configuration: norm or mask is not one of its names");
@@ -3166,6 +3391,8 @@ struct ml_model_private {
     ml_archive *archive; /* owns the weights that are used in place; NULL: none are */
     void *weights;       /* one block with all weights that the model owns */
     ml_tensor *tensors;  /* shown.tensors, to write to: they follow this struct */
+    float
+        *rope_factors; /* (hd / 2) after these: room for shown.rope_factors, or Llama 3.1's, which GGUF has */
     ml_tokenizer *tokenizer;
     int has_other_tokenizer;   /* than its file */
     const unsigned char *keys; /* (keys_size) of its GGUF, as they are there: see mli_keep_keys; NULL: none */
@@ -3176,19 +3403,25 @@ struct ml_model_private {
 /* A model without weights: every tensor has its shape, and no data. */
 static ml_result mli_model_new(const ml_config *config, const ml_allocator *allocator, ml_model **out,
                                ml_error *error) {
-    int n_tensors = MLI_GLOBAL_SLOTS + config->n_layers * MLI_LAYER_SLOTS;
+    int n_tensors = mli_count_tensors(config);
     struct ml_model_private *own = NULL;
-    size_t bytes = sizeof *own + (size_t)n_tensors * sizeof *own->tensors;
+    size_t bytes = sizeof *own + (size_t)n_tensors * sizeof *own->tensors +
+                   (size_t)mli_head_size(config) / 2 * sizeof *own->rope_factors;
     own = (struct ml_model_private *)mli_alloc(allocator, 1, bytes);
     if (!own) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a table of %d tensors", n_tensors);
     ml_tensor *tensors = own->tensors = (ml_tensor *)(own + 1);
-    ml_model model = {*config, NULL, n_tensors, tensors, 0, own};
+    own->rope_factors = (float *)(void *)(tensors + n_tensors);
+    ml_model model = {*config, NULL, n_tensors, tensors, 0, NULL, own};
     for (int i = 0; i < n_tensors; i++) {
-        const mli_param *param = &mli_params[mli_slot_at(i)];
+        mli_slot slot = mli_slot_at(config, i);
+        const mli_param *param = &mli_params[slot];
         tensors[i].rows = (size_t)mli_extent_of(config, param->rows);
         tensors[i].cols = (size_t)mli_extent_of(config, param->cols);
-        if (mli_has_slot(config, mli_slot_at(i))) model.n_parameters += (int64_t)mli_numbers(&tensors[i]);
+        if (mli_has_slot(config, slot)) model.n_parameters += (int64_t)mli_numbers(&tensors[i]);
     }
+    ml_rope_desc rope = mli_rope_desc_of(config, NULL);
+    for (int j = 0; config->rope_kind == ML_ROPE_LLAMA3 && j < (int)rope.hd / 2; j++)
+        own->rope_factors[j] = mli_llama3_factor(&rope, j);
     own->shown = model;
     own->allocator = *allocator;
     *out = &own->shown;
@@ -3277,11 +3510,13 @@ static mli_pass mli_pass_over(const ml_model *model, const ml_lora *lora, const 
     return pass;
 }
 
-/* The matrix of a slot, with the adapter that the pass has for it. */
+/* The matrix of a slot, with its bias and the adapter that the pass has for it. */
 static mli_matrix_use mli_use(const mli_pass *pass, mli_slot slot, int layer) {
     mli_matrix_use use;
     memset(&use, 0, sizeof use);
     use.w = *mli_weight(pass->model, slot, layer);
+    if (pass->model->config.attention_bias && slot >= MLI_WQ && slot <= MLI_WO)
+        use.bias = *mli_weight(pass->model, (mli_slot)(MLI_BQ + (slot - MLI_WQ)), layer);
     for (int target = 0; pass->lora && target < MLI_LORA_TARGETS; target++) {
         if (mli_lora_slots[target] != slot) continue;
         const ml_tensor *pair = pass->lora->tensors + (layer * MLI_LORA_TARGETS + target) * 2;
@@ -3336,12 +3571,13 @@ static int mli_separate_at(mli_graph *g, const mli_pass *pass, unsigned at) {
 
 static void mli_look_begin(mli_graph *g, const mli_pass *pass, ml_tensor x) {
     size_t n_heads = (size_t)pass->model->config.n_heads;
-    size_t n_keys = mli_longest_row(pass->rows) + (size_t)pass->rows->past;
+    int past = pass->rows->past + pass->rows->gone;
+    size_t n_keys = mli_longest_row(pass->rows) + (size_t)past;
     ml_seen *seen = &pass->looking->seen, first;
     seen->weights = mli_new(g, n_heads * x.rows, n_keys);
     seen->middle = mli_new(g, x.rows, x.cols);
     seen->stream = x;
-    seen->past = pass->rows->past;
+    seen->past = past;
     memset(&first, 0, sizeof first);
     first.layer = -1, first.past = seen->past, first.stream = x;
     if (!mli_measuring(g)) pass->looking->look.on_layer(pass->looking->look.user, &first);
@@ -3372,10 +3608,9 @@ static ml_tensor mli_norm_of(mli_graph *g, const mli_pass *pass, mli_slot slot, 
 
 /* x (n, heads * hd) rotated in place, or a copy of it if the place handed it out */
 static ml_tensor mli_rope_at(mli_graph *g, const mli_pass *pass, unsigned at, ml_tensor x) {
-    const ml_config *c = &pass->model->config;
     if (!pass->rope) return x;
     if (mli_wants(pass, at)) x = mli_copy(g, x, mli_new(g, x.rows, x.cols));
-    mli_rope(g, x, pass->rope, (size_t)(c->dim / c->n_heads), pass->rows);
+    mli_rope(g, x, pass->rope, (size_t)mli_head_size(&pass->model->config), pass->rows);
     return x;
 }
 
@@ -3400,9 +3635,9 @@ static ml_tensor mli_end_half(mli_graph *g, const mli_pass *pass, const mli_half
 /* x (n, D) -> x + Wo attention(norm(x)), the first half of a layer */
 static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     const ml_config *c = &pass->model->config;
-    size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM);
+    size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM), q_dim = (size_t)mli_extent_of(c, MLI_Q_DIM);
     ml_tensor h = mli_norm_of(g, pass, MLI_ATTN_NORM, layer, x), k, v;
-    ml_tensor q = mli_new_at(g, pass, MLI_AT(Q), x.rows, x.cols);
+    ml_tensor q = mli_new_at(g, pass, MLI_AT(Q), x.rows, q_dim);
     if (pass->kv) {
         k = mli_tensor_at(pass->kv->first + 2 * (size_t)layer * pass->kv->half, x.rows, kv_dim);
         v = mli_tensor_at((float *)k.data + pass->kv->half, x.rows, kv_dim);
@@ -3421,7 +3656,7 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
     k = mli_rope_at(g, pass, MLI_AT(K), k);
     mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
     mli_extend_attention(g, pass, layer, &attention);
-    ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, x.cols));
+    ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, q_dim));
     if (pass->looking) mli_look_at_attention(g, &attention, pass->looking->seen.weights);
     mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
     return mli_end_half(g, pass, &half, x);
@@ -3550,8 +3785,8 @@ static void mli_output(mli_graph *g, const ml_model *model, ml_tensor hidden, co
    four would lose most accuracy there. With Q4_K and Q5_K (files that it calls Q4_K_M and Q5_K_M) so have the value
    and down projections of an eighth of the layers at either end and of every third in between. */
 static ml_type mli_mixed_type(const ml_config *config, int index, ml_type type) {
-    const mli_slot slot = mli_slot_at(index);
-    const int layer = mli_layer_at(index), eighth = config->n_layers / 8;
+    const mli_slot slot = mli_slot_at(config, index);
+    const int layer = mli_layer_at(config, index), eighth = config->n_layers / 8;
     int makes_logits = slot == MLI_OUTPUT || (slot == MLI_TOKEN_EMBEDDING && config->tied_output);
     if (type == ML_Q4_0 && makes_logits) return ML_Q8_0;
     if (type != ML_Q4_K && type != ML_Q5_K) return type;
@@ -3563,8 +3798,8 @@ static ml_type mli_mixed_type(const ml_config *config, int index, ml_type type) 
 /* The type that weight `index` gets when the matrices are to be of `type` (ML_TYPE_NONE: as they are). Norms are F32.
    A matrix whose rows are not a multiple of the block is Q8_0 in place of a type of blocks of 256, else F16. */
 static ml_type mli_weight_type(const ml_config *config, int index, ml_type type, ml_type present) {
-    const mli_slot slot = mli_slot_at(index);
-    if (mli_is_norm(slot)) return ML_F32;
+    const mli_slot slot = mli_slot_at(config, index);
+    if (mli_is_vector(slot)) return ML_F32;
     if (!type) return mli_is_weight(present) ? present : ML_F32;
     size_t cols = (size_t)mli_extent_of(config, mli_params[slot].cols);
     type = mli_mixed_type(config, index, type);
@@ -3602,6 +3837,16 @@ static void mli_tie_output(ml_model *model) {
     if (model->config.tied_output) tensors[MLI_OUTPUT] = tensors[MLI_TOKEN_EMBEDDING];
 }
 
+/* What is 0 in the fields of head size and rotary positions gets its value. */
+static void mli_complete_rope(ml_config *config) {
+    if (!config->head_dim && config->n_heads > 0 && config->dim % config->n_heads == 0)
+        config->head_dim = config->dim / config->n_heads;
+    if (!config->rope_original) config->rope_original = config->max_seq_len;
+    ml_rope_desc desc = mli_rope_desc_of(config, NULL);
+    mli_rope_defaults(&desc);
+    config->rope_low = desc.low, config->rope_high = desc.high, config->rope_attention = desc.attention;
+}
+
 /* What 0 means in a configuration that a caller wrote. */
 static void mli_config_defaults(ml_config *config) {
     if (!config->n_kv_heads) config->n_kv_heads = config->n_heads;
@@ -3611,6 +3856,8 @@ static void mli_config_defaults(ml_config *config) {
     if (config->rope_theta == 0) config->rope_theta = 10000;
     if (config->rope_scale == 0) config->rope_scale = 1;
     config->tied_output = config->tied_output != 0;
+    config->attention_bias = config->attention_bias != 0;
+    mli_complete_rope(config);
 }
 
 /* Normal numbers of standard deviation 0.02 for matrices, ones for norms, zeros for biases. row (cols) is scratch. */
@@ -3625,17 +3872,17 @@ static void mli_fill_weight(const ml_tensor *tensor, mli_role role, ml_random *r
 
 static ml_result mli_create_weights(ml_model *model, ml_type type, ml_random *random, ml_error *error) {
     struct ml_model_private *own = model->private_part;
+    const ml_config *c = &model->config;
     for (int i = 0; i < model->n_tensors; i++)
-        if (mli_has_slot(&model->config, mli_slot_at(i)))
-            own->tensors[i].type = mli_weight_type(&model->config, i, type, type);
+        if (mli_has_slot(c, mli_slot_at(c, i))) own->tensors[i].type = mli_weight_type(c, i, type, type);
     ml_result result = mli_allocate_weights(model, error);
     if (result) return result;
-    size_t longest = (size_t)MLI_MAX(model->config.dim, model->config.hidden_dim);
+    size_t longest = (size_t)MLI_MAX(mli_extent_of(c, MLI_Q_DIM), MLI_MAX(c->dim, c->hidden_dim));
     float *row = (float *)mli_alloc(&own->allocator, longest, sizeof *row);
     if (!row) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a row of %z numbers", longest);
     for (int i = 0; i < model->n_tensors; i++)
         if (own->tensors[i].type)
-            mli_fill_weight(&own->tensors[i], mli_params[mli_slot_at(i)].role, random, row);
+            mli_fill_weight(&own->tensors[i], mli_params[mli_slot_at(c, i)].role, random, row);
     mli_tie_output(model);
     mli_free(&own->allocator, row);
     return ML_OK;
@@ -3689,18 +3936,25 @@ ML_DEF ml_result ml_model_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer
 
    A pass over n tokens writes rows length .. length + n - 1 of every layer; forgetting the last tokens only makes
    length smaller. With the full mask every key depends on all tokens: there is no cache, and each pass computes the
-   whole sequence. */
+   whole sequence.
+
+   Where the model has a window (Beltagy et al. 2020, "Longformer: The Long-Document Transformer"; Jiang et al. 2023,
+   "Mistral 7B"), a key is of no use once the window has passed it. Then the cache has room for the window and some
+   more, its first row belongs to token `first`, and when it is full the last rows move to its beginning. They are the
+   window and a few before it, so that a few tokens can be taken back; after more than that all is read again. */
 
 typedef struct ml_session_private {
     ml_session shown;
     const ml_lora *lora;
     ml_threads threads;
     int is_full;              /* mask full */
+    int capacity;             /* rows of the cache, max_seq_len or fewer */
+    int first, read;          /* the cache holds keys and values of tokens first .. read - 1 */
     size_t half;              /* numbers of a layer's keys, or values, in the cache */
     int32_t *tokens;          /* (max_seq_len): the first `length` are held */
     int32_t *encoded;         /* (max_seq_len): the ids of the last ml_session_encode */
     float *rope;              /* (max_seq_len, hd): see mli_rope_table */
-    float *cache;             /* (L, 2, max_seq_len, kv_dim); none with mask full */
+    float *cache;             /* (L, 2, capacity, kv_dim); none with mask full */
     float *logits;            /* (V) */
     ml_candidate *candidates; /* (V), for the sampler */
     mli_graph graph;
@@ -3720,6 +3974,22 @@ static ml_result mli_lora_check(const ml_model *model, const ml_lora *lora,
 
 #define MLI_MAX_TOKENS (1 << 24) /* in a context or a pass */
 
+enum { MLI_SPARE_ROWS = 64 /* before the window: tokens that can be taken back, as drafts are */ };
+
+/* Rows that a window needs before the tokens of a pass, with some to spare; without a window all. */
+static int mli_window_rows(const mli_session *s) {
+    int window = s->shown.model->config.window, most = s->shown.max_seq_len;
+    if (!window || window >= most - MLI_SPARE_ROWS) return most;
+    return window - 1 + MLI_MIN(window, MLI_SPARE_ROWS);
+}
+
+/* They move when as many more were written as a pass has, or an eighth of the window: seldom, beside what attention
+   reads of them in the meantime. */
+static int mli_cache_rows(const mli_session *s) {
+    int rows = mli_window_rows(s), most = s->shown.max_seq_len, more = MLI_MAX(s->shown.max_batch, rows / 8);
+    return rows < most && more < most - rows ? rows + more : most;
+}
+
 /* Fills in the defaults of a description and checks the result. */
 static ml_result mli_session_defaults(const ml_model *model, const ml_session_desc *desc, mli_session *s,
                                       ml_error *error) {
@@ -3738,6 +4008,7 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     s->shown.max_seq_len = seq;
     s->shown.max_batch = batch;
     s->is_full = is_full;
+    s->capacity = mli_cache_rows(s);
     s->threads = desc->threads;
     s->lora = desc->lora;
     s->looking.look = desc->look;
@@ -3760,7 +4031,8 @@ static void mli_session_measure(mli_session *s) {
     int longest = MLI_MIN(shown->max_batch, shown->max_seq_len);
     size_t length = (size_t)shown->max_seq_len, ids = length * sizeof *s->tokens;
     mli_rows rows;
-    mli_one_row(&rows, longest, s->is_full ? 0 : shown->max_seq_len - longest);
+    mli_one_row(&rows, longest, s->is_full ? 0 : s->capacity - longest);
+    if (!s->is_full) rows.gone = shown->max_seq_len - s->capacity;
     mli_pass pass = mli_session_pass_over(s, &rows);
     pass.n_tokens = shown->max_batch;
     s->graph.threads = &s->threads;
@@ -3776,9 +4048,9 @@ static void mli_session_measure(mli_session *s) {
 static size_t mli_session_layout(mli_session *s, unsigned char *memory) {
     const ml_config *c = &s->shown.model->config;
     size_t used = 0, length = (size_t)s->shown.max_seq_len, vocab = (size_t)c->vocab_size;
-    size_t n_halves = s->is_full ? 0 : 2 * (size_t)c->n_layers, hd = (size_t)(c->dim / c->n_heads);
+    size_t n_halves = s->is_full ? 0 : 2 * (size_t)c->n_layers, hd = (size_t)mli_head_size(c);
     size_t kv_dim = mli_kv_dim(s);
-    s->half = length * kv_dim; /* if it overflowed, so would the cache below */
+    s->half = (size_t)s->capacity * kv_dim; /* if it overflowed, so would the cache below */
     mli_carve(memory, &used, 1, sizeof *s);
     s->tokens = (int32_t *)mli_carve(memory, &used, length, sizeof *s->tokens);
     s->encoded = (int32_t *)mli_carve(memory, &used, length, sizeof *s->encoded);
@@ -3787,7 +4059,7 @@ static size_t mli_session_layout(mli_session *s, unsigned char *memory) {
     s->candidates = (ml_candidate *)mli_carve(memory, &used, vocab, sizeof *s->candidates);
     s->graph.memory = (unsigned char *)mli_carve(memory, &used, s->graph.size, 1);
     s->graph.work = mli_carve(memory, &used, s->graph.work_size, 1);
-    s->cache = (float *)mli_carve(memory, &used, length, kv_dim * n_halves * sizeof *s->cache);
+    s->cache = (float *)mli_carve(memory, &used, (size_t)s->capacity, kv_dim * n_halves * sizeof *s->cache);
     return used;
 }
 
@@ -3824,7 +4096,7 @@ ML_DEF ml_result ml_session_init(const ml_model *model, const ml_session_desc *d
     *s = plan;
     s->graph.threads = &s->threads;
     mli_session_layout(s, base);
-    mli_rope_table(s->rope, s->shown.max_seq_len, &model->config);
+    mli_model_rope(model, s->rope, s->shown.max_seq_len);
     s->shown.tokens = s->tokens;
     s->shown.private_part = s;
     *session = &s->shown;
@@ -3873,12 +4145,37 @@ static ml_result mli_check_fit(const mli_session *s, int used, int n, ml_error *
                     most, used);
 }
 
+/* From which token on must be read before token `length` and those after it are: from there, unless the cache has
+   lost some of what it needs. */
+static int mli_begin_reading(mli_session *s, int length) {
+    int window = s->shown.model->config.window;
+    if (s->is_full) return 0;
+    s->read = MLI_MIN(s->read, length);
+    if (window && s->first > MLI_MAX(0, s->read - (window - 1))) s->first = s->read = 0;
+    return s->read;
+}
+
+/* Makes room in the cache for n more tokens: the last rows move to its beginning. */
+static void mli_make_room(mli_session *s, int n) {
+    int held = s->read - s->first, kept = MLI_MIN(held, mli_window_rows(s));
+    size_t kv_dim = mli_kv_dim(s), n_halves = 2 * (size_t)s->shown.model->config.n_layers;
+    if (n <= s->capacity - held) return;
+    for (size_t i = 0; i < n_halves; i++) {
+        float *rows = s->cache + i * s->half;
+        memmove(rows, rows + (size_t)(held - kept) * kv_dim, (size_t)kept * kv_dim * sizeof *rows);
+    }
+    s->first = s->read - kept;
+}
+
 /* Runs tokens begin .. end - 1 of the session through the network -> (end - begin, D). What precedes them is in the
-   cache; with mask full begin is 0. */
+   cache: begin is what mli_begin_reading said, or where the last pass ended; with mask full it is 0. */
 static ml_tensor mli_session_pass(mli_session *s, int begin, int end) {
-    mli_kv kv = {s->cache + (size_t)begin * mli_kv_dim(s), s->half};
+    if (!s->is_full) mli_make_room(s, end - begin);
+    mli_kv kv = {s->cache + (size_t)(begin - s->first) * mli_kv_dim(s), s->half};
     mli_rows rows;
-    mli_one_row(&rows, end - begin, begin);
+    mli_one_row(&rows, end - begin, begin - s->first);
+    rows.gone = s->first;
+    if (!s->is_full) s->read = end;
     mli_pass pass = mli_session_pass_over(s, &rows);
     pass.tokens = s->tokens + begin, pass.n_tokens = end - begin;
     pass.kv = s->is_full ? NULL : &kv;
@@ -3930,11 +4227,11 @@ ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tok
     if (result) return result;
     int held = session->length, total = held + n;
     memmove(s->tokens + held, tokens, (size_t)n * sizeof *tokens);
-    for (int end, begin = s->is_full ? 0 : held; begin < total; begin = end) {
+    for (int end, begin = mli_begin_reading(s, held); begin < total; begin = end) {
         end = MLI_MIN(total, begin + session->max_batch);
         ml_tensor hidden = mli_session_pass(s, begin, end);
         int first = MLI_MAX(begin, held);
-        mli_pass_outputs(s, hidden, first - begin, first - held, out);
+        if (first < end) mli_pass_outputs(s, hidden, first - begin, first - held, out);
     }
     session->length = total;
     return mli_ok(error);
@@ -3994,6 +4291,21 @@ ML_DEF ml_result ml_session_keep_prefix(ml_session *session, const ml_tokens *to
     return mli_ok(error);
 }
 
+/* Copies the keys and values of f's tokens, of which the first `same` are also those of s. */
+static void mli_copy_cache(mli_session *s, const mli_session *f, int same) {
+    int read = MLI_MIN(f->read, f->shown.length), first = f->first, begin;
+    size_t n_halves = 2 * (size_t)s->shown.model->config.n_layers, kv_dim = mli_kv_dim(s);
+    if (read <= first) first = read = 0;
+    if (read - first > s->capacity) first = read - mli_window_rows(s);
+    begin = s->first == first ? MLI_MAX(first, MLI_MIN(MLI_MIN(same, s->read), read)) : first;
+    for (size_t i = 0; begin < read && i < n_halves; i++) {
+        const float *rows = f->cache + i * f->half + (size_t)(begin - f->first) * kv_dim;
+        memcpy(s->cache + i * s->half + (size_t)(begin - first) * kv_dim, rows,
+               (size_t)(read - begin) * kv_dim * sizeof *rows);
+    }
+    s->first = first, s->read = read;
+}
+
 ML_DEF ml_result ml_session_copy(ml_session *session, const ml_session *from, ml_error *error) {
     if (!session || !from) return mli_null(error, "ml_session_copy");
     mli_session *s = session->private_part, *f = from->private_part;
@@ -4001,15 +4313,11 @@ ML_DEF ml_result ml_session_copy(ml_session *session, const ml_session *from, ml
         return mli_fail(error, ML_ERROR_MISMATCH, "ml_session_copy: the sessions differ in model or adapter");
     ml_result result = mli_check_fit(s, 0, from->length, error);
     if (result) return result;
-    int n_halves = s->is_full ? 0 : 2 * session->model->config.n_layers;
     int kept = mli_common_prefix(s->tokens, f->tokens, MLI_MIN(session->length, from->length));
-    size_t begin = (size_t)kept, n = (size_t)from->length - begin, kv_dim = mli_kv_dim(s);
-    if (n) memcpy(s->tokens + begin, f->tokens + begin, n * sizeof *s->tokens);
-    for (int i = 0; n && i < n_halves; i++) {
-        const float *rows = f->cache + (size_t)i * f->half + begin * kv_dim;
-        memcpy(s->cache + (size_t)i * s->half + begin * kv_dim, rows, n * kv_dim * sizeof *rows);
-    }
+    size_t n = (size_t)(from->length - kept);
+    if (n) memcpy(s->tokens + kept, f->tokens + kept, n * sizeof *s->tokens);
     session->length = from->length;
+    if (!s->is_full) mli_copy_cache(s, f, kept);
     return mli_ok(error);
 }
 
@@ -4217,13 +4525,14 @@ static double mli_score_rows(mli_session *s, ml_tensor hidden, size_t begin, siz
 /* Reads tokens kept .. total - 1 of the session and scores those from n_context on. With mask full a token is scored
    as ml_session_eval would predict it: by a pass over what precedes it, and nothing that follows. */
 static double mli_score(mli_session *s, int kept, int n_context, int total, float *log_probs) {
-    int full = s->is_full, end = full ? n_context - 1 : kept;
+    int full = s->is_full, end = full ? n_context - 1 : mli_begin_reading(s, kept);
     double sum = 0;
     while (end < total - full) {
         int begin = full ? 0 : end, first = full ? end : MLI_MAX(begin, n_context - 1);
         end = full ? end + 1 : MLI_MIN(total, end + s->shown.max_batch);
         ml_tensor hidden = mli_session_pass(s, begin, end);
-        int n = MLI_MIN(end, total - 1) - first; /* row `first` predicts token first + 1 */
+        int n = MLI_MIN(end, total - 1) -
+                first; /* negative in a pass over the context only; row `first` predicts token first + 1 */
         if (n > 0)
             sum += mli_score_rows(s, hidden, (size_t)(first - begin), (size_t)n, s->tokens + first + 1,
                                   log_probs ? log_probs + (first + 1 - n_context) : NULL);
@@ -4263,7 +4572,7 @@ typedef struct mli_saved_header {
     char magic[8];
     uint32_t version, cache_type, weights; /* of this layout; ml_type; see mli_hash_weights */
     ml_config config;
-    int32_t length;
+    int32_t length, first, read; /* tokens, and whose keys and values there are */
 } mli_saved_header;
 
 static uint32_t mli_hash(const unsigned char *bytes, size_t n); /* in >>tokenizer */
@@ -4286,28 +4595,34 @@ static mli_saved_header mli_header_of(const mli_session *s) {
         weights = mli_hash_weights(weights, s->lora->tensors, s->lora->n_tensors);
         weights = weights * 31 + mli_hash((const unsigned char *)s->lora->scales, bytes);
     }
-    mli_saved_header header = {"mlsessn", 1, ML_F32, weights, model->config, s->shown.length};
+    int read = MLI_MIN(s->read, s->shown.length), first = MLI_MAX(s->first, read - mli_window_rows(s));
+    if (s->is_full || read <= first) first = read = 0;
+    mli_saved_header header = {"mlsessn", 2, ML_F32, weights, model->config, s->shown.length, first, read};
     return header;
 }
 
-/* After the header follow the tokens, then the first `length` keys and values of each layer. Copies them into or from
-   a saved session where that is not NULL; returns how many bytes it has, with its header. */
-static size_t mli_copy_saved(const mli_session *s, int length, unsigned char *into,
+/* After the header follow the tokens, then the keys and values of each layer. Copies them into or from a saved
+   session where that is not NULL; returns how many bytes it has, with its header. */
+static size_t mli_copy_saved(const mli_session *s, const mli_saved_header *saved, unsigned char *into,
                              const unsigned char *from) {
     int n_halves = s->is_full ? 0 : 2 * s->shown.model->config.n_layers;
-    size_t n = (size_t)length * sizeof *s->tokens, at = sizeof(mli_saved_header);
+    size_t n = (size_t)saved->length * sizeof *s->tokens, at = sizeof *saved, kv_dim = mli_kv_dim(s);
+    size_t skipped = into && saved->read ? (size_t)(saved->first - s->first) * kv_dim
+                                         : 0; /* they are restored to the beginning */
     for (int i = -1; i < n_halves; i++) {
-        void *held = i < 0 ? (void *)s->tokens : (void *)(s->cache + (size_t)i * s->half);
-        if (into) memcpy(into + at, held, n);
-        if (from) memcpy(held, from + at, n);
+        void *held = i < 0 ? (void *)s->tokens : (void *)(s->cache + (size_t)i * s->half + skipped);
+        if (into && n) memcpy(into + at, held, n);
+        if (from && n) memcpy(held, from + at, n);
         at += n;
-        n = (size_t)length * mli_kv_dim(s) * sizeof *s->cache;
+        n = (size_t)(saved->read - saved->first) * kv_dim * sizeof *s->cache;
     }
     return at;
 }
 
 ML_DEF size_t ml_session_save_size(const ml_session *session) {
-    return session ? mli_copy_saved(session->private_part, session->length, NULL, NULL) : 0;
+    if (!session) return 0;
+    mli_saved_header header = mli_header_of(session->private_part);
+    return mli_copy_saved(session->private_part, &header, NULL, NULL);
 }
 
 ML_DEF ml_result ml_session_save(const ml_session *session, void *memory, size_t size, ml_error *error) {
@@ -4318,31 +4633,37 @@ ML_DEF ml_result ml_session_save(const ml_session *session, void *memory, size_t
                         size, need);
     mli_saved_header header = mli_header_of(session->private_part);
     memcpy(memory, &header, sizeof header);
-    mli_copy_saved(session->private_part, session->length, (unsigned char *)memory, NULL);
+    mli_copy_saved(session->private_part, &header, (unsigned char *)memory, NULL);
     return mli_ok(error);
 }
 
 /* Checks everything before the session is changed; the bytes may be anything. */
-static ml_result mli_check_saved(const mli_session *s, const unsigned char *bytes, size_t size, int *length,
-                                 ml_error *error) {
+static ml_result mli_check_saved(const mli_session *s, const unsigned char *bytes, size_t size,
+                                 mli_saved_header *header, ml_error *error) {
     mli_saved_header saved, here = mli_header_of(s);
     if (size < sizeof saved || memcmp(bytes, here.magic, sizeof here.magic) != 0)
         return mli_fail(error, ML_ERROR_FORMAT, "these %z bytes are not a saved session", size);
     memcpy(&saved, bytes, sizeof saved);
-    here.length = saved.length;
+    here.length = saved.length, here.first = saved.first, here.read = saved.read;
     if (memcmp(&saved, &here, sizeof saved) != 0)
         return mli_fail(error, ML_ERROR_MISMATCH, "the session was saved over another model or adapter");
-    *length = (int)saved.length;
-    if (*length < 0 || *length > s->shown.max_seq_len)
+    int length = (int)saved.length;
+    if (length < 0 || length > s->shown.max_seq_len)
         return mli_fail(error, ML_ERROR_CONTEXT, "the saved session has %d tokens; the context holds %d",
-                        *length, s->shown.max_seq_len);
-    size_t expected = mli_copy_saved(s, *length, NULL, NULL);
+                        length, s->shown.max_seq_len);
+    if (saved.first < 0 || saved.first > saved.read || saved.read > length ||
+        saved.read - saved.first > s->capacity || (saved.first && !s->shown.model->config.window) ||
+        (s->is_full && saved.read))
+        return mli_fail(error, ML_ERROR_FORMAT, "a saved session of %d tokens cannot hold keys of %d to %d",
+                        length, (int)saved.first, (int)saved.read);
+    size_t expected = mli_copy_saved(s, &saved, NULL, NULL);
     if (size != expected)
         return mli_fail(error, ML_ERROR_TRUNCATED, "a saved session of %d tokens has %z bytes, not %z",
-                        *length, expected, size);
+                        length, expected, size);
+    *header = saved;
     int32_t *ids = (int32_t *)(void *)s->graph.memory; /* the bytes are not aligned */
-    memcpy(ids, bytes + sizeof saved, (size_t)*length * sizeof *ids);
-    if (!mli_check_tokens(s->shown.model, ids, *length, error)) return ML_OK;
+    memcpy(ids, bytes + sizeof saved, (size_t)length * sizeof *ids);
+    if (!mli_check_tokens(s->shown.model, ids, length, error)) return ML_OK;
     if (error) error->code = ML_ERROR_FORMAT;
     return ML_ERROR_FORMAT;
 }
@@ -4351,11 +4672,12 @@ ML_DEF ml_result ml_session_restore(ml_session *session, const void *memory, siz
     if (!session || !memory) return mli_null(error, "ml_session_restore");
     mli_session *s = session->private_part;
     const unsigned char *bytes = (const unsigned char *)memory;
-    int length = 0;
-    ml_result result = mli_check_saved(s, bytes, size, &length, error);
+    mli_saved_header saved;
+    ml_result result = mli_check_saved(s, bytes, size, &saved, error);
     if (result) return result;
-    mli_copy_saved(s, length, NULL, bytes);
-    session->length = length;
+    mli_copy_saved(s, &saved, NULL, bytes);
+    session->length = (int)saved.length;
+    s->first = (int)saved.first, s->read = (int)saved.read;
     return mli_ok(error);
 }
 
@@ -5063,41 +5385,17 @@ static int mli_accepts_linear(ml_graph *graph, const char *name, const ml_tensor
     return 1;
 }
 
-typedef struct mli_bias_op {
-    ml_tensor y, b; /* (n, c), (1, c) */
-} mli_bias_op;
-
-static void mli_bias_rows(const void *record, size_t begin, size_t end) {
-    const mli_bias_op *op = (const mli_bias_op *)record;
-    for (; begin < end; begin++) mli_add(mli_row(op->y, begin), (const float *)op->b.data, op->y.cols);
-}
-
-/* db += sum of the rows of dy: columns [begin, end) of all rows */
-static void mli_bias_gradient_columns(const void *record, size_t begin, size_t end) {
-    const mli_bias_op *op = (const mli_bias_op *)record;
-    for (size_t i = 0; i < op->y.rows; i++)
-        mli_add(op->b.grad + begin, mli_grad_row(op->y, i) + begin, end - begin);
-}
-
-static void mli_bias_backward(mli_graph *g, const void *record) {
-    const mli_bias_op *op = (const mli_bias_op *)record;
-    if (op->b.grad) mli_for_rows(g, mli_bias_gradient_columns, op, op->y.cols, op->y.rows);
-}
-
 ML_DEF ml_tensor ml_linear(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor b) {
     mli_graph *g = mli_graph_of(graph);
     mli_matrix_use use;
     if (!mli_accepts_linear(graph, "ml_linear", &x, &w, &b)) return ml_none();
     int learns = x.grad || w.grad || b.grad, taping = g->taping;
     memset(&use, 0, sizeof use);
-    use.w = w;
+    use.w = w, use.bias = b;
     use.y = mli_result(g, x.rows, w.rows, learns);
     g->taping = taping && learns;
     mli_linears(g, x, &use, 1);
     g->taping = taping;
-    mli_bias_op op = {use.y, b};
-    if (b.data) mli_for_rows(g, mli_bias_rows, &op, x.rows, w.rows);
-    if (b.data) mli_record_of(g, use.y, mli_bias_backward, &op, sizeof op);
     return use.y;
 }
 
@@ -5804,43 +6102,6 @@ ML_DEF ml_tensor ml_pool_weighted(ml_graph *graph, ml_tensor x, ml_tensor scores
 
 /* ---- positions: see >>layers ---- */
 
-/* YaRN (Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language Models"): a pair that turns
-   more than 32 times in the original context keeps its frequency, one that turns less than once is interpolated, and
-   those between are mixed, by their numbers. Returns how much of pair j is interpolated. */
-static double mli_yarn_share(const ml_rope_desc *desc, int j) {
-    const double turns[2] = {32, 1}, two_pi = 6.28318530717958647692;
-    double hd = (double)desc->hd, bound[2];
-    /* the pair that turns so many times: original / theta^(2j / hd) = 2 pi turns */
-    for (int i = 0; i < 2; i++)
-        bound[i] = hd * log((double)desc->original / (two_pi * turns[i])) / (2 * log((double)desc->theta));
-    double low = MLI_MAX(0.0, floor(bound[0])), high = MLI_MIN(hd - 1, ceil(bound[1]));
-    double share = ((double)j - low) / MLI_MAX(0.001, high - low);
-    return MLI_MAX(0.0, MLI_MIN(1.0, share));
-}
-
-ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_positions) {
-    if (!given || !table || given->hd < 2 || given->hd % 2 || given->hd > 1 << 16) return ML_ERROR_ARGUMENT;
-    ml_rope_desc desc = *given;
-    if (desc.theta == 0) desc.theta = 10000;
-    if (desc.scale == 0) desc.scale = 1;
-    int hd = (int)desc.hd, is_yarn = desc.kind == ML_ROPE_YARN;
-    if (!(desc.theta > 1) || !(desc.scale > 0) || (is_yarn && desc.original < 1) || n_positions < 1 ||
-        (desc.kind != ML_ROPE_PLAIN && desc.kind != ML_ROPE_NTK && !is_yarn))
-        return ML_ERROR_ARGUMENT;
-    float theta = desc.theta, scale = desc.kind == ML_ROPE_PLAIN ? desc.scale : 1.0f;
-    if (desc.kind == ML_ROPE_NTK && hd > 2) theta *= powf(desc.scale, (float)hd / (float)(hd - 2));
-    for (int j = 0; j < hd / 2; j++) {
-        float frequency = mli_rope_frequency(theta, j, hd);
-        double share = is_yarn ? mli_yarn_share(&desc, j) : 0;
-        if (is_yarn) frequency = (float)((double)frequency * (share / (double)desc.scale + 1 - share));
-        mli_rope_pair(table, n_positions, hd, j, scale, frequency);
-    }
-    /* Queries and keys both are longer by this, which scales attention by its square. */
-    float length = is_yarn && desc.scale > 1 ? 0.1f * logf(desc.scale) + 1.0f : 1.0f;
-    if (is_yarn) mli_scale(table, length, (size_t)n_positions * desc.hd);
-    return ML_OK;
-}
-
 typedef struct mli_rotate_op {
     ml_tensor x, y, table; /* (n, heads * hd), the same, (positions, hd) */
     const mli_rows *rows;
@@ -6297,7 +6558,8 @@ static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, 
         op->prefix = desc->prefix_keys[layer].rows;
     }
     op->bias = desc->bias;
-    op->window = (size_t)desc->window, op->sinks = (size_t)desc->sinks;
+    if (desc->window) op->window = (size_t)desc->window;
+    op->sinks = (size_t)desc->sinks;
     if (!g->open->dropping) return;
     uint64_t state = desc->seed;
     state = mli_splitmix64(&state) + (uint64_t)layer; /* not that of another layer with the next seed */
@@ -6310,6 +6572,8 @@ static int mli_layer_learns(const mli_llama *own, int layer) {
     const ml_tensor *weights = own->model.tensors + MLI_GLOBAL_SLOTS + layer * MLI_LAYER_SLOTS;
     int learns = desc->bias.grad || (desc->places & MLI_INNER_PLACES);
     for (int i = 0; i < MLI_LAYER_SLOTS; i++) learns |= weights[i].grad != NULL;
+    for (int i = MLI_BQ; own->model.config.attention_bias && i < MLI_SLOTS; i++)
+        learns |= mli_weight(&own->model, (mli_slot)i, layer)->grad != NULL;
     for (int i = 0; own->pass.lora && i < 2 * MLI_LORA_TARGETS; i++)
         learns |= own->pass.lora->tensors[layer * 2 * MLI_LORA_TARGETS + i].grad != NULL;
     if (desc->prefix_keys)
@@ -6427,10 +6691,9 @@ static int mli_accepts_keys_of(ml_graph *graph, const ml_llama_desc *desc, const
 }
 
 /* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
-static ml_tensor mli_make_rope(mli_graph *g, const ml_config *c, size_t n_positions) {
-    size_t hd = (size_t)(c->dim / c->n_heads);
-    ml_tensor table = mli_result(g, n_positions, hd, 0);
-    if (!mli_measuring(g)) mli_rope_table((float *)table.data, (int)n_positions, c);
+static ml_tensor mli_make_rope(mli_graph *g, const ml_model *model, size_t n_positions) {
+    ml_tensor table = mli_result(g, n_positions, (size_t)mli_head_size(&model->config), 0);
+    if (!mli_measuring(g)) mli_model_rope(model, (float *)table.data, (int)n_positions);
     return table;
 }
 
@@ -6440,8 +6703,7 @@ ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
     mli_rows rows;
     if (mli_failed(graph) || !mli_accepts_llama(graph, given)) return ml_none();
     ml_llama_desc desc = *given;
-    const ml_config *c = &desc.model->config;
-    size_t hd = (size_t)(c->dim / c->n_heads);
+    size_t hd = (size_t)mli_head_size(&desc.model->config);
     int has_table = desc.rope.data && !desc.no_rope;
     mli_batch_limits most = {"graph", "table of rotations", MLI_MAX_TOKENS, MLI_MAX_TOKENS, MLI_MAX_TOKENS};
     if (has_table && (!mli_accepts(graph, "ml_llama: rope", desc.rope) || desc.rope.cols != hd))
@@ -6451,7 +6713,7 @@ ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
     if (mli_check_batch(desc.model, desc.batch, &most, &rows, &error))
         return mli_cannot(graph, error.code, "%s", error.text);
     if (!mli_accepts_keys_of(graph, &desc, &rows)) return ml_none();
-    if (!has_table && !desc.no_rope) desc.rope = mli_make_rope(g, c, mli_longest_row(&rows));
+    if (!has_table && !desc.no_rope) desc.rope = mli_make_rope(g, desc.model, mli_longest_row(&rows));
     ml_tensor hidden = mli_llama_pass(graph, &desc, &rows, -1);
     return graph->result ? ml_none() : hidden;
 }
@@ -6965,10 +7227,10 @@ static void mli_list_trained(mli_trainer *t) {
     mli_optimizer *o = &t->optimizer;
     mli_optimizer_clear(o);
     for (int i = 0; i < t->model->n_tensors && !t->desc.lora && !t->desc.frozen; i++) {
-        mli_slot slot = mli_slot_at(i);
+        mli_slot slot = mli_slot_at(&t->model->config, i);
         if (!mli_has_slot(&t->model->config, slot)) continue;
         if (slot == MLI_OUTPUT && t->desc.head) continue; /* the head is used instead */
-        mli_optimizer_add(o, &t->tensors[i], mli_is_norm(slot) ? MLI_GROUP_NORMS : MLI_GROUP_WEIGHTS);
+        mli_optimizer_add(o, &t->tensors[i], mli_is_vector(slot) ? MLI_GROUP_NORMS : MLI_GROUP_WEIGHTS);
     }
     for (int i = 0; t->desc.lora && i < t->desc.lora->n_tensors; i++)
         if (t->lora_tensors[i].data) mli_optimizer_add(o, &t->lora_tensors[i], MLI_GROUP_WEIGHTS);
@@ -7056,7 +7318,7 @@ static void mli_trainer_measure(mli_trainer *t) {
    NULL it is only counted. Returns the bytes, SIZE_MAX on overflow. */
 static size_t mli_trainer_layout(mli_trainer *t, unsigned char *memory) {
     const ml_config *c = &t->model->config;
-    size_t used = 0, hd = (size_t)(c->dim / c->n_heads);
+    size_t used = 0, hd = (size_t)mli_head_size(c);
     size_t n_lora = t->desc.lora ? (size_t)t->desc.lora->n_tensors : 0;
     mli_carve(memory, &used, 1, sizeof *t); /* the trainer itself */
     /* tables: the tensors of model and adapter, and their optimizer's */
@@ -7141,7 +7403,7 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
     mli_list_trained(t);
     if (model->config.tied_output) t->tensors[MLI_OUTPUT].grad = t->tensors[MLI_TOKEN_EMBEDDING].grad;
     memset(o->moments, 0, o->n_numbers * 2 * sizeof *o->moments);
-    mli_rope_table(t->rope, t->desc.max_row, &model->config);
+    mli_model_rope(model, t->rope, t->desc.max_row);
     t->shown.private_part = t;
     *trainer = &t->shown;
     ml_trainer_zero_gradients(*trainer);
@@ -7211,7 +7473,7 @@ static ml_result mli_trainer_run(ml_trainer *trainer, const ml_batch *given, int
     if (!trainer || !given) return mli_fail(error, ML_ERROR_ARGUMENT, "trainer or batch is NULL");
     mli_trainer *t = trainer->private_part;
     const ml_head *head = t->desc.head;
-    mli_trainer_job job = {t, given, {NULL, 0, 0, {0, 0}}, log_probs};
+    mli_trainer_job job = {t, given, {NULL, 0, 0, {0, 0}, 0}, log_probs};
     ml_batch batch = *given;
     ml_graph_begin(t->graph, backward);
     ml_result result = mli_trainer_check(&job, &batch, error);
@@ -9638,7 +9900,7 @@ static void mli_read_split(mli_archive *archive, int64_t count) {
 
 /* ---- folders ---- */
 
-#define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix: joining them is not supported"
+#define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix, which only a model joins: load "
 
 #ifndef ML_NO_STDIO
 /* In a folder, the first of these files that is there is opened, else its only .gguf. */
@@ -9710,9 +9972,6 @@ static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
                  "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
                  "consolidated.00.pth, adapter_model.safetensors or a single .gguf",
                  folder);
-    int n_pieces = result ? 1 : mli_count_pieces(allocator, archive->file_path);
-    if (n_pieces > 1)
-        mli_stop(archive, ML_ERROR_UNSUPPORTED, "%s is " MLI_ONE_OF_PIECES, archive->file_path, n_pieces);
 }
 
 /* Maps what the path leads to, and reads it or the shards that it names. */
@@ -9814,7 +10073,14 @@ static ml_result mli_load_archive(const char *path, const void *data, size_t siz
     if (!archive || (!path && !data && size))
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_archive_load: path, data or archive is NULL");
     ml_result result = mli_load_allocator(desc, &allocator, error);
-    return result ? result : mli_open(path, data, size, &allocator, archive, error);
+    if (!result) result = mli_open(path, data, size, &allocator, archive, error);
+    const char *file = result || !path ? NULL : (*archive)->private_part->file_path;
+    int n_pieces = file && strcmp(file, path) != 0 ? mli_count_pieces(&allocator, file) : 1;
+    if (n_pieces < 2) return result;
+    mli_fail(error, ML_ERROR_UNSUPPORTED, "%s is " MLI_ONE_OF_PIECES "one by its path", file, n_pieces);
+    ml_archive_free(*archive);
+    *archive = NULL;
+    return ML_ERROR_UNSUPPORTED;
 }
 
 ML_DEF ml_result ml_archive_load_memory(const void *data, size_t size, const ml_load_desc *desc,
@@ -12041,7 +12307,7 @@ static int mli_append_gguf_header(mli_writer *writer, const mli_saver *saver) {
     for (int at = 0; mli_next_saved(saver, &at, &saved); n++) {
         mli_append_string(writer, saved.name, strlen(saved.name));
         mli_append_uint(writer, saved.is_matrix ? 2 : 1, 4);
-        mli_append_uint(writer, saved.tensor.cols, 8);
+        mli_append_uint(writer, saved.is_matrix ? saved.tensor.cols : mli_numbers(&saved.tensor), 8);
         if (saved.is_matrix) mli_append_uint(writer, saved.tensor.rows, 8);
         mli_append_uint(writer, mli_type(saved.type)->gguf, 4);
         mli_append_uint(writer, offset, 8);
@@ -12189,7 +12455,9 @@ static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *s
         mli_append_format(writer, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", saved.name,
                           ml_type_name(saved.type));
         if (saved.is_matrix) mli_append_format(writer, "%l,", (int64_t)saved.tensor.rows);
-        mli_append_format(writer, "%l],\"data_offsets\":[%l,%l]}", (int64_t)saved.tensor.cols, offset, end);
+        mli_append_format(writer, "%l],\"data_offsets\":[%l,%l]}",
+                          (int64_t)(saved.is_matrix ? saved.tensor.cols : mli_numbers(&saved.tensor)), offset,
+                          end);
         offset = end;
     }
     mli_append_text(writer, "}");
@@ -12891,7 +13159,9 @@ typedef enum mli_field {
     MLI_FIELD_DIM, MLI_FIELD_LAYERS, MLI_FIELD_HEADS, /* needed */
     MLI_FIELD_KV_HEADS, MLI_FIELD_HIDDEN, MLI_FIELD_VOCAB, MLI_FIELD_SEQ_LEN, /* the last whole number */
     MLI_FIELD_TIED, MLI_FIELD_NORM, MLI_FIELD_MASK, MLI_FIELD_NORM_EPS,
-    MLI_FIELD_ROPE_THETA, MLI_FIELD_ROPE_TYPE, MLI_FIELD_ROPE_FACTOR,
+    MLI_FIELD_ROPE_THETA, MLI_FIELD_ROPE_TYPE, MLI_FIELD_ROPE_FACTOR, MLI_FIELD_ROPE_ORIGINAL,
+    MLI_FIELD_ROPE_SLOW, MLI_FIELD_ROPE_FAST, MLI_FIELD_ROPE_LOW, MLI_FIELD_ROPE_HIGH, /* YaRN's, Llama 3's */
+    MLI_FIELD_ROPE_ATTENTION, MLI_FIELD_HEAD_DIM, MLI_FIELD_WINDOW, MLI_FIELD_BIAS,
     MLI_FIELDS
 } mli_field;
 /* clang-format on */
@@ -12901,6 +13171,8 @@ typedef enum mli_field {
    first two. */
 #define MLI_CONFIG_JSON "config.json"
 #define MLI_PARAMS_JSON "params.json"
+#define MLI_ROPE_JSON MLI_CONFIG_JSON ".rope_scaling" /* or, since version 5 of their library, ... */
+#define MLI_ROPE_JSON_5 MLI_CONFIG_JSON ".rope_parameters"
 #define MLI_FIELD_KEYS 5
 static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format off */
@@ -12923,12 +13195,24 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     {"minillama.mask", MLI_CONFIG_JSON ".minillama_mask"},
     {"llama.attention.layer_norm_rms_epsilon", MLI_CONFIG_JSON ".rms_norm_eps", ".norm_eps",
      "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps"},
-    {"llama.rope.freq_base", MLI_CONFIG_JSON ".rope_theta", MLI_CONFIG_JSON ".rope_parameters.rope_theta",
-     ".rope_theta", MLI_PARAMS_JSON ".rope_theta"},
-    {"llama.rope.scaling.type", MLI_CONFIG_JSON ".rope_scaling.rope_type", MLI_CONFIG_JSON ".rope_scaling.type",
-     MLI_CONFIG_JSON ".rope_parameters.rope_type"},
-    {"llama.rope.scaling.factor", MLI_CONFIG_JSON ".rope_scaling.factor",
-     MLI_CONFIG_JSON ".rope_parameters.factor", "llama.rope.scale_linear"},
+    {"llama.rope.freq_base", MLI_CONFIG_JSON ".rope_theta", MLI_ROPE_JSON_5 ".rope_theta", ".rope_theta",
+     MLI_PARAMS_JSON ".rope_theta"},
+    {"llama.rope.scaling.type", MLI_ROPE_JSON ".rope_type", MLI_ROPE_JSON ".type", MLI_ROPE_JSON_5 ".rope_type",
+     "minillama.rope.scaling.type"},
+    {"llama.rope.scaling.factor", MLI_ROPE_JSON ".factor", MLI_ROPE_JSON_5 ".factor", "llama.rope.scale_linear",
+     "minillama.rope.scaling.factor"},
+    {"llama.rope.scaling.original_context_length", MLI_ROPE_JSON ".original_max_position_embeddings",
+     MLI_ROPE_JSON_5 ".original_max_position_embeddings", MLI_CONFIG_JSON ".original_max_position_embeddings"},
+    {"llama.rope.scaling.yarn_beta_slow", MLI_ROPE_JSON ".beta_slow", MLI_ROPE_JSON_5 ".beta_slow"},
+    {"llama.rope.scaling.yarn_beta_fast", MLI_ROPE_JSON ".beta_fast", MLI_ROPE_JSON_5 ".beta_fast"},
+    {"minillama.rope.scaling.low_freq_factor", MLI_ROPE_JSON ".low_freq_factor", MLI_ROPE_JSON_5 ".low_freq_factor"},
+    {"minillama.rope.scaling.high_freq_factor", MLI_ROPE_JSON ".high_freq_factor",
+     MLI_ROPE_JSON_5 ".high_freq_factor"},
+    {"llama.rope.scaling.attn_factor", MLI_ROPE_JSON ".attention_factor", MLI_ROPE_JSON_5 ".attention_factor"},
+    {"llama.attention.key_length", MLI_CONFIG_JSON ".head_dim", ".head_dim", MLI_PARAMS_JSON ".head_dim"},
+    {"llama.attention.sliding_window", MLI_CONFIG_JSON ".sliding_window", ".sliding_window",
+     MLI_PARAMS_JSON ".sliding_window"},
+    {NULL, MLI_CONFIG_JSON ".attention_bias"},
     /* clang-format on */
 };
 
@@ -12941,14 +13225,11 @@ typedef struct mli_demand {
 static const mli_demand mli_demands[] = {{"general.architecture", "llama"},
                                          {"general.type", "model"},
                                          {"llama.expert_count", NULL},
-                                         {MLI_CONFIG_JSON ".model_type", "llama"},
                                          {MLI_CONFIG_JSON ".hidden_act", "silu"},
-                                         {MLI_CONFIG_JSON ".attention_bias", NULL},
                                          {MLI_CONFIG_JSON ".mlp_bias", NULL},
-                                         {".use_scaled_rope", NULL},
-                                         {MLI_PARAMS_JSON ".use_scaled_rope", NULL},
                                          {MLI_CONFIG_JSON ".partial_rotary_factor", "1"},
-                                         {MLI_CONFIG_JSON ".rope_parameters.partial_rotary_factor", "1"},
+                                         {MLI_ROPE_JSON_5 ".partial_rotary_factor", "1"},
+                                         {"llama.rope.scaling.yarn_ext_factor", "1"},
                                          {MLI_CONFIG_JSON ".quantization_config.", MLI_PACKED},
                                          {MLI_CONFIG_JSON ".compression_config.", MLI_PACKED}};
 
@@ -12967,6 +13248,9 @@ static int *mli_field_int(ml_config *c, mli_field field) {
     return ints[field];
 }
 
+#define MLI_KEY_VALUE_LENGTH "llama.attention.value_length"
+#define MLI_KEY_YARN_ATTENTION "llama.rope.scaling.yarn_attn_factor"
+#define MLI_ROPE_TENSOR "rope_freqs.weight"             /* see ml_model.rope_factors */
 #define MLI_KEY_LABELS "llama.classifier.output_labels" /* of a head */
 #define MLI_KEY_POOLING "llama.pooling_type"
 
@@ -12986,6 +13270,7 @@ typedef struct mli_loader {
     struct mli_named *plain;  /* (n_plain) sorted: see mli_index_plain_names */
     size_t n_plain;
     ml_model *model;
+    int is_joined; /* of Meta's pieces: see mli_join_pieces */
     ml_error *error;
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_loader;
@@ -13027,13 +13312,14 @@ static void mli_explain_shard(mli_loader *loader) {
     int number = 0, count = 0;
     if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
     if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
-    int n_pieces = mli_count_pieces(&loader->allocator, loader->path);
+    int n_pieces = loader->is_joined ? 1 : mli_count_pieces(&loader->allocator, loader->path);
     if (mli_shard_number(loader->path, &number, &count) && count > 1)
         mli_fail(loader->error, loader->result,
                  "this is %d of %d shards: load the folder, or the file beside it that ends in .index.json",
                  number, count);
     else if (n_pieces > 1)
-        mli_fail(loader->error, loader->result, "this is " MLI_ONE_OF_PIECES, n_pieces);
+        mli_fail(loader->error, loader->result,
+                 "this is " MLI_ONE_OF_PIECES "the folder, or consolidated.00.pth", n_pieces);
 }
 
 static ml_result mli_loader_open(mli_loader *loader) {
@@ -13208,16 +13494,109 @@ static void mli_check_demands(mli_loader *loader, const mli_demand *demands, siz
 
 /* ---- the configuration ---- */
 
-/* Position interpolation (Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
-   Interpolation") is the one way of stretching the rotary positions that is supported. */
-static void mli_load_rope_scale(mli_loader *loader) {
+/* What files call the kinds of rotary positions, in the order of ml_rope_kind. */
+static const char *const mli_rope_names[ML_ROPE_KINDS] = {"linear", "ntk", "yarn", "llama3", "dynamic"};
+
+/* The kind; *is_scaled is 0 where the file says that there is none. */
+static ml_rope_kind mli_load_rope_kind(mli_loader *loader, int *is_scaled) {
     const ml_value *type = mli_field_value(loader, MLI_FIELD_ROPE_TYPE);
+    char text[64];
+    size_t at = 0;
+    *is_scaled = !type || !(mli_value_is(type, "none") || mli_value_is(type, "default"));
+    if (!type || !*is_scaled) return ML_ROPE_PLAIN; /* a factor without a type interpolates positions */
+    for (int kind = 0; kind < ML_ROPE_KINDS; kind++)
+        if (mli_value_is(type, mli_rope_names[kind])) return (ml_rope_kind)kind;
+    mli_put(text, sizeof text, &at, type->s, type->kind == ML_VALUE_STRING ? type->length : 0);
+    mli_refuse(loader, ML_ERROR_UNSUPPORTED,
+               "value %s is %s; supported: default, linear, dynamic, yarn, llama3", type->name,
+               type->kind == ML_VALUE_STRING ? text : "no text");
+    return ML_ROPE_PLAIN;
+}
+
+/* A number of the dictionary of rotary positions in config.json, under either name; `otherwise` if it is not there.
+   */
+static float mli_rope_json(mli_loader *loader, const char *key, const char *key_5, float otherwise) {
+    const ml_value *value = ml_archive_find_value(loader->archive, key);
+    if (!value) value = ml_archive_find_value(loader->archive, key_5);
+    return value ? mli_value_float(loader, value, 0) : otherwise;
+}
+
+/* What YaRN multiplies the table with. A GGUF has a factor of the usual number, Hugging Face the number itself or,
+   for models after DeepSeek's, two scales of the logarithm: (0.1 m ln(scale) + 1) / (0.1 m_all ln(scale) + 1). */
+static void mli_load_rope_attention(mli_loader *loader) {
+    ml_config *c = &loader->config;
+    const ml_value *own = mli_field_value(loader, MLI_FIELD_ROPE_ATTENTION);
+    const ml_value *yarn = ml_archive_find_value(loader->archive, MLI_KEY_YARN_ATTENTION);
+    int is_gguf = yarn || (own && mli_begins_with(own->name, "llama."));
+    float scale = own ? mli_value_float(loader, own, 0) : 1,
+          log_scale = 0.1f * logf(MLI_MAX(1.0f, c->rope_scale));
+    if (yarn) scale *= mli_value_float(loader, yarn, 0);
+    if (c->rope_kind != ML_ROPE_YARN && !is_gguf) return;
+    float m = mli_rope_json(loader, MLI_ROPE_JSON ".mscale", MLI_ROPE_JSON_5 ".mscale", 0);
+    float m_all =
+        mli_rope_json(loader, MLI_ROPE_JSON ".mscale_all_dim", MLI_ROPE_JSON_5 ".mscale_all_dim", 0);
+    if (!own && m > 0 && m_all > 0) c->rope_attention = (m * log_scale + 1) / (m_all * log_scale + 1);
+    if (own || yarn)
+        c->rope_attention = is_gguf && c->rope_kind == ML_ROPE_YARN ? scale * (log_scale + 1) : scale;
+}
+
+/* Meta's params.json only says that Llama 3.1's positions are scaled: by its code's constants, unless it has others.
+   */
+static int mli_load_meta_rope(mli_loader *loader) {
+    const ml_value *value = mli_find_key(loader, ".use_scaled_rope");
+    ml_config *c = &loader->config;
+    if (!value) value = ml_archive_find_value(loader->archive, MLI_PARAMS_JSON ".use_scaled_rope");
+    if (!mli_value_bool(loader, value)) return 0;
+    c->rope_kind = ML_ROPE_LLAMA3, c->rope_scale = 8, c->rope_original = 8192;
+    c->rope_scale = mli_rope_json(loader, MLI_PARAMS_JSON ".rope_scaling_factor", "", c->rope_scale);
+    c->rope_high = mli_rope_json(loader, MLI_PARAMS_JSON ".rope_high_freq_factor", "", 0);
+    return 1;
+}
+
+static void mli_load_rope(mli_loader *loader) {
+    ml_config *c = &loader->config;
+    int is_scaled;
     float factor = 0;
-    loader->config.rope_scale = 1;
-    if (type && (mli_value_is(type, "none") || mli_value_is(type, "default"))) return;
-    if (type) mli_check_word(loader, type, "linear", NULL);
+    c->rope_scale = 1;
+    if (mli_load_meta_rope(loader)) return;
+    c->rope_kind = mli_load_rope_kind(loader, &is_scaled);
+    mli_load_int(loader, MLI_FIELD_ROPE_ORIGINAL, &c->rope_original);
+    if (!is_scaled) return;
+    const ml_value *type = mli_field_value(loader, MLI_FIELD_ROPE_TYPE);
+    int is_gguf = strcmp(loader->archive->format, "GGUF") == 0;
+    int is_yarn = c->rope_kind == ML_ROPE_YARN;
+    const ml_value *truncate = ml_archive_find_value(loader->archive, MLI_ROPE_JSON ".truncate");
+    if (!truncate) truncate = ml_archive_find_value(loader->archive, MLI_ROPE_JSON_5 ".truncate");
     mli_load_float(loader, MLI_FIELD_ROPE_FACTOR, &factor);
-    if (factor > 0) loader->config.rope_scale = factor; /* GGUF: 0 is no scaling */
+    if (factor > 0) c->rope_scale = factor; /* GGUF: 0 is no scaling */
+    mli_load_float(loader, is_yarn ? MLI_FIELD_ROPE_SLOW : MLI_FIELD_ROPE_LOW, &c->rope_low);
+    mli_load_float(loader, is_yarn ? MLI_FIELD_ROPE_FAST : MLI_FIELD_ROPE_HIGH, &c->rope_high);
+    mli_load_rope_attention(loader);
+    if (is_yarn && truncate && !mli_value_bool(loader, truncate))
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is false: that is not supported", truncate->name);
+    if (c->rope_kind != ML_ROPE_PLAIN && factor <= 0)
+        mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is %s, but there is no factor (%s)", type->name,
+                   mli_rope_names[c->rope_kind], mli_field_keys[MLI_FIELD_ROPE_FACTOR][is_gguf ? 0 : 1]);
+}
+
+/* How far a token sees back. Where config.json lists a type for each layer, all must be of one. */
+static void mli_load_window(mli_loader *loader) {
+    const ml_value *window = mli_field_value(loader, MLI_FIELD_WINDOW), *value = loader->archive->values;
+    const ml_value *used = ml_archive_find_value(loader->archive, MLI_CONFIG_JSON ".use_sliding_window");
+    size_t n_full = 0, n_sliding = 0;
+    for (size_t i = 0; i < loader->archive->n_values; i++, value++) {
+        if (!mli_begins_with(value->name, MLI_CONFIG_JSON ".layer_types.")) continue;
+        n_full += (size_t)mli_value_is(value, "full_attention");
+        n_sliding += (size_t)mli_value_is(value, "sliding_attention");
+    }
+    if (!window || (window->kind == ML_VALUE_INT && window->i == 0) ||
+        (used && !mli_value_bool(loader, used)))
+        return;
+    if (n_full && n_sliding)
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED,
+                   "values %s: layers that differ are not supported (%z see all, %z a window)",
+                   MLI_CONFIG_JSON ".layer_types", n_full, n_sliding);
+    if (!n_full) mli_load_int(loader, MLI_FIELD_WINDOW, &loader->config.window);
 }
 
 /* Whether the file says in any of several ways that a token sees its whole row. */
@@ -13250,7 +13629,9 @@ static void mli_load_config(mli_loader *loader) {
     if (!config->n_kv_heads) config->n_kv_heads = config->n_heads;
     mli_load_float(loader, MLI_FIELD_NORM_EPS, &config->norm_eps);
     mli_load_float(loader, MLI_FIELD_ROPE_THETA, &config->rope_theta);
-    mli_load_rope_scale(loader);
+    mli_load_int(loader, MLI_FIELD_HEAD_DIM, &config->head_dim);
+    mli_load_rope(loader);
+    mli_load_window(loader);
     const ml_value *tied = mli_field_value(loader, MLI_FIELD_TIED),
                    *norm = mli_field_value(loader, MLI_FIELD_NORM);
     config->norm = mli_load_choice(loader, norm, "rms", "layer") ? ML_NORM_LAYER : ML_NORM_RMS;
@@ -13261,17 +13642,16 @@ static void mli_load_config(mli_loader *loader) {
     config->tied_output = tied && tied->kind == ML_VALUE_BOOL ? tied->i != 0 : is_hugging_face ? 0 : -1;
 }
 
-/* Where a file repeats the head size, it must be the one that follows from dim and n_heads. */
+/* Where a file repeats the head size, it must be the same: all of a head is rotated, and values are no shorter. */
 static void mli_check_head_size(mli_loader *loader) {
-    static const char *const keys[] = {"llama.rope.dimension_count", "llama.attention.key_length",
-                                       "llama.attention.value_length", MLI_CONFIG_JSON ".head_dim"};
+    static const char *const keys[] = {"llama.rope.dimension_count", MLI_KEY_VALUE_LENGTH};
     if (loader->result) return;
-    int head_size = loader->config.dim / loader->config.n_heads;
+    int head_size = mli_head_size(&loader->config);
     for (size_t i = 0; i < MLI_COUNT(keys); i++) {
         const ml_value *value = ml_archive_find_value(loader->archive, keys[i]);
         int64_t n = 0;
         if (value && (!mli_value_int(value, &n) || n != head_size))
-            mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is %l; supported is dim / n_heads = %d",
+            mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is %l; supported is the size of a head, %d",
                        keys[i], n, head_size);
     }
 }
@@ -13456,6 +13836,23 @@ static void mli_load_rows(mli_loader *loader, mli_slot slot, int *rows) {
         *rows = (int)array->shape[0];
 }
 
+/* Biases of attention: the tensors tell whether there are any, and config.json must not say otherwise. */
+static void mli_find_biases(mli_loader *loader) {
+    char name[MLI_LONG_NAME_SIZE];
+    const ml_value *value = mli_field_value(loader, MLI_FIELD_BIAS);
+    int is_said = mli_value_bool(loader, value);
+    const ml_array *found = NULL;
+    for (int slot = MLI_BO; slot >= MLI_BQ; slot--) {
+        const ml_array *bias = mli_find_weight(loader, (mli_slot)slot, 0, name);
+        if (bias) found = bias;
+    }
+    loader->config.attention_bias = found != NULL;
+    if (is_said && !found) mli_refuse_missing(loader, name);
+    if (value && !is_said && found)
+        mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is false, but there is a tensor %s", value->name,
+                   found->name);
+}
+
 /* Completes the configuration from the tensors' shapes. vocab_size: embedding and output may have more rows than the
    file says, for tokens that were added or to make their number round; all rows that both have count. hidden_dim:
    where Meta's code computes it from dim and multiple_of, w1 shows the result. */
@@ -13476,6 +13873,9 @@ static void mli_complete_config(mli_loader *loader) {
     if (output && !config->tied_output && output->n_dims == 2 && output->shape[0] < rows)
         rows = (int)output->shape[0];
     config->vocab_size = MLI_MAX(config->vocab_size, rows);
+    mli_find_biases(loader);
+    mli_complete_rope(config);
+    if (loader->result) return;
     loader->result = mli_check_config(config, loader->error);
     mli_check_head_size(loader);
     if (mli_find_weight(loader, MLI_WQ, config->n_layers, name))
@@ -13522,9 +13922,12 @@ static int mli_load_config_of(mli_loader *loader, const ml_value *path) {
 
 /* The configuration that the shapes tell. */
 static void mli_load_config_of_shapes(mli_loader *loader, const ml_value *path) {
-    ml_config c = {0, 0, 0, 0, 0, 0, 1024, -1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 10000, 1};
+    ml_config c;
     char name[MLI_LONG_NAME_SIZE], file[64];
     size_t n = 0;
+    memset(&c, 0, sizeof c);
+    c.max_seq_len = 1024, c.tied_output = -1, c.norm = ML_NORM_RMS, c.mask = ML_MASK_CAUSAL;
+    c.norm_eps = 1e-5f, c.rope_theta = 10000, c.rope_scale = 1;
     mli_put(file, sizeof file, &n, path->s, path->length);
     mli_detect_naming(loader);
     if (loader->result) return;
@@ -13633,11 +14036,12 @@ static size_t mli_check_pair(mli_loader *loader, const ml_array *a, const ml_arr
     return loader->result ? 0 : rank;
 }
 
-/* A Llama has no biases: a file that has them is of another model. */
+/* A Llama has no biases but those of attention: a file that has others is of another model. */
 static void mli_refuse_bias(mli_loader *loader, mli_slot slot, const char *weight) {
     char name[MLI_LONG_NAME_SIZE];
     size_t n = strlen(weight) - strlen(".weight");
     if (mli_params[slot].role != MLI_ROLE_MATRIX) return;
+    if (loader->config.attention_bias && slot >= MLI_WQ && slot <= MLI_WO) return;
     memcpy(name, weight, n);
     memcpy(name + n, ".bias", sizeof ".bias");
     const ml_array *bias = mli_find_plain(loader, name);
@@ -13734,6 +14138,40 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
     mli_free(&loader->allocator, w);
 }
 
+/* llama.cpp's factors for the frequencies. Those of a Llama 3.1 are recognized, so that the model can be saved in
+   other formats, too; its files have 1, 4 and 8192 where they do not say otherwise. */
+static void mli_load_rope_factors(mli_loader *loader) {
+    const ml_array *array = loader->result ? NULL : ml_archive_find_array(loader->archive, MLI_ROPE_TENSOR);
+    if (!array) return;
+    struct ml_model_private *own = loader->model->private_part;
+    ml_config *c = &loader->config, guess = *c;
+    size_t n = (size_t)mli_head_size(c) / 2, n_ones = 0;
+    if (ml_array_count(array) != n)
+        mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s has %z numbers, not %z: half the size of a head",
+                   array->name, ml_array_count(array), n);
+    else if (ml_array_read_floats(array, own->rope_factors, n))
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s", array->name, array->type_name);
+    for (size_t j = 0; j < n && !loader->result; j++) {
+        n_ones += own->rope_factors[j] == 1;
+        if (!(own->rope_factors[j] > 1e-6f && own->rope_factors[j] < 1e6f))
+            mli_refuse(loader, ML_ERROR_NUMBER, "tensor %s: number %z is not between 1e-6 and 1e6",
+                       array->name, j);
+    }
+    if (loader->result || n_ones == n) return; /* which change nothing */
+    if (guess.rope_kind != ML_ROPE_LLAMA3) {
+        guess.rope_kind = ML_ROPE_LLAMA3, guess.rope_scale = own->rope_factors[n - 1];
+        guess.rope_low = 1, guess.rope_high = 4, guess.rope_original = 8192;
+    }
+    int is_scaled = c->rope_kind != ML_ROPE_LLAMA3 && (c->rope_kind != ML_ROPE_PLAIN || c->rope_scale != 1);
+    if (!is_scaled && mli_is_llama3(&guess, own->rope_factors))
+        *c = guess;
+    else
+        loader->model->rope_factors = own->rope_factors;
+    if (loader->model->rope_factors && c->rope_kind == ML_ROPE_LLAMA3)
+        c->rope_kind = ML_ROPE_PLAIN, c->rope_scale = 1;
+    loader->model->config = *c;
+}
+
 /* A model may have no output layer (see ml_model.tensors): its entry in the table remains empty. */
 static void mli_leave_out_output(mli_loader *loader) {
     ml_model *model = loader->model;
@@ -13745,13 +14183,11 @@ static void mli_leave_out_output(mli_loader *loader) {
 static void mli_find_sources(mli_loader *loader) {
     if (loader->result) return;
     const ml_model *model = loader->model;
-    if (ml_archive_find_array(loader->archive, "rope_freqs.weight"))
-        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor rope_freqs.weight: scaling is not supported");
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
         const ml_tensor *tensor = &model->tensors[i];
         char name[MLI_LONG_NAME_SIZE];
-        mli_slot slot = mli_slot_at(i);
-        int layer = mli_layer_at(i);
+        mli_slot slot = mli_slot_at(&model->config, i);
+        int layer = mli_layer_at(&model->config, i);
         if (!mli_has_slot(&model->config, slot)) continue;
         const ml_array *array = loader->sources[i] = mli_find_weight(loader, slot, layer, name);
         size_t rows = tensor->rows;
@@ -13762,7 +14198,7 @@ static void mli_find_sources(mli_loader *loader) {
             mli_refuse_bias(loader, slot, name);
         } else if (slot == MLI_OUTPUT) {
             mli_leave_out_output(loader);
-        } else if (mli_params[slot].role != MLI_ROLE_BIAS) { /* which a LayerNorm may lack: zeros */
+        } else if (mli_params[slot].role != MLI_ROLE_BIAS) { /* which may be left out: zeros */
             mli_refuse_missing(loader, name);
         }
     }
@@ -13771,9 +14207,11 @@ static void mli_find_sources(mli_loader *loader) {
 /* ---- the weights ---- */
 
 /* Hugging Face's rotary embedding turns element i of a head with i + hd/2, Meta's 2i with 2i + 1; so the rows of the
-   query and key matrices have another order. The size of the heads where that applies; 0: nowhere. */
+   query and key matrices, and the numbers of their biases, have another order. The size of the heads where that
+   applies; 0: nowhere. */
 static size_t mli_rotary_head(const ml_config *config, mli_slot slot, int is_hf) {
-    return is_hf && (slot == MLI_WQ || slot == MLI_WK) ? (size_t)(config->dim / config->n_heads) : 0;
+    int is_rotated = slot == MLI_WQ || slot == MLI_WK || slot == MLI_BQ || slot == MLI_BK;
+    return is_hf && is_rotated ? (size_t)mli_head_size(config) : 0;
 }
 
 /* Which row of a matrix in Hugging Face's order is row `row` in Meta's. */
@@ -13831,6 +14269,17 @@ static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_
     mli_free(&loader->allocator, gathered);
 }
 
+/* A bias whose numbers have another order: as a matrix of one column. */
+static void mli_copy_bias(mli_loader *loader, const ml_array *array, const ml_tensor *tensor,
+                          size_t head_size) {
+    ml_array column = *array;
+    ml_tensor to = mli_tensor_at((float *)tensor->data, tensor->cols, 1);
+    column.n_dims = 2;
+    column.shape[0] = (int64_t)tensor->cols, column.shape[1] = 1;
+    column.stride[0] = array->stride[array->n_dims - 1], column.stride[1] = 1;
+    mli_copy_weight(loader, &column, &to, head_size);
+}
+
 /* A weight that is used where it is: all that has to be read is read once, as fast as memory delivers. */
 static void mli_check_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor) {
     size_t n = tensor->rows * tensor->cols;
@@ -13858,7 +14307,7 @@ static int mli_place_weights(mli_loader *loader) {
     for (int i = 0; i < loader->model->n_tensors; i++) {
         const ml_array *array = loader->sources[i];
         ml_tensor *tensor = &loader->model->private_part->tensors[i];
-        mli_slot slot = mli_slot_at(i);
+        mli_slot slot = mli_slot_at(config, i);
         if (!mli_has_slot(config, slot) || (slot == MLI_OUTPUT && !array)) continue;
         tensor->type = mli_weight_type(config, i, loader->desc.type, array ? array->type : ML_F32);
         if (array && mli_is_in_place(loader, array, tensor, slot)) {
@@ -13880,11 +14329,13 @@ static void mli_load_weights(mli_loader *loader) {
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
         const ml_array *array = loader->sources[i];
         const ml_tensor *tensor = &model->tensors[i];
-        mli_slot slot = mli_slot_at(i);
+        mli_slot slot = mli_slot_at(&model->config, i);
         if (!array && tensor->type) /* a bias that the file does not have */
             memset(tensor->data, 0, tensor->cols * sizeof(float));
         else if (array && mli_is_unmerged(array))
             mli_merge_weight(loader, array, tensor);
+        else if (array && (slot == MLI_BQ || slot == MLI_BK) && is_hf)
+            mli_copy_bias(loader, array, tensor, mli_rotary_head(&loader->config, slot, is_hf));
         else if (array && tensor->data != array->data)
             mli_copy_weight(loader, array, tensor, mli_rotary_head(&loader->config, slot, is_hf));
         else if (array)
@@ -13906,7 +14357,8 @@ static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
     static const char *const own[] = {
         "general.architecture",    "general.file_type",      "general.quantization_version",
         MLI_GGUF_ALIGNMENT_KEY,    "llama.attention.causal", "llama.rope.dimension_count",
-        "llama.rope.scale_linear", MLI_KEY_LABELS,           MLI_KEY_POOLING};
+        "llama.rope.scale_linear", MLI_KEY_LABELS,           MLI_KEY_POOLING,
+        MLI_KEY_VALUE_LENGTH,      MLI_KEY_YARN_ATTENTION,   "llama.rope.scaling.yarn_ext_factor"};
     static const char *const tokenizer[] = {MLI_KEY_TOKENIZER, MLI_KEY_TOKENS, MLI_KEY_SCORES, MLI_KEY_KINDS};
     static const char *const prefixes[] = {"split.", "minillama.", "tokenizer.ggml."};
     int is_own = 0;
@@ -13995,11 +14447,13 @@ static void mli_try_json(mli_loader *loader, const char *name) {
 }
 
 /* Hugging Face says in three files what tokenizer.model does not: eos_token_id, a number or a list, and whether a
-   text begins with bos and ends with eos. */
+   text begins with bos and a space, and ends with eos. */
 static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
     static const char *const ends[] = {MLI_CONFIG_JSON, MLI_GENERATION_JSON};
     static const char *const flags[] = {MLI_TOKENIZER_JSON ".add_bos_token",
-                                        MLI_TOKENIZER_JSON ".add_eos_token"};
+                                        MLI_TOKENIZER_JSON ".add_eos_token",
+                                        MLI_TOKENIZER_JSON ".add_prefix_space"};
+    int *const set[] = {&t->adds_bos, &t->adds_eos, &t->private_part->adds_space_prefix};
     char name[ML_NAME_SIZE];
     if (!ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1])) return;
     mli_try_json(loader, MLI_GENERATION_JSON);
@@ -14014,8 +14468,10 @@ static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
         }
     for (size_t i = 0; i < MLI_COUNT(flags); i++) {
         const ml_value *flag = ml_archive_find_value(loader->archive, flags[i]);
-        int is_there = i ? t->eos >= 0 : t->bos >= 0;
-        if (flag && flag->kind == ML_VALUE_BOOL) *(i ? &t->adds_eos : &t->adds_bos) = flag->i && is_there;
+        int is_there = i == 0   ? t->bos >= 0
+                       : i == 1 ? t->eos >= 0
+                                : *set[i]; /* tokenizer.model may say no, too */
+        if (flag && flag->kind == ML_VALUE_BOOL) *set[i] = flag->i && is_there;
     }
 }
 
@@ -14045,6 +14501,155 @@ static void mli_load_tokenizer(mli_loader *loader) {
                    tokenizer->n_pieces, loader->config.vocab_size);
 }
 
+#ifdef MLI_SAVING
+/* The text of the chat template in Hugging Face's folder: the one template, or of several the one named "default". */
+static const ml_value *mli_find_template(const mli_loader *loader) {
+    const ml_value *one = ml_archive_find_value(loader->archive, MLI_TOKENIZER_JSON ".chat_template");
+    for (int i = 0; i < 64 && !one; i++) {
+        char name[ML_NAME_SIZE];
+        mli_format(name, sizeof name, "%s.chat_template.%d.name", MLI_TOKENIZER_JSON, i);
+        const ml_value *value = ml_archive_find_value(loader->archive, name);
+        if (!value) break;
+        mli_format(name, sizeof name, "%s.chat_template.%d.template", MLI_TOKENIZER_JSON, i);
+        if (mli_value_is(value, "default")) one = ml_archive_find_value(loader->archive, name);
+    }
+    return one && one->kind == ML_VALUE_STRING ? one : NULL;
+}
+
+/* The model of a file that is no GGUF keeps this one key. */
+static void mli_keep_string(mli_loader *loader, const char *key, const char *text, size_t n) {
+    struct ml_model_private *own = loader->model->private_part;
+    const uint64_t n_key = strlen(key), n_text = n;
+    const uint32_t type = MLI_GGUF_STRING;
+    size_t at = 0, size;
+    if (!mli_add_size(n, (size_t)n_key + 20, &size)) size = SIZE_MAX;
+    unsigned char *to = (unsigned char *)mli_alloc(&own->allocator, size, 1);
+    const struct {
+        const void *data;
+        size_t size;
+    } parts[] = {
+        {&n_key, 8}, {key, (size_t)n_key}, {&type, 4}, {&n_text, 8}, {text, n}}; /* little-endian: checked */
+    if (!to) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for %z bytes of %s", n, key);
+    for (size_t i = 0; to && i < MLI_COUNT(parts); at += parts[i++].size)
+        memcpy(to + at, parts[i].data, parts[i].size);
+    own->own_keys = to, own->keys = to, own->keys_size = to ? size : 0;
+}
+
+/* Hugging Face has the template of a chat in tokenizer_config.json or in a file of its own. It is kept as the key of
+   a GGUF, so that the model has it when it is saved as such. */
+static void mli_keep_template(mli_loader *loader) {
+    mli_file file = {NULL, 0, 0};
+    if (loader->result || !ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1])) return;
+    if (!loader->model->tokenizer) mli_try_json(loader, MLI_TOKENIZER_JSON); /* which has read it otherwise */
+    int is_file = mli_map_beside(loader, "chat_template.jinja", &file);
+    const ml_value *value = is_file ? NULL : mli_find_template(loader);
+    const char *text = is_file ? (const char *)file.data : value ? value->s : NULL;
+    size_t n = is_file ? file.size : value ? value->length : 0;
+    if (text && n) mli_keep_string(loader, "tokenizer.chat_template", text, n);
+    if (is_file) mli_unmap_file(&loader->allocator, &file);
+}
+#endif
+
+/* ---- pieces ----
+   Meta's consolidated.00.pth, consolidated.01.pth, ... each have a part of every matrix, as many as there were
+   devices (Shoeybi et al. 2019, "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model
+   Parallelism"): rows of the matrices that a half of a layer begins with, columns of those that it ends with. Vectors
+   are the same in all. The joined matrices are in memory of the first piece's archive. */
+
+#ifndef ML_NO_STDIO
+enum { MLI_MOST_PIECES = 100 };
+
+/* Whether the pieces of a matrix are columns. Those of the embedding were, until Llama 3: its width tells. */
+static int mli_joins_columns(const mli_loader *loader, const ml_array *array, int n_pieces) {
+    const ml_value *dim = mli_field_value(loader, MLI_FIELD_DIM);
+    size_t n = strlen(array->name);
+    if (mli_ends_with(array->name, n, "tok_embeddings.weight"))
+        return dim && array->shape[1] < INT_MAX && array->shape[1] * n_pieces == dim->i;
+    return mli_ends_with(array->name, n, ".wo.weight") || mli_ends_with(array->name, n, ".w2.weight");
+}
+
+/* Finds the parts of a matrix in all pieces: *across is their sum along dimension `dim`. */
+static void mli_find_parts(mli_loader *loader, ml_archive *const *pieces, int n, const ml_array **parts,
+                           int dim, int64_t *across) {
+    *across = 0;
+    for (int i = 0; i < n && !loader->result; i++) {
+        const ml_array *first = parts[0], *part = i ? ml_archive_find_array(pieces[i], first->name) : first;
+        if (!part)
+            mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is missing in piece %d of %d", first->name,
+                       i + 1, n);
+        else if (part->n_dims != 2 || part->type != first->type ||
+                 part->shape[1 - dim] != first->shape[1 - dim] || !part->is_contiguous ||
+                 ml_type_block(part->type) != 1)
+            mli_refuse(loader, ML_ERROR_MISMATCH,
+                       "tensor %s does not fit together: piece 1 and piece %d of %d", first->name, i + 1, n);
+        else if (part->shape[dim] > INT_MAX || (*across += part->shape[dim]) > INT_MAX)
+            mli_refuse(loader, ML_ERROR_FORMAT, "tensor %s is too large", first->name);
+        parts[i] = part;
+    }
+}
+
+static void mli_join_matrix(mli_loader *loader, ml_archive *const *pieces, int n, ml_array *array) {
+    const ml_array *parts[MLI_MOST_PIECES] = {array};
+    int dim = mli_joins_columns(loader, array, n);
+    int64_t across;
+    size_t item = ml_type_row_bytes(array->type, 1), bytes = 0, at = 0;
+    mli_find_parts(loader, pieces, n, parts, dim, &across);
+    if (loader->result) return;
+    size_t others = (size_t)array->shape[1 - dim];
+    unsigned char *joined = NULL;
+    if (mli_mul_size(others, (size_t)across, &bytes) && mli_mul_size(bytes, item, &bytes))
+        joined = (unsigned char *)mli_keep(loader->archive->private_part, bytes);
+    if (!joined) {
+        mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for the joined pieces of %s", array->name);
+        return;
+    }
+    for (size_t row = 0, n_rows = dim ? others : 1; row < n_rows;
+         row++) /* pieces of rows follow each other whole */
+        for (int i = 0; i < n; i++) {
+            size_t part = (size_t)parts[i]->shape[dim] * (dim ? 1 : others) * item;
+            memcpy(joined + at, (const unsigned char *)parts[i]->data + row * part, part);
+            at += part;
+        }
+    array->data = joined;
+    array->shape[dim] = across;
+    array->stride[0] = array->shape[1], array->stride[1] = 1;
+}
+
+static ml_archive *mli_open_piece(mli_loader *loader, int i) {
+    char name[] = "consolidated.00.pth";
+    ml_archive *piece = NULL;
+    name[13] = (char)('0' + i / 10), name[14] = (char)('0' + i % 10);
+    char *path = mli_path_beside(&loader->allocator, loader->path, name);
+    if (!path) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for the name of %s", name);
+    if (path) loader->result = mli_open(path, NULL, 0, &loader->allocator, &piece, loader->error);
+    mli_name_file(loader->error, loader->result, name);
+    mli_free(&loader->allocator, path);
+    return piece;
+}
+
+/* Joins the matrices of all pieces, if the file is the first of several. */
+static void mli_join_pieces(mli_loader *loader) {
+    ml_archive *pieces[MLI_MOST_PIECES] = {loader->archive};
+    if (loader->result || !loader->path) return;
+    const char *name = loader->path + mli_folder_length(loader->path);
+    int n = strcmp(name, "consolidated.00.pth") == 0 ? mli_count_pieces(&loader->allocator, loader->path) : 1;
+    mli_archive *archive = loader->archive->private_part;
+    if (n < 2 || n > MLI_MOST_PIECES) return;
+    for (int i = 1; i < n && !loader->result; i++) {
+        pieces[i] = mli_open_piece(loader, i);
+        if (pieces[i]) archive->total_size += pieces[i]->private_part->total_size;
+    }
+    for (size_t k = 0; k < loader->archive->n_arrays && !loader->result; k++) {
+        ml_array *array = (ml_array *)archive->arrays.items + k;
+        if (array->n_dims == 2) mli_join_matrix(loader, pieces, n, array);
+    }
+    for (int i = 1; i < n; i++) ml_archive_free(pieces[i]);
+    loader->is_joined = 1;
+}
+#else
+static void mli_join_pieces(mli_loader *loader) { (void)loader; }
+#endif
+
 /* ---- models ---- */
 
 /* A configuration that is not in the file is in the JSON beside it: Hugging Face's or Meta's. The demands are checked
@@ -14054,6 +14659,8 @@ static void mli_find_config(mli_loader *loader) {
     const mli_archive *archive = loader->archive->private_part;
     size_t n_values = archive->values.n;
     for (size_t i = 0; i <= MLI_COUNT(files); i++) {
+        const ml_value *model_type = ml_archive_find_value(loader->archive, MLI_CONFIG_JSON ".model_type");
+        if (model_type) mli_check_word(loader, model_type, "llama", "mistral"); /* a Llama with a window */
         mli_check_demands(loader, mli_demands, MLI_COUNT(mli_demands));
         if (loader->result || mli_field_value(loader, MLI_FIELD_DIM)) break;
         if (i < MLI_COUNT(files)) mli_load_json(loader, files[i], NULL);
@@ -14075,6 +14682,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
                         ml_type_name(loader->desc.type));
     if (mli_loader_open(loader)) return loader->result;
     mli_find_config(loader);
+    mli_join_pieces(loader);
     if (mli_is_from_course(loader))
         mli_load_course_config(loader);
     else
@@ -14084,10 +14692,14 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     mli_complete_config(loader);
     if (!loader->result)
         loader->result = mli_model_new(&loader->config, &loader->allocator, &loader->model, loader->error);
+    mli_load_rope_factors(loader);
     if (!loader->result) mli_new_sources(loader, loader->model->n_tensors);
     mli_find_sources(loader);
     mli_refuse_unmerged(loader);
     mli_load_tokenizer(loader); /* before the weights, which may take the archive */
+#ifdef MLI_SAVING
+    mli_keep_template(loader);
+#endif
     mli_load_weights(loader);
 #ifdef MLI_SAVING
     mli_keep_keys(loader);
@@ -14622,10 +15234,23 @@ static void mli_save_for_course(const mli_saver *saver, mli_slot slot, int layer
     }
 }
 
+/* What llama.cpp divides the frequencies by, if there is such a thing. */
+static int mli_saved_factors(const mli_saver *saver, const ml_model *model, mli_saved *saved) {
+    size_t n = (size_t)mli_head_size(&model->config) / 2;
+    int has_factors = model->rope_factors || model->config.rope_kind == ML_ROPE_LLAMA3;
+    if (saver->desc.format != ML_GGUF || !has_factors) return 0;
+    mli_format(saved->name, sizeof saved->name, "%s", MLI_ROPE_TENSOR);
+    saved->tensor = mli_tensor_at(model->private_part->rope_factors, 1, n);
+    saved->type = ML_F32;
+    return 1;
+}
+
+/* The model's tensors, and after the last one the factors of its rotary positions. */
 static int mli_saved_weight(const mli_saver *saver, const void *object, int index, mli_saved *saved) {
     const ml_model *model = (const ml_model *)object;
-    mli_slot slot = mli_slot_at(index);
-    int layer = mli_layer_at(index);
+    if (index == model->n_tensors) return mli_saved_factors(saver, model, saved);
+    mli_slot slot = mli_slot_at(&model->config, index);
+    int layer = mli_layer_at(&model->config, index);
     if (!mli_has_slot(&model->config, slot) && !(saver->is_torch && slot == MLI_OUTPUT)) return 0;
     if (!model->tensors[index].data) return 0;                   /* a model may have no output layer */
     if (saver->trained && !saver->trained[index].grad) return 0; /* a frozen tensor is not in a checkpoint */
@@ -14634,6 +15259,8 @@ static int mli_saved_weight(const mli_saver *saver, const void *object, int inde
     saved->type = mli_saved_type(saver, index);
     saved->is_matrix = mli_params[slot].rows != MLI_ONE;
     saved->head_size = mli_rotary_head(&model->config, slot, saver->is_hf);
+    if (saved->head_size && !saved->is_matrix) /* a bias: rows of one number */
+        saved->tensor.rows = saved->tensor.cols, saved->tensor.cols = 1;
     if (saver->is_torch) mli_save_for_course(saver, slot, layer, saved);
     return 1;
 }
@@ -14657,10 +15284,50 @@ static size_t mli_append_kept_keys(mli_writer *writer, const ml_model *model, in
     return n;
 }
 
+/* No file has a name for NTK, whose larger theta is all that there is to it. */
+static ml_config mli_saved_config(const mli_saver *saver) {
+    ml_config c = saver->model->config;
+    ml_rope_desc rope = mli_rope_desc_of(&c, NULL);
+    if (c.rope_kind != ML_ROPE_NTK) return c;
+    c.rope_theta = mli_rope_theta(&rope, 1);
+    c.rope_kind = ML_ROPE_PLAIN, c.rope_scale = 1;
+    return c;
+}
+
+/* What a field of the rotary positions is if nothing is said. */
+static ml_rope_desc mli_usual_rope(const ml_config *c) {
+    ml_rope_desc rope = mli_rope_desc_of(c, NULL);
+    rope.low = rope.high = rope.attention = 0;
+    mli_rope_defaults(&rope);
+    return rope;
+}
+
+/* llama.cpp knows linear scaling and YaRN; it has Llama 3.1's as factors, and must not see the scale of others. */
+static void mli_append_gguf_rope(mli_writer *writer, ml_config c) {
+    const char *const(*keys)[MLI_FIELD_KEYS] = mli_field_keys;
+    int is_yarn = c.rope_kind == ML_ROPE_YARN, has_name = is_yarn || c.rope_kind == ML_ROPE_PLAIN;
+    ml_rope_desc usual = mli_usual_rope(&c);
+    mli_append_key_f32(writer, keys[MLI_FIELD_ROPE_THETA][0], c.rope_theta);
+    if (c.rope_kind != ML_ROPE_PLAIN || c.rope_scale != 1) {
+        mli_append_key_string(writer, keys[MLI_FIELD_ROPE_TYPE][has_name ? 0 : 4],
+                              mli_rope_names[c.rope_kind]);
+        mli_append_key_f32(writer, keys[MLI_FIELD_ROPE_FACTOR][has_name ? 0 : 4], c.rope_scale);
+    }
+    if (c.rope_attention != usual.attention)
+        mli_append_key_f32(writer, keys[MLI_FIELD_ROPE_ATTENTION][0], c.rope_attention / usual.attention);
+    if (c.rope_kind != ML_ROPE_PLAIN || c.rope_original != c.max_seq_len)
+        mli_append_key_u32(writer, keys[MLI_FIELD_ROPE_ORIGINAL][0], c.rope_original);
+    if (c.rope_kind == ML_ROPE_PLAIN) return;
+    if (c.rope_low != usual.low)
+        mli_append_key_f32(writer, keys[is_yarn ? MLI_FIELD_ROPE_SLOW : MLI_FIELD_ROPE_LOW][0], c.rope_low);
+    if (c.rope_high != usual.high)
+        mli_append_key_f32(writer, keys[is_yarn ? MLI_FIELD_ROPE_FAST : MLI_FIELD_ROPE_HIGH][0], c.rope_high);
+}
+
 static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     static const mli_field order[] = {MLI_FIELD_SEQ_LEN, MLI_FIELD_DIM,   MLI_FIELD_LAYERS,
                                       MLI_FIELD_HIDDEN,  MLI_FIELD_HEADS, MLI_FIELD_KV_HEADS};
-    ml_config c = saver->model->config;
+    ml_config c = mli_saved_config(saver);
     const char *const(*keys)[MLI_FIELD_KEYS] = mli_field_keys;
     ml_type type = mli_saved_type(saver, (int)MLI_W1); /* the largest tensors tell what most matrices are */
     mli_saved saved;
@@ -14675,12 +15342,13 @@ static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     for (size_t i = 0; i < MLI_COUNT(order); i++)
         mli_append_key_u32(writer, keys[order[i]][0], *mli_field_int(&c, order[i]));
     mli_append_key_f32(writer, keys[MLI_FIELD_NORM_EPS][0], c.norm_eps);
-    mli_append_key_u32(writer, "llama.rope.dimension_count", c.dim / c.n_heads);
-    mli_append_key_f32(writer, keys[MLI_FIELD_ROPE_THETA][0], c.rope_theta);
-    if (c.rope_scale != 1) {
-        mli_append_key_string(writer, keys[MLI_FIELD_ROPE_TYPE][0], "linear");
-        mli_append_key_f32(writer, keys[MLI_FIELD_ROPE_FACTOR][0], c.rope_scale);
+    if (mli_head_size(&c) * c.n_heads != c.dim) {
+        mli_append_key_u32(writer, keys[MLI_FIELD_HEAD_DIM][0], mli_head_size(&c));
+        mli_append_key_u32(writer, MLI_KEY_VALUE_LENGTH, mli_head_size(&c));
     }
+    if (c.window) mli_append_key_u32(writer, keys[MLI_FIELD_WINDOW][0], c.window);
+    mli_append_key_u32(writer, "llama.rope.dimension_count", mli_head_size(&c));
+    mli_append_gguf_rope(writer, c);
     mli_append_key_u32(writer, keys[MLI_FIELD_VOCAB][0], c.vocab_size);
     if (c.norm == ML_NORM_LAYER) mli_append_key_string(writer, keys[MLI_FIELD_NORM][0], "layer");
     if (c.mask == ML_MASK_FULL) mli_append_key_string(writer, keys[MLI_FIELD_MASK][0], "full");
@@ -14749,7 +15417,7 @@ static void mli_append_model_keys(mli_writer *writer, const mli_saver *saver, co
 }
 
 static mli_part mli_model_part(const ml_model *model) {
-    mli_part part = {model, model->n_tensors, mli_saved_weight, mli_append_model_keys};
+    mli_part part = {model, model->n_tensors + 1, mli_saved_weight, mli_append_model_keys};
     return part;
 }
 
@@ -14913,6 +15581,35 @@ static void mli_append_json_ends(mli_writer *writer, const ml_tokenizer *tokeniz
     if (n > 1) mli_append_text(writer, "]");
 }
 
+/* A number in the dictionary of rotary positions. */
+static void mli_append_json_scaling(mli_writer *writer, mli_field field, float number) {
+    mli_append_format(writer, ", \"%s\": ", mli_field_keys[field][1] + sizeof MLI_ROPE_JSON);
+    mli_append_json_float(writer, number);
+}
+
+static void mli_append_json_rope(mli_writer *writer, ml_config c) {
+    const char *name = mli_rope_names[c.rope_kind];
+    int is_yarn = c.rope_kind == ML_ROPE_YARN, is_llama3 = c.rope_kind == ML_ROPE_LLAMA3;
+    ml_rope_desc usual = mli_usual_rope(&c);
+    mli_append_json_field(writer, MLI_FIELD_ROPE_THETA, "");
+    mli_append_json_float(writer, c.rope_theta);
+    if (c.rope_kind == ML_ROPE_PLAIN && c.rope_scale == 1) {
+        mli_append_text(writer, ",\n  \"rope_scaling\": null");
+        return;
+    }
+    mli_append_format(writer, ",\n  \"rope_scaling\": {\"type\": \"%s\", \"rope_type\": \"%s\"", name, name);
+    mli_append_json_scaling(writer, MLI_FIELD_ROPE_FACTOR, c.rope_scale);
+    if (c.rope_kind != ML_ROPE_PLAIN)
+        mli_append_format(writer, ", \"original_max_position_embeddings\": %d", c.rope_original);
+    if (is_yarn && c.rope_attention != usual.attention)
+        mli_append_json_scaling(writer, MLI_FIELD_ROPE_ATTENTION, c.rope_attention);
+    if (is_yarn || is_llama3) {
+        mli_append_json_scaling(writer, is_yarn ? MLI_FIELD_ROPE_SLOW : MLI_FIELD_ROPE_LOW, c.rope_low);
+        mli_append_json_scaling(writer, is_yarn ? MLI_FIELD_ROPE_FAST : MLI_FIELD_ROPE_HIGH, c.rope_high);
+    }
+    mli_append_text(writer, "}");
+}
+
 static void mli_append_json_numbers(mli_writer *writer, ml_config c) {
     static const mli_field order[] = {MLI_FIELD_DIM,      MLI_FIELD_HIDDEN, MLI_FIELD_LAYERS, MLI_FIELD_HEADS,
                                       MLI_FIELD_KV_HEADS, MLI_FIELD_VOCAB,  MLI_FIELD_SEQ_LEN};
@@ -14922,30 +15619,35 @@ static void mli_append_json_numbers(mli_writer *writer, ml_config c) {
     }
     mli_append_json_field(writer, MLI_FIELD_NORM_EPS, "");
     mli_append_json_float(writer, c.norm_eps);
-    mli_append_json_field(writer, MLI_FIELD_ROPE_THETA, "");
-    mli_append_json_float(writer, c.rope_theta);
-    mli_append_text(writer, ",\n  \"rope_scaling\": ");
-    if (c.rope_scale != 1) {
-        mli_append_text(writer, "{\"type\": \"linear\", \"rope_type\": \"linear\", \"factor\": ");
-        mli_append_json_float(writer, c.rope_scale);
+    if (mli_head_size(&c) * c.n_heads != c.dim) {
+        mli_append_json_field(writer, MLI_FIELD_HEAD_DIM, "");
+        mli_append_decimal(writer, mli_head_size(&c));
     }
-    mli_append_text(writer, c.rope_scale != 1 ? "}" : "null");
+    if (c.window) {
+        mli_append_json_field(writer, MLI_FIELD_WINDOW, "");
+        mli_append_decimal(writer, c.window);
+    }
+    mli_append_json_rope(writer, c);
 }
 
 static void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
-    const ml_config c = saver->model->config;
+    const ml_config c = mli_saved_config(saver);
+    const char *family = c.window ? "Mistral" : "Llama", *type_name = c.window ? "mistral" : "llama";
     const ml_tokenizer *tokenizer = saver->model->tokenizer;
     const ml_head *head = saver->desc.head;
     ml_type type = mli_saved_type(saver, (int)MLI_W1);
-    mli_append_format(writer, "{\n  \"architectures\": [\"Llama%s\"],\n  \"model_type\": \"llama\"",
+    if (c.attention_bias) family = "Llama", type_name = "llama"; /* a Mistral has none */
+    mli_append_format(writer, "{\n  \"architectures\": [\"%s%s\"],\n  \"model_type\": \"%s\"", family,
                       head                           ? "ForSequenceClassification"
                       : mli_has_output(saver->model) ? "ForCausalLM"
-                                                     : "Model");
+                                                     : "Model",
+                      type_name);
     mli_append_json_numbers(writer, c);
     mli_append_json_field(writer, MLI_FIELD_TIED, c.tied_output ? "true" : "false");
     mli_append_format(writer,
-                      ",\n  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n  \"mlp_bias\": false"
+                      ",\n  \"hidden_act\": \"silu\",\n  \"attention_bias\": %s,\n  \"mlp_bias\": false"
                       ",\n  \"torch_dtype\": \"%s\"",
+                      c.attention_bias ? "true" : "false",
                       type == ML_F32   ? "float32"
                       : type == ML_F16 ? "float16"
                                        : "bfloat16");
@@ -15157,12 +15859,15 @@ static ml_result mli_save_files(mli_saver *saver, const char *path) {
 static ml_result mli_check_course(const mli_saver *saver) {
     const ml_config *c = &saver->model->config;
     const ml_head *head = saver->desc.head;
-    const char *what = !c->tied_output                         ? "an output that is not tied to the embedding"
-                       : c->rope_theta != 10000                ? "a rope_theta that is not 10000"
-                       : c->rope_scale != 1                    ? "a rope_scale"
-                       : head && head->pooling != ML_POOL_LAST ? "a head of means"
-                       : head && !head->bias.data              ? "a head without a bias"
-                                                               : NULL;
+    const char *what = !c->tied_output          ? "an output that is not tied to the embedding"
+                       : c->rope_theta != 10000 ? "a rope_theta that is not 10000"
+                       : c->rope_scale != 1 || saver->model->rope_factors ? "a rope_scale"
+                       : mli_head_size(c) * c->n_heads != c->dim          ? "a head_dim of its own"
+                       : c->window                                        ? "a window"
+                       : c->attention_bias                                ? "biases of attention"
+                       : head && head->pooling != ML_POOL_LAST            ? "a head of means"
+                       : head && !head->bias.data                         ? "a head without a bias"
+                                                                          : NULL;
     if (!saver->is_torch || !what) return ML_OK;
     return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
                     "a PyTorch file is for the course's code, which does not know %s", what);
@@ -15188,6 +15893,12 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (desc->head && desc->head->weight.cols != (size_t)saver->model->config.dim)
         return mli_fail(saver->error, ML_ERROR_MISMATCH, "the head is for a dim of %z, the model's is %d",
                         desc->head->weight.cols, saver->model->config.dim);
+    const ml_config *c = &saver->model->config;
+    int has_place = !saver->model->rope_factors && (c->rope_kind == ML_ROPE_YARN || c->rope_attention == 1);
+    if (saver->is_hf && !saver->lora && !has_place)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "a config.json has no place for %s: save as GGUF",
+                        saver->model->rope_factors ? "these factors of rotary positions (" MLI_ROPE_TENSOR ")"
+                                                   : "a rope_attention without ML_ROPE_YARN");
     ml_result result = mli_check_course(saver);
     return result ? result : mli_check_byte_order(saver->error);
 }

@@ -46,8 +46,8 @@ int main(int argc, char **argv) {
     how.adamw.lr = 3e-3f;
     int ok = !ml_tokenizer_load(argv[1], NULL, &tokenizer, &error) &&
              !ml_tokenizer_encode(tokenizer, &encode, &tokens, &error);
-    ml_config config = {64, 192, 2, 4, 4, 0, CONTEXT, 1, ML_NORM_RMS, ML_MASK_CAUSAL, 0, 0, 0};
-    ml_model_create_desc desc = {config, ML_F32, &random, {0}};
+    ml_model_create_desc desc = {.config = {64, 192, 2, 4, 4, 0, CONTEXT, .tied_output = 1},
+                                 .random = &random};
     desc.config.vocab_size = ok ? tokenizer->n_pieces : 0;
     ok = ok && !ml_model_create(&desc, &model, &error) && !ml_model_set_tokenizer(model, tokenizer, &error) &&
          !ml_trainer_new(model, &how, &trainer, &error) && !train(trainer, &tokens, &random, &error) &&

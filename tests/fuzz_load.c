@@ -116,10 +116,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 /* A model as this library saves it. */
 static bytes saved_model(void) {
-    ml_model_create_desc desc = {{8, 12, 1, 2, 1, 5, 16, 1, ML_NORM_DEFAULT, ML_MASK_DEFAULT, 0, 0, 0},
-                                 ML_F32,
-                                 NULL,
-                                 {NULL, NULL, NULL}};
+    ml_model_create_desc desc;
     const char *root = getenv("TMPDIR");
     char path[512];
     ml_random random;
@@ -127,6 +124,12 @@ static bytes saved_model(void) {
     bytes b = {NULL, 0, 0};
     unsigned char part[4096];
     ml_random_seed(&random, 1);
+    memset(&desc, 0, sizeof desc);
+    ml_config *c = &desc.config;
+    c->dim = 8, c->hidden_dim = 12, c->n_layers = 1, c->n_heads = 2, c->n_kv_heads = 1;
+    c->vocab_size = 5, c->max_seq_len = 16, c->tied_output = 1;
+    c->head_dim = 6, c->window = 3, c->attention_bias = 1; /* all that a file may say of attention */
+    c->rope_kind = ML_ROPE_LLAMA3, c->rope_scale = 2, c->rope_original = 8;
     desc.random = &random;
     snprintf(path, sizeof path, "%s/minillama-fuzz-%ld.gguf", root ? root : "/tmp", (long)getpid());
     if (ml_model_create(&desc, &model, NULL)) exit(2);

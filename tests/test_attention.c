@@ -404,10 +404,12 @@ static double plain_angle(const ml_rope_desc *d, int j, int position) {
 
 /* A float angle up to 50 has an error of 2e-6 times a few. */
 TEST(rope_tables) {
-    static const ml_rope_desc descs[] = {
-        {ML_ROPE_PLAIN, 8, 10000, 1, 0},   {ML_ROPE_PLAIN, 10, 500, 4, 0},
-        {ML_ROPE_NTK, 16, 10000, 4, 0},    {ML_ROPE_YARN, 32, 10000, 4, 64},
-        {ML_ROPE_YARN, 64, 10000, 8, 512}, {ML_ROPE_YARN, 128, 500000, 16, 2048}};
+    static const ml_rope_desc descs[] = {{ML_ROPE_PLAIN, 8, 10000, 1, 0, 0, 0, 0, NULL},
+                                         {ML_ROPE_PLAIN, 10, 500, 4, 0, 0, 0, 0, NULL},
+                                         {ML_ROPE_NTK, 16, 10000, 4, 0, 0, 0, 0, NULL},
+                                         {ML_ROPE_YARN, 32, 10000, 4, 64, 0, 0, 0, NULL},
+                                         {ML_ROPE_YARN, 64, 10000, 8, 512, 0, 0, 0, NULL},
+                                         {ML_ROPE_YARN, 128, 500000, 16, 2048, 0, 0, 0, NULL}};
     static float table[50 * 128];
     for (size_t k = 0; k < sizeof descs / sizeof *descs; k++) {
         const ml_rope_desc *d = &descs[k];
@@ -428,15 +430,16 @@ TEST(yarn_against_pytorch) {
     static const double cosines[8] = {-0.989992496600, 0.782588086096, 0.992197667229, 0.999929688324,
                                       0.999992968758,  0.999999296875, 0.999999929688, 0.999999992969};
     float table[4 * 16];
-    ml_rope_desc desc = {ML_ROPE_YARN, 16, 0, 8, 64};
+    ml_rope_desc desc = {ML_ROPE_YARN, 16, 0, 8, 64, 0, 0, 0, NULL};
     CHECK(ml_rope_table(&desc, table, 4) == ML_OK);
     for (int j = 0; j < 8; j++) CHECK_NEAR(table[3 * 16 + 2 * j], 1.20794415416798 * cosines[j], 1e-6, 0);
 }
 
 TEST(rope_tables_that_are_refused) {
-    static const ml_rope_desc wrong[] = {{ML_ROPE_PLAIN, 7, 0, 0, 0},  {ML_ROPE_PLAIN, 0, 0, 0, 0},
-                                         {ML_ROPE_YARN, 8, 0, 4, 0},   {(ml_rope_kind)9, 8, 0, 0, 0},
-                                         {ML_ROPE_PLAIN, 8, -1, 0, 0}, {ML_ROPE_NTK, 8, 0, -2, 0}};
+    static const ml_rope_desc wrong[] = {
+        {ML_ROPE_PLAIN, 7, 0, 0, 0, 0, 0, 0, NULL},  {ML_ROPE_PLAIN, 0, 0, 0, 0, 0, 0, 0, NULL},
+        {ML_ROPE_YARN, 8, 0, 4, 0, 0, 0, 0, NULL},   {(ml_rope_kind)9, 8, 0, 0, 0, 0, 0, 0, NULL},
+        {ML_ROPE_PLAIN, 8, -1, 0, 0, 0, 0, 0, NULL}, {ML_ROPE_NTK, 8, 0, -2, 0, 0, 0, 0, NULL}};
     float table[64];
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         CHECK(ml_rope_table(&wrong[i], table, 4) == ML_ERROR_ARGUMENT);
@@ -466,8 +469,12 @@ TEST(the_models_own_table) {
     float table[5 * 4];
     ml_random_seed(&random, 1);
     ml_model_create_desc create = {
-        {16, 24, 2, 4, 2, 9, 8, 1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 700, 3}, ML_F32, &random, {0}};
-    ml_rope_desc rope = {ML_ROPE_PLAIN, 4, 700, 3, 0};
+        {16, 24, 2, 4, 2, 9, 8, 1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 700, 3, 0, 0, 0, ML_ROPE_PLAIN,
+         0,  0,  0, 0},
+        ML_F32,
+        &random,
+        {0}};
+    ml_rope_desc rope = {ML_ROPE_PLAIN, 4, 700, 3, 0, 0, 0, 0, NULL};
     REQUIRE(ml_model_create(&create, &llama.model, &error) == ML_OK);
     CHECK(ml_rope_table(&rope, table, 5) == ML_OK);
     llama.table = matrix(table, 5, 4, NULL);
@@ -504,7 +511,7 @@ TEST(rotation) {
     static const size_t sizes[3] = {2, 10, 64};
     for (int i = 0; i < 3; i++) {
         problem p;
-        ml_rope_desc desc = {ML_ROPE_YARN, sizes[i], 100, 4, 512};
+        ml_rope_desc desc = {ML_ROPE_YARN, sizes[i], 100, 4, 512, 0, 0, 0, NULL};
         begin_problem(&p, rotate_build, rotate_plain);
         size_t n = set_rows(&p, few_rows, 0);
         p.own.hd = sizes[i];
@@ -580,7 +587,11 @@ TEST(maximum_in_heads_and_embeddings) {
     float hidden[5 * 16], pooled[2 * 16], log_probs[2 * 3];
     ml_random_seed(&random, 1);
     ml_model_create_desc create = {
-        {16, 24, 2, 4, 2, 9, 8, 1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 700, 3}, ML_F32, &random, {0}};
+        {16, 24, 2, 4, 2, 9, 8, 1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 700, 3, 0, 0, 0, ML_ROPE_PLAIN,
+         0,  0,  0, 0},
+        ML_F32,
+        &random,
+        {0}};
     ml_head_create_desc top = {3, NULL, ML_POOL_MAX, 0, &random, {0}};
     ml_outputs outputs = {NULL, 0, hidden, NULL};
     ml_embed_desc embed = {ML_POOL_MAX, 0};

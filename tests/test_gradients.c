@@ -409,7 +409,9 @@ static void set_rope(problem *p, int hd) {
     p->config.rope_theta = 500;
     p->config.rope_scale = 2;
     p->rope = (float *)allocate((size_t)p->n * (size_t)hd, sizeof *p->rope);
-    mli_rope_table(p->rope, p->n, &p->config);
+    ml_rope_desc rope = mli_rope_desc_of(&p->config, NULL);
+    mli_rope_defaults(&rope);
+    mli_rope_table(p->rope, p->n, &rope);
 }
 
 static double rope_forward(mli_graph *g, problem *p) {
@@ -1081,8 +1083,8 @@ static void network_begin(problem *p, int variant) {
     p->checkpointing = variant >> 2;
     p->forward = network_forward;
     p->plain = network_plain;
-    for (i = 0; mli_layer_at(i) < c->n_layers; i++) {
-        mli_slot slot = mli_slot_at(i);
+    for (i = 0; i < mli_count_tensors(c); i++) {
+        mli_slot slot = mli_slot_at(c, i);
         const char *name = mli_params[slot].name[0]; /* in GGUF files */
         int is_norm = strstr(name, "norm.weight") != NULL;
         add(p, name, WEIGHT, mli_has_slot(c, slot) ? mli_extent_of(c, mli_params[slot].rows) : 0,

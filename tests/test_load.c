@@ -294,17 +294,18 @@ TEST(hf_keys) {
 }
 
 TEST(hf_refused) {
-    CHECK_KEY_REFUSED("rope_scaling", "{\"rope_type\": \"yarn\", \"factor\": 4.0}", ML_ERROR_UNSUPPORTED,
-                      "yarn");
-    CHECK_KEY_REFUSED("rope_scaling", "{\"rope_type\": \"llama3\"}", ML_ERROR_UNSUPPORTED,
-                      "rope_scaling.rope_type");
+    CHECK_KEY_REFUSED("rope_scaling", "{\"rope_type\": \"longrope\", \"factor\": 4.0}", ML_ERROR_UNSUPPORTED,
+                      "rope_scaling.rope_type is longrope");
+    CHECK_KEY_REFUSED("rope_scaling", "{\"rope_type\": \"llama3\"}", ML_ERROR_MISMATCH,
+                      "rope_scaling.factor");
     CHECK_KEY_REFUSED("rope_scaling", "{\"type\": \"linear\", \"factor\": -1}", ML_ERROR_FORMAT,
                       "rope_scaling.factor");
-    CHECK_KEY_REFUSED("attention_bias", "true", ML_ERROR_UNSUPPORTED, "attention_bias");
+    CHECK_KEY_REFUSED("attention_bias", "true", ML_ERROR_MISMATCH,
+                      "layers.0.self_attn.q_proj.bias is missing");
     CHECK_KEY_REFUSED("mlp_bias", "true", ML_ERROR_UNSUPPORTED, "mlp_bias");
     CHECK_KEY_REFUSED("hidden_act", "\"gelu\"", ML_ERROR_UNSUPPORTED, "hidden_act is gelu");
     CHECK_KEY_REFUSED("model_type", "\"mamba\"", ML_ERROR_UNSUPPORTED, "model_type is mamba");
-    CHECK_KEY_REFUSED("head_dim", "16", ML_ERROR_UNSUPPORTED, "head_dim");
+    CHECK_KEY_REFUSED("head_dim", "16", ML_ERROR_MISMATCH, "q_proj.weight has shape (8, 8), not (32, 8)");
     CHECK_KEY_REFUSED("hidden_size", "null", ML_ERROR_MISMATCH, "hidden_size");
     CHECK_KEY_REFUSED("hidden_size", "\"8\"", ML_ERROR_FORMAT, "hidden_size");
     CHECK_KEY_REFUSED("hidden_size", "8.5", ML_ERROR_FORMAT, "hidden_size");
@@ -402,8 +403,8 @@ TEST(tensors_refused) {
         CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "shape");
     }
     current = no_change();
-    current.extra = "model.layers.0.self_attn.q_proj.bias";
-    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "self_attn.q_proj.bias");
+    current.extra = "model.layers.0.mlp.up_proj.bias";
+    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "mlp.up_proj.bias");
     current.extra = "model.layers.1.self_attn.q_proj.weight";
     CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "layers.1.self_attn.q_proj.weight is there");
     current.extra = "model.layers.0.self_attn.rotary_emb.inv_freq";
@@ -598,7 +599,7 @@ TEST(wrapper_words_twice) {
     current.extra = "module.model.layers.0.mlp.up_proj.weight";
     CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "module.model.layers.0._orig_mod.mlp.up_proj.weight");
     CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "tensors model.layers.0._orig_mod.mlp.up_proj.weight and");
-    current.extra = "model.layers.0.self_attn.q_proj.bias";
+    current.extra = "model.layers.0.mlp.up_proj.bias";
     CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "biases");
     current = no_change();
     current.without = "model.layers.0.self_attn.v_proj.weight";
@@ -747,8 +748,10 @@ TEST(params_json) {
     CHECK(model && model->config.n_kv_heads == 2 && model->config.rope_theta == 500000);
     ml_model_free(model);
     desc.config_json = scaled, desc.config_json_size = strlen(scaled);
-    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_ERROR_UNSUPPORTED);
-    CHECK(contains(&error, "params.json.use_scaled_rope") && !model);
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
+    CHECK(model && model->config.rope_kind == ML_ROPE_LLAMA3 && model->config.rope_scale == 8);
+    CHECK(model && model->config.rope_original == 8192 && model->config.rope_high == 4);
+    ml_model_free(model);
 
     char path[800];
     snprintf(path, sizeof path, "mkdir -p '%s'", in_folder("meta"));
@@ -1034,8 +1037,11 @@ TEST(gguf_refused) {
     float nan_value = (float)NAN;
     CHECK_GGUF_REFUSED("general.architecture", 8, "gpt2", 0, 0, ML_ERROR_UNSUPPORTED,
                        "general.architecture is gpt2");
-    CHECK_GGUF_REFUSED("llama.rope.scaling.type", 8, "yarn", 0, 0, ML_ERROR_UNSUPPORTED, "yarn");
-    CHECK_GGUF_REFUSED("llama.attention.key_length", 11, NULL, 0, 16, ML_ERROR_UNSUPPORTED, "key_length");
+    CHECK_GGUF_REFUSED("llama.rope.scaling.type", 8, "yarn", 0, 0, ML_ERROR_MISMATCH, "type is yarn, but");
+    CHECK_GGUF_REFUSED("llama.rope.scaling.type", 8, "longrope", 0, 0, ML_ERROR_UNSUPPORTED, "longrope");
+    CHECK_GGUF_REFUSED("llama.attention.key_length", 11, NULL, 0, 16, ML_ERROR_MISMATCH,
+                       "attn_q.weight has shape (32, 32), not (64, 32)");
+    CHECK_GGUF_REFUSED("llama.attention.value_length", 11, NULL, 0, 16, ML_ERROR_UNSUPPORTED, "value_length");
     CHECK_GGUF_REFUSED("llama.rope.dimension_count", 11, NULL, 0, 4, ML_ERROR_UNSUPPORTED, "dimension_count");
     CHECK_GGUF_REFUSED("llama.expert_count", 11, NULL, 0, 8, ML_ERROR_UNSUPPORTED, "expert_count");
     CHECK_GGUF_REFUSED("llama.attention.layer_norm_rms_epsilon", 6, NULL, nan_value, 0, ML_ERROR_FORMAT,

@@ -382,7 +382,8 @@ TEST(folders) {
     ml_archive_free(archive);
     write_file(in_folder("empty/consolidated.01.pth"), pt.data, pt.size);
     write_file(in_folder("empty/consolidated.02.pth"), pt.data, pt.size);
-    refused(in_folder("empty"), ML_ERROR_UNSUPPORTED, "1 of 3 pieces");
+    CHECK(ml_archive_load(in_folder("empty"), NULL, &archive, &error) == ML_ERROR_UNSUPPORTED && !archive &&
+          says("1 of 3 pieces"));
     ml_model *model; /* one of them by itself is shown, but is no model */
     CHECK(ml_archive_load(in_folder("empty/consolidated.01.pth"), NULL, &archive, &error) == ML_OK);
     ml_archive_free(archive);

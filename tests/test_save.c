@@ -1168,7 +1168,7 @@ static bytes foreign_keys(void) {
     gguf_key(&b, "other.empty", 9), put_u32(&b, 6), put_u64(&b, 0);
     gguf_key(&b, "other.wide", 10), put_u64(&b, UINT64_MAX);
     gguf_key(&b, "other.f64", 12), put_u64(&b, 0xc004000000000001u);
-    gguf_key(&b, "llama.rope.scaling.original_context_length", 4), put_u32(&b, 4096);
+    gguf_key(&b, "llama.rope.scaling.finetuned", 7), put_u8(&b, 1);
     gguf_key(&b, "mixtral.block_count", 7), put_u8(&b, 1);
     return b;
 }
@@ -1191,9 +1191,10 @@ static bytes own_keys(void) {
     gguf_key(&b, "llama.attention.head_count_kv", 4), put_u32(&b, 2);
     gguf_key(&b, "llama.context_length", 4), put_u32(&b, 33);
     gguf_key(&b, "llama.pooling_type", 4), put_u32(&b, 3);
+    gguf_key(&b, "llama.rope.scaling.original_context_length", 4), put_u32(&b, 4096);
     return b;
 }
-enum { FOREIGN_KEYS = 10, OWN_KEYS = 14 };
+enum { FOREIGN_KEYS = 10, OWN_KEYS = 15 };
 
 /* A file of a model with these keys; its tensors are those of `model`. */
 static void write_with_keys(const char *path, const ml_model *model, const bytes *keys, unsigned n_keys) {
@@ -1267,6 +1268,7 @@ TEST(kept_keys) {
         CHECK(count_in(out, name, sizeof name - 1) == (i < 2) && count_in(out, "another", 7) == (i == 2));
         CHECK(int_in(out, "other.wide") == INT64_MAX && int_in(out, "mixtral.block_count") == 1);
         CHECK(int_in(out, "general.file_type") == (i ? 7 : 0));
+        CHECK(int_in(out, "llama.rope.scaling.original_context_length") == 4096);
         CHECK(int_in(out, "general.alignment") == -1 && int_in(out, "split.count") == -1);
         CHECK(int_in(out, "minillama.train.step") == -1 && int_in(out, "llama.pooling_type") == -1);
         ml_model_free(loaded);

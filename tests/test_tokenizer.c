@@ -1039,7 +1039,8 @@ TEST(hugging_faces_files) {
         {"{\"eos_token_id\": 2}", "{\"add_bos_token\": true, \"add_eos_token\": false}", 1, 0, 1},
         {"{\"eos_token_id\": null}", "{\"add_bos_token\": null, \"add_eos_token\": true}", 1, 1, 1},
         {"{\"eos_token_id\": [259, 260], ", "{add_bos_token: false}", 1, 0, 1},
-        {"{\"eos_token_id\": [259, 2, 260, 99999, -1]}", "{\"add_bos_token\": false}", 0, 0, 3},
+        {"{\"eos_token_id\": [259, 2, 260, 99999, -1]}",
+         "{\"add_bos_token\": false, \"add_prefix_space\": false}", 0, 0, 3},
     };
     vocabulary v = small_vocabulary();
     ml_save_desc save;
@@ -1058,6 +1059,7 @@ TEST(hugging_faces_files) {
         REQUIRE(t);
         CHECK(t->adds_bos == cases[i].adds_bos && t->adds_eos == cases[i].adds_eos);
         CHECK(has_ends(t, cases[i].n_ends > 1 ? all : plain, cases[i].n_ends));
+        CHECK(t->private_part->adds_space_prefix == (strstr(cases[i].tokenizer, "prefix_space") == NULL));
         if (cases[i].n_ends == 3) /* config.json then has the list, and needs no other file */
             CHECK(ml_model_save(loaded, in_folder("again.safetensors"), &save, &failure) == ML_OK);
         ml_model_free(loaded);

@@ -55,7 +55,8 @@ static ml_model *stories(ml_norm norm, ml_mask mask) {
 
 /* The naming of the course's files: the one in which the matrix of the queries has this name. */
 static mli_naming course_naming(const ml_model *model) {
-    const mli_param *query = &mli_params[mli_slot_at(tensor_index(model, "blk.0.attn_q.weight"))];
+    const mli_param *query =
+        &mli_params[mli_slot_at(&model->config, tensor_index(model, "blk.0.attn_q.weight"))];
     int n = (int)(sizeof query->name / sizeof *query->name);
     for (int i = 0; i < n; i++)
         if (strcmp(query->name[i], "layers.#.attention.compute_query.weight") == 0) return (mli_naming)i;
@@ -68,14 +69,14 @@ static void check_tensors(const ml_archive *archive, const char *prefix, const m
                           const ml_tensor *tensors, int gradients, double tolerance) {
     int i, compared = 0;
     for (i = 0; i < model->n_tensors; i++) {
-        mli_slot slot = mli_slot_at(i);
+        mli_slot slot = mli_slot_at(&model->config, i);
         size_t n;
         char name[ML_NAME_SIZE], key[2 * ML_NAME_SIZE];
         const float *ours = gradients ? tensors[i].grad : (const float *)tensors[i].data;
         float *theirs;
         double d;
         if (!mli_has_slot(&model->config, slot)) continue;
-        mli_param_name(course_naming(model), slot, mli_layer_at(i), name);
+        mli_param_name(course_naming(model), slot, mli_layer_at(&model->config, i), name);
         snprintf(key, sizeof key, "%s%s", prefix, name);
         theirs = shared_floats(archive, key, &n);
         if (!theirs) continue;

@@ -16,7 +16,7 @@ static inline void sines(ml_tensor *x, int k, double base) {
 
 /* The model's file in the temporary folder, with the tokenizer of the one that ships. */
 static inline void make_model(const char *path) {
-    ml_config config = {16, 24, 2, 4, 2, 2048, 64, 1, ML_NORM_RMS, ML_MASK_CAUSAL, 1e-5f, 10000, 1};
+    ml_config config = {16, 24, 2, 4, 2, 2048, 64, .tied_output = 1};
     ml_save_desc save = save_as(ML_GGUF, ML_F32);
     ml_tokenizer *tokenizer = NULL;
     ml_model *model = NULL;

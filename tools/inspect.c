@@ -161,6 +161,19 @@ static void print_tokenizer(const ml_tokenizer *tokenizer) {
     }
 }
 
+/* What not every Llama has. */
+static void print_attention(const ml_model *model) {
+    static const char *const kinds[ML_ROPE_KINDS] = {"linear", "ntk", "yarn", "llama3", "dynamic"};
+    const ml_config *c = &model->config;
+    if (c->head_dim * c->n_heads != c->dim) printf("  heads of size %d\n", c->head_dim);
+    if (c->window) printf("  a window of %d tokens\n", c->window);
+    if (c->attention_bias) printf("  biases of attention\n");
+    if (c->rope_kind != ML_ROPE_PLAIN)
+        printf("  rope %s: original %d, low %g, high %g, attention %g\n", kinds[c->rope_kind],
+               c->rope_original, (double)c->rope_low, (double)c->rope_high, (double)c->rope_attention);
+    if (model->rope_factors) printf("  rope factors of its own\n");
+}
+
 static void print_model(const ml_model *model) {
     const ml_config *c = &model->config;
     int counts[ML_TYPE_COUNT] = {0};
@@ -171,6 +184,7 @@ static void print_model(const ml_model *model) {
            c->norm == ML_NORM_RMS ? "rms" : "layer", (double)c->norm_eps,
            c->mask == ML_MASK_CAUSAL ? "causal" : "full", (double)c->rope_theta, (double)c->rope_scale,
            c->tied_output ? "tied to the embedding" : "separate");
+    print_attention(model);
     for (int i = 0; i < model->n_tensors; i++)
         if (model->tensors[i].data) counts[model->tensors[i].type]++;
     printf("  weights");
@@ -197,10 +211,16 @@ static int inspect(const char *path, const char *tokenizer) {
     ml_model_load_desc desc = {0};
     ml_model *model;
     ml_error error;
-    if (ml_archive_load(path, NULL, &archive, &error)) return inspect_tokenizer(path, &error);
-    print_archive(archive);
-    ml_archive_free(archive);
     desc.tokenizer = tokenizer;
+    if (!ml_archive_load(path, NULL, &archive, &error)) {
+        print_archive(archive);
+        ml_archive_free(archive);
+    } else if (!ml_model_load(path, &desc, &model, NULL)) { /* Meta's files in pieces */
+        printf("format: pieces of one model, consolidated.00.pth and those after it\n");
+        ml_model_free(model);
+    } else {
+        return inspect_tokenizer(path, &error);
+    }
     if (ml_model_load(path, &desc, &model, &error)) {
         printf("not a model that can be run: %s\n", error.text);
         return !tokenizer; /* an archive of tensors need not be a model, unless a tokenizer was given for it */

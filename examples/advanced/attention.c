@@ -122,7 +122,7 @@ static int run_all(small_lm *lm, const char *attention, int window) {
     double *losses = (double *)calloc(KINDS * context, sizeof *losses), speeds[KINDS] = {0};
     float *table = (float *)malloc(context * hd * sizeof *table);
     run now = {0, window, {ML_F32, context, hd, table, NULL}, (float *)malloc(n * context * sizeof(float))};
-    ml_rope_desc rope = {ML_ROPE_PLAIN, hd, 0, 0, 0};
+    ml_rope_desc rope = {ML_ROPE_PLAIN, hd, 0, 0, 0, 0, 0, 0, NULL};
     int found = 0, ok = (losses && table && now.hidden) || no_memory("results");
     if (ok) ml_rope_table(&rope, table, lm->context), fill_blocks(lm, &now);
     lm->user = &now;

@@ -61,7 +61,8 @@ static void prepare(ml_graph *g, small_lm *lm) {
 
 /* The rotations of a kind, for texts of `length` tokens. */
 static void make_table(const small_lm *lm, run *now, int length) {
-    ml_rope_desc desc = {now->kind->table, (size_t)(lm->dim / lm->n_heads), now->kind->theta, 1, lm->context};
+    ml_rope_desc desc = {
+        now->kind->table, (size_t)(lm->dim / lm->n_heads), now->kind->theta, 1, lm->context, 0, 0, 0, NULL};
     if (now->kind->is_stretched && length > lm->context) desc.scale = (float)length / (float)lm->context;
     if (now->kind->has_table) ml_rope_table(&desc, now->table, LONGER * lm->context);
 }

@@ -47,7 +47,7 @@ static void step_by_hand(ml_trainer *trainer, int n_tensors, int t, int who) {
 /* Trains a model, whose first numbers are the same each time. losses (steps). */
 static ml_model *train(int who, int steps, double *losses) {
     ml_random random;
-    ml_model_create_desc fresh = {{D, 88, 2, 4, 4, V, CONTEXT, 1, 0, 0, 0, 0, 0}, ML_F32, &random, {0}};
+    ml_model_create_desc fresh = {{D, 88, 2, 4, 4, V, CONTEXT, .tied_output = 1}, ML_F32, &random, {0}};
     ml_trainer_desc how = {.max_tokens = N, .adamw = {lr, 0, b1, b2, eps, decay, 1, 0, ML_ADAMW_FOLDED}};
     ml_model *model = NULL;
     ml_trainer *trainer = NULL;

@@ -86,7 +86,7 @@ ml_tensor parallel_insert(ml_graph *g, const ml_insertion *at, void *user) {
 
 int ia3_setup(tuning *t) {
     const ml_config *c = &t->model->config;
-    size_t kv_dim = (size_t)(c->dim / c->n_heads * c->n_kv_heads);
+    size_t kv_dim = (size_t)(c->head_dim * c->n_kv_heads);
     for (int layer = 0; layer < c->n_layers; layer++) {
         const int places[3] = {ML_PLACE_K, ML_PLACE_V, ML_PLACE_HIDDEN};
         for (int i = 0; i < 3; i++) {

@@ -88,7 +88,7 @@ static int add_head(tuning *t, peft_list *list) {
 
 /* The rows of x (out, cols), or the numbers of a vector, from this library's order to Hugging Face's, or back. */
 void peft_permute(const ml_config *c, const peft_tensor *from, float *to, int is_back) {
-    size_t hd = (size_t)(c->dim / c->n_heads), cols = from->n_dims == 2 ? (size_t)from->shape[1] : 1;
+    size_t hd = (size_t)c->head_dim, cols = from->n_dims == 2 ? (size_t)from->shape[1] : 1;
     size_t rows = (size_t)from->shape[0];
     const float *x = (const float *)from->x.data;
     for (size_t i = 0; i < rows; i++) {
@@ -100,7 +100,7 @@ void peft_permute(const ml_config *c, const peft_tensor *from, float *to, int is
 /* Keys of a prefix (P, 2 L kv_dim), keys and values in turn: rotated by `positions`, and each head in the other
    order. To Hugging Face's with positions > 0, back with positions < 0. */
 void peft_turn_keys(const ml_config *c, ml_tensor *x, double positions) {
-    size_t hd = (size_t)(c->dim / c->n_heads), kv_dim = hd * (size_t)c->n_kv_heads;
+    size_t hd = (size_t)c->head_dim, kv_dim = hd * (size_t)c->n_kv_heads;
     float head[1024];
     for (size_t i = 0; i < x->rows * x->cols / hd; i++) {
         float *at = (float *)x->data + i * hd;
@@ -135,11 +135,11 @@ ml_tensor peft_prefix(tuning *t, ml_graph *g, const tuning_batch *batch) {
 static int new_prefix(const tuning *t, ml_tensor *x) {
     const ml_config *c = &t->model->config;
     const efficient *e = efficient_of(t);
-    if (c->n_layers > PEFT_MAX_LAYERS || c->dim / c->n_heads > 1024)
+    if (c->n_layers > PEFT_MAX_LAYERS || c->head_dim > 1024)
         return complain("a prefix of more than %d layers", PEFT_MAX_LAYERS);
     x->type = ML_F32;
     x->rows = (size_t)efficient_length(e);
-    x->cols = 2 * (size_t)c->n_layers * (size_t)(c->dim / c->n_heads * c->n_kv_heads);
+    x->cols = 2 * (size_t)c->n_layers * (size_t)(c->head_dim * c->n_kv_heads);
     x->data = calloc(x->rows * x->cols, sizeof(float));
     return x->data || no_memory("a prefix");
 }

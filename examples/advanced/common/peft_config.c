@@ -20,7 +20,7 @@ static void put_dora(const efficient *e, char *to, size_t size) {
 
 static void put_prompt(const tuning *t, int is_prefix, char *to, size_t size) {
     const ml_config *c = &t->model->config;
-    int kv_dim = c->dim / c->n_heads * c->n_kv_heads;
+    int kv_dim = c->head_dim * c->n_kv_heads;
     int n =
         snprintf(to, size,
                  ",\n  \"num_attention_heads\": %d,\n  \"num_layers\": %d,\n"

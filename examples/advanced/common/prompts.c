@@ -78,7 +78,7 @@ static ml_tensor hidden(tuning *t, ml_graph *g, const tuning_batch *batch) {
 int prefix_setup(tuning *t) {
     efficient *e = efficient_of(t);
     const ml_config *c = &t->model->config;
-    size_t kv_dim = (size_t)(c->dim / c->n_heads * c->n_kv_heads), n = (size_t)efficient_length(e);
+    size_t kv_dim = (size_t)(c->head_dim * c->n_kv_heads), n = (size_t)efficient_length(e);
     tuning_batch batch = {0};
     if (!read_text(t) || !make_prefix(t)) return 0;
     for (int i = 0; i < 2 * c->n_layers; i++) {
@@ -107,7 +107,7 @@ int prefix_mlp_setup(tuning *t) {
     efficient *e = efficient_of(t);
     const ml_config *c = &t->model->config;
     size_t dim = (size_t)c->dim, inner = (size_t)(e->set.bottleneck ? e->set.bottleneck : c->dim);
-    size_t all = 2 * (size_t)c->n_layers * (size_t)(c->dim / c->n_heads * c->n_kv_heads);
+    size_t all = 2 * (size_t)c->n_layers * (size_t)(c->head_dim * c->n_kv_heads);
     static const char *const names[4] = {"prefix.0.weight", "prefix.0.bias", "prefix.2.weight",
                                          "prefix.2.bias"};
     const size_t rows[4] = {inner, 1, all, 1}, cols[4] = {dim, inner, inner, all};
@@ -124,7 +124,7 @@ int prefix_mlp_setup(tuning *t) {
 void prefix_mlp_begin(tuning *t, ml_graph *g, ml_llama_desc *llama) {
     efficient *e = efficient_of(t);
     const ml_config *c = &t->model->config;
-    size_t kv_dim = (size_t)(c->dim / c->n_heads * c->n_kv_heads);
+    size_t kv_dim = (size_t)(c->head_dim * c->n_kv_heads);
     ml_tensor inner = ml_tanh(g, ml_linear(g, *e->prompt, *e->mlp[0], *e->mlp[1]));
     ml_tensor all = ml_linear(g, inner, *e->mlp[2], *e->mlp[3]);
     for (size_t i = 0; i < 2 * (size_t)c->n_layers; i++) {
