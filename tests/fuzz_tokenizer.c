@@ -16,7 +16,7 @@ static int is_lossless(const ml_tokenizer *tokenizer, const unsigned char *text,
     for (size_t i = 0; i + 3 <= n; i++)
         if (memcmp(text + i, "\xE2\x96\x81", 3) == 0) return 0;
     const mli_tokenizer *t = (const mli_tokenizer *)tokenizer;
-    return t->has_bytes && !t->removes_extra_spaces;
+    return t->has_bytes && !t->rules.removes_extra_spaces;
 }
 
 static void check_text(const ml_tokenizer *tokenizer, const unsigned char *text, size_t n) {
