@@ -13369,7 +13369,8 @@ static ml_result mli_gguf_words(const ml_archive *archive, mli_piece_source *sou
     size_t at = 0;
     if (!name || name->kind != ML_VALUE_STRING)
         return mli_fail(error, ML_ERROR_UNSUPPORTED,
-                        "byte-level BPE without key " MLI_KEY_WORDS ", which names its pre-tokenizer");
+                        "key " MLI_KEY_TOKENIZER " is \"gpt2\", but there is no key " MLI_KEY_WORDS
+                        ", which names its pre-tokenizer");
     v->rules.words = mli_find_word_rule(name->s, name->length);
     mli_put(text, sizeof text, &at, name->s, name->length);
     if (!v->rules.words)
@@ -13662,12 +13663,19 @@ static void mli_hf_read_other(mli_hf *hf, mli_json *json, const char *key, size_
     hf->archive->path_length = path_length;
 }
 
+static ml_result mli_hf_refuse_model(mli_hf *hf, const ml_value *type) {
+    if (type && type->kind == ML_VALUE_STRING)
+        return mli_hf_refuse(hf, "only BPE is supported: the model", type);
+    return mli_stop(hf->archive, ML_ERROR_UNSUPPORTED,
+                    "there is no model of type BPE, with vocab and merges");
+}
+
 /* Of the model, whose type is the value read last. */
 static void mli_hf_check_type(mli_hf *hf) {
     size_t n = hf->archive->values.n;
     const ml_value *type = n ? (const ml_value *)hf->archive->values.items + n - 1 : NULL;
     if (type && strcmp(type->name, "model.type") == 0 && !mli_is_text(type->s, type->length, "BPE"))
-        mli_hf_refuse(hf, "only BPE is supported: a model of type", type);
+        mli_hf_refuse_model(hf, type);
 }
 
 static void mli_hf_read_model(mli_hf *hf, mli_json *json) {
@@ -13945,7 +13953,7 @@ static void mli_hf_model(mli_hf *hf) {
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     const ml_value *type = mli_hf_value(hf, "model", "type"), *dropout = mli_hf_value(hf, "model", "dropout");
     if (type ? !mli_hf_has_text(hf, "model", "type", "BPE") : !hf->merges.n || !hf->vocab.n)
-        mli_hf_refuse(hf, "only BPE is supported: a model of type", type);
+        mli_hf_refuse_model(hf, type);
     for (size_t i = 0; i < MLI_COUNT(affixes); i++) {
         const ml_value *affix = mli_hf_value(hf, "model", affixes[i]);
         if (affix && affix->kind == ML_VALUE_STRING && affix->length) mli_hf_refuse(hf, affixes[i], affix);
