@@ -1086,16 +1086,16 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
 
 /* ==== >>tokenizer ====
    Byte pair encoding (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units"), of two
-   kinds. SentencePiece's (Kudo & Richardson 2018, "SentencePiece"), of Llama 1 and 2: start from single characters and
-   merge the neighbors whose joint piece has the highest score (leftmost on a tie) until none is left; characters
+   kinds. SentencePiece's (Kudo & Richardson 2018, "SentencePiece"), of Llama 1 and 2: start from single characters
+   and merge the neighbors whose joint piece has the highest score (leftmost on a tie) until none is left; characters
    without a piece become bytes. Byte-level (Radford et al. 2019, "Language Models are Unsupervised Multitask
    Learners"), of Llama 3, SmolLM, Qwen2 and GPT-2: cut the text into words, each into its bytes, and merge the
    neighbors that come first in a list of merges. */
 
 /* Flags of encoding: bos in front, eos at the end (ML_ERROR_ARGUMENT where the tokenizer has none); or whichever of
    them the tokenizer's file asks for, which is what a model has seen in training. With ML_PARSE_SPECIAL, a control
-   piece that is written in the text ("<|eot_id|>") is read as that piece: for texts that you put together, and not for
-   those of strangers. (User-defined pieces always are.) */
+   piece that is written in the text ("<|eot_id|>") is read as that piece: for texts that you put together, and not
+   for those of strangers. (User-defined pieces always are.) */
 enum { ML_ADD_BOS = 1, ML_ADD_EOS = 2, ML_ADD_SPECIAL = 4, ML_PARSE_SPECIAL = 8 };
 
 typedef enum ml_piece_kind { /* numbered as in GGUF */
@@ -1136,8 +1136,9 @@ ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_enc
                                      ml_tokens *tokens, ml_error *error);
 
 /* Decodes ids into text (zero-terminated if there is room), as SentencePiece does: control pieces give nothing, and
-   the space that encoding puts in front is removed. (Byte-level, nothing is put in front.) *n_bytes is what the whole text needs; ML_ERROR_MEMORY if that is
-   more than size. text may be NULL with size 0, to ask. ML_ERROR_ARGUMENT if an id is not in 0 .. n_pieces-1. */
+   the space that encoding puts in front is removed. (Byte-level, nothing is put in front.) *n_bytes is what the whole
+   text needs; ML_ERROR_MEMORY if that is more than size. text may be NULL with size 0, to ask. ML_ERROR_ARGUMENT if
+   an id is not in 0 .. n_pieces-1. */
 ML_DEF ml_result ml_tokenizer_decode(const ml_tokenizer *tokenizer, const ml_tokens *tokens, char *text,
                                      size_t size, size_t *n_bytes, ml_error *error);
 
@@ -1298,13 +1299,13 @@ ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t 
    Loading tells formats apart by content. The ..._memory functions are for bytes in flash or from a network. */
 
 /* A tokenizer: SentencePiece BPE in a tokenizer.model, GGUF, or llama2.c's .bin; byte-level BPE in a GGUF (of the
-   pre-tokenizers gpt-2, llama-bpe, smollm, qwen2 and those that are equal to one of them) or in the tokenizer.model of
-   Meta's Llama 3 (lines of base64 and rank; its 256 special pieces follow, named as in Llama 3.1); either kind in
+   pre-tokenizers gpt-2, llama-bpe, smollm, qwen2 and those that are equal to one of them) or in the tokenizer.model
+   of Meta's Llama 3 (lines of base64 and rank; its 256 special pieces follow, named as in Llama 3.1); either kind in
    Hugging Face's tokenizer.json. Any other model, pre-tokenizer, normalizer or decoder is ML_ERROR_UNSUPPORTED, with
-   a sentence that names it; so is everything but SentencePiece with ML_NO_BPE. A normalizer "NFC" is accepted and left
-   out, as in llama.cpp: texts are taken as they are. A tokenizer.json names no bos and eos: they are those of its
-   template, or spelled as in Llama 2 and 3 or GPT-2; beside a model, those of config.json. The bytes need not outlive
-   the call. */
+   a sentence that names it; so is everything but SentencePiece with ML_NO_BPE. A normalizer "NFC" is accepted and
+   left out, as in llama.cpp: texts are taken as they are. A tokenizer.json names no bos and eos: they are those of
+   its template, or spelled as in Llama 2 and 3 or GPT-2; beside a model, those of config.json. The bytes need not
+   outlive the call. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_load_desc *desc, ml_tokenizer **tokenizer,
                                    ml_error *error);
@@ -7439,7 +7440,8 @@ static int mli_unspell_byte(uint32_t c) {
     return c < 0x100 && mli_spell_byte(c) == c ? (int)c : -1;
 }
 
-/* The bytes that a piece of the alphabet stands for; `to` may be NULL, to count. SIZE_MAX: it has other characters. */
+/* The bytes that a piece of the alphabet stands for; `to` may be NULL, to count. SIZE_MAX: it has other characters.
+   */
 static size_t mli_unspell(const unsigned char *p, size_t n, char *to) {
     size_t m = 0;
     for (size_t i = 0; i < n; i++, m++) {
@@ -7615,8 +7617,8 @@ static int mli_class_of(uint32_t c) {
     return low ? (int)(mli_unicode_starts[low - 1] & 3) : MLI_OTHER;
 }
 
-/* The class of the character at p, of n > 0 bytes that are left, and its size. A byte that is not UTF-8 is a character
-   by itself. */
+/* The class of the character at p, of n > 0 bytes that are left, and its size. A byte that is not UTF-8 is a
+   character by itself. */
 static int mli_read_class(const unsigned char *p, size_t n, size_t *size) {
     uint32_t c = p[0];
     size_t more = c < 0xc2 ? 0 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : c < 0xf5 ? 3 : 0;
@@ -7642,9 +7644,9 @@ static int mli_read_class(const unsigned char *p, size_t n, size_t *size) {
 typedef struct mli_word_rule {
     const char *name; /* in GGUF */
     int is_gpt2;
-    size_t digits; /* of a number in one word; 0: any */
-    int takes_whole_words; /* a word that is a piece becomes it, whatever its merges; in GGUF the name alone says so, */
-    int adds_bos; /* and this, unless a key does */
+    size_t digits;         /* of a number in one word; 0: any */
+    int takes_whole_words; /* a word that is a piece becomes it, whatever its merges: so says the name in GGUF; */
+    int adds_bos;          /* and this, unless a key does */
 } mli_word_rule;
 
 static const mli_word_rule mli_word_rules[] = {
@@ -8003,7 +8005,8 @@ static int32_t mli_find_piece(const mli_tokenizer *t, const unsigned char *text,
     return n > t->longest ? -1 : mli_find_hashed(t, &t->table, text, n, mli_hash(text, n));
 }
 
-/* Enters a piece into a hash table. Of equal pieces the first one counts; ranked merges would not say which is meant. */
+/* Enters a piece into a hash table. Of equal pieces the first one counts; ranked merges would not say which is meant.
+   */
 static ml_result mli_enter_piece(mli_tokenizer *t, mli_piece_table *table, int32_t id, ml_error *error) {
     const unsigned char *text = (const unsigned char *)t->texts + t->text_at[id];
     size_t n = t->text_at[id + 1] - t->text_at[id];
@@ -8166,8 +8169,8 @@ static ml_result mli_refuse_merge(size_t rank, const mli_piece halves[2], ml_err
                     texts[0], texts[1]);
 }
 
-/* Looks up the pieces that a merge names, and the one that it makes. There must be the latter; then a merge of what is
-   no piece, as vocabularies that were cut have them, never happens: nothing makes its halves. */
+/* Looks up the pieces that a merge names, and the one that it makes. There must be the latter; then a merge of what
+   is no piece, as vocabularies that were cut have them, never happens: nothing makes its halves. */
 static ml_result mli_read_merge(const mli_tokenizer *t, const mli_vocabulary *v, size_t rank,
                                 mli_ranked *pair, ml_error *error) {
     unsigned char joint[MLI_MAX_PIECE];
@@ -8186,8 +8189,8 @@ static ml_result mli_read_merge(const mli_tokenizer *t, const mli_vocabulary *v,
     return pair->id < 0 ? mli_refuse_merge(rank, halves, error) : ML_OK;
 }
 
-/* Reads the list of merges. Of equal ones the first counts. A piece's score becomes the rank that it is made with, for
-   programs that go by scores. */
+/* Reads the list of merges. Of equal ones the first counts. A piece's score becomes the rank that it is made with,
+   for programs that go by scores. */
 static ml_result mli_fill_merges(mli_tokenizer *t, const mli_vocabulary *v, ml_error *error) {
     int makes_scores = !t->rules.words;
     for (int32_t id = 0; id < t->shown.n_pieces && makes_scores; id++) t->scores[id] = -(float)v->n_merges;
@@ -8453,7 +8456,8 @@ static int32_t mli_first_id(const mli_tokenizer *t, const unsigned char *text, i
     return t->rules.words ? t->byte_ids[text[0]] : mli_find_piece(t, text, (size_t)size);
 }
 
-/* Begins a segment: cuts the text from `begin` on into characters, up to a boundary that no piece crosses, or `end`. */
+/* Begins a segment: cuts the text from `begin` on into characters, up to a boundary that no piece crosses, or `end`.
+   */
 static void mli_cut_segment(mli_encoder *e, size_t begin, size_t end) {
     const unsigned char *text = e->text + begin;
     size_t n = end - begin;
@@ -8517,14 +8521,14 @@ static void mli_encode_plain(mli_encoder *e, size_t at) {
     }
 }
 
-/* Where to go on after, or in place of, the space that was put before the text, when special pieces are read. As in
-   llama.cpp and Hugging Face's tokenizers, each text between them gets such a space, and they themselves none: it
-   takes the place of the last byte of a piece that is done. */
+/* Where to go on after a control piece, or, with `special` 0, where to begin. As in llama.cpp and in Hugging Face's
+   tokenizers, each text between control pieces gets the space that is put before a text, and they themselves none. It
+   takes the place of the last of the `special` bytes of the piece that is done. */
 static size_t mli_begin_part(mli_encoder *e, size_t at, size_t special) {
     const mli_text_rules *rules = &e->t->rules;
     int32_t id;
     if (!special && at + 1 < e->n && rules->adds_space_prefix && e->text[at] == ' ' &&
-        mli_match_special(e, at + 1, &id) && (rules->is_ranked || e->t->kinds[id] == ML_PIECE_CONTROL))
+        mli_match_special(e, at + 1, &id) && e->t->kinds[id] == ML_PIECE_CONTROL)
         return at + 1;
     if (special < 2 || !rules->adds_space_prefix || rules->only_first || at == e->n) return at;
     if ((rules->spares_spaces && e->text[at] == ' ') || mli_match_special(e, at, &id)) return at;
@@ -8538,7 +8542,7 @@ static ml_result mli_encode_text(mli_encoder *e, ml_error *error) {
         length = mli_match_special(e, at, &id);
         if (length) {
             mli_emit(e, e->text + at, length, id);
-            int begins = e->t->rules.is_ranked || e->t->kinds[id] == ML_PIECE_CONTROL;
+            int begins = e->t->kinds[id] == ML_PIECE_CONTROL;
             e->end = begins ? mli_begin_part(e, at + length, length) : at + length;
             continue;
         }
@@ -12900,9 +12904,9 @@ static int mli_read_legacy_bin(mli_archive *archive) {
 }
 
 /* ==== >>vocabularies ====
-   The files that hold a vocabulary: of SentencePiece BPE llama2.c's .bin and tokenizer.model, of byte-level BPE Meta's
-   tokenizer.model of Llama 3, and of either GGUF and tokenizer.json. Each reader hands its pieces, one after the
-   other, to mli_tokenizer_create. */
+   The files that hold a vocabulary: of SentencePiece BPE llama2.c's .bin and tokenizer.model, of byte-level BPE
+   Meta's tokenizer.model of Llama 3, and of either GGUF and tokenizer.json. Each reader hands its pieces, one after
+   the other, to mli_tokenizer_create. */
 
 /* Kinds for a file that has none: by the id, and by the way bytes are written. */
 static int mli_guess_kind(const mli_piece *piece, int is_unknown, int is_control) {
@@ -13547,8 +13551,8 @@ static ml_result mli_tiktoken_open(mli_piece_source *source, mli_vocabulary *v, 
 
 /* ---- Hugging Face's tokenizer.json ----
    One JSON object: a model ("type" BPE, a "vocab" of pieces and ids, "merges" in the order of their ranks), the
-   "added_tokens", and what is done around it: "normalizer", "pre_tokenizer", "post_processor", "decoder", each null, a
-   step, or a Sequence of steps. The lists are read into lists, all else into the values of an archive. Every step
+   "added_tokens", and what is done around it: "normalizer", "pre_tokenizer", "post_processor", "decoder", each null,
+   a step, or a Sequence of steps. The lists are read into lists, all else into the values of an archive. Every step
    must be one that is known to do what the tokenizers here do. */
 
 typedef struct mli_hf_merge {

@@ -3,10 +3,11 @@
 #include "../examples/common/options.h"
 #include "../examples/common/report.h"
 
-static const char usage[] = "usage: inspect FILE [options]\n"
-                            "  FILE         a model (PyTorch .pt, GGUF, safetensors, llama2.c's .bin), any "
-                            "archive of tensors of these formats,\n"
-                            "               or a tokenizer (tokenizer.model, llama2.c's .bin)\n";
+static const char usage[] =
+    "usage: inspect FILE [options]\n"
+    "  FILE         a model (PyTorch .pt, GGUF, safetensors, llama2.c's .bin), any "
+    "archive of tensors of these formats,\n"
+    "               or a tokenizer (tokenizer.model, tokenizer.json, llama2.c's .bin)\n";
 
 /* Bytes as a quoted string; control characters are escaped, UTF-8 is left as it is. */
 static void print_quoted(const char *s, size_t n) {
