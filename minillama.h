@@ -122,8 +122,8 @@
       >>session      ml_session, ml_batch, ml_look   Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
       >>heads        ml_head                         a section per file format, and the machinery:
                                                      >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
-   In the implementation, models are in >>network and >>create, number types in >>numbers, and loading and saving in
-   >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
+   In the implementation, models are in >>network and >>create, number types in >>numbers, pre-tokenizers in >>words,
+   and loading and saving in >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
    To learn how a Llama computes and learns, walk through examples/lessons, or read the implementation from >>kernels
    to >>generation in order: every operation of the network has its backward pass directly below it. To watch it,
    see ml_look.
@@ -1382,7 +1382,10 @@ typedef struct ml_save_desc {
 } ml_save_desc;
 
 /* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. A model from a GGUF, saved
-   as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). Safetensors is
+   as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). A tokenizer of
+   bytes keeps its pre-tokenizer and merges; one of characters that came from a tokenizer.json gets the ranks of its
+   merges as scores, since GGUF has no merges there: ids are then the same if any two of its pieces that make a third
+   are among the merges, as in the files of Llama 2. Safetensors is
    Hugging Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. PyTorch is what
    torch.load reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the
    weights under its names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its
@@ -7782,7 +7785,8 @@ typedef struct ml_tokenizer_private {
     int has_padding;                 /* the file names a padding piece */
     int has_bytes;                   /* all 256 byte pieces exist */
     int32_t space;                   /* the piece of a single space, or -1 */
-    size_t longest, longest_special; /* bytes in the longest text of a piece, of a special one */
+    size_t longest, longest_special; /* bytes in the longest text of a piece, of a special one, */
+    size_t longest_user;             /* and of a user-defined one */
     uint32_t *piece_at, *text_at;    /* (V + 1) where each begins in: */
     char *pieces, *texts;
     float *scores;                   /* (V) */
@@ -8036,6 +8040,7 @@ static ml_result mli_index_piece(mli_tokenizer *t, int32_t id, int merges, ml_er
     if (!mli_is_special_kind(t->kinds[id])) return ML_OK;
     mli_set_bit(t->special_starts, text[0]);
     t->longest_special = MLI_MAX(t->longest_special, n);
+    if (t->kinds[id] == ML_PIECE_USER_DEFINED) t->longest_user = MLI_MAX(t->longest_user, n);
     return mli_enter_piece(t, &t->specials, id, error);
 }
 
@@ -8426,7 +8431,8 @@ static size_t mli_match_special(const mli_encoder *e, size_t at, int32_t *id) {
     const mli_tokenizer *t = e->t;
     const unsigned char *text = e->text + at;
     uint32_t hash = MLI_HASH_SEED;
-    size_t length = 0, n = MLI_MIN(e->n - at, t->longest_special);
+    size_t length = 0, longest = e->flags & ML_PARSE_SPECIAL ? t->longest_special : t->longest_user;
+    size_t n = MLI_MIN(e->n - at, longest);
     if (!n || !mli_bit(t->special_starts, text[0])) return 0;
     for (size_t i = 0; i < n; i++) {
         hash = mli_hash_byte(hash, text[i]);

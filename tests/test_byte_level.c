@@ -533,8 +533,9 @@ static bytes write_spm(const char *steps) {
         put_text(&b, text);
     }
     put_text(&b, "\"\xE2\x96\x81\": 258, \"a\": 259, \"b\": 260, \"ab\": 261, \"\xE2\x96\x81\x61\": 262, "
-                 "\"abb\": 263, \"\xE2\x96\x81\x61\x62\": 264}, \"merges\": [\"a b\", \"\xE2\x96\x81 a\", "
-                 "\"a bb\", \"\xE2\x96\x81 ab\"]}}");
+                 "\"abb\": 263, \"\xE2\x96\x81\x61\x62\": 264, \"ba\": 265}, \"merges\": [\"a b\", "
+                 "\"\xE2\x96\x81 a\", "
+                 "\"a bb\", \"\xE2\x96\x81 ab\", \"b a\"]}}");
     return b;
 }
 
@@ -542,6 +543,7 @@ TEST(sentencepiece_in_json) {
     ml_tokenizer *t = load(write_spm(SPM_STEPS));
     REQUIRE(t);
     ENCODES(t, "ab a", 0, 264, 262);
+    ENCODES(t, "bab", 0, 258, 260, 261);  /* not "ba", which begins further left */
     ENCODES(t, " abb", 0, 258, 264, 260); /* "a" and "bb" are not merged: "bb" is no piece */
     ENCODES(t, "a\n\xC3\xA9", 0, 262, 12, 0xC3 + 2, 0xA9 + 2);
     ENCODES(t, "<s>ab<s><s>", ML_PARSE_SPECIAL, 1, 264, 1, 1); /* each text between has its space */
@@ -565,7 +567,7 @@ TEST(sentencepiece_saved_by_scores) {
     REQUIRE(ml_model_save(model, in_folder("spm.gguf"), NULL, &failure) == ML_OK);
     REQUIRE(ml_model_load(in_folder("spm.gguf"), NULL, &again, &failure) == ML_OK);
     REQUIRE(again->tokenizer);
-    CHECK(same_ids(t, again->tokenizer, "ab a ba\n\xC3\xA9 ab", 0));
+    CHECK(same_ids(t, again->tokenizer, "ab a bab\n\xC3\xA9 abab", 0));
     ml_model_free(again);
     ml_model_free(model);
 }
@@ -739,40 +741,48 @@ TEST(public_vocabularies) {
     free(loaded.data);
 }
 
-/* SentencePiece's own model against a tokenizer.json made of it as Hugging Face's converter does: any two pieces that
-   make a third, in the order of the thirds' scores. */
+static void put_piece(bytes *b, const ml_tokenizer *t, int32_t id) {
+    size_t n;
+    const char *p = ml_tokenizer_piece(t, id, &n, NULL, NULL);
+    put_text(b, "\"");
+    put_escaped(b, p, n);
+    put_text(b, "\"");
+}
+
+/* Any two pieces that make a third, in the order of the thirds' scores. */
+static void put_all_merges(bytes *b, const ml_tokenizer *t) {
+    const mli_tokenizer *own = t->private_part;
+    int n_merges = 0;
+    for (int32_t id = 0; id < t->n_pieces; id++) {
+        const unsigned char *text = (const unsigned char *)own->texts + own->text_at[id];
+        size_t n = own->text_at[id + 1] - own->text_at[id];
+        for (size_t i = 1; i < n && own->kinds[id] == ML_PIECE_NORMAL; i++) {
+            int32_t left = mli_find_piece(own, text, i), right = mli_find_piece(own, text + i, n - i);
+            if (left < 0 || right < 0) continue;
+            put_text(b, n_merges++ ? ", [" : "[");
+            put_piece(b, t, left);
+            put_text(b, ", ");
+            put_piece(b, t, right);
+            put_text(b, "]");
+        }
+    }
+}
+
+/* SentencePiece's own model against a tokenizer.json made of it as Hugging Face's converter does. */
 TEST(sentencepiece_by_merges) {
     NEED_SHARED();
     ml_tokenizer *t = NULL, *u = NULL;
-    bytes b = {NULL, 0, 0}, m = {NULL, 0, 0}, text = read_file(shared_path("data/sst-dev.txt"));
+    bytes b = {NULL, 0, 0}, text = read_file(shared_path("data/sst-dev.txt"));
     REQUIRE(ml_tokenizer_load(shared_path("data/tokenizer.model"), NULL, &t, &failure) == ML_OK);
     put_text(&b, "{" SPM_STEPS ", \"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"merges\": [");
-    put_text(&m, "], \"vocab\": {");
-    for (int32_t id = 0, n_merges = 0; id < t->n_pieces; id++) {
-        size_t n, length;
-        ml_piece_kind kind;
-        const char *p = ml_tokenizer_piece(t, id, &n, NULL, &kind);
-        const unsigned char *own =
-            (const unsigned char *)t->private_part->texts + t->private_part->text_at[id];
-        size_t size = t->private_part->text_at[id + 1] - t->private_part->text_at[id];
-        put_text(&m, id ? ", \"" : "\"");
-        put_escaped(&m, p, n);
-        put_format(&m, "\": %d", id);
-        for (size_t i = 1; i < size && kind == ML_PIECE_NORMAL; i++) {
-            int32_t halves[2] = {mli_find_piece(t->private_part, own, i),
-                                 mli_find_piece(t->private_part, own + i, size - i)};
-            if (halves[0] < 0 || halves[1] < 0) continue;
-            put_text(&b, n_merges++ ? ", [\"" : "[\"");
-            for (int k = 0; k < 2; k++) {
-                p = ml_tokenizer_piece(t, halves[k], &length, NULL, NULL);
-                put_escaped(&b, p, length);
-                put_text(&b, k ? "\"]" : "\", \"");
-            }
-        }
+    put_all_merges(&b, t);
+    put_text(&b, "], \"vocab\": {");
+    for (int32_t id = 0; id < t->n_pieces; id++) {
+        put_text(&b, id ? ", " : "");
+        put_piece(&b, t, id);
+        put_format(&b, ": %d", id);
     }
-    put(&b, m.data, m.size);
     put_text(&b, "}}}");
-    free(m.data);
     u = load(b);
     REQUIRE(u);
     encoded e = encode(t, (char *)text.data, text.size, 0);
