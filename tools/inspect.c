@@ -184,10 +184,16 @@ static void print_model(const ml_model *model) {
         printf("tokenizer: none\n");
 }
 
-/* A file that is not an archive may be a tokenizer. */
+/* A file that is not an archive may be a tokenizer; one that is called so is. */
 static int inspect_tokenizer(const char *path, const ml_error *why) {
     ml_tokenizer *tokenizer;
-    if (ml_tokenizer_load(path, NULL, &tokenizer, NULL)) return loaded(path, why->code, why);
+    ml_error error;
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    int is_called_so = strncmp(name, "tokenizer.", 10) == 0;
+    if (ml_tokenizer_load(path, NULL, &tokenizer, &error)) {
+        if (is_called_so) why = &error;
+        return loaded(path, why->code, why);
+    }
     print_tokenizer(tokenizer);
     ml_tokenizer_free(tokenizer);
     return 1;
@@ -203,7 +209,10 @@ static int inspect(const char *path, const char *tokenizer) {
     ml_archive_free(archive);
     desc.tokenizer = tokenizer;
     if (ml_model_load(path, &desc, &model, &error)) {
+        ml_tokenizer *alone = NULL;
         printf("not a model that can be run: %s\n", error.text);
+        if (!ml_tokenizer_load(path, NULL, &alone, NULL)) print_tokenizer(alone);
+        ml_tokenizer_free(alone);
         return !tokenizer; /* an archive of tensors need not be a model, unless a tokenizer was given for it */
     }
     print_model(model);
