@@ -348,6 +348,23 @@ TEST(any_bytes_come_back) {
     }
 }
 
+/* A quadratic step anywhere would show as a hang: one word of a megabyte, and many. */
+TEST(a_megabyte) {
+    static const char *const alphabets[] = {"a", " ", "=", "hello w'", "\n ", "<|"};
+    const size_t n = (size_t)1 << 20;
+    char *text = (char *)malloc(n);
+    ml_tokenizer *t = load(write_json(LLAMA3, 0, ""));
+    ml_random random;
+    REQUIRE(t && text);
+    ml_random_seed(&random, 6);
+    for (size_t k = 0; k < COUNT(alphabets); k++) {
+        for (size_t i = 0; i < n; i++) text[i] = alphabets[k][ml_random_u64(&random) % strlen(alphabets[k])];
+        CHECK(round_trips(t, text, n));
+    }
+    ml_tokenizer_free(t);
+    free(text);
+}
+
 /* ---- special pieces ---- */
 
 TEST(special_pieces_only_when_asked) {
@@ -803,6 +820,7 @@ int main(void) {
     RUN(merges_are_those_of_plain_merging);
     RUN(whole_words_where_the_model_says_so);
     RUN(any_bytes_come_back);
+    RUN(a_megabyte);
     RUN(special_pieces_only_when_asked);
     RUN(templates);
     RUN(saved_as_gguf);
