@@ -8280,7 +8280,7 @@ typedef struct mli_encoder {
     const mli_tokenizer *t;
     unsigned char *text; /* (n) normalized: with plain spaces, including the one put before it */
     size_t n, end;       /* end: where the next special piece begins, or n */
-    int flags;
+    int flags, has_prefix;
     int32_t *ids; /* (n_ids), followed by the segment's scratch */
     size_t n_ids;
     const unsigned char *segment; /* (length) a part of the text that is encoded by itself */
@@ -8403,6 +8403,12 @@ static int32_t mli_character_size(const unsigned char *p, size_t n) {
     return size;
 }
 
+/* Whether a space is put before this text. */
+static int mli_puts_space(const mli_tokenizer *t, const unsigned char *text, size_t n) {
+    int spares = t->rules.spares_spaces && n && (text[0] == ' ' || mli_is_mark(text, n));
+    return n && t->rules.adds_space_prefix && !spares;
+}
+
 /* Writes the text as pieces see it, at most n + 1 bytes, and returns how many; `to` may be text - 1 (in place). Where
    extra spaces are removed, a mark in the text does not make the next space an extra one, but is removed at the end
    like a space, as SentencePiece does. */
@@ -8413,8 +8419,7 @@ static size_t mli_normalize(const mli_tokenizer *t, const unsigned char *text, s
         if (n) memmove(to, text, n);
         return n;
     }
-    int is_spared = t->rules.spares_spaces && n && (text[0] == ' ' || mli_is_mark(text, n));
-    if (n && t->rules.adds_space_prefix && !is_spared) to[m++] = ' ';
+    if (mli_puts_space(t, text, n)) to[m++] = ' ';
     size_t begin = m;
     for (size_t i = 0; i < n; i++) {
         int is_mark = mli_is_mark(text + i, n - i);
@@ -8533,9 +8538,9 @@ static void mli_encode_plain(mli_encoder *e, size_t at) {
 static size_t mli_begin_part(mli_encoder *e, size_t at, size_t special) {
     const mli_text_rules *rules = &e->t->rules;
     int32_t id;
-    if (!special && at + 1 < e->n && rules->adds_space_prefix && e->text[at] == ' ' &&
-        mli_match_special(e, at + 1, &id) && e->t->kinds[id] == ML_PIECE_CONTROL)
-        return at + 1;
+    if (!special)
+        return e->has_prefix && 1 < e->n && mli_match_special(e, 1, &id) &&
+               e->t->kinds[id] == ML_PIECE_CONTROL;
     if (special < 2 || !rules->adds_space_prefix || rules->only_first || at == e->n) return at;
     if ((rules->spares_spaces && e->text[at] == ' ') || mli_match_special(e, at, &id)) return at;
     e->text[at - 1] = ' ';
@@ -8599,8 +8604,10 @@ ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_enc
     int flags = desc->flags & ML_ADD_SPECIAL ? mli_special_flags(tokenizer, desc->flags) : desc->flags;
     unsigned char *end = (unsigned char *)desc->work + ml_tokenizer_encode_size(desc->n_bytes);
     unsigned char *normal = end - (desc->n_bytes + 1);
+    int has_prefix = mli_puts_space(t, (const unsigned char *)desc->text, desc->n_bytes);
     size_t n = mli_normalize(t, (const unsigned char *)desc->text, desc->n_bytes, normal);
-    mli_encoder e = {t, normal, n, n, flags, (int32_t *)desc->work, 0, NULL, 0, NULL, NULL, 0, 0, 0};
+    mli_encoder e = {t, normal, n,    n, flags, has_prefix, (int32_t *)desc->work, 0, NULL,
+                     0, NULL,   NULL, 0, 0,     0};
     if (flags & ML_ADD_BOS) e.ids[e.n_ids++] = tokenizer->bos;
     result = mli_encode_text(&e, error);
     if (result) return result;

@@ -572,6 +572,8 @@ TEST(sentencepiece_in_json) {
     REQUIRE(t);
     ENCODES(t, "ab a", 0, 264, 262);
     ENCODES(t, " ab", 0, 264); /* no second space */
+    ENCODES(t, " <s>ab", ML_PARSE_SPECIAL, 258, 1, 261);
+    ENCODES(t, "<s>ab", ML_PARSE_SPECIAL, 1, 261);
     ENCODES(t, "ab<s>ab", ML_PARSE_SPECIAL, 264, 1, 261);
     ml_tokenizer_free(t);
 }
