@@ -558,10 +558,12 @@ TEST(other_tokenizers_are_named) {
     refuses("run_llama", arguments, "no tokenizer in or next to");
     const char unigram[] = "{\"model\": {\"type\": \"Unigram\"}}";
     write_file(in_folder("fast/tokenizer.json"), unigram, sizeof unigram - 1);
-    refuses("run_llama", arguments, "fast/tokenizer.json: tokenizer.json: only BPE is supported: the model Unigram");
+    refuses("run_llama", arguments,
+            "fast/tokenizer.json: tokenizer.json: only BPE is supported: the model Unigram");
     snprintf(arguments, sizeof arguments, "'%s' ", in_folder("fast/model.safetensors"));
     strcat(strcat(arguments, " "), in_folder("fast.gguf"));
-    CHECK(run("convert", arguments, "") == 0 && strstr(complained, "fast/tokenizer.json: tokenizer.json: only BPE"));
+    CHECK(run("convert", arguments, "") == 0 &&
+          strstr(complained, "fast/tokenizer.json: tokenizer.json: only BPE"));
 }
 
 /* ---- train_tokenizer ---- */
