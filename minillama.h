@@ -122,8 +122,8 @@
       >>session      ml_session, ml_batch, ml_look   Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
       >>heads        ml_head                         a section per file format, and the machinery:
                                                      >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
-   In the implementation, models are in >>network and >>create, number types in >>numbers, and loading and saving in
-   >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
+   In the implementation, models are in >>network and >>create, number types in >>numbers, pre-tokenizers in >>words,
+   and loading and saving in >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
    To learn how a Llama computes and learns, walk through examples/lessons, or read the implementation from >>kernels
    to >>generation in order: every operation of the network has its backward pass directly below it. To watch it,
    see ml_look.
@@ -142,6 +142,7 @@
       ML_NO_SAVE       no writing of files
       ML_NO_PT         no PyTorch files
       ML_NO_K_QUANTS   none of GGUF's other quantized types, Q4_1 to IQ4_XS
+      ML_NO_BPE        no byte-level BPE (and its 6 KB table of Unicode) and no tokenizer.json: SentencePiece only
       ML_ALLOW_FAST_MATH   compile in spite of -ffast-math (see NUMERICS)
 
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
@@ -170,8 +171,7 @@
    LIMITS  Little-endian machines. Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
    LayerNorm, rotary positions on adjacent pairs with theta, stretched by any ml_rope_kind or the factors of a GGUF,
    grouped-query attention with heads of any even size, with a window and with biases or without, SwiGLU. All layers
-   are alike. Only F32 is trained. SentencePiece BPE as tokenizer, not the byte-level BPE of Llama 3
-   (tokenizer.json). No GPU. */
+   are alike. Only F32 is trained. Tokenizers are BPE, not Unigram or WordPiece. No GPU. */
 #ifndef ML_MINILLAMA_H
 #define ML_MINILLAMA_H
 
@@ -1115,13 +1115,18 @@ ML_DEF ml_result ml_lora_merge(const ml_lora *lora, ml_model *model, ml_error *e
 ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error *error);
 
 /* ==== >>tokenizer ====
-   SentencePiece BPE (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units"; Kudo &
-   Richardson 2018, "SentencePiece"): start from single characters and merge the neighbors whose joint piece has the
-   highest score (leftmost on a tie) until none is left; characters without a piece become bytes. */
+   Byte pair encoding (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units"), of two
+   kinds. SentencePiece's (Kudo & Richardson 2018, "SentencePiece"), of Llama 1 and 2: start from single characters
+   and merge the neighbors whose joint piece has the highest score (leftmost on a tie) until none is left; characters
+   without a piece become bytes. Byte-level (Radford et al. 2019, "Language Models are Unsupervised Multitask
+   Learners"), of Llama 3, SmolLM, Qwen2 and GPT-2: cut the text into words, each into its bytes, and merge the
+   neighbors that come first in a list of merges. */
 
 /* Flags of encoding: bos in front, eos at the end (ML_ERROR_ARGUMENT where the tokenizer has none); or whichever of
-   them the tokenizer's file asks for, which is what a model has seen in training. */
-enum { ML_ADD_BOS = 1, ML_ADD_EOS = 2, ML_ADD_SPECIAL = 4 };
+   them the tokenizer's file asks for, which is what a model has seen in training. With ML_PARSE_SPECIAL, a control
+   piece that is written in the text ("<|eot_id|>") is read as that piece: for texts that you put together, and not
+   for those of strangers. (User-defined pieces always are.) */
+enum { ML_ADD_BOS = 1, ML_ADD_EOS = 2, ML_ADD_SPECIAL = 4, ML_PARSE_SPECIAL = 8 };
 
 typedef enum ml_piece_kind { /* numbered as in GGUF */
                              ML_PIECE_NORMAL = 1,
@@ -1143,7 +1148,8 @@ struct ml_tokenizer {
     struct ml_tokenizer_private *private_part;
 };
 
-/* A piece as stored (spaces as U+2581, not zero-terminated); NULL if there is no such id. The outputs may be NULL. */
+/* A piece as stored (spaces as U+2581, or, byte-level, every byte as a character of GPT-2's alphabet: a space as
+   U+0120), not zero-terminated; NULL if there is no such id. The outputs may be NULL. */
 ML_DEF const char *ml_tokenizer_piece(const ml_tokenizer *tokenizer, int32_t id, size_t *length, float *score,
                                       ml_piece_kind *kind);
 ML_DEF void ml_tokenizer_free(ml_tokenizer *tokenizer);
@@ -1151,7 +1157,7 @@ ML_DEF void ml_tokenizer_free(ml_tokenizer *tokenizer);
 typedef struct ml_encode_desc {
     const char *text; /* (n_bytes) UTF-8, but ml_tokenizer_decode restores any bytes */
     size_t n_bytes;
-    int flags;        /* a sum of ML_ADD_BOS, ML_ADD_EOS, ML_ADD_SPECIAL */
+    int flags;        /* a sum of ML_ADD_BOS, ML_ADD_EOS, ML_ADD_SPECIAL, ML_PARSE_SPECIAL */
     void *work;       /* aligned for int32_t; the ids are in it afterwards */
     size_t work_size; /* at least ml_tokenizer_encode_size(n_bytes) */
 } ml_encode_desc;
@@ -1160,8 +1166,9 @@ ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_enc
                                      ml_tokens *tokens, ml_error *error);
 
 /* Decodes ids into text (zero-terminated if there is room), as SentencePiece does: control pieces give nothing, and
-   the space that encoding puts in front is removed. *n_bytes is what the whole text needs; ML_ERROR_MEMORY if that is
-   more than size. text may be NULL with size 0, to ask. ML_ERROR_ARGUMENT if an id is not in 0 .. n_pieces-1. */
+   the space that encoding puts in front is removed. (Byte-level, nothing is put in front.) *n_bytes is what the whole
+   text needs; ML_ERROR_MEMORY if that is more than size. text may be NULL with size 0, to ask. ML_ERROR_ARGUMENT if
+   an id is not in 0 .. n_pieces-1. */
 ML_DEF ml_result ml_tokenizer_decode(const ml_tokenizer *tokenizer, const ml_tokens *tokens, char *text,
                                      size_t size, size_t *n_bytes, ml_error *error);
 
@@ -1322,8 +1329,14 @@ ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t 
 /* ==== >>files ====
    Loading tells formats apart by content. The ..._memory functions are for bytes in flash or from a network. */
 
-/* A tokenizer: SentencePiece BPE in a tokenizer.model, GGUF, or llama2.c's .bin; any other (Unigram, tokenizer.json,
-   tiktoken's) is ML_ERROR_UNSUPPORTED. The bytes need not outlive the call. */
+/* A tokenizer: SentencePiece BPE in a tokenizer.model, GGUF, or llama2.c's .bin; byte-level BPE in a GGUF (of the
+   pre-tokenizers gpt-2, llama-bpe, smollm, qwen2 and those that are equal to one of them) or in the tokenizer.model
+   of Meta's Llama 3 (lines of base64 and rank; its 256 special pieces follow, named as in Llama 3.1); either kind in
+   Hugging Face's tokenizer.json. Any other model, pre-tokenizer, normalizer or decoder is ML_ERROR_UNSUPPORTED, with
+   a sentence that names it; so is everything but SentencePiece with ML_NO_BPE. A normalizer "NFC" is accepted and
+   left out, as in llama.cpp: texts are taken as they are. A tokenizer.json names no bos and eos: they are those of
+   its template, or spelled as in Llama 2 and 3 or GPT-2; beside a model, those of config.json. The bytes need not
+   outlive the call. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_load_desc *desc, ml_tokenizer **tokenizer,
                                    ml_error *error);
@@ -1342,8 +1355,8 @@ typedef struct ml_model_load_desc {
        ML_ERROR_NUMBER. It reads every page of a mapped file. */
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
-       Default: the file's own; else tokenizer.model or tokenizer.bin in the same folder, ignored if it has more
-       pieces, or over 1024 fewer. */
+       Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, ignored if
+       it has more pieces, or over 1024 fewer. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
@@ -1403,7 +1416,10 @@ typedef struct ml_save_desc {
 } ml_save_desc;
 
 /* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. A model from a GGUF, saved
-   as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). Safetensors is
+   as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). A tokenizer of
+   bytes keeps its pre-tokenizer and merges; one of characters that came from a tokenizer.json gets the ranks of its
+   merges as scores, since GGUF has no merges there: ids are then the same if any two of its pieces that make a third
+   are among the merges, as in the files of Llama 2. Safetensors is
    Hugging Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. PyTorch is what
    torch.load reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the
    weights under its names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its
@@ -7691,6 +7707,308 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
     return mli_lora_apply(lora, model, -1.0f, error);
 }
 
+/* ==== >>words ====
+   What byte-level BPE (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners") does before it
+   merges. Its pieces are bytes, written in an alphabet of 256 visible characters, so that lists of pieces are texts.
+   And a text is first cut into words, which no piece crosses. Where, each family of models says by a regular
+   expression over Unicode's letters, numbers and white space; here these are two short scanners and a table. */
+
+#ifndef ML_NO_BPE
+
+/* ---- the alphabet: bytes that are visible in Latin-1 stand for themselves, the others for U+0100 and on ---- */
+
+static uint32_t mli_spell_byte(unsigned byte) {
+    if (byte <= 32) return 0x100 + byte; /* a space is U+0120 */
+    if (byte >= 127 && byte <= 160) return 0x121 + (byte - 127);
+    return byte == 173 ? 0x143 : byte;
+}
+
+static int mli_unspell_byte(uint32_t c) {
+    if (c >= 0x100 && c <= 0x120) return (int)(c - 0x100);
+    if (c >= 0x121 && c <= 0x142) return (int)(c - 0x121 + 127);
+    if (c == 0x143) return 173;
+    return c < 0x100 && mli_spell_byte(c) == c ? (int)c : -1;
+}
+
+/* The bytes that a piece of the alphabet stands for; `to` may be NULL, to count. SIZE_MAX: it has other characters.
+   */
+static size_t mli_unspell(const unsigned char *p, size_t n, char *to) {
+    size_t m = 0;
+    for (size_t i = 0; i < n; i++, m++) {
+        uint32_t c = p[i];
+        if (c >= 0x80) {
+            if (c < 0xc2 || c > 0xc5 || i + 1 == n || (p[i + 1] & 0xc0) != 0x80) return SIZE_MAX;
+            c = (c & 31) << 6 | (p[++i] & 63u);
+        }
+        int byte = mli_unspell_byte(c);
+        if (byte < 0) return SIZE_MAX;
+        if (to) to[m] = (char)byte;
+    }
+    return m;
+}
+
+/* ---- classes of characters ---- */
+
+enum { MLI_OTHER = 0, MLI_LETTER, MLI_NUMBER, MLI_SPACE };
+
+/* From which code point on characters are of another class: 4 * code point + class, printed by
+   tools/unicode_classes.py. Of letters and numbers beyond ASCII. Unicode 14.0.0; 1509 entries, 6036 bytes. */
+/* clang-format off */
+static const uint32_t mli_unicode_starts[] = {
+    0x2a9, 0x2ac, 0x2ca, 0x2d0, 0x2d5, 0x2d8, 0x2e6, 0x2e9, 0x2ec, 0x2f2, 0x2fc, 0x301, 0x35c, 0x361, 0x3dc,
+    0x3e1, 0xb08, 0xb19, 0xb48, 0xb81, 0xb94, 0xbb1, 0xbb4, 0xbb9, 0xbbc, 0xdc1, 0xdd4, 0xdd9, 0xde0, 0xde9,
+    0xdf8, 0xdfd, 0xe00, 0xe19, 0xe1c, 0xe21, 0xe2c, 0xe31, 0xe34, 0xe39, 0xe88, 0xe8d, 0xfd8, 0xfdd, 0x1208,
+    0x1229, 0x14c0, 0x14c5, 0x155c, 0x1565, 0x1568, 0x1581, 0x1624, 0x1741, 0x17ac, 0x17bd, 0x17cc, 0x1881,
+    0x192c, 0x1982, 0x19a8, 0x19b9, 0x19c0, 0x19c5, 0x1b50, 0x1b55, 0x1b58, 0x1b95, 0x1b9c, 0x1bb9, 0x1bc2,
+    0x1be9, 0x1bf4, 0x1bfd, 0x1c00, 0x1c41, 0x1c44, 0x1c49, 0x1cc0, 0x1d35, 0x1e98, 0x1ec5, 0x1ec8, 0x1f02,
+    0x1f29, 0x1fac, 0x1fd1, 0x1fd8, 0x1fe9, 0x1fec, 0x2001, 0x2058, 0x2069, 0x206c, 0x2091, 0x2094, 0x20a1,
+    0x20a4, 0x2101, 0x2164, 0x2181, 0x21ac, 0x21c1, 0x2220, 0x2225, 0x223c, 0x2281, 0x2328, 0x2411, 0x24e8,
+    0x24f5, 0x24f8, 0x2541, 0x2544, 0x2561, 0x2588, 0x259a, 0x25c0, 0x25c5, 0x2604, 0x2615, 0x2634, 0x263d,
+    0x2644, 0x264d, 0x26a4, 0x26a9, 0x26c4, 0x26c9, 0x26cc, 0x26d9, 0x26e8, 0x26f5, 0x26f8, 0x2739, 0x273c,
+    0x2771, 0x2778, 0x277d, 0x2788, 0x279a, 0x27c1, 0x27c8, 0x27d2, 0x27e8, 0x27f1, 0x27f4, 0x2815, 0x282c,
+    0x283d, 0x2844, 0x284d, 0x28a4, 0x28a9, 0x28c4, 0x28c9, 0x28d0, 0x28d5, 0x28dc, 0x28e1, 0x28e8, 0x2965,
+    0x2974, 0x2979, 0x297c, 0x299a, 0x29c0, 0x29c9, 0x29d4, 0x2a15, 0x2a38, 0x2a3d, 0x2a48, 0x2a4d, 0x2aa4,
+    0x2aa9, 0x2ac4, 0x2ac9, 0x2ad0, 0x2ad5, 0x2ae8, 0x2af5, 0x2af8, 0x2b41, 0x2b44, 0x2b81, 0x2b88, 0x2b9a,
+    0x2bc0, 0x2be5, 0x2be8, 0x2c15, 0x2c34, 0x2c3d, 0x2c44, 0x2c4d, 0x2ca4, 0x2ca9, 0x2cc4, 0x2cc9, 0x2cd0,
+    0x2cd5, 0x2ce8, 0x2cf5, 0x2cf8, 0x2d71, 0x2d78, 0x2d7d, 0x2d88, 0x2d9a, 0x2dc0, 0x2dc5, 0x2dca, 0x2de0,
+    0x2e0d, 0x2e10, 0x2e15, 0x2e2c, 0x2e39, 0x2e44, 0x2e49, 0x2e58, 0x2e65, 0x2e6c, 0x2e71, 0x2e74, 0x2e79,
+    0x2e80, 0x2e8d, 0x2e94, 0x2ea1, 0x2eac, 0x2eb9, 0x2ee8, 0x2f41, 0x2f44, 0x2f9a, 0x2fcc, 0x3015, 0x3034,
+    0x3039, 0x3044, 0x3049, 0x30a4, 0x30a9, 0x30e8, 0x30f5, 0x30f8, 0x3161, 0x316c, 0x3175, 0x3178, 0x3181,
+    0x3188, 0x319a, 0x31c0, 0x31e2, 0x31fc, 0x3201, 0x3204, 0x3215, 0x3234, 0x3239, 0x3244, 0x3249, 0x32a4,
+    0x32a9, 0x32d0, 0x32d5, 0x32e8, 0x32f5, 0x32f8, 0x3375, 0x337c, 0x3381, 0x3388, 0x339a, 0x33c0, 0x33c5,
+    0x33cc, 0x3411, 0x3434, 0x3439, 0x3444, 0x3449, 0x34ec, 0x34f5, 0x34f8, 0x3539, 0x353c, 0x3551, 0x355c,
+    0x3562, 0x357d, 0x3588, 0x359a, 0x35e4, 0x35e9, 0x3600, 0x3615, 0x365c, 0x3669, 0x36c8, 0x36cd, 0x36f0,
+    0x36f5, 0x36f8, 0x3701, 0x371c, 0x379a, 0x37c0, 0x3805, 0x38c4, 0x38c9, 0x38d0, 0x3901, 0x391c, 0x3942,
+    0x3968, 0x3a05, 0x3a0c, 0x3a11, 0x3a14, 0x3a19, 0x3a2c, 0x3a31, 0x3a90, 0x3a95, 0x3a98, 0x3a9d, 0x3ac4,
+    0x3ac9, 0x3ad0, 0x3af5, 0x3af8, 0x3b01, 0x3b14, 0x3b19, 0x3b1c, 0x3b42, 0x3b68, 0x3b71, 0x3b80, 0x3c01,
+    0x3c04, 0x3c82, 0x3cd0, 0x3d01, 0x3d20, 0x3d25, 0x3db4, 0x3e21, 0x3e34, 0x4001, 0x40ac, 0x40fd, 0x4102,
+    0x4128, 0x4141, 0x4158, 0x4169, 0x4178, 0x4185, 0x4188, 0x4195, 0x419c, 0x41b9, 0x41c4, 0x41d5, 0x4208,
+    0x4239, 0x423c, 0x4242, 0x4268, 0x4281, 0x4318, 0x431d, 0x4320, 0x4335, 0x4338, 0x4341, 0x43ec, 0x43f1,
+    0x4924, 0x4929, 0x4938, 0x4941, 0x495c, 0x4961, 0x4964, 0x4969, 0x4978, 0x4981, 0x4a24, 0x4a29, 0x4a38,
+    0x4a41, 0x4ac4, 0x4ac9, 0x4ad8, 0x4ae1, 0x4afc, 0x4b01, 0x4b04, 0x4b09, 0x4b18, 0x4b21, 0x4b5c, 0x4b61,
+    0x4c44, 0x4c49, 0x4c58, 0x4c61, 0x4d6c, 0x4da6, 0x4df4, 0x4e01, 0x4e40, 0x4e81, 0x4fd8, 0x4fe1, 0x4ff8,
+    0x5005, 0x59b4, 0x59bd, 0x5a00, 0x5a05, 0x5a6c, 0x5a81, 0x5bac, 0x5bba, 0x5bc5, 0x5be4, 0x5c01, 0x5c48,
+    0x5c7d, 0x5cc8, 0x5d01, 0x5d48, 0x5d81, 0x5db4, 0x5db9, 0x5dc4, 0x5e01, 0x5ed0, 0x5f5d, 0x5f60, 0x5f71,
+    0x5f74, 0x5f82, 0x5fa8, 0x5fc2, 0x5fe8, 0x6042, 0x6068, 0x6081, 0x61e4, 0x6201, 0x6214, 0x621d, 0x62a4,
+    0x62a9, 0x62ac, 0x62c1, 0x63d8, 0x6401, 0x647c, 0x651a, 0x6541, 0x65b8, 0x65c1, 0x65d4, 0x6601, 0x66b0,
+    0x66c1, 0x6728, 0x6742, 0x676c, 0x6801, 0x685c, 0x6881, 0x6954, 0x6a02, 0x6a28, 0x6a42, 0x6a68, 0x6a9d,
+    0x6aa0, 0x6c15, 0x6cd0, 0x6d15, 0x6d34, 0x6d42, 0x6d68, 0x6e0d, 0x6e84, 0x6eb9, 0x6ec2, 0x6ee9, 0x6f98,
+    0x7001, 0x7090, 0x7102, 0x7128, 0x7135, 0x7142, 0x7169, 0x71f8, 0x7201, 0x7224, 0x7241, 0x72ec, 0x72f5,
+    0x7300, 0x73a5, 0x73b4, 0x73b9, 0x73d0, 0x73d5, 0x73dc, 0x73e9, 0x73ec, 0x7401, 0x7700, 0x7801, 0x7c58,
+    0x7c61, 0x7c78, 0x7c81, 0x7d18, 0x7d21, 0x7d38, 0x7d41, 0x7d60, 0x7d65, 0x7d68, 0x7d6d, 0x7d70, 0x7d75,
+    0x7d78, 0x7d7d, 0x7df8, 0x7e01, 0x7ed4, 0x7ed9, 0x7ef4, 0x7ef9, 0x7efc, 0x7f09, 0x7f14, 0x7f19, 0x7f34,
+    0x7f41, 0x7f50, 0x7f59, 0x7f70, 0x7f81, 0x7fb4, 0x7fc9, 0x7fd4, 0x7fd9, 0x7ff4, 0x81c2, 0x81c5, 0x81c8,
+    0x81d2, 0x81e8, 0x81fd, 0x8202, 0x8228, 0x8241, 0x8274, 0x8409, 0x840c, 0x841d, 0x8420, 0x8429, 0x8450,
+    0x8455, 0x8458, 0x8465, 0x8478, 0x8491, 0x8494, 0x8499, 0x849c, 0x84a1, 0x84a4, 0x84a9, 0x84b8, 0x84bd,
+    0x84e8, 0x84f1, 0x8500, 0x8515, 0x8528, 0x8539, 0x853c, 0x8542, 0x860d, 0x8616, 0x8628, 0x9182, 0x9270,
+    0x93aa, 0x9400, 0x9dda, 0x9e50, 0xb001, 0xb394, 0xb3ad, 0xb3bc, 0xb3c9, 0xb3d0, 0xb3f6, 0xb3f8, 0xb401,
+    0xb498, 0xb49d, 0xb4a0, 0xb4b5, 0xb4b8, 0xb4c1, 0xb5a0, 0xb5bd, 0xb5c0, 0xb601, 0xb65c, 0xb681, 0xb69c,
+    0xb6a1, 0xb6bc, 0xb6c1, 0xb6dc, 0xb6e1, 0xb6fc, 0xb701, 0xb71c, 0xb721, 0xb73c, 0xb741, 0xb75c, 0xb761,
+    0xb77c, 0xb8bd, 0xb8c0, 0xc015, 0xc01e, 0xc020, 0xc086, 0xc0a8, 0xc0c5, 0xc0d8, 0xc0e2, 0xc0ed, 0xc0f4,
+    0xc105, 0xc25c, 0xc275, 0xc280, 0xc285, 0xc3ec, 0xc3f1, 0xc400, 0xc415, 0xc4c0, 0xc4c5, 0xc63c, 0xc64a,
+    0xc658, 0xc681, 0xc700, 0xc7c1, 0xc800, 0xc882, 0xc8a8, 0xc922, 0xc940, 0xc946, 0xc980, 0xca02, 0xca28,
+    0xcac6, 0xcb00, 0xd001, 0x13700, 0x13801, 0x29234, 0x29341, 0x293f8, 0x29401, 0x29834, 0x29841, 0x29882,
+    0x298a9, 0x298b0, 0x29901, 0x299bc, 0x299fd, 0x29a78, 0x29a81, 0x29b9a, 0x29bc0, 0x29c5d, 0x29c80,
+    0x29c89, 0x29e24, 0x29e2d, 0x29f2c, 0x29f41, 0x29f48, 0x29f4d, 0x29f50, 0x29f55, 0x29f68, 0x29fc9,
+    0x2a008, 0x2a00d, 0x2a018, 0x2a01d, 0x2a02c, 0x2a031, 0x2a08c, 0x2a0c2, 0x2a0d8, 0x2a101, 0x2a1d0,
+    0x2a209, 0x2a2d0, 0x2a342, 0x2a368, 0x2a3c9, 0x2a3e0, 0x2a3ed, 0x2a3f0, 0x2a3f5, 0x2a3fc, 0x2a402,
+    0x2a429, 0x2a498, 0x2a4c1, 0x2a51c, 0x2a581, 0x2a5f4, 0x2a611, 0x2a6cc, 0x2a73d, 0x2a742, 0x2a768,
+    0x2a781, 0x2a794, 0x2a799, 0x2a7c2, 0x2a7e9, 0x2a7fc, 0x2a801, 0x2a8a4, 0x2a901, 0x2a90c, 0x2a911,
+    0x2a930, 0x2a942, 0x2a968, 0x2a981, 0x2a9dc, 0x2a9e9, 0x2a9ec, 0x2a9f9, 0x2aac0, 0x2aac5, 0x2aac8,
+    0x2aad5, 0x2aadc, 0x2aae5, 0x2aaf8, 0x2ab01, 0x2ab04, 0x2ab09, 0x2ab0c, 0x2ab6d, 0x2ab78, 0x2ab81,
+    0x2abac, 0x2abc9, 0x2abd4, 0x2ac05, 0x2ac1c, 0x2ac25, 0x2ac3c, 0x2ac45, 0x2ac5c, 0x2ac81, 0x2ac9c,
+    0x2aca1, 0x2acbc, 0x2acc1, 0x2ad6c, 0x2ad71, 0x2ada8, 0x2adc1, 0x2af8c, 0x2afc2, 0x2afe8, 0x2b001,
+    0x35e90, 0x35ec1, 0x35f1c, 0x35f2d, 0x35ff0, 0x3e401, 0x3e9b8, 0x3e9c1, 0x3eb68, 0x3ec01, 0x3ec1c,
+    0x3ec4d, 0x3ec60, 0x3ec75, 0x3ec78, 0x3ec7d, 0x3eca4, 0x3eca9, 0x3ecdc, 0x3ece1, 0x3ecf4, 0x3ecf9,
+    0x3ecfc, 0x3ed01, 0x3ed08, 0x3ed0d, 0x3ed14, 0x3ed19, 0x3eec8, 0x3ef4d, 0x3f4f8, 0x3f541, 0x3f640,
+    0x3f649, 0x3f720, 0x3f7c1, 0x3f7f0, 0x3f9c1, 0x3f9d4, 0x3f9d9, 0x3fbf4, 0x3fc42, 0x3fc68, 0x3fc85,
+    0x3fcec, 0x3fd05, 0x3fd6c, 0x3fd99, 0x3fefc, 0x3ff09, 0x3ff20, 0x3ff29, 0x3ff40, 0x3ff49, 0x3ff60,
+    0x3ff69, 0x3ff74, 0x40001, 0x40030, 0x40035, 0x4009c, 0x400a1, 0x400ec, 0x400f1, 0x400f8, 0x400fd,
+    0x40138, 0x40141, 0x40178, 0x40201, 0x403ec, 0x4041e, 0x404d0, 0x40502, 0x405e4, 0x4062a, 0x40630,
+    0x40a01, 0x40a74, 0x40a81, 0x40b44, 0x40b86, 0x40bf0, 0x40c01, 0x40c82, 0x40c90, 0x40cb5, 0x40d06,
+    0x40d09, 0x40d2a, 0x40d2c, 0x40d41, 0x40dd8, 0x40e01, 0x40e78, 0x40e81, 0x40f10, 0x40f21, 0x40f40,
+    0x40f46, 0x40f58, 0x41001, 0x41278, 0x41282, 0x412a8, 0x412c1, 0x41350, 0x41361, 0x413f0, 0x41401,
+    0x414a0, 0x414c1, 0x41590, 0x415c1, 0x415ec, 0x415f1, 0x4162c, 0x41631, 0x4164c, 0x41651, 0x41658,
+    0x4165d, 0x41688, 0x4168d, 0x416c8, 0x416cd, 0x416e8, 0x416ed, 0x416f4, 0x41801, 0x41cdc, 0x41d01,
+    0x41d58, 0x41d81, 0x41da0, 0x41e01, 0x41e18, 0x41e1d, 0x41ec4, 0x41ec9, 0x41eec, 0x42001, 0x42018,
+    0x42021, 0x42024, 0x42029, 0x420d8, 0x420dd, 0x420e4, 0x420f1, 0x420f4, 0x420fd, 0x42158, 0x42162,
+    0x42181, 0x421dc, 0x421e6, 0x42201, 0x4227c, 0x4229e, 0x422c0, 0x42381, 0x423cc, 0x423d1, 0x423d8,
+    0x423ee, 0x42401, 0x4245a, 0x42470, 0x42481, 0x424e8, 0x42601, 0x426e0, 0x426f2, 0x426f9, 0x42702,
+    0x42740, 0x4274a, 0x42801, 0x42804, 0x42841, 0x42850, 0x42855, 0x42860, 0x42865, 0x428d8, 0x42902,
+    0x42924, 0x42981, 0x429f6, 0x429fc, 0x42a01, 0x42a76, 0x42a80, 0x42b01, 0x42b20, 0x42b25, 0x42b94,
+    0x42bae, 0x42bc0, 0x42c01, 0x42cd8, 0x42d01, 0x42d58, 0x42d62, 0x42d81, 0x42dcc, 0x42de2, 0x42e01,
+    0x42e48, 0x42ea6, 0x42ec0, 0x43001, 0x43124, 0x43201, 0x432cc, 0x43301, 0x433cc, 0x433ea, 0x43401,
+    0x43490, 0x434c2, 0x434e8, 0x43982, 0x439fc, 0x43a01, 0x43aa8, 0x43ac1, 0x43ac8, 0x43c01, 0x43c76,
+    0x43c9d, 0x43ca0, 0x43cc1, 0x43d18, 0x43d46, 0x43d54, 0x43dc1, 0x43e08, 0x43ec1, 0x43f16, 0x43f30,
+    0x43f81, 0x43fdc, 0x4400d, 0x440e0, 0x4414a, 0x441c0, 0x441c5, 0x441cc, 0x441d5, 0x441d8, 0x4420d,
+    0x442c0, 0x44341, 0x443a4, 0x443c2, 0x443e8, 0x4440d, 0x4449c, 0x444da, 0x44500, 0x44511, 0x44514,
+    0x4451d, 0x44520, 0x44541, 0x445cc, 0x445d9, 0x445dc, 0x4460d, 0x446cc, 0x44705, 0x44714, 0x44742,
+    0x44769, 0x4476c, 0x44771, 0x44774, 0x44786, 0x447d4, 0x44801, 0x44848, 0x4484d, 0x448b0, 0x44a01,
+    0x44a1c, 0x44a21, 0x44a24, 0x44a29, 0x44a38, 0x44a3d, 0x44a78, 0x44a7d, 0x44aa4, 0x44ac1, 0x44b7c,
+    0x44bc2, 0x44be8, 0x44c15, 0x44c34, 0x44c3d, 0x44c44, 0x44c4d, 0x44ca4, 0x44ca9, 0x44cc4, 0x44cc9,
+    0x44cd0, 0x44cd5, 0x44ce8, 0x44cf5, 0x44cf8, 0x44d41, 0x44d44, 0x44d75, 0x44d88, 0x45001, 0x450d4,
+    0x4511d, 0x4512c, 0x45142, 0x45168, 0x4517d, 0x45188, 0x45201, 0x452c0, 0x45311, 0x45318, 0x4531d,
+    0x45320, 0x45342, 0x45368, 0x45601, 0x456bc, 0x45761, 0x45770, 0x45801, 0x458c0, 0x45911, 0x45914,
+    0x45942, 0x45968, 0x45a01, 0x45aac, 0x45ae1, 0x45ae4, 0x45b02, 0x45b28, 0x45c01, 0x45c6c, 0x45cc2,
+    0x45cf0, 0x45d01, 0x45d1c, 0x46001, 0x460b0, 0x46281, 0x46382, 0x463cc, 0x463fd, 0x4641c, 0x46425,
+    0x46428, 0x46431, 0x46450, 0x46455, 0x4645c, 0x46461, 0x464c0, 0x464fd, 0x46500, 0x46505, 0x46508,
+    0x46542, 0x46568, 0x46681, 0x466a0, 0x466a9, 0x46744, 0x46785, 0x46788, 0x4678d, 0x46790, 0x46801,
+    0x46804, 0x4682d, 0x468cc, 0x468e9, 0x468ec, 0x46941, 0x46944, 0x46971, 0x46a28, 0x46a75, 0x46a78,
+    0x46ac1, 0x46be4, 0x47001, 0x47024, 0x47029, 0x470bc, 0x47101, 0x47104, 0x47142, 0x471b4, 0x471c9,
+    0x47240, 0x47401, 0x4741c, 0x47421, 0x47428, 0x4742d, 0x474c4, 0x47519, 0x4751c, 0x47542, 0x47568,
+    0x47581, 0x47598, 0x4759d, 0x475a4, 0x475a9, 0x47628, 0x47661, 0x47664, 0x47682, 0x476a8, 0x47b81,
+    0x47bcc, 0x47ec1, 0x47ec4, 0x47f02, 0x47f54, 0x48001, 0x48e68, 0x49002, 0x491bc, 0x49201, 0x49510,
+    0x4be41, 0x4bfc4, 0x4c001, 0x4d0bc, 0x51001, 0x5191c, 0x5a001, 0x5a8e4, 0x5a901, 0x5a97c, 0x5a982,
+    0x5a9a8, 0x5a9c1, 0x5aafc, 0x5ab02, 0x5ab28, 0x5ab41, 0x5abb8, 0x5ac01, 0x5acc0, 0x5ad01, 0x5ad10,
+    0x5ad42, 0x5ad68, 0x5ad6e, 0x5ad88, 0x5ad8d, 0x5ade0, 0x5adf5, 0x5ae40, 0x5b901, 0x5ba02, 0x5ba5c,
+    0x5bc01, 0x5bd2c, 0x5bd41, 0x5bd44, 0x5be4d, 0x5be80, 0x5bf81, 0x5bf88, 0x5bf8d, 0x5bf90, 0x5c001,
+    0x61fe0, 0x62001, 0x63358, 0x63401, 0x63424, 0x6bfc1, 0x6bfd0, 0x6bfd5, 0x6bff0, 0x6bff5, 0x6bffc,
+    0x6c001, 0x6c48c, 0x6c541, 0x6c54c, 0x6c591, 0x6c5a0, 0x6c5c1, 0x6cbf0, 0x6f001, 0x6f1ac, 0x6f1c1,
+    0x6f1f4, 0x6f201, 0x6f224, 0x6f241, 0x6f268, 0x74b82, 0x74bd0, 0x74d82, 0x74de4, 0x75001, 0x75154,
+    0x75159, 0x75274, 0x75279, 0x75280, 0x75289, 0x7528c, 0x75295, 0x7529c, 0x752a5, 0x752b4, 0x752b9,
+    0x752e8, 0x752ed, 0x752f0, 0x752f5, 0x75310, 0x75315, 0x75418, 0x7541d, 0x7542c, 0x75435, 0x75454,
+    0x75459, 0x75474, 0x75479, 0x754e8, 0x754ed, 0x754fc, 0x75501, 0x75514, 0x75519, 0x7551c, 0x75529,
+    0x75544, 0x75549, 0x75a98, 0x75aa1, 0x75b04, 0x75b09, 0x75b6c, 0x75b71, 0x75bec, 0x75bf1, 0x75c54,
+    0x75c59, 0x75cd4, 0x75cd9, 0x75d3c, 0x75d41, 0x75dbc, 0x75dc1, 0x75e24, 0x75e29, 0x75ea4, 0x75ea9,
+    0x75f0c, 0x75f11, 0x75f30, 0x75f3a, 0x76000, 0x77c01, 0x77c7c, 0x78401, 0x784b4, 0x784dd, 0x784f8,
+    0x78502, 0x78528, 0x78539, 0x7853c, 0x78a41, 0x78ab8, 0x78b01, 0x78bb0, 0x78bc2, 0x78be8, 0x79f81,
+    0x79f9c, 0x79fa1, 0x79fb0, 0x79fb5, 0x79fbc, 0x79fc1, 0x79ffc, 0x7a001, 0x7a314, 0x7a31e, 0x7a340,
+    0x7a401, 0x7a510, 0x7a52d, 0x7a530, 0x7a542, 0x7a568, 0x7b1c6, 0x7b2b0, 0x7b2b6, 0x7b2c0, 0x7b2c6,
+    0x7b2d4, 0x7b406, 0x7b4b8, 0x7b4be, 0x7b4f8, 0x7b801, 0x7b810, 0x7b815, 0x7b880, 0x7b885, 0x7b88c,
+    0x7b891, 0x7b894, 0x7b89d, 0x7b8a0, 0x7b8a5, 0x7b8cc, 0x7b8d1, 0x7b8e0, 0x7b8e5, 0x7b8e8, 0x7b8ed,
+    0x7b8f0, 0x7b909, 0x7b90c, 0x7b91d, 0x7b920, 0x7b925, 0x7b928, 0x7b92d, 0x7b930, 0x7b935, 0x7b940,
+    0x7b945, 0x7b94c, 0x7b951, 0x7b954, 0x7b95d, 0x7b960, 0x7b965, 0x7b968, 0x7b96d, 0x7b970, 0x7b975,
+    0x7b978, 0x7b97d, 0x7b980, 0x7b985, 0x7b98c, 0x7b991, 0x7b994, 0x7b99d, 0x7b9ac, 0x7b9b1, 0x7b9cc,
+    0x7b9d1, 0x7b9e0, 0x7b9e5, 0x7b9f4, 0x7b9f9, 0x7b9fc, 0x7ba01, 0x7ba28, 0x7ba2d, 0x7ba70, 0x7ba85,
+    0x7ba90, 0x7ba95, 0x7baa8, 0x7baad, 0x7baf0, 0x7c402, 0x7c434, 0x7efc2, 0x7efe8, 0x80001, 0xa9b80,
+    0xa9c01, 0xadce4, 0xadd01, 0xae078, 0xae081, 0xb3a88, 0xb3ac1, 0xbaf84, 0xbe001, 0xbe878, 0xc0001,
+    0xc4d2c};
+/* clang-format on */
+
+static int mli_class_of(uint32_t c) {
+    if (c < 0x80) {
+        uint32_t letter = (c | 32) - 'a';
+        return letter < 26             ? MLI_LETTER
+               : c - '0' < 10          ? MLI_NUMBER
+               : c == ' ' || c - 9 < 5 ? MLI_SPACE
+                                       : MLI_OTHER;
+    }
+    if (c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
+        c == 0x202f || c == 0x205f || c == 0x3000)
+        return MLI_SPACE; /* Unicode's White_Space */
+    size_t low = 0, high = MLI_COUNT(mli_unicode_starts);
+    while (low < high) { /* the number of entries that begin at c or below */
+        size_t middle = (low + high) / 2;
+        if (mli_unicode_starts[middle] >> 2 <= c)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low ? (int)(mli_unicode_starts[low - 1] & 3) : MLI_OTHER;
+}
+
+/* The class of the character at p, of n > 0 bytes that are left, and its size. A byte that is not UTF-8 is a
+   character by itself. */
+static int mli_read_class(const unsigned char *p, size_t n, size_t *size) {
+    uint32_t c = p[0];
+    size_t more = c < 0xc2 ? 0 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : c < 0xf5 ? 3 : 0;
+    *size = 1;
+    if (c < 0x80) return mli_class_of(c);
+    if (!more || more >= n) return MLI_OTHER;
+    c &= 0x3fu >> more;
+    for (size_t i = 1; i <= more; i++) {
+        if ((p[i] & 0xc0) != 0x80) return MLI_OTHER;
+        c = c << 6 | (p[i] & 63u);
+    }
+    if ((more == 2 && c < 0x800) || (more == 3 && c < 0x10000)) return MLI_OTHER;
+    *size = more + 1;
+    return mli_class_of(c);
+}
+
+/* ---- pre-tokenizers ---- */
+
+/* GPT-2's expression is 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+; with `digits` 1,
+   each number is first cut off by itself. Llama 3's is
+   (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+   with another count than 3 for others. */
+typedef struct mli_word_rule {
+    const char *name; /* in GGUF */
+    int is_gpt2;
+    size_t digits;         /* of a number in one word; 0: any */
+    int takes_whole_words; /* a word that is a piece becomes it, whatever its merges: so says the name in GGUF; */
+    int adds_bos;          /* and this, unless a key does */
+} mli_word_rule;
+
+static const mli_word_rule mli_word_rules[] = {
+    {"gpt-2", 1, 0, 0, 0},     {"llama-bpe", 0, 3, 1, 1},       {"smollm", 1, 1, 0, 0},
+    {"qwen2", 0, 1, 0, 0},     {"phi-2", 1, 0, 0, 0},           {"llama3", 0, 3, 1, 1},
+    {"llama-v3", 0, 3, 1, 1},  {"starcoder", 1, 1, 0, 0},       {"refact", 1, 1, 0, 0},
+    {"command-r", 1, 1, 0, 0}, {"deepseek-r1-qwen", 0, 1, 0, 0}};
+
+static const mli_word_rule *mli_find_word_rule(const char *name, size_t n) {
+    for (size_t i = 0; i < MLI_COUNT(mli_word_rules); i++)
+        if (strlen(mli_word_rules[i].name) == n && memcmp(mli_word_rules[i].name, name, n) == 0)
+            return &mli_word_rules[i];
+    return NULL;
+}
+
+/* Where a run of characters of one class ends that begins at `at`: at most `most` of them, if that is not 0. */
+static size_t mli_class_run(const unsigned char *p, size_t at, size_t n, int wanted, size_t most) {
+    size_t size, count = 0;
+    while (at < n && (!most || count++ < most) && mli_read_class(p + at, n - at, &size) == wanted) at += size;
+    return at;
+}
+
+/* The size of 's, 't, 're, 've, 'm, 'll or 'd at p; 0: there is none. */
+static size_t mli_contraction(const unsigned char *p, size_t n, int any_case) {
+    const int fold = any_case ? 32 : 0;
+    if (n < 2 || p[0] != '\'') return 0;
+    int a = p[1] | fold, b = n > 2 ? p[2] | fold : 0;
+    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
+    return (b == 'e' && (a == 'r' || a == 'v')) || (a == 'l' && b == 'l') ? 3 : 0;
+}
+
+/* White space at p: all of it at the end of the text, else all but the last character, which belongs to what
+   follows. Llama 3's ends behind the last line feed that is in it. */
+static size_t mli_space_run(const mli_word_rule *rule, const unsigned char *p, size_t n) {
+    size_t at = 0, last = 0, line = 0, size;
+    int next = MLI_SPACE;
+    while (at < n && (next = mli_read_class(p + at, n - at, &size)) == MLI_SPACE) {
+        last = at;
+        at += size;
+        if (p[at - 1] == '\n' || p[at - 1] == '\r') line = at;
+    }
+    if (!rule->is_gpt2 && line) return line;
+    int is_cut = rule->is_gpt2 && rule->digits && next == MLI_NUMBER; /* the text ends before a number */
+    return at == n || last == 0 || is_cut ? at : last;
+}
+
+/* The size of the word that a text of n > 0 bytes begins with. */
+static size_t mli_word_size(const mli_word_rule *rule, const unsigned char *p, size_t n) {
+    size_t size, ignored, at = mli_contraction(p, n, !rule->is_gpt2);
+    if (at) return at;
+    int first = mli_read_class(p, n, &size),
+        second = size < n ? mli_read_class(p + size, n - size, &ignored) : -1;
+    size_t space = p[0] == ' ' && second >= 0; /* the space before a word */
+    int wanted = space ? second : first;
+    if (first == MLI_NUMBER && rule->digits) return mli_class_run(p, 0, n, first, rule->digits);
+    if (rule->is_gpt2) {
+        if (wanted == MLI_SPACE || (wanted == MLI_NUMBER && rule->digits)) return mli_space_run(rule, p, n);
+        return mli_class_run(p, space, n, wanted, 0);
+    }
+    if (first == MLI_LETTER) return mli_class_run(p, 0, n, first, 0);
+    if (second == MLI_LETTER && p[0] != '\r' && p[0] != '\n') return mli_class_run(p, size, n, second, 0);
+    if (wanted != MLI_OTHER) return mli_space_run(rule, p, n);
+    at = mli_class_run(p, space, n, MLI_OTHER, 0);
+    while (at < n && (p[at] == '\r' || p[at] == '\n')) at++;
+    return at;
+}
+#else
+typedef struct mli_word_rule {
+    const char *name;
+} mli_word_rule;
+#endif /* ML_NO_BPE */
+
 /* ==== >>tokenizer ====
    A vocabulary numbers its pieces 0 .. V-1. Encoding cuts text into characters and then merges neighbors, always the
    two whose joint piece has the highest score, the leftmost two on a tie, until no two neighbors make a piece.
@@ -7701,15 +8019,20 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
    Merging takes O(n log n), with a priority queue of the pairs that can be merged next. Two things keep the queue
    small and in the cache. No merge ever crosses the boundary between two bytes that are adjacent in no piece; in
    English that is nearly every start of a word, and text is cut there into segments. And each segment is finished
-   before the next. */
+   before the next.
+
+   Byte-level BPE differs in three places: its segments end where its words do (>>words), its characters are bytes,
+   and which pair comes first is in a list of merges. Two neighbors that are not in the list are not merged, even if
+   there is a piece for both. A tokenizer.json has such a list for SentencePiece's vocabularies, too. */
 
 #define MLI_MAX_PIECES 1048576 /* of a vocabulary */
+#define MLI_MAX_MERGES 8388608 /* as ranks, exact in a float */
 #define MLI_MAX_PIECE 1024     /* bytes of one piece: bounds the time that a lookup takes */
 #define MLI_MAX_PROBES 256     /* slots that a lookup visits; common vocabularies need fewer than 100 */
 
 /* SentencePiece writes the space as U+2581, which makes it visible in lists of pieces. Here each piece is stored
-   twice: as written, and as its text, in which the mark is a plain space again, a byte piece its byte, and a control
-   piece nothing. Decoding is then copying, and encoding compares with the caller's text directly. */
+   twice: as written, and as its text, in which the mark is a plain space again, a byte piece its byte, and a piece of
+   GPT-2's alphabet its bytes. Decoding is then copying, and encoding compares with the caller's text directly. */
 #define MLI_MARK "\xE2\x96\x81"
 #define MLI_MARK_SIZE 3
 #define MLI_UNKNOWN_TEXT " \xE2\x81\x87 " /* U+2047, as SentencePiece shows an unknown piece by default */
@@ -7720,24 +8043,49 @@ typedef struct mli_piece_slot {
     int32_t id; /* -1: empty */
 } mli_piece_slot;
 
+typedef struct mli_piece_table {
+    mli_piece_slot *slots; /* (mask + 1) hash table from text to id */
+    uint32_t mask;
+} mli_piece_table;
+
+/* Pieces `left` and `right`, as neighbors, become piece `id`. */
+typedef struct mli_ranked {
+    int32_t left, right, id;
+} mli_ranked;
+
+/* What a text is like before it is cut, and after that. Both kinds of tokenizers have all of it. */
+typedef struct mli_text_rules {
+    int adds_space_prefix;    /* a space is put before the text when it is encoded */
+    int removes_extra_spaces; /* before that, spaces at both ends are dropped, and runs of them become one */
+    int spares_spaces;        /* no space is put before a text that begins with one, */
+    int only_first;           /* or before what follows a special piece */
+    int cuts_at_spaces;       /* no piece has a space but at its beginning */
+    const mli_word_rule *words; /* byte-level: how a text is cut into words; NULL: SentencePiece's */
+    int takes_whole_words;      /* a word that is a piece becomes it, whatever its merges */
+    int is_ranked;              /* by the list of merges, not by the scores of pieces */
+} mli_text_rules;
+
 typedef struct ml_tokenizer_private {
     ml_tokenizer shown;
     ml_allocator allocator;
-    int adds_space_prefix;    /* a space is put before the text when it is encoded */
-    int removes_extra_spaces; /* before that, spaces at both ends are dropped, and runs of them become one */
-    int has_padding;          /* the file names a padding piece */
-    int has_bytes;            /* all 256 byte pieces exist */
-    int32_t space;            /* the piece of a single space, or -1 */
-    size_t longest, longest_user; /* bytes in the longest text of a piece, of a user-defined one */
-    uint32_t *piece_at, *text_at; /* (V + 1) where each begins in: */
+    mli_text_rules rules;
+    int has_padding;                 /* the file names a padding piece */
+    int has_bytes;                   /* all 256 byte pieces exist */
+    int32_t space;                   /* the piece of a single space, or -1 */
+    size_t longest, longest_special; /* bytes in the longest text of a piece, of a special one, */
+    size_t longest_user;             /* and of a user-defined one */
+    uint32_t *piece_at, *text_at;    /* (V + 1) where each begins in: */
     char *pieces, *texts;
-    float *scores;         /* (V) */
-    unsigned char *kinds;  /* (V) ml_piece_kind */
-    mli_piece_slot *slots; /* (slot_mask + 1) hash table from text to id */
-    uint32_t slot_mask;
+    float *scores;                   /* (V) */
+    unsigned char *kinds;            /* (V) ml_piece_kind */
+    mli_piece_table table, specials; /* of what characters merge into; of control and user-defined pieces */
+    size_t n_merges;
+    mli_ranked *merges;    /* (n_merges) by rank, with is_ranked */
+    uint32_t *merge_slots; /* (merge_mask + 1) hash table from a pair to its rank; UINT32_MAX: empty */
+    uint32_t merge_mask;
     unsigned char *adjacent; /* bit (a, b): in some piece, byte b follows byte a */
     int32_t byte_ids[256];
-    unsigned char user_starts[256 / 8]; /* bit a: some user-defined piece begins with byte a */
+    unsigned char special_starts[256 / 8]; /* bit a: some special piece begins with byte a */
 } mli_tokenizer;
 
 /* ---- creating a tokenizer ---- */
@@ -7756,7 +8104,11 @@ typedef struct mli_vocabulary {
     size_t n_pieces;
     int has_plain_spaces; /* pieces are written with ' ' where SentencePiece has U+2581 */
     int32_t bos, eos, unknown, padding;
-    int adds_space_prefix, removes_extra_spaces, adds_bos, adds_eos;
+    int adds_bos, adds_eos;
+    mli_text_rules rules;
+    /* Of rules.is_ranked: both halves of a merge as pieces are written. Called in the order of ranks, once. */
+    ml_result (*get_merge)(void *context, size_t rank, mli_piece halves[2], ml_error *error);
+    size_t n_merges;
     const unsigned char *unknown_text; /* (unknown_size) what an unknown piece is decoded to */
     size_t unknown_size;
     int n_ends; /* besides eos */
@@ -7802,6 +8154,9 @@ static int mli_is_text_kind(int kind) {
     return kind == ML_PIECE_NORMAL || kind == ML_PIECE_USER_DEFINED || kind == ML_PIECE_UNUSED;
 }
 
+/* Whether it is looked for in a text before that is cut. */
+static int mli_is_special_kind(int kind) { return kind == ML_PIECE_CONTROL || kind == ML_PIECE_USER_DEFINED; }
+
 /* Whether the next n bytes begin with U+2581. */
 static int mli_is_mark(const unsigned char *p, size_t n) {
     return n >= MLI_MARK_SIZE && memcmp(p, MLI_MARK, MLI_MARK_SIZE) == 0;
@@ -7819,10 +8174,28 @@ static size_t mli_write_piece(const mli_vocabulary *vocabulary, const mli_piece 
     return n;
 }
 
+/* Whether a byte-level piece stands for bytes by the alphabet; special ones, and strange ones, are texts as they
+   are. */
+static int mli_is_spelled(const mli_piece *piece) {
+#ifndef ML_NO_BPE
+    return mli_is_text_kind(piece->kind) && piece->kind != ML_PIECE_USER_DEFINED &&
+           mli_unspell(piece->bytes, piece->length, NULL) != SIZE_MAX;
+#else
+    return (void)piece, 0;
+#endif
+}
+
+static size_t mli_write_bytes(const mli_piece *piece, char *to) {
+#ifndef ML_NO_BPE
+    if (mli_is_spelled(piece)) return mli_unspell(piece->bytes, piece->length, to);
+#endif
+    if (to && piece->length) memcpy(to, piece->bytes, piece->length);
+    return piece->length;
+}
+
 /* ... and this one the text of a piece. */
 static size_t mli_write_text(const mli_vocabulary *vocabulary, const mli_piece *piece, char *to) {
     size_t n = 0;
-    if (piece->kind == ML_PIECE_CONTROL) return 0;
     if (piece->kind == ML_PIECE_UNKNOWN) {
         if (to && vocabulary->unknown_size) memcpy(to, vocabulary->unknown_text, vocabulary->unknown_size);
         return vocabulary->unknown_size;
@@ -7831,6 +8204,7 @@ static size_t mli_write_text(const mli_vocabulary *vocabulary, const mli_piece *
         if (to) to[0] = (char)mli_byte_of_piece(piece->bytes, piece->length);
         return 1;
     }
+    if (vocabulary->rules.words) return mli_write_bytes(piece, to);
     for (size_t i = 0; i < piece->length; n++) {
         int is_mark = mli_is_mark(piece->bytes + i, piece->length - i);
         if (to) to[n] = is_mark ? ' ' : (char)piece->bytes[i];
@@ -7853,11 +8227,17 @@ static ml_result mli_check_piece(const mli_piece *piece, int32_t id, size_t leng
                     (int)id, length, MLI_MAX_PIECE);
 }
 
+typedef struct mli_piece_sizes {
+    size_t pieces, texts; /* bytes */
+    size_t n_special, n_merges;
+} mli_piece_sizes;
+
 /* The first pass over the pieces: checks them, and counts the bytes of pieces and texts. */
-static ml_result mli_measure_pieces(const mli_vocabulary *vocabulary, size_t *piece_bytes, size_t *text_bytes,
+static ml_result mli_measure_pieces(const mli_vocabulary *vocabulary, mli_piece_sizes *sizes,
                                     ml_error *error) {
     size_t n_pieces = vocabulary->n_pieces;
-    *piece_bytes = *text_bytes = 0;
+    memset(sizes, 0, sizeof *sizes);
+    sizes->n_merges = vocabulary->rules.is_ranked ? vocabulary->n_merges : 0;
     if (n_pieces == 0) return mli_fail(error, ML_ERROR_FORMAT, "the tokenizer has no pieces");
     if (n_pieces > MLI_MAX_PIECES)
         return mli_fail(error, ML_ERROR_UNSUPPORTED, "the tokenizer has %z pieces; at most %d are supported",
@@ -7870,10 +8250,13 @@ static ml_result mli_measure_pieces(const mli_vocabulary *vocabulary, size_t *pi
         if (length <= MLI_MAX_PIECE) length = mli_write_piece(vocabulary, &piece, NULL);
         result = mli_check_piece(&piece, id, length, error);
         if (result) return result;
-        *piece_bytes += length; /* at most 2^20 * 2^10: no overflow */
-        *text_bytes += mli_write_text(vocabulary, &piece, NULL);
+        sizes->pieces += length; /* at most 2^20 * 2^10: no overflow */
+        sizes->texts += mli_write_text(vocabulary, &piece, NULL);
+        sizes->n_special += mli_is_special_kind(piece.kind) ? 1 : 0;
     }
-    return ML_OK;
+    if (sizes->n_merges < MLI_MAX_MERGES) return ML_OK;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "the tokenizer has %z merges; fewer than %d are supported",
+                    sizes->n_merges, MLI_MAX_MERGES);
 }
 
 /* FNV-1a (Fowler, Noll & Vo 1991) takes a byte at a time: a longer text continues from the hash of a shorter one. */
@@ -7889,11 +8272,11 @@ static uint32_t mli_hash(const unsigned char *bytes, size_t n) {
 /* The slot of this text, or the empty one where it would be put: the first from where its hash points. NULL when
    MLI_MAX_PROBES slots in a row hold other pieces, so that a file with pieces chosen to collide cannot make lookups
    slow. */
-static mli_piece_slot *mli_find_slot(const mli_tokenizer *t, const unsigned char *text, size_t n,
-                                     uint32_t hash) {
+static mli_piece_slot *mli_find_slot(const mli_tokenizer *t, const mli_piece_table *table,
+                                     const unsigned char *text, size_t n, uint32_t hash) {
     uint32_t begin = hash ^ hash >> 15;
     for (uint32_t i = 0; i < MLI_MAX_PROBES; i++) {
-        mli_piece_slot *slot = &t->slots[(begin + i) & t->slot_mask];
+        mli_piece_slot *slot = &table->slots[(begin + i) & table->mask];
         if (slot->id < 0) return slot;
         if (slot->hash != hash) continue;
         uint32_t at = t->text_at[slot->id];
@@ -7903,33 +8286,49 @@ static mli_piece_slot *mli_find_slot(const mli_tokenizer *t, const unsigned char
 }
 
 /* The id of the piece with this text, or -1. */
-static int32_t mli_find_hashed(const mli_tokenizer *t, const unsigned char *text, size_t n, uint32_t hash) {
-    const mli_piece_slot *slot = mli_find_slot(t, text, n, hash);
+static int32_t mli_find_hashed(const mli_tokenizer *t, const mli_piece_table *table,
+                               const unsigned char *text, size_t n, uint32_t hash) {
+    const mli_piece_slot *slot = mli_find_slot(t, table, text, n, hash);
     return slot ? slot->id : -1;
 }
 
 static int32_t mli_find_piece(const mli_tokenizer *t, const unsigned char *text, size_t n) {
-    return n > t->longest ? -1 : mli_find_hashed(t, text, n, mli_hash(text, n));
+    return n > t->longest ? -1 : mli_find_hashed(t, &t->table, text, n, mli_hash(text, n));
 }
 
-/* Enters a piece into the hash table and the bit sets. Of equal pieces the first one counts. */
-static ml_result mli_index_piece(mli_tokenizer *t, int32_t id, ml_error *error) {
+/* Enters a piece into a hash table. Of equal pieces the first one counts; ranked merges would not say which is meant.
+   */
+static ml_result mli_enter_piece(mli_tokenizer *t, mli_piece_table *table, int32_t id, ml_error *error) {
     const unsigned char *text = (const unsigned char *)t->texts + t->text_at[id];
     size_t n = t->text_at[id + 1] - t->text_at[id];
     uint32_t hash = mli_hash(text, n);
-    mli_piece_slot *slot = mli_find_slot(t, text, n, hash);
+    mli_piece_slot *slot = mli_find_slot(t, table, text, n, hash);
     if (!slot)
         return mli_fail(error, ML_ERROR_FORMAT, "tokenizer pieces are chosen to collide (piece %d)", (int)id);
+    if (slot->id >= 0 && (t->rules.words || t->rules.is_ranked))
+        return mli_fail(error, ML_ERROR_FORMAT, "tokenizer pieces %d and %d are the same", (int)slot->id,
+                        (int)id);
     if (slot->id >= 0) return ML_OK;
     slot->hash = hash;
     slot->id = id;
-    t->longest = MLI_MAX(t->longest, n);
-    for (size_t i = 0; i + 1 < n; i++) mli_set_bit(t->adjacent, text[i] * 256u + text[i + 1]);
-    if (t->kinds[id] == ML_PIECE_USER_DEFINED) {
-        mli_set_bit(t->user_starts, text[0]);
-        t->longest_user = MLI_MAX(t->longest_user, n);
-    }
     return ML_OK;
+}
+
+/* Enters a piece where it is looked up, and into the bit sets. */
+static ml_result mli_index_piece(mli_tokenizer *t, int32_t id, int merges, ml_error *error) {
+    const unsigned char *text = (const unsigned char *)t->texts + t->text_at[id];
+    size_t n = t->text_at[id + 1] - t->text_at[id];
+    if (merges) {
+        ml_result result = mli_enter_piece(t, &t->table, id, error);
+        if (result) return result;
+        t->longest = MLI_MAX(t->longest, n);
+        for (size_t i = 0; i + 1 < n; i++) mli_set_bit(t->adjacent, text[i] * 256u + text[i + 1]);
+    }
+    if (!mli_is_special_kind(t->kinds[id])) return ML_OK;
+    mli_set_bit(t->special_starts, text[0]);
+    t->longest_special = MLI_MAX(t->longest_special, n);
+    if (t->kinds[id] == ML_PIECE_USER_DEFINED) t->longest_user = MLI_MAX(t->longest_user, n);
+    return mli_enter_piece(t, &t->specials, id, error);
 }
 
 /* The second pass: copies the pieces, and indexes those that text can become. */
@@ -7946,32 +8345,52 @@ static ml_result mli_fill_pieces(mli_tokenizer *t, const mli_vocabulary *vocabul
         t->text_at[id + 1] = t->text_at[id] + (uint32_t)text_size;
         t->scores[id] = piece.score;
         t->kinds[id] = (unsigned char)piece.kind;
-        int b = piece.kind == ML_PIECE_BYTE ? mli_byte_of_piece(piece.bytes, piece.length) : -1;
+        int merges = vocabulary->rules.words ? mli_is_spelled(&piece) : mli_is_text_kind(piece.kind);
+        int b = vocabulary->rules.words && merges && text_size == 1 ? (unsigned char)t->texts[t->text_at[id]]
+                : piece.kind == ML_PIECE_BYTE ? mli_byte_of_piece(piece.bytes, piece.length)
+                                              : -1;
         if (b >= 0 && t->byte_ids[b] < 0) t->byte_ids[b] = id;
+        if ((!merges && !mli_is_special_kind(piece.kind)) || !piece.length) continue;
         /* a piece written with a plain space never matches: SentencePiece's text has marks instead */
-        if (!mli_is_text_kind(piece.kind) || !piece.length || memchr(written, ' ', piece.length)) continue;
-        result = mli_index_piece(t, id, error);
+        if (!vocabulary->rules.words && memchr(written, ' ', piece.length)) continue;
+        result = mli_index_piece(t, id, merges, error);
         if (result) return result;
     }
     return ML_OK;
 }
 
+/* Of a hash table for n things: a power of two, at most half full. */
+static size_t mli_count_slots(size_t n) {
+    size_t n_slots = 4;
+    while (n_slots < 2 * n) n_slots *= 2;
+    return n_slots;
+}
+
+static void mli_carve_table(mli_piece_table *table, unsigned char *memory, size_t *used, size_t n) {
+    size_t n_slots = mli_count_slots(n);
+    table->mask = (uint32_t)(n_slots - 1);
+    table->slots = (mli_piece_slot *)mli_carve(memory, used, n_slots, sizeof *table->slots);
+    if (table->slots) memset(table->slots, 0xff, n_slots * sizeof *table->slots); /* ids -1: empty */
+}
+
 /* Places the arrays after the struct in `memory`, or with NULL only counts; the bytes, SIZE_MAX on overflow. */
-static size_t mli_tokenizer_layout(mli_tokenizer *t, size_t piece_bytes, size_t text_bytes,
-                                   unsigned char *memory) {
-    size_t used = 0, n_slots = 4, v = (size_t)t->shown.n_pieces;
-    while (n_slots < 2 * v) n_slots *= 2;
-    t->slot_mask = (uint32_t)(n_slots - 1);
+static size_t mli_tokenizer_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory) {
+    size_t used = 0, v = (size_t)t->shown.n_pieces, n_slots = mli_count_slots(sizes->n_merges);
     mli_carve(memory, &used, 1, sizeof *t);
-    t->slots = (mli_piece_slot *)mli_carve(memory, &used, n_slots, sizeof *t->slots);
+    mli_carve_table(&t->table, memory, &used, v);
+    mli_carve_table(&t->specials, memory, &used, sizes->n_special);
     t->piece_at = (uint32_t *)mli_carve(memory, &used, v + 1, sizeof *t->piece_at);
     t->text_at = (uint32_t *)mli_carve(memory, &used, v + 1, sizeof *t->text_at);
     t->scores = (float *)mli_carve(memory, &used, v, sizeof *t->scores);
     t->kinds = (unsigned char *)mli_carve(memory, &used, v, 1);
     t->adjacent = (unsigned char *)mli_carve(memory, &used, 256 * 256 / 8, 1);
-    t->pieces = (char *)mli_carve(memory, &used, piece_bytes, 1);
-    t->texts = (char *)mli_carve(memory, &used, text_bytes, 1);
-    if (memory) memset(t->slots, 0xff, n_slots * sizeof *t->slots); /* ids -1: empty */
+    t->pieces = (char *)mli_carve(memory, &used, sizes->pieces, 1);
+    t->texts = (char *)mli_carve(memory, &used, sizes->texts, 1);
+    if (!t->rules.is_ranked) return used;
+    t->merge_mask = (uint32_t)(n_slots - 1);
+    t->merges = (mli_ranked *)mli_carve(memory, &used, sizes->n_merges, sizeof *t->merges);
+    t->merge_slots = (uint32_t *)mli_carve(memory, &used, n_slots, sizeof *t->merge_slots);
+    if (t->merge_slots) memset(t->merge_slots, 0xff, n_slots * sizeof *t->merge_slots);
     return used;
 }
 
@@ -7982,8 +8401,7 @@ static mli_tokenizer mli_plan_tokenizer(const mli_vocabulary *v, const ml_alloca
     memset(&plan, 0, sizeof plan);
     memset(plan.byte_ids, 0xff, sizeof plan.byte_ids); /* -1 */
     plan.allocator = *allocator;
-    plan.adds_space_prefix = v->adds_space_prefix;
-    plan.removes_extra_spaces = v->removes_extra_spaces;
+    plan.rules = v->rules;
     plan.has_padding = v->padding >= 0;
     shown->n_pieces = (int)v->n_pieces;
     shown->bos = v->bos;
@@ -7997,19 +8415,109 @@ static mli_tokenizer mli_plan_tokenizer(const mli_vocabulary *v, const ml_alloca
     return plan;
 }
 
+/* ---- ranked merges ---- */
+
+/* The slot of the merge of two pieces, or the empty one where it would be put; NULL as in mli_find_slot. */
+static uint32_t *mli_find_merge_slot(const mli_tokenizer *t, int32_t left, int32_t right) {
+    uint64_t state = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+    uint32_t begin = (uint32_t)mli_splitmix64(&state);
+    for (uint32_t i = 0; i < MLI_MAX_PROBES; i++) {
+        uint32_t *slot = &t->merge_slots[(begin + i) & t->merge_mask];
+        if (*slot == UINT32_MAX) return slot;
+        if (t->merges[*slot].left == left && t->merges[*slot].right == right) return slot;
+    }
+    return NULL;
+}
+
+/* The rank of the merge of two pieces (-1: none, or what has no piece); or -1. */
+static int32_t mli_find_merge(const mli_tokenizer *t, int32_t left, int32_t right) {
+    const uint32_t *slot = left < 0 || right < 0 ? NULL : mli_find_merge_slot(t, left, right);
+    return slot && *slot != UINT32_MAX ? (int32_t)*slot : -1;
+}
+
+/* The id of a piece as it is written, or -1. */
+static int32_t mli_find_written(const mli_tokenizer *t, const mli_vocabulary *v, const mli_piece *piece) {
+    char text[MLI_MAX_PIECE];
+    mli_piece plain = *piece;
+    if (!piece->length || piece->length > sizeof text) return -1;
+    plain.kind = ML_PIECE_NORMAL;
+    size_t n = mli_write_text(v, &plain, text);
+    const unsigned char *p = (const unsigned char *)text;
+    int32_t id = mli_find_piece(t, p, n);
+    return id >= 0 ? id
+                   : mli_find_hashed(t, &t->specials, piece->bytes, piece->length,
+                                     mli_hash(piece->bytes, piece->length));
+}
+
+static ml_result mli_refuse_merge(size_t rank, const mli_piece halves[2], ml_error *error) {
+    char texts[2][64];
+    for (int i = 0; i < 2; i++) {
+        size_t at = 0;
+        texts[i][0] = 0;
+        mli_put(texts[i], sizeof texts[i], &at, (const char *)halves[i].bytes, halves[i].length);
+    }
+    return mli_fail(error, ML_ERROR_FORMAT,
+                    "tokenizer merge %z makes no piece of the vocabulary (of \"%s\" and \"%s\")", rank,
+                    texts[0], texts[1]);
+}
+
+/* Looks up the pieces that a merge names, and the one that it makes. There must be the latter; then a merge of what
+   is no piece, as vocabularies that were cut have them, never happens: nothing makes its halves. */
+static ml_result mli_read_merge(const mli_tokenizer *t, const mli_vocabulary *v, size_t rank,
+                                mli_ranked *pair, ml_error *error) {
+    unsigned char joint[MLI_MAX_PIECE];
+    mli_piece halves[2], whole = {joint, 0, 0, ML_PIECE_NORMAL};
+    ml_result result = v->get_merge(v->context, rank, halves, error);
+    if (result) return result;
+    for (int i = 0; i < 2; i++) {
+        if (!halves[i].length || halves[i].length > sizeof joint - whole.length)
+            return mli_refuse_merge(rank, halves, error);
+        memcpy(joint + whole.length, halves[i].bytes, halves[i].length);
+        whole.length += halves[i].length;
+    }
+    pair->left = mli_find_written(t, v, &halves[0]);
+    pair->right = mli_find_written(t, v, &halves[1]);
+    pair->id = mli_find_written(t, v, &whole);
+    return pair->id < 0 ? mli_refuse_merge(rank, halves, error) : ML_OK;
+}
+
+/* Reads the list of merges. Of equal ones the first counts. A piece's score becomes the rank that it is made with,
+   for programs that go by scores. */
+static ml_result mli_fill_merges(mli_tokenizer *t, const mli_vocabulary *v, ml_error *error) {
+    int makes_scores = !t->rules.words;
+    for (int32_t id = 0; id < t->shown.n_pieces && makes_scores; id++) t->scores[id] = -(float)v->n_merges;
+    for (size_t rank = 0; rank < v->n_merges; rank++) {
+        mli_ranked *pair = &t->merges[t->n_merges];
+        ml_result result = mli_read_merge(t, v, rank, pair, error);
+        if (result) return result;
+        if (pair->left < 0 || pair->right < 0) continue;
+        uint32_t *slot = mli_find_merge_slot(t, pair->left, pair->right);
+        if (!slot)
+            return mli_fail(error, ML_ERROR_FORMAT, "tokenizer merges are chosen to collide (merge %z)",
+                            rank);
+        if (*slot != UINT32_MAX) continue;
+        if (makes_scores) t->scores[pair->id] = MLI_MAX(t->scores[pair->id], -(float)t->n_merges);
+        *slot = (uint32_t)t->n_merges++;
+    }
+    return ML_OK;
+}
+
+/* ---- from a vocabulary to a tokenizer ---- */
+
 static ml_result mli_tokenizer_create(const mli_vocabulary *v, const ml_allocator *allocator,
                                       ml_tokenizer **out, ml_error *error) {
-    size_t piece_bytes, text_bytes;
-    ml_result result = mli_measure_pieces(v, &piece_bytes, &text_bytes, error);
+    mli_piece_sizes sizes;
+    ml_result result = mli_measure_pieces(v, &sizes, error);
     if (result) return result;
     mli_tokenizer plan = mli_plan_tokenizer(v, allocator);
-    size_t size = mli_tokenizer_layout(&plan, piece_bytes, text_bytes, NULL);
+    size_t size = mli_tokenizer_layout(&plan, &sizes, NULL);
     mli_tokenizer *t = size == SIZE_MAX ? NULL : (mli_tokenizer *)mli_alloc(allocator, size, 1);
     if (!t) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a tokenizer of %z bytes", size);
-    mli_tokenizer_layout(&plan, piece_bytes, text_bytes, (unsigned char *)t);
+    mli_tokenizer_layout(&plan, &sizes, (unsigned char *)t);
     *t = plan;
     t->shown.private_part = t;
     result = mli_fill_pieces(t, v, error);
+    if (!result && v->rules.is_ranked) result = mli_fill_merges(t, v, error);
     if (result) {
         ml_tokenizer_free(&t->shown);
         return result;
@@ -8044,9 +8552,9 @@ ML_DEF const char *ml_tokenizer_piece(const ml_tokenizer *tokenizer, int32_t id,
    next one. */
 typedef struct mli_symbol {
     int32_t next, prev; /* neighbors; the end of the segment, or -1: none */
-    int32_t pair;       /* the piece that this symbol and the next would make, or -1 */
-    int32_t id;         /* this symbol's piece; -1: not looked up yet */
-    int32_t split;      /* where the right half of its last merge began; -1: it is a character */
+    int32_t pair;  /* the piece that this symbol and the next would make, or, ranked, the rank; -1: none */
+    int32_t id;    /* this symbol's piece; -1: not looked up yet */
+    int32_t split; /* where the right half of its last merge began; -1: it is a character */
 } mli_symbol;
 
 /* In the queue: `left` and its next symbol can be merged at this cost. Out of date, and skipped, if the symbol's pair
@@ -8057,8 +8565,9 @@ typedef struct mli_merge {
 
 typedef struct mli_encoder {
     const mli_tokenizer *t;
-    const unsigned char *text; /* (n) normalized: with plain spaces, including the one put before it */
-    size_t n;
+    unsigned char *text; /* (n) normalized: with plain spaces, including the one put before it */
+    size_t n, end;       /* end: where the next special piece begins, or n */
+    int flags, has_prefix;
     int32_t *ids; /* (n_ids), followed by the segment's scratch */
     size_t n_ids;
     const unsigned char *segment; /* (length) a part of the text that is encoded by itself */
@@ -8076,6 +8585,11 @@ static uint32_t mli_piece_cost(const mli_tokenizer *t, int32_t id) {
     uint32_t bits = mli_float_bits(t->scores[id]);
     if (bits == 0x80000000u) bits = 0;
     return bits & 0x80000000u ? bits : 0x7fffffffu - bits;
+}
+
+/* Of a symbol's pair. */
+static uint32_t mli_pair_cost(const mli_tokenizer *t, int32_t pair) {
+    return t->rules.is_ranked ? (uint32_t)pair : mli_piece_cost(t, pair);
 }
 
 static uint64_t mli_merge_key(const mli_merge *merge) { return (uint64_t)merge->cost << 32 | merge->left; }
@@ -8111,10 +8625,12 @@ static void mli_queue_pair(mli_encoder *e, int32_t left) {
     mli_symbol *symbol = &e->symbols[left];
     symbol->pair = -1;
     if (symbol->next == e->length) return;
-    int32_t end = e->symbols[symbol->next].next;
-    symbol->pair = mli_find_piece(e->t, e->segment + left, (size_t)(end - left));
+    const mli_symbol *next = &e->symbols[symbol->next];
+    symbol->pair = e->t->rules.is_ranked
+                       ? mli_find_merge(e->t, symbol->id, next->id)
+                       : mli_find_piece(e->t, e->segment + left, (size_t)(next->next - left));
     if (symbol->pair < 0) return;
-    mli_merge merge = {(uint32_t)left, mli_piece_cost(e->t, symbol->pair)};
+    mli_merge merge = {(uint32_t)left, mli_pair_cost(e->t, symbol->pair)};
     mli_queue_push(e, merge);
 }
 
@@ -8129,13 +8645,13 @@ static void mli_merge_symbols(mli_encoder *e) {
     mli_symbol *symbols = e->symbols;
     while (e->n_queue) {
         mli_merge best = mli_queue_pop(e);
-        int32_t left = (int32_t)best.left, id = symbols[left].pair, right = symbols[left].next;
-        if (id < 0 || mli_piece_cost(e->t, id) != best.cost) continue;
+        int32_t left = (int32_t)best.left, pair = symbols[left].pair, right = symbols[left].next;
+        if (pair < 0 || mli_pair_cost(e->t, pair) != best.cost) continue;
         mli_link_symbols(e, left, symbols[right].next);
         symbols[right].prev = symbols[left].split;
         symbols[right].pair = -1;
         symbols[left].split = right;
-        symbols[left].id = id;
+        symbols[left].id = e->t->rules.is_ranked ? e->t->merges[pair].id : pair;
         if (symbols[left].prev >= 0) mli_queue_pair(e, symbols[left].prev);
         mli_queue_pair(e, left);
     }
@@ -8174,13 +8690,23 @@ static int32_t mli_character_size(const unsigned char *p, size_t n) {
     return size;
 }
 
+/* Whether a space is put before this text. */
+static int mli_puts_space(const mli_tokenizer *t, const unsigned char *text, size_t n) {
+    int spares = t->rules.spares_spaces && n && (text[0] == ' ' || mli_is_mark(text, n));
+    return n && t->rules.adds_space_prefix && !spares;
+}
+
 /* Writes the text as pieces see it, at most n + 1 bytes, and returns how many; `to` may be text - 1 (in place). Where
    extra spaces are removed, a mark in the text does not make the next space an extra one, but is removed at the end
    like a space, as SentencePiece does. */
 static size_t mli_normalize(const mli_tokenizer *t, const unsigned char *text, size_t n, unsigned char *to) {
-    int removes = t->removes_extra_spaces, is_extra = removes;
+    int removes = t->rules.removes_extra_spaces, is_extra = removes;
     size_t m = 0;
-    if (n && t->adds_space_prefix) to[m++] = ' ';
+    if (t->rules.words) { /* every byte counts */
+        if (n) memmove(to, text, n);
+        return n;
+    }
+    if (mli_puts_space(t, text, n)) to[m++] = ' ';
     size_t begin = m;
     for (size_t i = 0; i < n; i++) {
         int is_mark = mli_is_mark(text + i, n - i);
@@ -8192,19 +8718,20 @@ static size_t mli_normalize(const mli_tokenizer *t, const unsigned char *text, s
     return m > begin ? m : 0;
 }
 
-/* The length of the longest user-defined piece that the text begins with, and its id; 0 if there is none. */
-static size_t mli_match_user_defined(const mli_tokenizer *t, const unsigned char *text, size_t n,
-                                     int32_t *id) {
+/* The length of the longest special piece that the text at `at` begins with, and its id; 0 if there is none. */
+static size_t mli_match_special(const mli_encoder *e, size_t at, int32_t *id) {
+    const mli_tokenizer *t = e->t;
+    const unsigned char *text = e->text + at;
     uint32_t hash = MLI_HASH_SEED;
-    size_t length = 0;
-    if (!mli_bit(t->user_starts, text[0])) return 0;
-    for (size_t i = 0; i < n && i < t->longest_user; i++) {
+    size_t length = 0, longest = e->flags & ML_PARSE_SPECIAL ? t->longest_special : t->longest_user;
+    size_t n = MLI_MIN(e->n - at, longest);
+    if (!n || !mli_bit(t->special_starts, text[0])) return 0;
+    for (size_t i = 0; i < n; i++) {
         hash = mli_hash_byte(hash, text[i]);
-        int32_t found = mli_find_hashed(t, text, i + 1, hash);
-        if (found >= 0 && t->kinds[found] == ML_PIECE_USER_DEFINED) {
-            length = i + 1;
-            *id = found;
-        }
+        int32_t found = mli_find_hashed(t, &t->specials, text, i + 1, hash);
+        if (found < 0 || (t->kinds[found] == ML_PIECE_CONTROL && !(e->flags & ML_PARSE_SPECIAL))) continue;
+        length = i + 1;
+        *id = found;
     }
     return length;
 }
@@ -8221,21 +8748,29 @@ static void mli_emit(mli_encoder *e, const unsigned char *text, size_t n, int32_
     e->was_unknown = is_unknown;
 }
 
-/* Begins a segment: cuts the text from `begin` on into characters, up to a boundary that no piece crosses. */
-static void mli_cut_segment(mli_encoder *e, size_t begin) {
+/* The piece that a character is when merging begins; -1: none. Only ranked merges ask. */
+static int32_t mli_first_id(const mli_tokenizer *t, const unsigned char *text, int32_t size) {
+    if (!t->rules.is_ranked) return -1;
+    return t->rules.words ? t->byte_ids[text[0]] : mli_find_piece(t, text, (size_t)size);
+}
+
+/* Begins a segment: cuts the text from `begin` on into characters, up to a boundary that no piece crosses, or `end`.
+   */
+static void mli_cut_segment(mli_encoder *e, size_t begin, size_t end) {
     const unsigned char *text = e->text + begin;
-    size_t n = e->n - begin;
-    int32_t at = 0, previous = -1, ignored;
+    size_t n = end - begin;
+    int32_t at = 0, previous = -1;
     e->symbols = (mli_symbol *)(void *)(e->ids + e->n_ids);
     do {
         mli_symbol *symbol = &e->symbols[at];
+        int32_t size = e->t->rules.words ? 1 : mli_character_size(text + at, n - (size_t)at);
         symbol->prev = previous;
-        symbol->id = symbol->split = -1;
+        symbol->id = mli_first_id(e->t, text + at, size);
+        symbol->split = -1;
         previous = at;
-        at += mli_character_size(text + at, n - (size_t)at);
+        at += size;
         symbol->next = at;
-    } while ((size_t)at < n && mli_bit(e->t->adjacent, text[at - 1] * 256u + text[at]) &&
-             !mli_match_user_defined(e->t, text + at, n - (size_t)at, &ignored));
+    } while ((size_t)at < n && mli_bit(e->t->adjacent, text[at - 1] * 256u + text[at]));
     e->segment = text;
     e->length = at;
     e->queue = (mli_merge *)(void *)(e->symbols + at);
@@ -8250,7 +8785,8 @@ static void mli_encode_segment(mli_encoder *e) {
     mli_merge_symbols(e);
     for (int32_t next, at = 0; at < e->length; at = next) {
         int32_t id = symbols[at].id;
-        while (id >= 0 && symbols[at].split >= 0 && e->t->kinds[id] == ML_PIECE_UNUSED) {
+        while (id >= 0 && symbols[at].split >= 0 && e->t->kinds[id] == ML_PIECE_UNUSED &&
+               !e->t->rules.is_ranked) {
             mli_undo_merge(e, at);
             id = mli_find_piece(e->t, e->segment + at, (size_t)(symbols[at].next - at));
         }
@@ -8259,17 +8795,60 @@ static void mli_encode_segment(mli_encoder *e) {
     }
 }
 
+/* Where what is cut and merged by itself ends that begins at `at`: a word, or all that is left. */
+static size_t mli_part_end(const mli_encoder *e, size_t at) {
+#ifndef ML_NO_BPE
+    if (e->t->rules.words) return at + mli_word_size(e->t->rules.words, e->text + at, e->end - at);
+#endif
+    if (!e->t->rules.cuts_at_spaces) return e->end;
+    const void *space = memchr(e->text + at + 1, ' ', e->end - at - 1);
+    return space ? (size_t)((const unsigned char *)space - e->text) : e->end;
+}
+
+/* Encodes the text from `at` on up to the next special piece. */
+static void mli_encode_plain(mli_encoder *e, size_t at) {
+    for (size_t end; at < e->end; at = end) {
+        end = mli_part_end(e, at);
+        int takes_whole = e->t->rules.takes_whole_words;
+        int32_t id = takes_whole ? mli_find_piece(e->t, e->text + at, end - at) : -1;
+        if (id >= 0) mli_emit(e, e->text + at, end - at, id);
+        for (size_t begin = at; id < 0 && begin < end; begin += (size_t)e->length) {
+            mli_cut_segment(e, begin, end);
+            mli_encode_segment(e);
+        }
+    }
+}
+
+/* Where to go on after a control piece, or, with `special` 0, where to begin. As in llama.cpp and in Hugging Face's
+   tokenizers, each text between control pieces gets the space that is put before a text, and they themselves none. It
+   takes the place of the last of the `special` bytes of the piece that is done. */
+static size_t mli_begin_part(mli_encoder *e, size_t at, size_t special) {
+    const mli_text_rules *rules = &e->t->rules;
+    int32_t id;
+    if (!special)
+        return e->has_prefix && 1 < e->n && mli_match_special(e, 1, &id) &&
+               e->t->kinds[id] == ML_PIECE_CONTROL;
+    if (special < 2 || !rules->adds_space_prefix || rules->only_first || at == e->n) return at;
+    if ((rules->spares_spaces && e->text[at] == ' ') || mli_match_special(e, at, &id)) return at;
+    e->text[at - 1] = ' ';
+    return at - 1;
+}
+
 static ml_result mli_encode_text(mli_encoder *e, ml_error *error) {
-    for (size_t length, at = 0; at < e->n; at += length) {
-        int32_t id;
-        length = mli_match_user_defined(e->t, e->text + at, e->n - at, &id);
+    int32_t id;
+    for (size_t length, at = mli_begin_part(e, 0, 0); at < e->n; at = e->end) {
+        length = mli_match_special(e, at, &id);
         if (length) {
             mli_emit(e, e->text + at, length, id);
-        } else {
-            mli_cut_segment(e, at);
-            mli_encode_segment(e);
-            length = (size_t)e->length;
+            int begins = e->t->kinds[id] == ML_PIECE_CONTROL;
+            e->end = begins ? mli_begin_part(e, at + length, length) : at + length;
+            continue;
         }
+        e->end = at;
+        do {
+            e->end += (size_t)mli_character_size(e->text + e->end, e->n - e->end);
+        } while (e->end < e->n && !mli_match_special(e, e->end, &id));
+        mli_encode_plain(e, at);
     }
     if (!e->missing) return mli_ok(error);
     return mli_fail(error, ML_ERROR_UNSUPPORTED,
@@ -8280,7 +8859,7 @@ static ml_result mli_encode_text(mli_encoder *e, ml_error *error) {
 static ml_result mli_check_encode(const ml_tokenizer *tokenizer, const ml_encode_desc *desc,
                                   ml_error *error) {
     size_t needed = ml_tokenizer_encode_size(desc->n_bytes);
-    const int known = ML_ADD_BOS | ML_ADD_EOS | ML_ADD_SPECIAL;
+    const int known = ML_ADD_BOS | ML_ADD_EOS | ML_ADD_SPECIAL | ML_PARSE_SPECIAL;
     int no_bos = (desc->flags & ML_ADD_BOS) && tokenizer->bos < 0;
     int no_eos = (desc->flags & ML_ADD_EOS) && tokenizer->eos < 0;
     if ((!desc->text && desc->n_bytes) || !desc->work || (desc->flags & ~known))
@@ -8312,8 +8891,10 @@ ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_enc
     int flags = desc->flags & ML_ADD_SPECIAL ? mli_special_flags(tokenizer, desc->flags) : desc->flags;
     unsigned char *end = (unsigned char *)desc->work + ml_tokenizer_encode_size(desc->n_bytes);
     unsigned char *normal = end - (desc->n_bytes + 1);
+    int has_prefix = mli_puts_space(t, (const unsigned char *)desc->text, desc->n_bytes);
     size_t n = mli_normalize(t, (const unsigned char *)desc->text, desc->n_bytes, normal);
-    mli_encoder e = {t, normal, n, (int32_t *)desc->work, 0, NULL, 0, NULL, NULL, 0, 0, 0};
+    mli_encoder e = {t, normal, n,    n, flags, has_prefix, (int32_t *)desc->work, 0, NULL,
+                     0, NULL,   NULL, 0, 0,     0};
     if (flags & ML_ADD_BOS) e.ids[e.n_ids++] = tokenizer->bos;
     result = mli_encode_text(&e, error);
     if (result) return result;
@@ -8335,12 +8916,12 @@ ML_DEF const char *ml_tokenizer_decode_token(const ml_tokenizer *tokenizer, int 
     *n_bytes = 0;
     if (id < 0 || id >= tokenizer->n_pieces) return NULL;
     const char *text = t->texts + t->text_at[id];
-    size_t n = t->text_at[id + 1] - t->text_at[id];
-    int kind = t->kinds[id], drops_spaces = t->adds_space_prefix || t->removes_extra_spaces;
+    size_t n = t->kinds[id] == ML_PIECE_CONTROL ? 0 : t->text_at[id + 1] - t->text_at[id];
+    int kind = t->kinds[id], drops_spaces = t->rules.adds_space_prefix || t->rules.removes_extra_spaces;
     int may_be_prefix = mli_is_text_kind(kind) || (kind == ML_PIECE_BYTE && t->space < 0);
     size_t dropped = !*has_begun && drops_spaces && may_be_prefix && n && text[0] == ' ';
     *n_bytes = n - dropped;
-    if (*n_bytes || (dropped && !t->removes_extra_spaces)) *has_begun = 1;
+    if (*n_bytes || (dropped && !t->rules.removes_extra_spaces)) *has_begun = 1;
     return text + dropped;
 }
 
@@ -12629,8 +13210,9 @@ static int mli_read_legacy_bin(mli_archive *archive) {
 }
 
 /* ==== >>vocabularies ====
-   The three files that hold a SentencePiece BPE vocabulary. Each reader hands its pieces, one after the other, to
-   mli_tokenizer_create. */
+   The files that hold a vocabulary: of SentencePiece BPE llama2.c's .bin and tokenizer.model, of byte-level BPE
+   Meta's tokenizer.model of Llama 3, and of either GGUF and tokenizer.json. Each reader hands its pieces, one after
+   the other, to mli_tokenizer_create. */
 
 /* Kinds for a file that has none: by the id, and by the way bytes are written. */
 static int mli_guess_kind(const mli_piece *piece, int is_unknown, int is_control) {
@@ -12655,7 +13237,9 @@ typedef struct mli_piece_source {
     size_t size;
     mli_reader in;                  /* after the piece read last */
     const ml_value *scores, *kinds; /* of a GGUF: lists of numbers, or NULL */
+    mli_reader merges;              /* of a GGUF: after the merge read last */
     const mli_vocabulary *vocabulary;
+    unsigned char piece[2 * MLI_MAX_PIECE + 2]; /* of Meta's file: the piece read last, in the alphabet */
 } mli_piece_source;
 
 /* Default ids of bos, eos and unknown count only where there is such a piece: spelled as usual, or otherwise special
@@ -12716,7 +13300,7 @@ static ml_result mli_bin_open(mli_piece_source *source, mli_vocabulary *v, ml_er
         if (result) return result;
     }
     v->get = mli_bin_get;
-    v->has_plain_spaces = v->adds_space_prefix = v->adds_bos = 1;
+    v->has_plain_spaces = v->rules.adds_space_prefix = v->adds_bos = 1;
     v->unknown = 0;
     v->bos = v->n_pieces > 1 ? 1 : -1;
     v->eos = v->n_pieces > 2 ? 2 : -1;
@@ -12880,8 +13464,8 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
                           "trainer_spec.unk_surface has %z bytes; at most %d are supported", v->unknown_size,
                           MLI_MAX_PIECE);
     v->get = mli_spm_get;
-    v->adds_space_prefix = settings[MLI_SPM_PREFIX] != 0;
-    v->removes_extra_spaces = settings[MLI_SPM_EXTRA] != 0;
+    v->rules.adds_space_prefix = settings[MLI_SPM_PREFIX] != 0;
+    v->rules.removes_extra_spaces = settings[MLI_SPM_EXTRA] != 0;
     v->adds_bos = 1;
     const int is_default[3] = {v->bos == 1, v->eos == 2, v->unknown == 0};
     return result ? result : mli_check_default_ids(v, is_default, error);
@@ -12892,6 +13476,8 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
 
 #define MLI_KEY_TOKENIZER "tokenizer.ggml.model"
 #define MLI_KEY_TOKENS "tokenizer.ggml.tokens"
+#define MLI_KEY_WORDS "tokenizer.ggml.pre"
+#define MLI_KEY_MERGES "tokenizer.ggml.merges"
 #define MLI_KEY_SCORES "tokenizer.ggml.scores"
 #define MLI_KEY_KINDS "tokenizer.ggml.token_type"
 #define MLI_KEY_PIECES "minillama.pieces" /* how many of the tokens are pieces, if the others only fill up */
@@ -12935,8 +13521,31 @@ static ml_result mli_gguf_get(void *context, int32_t id, mli_piece *piece, ml_er
         if (piece->kind == 0) piece->kind = ML_PIECE_NORMAL; /* llama.cpp's "undefined" */
     } else {
         piece->kind = mli_guess_kind(piece, id == v->unknown, id == v->bos || id == v->eos);
+        if (v->rules.words && piece->kind == ML_PIECE_BYTE) piece->kind = ML_PIECE_NORMAL;
     }
     return ML_OK;
+}
+
+/* Both halves of a merge that is written with a space between them. */
+static int mli_split_merge(const char *s, size_t n, mli_piece halves[2]) {
+    const char *space = n > 1 ? (const char *)memchr(s + 1, ' ', n - 1) : NULL;
+    if (!space) return 0;
+    memset(halves, 0, 2 * sizeof *halves);
+    halves[0].bytes = (const unsigned char *)s;
+    halves[0].length = (size_t)(space - s);
+    halves[1].bytes = (const unsigned char *)space + 1;
+    halves[1].length = n - halves[0].length - 1;
+    return 1;
+}
+
+MLI_OPTIONAL ml_result mli_gguf_get_merge(void *context, size_t rank, mli_piece halves[2], ml_error *error) {
+    mli_piece_source *source = (mli_piece_source *)context;
+    size_t length;
+    const char *s = mli_gguf_string(&source->merges, &length);
+    if (source->merges.failed)
+        return mli_fail(error, ML_ERROR_TRUNCATED, MLI_KEY_MERGES ": string %z is cut short", rank);
+    if (mli_split_merge(s, length, halves)) return ML_OK;
+    return mli_fail(error, ML_ERROR_FORMAT, MLI_KEY_MERGES ": string %z is not two pieces", rank);
 }
 
 /* The list under a key, of that type and, unless n is 0, length; *list is NULL when there is no such key. For F32 any
@@ -12959,7 +13568,7 @@ static ml_result mli_gguf_find_list(const ml_archive *archive, const char *key, 
 
 /* The special ids. All ones, as llama.cpp's converter writes it, means that there is none. */
 static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
-    static const int64_t fallbacks[MLI_TOKENIZER_IDS] = {1, 2, 0, -1, -1, -1};
+    static const int64_t usual[MLI_TOKENIZER_IDS] = {1, 2, 0, -1, -1, -1};
     int32_t end_of_turn, end_of_message;
     int32_t *const ids[MLI_TOKENIZER_IDS] = {&v->bos,     &v->eos,      &v->unknown,
                                              &v->padding, &end_of_turn, &end_of_message};
@@ -12967,7 +13576,7 @@ static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, 
     for (int i = 0; i < MLI_TOKENIZER_IDS; i++) {
         const ml_value *value = ml_archive_find_value(archive, mli_id_keys[i]);
         int is_list = i == 1 && value && value->kind == ML_VALUE_LIST; /* of eos: see mli_gguf_ends */
-        int64_t id = value ? value->i : fallbacks[i];
+        int64_t id = value ? value->i : v->rules.words ? -1 : usual[i];
         if (is_list || id == (int64_t)UINT32_MAX || id == INT64_MAX) id = -1; /* 32 or 64 bits of ones */
         if (value && value->kind != ML_VALUE_INT && !is_list)
             return mli_fail(error, ML_ERROR_FORMAT, "key %s is no integer", mli_id_keys[i]);
@@ -13002,9 +13611,12 @@ static ml_result mli_gguf_ends(const ml_archive *archive, mli_vocabulary *v, ml_
 /* A file that says not to add bos, and does not give its id, has none: that is how a vocabulary without bos is
    written. */
 static ml_result mli_gguf_flags(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
-    int *const flags[MLI_TOKENIZER_FLAGS] = {&v->adds_bos, &v->adds_eos, &v->adds_space_prefix,
-                                             &v->removes_extra_spaces};
-    v->adds_space_prefix = v->adds_bos = 1;
+    int *const flags[MLI_TOKENIZER_FLAGS] = {&v->adds_bos, &v->adds_eos, &v->rules.adds_space_prefix,
+                                             &v->rules.removes_extra_spaces};
+    v->rules.adds_space_prefix = v->adds_bos = !v->rules.words;
+#ifndef ML_NO_BPE
+    if (v->rules.words) v->adds_bos = v->rules.words->adds_bos;
+#endif
     for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) {
         const ml_value *value = ml_archive_find_value(archive, mli_flag_keys[i]);
         if (value && value->kind != ML_VALUE_BOOL && value->kind != ML_VALUE_INT)
@@ -13016,8 +13628,8 @@ static ml_result mli_gguf_flags(const ml_archive *archive, mli_vocabulary *v, ml
 }
 
 /* What llama.cpp calls the kinds of tokenizers, and what they are. */
-static ml_result mli_check_tokenizer_kind(const ml_value *model, ml_error *error) {
-    static const char *const kinds[][2] = {{"gpt2", "byte-level BPE, as of Llama 3 and GPT-2"},
+static ml_result mli_refuse_tokenizer_kind(const ml_value *model, ml_error *error) {
+    static const char *const kinds[][2] = {{"gpt2", "byte-level BPE, left out by ML_NO_BPE"},
                                            {"bert", "WordPiece"},
                                            {"t5", "Unigram"},
                                            {"rwkv", "RWKV"},
@@ -13026,13 +13638,81 @@ static ml_result mli_check_tokenizer_kind(const ml_value *model, ml_error *error
     char name[32];
     const char *what = "unknown";
     size_t at = 0;
-    if (mli_is_text(model->s, model->length, "llama")) return ML_OK;
     mli_put(name, sizeof name, &at, model->s, model->length);
     for (size_t i = 0; i < MLI_COUNT(kinds); i++)
         if (strcmp(name, kinds[i][0]) == 0) what = kinds[i][1];
     return mli_fail(error, ML_ERROR_UNSUPPORTED,
-                    MLI_KEY_TOKENIZER " is \"%s\" (%s); only \"llama\" (SentencePiece BPE) is supported",
+                    MLI_KEY_TOKENIZER
+                    " is \"%s\" (%s); \"llama\" (SentencePiece BPE) and \"gpt2\" (byte-level "
+                    "BPE) are supported",
                     name, what);
+}
+
+#ifndef ML_NO_BPE
+/* Control pieces that end a text, whether the file says so or not, as in llama.cpp; and, where it does not say which
+   are bos and eos (finds_bos), those that are spelled like one. */
+static ml_result mli_find_usual_special(mli_vocabulary *v, int finds_bos, ml_error *error) {
+    static const char *const bos[] = {"<s>", "<|begin_of_text|>", "<|endoftext|>"};
+    static const char *const ends[] = {"</s>",       "<|end_of_text|>", "<|endoftext|>",
+                                       "<|eot_id|>", "<|eom_id|>",      "<|im_end|>"};
+    for (int32_t id = 0; id < (int32_t)v->n_pieces; id++) {
+        mli_piece piece;
+        ml_result result = v->get(v->context, id, &piece, error);
+        if (result) return result;
+        if (piece.kind != ML_PIECE_CONTROL) continue;
+        for (size_t i = 0; i < MLI_COUNT(bos) && finds_bos && v->bos < 0; i++)
+            if (mli_is_text((const char *)piece.bytes, piece.length, bos[i])) v->bos = id;
+        for (size_t i = 0; i < MLI_COUNT(ends); i++) {
+            if (!mli_is_text((const char *)piece.bytes, piece.length, ends[i])) continue;
+            if (finds_bos && v->eos < 0 && i < 3) v->eos = id;
+            mli_add_end(v->ends, &v->n_ends, id);
+        }
+    }
+    return ML_OK;
+}
+
+/* Of byte-level BPE: the pre-tokenizer and the merges. */
+static ml_result mli_gguf_words(const ml_archive *archive, mli_piece_source *source, mli_vocabulary *v,
+                                ml_error *error) {
+    const ml_value *name = ml_archive_find_value(archive, MLI_KEY_WORDS), *merges;
+    char text[64];
+    size_t at = 0;
+    if (!name || name->kind != ML_VALUE_STRING)
+        return mli_fail(error, ML_ERROR_UNSUPPORTED,
+                        "key " MLI_KEY_TOKENIZER " is \"gpt2\", but there is no key " MLI_KEY_WORDS
+                        ", which names its pre-tokenizer");
+    v->rules.words = mli_find_word_rule(name->s, name->length);
+    mli_put(text, sizeof text, &at, name->s, name->length);
+    if (!v->rules.words)
+        return mli_fail(error, ML_ERROR_UNSUPPORTED,
+                        "key " MLI_KEY_WORDS
+                        ": pre-tokenizer \"%s\" is not supported; gpt-2, llama-bpe, smollm and "
+                        "qwen2 are",
+                        text);
+    v->rules.takes_whole_words = v->rules.words->takes_whole_words;
+    ml_result result = mli_gguf_find_list(archive, MLI_KEY_MERGES, MLI_GGUF_STRING, 0, &merges, error);
+    if (!result && !merges)
+        result = mli_fail(error, ML_ERROR_FORMAT, "byte-level BPE without key " MLI_KEY_MERGES);
+    if (result) return result;
+    v->rules.is_ranked = 1;
+    v->n_merges = merges->length;
+    v->get_merge = mli_gguf_get_merge;
+    const unsigned char *data = (const unsigned char *)merges->s;
+    source->merges = mli_reader_at(data, 0, v->n_merges ? (size_t)(source->data + source->size - data) : 0);
+    return ML_OK;
+}
+#endif
+
+/* Whether the tokenizer's model is one that is read. */
+static ml_result mli_gguf_kind(const ml_archive *archive, mli_piece_source *source, mli_vocabulary *v,
+                               ml_error *error) {
+    const ml_value *model = ml_archive_find_value(archive, MLI_KEY_TOKENIZER);
+    (void)source, (void)v;
+    if (mli_is_text(model->s, model->length, "llama")) return ML_OK;
+#ifndef ML_NO_BPE
+    if (mli_is_text(model->s, model->length, "gpt2")) return mli_gguf_words(archive, source, v, error);
+#endif
+    return mli_refuse_tokenizer_kind(model, error);
 }
 
 static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_allocator *allocator,
@@ -13046,8 +13726,6 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_
     if (!tokens || !model || model->kind != ML_VALUE_STRING)
         return mli_fail(error, ML_ERROR_FORMAT, "no tokenizer in this file: key %s is absent",
                         tokens ? MLI_KEY_TOKENIZER : MLI_KEY_TOKENS);
-    result = mli_check_tokenizer_kind(model, error);
-    if (result) return result;
     v.n_pieces = tokens->length;
     v.get = mli_gguf_get;
     v.context = &source;
@@ -13055,6 +13733,8 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_
     source.size =
         v.n_pieces ? (size_t)(archive->private_part->data + archive->private_part->size - source.data) : 0;
     source.vocabulary = &v;
+    result = mli_gguf_kind(archive, &source, &v, error);
+    if (result) return result;
     result = mli_gguf_find_list(archive, MLI_KEY_SCORES, MLI_GGUF_F32, v.n_pieces, &source.scores, error);
     if (!result)
         result = mli_gguf_find_list(archive, MLI_KEY_KINDS, MLI_GGUF_I32, v.n_pieces, &source.kinds, error);
@@ -13064,21 +13744,597 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_
     if (!result && v.n_pieces) result = mli_gguf_special(archive, &v, error);
     if (!result && v.n_pieces) result = mli_gguf_ends(archive, &v, error);
     if (!result) result = mli_gguf_flags(archive, &v, error);
+#ifndef ML_NO_BPE
+    if (!result && v.rules.words && v.n_pieces) result = mli_find_usual_special(&v, 0, error);
+#endif
     return result ? result : mli_tokenizer_create(&v, allocator, tokenizer, error);
 }
 
+#ifndef ML_NO_BPE
+/* ---- Meta's tokenizer.model of Llama 3 ----
+   As OpenAI's tiktoken writes it: a line for each piece, its bytes in base64 and its rank, which is its id. Neighbors
+   whose joint piece has the lowest rank are merged first. The special pieces that follow are only in Meta's code. */
+
+enum { MLI_META_SPECIAL = 256, MLI_META_RESERVED = 11 };
+
+static void mli_meta_special(int i, mli_piece_source *source, mli_piece *piece) {
+    static const char *const names[MLI_META_RESERVED] = {"begin_of_text",
+                                                         "end_of_text",
+                                                         "reserved_special_token_0",
+                                                         "reserved_special_token_1",
+                                                         "finetune_right_pad_id",
+                                                         "reserved_special_token_2",
+                                                         "start_header_id",
+                                                         "end_header_id",
+                                                         "eom_id",
+                                                         "eot_id",
+                                                         "python_tag"};
+    char *text = (char *)source->piece;
+    if (i < MLI_META_RESERVED)
+        mli_format(text, sizeof source->piece, "<|%s|>", names[i]);
+    else
+        mli_format(text, sizeof source->piece, "<|reserved_special_token_%d|>", i - MLI_META_RESERVED + 3);
+    piece->length = strlen(text);
+    piece->kind = ML_PIECE_CONTROL;
+}
+
+/* The six bits of a character of base64; -1: it is none. */
+static int mli_base64(unsigned char c) {
+    if (c >= 'A' && c <= 'Z') return c - 'A';
+    if (c >= 'a' && c <= 'z') return c - 'a' + 26;
+    if (c >= '0' && c <= '9') return c - '0' + 52;
+    return c == '+' ? 62 : c == '/' ? 63 : -1;
+}
+
+/* Reads base64 up to the space after it, as pieces are written. Returns the piece's length; 0: it cannot be read. */
+static size_t mli_read_base64(mli_reader *in, unsigned char *piece) {
+    uint32_t bits = 0;
+    size_t length = 0, n_bytes = 0;
+    int n_bits = 0;
+    for (; in->p < in->end && *in->p != ' '; in->p++) {
+        int digit = mli_base64(*in->p);
+        if (*in->p == '=') continue;
+        if (digit < 0 || n_bytes == MLI_MAX_PIECE) return 0;
+        bits = bits << 6 | (uint32_t)digit;
+        n_bits += 6;
+        if (n_bits < 8) continue;
+        n_bits -= 8;
+        n_bytes++;
+        length += mli_put_utf8((char *)piece + length, mli_spell_byte(bits >> n_bits & 255));
+    }
+    return length;
+}
+
+static ml_result mli_tiktoken_get(void *context, int32_t id, mli_piece *piece, ml_error *error) {
+    mli_piece_source *source = (mli_piece_source *)context;
+    mli_reader *in = &source->in;
+    uint64_t rank = 0;
+    size_t n_base = source->vocabulary->n_pieces - MLI_META_SPECIAL;
+    if (id == 0) *in = mli_reader_at(source->data, mli_text_begin(source->data, source->size), source->size);
+    memset(piece, 0, sizeof *piece);
+    piece->bytes = source->piece;
+    if ((size_t)id >= n_base) {
+        mli_meta_special(id - (int32_t)n_base, source, piece);
+        return ML_OK;
+    }
+    piece->kind = ML_PIECE_NORMAL;
+    piece->score = -(float)id;
+    piece->length = mli_read_base64(in, source->piece);
+    const unsigned char *digits = in->p + 1;
+    for (in->p += in->p < in->end; in->p < in->end && *in->p >= '0' && *in->p <= '9' && rank < 1u << 30;
+         in->p++)
+        rank = rank * 10 + (uint64_t)(*in->p - '0');
+    int is_number = in->p > digits && (in->p == in->end || *in->p == '\n' || *in->p == '\r');
+    while (in->p < in->end && (*in->p == '\n' || *in->p == '\r')) in->p++;
+    if (!piece->length || !is_number)
+        return mli_fail(error, ML_ERROR_FORMAT, "tokenizer.model: line %d is not base64 and a rank",
+                        (int)id + 1);
+    if (rank == (uint64_t)id) return ML_OK;
+    return mli_fail(error, ML_ERROR_FORMAT, "tokenizer.model: line %d has rank %l, not %d", (int)id + 1,
+                    (int64_t)rank, (int)id);
+}
+
+static ml_result mli_tiktoken_open(mli_piece_source *source, mli_vocabulary *v, ml_error *error) {
+    size_t n_base = 0;
+    for (size_t i = mli_text_begin(source->data, source->size); i < source->size; i++) {
+        int is_end = source->data[i] == '\n' || source->data[i] == '\r';
+        int is_last = i + 1 == source->size || source->data[i + 1] == '\n' || source->data[i + 1] == '\r';
+        n_base += !is_end && is_last ? 1 : 0;
+    }
+    (void)error;
+    source->vocabulary = v;
+    v->get = mli_tiktoken_get;
+    v->n_pieces = n_base + MLI_META_SPECIAL;
+    v->rules.words = mli_find_word_rule("llama-bpe", 9);
+    v->rules.takes_whole_words = v->adds_bos = 1;
+    if (n_base > MLI_MAX_PIECES) return ML_OK; /* an error later */
+    v->bos = (int32_t)n_base;
+    v->eos = v->bos + 1;
+    mli_add_end(v->ends, &v->n_ends, v->bos + 9); /* of a turn, */
+    mli_add_end(v->ends, &v->n_ends, v->bos + 8); /* of a message */
+    return ML_OK;
+}
+
+/* ---- Hugging Face's tokenizer.json ----
+   One JSON object: a model ("type" BPE, a "vocab" of pieces and ids, "merges" in the order of their ranks), the
+   "added_tokens", and what is done around it: "normalizer", "pre_tokenizer", "post_processor", "decoder", each null,
+   a step, or a Sequence of steps. The lists are read into lists, all else into the values of an archive. Every step
+   must be one that is known to do what the tokenizers here do. */
+
+typedef struct mli_hf_merge {
+    const char *text[2]; /* (length) */
+    size_t length[2];
+} mli_hf_merge;
+
+typedef struct mli_hf_entry {
+    const char *text; /* (length) */
+    size_t length;
+    int32_t id;
+} mli_hf_entry;
+
+typedef struct mli_hf {
+    mli_archive *archive;   /* has the strings and values */
+    mli_list vocab, merges; /* of mli_hf_entry, of mli_hf_merge */
+    mli_piece *pieces;      /* (vocabulary.n_pieces) by id */
+    mli_vocabulary vocabulary;
+    int is_byte_level, has_digits, replaces; /* steps: ByteLevel, Digits, Replace " " by U+2581 */
+} mli_hf;
+
+/* Appends to a sentence what a file wrote. */
+static ml_result mli_hf_refuse(mli_hf *hf, const char *what, const ml_value *value) {
+    char text[96];
+    size_t at = 0;
+    text[0] = 0;
+    if (value && value->kind == ML_VALUE_STRING)
+        mli_put(text, sizeof text, &at, value->s, value->length);
+    else
+        mli_put(text, sizeof text, &at, "of no name", 10);
+    return mli_stop(hf->archive, ML_ERROR_UNSUPPORTED, "%s %s is not supported", what, text);
+}
+
+/* "PREFIX.KEY", or NULL. */
+static const ml_value *mli_hf_value(const mli_hf *hf, const char *prefix, const char *key) {
+    char name[2 * ML_NAME_SIZE];
+    mli_format(name, sizeof name, "%s.%s", prefix, key);
+    return ml_archive_find_value(&hf->archive->shown, name);
+}
+
+static int mli_hf_has_text(const mli_hf *hf, const char *prefix, const char *key, const char *text) {
+    const ml_value *value = mli_hf_value(hf, prefix, key);
+    return value && value->kind == ML_VALUE_STRING && mli_is_text(value->s, value->length, text);
+}
+
+static int mli_hf_flag(const mli_hf *hf, const char *prefix, const char *key, int otherwise) {
+    const ml_value *value = mli_hf_value(hf, prefix, key);
+    return value && value->kind == ML_VALUE_BOOL ? value->i != 0 : otherwise;
+}
+
+/* Step i of a component: where its values are, and its type; 0: there is no such step. */
+static int mli_hf_step(const mli_hf *hf, const char *component, const char *list, int i,
+                       char prefix[ML_NAME_SIZE], const ml_value **type) {
+    int is_sequence = mli_hf_has_text(hf, component, "type", "Sequence");
+    if (!is_sequence && i) return 0;
+    mli_format(prefix, ML_NAME_SIZE, is_sequence ? "%s.%s.%d" : "%s", component, list, i);
+    *type = mli_hf_value(hf, prefix, "type");
+    return *type != NULL;
+}
+
+/* ---- its lists ---- */
+
+static void mli_hf_read_vocab(mli_hf *hf, mli_json *json) {
+    const int64_t most = MLI_MAX_PIECES;
+    if (!mli_json_take(json, '{')) {
+        mli_stop(hf->archive, ML_ERROR_UNSUPPORTED,
+                 "the vocab is no object (in Unigram models it is a list); only BPE is supported");
+        return;
+    }
+    for (int64_t i = 0, id; mli_json_more(json, '}', i); i++) {
+        mli_hf_entry *entry = (mli_hf_entry *)mli_list_add(hf->archive, &hf->vocab, sizeof *entry);
+        double ignored;
+        entry->text = mli_json_key(json, &entry->length);
+        mli_json_peek(json);
+        if (!mli_json_number(json, &id, &ignored) || id < 0 || id >= most)
+            mli_stop(hf->archive, ML_ERROR_FORMAT, "vocab: the id of \"%s\" is not an integer below %l",
+                     entry->text, most);
+        else
+            entry->id = (int32_t)id;
+    }
+}
+
+/* ["a b", ...], or, in newer files, [["a", "b"], ...]. */
+static void mli_hf_read_merges(mli_hf *hf, mli_json *json) {
+    mli_json_expect(json, '[', "a list is missing");
+    for (int64_t i = 0; mli_json_more(json, ']', i); i++) {
+        mli_hf_merge *merge = (mli_hf_merge *)mli_list_add(hf->archive, &hf->merges, sizeof *merge);
+        mli_piece halves[2];
+        size_t length;
+        if (mli_json_take(json, '[')) {
+            merge->text[0] = mli_json_string(json, &merge->length[0]);
+            mli_json_expect(json, ',', "a comma is missing");
+            merge->text[1] = mli_json_string(json, &merge->length[1]);
+            mli_json_expect(json, ']', "the end of a pair is missing");
+            continue;
+        }
+        const char *text = mli_json_string(json, &length);
+        int is_pair = mli_split_merge(text, length, halves);
+        if (!is_pair) mli_stop(hf->archive, ML_ERROR_FORMAT, "merges: \"%s\" is not two pieces", text);
+        for (int k = 0; k < 2 && is_pair; k++) {
+            merge->text[k] = (const char *)halves[k].bytes;
+            merge->length[k] = halves[k].length;
+        }
+    }
+}
+
+/* A member that is no list of the above becomes values. */
+static void mli_hf_read_other(mli_hf *hf, mli_json *json, const char *key, size_t length, int depth) {
+    size_t path_length = hf->archive->path_length;
+    mli_json_push(hf->archive, key, length, 0);
+    if (!hf->archive->result) mli_json_value(json, depth);
+    hf->archive->path_length = path_length;
+}
+
+static ml_result mli_hf_refuse_model(mli_hf *hf, const ml_value *type) {
+    if (type && type->kind == ML_VALUE_STRING)
+        return mli_hf_refuse(hf, "only BPE is supported: the model", type);
+    return mli_stop(hf->archive, ML_ERROR_UNSUPPORTED,
+                    "there is no model of type BPE, with vocab and merges");
+}
+
+/* Of the model, whose type is the value read last. */
+static void mli_hf_check_type(mli_hf *hf) {
+    size_t n = hf->archive->values.n;
+    const ml_value *type = n ? (const ml_value *)hf->archive->values.items + n - 1 : NULL;
+    if (type && strcmp(type->name, "model.type") == 0 && !mli_is_text(type->s, type->length, "BPE"))
+        mli_hf_refuse_model(hf, type);
+}
+
+static void mli_hf_read_model(mli_hf *hf, mli_json *json) {
+    size_t length;
+    mli_path_push(hf->archive, "model", 5);
+    mli_json_expect(json, '{', "an object is missing");
+    for (int64_t i = 0; mli_json_more(json, '}', i); i++) {
+        const char *key = mli_json_key(json, &length);
+        if (mli_is_text(key, length, "vocab"))
+            mli_hf_read_vocab(hf, json);
+        else if (mli_is_text(key, length, "merges"))
+            mli_hf_read_merges(hf, json);
+        else
+            mli_hf_read_other(hf, json, key, length, 2);
+        if (mli_is_text(key, length, "type")) mli_hf_check_type(hf); /* before a list is read in vain */
+    }
+    hf->archive->path_length = 0;
+}
+
+static void mli_hf_read(mli_hf *hf, const void *data, size_t size) {
+    const unsigned char *begin = (const unsigned char *)data;
+    mli_json json = {mli_reader_at(begin, 0, size), begin, hf->archive};
+    size_t length;
+    mli_allow_names(hf->archive, size);
+    mli_json_word(&json, "\xef\xbb\xbf"); /* a byte order mark */
+    mli_json_expect(&json, '{', "an object is missing");
+    for (int64_t i = 0; mli_json_more(&json, '}', i); i++) {
+        const char *key = mli_json_key(&json, &length);
+        if (mli_is_text(key, length, "model"))
+            mli_hf_read_model(hf, &json);
+        else
+            mli_hf_read_other(hf, &json, key, length, 1);
+    }
+    if (!hf->archive->result && mli_json_peek(&json)) mli_json_fail(&json, "more text than one value");
+    hf->archive->may_repeat = 2; /* as in Python */
+    mli_publish(hf->archive);
+}
+
+/* ---- its pieces ---- */
+
+/* Enters a piece under its id. Added tokens are in the vocab again, or follow it. */
+static void mli_hf_set_piece(mli_hf *hf, int32_t id, const char *text, size_t length, int kind) {
+    mli_piece *piece = &hf->pieces[id];
+    int is_added = kind != ML_PIECE_NORMAL;
+    int is_same =
+        piece->kind && mli_compare_text((const char *)piece->bytes, piece->length, text, length) == 0;
+    if (piece->kind && !(is_added && is_same)) {
+        mli_stop(hf->archive, ML_ERROR_FORMAT, "two pieces have the id %d: \"%s\" and \"%s\"", (int)id,
+                 (const char *)piece->bytes, text);
+        return;
+    }
+    piece->bytes = (const unsigned char *)text;
+    piece->length = length;
+    piece->kind = kind;
+    if (!is_added && !hf->is_byte_level && mli_byte_of_piece(piece->bytes, length) >= 0)
+        piece->kind = ML_PIECE_BYTE;
+}
+
+/* Added token i; 0: there is none. With pieces, enters it. */
+static int mli_hf_added(mli_hf *hf, int i, int64_t *id) {
+    char prefix[ML_NAME_SIZE];
+    mli_format(prefix, sizeof prefix, "added_tokens.%d", i);
+    const ml_value *number = mli_hf_value(hf, prefix, "id"), *content = mli_hf_value(hf, prefix, "content");
+    if (hf->archive->result || (!number && !content)) return 0;
+    if (!number || number->kind != ML_VALUE_INT || number->i < 0 || number->i >= MLI_MAX_PIECES || !content ||
+        content->kind != ML_VALUE_STRING) {
+        mli_stop(hf->archive, ML_ERROR_FORMAT, "added_tokens: number %d has no content, or no id below %d", i,
+                 MLI_MAX_PIECES);
+        return 0;
+    }
+    *id = number->i;
+    if (!hf->pieces) return 1;
+    int is_special = mli_hf_flag(hf, prefix, "special", 0);
+    int strips = mli_hf_flag(hf, prefix, "lstrip", 0) || mli_hf_flag(hf, prefix, "rstrip", 0) ||
+                 mli_hf_flag(hf, prefix, "single_word", 0);
+    if (strips && !is_special) mli_hf_refuse(hf, "lstrip, rstrip or single_word of added token", content);
+    mli_hf_set_piece(hf, (int32_t)*id, content->s, content->length,
+                     is_special ? ML_PIECE_CONTROL : ML_PIECE_USER_DEFINED);
+    return !hf->archive->result;
+}
+
+static ml_result mli_hf_get(void *context, int32_t id, mli_piece *piece, ml_error *error) {
+    const mli_hf *hf = (const mli_hf *)context;
+    (void)error;
+    *piece = hf->pieces[id];
+    if (piece->kind == 0) piece->kind = ML_PIECE_UNUSED; /* an id that the file leaves out: an empty piece */
+    return ML_OK;
+}
+
+static ml_result mli_hf_get_merge(void *context, size_t rank, mli_piece halves[2], ml_error *error) {
+    const mli_hf_merge *merge = (const mli_hf_merge *)((const mli_hf *)context)->merges.items + rank;
+    (void)error;
+    memset(halves, 0, 2 * sizeof *halves);
+    for (int i = 0; i < 2; i++) {
+        halves[i].bytes = (const unsigned char *)merge->text[i];
+        halves[i].length = merge->length[i];
+    }
+    return ML_OK;
+}
+
+/* The pieces by their ids. A file's few lines must not ask for a table of a million. */
+static void mli_hf_fill(mli_hf *hf) {
+    const mli_hf_entry *vocab = (const mli_hf_entry *)hf->vocab.items;
+    int64_t last = -1, id;
+    int n_added = 0;
+    for (size_t i = 0; i < hf->vocab.n; i++) last = MLI_MAX(last, vocab[i].id);
+    for (; mli_hf_added(hf, n_added, &id); n_added++) last = MLI_MAX(last, id);
+    size_t most = 2 * (hf->vocab.n + (size_t)n_added) + 1024;
+    if (last >= (int64_t)most)
+        mli_stop(hf->archive, ML_ERROR_FORMAT, "there is an id %l, but there are only %z pieces", last,
+                 hf->vocab.n + (size_t)n_added);
+    if (hf->archive->result) return;
+    hf->vocabulary.n_pieces = (size_t)(last + 1);
+    hf->pieces = (mli_piece *)mli_alloc(&hf->archive->allocator, (size_t)(last + 1), sizeof *hf->pieces);
+    if (!hf->pieces) mli_no_memory(hf->archive);
+    for (size_t i = 0; i < hf->vocab.n && !hf->archive->result; i++)
+        mli_hf_set_piece(hf, vocab[i].id, vocab[i].text, vocab[i].length, ML_PIECE_NORMAL);
+    for (int i = 0; mli_hf_added(hf, i, &id); i++) continue;
+}
+
+/* The id of the piece that a value names; -1: there is none. */
+static int32_t mli_hf_id(const mli_hf *hf, const ml_value *text) {
+    if (!text || text->kind != ML_VALUE_STRING) return -1;
+    for (int32_t id = 0; id < (int32_t)hf->vocabulary.n_pieces; id++) {
+        const mli_piece *piece = &hf->pieces[id];
+        if (piece->kind &&
+            !mli_compare_text((const char *)piece->bytes, piece->length, text->s, text->length))
+            return id;
+    }
+    return -1;
+}
+
+/* ---- its steps ---- */
+
+static void mli_hf_normalizer(mli_hf *hf) {
+    char at[ML_NAME_SIZE];
+    const ml_value *type;
+    for (int i = 0; mli_hf_step(hf, "normalizer", "normalizers", i, at, &type); i++) {
+        int replaces = mli_hf_has_text(hf, at, "type", "Replace") &&
+                       mli_hf_has_text(hf, at, "pattern.String", " ") &&
+                       mli_hf_has_text(hf, at, "content", MLI_MARK);
+        if (replaces)
+            hf->replaces = 1;
+        else if (mli_hf_has_text(hf, at, "type", "Prepend") && mli_hf_has_text(hf, at, "prepend", MLI_MARK))
+            hf->vocabulary.rules.adds_space_prefix = 1;
+        else if (!mli_hf_has_text(hf, at, "type", "NFC")) /* see ml_tokenizer_load */
+            mli_hf_refuse(hf, "normalizer", type);
+    }
+}
+
+/* The expressions that Hugging Face's files have, and whose they are. */
+static const mli_word_rule *mli_hf_pattern(const ml_value *pattern) {
+    static const char contractions[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}";
+    static const char spaces[] = "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+    static const char gpt2[] =
+        "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+    static const char *const counts[][2] = {{"{1,3}", "llama-bpe"}, {"", "qwen2"}};
+    char text[256];
+    if (!pattern || pattern->kind != ML_VALUE_STRING) return NULL;
+    if (mli_is_text(pattern->s, pattern->length, gpt2)) return mli_find_word_rule("gpt-2", 5);
+    for (size_t i = 0; i < MLI_COUNT(counts); i++) {
+        mli_format(text, sizeof text, "%s%s%s", contractions, counts[i][0], spaces);
+        if (mli_is_text(pattern->s, pattern->length, text))
+            return mli_find_word_rule(counts[i][1], strlen(counts[i][1]));
+    }
+    return NULL;
+}
+
+static void mli_hf_split(mli_hf *hf, const char *at) {
+    mli_text_rules *rules = &hf->vocabulary.rules;
+    const ml_value *pattern = mli_hf_value(hf, at, "pattern.Regex");
+    int inverted = mli_hf_flag(hf, at, "invert", 0);
+    int keeps_all = mli_hf_has_text(hf, at, "behavior", inverted ? "Removed" : "Isolated");
+    if (hf->replaces && mli_hf_has_text(hf, at, "pattern.String", " ")) return; /* there is none left */
+    const mli_word_rule *found = keeps_all && !rules->words ? mli_hf_pattern(pattern) : NULL;
+    if (found)
+        rules->words = found;
+    else
+        mli_hf_refuse(hf, "pre_tokenizer Split by",
+                      pattern ? pattern : mli_hf_value(hf, at, "pattern.String"));
+}
+
+/* Hugging Face's counterpart of SentencePiece's marks. */
+static void mli_hf_metaspace(mli_hf *hf, const char *at) {
+    mli_text_rules *rules = &hf->vocabulary.rules;
+    const ml_value *scheme = mli_hf_value(hf, at, "prepend_scheme");
+    if (!mli_hf_has_text(hf, at, "replacement", MLI_MARK))
+        mli_hf_refuse(hf, "Metaspace with replacement", mli_hf_value(hf, at, "replacement"));
+    hf->replaces = 1;
+    rules->cuts_at_spaces = mli_hf_flag(hf, at, "split", 1);
+    rules->spares_spaces = !rules->adds_space_prefix;
+    rules->only_first = mli_hf_has_text(hf, at, "prepend_scheme", "first");
+    rules->adds_space_prefix |= scheme ? !mli_hf_has_text(hf, at, "prepend_scheme", "never")
+                                       : mli_hf_flag(hf, at, "add_prefix_space", 1);
+}
+
+static void mli_hf_pre_tokenizer(mli_hf *hf) {
+    mli_text_rules *rules = &hf->vocabulary.rules;
+    char at[ML_NAME_SIZE];
+    const ml_value *type;
+    for (int i = 0; mli_hf_step(hf, "pre_tokenizer", "pretokenizers", i, at, &type); i++) {
+        if (mli_hf_has_text(hf, at, "type", "ByteLevel")) {
+            hf->is_byte_level = 1;
+            if (mli_hf_flag(hf, at, "add_prefix_space", 1))
+                mli_hf_refuse(hf, "add_prefix_space of pre_tokenizer", type);
+            int splits = mli_hf_flag(hf, at, "use_regex", 1);
+            if (splits == (rules->words != NULL))
+                mli_hf_refuse(hf,
+                              splits ? "use_regex after Split of pre_tokenizer"
+                                     : "use_regex = false without Split of pre_tokenizer",
+                              type);
+            const char *name = hf->has_digits ? "smollm" : "gpt-2";
+            if (splits) rules->words = mli_find_word_rule(name, strlen(name));
+        } else if (mli_hf_has_text(hf, at, "type", "Digits") && mli_hf_flag(hf, at, "individual_digits", 0) &&
+                   !rules->words) {
+            hf->has_digits = 1;
+        } else if (mli_hf_has_text(hf, at, "type", "Split") && !hf->has_digits) {
+            mli_hf_split(hf, at);
+        } else if (mli_hf_has_text(hf, at, "type", "Metaspace")) {
+            mli_hf_metaspace(hf, at);
+        } else {
+            mli_hf_refuse(hf, "pre_tokenizer", type);
+        }
+    }
+}
+
+/* Whether a step of a decoder does what decoding does here anyway. */
+static int mli_hf_knows_decoder(const mli_hf *hf, const char *at) {
+    if (mli_hf_has_text(hf, at, "type", "ByteLevel")) return hf->is_byte_level;
+    if (hf->is_byte_level) return 0;
+    if (mli_hf_has_text(hf, at, "type", "Replace"))
+        return mli_hf_has_text(hf, at, "pattern.String", MLI_MARK) && mli_hf_has_text(hf, at, "content", " ");
+    if (mli_hf_has_text(hf, at, "type", "Strip")) return mli_hf_has_text(hf, at, "content", " ");
+    return mli_hf_has_text(hf, at, "type", "ByteFallback") || mli_hf_has_text(hf, at, "type", "Fuse") ||
+           mli_hf_has_text(hf, at, "type", "Metaspace");
+}
+
+/* Of a template only that a text begins with bos and ends with eos can be done. */
+static void mli_hf_template(mli_hf *hf, const char *at) {
+    mli_vocabulary *v = &hf->vocabulary;
+    char key[48];
+    int is_after = 0;
+    for (int i = 0; !hf->archive->result; i++) {
+        mli_format(key, sizeof key, "single.%d.Sequence.id", i);
+        int is_text = mli_hf_value(hf, at, key) != NULL;
+        mli_format(key, sizeof key, "single.%d.SpecialToken.id", i);
+        const ml_value *token = mli_hf_value(hf, at, key);
+        if (!token && !is_text) break;
+        is_after |= is_text;
+        if (is_text) continue;
+        int32_t *id = is_after ? &v->eos : &v->bos;
+        if (*(is_after ? &v->adds_eos : &v->adds_bos))
+            mli_hf_refuse(hf, "TemplateProcessing with another", token);
+        *id = mli_hf_id(hf, token);
+        *(is_after ? &v->adds_eos : &v->adds_bos) = 1;
+        if (*id < 0) mli_stop(hf->archive, ML_ERROR_FORMAT, "post_processor: no piece for its special token");
+    }
+}
+
+static void mli_hf_around(mli_hf *hf) {
+    char at[ML_NAME_SIZE];
+    const ml_value *type;
+    for (int i = 0; mli_hf_step(hf, "decoder", "decoders", i, at, &type); i++)
+        if (!mli_hf_knows_decoder(hf, at)) mli_hf_refuse(hf, "decoder", type);
+    for (int i = 0; mli_hf_step(hf, "post_processor", "processors", i, at, &type); i++) {
+        if (mli_hf_has_text(hf, at, "type", "TemplateProcessing"))
+            mli_hf_template(hf, at);
+        else if (!mli_hf_has_text(hf, at, "type", "ByteLevel"))
+            mli_hf_refuse(hf, "post_processor", type);
+    }
+}
+
+/* What the model itself says. A file that names no type is older: BPE if it has merges. */
+static void mli_hf_model(mli_hf *hf) {
+    static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
+    const ml_value *type = mli_hf_value(hf, "model", "type"), *dropout = mli_hf_value(hf, "model", "dropout");
+    if (type ? !mli_hf_has_text(hf, "model", "type", "BPE") : !hf->merges.n || !hf->vocab.n)
+        mli_hf_refuse_model(hf, type);
+    for (size_t i = 0; i < MLI_COUNT(affixes); i++) {
+        const ml_value *affix = mli_hf_value(hf, "model", affixes[i]);
+        if (affix && affix->kind == ML_VALUE_STRING && affix->length) mli_hf_refuse(hf, affixes[i], affix);
+    }
+    if (dropout && dropout->f > 0) mli_hf_refuse(hf, "a model with dropout", NULL);
+    if (!hf->is_byte_level && !mli_hf_flag(hf, "model", "byte_fallback", 0))
+        mli_stop(hf->archive, ML_ERROR_UNSUPPORTED,
+                 "BPE of characters without byte_fallback, and not ByteLevel, is not supported");
+    if (!hf->is_byte_level && !hf->replaces)
+        mli_stop(hf->archive, ML_ERROR_UNSUPPORTED,
+                 "BPE of characters that leaves spaces as they are is not supported");
+    if (hf->is_byte_level && (hf->replaces || hf->vocabulary.rules.adds_space_prefix))
+        mli_stop(hf->archive, ML_ERROR_UNSUPPORTED,
+                 "a normalizer that replaces spaces before ByteLevel is not supported");
+    hf->vocabulary.rules.takes_whole_words =
+        hf->is_byte_level && mli_hf_flag(hf, "model", "ignore_merges", 0);
+}
+
+static void mli_hf_unknown(mli_hf *hf) {
+    mli_vocabulary *v = &hf->vocabulary;
+    v->unknown = mli_hf_id(hf, mli_hf_value(hf, "model", "unk_token"));
+    if (v->unknown >= 0 && !hf->is_byte_level) hf->pieces[v->unknown].kind = ML_PIECE_UNKNOWN;
+}
+
+static ml_result mli_hf_create(mli_hf *hf, ml_tokenizer **tokenizer, ml_error *error) {
+    mli_vocabulary *v = &hf->vocabulary;
+    void (*const steps[])(mli_hf *) = {mli_hf_normalizer, mli_hf_pre_tokenizer, mli_hf_model,
+                                       mli_hf_fill,       mli_hf_unknown,       mli_hf_around};
+    for (size_t i = 0; i < MLI_COUNT(steps) && !hf->archive->result; i++) steps[i](hf);
+    if (hf->archive->result) return hf->archive->result;
+    v->context = hf;
+    v->get = mli_hf_get;
+    v->get_merge = mli_hf_get_merge;
+    v->n_merges = hf->merges.n;
+    v->rules.is_ranked = 1;
+    ml_result result = mli_find_usual_special(v, 1, error);
+    return result ? result : mli_tokenizer_create(v, &hf->archive->allocator, tokenizer, error);
+}
+
+static ml_result mli_tokenizer_from_json(const void *data, size_t size, const ml_allocator *allocator,
+                                         ml_tokenizer **tokenizer, ml_error *error) {
+    mli_hf hf;
+    memset(&hf, 0, sizeof hf);
+    hf.vocabulary = mli_no_vocabulary();
+    hf.archive = mli_archive_new(allocator, error);
+    if (!hf.archive) return ML_ERROR_MEMORY;
+    hf.archive->reading = "tokenizer.json";
+    mli_hf_read(&hf, data, size);
+    ml_result result = hf.archive->result;
+    if (!result) result = mli_hf_create(&hf, tokenizer, error);
+    mli_free(allocator, hf.vocab.items);
+    mli_free(allocator, hf.merges.items);
+    mli_free(allocator, hf.pieces);
+    ml_archive_free(&hf.archive->shown);
+    return result;
+}
+#endif /* ML_NO_BPE */
+
 /* ---- any of them ---- */
 
-/* Files that are often given, and not read: a sentence that says which one it is. Otherwise NULL. */
-static const char *mli_name_other_tokenizer(const unsigned char *p, size_t size) {
+/* Whether a file is JSON, or has lines of base64 and a rank. */
+static int mli_is_json(const unsigned char *p, size_t size) {
+    size_t begin = mli_text_begin(p, size);
+    return begin < size && p[begin] == '{';
+}
+static int mli_is_tiktoken(const unsigned char *p, size_t size) {
     static const char base64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=";
     size_t begin = mli_text_begin(p, size), i = begin;
-    if (i < size && p[i] == '{')
-        return "JSON, perhaps Hugging Face's tokenizer.json (a fast tokenizer), is not read yet";
     for (; i < size && memchr(base64, p[i], sizeof base64 - 1); i++) continue;
-    if (i == begin || i - begin > 4096 || i + 1 >= size || p[i] != ' ' || p[i + 1] < '0' || p[i + 1] > '9')
-        return NULL;
-    return "a tokenizer.model of tiktoken (lines of base64 and rank, as of Llama 3) is not read yet";
+    return i > begin && i - begin <= 4096 && i + 1 < size && p[i] == ' ' && p[i + 1] >= '0' &&
+           p[i + 1] <= '9';
 }
 
 /* A .bin begins with the length of its longest piece, below 2^16; a .model with the tag of its first piece. */
@@ -13097,21 +14353,28 @@ static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml
     }
     mli_piece_source source;
     mli_vocabulary v = mli_no_vocabulary();
-    const char *other = mli_name_other_tokenizer(p, size);
     memset(&source, 0, sizeof source);
     source.data = p;
     source.size = size;
     v.context = &source;
     if (p[2] == 0 && p[3] == 0)
         result = mli_bin_open(&source, &v, error);
-    else if (p[0] == MLI_PB(1, MLI_PB_BYTES))
+    else if (p[0] == MLI_PB(1, MLI_PB_BYTES) && !mli_is_json(p, size))
         result = mli_spm_open(&source, &v, error);
-    else if (other)
+#ifndef ML_NO_BPE
+    else if (mli_is_json(p, size))
+        return mli_tokenizer_from_json(data, size, allocator, tokenizer, error);
+    else if (mli_is_tiktoken(p, size))
+        result = mli_tiktoken_open(&source, &v, error);
+#else
+    else if (mli_is_json(p, size) || mli_is_tiktoken(p, size))
         result = mli_fail(error, ML_ERROR_UNSUPPORTED,
-                          "%s; give a tokenizer.model of SentencePiece, a GGUF, or llama2.c's .bin", other);
+                          "a tokenizer.json, or the tokenizer.model of Llama 3: left out by ML_NO_BPE");
+#endif
     else
         result = mli_fail(error, ML_ERROR_FORMAT,
-                          "this is no tokenizer: neither tokenizer.model, nor GGUF, nor llama2.c's .bin");
+                          "this is no tokenizer: neither tokenizer.model, nor tokenizer.json, nor GGUF, nor "
+                          "llama2.c's .bin");
     return result ? result : mli_tokenizer_create(&v, allocator, tokenizer, error);
 }
 
@@ -14359,7 +15622,8 @@ static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
         MLI_GGUF_ALIGNMENT_KEY,    "llama.attention.causal", "llama.rope.dimension_count",
         "llama.rope.scale_linear", MLI_KEY_LABELS,           MLI_KEY_POOLING,
         MLI_KEY_VALUE_LENGTH,      MLI_KEY_YARN_ATTENTION,   "llama.rope.scaling.yarn_ext_factor"};
-    static const char *const tokenizer[] = {MLI_KEY_TOKENIZER, MLI_KEY_TOKENS, MLI_KEY_SCORES, MLI_KEY_KINDS};
+    static const char *const tokenizer[] = {MLI_KEY_TOKENIZER, MLI_KEY_TOKENS, MLI_KEY_SCORES,
+                                            MLI_KEY_KINDS,     MLI_KEY_WORDS,  MLI_KEY_MERGES};
     static const char *const prefixes[] = {"split.", "minillama.", "tokenizer.ggml."};
     int is_own = 0;
     for (size_t i = 0; i < MLI_COUNT(own); i++) is_own |= mli_is_text(key, n, own[i]);
@@ -14368,7 +15632,8 @@ static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
     for (size_t i = 0; i < (model->private_part->has_other_tokenizer ? 3 : 2); i++)
         is_own |= n >= strlen(prefixes[i]) && memcmp(key, prefixes[i], strlen(prefixes[i])) == 0;
     if (!model->tokenizer) return is_own;
-    for (size_t i = 0; i < MLI_COUNT(tokenizer); i++) is_own |= mli_is_text(key, n, tokenizer[i]);
+    size_t n_tokenizer = MLI_COUNT(tokenizer) - (model->tokenizer->private_part->rules.words ? 0 : 2);
+    for (size_t i = 0; i < n_tokenizer; i++) is_own |= mli_is_text(key, n, tokenizer[i]);
     for (int i = 0; i < MLI_TOKENIZER_IDS; i++) is_own |= mli_is_text(key, n, mli_id_keys[i]);
     for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) is_own |= mli_is_text(key, n, mli_flag_keys[i]);
     return is_own;
@@ -14446,6 +15711,17 @@ static void mli_try_json(mli_loader *loader, const char *name) {
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
 }
 
+/* A tokenizer.json does not say which of its pieces are bos and eos. */
+static void mli_load_bos_eos(mli_loader *loader, ml_tokenizer *t) {
+    static const char *const keys[] = {MLI_CONFIG_JSON ".bos_token_id", MLI_CONFIG_JSON ".eos_token_id",
+                                       MLI_CONFIG_JSON ".eos_token_id.0"};
+    for (size_t i = 0; i < MLI_COUNT(keys); i++) {
+        const ml_value *id = ml_archive_find_value(loader->archive, keys[i]);
+        if (id && id->kind == ML_VALUE_INT && id->i >= 0 && id->i < t->n_pieces)
+            *(i ? &t->eos : &t->bos) = (int32_t)id->i;
+    }
+}
+
 /* Hugging Face says in three files what tokenizer.model does not: eos_token_id, a number or a list, and whether a
    text begins with bos and a space, and ends with eos. */
 static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
@@ -14453,11 +15729,12 @@ static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
     static const char *const flags[] = {MLI_TOKENIZER_JSON ".add_bos_token",
                                         MLI_TOKENIZER_JSON ".add_eos_token",
                                         MLI_TOKENIZER_JSON ".add_prefix_space"};
-    int *const set[] = {&t->adds_bos, &t->adds_eos, &t->private_part->adds_space_prefix};
+    int *const set[] = {&t->adds_bos, &t->adds_eos, &t->private_part->rules.adds_space_prefix};
     char name[ML_NAME_SIZE];
     if (!ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1])) return;
     mli_try_json(loader, MLI_GENERATION_JSON);
     mli_try_json(loader, MLI_TOKENIZER_JSON);
+    if (t->private_part->rules.is_ranked) mli_load_bos_eos(loader, t);
     for (size_t file = 0; file < MLI_COUNT(ends); file++)
         for (int i = -1; i < ML_MAX_ENDS; i++) {
             if (i < 0) mli_format(name, sizeof name, "%s.eos_token_id", ends[file]);
@@ -14490,8 +15767,9 @@ static void mli_load_tokenizer(mli_loader *loader) {
         ml_result result = mli_tokenizer_from_archive(loader->archive, allocator, &tokenizer, error);
         if (result != ML_ERROR_UNSUPPORTED) loader->result = result;
     } else if (loader->path) {
-        tokenizer = mli_try_tokenizer(loader, "tokenizer.model");
-        if (!tokenizer && !loader->result) tokenizer = mli_try_tokenizer(loader, "tokenizer.bin");
+        static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin"};
+        for (size_t i = 0; i < MLI_COUNT(names) && !tokenizer && !loader->result; i++)
+            tokenizer = mli_try_tokenizer(loader, names[i]);
     }
     if (tokenizer) mli_load_special(loader, tokenizer);
     loader->model->private_part->tokenizer = tokenizer; /* ml_model_free frees it from here on */
@@ -15375,6 +16653,57 @@ static void mli_append_piece(mli_writer *writer, const mli_saver *saver, int32_t
         mli_append_string(writer, piece, length);
 }
 
+/* Byte-level: the merges. Where they are not ranked (in Meta's tokenizer.model), any two pieces that make a third are
+   one, in the order of the thirds. Returns how many; without a writer it only counts. */
+#ifndef ML_NO_BPE
+static void mli_append_pair(mli_writer *writer, const ml_tokenizer *t, int32_t left, int32_t right) {
+    size_t n[2];
+    const char *a = ml_tokenizer_piece(t, left, &n[0], NULL, NULL);
+    const char *b = ml_tokenizer_piece(t, right, &n[1], NULL, NULL);
+    mli_append_uint(writer, n[0] + 1 + n[1], 8);
+    mli_append(writer, a, n[0]);
+    mli_append(writer, " ", 1);
+    mli_append(writer, b, n[1]);
+}
+
+static size_t mli_append_merges(mli_writer *writer, const ml_tokenizer *t) {
+    const mli_tokenizer *own = t->private_part;
+    size_t count = 0;
+    for (; count < own->n_merges && writer; count++)
+        mli_append_pair(writer, t, own->merges[count].left, own->merges[count].right);
+    for (int32_t id = 0; id < t->n_pieces && !own->rules.is_ranked; id++) {
+        const unsigned char *text = (const unsigned char *)own->texts + own->text_at[id];
+        size_t n = own->text_at[id + 1] - own->text_at[id];
+        for (size_t i = 1; i < n && own->kinds[id] == ML_PIECE_NORMAL; i++) {
+            int32_t left = mli_find_piece(own, text, i), right = mli_find_piece(own, text + i, n - i);
+            if (left < 0 || right < 0) continue;
+            if (writer) mli_append_pair(writer, t, left, right);
+            count++;
+        }
+    }
+    return own->rules.is_ranked ? own->n_merges : count;
+}
+#endif
+
+static void mli_append_words(mli_writer *writer, const ml_tokenizer *t) {
+#ifndef ML_NO_BPE
+    mli_append_key_string(writer, MLI_KEY_WORDS, t->private_part->rules.words->name);
+    mli_append_key_list(writer, MLI_KEY_MERGES, MLI_GGUF_STRING, (int)mli_append_merges(NULL, t));
+    mli_append_merges(writer, t);
+#else
+    (void)writer, (void)t;
+#endif
+}
+
+static void mli_append_scores(mli_writer *writer, const ml_tokenizer *t, int n) {
+    mli_append_key_list(writer, MLI_KEY_SCORES, MLI_GGUF_F32, n);
+    for (int32_t id = 0; id < n; id++) {
+        float score = 0;
+        ml_tokenizer_piece(t, id, NULL, &score, NULL);
+        mli_append_uint(writer, mli_float_bits(score), 4);
+    }
+}
+
 static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver) {
     const ml_tokenizer *t = saver->model->tokenizer;
     const struct ml_tokenizer_private *own = t->private_part;
@@ -15383,19 +16712,17 @@ static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver
         if (t->ends[i] != t->eos) ends[n++] = t->ends[i];
     const int32_t ids[MLI_TOKENIZER_IDS] = {t->bos,  t->eos, t->unknown, own->has_padding ? t->padding : -1,
                                             ends[0], ends[1]};
-    const int flags[MLI_TOKENIZER_FLAGS] = {t->adds_bos, t->adds_eos, own->adds_space_prefix,
-                                            own->removes_extra_spaces};
+    const int flags[MLI_TOKENIZER_FLAGS] = {t->adds_bos, t->adds_eos, own->rules.adds_space_prefix,
+                                            own->rules.removes_extra_spaces};
     ml_piece_kind kind = ML_PIECE_NORMAL;
     int n = saver->model->config.vocab_size;
-    mli_append_key_string(writer, MLI_KEY_TOKENIZER, "llama");
+    mli_append_key_string(writer, MLI_KEY_TOKENIZER, own->rules.words ? "gpt2" : "llama");
     mli_append_key_list(writer, MLI_KEY_TOKENS, MLI_GGUF_STRING, n);
     for (int32_t id = 0; id < n; id++) mli_append_piece(writer, saver, id);
-    mli_append_key_list(writer, MLI_KEY_SCORES, MLI_GGUF_F32, n);
-    for (int32_t id = 0; id < n; id++) {
-        float score = 0;
-        ml_tokenizer_piece(t, id, NULL, &score, NULL);
-        mli_append_uint(writer, mli_float_bits(score), 4);
-    }
+    if (own->rules.words)
+        mli_append_words(writer, t);
+    else
+        mli_append_scores(writer, t, n);
     mli_append_key_list(writer, MLI_KEY_KINDS, MLI_GGUF_I32, n);
     for (int32_t id = 0; id < n; id++) {
         ml_tokenizer_piece(t, id, NULL, NULL, &kind);

@@ -11,12 +11,12 @@ static void require(int condition) {
 }
 
 /* Does the text come back byte for byte? Not where spaces are dropped, characters can be unknown, or it contains
-   U+2581. */
+   U+2581, which is a space unless bytes are pieces. */
 static int is_lossless(const ml_tokenizer *tokenizer, const unsigned char *text, size_t n) {
-    for (size_t i = 0; i + 3 <= n; i++)
-        if (memcmp(text + i, "\xE2\x96\x81", 3) == 0) return 0;
     const mli_tokenizer *t = (const mli_tokenizer *)tokenizer;
-    return t->has_bytes && !t->removes_extra_spaces;
+    for (size_t i = 0; i + 3 <= n && !t->rules.words; i++)
+        if (memcmp(text + i, "\xE2\x96\x81", 3) == 0) return 0;
+    return t->has_bytes && !t->rules.removes_extra_spaces && !t->rules.spares_spaces;
 }
 
 static void check_text(const ml_tokenizer *tokenizer, const unsigned char *text, size_t n) {
@@ -37,6 +37,14 @@ static void check_text(const ml_tokenizer *tokenizer, const unsigned char *text,
         require(at == n_decoded);
         if (is_lossless(tokenizer, text, n)) require(n_decoded == n && (!n || memcmp(decoded, text, n) == 0));
     }
+    /* special pieces in the text take the place of at least a byte each */
+    encode.flags = ML_PARSE_SPECIAL;
+    int n_plain = tokens.n;
+    if (ml_tokenizer_encode(tokenizer, &encode, &tokens, NULL) == ML_OK) {
+        require((size_t)tokens.n <= n + 1);
+        require(ml_tokenizer_decode(tokenizer, &tokens, decoded, sizeof decoded, &n_decoded, NULL) == ML_OK);
+    }
+    tokens.n = n_plain;
     /* what the file asks to be put around a text is there to be put */
     encode.flags = ML_ADD_SPECIAL;
     int added = tokens.n;
@@ -133,12 +141,70 @@ static void put_gguf(bytes *b) {
     put_u8(b, 1);
 }
 
+/* Byte-level: all bytes, in the alphabet, and merges. */
+static void put_spelled(bytes *b, unsigned byte) {
+    uint32_t c = mli_spell_byte(byte);
+    if (c == '"' || c == '\\') put_u8(b, '\\');
+    if (c >= 0x80) put_u8(b, 0xC0 | c >> 6);
+    put_u8(b, c < 0x80 ? c : 0x80 | (c & 63));
+}
+
+static void put_json(bytes *b) {
+    put_text(
+        b,
+        "{\"added_tokens\": [{\"id\": 259, \"content\": \"<end>\", \"special\": true}, {\"id\": 260, "
+        "\"content\": \"<a>\"}], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"Sequence\", "
+        "\"pretokenizers\": [{\"type\": \"Digits\", \"individual_digits\": true}, {\"type\": \"ByteLevel\", "
+        "\"add_prefix_space\": false}]}, \"model\": {\"type\": \"BPE\", \"ignore_merges\": true, "
+        "\"merges\": [\"a b\", [\"ab\", \"ab\"], \"\xC4\xA0 a\"], \"vocab\": {\"ab\": 256, \"abab\": 257, "
+        "\"\xC4\xA0\\u0061\": 258");
+    for (unsigned i = 0; i < 256; i++) {
+        char id[16];
+        put_text(b, ", \"");
+        put_spelled(b, i);
+        snprintf(id, sizeof id, "\": %u", i);
+        put_text(b, id);
+    }
+    put_text(b, "}}}");
+}
+
+static void put_characters_json(bytes *b) {
+    put_text(b, "{\"normalizer\": {\"type\": \"Replace\", \"pattern\": {\"String\": \" \"}, \"content\": "
+                "\"\xE2\x96\x81\"}, \"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": "
+                "\"\xE2\x96\x81\"}, \"model\": {\"byte_fallback\": true, \"merges\": [\"a b\"], \"vocab\": {"
+                "\"a\": 256, \"b\": 257, \"ab\": 258");
+    for (unsigned i = 0; i < 256; i++) {
+        char text[32];
+        snprintf(text, sizeof text, ", \"<0x%02X>\": %u", i, i);
+        put_text(b, text);
+    }
+    put_text(b, "}}, \"added_tokens\": [{\"id\": 259, \"content\": \"b<\", \"special\": true}]}");
+}
+
+static void put_byte_level_gguf(bytes *b) {
+    static const char *const texts[] = {"a", "b", "ab", "<end>", "\xC4\xA0", "\xC3\x83", "abab", "\xC2\xA9"};
+    static const char *const merges[] = {"a b", "ab ab"};
+    gguf_begin(b, 3, 0, 5);
+    gguf_key(b, "tokenizer.ggml.model", 8), gguf_text(b, "gpt2");
+    gguf_key(b, "tokenizer.ggml.pre", 8), gguf_text(b, "llama-bpe");
+    put_list(b, "tokenizer.ggml.tokens", 8, 8);
+    for (int i = 0; i < 8; i++) gguf_text(b, texts[i]);
+    put_list(b, "tokenizer.ggml.token_type", 5, 8); /* I32 */
+    for (int i = 0; i < 8; i++) put_u32(b, i == 3 ? 3 : 1);
+    put_list(b, "tokenizer.ggml.merges", 8, 2);
+    for (int i = 0; i < 2; i++) gguf_text(b, merges[i]);
+}
+
 static bytes fuzz_seed(int index) {
     bytes b = {NULL, 0, 0};
     if (index == 0) put_pieces(&b, put_model_piece), put_literal(&b, "\x12\2\x18\2"); /* TrainerSpec: BPE */
     if (index == 1) put_u32(&b, 6), put_pieces(&b, put_bin_piece);
     if (index == 2) put_gguf(&b);
-    if (index < 3)
+    if (index == 3) put_json(&b);
+    if (index == 4) put_characters_json(&b);
+    if (index == 5) put_byte_level_gguf(&b);
+    if (index == 6) put_text(&b, "YQ== 0\nYg== 1\nYWI= 2\nIA== 3\nYWJhYg== 4\n");
+    if (index < 7)
         put_text(&b, " abab  b\xC3\xA9\xFF"
                      "a\n\xE2\x82\xAC\x10");
     return b;

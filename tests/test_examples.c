@@ -548,7 +548,7 @@ TEST(files_of_a_model_are_spared) {
     CHECK(run("convert", arguments, "") == 0 && run("convert", arguments, "") == 0);
 }
 
-/* What is missing is named: here Hugging Face's tokenizer.json is all there is. */
+/* What is missing is named: here a tokenizer.json of another kind is all there is. */
 TEST(other_tokenizers_are_named) {
     char arguments[4096];
     CHECK(mkdir(in_folder("fast"), 0777) == 0);
@@ -556,11 +556,14 @@ TEST(other_tokenizers_are_named) {
     CHECK(run("convert", arguments, "") == 0);
     snprintf(arguments, sizeof arguments, "--prompt Hi%s", flag("--pretrained-model-path", "fast"));
     refuses("run_llama", arguments, "no tokenizer in or next to");
-    write_file(in_folder("fast/tokenizer.json"), "{\"model\": {}}", 13);
-    refuses("run_llama", arguments, "fast/tokenizer.json: JSON, perhaps Hugging Face's tokenizer.json");
+    const char unigram[] = "{\"model\": {\"type\": \"Unigram\"}}";
+    write_file(in_folder("fast/tokenizer.json"), unigram, sizeof unigram - 1);
+    refuses("run_llama", arguments,
+            "fast/tokenizer.json: tokenizer.json: only BPE is supported: the model Unigram");
     snprintf(arguments, sizeof arguments, "'%s' ", in_folder("fast/model.safetensors"));
     strcat(strcat(arguments, " "), in_folder("fast.gguf"));
-    CHECK(run("convert", arguments, "") == 0 && strstr(complained, "fast/tokenizer.json: JSON"));
+    CHECK(run("convert", arguments, "") == 0 &&
+          strstr(complained, "fast/tokenizer.json: tokenizer.json: only BPE"));
 }
 
 /* ---- train_tokenizer ---- */

@@ -98,7 +98,7 @@ int main(int argc, char **argv) {
         {"--type", OPTION_TEXT, &s.type,
          "F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K for the matrices (as they are)"},
         {"--tokenizer", OPTION_TEXT, &s.tokenizer,
-         "tokenizer.model, llama2.c's .bin or a GGUF; goes into a GGUF"},
+         "tokenizer.model, tokenizer.json, llama2.c's .bin or a GGUF; goes into a GGUF"},
         {"--name", OPTION_TEXT, &s.name, "general.name of a GGUF (that of IN)"},
         {"--merge-lora", OPTION_TEXT, &s.adapter, "adds this adapter to the weights (F32 unless --type)"},
         {"--help", OPTION_FLAG, &s.help, "this list"},

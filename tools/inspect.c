@@ -3,10 +3,11 @@
 #include "../examples/common/options.h"
 #include "../examples/common/report.h"
 
-static const char usage[] = "usage: inspect FILE [options]\n"
-                            "  FILE         a model (PyTorch .pt, GGUF, safetensors, llama2.c's .bin), any "
-                            "archive of tensors of these formats,\n"
-                            "               or a tokenizer (tokenizer.model, llama2.c's .bin)\n";
+static const char usage[] =
+    "usage: inspect FILE [options]\n"
+    "  FILE         a model (PyTorch .pt, GGUF, safetensors, llama2.c's .bin), any "
+    "archive of tensors of these formats,\n"
+    "               or a tokenizer (tokenizer.model, tokenizer.json, llama2.c's .bin)\n";
 
 /* Bytes as a quoted string; control characters are escaped, UTF-8 is left as it is. */
 static void print_quoted(const char *s, size_t n) {
@@ -197,10 +198,16 @@ static void print_model(const ml_model *model) {
         printf("tokenizer: none\n");
 }
 
-/* A file that is not an archive may be a tokenizer. */
+/* A file that is not an archive may be a tokenizer; one that is called so is. */
 static int inspect_tokenizer(const char *path, const ml_error *why) {
     ml_tokenizer *tokenizer;
-    if (ml_tokenizer_load(path, NULL, &tokenizer, NULL)) return loaded(path, why->code, why);
+    ml_error error;
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    int is_called_so = strncmp(name, "tokenizer.", 10) == 0;
+    if (ml_tokenizer_load(path, NULL, &tokenizer, &error)) {
+        if (is_called_so) why = &error;
+        return loaded(path, why->code, why);
+    }
     print_tokenizer(tokenizer);
     ml_tokenizer_free(tokenizer);
     return 1;
@@ -222,7 +229,10 @@ static int inspect(const char *path, const char *tokenizer) {
         return inspect_tokenizer(path, &error);
     }
     if (ml_model_load(path, &desc, &model, &error)) {
+        ml_tokenizer *alone = NULL;
         printf("not a model that can be run: %s\n", error.text);
+        if (!ml_tokenizer_load(path, NULL, &alone, NULL)) print_tokenizer(alone);
+        ml_tokenizer_free(alone);
         return !tokenizer; /* an archive of tensors need not be a model, unless a tokenizer was given for it */
     }
     print_model(model);

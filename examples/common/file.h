@@ -247,6 +247,7 @@ static inline int is_folder_of_gguf(const char *path) {
 static inline int is_read_with_model(const char *name, const char *model, int is_folder) {
     static const char *const names[] = {"tokenizer.model",
                                         "tokenizer.bin",
+                                        "tokenizer.json",
                                         "params.json",
                                         "config.json",
                                         "adapter_config.json",
@@ -259,7 +260,7 @@ static inline int is_read_with_model(const char *name, const char *model, int is
                                         "adapter_model.bin"};
     int is_set = is_folder || ends_with(model, ".index.json") || strstr(file_name(model), "-of-");
     int has_config = ends_with(model, ".safetensors") || ends_with(model, ".bin");
-    size_t n = is_set ? sizeof names / sizeof *names : has_config ? 5 : 3;
+    size_t n = is_set ? sizeof names / sizeof *names : has_config ? 6 : 4;
     for (size_t i = 0; i < n; i++)
         if (strcmp(name, names[i]) == 0) return 1;
     if (is_folder && ends_with(name, ".gguf")) return is_folder_of_gguf(model);

@@ -44,7 +44,7 @@ static const option options[] = {
     {"--option", OPTION_TEXT, &set.option, "generate (default), prompt, finetune, lora or predict"},
     {"--pretrained-model-path", OPTION_TEXT, &set.model, "model in any known format (stories42M.pt)"},
     {"--tokenizer", OPTION_TEXT, &set.tokenizer,
-     "tokenizer.model, .bin or a GGUF (in the model, or next to it)"},
+     "tokenizer.model, tokenizer.json, .bin or a GGUF (in the model, or next to it)"},
     {"--lora", OPTION_TEXT, &set.adapter,
      "an adapter over the model, to generate, prompt or predict with (none)"},
     {"--mode", OPTION_TEXT, &set.mode,

@@ -31,6 +31,14 @@ static int use_parsers(const ml_allocator *allocator) {
         ML_ERROR_UNSUPPORTED);
     USE(strstr(error.text, "ML_NO_PT") != NULL);
 #endif
+#ifdef ML_NO_BPE
+    ml_tokenizer *tokenizer = NULL;
+    ml_load_desc how;
+    memset(&how, 0, sizeof how);
+    how.allocator = *allocator;
+    USE(ml_tokenizer_load_memory("{\"model\": {}}", 13, &how, &tokenizer, &error) == ML_ERROR_UNSUPPORTED);
+    USE(strstr(error.text, "ML_NO_BPE") != NULL);
+#endif
 #ifndef ML_NO_STDIO
     USE(ml_model_load("no such file", &desc, &model, &error) == ML_ERROR_FILE);
 #endif
