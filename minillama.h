@@ -1,4 +1,4 @@
-/* minillama.h - v0.6.0 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.7.0 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -7,7 +7,7 @@
    -O3 and -march=native (or whatever your target has): the instruction set is chosen at compile time.
 
    SHAPES  Matrices are row-major, outermost dimension first, and every operand in this file has its shape beside it:
-      n  tokens in a pass     D  dim, the width      A   heads, of size hd, D / A       V  vocab_size
+      n  tokens in a pass     D  dim, the width      A   heads, of size hd              V  vocab_size
       L  layers               H  hidden_dim          kv_dim = n_kv_heads * hd           C  classes of a head
 
    GENERATE
@@ -178,8 +178,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 600 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.6.0"
+#define ML_VERSION 700 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.7.0"
 
 #ifndef ML_DEF
 #if defined(ML_STATIC) && defined(__GNUC__)

@@ -117,7 +117,7 @@ $(cxx_of $cc) -std=c++11 -O1 $flags -x c++ $callers -x none $o -o $out/$cc-mixed
 # Compilers that are newer than the usual one, and standards to come: only whether there are warnings.
 mingw=x86_64-w64-mingw32-gcc
 newer="gcc-13 gcc-14 gcc-15 clang-16 clang-17 clang-18 clang-19 clang-20"
-accepts() { echo 'int main() { return 0; }' | "$@" -o $out/accepted - -lm 2>/dev/null; }
+accepts() { printf '#include <errno.h>\nint main() { return 0; }\n' | "$@" -o $out/accepted - -lm 2>/dev/null; }
 looks() { # looks NAME COMMAND...: compiles the implementation, without its code
     name=$1
     shift
