@@ -30,7 +30,7 @@
           return 0;
       }
    The path may be a GGUF, safetensors, .pt or llama2.c's .bin, or a folder of Hugging Face's. desc.sampler takes a
-   temperature, top-k and so on; desc.start = ML_START_APPEND continues a text. For models that chat, see ml_chat_reply.
+   temperature, top-k and so on; desc.start = ML_START_APPEND continues a text. Models that chat: see ml_chat_reply.
 
    CLASSIFY with a head that was trained and saved before, packed rows of tokens in, log-probabilities out:
       ml_head *head;  float log_probs[2 * 5];  // 2 rows, 5 classes
@@ -1265,10 +1265,10 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
       zephyr    <|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n...    (Hugging Face's Zephyr, TinyLlama)
 
    Without a system text its part is left out, in llama2 from <<SYS>> to <</SYS>>\n\n; none is invented, though some
-   files' templates have one (Qwen2's, SmolLM's). <s> and </s> are the tokenizer's bos and eos, whatever it calls them.
-   The other formats begin with bos, too, if tokenizer->adds_bos says so. In llama2 and llama3, S and U lose the white
-   space at both ends. Names in <| |>, bos and eos are read as special pieces; S and U never are: "<|eot_id|>" in what
-   the user says is text.
+   files' templates have one (those of Qwen2, SmolLM and, with dates, Llama 3.1). <s> and </s> are the tokenizer's bos
+   and eos, whatever it calls them; the formats that are written without <s> begin with it, too, if
+   tokenizer->adds_bos says so. White space around what is said is dropped where the authors' templates do that (llama2, llama3). Names in
+   <| |>, bos and eos are read as special pieces; S and U never are: "<|eot_id|>" in what the user says is text.
 
       ml_chat chat;  ml_generate_desc how = {0};  // how: sampler, max_new_tokens, on_token
       ml_chat_begin(session, NULL, &chat, &error);
@@ -9281,62 +9281,62 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
 #define MLI_CHAT_MAY_BOS "\2"
 #define MLI_CHAT_EOS "\3"
 
+enum { /* flags of a format */
+       MLI_TRIM_BEGIN = 1,
+       MLI_TRIM_END = 2, /* blanks around what somebody says are dropped */
+       MLI_TRIM = 3,
+       MLI_INSIDE = 4, /* the system's part is inside the first user's: blanks around both are dropped */
+       MLI_MAY_BE_TEXT = 8
+}; /* where the tokenizer has no such pieces, they are written as text */
+
 typedef struct mli_chat_format {
     const char *name;
-    const char *marks[2];            /* what a template of this format has, and those of others have not */
-    const char *begin;               /* of the conversation */
-    const char *system[2], *user[2]; /* what is written before and after what they say */
-    const char *end;                 /* of the answer */
-    int is_inside;                   /* the system's part is inside the first user's */
-    int trims;
-    const char *pieces[3]; /* special pieces, */
-    int may_be_text;       /* or text where the tokenizer has none */
+    int flags;
+    const char *pieces[3]; /* special ones that it is made of */
+    const char *begin;     /* of the conversation */
+    const char
+        *system[2]; /* what is written before and after what they say; after the user begins the answer */
+    const char *user[2];
+    const char *end;      /* of the answer */
+    const char *marks[2]; /* what a template of this format has, and those of others have not */
 } mli_chat_format;
 
 static const mli_chat_format mli_chat_formats[ML_CHAT_FORMATS] = {
-    {"?", {NULL, NULL}, "", {"", ""}, {"", ""}, "", 0, 0, {NULL, NULL, NULL}, 0},
-    {"plain", {NULL, NULL}, MLI_CHAT_MAY_BOS, {"", ""}, {"", ""}, "", 0, 0, {NULL, NULL, NULL}, 0},
+    {"?", 0, {NULL}, "", {"", ""}, {"", ""}, "", {NULL}},
+    {"plain", 0, {NULL}, MLI_CHAT_MAY_BOS, {"", ""}, {"", ""}, "", {NULL}},
     {"llama2",
-     {"bos_token + '[INST] '", "<<SYS>>\n"},
+     MLI_TRIM | MLI_INSIDE,
+     {NULL},
      "",
      {"<<SYS>>\n", "\n<</SYS>>\n\n"},
      {MLI_CHAT_BOS "[INST] ", " [/INST]"},
      MLI_CHAT_EOS,
-     1,
-     1,
-     {NULL, NULL, NULL},
-     0},
+     {"bos_token + '[INST] '", "<<SYS>>\n"}},
     {"llama3",
-     {"<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"},
+     MLI_TRIM,
+     {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
      MLI_CHAT_BOS,
      {"<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"},
      {"<|start_header_id|>user<|end_header_id|>\n\n",
       "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"},
      "<|eot_id|>",
-     0,
-     1,
-     {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
-     0},
+     {"<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"}},
     {"chatml",
-     {"<|im_start|>assistant\n", "<|im_end|>"},
+     0,
+     {"<|im_start|>", "<|im_end|>", NULL},
      MLI_CHAT_MAY_BOS,
      {"<|im_start|>system\n", "<|im_end|>\n"},
      {"<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"},
      "<|im_end|>\n",
-     0,
-     0,
-     {"<|im_start|>", "<|im_end|>", NULL},
-     0},
+     {"<|im_start|>assistant\n", "<|im_end|>"}},
     {"zephyr",
-     {"<|user|>\n' + message['content'] + eos_token", "<|assistant|>\n"},
+     MLI_MAY_BE_TEXT,
+     {"<|system|>", "<|user|>", "<|assistant|>"},
      MLI_CHAT_MAY_BOS,
      {"<|system|>\n", MLI_CHAT_EOS "\n"},
      {"<|user|>\n", MLI_CHAT_EOS "\n<|assistant|>\n"},
      MLI_CHAT_EOS "\n",
-     0,
-     0,
-     {"<|system|>", "<|user|>", "<|assistant|>"},
-     1},
+     {"<|user|>\n' + message['content'] + eos_token", "<|assistant|>\n"}},
 };
 
 /* ---- which format ---- */
@@ -9396,7 +9396,7 @@ static ml_result mli_check_format(const ml_tokenizer *t, const mli_chat_format *
     if ((needs_bos && t->bos < 0) || (needs_eos && t->eos < 0))
         return mli_fail(error, ML_ERROR_MISMATCH, "the chat format %s needs %s, and the tokenizer has none",
                         format->name, needs_bos && t->bos < 0 ? "a bos" : "an eos");
-    for (size_t i = 0; i < MLI_COUNT(format->pieces) && !format->may_be_text; i++) {
+    for (size_t i = 0; i < MLI_COUNT(format->pieces) && !(format->flags & MLI_MAY_BE_TEXT); i++) {
         const char *piece = format->pieces[i];
         size_t length;
         if (!piece || (mli_special_at(t, piece, strlen(piece), &length) >= 0 && !piece[length])) continue;
@@ -9522,15 +9522,15 @@ static int mli_is_of_format(const mli_turn *turn, int32_t id, const char *text, 
     return is_of_format;
 }
 
-/* What somebody says. Control pieces in it are not looked for. User-defined ones always are, since they belong to
-   text; where the format is made of such pieces, they are cut in two here. */
-static void mli_turn_say(mli_turn *turn, const char *text) {
+/* What somebody says; flags are MLI_TRIM_... Control pieces in it are not looked for. User-defined ones always are,
+   since they belong to text; where the format is made of such pieces, they are cut in two here. */
+static void mli_turn_say(mli_turn *turn, const char *text, int flags) {
     static const char blanks[] = " \t\r\n\v\f";
     const mli_tokenizer *t = turn->tokenizer->private_part;
     size_t n, length;
-    if (turn->format->trims) text += strspn(text, blanks);
+    if (flags & MLI_TRIM_BEGIN) text += strspn(text, blanks);
     n = strlen(text);
-    while (turn->format->trims && n && strchr(blanks, text[n - 1])) n--;
+    while ((flags & MLI_TRIM_END) && n && strchr(blanks, text[n - 1])) n--;
     for (; n; n--, text++) {
         int32_t id = mli_special_at(turn->tokenizer, text, n, &length);
         mli_turn_put_byte(turn, *text);
@@ -9544,17 +9544,17 @@ static void mli_turn_say(mli_turn *turn, const char *text) {
 /* The whole turn, or only what comes before the part that is forgotten with it. */
 static void mli_turn_put(mli_turn *turn, const char *system, const char *text, int is_first) {
     const mli_chat_format *f = turn->format;
-    int is_inside = f->is_inside && system;
+    int is_inside = (f->flags & MLI_INSIDE) && system;
     mli_turn_write(turn, is_first ? f->begin : f->end);
     if (is_inside) mli_turn_write(turn, f->user[0]);
     if (is_first && system) {
         mli_turn_write(turn, f->system[0]);
-        mli_turn_say(turn, system);
+        mli_turn_say(turn, system, f->flags & MLI_INSIDE ? 0 : f->flags);
         mli_turn_write(turn, f->system[1]);
     }
     if (text) {
         if (!is_inside) mli_turn_write(turn, f->user[0]);
-        mli_turn_say(turn, text);
+        mli_turn_say(turn, text, is_first && is_inside ? MLI_TRIM_END : f->flags);
         mli_turn_write(turn, f->user[1]);
     }
     mli_turn_flush(turn);
