@@ -27,12 +27,25 @@ static volatile sig_atomic_t interrupted;
 
 static void on_interrupt(int number) { interrupted = number; }
 
-/* Without SA_RESTART, so that Ctrl-C also ends the wait for a line. */
-static void catch_interrupts(void) {
+/* Ctrl-C ends the wait for a line, but no other call: with SA_RESTART, those are begun again. */
+static void catch_interrupts(int waits) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt;
+    action.sa_flags = waits ? 0 : SA_RESTART;
     sigaction(SIGINT, &action, NULL);
+}
+
+/* Shows the prompt and reads a line; 0 at the end of the input, or when interrupted. */
+static int read_line(char **line, size_t *size) {
+    printf("> ");
+    if (fflush(stdout)) return 0;
+    interrupted = 0; /* pressed when an answer had just ended */
+    catch_interrupts(1);
+    int is_read = getline(line, size, stdin) >= 0;
+    catch_interrupts(0);
+    if (is_read) (*line)[strcspn(*line, "\r\n")] = 0;
+    return is_read && !interrupted;
 }
 
 /* Shows a token, without the blanks that an answer may begin with. A story's turn ends with a line that has text. */
@@ -72,11 +85,7 @@ static ml_result talk(ml_session *session, const settings *s, ml_error *error) {
     if (!result && isatty(0))
         fprintf(stderr, "%s, %d tokens; Ctrl-C stops an answer, Ctrl-D ends, /reset begins again\n",
                 ml_chat_format_name(chat.format), session->max_seq_len);
-    while (!result && !ferror(stdout)) {
-        interrupted = 0; /* pressed when an answer had just ended */
-        printf("> "), fflush(stdout);
-        if (getline(&line, &size, stdin) < 0) break;
-        line[strcspn(line, "\r\n")] = 0;
+    while (!result && !ferror(stdout) && read_line(&line, &size)) {
         if (strcmp(line, "/reset") == 0)
             result = ml_chat_begin(session, &desc, &chat, error);
         else if (*line)
@@ -110,7 +119,7 @@ static int chat(settings *s) {
         set_defaults(s, model, &random);
         desc.max_seq_len = s->context;
         desc.threads.count = s->threads;
-        catch_interrupts();
+        catch_interrupts(0);
         if (!ml_session_new(model, &desc, &session, &error)) talk(session, s, &error);
     }
     if (error.code) fprintf(stderr, "\n%s\n", error.text);
