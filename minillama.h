@@ -30,7 +30,7 @@
           return 0;
       }
    The path may be a GGUF, safetensors, .pt or llama2.c's .bin, or a folder of Hugging Face's. desc.sampler takes a
-   temperature, top-k and so on; desc.start = ML_START_APPEND continues a conversation.
+   temperature, top-k and so on; desc.start = ML_START_APPEND continues a text. Models that chat: see ml_chat_reply.
 
    CLASSIFY with a head that was trained and saved before, packed rows of tokens in, log-probabilities out:
       ml_head *head;  float log_probs[2 * 5];  // 2 rows, 5 classes
@@ -117,10 +117,11 @@
       >>memory       ml_allocator, ml_arena          >>adapters     ml_lora
       >>random       ml_random                       >>tokenizer    ml_tokenizer: text to token ids and back
       >>types        ml_type: F32 ... Q4_0, Q6_K     >>generation   ml_sampler, ml_session_generate
-      >>tensors      ml_tensor                       >>archives     ml_archive: named tensors of any file
-      >>model        ml_config, ml_model             >>files        loading and saving
-      >>session      ml_session, ml_batch, ml_look   Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
-      >>heads        ml_head                         a section per file format, and the machinery:
+      >>tensors      ml_tensor                       >>chat         ml_chat: conversations
+      >>model        ml_config, ml_model             >>archives     ml_archive: named tensors of any file
+      >>session      ml_session, ml_batch, ml_look   >>files        loading and saving
+      >>heads        ml_head                         Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
+                                                     a section per file format, and the machinery:
                                                      >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
    In the implementation, models are in >>network and >>create, number types in >>numbers, pre-tokenizers in >>words,
    and loading and saving in >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
@@ -422,6 +423,7 @@ typedef struct ml_model {
     int64_t n_parameters; /* numbers in all tensors, a tied output counted once */
     /* (hd / 2) as in ml_rope_desc, from a GGUF's rope_freqs.weight that is not ML_ROPE_LLAMA3; NULL: none */
     const float *rope_factors;
+    const char *chat_template; /* how its file says that a chat is written (see >>chat); NULL: nothing */
     struct ml_model_private *private_part;
 } ml_model;
 
@@ -1248,6 +1250,84 @@ typedef struct ml_generated {
    drawn from the logits (see ml_sampler_sample). */
 ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc *desc,
                                      ml_generated *generated, ml_error *error);
+
+/* ==== >>chat ====
+   A chat model has been trained on conversations that were written as one text in a certain format, and answers well
+   only in that. The formats here, with the system text S, what the user says U, and the answers A:
+
+      plain     S U A U A ...: a text that is told in turns, for a model that was never trained to chat
+      llama2    <s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] U [/INST] A </s>...    (Meta's Llama 2)
+      llama3    <|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>         (Meta's Llama 3)
+                <|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>
+                <|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>...      (without line breaks of its own)
+      chatml    <|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n             (OpenAI; Qwen2, SmolLM)
+                <|im_start|>assistant\nA<|im_end|>\n...
+      zephyr    <|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n...    (Hugging Face's Zephyr, TinyLlama)
+
+   Without a system text its part is left out, in llama2 from <<SYS>> to <</SYS>>\n\n; none is invented, though some
+   files' templates have one (those of Qwen2, SmolLM and, with dates, Llama 3.1). <s> and </s> are the tokenizer's bos
+   and eos, whatever it calls them; the formats that are written without <s> begin with it, too, if
+   tokenizer->adds_bos says so. White space around what is said is dropped where the authors' templates do that (llama2, llama3). Names in
+   <| |>, bos and eos are read as special pieces; S and U never are: "<|eot_id|>" in what the user says is text.
+
+      ml_chat chat;  ml_generate_desc how = {0};  // how: sampler, max_new_tokens, on_token
+      ml_chat_begin(session, NULL, &chat, &error);
+      while (next_line(line)) ml_chat_reply(&chat, line, &how, NULL, &error);
+
+   The session keeps everything between turns, and each turn reads only what is new. When the context is full, the
+   oldest turns are forgotten, until at most half of it is taken: the others are read again after bos and the system
+   text, which stay. */
+
+typedef enum ml_chat_format {
+    ML_CHAT_DEFAULT = 0, /* the one that model->chat_template describes; plain if the file has none */
+    ML_CHAT_PLAIN,
+    ML_CHAT_LLAMA2,
+    ML_CHAT_LLAMA3,
+    ML_CHAT_CHATML,
+    ML_CHAT_ZEPHYR,
+    ML_CHAT_FORMATS
+} ml_chat_format;
+
+/* "plain", "llama2", ...; "?" for a wrong one. And back: ML_CHAT_DEFAULT for an unknown one. */
+ML_DEF const char *ml_chat_format_name(ml_chat_format format);
+ML_DEF ml_chat_format ml_chat_format_from_name(const char *name);
+/* The format that a template (in Jinja, as files have it) describes, by the words that only this one has.
+   ML_CHAT_DEFAULT if it is none of them. */
+ML_DEF ml_chat_format ml_chat_format_of_template(const char *chat_template);
+
+typedef struct ml_chat_desc {
+    ml_chat_format format;
+    const char *system; /* must outlive the chat; default none */
+} ml_chat_desc;
+
+#define ML_CHAT_TURNS 64
+/* A conversation; it has no memory besides the session's, and needs no ml_chat_free. Do not use the session otherwise
+   in the meantime. */
+typedef struct ml_chat {
+    ml_session *session;
+    ml_chat_format format;
+    const char *system;
+    int n_kept;               /* tokens before the first turn, which are never forgotten: bos, system */
+    int n_turns;              /* that the session holds; of more than ML_CHAT_TURNS the oldest count as one */
+    int turns[ML_CHAT_TURNS]; /* (n_turns) where in session->tokens each begins */
+} ml_chat;
+
+/* Begins a conversation, and forgets what the session holds. ML_ERROR_UNSUPPORTED, with the names of all formats, if
+   model->chat_template is none of them and desc->format does not choose; ML_ERROR_MISMATCH if the tokenizer lacks a
+   piece that the format is made of. */
+ML_DEF ml_result ml_chat_begin(ml_session *session, const ml_chat_desc *desc, ml_chat *chat, ml_error *error);
+
+/* The tokens of the next turn: the end of the answer before it (whichever way that stopped: the session never holds
+   it yet), what the user says, and the beginning of the answer. In the first turn bos and the system text instead of
+   that end. They stay in memory of the session until its next call. ML_ERROR_CONTEXT if the context is shorter. */
+ML_DEF ml_result ml_chat_encode(const ml_chat *chat, const char *text, ml_tokens *tokens, ml_error *error);
+
+/* One turn: reads it and generates the answer, up to the end that the format gives it. Of `desc`, max_new_tokens
+   (default: any number), sampler, on_token and user are used; n_prompt is the number of tokens of the turn. An answer
+   that on_token stopped, or max_new_tokens, is part of the conversation as far as it came. ML_STOP_CONTEXT if this
+   turn alone fills the context. ML_ERROR_CONTEXT, and nothing done, if it does not fit. */
+ML_DEF ml_result ml_chat_reply(ml_chat *chat, const char *text, const ml_generate_desc *desc,
+                               ml_generated *generated, ml_error *error);
 
 /* ==== >>archives ====
    Named tensors and named values, whatever the file: PyTorch .pt (dictionaries, lists and tuples give names joined by
@@ -3413,7 +3493,8 @@ struct ml_model_private {
     int has_other_tokenizer;   /* than its file */
     const unsigned char *keys; /* (keys_size) of its GGUF, as they are there: see mli_keep_keys; NULL: none */
     size_t keys_size;
-    void *own_keys; /* their memory, unless they are in the file */
+    void *own_keys;      /* their memory, unless they are in the file */
+    void *chat_template; /* the memory of shown.chat_template */
 };
 
 /* A model without weights: every tensor has its shape, and no data. */
@@ -3427,7 +3508,7 @@ static ml_result mli_model_new(const ml_config *config, const ml_allocator *allo
     if (!own) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a table of %d tensors", n_tensors);
     ml_tensor *tensors = own->tensors = (ml_tensor *)(own + 1);
     own->rope_factors = (float *)(void *)(tensors + n_tensors);
-    ml_model model = {*config, NULL, n_tensors, tensors, 0, NULL, own};
+    ml_model model = {*config, NULL, n_tensors, tensors, 0, NULL, NULL, own};
     for (int i = 0; i < n_tensors; i++) {
         mli_slot slot = mli_slot_at(config, i);
         const mli_param *param = &mli_params[slot];
@@ -3449,6 +3530,7 @@ ML_DEF void ml_model_free(ml_model *model) {
     struct ml_model_private *own = model->private_part;
     ml_tokenizer_free(own->tokenizer);
     mli_free(&own->allocator, own->own_keys);
+    mli_free(&own->allocator, own->chat_template);
     ml_archive_free(own->archive);
     mli_free(&own->allocator, own->weights);
     mli_free(&own->allocator, own);
@@ -9189,6 +9271,441 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     return result;
 }
 
+/* ==== >>chat ====
+   A turn is put together from the texts of its format and what the user says. Its special pieces are looked for in
+   the format's texts only; what is between two of them is encoded as one text, because pieces may cross from the
+   format's part into the user's: in "[INST] Hello" the space and "Hello" are one piece. */
+
+/* In the texts of a format these stand for bos, bos if the tokenizer asks for it, and eos. */
+#define MLI_CHAT_BOS "\1"
+#define MLI_CHAT_MAY_BOS "\2"
+#define MLI_CHAT_EOS "\3"
+
+enum { /* flags of a format */
+       MLI_TRIM_BEGIN = 1,
+       MLI_TRIM_END = 2, /* blanks around what somebody says are dropped */
+       MLI_TRIM = 3,
+       MLI_INSIDE = 4, /* the system's part is inside the first user's: blanks around both are dropped */
+       MLI_MAY_BE_TEXT = 8
+}; /* where the tokenizer has no such pieces, they are written as text */
+
+typedef struct mli_chat_format {
+    const char *name;
+    int flags;
+    const char *pieces[3]; /* special ones that it is made of */
+    const char *begin;     /* of the conversation */
+    const char
+        *system[2]; /* what is written before and after what they say; after the user begins the answer */
+    const char *user[2];
+    const char *end;      /* of the answer */
+    const char *marks[2]; /* what a template of this format has, and those of others have not */
+} mli_chat_format;
+
+static const mli_chat_format mli_chat_formats[ML_CHAT_FORMATS] = {
+    {"?", 0, {NULL}, "", {"", ""}, {"", ""}, "", {NULL}},
+    {"plain", 0, {NULL}, MLI_CHAT_MAY_BOS, {"", ""}, {"", ""}, "", {NULL}},
+    {"llama2",
+     MLI_TRIM | MLI_INSIDE,
+     {NULL},
+     "",
+     {"<<SYS>>\n", "\n<</SYS>>\n\n"},
+     {MLI_CHAT_BOS "[INST] ", " [/INST]"},
+     MLI_CHAT_EOS,
+     {"bos_token + '[INST] '", "<<SYS>>\n"}},
+    {"llama3",
+     MLI_TRIM,
+     {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
+     MLI_CHAT_BOS,
+     {"<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"},
+     {"<|start_header_id|>user<|end_header_id|>\n\n",
+      "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"},
+     "<|eot_id|>",
+     {"<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"}},
+    {"chatml",
+     0,
+     {"<|im_start|>", "<|im_end|>", NULL},
+     MLI_CHAT_MAY_BOS,
+     {"<|im_start|>system\n", "<|im_end|>\n"},
+     {"<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"},
+     "<|im_end|>\n",
+     {"<|im_start|>assistant\n", "<|im_end|>"}},
+    {"zephyr",
+     MLI_MAY_BE_TEXT,
+     {"<|system|>", "<|user|>", "<|assistant|>"},
+     MLI_CHAT_MAY_BOS,
+     {"<|system|>\n", MLI_CHAT_EOS "\n"},
+     {"<|user|>\n", MLI_CHAT_EOS "\n<|assistant|>\n"},
+     MLI_CHAT_EOS "\n",
+     {"<|user|>\n' + message['content'] + eos_token", "<|assistant|>\n"}},
+};
+
+/* ---- which format ---- */
+
+ML_DEF const char *ml_chat_format_name(ml_chat_format format) {
+    int is_known = format >= ML_CHAT_DEFAULT && format < ML_CHAT_FORMATS;
+    return mli_chat_formats[is_known ? format : ML_CHAT_DEFAULT].name;
+}
+
+ML_DEF ml_chat_format ml_chat_format_from_name(const char *name) {
+    for (int i = ML_CHAT_PLAIN; name && i < ML_CHAT_FORMATS; i++)
+        if (strcmp(name, mli_chat_formats[i].name) == 0) return (ml_chat_format)i;
+    return ML_CHAT_DEFAULT;
+}
+
+/* Whether the mark is somewhere in a template, where a line break may also be written as \n, and ' as ". */
+static int mli_has_mark(const char *chat_template, const char *mark) {
+    for (const char *begin = chat_template; *begin; begin++) {
+        const char *p = begin, *m = mark;
+        for (; *m; m++, p++) {
+            if (*m == '\n' && p[0] == '\\' && p[1] == 'n')
+                p++;
+            else if ((*p == '"' ? '\'' : *p) != *m)
+                break;
+        }
+        if (!*m) return 1;
+    }
+    return 0;
+}
+
+ML_DEF ml_chat_format ml_chat_format_of_template(const char *chat_template) {
+    for (int i = ML_CHAT_LLAMA2; chat_template && i < ML_CHAT_FORMATS; i++) {
+        const char *const *marks = mli_chat_formats[i].marks;
+        if (mli_has_mark(chat_template, marks[0]) && mli_has_mark(chat_template, marks[1]))
+            return (ml_chat_format)i;
+    }
+    return ML_CHAT_DEFAULT;
+}
+
+/* The control or user-defined piece that the text begins with, or -1. */
+static int32_t mli_special_at(const ml_tokenizer *tokenizer, const char *text, size_t n, size_t *length) {
+    mli_encoder e;
+    int32_t id = -1;
+    memset(&e, 0, sizeof e);
+    e.t = tokenizer->private_part;
+    e.text = (unsigned char *)(uintptr_t)text; /* only read */
+    e.n = n;
+    e.flags = ML_PARSE_SPECIAL;
+    *length = mli_match_special(&e, 0, &id);
+    return *length ? id : -1;
+}
+
+/* Whether all pieces exist that the format needs. */
+static ml_result mli_check_format(const ml_tokenizer *t, const mli_chat_format *format, ml_error *error) {
+    int needs_bos = *format->begin == *MLI_CHAT_BOS || *format->user[0] == *MLI_CHAT_BOS;
+    int needs_eos = *format->end == *MLI_CHAT_EOS;
+    if ((needs_bos && t->bos < 0) || (needs_eos && t->eos < 0))
+        return mli_fail(error, ML_ERROR_MISMATCH, "the chat format %s needs %s, and the tokenizer has none",
+                        format->name, needs_bos && t->bos < 0 ? "a bos" : "an eos");
+    for (size_t i = 0; i < MLI_COUNT(format->pieces) && !(format->flags & MLI_MAY_BE_TEXT); i++) {
+        const char *piece = format->pieces[i];
+        size_t length;
+        if (!piece || (mli_special_at(t, piece, strlen(piece), &length) >= 0 && !piece[length])) continue;
+        return mli_fail(error, ML_ERROR_MISMATCH,
+                        "the chat format %s needs the piece %s, and the tokenizer has none", format->name,
+                        piece);
+    }
+    return ML_OK;
+}
+
+ML_DEF ml_result ml_chat_begin(ml_session *session, const ml_chat_desc *desc, ml_chat *chat,
+                               ml_error *error) {
+    ml_chat_desc d = {ML_CHAT_DEFAULT, NULL};
+    if (desc) d = *desc;
+    if (!session || !chat) return mli_null(error, "ml_chat_begin");
+    memset(chat, 0, sizeof *chat);
+    const ml_model *model = session->model;
+    if (d.format < ML_CHAT_DEFAULT || d.format >= ML_CHAT_FORMATS)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_chat_begin: format is not one of its names");
+    if (!model->tokenizer)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "a chat needs a tokenizer, and the model has none");
+    if (!d.format) d.format = ml_chat_format_of_template(model->chat_template);
+    if (!d.format && model->chat_template)
+        return mli_fail(error, ML_ERROR_UNSUPPORTED,
+                        "the model's chat template is none of plain, llama2, llama3, chatml and zephyr: "
+                        "choose one of them");
+    if (!d.format) d.format = ML_CHAT_PLAIN;
+    ml_result result = mli_check_format(model->tokenizer, &mli_chat_formats[d.format], error);
+    if (!result) result = ml_session_truncate(session, 0, error);
+    if (result) return result;
+    chat->session = session;
+    chat->format = d.format;
+    chat->system = d.system && *d.system ? d.system : NULL;
+    return mli_ok(error);
+}
+
+/* ---- the tokens of a turn ---- */
+
+/* A turn as it is put together. Text that is not encoded yet waits at the beginning of the session's scratch. */
+typedef struct mli_turn {
+    mli_session *session;
+    const ml_tokenizer *tokenizer;
+    const mli_chat_format *format;
+    mli_tokenizer bare; /* the tokenizer, but it puts no space before a text */
+    size_t n_bytes;     /* of the text that waits */
+    int has_prefix;     /* it gets the space that the tokenizer puts before a text */
+    int n_ids;          /* in session->encoded; */
+    int is_compared;    /* or the ids are compared with those there, and n_ids counts the equal ones, */
+    int differs;        /* up to the first that differs */
+    ml_result result;
+    ml_error *error;
+} mli_turn;
+
+static void mli_turn_put_id(mli_turn *turn, int32_t id) {
+    int most = turn->session->shown.max_seq_len;
+    int32_t *ids = turn->session->encoded;
+    if (turn->is_compared) {
+        turn->differs |= turn->n_ids == most || ids[turn->n_ids] != id;
+        turn->n_ids += !turn->differs;
+    } else if (turn->n_ids < most) {
+        ids[turn->n_ids++] = id;
+    } else if (!turn->result) {
+        turn->result = mli_fail(turn->error, ML_ERROR_CONTEXT,
+                                "a turn of more than %d tokens is longer than the context", most);
+    }
+}
+
+/* Encodes the text that waits. */
+static void mli_turn_flush(mli_turn *turn) {
+    const ml_tokenizer *t = turn->has_prefix ? turn->tokenizer : &turn->bare.shown;
+    size_t n = turn->n_bytes, size = ml_tokenizer_encode_size(n);
+    char *work = (char *)turn->session->graph.memory, *text = work + size - n;
+    ml_tokens ids = {NULL, 0};
+    turn->n_bytes = 0;
+    if (!n || turn->result) return;
+    memmove(text, work, n);
+    ml_encode_desc how = {text, n, 0, work, size};
+    turn->result = ml_tokenizer_encode(t, &how, &ids, turn->error);
+    for (int i = 0; i < ids.n; i++) mli_turn_put_id(turn, ids.ids[i]);
+}
+
+static void mli_turn_put_byte(mli_turn *turn, char c) {
+    char *waiting = (char *)turn->session->graph.memory;
+    if (turn->result) return;
+    if (ml_tokenizer_encode_size(turn->n_bytes + 1) <= turn->session->graph.size)
+        waiting[turn->n_bytes++] = c;
+    else
+        turn->result = mli_fail(turn->error, ML_ERROR_CONTEXT,
+                                "a turn of over %z bytes is too long for a context of %d tokens",
+                                turn->n_bytes, turn->session->shown.max_seq_len);
+}
+
+/* A piece of the format. After a control piece some tokenizers begin a text again, and after bos all do. */
+static void mli_turn_put_special(mli_turn *turn, int32_t id) {
+    const mli_tokenizer *t = turn->tokenizer->private_part;
+    mli_turn_flush(turn);
+    mli_turn_put_id(turn, id);
+    int is_control = t->kinds[id] == ML_PIECE_CONTROL;
+    turn->has_prefix = id == turn->tokenizer->bos || (is_control && !t->rules.only_first);
+}
+
+/* A text of the format. */
+static void mli_turn_write(mli_turn *turn, const char *text) {
+    const ml_tokenizer *t = turn->tokenizer;
+    for (size_t length = 1; *text; text += length, length = 1) {
+        int32_t id = *text == *MLI_CHAT_BOS || (*text == *MLI_CHAT_MAY_BOS && t->adds_bos) ? t->bos
+                     : *text == *MLI_CHAT_EOS                                              ? t->eos
+                                                                                           : -1;
+        if (id < 0 && *text != *MLI_CHAT_MAY_BOS) id = mli_special_at(t, text, strlen(text), &length);
+        if (id >= 0)
+            mli_turn_put_special(turn, id);
+        else if (*text != *MLI_CHAT_MAY_BOS)
+            mli_turn_put_byte(turn, *text), length = 1;
+    }
+}
+
+/* Whether a piece is one that would change whose turn it is. */
+static int mli_is_of_format(const mli_turn *turn, int32_t id, const char *text, size_t length) {
+    const char *const *pieces = turn->format->pieces;
+    int is_of_format = mli_is_end(turn->tokenizer, id);
+    for (size_t i = 0; i < MLI_COUNT(turn->format->pieces) && pieces[i]; i++)
+        is_of_format |= strlen(pieces[i]) == length && memcmp(pieces[i], text, length) == 0;
+    return is_of_format;
+}
+
+/* What somebody says; flags are MLI_TRIM_... Control pieces in it are not looked for. User-defined ones always are,
+   since they belong to text; where the format is made of such pieces, they are cut in two here. */
+static void mli_turn_say(mli_turn *turn, const char *text, int flags) {
+    static const char blanks[] = " \t\r\n\v\f";
+    const mli_tokenizer *t = turn->tokenizer->private_part;
+    size_t n, length;
+    if (flags & MLI_TRIM_BEGIN) text += strspn(text, blanks);
+    n = strlen(text);
+    while ((flags & MLI_TRIM_END) && n && strchr(blanks, text[n - 1])) n--;
+    for (; n; n--, text++) {
+        int32_t id = mli_special_at(turn->tokenizer, text, n, &length);
+        mli_turn_put_byte(turn, *text);
+        if (id < 0 || t->kinds[id] != ML_PIECE_USER_DEFINED || !mli_is_of_format(turn, id, text, length))
+            continue;
+        mli_turn_flush(turn);
+        turn->has_prefix = 0;
+    }
+}
+
+/* The whole turn, or only what comes before the part that is forgotten with it. */
+static void mli_turn_put(mli_turn *turn, const char *system, const char *text, int is_first) {
+    const mli_chat_format *f = turn->format;
+    int is_inside = (f->flags & MLI_INSIDE) && system;
+    mli_turn_write(turn, is_first ? f->begin : f->end);
+    if (is_inside) mli_turn_write(turn, f->user[0]);
+    if (is_first && system) {
+        mli_turn_write(turn, f->system[0]);
+        mli_turn_say(turn, system, f->flags & MLI_INSIDE ? 0 : f->flags);
+        mli_turn_write(turn, f->system[1]);
+    }
+    if (text) {
+        if (!is_inside) mli_turn_write(turn, f->user[0]);
+        mli_turn_say(turn, text, is_first && is_inside ? MLI_TRIM_END : f->flags);
+        mli_turn_write(turn, f->user[1]);
+    }
+    mli_turn_flush(turn);
+}
+
+/* The ids of a turn, and how many of them come before the part that is forgotten with it. A piece that crosses the
+   boundary belongs to that part: what comes before is what encoding that alone gives, too. */
+static ml_result mli_turn_ids(const ml_chat *chat, const char *text, int is_first, ml_tokens *ids,
+                              int *n_before, ml_error *error) {
+    mli_turn turn;
+    memset(&turn, 0, sizeof turn);
+    turn.session = chat->session->private_part;
+    turn.tokenizer = chat->session->model->tokenizer;
+    turn.format = &mli_chat_formats[chat->format];
+    turn.bare = *turn.tokenizer->private_part;
+    turn.bare.shown.private_part = &turn.bare;
+    turn.bare.rules.adds_space_prefix = 0;
+    turn.has_prefix = 1;
+    turn.error = error;
+    mli_turn_put(&turn, chat->system, text, is_first);
+    ids->ids = turn.session->encoded;
+    ids->n = turn.result ? 0 : turn.n_ids;
+    turn.n_ids = 0;
+    turn.has_prefix = turn.is_compared = 1;
+    mli_turn_put(&turn, chat->system, NULL, is_first);
+    if (n_before) *n_before = MLI_MIN(turn.n_ids, ids->n);
+    return turn.result;
+}
+
+ML_DEF ml_result ml_chat_encode(const ml_chat *chat, const char *text, ml_tokens *tokens, ml_error *error) {
+    if (!chat || !chat->session || !text || !tokens) return mli_null(error, "ml_chat_encode");
+    ml_result result = mli_turn_ids(chat, text, !chat->n_turns, tokens, NULL, error);
+    return result ? result : mli_ok(error);
+}
+
+/* ---- forgetting ---- */
+
+/* How many of the oldest turns must go so that the others take at most half the context, and `more` tokens fit. */
+static int mli_count_old_turns(const ml_chat *chat, int more) {
+    int most = chat->session->max_seq_len, n = 0;
+    while (++n < chat->n_turns) {
+        int held = chat->n_kept + chat->session->length - chat->turns[n];
+        if (held <= most / 2 && held <= most - more) break;
+    }
+    return MLI_MIN(n, chat->n_turns);
+}
+
+/* Drops the n oldest turns, and reads the others again: their positions have changed. */
+static ml_result mli_forget_turns(ml_chat *chat, int n, ml_error *error) {
+    ml_session *session = chat->session;
+    int32_t *kept = session->private_part->tokens + chat->n_kept;
+    int first = n < chat->n_turns ? chat->turns[n] : session->length, n_tokens = session->length - first;
+    chat->n_turns -= n;
+    for (int i = 0; i < chat->n_turns; i++) chat->turns[i] = chat->turns[i + n] - first + chat->n_kept;
+    session->length = chat->n_turns ? chat->n_kept : 0;
+    if (!chat->n_turns) return ML_OK;
+    memmove(kept, kept + first - chat->n_kept, (size_t)n_tokens * sizeof *kept);
+    return ml_session_eval(session, kept, n_tokens, NULL, error);
+}
+
+static void mli_add_turn(ml_chat *chat, int begin) {
+    if (chat->n_turns == ML_CHAT_TURNS) { /* the second oldest becomes part of the oldest */
+        chat->n_turns--;
+        memmove(chat->turns + 1, chat->turns + 2, (ML_CHAT_TURNS - 2) * sizeof *chat->turns);
+    }
+    if (!chat->n_turns) chat->n_kept = begin;
+    chat->turns[chat->n_turns++] = begin;
+}
+
+/* ---- a turn ---- */
+
+/* Makes room for the next turn, and at least one token of its answer. */
+static ml_result mli_fit_turn(ml_chat *chat, const char *text, ml_tokens *ids, int *n_before,
+                              ml_error *error) {
+    int most = chat->session->max_seq_len - 1, n_old = 0;
+    ml_result result = mli_turn_ids(chat, text, !chat->n_turns, ids, n_before, error);
+    if (!result && chat->session->length + ids->n > most && chat->n_turns)
+        n_old = mli_count_old_turns(chat, ids->n + 1);
+    int begins_again = n_old == chat->n_turns;
+    if (!result && n_old && begins_again) result = mli_turn_ids(chat, text, 1, ids, n_before, error);
+    if (result) return result;
+    if (begins_again && ids->n > most)
+        return mli_fail(error, ML_ERROR_CONTEXT, "a turn of %d tokens and its answer: the context holds %d",
+                        ids->n, most + 1);
+    return n_old ? mli_forget_turns(chat, n_old, error) : ML_OK;
+}
+
+/* The caller's on_token, behind a look for the format's own end of an answer: not every tokenizer lists it as one. */
+typedef struct mli_answer {
+    const ml_generate_desc *desc;
+    int32_t end;
+    int has_ended;
+} mli_answer;
+
+static int mli_answer_token(void *user, int32_t id, const char *text, size_t n_bytes) {
+    mli_answer *answer = (mli_answer *)user;
+    answer->has_ended = id == answer->end;
+    if (answer->has_ended) return 0;
+    return !answer->desc->on_token || answer->desc->on_token(answer->desc->user, id, text, n_bytes);
+}
+
+/* Reads the turn and answers it. Where the context ends, the oldest turns make room, and the answer goes on. */
+static ml_result mli_answer_turn(ml_chat *chat, int n_before, ml_generate_desc how, ml_generated *out,
+                                 ml_error *error) {
+    int limit = how.max_new_tokens, held = chat->session->length, n_old = 1;
+    ml_result result = ml_session_generate(chat->session, &how, out, error);
+    if (!result) mli_add_turn(chat, held + n_before);
+    if (result && chat->session->length > held) ml_session_truncate(chat->session, held, NULL);
+    while (!result && out->stop == ML_STOP_CONTEXT && n_old) {
+        ml_generated more;
+        n_old = MLI_MIN(mli_count_old_turns(chat, 1), chat->n_turns - 1); /* not this one */
+        if (!n_old) break;
+        result = mli_forget_turns(chat, n_old, error);
+        how.prompt_ids.n = 0;
+        if (limit > 0) how.max_new_tokens = limit - out->n_new;
+        if (!result) result = ml_session_generate(chat->session, &how, &more, error);
+        if (result) break;
+        out->n_new += more.n_new;
+        out->stop = more.stop;
+    }
+    return result;
+}
+
+ML_DEF ml_result ml_chat_reply(ml_chat *chat, const char *text, const ml_generate_desc *desc,
+                               ml_generated *generated, ml_error *error) {
+    ml_generated out = {0, 0, ML_STOP_LENGTH};
+    if (generated) *generated = out;
+    if (!chat || !chat->session || !text || !desc) return mli_null(error, "ml_chat_reply");
+    ml_session *session = chat->session;
+    const char *end = mli_chat_formats[chat->format].end;
+    size_t length;
+    mli_answer answer = {desc, mli_special_at(session->model->tokenizer, end, strlen(end), &length), 0};
+    ml_generate_desc how = *desc;
+    int n_before = 0;
+    how.prompt = NULL;
+    how.start = ML_START_APPEND;
+    how.overflow = ML_OVERFLOW_ERROR;
+    how.on_token = mli_answer_token;
+    how.user = &answer;
+    ml_result result = mli_fit_turn(chat, text, &how.prompt_ids, &n_before, error);
+    if (result) return result;
+    result = mli_answer_turn(chat, n_before, how, &out, error);
+    if (!result && answer.has_ended) { /* the next turn writes it */
+        ml_session_truncate(session, session->length - 1, NULL);
+        out.n_new--;
+        out.stop = ML_STOP_END;
+    }
+    if (generated) *generated = out;
+    return result;
+}
+
 /* ==== >>bytes ====
    From a file to its bytes, and from bytes to numbers. This section and those up to >>loading read files that may be
    hostile. Every number in them is checked before it is used; nothing is allocated by a count that the bytes present
@@ -13480,6 +13997,7 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
 #define MLI_KEY_MERGES "tokenizer.ggml.merges"
 #define MLI_KEY_SCORES "tokenizer.ggml.scores"
 #define MLI_KEY_KINDS "tokenizer.ggml.token_type"
+#define MLI_KEY_CHAT_TEMPLATE "tokenizer.chat_template"
 #define MLI_KEY_PIECES "minillama.pieces" /* how many of the tokens are pieces, if the others only fill up */
 #define MLI_TOKENIZER_IDS 6               /* bos, eos, unknown, padding, end of turn, end of message */
 #define MLI_TOKENIZER_FLAGS 4             /* adds_bos, adds_eos, adds_space_prefix, removes_extra_spaces */
@@ -15779,7 +16297,6 @@ static void mli_load_tokenizer(mli_loader *loader) {
                    tokenizer->n_pieces, loader->config.vocab_size);
 }
 
-#ifdef MLI_SAVING
 /* The text of the chat template in Hugging Face's folder: the one template, or of several the one named "default". */
 static const ml_value *mli_find_template(const mli_loader *loader) {
     const ml_value *one = ml_archive_find_value(loader->archive, MLI_TOKENIZER_JSON ".chat_template");
@@ -15791,42 +16308,30 @@ static const ml_value *mli_find_template(const mli_loader *loader) {
         mli_format(name, sizeof name, "%s.chat_template.%d.template", MLI_TOKENIZER_JSON, i);
         if (mli_value_is(value, "default")) one = ml_archive_find_value(loader->archive, name);
     }
-    return one && one->kind == ML_VALUE_STRING ? one : NULL;
+    return one;
 }
 
-/* The model of a file that is no GGUF keeps this one key. */
-static void mli_keep_string(mli_loader *loader, const char *key, const char *text, size_t n) {
-    struct ml_model_private *own = loader->model->private_part;
-    const uint64_t n_key = strlen(key), n_text = n;
-    const uint32_t type = MLI_GGUF_STRING;
-    size_t at = 0, size;
-    if (!mli_add_size(n, (size_t)n_key + 20, &size)) size = SIZE_MAX;
-    unsigned char *to = (unsigned char *)mli_alloc(&own->allocator, size, 1);
-    const struct {
-        const void *data;
-        size_t size;
-    } parts[] = {
-        {&n_key, 8}, {key, (size_t)n_key}, {&type, 4}, {&n_text, 8}, {text, n}}; /* little-endian: checked */
-    if (!to) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for %z bytes of %s", n, key);
-    for (size_t i = 0; to && i < MLI_COUNT(parts); at += parts[i++].size)
-        memcpy(to + at, parts[i].data, parts[i].size);
-    own->own_keys = to, own->keys = to, own->keys_size = to ? size : 0;
-}
-
-/* Hugging Face has the template of a chat in tokenizer_config.json or in a file of its own. It is kept as the key of
-   a GGUF, so that the model has it when it is saved as such. */
+/* Keeps the template of a chat: a GGUF's key, or what Hugging Face has in tokenizer_config.json or in a file of its
+   own. It is copied, because the archive may not stay. */
 static void mli_keep_template(mli_loader *loader) {
     mli_file file = {NULL, 0, 0};
-    if (loader->result || !ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1])) return;
-    if (!loader->model->tokenizer) mli_try_json(loader, MLI_TOKENIZER_JSON); /* which has read it otherwise */
-    int is_file = mli_map_beside(loader, "chat_template.jinja", &file);
-    const ml_value *value = is_file ? NULL : mli_find_template(loader);
-    const char *text = is_file ? (const char *)file.data : value ? value->s : NULL;
-    size_t n = is_file ? file.size : value ? value->length : 0;
-    if (text && n) mli_keep_string(loader, "tokenizer.chat_template", text, n);
+    if (loader->result) return;
+    struct ml_model_private *own = loader->model->private_part;
+    int is_hf = ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1]) != NULL;
+    if (is_hf && !own->tokenizer) mli_try_json(loader, MLI_TOKENIZER_JSON); /* which has read it otherwise */
+    int is_file = is_hf && mli_map_beside(loader, "chat_template.jinja", &file);
+    const ml_value *value =
+        is_hf ? mli_find_template(loader) : ml_archive_find_value(loader->archive, MLI_KEY_CHAT_TEMPLATE);
+    int is_text = value && value->kind == ML_VALUE_STRING;
+    const void *text = is_file ? file.data : is_text ? (const void *)value->s : NULL;
+    size_t n = is_file ? file.size : is_text ? value->length : 0;
+    char *to = n ? (char *)mli_alloc(&own->allocator, n + 1, 1) : NULL;
+    if (n && !to) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for a chat template of %z bytes", n);
+    if (to) memcpy(to, text, n);
+    own->chat_template = to;
+    loader->model->chat_template = to;
     if (is_file) mli_unmap_file(&loader->allocator, &file);
 }
-#endif
 
 /* ---- pieces ----
    Meta's consolidated.00.pth, consolidated.01.pth, ... each have a part of every matrix, as many as there were
@@ -15975,9 +16480,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     mli_find_sources(loader);
     mli_refuse_unmerged(loader);
     mli_load_tokenizer(loader); /* before the weights, which may take the archive */
-#ifdef MLI_SAVING
     mli_keep_template(loader);
-#endif
     mli_load_weights(loader);
 #ifdef MLI_SAVING
     mli_keep_keys(loader);
@@ -16741,6 +17244,8 @@ static void mli_append_model_keys(mli_writer *writer, const mli_saver *saver, co
     mli_append_gguf_config(writer, saver);
     if (saver->model->tokenizer) mli_append_gguf_tokenizer(writer, saver);
     mli_append_kept_keys(writer, saver->model, 0);
+    if (saver->model->chat_template && !saver->model->private_part->keys) /* of a file that is no GGUF */
+        mli_append_key_string(writer, MLI_KEY_CHAT_TEMPLATE, saver->model->chat_template);
 }
 
 static mli_part mli_model_part(const ml_model *model) {

@@ -1,47 +1,164 @@
-/* A story told in turns: each line that is typed is added to it, and the model continues. The session's KV cache
-   keeps what was read and written before, so each turn reads only the new line. An empty line ends it.
+/* A conversation in the terminal. Answers appear as they are written: Ctrl-C stops an answer, and at the prompt it ends
+   the program, as Ctrl-D does; /reset begins again. The session's KV cache keeps what was said, so each turn reads only
+   the new line; when the context is full, the oldest turns are forgotten. A model that has no chat template, such as
+   the one in examples/models, continues a story instead, to which each line is added.
    cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/chat.c -o chat -lm && ./chat MODEL */
-#include <stdio.h>
-#include <string.h>
+#include <ctype.h>
+#include <signal.h>
+#include <unistd.h>
 #include "minillama.h"
+#include "common/options.h"
+#include "common/threads.h"
 
-/* Ends a turn at the end of a line that has text. user: the tokens of this turn so far. */
-static int print_token(void *user, int32_t id, const char *text, size_t n_bytes) {
-    int *n_tokens = (int *)user;
+enum { USUAL_CONTEXT = 4096 }; /* tokens: the KV cache of 131072, as Llama 3 has, takes gigabytes */
+
+typedef struct settings {
+    const char *model, *system, *format;
+    int context, max_new_tokens, threads, seed, help;
+    ml_sampler sampler;
+} settings;
+
+/* An answer as it is shown. */
+typedef struct answer {
+    int is_story, n_shown; /* tokens */
+} answer;
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int number) { interrupted = number; }
+
+/* Ctrl-C ends the wait for a line, but no other call: with SA_RESTART, those are begun again. */
+static void catch_interrupts(int waits) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_interrupt;
+    action.sa_flags = waits ? 0 : SA_RESTART;
+    sigaction(SIGINT, &action, NULL);
+}
+
+/* Shows the prompt and reads a line; 0 at the end of the input, or when interrupted. */
+static int read_line(char **line, size_t *size) {
+    printf("> ");
+    if (fflush(stdout)) return 0;
+    interrupted = 0; /* pressed when an answer had just ended */
+    catch_interrupts(1);
+    int is_read = getline(line, size, stdin) >= 0;
+    catch_interrupts(0);
+    if (is_read) (*line)[strcspn(*line, "\r\n")] = 0;
+    return is_read && !interrupted;
+}
+
+/* Shows a token, without the blanks that an answer may begin with. A story's turn ends with a line that has text. */
+static int show_token(void *user, int32_t id, const char *text, size_t n) {
+    answer *a = (answer *)user;
     (void)id;
-    if (fwrite(text, 1, n_bytes, stdout) != n_bytes || fflush(stdout) != 0) return 0;
-    return ++*n_tokens < 3 || !memchr(text, '\n', n_bytes);
+    for (; !a->is_story && !a->n_shown && n && isspace((unsigned char)*text); n--) text++;
+    if (n && (fwrite(text, 1, n, stdout) != n || fflush(stdout) != 0)) return 0;
+    a->n_shown += n || a->is_story;
+    return !interrupted && !(a->is_story && a->n_shown >= 3 && memchr(text, '\n', n));
 }
 
-/* The turns. The oldest text is forgotten when the context is full. */
-static ml_result talk(ml_session *session, ml_error *error) {
-    char line[1024];
-    int n_tokens;
+static ml_result answer_line(ml_chat *chat, const settings *s, const char *line, ml_error *error) {
+    answer a = {chat->format == ML_CHAT_PLAIN, 0};
     ml_generate_desc desc = {0};
-    desc.start = ML_START_APPEND;
-    desc.overflow = ML_OVERFLOW_SLIDE;
-    desc.max_new_tokens = 30;
-    desc.on_token = print_token;
-    desc.user = &n_tokens;
-    while (printf("> "), fflush(stdout), fgets(line, sizeof line, stdin) && *line != '\n') {
-        line[strcspn(line, "\r\n")] = 0;
-        desc.prompt = line;
-        n_tokens = 0;
-        if (ml_session_generate(session, &desc, NULL, error)) return error->code;
-        printf("\n");
-    }
-    return ML_OK;
+    ml_generated made;
+    desc.max_new_tokens = s->max_new_tokens;
+    desc.sampler = s->sampler;
+    desc.on_token = show_token;
+    desc.user = &a;
+    ml_result result = ml_chat_reply(chat, line, &desc, &made, error);
+    if (!result) printf("\n");
+    if (!result && made.stop == ML_STOP_CONTEXT)
+        fprintf(stderr, "(this turn fills the context of %d tokens)\n", chat->session->max_seq_len);
+    if (result == ML_ERROR_CONTEXT) /* nothing was done */
+        fprintf(stderr, "%s\n", error->text), result = ML_OK, error->code = ML_OK;
+    return result;
 }
 
-int main(int argc, char **argv) {
+/* The turns, until the input ends or is interrupted. */
+static ml_result talk(ml_session *session, const settings *s, ml_error *error) {
+    ml_chat_desc desc = {ml_chat_format_from_name(s->format), s->system};
+    ml_chat chat;
+    char *line = NULL;
+    size_t size = 0;
+    ml_result result = ml_chat_begin(session, &desc, &chat, error);
+    if (!result && isatty(0))
+        fprintf(stderr, "%s, %d tokens; Ctrl-C stops an answer, Ctrl-D ends, /reset begins again\n",
+                ml_chat_format_name(chat.format), session->max_seq_len);
+    while (!result && !ferror(stdout) && read_line(&line, &size)) {
+        if (strcmp(line, "/reset") == 0)
+            result = ml_chat_begin(session, &desc, &chat, error);
+        else if (*line)
+            result = answer_line(&chat, s, line, error);
+    }
+    if (!result && isatty(0)) printf("\n");
+    free(line);
+    return result;
+}
+
+/* Samples by default where a model was trained to chat; a story is told with the most likely words. */
+static void set_defaults(settings *s, const ml_model *model, ml_random *random) {
+    ml_chat_format format = ml_chat_format_from_name(s->format);
+    if (!format) format = ml_chat_format_of_template(model->chat_template);
+    int is_story = format <= ML_CHAT_PLAIN, most = model->config.max_seq_len;
+    if (s->sampler.temperature < 0) s->sampler.temperature = is_story ? 0 : 0.7f;
+    if (!s->max_new_tokens && is_story) s->max_new_tokens = 30;
+    if (!s->context) s->context = most < USUAL_CONTEXT ? most : USUAL_CONTEXT;
+    if (!s->threads) s->threads = default_threads();
+    ml_random_seed(random, (uint64_t)s->seed);
+    s->sampler.random = random;
+}
+
+static int chat(settings *s) {
     ml_error error = {ML_OK, ""};
     ml_model *model = NULL;
     ml_session *session = NULL;
-    if (argc != 2 || *argv[1] == '-') return fprintf(stderr, "usage: chat MODEL\n"), 2;
-    if (ml_model_load(argv[1], NULL, &model, &error) || ml_session_new(model, NULL, &session, &error) ||
-        talk(session, &error))
-        fprintf(stderr, "\n%s\n", error.text);
+    ml_session_desc desc = {0};
+    ml_random random;
+    if (!ml_model_load(s->model, NULL, &model, &error)) {
+        set_defaults(s, model, &random);
+        desc.max_seq_len = s->context;
+        desc.threads.count = s->threads;
+        catch_interrupts(0);
+        if (!ml_session_new(model, &desc, &session, &error)) talk(session, s, &error);
+    }
+    if (error.code) fprintf(stderr, "\n%s\n", error.text);
+    int is_written = !fflush(stdout) && !ferror(stdout);
+    if (!is_written) fprintf(stderr, "standard output cannot be written\n");
     ml_session_free(session);
     ml_model_free(model);
-    return error.code != ML_OK;
+    return error.code || !is_written;
+}
+
+int main(int argc, char **argv) {
+    settings s = {0};
+    s.sampler.temperature = -1, s.sampler.top_p = 0.9f, s.seed = 1;
+    const option options[] = {
+        {"--system", OPTION_TEXT, &s.system, "what the model is told first (nothing)"},
+        {"--template", OPTION_TEXT, &s.format,
+         "plain, llama2, llama3, chatml or zephyr (the file's, else plain)"},
+        {"--temperature", OPTION_FLOAT, &s.sampler.temperature, "0: always the most likely (0.7; plain: 0)"},
+        {"--top-k", OPTION_INT, &s.sampler.top_k, "keep the k most likely (0: all)"},
+        {"--top-p", OPTION_FLOAT, &s.sampler.top_p,
+         "keep the most likely that reach p together (0.9; 0: all)"},
+        {"--min-p", OPTION_FLOAT, &s.sampler.min_p, "drop what is below p times the most likely (0)"},
+        {"--repetition-penalty", OPTION_FLOAT, &s.sampler.repetition_penalty,
+         "1.1 avoids the last 64 tokens (0)"},
+        {"--seed", OPTION_INT, &s.seed, "seed of the random choices (1)"},
+        {"--max-new-tokens", OPTION_INT, &s.max_new_tokens, "of an answer (0: until it ends; plain: 30)"},
+        {"--context", OPTION_INT, &s.context, "tokens that are remembered (the model's, at most 4096)"},
+        {"--threads", OPTION_INT, &s.threads, "(all processors)"},
+        {"--help", OPTION_FLAG, &s.help, "this list"},
+    };
+    const int n = sizeof options / sizeof *options;
+    if (!options_read(argc, argv, options, n, &s.model, 1)) return 2;
+    if (s.help || !s.model) {
+        fprintf(s.help ? stdout : stderr, "usage: chat MODEL [options]\n");
+        options_print(s.help ? stdout : stderr, options, n);
+        return s.help ? 0 : 2;
+    }
+    if (s.format && !ml_chat_format_from_name(s.format))
+        return fprintf(stderr, "--template is plain, llama2, llama3, chatml or zephyr, not %s\n", s.format),
+               2;
+    return chat(&s);
 }

@@ -2,7 +2,10 @@
    leaves. (pretrain has a test of its own.) */
 #include "preamble.h"
 #include "folder.h"
+#include "chain_model.h"
+#include <poll.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #define MODEL "examples/models/stories.gguf"
 
@@ -121,6 +124,94 @@ TEST(chat_outlives_the_context) {
     int prompts = 0;
     for (const char *p = said; (p = strstr(p, "> ")) != NULL; p++) prompts++;
     CHECK(prompts == 21);
+}
+
+/* What is not told by the file is told by options; /reset begins again; a line that is too long is refused. */
+TEST(chat_options) {
+    static const char *const pairs[] = {"\nO", "OK", "K{<|im_end|>}", NULL};
+    ml_model *model = chain_model(&qwen2, pairs);
+    const char *path = in_folder("chain.gguf");
+    char arguments[1024], line[400];
+    REQUIRE(ml_model_save(model, path, NULL, NULL) == ML_OK);
+    ml_model_free(model);
+    snprintf(arguments, sizeof arguments, "'%s' --template chatml --system Short. --temperature 0", path);
+    REQUIRE(runs("chat", arguments, "Hello\n\n  who\n/reset\nagain"));
+    CHECK(strcmp(said, "> OK\n> > OK\n> > OK\n> ") == 0);
+    memset(line, 'x', sizeof line);
+    strcpy(line + 300, "\nHi\n");
+    CHECK(run("chat", arguments, line) == 0 && strcmp(said, "> > OK\n> ") == 0);
+    CHECK(strstr(complained, "a turn of more than 256 tokens") != NULL);
+    CHECK(run("chat", MODEL " --template llama3", "Hi\n") == 1);
+    CHECK(strstr(complained, "llama3 needs the piece <|start_header_id|>") != NULL);
+    CHECK(run("chat", MODEL " --template alpaca", "") == 2);
+    CHECK(strstr(complained, "plain, llama2, llama3, chatml or zephyr, not alpaca") != NULL);
+    CHECK(run("chat", MODEL " >/dev/full", "Hi\n") == 1 && strstr(complained, "cannot be written"));
+}
+
+/* A chat that runs, with a pipe at each end. */
+typedef struct running {
+    pid_t process;
+    int in, out;
+} running;
+
+static running begin_chat(const char *model) {
+    running r = {-1, -1, -1};
+    int in[2], out[2];
+    char command[2048];
+    const char *runner = getenv("RUNNER");
+    snprintf(command, sizeof command, "exec %s '%s/chat' '%s' --template chatml --context 200000",
+             runner ? runner : "", program_folder, model);
+    if (pipe(in) || pipe(out)) return r;
+    r.process = fork();
+    if (r.process == 0) {
+        dup2(in[0], 0), dup2(out[1], 1);
+        close(in[0]), close(in[1]), close(out[0]), close(out[1]);
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(127);
+    }
+    close(in[0]), close(out[1]);
+    r.in = in[1], r.out = out[0];
+    return r;
+}
+
+/* Reads up to the first `end`; how many bytes came before it, or -1 if it does not come within a minute. */
+static int read_until(const running *r, const char *end) {
+    size_t matched = 0;
+    for (int n = 1;; n++) {
+        struct pollfd ready = {r->out, POLLIN, 0};
+        char c;
+        if (poll(&ready, 1, 60000) != 1 || read(r->out, &c, 1) != 1) return -1;
+        matched = c == end[matched] ? matched + 1 : c == end[0];
+        if (!end[matched]) return n - (int)matched;
+    }
+}
+
+/* Ctrl-C stops an answer that has no end (the pipe holds it up before it is complete), the conversation goes on, and
+   at the prompt it ends the program. */
+TEST(chat_is_interrupted) {
+    static const char *const pairs[] = {"\na", "aa", NULL};
+    ml_model *model = chain_model(&qwen2, pairs);
+    const char *path = in_folder("endless.gguf");
+    REQUIRE(ml_model_save(model, path, NULL, NULL) == ML_OK);
+    ml_model_free(model);
+    running r = begin_chat(path);
+    REQUIRE(r.process > 0);
+    for (int i = 0; i < 2; i++) {
+        CHECK(read_until(&r, "> ") == 0 && write(r.in, "b\n", 2) == 2);
+        CHECK(read_until(&r, "aa") == 0 && kill(r.process, SIGINT) == 0);
+        int n = read_until(&r, "a\n");
+        CHECK(n >= 0 && n < 150000);
+    }
+    CHECK(read_until(&r, "> ") == 0);
+    struct timespec moment = {
+        0, 20000000}; /* until it waits for a line: before, Ctrl-C would still be the answer's */
+    int status = 0, tries = 0;
+    for (; waitpid(r.process, &status, WNOHANG) == 0 && tries < 3000; tries++) {
+        kill(r.process, SIGINT);
+        nanosleep(&moment, NULL);
+    }
+    CHECK(tries < 3000 && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    close(r.in), close(r.out);
 }
 
 /* ---- lora and classify ---- */
@@ -665,11 +756,12 @@ TEST(convert_to_a_mix) {
 /* ---- what goes wrong ---- */
 
 TEST(help) {
-    static const char *const small[] = {"generate", "chat", "classify", "lora", "train", "embed"};
-    static const char *const large[] = {"run_llama", "convert", "train_tokenizer", "write_stories", "look"};
-    for (int i = 0; i < 6; i++)
+    static const char *const small[] = {"generate", "classify", "lora", "train", "embed"};
+    static const char *const large[] = {"run_llama",     "convert", "train_tokenizer",
+                                        "write_stories", "look",    "chat"};
+    for (int i = 0; i < 5; i++)
         CHECK(run(small[i], "-h", "") == 2 && strstr(complained, "usage: ") && strstr(complained, small[i]));
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 6; i++) {
         CHECK(run(large[i], "-h", "") == 0 && strstr(said, "usage: ") && strstr(said, "--help"));
         CHECK(run(large[i], "--help", "") == 0 && strstr(said, "usage: ") && strstr(said, "--help"));
         CHECK(run(large[i], "-x", "") == 2 && strstr(complained, "unknown option -x"));
@@ -708,6 +800,8 @@ int main(int argc, char **argv) {
     RUN(generate);
     RUN(chat);
     RUN(chat_outlives_the_context);
+    RUN(chat_options);
+    RUN(chat_is_interrupted);
     RUN(lora_and_classify);
     RUN(train);
     RUN(xor);
