@@ -92,6 +92,8 @@ static int plain_number(ml_type type, const uint8_t *w, int i) {
     switch (type) {
     case ML_Q8_0: return (int8_t)w[2 + i];
     case ML_Q4_0: return (i < 16 ? w[2 + i] % 16 : w[2 + i - 16] / 16) - 8;
+    case ML_Q5_0:
+        return (i < 16 ? w[6 + i] % 16 : w[6 + i - 16] / 16) + (w[2 + i / 8] >> i % 8) % 2 * 16 - 16;
     case ML_Q6_K:
         return (l < 64 ? w[half * 64 + l] % 16 : w[half * 64 + l - 64] / 16) +
                (w[128 + half * 32 + l % 32] >> l / 32 * 2) % 4 * 16 - 32;
@@ -197,11 +199,11 @@ static void plain_rows(const problem *p, float *y, size_t stride) {
         }
 }
 
-static const ml_type types[] = {ML_Q8_0, ML_Q4_0, ML_Q4_K, ML_Q5_K, ML_Q6_K};
+static const ml_type types[] = {ML_Q8_0, ML_Q4_0, ML_Q5_0, ML_Q4_K, ML_Q5_K, ML_Q6_K};
 #ifdef ML_NO_K_QUANTS
 enum { TYPES = 2 };
 #else
-enum { TYPES = 5 };
+enum { TYPES = 6 };
 #endif
 
 /* The columns of a problem: as wanted, or for blocks of 256 that many of them. */
@@ -368,7 +370,7 @@ TEST(extremes_of_parts) {
     size_t t, i, j;
     int s;
     ml_threads threads = n_threads(1);
-    for (t = 2; t < TYPES; t++)
+    for (t = 3; t < TYPES; t++)
         for (s = 0; s < 8; s++) {
             problem p = make_problem(types[t], 6, 5, 512);
             float y[30], even = s & 1 ? 127.0f : -127.0f, odd = s & 2 ? 127.0f : -127.0f;
@@ -828,9 +830,10 @@ TEST(files_of_llama_quantize) {
     ml_archive_free(reference);
 }
 
-/* ---- quantizing to Q4_K, Q5_K and Q6_K ---- */
+/* ---- quantizing to Q4_K, Q5_K and Q6_K, and to what stands in for them ---- */
 
 static const ml_type written[] = {ML_Q4_K, ML_Q5_K, ML_Q6_K};
+static const ml_type instead[] = {ML_Q5_0, ML_Q5_1, ML_Q8_0}; /* where rows are not a multiple of 256 */
 
 /* Root mean square of the errors of n numbers; what they become in back (n). */
 static double error_of(ml_type type, const float *x, float *back, size_t n) {
@@ -866,6 +869,39 @@ TEST(errors_of_quantizing) {
     }
     free(x);
     free(back);
+}
+
+/* Half a step of the format, up to the rounding of its scale (and offset) to F16: of Q5_0 the largest number is -16
+   steps, in Q5_1 31 steps go from the least to the largest. A number that 15.5 steps of Q5_0 do not reach is off by
+   one at most. */
+TEST(quantizing_to_five_bits) {
+    float x[32], back[32], least, most, step;
+    int kind, trial, i;
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (kind = 0; kind < 2; kind++)
+        for (trial = 0; trial < 200; trial++) {
+            for (least = most = 0, i = 0; i < 32; i++) {
+                x[i] = ml_random_normal(&state) + (float)(trial % 3);
+                if (i == 0 || x[i] < least) least = x[i];
+                if (i == 0 || x[i] > most) most = x[i];
+            }
+            step = kind ? (most - least) / 31 : fmaxf(most, -least) / 16;
+            error_of(instead[kind], x, back, 32);
+            for (i = 0; i < 32; i++) {
+                float bound = 0.5f * step + 0.001f * fmaxf(most, -least);
+                int is_cut = !kind && (most > -least ? x[i] < -14.5f * step : x[i] > 14.5f * step);
+                CHECK(fabsf(x[i] - back[i]) <= (is_cut ? step + bound : bound));
+            }
+        }
+    for (kind = 0; kind < 2; kind++) {
+        for (i = 0; i < 32; i++) x[i] = (float)i - 16; /* what both hold exactly */
+        CHECK(error_of(instead[kind], x, back, 32) == 0);
+        for (i = 0; i < 32; i++) x[i] = i % 3 == 0 ? NAN : i % 3 == 1 ? -INFINITY : INFINITY;
+        error_of(instead[kind], x, back, 32); /* checks that the scales are finite */
+        CHECK(fabsf(back[0]) <= 65504 && back[1] < -6e4f && back[2] > 6e4f && (kind || back[0] == 0));
+        for (i = 0; i < 32; i++) x[i] = 0;
+        CHECK(error_of(instead[kind], x, back, 32) == 0 && back[0] == 0);
+    }
 }
 
 /* Numbers that blocks hold exactly, and those that are no numbers, too small or too large for a block. */
@@ -925,12 +961,16 @@ TEST(mixed_types) {
         }
         ml_model_free(model);
     }
-    config.hidden_dim = 352, config.n_layers = 1; /* a multiple of 32 only */
-    ml_model *model = NULL;
-    REQUIRE(create_model(&config, ML_Q4_K, &state, NULL, &model, NULL) == ML_OK);
-    CHECK(layer_tensor(model, 0, "ffn_down.weight")->type == ML_Q8_0);
-    CHECK(layer_tensor(model, 0, "ffn_up.weight")->type == ML_Q4_K);
-    ml_model_free(model);
+    config.hidden_dim = 352; /* a multiple of 32 only */
+    for (t = 0; t < 3; t++) {
+        ml_model *model = NULL;
+        REQUIRE(create_model(&config, written[t], &state, NULL, &model, NULL) == ML_OK);
+        for (l = 0; l < 16; l++) {
+            CHECK(layer_tensor(model, l, "ffn_down.weight")->type == (chosen[l] ? ML_Q8_0 : instead[t]));
+            CHECK(layer_tensor(model, l, "ffn_up.weight")->type == written[t]);
+        }
+        ml_model_free(model);
+    }
 }
 
 /* An F32 model saved in a mix: types, keys and numbers of the file. */
@@ -1036,6 +1076,7 @@ int main(void) {
     RUN(blocks_are_kept);
     RUN(files_of_llama_quantize);
     RUN(errors_of_quantizing);
+    RUN(quantizing_to_five_bits);
     RUN(quantizing_strange_numbers);
     RUN(mixed_types);
     RUN(saving_in_a_mix);
