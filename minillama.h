@@ -164,9 +164,10 @@
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5).
    With Q8_0, Q4_0, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of 32, much as in
    llama.cpp: logits move by 1 to 3 %. The other quantized types become floats a block at a time, exact but slower.
-   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded or saved, or do
-   not fit the type that they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
-   likelihood, an embedding or a head's result. The test is one of bits, which no compiler option can remove.
+   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded, of over 256 MB
+   in place in a sample, or saved, or do not fit the type that they are converted to), in a loss or a gradient, in
+   logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits, which
+   no compiler option can remove.
 
    LIMITS  Little-endian machines. Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
    LayerNorm, rotary positions on adjacent pairs with theta, stretched by any ml_rope_kind or the factors of a GGUF,
@@ -1352,7 +1353,9 @@ typedef struct ml_model_load_desc {
     ml_norm norm; /* override what the file says */
     ml_mask mask;
     /* Skips the pass over all weights that looks for numbers that are not finite (or too large for `type`):
-       ML_ERROR_NUMBER. It reads every page of a mapped file. */
+       ML_ERROR_NUMBER. It reads every page of a mapped file; but where over 256 MB of weights are used in place, only
+       4 KB in each MB of a matrix, which finds what a training that diverged left, but not every damaged number: those
+       show where a token is drawn, or in another result that is tested. */
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
        Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, ignored if
@@ -14534,7 +14537,8 @@ typedef struct mli_loader {
     struct mli_named *plain;  /* (n_plain) sorted: see mli_index_plain_names */
     size_t n_plain;
     ml_model *model;
-    int is_joined; /* of Meta's pieces: see mli_join_pieces */
+    uint64_t bytes_in_place; /* of weights */
+    int is_joined;           /* of Meta's pieces: see mli_join_pieces */
     ml_error *error;
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_loader;
@@ -15544,14 +15548,30 @@ static void mli_copy_bias(mli_loader *loader, const ml_array *array, const ml_te
     mli_copy_weight(loader, &column, &to, head_size);
 }
 
-/* A weight that is used where it is: all that has to be read is read once, as fast as memory delivers. */
+/* To look at every number of a large mapped file would take longer than all else that loading does: it would read the
+   whole file. There a page in each megabyte shows whether training went wrong; ml_model_load_desc says what is
+   promised. */
+#ifndef MLI_CHECK_WHOLE
+#define MLI_CHECK_WHOLE ((uint64_t)1 << 28) /* bytes of weights in place */
+#endif
+enum { MLI_CHECK_PIECE = 1 << 12, MLI_CHECK_STEP = 1 << 20 };
+
+/* A weight that is used where it is: what has to be read is read once, as fast as memory delivers. */
 static void mli_check_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor) {
-    size_t n = tensor->rows * tensor->cols;
-    if (loader->desc.unchecked || loader->result) return;
-    size_t index = mli_find_not_finite(tensor->type, tensor->data, n);
-    if (index < n)
-        loader->result = mli_refuse_number(loader->error, array->name, index, tensor->cols,
-                                           mli_bits_float(MLI_INFINITY_BITS), tensor->type);
+    const mli_type_info *type = mli_type(tensor->type);
+    const unsigned char *data = (const unsigned char *)tensor->data;
+    size_t n = tensor->rows * tensor->cols, piece = n, step = n;
+    if (loader->bytes_in_place > MLI_CHECK_WHOLE && tensor->rows > 1) {
+        piece = MLI_CHECK_PIECE / type->bytes * type->block;
+        step = MLI_CHECK_STEP / type->bytes * type->block;
+    }
+    for (size_t at = 0; at < n && !loader->desc.unchecked && !loader->result; at += step) {
+        size_t count = MLI_MIN(piece, n - at), index;
+        index = mli_find_not_finite(tensor->type, data + ml_type_row_bytes(tensor->type, at), count);
+        if (index < count)
+            loader->result = mli_refuse_number(loader->error, array->name, at + index, tensor->cols,
+                                               mli_bits_float(MLI_INFINITY_BITS), tensor->type);
+    }
 }
 
 /* Many tensors of a file can name the same place: copying all would take memory out of proportion to the file. (Four
@@ -15563,11 +15583,10 @@ static ml_result mli_check_sharing(mli_loader *loader, uint64_t copied) {
                       (int64_t)copied, size);
 }
 
-/* Gives every weight its type, and points at those that can be used in place. Returns how many those are. */
-static int mli_place_weights(mli_loader *loader) {
+/* Gives every weight its type, and points at those that can be used in place. */
+static void mli_place_weights(mli_loader *loader) {
     const ml_config *config = &loader->config;
     uint64_t copied_bytes = 0;
-    int n_in_place = 0;
     for (int i = 0; i < loader->model->n_tensors; i++) {
         const ml_array *array = loader->sources[i];
         ml_tensor *tensor = &loader->model->private_part->tensors[i];
@@ -15576,19 +15595,19 @@ static int mli_place_weights(mli_loader *loader) {
         tensor->type = mli_weight_type(config, i, loader->desc.type, array ? array->type : ML_F32);
         if (array && mli_is_in_place(loader, array, tensor, slot)) {
             tensor->data = (void *)(uintptr_t)array->data; /* the forward pass only reads it */
-            n_in_place++;
+            loader->bytes_in_place += (uint64_t)tensor->rows * ml_type_row_bytes(tensor->type, tensor->cols);
         } else if (array) {
             copied_bytes += (uint64_t)tensor->rows * ml_type_row_bytes(array->type, tensor->cols);
         }
     }
     mli_check_sharing(loader, copied_bytes);
-    return n_in_place;
 }
 
 static void mli_load_weights(mli_loader *loader) {
     if (loader->result) return;
     ml_model *model = loader->model;
-    int n_in_place = mli_place_weights(loader), is_hf = loader->naming == MLI_NAMING_HF;
+    const int is_hf = loader->naming == MLI_NAMING_HF;
+    mli_place_weights(loader);
     if (!loader->result) loader->result = mli_allocate_weights(model, loader->error);
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
         const ml_array *array = loader->sources[i];
@@ -15606,7 +15625,7 @@ static void mli_load_weights(mli_loader *loader) {
             mli_check_weight(loader, array, tensor);
     }
     mli_tie_output(model);
-    if (!loader->result && n_in_place) { /* otherwise the file is no longer needed */
+    if (!loader->result && loader->bytes_in_place) { /* otherwise the file is no longer needed */
         model->private_part->archive = loader->archive;
         loader->archive = NULL;
     }

@@ -1,6 +1,7 @@
 /* Products with quantized weights: the kernels of the instruction set that this is compiled for, against plain
    loops. Integer sums are exact, so kernels and loops may differ only in the order in which floats are added. */
 #define MINILLAMA_IMPLEMENTATION
+#define MLI_CHECK_WHOLE 13000000u /* in place of 256 MB: a large model for checked_in_part */
 #include "preamble.h"
 #include "folder.h"
 #include "models.h"
@@ -1054,6 +1055,70 @@ TEST(mixes_of_llama_quantize) {
     }
 }
 
+/* Puts an infinite scale into a block of blk.0.ffn_up.weight of the file; its number, and the scale that was there. */
+static void damage(const char *path, long at, size_t block, uint8_t scale[2]) {
+    const uint8_t infinite[2] = {0, 0x7c};
+    FILE *file = fopen(path, "r+b");
+    if (!file) return;
+    at += (long)(block * 144);
+    CHECK(!fseek(file, at, SEEK_SET) && fread(scale, 1, 2, file) == 2);
+    CHECK(!fseek(file, at, SEEK_SET) && fwrite(infinite, 1, 2, file) == 2);
+    fclose(file);
+}
+
+/* Where in the file the weights of blk.0.ffn_up.weight are. */
+static long place_of_ffn_up(const char *path) {
+    ml_archive *archive = NULL;
+    long at = 0;
+    if (ml_archive_load(path, NULL, &archive, NULL) == ML_OK)
+        at = (long)((const char *)ml_archive_find_array(archive, "blk.0.ffn_up.weight")->data -
+                    (const char *)archive->private_part->data);
+    ml_archive_free(archive);
+    return at;
+}
+
+/* Of a large model one page in each megabyte of a matrix is looked at when it is loaded; damage elsewhere shows when
+   a token is drawn. A small one is looked at whole, and so is what is converted. */
+TEST(checked_in_part) {
+    static const struct {
+        int hidden;
+        size_t block;
+        ml_result result;
+    } cases[] = {{1024, 7000, ML_ERROR_NUMBER}, /* of 8192: 1.2 MB */
+                 {2048, 3, ML_ERROR_NUMBER},
+                 {2048, 7283, ML_ERROR_NUMBER}, /* in the second megabyte's page */
+                 {2048, 5000, ML_OK},
+                 {2048, 9000, ML_OK}};
+    size_t i;
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ml_config config = {.dim = 2048, .n_layers = 1, .n_heads = 2, .n_kv_heads = 1, .vocab_size = 32};
+        static const int32_t tokens[] = {1, 2};
+        ml_generate_desc desc = {.prompt_ids = {tokens, 2}, .max_new_tokens = 1};
+        ml_model *model = NULL, *other = NULL;
+        ml_session *session = NULL;
+        ml_model_load_desc as_floats = {.type = ML_F16};
+        ml_save_desc save = save_as(ML_GGUF, ML_TYPE_NONE);
+        ml_error error;
+        uint8_t scale[2];
+        config.hidden_dim = cases[i].hidden, config.max_seq_len = 16;
+        REQUIRE(create_model(&config, ML_Q4_K, &state, NULL, &model, NULL) == ML_OK);
+        CHECK(ml_model_save(model, in_folder("large.gguf"), &save, NULL) == ML_OK);
+        ml_model_free(model);
+        damage(in_folder("large.gguf"), place_of_ffn_up(in_folder("large.gguf")), cases[i].block, scale);
+        CHECK(ml_model_load(in_folder("large.gguf"), NULL, &model, &error) == cases[i].result);
+        CHECK(ml_model_load(in_folder("large.gguf"), &as_floats, &other, NULL) == ML_ERROR_NUMBER);
+        if (!model) {
+            CHECK(strstr(error.text, "blk.0.ffn_up.weight: number ("));
+            continue;
+        }
+        REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
+        CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_NUMBER);
+        ml_session_free(session);
+        ml_model_free(model);
+    }
+}
+
 int main(void) {
     if (!folder_begin("quant")) return 1;
     ml_random_seed(&state, 7);
@@ -1081,6 +1146,7 @@ int main(void) {
     RUN(mixed_types);
     RUN(saving_in_a_mix);
     RUN(mixes_of_llama_quantize);
+    RUN(checked_in_part);
     if (!folder_end()) return 1;
     return test_report("quant");
 }
