@@ -165,9 +165,10 @@
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5).
    With Q8_0, Q4_0, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of 32, much as in
    llama.cpp: logits move by 1 to 3 %. The other quantized types become floats a block at a time, exact but slower.
-   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded or saved, or do
-   not fit the type that they are converted to), in a loss or a gradient, in logits from which a token is drawn, in a
-   likelihood, an embedding or a head's result. The test is one of bits, which no compiler option can remove.
+   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded, of over 256 MB
+   in place in a sample, or saved, or do not fit the type that they are converted to), in a loss or a gradient, in
+   logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits, which
+   no compiler option can remove.
 
    LIMITS  Little-endian machines. Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
    LayerNorm, rotary positions on adjacent pairs with theta, stretched by any ml_rope_kind or the factors of a GGUF,
@@ -279,7 +280,7 @@ ML_DEF float ml_random_normal(ml_random *random);  /* mean 0, standard deviation
 /* ==== >>types ====
    Number formats of tensors. Weights may have any of the floats but F64 and any of the quantized types; the forward
    pass uses them as they are stored. The types from Q4_1 on are GGUF's other quantized formats (>>numbers draws their
-   blocks); of them, numbers are converted to Q4_K, Q5_K and Q6_K only. */
+   blocks); of them, numbers are converted to Q5_0, Q5_1, Q4_K, Q5_K and Q6_K only. */
 
 typedef enum ml_type {
     ML_TYPE_NONE = 0,
@@ -314,7 +315,7 @@ ML_DEF size_t ml_type_block(ml_type type); /* numbers per block: 32, 256, or 1 w
 /* Bytes of a row of `cols` numbers; 0 if cols is not a multiple of the block. */
 ML_DEF size_t ml_type_row_bytes(ml_type type, size_t cols);
 
-/* Converts n numbers; `to` must be one of the first five types, Q4_K, Q5_K, Q6_K, or equal `from`. Exact where the
+/* Converts n numbers; `to` must be one of the first five types, Q5_0, Q5_1, Q4_K to Q6_K, or equal `from`. Exact where the
    target can hold the value, otherwise rounded to nearest even (Q4_K to Q6_K: scales are chosen for a small square
    error); what is too large becomes infinite (in blocks the largest that fits). Fails when n is not a multiple of a
    block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS left out. */
@@ -1432,7 +1433,9 @@ typedef struct ml_model_load_desc {
     ml_norm norm; /* override what the file says */
     ml_mask mask;
     /* Skips the pass over all weights that looks for numbers that are not finite (or too large for `type`):
-       ML_ERROR_NUMBER. It reads every page of a mapped file. */
+       ML_ERROR_NUMBER. It reads every page of a mapped file; but where over 256 MB of weights are used in place, only
+       4 KB in each MB of a matrix, which finds what a training that diverged left, but not every damaged number: those
+       show where a token is drawn, or in another result that is tested. */
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
        Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, ignored if
@@ -1485,11 +1488,11 @@ typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
     /* The type of the matrices; default: the one they have (quantized ones become F16 unless it is a GGUF). Norms are
-       F32; a matrix whose rows are not a multiple of the block becomes F16, of a block of 256 Q8_0; with Q4_0 the
-       layer that makes the logits (or the tied embedding) is Q8_0. Q4_K and Q5_K are the mixes that llama.cpp calls
-       Q4_K_M and Q5_K_M: that layer, and in some layers the value and down projections, are Q6_K. Adapters: see
-       ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a number is not finite or too large for its new
-       type (F16: above 65504). */
+       F32; a matrix whose rows are not a multiple of the block becomes F16 (of 32 but not of 256: with Q4_K Q5_0,
+       with Q5_K Q5_1, with Q6_K Q8_0); with Q4_0 the layer that makes the logits (or the tied embedding) is Q8_0.
+       Q4_K and Q5_K are the mixes that llama.cpp calls Q4_K_M and Q5_K_M: that layer, and in some layers the value
+       and down projections, are Q6_K. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
+       number is not finite or too large for its new type (F16: above 65504). */
     ml_type type;
     const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
     const ml_head *head; /* saved in the same file; default none. llama.cpp refuses such a file */
@@ -3894,14 +3897,15 @@ static ml_type mli_mixed_type(const ml_config *config, int index, ml_type type) 
 }
 
 /* The type that weight `index` gets when the matrices are to be of `type` (ML_TYPE_NONE: as they are). Norms are F32.
-   A matrix whose rows are not a multiple of the block is Q8_0 in place of a type of blocks of 256, else F16. */
+   Where rows are not a multiple of 256, llama.cpp has blocks of 32 with more bits; where not of 32, F16. */
 static ml_type mli_weight_type(const ml_config *config, int index, ml_type type, ml_type present) {
     const mli_slot slot = mli_slot_at(config, index);
     if (mli_is_vector(slot)) return ML_F32;
     if (!type) return mli_is_weight(present) ? present : ML_F32;
     size_t cols = (size_t)mli_extent_of(config, mli_params[slot].cols);
     type = mli_mixed_type(config, index, type);
-    if (cols % ml_type_block(type) && ml_type_block(type) == MLI_LARGEST_BLOCK) type = ML_Q8_0;
+    if (cols % ml_type_block(type) && ml_type_block(type) == MLI_LARGEST_BLOCK)
+        type = type == ML_Q4_K ? ML_Q5_0 : type == ML_Q5_K ? ML_Q5_1 : ML_Q8_0;
     return cols % ml_type_block(type) ? ML_F16 : type;
 }
 
@@ -15051,7 +15055,8 @@ typedef struct mli_loader {
     struct mli_named *plain;  /* (n_plain) sorted: see mli_index_plain_names */
     size_t n_plain;
     ml_model *model;
-    int is_joined; /* of Meta's pieces: see mli_join_pieces */
+    uint64_t bytes_in_place; /* of weights */
+    int is_joined;           /* of Meta's pieces: see mli_join_pieces */
     ml_error *error;
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_loader;
@@ -16061,14 +16066,30 @@ static void mli_copy_bias(mli_loader *loader, const ml_array *array, const ml_te
     mli_copy_weight(loader, &column, &to, head_size);
 }
 
-/* A weight that is used where it is: all that has to be read is read once, as fast as memory delivers. */
+/* To look at every number of a large mapped file would take longer than all else that loading does: it would read the
+   whole file. There a page in each megabyte shows whether training went wrong; ml_model_load_desc says what is
+   promised. */
+#ifndef MLI_CHECK_WHOLE
+#define MLI_CHECK_WHOLE ((uint64_t)1 << 28) /* bytes of weights in place */
+#endif
+enum { MLI_CHECK_PIECE = 1 << 12, MLI_CHECK_STEP = 1 << 20 };
+
+/* A weight that is used where it is: what has to be read is read once, as fast as memory delivers. */
 static void mli_check_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor) {
-    size_t n = tensor->rows * tensor->cols;
-    if (loader->desc.unchecked || loader->result) return;
-    size_t index = mli_find_not_finite(tensor->type, tensor->data, n);
-    if (index < n)
-        loader->result = mli_refuse_number(loader->error, array->name, index, tensor->cols,
-                                           mli_bits_float(MLI_INFINITY_BITS), tensor->type);
+    const mli_type_info *type = mli_type(tensor->type);
+    const unsigned char *data = (const unsigned char *)tensor->data;
+    size_t n = tensor->rows * tensor->cols, piece = n, step = n;
+    if (loader->bytes_in_place > MLI_CHECK_WHOLE && tensor->rows > 1) {
+        piece = MLI_CHECK_PIECE / type->bytes * type->block;
+        step = MLI_CHECK_STEP / type->bytes * type->block;
+    }
+    for (size_t at = 0; at < n && !loader->desc.unchecked && !loader->result; at += step) {
+        size_t count = MLI_MIN(piece, n - at), index;
+        index = mli_find_not_finite(tensor->type, data + ml_type_row_bytes(tensor->type, at), count);
+        if (index < count)
+            loader->result = mli_refuse_number(loader->error, array->name, at + index, tensor->cols,
+                                               mli_bits_float(MLI_INFINITY_BITS), tensor->type);
+    }
 }
 
 /* Many tensors of a file can name the same place: copying all would take memory out of proportion to the file. (Four
@@ -16080,11 +16101,10 @@ static ml_result mli_check_sharing(mli_loader *loader, uint64_t copied) {
                       (int64_t)copied, size);
 }
 
-/* Gives every weight its type, and points at those that can be used in place. Returns how many those are. */
-static int mli_place_weights(mli_loader *loader) {
+/* Gives every weight its type, and points at those that can be used in place. */
+static void mli_place_weights(mli_loader *loader) {
     const ml_config *config = &loader->config;
     uint64_t copied_bytes = 0;
-    int n_in_place = 0;
     for (int i = 0; i < loader->model->n_tensors; i++) {
         const ml_array *array = loader->sources[i];
         ml_tensor *tensor = &loader->model->private_part->tensors[i];
@@ -16093,19 +16113,19 @@ static int mli_place_weights(mli_loader *loader) {
         tensor->type = mli_weight_type(config, i, loader->desc.type, array ? array->type : ML_F32);
         if (array && mli_is_in_place(loader, array, tensor, slot)) {
             tensor->data = (void *)(uintptr_t)array->data; /* the forward pass only reads it */
-            n_in_place++;
+            loader->bytes_in_place += (uint64_t)tensor->rows * ml_type_row_bytes(tensor->type, tensor->cols);
         } else if (array) {
             copied_bytes += (uint64_t)tensor->rows * ml_type_row_bytes(array->type, tensor->cols);
         }
     }
     mli_check_sharing(loader, copied_bytes);
-    return n_in_place;
 }
 
 static void mli_load_weights(mli_loader *loader) {
     if (loader->result) return;
     ml_model *model = loader->model;
-    int n_in_place = mli_place_weights(loader), is_hf = loader->naming == MLI_NAMING_HF;
+    const int is_hf = loader->naming == MLI_NAMING_HF;
+    mli_place_weights(loader);
     if (!loader->result) loader->result = mli_allocate_weights(model, loader->error);
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
         const ml_array *array = loader->sources[i];
@@ -16123,7 +16143,7 @@ static void mli_load_weights(mli_loader *loader) {
             mli_check_weight(loader, array, tensor);
     }
     mli_tie_output(model);
-    if (!loader->result && n_in_place) { /* otherwise the file is no longer needed */
+    if (!loader->result && loader->bytes_in_place) { /* otherwise the file is no longer needed */
         model->private_part->archive = loader->archive;
         loader->archive = NULL;
     }
@@ -19318,7 +19338,7 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
                     | d | q16 q0 | q17 q1 | ... | q31 q15 |           18 bytes; a byte is two q, the high 4 bits
                                                                       first, each stored as q + 8, 0..15
 
-   ggml's other formats are drawn beside their functions below; of those, Q4_K, Q5_K and Q6_K are also written.
+   ggml's other formats are drawn beside their functions below; of those, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K are also written.
 
    The table mli_types describes every format. To add a quantized one: give it a row there, and a function that
    dequantizes it; products then dequantize a block at a time. To multiply it in integers, give it its case in
@@ -19657,7 +19677,7 @@ static void mli_unpack_iq4_xs(const uint8_t *block, float *dst) {
 MLI_DEQUANTIZE(iq4_nl, MLI_BLOCK, 18)
 MLI_DEQUANTIZE(iq4_xs, 256, 136)
 
-/* ---- quantizing to Q4_K, Q5_K and Q6_K ----
+/* ---- quantizing to Q4_K, Q5_K and Q6_K, and to what stands in for them ----
    For each part the scale and the offset with the least square error: from scales around the one that just spans the
    part, rounding and least squares in turn (Lloyd 1982, "Least Squares Quantization in PCM"). Then scales and offsets
    become small integers, and the numbers are rounded again to what these make. */
@@ -19725,12 +19745,12 @@ static mli_steps mli_find_steps(const float *x, size_t n, int low, int high) {
     return best;
 }
 
-/* The numbers of a block within what the types hold; NaN as 0. */
-static void mli_clip_block(const float *x, float *to) {
-    const float most = 4126752.0f; /* 63 * 65504: the largest offset */
-    for (int i = 0; i < MLI_LARGEST_BLOCK; i++)
-        to[i] = x[i] == x[i] ? MLI_MAX(-most, MLI_MIN(x[i], most)) : 0;
+/* to (n) = x within -most..most; NaN as 0. */
+static void mli_clip(const float *x, size_t n, float most, float *to) {
+    for (size_t i = 0; i < n; i++) to[i] = x[i] == x[i] ? MLI_MAX(-most, MLI_MIN(x[i], most)) : 0;
 }
+
+#define MLI_MOST_OF_PARTS 4126752.0f /* 63 * 65504: the largest offset */
 
 /* The inverse of mli_unpack_scales; the bytes are 0 before. */
 static void mli_pack_scales(uint8_t *bytes, int part, int scale, int offset) {
@@ -19764,7 +19784,7 @@ static void mli_pack_part(const float *x, mli_steps to, uint8_t *block, uint8_t 
 static void mli_pack_4_or_5_bits(const float *src, uint8_t *block, uint8_t *high) {
     float x[MLI_LARGEST_BLOCK], scale = 0, less = 0;
     mli_steps of[8];
-    mli_clip_block(src, x);
+    mli_clip(src, MLI_LARGEST_BLOCK, MLI_MOST_OF_PARTS, x);
     for (int part = 0; part < 8; part++) {
         of[part] = mli_find_steps(x + part * MLI_BLOCK, MLI_BLOCK, 0, high ? 31 : 15);
         scale = MLI_MAX(scale, of[part].scale), less = MLI_MAX(less, of[part].less);
@@ -19781,7 +19801,7 @@ static void mli_pack_q6_k(const float *src, uint8_t *block) {
     float x[MLI_LARGEST_BLOCK], largest = 0;
     mli_steps of[16];
     float q[16];
-    mli_clip_block(src, x);
+    mli_clip(src, MLI_LARGEST_BLOCK, MLI_MOST_OF_PARTS, x);
     for (int part = 0; part < 16; part++) {
         of[part] = mli_find_steps(x + part * 16, 16, -32, 31);
         if (fabsf(of[part].scale) > fabsf(largest)) largest = of[part].scale;
@@ -19804,22 +19824,59 @@ static void mli_pack_q6_k(const float *src, uint8_t *block) {
     }
 }
 
+/* q (32) of 5 bits, as mli_unpack_5_bits reads them */
+static void mli_pack_5_bits(const float *q, uint8_t *bytes) {
+    memset(bytes, 0, 20);
+    for (int i = 0; i < MLI_BLOCK; i++) {
+        int number = (int)q[i];
+        bytes[i / 8] = (uint8_t)(bytes[i / 8] | number >> 4 << i % 8);
+        bytes[4 + i % 16] = (uint8_t)(bytes[4 + i % 16] | (number & 15) << i / 16 * 4);
+    }
+}
+
+/* As Q4_0: the number of largest magnitude becomes -16. */
+static void mli_pack_q5_0(const float *src, uint8_t *block) {
+    mli_steps to = {0, 31, 0, 0};
+    float x[MLI_BLOCK], q[MLI_BLOCK];
+    mli_clip(src, MLI_BLOCK, 16 * 65504.0f, x);
+    to.scale = mli_largest(x) / -16.0f, to.less = 16 * to.scale;
+    mli_store_scale(block, to.scale);
+    mli_round_to_steps(x, MLI_BLOCK, &to, q);
+    mli_pack_5_bits(q, block + 2);
+}
+
+/* From the least number to the largest. */
+static void mli_pack_q5_1(const float *src, uint8_t *block) {
+    mli_steps to = {0, 31, 0, 0};
+    float x[MLI_BLOCK], q[MLI_BLOCK];
+    mli_clip(src, MLI_BLOCK, 65504.0f, x);
+    float least = x[0], most = x[0];
+    for (int i = 1; i < MLI_BLOCK; i++) least = MLI_MIN(least, x[i]), most = MLI_MAX(most, x[i]);
+    to.scale = (most - least) / 31.0f, to.less = -least;
+    mli_store_scale(block, to.scale);
+    mli_store_scale(block + 2, least);
+    mli_round_to_steps(x, MLI_BLOCK, &to, q);
+    mli_pack_5_bits(q, block + 4);
+}
+
 /* Defines the function on rows for the one on a block: mli_pack_NAME(src, block). */
 #define MLI_QUANTIZE(name, numbers, bytes)                                                                   \
     static void mli_quantize_##name(const float *src, void *row, size_t n) {                                 \
         uint8_t *block = (uint8_t *)row;                                                                     \
         for (size_t i = 0; i < n; i += (numbers), block += (bytes)) mli_pack_##name(src + i, block);         \
     }
+MLI_QUANTIZE(q5_0, MLI_BLOCK, 22)
+MLI_QUANTIZE(q5_1, MLI_BLOCK, 24)
 MLI_QUANTIZE(q4_k, 256, 144)
 MLI_QUANTIZE(q5_k, 256, 176)
 MLI_QUANTIZE(q6_k, 256, 210)
 
 #define MLI_ONLY_READ(name) NULL, mli_dequantize_##name, NULL
-#define MLI_IN_PARTS(name)                                                                                   \
-    0x4a7bf040u /* 63 * 65520 */, mli_quantize_##name, mli_dequantize_##name, mli_few_##name
+#define MLI_WRITTEN(name, limit, few) limit, mli_quantize_##name, mli_dequantize_##name, few
+#define MLI_PARTS_LIMIT 0x4a7bf040u /* 63 * 65520 */
 #else
 #define MLI_ONLY_READ(name) NULL, NULL, NULL
-#define MLI_IN_PARTS(name) 0, NULL, NULL, NULL
+#define MLI_WRITTEN(name, limit, few) 0, NULL, NULL, NULL
 #endif
 
 /* ---- the table of formats ---- */
@@ -19832,6 +19889,8 @@ static void mli_few_q8_0(const struct mli_integer_job *job, size_t row, size_t n
 static void mli_few_q4_0(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
                          size_t n_cols);
 #ifndef ML_NO_K_QUANTS
+static void mli_few_q5_0(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
+                         size_t n_cols);
 static void mli_few_q4_k(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
                          size_t n_cols);
 static void mli_few_q5_k(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
@@ -19874,13 +19933,13 @@ static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     {"U8", MLI_NO_GGUF, 0, 1, 1, {0, 0}, 0, NULL, NULL, NULL},
     {"BOOL", MLI_NO_GGUF, 0, 1, 1, {0, 0}, 0, NULL, NULL, NULL},
     {"Q4_1", 3, 3, MLI_BLOCK, 20, {0, 2}, 0, MLI_ONLY_READ(q4_1)},
-    {"Q5_0", 6, 8, MLI_BLOCK, 22, {0, 0}, 0, MLI_ONLY_READ(q5_0)},
-    {"Q5_1", 7, 9, MLI_BLOCK, 24, {0, 2}, 0, MLI_ONLY_READ(q5_1)},
+    {"Q5_0", 6, 8, MLI_BLOCK, 22, {0, 0}, MLI_WRITTEN(q5_0, 0x497ff000u /* 16 * 65520 */, mli_few_q5_0)},
+    {"Q5_1", 7, 9, MLI_BLOCK, 24, {0, 2}, MLI_WRITTEN(q5_1, 0x477ff000u /* 65520 */, NULL)},
     {"Q2_K", 10, 10, 256, 84, {80, 82}, 0, MLI_ONLY_READ(q2_k)},
     {"Q3_K", 11, 12, 256, 110, {108, 108}, 0, MLI_ONLY_READ(q3_k)},
-    {"Q4_K", 12, 15, 256, 144, {0, 2}, MLI_IN_PARTS(q4_k)},
-    {"Q5_K", 13, 17, 256, 176, {0, 2}, MLI_IN_PARTS(q5_k)},
-    {"Q6_K", 14, 18, 256, 210, {208, 208}, MLI_IN_PARTS(q6_k)},
+    {"Q4_K", 12, 15, 256, 144, {0, 2}, MLI_WRITTEN(q4_k, MLI_PARTS_LIMIT, mli_few_q4_k)},
+    {"Q5_K", 13, 17, 256, 176, {0, 2}, MLI_WRITTEN(q5_k, MLI_PARTS_LIMIT, mli_few_q5_k)},
+    {"Q6_K", 14, 18, 256, 210, {208, 208}, MLI_WRITTEN(q6_k, MLI_PARTS_LIMIT, mli_few_q6_k)},
     {"IQ4_NL", 20, 25, MLI_BLOCK, 18, {0, 0}, 0, MLI_ONLY_READ(iq4_nl)},
     {"IQ4_XS", 23, 30, 256, 136, {0, 0}, 0, MLI_ONLY_READ(iq4_xs)},
 };
@@ -20178,6 +20237,20 @@ MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sum);
 }
 #ifndef ML_NO_K_QUANTS
+/* 4 bytes of highest bits, then 16 of the other four: five bits, each at the top of a byte. */
+MLI_INLINE mli_bytes mli_bytes_load_fives(const uint8_t *q) {
+    __m256i four = _mm256_srli_epi16(mli_bytes_load_nibbles(q + 4), 1);
+    uint32_t high;
+    memcpy(&high, q, sizeof high);
+#ifdef MLI_VNNI
+    return _mm256_mask_add_epi8(four, high, four, _mm256_set1_epi8(-128));
+#else
+    __m256i which = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201u);
+    __m256i bits = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int32_t)high), which), bit);
+    return _mm256_or_si256(four, _mm256_and_si256(_mm256_cmpeq_epi8(bits, bit), _mm256_set1_epi8(-128)));
+#endif
+}
 MLI_INLINE mli_bytes mli_bytes_and(mli_bytes a, int mask) {
     return _mm256_and_si256(a, _mm256_set1_epi8((char)mask));
 }
@@ -20278,6 +20351,18 @@ MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x
     return vfmaq_n_f32(sum, vcvtq_f32_s32(products), scales.of[j]);
 }
 #ifndef ML_NO_K_QUANTS
+MLI_INLINE uint8x16_t mli_bytes_high(const uint8_t *q) { /* 16 bits, each at the top of a byte */
+    const uint8x8_t bit = vcreate_u8(0x8040201008040201u);
+    uint8x16_t bits = vcombine_u8(vtst_u8(vdup_n_u8(q[0]), bit), vtst_u8(vdup_n_u8(q[1]), bit));
+    return vandq_u8(bits, vdupq_n_u8(128));
+}
+/* 4 bytes of highest bits, then 16 of the other four: five bits, each at the top of a byte. */
+MLI_INLINE mli_bytes mli_bytes_load_fives(const uint8_t *q) {
+    mli_bytes a = mli_bytes_load_nibbles(q + 4);
+    a.val[0] = vorrq_u8(vshrq_n_u8(a.val[0], 1), mli_bytes_high(q));
+    a.val[1] = vorrq_u8(vshrq_n_u8(a.val[1], 1), mli_bytes_high(q + 2));
+    return a;
+}
 MLI_INLINE mli_bytes mli_bytes_and(mli_bytes a, int mask) {
     uint8x16_t m = vdupq_n_u8((uint8_t)mask);
     mli_bytes b = {{vandq_u8(a.val[0], m), vandq_u8(a.val[1], m)}};
@@ -20342,6 +20427,13 @@ MLI_INLINE mli_bytes mli_bytes_flip(mli_bytes a) {
     return a;
 }
 #ifndef ML_NO_K_QUANTS
+/* 4 bytes of highest bits, then 16 of the other four: five bits, each at the top of a byte. */
+MLI_INLINE mli_bytes mli_bytes_load_fives(const uint8_t *q) {
+    mli_bytes a = mli_bytes_load_nibbles(q + 4);
+    for (int i = 0; i < MLI_BLOCK; i++)
+        a.q[i] = (int8_t)(((a.q[i] & 255) >> 1) | (q[i / 8] >> i % 8 & 1) << 7);
+    return a;
+}
 MLI_INLINE mli_bytes mli_bytes_and(mli_bytes a, int mask) {
     for (int i = 0; i < MLI_BLOCK; i++) a.q[i] = (mli_q)(a.q[i] & mask);
     return a;
@@ -20387,19 +20479,26 @@ MLI_INLINE float mli_sums_total(mli_sums sum) { return sum; }
 
 #endif
 
-/* The numbers of a block of weights, from its bytes after the scale. Those of Q4_0 stay at the top of a byte: they
-   are 16 times too large, and sums of them are multiplied by mli_bytes_unit in the end. Q8_0 is stored signed; Q4_0
-   with an offset of 8, which times 16 is 128. Flipping the highest bit of a byte adds 128 or takes it away. */
+/* The numbers of a block of weights, from its bytes after the scale. Those of Q4_0 and Q5_0 stay at the top of a byte:
+   they are 16 or 8 times too large, and sums of them are multiplied by mli_bytes_unit in the end. Q8_0 is stored
+   signed; Q4_0 with an offset of 8 and Q5_0 of 16, which become 128. Flipping the highest bit of a byte adds 128 or
+   takes it away. */
 MLI_INLINE mli_bytes mli_bytes_of(ml_type type, const uint8_t *q) {
+    const int is_signed = type == ML_Q8_0;
     mli_bytes bytes = type == ML_Q4_0 ? mli_bytes_load_nibbles(q) : mli_bytes_load(q);
+#ifndef ML_NO_K_QUANTS
+    if (type == ML_Q5_0) bytes = mli_bytes_load_fives(q);
+#endif
 #ifdef MLI_VNNI
-    return type == ML_Q4_0 ? bytes : mli_bytes_flip(bytes);
+    return is_signed ? mli_bytes_flip(bytes) : bytes;
 #else
-    return type == ML_Q4_0 ? mli_bytes_flip(bytes) : bytes;
+    return is_signed ? bytes : mli_bytes_flip(bytes);
 #endif
 }
 
-MLI_INLINE float mli_bytes_unit(ml_type type) { return type == ML_Q4_0 ? 1.0f / 16 : 1.0f; }
+MLI_INLINE float mli_bytes_unit(ml_type type) {
+    return type == ML_Q4_0 ? 1.0f / 16 : type == ML_Q5_0 ? 1.0f / 8 : 1.0f;
+}
 
 #ifndef ML_NO_K_QUANTS
 
@@ -20838,6 +20937,7 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
 MLI_INTEGER_FORMAT(mli_few_q8_0, mli_integer_rows, ML_Q8_0)
 MLI_INTEGER_FORMAT(mli_few_q4_0, mli_integer_rows, ML_Q4_0)
 #ifndef ML_NO_K_QUANTS
+MLI_INTEGER_FORMAT(mli_few_q5_0, mli_integer_rows, ML_Q5_0)
 MLI_INTEGER_FORMAT(mli_few_q4_k, mli_part_rows, ML_Q4_K)
 MLI_INTEGER_FORMAT(mli_few_q5_k, mli_part_rows, ML_Q5_K)
 MLI_INTEGER_FORMAT(mli_few_q6_k, mli_part_rows, ML_Q6_K)

@@ -750,7 +750,8 @@ TEST(convert_to_a_mix) {
     }
     ml_model_free(model);
     CHECK(run("convert", MODEL " x.gguf --type Q6_K_M", "") == 2);
-    CHECK(strstr(complained, "--type is F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K, not Q6_K_M"));
+    CHECK(strstr(complained,
+                 "--type is F32, F16, BF16, Q8_0, Q4_0, Q5_0, Q5_1, Q4_K_M, Q5_K_M or Q6_K, not Q6_K_M"));
 }
 
 /* ---- what goes wrong ---- */

@@ -760,7 +760,7 @@ TEST(wrong_options) {
     refuses_also("stories.txt --lr 0", "--lr: must be above 0");
     refuses_also("stories.txt --epochs 0", "--epochs: must be above 0");
     refuses_also("stories.txt --steps -1 --epochs 1e30", "--epochs: that is too many steps");
-    refuses_also("stories.txt --type I8", "--type: is F32, F16");
+    refuses_also("stories.txt --type I8", "--type is F32, F16");
 }
 
 TEST(wrong_shapes) {

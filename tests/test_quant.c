@@ -1,6 +1,7 @@
 /* Products with quantized weights: the kernels of the instruction set that this is compiled for, against plain
    loops. Integer sums are exact, so kernels and loops may differ only in the order in which floats are added. */
 #define MINILLAMA_IMPLEMENTATION
+#define MLI_CHECK_WHOLE 13000000u /* in place of 256 MB: a large model for checked_in_part */
 #include "preamble.h"
 #include "folder.h"
 #include "models.h"
@@ -92,6 +93,8 @@ static int plain_number(ml_type type, const uint8_t *w, int i) {
     switch (type) {
     case ML_Q8_0: return (int8_t)w[2 + i];
     case ML_Q4_0: return (i < 16 ? w[2 + i] % 16 : w[2 + i - 16] / 16) - 8;
+    case ML_Q5_0:
+        return (i < 16 ? w[6 + i] % 16 : w[6 + i - 16] / 16) + (w[2 + i / 8] >> i % 8) % 2 * 16 - 16;
     case ML_Q6_K:
         return (l < 64 ? w[half * 64 + l] % 16 : w[half * 64 + l - 64] / 16) +
                (w[128 + half * 32 + l % 32] >> l / 32 * 2) % 4 * 16 - 32;
@@ -197,11 +200,11 @@ static void plain_rows(const problem *p, float *y, size_t stride) {
         }
 }
 
-static const ml_type types[] = {ML_Q8_0, ML_Q4_0, ML_Q4_K, ML_Q5_K, ML_Q6_K};
+static const ml_type types[] = {ML_Q8_0, ML_Q4_0, ML_Q5_0, ML_Q4_K, ML_Q5_K, ML_Q6_K};
 #ifdef ML_NO_K_QUANTS
 enum { TYPES = 2 };
 #else
-enum { TYPES = 5 };
+enum { TYPES = 6 };
 #endif
 
 /* The columns of a problem: as wanted, or for blocks of 256 that many of them. */
@@ -368,7 +371,7 @@ TEST(extremes_of_parts) {
     size_t t, i, j;
     int s;
     ml_threads threads = n_threads(1);
-    for (t = 2; t < TYPES; t++)
+    for (t = 3; t < TYPES; t++)
         for (s = 0; s < 8; s++) {
             problem p = make_problem(types[t], 6, 5, 512);
             float y[30], even = s & 1 ? 127.0f : -127.0f, odd = s & 2 ? 127.0f : -127.0f;
@@ -828,9 +831,10 @@ TEST(files_of_llama_quantize) {
     ml_archive_free(reference);
 }
 
-/* ---- quantizing to Q4_K, Q5_K and Q6_K ---- */
+/* ---- quantizing to Q4_K, Q5_K and Q6_K, and to what stands in for them ---- */
 
 static const ml_type written[] = {ML_Q4_K, ML_Q5_K, ML_Q6_K};
+static const ml_type instead[] = {ML_Q5_0, ML_Q5_1, ML_Q8_0}; /* where rows are not a multiple of 256 */
 
 /* Root mean square of the errors of n numbers; what they become in back (n). */
 static double error_of(ml_type type, const float *x, float *back, size_t n) {
@@ -866,6 +870,39 @@ TEST(errors_of_quantizing) {
     }
     free(x);
     free(back);
+}
+
+/* Half a step of the format, up to the rounding of its scale (and offset) to F16: of Q5_0 the largest number is -16
+   steps, in Q5_1 31 steps go from the least to the largest. A number that 15.5 steps of Q5_0 do not reach is off by
+   one at most. */
+TEST(quantizing_to_five_bits) {
+    float x[32], back[32], least, most, step;
+    int kind, trial, i;
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (kind = 0; kind < 2; kind++)
+        for (trial = 0; trial < 200; trial++) {
+            for (least = most = 0, i = 0; i < 32; i++) {
+                x[i] = ml_random_normal(&state) + (float)(trial % 3);
+                if (i == 0 || x[i] < least) least = x[i];
+                if (i == 0 || x[i] > most) most = x[i];
+            }
+            step = kind ? (most - least) / 31 : fmaxf(most, -least) / 16;
+            error_of(instead[kind], x, back, 32);
+            for (i = 0; i < 32; i++) {
+                float bound = 0.5f * step + 0.001f * fmaxf(most, -least);
+                int is_cut = !kind && (most > -least ? x[i] < -14.5f * step : x[i] > 14.5f * step);
+                CHECK(fabsf(x[i] - back[i]) <= (is_cut ? step + bound : bound));
+            }
+        }
+    for (kind = 0; kind < 2; kind++) {
+        for (i = 0; i < 32; i++) x[i] = (float)i - 16; /* what both hold exactly */
+        CHECK(error_of(instead[kind], x, back, 32) == 0);
+        for (i = 0; i < 32; i++) x[i] = i % 3 == 0 ? NAN : i % 3 == 1 ? -INFINITY : INFINITY;
+        error_of(instead[kind], x, back, 32); /* checks that the scales are finite */
+        CHECK(fabsf(back[0]) <= 65504 && back[1] < -6e4f && back[2] > 6e4f && (kind || back[0] == 0));
+        for (i = 0; i < 32; i++) x[i] = 0;
+        CHECK(error_of(instead[kind], x, back, 32) == 0 && back[0] == 0);
+    }
 }
 
 /* Numbers that blocks hold exactly, and those that are no numbers, too small or too large for a block. */
@@ -925,12 +962,16 @@ TEST(mixed_types) {
         }
         ml_model_free(model);
     }
-    config.hidden_dim = 352, config.n_layers = 1; /* a multiple of 32 only */
-    ml_model *model = NULL;
-    REQUIRE(create_model(&config, ML_Q4_K, &state, NULL, &model, NULL) == ML_OK);
-    CHECK(layer_tensor(model, 0, "ffn_down.weight")->type == ML_Q8_0);
-    CHECK(layer_tensor(model, 0, "ffn_up.weight")->type == ML_Q4_K);
-    ml_model_free(model);
+    config.hidden_dim = 352; /* a multiple of 32 only */
+    for (t = 0; t < 3; t++) {
+        ml_model *model = NULL;
+        REQUIRE(create_model(&config, written[t], &state, NULL, &model, NULL) == ML_OK);
+        for (l = 0; l < 16; l++) {
+            CHECK(layer_tensor(model, l, "ffn_down.weight")->type == (chosen[l] ? ML_Q8_0 : instead[t]));
+            CHECK(layer_tensor(model, l, "ffn_up.weight")->type == written[t]);
+        }
+        ml_model_free(model);
+    }
 }
 
 /* An F32 model saved in a mix: types, keys and numbers of the file. */
@@ -1014,6 +1055,70 @@ TEST(mixes_of_llama_quantize) {
     }
 }
 
+/* Puts an infinite scale into a block of blk.0.ffn_up.weight of the file; its number, and the scale that was there. */
+static void damage(const char *path, long at, size_t block, uint8_t scale[2]) {
+    const uint8_t infinite[2] = {0, 0x7c};
+    FILE *file = fopen(path, "r+b");
+    if (!file) return;
+    at += (long)(block * 144);
+    CHECK(!fseek(file, at, SEEK_SET) && fread(scale, 1, 2, file) == 2);
+    CHECK(!fseek(file, at, SEEK_SET) && fwrite(infinite, 1, 2, file) == 2);
+    fclose(file);
+}
+
+/* Where in the file the weights of blk.0.ffn_up.weight are. */
+static long place_of_ffn_up(const char *path) {
+    ml_archive *archive = NULL;
+    long at = 0;
+    if (ml_archive_load(path, NULL, &archive, NULL) == ML_OK)
+        at = (long)((const char *)ml_archive_find_array(archive, "blk.0.ffn_up.weight")->data -
+                    (const char *)archive->private_part->data);
+    ml_archive_free(archive);
+    return at;
+}
+
+/* Of a large model one page in each megabyte of a matrix is looked at when it is loaded; damage elsewhere shows when
+   a token is drawn. A small one is looked at whole, and so is what is converted. */
+TEST(checked_in_part) {
+    static const struct {
+        int hidden;
+        size_t block;
+        ml_result result;
+    } cases[] = {{1024, 7000, ML_ERROR_NUMBER}, /* of 8192: 1.2 MB */
+                 {2048, 3, ML_ERROR_NUMBER},
+                 {2048, 7283, ML_ERROR_NUMBER}, /* in the second megabyte's page */
+                 {2048, 5000, ML_OK},
+                 {2048, 9000, ML_OK}};
+    size_t i;
+    if (READABLE != ML_OK) SKIP("built with ML_NO_K_QUANTS");
+    for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ml_config config = {.dim = 2048, .n_layers = 1, .n_heads = 2, .n_kv_heads = 1, .vocab_size = 32};
+        static const int32_t tokens[] = {1, 2};
+        ml_generate_desc desc = {.prompt_ids = {tokens, 2}, .max_new_tokens = 1};
+        ml_model *model = NULL, *other = NULL;
+        ml_session *session = NULL;
+        ml_model_load_desc as_floats = {.type = ML_F16};
+        ml_save_desc save = save_as(ML_GGUF, ML_TYPE_NONE);
+        ml_error error;
+        uint8_t scale[2];
+        config.hidden_dim = cases[i].hidden, config.max_seq_len = 16;
+        REQUIRE(create_model(&config, ML_Q4_K, &state, NULL, &model, NULL) == ML_OK);
+        CHECK(ml_model_save(model, in_folder("large.gguf"), &save, NULL) == ML_OK);
+        ml_model_free(model);
+        damage(in_folder("large.gguf"), place_of_ffn_up(in_folder("large.gguf")), cases[i].block, scale);
+        CHECK(ml_model_load(in_folder("large.gguf"), NULL, &model, &error) == cases[i].result);
+        CHECK(ml_model_load(in_folder("large.gguf"), &as_floats, &other, NULL) == ML_ERROR_NUMBER);
+        if (!model) {
+            CHECK(strstr(error.text, "blk.0.ffn_up.weight: number ("));
+            continue;
+        }
+        REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
+        CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_NUMBER);
+        ml_session_free(session);
+        ml_model_free(model);
+    }
+}
+
 int main(void) {
     if (!folder_begin("quant")) return 1;
     ml_random_seed(&state, 7);
@@ -1036,10 +1141,12 @@ int main(void) {
     RUN(blocks_are_kept);
     RUN(files_of_llama_quantize);
     RUN(errors_of_quantizing);
+    RUN(quantizing_to_five_bits);
     RUN(quantizing_strange_numbers);
     RUN(mixed_types);
     RUN(saving_in_a_mix);
     RUN(mixes_of_llama_quantize);
+    RUN(checked_in_part);
     if (!folder_end()) return 1;
     return test_report("quant");
 }

@@ -1,12 +1,14 @@
 /* How fast minillama.h is here, against this machine's peaks, measured in the same minute. It measures kernels of the
    implementation too, so it compiles its own.
-   build/bench [kernels] [decode] [prompt] [train] [--threads 1,2] [--model FILE] */
+   build/bench [kernels] [types] [decode] [prompt] [train] [--threads 1,2] [--model FILE] */
 #define MINILLAMA_IMPLEMENTATION
 #include "minillama.h"
 #include "../examples/common/options.h"
+#include "../examples/common/types.h"
 #include "bench_kernels.h"
+#include "random_model.h"
 
-enum { N_PAIRS = 11, N_LONG_PAIRS = 5, READ_FLOATS = 32 << 20 };
+enum { N_PAIRS = 11, N_LONG_PAIRS = 5, N_WORDS = 5, READ_FLOATS = 32 << 20 };
 
 typedef struct bench {
     ml_threads threads;
@@ -84,6 +86,16 @@ static float *random_floats(size_t n) {
     return x;
 }
 
+static int wanted(const char *word, const char *const *words) {
+    int any = 0;
+    for (int i = 0; i < N_WORDS; i++)
+        if (words[i]) {
+            any = 1;
+            if (strcmp(words[i], word) == 0) return 1;
+        }
+    return !any;
+}
+
 /* ---- matrix multiply ---- */
 
 typedef struct gemm {
@@ -140,31 +152,58 @@ static void bench_kernels(const bench *b) {
     bench_layer(b, 512, 512);
 }
 
-/* ---- whole models ---- */
+/* ---- types of weights ---- */
 
-static const struct shape {
-    const char *name;
-    int dim, hidden_dim, n_layers, n_heads;
-} shapes[] = {{"15M", 288, 768, 6, 6}, {"42M", 512, 1376, 8, 8}, {"110M", 768, 2048, 12, 12}};
+typedef struct linear {
+    const ml_threads *threads;
+    const float *x;
+    size_t n, in;
+    mli_linear_job job;
+    void *work;
+} linear;
 
-static ml_model *random_model(const struct shape *shape, ml_type type) {
-    ml_model_create_desc desc = {0};
-    ml_random random;
-    ml_model *model;
-    ml_error error;
-    ml_random_seed(&random, 1);
-    desc.config.dim = shape->dim;
-    desc.config.hidden_dim = shape->hidden_dim;
-    desc.config.n_layers = shape->n_layers;
-    desc.config.n_heads = shape->n_heads;
-    desc.config.vocab_size = 32000;
-    desc.config.max_seq_len = 1024;
-    desc.config.tied_output = 1;
-    desc.type = type;
-    desc.random = &random;
-    check(ml_model_create(&desc, &model, &error), &error);
-    return model;
+static void run_linear(void *arg) {
+    linear *l = (linear *)arg;
+    mli_linear(l->threads, l->x, l->n, l->in, &l->job, 1, l->work);
 }
+
+/* Random bytes make numbers of any type; scales that are not finite are made 1. */
+static void random_blocks(uint8_t *w, size_t n_bytes, const mli_type_info *info) {
+    ml_random random;
+    ml_random_seed(&random, 1);
+    for (size_t i = 0; i < n_bytes; i++) w[i] = (uint8_t)ml_random_u64(&random);
+    for (size_t i = 0; i < n_bytes; i += info->bytes)
+        for (int j = 0; j < 2 && info->block > 1; j++)
+            w[i + info->scales[j]] = 0, w[i + info->scales[j] + 1] = 60;
+}
+
+/* y = W x for one token, which reads W once, and for 512, which computes. */
+static void bench_type(const bench *b, ml_type type) {
+    enum { IN = 2048, OUT = 16384, TOKENS = 512 };
+    size_t n_bytes = OUT * ml_type_row_bytes(type, IN);
+    ml_tensor w = {type, OUT, IN, need(malloc(n_bytes)), NULL};
+    float *x = random_floats(TOKENS * IN), *y = (float *)need(malloc(sizeof(float) * TOKENS * OUT));
+    linear l = {&b->threads, x, 1, IN, {&w, y}, need(malloc(mli_linear_work(&b->threads, TOKENS, IN, OUT)))};
+    work one = {run_linear, &l, (double)n_bytes, 0}, many = {run_linear, &l, 2.0 * TOKENS * IN * OUT, 0};
+    random_blocks((uint8_t *)w.data, n_bytes, mli_type(type));
+    figure f = measure(b, one, 1);
+    printf("| %s 2048 to 16384, 1 token | %d | %.1f GB/s, %.2f G weights/s | %.0f %% of read bandwidth |\n",
+           ml_type_name(type), b->threads.count, f.rate * 1e-9, f.rate * 1e-9 * IN * OUT / (double)n_bytes,
+           f.share * 100);
+    l.n = TOKENS;
+    f = measure(b, many, 0);
+    printf("| %s 2048 to 16384, 512 tokens | %d | %.1f GFLOP/s | %.0f %% of FMA peak |\n", ml_type_name(type),
+           b->threads.count, f.rate * 1e-9, f.share * 100);
+    fflush(stdout);
+    free(w.data), free(x), free(y), free(l.work);
+}
+
+static void bench_types(const bench *b) {
+    for (int i = 1; i < ML_TYPE_COUNT; i++)
+        if (mli_is_weight((ml_type)i)) bench_type(b, (ml_type)i);
+}
+
+/* ---- whole models ---- */
 
 static int name_begins(const ml_model *model, int index, const char *begin) {
     char name[ML_NAME_SIZE];
@@ -237,24 +276,33 @@ static void bench_model(const bench *b, const char *name, const ml_model *model,
 }
 
 static void bench_shapes(const bench *b, int decoding) {
-    static const ml_type types[] = {ML_F32, ML_BF16, ML_Q8_0, ML_Q4_0};
-    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+    static const ml_type types[] = {ML_F32, ML_BF16, ML_Q8_0, ML_Q6_K, ML_Q4_0, ML_Q4_K};
+    for (size_t s = 0; s < N_SMALL_SHAPES; s++)
         for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
-            ml_model *model = random_model(&shapes[s], types[t]);
+            ml_model *model = (ml_model *)need(random_model(&model_shapes[s], types[t], 1));
             char name[64];
-            snprintf(name, sizeof name, "%s %s", shapes[s].name, ml_type_name(types[t]));
+            snprintf(name, sizeof name, "%s %s%s", model_shapes[s].name, ml_type_name(types[t]),
+                     type_is_mix(types[t]) ? "_M" : "");
             bench_model(b, name, model, decoding ? 64 : 512, decoding ? 1 : 512);
             ml_model_free(model);
         }
 }
 
-static void bench_file(const bench *b, const char *path) {
-    ml_model *model;
+static void bench_file(const bench *b, const char *path, const char *const *words) {
+    ml_model *model = NULL;
     ml_error error;
-    check(ml_model_load(path, NULL, &model, &error), &error);
-    int n = min_int(256, model->config.max_seq_len);
-    bench_model(b, path, model, n, 1);
-    bench_model(b, path, model, n, n);
+    double least = 0;
+    for (int i = 0; i < N_PAIRS; i++) { /* the least, because the first also waits for the disk */
+        ml_model_free(model);
+        double begin = seconds_now(), seconds;
+        check(ml_model_load(path, NULL, &model, &error), &error);
+        seconds = seconds_now() - begin;
+        if (i == 0 || seconds < least) least = seconds;
+    }
+    printf("| %s, load | 1 | %.1f ms | |\n", path, least * 1e3);
+    int n = min_int(512, model->config.max_seq_len);
+    if (wanted("decode", words)) bench_model(b, path, model, min_int(64, n), 1);
+    if (wanted("prompt", words)) bench_model(b, path, model, n, n);
     ml_model_free(model);
 }
 
@@ -348,7 +396,7 @@ static void make_lesson_trainer(lesson_run *run, const lesson *what, const ml_th
    extra. */
 static void bench_lesson(const bench *b, const lesson *what) {
     lesson_run run = {0};
-    run.model = random_model(&shapes[1], ML_F32);
+    run.model = (ml_model *)need(random_model(model_shape_named("42M"), ML_F32, 1));
     make_lesson_batch(&run, what);
     make_lesson_trainer(&run, what, &b->threads);
     double per_token = (what->rank ? 4 : 6) * layer_weights(run.model);
@@ -376,16 +424,6 @@ static const char *instructions(void) {
 #endif
 }
 
-static int wanted(const char *word, const char *const *words) {
-    int any = 0;
-    for (int i = 0; i < 4; i++)
-        if (words[i]) {
-            any = 1;
-            if (strcmp(words[i], word) == 0) return 1;
-        }
-    return !any;
-}
-
 /* All that was asked for, with one number of threads. */
 static void bench_all(const bench *b, const char *const *words, const char *model) {
     printf("%s, threads %d: FMA peak %.1f GFLOP/s, read bandwidth %.1f GB/s\n\n| work | threads | speed "
@@ -394,9 +432,10 @@ static void bench_all(const bench *b, const char *const *words, const char *mode
            instructions(), b->threads.count, bench_peak_flops(&b->threads, 50) * 1e-9,
            bench_read_bandwidth(&b->threads, b->read_data, READ_FLOATS, 10) * 1e-9);
     if (model) {
-        bench_file(b, model);
+        bench_file(b, model, words);
     } else {
         if (wanted("kernels", words)) bench_kernels(b);
+        if (wanted("types", words)) bench_types(b);
         if (wanted("decode", words)) bench_shapes(b, 1);
         if (wanted("prompt", words)) bench_shapes(b, 0);
         for (size_t i = 0; wanted("train", words) && i < sizeof lessons / sizeof *lessons; i++)
@@ -406,7 +445,7 @@ static void bench_all(const bench *b, const char *const *words, const char *mode
 }
 
 int main(int argc, char **argv) {
-    const char *words[4] = {NULL, NULL, NULL, NULL}, *threads = "1,2", *model = NULL;
+    const char *words[N_WORDS] = {NULL}, *threads = "1,2", *model = NULL;
     int help = 0;
     const option options[] = {
         {"--threads", OPTION_TEXT, &threads, "numbers of threads (1,2)"},
@@ -414,13 +453,13 @@ int main(int argc, char **argv) {
         {"--help", OPTION_FLAG, &help, "this list"},
     };
     int n_options = (int)(sizeof options / sizeof *options);
-    if (!options_read(argc, argv, options, n_options, words, 4)) return 2;
-    for (int i = 0; i < 4; i++)
-        if (words[i] && strcmp(words[i], "kernels") && strcmp(words[i], "decode") &&
-            strcmp(words[i], "prompt") && strcmp(words[i], "train"))
-            return fprintf(stderr, "measure kernels, decode, prompt or train, not %s\n", words[i]), 2;
+    if (!options_read(argc, argv, options, n_options, words, N_WORDS)) return 2;
+    for (int i = 0; i < N_WORDS; i++)
+        if (words[i] && strcmp(words[i], "kernels") && strcmp(words[i], "types") &&
+            strcmp(words[i], "decode") && strcmp(words[i], "prompt") && strcmp(words[i], "train"))
+            return fprintf(stderr, "measure kernels, types, decode, prompt or train, not %s\n", words[i]), 2;
     if (help) {
-        printf("usage: bench [kernels] [decode] [prompt] [train] [options]\n");
+        printf("usage: bench [kernels] [types] [decode] [prompt] [train] [options]\n");
         options_print(stdout, options, n_options);
         return 0;
     }

@@ -2,6 +2,7 @@
    cc -O2 -DMINILLAMA_IMPLEMENTATION -I.. convert.c -o convert -lm */
 #include "../examples/common/file.h"
 #include "../examples/common/options.h"
+#include "../examples/common/types.h"
 
 static const char usage[] =
     "usage: convert IN OUT [options]\n"
@@ -17,26 +18,13 @@ typedef struct settings {
     int help;
 } settings;
 
-/* A type that a file can be saved in: also Q4_K_M and Q5_K_M, as llama.cpp names these mixes. ML_TYPE_NONE if it is
-   none. */
-static ml_type saved_type(const char *name) {
-    char plain[8] = {0};
-    size_t n = strlen(name);
-    int is_mix = n == 6 && name[4] == '_' && (name[5] == 'M' || name[5] == 'm');
-    if (n >= sizeof plain) return ML_TYPE_NONE;
-    memcpy(plain, name, is_mix ? 4 : n);
-    ml_type type = ml_type_from_name(plain);
-    if (type == ML_Q4_K || type == ML_Q5_K) return type;
-    return !is_mix && (type == ML_Q6_K || (type >= ML_F32 && type <= ML_Q4_0)) ? type : ML_TYPE_NONE;
-}
-
 static int check_settings(const settings *s) {
     const char *out = s->files[1];
+    char list[TYPE_LIST_SIZE];
     if (!out) return fprintf(stderr, "%s", usage), 0;
     if (!ends_with(out, ".gguf") && format_of(out) == ML_GGUF)
         return complain("OUT must end in .gguf, .safetensors or .pt, not %s", out);
-    if (s->type && !saved_type(s->type))
-        return complain("--type is F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K, not %s", s->type);
+    if (s->type && !saved_type(s->type)) return complain("--type is %s, not %s", saved_types(list), s->type);
     return 1;
 }
 
@@ -94,9 +82,10 @@ static int convert(const settings *s) {
 
 int main(int argc, char **argv) {
     settings s = {{NULL, NULL}, NULL, NULL, NULL, NULL, 0};
+    char list[TYPE_LIST_SIZE], types[TYPE_LIST_SIZE + 40];
+    snprintf(types, sizeof types, "%s for the matrices (as they are)", saved_types(list));
     const option options[] = {
-        {"--type", OPTION_TEXT, &s.type,
-         "F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K for the matrices (as they are)"},
+        {"--type", OPTION_TEXT, &s.type, types},
         {"--tokenizer", OPTION_TEXT, &s.tokenizer,
          "tokenizer.model, tokenizer.json, llama2.c's .bin or a GGUF; goes into a GGUF"},
         {"--name", OPTION_TEXT, &s.name, "general.name of a GGUF (that of IN)"},

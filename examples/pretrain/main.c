@@ -10,6 +10,7 @@
 #include "pretrain.h"
 #include "../common/options.h"
 #include "../common/threads.h"
+#include "../common/types.h"
 
 static run r = {.set = {.output = "pretrained.gguf",
                         .separator = "<|endoftext|>",
@@ -62,7 +63,7 @@ static const option options[] = {
     {"--sample_every", OPTION_INT, &r.set.sample_every, "steps between two samples (1000)"},
     {"--save_every", OPTION_INT, &r.set.save_every, "steps between two checkpoints (500)"},
     {"--prompt", OPTION_TEXT, &r.set.prompt, "how samples begin (Once upon a time)"},
-    {"--type", OPTION_TEXT, &r.set.type, "of the weights in OUTPUT (F32)"},
+    {"--type", OPTION_TEXT, &r.set.type, "of the weights in OUTPUT, as convert has them (F32)"},
     {"--checkpointing", OPTION_FLAG, &r.set.checkpointing, "less memory, a third more time"},
     {"--seed", OPTION_INT, &r.set.seed, "of all random choices (1)"},
     {"--threads", OPTION_INT, &r.set.threads,
@@ -93,8 +94,8 @@ static int check_settings(const settings *set) {
         return 0;
     if (!(set->lr > 0)) return complain("--lr: must be above 0");
     if (!(set->epochs > 0)) return complain("--epochs: must be above 0");
-    if (ml_type_from_name(set->type) < ML_F32 || ml_type_from_name(set->type) > ML_Q4_0)
-        return complain("--type: is F32, F16, BF16, Q8_0 or Q4_0");
+    char list[TYPE_LIST_SIZE];
+    if (!saved_type(set->type)) return complain("--type is %s, not %s", saved_types(list), set->type);
     return 1;
 }
 

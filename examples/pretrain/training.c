@@ -2,6 +2,7 @@
 #include <signal.h>
 #include "pretrain.h"
 #include "../common/progress.h"
+#include "../common/types.h"
 
 static volatile sig_atomic_t interrupted;
 
@@ -108,7 +109,7 @@ static void print_sample(run *r) {
 
 /* The checkpoint, the model for its users, and the curve. */
 static int save_all(run *r) {
-    ml_save_desc desc = {ML_GGUF, ml_type_from_name(r->set.type), NULL, NULL};
+    ml_save_desc desc = {ML_GGUF, saved_type(r->set.type), NULL, NULL};
     ml_error error;
     if (!loaded(r->checkpoint, ml_trainer_save(r->trainer, r->checkpoint, &error), &error)) return 0;
     r->saved_at = r->trainer->step;
