@@ -14,6 +14,7 @@ static const char usage[] =
 
 typedef struct settings {
     const char *files[2], *type, *tokenizer, *name, *adapter;
+    float scale; /* of the adapter */
     int help;
 } settings;
 
@@ -37,6 +38,7 @@ static int check_settings(const settings *s) {
         return complain("OUT must end in .gguf, .safetensors or .pt, not %s", out);
     if (s->type && !saved_type(s->type))
         return complain("--type is F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K, not %s", s->type);
+    if (!(s->scale > 0)) return complain("--lora-scale is above 0");
     return 1;
 }
 
@@ -53,11 +55,10 @@ static int files_ready(const settings *s) {
 
 /* Adds --merge-lora's adapter to the weights. */
 static int merge(const settings *s, ml_model *model) {
-    ml_lora *lora = NULL;
     ml_error error;
     if (!s->adapter) return 1;
-    int ok = loaded(s->adapter, ml_lora_load(s->adapter, model, NULL, &lora, &error), &error) &&
-             succeeded(ml_lora_merge(lora, model, &error), &error);
+    ml_lora *lora = load_adapter(s->adapter, model, s->scale);
+    int ok = lora && succeeded(ml_lora_merge(lora, model, &error), &error);
     ml_lora_free(lora);
     return ok;
 }
@@ -93,7 +94,7 @@ static int convert(const settings *s) {
 }
 
 int main(int argc, char **argv) {
-    settings s = {{NULL, NULL}, NULL, NULL, NULL, NULL, 0};
+    settings s = {{NULL, NULL}, NULL, NULL, NULL, NULL, 1, 0};
     const option options[] = {
         {"--type", OPTION_TEXT, &s.type,
          "F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M or Q6_K for the matrices (as they are)"},
@@ -101,6 +102,7 @@ int main(int argc, char **argv) {
          "tokenizer.model, tokenizer.json, llama2.c's .bin or a GGUF; goes into a GGUF"},
         {"--name", OPTION_TEXT, &s.name, "general.name of a GGUF (that of IN)"},
         {"--merge-lora", OPTION_TEXT, &s.adapter, "adds this adapter to the weights (F32 unless --type)"},
+        {"--lora-scale", OPTION_FLOAT, &s.scale, "how much of it (1)"},
         {"--help", OPTION_FLAG, &s.help, "this list"},
     };
     const int n_options = (int)(sizeof options / sizeof *options);
