@@ -160,9 +160,9 @@ sanitize:
 	@$(MAKE) --no-print-directory test BUILD=$(BUILD)/sanitize TESTS="$(SANITIZED:%=$(BUILD)/sanitize/test_%)" \
 	    CFLAGS="$(CFLAGS) -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
-fuzz: $(FUZZERS)
+fuzz: $(FUZZERS) $(FUZZERS:$(BUILD)/%=$(BUILD)/test_%)
 	@for fuzzer in $(FUZZERS); do \
-	    mkdir -p $$fuzzer.corpus && echo "$$fuzzer" && \
+	    mkdir -p $$fuzzer.corpus && echo "$$fuzzer" && $(BUILD)/test_$${fuzzer##*/} --seeds $$fuzzer.corpus && \
 	    $$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=0 \
 	        -artifact_prefix=$$fuzzer. $$fuzzer.corpus  || exit 1; \
 	done

@@ -1112,6 +1112,9 @@ typedef struct ml_lora_create_desc {
 ML_DEF ml_result ml_lora_create(const ml_model *model, const ml_lora_create_desc *desc, ml_lora **lora,
                                 ml_error *error);
 ML_DEF void ml_lora_free(ml_lora *lora);
+/* Multiplies alpha and all scales by a factor above 0: with 0.5 half of what was learned is added. Sessions and models
+   that have used the adapter before must not go on with it. */
+ML_DEF ml_result ml_lora_scale(ml_lora *lora, float factor, ml_error *error);
 /* W += scale * B A, and back (up to rounding). The model's weights must be its own and F32: see
    ml_model_load_desc.type. */
 ML_DEF ml_result ml_lora_merge(const ml_lora *lora, ml_model *model, ml_error *error);
@@ -1385,8 +1388,8 @@ typedef struct ml_load_desc {
 /* `path` is a file, or leads to several that are opened as one archive: an index (model.safetensors.index.json or
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which means
    the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
-   pytorch_model.bin.index.json, consolidated.00.pth, adapter_model.safetensors, adapter_model.bin, or (with POSIX)
-   its only .gguf. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an archive is one of
+   pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors, adapter_model.safetensors,
+   adapter_model.bin, or (with POSIX) its only .gguf, .safetensors, .pth or .pt. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an archive is one of
    them. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together. Models,
    adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
@@ -1439,7 +1442,8 @@ typedef struct ml_model_load_desc {
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
        Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, ignored if
-       it has more pieces, or over 1024 fewer. */
+       it has more pieces, or over 1024 fewer; of those the first one with the most pieces, since pieces that were
+       added later may be in the second only. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
@@ -1464,7 +1468,7 @@ ML_DEF ml_result ml_model_load_memory(const void *data, size_t size, const ml_mo
 
 /* An adapter for this model: llama.cpp's GGUF or PEFT's safetensors (or .bin), with its adapter_config.json in the
    same folder or in desc. Its numbers become F32 in the adapter's own memory. Every pair has its own rank, and its
-   scale by PEFT's alpha_pattern (ends of names, not regular expressions) and use_rslora. What else would change the
+   scale by PEFT's alpha_pattern (regular expressions for the ends of names) and use_rslora. What else would change the
    model's results (DoRA, PiSSA, an adapted embedding, ...) is refused: ML_ERROR_UNSUPPORTED. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_lora_load(const char *path, const ml_model *model, const ml_load_desc *desc,
@@ -7745,6 +7749,15 @@ ML_DEF void ml_lora_free(ml_lora *lora) {
     if (lora) mli_free(&lora->private_part->allocator, lora);
 }
 
+ML_DEF ml_result ml_lora_scale(ml_lora *lora, float factor, ml_error *error) {
+    if (!lora || !(factor > 0) || !mli_is_finite((double)factor))
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "ml_lora_scale: lora is NULL, or the factor is not above 0");
+    lora->alpha *= factor;
+    for (int pair = 0; pair < lora->n_tensors / 2; pair++) lora->private_part->scales[pair] *= factor;
+    return mli_ok(error);
+}
+
 /* Whether every pair of the adapter has the shape of its matrix in this model. */
 static ml_result mli_lora_check(const ml_model *model, const ml_lora *lora, ml_error *error) {
     int n_layers = lora->n_tensors / (MLI_LORA_TARGETS * 2);
@@ -9845,9 +9858,9 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
     if (memory == MAP_FAILED) why = strerror(errno);
     if (fd >= 0) close(fd); /* the mapping remains */
     if (why) return mli_fail(error, ML_ERROR_FILE, "%s cannot be opened: %s", path, why);
-    file->data = (const unsigned char *)memory;
+    file->data = memory ? (const unsigned char *)memory : (const unsigned char *)""; /* an empty file */
     file->size = (size_t)status.st_size;
-    file->is_borrowed = 0;
+    file->is_borrowed = !memory;
     return ML_OK;
 }
 #elif !defined(ML_NO_STDIO)
@@ -11005,11 +11018,11 @@ static void mli_read_split(mli_archive *archive, int64_t count) {
 #define MLI_ONE_OF_PIECES "1 of %d pieces of every matrix, which only a model joins: load "
 
 #ifndef ML_NO_STDIO
-/* In a folder, the first of these files that is there is opened, else its only .gguf. */
-static const char *const mli_folder_files[] = {"/model.safetensors",   "/model.safetensors.index.json",
-                                               "/pytorch_model.bin",   "/pytorch_model.bin.index.json",
-                                               "/consolidated.00.pth", "/adapter_model.safetensors",
-                                               "/adapter_model.bin"};
+/* In a folder, the first of these files that is there is opened, else its only .gguf, or one of the endings below. */
+static const char *const mli_folder_files[] = {"/model.safetensors",         "/model.safetensors.index.json",
+                                               "/pytorch_model.bin",         "/pytorch_model.bin.index.json",
+                                               "/consolidated.00.pth",       "/consolidated.safetensors",
+                                               "/adapter_model.safetensors", "/adapter_model.bin"};
 
 /* Meta's consolidated.00.pth, consolidated.01.pth, ... hold a part of the rows or columns of every matrix. How many
    there are, if `path` is one of them; else 1. */
@@ -11029,16 +11042,16 @@ static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
     return MLI_MAX(n, 1);
 }
 
-/* "/NAME.gguf" for the folder's only file of that kind; later parts of a split one do not count. NULL: there is none,
-   or more than one, or no POSIX to list a folder. */
-static const char *mli_only_gguf(mli_archive *archive, const char *folder) {
+/* "/NAME.gguf" for the folder's only file with that ending; later parts of a split one do not count. NULL: there is
+   none, or more than one, or no POSIX to list a folder. */
+static const char *mli_only_file(mli_archive *archive, const char *folder, const char *ending) {
     const char *only = NULL;
 #ifdef MLI_POSIX
     DIR *listing = opendir(folder);
     int n = 0, number = 1, count;
     for (struct dirent *entry; listing && (entry = readdir(listing)) != NULL;) {
         const char *name = entry->d_name, *dot = strrchr(name, '.');
-        if (!dot || strcmp(dot, ".gguf") != 0 || (mli_shard_number(name, &number, &count) && number > 1))
+        if (!dot || strcmp(dot, ending) != 0 || (mli_shard_number(name, &number, &count) && number > 1))
             continue;
         if (n++) continue;
         char *path = mli_join_path(&archive->allocator, "/", 1, name);
@@ -11049,7 +11062,7 @@ static const char *mli_only_gguf(mli_archive *archive, const char *folder) {
     if (listing) closedir(listing);
     if (n != 1) only = NULL;
 #else
-    (void)archive, (void)folder;
+    (void)archive, (void)folder, (void)ending;
 #endif
     return only;
 }
@@ -11057,8 +11070,11 @@ static const char *mli_only_gguf(mli_archive *archive, const char *folder) {
 /* Maps that file of the folder at archive->file_path, which becomes its path. */
 static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     const ml_allocator *allocator = &archive->allocator;
-    const char *folder = archive->file_path, *only = mli_only_gguf(archive, folder);
+    static const char *const endings[] = {".gguf", ".safetensors", ".pth", ".pt"};
+    const char *folder = archive->file_path, *only = NULL;
     ml_result result = ML_ERROR_FILE;
+    for (size_t i = 0; i < MLI_COUNT(endings) && !only; i++)
+        only = mli_only_file(archive, folder, endings[i]);
     size_t n_names = MLI_COUNT(mli_folder_files) + (only != NULL);
     if (archive->result) return;
     for (size_t i = 0; i < n_names && result == ML_ERROR_FILE; i++) {
@@ -11070,10 +11086,11 @@ static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     }
     if (result == ML_ERROR_MEMORY) mli_no_memory(archive);
     if (result)
-        mli_stop(archive, result,
-                 "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
-                 "consolidated.00.pth, adapter_model.safetensors or a single .gguf",
-                 folder);
+        mli_stop(
+            archive, result,
+            "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
+            "consolidated.00.pth, adapter_model.safetensors or a single .gguf, .safetensors, .pth or .pt",
+            folder);
 }
 
 /* Maps what the path leads to, and reads it or the shards that it names. */
@@ -16306,8 +16323,13 @@ static void mli_load_tokenizer(mli_loader *loader) {
         if (result != ML_ERROR_UNSUPPORTED) loader->result = result;
     } else if (loader->path) {
         static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin"};
-        for (size_t i = 0; i < MLI_COUNT(names) && !tokenizer && !loader->result; i++)
-            tokenizer = mli_try_tokenizer(loader, names[i]);
+        for (size_t i = 0; i < MLI_COUNT(names) && !loader->result; i++) {
+            if (tokenizer && tokenizer->n_pieces == loader->config.vocab_size) break;
+            ml_tokenizer *other = mli_try_tokenizer(loader, names[i]);
+            int is_larger = other && (!tokenizer || other->n_pieces > tokenizer->n_pieces);
+            ml_tokenizer_free(is_larger ? tokenizer : other);
+            if (is_larger) tokenizer = other;
+        }
     }
     if (tokenizer) mli_load_special(loader, tokenizer);
     loader->model->private_part->tokenizer = tokenizer; /* ml_model_free frees it from here on */
@@ -16637,6 +16659,17 @@ static void mli_find_pairs(mli_loader *loader) {
                    loader->archive->n_arrays);
 }
 
+/* Whether a tensor of an adapter is for the embedding or the output, which no pair adapts here: a pair of PEFT or
+   llama.cpp, the whole matrix, or some of its rows. */
+static int mli_is_of_vocabulary(const char *name) {
+    static const char *const words[] = {"embed_tokens.", "lm_head.", "token_embd.", "output."};
+    for (size_t i = 0; i < MLI_COUNT(words); i++) {
+        const char *at = strstr(name, words[i]);
+        if (at && (at == name || at[-1] == '.')) return 1;
+    }
+    return 0;
+}
+
 /* A tensor that is left over would change the results. */
 static void mli_check_all_used(mli_loader *loader) {
     int n = mli_count_halves(&loader->config) + 2;
@@ -16648,11 +16681,14 @@ static void mli_check_all_used(mli_loader *loader) {
         const ml_array *array = &loader->archive->arrays[k];
         int i = 0;
         while (i < n && loader->sources[i] != array) i++;
-        if (i == n)
-            mli_refuse(
-                loader, ML_ERROR_UNSUPPORTED,
-                "tensor %s is not part of an adapter that can be used: pairs for matrices of %d layers",
-                array->name, loader->config.n_layers);
+        if (i < n) continue;
+        if (mli_is_of_vocabulary(array->name))
+            mli_refuse(loader, ML_ERROR_UNSUPPORTED,
+                       "tensor %s: adapters of the embedding and of the output are not supported",
+                       array->name);
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED,
+                   "tensor %s is not part of an adapter that can be used: pairs for matrices of %d layers",
+                   array->name, loader->config.n_layers);
     }
 }
 
@@ -16692,26 +16728,156 @@ static void mli_check_adapter(mli_loader *loader) {
 
 /* ---- rank and alpha: for all pairs, or in PEFT's patterns for some ---- */
 
-/* A pattern is a regular expression for the end of a module's name: "q_proj", "layers.1.self_attn.q_proj". Of what it
-   may hold, these are understood: '.' for any character, "\." for a dot, '^' for the name's beginning. */
-static int mli_is_plain_pattern(const char *pattern) {
-    for (const char *p = pattern + (*pattern == '^'); *p; p++) {
-        if (*p == '\\' && p[1] == '.') p++;
-        if (strchr("\\^$*+?{}[]()|", *p)) return 0;
-    }
-    return 1;
+/* A pattern is a regular expression for a module's name, or for what follows a dot in it, up to its end: "q_proj",
+   "layers\.[0-4]\.mlp\..*". It is matched with the set of all places of the name that its beginning can lead to, a bit
+   each, so that nothing is tried twice (Thompson 1968, "Programming Techniques: Regular Expression Search Algorithm").
+   Understood are characters, '.', [a-z], [^a-z], \d, \w, groups with '|', and *, +, ?, {2,5} behind any of them. */
+typedef struct mli_pattern {
+    const char *p;    /* what is left of it */
+    const char *name; /* (length) */
+    size_t length;    /* below 64: places are bits */
+    int depth, steps; /* of groups in groups; how often a piece may still be looked at */
+    int failed;       /* there is something that is not understood */
+} mli_pattern;
+
+enum { MLI_PATTERN_DEPTH = 8, MLI_PATTERN_STEPS = 10000 };
+
+static int mli_is_word_character(char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
 }
 
+/* Whether c is what the two characters at p stand for, the first being a backslash. */
+static int mli_escape_has(mli_pattern *r, const char *p, char c) {
+    if (p[1] == 'd') return c >= '0' && c <= '9';
+    if (p[1] == 'w') return mli_is_word_character(c);
+    r->failed |= !p[1] || mli_is_word_character(p[1]);
+    return c == p[1];
+}
+
+/* The size of a set of characters in brackets at p; 0: it does not end. */
+static size_t mli_brackets_size(const char *p) {
+    size_t n = p[1] == '^' ? 2 : 1;
+    if (p[n] == ']') n++; /* the first one is a character */
+    while (p[n] && p[n] != ']') n += p[n] == '\\' && p[n + 1] ? 2 : 1;
+    return p[n] ? n + 1 : 0;
+}
+
+/* Whether the brackets at p (n) have c. */
+static int mli_brackets_have(mli_pattern *r, const char *p, size_t n, char c) {
+    int is_not = p[1] == '^', has = 0;
+    for (size_t i = is_not ? 2 : 1, end = n - 1; i < end; i++) {
+        if (p[i] == '\\') {
+            has |= mli_escape_has(r, p + i++, c);
+        } else if (i + 2 < end && p[i + 1] == '-') {
+            has |= c >= p[i] && c <= p[i + 2];
+            i += 2;
+        } else {
+            has |= c == p[i];
+        }
+    }
+    return has != is_not;
+}
+
+/* Whether the pattern's first n bytes, one character or what stands for several, have c. */
+static int mli_character_has(mli_pattern *r, size_t n, char c) {
+    if (*r->p == '[') return mli_brackets_have(r, r->p, n, c);
+    if (*r->p == '\\') return mli_escape_has(r, r->p, c);
+    return *r->p == '.' || *r->p == c;
+}
+
+/* Behind one character, from any of the places. '^' and '$' stay where they are, if that is an end. */
+static uint64_t mli_match_character(mli_pattern *r, uint64_t from) {
+    size_t n = *r->p == '[' ? mli_brackets_size(r->p) : *r->p == '\\' && r->p[1] ? 2 : 1;
+    uint64_t to = 0;
+    char first = *r->p;
+    r->failed |=
+        n == 0 || strchr("\\*+?{}|)", n == 1 ? first : ' ') != NULL; /* also where the pattern ends */
+    if (!r->failed) mli_character_has(r, n, 0);                      /* whether it is understood */
+    if (r->failed) return 0;
+    for (size_t i = 0; i < r->length; i++)
+        if ((from >> i & 1) && mli_character_has(r, n, r->name[i])) to |= (uint64_t)2 << i;
+    r->p += n;
+    if (first == '^') return from & 1;
+    return first == '$' ? from & (uint64_t)1 << r->length : to;
+}
+
+static uint64_t mli_match_choice(mli_pattern *r, uint64_t from);
+
+/* Behind a character or a group. */
+static uint64_t mli_match_piece(mli_pattern *r, uint64_t from) {
+    r->failed |= r->steps-- <= 0;
+    if (r->failed || *r->p != '(') return r->failed ? 0 : mli_match_character(r, from);
+    r->p += r->p[1] == '?' && r->p[2] == ':' ? 3 : 1;
+    r->failed |= *r->p == '?' || ++r->depth > MLI_PATTERN_DEPTH; /* conditions; names of groups */
+    uint64_t to = r->failed ? 0 : mli_match_choice(r, from);
+    r->failed |= *r->p != ')';
+    if (!r->failed) r->p++;
+    r->depth--;
+    return to;
+}
+
+/* Reads how often a piece may be there; most 64: any number of times, as names are shorter. */
+static void mli_read_count(mli_pattern *r, int *least, int *most) {
+    int *number = least;
+    char c = *r->p;
+    *least = c == '*' || c == '?' ? 0 : 1;
+    *most = c == '*' || c == '+' ? 64 : 1;
+    if (c == '{') {
+        for (*least = 0, *most = -1, r->p++; *r->p && *r->p != '}'; r->p++) {
+            if (*r->p == ',' && number == least)
+                number = most, *most = 0;
+            else if (*r->p >= '0' && *r->p <= '9' && *number < 64)
+                *number = 10 * *number + *r->p - '0';
+            else
+                r->failed = 1;
+        }
+        if (*most < 0) *most = *least;
+        if (r->p[-1] == ',') *most = 64;
+        r->failed |= !*r->p || r->p[-1] == '{' || *least > *most || *most > 64;
+    }
+    if (strchr("*+?{", c) && c && !r->failed) r->p++;
+    if (strchr("*+?{", c) && c && *r->p == '?') r->p++; /* as few as possible: the same names */
+}
+
+/* Behind a piece and what says how often it may be there. */
+static uint64_t mli_match_repeated(mli_pattern *r, uint64_t from) {
+    const char *piece = r->p;
+    uint64_t at = mli_match_piece(r, from), to = 0;
+    int least, most;
+    mli_read_count(r, &least, &most);
+    const char *end = r->p;
+    if (least == 0) to = from;
+    for (int i = 1; i <= most && !r->failed; i++) {
+        uint64_t is_new = at & ~to;
+        if (i >= least) to |= at;
+        if (i == most || (i >= least && !is_new)) break;
+        r->p = piece;
+        at = mli_match_piece(r, at);
+    }
+    r->p = end;
+    return to;
+}
+
+/* Behind any of the alternatives, up to the end of the group or pattern. */
+static uint64_t mli_match_choice(mli_pattern *r, uint64_t from) {
+    uint64_t to = 0;
+    for (;;) {
+        uint64_t at = from;
+        while (*r->p && *r->p != '|' && *r->p != ')' && !r->failed) at = mli_match_repeated(r, at);
+        to |= at;
+        if (*r->p != '|' || r->failed) return to;
+        r->p++;
+    }
+}
+
+/* Whether a pattern fits a name; -1: it is not understood. */
 static int mli_pattern_fits(const char *pattern, const char *module) {
-    int is_whole = *pattern == '^';
-    size_t n = 0, length = strlen(module);
-    for (const char *p = pattern += is_whole; *p; p++) n += *p != '\\';
-    if (!n || n > length || (is_whole && n != length)) return 0;
-    module += length - n;
-    if (n < length && module[-1] != '.') return 0;
-    for (; *pattern; pattern++, module++)
-        if (*pattern == '\\' ? *++pattern != *module : *pattern != '.' && *pattern != *module) return 0;
-    return 1;
+    mli_pattern r = {pattern, module, strlen(module), 0, MLI_PATTERN_STEPS, 0};
+    uint64_t from = 1;
+    for (size_t i = 0; i < r.length; i++)
+        if (module[i] == '.') from |= (uint64_t)2 << i;
+    uint64_t to = mli_match_choice(&r, from);
+    return r.failed || *r.p ? -1 : (int)(to >> r.length & 1);
 }
 
 /* What PEFT's configuration says of a module: the value of the first key in `patterns` that fits its name, else that
@@ -16722,11 +16888,11 @@ static const ml_value *mli_peft_value(mli_loader *loader, const char *patterns, 
     for (size_t i = 0; i < loader->archive->n_values; i++) {
         const ml_value *value = &loader->archive->values[i];
         if (strncmp(value->name, patterns, n) != 0) continue;
-        if (!mli_is_plain_pattern(value->name + n))
-            mli_refuse(loader, ML_ERROR_UNSUPPORTED,
-                       "value %s is for names by a regular expression: not supported", value->name);
-        else if (mli_pattern_fits(value->name + n, module))
-            return value;
+        int fits = mli_pattern_fits(value->name + n, module);
+        if (fits < 0)
+            mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s: that regular expression is not understood",
+                       value->name);
+        if (fits > 0) return value;
     }
     return ml_archive_find_value(loader->archive, key);
 }
@@ -20504,7 +20670,7 @@ MLI_INLINE float mli_bytes_unit(ml_type type) {
 
 /* ---- blocks of parts: Q4_K, Q5_K and Q6_K ---- */
 
-enum { MLI_PARTS = MLI_LARGEST_BLOCK / MLI_BLOCK };
+enum { MLI_PARTS = (int)MLI_LARGEST_BLOCK / (int)MLI_BLOCK }; /* C++26 divides no enumerations */
 
 /* Eight numbers side by side: those of the parts of a block. */
 #if defined(MLI_AVX512) || defined(MLI_AVX2)

@@ -1,7 +1,7 @@
 /* The first include of a fuzzer, in place of preamble.h. libFuzzer brings its own main; with any other compiler the
-   one below replays files, or, without arguments (as `make test` does), the fuzzer's own seeds and a fixed set of
-   mutations of each. Each seed counts as one test, and must be accepted. A wrong result for any input aborts the
-   program. */
+   one below replays files, or writes the fuzzer's own seeds into a folder (--seeds FOLDER, for libFuzzer to begin
+   with), or, without arguments (as `make test` does), replays the seeds and a fixed set of mutations of each. Each
+   seed counts as one test, and must be accepted. A wrong result for any input aborts the program. */
 #ifndef FUZZ_H
 #define FUZZ_H
 
@@ -81,8 +81,22 @@ static int replay_file(const char *path) {
     return printf("%s: done\n", path), 1;
 }
 
+static int write_seeds(const char *folder_path) {
+    char path[1024];
+    int n = 0;
+    for (bytes seed = fuzz_seed(0); seed.data; seed = fuzz_seed(++n)) {
+        snprintf(path, sizeof path, "%s/seed-%d", folder_path, n);
+        FILE *file = fopen(path, "wb");
+        if (!file || fwrite(seed.data, 1, seed.size, file) != seed.size || fclose(file))
+            return printf("%s cannot be written\n", path), 1;
+        free_bytes(&seed);
+    }
+    return 0;
+}
+
 int main(int argc, char **argv) {
     int n = 0, passed = 0;
+    if (argc == 3 && strcmp(argv[1], "--seeds") == 0) return write_seeds(argv[2]);
     for (int i = 1; i < argc; i++)
         if (!replay_file(argv[i])) return 1;
     if (argc > 1) return 0;

@@ -80,6 +80,29 @@ static void pk_objects(bytes *b) {
                    "sU\4selfh\0ub(U\1sN1Nu.");
 }
 
+/* A GGUF with a row of each quantized type, of scales that are numbers and of some that are not. */
+static bytes quantized_gguf(void) {
+    static const struct {
+        unsigned type, bytes;
+    } rows[] = {{2, 144},  {3, 160},  {6, 176},  {7, 192},  {8, 272},  {10, 84},
+                {11, 110}, {12, 144}, {13, 176}, {14, 210}, {20, 144}, {23, 136}};
+    enum { N = sizeof rows / sizeof *rows };
+    bytes b = {NULL, 0, 0};
+    uint64_t at = 0;
+    gguf_begin(&b, 3, N, 1);
+    gguf_key(&b, "general.architecture", 8), gguf_text(&b, "llama");
+    for (int i = 0; i < N; i++) {
+        char name[2] = {(char)('a' + i), 0};
+        gguf_tensor(&b, name, 2, 1, 256, rows[i].type, at);
+        at += (rows[i].bytes + 31) / 32 * 32;
+    }
+    for (int i = 0; i < N; i++) {
+        gguf_pad(&b, 32);
+        for (unsigned k = 0; k < rows[i].bytes; k++) put_u8(&b, (k * 37 + (unsigned)i * 11) & 255);
+    }
+    return b;
+}
+
 /* Bare pickles too, and each version of llama2.c's files. */
 static bytes fuzz_seed(int index) {
     bytes b = {NULL, 0, 0};
@@ -89,5 +112,6 @@ static bytes fuzz_seed(int index) {
     if (index == 3) return small_legacy();
     if (index == 4) pk_small(&b);
     if (index == 5) pk_objects(&b);
+    if (index == 9) return quantized_gguf();
     return index < 6 || index > 8 ? b : small_bin(index - 6, 0);
 }

@@ -114,8 +114,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-/* A model as this library saves it. */
-static bytes saved_model(void) {
+/* A model as this library saves it; of type Q4_K to Q6_K some of its matrices have rows of one block of 256. */
+static bytes saved_model(ml_type type) {
     ml_model_create_desc desc;
     const char *root = getenv("TMPDIR");
     char path[512];
@@ -130,10 +130,12 @@ static bytes saved_model(void) {
     c->vocab_size = 5, c->max_seq_len = 16, c->tied_output = 1;
     c->head_dim = 6, c->window = 3, c->attention_bias = 1; /* all that a file may say of attention */
     c->rope_kind = ML_ROPE_LLAMA3, c->rope_scale = 2, c->rope_original = 8;
+    if (type) c->dim = 256;
     desc.random = &random;
     snprintf(path, sizeof path, "%s/minillama-fuzz-%ld.gguf", root ? root : "/tmp", (long)getpid());
     if (ml_model_create(&desc, &model, NULL)) exit(2);
-    FILE *file = ml_model_save(model, path, NULL, NULL) ? NULL : fopen(path, "rb");
+    ml_save_desc as = {ML_GGUF, type, NULL, NULL};
+    FILE *file = ml_model_save(model, path, &as, NULL) ? NULL : fopen(path, "rb");
     for (size_t n = 1; file && n > 0; put(&b, part, n)) n = fread(part, 1, sizeof part, file);
     if (file) fclose(file);
     remove(path);
@@ -143,11 +145,17 @@ static bytes saved_model(void) {
 
 static bytes fuzz_seed(int index) {
     bytes b = {NULL, 0, 0};
-    if (index == 0) return saved_model();
+#ifdef ML_NO_K_QUANTS
+    const ml_type types[] = {ML_TYPE_NONE, ML_Q8_0, ML_Q4_0};
+#else
+    const ml_type types[] = {ML_TYPE_NONE, ML_Q4_K, ML_Q6_K};
+#endif
+    if (index == 0) return saved_model(types[0]);
     if (index == 1)
         put_text(&b, "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":8,\"intermediate_size\":12,"
                      "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,"
                      "\"vocab_size\":5,\"max_position_embeddings\":16,\"rms_norm_eps\":1e-05,"
                      "\"rope_theta\":10000.0,\"tie_word_embeddings\":true,\"hidden_act\":\"silu\"}");
+    if (index == 5 || index == 6) return saved_model(types[index - 4]);
     return index < 2 || index > 4 ? b : small_bin(index - 2, 1);
 }

@@ -141,6 +141,7 @@ static void put_gguf(bytes *b) {
     put_u8(b, 1);
 }
 
+#ifndef ML_NO_BPE
 /* Byte-level: all bytes, in the alphabet, and merges. */
 static void put_spelled(bytes *b, unsigned byte) {
     uint32_t c = mli_spell_byte(byte);
@@ -195,16 +196,43 @@ static void put_byte_level_gguf(bytes *b) {
     for (int i = 0; i < 2; i++) gguf_text(b, merges[i]);
 }
 
+/* Every step that a file may have around the model. */
+static void put_steps_json(bytes *b) {
+    put_text(
+        b,
+        "{\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}]}, "
+        "\"pre_tokenizer\": "
+        "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": "
+        "\"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}{1,3}| "
+        "?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+\"}, "
+        "\"behavior\": "
+        "\"Isolated\", \"invert\": false}, {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
+        "\"use_regex\": false}]}, \"decoder\": {\"type\": \"ByteLevel\"}, \"post_processor\": {\"type\": "
+        "\"Sequence\", \"processors\": [{\"type\": \"ByteLevel\"}, {\"type\": \"TemplateProcessing\", "
+        "\"single\": "
+        "[{\"SpecialToken\": {\"id\": \"<b>\"}}, {\"Sequence\": {\"id\": \"A\"}}, {\"SpecialToken\": "
+        "{\"id\": "
+        "\"<e>\"}}]}]}, \"model\": {\"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, \"merges\": [\"a b\"]}, "
+        "\"added_tokens\": [{\"id\": 3, \"content\": \"<b>\", \"special\": true}, {\"id\": 4, \"content\": "
+        "\"<e>\", \"special\": true}]}");
+}
+#endif
+
 static bytes fuzz_seed(int index) {
     bytes b = {NULL, 0, 0};
+    int n = 3;
     if (index == 0) put_pieces(&b, put_model_piece), put_literal(&b, "\x12\2\x18\2"); /* TrainerSpec: BPE */
     if (index == 1) put_u32(&b, 6), put_pieces(&b, put_bin_piece);
     if (index == 2) put_gguf(&b);
+#ifndef ML_NO_BPE
     if (index == 3) put_json(&b);
     if (index == 4) put_characters_json(&b);
     if (index == 5) put_byte_level_gguf(&b);
     if (index == 6) put_text(&b, "YQ== 0\nYg== 1\nYWI= 2\nIA== 3\nYWJhYg== 4\n");
-    if (index < 7)
+    if (index == 7) put_steps_json(&b);
+    n = 8;
+#endif
+    if (index < n)
         put_text(&b, " abab  b\xC3\xA9\xFF"
                      "a\n\xE2\x82\xAC\x10");
     return b;

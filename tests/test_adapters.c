@@ -531,6 +531,9 @@ TEST(scales) {
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down.proj\":8}}", 4}, /* any character */
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"gate_proj\":1,\"down_proj\":8,\"mlp.down_proj\":16}"
          "}",
+         4}, /* the first one counts */
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"layers.(0|2).*\":6,\"layers\\\\.\\\\d+\\\\.mlp.*\":"
+         "8}}",
          4},
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"^layers.1.mlp.down_proj\":8}}", 2},
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"layers.0.mlp.down_proj\":8}}", 2},
@@ -548,6 +551,65 @@ TEST(scales) {
         CHECK_NEAR(lora->scales[7 + 5], cases[i].scale, 0, 1e-7); /* F32 */
         if (test_current_failed) printf("case %d\n", (int)i);
         CHECK(lora->alpha == 4 && lora->rank == 2 && lora->scales[0] == 0);
+        ml_lora_free(lora);
+    }
+    free_bytes(&file);
+}
+
+/* Which patterns fit "model.layers.1.mlp.down_proj": what Python gives for re.match(r"(.*\\.)?(PATTERN)$", name), which
+   PEFT calls. -1: not understood, though Python does. */
+TEST(patterns) {
+    static const struct {
+        const char *pattern;
+        int fits;
+    } cases[] = {{"down_proj", 1},
+                 {"down_proj$", 1},
+                 {".*down_proj", 1},
+                 {"layers\\.[0-9]+\\.mlp\\..*", 1},
+                 {"layers.(0|1).mlp.down_proj", 1},
+                 {"model\\.layers\\.([02468]|1)\\.mlp\\.(up|gate|down)_proj", 1},
+                 {"((model|layers|[0-9])\\.)+mlp.down_proj", 1},
+                 {"(?:.*\\.)?(down|up)_proj", 1},
+                 {"q_proj|mlp.down_proj", 1},
+                 {"model.layers.1{1,2}2?.*", 1},
+                 {"[^q]own_[n-r]roj", 1},
+                 {"[]x]*down_proj", 1},
+                 {"x?down_proj", 1},
+                 {"mlp.*?proj", 1},
+                 {"(((a*)*)*)*down_proj", 1},
+                 {"q{0}down_proj", 1},
+                 {"[\\w]+_proj", 1},
+                 {".{3,}", 1},
+                 {"model$.*", 0},
+                 {"^layers.1.mlp.down_proj", 0},
+                 {"^model\\.layers\\.\\d{2}\\..*", 0},
+                 {"layers.1", 0},
+                 {"_proj", 0},
+                 {"\\.down_proj", 0},
+                 {"[.]*", 0},
+                 {"[^n]own_proj|[e-z]own_proj", 1},
+                 {"d{2,}own_proj", 0},
+                 {"down_pro[^j]", 0},
+                 {"down_proj\\b", -1},
+                 {"(?!x)down_proj", -1},
+                 {"(?P<name>d)own_proj", -1},
+                 {"[down_proj", -1},
+                 {"(down_proj", -1},
+                 {"down_proj)", -1},
+                 {"d{2,1}own_proj", -1},
+                 {"*", -1}};
+    bytes file = tensors_file("base_model.model.", plain_pair);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char json[256], *to = json + sprintf(json, "{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"");
+        ml_lora *lora = NULL;
+        ml_error error;
+        for (const char *p = cases[i].pattern; *p; *to++ = *p++)
+            if (*p == '\\') *to++ = '\\';
+        strcpy(to, "\":8}}");
+        ml_result result = load_text(&file, json, &lora, &error);
+        int found = result == ML_ERROR_UNSUPPORTED ? -1 : lora && lora->scales[7 + 5] == 4;
+        CHECK(found == cases[i].fits);
+        if (found != cases[i].fits) printf("%s: %d, %s\n", cases[i].pattern, found, error.text);
         ml_lora_free(lora);
     }
     free_bytes(&file);
@@ -606,6 +668,27 @@ static void merge_by_hand(ml_model *model, const bytes *file) {
     }
 }
 
+/* W + 0.5 scale B A is halfway between W and by_hand's W + scale B A. */
+static void check_half(ml_lora *lora, const ml_model *by_hand) {
+    ml_model *plain = some_model(), *model = some_model();
+    ml_error error;
+    CHECK(ml_lora_scale(lora, 0.5f, &error) == ML_OK && lora->alpha == 1.5f);
+    CHECK(ml_lora_merge(lora, model, &error) == ML_OK);
+    for (int i = 0; i < plain->n_tensors; i++) {
+        const float *w = (const float *)plain->tensors[i].data,
+                    *found = (const float *)model->tensors[i].data;
+        const float *whole = (const float *)by_hand->tensors[i].data;
+        for (size_t k = 0; w && k < plain->tensors[i].rows * plain->tensors[i].cols; k++)
+            CHECK_NEAR(found[k], (w[k] + whole[k]) / 2, 1e-6, 0); /* F32 sums of up to 3 products */
+    }
+    CHECK(ml_lora_scale(lora, 2, &error) == ML_OK && lora->alpha == 3);
+    CHECK(ml_lora_scale(lora, 0, &error) == ML_ERROR_ARGUMENT && strstr(error.text, "above 0"));
+    CHECK(ml_lora_scale(lora, -1, &error) == ML_ERROR_ARGUMENT);
+    CHECK(ml_lora_scale(lora, HUGE_VALF, &error) == ML_ERROR_ARGUMENT && lora->alpha == 3);
+    CHECK(ml_lora_scale(NULL, 1, &error) == ML_ERROR_ARGUMENT);
+    ml_model_free(plain), ml_model_free(model);
+}
+
 /* The adapter in a session, merged, and saved and loaded in both formats computes what the merged matrices do; and a
    GGUF gives each pair alpha / rank, which is what llama.cpp takes. Differences are those of rounding: 1e-5 of logits
    of about 1. */
@@ -635,6 +718,7 @@ TEST(ranks_and_scales_of_pairs) {
     CHECK(ml_lora_unmerge(lora, merged, &error) == ML_OK);
     logits_of(merged, NULL, logits);
     CHECK(max_difference(plain, logits, VOCAB) < 1e-5);
+    check_half(lora, by_hand);
     for (format = ML_GGUF; format <= ML_SAFETENSORS; format++) {
         ml_save_desc desc = save_as((ml_format)format, ML_F32);
         ml_lora *loaded = NULL;
@@ -846,12 +930,12 @@ TEST(configurations) {
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\":0}}", ML_ERROR_FORMAT,
          "alpha_pattern.down_proj"},
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"q_proj\":0}}", ML_OK, ""}, /* of no pair */
-        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\".*down_proj\":8}}", ML_ERROR_UNSUPPORTED,
-         "alpha_pattern..*down_proj is for names by a regular expression"},
+        {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"(?!q).*down_proj\":8}}", ML_ERROR_UNSUPPORTED,
+         "alpha_pattern.(?!q).*down_proj: that regular expression is not understood"},
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\\\\\":8}}", ML_ERROR_UNSUPPORTED,
-         "is for names by a regular expression"}, /* an escape of nothing */
-        {"{\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"layers.(0|1).mlp.down_proj\":8}}",
-         ML_ERROR_UNSUPPORTED, "rank_pattern"},
+         "that regular expression is not understood"}, /* an escape of nothing */
+        {"{\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"layers.(0|1).mlp.down_proj\":8}}", ML_ERROR_MISMATCH,
+         "rank_pattern.layers.(0|1).mlp.down_proj is not 2"},
         {"{\"r\":7,\"lora_alpha\":4,\"rank_pattern\":{\"down_proj\":2}}", ML_OK, ""},
         {"{\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"down_proj\":3}}", ML_ERROR_MISMATCH,
          "rank_pattern.down_proj is not 2"},
@@ -926,7 +1010,11 @@ static const struct {
     {{LAYER0 "self_attn.k_proj.lora_A.weight 2 8", LAYER0 "self_attn.k_proj.lora_B.weight 4 2",
       "model.embed_tokens.lora_embedding_A 2 11", NULL},
      ML_ERROR_UNSUPPORTED,
-     "lora_embedding_A is not part"},
+     "lora_embedding_A: adapters of the embedding and of the output are not supported"},
+    {{LAYER0 "self_attn.k_proj.lora_A.weight 2 8", LAYER0 "self_attn.k_proj.lora_B.weight 4 2",
+      "lm_head.lora_A.weight 2 8", NULL},
+     ML_ERROR_UNSUPPORTED,
+     "lm_head.lora_A.weight: adapters of the embedding and of the output"},
     {{LAYER0 "self_attn.k_proj.lora_A.weight 2 8", LAYER0 "self_attn.k_proj.lora_B.weight 4 2",
       "model.layers.2.self_attn.k_proj.lora_A.weight 2 8", NULL},
      ML_ERROR_UNSUPPORTED,
@@ -1296,6 +1384,7 @@ int main(void) {
     RUN(prefixes);
     RUN(words_in_names);
     RUN(scales);
+    RUN(patterns);
     RUN(ranks_and_scales_of_pairs);
     RUN(patterns_written);
     RUN(training_pairs);

@@ -5,6 +5,8 @@
 #include "folder.h"
 #include "shared.h"
 
+#ifndef ML_NO_BPE
+
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
 static ml_error failure;
@@ -760,6 +762,40 @@ TEST(public_vocabularies) {
     free(loaded.data);
 }
 
+/* Llama 3's small model as its users have it, a GGUF and a folder of shards: the tokenizers that come with both give
+   llama.cpp's ids, with bos in front where the files ask for it. */
+TEST(public_models_with_their_tokenizers) {
+    static const char *const models[] = {"models/modern/llama3.gguf",
+                                         "models/modern/llama3-hf/model.safetensors.index.json"};
+    NEED_SHARED();
+    if (!shared_path(models[0])) SKIP("../shared/models/modern is absent");
+    for (int i = 0; i < 2; i++) {
+        bytes lines = read_file(shared_path("reference/tokenizer_bpe.jsonl")), loaded = {NULL, 0, 0};
+        ml_model *model = NULL;
+        ml_session *session = NULL;
+        ml_tokens tokens;
+        int n = 0;
+        REQUIRE(ml_model_load(shared_path(models[i]), NULL, &model, &failure) == ML_OK && model->tokenizer);
+        put_text(&loaded, "llama3.gguf"); /* for check_line it is loaded */
+        ml_tokenizer *t = (ml_tokenizer *)(uintptr_t)model->tokenizer;
+        put_u8(&lines, 0);
+        for (char *line = (char *)lines.data, *next; (next = strchr(line, '\n')) != NULL; line = next + 1) {
+            *next = 0;
+            if (!strstr(line, "\"tokenizer\": \"llama3.gguf\"")) continue;
+            CHECK(check_line(&t, &loaded, line));
+            n++;
+        }
+        CHECK(n > 20 && t == model->tokenizer);
+        REQUIRE(ml_session_new(model, NULL, &session, &failure) == ML_OK);
+        CHECK(ml_session_encode(session, "hi", ML_ADD_SPECIAL, &tokens, &failure) == ML_OK);
+        CHECK(tokens.n > 1 && tokens.ids[0] == 510);
+        ml_session_free(session);
+        ml_model_free(model);
+        free(lines.data);
+        free(loaded.data);
+    }
+}
+
 static void put_piece(bytes *b, const ml_tokenizer *t, int32_t id) {
     size_t n;
     const char *p = ml_tokenizer_piece(t, id, &n, NULL, NULL);
@@ -835,7 +871,11 @@ int main(void) {
     RUN(damaged_files);
     RUN(wrong_lines);
     RUN(public_vocabularies);
+    RUN(public_models_with_their_tokenizers);
     RUN(sentencepiece_by_merges);
     CHECK(folder_end());
     return test_report("byte_level");
 }
+#else
+int main(void) { return test_report("byte_level"); } /* all of it is left out */
+#endif

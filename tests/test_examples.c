@@ -705,6 +705,34 @@ static void logits_of(const char *model_path, const char *adapter, float *logits
     ml_model_free(model);
 }
 
+/* With half of the adapter, merged or not, the model is another one than with none or all of it, and the same one. */
+static void half_an_adapter(const float *plain, const float *adapted) {
+    char arguments[4096];
+    float half[100];
+    double from_plain = 0, from_adapted = 0;
+    snprintf(arguments, sizeof arguments, MODEL " '%s'%s --lora-scale 0.5", in_folder("half.gguf"),
+             flag("--merge-lora", "learned.gguf"));
+    REQUIRE(runs("convert", arguments, ""));
+    logits_of(in_folder("half.gguf"), NULL, half);
+    for (int i = 0; i < 100; i++) {
+        from_plain = fmax(from_plain, fabs((double)(half[i] - plain[i])));
+        from_adapted = fmax(from_adapted, fabs((double)(half[i] - adapted[i])));
+    }
+    CHECK(from_plain > 0.02 && from_adapted > 0.02);
+#define ONCE " --max_new_tokens 20 --prompt 'Once upon a time' --pretrained-model-path "
+    snprintf(arguments, sizeof arguments, ONCE "'%s' 2>/dev/null", in_folder("half.gguf"));
+    REQUIRE(run("run_llama", arguments, "") == 0);
+    char *merged = said;
+    said = NULL;
+    snprintf(arguments, sizeof arguments, ONCE MODEL " --lora '%s' --lora-scale 0.5 2>/dev/null",
+             in_folder("learned.gguf"));
+    CHECK(run("run_llama", arguments, "") == 0 && strcmp(said, merged) == 0);
+    snprintf(arguments, sizeof arguments, ONCE MODEL " --lora '%s' --lora-scale 0",
+             in_folder("learned.gguf"));
+    CHECK(run("run_llama", arguments, "") == 2 && strstr(complained, "--lora-scale is above 0"));
+    free(merged);
+}
+
 /* A merged model gives what model and adapter give, up to rounding, and keeps the adapter's classifier. */
 TEST(merge_lora) {
     char arguments[4096];
@@ -731,6 +759,7 @@ TEST(merge_lora) {
     CHECK(ml_head_load(in_folder("merged.gguf"), model, NULL, &head, NULL) == ML_OK);
     ml_head_free(head);
     ml_model_free(model);
+    half_an_adapter(plain, adapted);
     snprintf(arguments, sizeof arguments, MODEL " '%s'%s", in_folder("learned.gguf"),
              flag("--merge_lora", "learned.gguf"));
     refuses("convert", arguments, "is also read (--merge-lora)");

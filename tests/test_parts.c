@@ -84,7 +84,9 @@ static void write_shard(const char *path, size_t begin, size_t end) {
                      a->name, (int)a->shape[0], (int)from, (int)data.size);
         put_text(&header, text);
     }
-    put(&header, "}", 2); /* with a zero */
+    put_text(&header, "}");
+    while (header.size % 8) put_text(&header, " "); /* so that numbers are aligned, and used in place */
+    put_u8(&header, 0);
     bytes file = safetensors_file((const char *)header.data, data.data, data.size);
     write_file(path, file.data, file.size);
     free_bytes(&header), free_bytes(&data), free_bytes(&file);
@@ -428,6 +430,73 @@ TEST(saved_over_its_shards) {
     ml_model_free(model);
 }
 
+/* What the library has allocated, to see what it has not. */
+typedef struct blocks {
+    char *memory[1024];
+    size_t size[1024];
+    int n;
+} blocks;
+
+static void *blocks_alloc(size_t size, void *user) {
+    blocks *b = (blocks *)user;
+    char *memory = b->n < 1024 ? (char *)malloc(size) : NULL;
+    if (memory) b->memory[b->n] = memory, b->size[b->n++] = size;
+    return memory;
+}
+
+static void blocks_free(void *memory, void *user) {
+    blocks *b = (blocks *)user;
+    for (int i = 0; i < b->n; i++)
+        if (b->memory[i] == memory) b->size[i] = 0, b->memory[i] = NULL;
+    free(memory);
+}
+
+static int is_allocated(const blocks *b, const void *p) {
+    for (int i = 0; i < b->n; i++)
+        if ((uintptr_t)p - (uintptr_t)b->memory[i] < b->size[i]) return 1;
+    return 0;
+}
+
+/* Numbers are used where they are in the mapped shards. Queries and keys of Hugging Face are in another order. */
+TEST(shards_are_not_copied) {
+#if !defined(ML_NO_MMAP) && !defined(_WIN32)
+    blocks b;
+    ml_model_load_desc desc;
+    ml_load_desc plain;
+    ml_model *model = NULL;
+    ml_archive *archive = NULL;
+    int n_copied = 0;
+    memset(&b, 0, sizeof b), memset(&desc, 0, sizeof desc), memset(&plain, 0, sizeof plain);
+    desc.allocator.alloc = blocks_alloc, desc.allocator.free = blocks_free, desc.allocator.user = &b;
+    plain.allocator = desc.allocator;
+    write_sharded("mapped");
+    REQUIRE(ml_model_load(in_folder("mapped"), &desc, &model, &error) == ML_OK);
+    same_model(model);
+    for (int i = 0; i < model->n_tensors; i++) n_copied += is_allocated(&b, model->tensors[i].data);
+    CHECK(n_copied == 2 * model->config.n_layers);
+    ml_model_free(model);
+    write_split("mapped-00001-of-00002.gguf", part(0, 2, 0, 5));
+    write_split("mapped-00002-of-00002.gguf", part(1, 2, 5, gguf->n_arrays));
+    REQUIRE(ml_archive_load(in_folder("mapped-00001-of-00002.gguf"), &plain, &archive, &error) == ML_OK);
+    for (size_t i = 0; i < archive->n_arrays; i++) CHECK(!is_allocated(&b, archive->arrays[i].data));
+    ml_archive_free(archive);
+#endif
+}
+
+/* In a folder the only file that may be a model is opened, whatever its name; Mistral's own is known. */
+TEST(folder_of_any_name) {
+    bytes b = read_file(in_folder("whole.safetensors")), config = read_file(in_folder("config.json"));
+    CHECK(mkdir(in_folder("any"), 0777) == 0);
+    write_file(in_folder("any/config.json"), config.data, config.size);
+    write_file(in_folder("any/best model.safetensors"), b.data, b.size);
+    loads(in_folder("any"));
+    write_file(in_folder("any/other.safetensors"), "", 0);
+    refused(in_folder("any"), ML_ERROR_FILE, "a single .gguf, .safetensors, .pth or .pt");
+    write_file(in_folder("any/consolidated.safetensors"), b.data, b.size);
+    loads(in_folder("any"));
+    free_bytes(&b), free_bytes(&config);
+}
+
 /* ---- memory ---- */
 
 /* Every allocation fails once: the error is the right one and nothing is left. */
@@ -470,6 +539,8 @@ int main(void) {
     RUN(folders);
     RUN(folder_of_gguf);
     RUN(saved_over_its_shards);
+    RUN(shards_are_not_copied);
+    RUN(folder_of_any_name);
     RUN(out_of_memory);
     ml_model_free(whole);
     ml_archive_free(hf);

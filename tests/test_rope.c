@@ -1024,6 +1024,10 @@ static void check_llama3(const char *path, const char *name) {
     REQUIRE(!result);
     CHECK(model->config.rope_kind == ML_ROPE_LLAMA3 && model->config.rope_scale == 32);
     CHECK(model->config.rope_original == 8192 && !model->rope_factors);
+#ifndef ML_NO_BPE
+    CHECK(model->tokenizer && model->tokenizer->n_pieces == 512 && model->tokenizer->bos == 510);
+    CHECK(model->tokenizer && model->tokenizer->eos == 511 && model->tokenizer->adds_bos);
+#endif
     float *logits = (float *)malloc(n_logits * sizeof *logits);
     for (int i = 0; i < 12; i++) select[i] = 25 * i;
     ml_session *session = open_session(model, 512, 64);
@@ -1052,7 +1056,10 @@ TEST(llama3_of_hugging_face) {
     NEED_SHARED();
     const char *index = shared_path("models/modern/llama3-hf/model.safetensors.index.json");
     if (!index) SKIP("../shared/models/modern is absent");
+    char folder_path[1024];
+    snprintf(folder_path, sizeof folder_path, "%.*s", (int)(strrchr(index, '/') - index), index);
     check_llama3(index, "llama3_hf_logits");
+    check_llama3(folder_path, "llama3_hf_logits");
 }
 
 int main(void) {

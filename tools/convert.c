@@ -15,6 +15,7 @@ static const char usage[] =
 
 typedef struct settings {
     const char *files[2], *type, *tokenizer, *name, *adapter;
+    float scale; /* of the adapter */
     int help;
 } settings;
 
@@ -25,6 +26,7 @@ static int check_settings(const settings *s) {
     if (!ends_with(out, ".gguf") && format_of(out) == ML_GGUF)
         return complain("OUT must end in .gguf, .safetensors or .pt, not %s", out);
     if (s->type && !saved_type(s->type)) return complain("--type is %s, not %s", saved_types(list), s->type);
+    if (!(s->scale > 0)) return complain("--lora-scale is above 0");
     return 1;
 }
 
@@ -41,11 +43,10 @@ static int files_ready(const settings *s) {
 
 /* Adds --merge-lora's adapter to the weights. */
 static int merge(const settings *s, ml_model *model) {
-    ml_lora *lora = NULL;
     ml_error error;
     if (!s->adapter) return 1;
-    int ok = loaded(s->adapter, ml_lora_load(s->adapter, model, NULL, &lora, &error), &error) &&
-             succeeded(ml_lora_merge(lora, model, &error), &error);
+    ml_lora *lora = load_adapter(s->adapter, model, s->scale);
+    int ok = lora && succeeded(ml_lora_merge(lora, model, &error), &error);
     ml_lora_free(lora);
     return ok;
 }
@@ -81,7 +82,7 @@ static int convert(const settings *s) {
 }
 
 int main(int argc, char **argv) {
-    settings s = {{NULL, NULL}, NULL, NULL, NULL, NULL, 0};
+    settings s = {{NULL, NULL}, NULL, NULL, NULL, NULL, 1, 0};
     char list[TYPE_LIST_SIZE], types[TYPE_LIST_SIZE + 40];
     snprintf(types, sizeof types, "%s for the matrices (as they are)", saved_types(list));
     const option options[] = {
@@ -90,6 +91,7 @@ int main(int argc, char **argv) {
          "tokenizer.model, tokenizer.json, llama2.c's .bin or a GGUF; goes into a GGUF"},
         {"--name", OPTION_TEXT, &s.name, "general.name of a GGUF (that of IN)"},
         {"--merge-lora", OPTION_TEXT, &s.adapter, "adds this adapter to the weights (F32 unless --type)"},
+        {"--lora-scale", OPTION_FLOAT, &s.scale, "how much of it (1)"},
         {"--help", OPTION_FLAG, &s.help, "this list"},
     };
     const int n_options = (int)(sizeof options / sizeof *options);

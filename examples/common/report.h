@@ -39,4 +39,14 @@ static inline int loaded(const char *path, ml_result result, const ml_error *err
     return is_named ? succeeded(result, error) : complain("%s: %s", path, error->text);
 }
 
+/* The adapter of a file, for this model and `scale` times as strong (0: as it is); NULL after saying why. */
+static inline ml_lora *load_adapter(const char *path, const ml_model *model, float scale) {
+    ml_lora *lora = NULL;
+    ml_error error;
+    if (!loaded(path, ml_lora_load(path, model, NULL, &lora, &error), &error)) return NULL;
+    if (scale == 0 || succeeded(ml_lora_scale(lora, scale, &error), &error)) return lora;
+    ml_lora_free(lora);
+    return NULL;
+}
+
 #endif

@@ -109,10 +109,9 @@ int generate(const settings *s) {
     ml_model *model = files_ready(s) ? load_model(s, ML_TYPE_NONE) : NULL;
     if (!model) return 1;
     desc.threads.count = s->threads ? s->threads : model->n_parameters < SMALL ? 1 : default_threads();
-    int ok = !s->adapter || loaded(s->adapter, ml_lora_load(s->adapter, model, NULL, &lora, &error), &error);
-    desc.lora = lora;
-    ok = ok && succeeded(ml_session_new(model, &desc, &session, &error), &error) &&
-         (s->prompt ? generate_one(session, s) : generate_both(session, s));
+    if (s->adapter) desc.lora = lora = load_adapter(s->adapter, model, s->sentiment.lora_scale);
+    int ok = (lora || !s->adapter) && succeeded(ml_session_new(model, &desc, &session, &error), &error) &&
+             (s->prompt ? generate_one(session, s) : generate_both(session, s));
     ml_session_free(session);
     ml_lora_free(lora);
     ml_model_free(model);

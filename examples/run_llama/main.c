@@ -30,6 +30,7 @@ static settings set = {
                   .batch_size = 8,
                   .lora_rank = 4,
                   .lora_alpha = 1,
+                  .lora_scale = 1,
                   .dropout = 0.3f,
                   .lr = 2e-5f,
                   .warmup = NAN, /* NAN: not given, and so by the mode */
@@ -47,6 +48,7 @@ static const option options[] = {
      "tokenizer.model, tokenizer.json, .bin or a GGUF (in the model, or next to it)"},
     {"--lora", OPTION_TEXT, &set.adapter,
      "an adapter over the model, to generate, prompt or predict with (none)"},
+    {"--lora-scale", OPTION_FLOAT, &set.sentiment.lora_scale, "how much of it is added (1)"},
     {"--mode", OPTION_TEXT, &set.mode,
      "llama (RMSNorm, causal; default to generate) or reference\n" INDENT
      "(LayerNorm, full attention; default else; predict: as the file says)"},
@@ -283,6 +285,7 @@ static int check_settings(void) {
         return 0;
     if (set.adapter && (strcmp(set.option, "finetune") == 0 || set.sentiment.lora))
         return complain("--lora is to generate, prompt or predict with, not to go on training");
+    if (!(set.sentiment.lora_scale > 0)) return complain("--lora-scale is above 0");
     if (set.max_new_tokens < 0) return complain("--max_new_tokens must not be negative");
     if (set.threads < 0 || set.threads > 1024) return complain("--threads is between 1 and 1024");
     return 1;

@@ -171,8 +171,7 @@ static int make_session(sentiment *s) {
     ml_session_desc desc = {0};
     ml_error error;
     const char *adapter = s->set.adapter;
-    if (adapter && !loaded(adapter, ml_lora_load(adapter, s->model, NULL, &s->lora, &error), &error))
-        return 0;
+    if (adapter && !(s->lora = load_adapter(adapter, s->model, s->set.lora_scale))) return 0;
     desc.lora = s->lora;
     desc.threads.count = s->set.threads;
     desc.max_seq_len = s->max_row;

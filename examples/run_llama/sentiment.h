@@ -20,7 +20,7 @@ typedef struct sentiment_settings {
     const char *adapter, *classifier; /* files to use: an adapter (NULL: none), and what a head is in */
     int reference, lora, prompting, predicting;
     int max_sentence_len, epochs, batch_size, lora_rank, threads, seed;
-    float dropout, lr, lora_alpha;
+    float dropout, lr, lora_alpha, lora_scale; /* the last of `adapter`; 0: 1 */
     /* training; all 0 is how the reference trains */
     int eval_train; /* measure the training set after each epoch, too */
     ml_pooling pooling;
