@@ -1556,14 +1556,27 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #include <arm_neon.h>
 #endif
 
+/* Where code is to be small, nothing is inlined by force or unrolled, and no loop is there once for each type. */
+#if defined(ML_SMALL) || defined(__OPTIMIZE_SIZE__)
+#define MLI_SMALL
+#endif
+
 /* MLI_OPTIONAL: a function that is unused in some builds, for example those of training with ML_NO_TRAINING. */
 #if defined(__GNUC__)
 #define MLI_RESTRICT __restrict__
+#ifdef MLI_SMALL
+#define MLI_INLINE static inline __attribute__((unused))
+#else
 #define MLI_INLINE static inline __attribute__((always_inline))
+#endif
 #define MLI_OPTIONAL static __attribute__((unused))
 #elif defined(_MSC_VER)
 #define MLI_RESTRICT __restrict
+#ifdef MLI_SMALL
+#define MLI_INLINE static
+#else
 #define MLI_INLINE static __forceinline
+#endif
 #define MLI_OPTIONAL static
 #else
 #define MLI_RESTRICT
@@ -17694,7 +17707,9 @@ ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path,
            mli_v_store_n(y + i, mli_v_mul(a, mli_v_load_n(x + i, n - i)), n - i); */
 
 /* Before a loop whose length is a constant: unrolls it, so that an array of vectors in it becomes registers. */
-#if defined(__clang__)
+#if defined(MLI_SMALL)
+#define MLI_UNROLL
+#elif defined(__clang__)
 #define MLI_UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__) && __GNUC__ >= 8
 #define MLI_UNROLL _Pragma("GCC unroll 32")
@@ -17880,12 +17895,25 @@ enum { MLI_LANES = 4 };
 static float mli_f16_to_f32(uint16_t half); /* in >>numbers, as is the next */
 static float mli_bf16_to_f32(uint16_t half);
 
+#ifdef MLI_SMALL /* a loop, which is not unrolled, would keep the lanes in memory */
+#define MLI_EACH_LANE(name, parameters, expression)                                                          \
+    MLI_INLINE mli_v name parameters {                                                                       \
+        mli_v r;                                                                                             \
+        unsigned i = 0;                                                                                      \
+        r.lane[0] = expression, i++;                                                                         \
+        r.lane[1] = expression, i++;                                                                         \
+        r.lane[2] = expression, i++;                                                                         \
+        r.lane[3] = expression;                                                                              \
+        return r;                                                                                            \
+    }
+#else
 #define MLI_EACH_LANE(name, parameters, expression)                                                          \
     MLI_INLINE mli_v name parameters {                                                                       \
         mli_v r;                                                                                             \
         for (unsigned i = 0; i < MLI_LANES; i++) r.lane[i] = expression;                                     \
         return r;                                                                                            \
     }
+#endif
 MLI_EACH_LANE(mli_v_set, (float s), s)
 MLI_INLINE mli_v mli_v_zero(void) { return mli_v_set(0.0f); }
 MLI_EACH_LANE(mli_v_load, (const float *p), p[i])
