@@ -17886,11 +17886,15 @@ MLI_INLINE void mli_v_transpose_groups(mli_v row[MLI_LANES]) { (void)row; } /* t
 
 #else
 
-/* Plain C: loops over four floats, which compilers turn into whatever vector instructions there are. */
+/* Plain C: loops over four floats, which compilers turn into whatever vector instructions there are. Where code is to
+   be small as well, products are plain loops (MLI_LOOPS), which add in the same order. */
 typedef struct mli_v {
     float lane[4];
 } mli_v;
 enum { MLI_LANES = 4 };
+#ifdef MLI_SMALL
+#define MLI_LOOPS
+#endif
 
 static float mli_f16_to_f32(uint16_t half); /* in >>numbers, as is the next */
 static float mli_bf16_to_f32(uint16_t half);
@@ -18073,6 +18077,8 @@ static inline void mli_ref_swiglu(float *y, const float *gate, const float *up, 
 
 /* ---- sums ---- */
 
+#ifndef MLI_LOOPS /* there it is in >>products */
+
 /* A multiply-add takes about four cycles, but two can begin in each: four interleaved sums keep the unit busy. */
 static float mli_dot(const float *a, const float *b, size_t n) {
     mli_v sum[4] = {mli_v_zero(), mli_v_zero(), mli_v_zero(), mli_v_zero()};
@@ -18089,6 +18095,8 @@ static float mli_dot(const float *a, const float *b, size_t n) {
     if (i < n) sum[1] = mli_v_fma(mli_v_load_n(a + i, n - i), mli_v_load_n(b + i, n - i), sum[1]);
     return mli_v_sum(mli_v_add_4(sum));
 }
+
+#endif
 
 static void mli_axpy(float *y, float a, const float *x, size_t n) {
     mli_v factor = mli_v_set(a);
@@ -18326,12 +18334,6 @@ static void mli_adamw(const mli_adamw_step *s, float *w, float *m, float *v, flo
 
 /* ---- few rows: matrix times vector ---- */
 
-#if defined(MLI_AVX512) || defined(MLI_NEON)
-enum { MLI_X_ROWS = 4 }; /* rows of x that meet a row of W at once: their 4 x 4 sums fit 32 registers */
-#else
-enum { MLI_X_ROWS = 2 }; /* or 16 registers */
-#endif
-
 /* y (n_x, n_w) = x (n_x, k) . w (n_w, k)^T, w of F32, F16 or BF16; rows are stride numbers (w's: bytes) apart. It is
    passed by value to what is inlined, where it becomes registers. */
 typedef struct mli_matvec_job {
@@ -18352,6 +18354,43 @@ MLI_INLINE mli_v mli_v_load_as(ml_type type, const char *row, size_t i, size_t n
     }
     return type == ML_F16 ? mli_v_load_f16(half) : mli_v_load_bf16(half);
 }
+
+#ifdef MLI_LOOPS
+
+/* a . b, as mli_dot adds: in four vectors, the last part of a vector in the second. */
+static float mli_dot_as(ml_type type, const char *a, const float *b, size_t n) {
+    mli_v sum[4] = {mli_v_zero(), mli_v_zero(), mli_v_zero(), mli_v_zero()};
+    size_t whole = n - n % (4 * MLI_LANES);
+    for (size_t i = 0; i < n; i += MLI_LANES) {
+        mli_v *to = sum + (i < whole ? i / MLI_LANES % 4 : n - i < MLI_LANES);
+        *to = mli_v_fma(mli_v_load_as(type, a, i, n - i), mli_v_load_n(b + i, n - i), *to);
+    }
+    return mli_v_sum(mli_v_add_4(sum));
+}
+
+static float mli_dot(const float *a, const float *b, size_t n) {
+    return mli_dot_as(ML_F32, (const char *)a, b, n);
+}
+
+static void mli_matvec(ml_type type, const mli_matvec_job *job) {
+    for (size_t w = 0; w < job->n_w; w++)
+        for (size_t x = 0; x < job->n_x; x++)
+            job->y[x * job->y_stride + w] =
+                mli_dot_as(type, job->w + w * job->w_stride, job->x + x * job->x_stride, job->k);
+}
+
+static void mli_dots(float *y, const float *x, const float *rows, size_t row_stride, size_t n, size_t k) {
+    mli_matvec_job job = {y, x, (const char *)rows, 1, n, k, 0, 0, row_stride * sizeof *rows};
+    mli_matvec(ML_F32, &job);
+}
+
+#else
+
+#if defined(MLI_AVX512) || defined(MLI_NEON)
+enum { MLI_X_ROWS = 4 }; /* rows of x that meet a row of W at once: their 4 x 4 sums fit 32 registers */
+#else
+enum { MLI_X_ROWS = 2 }; /* or 16 registers */
+#endif
 
 /* sum[a][j] += w * x_a, lane by lane, from number i on, n > 0 of which are left. type and n_x are constants where
    this is inlined. */
@@ -18448,6 +18487,8 @@ static void mli_dots(float *y, const float *x, const float *rows, size_t row_str
     for (size_t row = 0; row < n; row += 4) mli_matvec_tile(ML_F32, 1, mli_matvec_from(job, 0, row));
 }
 
+#endif
+
 /* ---- many rows: matrix multiply ----
 
    C (m, n) (+)= A (m, k) . B (k, n), after Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix
@@ -18526,6 +18567,91 @@ enum {
     MLI_TASK_WORK = 1 << 17        /* multiplications worth waking a thread for */
 };
 
+static size_t mli_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+/* dst (n) = numbers [at, at + n) of blocks, the first and the last of which may be cut */
+static void mli_widen_blocks(ml_type type, const char *data, size_t at, size_t n, float *dst) {
+    const mli_type_info *info = mli_type(type);
+    float whole[MLI_LARGEST_BLOCK];
+    for (size_t count; n; n -= count, at += count, dst += count) {
+        const char *from = data + at / info->block * info->bytes;
+        size_t skip = at % info->block;
+        if (!skip && n >= info->block) {
+            count = n - n % info->block;
+            mli_dequantize_row(type, from, dst, count);
+        } else {
+            count = MLI_MIN(info->block - skip, n);
+            mli_dequantize_row(type, from, whole, info->block);
+            memcpy(dst, whole + skip, count * sizeof *dst);
+        }
+    }
+}
+
+/* dst (n) = numbers [at, at + n) of any other type as F32 */
+static void mli_widen(ml_type type, const char *data, size_t at, size_t n, float *dst) {
+    if (mli_is_quantized(type))
+        mli_widen_blocks(type, data, at, n, dst);
+    else
+        for (size_t i = 0; i < n; i += MLI_LANES)
+            mli_v_store_n(dst + i, mli_v_load_as(type, data, at + i, n - i), n - i);
+}
+
+/* Numbers [at, at + n) of the data: in place where they are F32, else in buffer (n). */
+static const float *mli_as_f32(const mli_operand *of, size_t at, size_t n, float *buffer) {
+    if (of->type == ML_F32) return (const float *)of->data + at;
+    mli_widen(of->type, (const char *)of->data, at, n, buffer);
+    return buffer;
+}
+
+#ifdef MLI_LOOPS
+
+/* The blocks of k determine the order of summation, here as below. */
+static size_t mli_block_k(size_t k) {
+    size_t blocks = (k + MLI_BLOCK_K - 1) / MLI_BLOCK_K;
+    return mli_round_up((k + blocks - 1) / blocks, 32);
+}
+
+static size_t mli_gemm_work(const ml_threads *threads, size_t m, size_t n, size_t k) {
+    (void)threads, (void)m, (void)k;
+    return (2 * n + MLI_BLOCK_K) * sizeof(float) + MLI_ALIGN;
+}
+
+static float mli_number_of(const mli_operand *of, size_t at) {
+    float number;
+    return *mli_as_f32(of, at, 1, &number);
+}
+
+/* sum (n) = row i of A, numbers [k0, k_end), times B. Rows of B are contiguous, or its columns are. */
+static void mli_gemm_row(const mli_operand *a, const mli_operand *b, size_t i, size_t n, size_t k0,
+                         size_t k_end, float *sum, float *buffer) {
+    memset(sum, 0, n * sizeof *sum);
+    for (size_t p = k0; b->col_stride == 1 && p < k_end; p++) {
+        float ai = mli_number_of(a, i * a->row_stride + p * a->col_stride);
+        mli_axpy(sum, ai, mli_as_f32(b, p * b->row_stride, n, buffer), n);
+    }
+    for (size_t j = 0; b->col_stride != 1 && j < n; j++) {
+        const float *bj = mli_as_f32(b, j * b->col_stride + k0, k_end - k0, buffer);
+        for (size_t p = k0; p < k_end; p++)
+            sum[j] += mli_number_of(a, i * a->row_stride + p * a->col_stride) * bj[p - k0];
+    }
+}
+
+static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, mli_operand a, mli_operand b,
+                     float *c, size_t c_row_stride, int accumulate, void *work) {
+    float *sum = (float *)mli_align_up((uintptr_t)work), *buffer = sum + n;
+    size_t step = k ? mli_block_k(k) : 1;
+    (void)threads;
+    for (size_t i = 0; i < m; i++, c += c_row_stride) {
+        if (!accumulate) memset(c, 0, n * sizeof *c);
+        for (size_t k0 = 0; k0 < k; k0 += step) {
+            mli_gemm_row(&a, &b, i, n, k0, MLI_MIN(k, k0 + step), sum, buffer);
+            mli_add(c, sum, n);
+        }
+    }
+}
+
+#else
+
 /* C (+)= a . b for one tile: a is a packed panel (k, MLI_TILE_WIDTH), b one (k, MLI_TILE_COLS). */
 typedef struct mli_c_tile {
     size_t k;
@@ -18586,8 +18712,6 @@ static void mli_gemm_any_tile(const mli_c_tile *t) {
 
 /* ---- packing ---- */
 
-static size_t mli_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-
 /* B as rows along k, as A is: both operands are packed by the same functions. */
 static mli_operand mli_transposed(mli_operand x) {
     mli_operand t = {x.type, x.data, x.col_stride, x.row_stride};
@@ -18602,40 +18726,6 @@ typedef struct mli_pack_job {
     size_t first, count, k0, k, lines;
     float *buffer; /* MLI_BUFFER numbers */
 } mli_pack_job;
-
-/* dst (n) = numbers [at, at + n) of blocks, the first and the last of which may be cut */
-static void mli_widen_blocks(ml_type type, const char *data, size_t at, size_t n, float *dst) {
-    const mli_type_info *info = mli_type(type);
-    float whole[MLI_LARGEST_BLOCK];
-    for (size_t count; n; n -= count, at += count, dst += count) {
-        const char *from = data + at / info->block * info->bytes;
-        size_t skip = at % info->block;
-        if (!skip && n >= info->block) {
-            count = n - n % info->block;
-            mli_dequantize_row(type, from, dst, count);
-        } else {
-            count = MLI_MIN(info->block - skip, n);
-            mli_dequantize_row(type, from, whole, info->block);
-            memcpy(dst, whole + skip, count * sizeof *dst);
-        }
-    }
-}
-
-/* dst (n) = numbers [at, at + n) of any other type as F32 */
-static void mli_widen(ml_type type, const char *data, size_t at, size_t n, float *dst) {
-    if (mli_is_quantized(type))
-        mli_widen_blocks(type, data, at, n, dst);
-    else
-        for (size_t i = 0; i < n; i += MLI_LANES)
-            mli_v_store_n(dst + i, mli_v_load_as(type, data, at + i, n - i), n - i);
-}
-
-/* Numbers [at, at + n) of the data: in place where they are F32, else in buffer (n). */
-static const float *mli_as_f32(const mli_operand *of, size_t at, size_t n, float *buffer) {
-    if (of->type == ML_F32) return (const float *)of->data + at;
-    mli_widen(of->type, (const char *)of->data, at, n, buffer);
-    return buffer;
-}
 
 /* One panel of `count` <= lines rows, from row `first` on, that are contiguous: squares of MLI_LANES rows are
    transposed. The last row is repeated to fill up the squares. */
@@ -18823,6 +18913,8 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
             mli_parallel(threads, job.n_tasks, mli_gemm_rows_task, &job);
         }
 }
+
+#endif
 
 /* ==== >>numbers ====
    Number formats: what the bytes of a weight mean, and conversion between formats.
@@ -20137,11 +20229,42 @@ typedef struct mli_integer_job {
 
 /* ---- few rows of activations ---- */
 
-#ifdef MLI_PANELS
+#ifdef MLI_SMALL
+enum { MLI_FEW = 1 };
+#elif defined(MLI_PANELS)
 enum { MLI_FEW = 2 }; /* rows of x that a row of weights meets at once */
 #else
 enum { MLI_FEW = 8 };
 #endif
+
+#ifdef MLI_LOOPS
+
+/* The sum of q_w q_x over a block. */
+static int32_t mli_block_product(ml_type type, const uint8_t *w, const mli_q *x) {
+    int32_t sum = 0;
+    for (int i = 0; type == ML_Q8_0 && i < MLI_BLOCK; i++) sum += (int8_t)w[i] * x[i];
+    for (int i = 0; type == ML_Q4_0 && i < MLI_BLOCK / 2; i++)
+        sum += ((w[i] & 15) - 8) * x[i] + ((w[i] >> 4) - 8) * x[i + MLI_BLOCK / 2];
+    return sum;
+}
+
+/* Columns col .. col + n_cols - 1 of a row of y; n_x is 1. */
+static void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
+                             size_t n_cols) {
+    const mli_activations *x = &job->x;
+    const size_t bytes = mli_types[type].bytes, first = row * x->blocks;
+    const uint8_t *w = (const uint8_t *)job->w->data + col * x->blocks * bytes;
+    float *y = job->y + row * job->y_stride + col;
+    (void)n_x;
+    for (; n_cols; n_cols--, y++) {
+        float sum = 0;
+        for (size_t b = first; b < first + x->blocks; b++, w += bytes)
+            sum += (float)mli_block_product(type, w + 2, x->q[b].q) * (mli_load_scale(w) * x->scale[b]);
+        *y = sum;
+    }
+}
+
+#else
 
 /* A position in a row of weights and in the row of x. */
 typedef struct mli_position {
@@ -20200,6 +20323,8 @@ MLI_INLINE void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *j
             y[(size_t)i * job->y_stride] = mli_sums_total(sum[i]) * mli_bytes_unit(type);
     }
 }
+
+#endif
 
 #ifndef ML_NO_K_QUANTS
 
@@ -20353,7 +20478,7 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
 
 #define MLI_INTEGER_FORMAT(name, rows, type)                                                                 \
     static void name(const mli_integer_job *job, size_t row, size_t n_rows, size_t col, size_t n_cols) {     \
-        if (n_rows == 1)                                                                                     \
+        if (MLI_FEW == 1 || n_rows == 1)                                                                     \
             rows(type, 1, job, row, col, n_cols);                                                            \
         else                                                                                                 \
             rows(type, MLI_FEW, job, row, col, n_cols);                                                      \
