@@ -181,6 +181,10 @@
 #define ML_VERSION 600 /* 10000 * major + 100 * minor + patch */
 #define ML_VERSION_STRING "0.6.0"
 
+#if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
+#define ML_NO_SAFETENSORS
+#endif
+
 #ifndef ML_DEF
 #if defined(ML_STATIC) && defined(__GNUC__)
 #define ML_DEF static __attribute__((unused))
@@ -316,7 +320,7 @@ ML_DEF size_t ml_type_row_bytes(ml_type type, size_t cols);
 /* Converts n numbers; `to` must be one of the first five types, Q4_K, Q5_K, Q6_K, or equal `from`. Exact where the
    target can hold the value, otherwise rounded to nearest even (Q4_K to Q6_K: scales are chosen for a small square
    error); what is too large becomes infinite (in blocks the largest that fits). Fails when n is not a multiple of a
-   block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS left out. */
+   block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS or ML_NO_F16_WEIGHTS left out. */
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n);
 
 /* ==== >>tensors ==== */
@@ -1621,7 +1625,7 @@ static void mli_put_int(char *text, size_t size, size_t *at, int64_t value) {
 }
 
 /* Formats into text: %s a string (clipped to 96 bytes), %d an int, %z a size_t, %l an int64_t, %% a percent sign. */
-static void mli_format_v(char *text, size_t size, const char *format, va_list args) {
+MLI_OPTIONAL void mli_format_v(char *text, size_t size, const char *format, va_list args) {
     size_t at = 0;
     const char *s;
     text[0] = 0;
@@ -1644,12 +1648,26 @@ static void mli_format_v(char *text, size_t size, const char *format, va_list ar
     }
 }
 
-static void mli_format(char *text, size_t size, const char *format, ...) {
+MLI_OPTIONAL void mli_format(char *text, size_t size, const char *format, ...) {
     va_list args;
     va_start(args, format);
     mli_format_v(text, size, format, args);
     va_end(args);
 }
+
+#ifdef ML_NO_ERROR_TEXT
+
+/* An error has its code's own text. Formats and arguments are behind a 0 &&, so that nothing is left of them. */
+MLI_OPTIONAL int mli_no_sentence(const char *format, ...) { return format != NULL; }
+
+static ml_result mli_fail_as(ml_error *error, ml_result code) {
+    const char *text = code ? ml_result_string(code) : "";
+    if (error) memcpy(error->text, text, strlen(text) + 1), error->code = code;
+    return code;
+}
+#define mli_fail(error, code, ...) ((void)(0 && mli_no_sentence(__VA_ARGS__)), mli_fail_as(error, code))
+
+#else
 
 /* Fills in the caller's error, if there is one, and returns the code: `return mli_fail(error, ...)`. */
 static ml_result mli_fail(ml_error *error, ml_result code, const char *format, ...) {
@@ -1663,12 +1681,20 @@ static ml_result mli_fail(ml_error *error, ml_result code, const char *format, .
     return code;
 }
 
+#endif
+
 static ml_result mli_null(ml_error *error, const char *function) {
+    (void)function;
     return mli_fail(error, ML_ERROR_ARGUMENT, "%s: an argument is NULL", function);
 }
 
 static ml_result mli_ok(ml_error *error) { return mli_fail(error, ML_OK, "%s", ""); }
 
+#ifdef ML_NO_ERROR_TEXT
+static ml_result mli_name_file(ml_error *error, ml_result result, const char *path) {
+    return (void)error, (void)path, result;
+}
+#else
 /* Whether a sentence begins with the path, or with the end of one that was too long. */
 static int mli_names_file(const char *text, const char *path) {
     size_t n = strlen(path);
@@ -1695,6 +1721,7 @@ static ml_result mli_name_file(ml_error *error, ml_result result, const char *pa
     memcpy(error->text, text, at + 1);
     return result;
 }
+#endif
 
 ML_DEF const char *ml_result_string(ml_result result) {
 #define ML_RESULT_TEXT(name, value, text) text,
@@ -1914,7 +1941,8 @@ MLI_OPTIONAL int mli_is_quantized(ml_type type);          /* of blocks */
 MLI_OPTIONAL int mli_is_integer(ml_type type);            /* quantized, and multiplied in integers */
 MLI_OPTIONAL uint32_t mli_float_bits(float value);        /* the bits of an F32, and back */
 MLI_OPTIONAL float mli_bits_float(uint32_t bits);
-MLI_OPTIONAL int mli_is_readable(ml_type type); /* not if ML_NO_K_QUANTS left it out */
+MLI_OPTIONAL int mli_is_readable(ml_type type); /* not if ML_NO_K_QUANTS or ML_NO_F16_WEIGHTS left it out */
+MLI_OPTIONAL const char *mli_left_out(ml_type type); /* for a sentence: ", which ML_NO_... left out", or "" */
 /* dst (n) = the numbers of a row of weights; n is a multiple of the block */
 MLI_OPTIONAL void mli_dequantize_row(ml_type type, const void *row, float *dst, size_t n);
 
@@ -5092,6 +5120,14 @@ static int mli_failed(const ml_graph *graph) { return !graph || graph->result; }
 ML_DEF ml_tensor ml_none(void) { return mli_tensor_at(NULL, 0, 0); }
 
 /* Ends the pass with an error, unless it has one already. Returns what a failed operation returns. */
+#ifdef ML_NO_ERROR_TEXT
+static ml_tensor mli_cannot_as(ml_graph *shown, ml_result result) {
+    if (!mli_failed(shown)) shown->result = mli_fail_as(&shown->private_part->open->error, result);
+    return ml_none();
+}
+#define mli_cannot(graph, result, ...)                                                                       \
+    (0 && mli_no_sentence(__VA_ARGS__) ? ml_none() : mli_cannot_as(graph, result))
+#else
 static ml_tensor mli_cannot(ml_graph *shown, ml_result result, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -5103,6 +5139,7 @@ static ml_tensor mli_cannot(ml_graph *shown, ml_result result, const char *forma
     va_end(args);
     return ml_none();
 }
+#endif
 static ml_tensor mli_cannot_fit(ml_graph *shown, const char *name, ml_tensor a, ml_tensor b) {
     return mli_cannot(shown, ML_ERROR_MISMATCH, "%s: shapes (%z, %z) and (%z, %z) do not fit", name, a.rows,
                       a.cols, b.rows, b.cols);
@@ -9437,7 +9474,7 @@ static unsigned mli_read_u8(mli_reader *reader) { return (unsigned)mli_read_uint
 static uint32_t mli_read_u32(mli_reader *reader) { return (uint32_t)mli_read_uint(reader, 4); }
 static uint64_t mli_read_u64(mli_reader *reader) { return mli_read_uint(reader, 8); }
 static int32_t mli_read_i32(mli_reader *reader) { return (int32_t)mli_read_u32(reader); }
-static float mli_read_f32(mli_reader *reader) { return mli_bits_float(mli_read_u32(reader)); }
+MLI_OPTIONAL float mli_read_f32(mli_reader *reader) { return mli_bits_float(mli_read_u32(reader)); }
 
 /* The lower n_bytes of a number in two's complement. */
 static int64_t mli_signed(uint64_t bits, int n_bytes) {
@@ -9918,6 +9955,13 @@ typedef struct ml_archive_private {
 
 /* ---- errors and memory ---- */
 
+#ifdef ML_NO_ERROR_TEXT
+static ml_result mli_stop_as(mli_archive *archive, ml_result code) {
+    if (!archive->result) archive->result = mli_fail_as(archive->error, code);
+    return archive->result;
+}
+#define mli_stop(archive, code, ...) ((void)(0 && mli_no_sentence(__VA_ARGS__)), mli_stop_as(archive, code))
+#else
 /* Notes an error, unless there was one before. */
 static ml_result mli_stop(mli_archive *archive, ml_result code, const char *format, ...) {
     if (archive->result) return archive->result;
@@ -9936,6 +9980,7 @@ static ml_result mli_stop(mli_archive *archive, ml_result code, const char *form
     }
     return code;
 }
+#endif
 
 /* Returns NULL: the memory that could not be had. */
 static void *mli_no_memory(mli_archive *archive) {
@@ -10090,7 +10135,7 @@ static void mli_path_push(mli_archive *archive, const char *name, size_t length)
     archive->path_length += length;
 }
 
-static void mli_path_push_int(mli_archive *archive, int64_t i) {
+MLI_OPTIONAL void mli_path_push_int(mli_archive *archive, int64_t i) {
     char digits[24];
     size_t n = 0;
     mli_put_int(digits, sizeof digits, &n, i);
@@ -10219,6 +10264,9 @@ static int mli_is_index(const unsigned char *data, size_t size) {
     return 0;
 }
 
+#ifdef ML_NO_ERROR_TEXT
+static void mli_unknown_file(mli_archive *archive) { mli_stop_as(archive, ML_ERROR_FORMAT); }
+#else
 /* What an unrecognized file seems to be, for the message. */
 static const char *mli_describe(const mli_archive *archive) {
     size_t begin = mli_text_begin(archive->data, archive->size);
@@ -10246,6 +10294,7 @@ static void mli_unknown_file(mli_archive *archive) {
     if (what) mli_stop(archive, ML_ERROR_FORMAT, "not a known model file: it is %s", what);
     mli_stop(archive, ML_ERROR_FORMAT, "not a known model file: starts with the bytes%s", hex);
 }
+#endif
 
 /* The bytes at the beginning of a file that is read, or of one that cannot be. */
 static const struct mli_magic {
@@ -10261,6 +10310,7 @@ static const struct mli_magic {
     {2, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch, NULL},
     {11, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch, NULL},
     {0, 27, "L119547037146038801333356L\n", mli_read_torch, NULL},
+#ifndef ML_NO_ERROR_TEXT
     {257, 5, "ustar", NULL, "a tar archive: unpack it; if PyTorch 0.1 wrote it, load and save it with a newer one"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
@@ -10272,6 +10322,7 @@ static const struct mli_magic {
     {0, 4, "%PDF", NULL, "a PDF document"}, {0, 6, "\x93NUMPY", NULL, "a NumPy array, not a model"},
     {0, 4, "\x89HDF", NULL, "an HDF5 file"}, {0, 2, "\x1f\x8b", NULL, "compressed with gzip: unpack it first"},
     {0, 4, "\x28\xb5\x2f\xfd", NULL, "compressed with zstd: unpack it first"},
+#endif
     /* clang-format on */
 };
 
@@ -10778,7 +10829,7 @@ typedef struct mli_json {
 } mli_json;
 
 /* Notes the error and moves to the end, where nothing more is found. Returns "", the string that was not read. */
-static const char *mli_json_fail(mli_json *json, const char *what) {
+MLI_OPTIONAL const char *mli_json_fail(mli_json *json, const char *what) {
     mli_stop(json->archive, ML_ERROR_FORMAT, "JSON: %s at byte %z", what, (size_t)(json->in.p - json->begin));
     json->in.p = json->in.end;
     return "";
@@ -10787,23 +10838,23 @@ static const char *mli_json_fail(mli_json *json, const char *what) {
 /* ---- tokens ---- */
 
 /* The next character that is not white space, without reading it; 0 at the end. */
-static int mli_json_peek(mli_json *json) {
+MLI_OPTIONAL int mli_json_peek(mli_json *json) {
     mli_reader *in = &json->in;
     while (in->p < in->end && (*in->p == ' ' || *in->p == '\t' || *in->p == '\n' || *in->p == '\r')) in->p++;
     return in->p < in->end ? *in->p : 0;
 }
 
-static int mli_json_take(mli_json *json, int c) {
+MLI_OPTIONAL int mli_json_take(mli_json *json, int c) {
     if (mli_json_peek(json) != c) return 0;
     json->in.p++;
     return 1;
 }
 
-static void mli_json_expect(mli_json *json, int c, const char *otherwise) {
+MLI_OPTIONAL void mli_json_expect(mli_json *json, int c, const char *otherwise) {
     if (!mli_json_take(json, c)) mli_json_fail(json, otherwise);
 }
 
-static int mli_json_word(mli_json *json, const char *word) {
+MLI_OPTIONAL int mli_json_word(mli_json *json, const char *word) {
     size_t n = strlen(word);
     if (mli_left(&json->in) < n || memcmp(json->in.p, word, n) != 0) return 0;
     json->in.p += n;
@@ -10811,14 +10862,14 @@ static int mli_json_word(mli_json *json, const char *word) {
 }
 
 /* Whether item i of a container follows: after the opening bracket, or after a comma. */
-static int mli_json_more(mli_json *json, int close, int64_t i) {
+MLI_OPTIONAL int mli_json_more(mli_json *json, int close, int64_t i) {
     if (mli_json_take(json, close)) return 0;
     if (i) mli_json_expect(json, ',', "a comma is missing");
     return !json->archive->result;
 }
 
 /* The four hexadecimal digits of \uXXXX; -1 if this is something else. */
-static int32_t mli_json_hex(const unsigned char *p, const unsigned char *end) {
+MLI_OPTIONAL int32_t mli_json_hex(const unsigned char *p, const unsigned char *end) {
     int32_t value = 0;
     if (end - p < 6 || p[0] != '\\' || p[1] != 'u') return -1;
     for (int i = 2; i < 6 && value >= 0; i++) {
@@ -10829,7 +10880,7 @@ static int32_t mli_json_hex(const unsigned char *p, const unsigned char *end) {
 }
 
 /* Writes a code point as UTF-8: at most 4 bytes, and never more than its escape has. Returns how many. */
-static size_t mli_put_utf8(char *to, uint32_t c) {
+MLI_OPTIONAL size_t mli_put_utf8(char *to, uint32_t c) {
     static const unsigned char lead[4] = {0, 0xc0, 0xe0, 0xf0};
     int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
     for (int i = more; i > 0; i--, c >>= 6) to[i] = (char)(0x80 | (c & 63));
@@ -10838,7 +10889,7 @@ static size_t mli_put_utf8(char *to, uint32_t c) {
 }
 
 /* Decodes the character or escape at *p and moves *p past it. Returns the bytes written; 0: it is wrong. */
-static size_t mli_json_character(const unsigned char **p, const unsigned char *end, char *to) {
+MLI_OPTIONAL size_t mli_json_character(const unsigned char **p, const unsigned char *end, char *to) {
     static const char from[] = "\"\\/bfnrt", into[] = "\"\\/\b\f\n\r\t";
     int32_t c = mli_json_hex(*p, end), low = c >= 0xd800 && c < 0xdc00 ? mli_json_hex(*p + 6, end) : -1;
     if (c >= 0) {
@@ -10854,7 +10905,7 @@ static size_t mli_json_character(const unsigned char **p, const unsigned char *e
 }
 
 /* A decoded string, kept in the archive and zero-terminated; "" after an error. */
-static const char *mli_json_string(mli_json *json, size_t *length) {
+MLI_OPTIONAL const char *mli_json_string(mli_json *json, size_t *length) {
     *length = 0;
     mli_json_expect(json, '"', "a string is missing");
     const unsigned char *p = json->in.p, *end = p;
@@ -10875,7 +10926,7 @@ static const char *mli_json_string(mli_json *json, size_t *length) {
 }
 
 /* The key of a member of an object, and its colon. */
-static const char *mli_json_key(mli_json *json, size_t *length) {
+MLI_OPTIONAL const char *mli_json_key(mli_json *json, size_t *length) {
     const char *key = mli_json_string(json, length);
     mli_json_expect(json, ':', "a colon is missing");
     return key;
@@ -10884,7 +10935,7 @@ static const char *mli_json_key(mli_json *json, size_t *length) {
 /* digits * 10^exponent. Correctly rounded if both fit a double exactly (Clinger 1990, "How to Read Floating Point
    Numbers Accurately"), otherwise within a few units in the last place: more than a float needs. Not strtod, which
    depends on the locale. */
-static double mli_scale_decimal(uint64_t digits, int exponent) {
+MLI_OPTIONAL double mli_scale_decimal(uint64_t digits, int exponent) {
     double value = (double)digits;
     int left = exponent < 0 ? -exponent : exponent;
     while (left > 0 && value > 0 && value <= 1e308) {
@@ -10897,7 +10948,7 @@ static double mli_scale_decimal(uint64_t digits, int exponent) {
 
 /* Appends decimal digits to *digits as long as they fit. Returns the power of ten that makes up for the decimal
    point's position: the number of integer digits left out, or minus the number of fraction digits taken. */
-static int mli_json_digits(mli_json *json, uint64_t *digits, int is_fraction) {
+MLI_OPTIONAL int mli_json_digits(mli_json *json, uint64_t *digits, int is_fraction) {
     mli_reader *in = &json->in;
     const unsigned char *begin = in->p;
     int exponent = 0;
@@ -10911,7 +10962,7 @@ static int mli_json_digits(mli_json *json, uint64_t *digits, int is_fraction) {
 }
 
 /* [-]digits[.digits][e[+-]digits]. Returns whether it is written as an integer and fits an int64_t. */
-static int mli_json_number(mli_json *json, int64_t *i, double *f) {
+MLI_OPTIONAL int mli_json_number(mli_json *json, int64_t *i, double *f) {
     uint64_t digits = 0, written = 0;
     int is_negative = mli_json_take(json, '-');
     int exponent = mli_json_digits(json, &digits, 0), is_int = !exponent && digits <= (uint64_t)INT64_MAX;
@@ -10932,6 +10983,15 @@ static int mli_json_number(mli_json *json, int64_t *i, double *f) {
 }
 
 /* ---- values ---- */
+#ifdef ML_NO_JSON
+
+static ml_result mli_json_values(mli_archive *archive, const char *prefix, const void *data, size_t size,
+                                 ml_error *error) {
+    (void)archive, (void)prefix, (void)data, (void)size;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "JSON, which this build cannot read: ML_NO_JSON");
+}
+
+#else
 
 /* Appends a key, or the place in a list, to the path. A key that cannot be a part of a name, because it is too long
    or contains a zero byte, makes the path as long as its buffer: what is there is passed over. */
@@ -11017,6 +11077,8 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
     archive->error = NULL;
     return archive->result;
 }
+
+#endif /* ML_NO_JSON */
 
 /* ---- writing JSON ---- */
 #ifdef MLI_SAVING
@@ -12927,6 +12989,14 @@ static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
    Hugging Face's safetensors: the length of a header (8 bytes), the header, data. The header is one JSON object,
    {"__metadata__": {"key": "text"}, "NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}. */
 
+#ifdef ML_NO_SAFETENSORS
+
+static void mli_read_safetensors(mli_archive *archive) {
+    mli_stop(archive, ML_ERROR_UNSUPPORTED, "safetensors, which this build cannot read: ML_NO_SAFETENSORS");
+}
+
+#else
+
 /* A list of integers that are not negative, of which the first `most` are kept. Returns how many it has; 0 after an
    error. */
 static int mli_json_sizes(mli_json *json, int64_t *sizes, int most) {
@@ -13013,8 +13083,20 @@ static void mli_read_safetensors(mli_archive *archive) {
     }
     if (mli_json_peek(&json)) mli_json_fail(&json, "more text than one value");
 }
+
+#endif /* ML_NO_SAFETENSORS */
+
 /* ---- writing safetensors ---- */
 #ifdef MLI_SAVING
+#ifdef ML_NO_SAFETENSORS
+
+static void mli_append_safetensors(mli_writer *writer, mli_saver *saver) {
+    (void)writer;
+    saver->result = mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                             "safetensors are not written by this build: ML_NO_SAFETENSORS");
+}
+
+#else
 
 /* A value of the caller's, as a text. */
 static void mli_append_metadata(mli_writer *writer, const ml_value *value) {
@@ -13065,12 +13147,32 @@ static void mli_append_safetensors(mli_writer *writer, const mli_saver *saver) {
     mli_append_safetensors_header(writer, saver);
     mli_append_tensors(writer, saver, 1);
 }
+
+#endif
 #endif /* MLI_SAVING */
 
 /* ==== >>llama2c ====
    llama2.c's model .bin, as its export.py writes it: seven numbers, then the weights without names or shapes, which
    follow from those numbers. Version 0 (legacy) has no magic number; version 1 has; in version 2 the matrices are
    signed bytes, with one float scale for each group of them. */
+
+#ifdef ML_NO_BIN
+
+static void mli_read_bin(mli_archive *archive) {
+    mli_stop(archive, ML_ERROR_UNSUPPORTED, "a llama2.c file, which this build cannot read: ML_NO_BIN");
+}
+
+/* The version without a magic number: seven numbers of a plausible size. */
+static int mli_read_legacy_bin(mli_archive *archive) {
+    mli_reader in = mli_reader_at(archive->data, 0, archive->size);
+    for (int i = 0; i < 7; i++) {
+        int32_t number = mli_read_i32(&in);
+        if (!number || number > 1 << 24 || number < -(1 << 24)) return 0;
+    }
+    return mli_read_bin(archive), 1;
+}
+
+#else
 
 /* The seven numbers. The limits are far above any Llama, and low enough that no size below overflows 64 bits: 2^12
    layers of 2^20 * 2^22 floats are 2^56 bytes. */
@@ -13222,6 +13324,8 @@ static int mli_read_legacy_bin(mli_archive *archive) {
     return 1;
 }
 
+#endif /* ML_NO_BIN */
+
 /* ==== >>vocabularies ====
    The files that hold a vocabulary: of SentencePiece BPE llama2.c's .bin and tokenizer.model, of byte-level BPE
    Meta's tokenizer.model of Llama 3, and of either GGUF and tokenizer.json. Each reader hands its pieces, one after
@@ -13286,6 +13390,12 @@ static ml_result mli_check_default_ids(mli_vocabulary *v, const int is_default[3
    The length of the longest piece, then for each piece up to the end of the file: score (f32), length (i32), bytes.
    Spaces are plain; ids 0, 1, 2 are unknown, bos and eos, the latter two written between line feeds. */
 
+#ifdef ML_NO_BIN
+static ml_result mli_bin_open(mli_piece_source *source, mli_vocabulary *v, ml_error *error) {
+    (void)source, (void)v;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "llama2.c's tokenizer.bin, left out by ML_NO_BIN");
+}
+#else
 static ml_result mli_bin_get(void *context, int32_t id, mli_piece *piece, ml_error *error) {
     mli_piece_source *source = (mli_piece_source *)context;
     if (id == 0) source->in = mli_reader_at(source->data, 4, source->size);
@@ -13319,6 +13429,7 @@ static ml_result mli_bin_open(mli_piece_source *source, mli_vocabulary *v, ml_er
     v->eos = v->n_pieces > 2 ? 2 : -1;
     return ML_OK;
 }
+#endif /* ML_NO_BIN */
 
 /* ---- SentencePiece's tokenizer.model ----
    A protocol buffer (sentencepiece_model.proto): a sequence of fields, each a tag, number * 8 + wire type, and a
@@ -13327,6 +13438,13 @@ static ml_result mli_bin_open(mli_piece_source *source, mli_vocabulary *v, ml_er
 
 enum { MLI_PB_VARINT = 0, MLI_PB_64 = 1, MLI_PB_BYTES = 2, MLI_PB_32 = 5 }; /* wire types */
 #define MLI_PB(number, wire) ((number)*8 + (wire))
+
+#ifdef ML_NO_TOKENIZER_MODEL
+static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_error *error) {
+    (void)source, (void)v;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "a tokenizer.model, left out by ML_NO_TOKENIZER_MODEL");
+}
+#else
 
 typedef struct mli_pb_field {
     uint64_t tag;
@@ -13483,6 +13601,7 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
     const int is_default[3] = {v->bos == 1, v->eos == 2, v->unknown == 0};
     return result ? result : mli_check_default_ids(v, is_default, error);
 }
+#endif                         /* ML_NO_TOKENIZER_MODEL */
 
 /* ---- GGUF ----
    The keys of the loader and of the saver; llama.cpp's defaults where one is absent. */
@@ -13868,6 +13987,13 @@ static ml_result mli_tiktoken_open(mli_piece_source *source, mli_vocabulary *v, 
     return ML_OK;
 }
 
+#ifdef ML_NO_JSON
+static ml_result mli_tokenizer_from_json(const void *data, size_t size, const ml_allocator *allocator,
+                                         ml_tokenizer **tokenizer, ml_error *error) {
+    (void)data, (void)size, (void)allocator, (void)tokenizer;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "a tokenizer.json, left out by ML_NO_JSON");
+}
+#else
 /* ---- Hugging Face's tokenizer.json ----
    One JSON object: a model ("type" BPE, a "vocab" of pieces and ids, "merges" in the order of their ranks), the
    "added_tokens", and what is done around it: "normalizer", "pre_tokenizer", "post_processor", "decoder", each null,
@@ -14333,6 +14459,7 @@ static ml_result mli_tokenizer_from_json(const void *data, size_t size, const ml
     ml_archive_free(&hf.archive->shown);
     return result;
 }
+#endif /* ML_NO_JSON */
 #endif /* ML_NO_BPE */
 
 /* ---- any of them ---- */
@@ -14551,6 +14678,13 @@ typedef struct mli_loader {
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_loader;
 
+#ifdef ML_NO_ERROR_TEXT
+static ml_result mli_refuse_as(mli_loader *loader, ml_result code) {
+    if (!loader->result) loader->result = mli_fail_as(loader->error, code);
+    return loader->result;
+}
+#define mli_refuse(loader, code, ...) ((void)(0 && mli_no_sentence(__VA_ARGS__)), mli_refuse_as(loader, code))
+#else
 /* Notes an error; the first one stays. Returns the loader's result. */
 static ml_result mli_refuse(mli_loader *loader, ml_result code, const char *format, ...) {
     if (loader->result) return loader->result;
@@ -14563,6 +14697,7 @@ static ml_result mli_refuse(mli_loader *loader, ml_result code, const char *form
     }
     return loader->result = code;
 }
+#endif
 
 static mli_loader mli_loader_of(const char *path, const void *data, size_t size, ml_error *error) {
     mli_loader loader;
@@ -15289,7 +15424,7 @@ static void mli_check_source(mli_loader *loader, const ml_array *array, size_t r
         mli_format_shape(n_dims, wanted, want);
         mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s has shape %s, not %s", array->name, have, want);
     } else if (!mli_is_weight(array->type) && array->type != ML_F64) {
-        const char *why = ml_type_block(array->type) > 1 ? ", which ML_NO_K_QUANTS left out" : "";
+        const char *why = mli_left_out(array->type);
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s%s", array->name, array->type_name,
                    why);
     } else if (!mli_is_dense(array)) {
@@ -17218,7 +17353,7 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     const char *type = ml_type_name(desc->type);
     const char *why = saver->lora || !mli_is_quantized(desc->type) ? ""
                       : mli_is_readable(desc->type)                ? ": that type is only read"
-                                                                   : ", which ML_NO_K_QUANTS left out";
+                                                                   : mli_left_out(desc->type);
     if (desc->format != ML_GGUF && !saver->is_hf && !saver->is_torch)
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "ml_model_save: format is not one of its names");
     if (desc->type && (!mli_type(desc->type)->quantize || (saver->lora && mli_is_quantized(desc->type))))
@@ -18345,6 +18480,10 @@ typedef struct mli_matvec_job {
 
 /* Numbers i .. i + n - 1 of a row of F32, F16 or BF16, or as many as fit. */
 MLI_INLINE mli_v mli_v_load_as(ml_type type, const char *row, size_t i, size_t n) {
+#ifdef ML_NO_F16_WEIGHTS
+    (void)type;
+    return mli_v_load_n((const float *)(const void *)row + i, n);
+#else
     const uint16_t *half = (const uint16_t *)(const void *)row + i;
     uint16_t last[MLI_LANES] = {0};
     if (type == ML_F32) return mli_v_load_n((const float *)(const void *)row + i, n);
@@ -18353,6 +18492,7 @@ MLI_INLINE mli_v mli_v_load_as(ml_type type, const char *row, size_t i, size_t n
         half = last;
     }
     return type == ML_F16 ? mli_v_load_f16(half) : mli_v_load_bf16(half);
+#endif
 }
 
 #ifdef MLI_LOOPS
@@ -18476,8 +18616,10 @@ MLI_INLINE void mli_matvec_of(ml_type type, mli_matvec_job job) {
 
 static void mli_matvec(ml_type type, const mli_matvec_job *job) {
     switch (type) {
+#ifndef ML_NO_F16_WEIGHTS
     case ML_F16: mli_matvec_of(ML_F16, *job); break;
     case ML_BF16: mli_matvec_of(ML_BF16, *job); break;
+#endif
     default: mli_matvec_of(ML_F32, *job); break;
     }
 }
@@ -18998,10 +19140,10 @@ static uint16_t mli_f32_to_f16(float value) {
 #endif
 }
 
-static float mli_bf16_to_f32(uint16_t half) { return mli_bits_float((uint32_t)half << 16); }
+MLI_OPTIONAL float mli_bf16_to_f32(uint16_t half) { return mli_bits_float((uint32_t)half << 16); }
 
 /* To the nearest, ties to even: a carry runs on into the exponent, up to infinity. */
-static uint16_t mli_f32_to_bf16(float value) {
+MLI_OPTIONAL uint16_t mli_f32_to_bf16(float value) {
     uint32_t bits = mli_float_bits(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u); /* NaN, made quiet */
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
@@ -19011,6 +19153,8 @@ static uint16_t mli_f32_to_bf16(float value) {
 static void mli_dequantize_f32(const void *row, float *dst, size_t n) { memcpy(dst, row, n * sizeof *dst); }
 
 static void mli_quantize_f32(const float *src, void *row, size_t n) { memcpy(row, src, n * sizeof *src); }
+
+#ifndef ML_NO_F16_WEIGHTS
 
 static void mli_dequantize_f16(const void *row, float *dst, size_t n) {
     const uint16_t *half = (const uint16_t *)row;
@@ -19030,6 +19174,11 @@ static void mli_dequantize_bf16(const void *row, float *dst, size_t n) {
 static void mli_quantize_bf16(const float *src, void *row, size_t n) {
     for (size_t i = 0; i < n; i++) ((uint16_t *)row)[i] = mli_f32_to_bf16(src[i]);
 }
+
+#define MLI_HALF(limit, name) limit, mli_quantize_##name, mli_dequantize_##name, NULL
+#else
+#define MLI_HALF(limit, name) 0, NULL, NULL, NULL
+#endif
 
 /* ---- blocks ---- */
 
@@ -19459,8 +19608,8 @@ static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     /* in the order of ml_type */
     {"?", MLI_NO_GGUF, 0, 1, 0, {0, 0}, 0, NULL, NULL, NULL},
     {"F32", 0, 0, 1, 4, {0, 0}, MLI_INFINITY_BITS, mli_quantize_f32, mli_dequantize_f32, NULL},
-    {"F16", 1, 1, 1, 2, {0, 0}, 0x477ff000u /* 65520 */, mli_quantize_f16, mli_dequantize_f16, NULL},
-    {"BF16", 30, 32, 1, 2, {0, 0}, 0x7f7f8000u, mli_quantize_bf16, mli_dequantize_bf16, NULL},
+    {"F16", 1, 1, 1, 2, {0, 0}, MLI_HALF(0x477ff000u /* 65520 */, f16)},
+    {"BF16", 30, 32, 1, 2, {0, 0}, MLI_HALF(0x7f7f8000u, bf16)},
     {"Q8_0",
      8,
      7,
@@ -19512,7 +19661,14 @@ static int mli_is_integer(ml_type type) { return mli_type(type)->few != NULL; }
 
 static int mli_is_readable(ml_type type) {
     const mli_type_info *info = mli_type(type);
-    return info->bytes && (info->block == 1 || info->dequantize != NULL);
+    int is_half = type == ML_F16 || type == ML_BF16;
+    return info->bytes && ((info->block == 1 && !is_half) || info->dequantize != NULL);
+}
+
+static const char *mli_left_out(ml_type type) {
+    return mli_is_readable(type)    ? ""
+           : mli_is_quantized(type) ? ", which ML_NO_K_QUANTS left out"
+                                    : ", which ML_NO_F16_WEIGHTS left out";
 }
 
 static ml_type mli_type_from_gguf(uint32_t number) {
@@ -19679,9 +19835,10 @@ static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, 
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n) {
     const mli_type_info *in = mli_type(from), *out = mli_type(to);
     float value;
-    if (!in->bytes || (!out->quantize && from != to) || n % in->block || n % out->block)
-        return ML_ERROR_ARGUMENT;
+    if (!in->bytes || n % in->block || n % out->block) return ML_ERROR_ARGUMENT;
     if (!mli_is_readable(from)) return ML_ERROR_UNSUPPORTED;
+    if (!out->quantize && from != to)
+        return out->bytes && !mli_is_readable(to) ? ML_ERROR_UNSUPPORTED : ML_ERROR_ARGUMENT;
     if (!n) return ML_OK;
     if (!dst || !src) return ML_ERROR_ARGUMENT;
     if (from == to)
