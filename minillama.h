@@ -1523,10 +1523,19 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
  both, for little speed. Compile with -O3, or define ML_ALLOW_FAST_MATH."
 #endif
 
+/* With these three no library is needed at all. */
+#if defined(ML_NO_STDIO) && defined(ML_NO_MALLOC) && defined(ML_NO_LIBM)
+#define MLI_FREESTANDING
+#endif
+
 #include <limits.h>
-#include <math.h>
 #include <stdarg.h>
+#ifndef ML_NO_LIBM
+#include <math.h>
+#endif
+#if !defined(MLI_FREESTANDING) || !defined(__STDC_HOSTED__) || __STDC_HOSTED__
 #include <string.h>
+#endif
 #ifndef ML_NO_MALLOC
 #include <stdlib.h>
 #endif
@@ -1538,7 +1547,9 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_SAVING
 #endif
 
-#ifndef ML_ASSERT
+#if !defined(ML_ASSERT) && defined(MLI_FREESTANDING)
+#define ML_ASSERT(condition) ((void)0)
+#elif !defined(ML_ASSERT)
 #include <assert.h>
 #define ML_ASSERT(condition) assert(condition) /* internal invariants only; never arguments or files */
 #endif
@@ -1592,6 +1603,120 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_MIN(a, b) ((a) < (b) ? +(a) : +(b))
 #define MLI_MAX(a, b) ((a) > (b) ? +(a) : +(b))
 #define MLI_COUNT(array) (sizeof(array) / sizeof *(array))
+
+/* ---- without a C library ----
+   What is used of string.h. Four functions remain that compilers call themselves, to copy and to compare: they come
+   from outside, or with ML_MEMORY_FUNCTIONS from here. */
+
+#ifdef MLI_FREESTANDING
+
+#if defined(__STDC_HOSTED__) && !__STDC_HOSTED__
+#ifdef __cplusplus
+extern "C" {
+#endif
+void *memcpy(void *to, const void *from, size_t n);
+void *memmove(void *to, const void *from, size_t n);
+void *memset(void *to, int value, size_t n);
+int memcmp(const void *a, const void *b, size_t n);
+#ifdef __cplusplus
+}
+#endif
+#endif
+
+/* Or compilers would see that a loop is strlen, and call that. */
+#ifdef __GNUC__
+#define MLI_KEEP_LOOP __asm__ volatile("" : : : "memory")
+#else
+#define MLI_KEEP_LOOP ((void)0)
+#endif
+
+MLI_OPTIONAL size_t mli_strlen(const char *s) {
+    size_t n = 0;
+    for (; s[n]; n++) MLI_KEEP_LOOP;
+    return n;
+}
+
+MLI_OPTIONAL int mli_strncmp(const char *a, const char *b, size_t n) {
+    for (; n; a++, b++, n--)
+        if (*a != *b || !*a) return (int)(unsigned char)*a - (int)(unsigned char)*b;
+    return 0;
+}
+
+MLI_OPTIONAL int mli_strcmp(const char *a, const char *b) { return mli_strncmp(a, b, SIZE_MAX); }
+
+MLI_OPTIONAL const void *mli_memchr(const void *bytes, int c, size_t n) {
+    const unsigned char *p = (const unsigned char *)bytes;
+    for (; n; p++, n--)
+        if (*p == (unsigned char)c) return p;
+    return NULL;
+}
+
+MLI_OPTIONAL const char *mli_strchr(const char *s, int c) {
+    return (const char *)mli_memchr(s, c, mli_strlen(s) + 1);
+}
+
+MLI_OPTIONAL const char *mli_strrchr(const char *s, int c) {
+    const char *last = NULL;
+    for (const char *p = s; (p = mli_strchr(p, c)) != NULL && *p; p++) last = p;
+    return last;
+}
+
+MLI_OPTIONAL const char *mli_strstr(const char *s, const char *part) {
+    size_t n = mli_strlen(part);
+    for (; mli_strncmp(s, part, n) != 0; s++)
+        if (!*s) return NULL;
+    return s;
+}
+
+#define strlen mli_strlen
+#define strcmp mli_strcmp
+#define strncmp mli_strncmp
+#define strchr mli_strchr
+#define strrchr mli_strrchr
+#define strstr mli_strstr
+#define memchr mli_memchr
+
+#ifdef ML_MEMORY_FUNCTIONS
+#ifdef __cplusplus
+extern "C" {
+#endif
+void *memcpy(void *to, const void *from, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        MLI_KEEP_LOOP;
+        ((unsigned char *)to)[i] = ((const unsigned char *)from)[i];
+    }
+    return to;
+}
+
+void *memmove(void *to, const void *from, size_t n) {
+    if ((uintptr_t)to <= (uintptr_t)from) return memcpy(to, from, n);
+    while (n--) {
+        MLI_KEEP_LOOP;
+        ((unsigned char *)to)[n] = ((const unsigned char *)from)[n];
+    }
+    return to;
+}
+
+void *memset(void *to, int value, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        MLI_KEEP_LOOP;
+        ((unsigned char *)to)[i] = (unsigned char)value;
+    }
+    return to;
+}
+
+int memcmp(const void *a, const void *b, size_t n) {
+    const unsigned char *p = (const unsigned char *)a, *q = (const unsigned char *)b;
+    for (; n; p++, q++, n--)
+        if (*p != *q) return *p - *q;
+    return 0;
+}
+#ifdef __cplusplus
+}
+#endif
+#endif
+
+#endif /* MLI_FREESTANDING */
 
 /* By the bits, which hold even where the compiler assumes that there are no others (-ffast-math). */
 MLI_OPTIONAL int mli_is_finite(double x) {
@@ -1873,6 +1998,343 @@ ML_DEF ml_allocator ml_arena_allocator(ml_arena *arena) {
     return allocator;
 }
 
+/* ==== >>functions ====
+   e^x, logarithms, powers, sines: of our own, in integers. A C library's differ in the last bits from one machine to
+   the next, and so, after many steps, would texts and trained weights. Integers are the same everywhere, whatever a
+   compiler does with floating point. Results are within 0.501 units in the last place of an F32 (tanh, erfc: 0.51),
+   and of doubles within 2e-16 of the larger of the result and 1 (powers: times the exponent, where that is larger).
+
+   Most numbers are fractions of 2^64: with a = 2^64 A and b = 2^64 B, mli_high(a, b) is 2^64 A B. A fraction whose
+   first bit is worth 1 instead of 1/2, 2^63 A, is called Q63; the product with a fraction of 2^64 is again Q63. */
+
+/* +-m 2^e; the highest bit of m is set, unless it is 0. */
+typedef struct mli_scaled {
+    uint64_t m;
+    int e, is_negative;
+} mli_scaled;
+
+#define MLI_Q63 ((uint64_t)1 << 63) /* 1 in Q63 */
+
+/* The upper half of a product. */
+static uint64_t mli_high(uint64_t a, uint64_t b) {
+#ifdef __SIZEOF_INT128__
+    __extension__ typedef unsigned __int128 mli_uint128;
+    return (uint64_t)((mli_uint128)a * b >> 64);
+#else
+    const uint64_t a1 = a >> 32, a0 = a & 0xffffffffu, b1 = b >> 32, b0 = b & 0xffffffffu;
+    uint64_t middle = a1 * b0 + (a0 * b0 >> 32), other = a0 * b1 + (middle & 0xffffffffu);
+    return a1 * b1 + (middle >> 32) + (other >> 32);
+#endif
+}
+
+static int mli_leading_zeros(uint64_t m) {
+#ifdef __GNUC__
+    return __builtin_clzll(m);
+#else
+    int n = 0;
+    for (; !(m >> 63); m <<= 1) n++;
+    return n;
+#endif
+}
+
+static mli_scaled mli_normal(uint64_t m, int e, int is_negative) {
+    int shift = m ? mli_leading_zeros(m) : 0;
+    mli_scaled x = {m << shift, e - shift, is_negative};
+    return x;
+}
+
+/* x is finite. */
+static mli_scaled mli_take_apart(double x) {
+    const uint64_t fraction = ((uint64_t)1 << 52) - 1;
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    int exponent = (int)(bits >> 52 & 2047);
+    uint64_t m = (bits & fraction) | (exponent ? fraction + 1 : 0);
+    return mli_normal(m, (exponent ? exponent : 1) - 1075, (int)(bits >> 63));
+}
+
+/* The nearest number with so many bits, of which the last is worth 2^least or more; beyond the largest, infinity. */
+static double mli_put_together(mli_scaled x, int bits, int least) {
+    int drop = MLI_MAX(64 - bits, least - x.e);
+    uint64_t q = drop > 63 ? 0 : x.m >> drop, rest = drop > 64 ? 0 : x.m << (64 - drop);
+    q += rest > MLI_Q63 || (rest == MLI_Q63 && (q & 1)); /* to nearest, ties to even */
+    int e = x.e + drop, shift = q ? MLI_MIN(mli_leading_zeros(q) - 11, e + 1074) : 0;
+    if (shift > 0) q <<= shift, e -= shift;
+    if (q && e > 971) q = 0, e = 971 + 2;              /* infinity */
+    if (q || e > 971) q += (uint64_t)(e + 1074) << 52; /* to which the first bit of q adds 1 */
+    q |= (uint64_t)x.is_negative << 63;
+    double value;
+    memcpy(&value, &q, sizeof value);
+    return value;
+}
+
+static float mli_to_f32(mli_scaled x) { return (float)mli_put_together(x, 24, -149); }
+static double mli_to_f64(mli_scaled x) { return mli_put_together(x, 53, -1074); }
+
+static mli_scaled mli_scaled_product(mli_scaled a, mli_scaled b) {
+    return mli_normal(mli_high(a.m, b.m), a.e + b.e + 64, a.is_negative ^ b.is_negative);
+}
+
+/* ---- powers of 2, sines: the series of e^x, with n! ---- */
+
+/* 1 / n! in Q63 */
+static const uint64_t mli_inverse_factorial[] = {
+    MLI_Q63,
+    MLI_Q63,
+    MLI_Q63 / 2,
+    MLI_Q63 / 6,
+    MLI_Q63 / 24,
+    MLI_Q63 / 120,
+    MLI_Q63 / 720,
+    MLI_Q63 / 5040,
+    MLI_Q63 / 40320,
+    MLI_Q63 / 362880,
+    MLI_Q63 / 3628800,
+    MLI_Q63 / 39916800,
+    MLI_Q63 / 479001600,
+    MLI_Q63 / 6227020800u,
+    MLI_Q63 / 87178291200u,
+    MLI_Q63 / 1307674368000u,
+    MLI_Q63 / 20922789888000u,
+    MLI_Q63 / 355687428096000u,
+};
+
+/* 2^t = 2^k e^g, where k is the nearest integer and g = (t - k) ln 2, at most 0.35. */
+static mli_scaled mli_power_of_two(mli_scaled t) {
+    const uint64_t whole = (uint64_t)1 << 51, offset = 4096 * whole, ln_2 = 0xb17217f7d1cf79acu;
+    mli_scaled far = {MLI_Q63, t.is_negative ? -3000 : 3000, 0}; /* no double is so large or small */
+    if (t.e > -53) return far;
+    uint64_t fixed = t.e > -115 ? t.m >> (-51 - t.e) : 0; /* in units of 2^-51 */
+    uint64_t moved = offset + (t.is_negative ? 0 - fixed : fixed), k = (moved + whole / 2) / whole;
+    int is_less = moved < k * whole;
+    uint64_t g = mli_high((is_less ? k * whole - moved : moved - k * whole) << 13, ln_2);
+    uint64_t sum = mli_inverse_factorial[13];
+    for (int n = 12; n >= 0; n--) {
+        uint64_t product = mli_high(g, sum);
+        sum = mli_inverse_factorial[n] + (is_less ? 0 - product : product);
+    }
+    return mli_normal(sum, (int)k - 4096 - 63, 0);
+}
+
+/* The sine of an angle in turns (fractions of 2^64). It is reduced to one between -1/8 and 1/8 of a turn, whose sine
+   or cosine it is; with z = r^2, sin r = r (1 - z/3! + z^2/5! ...), cos r = 1 - z/2! + z^2/4! ... */
+static mli_scaled mli_sine_of_turn(uint64_t turn) {
+    uint64_t quarter = (turn + ((uint64_t)1 << 61)) >> 62, rest = turn - (quarter << 62);
+    int is_cosine = (int)(quarter & 1), is_less = (int)(rest >> 63), is_negative = (int)(quarter >> 1);
+    if (is_less) rest = 0 - rest;
+    uint64_t r = mli_high(rest << 2, 0xc90fdaa22168c235u /* pi / 4 */) << 1, z = mli_high(r, r);
+    int n = is_cosine ? 16 : 17;
+    uint64_t sum = mli_inverse_factorial[n];
+    for (n -= 2; n >= 0; n -= 2) sum = mli_inverse_factorial[n] - mli_high(z, sum);
+    if (is_cosine) return mli_normal(sum, -63, is_negative);
+    return mli_normal(mli_high(r, sum), -63, is_negative ^ is_less);
+}
+
+/* The angle |x| in turns: x / (2 pi) without its whole part (Payne and Hanek 1983, "Radian Reduction for Trigonometric
+   Functions"). x = m 2^p; of 1 / (2 pi) only the 96 bits count from the first that does not make whole turns. */
+static uint64_t mli_turn_of(float x) {
+    static const uint32_t inverse[] = {0,           0,           0x28be60dbu, 0x9391054au, 0x7f09d5f4u,
+                                       0x7d4d3770u, 0x36d8a566u, 0x4f10e410u, 0x7f9458eau, 0xf7aef158u};
+    mli_scaled of = mli_take_apart((double)x);
+    int bit = of.e + 40 + 64; /* of the first that counts */
+    uint64_t m = of.m >> 40, window[3];
+    for (int i = 0; i < 3; i++) {
+        uint64_t two = (uint64_t)inverse[bit / 32 + i] << 32 | inverse[bit / 32 + i + 1];
+        window[i] = two << bit % 32 >> 32;
+    }
+    return ((m * window[0]) << 32) + m * window[1] + (m * window[2] >> 32);
+}
+
+/* sin(x + quarters pi / 2) */
+static float mli_sine(float x, uint64_t quarters) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    int is_negative = (int)(bits >> 31);
+    bits &= 0x7fffffffu;
+    if (bits >= 0x7f800000u) return x - x;              /* NaN */
+    if (bits < 0x39800000u) return quarters ? 1.0f : x; /* below 2^-12 */
+    uint64_t turn = mli_turn_of(x);
+    return mli_to_f32(mli_sine_of_turn((is_negative ? 0 - turn : turn) + (quarters << 62)));
+}
+
+static float mli_sinf(float x) { return mli_sine(x, 0); }
+static float mli_cosf(float x) { return mli_sine(x, 1); }
+
+/* ---- logarithms ---- */
+
+/* 1 / d in Q62, for d from 1/2 to 1 (fractions of 2^64), by Newton's method: each step doubles the number of digits
+   that are right. */
+static uint64_t mli_inverse(uint64_t d) {
+    uint64_t y = 0xb4b4b4b4b4b4b4b4u - mli_high(d, 0x7878787878787878u); /* 48/17 - 32/17 d, within 1/17 */
+    for (int i = 0; i < 4; i++) y = mli_high(y, 2 * ((uint64_t)1 << 62) - mli_high(d, y)) << 2;
+    return y;
+}
+
+/* log2 x for x > 0: its exponent, and of the rest v, between sqrt(1/2) and sqrt(2),
+   ln v = 2 artanh z = 2 (z + z^3/3 + z^5/5 ...) with z = (v - 1) / (v + 1). */
+static mli_scaled mli_log_2(mli_scaled x) {
+    static const uint64_t odd[] = {MLI_Q63,      MLI_Q63 / 3,  MLI_Q63 / 5,  MLI_Q63 / 7,
+                                   MLI_Q63 / 9,  MLI_Q63 / 11, MLI_Q63 / 13, MLI_Q63 / 15,
+                                   MLI_Q63 / 17, MLI_Q63 / 19, MLI_Q63 / 21};
+    const uint64_t half_per_ln_2 = 0xb8aa3b295c17f0bcu, sqrt_2 = 0xb504f333f9de6484u;
+    int is_less = x.m > sqrt_2, exponent = x.e + 63 + is_less;
+    uint64_t above =
+        (is_less ? 0 - x.m : x.m - MLI_Q63) >> 1; /* |v - 1| and v + 1, both halved or quartered */
+    uint64_t z = mli_inverse((is_less ? MLI_Q63 : MLI_Q63 / 2) + (x.m >> 1)), sum = odd[10];
+    mli_scaled result = mli_normal(above, 0, 0);
+    z = mli_high(result.m, z) << 1; /* in Q63, and without its own exponent */
+    uint64_t fixed = result.e > -63 ? z >> (-result.e - 1) : 0, square = mli_high(fixed, fixed);
+    for (int i = 9; i >= 0; i--) sum = odd[i] + mli_high(square, sum);
+    uint64_t log = mli_high(mli_high(z, sum), half_per_ln_2); /* in units of 2^(e - 60) */
+    if (!exponent) return mli_normal(log, result.e - 60, is_less);
+    uint64_t whole = (uint64_t)(exponent < 0 ? -exponent : exponent) << 52;
+    log = result.e > -56 ? log >> (8 - result.e) : 0;
+    return mli_normal((exponent < 0) == is_less ? whole + log : whole - log, -52, exponent < 0);
+}
+
+/* ---- what is called ---- */
+
+static mli_scaled mli_exp_of_scaled(double x) {
+    const mli_scaled per_ln_2 = {0xb8aa3b295c17f0bcu, -63, 0};
+    return mli_power_of_two(mli_scaled_product(mli_take_apart(x), per_ln_2));
+}
+
+/* x > 0 */
+static mli_scaled mli_log_of_scaled(double x) {
+    const mli_scaled ln_2 = {0xb17217f7d1cf79acu, -64, 0};
+    return mli_scaled_product(mli_log_2(mli_take_apart(x)), ln_2);
+}
+
+static double mli_infinity(void) { return mli_to_f64(mli_normal(1, 3000, 0)); }
+
+MLI_OPTIONAL double mli_exp(double x) { return x != x ? x : mli_to_f64(mli_exp_of_scaled(x)); }
+MLI_OPTIONAL float mli_expf(float x) { return x != x ? x : mli_to_f32(mli_exp_of_scaled((double)x)); }
+
+/* log x where that is no number below infinity. */
+static double mli_no_log(double x) { return x == 0 ? -mli_infinity() : x > 0 ? x : (x - x) / (x - x); }
+
+MLI_OPTIONAL double mli_log(double x) {
+    return x > 0 && x < mli_infinity() ? mli_to_f64(mli_log_of_scaled(x)) : mli_no_log(x);
+}
+MLI_OPTIONAL float mli_logf(float x) {
+    return x > 0 && (double)x < mli_infinity() ? mli_to_f32(mli_log_of_scaled((double)x))
+                                               : (float)mli_no_log((double)x);
+}
+
+/* x^y for finite x >= 0 and finite y */
+static mli_scaled mli_power(double x, double y) {
+    mli_scaled none = {0, 0, 0};
+    if (!(x > 0) && y > 0) return none;
+    return mli_power_of_two(mli_scaled_product(mli_take_apart(y), mli_log_2(mli_take_apart(x))));
+}
+MLI_OPTIONAL double mli_pow(double x, double y) { return mli_to_f64(mli_power(x, y)); }
+MLI_OPTIONAL float mli_powf(float x, float y) { return mli_to_f32(mli_power((double)x, (double)y)); }
+
+/* cos of an angle from 0 to 1 turns */
+MLI_OPTIONAL double mli_cosine_of_turns(double turns) {
+    mli_scaled x = mli_take_apart(turns);
+    uint64_t turn = x.e > -128 && x.e < 0 ? x.m >> (-64 - x.e) : 0;
+    return mli_to_f64(mli_sine_of_turn(turn + MLI_Q63 / 2));
+}
+
+/* ---- without libm: what is exact in any ---- */
+
+#ifdef ML_NO_LIBM
+
+MLI_OPTIONAL float mli_fabsf(float x) { return x <= 0 ? 0 - x : x; }
+MLI_OPTIONAL double mli_fabs(double x) { return x <= 0 ? 0 - x : x; }
+
+MLI_OPTIONAL double mli_floor(double x) {
+    if (!(mli_fabs(x) < 4503599627370496.0)) return x; /* 2^52: no fraction is left */
+    double whole = (double)(int64_t)x;
+    return whole > x ? whole - 1 : whole;
+}
+
+MLI_OPTIONAL double mli_ceil(double x) { return -mli_floor(-x); }
+
+/* Digit by digit, as on paper: each step appends a bit to the root and two bits of x to what remains. */
+MLI_OPTIONAL mli_scaled mli_root(mli_scaled x) {
+    enum { STEPS = 58 };
+    uint64_t m = x.e & 1 ? x.m >> 1 : x.m, root = 0, rest = 0;
+    int e = x.e & 1 ? x.e + 1 : x.e;
+    uint64_t lost = x.e & 1 ? x.m & 1 : 0;
+    for (int i = 0; i < STEPS; i++, m <<= 2) {
+        rest = rest << 2 | m >> 62;
+        root <<= 1;
+        if (rest >= 2 * root + 1) rest -= 2 * root + 1, root++;
+    }
+    return mli_normal(root << 1 | (rest || lost), e / 2 - (STEPS - 32) - 1, 0);
+}
+
+MLI_OPTIONAL double mli_sqrt(double x) {
+    if (!(x > 0)) return x == 0 ? x : (x - x) / (x - x);
+    return x < mli_infinity() ? mli_to_f64(mli_root(mli_take_apart(x))) : x;
+}
+
+/* By the processor's instruction, where its name is known. */
+MLI_OPTIONAL float mli_sqrtf(float x) {
+#if defined(__SSE__) && defined(__GNUC__)
+    float root;
+    __asm__("sqrtss %1, %0" : "=x"(root) : "x"(x));
+    return root;
+#elif defined(__arm__) && defined(__GNUC__) && defined(__ARM_FP) && (__ARM_FP & 4)
+    float root;
+    __asm__("vsqrt.f32 %0, %1" : "=t"(root) : "t"(x));
+    return root;
+#elif defined(__aarch64__) && defined(__GNUC__)
+    float root;
+    __asm__("fsqrt %s0, %s1" : "=w"(root) : "w"(x));
+    return root;
+#elif defined(__riscv_flen) && defined(__GNUC__)
+    float root;
+    __asm__("fsqrt.s %0, %1" : "=f"(root) : "f"(x));
+    return root;
+#elif defined(__wasm__)
+    return __builtin_sqrtf(x);
+#else
+    if (!(x > 0)) return x == 0 ? x : (x - x) / (x - x);
+    return (double)x < mli_infinity() ? mli_to_f32(mli_root(mli_take_apart((double)x))) : x;
+#endif
+}
+
+#define fabsf mli_fabsf
+#define fabs mli_fabs
+#define floor mli_floor
+#define floorf(x) ((float)mli_floor((double)(x)))
+#define ceil mli_ceil
+#define sqrt mli_sqrt
+#define sqrtf mli_sqrtf
+#ifndef INFINITY
+#define INFINITY ((float)mli_infinity())
+#endif
+
+#endif /* ML_NO_LIBM */
+
+/* ---- of graphs only ---- */
+
+/* with u = e^(-2 |x|): (1 - u) / (1 + u) */
+MLI_OPTIONAL float mli_tanhf(float x) {
+    double size = fabs((double)x);
+    if (!(size >= 1.0 / 4096)) return x;
+    if (size > 10) return x > 0 ? 1.0f : -1.0f;
+    mli_scaled power = mli_exp_of_scaled(-2 * size);
+    uint64_t u = power.m >> (-63 - power.e);
+    return mli_to_f32(mli_normal(mli_high(MLI_Q63 - u, mli_inverse(MLI_Q63 + u)), -62, x < 0));
+}
+
+/* The integral that defines erfc, as a sum over points h = 1/2 apart, which a function like e^(-x^2) makes exact but
+   for a term that is known (Chiarella and Reichel 1968, "On the Evaluation of Integrals Related to the Error
+   Function"): erfc x = h x e^(-x^2) / pi (1 / x^2 + 2 sum e^(-n^2 h^2) / (n^2 h^2 + x^2)) + 2 / (1 - e^(2 pi x / h)) */
+MLI_OPTIONAL float mli_erfcf(float x) {
+    const double pi = 3.14159265358979323846;
+    double z = fabs((double)x), sum = 1 / (z * z);
+    if (z < 1e-4) return (float)(1 - 1.12837916709551257 * (double)x);
+    if (z > 11) return x > 0 ? 0.0f : 2.0f;
+    for (int n = 1; n < 14; n++) sum += 2 * mli_exp(-n * n / 4.0) / (n * n / 4.0 + z * z);
+    double result = z * mli_exp(-z * z) / (2 * pi) * sum + 2 / (1 - mli_exp(4 * pi * z));
+    return (float)(x > 0 ? result : 2 - result);
+}
+
 /* ==== >>random ==== */
 
 static uint64_t mli_splitmix64(uint64_t *state) {
@@ -1904,8 +2366,8 @@ ML_DEF float ml_random_uniform(ml_random *random) { return mli_uniform_of(ml_ran
 
 ML_DEF float ml_random_normal(ml_random *random) {
     /* Box & Muller 1958, "A Note on the Generation of Random Normal Deviates"; the logarithm of 1 - u is finite */
-    float radius = sqrtf(-2.0f * logf(1.0f - ml_random_uniform(random)));
-    return radius * cosf(6.28318530718f * ml_random_uniform(random));
+    float radius = sqrtf(-2.0f * mli_logf(1.0f - ml_random_uniform(random)));
+    return radius * mli_cosf(6.28318530718f * ml_random_uniform(random));
 }
 
 /* ==== >>kernels ====
@@ -1967,8 +2429,9 @@ MLI_OPTIONAL void mli_scale(float *x, float a, size_t n);
 MLI_OPTIONAL void mli_add_products(float *y, const float *a, const float *b, size_t n); /* y_i += a_i b_i */
 MLI_OPTIONAL float mli_max(const float *x, size_t n);
 
-/* x_i <- e^(x_i - max) / sum, n > 0; returns log(sum of e^(x_i)): log p_i = x_i - that [mli_ref_softmax] */
-MLI_OPTIONAL float mli_softmax(float *x, size_t n);
+/* x_i <- e^(x_i - max) / sum, n > 0 [mli_ref_softmax]; the second returns log(sum of e^(x_i)): log p_i = x_i - that */
+MLI_OPTIONAL void mli_softmax(float *x, size_t n);
+MLI_OPTIONAL float mli_softmax_log(float *x, size_t n);
 MLI_OPTIONAL void mli_log_softmax(float *x, size_t n); /* x_i <- log softmax(x)_i */
 /* the gradient of x for p = softmax(s x): dp <- s p (dp - sum(p dp)) */
 MLI_OPTIONAL void mli_softmax_gradient(float *dp, const float *p, float s, size_t n);
@@ -2616,7 +3079,7 @@ static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
 
 /* 1 / theta^(2j / hd): the angle between neighbors of pair j */
 static float mli_rope_frequency(float theta, int j, int hd) {
-    return 1.0f / powf(theta, (float)(2 * j) / (float)hd);
+    return 1.0f / mli_powf(theta, (float)(2 * j) / (float)hd);
 }
 
 /* Columns 2j and 2j + 1 of the table: cosine and sine of position / scale * frequency. */
@@ -2624,8 +3087,8 @@ static void mli_rope_pair(float *table, int n_positions, int hd, int j, float sc
     float *pair = table + 2 * j;
     for (int p = 0; p < n_positions; p++, pair += hd) {
         float angle = (float)p / scale * frequency;
-        pair[0] = cosf(angle);
-        pair[1] = sinf(angle);
+        pair[0] = mli_cosf(angle);
+        pair[1] = mli_sinf(angle);
     }
 }
 
@@ -2638,7 +3101,7 @@ static void mli_rope_defaults(ml_rope_desc *desc) {
     if (desc->high == 0) desc->high = is_yarn ? 32.0f : 4.0f;
     if (desc->attention ==
         0) /* queries and keys both are longer by this, which scales attention by its square */
-        desc->attention = is_yarn && desc->scale > 1 ? 0.1f * logf(desc->scale) + 1.0f : 1.0f;
+        desc->attention = is_yarn && desc->scale > 1 ? 0.1f * mli_logf(desc->scale) + 1.0f : 1.0f;
 }
 
 /* Whether a table can be made; the fields are not 0 any more. */
@@ -2659,7 +3122,8 @@ static double mli_yarn_share(const ml_rope_desc *desc, int j) {
     double hd = (double)desc->hd, bound[2];
     /* the pair that turns so many times: original / theta^(2j / hd) = 2 pi turns */
     for (int i = 0; i < 2; i++)
-        bound[i] = hd * log((double)desc->original / (two_pi * turns[i])) / (2 * log((double)desc->theta));
+        bound[i] =
+            hd * mli_log((double)desc->original / (two_pi * turns[i])) / (2 * mli_log((double)desc->theta));
     double low = MLI_MAX(0.0, floor(bound[0])), high = MLI_MIN(hd - 1, ceil(bound[1]));
     double share = ((double)j - low) / MLI_MAX(0.001, high - low);
     return MLI_MAX(0.0, MLI_MIN(1.0, share));
@@ -2680,7 +3144,7 @@ static float mli_rope_theta(const ml_rope_desc *desc, int n_positions) {
     if ((desc->kind != ML_ROPE_NTK && !is_dynamic) || hd <= 2) return desc->theta;
     if (is_dynamic && n_positions <= desc->original) return desc->theta;
     if (is_dynamic) scale = scale * (float)n_positions / (float)desc->original - (scale - 1);
-    return desc->theta * powf(scale, (float)hd / (float)(hd - 2));
+    return desc->theta * mli_powf(scale, (float)hd / (float)(hd - 2));
 }
 
 /* table (n_positions, hd): cosine and sine of each pair's angle, alternating. The description has its defaults. */
@@ -4570,7 +5034,7 @@ static double mli_score_rows(mli_session *s, ml_tensor hidden, size_t begin, siz
         for (size_t j = 0; j < step; j++) {
             float *row = logits + j * vocab;
             float log_p = row[targets[i + j]];
-            log_p -= mli_softmax(row, vocab);
+            log_p -= mli_softmax_log(row, vocab);
             if (log_probs) log_probs[i + j] = log_p;
             sum += (double)log_p;
         }
@@ -4898,7 +5362,7 @@ static void mli_loss_row(const mli_loss_chunk *chunk, size_t i) {
     if (op->b.data) mli_add(logits, (const float *)op->b.data, n);
     float at = target >= 0 ? mli_target_logit(op, logits, n, target) : 0, log_sum = 0;
     if (log_probs) memcpy(log_probs, logits, n * sizeof *logits);
-    if (target >= 0 || log_probs) log_sum = mli_softmax(logits, n); /* log p_j = logits_j - log_sum */
+    if (target >= 0 || log_probs) log_sum = mli_softmax_log(logits, n); /* log p_j = logits_j - log_sum */
     for (size_t j = 0; log_probs && j < n; j++) log_probs[j] -= log_sum;
     chunk->losses[i] = target >= 0 ? log_sum - at : 0;
     if (!chunk->backward) return;
@@ -5669,28 +6133,27 @@ ML_DEF ml_tensor ml_sum_rows(ml_graph *graph, ml_tensor x) {
 }
 
 /* ---- functions of single numbers ----
-   y = f(x), dx += f'(x) dy, where f' may be computed from x and y. libm's F32 functions, so within a few units in the
-   last place. NaN stays NaN, so that it shows in the loss. */
+   y = f(x), dx += f'(x) dy, where f' may be computed from x and y, within a few units in the last place. NaN stays NaN, so that it shows in the loss. */
 
 static float mli_relu_of(float x) { return x < 0 ? 0 : x; }
 static float mli_relu_slope(float x, float y) { return (void)y, x > 0 ? 1.0f : 0.0f; }
 /* Phi(x) = erfc(-x / sqrt(2)) / 2, which is accurate for x far below 0, too */
-static float mli_gelu_of(float x) { return 0.5f * x * erfcf(-0.70710678f * x); }
+static float mli_gelu_of(float x) { return 0.5f * x * mli_erfcf(-0.70710678f * x); }
 static float mli_gelu_slope(float x, float y) {
-    return (void)y, 0.5f * erfcf(-0.70710678f * x) + x * 0.39894228f * expf(-0.5f * x * x);
+    return (void)y, 0.5f * mli_erfcf(-0.70710678f * x) + x * 0.39894228f * mli_expf(-0.5f * x * x);
 }
-static float mli_sigmoid_of(float x) { return 1 / (1 + expf(-x)); }
+static float mli_sigmoid_of(float x) { return 1 / (1 + mli_expf(-x)); }
 static float mli_sigmoid_slope(float x, float y) { return (void)x, y * (1 - y); }
-static float mli_silu_of(float x) { return x / (1 + expf(-x)); }
+static float mli_silu_of(float x) { return x / (1 + mli_expf(-x)); }
 static float mli_silu_slope(float x, float y) {
     float s = mli_sigmoid_of(x);
     return (void)y, s * (1 + x * (1 - s));
 }
-static float mli_tanh_of(float x) { return tanhf(x); }
+static float mli_tanh_of(float x) { return mli_tanhf(x); }
 static float mli_tanh_slope(float x, float y) { return (void)x, (1 - y) * (1 + y); }
-static float mli_exp_of(float x) { return expf(x); }
+static float mli_exp_of(float x) { return mli_expf(x); }
 static float mli_exp_slope(float x, float y) { return (void)x, y; }
-static float mli_log_of(float x) { return logf(x); }
+static float mli_log_of(float x) { return mli_logf(x); }
 static float mli_log_slope(float x, float y) { return (void)y, 1 / x; }
 
 typedef struct mli_function {
@@ -5869,7 +6332,7 @@ static void mli_log_softmax_gradient_rows(const void *record, size_t begin, size
         float *dx = mli_grad_row(op->x, begin);
         double sum = 0;
         for (size_t j = 0; j < op->x.cols; j++) sum += (double)dy[j];
-        for (size_t j = 0; j < op->x.cols; j++) dx[j] += dy[j] - expf(y[j]) * (float)sum;
+        for (size_t j = 0; j < op->x.cols; j++) dx[j] += dy[j] - mli_expf(y[j]) * (float)sum;
     }
 }
 
@@ -6305,7 +6768,7 @@ ML_DEF ml_tensor ml_alibi(ml_graph *graph, int n_heads, ml_rows given, size_t n)
     if (mli_failed(graph) || !mli_read_rows(graph, "ml_alibi", given, n, &rows)) return ml_none();
     ml_tensor bias = mli_result(g, (size_t)n_heads * n, mli_longest_row(&rows), 0);
     for (int h = 0, r = 0; h < n_heads && !mli_measuring(g); h++, r = 0) {
-        float slope = powf(2.0f, -8.0f * (float)(h + 1) / (float)n_heads);
+        float slope = mli_powf(2.0f, -8.0f * (float)(h + 1) / (float)n_heads);
         for (size_t i = 0; i < n; i++) {
             while (mli_row_start(&rows, r + 1) <= i) r++;
             float *row = mli_row(bias, (size_t)h * n + i), position = (float)(i - mli_row_start(&rows, r));
@@ -6456,8 +6919,8 @@ typedef struct mli_kl_op {
 
 static double mli_log_sum(const float *x, size_t n) {
     double max = (double)mli_max(x, n), sum = 0;
-    for (size_t j = 0; j < n; j++) sum += exp((double)x[j] - max);
-    return max + log(sum);
+    for (size_t j = 0; j < n; j++) sum += mli_exp((double)x[j] - max);
+    return max + mli_log(sum);
 }
 
 static void mli_kl_rows(const void *record, size_t begin, size_t end) {
@@ -6466,7 +6929,7 @@ static void mli_kl_rows(const void *record, size_t begin, size_t end) {
         const float *x = mli_row(op->x, begin), *y = mli_row(op->y, begin);
         mli_kl_row row = {mli_log_sum(x, op->x.cols), mli_log_sum(y, op->x.cols), 0};
         for (size_t j = 0; j < op->x.cols; j++) {
-            double log_p = (double)x[j] - row.x_log_sum, p = exp(log_p);
+            double log_p = (double)x[j] - row.x_log_sum, p = mli_exp(log_p);
             if (p != 0) row.divergence += p * (log_p - ((double)y[j] - row.y_log_sum));
         }
         op->of[begin] = row;
@@ -6481,9 +6944,10 @@ static void mli_kl_gradient_rows(const void *record, size_t begin, size_t end) {
         float *d = op->is_y ? mli_grad_row(op->y, begin) : mli_grad_row(op->x, begin);
         mli_kl_row row = op->of[begin];
         for (size_t j = 0; j < op->x.cols; j++) {
-            double log_p = (double)x[j] - row.x_log_sum, log_q = (double)y[j] - row.y_log_sum, p = exp(log_p);
+            double log_p = (double)x[j] - row.x_log_sum, log_q = (double)y[j] - row.y_log_sum,
+                   p = mli_exp(log_p);
             if (op->is_y)
-                d[j] += (float)(unit * (exp(log_q) - p));
+                d[j] += (float)(unit * (mli_exp(log_q) - p));
             else if (p != 0)
                 d[j] += (float)(unit * p * (log_p - log_q - row.divergence));
         }
@@ -6916,7 +7380,7 @@ ML_DEF float ml_schedule_factor(const ml_schedule *schedule, int64_t step) {
     if (step < schedule->warmup_steps) return (float)((double)(step + 1) / warmup);
     if (schedule->decay == ML_DECAY_NONE) return 1.0f;
     double done = span > 0 ? MLI_MIN(1.0, ((double)step - warmup) / span) : 1.0, rest = 1.0 - done;
-    if (schedule->decay == ML_DECAY_COSINE) rest = 0.5 * (1.0 + cos(3.14159265358979323846 * done));
+    if (schedule->decay == ML_DECAY_COSINE) rest = 0.5 * (1.0 + mli_cosine_of_turns(0.5 * done));
     return (float)((double)schedule->final + (1.0 - (double)schedule->final) * rest);
 }
 
@@ -7039,7 +7503,7 @@ static void mli_adamw_defaults(ml_adamw *a) {
 static ml_result mli_plan_steps(mli_optimizer *o, double norm, ml_error *error) {
     const ml_adamw *a = &o->adamw;
     double number = (double)o->shown.step + 1;
-    double c1 = 1.0 - pow((double)a->beta1, number), c2 = 1.0 - pow((double)a->beta2, number);
+    double c1 = 1.0 - mli_pow((double)a->beta1, number), c2 = 1.0 - mli_pow((double)a->beta2, number);
     int pytorch = a->form == ML_ADAMW_PYTORCH;
     float clip = a->clip > 0 ? (float)MLI_MIN(1.0, (double)a->clip / (norm + 1e-6)) : 1.0f;
     float root = pytorch ? (float)(1.0 / sqrt(c2)) : 1.0f;
@@ -10932,11 +11396,10 @@ MLI_OPTIONAL const char *mli_json_key(mli_json *json, size_t *length) {
     return key;
 }
 
-/* digits * 10^exponent. Correctly rounded if both fit a double exactly (Clinger 1990, "How to Read Floating Point
+/* value * 10^exponent. Correctly rounded if both fit a double exactly (Clinger 1990, "How to Read Floating Point
    Numbers Accurately"), otherwise within a few units in the last place: more than a float needs. Not strtod, which
    depends on the locale. */
-MLI_OPTIONAL double mli_scale_decimal(uint64_t digits, int exponent) {
-    double value = (double)digits;
+MLI_OPTIONAL double mli_scale_decimal(double value, int exponent) {
     int left = exponent < 0 ? -exponent : exponent;
     while (left > 0 && value > 0 && value <= 1e308) {
         double power = 1; /* up to 10^22, which is exact */
@@ -10977,7 +11440,7 @@ MLI_OPTIONAL int mli_json_number(mli_json *json, int64_t *i, double *f) {
         mli_json_digits(json, &written, 0);
         exponent += sign * (int)MLI_MIN(written, 100000u);
     }
-    *f = mli_scale_decimal(digits, exponent) * (is_negative ? -1 : 1);
+    *f = mli_scale_decimal((double)digits, exponent) * (is_negative ? -1 : 1);
     *i = !is_int ? 0 : is_negative ? -(int64_t)digits : (int64_t)digits;
     return is_int;
 }
@@ -11085,11 +11548,11 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
 
 /* The shortest decimal number that is read as this float: m * 10^e with the fewest digits in m. */
 static void mli_append_json_float(mli_writer *writer, float value) {
-    int exponent = value > 0 ? (int)floor(log10((double)value)) : 0;
+    int exponent = value > 0 ? (int)floor(mli_log((double)value) / 2.302585092994045684) : 0;
     int64_t mantissa;
     for (int digits = 0;; digits++, exponent--) { /* after the first */
-        mantissa = (int64_t)floor((double)value * pow(10, -exponent) + 0.5);
-        if (digits == 8 || (float)mli_scale_decimal((uint64_t)mantissa, exponent) == value) break;
+        mantissa = (int64_t)floor(mli_scale_decimal((double)value, -exponent) + 0.5);
+        if (digits == 8 || (float)mli_scale_decimal((double)mantissa, exponent) == value) break;
     }
     for (; mantissa && mantissa % 10 == 0; exponent++) mantissa /= 10;
     mli_append_decimal(writer, mantissa);
@@ -12575,7 +13038,7 @@ static void mli_append_pickle_tensor(mli_writer *writer, const mli_saved *saved,
     mli_append_text(writer, "ctorch._utils\n_rebuild_tensor_v2\n((");
     mli_append_pickle_text(writer, "storage");
     mli_append_format(writer, "ctorch\n%sStorage\n",
-                      saved->type == ML_F32   ? "Float"
+                      saved->type == ML_F32 ? "Float"
                       : saved->type == ML_F16 ? "Half"
                                               : "BFloat16");
     mli_append_pickle_text(writer, key);
@@ -14940,7 +15403,7 @@ static void mli_load_rope_attention(mli_loader *loader) {
     const ml_value *yarn = ml_archive_find_value(loader->archive, MLI_KEY_YARN_ATTENTION);
     int is_gguf = yarn || (own && mli_begins_with(own->name, "llama."));
     float scale = own ? mli_value_float(loader, own, 0) : 1,
-          log_scale = 0.1f * logf(MLI_MAX(1.0f, c->rope_scale));
+          log_scale = 0.1f * mli_logf(MLI_MAX(1.0f, c->rope_scale));
     if (yarn) scale *= mli_value_float(loader, yarn, 0);
     if (c->rope_kind != ML_ROPE_YARN && !is_gguf) return;
     float m = mli_rope_json(loader, MLI_ROPE_JSON ".mscale", MLI_ROPE_JSON_5 ".mscale", 0);
@@ -15092,7 +15555,8 @@ static int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
     size_t n = 0;
     int is_half = 0;
     while (*name) {
-        size_t length = strcspn(name, "."), step = length + (name[length] == '.');
+        const char *dot = strchr(name, '.');
+        size_t length = dot ? (size_t)(dot - name) : strlen(name), step = length + (dot != NULL);
         if (step == length || (!is_half && !mli_is_wrapper_word(name, length))) {
             if (step >= MLI_LONG_NAME_SIZE - n) return 0;
             memcpy(plain + n, name, step);
@@ -18058,7 +18522,13 @@ MLI_INLINE mli_v mli_v_zero(void) { return mli_v_set(0.0f); }
 MLI_EACH_LANE(mli_v_load, (const float *p), p[i])
 MLI_INLINE void mli_v_store(float *p, mli_v a) { memcpy(p, a.lane, sizeof a); }
 MLI_EACH_LANE(mli_v_load_n, (const float *p, size_t n), i < n ? p[i] : 0.0f)
-MLI_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) { memcpy(p, a.lane, MLI_MIN(n, 4) * sizeof *p); }
+MLI_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) {
+#ifdef MLI_SMALL
+    for (size_t i = 0; i < MLI_MIN(n, 4); i++) p[i] = a.lane[i];
+#else
+    memcpy(p, a.lane, MLI_MIN(n, 4) * sizeof *p);
+#endif
+}
 MLI_EACH_LANE(mli_v_load_f16, (const uint16_t *p), mli_f16_to_f32(p[i]))
 MLI_EACH_LANE(mli_v_load_bf16, (const uint16_t *p), mli_bf16_to_f32(p[i]))
 MLI_EACH_LANE(mli_v_add, (mli_v a, mli_v b), a.lane[i] + b.lane[i])
@@ -18305,14 +18775,25 @@ static float mli_sum_exp(float *y, const float *x, float max, size_t n) {
 }
 
 /* Subtracting the maximum cancels out and keeps e^x from overflowing. */
-static float mli_softmax(float *x, size_t n) {
-    float max = mli_max(x, n), sum = mli_sum_exp(x, x, max, n);
+static float mli_softmax_of(float *x, size_t n, float *max) {
+    *max = mli_max(x, n);
+    float sum = mli_sum_exp(x, x, *max, n);
     mli_scale(x, 1.0f / sum, n);
-    return max + logf(sum);
+    return sum;
+}
+
+static void mli_softmax(float *x, size_t n) {
+    float max;
+    mli_softmax_of(x, n, &max);
+}
+
+static float mli_softmax_log(float *x, size_t n) {
+    float max, sum = mli_softmax_of(x, n, &max);
+    return max + mli_logf(sum);
 }
 
 static void mli_log_softmax(float *x, size_t n) {
-    float max = mli_max(x, n), log_sum = max + logf(mli_sum_exp(NULL, x, max, n));
+    float max = mli_max(x, n), log_sum = max + mli_logf(mli_sum_exp(NULL, x, max, n));
     for (size_t i = 0; i < n; i++) x[i] -= log_sum;
 }
 
@@ -20956,9 +21437,31 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
     few.n_tasks = mli_task_count(threads, few_bytes, 1 << 17); /* reading them is what takes the time */
     mli_parallel(threads, few.n_tasks, mli_few_rows_task, &few);
 }
+
+#ifdef ML_NO_LIBM
+#undef fabsf
+#undef fabs
+#undef floor
+#undef floorf
+#undef ceil
+#undef sqrt
+#undef sqrtf
+#endif
+#ifdef MLI_FREESTANDING
+#undef strlen
+#undef strcmp
+#undef strncmp
+#undef strchr
+#undef strrchr
+#undef strstr
+#undef memchr
+#endif
+
 /* SOURCES, by the section that uses them first.
    >>random      Blackman & Vigna 2018, "Scrambled Linear Pseudorandom Number Generators". Box & Muller 1958, "A Note
                  on the Generation of Random Normal Deviates".
+   >>functions   Payne & Hanek 1983, "Radian Reduction for Trigonometric Functions". Chiarella & Reichel 1968, "On the
+                 Evaluation of Integrals Related to the Error Function".
    >>graph       Linnainmaa 1976, "Taylor Expansion of the Accumulated Rounding Error" (reverse mode).
    >>layers      Bengio et al. 2003, "A Neural Probabilistic Language Model" (embedding). Zhang & Sennrich 2019, "Root
                  Mean Square Layer Normalization". Ba, Kiros & Hinton 2016, "Layer Normalization". He et al. 2016,
