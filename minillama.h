@@ -1571,6 +1571,15 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #include <arm_neon.h>
 #endif
 
+/* A product and a sum that become one operation, which rounds once, would give plain C other bits on each processor. */
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__) && !defined(MLI_AVX512) && !defined(MLI_AVX2) && !defined(MLI_NEON)
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+#define MLI_OPTIONS_PUSHED
+#endif
+
 /* Where code is to be small, nothing is inlined by force or unrolled, and no loop is there once for each type. */
 #if defined(ML_SMALL) || defined(__OPTIMIZE_SIZE__)
 #define MLI_SMALL
@@ -2103,8 +2112,8 @@ static const uint64_t mli_inverse_factorial[] = {
 static mli_scaled mli_power_of_two(mli_scaled t) {
     const uint64_t whole = (uint64_t)1 << 51, offset = 4096 * whole, ln_2 = 0xb17217f7d1cf79acu;
     mli_scaled far = {MLI_Q63, t.is_negative ? -3000 : 3000, 0}; /* no double is so large or small */
-    if (t.e > -53) return far;
-    uint64_t fixed = t.e > -115 ? t.m >> (-51 - t.e) : 0; /* in units of 2^-51 */
+    if (t.m && t.e > -53) return far;
+    uint64_t fixed = t.m && t.e > -115 ? t.m >> (-51 - t.e) : 0; /* in units of 2^-51 */
     uint64_t moved = offset + (t.is_negative ? 0 - fixed : fixed), k = (moved + whole / 2) / whole;
     int is_less = moved < k * whole;
     uint64_t g = mli_high((is_less ? k * whole - moved : moved - k * whole) << 13, ln_2);
@@ -18887,14 +18896,16 @@ static void mli_norm_weight_gradient(float *dw, const float *dy, const float *x,
 
 /* ---- rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding") ---- */
 
-/* Compilers vectorize this: the row and the angles do not overlap. */
+/* Compilers vectorize this: the row and the angles do not overlap. A sum with -s in place of a difference keeps gcc 12
+   from taking x86's alternating multiply-add, at -O3 only and with -ffp-contract=off, which rounds differently. */
 static void mli_rope_row(float *MLI_RESTRICT x, const float *MLI_RESTRICT cos_sin, size_t width, size_t hd,
                          float direction) {
+    const float back = -direction;
     for (; width > 0; width -= hd, x += hd)
         for (size_t i = 0; i < hd; i += 2) {
-            float a = x[i], b = x[i + 1], c = cos_sin[i], s = cos_sin[i + 1] * direction;
-            x[i] = a * c - b * s;
-            x[i + 1] = a * s + b * c;
+            float a = x[i], b = x[i + 1], c = cos_sin[i], s = cos_sin[i + 1];
+            x[i] = a * c + b * (s * back);
+            x[i + 1] = a * (s * direction) + b * c;
         }
 }
 
@@ -21438,6 +21449,11 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
     mli_parallel(threads, few.n_tasks, mli_few_rows_task, &few);
 }
 
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT DEFAULT
+#elif defined(MLI_OPTIONS_PUSHED)
+#pragma GCC pop_options
+#endif
 #ifdef ML_NO_LIBM
 #undef fabsf
 #undef fabs
