@@ -120,7 +120,7 @@
       >>tensors      ml_tensor                       >>archives     ml_archive: named tensors of any file
       >>model        ml_config, ml_model             >>files        loading and saving
       >>session      ml_session, ml_batch, ml_look   Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
-      >>heads        ml_head                         a section per file format, and the machinery:
+      >>heads        ml_head                         >>functions, a section per file format, and the machinery:
                                                      >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
    In the implementation, models are in >>network and >>create, number types in >>numbers, pre-tokenizers in >>words,
    and loading and saving in >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
@@ -141,8 +141,18 @@
       ML_NO_TRAINING   no trainer, no graph, no optimizer: no gradients
       ML_NO_SAVE       no writing of files
       ML_NO_PT         no PyTorch files
+      ML_NO_SAFETENSORS   no safetensors
+      ML_NO_JSON       no JSON: no config.json, tokenizer.json or index, and no safetensors, whose headers are JSON
+      ML_NO_BIN        no .bin files of llama2.c, models or tokenizers
+      ML_NO_TOKENIZER_MODEL   no tokenizer.model of SentencePiece's (a GGUF has its tokenizer inside)
       ML_NO_K_QUANTS   none of GGUF's other quantized types, Q4_1 to IQ4_XS
+      ML_NO_F16_WEIGHTS   no weights of F16 and BF16
       ML_NO_BPE        no byte-level BPE (and its 6 KB table of Unicode) and no tokenizer.json: SentencePiece only
+      ML_NO_ERROR_TEXT    an error's text is that of its code (see ml_result_string), no sentence
+      ML_NO_LIBM       no <math.h> and no libm. With ML_NO_STDIO and ML_NO_MALLOC as well no C library is needed: only
+                       memcpy, memmove, memset and memcmp are wanted from outside, ...
+      ML_MEMORY_FUNCTIONS   ... or defined here as well
+      ML_SMALL         small code and stack frames instead of speed: the default with -Os (make size)
       ML_ALLOW_FAST_MATH   compile in spite of -ffast-math (see NUMERICS)
 
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
@@ -157,9 +167,11 @@
 
    NUMERICS  F32 arithmetic with fused multiply-add where the instruction set has it; eps is inside the square root of
    both norms. What is promised: the same build on the same machine gives the same bits for the same calls, for any
-   number of threads, in training, too. What keeps it: -O0 to -O3, -ffp-contract in any setting, OpenMP or not. What
-   breaks it: x87 arithmetic; -ffast-math and -Ofast, which reorder sums and assume that there are no infinities,
-   which masks need. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
+   number of threads, in training, too. What keeps it: -O0 to -O3, -Os, -ffp-contract in any setting, OpenMP or not.
+   With ML_NO_SIMD (and where there is none) moreover every compiler and every processor gives the same bits, with
+   libm or without: plain C adds in one order, and e^x, logarithms, powers and sines are our own (>>functions), within
+   0.501 units in the last place. What breaks it: x87 arithmetic, FLT_EVAL_METHOD other than 0; -ffast-math and
+   -Ofast, which reorder sums and assume that there are no infinities, which masks need. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5).
    With Q8_0, Q4_0, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of 32, much as in
@@ -1571,7 +1583,7 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #include <arm_neon.h>
 #endif
 
-/* A product and a sum that become one operation, which rounds once, would give plain C other bits on each processor. */
+/* A product and a sum in one operation, which rounds once, would give plain C other bits on some processors. */
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__) && !defined(MLI_AVX512) && !defined(MLI_AVX2) && !defined(MLI_NEON)
@@ -2139,8 +2151,8 @@ static mli_scaled mli_sine_of_turn(uint64_t turn) {
     return mli_normal(mli_high(r, sum), -63, is_negative ^ is_less);
 }
 
-/* The angle |x| in turns: x / (2 pi) without its whole part (Payne and Hanek 1983, "Radian Reduction for Trigonometric
-   Functions"). x = m 2^p; of 1 / (2 pi) only the 96 bits count from the first that does not make whole turns. */
+/* The angle |x| in turns: x / (2 pi) without its whole part (Payne and Hanek 1983, "Radian Reduction for
+   Trigonometric Functions"). x = m 2^p; of 1 / (2 pi) only the 96 bits count from the first that does not make whole turns. */
 static uint64_t mli_turn_of(float x) {
     static const uint32_t inverse[] = {0,           0,           0x28be60dbu, 0x9391054au, 0x7f09d5f4u,
                                        0x7d4d3770u, 0x36d8a566u, 0x4f10e410u, 0x7f9458eau, 0xf7aef158u};
@@ -2333,7 +2345,9 @@ MLI_OPTIONAL float mli_tanhf(float x) {
 
 /* The integral that defines erfc, as a sum over points h = 1/2 apart, which a function like e^(-x^2) makes exact but
    for a term that is known (Chiarella and Reichel 1968, "On the Evaluation of Integrals Related to the Error
-   Function"): erfc x = h x e^(-x^2) / pi (1 / x^2 + 2 sum e^(-n^2 h^2) / (n^2 h^2 + x^2)) + 2 / (1 - e^(2 pi x / h)) */
+   Function"):
+
+       erfc x = h x e^(-x^2) / pi (1 / x^2 + 2 sum e^(-n^2 h^2) / (n^2 h^2 + x^2)) + 2 / (1 - e^(2 pi x / h)) */
 MLI_OPTIONAL float mli_erfcf(float x) {
     const double pi = 3.14159265358979323846;
     double z = fabs((double)x), sum = 1 / (z * z);
@@ -2438,7 +2452,7 @@ MLI_OPTIONAL void mli_scale(float *x, float a, size_t n);
 MLI_OPTIONAL void mli_add_products(float *y, const float *a, const float *b, size_t n); /* y_i += a_i b_i */
 MLI_OPTIONAL float mli_max(const float *x, size_t n);
 
-/* x_i <- e^(x_i - max) / sum, n > 0 [mli_ref_softmax]; the second returns log(sum of e^(x_i)): log p_i = x_i - that */
+/* x_i <- e^(x_i - max) / sum, n > 0 [mli_ref_softmax]; the second returns log(sum of e^(x_i)): log p_i is x_i less it */
 MLI_OPTIONAL void mli_softmax(float *x, size_t n);
 MLI_OPTIONAL float mli_softmax_log(float *x, size_t n);
 MLI_OPTIONAL void mli_log_softmax(float *x, size_t n); /* x_i <- log softmax(x)_i */
