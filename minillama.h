@@ -121,7 +121,7 @@
       >>model        ml_config, ml_model             >>archives     ml_archive: named tensors of any file
       >>session      ml_session, ml_batch, ml_look   >>files        loading and saving
       >>heads        ml_head                         Internal: >>platform, >>kernels, >>graph, >>layers, >>network,
-                                                     a section per file format, and the machinery:
+                                                     >>functions, a section per file format, and the machinery:
                                                      >>vectors, >>rows, >>products, >>numbers, >>integers, >>linear
    In the implementation, models are in >>network and >>create, number types in >>numbers, pre-tokenizers in >>words,
    and loading and saving in >>bytes, >>writing, >>loading, >>saving and >>checkpoints.
@@ -142,8 +142,18 @@
       ML_NO_TRAINING   no trainer, no graph, no optimizer: no gradients
       ML_NO_SAVE       no writing of files
       ML_NO_PT         no PyTorch files
+      ML_NO_SAFETENSORS   no safetensors
+      ML_NO_JSON       no JSON: no config.json, tokenizer.json or index, and no safetensors, whose headers are JSON
+      ML_NO_BIN        no .bin files of llama2.c, models or tokenizers
+      ML_NO_TOKENIZER_MODEL   no tokenizer.model of SentencePiece's (a GGUF has its tokenizer inside)
       ML_NO_K_QUANTS   none of GGUF's other quantized types, Q4_1 to IQ4_XS
+      ML_NO_F16_WEIGHTS   no weights of F16 and BF16
       ML_NO_BPE        no byte-level BPE (and its 6 KB table of Unicode) and no tokenizer.json: SentencePiece only
+      ML_NO_ERROR_TEXT    an error's text is that of its code (see ml_result_string), no sentence
+      ML_NO_LIBM       no <math.h> and no libm. With ML_NO_STDIO and ML_NO_MALLOC as well no C library is needed: only
+                       memcpy, memmove, memset and memcmp are wanted from outside, ...
+      ML_MEMORY_FUNCTIONS   ... or defined here as well
+      ML_SMALL         small code and stack frames instead of speed: the default with -Os (make size)
       ML_ALLOW_FAST_MATH   compile in spite of -ffast-math (see NUMERICS)
 
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
@@ -158,9 +168,11 @@
 
    NUMERICS  F32 arithmetic with fused multiply-add where the instruction set has it; eps is inside the square root of
    both norms. What is promised: the same build on the same machine gives the same bits for the same calls, for any
-   number of threads, in training, too. What keeps it: -O0 to -O3, -ffp-contract in any setting, OpenMP or not. What
-   breaks it: x87 arithmetic; -ffast-math and -Ofast, which reorder sums and assume that there are no infinities,
-   which masks need. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
+   number of threads, in training, too. What keeps it: -O0 to -O3, -Os, -ffp-contract in any setting, OpenMP or not.
+   With ML_NO_SIMD (and where there is none) moreover every compiler and every processor gives the same bits, with
+   libm or without: plain C adds in one order, and e^x, logarithms, powers and sines are our own (>>functions), within
+   0.501 units in the last place. What breaks it: x87 arithmetic, FLT_EVAL_METHOD other than 0; -ffast-math and
+   -Ofast, which reorder sums and assume that there are no infinities, which masks need. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5).
    With Q8_0, Q4_0, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of 32, much as in
@@ -182,6 +194,10 @@
 
 #define ML_VERSION 700 /* 10000 * major + 100 * minor + patch */
 #define ML_VERSION_STRING "0.7.0"
+
+#if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
+#define ML_NO_SAFETENSORS
+#endif
 
 #ifndef ML_DEF
 #if defined(ML_STATIC) && defined(__GNUC__)
@@ -318,7 +334,7 @@ ML_DEF size_t ml_type_row_bytes(ml_type type, size_t cols);
 /* Converts n numbers; `to` must be one of the first five types, Q5_0, Q5_1, Q4_K to Q6_K, or equal `from`. Exact where the
    target can hold the value, otherwise rounded to nearest even (Q4_K to Q6_K: scales are chosen for a small square
    error); what is too large becomes infinite (in blocks the largest that fits). Fails when n is not a multiple of a
-   block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS left out. */
+   block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS or ML_NO_F16_WEIGHTS left out. */
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n);
 
 /* ==== >>tensors ==== */
@@ -1606,10 +1622,19 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
  both, for little speed. Compile with -O3, or define ML_ALLOW_FAST_MATH."
 #endif
 
+/* With these three no library is needed at all. */
+#if defined(ML_NO_STDIO) && defined(ML_NO_MALLOC) && defined(ML_NO_LIBM)
+#define MLI_FREESTANDING
+#endif
+
 #include <limits.h>
-#include <math.h>
 #include <stdarg.h>
+#ifndef ML_NO_LIBM
+#include <math.h>
+#endif
+#if !defined(MLI_FREESTANDING) || !defined(__STDC_HOSTED__) || __STDC_HOSTED__
 #include <string.h>
+#endif
 #ifndef ML_NO_MALLOC
 #include <stdlib.h>
 #endif
@@ -1621,7 +1646,9 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_SAVING
 #endif
 
-#ifndef ML_ASSERT
+#if !defined(ML_ASSERT) && defined(MLI_FREESTANDING)
+#define ML_ASSERT(condition) ((void)0)
+#elif !defined(ML_ASSERT)
 #include <assert.h>
 #define ML_ASSERT(condition) assert(condition) /* internal invariants only; never arguments or files */
 #endif
@@ -1643,14 +1670,36 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #include <arm_neon.h>
 #endif
 
+/* A product and a sum in one operation, which rounds once, would give plain C other bits on some processors. */
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__) && !defined(MLI_AVX512) && !defined(MLI_AVX2) && !defined(MLI_NEON)
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+#define MLI_OPTIONS_PUSHED
+#endif
+
+/* Where code is to be small, nothing is inlined by force or unrolled, and no loop is there once for each type. */
+#if defined(ML_SMALL) || defined(__OPTIMIZE_SIZE__)
+#define MLI_SMALL
+#endif
+
 /* MLI_OPTIONAL: a function that is unused in some builds, for example those of training with ML_NO_TRAINING. */
 #if defined(__GNUC__)
 #define MLI_RESTRICT __restrict__
+#ifdef MLI_SMALL
+#define MLI_INLINE static inline __attribute__((unused))
+#else
 #define MLI_INLINE static inline __attribute__((always_inline))
+#endif
 #define MLI_OPTIONAL static __attribute__((unused))
 #elif defined(_MSC_VER)
 #define MLI_RESTRICT __restrict
+#ifdef MLI_SMALL
+#define MLI_INLINE static
+#else
 #define MLI_INLINE static __forceinline
+#endif
 #define MLI_OPTIONAL static
 #else
 #define MLI_RESTRICT
@@ -1662,6 +1711,120 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_MIN(a, b) ((a) < (b) ? +(a) : +(b))
 #define MLI_MAX(a, b) ((a) > (b) ? +(a) : +(b))
 #define MLI_COUNT(array) (sizeof(array) / sizeof *(array))
+
+/* ---- without a C library ----
+   What is used of string.h. Four functions remain that compilers call themselves, to copy and to compare: they come
+   from outside, or with ML_MEMORY_FUNCTIONS from here. */
+
+#ifdef MLI_FREESTANDING
+
+#if defined(__STDC_HOSTED__) && !__STDC_HOSTED__
+#ifdef __cplusplus
+extern "C" {
+#endif
+void *memcpy(void *to, const void *from, size_t n);
+void *memmove(void *to, const void *from, size_t n);
+void *memset(void *to, int value, size_t n);
+int memcmp(const void *a, const void *b, size_t n);
+#ifdef __cplusplus
+}
+#endif
+#endif
+
+/* Or compilers would see that a loop is strlen, and call that. */
+#ifdef __GNUC__
+#define MLI_KEEP_LOOP __asm__ volatile("" : : : "memory")
+#else
+#define MLI_KEEP_LOOP ((void)0)
+#endif
+
+MLI_OPTIONAL size_t mli_strlen(const char *s) {
+    size_t n = 0;
+    for (; s[n]; n++) MLI_KEEP_LOOP;
+    return n;
+}
+
+MLI_OPTIONAL int mli_strncmp(const char *a, const char *b, size_t n) {
+    for (; n; a++, b++, n--)
+        if (*a != *b || !*a) return (int)(unsigned char)*a - (int)(unsigned char)*b;
+    return 0;
+}
+
+MLI_OPTIONAL int mli_strcmp(const char *a, const char *b) { return mli_strncmp(a, b, SIZE_MAX); }
+
+MLI_OPTIONAL const void *mli_memchr(const void *bytes, int c, size_t n) {
+    const unsigned char *p = (const unsigned char *)bytes;
+    for (; n; p++, n--)
+        if (*p == (unsigned char)c) return p;
+    return NULL;
+}
+
+MLI_OPTIONAL const char *mli_strchr(const char *s, int c) {
+    return (const char *)mli_memchr(s, c, mli_strlen(s) + 1);
+}
+
+MLI_OPTIONAL const char *mli_strrchr(const char *s, int c) {
+    const char *last = NULL;
+    for (const char *p = s; (p = mli_strchr(p, c)) != NULL && *p; p++) last = p;
+    return last;
+}
+
+MLI_OPTIONAL const char *mli_strstr(const char *s, const char *part) {
+    size_t n = mli_strlen(part);
+    for (; mli_strncmp(s, part, n) != 0; s++)
+        if (!*s) return NULL;
+    return s;
+}
+
+#define strlen mli_strlen
+#define strcmp mli_strcmp
+#define strncmp mli_strncmp
+#define strchr mli_strchr
+#define strrchr mli_strrchr
+#define strstr mli_strstr
+#define memchr mli_memchr
+
+#ifdef ML_MEMORY_FUNCTIONS
+#ifdef __cplusplus
+extern "C" {
+#endif
+void *memcpy(void *to, const void *from, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        MLI_KEEP_LOOP;
+        ((unsigned char *)to)[i] = ((const unsigned char *)from)[i];
+    }
+    return to;
+}
+
+void *memmove(void *to, const void *from, size_t n) {
+    if ((uintptr_t)to <= (uintptr_t)from) return memcpy(to, from, n);
+    while (n--) {
+        MLI_KEEP_LOOP;
+        ((unsigned char *)to)[n] = ((const unsigned char *)from)[n];
+    }
+    return to;
+}
+
+void *memset(void *to, int value, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        MLI_KEEP_LOOP;
+        ((unsigned char *)to)[i] = (unsigned char)value;
+    }
+    return to;
+}
+
+int memcmp(const void *a, const void *b, size_t n) {
+    const unsigned char *p = (const unsigned char *)a, *q = (const unsigned char *)b;
+    for (; n; p++, q++, n--)
+        if (*p != *q) return *p - *q;
+    return 0;
+}
+#ifdef __cplusplus
+}
+#endif
+#endif
+
+#endif /* MLI_FREESTANDING */
 
 /* By the bits, which hold even where the compiler assumes that there are no others (-ffast-math). */
 MLI_OPTIONAL int mli_is_finite(double x) {
@@ -1695,7 +1858,7 @@ static void mli_put_int(char *text, size_t size, size_t *at, int64_t value) {
 }
 
 /* Formats into text: %s a string (clipped to 96 bytes), %d an int, %z a size_t, %l an int64_t, %% a percent sign. */
-static void mli_format_v(char *text, size_t size, const char *format, va_list args) {
+MLI_OPTIONAL void mli_format_v(char *text, size_t size, const char *format, va_list args) {
     size_t at = 0;
     const char *s;
     text[0] = 0;
@@ -1718,12 +1881,26 @@ static void mli_format_v(char *text, size_t size, const char *format, va_list ar
     }
 }
 
-static void mli_format(char *text, size_t size, const char *format, ...) {
+MLI_OPTIONAL void mli_format(char *text, size_t size, const char *format, ...) {
     va_list args;
     va_start(args, format);
     mli_format_v(text, size, format, args);
     va_end(args);
 }
+
+#ifdef ML_NO_ERROR_TEXT
+
+/* An error has its code's own text. Formats and arguments are behind a 0 &&, so that nothing is left of them. */
+MLI_OPTIONAL int mli_no_sentence(const char *format, ...) { return format != NULL; }
+
+static ml_result mli_fail_as(ml_error *error, ml_result code) {
+    const char *text = code ? ml_result_string(code) : "";
+    if (error) memcpy(error->text, text, strlen(text) + 1), error->code = code;
+    return code;
+}
+#define mli_fail(error, code, ...) ((void)(0 && mli_no_sentence(__VA_ARGS__)), mli_fail_as(error, code))
+
+#else
 
 /* Fills in the caller's error, if there is one, and returns the code: `return mli_fail(error, ...)`. */
 static ml_result mli_fail(ml_error *error, ml_result code, const char *format, ...) {
@@ -1737,12 +1914,20 @@ static ml_result mli_fail(ml_error *error, ml_result code, const char *format, .
     return code;
 }
 
+#endif
+
 static ml_result mli_null(ml_error *error, const char *function) {
+    (void)function;
     return mli_fail(error, ML_ERROR_ARGUMENT, "%s: an argument is NULL", function);
 }
 
 static ml_result mli_ok(ml_error *error) { return mli_fail(error, ML_OK, "%s", ""); }
 
+#ifdef ML_NO_ERROR_TEXT
+static ml_result mli_name_file(ml_error *error, ml_result result, const char *path) {
+    return (void)error, (void)path, result;
+}
+#else
 /* Whether a sentence begins with the path, or with the end of one that was too long. */
 static int mli_names_file(const char *text, const char *path) {
     size_t n = strlen(path);
@@ -1769,6 +1954,7 @@ static ml_result mli_name_file(ml_error *error, ml_result result, const char *pa
     memcpy(error->text, text, at + 1);
     return result;
 }
+#endif
 
 ML_DEF const char *ml_result_string(ml_result result) {
 #define ML_RESULT_TEXT(name, value, text) text,
@@ -1920,6 +2106,345 @@ ML_DEF ml_allocator ml_arena_allocator(ml_arena *arena) {
     return allocator;
 }
 
+/* ==== >>functions ====
+   e^x, logarithms, powers, sines: of our own, in integers. A C library's differ in the last bits from one machine to
+   the next, and so, after many steps, would texts and trained weights. Integers are the same everywhere, whatever a
+   compiler does with floating point. Results are within 0.501 units in the last place of an F32 (tanh, erfc: 0.51),
+   and of doubles within 2e-16 of the larger of the result and 1 (powers: times the exponent, where that is larger).
+
+   Most numbers are fractions of 2^64: with a = 2^64 A and b = 2^64 B, mli_high(a, b) is 2^64 A B. A fraction whose
+   first bit is worth 1 instead of 1/2, 2^63 A, is called Q63; the product with a fraction of 2^64 is again Q63. */
+
+/* +-m 2^e; the highest bit of m is set, unless it is 0. */
+typedef struct mli_scaled {
+    uint64_t m;
+    int e, is_negative;
+} mli_scaled;
+
+#define MLI_Q63 ((uint64_t)1 << 63) /* 1 in Q63 */
+
+/* The upper half of a product. */
+static uint64_t mli_high(uint64_t a, uint64_t b) {
+#ifdef __SIZEOF_INT128__
+    __extension__ typedef unsigned __int128 mli_uint128;
+    return (uint64_t)((mli_uint128)a * b >> 64);
+#else
+    const uint64_t a1 = a >> 32, a0 = a & 0xffffffffu, b1 = b >> 32, b0 = b & 0xffffffffu;
+    uint64_t middle = a1 * b0 + (a0 * b0 >> 32), other = a0 * b1 + (middle & 0xffffffffu);
+    return a1 * b1 + (middle >> 32) + (other >> 32);
+#endif
+}
+
+static int mli_leading_zeros(uint64_t m) {
+#ifdef __GNUC__
+    return __builtin_clzll(m);
+#else
+    int n = 0;
+    for (; !(m >> 63); m <<= 1) n++;
+    return n;
+#endif
+}
+
+static mli_scaled mli_normal(uint64_t m, int e, int is_negative) {
+    int shift = m ? mli_leading_zeros(m) : 0;
+    mli_scaled x = {m << shift, e - shift, is_negative};
+    return x;
+}
+
+/* x is finite. */
+static mli_scaled mli_take_apart(double x) {
+    const uint64_t fraction = ((uint64_t)1 << 52) - 1;
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    int exponent = (int)(bits >> 52 & 2047);
+    uint64_t m = (bits & fraction) | (exponent ? fraction + 1 : 0);
+    return mli_normal(m, (exponent ? exponent : 1) - 1075, (int)(bits >> 63));
+}
+
+/* The nearest number with so many bits, of which the last is worth 2^least or more; beyond the largest, infinity. */
+static double mli_put_together(mli_scaled x, int bits, int least) {
+    int drop = MLI_MAX(64 - bits, least - x.e);
+    uint64_t q = drop > 63 ? 0 : x.m >> drop, rest = drop > 64 ? 0 : x.m << (64 - drop);
+    q += rest > MLI_Q63 || (rest == MLI_Q63 && (q & 1)); /* to nearest, ties to even */
+    int e = x.e + drop, shift = q ? MLI_MIN(mli_leading_zeros(q) - 11, e + 1074) : 0;
+    if (shift > 0) q <<= shift, e -= shift;
+    if (q && e > 971) q = 0, e = 971 + 2;              /* infinity */
+    if (q || e > 971) q += (uint64_t)(e + 1074) << 52; /* to which the first bit of q adds 1 */
+    q |= (uint64_t)x.is_negative << 63;
+    double value;
+    memcpy(&value, &q, sizeof value);
+    return value;
+}
+
+static float mli_to_f32(mli_scaled x) { return (float)mli_put_together(x, 24, -149); }
+static double mli_to_f64(mli_scaled x) { return mli_put_together(x, 53, -1074); }
+
+static mli_scaled mli_scaled_product(mli_scaled a, mli_scaled b) {
+    return mli_normal(mli_high(a.m, b.m), a.e + b.e + 64, a.is_negative ^ b.is_negative);
+}
+
+/* ---- powers of 2, sines: the series of e^x, with n! ---- */
+
+/* 1 / n! in Q63 */
+static const uint64_t mli_inverse_factorial[] = {
+    MLI_Q63,
+    MLI_Q63,
+    MLI_Q63 / 2,
+    MLI_Q63 / 6,
+    MLI_Q63 / 24,
+    MLI_Q63 / 120,
+    MLI_Q63 / 720,
+    MLI_Q63 / 5040,
+    MLI_Q63 / 40320,
+    MLI_Q63 / 362880,
+    MLI_Q63 / 3628800,
+    MLI_Q63 / 39916800,
+    MLI_Q63 / 479001600,
+    MLI_Q63 / 6227020800u,
+    MLI_Q63 / 87178291200u,
+    MLI_Q63 / 1307674368000u,
+    MLI_Q63 / 20922789888000u,
+    MLI_Q63 / 355687428096000u,
+};
+
+/* 2^t = 2^k e^g, where k is the nearest integer and g = (t - k) ln 2, at most 0.35. */
+static mli_scaled mli_power_of_two(mli_scaled t) {
+    const uint64_t whole = (uint64_t)1 << 51, offset = 4096 * whole, ln_2 = 0xb17217f7d1cf79acu;
+    mli_scaled far = {MLI_Q63, t.is_negative ? -3000 : 3000, 0}; /* no double is so large or small */
+    if (t.m && t.e > -53) return far;
+    uint64_t fixed = t.m && t.e > -115 ? t.m >> (-51 - t.e) : 0; /* in units of 2^-51 */
+    uint64_t moved = offset + (t.is_negative ? 0 - fixed : fixed), k = (moved + whole / 2) / whole;
+    int is_less = moved < k * whole;
+    uint64_t g = mli_high((is_less ? k * whole - moved : moved - k * whole) << 13, ln_2);
+    uint64_t sum = mli_inverse_factorial[13];
+    for (int n = 12; n >= 0; n--) {
+        uint64_t product = mli_high(g, sum);
+        sum = mli_inverse_factorial[n] + (is_less ? 0 - product : product);
+    }
+    return mli_normal(sum, (int)k - 4096 - 63, 0);
+}
+
+/* The sine of an angle in turns (fractions of 2^64). It is reduced to one between -1/8 and 1/8 of a turn, whose sine
+   or cosine it is; with z = r^2, sin r = r (1 - z/3! + z^2/5! ...), cos r = 1 - z/2! + z^2/4! ... */
+static mli_scaled mli_sine_of_turn(uint64_t turn) {
+    uint64_t quarter = (turn + ((uint64_t)1 << 61)) >> 62, rest = turn - (quarter << 62);
+    int is_cosine = (int)(quarter & 1), is_less = (int)(rest >> 63), is_negative = (int)(quarter >> 1);
+    if (is_less) rest = 0 - rest;
+    uint64_t r = mli_high(rest << 2, 0xc90fdaa22168c235u /* pi / 4 */) << 1, z = mli_high(r, r);
+    int n = is_cosine ? 16 : 17;
+    uint64_t sum = mli_inverse_factorial[n];
+    for (n -= 2; n >= 0; n -= 2) sum = mli_inverse_factorial[n] - mli_high(z, sum);
+    if (is_cosine) return mli_normal(sum, -63, is_negative);
+    return mli_normal(mli_high(r, sum), -63, is_negative ^ is_less);
+}
+
+/* The angle |x| in turns: x / (2 pi) without its whole part (Payne and Hanek 1983, "Radian Reduction for
+   Trigonometric Functions"). x = m 2^p; of 1 / (2 pi) only the 96 bits count from the first that does not make whole turns. */
+static uint64_t mli_turn_of(float x) {
+    static const uint32_t inverse[] = {0,           0,           0x28be60dbu, 0x9391054au, 0x7f09d5f4u,
+                                       0x7d4d3770u, 0x36d8a566u, 0x4f10e410u, 0x7f9458eau, 0xf7aef158u};
+    mli_scaled of = mli_take_apart((double)x);
+    int bit = of.e + 40 + 64; /* of the first that counts */
+    uint64_t m = of.m >> 40, window[3];
+    for (int i = 0; i < 3; i++) {
+        uint64_t two = (uint64_t)inverse[bit / 32 + i] << 32 | inverse[bit / 32 + i + 1];
+        window[i] = two << bit % 32 >> 32;
+    }
+    return ((m * window[0]) << 32) + m * window[1] + (m * window[2] >> 32);
+}
+
+/* sin(x + quarters pi / 2) */
+static float mli_sine(float x, uint64_t quarters) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    int is_negative = (int)(bits >> 31);
+    bits &= 0x7fffffffu;
+    if (bits >= 0x7f800000u) return x - x;              /* NaN */
+    if (bits < 0x39800000u) return quarters ? 1.0f : x; /* below 2^-12 */
+    uint64_t turn = mli_turn_of(x);
+    return mli_to_f32(mli_sine_of_turn((is_negative ? 0 - turn : turn) + (quarters << 62)));
+}
+
+static float mli_sinf(float x) { return mli_sine(x, 0); }
+static float mli_cosf(float x) { return mli_sine(x, 1); }
+
+/* ---- logarithms ---- */
+
+/* 1 / d in Q62, for d from 1/2 to 1 (fractions of 2^64), by Newton's method: each step doubles the number of digits
+   that are right. */
+static uint64_t mli_inverse(uint64_t d) {
+    uint64_t y = 0xb4b4b4b4b4b4b4b4u - mli_high(d, 0x7878787878787878u); /* 48/17 - 32/17 d, within 1/17 */
+    for (int i = 0; i < 4; i++) y = mli_high(y, 2 * ((uint64_t)1 << 62) - mli_high(d, y)) << 2;
+    return y;
+}
+
+/* log2 x for x > 0: its exponent, and of the rest v, between sqrt(1/2) and sqrt(2),
+   ln v = 2 artanh z = 2 (z + z^3/3 + z^5/5 ...) with z = (v - 1) / (v + 1). */
+static mli_scaled mli_log_2(mli_scaled x) {
+    static const uint64_t odd[] = {MLI_Q63,      MLI_Q63 / 3,  MLI_Q63 / 5,  MLI_Q63 / 7,
+                                   MLI_Q63 / 9,  MLI_Q63 / 11, MLI_Q63 / 13, MLI_Q63 / 15,
+                                   MLI_Q63 / 17, MLI_Q63 / 19, MLI_Q63 / 21};
+    const uint64_t half_per_ln_2 = 0xb8aa3b295c17f0bcu, sqrt_2 = 0xb504f333f9de6484u;
+    int is_less = x.m > sqrt_2, exponent = x.e + 63 + is_less;
+    uint64_t above =
+        (is_less ? 0 - x.m : x.m - MLI_Q63) >> 1; /* |v - 1| and v + 1, both halved or quartered */
+    uint64_t z = mli_inverse((is_less ? MLI_Q63 : MLI_Q63 / 2) + (x.m >> 1)), sum = odd[10];
+    mli_scaled result = mli_normal(above, 0, 0);
+    z = mli_high(result.m, z) << 1; /* in Q63, and without its own exponent */
+    uint64_t fixed = result.e > -63 ? z >> (-result.e - 1) : 0, square = mli_high(fixed, fixed);
+    for (int i = 9; i >= 0; i--) sum = odd[i] + mli_high(square, sum);
+    uint64_t log = mli_high(mli_high(z, sum), half_per_ln_2); /* in units of 2^(e - 60) */
+    if (!exponent) return mli_normal(log, result.e - 60, is_less);
+    uint64_t whole = (uint64_t)(exponent < 0 ? -exponent : exponent) << 52;
+    log = result.e > -56 ? log >> (8 - result.e) : 0;
+    return mli_normal((exponent < 0) == is_less ? whole + log : whole - log, -52, exponent < 0);
+}
+
+/* ---- what is called ---- */
+
+static mli_scaled mli_exp_of_scaled(double x) {
+    const mli_scaled per_ln_2 = {0xb8aa3b295c17f0bcu, -63, 0};
+    return mli_power_of_two(mli_scaled_product(mli_take_apart(x), per_ln_2));
+}
+
+/* x > 0 */
+static mli_scaled mli_log_of_scaled(double x) {
+    const mli_scaled ln_2 = {0xb17217f7d1cf79acu, -64, 0};
+    return mli_scaled_product(mli_log_2(mli_take_apart(x)), ln_2);
+}
+
+static double mli_infinity(void) { return mli_to_f64(mli_normal(1, 3000, 0)); }
+
+MLI_OPTIONAL double mli_exp(double x) { return x != x ? x : mli_to_f64(mli_exp_of_scaled(x)); }
+MLI_OPTIONAL float mli_expf(float x) { return x != x ? x : mli_to_f32(mli_exp_of_scaled((double)x)); }
+
+/* log x where that is no number below infinity. */
+static double mli_no_log(double x) { return x == 0 ? -mli_infinity() : x > 0 ? x : (x - x) / (x - x); }
+
+MLI_OPTIONAL double mli_log(double x) {
+    return x > 0 && x < mli_infinity() ? mli_to_f64(mli_log_of_scaled(x)) : mli_no_log(x);
+}
+MLI_OPTIONAL float mli_logf(float x) {
+    return x > 0 && (double)x < mli_infinity() ? mli_to_f32(mli_log_of_scaled((double)x))
+                                               : (float)mli_no_log((double)x);
+}
+
+/* x^y for finite x >= 0 and finite y */
+static mli_scaled mli_power(double x, double y) {
+    mli_scaled none = {0, 0, 0};
+    if (!(x > 0) && y > 0) return none;
+    return mli_power_of_two(mli_scaled_product(mli_take_apart(y), mli_log_2(mli_take_apart(x))));
+}
+MLI_OPTIONAL double mli_pow(double x, double y) { return mli_to_f64(mli_power(x, y)); }
+MLI_OPTIONAL float mli_powf(float x, float y) { return mli_to_f32(mli_power((double)x, (double)y)); }
+
+/* cos of an angle from 0 to 1 turns */
+MLI_OPTIONAL double mli_cosine_of_turns(double turns) {
+    mli_scaled x = mli_take_apart(turns);
+    uint64_t turn = x.e > -128 && x.e < 0 ? x.m >> (-64 - x.e) : 0;
+    return mli_to_f64(mli_sine_of_turn(turn + MLI_Q63 / 2));
+}
+
+/* ---- without libm: what is exact in any ---- */
+
+#ifdef ML_NO_LIBM
+
+MLI_OPTIONAL float mli_fabsf(float x) { return x <= 0 ? 0 - x : x; }
+MLI_OPTIONAL double mli_fabs(double x) { return x <= 0 ? 0 - x : x; }
+
+MLI_OPTIONAL double mli_floor(double x) {
+    if (!(mli_fabs(x) < 4503599627370496.0)) return x; /* 2^52: no fraction is left */
+    double whole = (double)(int64_t)x;
+    return whole > x ? whole - 1 : whole;
+}
+
+MLI_OPTIONAL double mli_ceil(double x) { return -mli_floor(-x); }
+
+/* Digit by digit, as on paper: each step appends a bit to the root and two bits of x to what remains. */
+MLI_OPTIONAL mli_scaled mli_root(mli_scaled x) {
+    enum { STEPS = 58 };
+    uint64_t m = x.e & 1 ? x.m >> 1 : x.m, root = 0, rest = 0;
+    int e = x.e & 1 ? x.e + 1 : x.e;
+    uint64_t lost = x.e & 1 ? x.m & 1 : 0;
+    for (int i = 0; i < STEPS; i++, m <<= 2) {
+        rest = rest << 2 | m >> 62;
+        root <<= 1;
+        if (rest >= 2 * root + 1) rest -= 2 * root + 1, root++;
+    }
+    return mli_normal(root << 1 | (rest || lost), e / 2 - (STEPS - 32) - 1, 0);
+}
+
+MLI_OPTIONAL double mli_sqrt(double x) {
+    if (!(x > 0)) return x == 0 ? x : (x - x) / (x - x);
+    return x < mli_infinity() ? mli_to_f64(mli_root(mli_take_apart(x))) : x;
+}
+
+/* By the processor's instruction, where its name is known. */
+MLI_OPTIONAL float mli_sqrtf(float x) {
+#if defined(__SSE__) && defined(__GNUC__)
+    float root;
+    __asm__("sqrtss %1, %0" : "=x"(root) : "x"(x));
+    return root;
+#elif defined(__arm__) && defined(__GNUC__) && defined(__ARM_FP) && (__ARM_FP & 4)
+    float root;
+    __asm__("vsqrt.f32 %0, %1" : "=t"(root) : "t"(x));
+    return root;
+#elif defined(__aarch64__) && defined(__GNUC__)
+    float root;
+    __asm__("fsqrt %s0, %s1" : "=w"(root) : "w"(x));
+    return root;
+#elif defined(__riscv_flen) && defined(__GNUC__)
+    float root;
+    __asm__("fsqrt.s %0, %1" : "=f"(root) : "f"(x));
+    return root;
+#elif defined(__wasm__)
+    return __builtin_sqrtf(x);
+#else
+    if (!(x > 0)) return x == 0 ? x : (x - x) / (x - x);
+    return (double)x < mli_infinity() ? mli_to_f32(mli_root(mli_take_apart((double)x))) : x;
+#endif
+}
+
+#define fabsf mli_fabsf
+#define fabs mli_fabs
+#define floor mli_floor
+#define floorf(x) ((float)mli_floor((double)(x)))
+#define ceil mli_ceil
+#define sqrt mli_sqrt
+#define sqrtf mli_sqrtf
+#ifndef INFINITY
+#define INFINITY ((float)mli_infinity())
+#endif
+
+#endif /* ML_NO_LIBM */
+
+/* ---- of graphs only ---- */
+
+/* with u = e^(-2 |x|): (1 - u) / (1 + u) */
+MLI_OPTIONAL float mli_tanhf(float x) {
+    double size = fabs((double)x);
+    if (!(size >= 1.0 / 4096)) return x;
+    if (size > 10) return x > 0 ? 1.0f : -1.0f;
+    mli_scaled power = mli_exp_of_scaled(-2 * size);
+    uint64_t u = power.m >> (-63 - power.e);
+    return mli_to_f32(mli_normal(mli_high(MLI_Q63 - u, mli_inverse(MLI_Q63 + u)), -62, x < 0));
+}
+
+/* The integral that defines erfc, as a sum over points h = 1/2 apart, which a function like e^(-x^2) makes exact but
+   for a term that is known (Chiarella and Reichel 1968, "On the Evaluation of Integrals Related to the Error
+   Function"):
+
+       erfc x = h x e^(-x^2) / pi (1 / x^2 + 2 sum e^(-n^2 h^2) / (n^2 h^2 + x^2)) + 2 / (1 - e^(2 pi x / h)) */
+MLI_OPTIONAL float mli_erfcf(float x) {
+    const double pi = 3.14159265358979323846;
+    double z = fabs((double)x), sum = 1 / (z * z);
+    if (z < 1e-4) return (float)(1 - 1.12837916709551257 * (double)x);
+    if (z > 11) return x > 0 ? 0.0f : 2.0f;
+    for (int n = 1; n < 14; n++) sum += 2 * mli_exp(-n * n / 4.0) / (n * n / 4.0 + z * z);
+    double result = z * mli_exp(-z * z) / (2 * pi) * sum + 2 / (1 - mli_exp(4 * pi * z));
+    return (float)(x > 0 ? result : 2 - result);
+}
+
 /* ==== >>random ==== */
 
 static uint64_t mli_splitmix64(uint64_t *state) {
@@ -1951,8 +2476,8 @@ ML_DEF float ml_random_uniform(ml_random *random) { return mli_uniform_of(ml_ran
 
 ML_DEF float ml_random_normal(ml_random *random) {
     /* Box & Muller 1958, "A Note on the Generation of Random Normal Deviates"; the logarithm of 1 - u is finite */
-    float radius = sqrtf(-2.0f * logf(1.0f - ml_random_uniform(random)));
-    return radius * cosf(6.28318530718f * ml_random_uniform(random));
+    float radius = sqrtf(-2.0f * mli_logf(1.0f - ml_random_uniform(random)));
+    return radius * mli_cosf(6.28318530718f * ml_random_uniform(random));
 }
 
 /* ==== >>kernels ====
@@ -1988,7 +2513,8 @@ MLI_OPTIONAL int mli_is_quantized(ml_type type);          /* of blocks */
 MLI_OPTIONAL int mli_is_integer(ml_type type);            /* quantized, and multiplied in integers */
 MLI_OPTIONAL uint32_t mli_float_bits(float value);        /* the bits of an F32, and back */
 MLI_OPTIONAL float mli_bits_float(uint32_t bits);
-MLI_OPTIONAL int mli_is_readable(ml_type type); /* not if ML_NO_K_QUANTS left it out */
+MLI_OPTIONAL int mli_is_readable(ml_type type); /* not if ML_NO_K_QUANTS or ML_NO_F16_WEIGHTS left it out */
+MLI_OPTIONAL const char *mli_left_out(ml_type type); /* for a sentence: ", which ML_NO_... left out", or "" */
 /* dst (n) = the numbers of a row of weights; n is a multiple of the block */
 MLI_OPTIONAL void mli_dequantize_row(ml_type type, const void *row, float *dst, size_t n);
 
@@ -2013,8 +2539,9 @@ MLI_OPTIONAL void mli_scale(float *x, float a, size_t n);
 MLI_OPTIONAL void mli_add_products(float *y, const float *a, const float *b, size_t n); /* y_i += a_i b_i */
 MLI_OPTIONAL float mli_max(const float *x, size_t n);
 
-/* x_i <- e^(x_i - max) / sum, n > 0; returns log(sum of e^(x_i)): log p_i = x_i - that [mli_ref_softmax] */
-MLI_OPTIONAL float mli_softmax(float *x, size_t n);
+/* x_i <- e^(x_i - max) / sum, n > 0 [mli_ref_softmax]; the second returns log(sum of e^(x_i)): log p_i is x_i less it */
+MLI_OPTIONAL void mli_softmax(float *x, size_t n);
+MLI_OPTIONAL float mli_softmax_log(float *x, size_t n);
 MLI_OPTIONAL void mli_log_softmax(float *x, size_t n); /* x_i <- log softmax(x)_i */
 /* the gradient of x for p = softmax(s x): dp <- s p (dp - sum(p dp)) */
 MLI_OPTIONAL void mli_softmax_gradient(float *dp, const float *p, float s, size_t n);
@@ -2662,7 +3189,7 @@ static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
 
 /* 1 / theta^(2j / hd): the angle between neighbors of pair j */
 static float mli_rope_frequency(float theta, int j, int hd) {
-    return 1.0f / powf(theta, (float)(2 * j) / (float)hd);
+    return 1.0f / mli_powf(theta, (float)(2 * j) / (float)hd);
 }
 
 /* Columns 2j and 2j + 1 of the table: cosine and sine of position / scale * frequency. */
@@ -2670,8 +3197,8 @@ static void mli_rope_pair(float *table, int n_positions, int hd, int j, float sc
     float *pair = table + 2 * j;
     for (int p = 0; p < n_positions; p++, pair += hd) {
         float angle = (float)p / scale * frequency;
-        pair[0] = cosf(angle);
-        pair[1] = sinf(angle);
+        pair[0] = mli_cosf(angle);
+        pair[1] = mli_sinf(angle);
     }
 }
 
@@ -2684,7 +3211,7 @@ static void mli_rope_defaults(ml_rope_desc *desc) {
     if (desc->high == 0) desc->high = is_yarn ? 32.0f : 4.0f;
     if (desc->attention ==
         0) /* queries and keys both are longer by this, which scales attention by its square */
-        desc->attention = is_yarn && desc->scale > 1 ? 0.1f * logf(desc->scale) + 1.0f : 1.0f;
+        desc->attention = is_yarn && desc->scale > 1 ? 0.1f * mli_logf(desc->scale) + 1.0f : 1.0f;
 }
 
 /* Whether a table can be made; the fields are not 0 any more. */
@@ -2705,7 +3232,8 @@ static double mli_yarn_share(const ml_rope_desc *desc, int j) {
     double hd = (double)desc->hd, bound[2];
     /* the pair that turns so many times: original / theta^(2j / hd) = 2 pi turns */
     for (int i = 0; i < 2; i++)
-        bound[i] = hd * log((double)desc->original / (two_pi * turns[i])) / (2 * log((double)desc->theta));
+        bound[i] =
+            hd * mli_log((double)desc->original / (two_pi * turns[i])) / (2 * mli_log((double)desc->theta));
     double low = MLI_MAX(0.0, floor(bound[0])), high = MLI_MIN(hd - 1, ceil(bound[1]));
     double share = ((double)j - low) / MLI_MAX(0.001, high - low);
     return MLI_MAX(0.0, MLI_MIN(1.0, share));
@@ -2726,7 +3254,7 @@ static float mli_rope_theta(const ml_rope_desc *desc, int n_positions) {
     if ((desc->kind != ML_ROPE_NTK && !is_dynamic) || hd <= 2) return desc->theta;
     if (is_dynamic && n_positions <= desc->original) return desc->theta;
     if (is_dynamic) scale = scale * (float)n_positions / (float)desc->original - (scale - 1);
-    return desc->theta * powf(scale, (float)hd / (float)(hd - 2));
+    return desc->theta * mli_powf(scale, (float)hd / (float)(hd - 2));
 }
 
 /* table (n_positions, hd): cosine and sine of each pair's angle, alternating. The description has its defaults. */
@@ -4619,7 +5147,7 @@ static double mli_score_rows(mli_session *s, ml_tensor hidden, size_t begin, siz
         for (size_t j = 0; j < step; j++) {
             float *row = logits + j * vocab;
             float log_p = row[targets[i + j]];
-            log_p -= mli_softmax(row, vocab);
+            log_p -= mli_softmax_log(row, vocab);
             if (log_probs) log_probs[i + j] = log_p;
             sum += (double)log_p;
         }
@@ -4947,7 +5475,7 @@ static void mli_loss_row(const mli_loss_chunk *chunk, size_t i) {
     if (op->b.data) mli_add(logits, (const float *)op->b.data, n);
     float at = target >= 0 ? mli_target_logit(op, logits, n, target) : 0, log_sum = 0;
     if (log_probs) memcpy(log_probs, logits, n * sizeof *logits);
-    if (target >= 0 || log_probs) log_sum = mli_softmax(logits, n); /* log p_j = logits_j - log_sum */
+    if (target >= 0 || log_probs) log_sum = mli_softmax_log(logits, n); /* log p_j = logits_j - log_sum */
     for (size_t j = 0; log_probs && j < n; j++) log_probs[j] -= log_sum;
     chunk->losses[i] = target >= 0 ? log_sum - at : 0;
     if (!chunk->backward) return;
@@ -5169,6 +5697,14 @@ static int mli_failed(const ml_graph *graph) { return !graph || graph->result; }
 ML_DEF ml_tensor ml_none(void) { return mli_tensor_at(NULL, 0, 0); }
 
 /* Ends the pass with an error, unless it has one already. Returns what a failed operation returns. */
+#ifdef ML_NO_ERROR_TEXT
+static ml_tensor mli_cannot_as(ml_graph *shown, ml_result result) {
+    if (!mli_failed(shown)) shown->result = mli_fail_as(&shown->private_part->open->error, result);
+    return ml_none();
+}
+#define mli_cannot(graph, result, ...)                                                                       \
+    (0 && mli_no_sentence(__VA_ARGS__) ? ml_none() : mli_cannot_as(graph, result))
+#else
 static ml_tensor mli_cannot(ml_graph *shown, ml_result result, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -5180,6 +5716,7 @@ static ml_tensor mli_cannot(ml_graph *shown, ml_result result, const char *forma
     va_end(args);
     return ml_none();
 }
+#endif
 static ml_tensor mli_cannot_fit(ml_graph *shown, const char *name, ml_tensor a, ml_tensor b) {
     return mli_cannot(shown, ML_ERROR_MISMATCH, "%s: shapes (%z, %z) and (%z, %z) do not fit", name, a.rows,
                       a.cols, b.rows, b.cols);
@@ -5709,28 +6246,27 @@ ML_DEF ml_tensor ml_sum_rows(ml_graph *graph, ml_tensor x) {
 }
 
 /* ---- functions of single numbers ----
-   y = f(x), dx += f'(x) dy, where f' may be computed from x and y. libm's F32 functions, so within a few units in the
-   last place. NaN stays NaN, so that it shows in the loss. */
+   y = f(x), dx += f'(x) dy, where f' may be computed from x and y, within a few units in the last place. NaN stays NaN, so that it shows in the loss. */
 
 static float mli_relu_of(float x) { return x < 0 ? 0 : x; }
 static float mli_relu_slope(float x, float y) { return (void)y, x > 0 ? 1.0f : 0.0f; }
 /* Phi(x) = erfc(-x / sqrt(2)) / 2, which is accurate for x far below 0, too */
-static float mli_gelu_of(float x) { return 0.5f * x * erfcf(-0.70710678f * x); }
+static float mli_gelu_of(float x) { return 0.5f * x * mli_erfcf(-0.70710678f * x); }
 static float mli_gelu_slope(float x, float y) {
-    return (void)y, 0.5f * erfcf(-0.70710678f * x) + x * 0.39894228f * expf(-0.5f * x * x);
+    return (void)y, 0.5f * mli_erfcf(-0.70710678f * x) + x * 0.39894228f * mli_expf(-0.5f * x * x);
 }
-static float mli_sigmoid_of(float x) { return 1 / (1 + expf(-x)); }
+static float mli_sigmoid_of(float x) { return 1 / (1 + mli_expf(-x)); }
 static float mli_sigmoid_slope(float x, float y) { return (void)x, y * (1 - y); }
-static float mli_silu_of(float x) { return x / (1 + expf(-x)); }
+static float mli_silu_of(float x) { return x / (1 + mli_expf(-x)); }
 static float mli_silu_slope(float x, float y) {
     float s = mli_sigmoid_of(x);
     return (void)y, s * (1 + x * (1 - s));
 }
-static float mli_tanh_of(float x) { return tanhf(x); }
+static float mli_tanh_of(float x) { return mli_tanhf(x); }
 static float mli_tanh_slope(float x, float y) { return (void)x, (1 - y) * (1 + y); }
-static float mli_exp_of(float x) { return expf(x); }
+static float mli_exp_of(float x) { return mli_expf(x); }
 static float mli_exp_slope(float x, float y) { return (void)x, y; }
-static float mli_log_of(float x) { return logf(x); }
+static float mli_log_of(float x) { return mli_logf(x); }
 static float mli_log_slope(float x, float y) { return (void)y, 1 / x; }
 
 typedef struct mli_function {
@@ -5909,7 +6445,7 @@ static void mli_log_softmax_gradient_rows(const void *record, size_t begin, size
         float *dx = mli_grad_row(op->x, begin);
         double sum = 0;
         for (size_t j = 0; j < op->x.cols; j++) sum += (double)dy[j];
-        for (size_t j = 0; j < op->x.cols; j++) dx[j] += dy[j] - expf(y[j]) * (float)sum;
+        for (size_t j = 0; j < op->x.cols; j++) dx[j] += dy[j] - mli_expf(y[j]) * (float)sum;
     }
 }
 
@@ -6345,7 +6881,7 @@ ML_DEF ml_tensor ml_alibi(ml_graph *graph, int n_heads, ml_rows given, size_t n)
     if (mli_failed(graph) || !mli_read_rows(graph, "ml_alibi", given, n, &rows)) return ml_none();
     ml_tensor bias = mli_result(g, (size_t)n_heads * n, mli_longest_row(&rows), 0);
     for (int h = 0, r = 0; h < n_heads && !mli_measuring(g); h++, r = 0) {
-        float slope = powf(2.0f, -8.0f * (float)(h + 1) / (float)n_heads);
+        float slope = mli_powf(2.0f, -8.0f * (float)(h + 1) / (float)n_heads);
         for (size_t i = 0; i < n; i++) {
             while (mli_row_start(&rows, r + 1) <= i) r++;
             float *row = mli_row(bias, (size_t)h * n + i), position = (float)(i - mli_row_start(&rows, r));
@@ -6496,8 +7032,8 @@ typedef struct mli_kl_op {
 
 static double mli_log_sum(const float *x, size_t n) {
     double max = (double)mli_max(x, n), sum = 0;
-    for (size_t j = 0; j < n; j++) sum += exp((double)x[j] - max);
-    return max + log(sum);
+    for (size_t j = 0; j < n; j++) sum += mli_exp((double)x[j] - max);
+    return max + mli_log(sum);
 }
 
 static void mli_kl_rows(const void *record, size_t begin, size_t end) {
@@ -6506,7 +7042,7 @@ static void mli_kl_rows(const void *record, size_t begin, size_t end) {
         const float *x = mli_row(op->x, begin), *y = mli_row(op->y, begin);
         mli_kl_row row = {mli_log_sum(x, op->x.cols), mli_log_sum(y, op->x.cols), 0};
         for (size_t j = 0; j < op->x.cols; j++) {
-            double log_p = (double)x[j] - row.x_log_sum, p = exp(log_p);
+            double log_p = (double)x[j] - row.x_log_sum, p = mli_exp(log_p);
             if (p != 0) row.divergence += p * (log_p - ((double)y[j] - row.y_log_sum));
         }
         op->of[begin] = row;
@@ -6521,9 +7057,10 @@ static void mli_kl_gradient_rows(const void *record, size_t begin, size_t end) {
         float *d = op->is_y ? mli_grad_row(op->y, begin) : mli_grad_row(op->x, begin);
         mli_kl_row row = op->of[begin];
         for (size_t j = 0; j < op->x.cols; j++) {
-            double log_p = (double)x[j] - row.x_log_sum, log_q = (double)y[j] - row.y_log_sum, p = exp(log_p);
+            double log_p = (double)x[j] - row.x_log_sum, log_q = (double)y[j] - row.y_log_sum,
+                   p = mli_exp(log_p);
             if (op->is_y)
-                d[j] += (float)(unit * (exp(log_q) - p));
+                d[j] += (float)(unit * (mli_exp(log_q) - p));
             else if (p != 0)
                 d[j] += (float)(unit * p * (log_p - log_q - row.divergence));
         }
@@ -6956,7 +7493,7 @@ ML_DEF float ml_schedule_factor(const ml_schedule *schedule, int64_t step) {
     if (step < schedule->warmup_steps) return (float)((double)(step + 1) / warmup);
     if (schedule->decay == ML_DECAY_NONE) return 1.0f;
     double done = span > 0 ? MLI_MIN(1.0, ((double)step - warmup) / span) : 1.0, rest = 1.0 - done;
-    if (schedule->decay == ML_DECAY_COSINE) rest = 0.5 * (1.0 + cos(3.14159265358979323846 * done));
+    if (schedule->decay == ML_DECAY_COSINE) rest = 0.5 * (1.0 + mli_cosine_of_turns(0.5 * done));
     return (float)((double)schedule->final + (1.0 - (double)schedule->final) * rest);
 }
 
@@ -7079,7 +7616,7 @@ static void mli_adamw_defaults(ml_adamw *a) {
 static ml_result mli_plan_steps(mli_optimizer *o, double norm, ml_error *error) {
     const ml_adamw *a = &o->adamw;
     double number = (double)o->shown.step + 1;
-    double c1 = 1.0 - pow((double)a->beta1, number), c2 = 1.0 - pow((double)a->beta2, number);
+    double c1 = 1.0 - mli_pow((double)a->beta1, number), c2 = 1.0 - mli_pow((double)a->beta2, number);
     int pytorch = a->form == ML_ADAMW_PYTORCH;
     float clip = a->clip > 0 ? (float)MLI_MIN(1.0, (double)a->clip / (norm + 1e-6)) : 1.0f;
     float root = pytorch ? (float)(1.0 / sqrt(c2)) : 1.0f;
@@ -9958,7 +10495,7 @@ static unsigned mli_read_u8(mli_reader *reader) { return (unsigned)mli_read_uint
 static uint32_t mli_read_u32(mli_reader *reader) { return (uint32_t)mli_read_uint(reader, 4); }
 static uint64_t mli_read_u64(mli_reader *reader) { return mli_read_uint(reader, 8); }
 static int32_t mli_read_i32(mli_reader *reader) { return (int32_t)mli_read_u32(reader); }
-static float mli_read_f32(mli_reader *reader) { return mli_bits_float(mli_read_u32(reader)); }
+MLI_OPTIONAL float mli_read_f32(mli_reader *reader) { return mli_bits_float(mli_read_u32(reader)); }
 
 /* The lower n_bytes of a number in two's complement. */
 static int64_t mli_signed(uint64_t bits, int n_bytes) {
@@ -10439,6 +10976,13 @@ typedef struct ml_archive_private {
 
 /* ---- errors and memory ---- */
 
+#ifdef ML_NO_ERROR_TEXT
+static ml_result mli_stop_as(mli_archive *archive, ml_result code) {
+    if (!archive->result) archive->result = mli_fail_as(archive->error, code);
+    return archive->result;
+}
+#define mli_stop(archive, code, ...) ((void)(0 && mli_no_sentence(__VA_ARGS__)), mli_stop_as(archive, code))
+#else
 /* Notes an error, unless there was one before. */
 static ml_result mli_stop(mli_archive *archive, ml_result code, const char *format, ...) {
     if (archive->result) return archive->result;
@@ -10457,6 +11001,7 @@ static ml_result mli_stop(mli_archive *archive, ml_result code, const char *form
     }
     return code;
 }
+#endif
 
 /* Returns NULL: the memory that could not be had. */
 static void *mli_no_memory(mli_archive *archive) {
@@ -10611,7 +11156,7 @@ static void mli_path_push(mli_archive *archive, const char *name, size_t length)
     archive->path_length += length;
 }
 
-static void mli_path_push_int(mli_archive *archive, int64_t i) {
+MLI_OPTIONAL void mli_path_push_int(mli_archive *archive, int64_t i) {
     char digits[24];
     size_t n = 0;
     mli_put_int(digits, sizeof digits, &n, i);
@@ -10740,6 +11285,9 @@ static int mli_is_index(const unsigned char *data, size_t size) {
     return 0;
 }
 
+#ifdef ML_NO_ERROR_TEXT
+static void mli_unknown_file(mli_archive *archive) { mli_stop_as(archive, ML_ERROR_FORMAT); }
+#else
 /* What an unrecognized file seems to be, for the message. */
 static const char *mli_describe(const mli_archive *archive) {
     size_t begin = mli_text_begin(archive->data, archive->size);
@@ -10767,6 +11315,7 @@ static void mli_unknown_file(mli_archive *archive) {
     if (what) mli_stop(archive, ML_ERROR_FORMAT, "not a known model file: it is %s", what);
     mli_stop(archive, ML_ERROR_FORMAT, "not a known model file: starts with the bytes%s", hex);
 }
+#endif
 
 /* The bytes at the beginning of a file that is read, or of one that cannot be. */
 static const struct mli_magic {
@@ -10782,6 +11331,7 @@ static const struct mli_magic {
     {2, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch, NULL},
     {11, 13, "\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.", mli_read_torch, NULL},
     {0, 27, "L119547037146038801333356L\n", mli_read_torch, NULL},
+#ifndef ML_NO_ERROR_TEXT
     {257, 5, "ustar", NULL, "a tar archive: unpack it; if PyTorch 0.1 wrote it, load and save it with a newer one"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
@@ -10793,6 +11343,7 @@ static const struct mli_magic {
     {0, 4, "%PDF", NULL, "a PDF document"}, {0, 6, "\x93NUMPY", NULL, "a NumPy array, not a model"},
     {0, 4, "\x89HDF", NULL, "an HDF5 file"}, {0, 2, "\x1f\x8b", NULL, "compressed with gzip: unpack it first"},
     {0, 4, "\x28\xb5\x2f\xfd", NULL, "compressed with zstd: unpack it first"},
+#endif
     /* clang-format on */
 };
 
@@ -11303,7 +11854,7 @@ typedef struct mli_json {
 } mli_json;
 
 /* Notes the error and moves to the end, where nothing more is found. Returns "", the string that was not read. */
-static const char *mli_json_fail(mli_json *json, const char *what) {
+MLI_OPTIONAL const char *mli_json_fail(mli_json *json, const char *what) {
     mli_stop(json->archive, ML_ERROR_FORMAT, "JSON: %s at byte %z", what, (size_t)(json->in.p - json->begin));
     json->in.p = json->in.end;
     return "";
@@ -11312,23 +11863,23 @@ static const char *mli_json_fail(mli_json *json, const char *what) {
 /* ---- tokens ---- */
 
 /* The next character that is not white space, without reading it; 0 at the end. */
-static int mli_json_peek(mli_json *json) {
+MLI_OPTIONAL int mli_json_peek(mli_json *json) {
     mli_reader *in = &json->in;
     while (in->p < in->end && (*in->p == ' ' || *in->p == '\t' || *in->p == '\n' || *in->p == '\r')) in->p++;
     return in->p < in->end ? *in->p : 0;
 }
 
-static int mli_json_take(mli_json *json, int c) {
+MLI_OPTIONAL int mli_json_take(mli_json *json, int c) {
     if (mli_json_peek(json) != c) return 0;
     json->in.p++;
     return 1;
 }
 
-static void mli_json_expect(mli_json *json, int c, const char *otherwise) {
+MLI_OPTIONAL void mli_json_expect(mli_json *json, int c, const char *otherwise) {
     if (!mli_json_take(json, c)) mli_json_fail(json, otherwise);
 }
 
-static int mli_json_word(mli_json *json, const char *word) {
+MLI_OPTIONAL int mli_json_word(mli_json *json, const char *word) {
     size_t n = strlen(word);
     if (mli_left(&json->in) < n || memcmp(json->in.p, word, n) != 0) return 0;
     json->in.p += n;
@@ -11336,14 +11887,14 @@ static int mli_json_word(mli_json *json, const char *word) {
 }
 
 /* Whether item i of a container follows: after the opening bracket, or after a comma. */
-static int mli_json_more(mli_json *json, int close, int64_t i) {
+MLI_OPTIONAL int mli_json_more(mli_json *json, int close, int64_t i) {
     if (mli_json_take(json, close)) return 0;
     if (i) mli_json_expect(json, ',', "a comma is missing");
     return !json->archive->result;
 }
 
 /* The four hexadecimal digits of \uXXXX; -1 if this is something else. */
-static int32_t mli_json_hex(const unsigned char *p, const unsigned char *end) {
+MLI_OPTIONAL int32_t mli_json_hex(const unsigned char *p, const unsigned char *end) {
     int32_t value = 0;
     if (end - p < 6 || p[0] != '\\' || p[1] != 'u') return -1;
     for (int i = 2; i < 6 && value >= 0; i++) {
@@ -11354,7 +11905,7 @@ static int32_t mli_json_hex(const unsigned char *p, const unsigned char *end) {
 }
 
 /* Writes a code point as UTF-8: at most 4 bytes, and never more than its escape has. Returns how many. */
-static size_t mli_put_utf8(char *to, uint32_t c) {
+MLI_OPTIONAL size_t mli_put_utf8(char *to, uint32_t c) {
     static const unsigned char lead[4] = {0, 0xc0, 0xe0, 0xf0};
     int more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
     for (int i = more; i > 0; i--, c >>= 6) to[i] = (char)(0x80 | (c & 63));
@@ -11363,7 +11914,7 @@ static size_t mli_put_utf8(char *to, uint32_t c) {
 }
 
 /* Decodes the character or escape at *p and moves *p past it. Returns the bytes written; 0: it is wrong. */
-static size_t mli_json_character(const unsigned char **p, const unsigned char *end, char *to) {
+MLI_OPTIONAL size_t mli_json_character(const unsigned char **p, const unsigned char *end, char *to) {
     static const char from[] = "\"\\/bfnrt", into[] = "\"\\/\b\f\n\r\t";
     int32_t c = mli_json_hex(*p, end), low = c >= 0xd800 && c < 0xdc00 ? mli_json_hex(*p + 6, end) : -1;
     if (c >= 0) {
@@ -11379,7 +11930,7 @@ static size_t mli_json_character(const unsigned char **p, const unsigned char *e
 }
 
 /* A decoded string, kept in the archive and zero-terminated; "" after an error. */
-static const char *mli_json_string(mli_json *json, size_t *length) {
+MLI_OPTIONAL const char *mli_json_string(mli_json *json, size_t *length) {
     *length = 0;
     mli_json_expect(json, '"', "a string is missing");
     const unsigned char *p = json->in.p, *end = p;
@@ -11400,17 +11951,16 @@ static const char *mli_json_string(mli_json *json, size_t *length) {
 }
 
 /* The key of a member of an object, and its colon. */
-static const char *mli_json_key(mli_json *json, size_t *length) {
+MLI_OPTIONAL const char *mli_json_key(mli_json *json, size_t *length) {
     const char *key = mli_json_string(json, length);
     mli_json_expect(json, ':', "a colon is missing");
     return key;
 }
 
-/* digits * 10^exponent. Correctly rounded if both fit a double exactly (Clinger 1990, "How to Read Floating Point
+/* value * 10^exponent. Correctly rounded if both fit a double exactly (Clinger 1990, "How to Read Floating Point
    Numbers Accurately"), otherwise within a few units in the last place: more than a float needs. Not strtod, which
    depends on the locale. */
-static double mli_scale_decimal(uint64_t digits, int exponent) {
-    double value = (double)digits;
+MLI_OPTIONAL double mli_scale_decimal(double value, int exponent) {
     int left = exponent < 0 ? -exponent : exponent;
     while (left > 0 && value > 0 && value <= 1e308) {
         double power = 1; /* up to 10^22, which is exact */
@@ -11422,7 +11972,7 @@ static double mli_scale_decimal(uint64_t digits, int exponent) {
 
 /* Appends decimal digits to *digits as long as they fit. Returns the power of ten that makes up for the decimal
    point's position: the number of integer digits left out, or minus the number of fraction digits taken. */
-static int mli_json_digits(mli_json *json, uint64_t *digits, int is_fraction) {
+MLI_OPTIONAL int mli_json_digits(mli_json *json, uint64_t *digits, int is_fraction) {
     mli_reader *in = &json->in;
     const unsigned char *begin = in->p;
     int exponent = 0;
@@ -11436,7 +11986,7 @@ static int mli_json_digits(mli_json *json, uint64_t *digits, int is_fraction) {
 }
 
 /* [-]digits[.digits][e[+-]digits]. Returns whether it is written as an integer and fits an int64_t. */
-static int mli_json_number(mli_json *json, int64_t *i, double *f) {
+MLI_OPTIONAL int mli_json_number(mli_json *json, int64_t *i, double *f) {
     uint64_t digits = 0, written = 0;
     int is_negative = mli_json_take(json, '-');
     int exponent = mli_json_digits(json, &digits, 0), is_int = !exponent && digits <= (uint64_t)INT64_MAX;
@@ -11451,12 +12001,21 @@ static int mli_json_number(mli_json *json, int64_t *i, double *f) {
         mli_json_digits(json, &written, 0);
         exponent += sign * (int)MLI_MIN(written, 100000u);
     }
-    *f = mli_scale_decimal(digits, exponent) * (is_negative ? -1 : 1);
+    *f = mli_scale_decimal((double)digits, exponent) * (is_negative ? -1 : 1);
     *i = !is_int ? 0 : is_negative ? -(int64_t)digits : (int64_t)digits;
     return is_int;
 }
 
 /* ---- values ---- */
+#ifdef ML_NO_JSON
+
+static ml_result mli_json_values(mli_archive *archive, const char *prefix, const void *data, size_t size,
+                                 ml_error *error) {
+    (void)archive, (void)prefix, (void)data, (void)size;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "JSON, which this build cannot read: ML_NO_JSON");
+}
+
+#else
 
 /* Appends a key, or the place in a list, to the path. A key that cannot be a part of a name, because it is too long
    or contains a zero byte, makes the path as long as its buffer: what is there is passed over. */
@@ -11543,16 +12102,18 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
     return archive->result;
 }
 
+#endif /* ML_NO_JSON */
+
 /* ---- writing JSON ---- */
 #ifdef MLI_SAVING
 
 /* The shortest decimal number that is read as this float: m * 10^e with the fewest digits in m. */
 static void mli_append_json_float(mli_writer *writer, float value) {
-    int exponent = value > 0 ? (int)floor(log10((double)value)) : 0;
+    int exponent = value > 0 ? (int)floor(mli_log((double)value) / 2.302585092994045684) : 0;
     int64_t mantissa;
     for (int digits = 0;; digits++, exponent--) { /* after the first */
-        mantissa = (int64_t)floor((double)value * pow(10, -exponent) + 0.5);
-        if (digits == 8 || (float)mli_scale_decimal((uint64_t)mantissa, exponent) == value) break;
+        mantissa = (int64_t)floor(mli_scale_decimal((double)value, -exponent) + 0.5);
+        if (digits == 8 || (float)mli_scale_decimal((double)mantissa, exponent) == value) break;
     }
     for (; mantissa && mantissa % 10 == 0; exponent++) mantissa /= 10;
     mli_append_decimal(writer, mantissa);
@@ -13038,7 +13599,7 @@ static void mli_append_pickle_tensor(mli_writer *writer, const mli_saved *saved,
     mli_append_text(writer, "ctorch._utils\n_rebuild_tensor_v2\n((");
     mli_append_pickle_text(writer, "storage");
     mli_append_format(writer, "ctorch\n%sStorage\n",
-                      saved->type == ML_F32   ? "Float"
+                      saved->type == ML_F32 ? "Float"
                       : saved->type == ML_F16 ? "Half"
                                               : "BFloat16");
     mli_append_pickle_text(writer, key);
@@ -13452,6 +14013,14 @@ static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
    Hugging Face's safetensors: the length of a header (8 bytes), the header, data. The header is one JSON object,
    {"__metadata__": {"key": "text"}, "NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}. */
 
+#ifdef ML_NO_SAFETENSORS
+
+static void mli_read_safetensors(mli_archive *archive) {
+    mli_stop(archive, ML_ERROR_UNSUPPORTED, "safetensors, which this build cannot read: ML_NO_SAFETENSORS");
+}
+
+#else
+
 /* A list of integers that are not negative, of which the first `most` are kept. Returns how many it has; 0 after an
    error. */
 static int mli_json_sizes(mli_json *json, int64_t *sizes, int most) {
@@ -13538,8 +14107,20 @@ static void mli_read_safetensors(mli_archive *archive) {
     }
     if (mli_json_peek(&json)) mli_json_fail(&json, "more text than one value");
 }
+
+#endif /* ML_NO_SAFETENSORS */
+
 /* ---- writing safetensors ---- */
 #ifdef MLI_SAVING
+#ifdef ML_NO_SAFETENSORS
+
+static void mli_append_safetensors(mli_writer *writer, mli_saver *saver) {
+    (void)writer;
+    saver->result = mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                             "safetensors are not written by this build: ML_NO_SAFETENSORS");
+}
+
+#else
 
 /* A value of the caller's, as a text. */
 static void mli_append_metadata(mli_writer *writer, const ml_value *value) {
@@ -13590,12 +14171,32 @@ static void mli_append_safetensors(mli_writer *writer, const mli_saver *saver) {
     mli_append_safetensors_header(writer, saver);
     mli_append_tensors(writer, saver, 1);
 }
+
+#endif
 #endif /* MLI_SAVING */
 
 /* ==== >>llama2c ====
    llama2.c's model .bin, as its export.py writes it: seven numbers, then the weights without names or shapes, which
    follow from those numbers. Version 0 (legacy) has no magic number; version 1 has; in version 2 the matrices are
    signed bytes, with one float scale for each group of them. */
+
+#ifdef ML_NO_BIN
+
+static void mli_read_bin(mli_archive *archive) {
+    mli_stop(archive, ML_ERROR_UNSUPPORTED, "a llama2.c file, which this build cannot read: ML_NO_BIN");
+}
+
+/* The version without a magic number: seven numbers of a plausible size. */
+static int mli_read_legacy_bin(mli_archive *archive) {
+    mli_reader in = mli_reader_at(archive->data, 0, archive->size);
+    for (int i = 0; i < 7; i++) {
+        int32_t number = mli_read_i32(&in);
+        if (!number || number > 1 << 24 || number < -(1 << 24)) return 0;
+    }
+    return mli_read_bin(archive), 1;
+}
+
+#else
 
 /* The seven numbers. The limits are far above any Llama, and low enough that no size below overflows 64 bits: 2^12
    layers of 2^20 * 2^22 floats are 2^56 bytes. */
@@ -13747,6 +14348,8 @@ static int mli_read_legacy_bin(mli_archive *archive) {
     return 1;
 }
 
+#endif /* ML_NO_BIN */
+
 /* ==== >>vocabularies ====
    The files that hold a vocabulary: of SentencePiece BPE llama2.c's .bin and tokenizer.model, of byte-level BPE
    Meta's tokenizer.model of Llama 3, and of either GGUF and tokenizer.json. Each reader hands its pieces, one after
@@ -13811,6 +14414,12 @@ static ml_result mli_check_default_ids(mli_vocabulary *v, const int is_default[3
    The length of the longest piece, then for each piece up to the end of the file: score (f32), length (i32), bytes.
    Spaces are plain; ids 0, 1, 2 are unknown, bos and eos, the latter two written between line feeds. */
 
+#ifdef ML_NO_BIN
+static ml_result mli_bin_open(mli_piece_source *source, mli_vocabulary *v, ml_error *error) {
+    (void)source, (void)v;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "llama2.c's tokenizer.bin, left out by ML_NO_BIN");
+}
+#else
 static ml_result mli_bin_get(void *context, int32_t id, mli_piece *piece, ml_error *error) {
     mli_piece_source *source = (mli_piece_source *)context;
     if (id == 0) source->in = mli_reader_at(source->data, 4, source->size);
@@ -13844,6 +14453,7 @@ static ml_result mli_bin_open(mli_piece_source *source, mli_vocabulary *v, ml_er
     v->eos = v->n_pieces > 2 ? 2 : -1;
     return ML_OK;
 }
+#endif /* ML_NO_BIN */
 
 /* ---- SentencePiece's tokenizer.model ----
    A protocol buffer (sentencepiece_model.proto): a sequence of fields, each a tag, number * 8 + wire type, and a
@@ -13852,6 +14462,13 @@ static ml_result mli_bin_open(mli_piece_source *source, mli_vocabulary *v, ml_er
 
 enum { MLI_PB_VARINT = 0, MLI_PB_64 = 1, MLI_PB_BYTES = 2, MLI_PB_32 = 5 }; /* wire types */
 #define MLI_PB(number, wire) ((number)*8 + (wire))
+
+#ifdef ML_NO_TOKENIZER_MODEL
+static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_error *error) {
+    (void)source, (void)v;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "a tokenizer.model, left out by ML_NO_TOKENIZER_MODEL");
+}
+#else
 
 typedef struct mli_pb_field {
     uint64_t tag;
@@ -14008,6 +14625,7 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
     const int is_default[3] = {v->bos == 1, v->eos == 2, v->unknown == 0};
     return result ? result : mli_check_default_ids(v, is_default, error);
 }
+#endif                         /* ML_NO_TOKENIZER_MODEL */
 
 /* ---- GGUF ----
    The keys of the loader and of the saver; llama.cpp's defaults where one is absent. */
@@ -14394,6 +15012,13 @@ static ml_result mli_tiktoken_open(mli_piece_source *source, mli_vocabulary *v, 
     return ML_OK;
 }
 
+#ifdef ML_NO_JSON
+static ml_result mli_tokenizer_from_json(const void *data, size_t size, const ml_allocator *allocator,
+                                         ml_tokenizer **tokenizer, ml_error *error) {
+    (void)data, (void)size, (void)allocator, (void)tokenizer;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "a tokenizer.json, left out by ML_NO_JSON");
+}
+#else
 /* ---- Hugging Face's tokenizer.json ----
    One JSON object: a model ("type" BPE, a "vocab" of pieces and ids, "merges" in the order of their ranks), the
    "added_tokens", and what is done around it: "normalizer", "pre_tokenizer", "post_processor", "decoder", each null,
@@ -14859,6 +15484,7 @@ static ml_result mli_tokenizer_from_json(const void *data, size_t size, const ml
     ml_archive_free(&hf.archive->shown);
     return result;
 }
+#endif /* ML_NO_JSON */
 #endif /* ML_NO_BPE */
 
 /* ---- any of them ---- */
@@ -15078,6 +15704,13 @@ typedef struct mli_loader {
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_loader;
 
+#ifdef ML_NO_ERROR_TEXT
+static ml_result mli_refuse_as(mli_loader *loader, ml_result code) {
+    if (!loader->result) loader->result = mli_fail_as(loader->error, code);
+    return loader->result;
+}
+#define mli_refuse(loader, code, ...) ((void)(0 && mli_no_sentence(__VA_ARGS__)), mli_refuse_as(loader, code))
+#else
 /* Notes an error; the first one stays. Returns the loader's result. */
 static ml_result mli_refuse(mli_loader *loader, ml_result code, const char *format, ...) {
     if (loader->result) return loader->result;
@@ -15090,6 +15723,7 @@ static ml_result mli_refuse(mli_loader *loader, ml_result code, const char *form
     }
     return loader->result = code;
 }
+#endif
 
 static mli_loader mli_loader_of(const char *path, const void *data, size_t size, ml_error *error) {
     mli_loader loader;
@@ -15332,7 +15966,7 @@ static void mli_load_rope_attention(mli_loader *loader) {
     const ml_value *yarn = ml_archive_find_value(loader->archive, MLI_KEY_YARN_ATTENTION);
     int is_gguf = yarn || (own && mli_begins_with(own->name, "llama."));
     float scale = own ? mli_value_float(loader, own, 0) : 1,
-          log_scale = 0.1f * logf(MLI_MAX(1.0f, c->rope_scale));
+          log_scale = 0.1f * mli_logf(MLI_MAX(1.0f, c->rope_scale));
     if (yarn) scale *= mli_value_float(loader, yarn, 0);
     if (c->rope_kind != ML_ROPE_YARN && !is_gguf) return;
     float m = mli_rope_json(loader, MLI_ROPE_JSON ".mscale", MLI_ROPE_JSON_5 ".mscale", 0);
@@ -15484,7 +16118,8 @@ static int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
     size_t n = 0;
     int is_half = 0;
     while (*name) {
-        size_t length = strcspn(name, "."), step = length + (name[length] == '.');
+        const char *dot = strchr(name, '.');
+        size_t length = dot ? (size_t)(dot - name) : strlen(name), step = length + (dot != NULL);
         if (step == length || (!is_half && !mli_is_wrapper_word(name, length))) {
             if (step >= MLI_LONG_NAME_SIZE - n) return 0;
             memcpy(plain + n, name, step);
@@ -15816,7 +16451,7 @@ static void mli_check_source(mli_loader *loader, const ml_array *array, size_t r
         mli_format_shape(n_dims, wanted, want);
         mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s has shape %s, not %s", array->name, have, want);
     } else if (!mli_is_weight(array->type) && array->type != ML_F64) {
-        const char *why = ml_type_block(array->type) > 1 ? ", which ML_NO_K_QUANTS left out" : "";
+        const char *why = mli_left_out(array->type);
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of type %s%s", array->name, array->type_name,
                    why);
     } else if (!mli_is_dense(array)) {
@@ -17896,7 +18531,7 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     const char *type = ml_type_name(desc->type);
     const char *why = saver->lora || !mli_is_quantized(desc->type) ? ""
                       : mli_is_readable(desc->type)                ? ": that type is only read"
-                                                                   : ", which ML_NO_K_QUANTS left out";
+                                                                   : mli_left_out(desc->type);
     if (desc->format != ML_GGUF && !saver->is_hf && !saver->is_torch)
         return mli_fail(saver->error, ML_ERROR_ARGUMENT, "ml_model_save: format is not one of its names");
     if (desc->type && (!mli_type(desc->type)->quantize || (saver->lora && mli_is_quantized(desc->type))))
@@ -18385,7 +19020,9 @@ ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path,
            mli_v_store_n(y + i, mli_v_mul(a, mli_v_load_n(x + i, n - i)), n - i); */
 
 /* Before a loop whose length is a constant: unrolls it, so that an array of vectors in it becomes registers. */
-#if defined(__clang__)
+#if defined(MLI_SMALL)
+#define MLI_UNROLL
+#elif defined(__clang__)
 #define MLI_UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__) && __GNUC__ >= 8
 #define MLI_UNROLL _Pragma("GCC unroll 32")
@@ -18562,27 +19199,50 @@ MLI_INLINE void mli_v_transpose_groups(mli_v row[MLI_LANES]) { (void)row; } /* t
 
 #else
 
-/* Plain C: loops over four floats, which compilers turn into whatever vector instructions there are. */
+/* Plain C: loops over four floats, which compilers turn into whatever vector instructions there are. Where code is to
+   be small as well, products are plain loops (MLI_LOOPS), which add in the same order. */
 typedef struct mli_v {
     float lane[4];
 } mli_v;
 enum { MLI_LANES = 4 };
+#ifdef MLI_SMALL
+#define MLI_LOOPS
+#endif
 
 static float mli_f16_to_f32(uint16_t half); /* in >>numbers, as is the next */
 static float mli_bf16_to_f32(uint16_t half);
 
+#ifdef MLI_SMALL /* a loop, which is not unrolled, would keep the lanes in memory */
+#define MLI_EACH_LANE(name, parameters, expression)                                                          \
+    MLI_INLINE mli_v name parameters {                                                                       \
+        mli_v r;                                                                                             \
+        unsigned i = 0;                                                                                      \
+        r.lane[0] = expression, i++;                                                                         \
+        r.lane[1] = expression, i++;                                                                         \
+        r.lane[2] = expression, i++;                                                                         \
+        r.lane[3] = expression;                                                                              \
+        return r;                                                                                            \
+    }
+#else
 #define MLI_EACH_LANE(name, parameters, expression)                                                          \
     MLI_INLINE mli_v name parameters {                                                                       \
         mli_v r;                                                                                             \
         for (unsigned i = 0; i < MLI_LANES; i++) r.lane[i] = expression;                                     \
         return r;                                                                                            \
     }
+#endif
 MLI_EACH_LANE(mli_v_set, (float s), s)
 MLI_INLINE mli_v mli_v_zero(void) { return mli_v_set(0.0f); }
 MLI_EACH_LANE(mli_v_load, (const float *p), p[i])
 MLI_INLINE void mli_v_store(float *p, mli_v a) { memcpy(p, a.lane, sizeof a); }
 MLI_EACH_LANE(mli_v_load_n, (const float *p, size_t n), i < n ? p[i] : 0.0f)
-MLI_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) { memcpy(p, a.lane, MLI_MIN(n, 4) * sizeof *p); }
+MLI_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) {
+#ifdef MLI_SMALL
+    for (size_t i = 0; i < MLI_MIN(n, 4); i++) p[i] = a.lane[i];
+#else
+    memcpy(p, a.lane, MLI_MIN(n, 4) * sizeof *p);
+#endif
+}
 MLI_EACH_LANE(mli_v_load_f16, (const uint16_t *p), mli_f16_to_f32(p[i]))
 MLI_EACH_LANE(mli_v_load_bf16, (const uint16_t *p), mli_bf16_to_f32(p[i]))
 MLI_EACH_LANE(mli_v_add, (mli_v a, mli_v b), a.lane[i] + b.lane[i])
@@ -18736,6 +19396,8 @@ static inline void mli_ref_swiglu(float *y, const float *gate, const float *up, 
 
 /* ---- sums ---- */
 
+#ifndef MLI_LOOPS /* there it is in >>products */
+
 /* A multiply-add takes about four cycles, but two can begin in each: four interleaved sums keep the unit busy. */
 static float mli_dot(const float *a, const float *b, size_t n) {
     mli_v sum[4] = {mli_v_zero(), mli_v_zero(), mli_v_zero(), mli_v_zero()};
@@ -18752,6 +19414,8 @@ static float mli_dot(const float *a, const float *b, size_t n) {
     if (i < n) sum[1] = mli_v_fma(mli_v_load_n(a + i, n - i), mli_v_load_n(b + i, n - i), sum[1]);
     return mli_v_sum(mli_v_add_4(sum));
 }
+
+#endif
 
 static void mli_axpy(float *y, float a, const float *x, size_t n) {
     mli_v factor = mli_v_set(a);
@@ -18825,14 +19489,25 @@ static float mli_sum_exp(float *y, const float *x, float max, size_t n) {
 }
 
 /* Subtracting the maximum cancels out and keeps e^x from overflowing. */
-static float mli_softmax(float *x, size_t n) {
-    float max = mli_max(x, n), sum = mli_sum_exp(x, x, max, n);
+static float mli_softmax_of(float *x, size_t n, float *max) {
+    *max = mli_max(x, n);
+    float sum = mli_sum_exp(x, x, *max, n);
     mli_scale(x, 1.0f / sum, n);
-    return max + logf(sum);
+    return sum;
+}
+
+static void mli_softmax(float *x, size_t n) {
+    float max;
+    mli_softmax_of(x, n, &max);
+}
+
+static float mli_softmax_log(float *x, size_t n) {
+    float max, sum = mli_softmax_of(x, n, &max);
+    return max + mli_logf(sum);
 }
 
 static void mli_log_softmax(float *x, size_t n) {
-    float max = mli_max(x, n), log_sum = max + logf(mli_sum_exp(NULL, x, max, n));
+    float max = mli_max(x, n), log_sum = max + mli_logf(mli_sum_exp(NULL, x, max, n));
     for (size_t i = 0; i < n; i++) x[i] -= log_sum;
 }
 
@@ -18926,14 +19601,16 @@ static void mli_norm_weight_gradient(float *dw, const float *dy, const float *x,
 
 /* ---- rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding") ---- */
 
-/* Compilers vectorize this: the row and the angles do not overlap. */
+/* Compilers vectorize this: the row and the angles do not overlap. A sum with -s in place of a difference keeps gcc 12
+   from taking x86's alternating multiply-add, at -O3 only and with -ffp-contract=off, which rounds differently. */
 static void mli_rope_row(float *MLI_RESTRICT x, const float *MLI_RESTRICT cos_sin, size_t width, size_t hd,
                          float direction) {
+    const float back = -direction;
     for (; width > 0; width -= hd, x += hd)
         for (size_t i = 0; i < hd; i += 2) {
-            float a = x[i], b = x[i + 1], c = cos_sin[i], s = cos_sin[i + 1] * direction;
-            x[i] = a * c - b * s;
-            x[i + 1] = a * s + b * c;
+            float a = x[i], b = x[i + 1], c = cos_sin[i], s = cos_sin[i + 1];
+            x[i] = a * c + b * (s * back);
+            x[i + 1] = a * (s * direction) + b * c;
         }
 }
 
@@ -18989,12 +19666,6 @@ static void mli_adamw(const mli_adamw_step *s, float *w, float *m, float *v, flo
 
 /* ---- few rows: matrix times vector ---- */
 
-#if defined(MLI_AVX512) || defined(MLI_NEON)
-enum { MLI_X_ROWS = 4 }; /* rows of x that meet a row of W at once: their 4 x 4 sums fit 32 registers */
-#else
-enum { MLI_X_ROWS = 2 }; /* or 16 registers */
-#endif
-
 /* y (n_x, n_w) = x (n_x, k) . w (n_w, k)^T, w of F32, F16 or BF16; rows are stride numbers (w's: bytes) apart. It is
    passed by value to what is inlined, where it becomes registers. */
 typedef struct mli_matvec_job {
@@ -19006,6 +19677,10 @@ typedef struct mli_matvec_job {
 
 /* Numbers i .. i + n - 1 of a row of F32, F16 or BF16, or as many as fit. */
 MLI_INLINE mli_v mli_v_load_as(ml_type type, const char *row, size_t i, size_t n) {
+#ifdef ML_NO_F16_WEIGHTS
+    (void)type;
+    return mli_v_load_n((const float *)(const void *)row + i, n);
+#else
     const uint16_t *half = (const uint16_t *)(const void *)row + i;
     uint16_t last[MLI_LANES] = {0};
     if (type == ML_F32) return mli_v_load_n((const float *)(const void *)row + i, n);
@@ -19014,7 +19689,45 @@ MLI_INLINE mli_v mli_v_load_as(ml_type type, const char *row, size_t i, size_t n
         half = last;
     }
     return type == ML_F16 ? mli_v_load_f16(half) : mli_v_load_bf16(half);
+#endif
 }
+
+#ifdef MLI_LOOPS
+
+/* a . b, as mli_dot adds: in four vectors, the last part of a vector in the second. */
+static float mli_dot_as(ml_type type, const char *a, const float *b, size_t n) {
+    mli_v sum[4] = {mli_v_zero(), mli_v_zero(), mli_v_zero(), mli_v_zero()};
+    size_t whole = n - n % (4 * MLI_LANES);
+    for (size_t i = 0; i < n; i += MLI_LANES) {
+        mli_v *to = sum + (i < whole ? i / MLI_LANES % 4 : n - i < MLI_LANES);
+        *to = mli_v_fma(mli_v_load_as(type, a, i, n - i), mli_v_load_n(b + i, n - i), *to);
+    }
+    return mli_v_sum(mli_v_add_4(sum));
+}
+
+static float mli_dot(const float *a, const float *b, size_t n) {
+    return mli_dot_as(ML_F32, (const char *)a, b, n);
+}
+
+static void mli_matvec(ml_type type, const mli_matvec_job *job) {
+    for (size_t w = 0; w < job->n_w; w++)
+        for (size_t x = 0; x < job->n_x; x++)
+            job->y[x * job->y_stride + w] =
+                mli_dot_as(type, job->w + w * job->w_stride, job->x + x * job->x_stride, job->k);
+}
+
+static void mli_dots(float *y, const float *x, const float *rows, size_t row_stride, size_t n, size_t k) {
+    mli_matvec_job job = {y, x, (const char *)rows, 1, n, k, 0, 0, row_stride * sizeof *rows};
+    mli_matvec(ML_F32, &job);
+}
+
+#else
+
+#if defined(MLI_AVX512) || defined(MLI_NEON)
+enum { MLI_X_ROWS = 4 }; /* rows of x that meet a row of W at once: their 4 x 4 sums fit 32 registers */
+#else
+enum { MLI_X_ROWS = 2 }; /* or 16 registers */
+#endif
 
 /* sum[a][j] += w * x_a, lane by lane, from number i on, n > 0 of which are left. type and n_x are constants where
    this is inlined. */
@@ -19100,8 +19813,10 @@ MLI_INLINE void mli_matvec_of(ml_type type, mli_matvec_job job) {
 
 static void mli_matvec(ml_type type, const mli_matvec_job *job) {
     switch (type) {
+#ifndef ML_NO_F16_WEIGHTS
     case ML_F16: mli_matvec_of(ML_F16, *job); break;
     case ML_BF16: mli_matvec_of(ML_BF16, *job); break;
+#endif
     default: mli_matvec_of(ML_F32, *job); break;
     }
 }
@@ -19110,6 +19825,8 @@ static void mli_dots(float *y, const float *x, const float *rows, size_t row_str
     mli_matvec_job job = {y, x, (const char *)rows, 1, n, k, 0, 0, row_stride * sizeof *rows};
     for (size_t row = 0; row < n; row += 4) mli_matvec_tile(ML_F32, 1, mli_matvec_from(job, 0, row));
 }
+
+#endif
 
 /* ---- many rows: matrix multiply ----
 
@@ -19189,6 +19906,91 @@ enum {
     MLI_TASK_WORK = 1 << 17        /* multiplications worth waking a thread for */
 };
 
+static size_t mli_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+/* dst (n) = numbers [at, at + n) of blocks, the first and the last of which may be cut */
+static void mli_widen_blocks(ml_type type, const char *data, size_t at, size_t n, float *dst) {
+    const mli_type_info *info = mli_type(type);
+    float whole[MLI_LARGEST_BLOCK];
+    for (size_t count; n; n -= count, at += count, dst += count) {
+        const char *from = data + at / info->block * info->bytes;
+        size_t skip = at % info->block;
+        if (!skip && n >= info->block) {
+            count = n - n % info->block;
+            mli_dequantize_row(type, from, dst, count);
+        } else {
+            count = MLI_MIN(info->block - skip, n);
+            mli_dequantize_row(type, from, whole, info->block);
+            memcpy(dst, whole + skip, count * sizeof *dst);
+        }
+    }
+}
+
+/* dst (n) = numbers [at, at + n) of any other type as F32 */
+static void mli_widen(ml_type type, const char *data, size_t at, size_t n, float *dst) {
+    if (mli_is_quantized(type))
+        mli_widen_blocks(type, data, at, n, dst);
+    else
+        for (size_t i = 0; i < n; i += MLI_LANES)
+            mli_v_store_n(dst + i, mli_v_load_as(type, data, at + i, n - i), n - i);
+}
+
+/* Numbers [at, at + n) of the data: in place where they are F32, else in buffer (n). */
+static const float *mli_as_f32(const mli_operand *of, size_t at, size_t n, float *buffer) {
+    if (of->type == ML_F32) return (const float *)of->data + at;
+    mli_widen(of->type, (const char *)of->data, at, n, buffer);
+    return buffer;
+}
+
+#ifdef MLI_LOOPS
+
+/* The blocks of k determine the order of summation, here as below. */
+static size_t mli_block_k(size_t k) {
+    size_t blocks = (k + MLI_BLOCK_K - 1) / MLI_BLOCK_K;
+    return mli_round_up((k + blocks - 1) / blocks, 32);
+}
+
+static size_t mli_gemm_work(const ml_threads *threads, size_t m, size_t n, size_t k) {
+    (void)threads, (void)m, (void)k;
+    return (2 * n + MLI_BLOCK_K) * sizeof(float) + MLI_ALIGN;
+}
+
+static float mli_number_of(const mli_operand *of, size_t at) {
+    float number;
+    return *mli_as_f32(of, at, 1, &number);
+}
+
+/* sum (n) = row i of A, numbers [k0, k_end), times B. Rows of B are contiguous, or its columns are. */
+static void mli_gemm_row(const mli_operand *a, const mli_operand *b, size_t i, size_t n, size_t k0,
+                         size_t k_end, float *sum, float *buffer) {
+    memset(sum, 0, n * sizeof *sum);
+    for (size_t p = k0; b->col_stride == 1 && p < k_end; p++) {
+        float ai = mli_number_of(a, i * a->row_stride + p * a->col_stride);
+        mli_axpy(sum, ai, mli_as_f32(b, p * b->row_stride, n, buffer), n);
+    }
+    for (size_t j = 0; b->col_stride != 1 && j < n; j++) {
+        const float *bj = mli_as_f32(b, j * b->col_stride + k0, k_end - k0, buffer);
+        for (size_t p = k0; p < k_end; p++)
+            sum[j] += mli_number_of(a, i * a->row_stride + p * a->col_stride) * bj[p - k0];
+    }
+}
+
+static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, mli_operand a, mli_operand b,
+                     float *c, size_t c_row_stride, int accumulate, void *work) {
+    float *sum = (float *)mli_align_up((uintptr_t)work), *buffer = sum + n;
+    size_t step = k ? mli_block_k(k) : 1;
+    (void)threads;
+    for (size_t i = 0; i < m; i++, c += c_row_stride) {
+        if (!accumulate) memset(c, 0, n * sizeof *c);
+        for (size_t k0 = 0; k0 < k; k0 += step) {
+            mli_gemm_row(&a, &b, i, n, k0, MLI_MIN(k, k0 + step), sum, buffer);
+            mli_add(c, sum, n);
+        }
+    }
+}
+
+#else
+
 /* C (+)= a . b for one tile: a is a packed panel (k, MLI_TILE_WIDTH), b one (k, MLI_TILE_COLS). */
 typedef struct mli_c_tile {
     size_t k;
@@ -19249,8 +20051,6 @@ static void mli_gemm_any_tile(const mli_c_tile *t) {
 
 /* ---- packing ---- */
 
-static size_t mli_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-
 /* B as rows along k, as A is: both operands are packed by the same functions. */
 static mli_operand mli_transposed(mli_operand x) {
     mli_operand t = {x.type, x.data, x.col_stride, x.row_stride};
@@ -19265,40 +20065,6 @@ typedef struct mli_pack_job {
     size_t first, count, k0, k, lines;
     float *buffer; /* MLI_BUFFER numbers */
 } mli_pack_job;
-
-/* dst (n) = numbers [at, at + n) of blocks, the first and the last of which may be cut */
-static void mli_widen_blocks(ml_type type, const char *data, size_t at, size_t n, float *dst) {
-    const mli_type_info *info = mli_type(type);
-    float whole[MLI_LARGEST_BLOCK];
-    for (size_t count; n; n -= count, at += count, dst += count) {
-        const char *from = data + at / info->block * info->bytes;
-        size_t skip = at % info->block;
-        if (!skip && n >= info->block) {
-            count = n - n % info->block;
-            mli_dequantize_row(type, from, dst, count);
-        } else {
-            count = MLI_MIN(info->block - skip, n);
-            mli_dequantize_row(type, from, whole, info->block);
-            memcpy(dst, whole + skip, count * sizeof *dst);
-        }
-    }
-}
-
-/* dst (n) = numbers [at, at + n) of any other type as F32 */
-static void mli_widen(ml_type type, const char *data, size_t at, size_t n, float *dst) {
-    if (mli_is_quantized(type))
-        mli_widen_blocks(type, data, at, n, dst);
-    else
-        for (size_t i = 0; i < n; i += MLI_LANES)
-            mli_v_store_n(dst + i, mli_v_load_as(type, data, at + i, n - i), n - i);
-}
-
-/* Numbers [at, at + n) of the data: in place where they are F32, else in buffer (n). */
-static const float *mli_as_f32(const mli_operand *of, size_t at, size_t n, float *buffer) {
-    if (of->type == ML_F32) return (const float *)of->data + at;
-    mli_widen(of->type, (const char *)of->data, at, n, buffer);
-    return buffer;
-}
 
 /* One panel of `count` <= lines rows, from row `first` on, that are contiguous: squares of MLI_LANES rows are
    transposed. The last row is repeated to fill up the squares. */
@@ -19487,6 +20253,8 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
         }
 }
 
+#endif
+
 /* ==== >>numbers ====
    Number formats: what the bytes of a weight mean, and conversion between formats.
 
@@ -19569,10 +20337,10 @@ static uint16_t mli_f32_to_f16(float value) {
 #endif
 }
 
-static float mli_bf16_to_f32(uint16_t half) { return mli_bits_float((uint32_t)half << 16); }
+MLI_OPTIONAL float mli_bf16_to_f32(uint16_t half) { return mli_bits_float((uint32_t)half << 16); }
 
 /* To the nearest, ties to even: a carry runs on into the exponent, up to infinity. */
-static uint16_t mli_f32_to_bf16(float value) {
+MLI_OPTIONAL uint16_t mli_f32_to_bf16(float value) {
     uint32_t bits = mli_float_bits(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u); /* NaN, made quiet */
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
@@ -19582,6 +20350,8 @@ static uint16_t mli_f32_to_bf16(float value) {
 static void mli_dequantize_f32(const void *row, float *dst, size_t n) { memcpy(dst, row, n * sizeof *dst); }
 
 static void mli_quantize_f32(const float *src, void *row, size_t n) { memcpy(row, src, n * sizeof *src); }
+
+#ifndef ML_NO_F16_WEIGHTS
 
 static void mli_dequantize_f16(const void *row, float *dst, size_t n) {
     const uint16_t *half = (const uint16_t *)row;
@@ -19601,6 +20371,11 @@ static void mli_dequantize_bf16(const void *row, float *dst, size_t n) {
 static void mli_quantize_bf16(const float *src, void *row, size_t n) {
     for (size_t i = 0; i < n; i++) ((uint16_t *)row)[i] = mli_f32_to_bf16(src[i]);
 }
+
+#define MLI_HALF(limit, name) limit, mli_quantize_##name, mli_dequantize_##name, NULL
+#else
+#define MLI_HALF(limit, name) 0, NULL, NULL, NULL
+#endif
 
 /* ---- blocks ---- */
 
@@ -20069,8 +20844,8 @@ static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     /* in the order of ml_type */
     {"?", MLI_NO_GGUF, 0, 1, 0, {0, 0}, 0, NULL, NULL, NULL},
     {"F32", 0, 0, 1, 4, {0, 0}, MLI_INFINITY_BITS, mli_quantize_f32, mli_dequantize_f32, NULL},
-    {"F16", 1, 1, 1, 2, {0, 0}, 0x477ff000u /* 65520 */, mli_quantize_f16, mli_dequantize_f16, NULL},
-    {"BF16", 30, 32, 1, 2, {0, 0}, 0x7f7f8000u, mli_quantize_bf16, mli_dequantize_bf16, NULL},
+    {"F16", 1, 1, 1, 2, {0, 0}, MLI_HALF(0x477ff000u /* 65520 */, f16)},
+    {"BF16", 30, 32, 1, 2, {0, 0}, MLI_HALF(0x7f7f8000u, bf16)},
     {"Q8_0",
      8,
      7,
@@ -20122,7 +20897,14 @@ static int mli_is_integer(ml_type type) { return mli_type(type)->few != NULL; }
 
 static int mli_is_readable(ml_type type) {
     const mli_type_info *info = mli_type(type);
-    return info->bytes && (info->block == 1 || info->dequantize != NULL);
+    int is_half = type == ML_F16 || type == ML_BF16;
+    return info->bytes && ((info->block == 1 && !is_half) || info->dequantize != NULL);
+}
+
+static const char *mli_left_out(ml_type type) {
+    return mli_is_readable(type)    ? ""
+           : mli_is_quantized(type) ? ", which ML_NO_K_QUANTS left out"
+                                    : ", which ML_NO_F16_WEIGHTS left out";
 }
 
 static ml_type mli_type_from_gguf(uint32_t number) {
@@ -20289,9 +21071,10 @@ static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, 
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n) {
     const mli_type_info *in = mli_type(from), *out = mli_type(to);
     float value;
-    if (!in->bytes || (!out->quantize && from != to) || n % in->block || n % out->block)
-        return ML_ERROR_ARGUMENT;
+    if (!in->bytes || n % in->block || n % out->block) return ML_ERROR_ARGUMENT;
     if (!mli_is_readable(from)) return ML_ERROR_UNSUPPORTED;
+    if (!out->quantize && from != to)
+        return out->bytes && !mli_is_readable(to) ? ML_ERROR_UNSUPPORTED : ML_ERROR_ARGUMENT;
     if (!n) return ML_OK;
     if (!dst || !src) return ML_ERROR_ARGUMENT;
     if (from == to)
@@ -20879,11 +21662,42 @@ typedef struct mli_integer_job {
 
 /* ---- few rows of activations ---- */
 
-#ifdef MLI_PANELS
+#ifdef MLI_SMALL
+enum { MLI_FEW = 1 };
+#elif defined(MLI_PANELS)
 enum { MLI_FEW = 2 }; /* rows of x that a row of weights meets at once */
 #else
 enum { MLI_FEW = 8 };
 #endif
+
+#ifdef MLI_LOOPS
+
+/* The sum of q_w q_x over a block. */
+static int32_t mli_block_product(ml_type type, const uint8_t *w, const mli_q *x) {
+    int32_t sum = 0;
+    for (int i = 0; type == ML_Q8_0 && i < MLI_BLOCK; i++) sum += (int8_t)w[i] * x[i];
+    for (int i = 0; type == ML_Q4_0 && i < MLI_BLOCK / 2; i++)
+        sum += ((w[i] & 15) - 8) * x[i] + ((w[i] >> 4) - 8) * x[i + MLI_BLOCK / 2];
+    return sum;
+}
+
+/* Columns col .. col + n_cols - 1 of a row of y; n_x is 1. */
+static void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
+                             size_t n_cols) {
+    const mli_activations *x = &job->x;
+    const size_t bytes = mli_types[type].bytes, first = row * x->blocks;
+    const uint8_t *w = (const uint8_t *)job->w->data + col * x->blocks * bytes;
+    float *y = job->y + row * job->y_stride + col;
+    (void)n_x;
+    for (; n_cols; n_cols--, y++) {
+        float sum = 0;
+        for (size_t b = first; b < first + x->blocks; b++, w += bytes)
+            sum += (float)mli_block_product(type, w + 2, x->q[b].q) * (mli_load_scale(w) * x->scale[b]);
+        *y = sum;
+    }
+}
+
+#else
 
 /* A position in a row of weights and in the row of x. */
 typedef struct mli_position {
@@ -20942,6 +21756,8 @@ MLI_INLINE void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *j
             y[(size_t)i * job->y_stride] = mli_sums_total(sum[i]) * mli_bytes_unit(type);
     }
 }
+
+#endif
 
 #ifndef ML_NO_K_QUANTS
 
@@ -21095,7 +21911,7 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
 
 #define MLI_INTEGER_FORMAT(name, rows, type)                                                                 \
     static void name(const mli_integer_job *job, size_t row, size_t n_rows, size_t col, size_t n_cols) {     \
-        if (n_rows == 1)                                                                                     \
+        if (MLI_FEW == 1 || n_rows == 1)                                                                     \
             rows(type, 1, job, row, col, n_cols);                                                            \
         else                                                                                                 \
             rows(type, MLI_FEW, job, row, col, n_cols);                                                      \
@@ -21417,9 +22233,36 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
     few.n_tasks = mli_task_count(threads, few_bytes, 1 << 17); /* reading them is what takes the time */
     mli_parallel(threads, few.n_tasks, mli_few_rows_task, &few);
 }
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT DEFAULT
+#elif defined(MLI_OPTIONS_PUSHED)
+#pragma GCC pop_options
+#endif
+#ifdef ML_NO_LIBM
+#undef fabsf
+#undef fabs
+#undef floor
+#undef floorf
+#undef ceil
+#undef sqrt
+#undef sqrtf
+#endif
+#ifdef MLI_FREESTANDING
+#undef strlen
+#undef strcmp
+#undef strncmp
+#undef strchr
+#undef strrchr
+#undef strstr
+#undef memchr
+#endif
+
 /* SOURCES, by the section that uses them first.
    >>random      Blackman & Vigna 2018, "Scrambled Linear Pseudorandom Number Generators". Box & Muller 1958, "A Note
                  on the Generation of Random Normal Deviates".
+   >>functions   Payne & Hanek 1983, "Radian Reduction for Trigonometric Functions". Chiarella & Reichel 1968, "On the
+                 Evaluation of Integrals Related to the Error Function".
    >>graph       Linnainmaa 1976, "Taylor Expansion of the Accumulated Rounding Error" (reverse mode).
    >>layers      Bengio et al. 2003, "A Neural Probabilistic Language Model" (embedding). Zhang & Sennrich 2019, "Root
                  Mean Square Layer Normalization". Ba, Kiros & Hinton 2016, "Layer Normalization". He et al. 2016,

@@ -7,6 +7,13 @@
 #include <math.h>
 #include <string.h>
 
+/* What a sentence says; with ML_NO_ERROR_TEXT there is none. */
+#ifdef ML_NO_ERROR_TEXT
+#define SAYS(words) (error.text[0] != 0)
+#else
+#define SAYS(words) (strstr(error.text, words) != NULL)
+#endif
+
 #define USE(condition)                                                                                       \
     do {                                                                                                     \
         if (!(condition)) return __LINE__;                                                                   \
@@ -26,10 +33,29 @@ static int use_parsers(const ml_allocator *allocator) {
     }
 #ifdef ML_NO_PT /* a format that is left out is recognized, and the sentence names the switch */
     USE(ml_model_load_memory("PK\3\4", 4, &desc, &model, &error) == ML_ERROR_UNSUPPORTED);
-    USE(strstr(error.text, "ML_NO_PT") != NULL);
+    USE(SAYS("ML_NO_PT"));
     USE(ml_model_load_memory("L119547037146038801333356L\n.", 28, &desc, &model, &error) ==
         ML_ERROR_UNSUPPORTED);
-    USE(strstr(error.text, "ML_NO_PT") != NULL);
+    USE(SAYS("ML_NO_PT"));
+#endif
+#ifdef ML_NO_SAFETENSORS
+    static const char safetensors[] = "\2\0\0\0\0\0\0\0{}";
+    USE(ml_model_load_memory(safetensors, 10, &desc, &model, &error) == ML_ERROR_UNSUPPORTED);
+    USE(SAYS("ML_NO_SAFETENSORS"));
+#endif
+#ifdef ML_NO_BIN
+    static const int32_t bin[7] = {64, 128, 2, 4, 4, 512, 128};
+    USE(ml_model_load_memory(bin, sizeof bin, &desc, &model, &error) == ML_ERROR_UNSUPPORTED);
+    USE(SAYS("ML_NO_BIN"));
+    USE(ml_model_load_memory("24ka\1", 5, &desc, &model, &error) == ML_ERROR_UNSUPPORTED);
+#endif
+#ifdef ML_NO_TOKENIZER_MODEL
+    ml_tokenizer *pieces = NULL;
+    ml_load_desc with;
+    memset(&with, 0, sizeof with);
+    with.allocator = *allocator;
+    USE(ml_tokenizer_load_memory("\12\16\12\5<unk>", 9, &with, &pieces, &error) < 0);
+    USE(error.code == ML_ERROR_UNSUPPORTED && SAYS("ML_NO_TOKENIZER_MODEL"));
 #endif
 #ifdef ML_NO_BPE
     ml_tokenizer *tokenizer = NULL;
@@ -37,7 +63,7 @@ static int use_parsers(const ml_allocator *allocator) {
     memset(&how, 0, sizeof how);
     how.allocator = *allocator;
     USE(ml_tokenizer_load_memory("{\"model\": {}}", 13, &how, &tokenizer, &error) == ML_ERROR_UNSUPPORTED);
-    USE(strstr(error.text, "ML_NO_BPE") != NULL);
+    USE(SAYS("ML_NO_BPE"));
 #endif
 #ifndef ML_NO_STDIO
     USE(ml_model_load("no such file", &desc, &model, &error) == ML_ERROR_FILE);
@@ -93,6 +119,12 @@ static int use_numbers(void) {
     logits[2] = use_nan();
     USE(ml_sampler_sample(&sampler, logits, 3, NULL, work) == -1);
     USE(ml_type_row_bytes(ML_Q4_K, 256) == sizeof block);
+#ifdef ML_NO_F16_WEIGHTS
+    USE(ml_type_convert(ML_F32, numbers, ML_F16, block, 2) == ML_ERROR_UNSUPPORTED);
+    USE(ml_type_convert(ML_BF16, block, ML_F32, numbers, 2) == ML_ERROR_UNSUPPORTED);
+#else
+    USE(ml_type_convert(ML_F32, numbers, ML_F16, block, 2) == ML_OK);
+#endif
 #ifdef ML_NO_K_QUANTS
     USE(ml_type_convert(ML_F32, numbers, ML_Q4_K, block, 256) == ML_ERROR_UNSUPPORTED);
 #else
