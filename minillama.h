@@ -473,6 +473,17 @@ typedef struct ml_session_desc {
     ml_threads threads;
     ml_allocator allocator; /* of ml_session_new */
     ml_look look;           /* default: nobody looks */
+
+    /* What keys and values are held as: F32 (default), F16 for half of the memory, or Q8_0 for a good quarter, which
+       needs heads of a multiple of 32. Loss per token of examples/models/stories.gguf on its held-out text: see
+       README. They are rounded when a token is read, and attention converts them back, a few at a time, so that
+       many tokens are read more slowly. A batch, mask full and trainers have no cache. */
+    ml_type cache_type;
+    int max_text; /* bytes of the longest text that is encoded; default 4 * max_seq_len */
+    int greedy;   /* only the most likely token is ever drawn: no memory for a sampler (8 * V bytes) */
+    /* Cosines and sines of rotary positions are computed in each pass for its tokens, and not held for all positions:
+       max_batch in place of max_seq_len rows of 4 * hd bytes, and the same bits. */
+    int computed_rope;
 } ml_session_desc;
 
 typedef struct ml_session {
@@ -2578,10 +2589,20 @@ static float mli_rope_frequency(float theta, int j, int hd) {
     return 1.0f / powf(theta, (float)(2 * j) / (float)hd);
 }
 
+/* Positions begin .. end - 1 of a table that would be for `most` in all. */
+typedef struct mli_positions {
+    int begin, end, most;
+} mli_positions;
+
+static mli_positions mli_all_positions(int n) {
+    mli_positions all = {0, n, n};
+    return all;
+}
+
 /* Columns 2j and 2j + 1 of the table: cosine and sine of position / scale * frequency. */
-static void mli_rope_pair(float *table, int n_positions, int hd, int j, float scale, float frequency) {
+static void mli_rope_pair(float *table, mli_positions of, int hd, int j, float scale, float frequency) {
     float *pair = table + 2 * j;
-    for (int p = 0; p < n_positions; p++, pair += hd) {
+    for (int p = of.begin; p < of.end; p++, pair += hd) {
         float angle = (float)p / scale * frequency;
         pair[0] = cosf(angle);
         pair[1] = sinf(angle);
@@ -2642,10 +2663,10 @@ static float mli_rope_theta(const ml_rope_desc *desc, int n_positions) {
     return desc->theta * powf(scale, (float)hd / (float)(hd - 2));
 }
 
-/* table (n_positions, hd): cosine and sine of each pair's angle, alternating. The description has its defaults. */
-static void mli_rope_table(float *table, int n_positions, const ml_rope_desc *desc) {
+/* table (positions, hd): cosine and sine of each pair's angle, alternating. The description has its defaults. */
+static void mli_rope_table(float *table, mli_positions of, const ml_rope_desc *desc) {
     int hd = (int)desc->hd;
-    float theta = mli_rope_theta(desc, n_positions), scale = desc->kind == ML_ROPE_PLAIN ? desc->scale : 1.0f;
+    float theta = mli_rope_theta(desc, of.most), scale = desc->kind == ML_ROPE_PLAIN ? desc->scale : 1.0f;
     for (int j = 0; j < hd / 2; j++) {
         float frequency = mli_rope_frequency(theta, j, hd);
         double share = desc->kind == ML_ROPE_YARN     ? mli_yarn_share(desc, j)
@@ -2653,9 +2674,9 @@ static void mli_rope_table(float *table, int n_positions, const ml_rope_desc *de
                                                       : 0;
         if (share > 0) frequency = (float)((double)frequency * (share / (double)desc->scale + 1 - share));
         if (desc->factors) frequency /= desc->factors[j];
-        mli_rope_pair(table, n_positions, hd, j, scale, frequency);
+        mli_rope_pair(table, of, hd, j, scale, frequency);
     }
-    if (desc->attention != 1) mli_scale(table, desc->attention, (size_t)n_positions * desc->hd);
+    if (desc->attention != 1) mli_scale(table, desc->attention, (size_t)(of.end - of.begin) * desc->hd);
 }
 
 ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_positions) {
@@ -2664,7 +2685,7 @@ ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_po
     ml_rope_desc desc = *given;
     mli_rope_defaults(&desc);
     if (!mli_rope_in_range(&desc) || !(desc.theta > 1)) return ML_ERROR_ARGUMENT;
-    mli_rope_table(table, n_positions, &desc);
+    mli_rope_table(table, mli_all_positions(n_positions), &desc);
     return ML_OK;
 }
 
@@ -2694,10 +2715,10 @@ static int mli_is_llama3(const ml_config *c, const float *factors) {
 }
 
 /* The table of a model. */
-static void mli_model_rope(const ml_model *model, float *table, int n_positions) {
+static void mli_model_rope(const ml_model *model, float *table, mli_positions of) {
     ml_rope_desc desc = mli_rope_desc_of(&model->config, model->rope_factors);
     mli_rope_defaults(&desc);
-    mli_rope_table(table, n_positions, &desc);
+    mli_rope_table(table, of, &desc);
 }
 
 typedef struct mli_rope_op {
@@ -2706,6 +2727,7 @@ typedef struct mli_rope_op {
     size_t hd;
     const mli_rows *rows;
     float direction; /* 1, or -1 to rotate back */
+    int first;       /* position of the table */
 } mli_rope_op;
 
 static void mli_rope_rows(const void *record, size_t begin, size_t end) {
@@ -2713,7 +2735,8 @@ static void mli_rope_rows(const void *record, size_t begin, size_t end) {
     int r = 0;
     for (size_t i = begin; i < end; i++) {
         while (mli_row_start(op->rows, r + 1) <= i) r++;
-        size_t position = i - mli_row_start(op->rows, r) + (size_t)op->rows->past + (size_t)op->rows->gone;
+        size_t position =
+            i - mli_row_start(op->rows, r) + (size_t)(op->rows->past + op->rows->gone - op->first);
         mli_rope_row(mli_row(op->x, i), op->table + position * op->hd, op->x.cols, op->hd, op->direction);
     }
 }
@@ -2726,9 +2749,10 @@ static void mli_rope_backward(mli_graph *g, const void *record) {
     mli_for_rows(g, mli_rope_rows, &op, op.x.rows, op.x.cols);
 }
 
-/* x (n, heads * hd), rotated in place by each token's position in its row */
-static void mli_rope(mli_graph *g, ml_tensor x, const float *table, size_t hd, const mli_rows *rows) {
-    mli_rope_op op = {x, table, hd, rows, 1.0f};
+/* x (n, heads * hd), rotated in place by each token's position in its row; the table begins with position `first` */
+static void mli_rope(mli_graph *g, ml_tensor x, const float *table, int first, size_t hd,
+                     const mli_rows *rows) {
+    mli_rope_op op = {x, table, hd, rows, 1.0f, first};
     mli_for_rows(g, mli_rope_rows, &op, x.rows, x.cols);
     mli_record(g, mli_rope_backward, &op, sizeof op);
 }
@@ -2741,6 +2765,7 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, size_t hd, c
 
 #define MLI_QUERY_BLOCK 64 /* enough to repay packing the keys; little of a tile is above a causal diagonal */
 #define MLI_FEW_QUERIES 5  /* up to here packing the keys saves nothing; the same bits as one by one */
+#define MLI_READ_KEYS 8    /* of a cache that is not F32 are converted at a time */
 
 /* The plan, made once for forward and backward. */
 typedef struct mli_attention_op {
@@ -2812,6 +2837,7 @@ typedef struct mli_tile {
     int n_parts; /* the keys that some query sees: one part, or two where a window leaves out what is between */
     int head;
     size_t first; /* query, in all of q */
+    size_t key;   /* the row's first, in all of k and v */
 } mli_tile;
 
 /* Leaves out the keys that no query of the tile sees: those before the first one's window, except for the sinks, and
@@ -2835,9 +2861,10 @@ static mli_tile mli_tile_at(const mli_attention_op *op, int row, size_t first, i
     size_t kv_head = (size_t)(head / op->group), n_queries = MLI_MIN(end - first, MLI_QUERY_BLOCK);
     size_t position = n_row_keys - (end - first);
     size_t n_keys = op->causal ? position + n_queries : n_row_keys;
+    int is_narrow = op->k.type != ML_F32; /* then mli_read_keys finds them */
     mli_tile tile = {mli_row(op->q, first) + (size_t)head * op->hd,
-                     mli_row(op->k, key) + kv_head * op->hd,
-                     mli_row(op->v, key) + kv_head * op->hv,
+                     is_narrow ? NULL : mli_row(op->k, key) + kv_head * op->hd,
+                     is_narrow ? NULL : mli_row(op->v, key) + kv_head * op->hv,
                      mli_row(op->out, first) + (size_t)head * op->hv,
                      n_queries,
                      n_keys,
@@ -2846,7 +2873,8 @@ static mli_tile mli_tile_at(const mli_attention_op *op, int row, size_t first, i
                      {{0, 0, n_keys}, {0, 0, 0}},
                      1,
                      head,
-                     first};
+                     first,
+                     key};
     if (op->window) mli_tile_window(op, &tile);
     return tile;
 }
@@ -2863,6 +2891,7 @@ typedef struct mli_attention_scratch {
     float *p;       /* (n_queries, n_keys): softmax(q k^T / sqrt(hd)) */
     float *dp;      /* (n_queries, n_keys): backward only, as the rest */
     float *dk, *dv; /* (S, hd), (S, hv): sums over the queries and the heads that share a key head */
+    float *keys;    /* (MLI_READ_KEYS, hd): a few keys or values of a narrow cache */
     void *gemm;
 } mli_attention_scratch;
 
@@ -2872,8 +2901,11 @@ static size_t mli_attention_scratch_at(const mli_attention_op *op, int backward,
     size_t used = 0, queries = op->most_queries, keys = mli_most_keys(op), hd = MLI_MAX(op->hd, op->hv),
            gemm = 0;
     memset(s, 0, sizeof *s);
-    if (backward || queries > MLI_FEW_QUERIES || mli_is_special(op))
+    if (op->k.type != ML_F32)
+        s->keys = (float *)mli_carve(memory, &used, MLI_READ_KEYS, hd * sizeof(float));
+    else if (backward || queries > MLI_FEW_QUERIES || mli_is_special(op))
         gemm = MLI_MAX(mli_gemm_work(NULL, queries, keys, hd), mli_gemm_work(NULL, queries, hd, keys));
+    if (op->k.type != ML_F32) keys = op->longest; /* mli_attend_narrow has a column for each key */
     s->p = (float *)mli_carve(memory, &used, queries * keys, sizeof(float));
     if (backward) {
         gemm = MLI_MAX(gemm, mli_gemm_work(NULL, keys, hd, queries));
@@ -2963,8 +2995,72 @@ static void mli_drop_weights(const mli_attention_op *op, const mli_tile *t, floa
     }
 }
 
+/* ---- a narrow cache: keys and values that are not F32 ---- */
+
+/* rows (n, cols) = keys or values first .. first + n - 1 of the tile's row, as numbers */
+static void mli_read_keys(const mli_attention_op *op, const mli_tile *t, const ml_tensor *x, size_t first,
+                          size_t n, float *rows) {
+    size_t cols = x == &op->k ? op->hd : op->hv, row_bytes = ml_type_row_bytes(x->type, x->cols);
+    size_t column = ml_type_row_bytes(x->type, (size_t)(t->head / op->group) * cols);
+    const char *from = (const char *)x->data + (t->key + first) * row_bytes + column;
+    for (size_t i = 0; i < n; i++) mli_dequantize_row(x->type, from + i * row_bytes, rows + i * cols, cols);
+}
+
+/* p (n_keys) = the scores of query i: what is not visible gets none. `at` is the first of n keys in s->keys. */
+static void mli_narrow_scores(const mli_attention_op *op, const mli_tile *t, const mli_attention_scratch *s,
+                              size_t at, size_t n) {
+    for (size_t i = 0; i < t->n_queries; i++) {
+        size_t begin, end;
+        mli_visible(op, t->position + i, t->n_row_keys, &begin, &end);
+        begin = MLI_MAX(begin, at), end = MLI_MIN(end, at + n);
+        if (begin < end)
+            mli_dots(s->p + i * t->n_row_keys + begin, t->q + i * op->q.cols, s->keys + (begin - at) * op->hd,
+                     op->hd, end - begin, op->hd);
+    }
+}
+
+/* out += p v of the n values from `at` on, which are in s->keys */
+static void mli_narrow_values(const mli_attention_op *op, const mli_tile *t, const mli_attention_scratch *s,
+                              size_t at, size_t n) {
+    for (size_t i = 0; i < t->n_queries; i++) {
+        size_t begin, end;
+        mli_visible(op, t->position + i, t->n_row_keys, &begin, &end);
+        begin = MLI_MAX(begin, at), end = MLI_MIN(end, at + n);
+        for (size_t j = begin; j < end; j++)
+            mli_axpy(t->out + i * op->out.cols, s->p[i * t->n_row_keys + j], s->keys + (j - at) * op->hv,
+                     op->hv);
+    }
+}
+
+/* A few keys at a time become numbers, for all queries of the tile; then a few values. The result of a query does not
+   depend on the others. */
+static void mli_attend_narrow(const mli_attention_op *op, const mli_tile *t, const mli_attention_scratch *s) {
+    size_t end = t->parts[0].first + t->parts[0].n, step;
+    for (size_t at = t->parts[0].first; at < end; at += step) {
+        step = MLI_MIN(MLI_READ_KEYS, end - at);
+        mli_read_keys(op, t, &op->k, at, step, s->keys);
+        mli_narrow_scores(op, t, s, at, step);
+    }
+    for (size_t i = 0; i < t->n_queries; i++) {
+        size_t first, last;
+        mli_visible(op, t->position + i, t->n_row_keys, &first, &last);
+        mli_scale(s->p + i * t->n_row_keys + first, op->scale, last - first);
+        mli_softmax(s->p + i * t->n_row_keys + first, last - first);
+        memset(t->out + i * op->out.cols, 0, op->hv * sizeof *t->out);
+    }
+    for (size_t at = t->parts[0].first; at < end; at += step) {
+        step = MLI_MIN(MLI_READ_KEYS, end - at);
+        mli_read_keys(op, t, &op->v, at, step, s->keys);
+        mli_narrow_values(op, t, s, at, step);
+    }
+}
+
 /* out = p v of a tile: as two matrix products or, with few queries, query by query */
 static void mli_attend(const mli_attention_op *op, const mli_tile *t, const mli_attention_scratch *s) {
+    if (op->k.type != ML_F32) {
+        mli_attend_narrow(op, t, s);
+        return;
+    }
     if (t->n_queries > MLI_FEW_QUERIES || mli_is_special(op)) {
         mli_attention_weights(op, t, s);
         if (mli_is_special(op) && op->dropout > 0) mli_drop_weights(op, t, s->p);
@@ -3145,8 +3241,9 @@ static ml_tensor mli_run_attention(mli_graph *g, mli_attention_op *op, ml_tensor
     op->sinks += op->prefix; /* no window hides what was put in front of the row */
     mli_attention_plan(g, op);
     if (!mli_measuring(g)) {
-        op->k.data = mli_row(op->k, 0) - past * op->k.cols; /* from the first key of the cache */
-        op->v.data = mli_row(op->v, 0) - past * op->v.cols;
+        op->k.data =
+            (char *)op->k.data - past * ml_type_row_bytes(op->k.type, op->k.cols); /* the cache's first */
+        op->v.data = (char *)op->v.data - past * ml_type_row_bytes(op->v.type, op->v.cols);
         mli_parallel(g->threads, op->n_tasks, mli_attention_task, op);
     }
     mli_record(g, mli_attention_backward, op, sizeof *op);
@@ -3494,8 +3591,9 @@ static ml_result mli_check_output(const ml_model *model, ml_error *error) {
 
 /* Where the layers write their keys and values (n, kv_dim), in a session's cache. */
 typedef struct mli_kv {
-    float *first; /* the keys of layer 0 */
-    size_t half;  /* numbers from a layer's keys to its values, and from these to the next layer's keys */
+    ml_type type;
+    char *first; /* the keys of layer 0 */
+    size_t half; /* bytes from a layer's keys to its values, and from these to the next layer's keys */
 } mli_kv;
 
 /* What a session hands to a caller who looks. */
@@ -3512,6 +3610,7 @@ typedef struct mli_pass {
     int n_tokens;
     const mli_rows *rows;
     const float *rope; /* see mli_rope_table; NULL: nothing is rotated */
+    int rope_first;    /* position of it */
     const mli_kv *kv;  /* NULL: keys and values are activations like others */
     int n_frozen;      /* so many parts from below learn nothing: the embedding, the layers, the last norm */
     unsigned places;   /* that are wanted: see mli_wants */
@@ -3626,7 +3725,7 @@ static ml_tensor mli_norm_of(mli_graph *g, const mli_pass *pass, mli_slot slot, 
 static ml_tensor mli_rope_at(mli_graph *g, const mli_pass *pass, unsigned at, ml_tensor x) {
     if (!pass->rope) return x;
     if (mli_wants(pass, at)) x = mli_copy(g, x, mli_new(g, x.rows, x.cols));
-    mli_rope(g, x, pass->rope, (size_t)mli_head_size(&pass->model->config), pass->rows);
+    mli_rope(g, x, pass->rope, pass->rope_first, (size_t)mli_head_size(&pass->model->config), pass->rows);
     return x;
 }
 
@@ -3648,15 +3747,30 @@ static ml_tensor mli_end_half(mli_graph *g, const mli_pass *pass, const mli_half
     return mli_add_to_stream(g, x, y);
 }
 
+/* The rows (n, kv_dim) of this pass in half number `half` of the cache: keys and values of layer 0, of layer 1, ... */
+static ml_tensor mli_cached(const mli_kv *kv, int half, size_t n, size_t kv_dim) {
+    ml_tensor t = mli_tensor_at(NULL, n, kv_dim);
+    t.type = kv->type;
+    if (kv->first) t.data = kv->first + (size_t)half * kv->half; /* NULL in a pass that measures */
+    return t;
+}
+
+/* x (n, kv_dim), rounded into rows of the cache */
+static ml_tensor mli_narrow(mli_graph *g, ml_tensor x, ml_tensor rows) {
+    float beyond; /* what is too large becomes infinite, and logits that are not finite are found later */
+    if (!mli_measuring(g)) mli_convert(rows.type, rows.data, ML_F32, x.data, mli_numbers(&x), &beyond);
+    return rows;
+}
+
 /* x (n, D) -> x + Wo attention(norm(x)), the first half of a layer */
 static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     const ml_config *c = &pass->model->config;
     size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM), q_dim = (size_t)mli_extent_of(c, MLI_Q_DIM);
     ml_tensor h = mli_norm_of(g, pass, MLI_ATTN_NORM, layer, x), k, v;
     ml_tensor q = mli_new_at(g, pass, MLI_AT(Q), x.rows, q_dim);
-    if (pass->kv) {
-        k = mli_tensor_at(pass->kv->first + 2 * (size_t)layer * pass->kv->half, x.rows, kv_dim);
-        v = mli_tensor_at((float *)k.data + pass->kv->half, x.rows, kv_dim);
+    if (pass->kv && pass->kv->type == ML_F32) {
+        k = mli_cached(pass->kv, 2 * layer, x.rows, kv_dim);
+        v = mli_cached(pass->kv, 2 * layer + 1, x.rows, kv_dim);
     } else {
         k = mli_new_at(g, pass, MLI_AT(K), x.rows, kv_dim);
         v = mli_new_at(g, pass, MLI_AT(V), x.rows, kv_dim);
@@ -3670,6 +3784,10 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
     v = mli_insert(g, pass, MLI_AT(V), layer, h, v);
     q = mli_rope_at(g, pass, MLI_AT(Q), q);
     k = mli_rope_at(g, pass, MLI_AT(K), k);
+    if (pass->kv && pass->kv->type != ML_F32) {
+        k = mli_narrow(g, k, mli_cached(pass->kv, 2 * layer, x.rows, kv_dim));
+        v = mli_narrow(g, v, mli_cached(pass->kv, 2 * layer + 1, x.rows, kv_dim));
+    }
     mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
     mli_extend_attention(g, pass, layer, &attention);
     ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, q_dim));
@@ -3963,16 +4081,20 @@ typedef struct ml_session_private {
     ml_session shown;
     const ml_lora *lora;
     ml_threads threads;
-    int is_full;              /* mask full */
-    int capacity;             /* rows of the cache, max_seq_len or fewer */
-    int first, read;          /* the cache holds keys and values of tokens first .. read - 1 */
-    size_t half;              /* numbers of a layer's keys, or values, in the cache */
-    int32_t *tokens;          /* (max_seq_len): the first `length` are held */
-    int32_t *encoded;         /* (max_seq_len): the ids of the last ml_session_encode */
-    float *rope;              /* (max_seq_len, hd): see mli_rope_table */
-    float *cache;             /* (L, 2, capacity, kv_dim); none with mask full */
-    float *logits;            /* (V) */
-    ml_candidate *candidates; /* (V), for the sampler */
+    int is_full;     /* mask full */
+    int capacity;    /* rows of the cache, max_seq_len or fewer */
+    int first, read; /* the cache holds keys and values of tokens first .. read - 1 */
+    ml_type cache_type;
+    size_t row_bytes; /* of a token's keys, or values, in a layer */
+    size_t half;      /* bytes of a layer's keys, or values, in the cache */
+    size_t max_text;  /* bytes of a text that is encoded */
+    int greedy, computed_rope;
+    int32_t *tokens;  /* (max_seq_len): the first `length` are held */
+    int32_t *encoded; /* (max_seq_len): the ids of the last ml_session_encode */
+    float *rope;      /* (max_seq_len, hd): see mli_rope_table; computed_rope: (max_batch, hd) of a pass */
+    char *cache;      /* (L, 2, capacity, kv_dim) of cache_type; none with mask full */
+    float *logits;    /* (V) */
+    ml_candidate *candidates; /* (V), for the sampler; NULL: greedy */
     mli_graph graph;
     mli_looking looking;
     ml_allocator allocator; /* of ml_session_new ... */
@@ -4006,6 +4128,22 @@ static int mli_cache_rows(const mli_session *s) {
     return rows < most && more < most - rows ? rows + more : most;
 }
 
+/* What the cache is to hold. A key of one head must begin with a block. */
+static ml_result mli_check_cache_type(const ml_session_desc *desc, const ml_config *c, ml_type *type,
+                                      ml_error *error) {
+    int hd = mli_head_size(c);
+    *type = desc->cache_type ? desc->cache_type : ML_F32;
+    if (*type != ML_F32 && *type != ML_F16 && *type != ML_Q8_0)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "session: cache_type is %s, not F32, F16 or Q8_0",
+                        ml_type_name(*type));
+    if (*type != ML_F32 && desc->look.on_layer)
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "session: to look needs a cache of F32, not of %s",
+                        ml_type_name(*type));
+    if (hd % (int)ml_type_block(*type) == 0) return ML_OK;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED,
+                    "session: a cache of Q8_0 has blocks of 32, and the heads %d numbers", hd);
+}
+
 /* Fills in the defaults of a description and checks the result. */
 static ml_result mli_session_defaults(const ml_model *model, const ml_session_desc *desc, mli_session *s,
                                       ml_error *error) {
@@ -4028,7 +4166,12 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     s->threads = desc->threads;
     s->lora = desc->lora;
     s->looking.look = desc->look;
-    ml_result result = mli_check_threads(&s->threads, "session", error);
+    s->greedy = desc->greedy, s->computed_rope = desc->computed_rope;
+    s->max_text = desc->max_text ? (size_t)desc->max_text : (size_t)seq * 4;
+    if (desc->max_text < 0 || desc->max_text > 1 << 28)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "session: max_text is %d", desc->max_text);
+    ml_result result = mli_check_cache_type(desc, c, &s->cache_type, error);
+    if (!result) result = mli_check_threads(&s->threads, "session", error);
     return s->lora && !result ? mli_lora_check(model, s->lora, error) : result;
 }
 
@@ -4052,10 +4195,17 @@ static void mli_session_measure(mli_session *s) {
     mli_pass pass = mli_session_pass_over(s, &rows);
     pass.n_tokens = shown->max_batch;
     s->graph.threads = &s->threads;
+    const mli_kv kv = {s->cache_type, NULL, 0};
+    if (s->cache_type != ML_F32) { /* a batch has no cache, and is measured below */
+        pass.kv = &kv;
+        mli_network(&s->graph, &pass);
+        pass.kv = NULL, rows.past = rows.gone = 0;
+        mli_release(&s->graph, 0);
+    }
     ml_tensor hidden = mli_network(&s->graph, &pass);
     if (mli_has_output(shown->model))
         mli_output(&s->graph, shown->model, hidden, rows.start, shown->max_batch, NULL);
-    size_t text = shown->model->tokenizer ? ml_tokenizer_encode_size(length * 4) : 0;
+    size_t text = shown->model->tokenizer ? ml_tokenizer_encode_size(s->max_text) : 0;
     if (!mli_add_size(ids, text, &ids)) ids = SIZE_MAX;
     s->graph.size = MLI_MAX(s->graph.peak, ids);
 }
@@ -4066,23 +4216,26 @@ static size_t mli_session_layout(mli_session *s, unsigned char *memory) {
     size_t used = 0, length = (size_t)s->shown.max_seq_len, vocab = (size_t)c->vocab_size;
     size_t n_halves = s->is_full ? 0 : 2 * (size_t)c->n_layers, hd = (size_t)mli_head_size(c);
     size_t kv_dim = mli_kv_dim(s);
-    s->half = (size_t)s->capacity * kv_dim; /* if it overflowed, so would the cache below */
+    s->row_bytes = ml_type_row_bytes(s->cache_type, kv_dim);
+    s->half = (size_t)s->capacity * s->row_bytes; /* if it overflowed, so would the cache below */
     mli_carve(memory, &used, 1, sizeof *s);
     s->tokens = (int32_t *)mli_carve(memory, &used, length, sizeof *s->tokens);
     s->encoded = (int32_t *)mli_carve(memory, &used, length, sizeof *s->encoded);
-    s->rope = (float *)mli_carve(memory, &used, length, hd * sizeof *s->rope);
+    size_t n_rope = s->computed_rope ? (size_t)s->shown.max_batch : length;
+    s->rope = (float *)mli_carve(memory, &used, n_rope, hd * sizeof *s->rope);
     s->logits = (float *)mli_carve(memory, &used, vocab, sizeof *s->logits);
-    s->candidates = (ml_candidate *)mli_carve(memory, &used, vocab, sizeof *s->candidates);
+    s->candidates = (ml_candidate *)mli_carve(memory, &used, s->greedy ? 0 : vocab, sizeof *s->candidates);
     s->graph.memory = (unsigned char *)mli_carve(memory, &used, s->graph.size, 1);
     s->graph.work = mli_carve(memory, &used, s->graph.work_size, 1);
-    s->cache = (float *)mli_carve(memory, &used, (size_t)s->capacity, kv_dim * n_halves * sizeof *s->cache);
+    s->cache = (char *)mli_carve(memory, &used, (size_t)s->capacity, s->row_bytes * n_halves);
     return used;
 }
 
 /* All that is known of a session before it has memory, and the bytes that it needs in a buffer of any alignment. */
 static ml_result mli_session_plan(const ml_model *model, const ml_session_desc *desc, mli_session *s,
                                   size_t *size, ml_error *error) {
-    static const ml_session_desc defaults = {0, 0, NULL, {0, NULL, NULL}, {NULL, NULL, NULL}, {NULL, NULL}};
+    ml_session_desc defaults;
+    memset(&defaults, 0, sizeof defaults);
     if (!model || !size) return mli_null(error, "session");
     ml_result result = mli_session_defaults(model, desc ? desc : &defaults, s, error);
     if (result) return result;
@@ -4112,7 +4265,7 @@ ML_DEF ml_result ml_session_init(const ml_model *model, const ml_session_desc *d
     *s = plan;
     s->graph.threads = &s->threads;
     mli_session_layout(s, base);
-    mli_model_rope(model, s->rope, s->shown.max_seq_len);
+    if (!s->computed_rope) mli_model_rope(model, s->rope, mli_all_positions(s->shown.max_seq_len));
     s->shown.tokens = s->tokens;
     s->shown.private_part = s;
     *session = &s->shown;
@@ -4174,25 +4327,35 @@ static int mli_begin_reading(mli_session *s, int length) {
 /* Makes room in the cache for n more tokens: the last rows move to its beginning. */
 static void mli_make_room(mli_session *s, int n) {
     int held = s->read - s->first, kept = MLI_MIN(held, mli_window_rows(s));
-    size_t kv_dim = mli_kv_dim(s), n_halves = 2 * (size_t)s->shown.model->config.n_layers;
+    size_t n_halves = 2 * (size_t)s->shown.model->config.n_layers;
     if (n <= s->capacity - held) return;
     for (size_t i = 0; i < n_halves; i++) {
-        float *rows = s->cache + i * s->half;
-        memmove(rows, rows + (size_t)(held - kept) * kv_dim, (size_t)kept * kv_dim * sizeof *rows);
+        char *rows = s->cache + i * s->half;
+        memmove(rows, rows + (size_t)(held - kept) * s->row_bytes, (size_t)kept * s->row_bytes);
     }
     s->first = s->read - kept;
+}
+
+/* The cosines and sines for positions begin .. end - 1, where the session does not hold those of all. */
+static void mli_rope_of_pass(mli_session *s, mli_pass *pass, int begin, int end) {
+    mli_positions of = {begin, end, s->shown.max_seq_len};
+    if (!s->computed_rope) return;
+    mli_model_rope(s->shown.model, s->rope, of);
+    pass->rope_first = begin;
 }
 
 /* Runs tokens begin .. end - 1 of the session through the network -> (end - begin, D). What precedes them is in the
    cache: begin is what mli_begin_reading said, or where the last pass ended; with mask full it is 0. */
 static ml_tensor mli_session_pass(mli_session *s, int begin, int end) {
     if (!s->is_full) mli_make_room(s, end - begin);
-    mli_kv kv = {s->cache + (size_t)(begin - s->first) * mli_kv_dim(s), s->half};
+    mli_kv kv = {s->cache_type, NULL, s->half};
+    if (!s->is_full) kv.first = s->cache + (size_t)(begin - s->first) * s->row_bytes;
     mli_rows rows;
     mli_one_row(&rows, end - begin, begin - s->first);
     rows.gone = s->first;
     if (!s->is_full) s->read = end;
     mli_pass pass = mli_session_pass_over(s, &rows);
+    mli_rope_of_pass(s, &pass, begin, end);
     pass.tokens = s->tokens + begin, pass.n_tokens = end - begin;
     pass.kv = s->is_full ? NULL : &kv;
     mli_release(&s->graph, 0);
@@ -4310,14 +4473,14 @@ ML_DEF ml_result ml_session_keep_prefix(ml_session *session, const ml_tokens *to
 /* Copies the keys and values of f's tokens, of which the first `same` are also those of s. */
 static void mli_copy_cache(mli_session *s, const mli_session *f, int same) {
     int read = MLI_MIN(f->read, f->shown.length), first = f->first, begin;
-    size_t n_halves = 2 * (size_t)s->shown.model->config.n_layers, kv_dim = mli_kv_dim(s);
+    size_t n_halves = 2 * (size_t)s->shown.model->config.n_layers, row_bytes = s->row_bytes;
     if (read <= first) first = read = 0;
     if (read - first > s->capacity) first = read - mli_window_rows(s);
     begin = s->first == first ? MLI_MAX(first, MLI_MIN(MLI_MIN(same, s->read), read)) : first;
     for (size_t i = 0; begin < read && i < n_halves; i++) {
-        const float *rows = f->cache + i * f->half + (size_t)(begin - f->first) * kv_dim;
-        memcpy(s->cache + i * s->half + (size_t)(begin - first) * kv_dim, rows,
-               (size_t)(read - begin) * kv_dim * sizeof *rows);
+        const char *rows = f->cache + i * f->half + (size_t)(begin - f->first) * row_bytes;
+        memcpy(s->cache + i * s->half + (size_t)(begin - first) * row_bytes, rows,
+               (size_t)(read - begin) * row_bytes);
     }
     s->first = first, s->read = read;
 }
@@ -4327,6 +4490,9 @@ ML_DEF ml_result ml_session_copy(ml_session *session, const ml_session *from, ml
     mli_session *s = session->private_part, *f = from->private_part;
     if (session->model != from->model || s->lora != f->lora)
         return mli_fail(error, ML_ERROR_MISMATCH, "ml_session_copy: the sessions differ in model or adapter");
+    if (s->cache_type != f->cache_type)
+        return mli_fail(error, ML_ERROR_MISMATCH, "ml_session_copy: a cache of %s, and one of %s",
+                        ml_type_name(f->cache_type), ml_type_name(s->cache_type));
     ml_result result = mli_check_fit(s, 0, from->length, error);
     if (result) return result;
     int kept = mli_common_prefix(s->tokens, f->tokens, MLI_MIN(session->length, from->length));
@@ -4381,6 +4547,7 @@ static ml_result mli_session_hidden(mli_session *s, const ml_batch *batch, ml_te
     if (result) return result;
     mli_release(&s->graph, 0);
     mli_pass pass = mli_session_pass_over(s, rows);
+    mli_rope_of_pass(s, &pass, 0, (int)mli_longest_row(rows));
     pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens;
     *hidden = mli_network(&s->graph, &pass);
     return ML_OK;
@@ -4613,7 +4780,8 @@ static mli_saved_header mli_header_of(const mli_session *s) {
     }
     int read = MLI_MIN(s->read, s->shown.length), first = MLI_MAX(s->first, read - mli_window_rows(s));
     if (s->is_full || read <= first) first = read = 0;
-    mli_saved_header header = {"mlsessn", 2, ML_F32, weights, model->config, s->shown.length, first, read};
+    mli_saved_header header = {
+        "mlsessn", 2, (uint32_t)s->cache_type, weights, model->config, s->shown.length, first, read};
     return header;
 }
 
@@ -4622,15 +4790,15 @@ static mli_saved_header mli_header_of(const mli_session *s) {
 static size_t mli_copy_saved(const mli_session *s, const mli_saved_header *saved, unsigned char *into,
                              const unsigned char *from) {
     int n_halves = s->is_full ? 0 : 2 * s->shown.model->config.n_layers;
-    size_t n = (size_t)saved->length * sizeof *s->tokens, at = sizeof *saved, kv_dim = mli_kv_dim(s);
-    size_t skipped = into && saved->read ? (size_t)(saved->first - s->first) * kv_dim
+    size_t n = (size_t)saved->length * sizeof *s->tokens, at = sizeof *saved;
+    size_t skipped = into && saved->read ? (size_t)(saved->first - s->first) * s->row_bytes
                                          : 0; /* they are restored to the beginning */
     for (int i = -1; i < n_halves; i++) {
         void *held = i < 0 ? (void *)s->tokens : (void *)(s->cache + (size_t)i * s->half + skipped);
         if (into && n) memcpy(into + at, held, n);
         if (from && n) memcpy(held, from + at, n);
         at += n;
-        n = (size_t)(saved->read - saved->first) * kv_dim * sizeof *s->cache;
+        n = (size_t)(saved->read - saved->first) * s->row_bytes;
     }
     return at;
 }
@@ -4662,7 +4830,8 @@ static ml_result mli_check_saved(const mli_session *s, const unsigned char *byte
     memcpy(&saved, bytes, sizeof saved);
     here.length = saved.length, here.first = saved.first, here.read = saved.read;
     if (memcmp(&saved, &here, sizeof saved) != 0)
-        return mli_fail(error, ML_ERROR_MISMATCH, "the session was saved over another model or adapter");
+        return mli_fail(error, ML_ERROR_MISMATCH,
+                        "the session was saved over another model or adapter, or another type of cache");
     int length = (int)saved.length;
     if (length < 0 || length > s->shown.max_seq_len)
         return mli_fail(error, ML_ERROR_CONTEXT, "the saved session has %d tokens; the context holds %d",
@@ -6125,7 +6294,7 @@ typedef struct mli_rotate_op {
 
 static void mli_rotate_rows(const void *record, size_t begin, size_t end) {
     const mli_rotate_op *op = (const mli_rotate_op *)record;
-    mli_rope_op in_place = {op->y, (const float *)op->table.data, op->table.cols, op->rows, 1.0f};
+    mli_rope_op in_place = {op->y, (const float *)op->table.data, op->table.cols, op->rows, 1.0f, 0};
     memcpy(mli_row(op->y, begin), mli_row(op->x, begin), (end - begin) * op->x.cols * sizeof(float));
     mli_rope_rows(&in_place, begin, end);
 }
@@ -6709,7 +6878,7 @@ static int mli_accepts_keys_of(ml_graph *graph, const ml_llama_desc *desc, const
 /* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
 static ml_tensor mli_make_rope(mli_graph *g, const ml_model *model, size_t n_positions) {
     ml_tensor table = mli_result(g, n_positions, (size_t)mli_head_size(&model->config), 0);
-    if (!mli_measuring(g)) mli_model_rope(model, (float *)table.data, (int)n_positions);
+    if (!mli_measuring(g)) mli_model_rope(model, (float *)table.data, mli_all_positions((int)n_positions));
     return table;
 }
 
@@ -7419,7 +7588,7 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
     mli_list_trained(t);
     if (model->config.tied_output) t->tensors[MLI_OUTPUT].grad = t->tensors[MLI_TOKEN_EMBEDDING].grad;
     memset(o->moments, 0, o->n_numbers * 2 * sizeof *o->moments);
-    mli_model_rope(model, t->rope, t->desc.max_row);
+    mli_model_rope(model, t->rope, mli_all_positions(t->desc.max_row));
     t->shown.private_part = t;
     *trainer = &t->shown;
     ml_trainer_zero_gradients(*trainer);
@@ -9171,6 +9340,9 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     if (desc->sampler.temperature > 0 && !desc->sampler.random)
         return mli_fail(error, ML_ERROR_ARGUMENT, "a temperature above 0 needs a seeded sampler.random");
     mli_session *s = session->private_part;
+    if (desc->sampler.temperature > 0 && s->greedy)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "a temperature above 0 needs a session that is not `greedy`");
     int held = desc->start == ML_START_APPEND ? session->length : 0, limit = desc->max_new_tokens;
     ml_tokens ids = {NULL, 0};
     ml_result result = mli_check_output(session->model, error);
