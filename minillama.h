@@ -1374,6 +1374,13 @@ typedef struct ml_model_load_desc {
     const void *config_json; /* for ml_model_load_memory: the config.json (or params.json) of its bytes */
     size_t config_json_size;
     ml_allocator allocator;
+    /* Of ml_model_load_memory, where memory is scarce: what only loading needs (names and shapes of the file's
+       tensors) comes from here, and is given back at its end; the memory may be that of a session to come. */
+    ml_allocator scratch; /* default: `allocator`, and some of it stays with the model */
+    /* The SentencePiece vocabulary of a GGUF is used where it is in `data`: 4 to 8 bytes a piece in place of about 40,
+       found by binary search. The tokenizer belongs to one thread at a time then, and what ml_tokenizer_decode_token
+       returns is valid until its next call. Other vocabularies are copied, as by default. */
+    int compact;
 } ml_model_load_desc;
 
 /* A model: any of the archive formats, or a path to several files (see ml_archive_load), with the configuration in
@@ -3501,7 +3508,8 @@ static ml_result mli_check_config(const ml_config *c, ml_error *error) {
 struct ml_model_private {
     ml_model shown;
     ml_allocator allocator;
-    ml_archive *archive; /* owns the weights that are used in place; NULL: none are */
+    int is_in_place;     /* some weights are used where they are in the file */
+    ml_archive *archive; /* owns that file; NULL: it is the caller's, or not needed */
     void *weights;       /* one block with all weights that the model owns */
     ml_tensor *tensors;  /* shown.tensors, to write to: they follow this struct */
     float
@@ -3553,7 +3561,7 @@ ML_DEF void ml_model_free(ml_model *model) {
 
 /* Weights can be changed if the model owns them and all are F32. */
 static ml_result mli_check_writable(const ml_model *model, ml_error *error) {
-    int writable = model->private_part->weights && !model->private_part->archive;
+    int writable = model->private_part->weights && !model->private_part->is_in_place;
     for (int i = 0; i < model->n_tensors; i++)
         if (model->tensors[i].data && model->tensors[i].type != ML_F32) writable = 0;
     if (writable) return ML_OK;
@@ -8234,10 +8242,22 @@ typedef struct mli_text_rules {
     int is_ranked;              /* by the list of merges, not by the scores of pieces */
 } mli_text_rules;
 
+/* A vocabulary that stays where it is in a GGUF: see >>compact. */
+typedef struct mli_listed {
+    const unsigned char *strings; /* each after 8 bytes with its length; NULL: the vocabulary was copied */
+    const unsigned char *scores, *kinds; /* (V) F32 and I32, not aligned */
+    void *string_at,
+        *sorted; /* (V) where each string is, and (n_sorted) ids by their texts: 2 bytes each, or 4 */
+    int wide_at, wide_ids;
+    size_t n_sorted;
+    char *text; /* (longest text of a piece) what was asked for last */
+} mli_listed;
+
 typedef struct ml_tokenizer_private {
     ml_tokenizer shown;
     ml_allocator allocator;
     mli_text_rules rules;
+    mli_listed listed;               /* or, without it, all from piece_at to adjacent: */
     int has_padding;                 /* the file names a padding piece */
     int has_bytes;                   /* all 256 byte pieces exist */
     int32_t space;                   /* the piece of a single space, or -1 */
@@ -8280,7 +8300,8 @@ typedef struct mli_vocabulary {
     size_t n_merges;
     const unsigned char *unknown_text; /* (unknown_size) what an unknown piece is decoded to */
     size_t unknown_size;
-    int n_ends; /* besides eos */
+    mli_listed listed; /* of a GGUF whose pieces are to stay where they are: strings, scores and kinds */
+    int n_ends;        /* besides eos */
     int32_t ends[ML_MAX_ENDS];
 } mli_vocabulary;
 
@@ -8331,6 +8352,14 @@ static int mli_is_mark(const unsigned char *p, size_t n) {
     return n >= MLI_MARK_SIZE && memcmp(p, MLI_MARK, MLI_MARK_SIZE) == 0;
 }
 
+/* The next byte of a text whose spaces may be written as marks; -1 at its end. */
+static int mli_text_byte(const unsigned char **p, const unsigned char *end) {
+    if (*p == end) return -1;
+    if (!mli_is_mark(*p, (size_t)(end - *p))) return *(*p)++;
+    *p += MLI_MARK_SIZE;
+    return ' ';
+}
+
 /* Both return a length, and with `to` NULL only count. This one copies a piece as SentencePiece writes it, ... */
 static size_t mli_write_piece(const mli_vocabulary *vocabulary, const mli_piece *piece, char *to) {
     size_t n = 0;
@@ -8374,11 +8403,9 @@ static size_t mli_write_text(const mli_vocabulary *vocabulary, const mli_piece *
         return 1;
     }
     if (vocabulary->rules.words) return mli_write_bytes(piece, to);
-    for (size_t i = 0; i < piece->length; n++) {
-        int is_mark = mli_is_mark(piece->bytes + i, piece->length - i);
-        if (to) to[n] = is_mark ? ' ' : (char)piece->bytes[i];
-        i += is_mark ? MLI_MARK_SIZE : 1;
-    }
+    const unsigned char *p = piece->bytes, *end = p + piece->length;
+    for (int c = mli_text_byte(&p, end); c >= 0; c = mli_text_byte(&p, end), n++)
+        if (to) to[n] = (char)c;
     return n;
 }
 
@@ -8397,7 +8424,7 @@ static ml_result mli_check_piece(const mli_piece *piece, int32_t id, size_t leng
 }
 
 typedef struct mli_piece_sizes {
-    size_t pieces, texts; /* bytes */
+    size_t pieces, texts, longest; /* bytes: of all, and of the longest text */
     size_t n_special, n_merges;
 } mli_piece_sizes;
 
@@ -8420,12 +8447,120 @@ static ml_result mli_measure_pieces(const mli_vocabulary *vocabulary, mli_piece_
         result = mli_check_piece(&piece, id, length, error);
         if (result) return result;
         sizes->pieces += length; /* at most 2^20 * 2^10: no overflow */
-        sizes->texts += mli_write_text(vocabulary, &piece, NULL);
+        size_t text_size = mli_write_text(vocabulary, &piece, NULL);
+        sizes->texts += text_size, sizes->longest = MLI_MAX(sizes->longest, text_size);
         sizes->n_special += mli_is_special_kind(piece.kind) ? 1 : 0;
     }
     if (sizes->n_merges < MLI_MAX_MERGES) return ML_OK;
     return mli_fail(error, ML_ERROR_UNSUPPORTED, "the tokenizer has %z merges; fewer than %d are supported",
                     sizes->n_merges, MLI_MAX_MERGES);
+}
+
+/* ---- >>compact: a vocabulary that is used where it is in a GGUF ----
+   Pieces, scores and kinds are read from the file's bytes. In memory are only where each piece is, since pieces have
+   different lengths, and the ids in the order of their texts, for binary search. */
+
+static size_t mli_get_index(const void *list, int is_wide, size_t i) {
+    return is_wide ? ((const uint32_t *)list)[i] : ((const uint16_t *)list)[i];
+}
+static void mli_set_index(void *list, int is_wide, size_t i, size_t value) {
+    if (is_wide)
+        ((uint32_t *)list)[i] = (uint32_t)value;
+    else
+        ((uint16_t *)list)[i] = (uint16_t)value;
+}
+
+static uint32_t mli_listed_u32(const unsigned char *list, size_t i) {
+    const unsigned char *p = list + 4 * i;
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static mli_piece mli_listed_piece(const mli_listed *l, size_t id) {
+    mli_piece piece = {l->strings + mli_get_index(l->string_at, l->wide_at, id), 0, 0, ML_PIECE_NORMAL};
+    uint32_t kind = mli_listed_u32(l->kinds, id);
+    piece.length = mli_listed_u32(piece.bytes, 0); /* of 8 bytes; a piece has at most MLI_MAX_PIECE */
+    piece.bytes += 8;
+    piece.score = mli_bits_float(mli_listed_u32(l->scores, id));
+    if (kind) piece.kind = (int)kind;
+    return piece;
+}
+
+/* The text of a piece, of either kind of vocabulary: see mli_write_text. */
+static const char *mli_text_of(const mli_tokenizer *t, int32_t id, size_t *length) {
+    if (!t->listed.strings) {
+        *length = t->text_at[id + 1] - t->text_at[id];
+        return t->texts + t->text_at[id];
+    }
+    mli_piece piece = mli_listed_piece(&t->listed, (size_t)id);
+    mli_vocabulary v = mli_no_vocabulary();
+    *length = mli_write_text(&v, &piece, t->listed.text);
+    return t->listed.text;
+}
+
+static int mli_kind_of(const mli_tokenizer *t, int32_t id) {
+    return t->listed.strings ? mli_listed_piece(&t->listed, (size_t)id).kind : t->kinds[id];
+}
+static float mli_score_of(const mli_tokenizer *t, int32_t id) {
+    return t->listed.strings ? mli_listed_piece(&t->listed, (size_t)id).score : t->scores[id];
+}
+
+/* Negative, 0 or positive, as memcmp: the order of texts. */
+static int mli_compare_texts(const unsigned char *a, size_t n, const unsigned char *b, size_t m) {
+    const unsigned char *a_end = a + n, *b_end = b + m;
+    for (;;) {
+        int x = mli_text_byte(&a, a_end), y = mli_text_byte(&b, b_end);
+        if (x != y || x < 0) return x - y;
+    }
+}
+
+/* Whether sorted[i] comes before sorted[k]; of equal texts the lower id is first. */
+static int mli_listed_before(const mli_listed *l, size_t i, size_t k) {
+    size_t a = mli_get_index(l->sorted, l->wide_ids, i), b = mli_get_index(l->sorted, l->wide_ids, k);
+    mli_piece x = mli_listed_piece(l, a), y = mli_listed_piece(l, b);
+    int order = mli_compare_texts(x.bytes, x.length, y.bytes, y.length);
+    return order ? order < 0 : a < b;
+}
+
+static void mli_swap_listed(const mli_listed *l, size_t i, size_t k) {
+    size_t a = mli_get_index(l->sorted, l->wide_ids, i), b = mli_get_index(l->sorted, l->wide_ids, k);
+    mli_set_index(l->sorted, l->wide_ids, i, b);
+    mli_set_index(l->sorted, l->wide_ids, k, a);
+}
+
+/* Heapsort (Williams 1964), which needs no memory: the first n are a heap, in which no child comes after its parent. */
+static void mli_sort_listed(const mli_listed *l) {
+    for (size_t n = l->n_sorted, root = n / 2; n > 1;) {
+        if (root)
+            root--;
+        else
+            mli_swap_listed(l, 0, --n);
+        for (size_t at = root, child; (child = 2 * at + 1) < n; at = child) {
+            if (child + 1 < n && mli_listed_before(l, child, child + 1)) child++;
+            if (!mli_listed_before(l, at, child)) break;
+            mli_swap_listed(l, at, child);
+        }
+    }
+}
+
+/* The first id with this text that encoding may use, or that is special; -1: there is none. */
+static int32_t mli_find_listed(const mli_tokenizer *t, int is_special, const unsigned char *text, size_t n) {
+    const mli_listed *l = &t->listed;
+    size_t begin = 0, end = l->n_sorted;
+    while (begin < end) { /* those before `begin` are smaller, those from `end` on are not */
+        size_t middle = begin + (end - begin) / 2;
+        mli_piece piece = mli_listed_piece(l, mli_get_index(l->sorted, l->wide_ids, middle));
+        if (mli_compare_texts(piece.bytes, piece.length, text, n) < 0)
+            begin = middle + 1;
+        else
+            end = middle;
+    }
+    for (; begin < l->n_sorted; begin++) {
+        size_t id = mli_get_index(l->sorted, l->wide_ids, begin);
+        mli_piece piece = mli_listed_piece(l, id);
+        if (mli_compare_texts(piece.bytes, piece.length, text, n) != 0) break;
+        if (is_special ? mli_is_special_kind(piece.kind) : mli_is_text_kind(piece.kind)) return (int32_t)id;
+    }
+    return -1;
 }
 
 /* FNV-1a (Fowler, Noll & Vo 1991) takes a byte at a time: a longer text continues from the hash of a shorter one. */
@@ -8457,12 +8592,14 @@ static mli_piece_slot *mli_find_slot(const mli_tokenizer *t, const mli_piece_tab
 /* The id of the piece with this text, or -1. */
 static int32_t mli_find_hashed(const mli_tokenizer *t, const mli_piece_table *table,
                                const unsigned char *text, size_t n, uint32_t hash) {
+    if (t->listed.strings) return mli_find_listed(t, table == &t->specials, text, n);
     const mli_piece_slot *slot = mli_find_slot(t, table, text, n, hash);
     return slot ? slot->id : -1;
 }
 
 static int32_t mli_find_piece(const mli_tokenizer *t, const unsigned char *text, size_t n) {
-    return n > t->longest ? -1 : mli_find_hashed(t, &t->table, text, n, mli_hash(text, n));
+    uint32_t hash = t->listed.strings ? 0 : mli_hash(text, n);
+    return n > t->longest ? -1 : mli_find_hashed(t, &t->table, text, n, hash);
 }
 
 /* Enters a piece into a hash table. Of equal pieces the first one counts; ranked merges would not say which is meant.
@@ -8485,46 +8622,62 @@ static ml_result mli_enter_piece(mli_tokenizer *t, mli_piece_table *table, int32
 
 /* Enters a piece where it is looked up, and into the bit sets. */
 static ml_result mli_index_piece(mli_tokenizer *t, int32_t id, int merges, ml_error *error) {
-    const unsigned char *text = (const unsigned char *)t->texts + t->text_at[id];
-    size_t n = t->text_at[id + 1] - t->text_at[id];
-    if (merges) {
+    size_t n;
+    const unsigned char *text = (const unsigned char *)mli_text_of(t, id, &n);
+    if (t->listed.strings) {
+        mli_set_index(t->listed.sorted, t->listed.wide_ids, t->listed.n_sorted++, (size_t)id);
+        if (merges) t->longest = MLI_MAX(t->longest, n);
+    } else if (merges) {
         ml_result result = mli_enter_piece(t, &t->table, id, error);
         if (result) return result;
         t->longest = MLI_MAX(t->longest, n);
         for (size_t i = 0; i + 1 < n; i++) mli_set_bit(t->adjacent, text[i] * 256u + text[i + 1]);
     }
-    if (!mli_is_special_kind(t->kinds[id])) return ML_OK;
+    int kind = mli_kind_of(t, id);
+    if (!mli_is_special_kind(kind)) return ML_OK;
     mli_set_bit(t->special_starts, text[0]);
     t->longest_special = MLI_MAX(t->longest_special, n);
-    if (t->kinds[id] == ML_PIECE_USER_DEFINED) t->longest_user = MLI_MAX(t->longest_user, n);
-    return mli_enter_piece(t, &t->specials, id, error);
+    if (kind == ML_PIECE_USER_DEFINED) t->longest_user = MLI_MAX(t->longest_user, n);
+    return t->listed.strings ? ML_OK : mli_enter_piece(t, &t->specials, id, error);
 }
 
-/* The second pass: copies the pieces, and indexes those that text can become. */
+/* Keeps a piece: a copy, or where it is. Its bytes are then those that are kept. */
+static void mli_keep_piece(mli_tokenizer *t, const mli_vocabulary *vocabulary, int32_t id, mli_piece *piece) {
+    mli_listed *l = &t->listed;
+    if (l->strings) {
+        mli_set_index(l->string_at, l->wide_at, (size_t)id, (size_t)(piece->bytes - 8 - l->strings));
+        return;
+    }
+    char *written = t->pieces + t->piece_at[id];
+    piece->length = mli_write_piece(vocabulary, piece, written);
+    piece->bytes = (const unsigned char *)written;
+    size_t text_size = mli_write_text(vocabulary, piece, t->texts + t->text_at[id]);
+    t->piece_at[id + 1] = t->piece_at[id] + (uint32_t)piece->length;
+    t->text_at[id + 1] = t->text_at[id] + (uint32_t)text_size;
+    t->scores[id] = piece->score;
+    t->kinds[id] = (unsigned char)piece->kind;
+}
+
+/* The second pass: keeps the pieces, and indexes those that text can become. */
 static ml_result mli_fill_pieces(mli_tokenizer *t, const mli_vocabulary *vocabulary, ml_error *error) {
     for (int32_t id = 0; id < t->shown.n_pieces; id++) {
         mli_piece piece;
         ml_result result = vocabulary->get(vocabulary->context, id, &piece, error);
         if (result) return result;
-        char *written = t->pieces + t->piece_at[id];
-        piece.length = mli_write_piece(vocabulary, &piece, written);
-        piece.bytes = (const unsigned char *)written;
-        size_t text_size = mli_write_text(vocabulary, &piece, t->texts + t->text_at[id]);
-        t->piece_at[id + 1] = t->piece_at[id] + (uint32_t)piece.length;
-        t->text_at[id + 1] = t->text_at[id] + (uint32_t)text_size;
-        t->scores[id] = piece.score;
-        t->kinds[id] = (unsigned char)piece.kind;
-        int merges = vocabulary->rules.words ? mli_is_spelled(&piece) : mli_is_text_kind(piece.kind);
-        int b = vocabulary->rules.words && merges && text_size == 1 ? (unsigned char)t->texts[t->text_at[id]]
-                : piece.kind == ML_PIECE_BYTE ? mli_byte_of_piece(piece.bytes, piece.length)
-                                              : -1;
+        mli_keep_piece(t, vocabulary, id, &piece);
+        int merges = vocabulary->rules.words ? mli_is_spelled(&piece) : mli_is_text_kind(piece.kind), b = -1;
+        size_t text_size;
+        const char *text = mli_text_of(t, id, &text_size);
+        if (vocabulary->rules.words && merges && text_size == 1) b = (unsigned char)text[0];
+        if (piece.kind == ML_PIECE_BYTE) b = mli_byte_of_piece(piece.bytes, piece.length);
         if (b >= 0 && t->byte_ids[b] < 0) t->byte_ids[b] = id;
         if ((!merges && !mli_is_special_kind(piece.kind)) || !piece.length) continue;
         /* a piece written with a plain space never matches: SentencePiece's text has marks instead */
-        if (!vocabulary->rules.words && memchr(written, ' ', piece.length)) continue;
+        if (!vocabulary->rules.words && memchr(piece.bytes, ' ', piece.length)) continue;
         result = mli_index_piece(t, id, merges, error);
         if (result) return result;
     }
+    if (t->listed.strings) mli_sort_listed(&t->listed);
     return ML_OK;
 }
 
@@ -8542,9 +8695,22 @@ static void mli_carve_table(mli_piece_table *table, unsigned char *memory, size_
     if (table->slots) memset(table->slots, 0xff, n_slots * sizeof *table->slots); /* ids -1: empty */
 }
 
+/* The same for a vocabulary that stays in its file. Its strings take as many bytes as the pieces, and 8 for each. */
+static size_t mli_listed_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory) {
+    size_t used = 0, v = (size_t)t->shown.n_pieces;
+    mli_listed *l = &t->listed;
+    l->wide_at = sizes->pieces + 8 * v > UINT16_MAX, l->wide_ids = v > UINT16_MAX;
+    mli_carve(memory, &used, 1, sizeof *t);
+    l->string_at = mli_carve(memory, &used, v, l->wide_at ? 4 : 2);
+    l->sorted = mli_carve(memory, &used, v, l->wide_ids ? 4 : 2);
+    l->text = (char *)mli_carve(memory, &used, sizes->longest, 1);
+    return used;
+}
+
 /* Places the arrays after the struct in `memory`, or with NULL only counts; the bytes, SIZE_MAX on overflow. */
 static size_t mli_tokenizer_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory) {
     size_t used = 0, v = (size_t)t->shown.n_pieces, n_slots = mli_count_slots(sizes->n_merges);
+    if (t->listed.strings) return mli_listed_layout(t, sizes, memory);
     mli_carve(memory, &used, 1, sizeof *t);
     mli_carve_table(&t->table, memory, &used, v);
     mli_carve_table(&t->specials, memory, &used, sizes->n_special);
@@ -8571,6 +8737,7 @@ static mli_tokenizer mli_plan_tokenizer(const mli_vocabulary *v, const ml_alloca
     memset(plan.byte_ids, 0xff, sizeof plan.byte_ids); /* -1 */
     plan.allocator = *allocator;
     plan.rules = v->rules;
+    plan.listed = v->listed;
     plan.has_padding = v->padding >= 0;
     shown->n_pieces = (int)v->n_pieces;
     shown->bos = v->bos;
@@ -8709,6 +8876,13 @@ ML_DEF const char *ml_tokenizer_piece(const ml_tokenizer *tokenizer, int32_t id,
                                       ml_piece_kind *kind) {
     const mli_tokenizer *t = tokenizer->private_part;
     int exists = id >= 0 && id < tokenizer->n_pieces;
+    if (exists && t->listed.strings) {
+        mli_piece piece = mli_listed_piece(&t->listed, (size_t)id);
+        if (length) *length = piece.length;
+        if (score) *score = piece.score;
+        if (kind) *kind = (ml_piece_kind)piece.kind;
+        return (const char *)piece.bytes;
+    }
     if (length) *length = exists ? t->piece_at[id + 1] - t->piece_at[id] : 0;
     if (score) *score = exists ? t->scores[id] : 0;
     if (kind) *kind = exists ? (ml_piece_kind)t->kinds[id] : ML_PIECE_UNUSED;
@@ -8751,7 +8925,7 @@ typedef struct mli_encoder {
 /* Maps scores to integers so that the highest score has the lowest cost. Floats order like sign and magnitude; -0
    counts as 0. */
 static uint32_t mli_piece_cost(const mli_tokenizer *t, int32_t id) {
-    uint32_t bits = mli_float_bits(t->scores[id]);
+    uint32_t bits = mli_float_bits(mli_score_of(t, id));
     if (bits == 0x80000000u) bits = 0;
     return bits & 0x80000000u ? bits : 0x7fffffffu - bits;
 }
@@ -8898,7 +9072,8 @@ static size_t mli_match_special(const mli_encoder *e, size_t at, int32_t *id) {
     for (size_t i = 0; i < n; i++) {
         hash = mli_hash_byte(hash, text[i]);
         int32_t found = mli_find_hashed(t, &t->specials, text, i + 1, hash);
-        if (found < 0 || (t->kinds[found] == ML_PIECE_CONTROL && !(e->flags & ML_PARSE_SPECIAL))) continue;
+        if (found < 0 || (mli_kind_of(t, found) == ML_PIECE_CONTROL && !(e->flags & ML_PARSE_SPECIAL)))
+            continue;
         length = i + 1;
         *id = found;
     }
@@ -8939,7 +9114,7 @@ static void mli_cut_segment(mli_encoder *e, size_t begin, size_t end) {
         previous = at;
         at += size;
         symbol->next = at;
-    } while ((size_t)at < n && mli_bit(e->t->adjacent, text[at - 1] * 256u + text[at]));
+    } while ((size_t)at < n && (!e->t->adjacent || mli_bit(e->t->adjacent, text[at - 1] * 256u + text[at])));
     e->segment = text;
     e->length = at;
     e->queue = (mli_merge *)(void *)(e->symbols + at);
@@ -8954,7 +9129,7 @@ static void mli_encode_segment(mli_encoder *e) {
     mli_merge_symbols(e);
     for (int32_t next, at = 0; at < e->length; at = next) {
         int32_t id = symbols[at].id;
-        while (id >= 0 && symbols[at].split >= 0 && e->t->kinds[id] == ML_PIECE_UNUSED &&
+        while (id >= 0 && symbols[at].split >= 0 && mli_kind_of(e->t, id) == ML_PIECE_UNUSED &&
                !e->t->rules.is_ranked) {
             mli_undo_merge(e, at);
             id = mli_find_piece(e->t, e->segment + at, (size_t)(symbols[at].next - at));
@@ -8996,7 +9171,7 @@ static size_t mli_begin_part(mli_encoder *e, size_t at, size_t special) {
     int32_t id;
     if (!special)
         return e->has_prefix && 1 < e->n && mli_match_special(e, 1, &id) &&
-               e->t->kinds[id] == ML_PIECE_CONTROL;
+               mli_kind_of(e->t, id) == ML_PIECE_CONTROL;
     if (special < 2 || !rules->adds_space_prefix || rules->only_first || at == e->n) return at;
     if ((rules->spares_spaces && e->text[at] == ' ') || mli_match_special(e, at, &id)) return at;
     e->text[at - 1] = ' ';
@@ -9009,7 +9184,7 @@ static ml_result mli_encode_text(mli_encoder *e, ml_error *error) {
         length = mli_match_special(e, at, &id);
         if (length) {
             mli_emit(e, e->text + at, length, id);
-            int begins = e->t->kinds[id] == ML_PIECE_CONTROL;
+            int begins = mli_kind_of(e->t, id) == ML_PIECE_CONTROL;
             e->end = begins ? mli_begin_part(e, at + length, length) : at + length;
             continue;
         }
@@ -9084,9 +9259,11 @@ ML_DEF const char *ml_tokenizer_decode_token(const ml_tokenizer *tokenizer, int 
     const mli_tokenizer *t = tokenizer->private_part;
     *n_bytes = 0;
     if (id < 0 || id >= tokenizer->n_pieces) return NULL;
-    const char *text = t->texts + t->text_at[id];
-    size_t n = t->kinds[id] == ML_PIECE_CONTROL ? 0 : t->text_at[id + 1] - t->text_at[id];
-    int kind = t->kinds[id], drops_spaces = t->rules.adds_space_prefix || t->rules.removes_extra_spaces;
+    size_t n;
+    const char *text = mli_text_of(t, id, &n);
+    int kind = mli_kind_of(t, id);
+    if (kind == ML_PIECE_CONTROL) n = 0;
+    int drops_spaces = t->rules.adds_space_prefix || t->rules.removes_extra_spaces;
     int may_be_prefix = mli_is_text_kind(kind) || (kind == ML_PIECE_BYTE && t->space < 0);
     size_t dropped = !*has_begun && drops_spaces && may_be_prefix && n && text[0] == ' ';
     *n_bytes = n - dropped;
@@ -13887,8 +14064,19 @@ static ml_result mli_gguf_kind(const ml_archive *archive, mli_piece_source *sour
     return mli_refuse_tokenizer_kind(model, error);
 }
 
-static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_allocator *allocator,
-                                            ml_tokenizer **tokenizer, ml_error *error) {
+/* Lets the pieces stay in the file, if it has everything as mli_listed_piece reads it. */
+static void mli_leave_listed(const mli_piece_source *source, mli_vocabulary *v) {
+    int fits = !v->rules.words && !v->rules.is_ranked && v->n_pieces && source->scores && source->kinds &&
+               source->scores->list_type == MLI_GGUF_F32 && source->kinds->list_type == MLI_GGUF_I32;
+    if (!fits) return;
+    v->listed.strings = source->data;
+    v->listed.scores = (const unsigned char *)source->scores->s;
+    v->listed.kinds = (const unsigned char *)source->kinds->s;
+}
+
+static ml_result mli_tokenizer_from_archive(const ml_archive *archive, int compact,
+                                            const ml_allocator *allocator, ml_tokenizer **tokenizer,
+                                            ml_error *error) {
     const ml_value *model = ml_archive_find_value(archive, MLI_KEY_TOKENIZER), *tokens;
     mli_piece_source source;
     mli_vocabulary v = mli_no_vocabulary();
@@ -13919,6 +14107,7 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_
 #ifndef ML_NO_BPE
     if (!result && v.rules.words && v.n_pieces) result = mli_find_usual_special(&v, 0, error);
 #endif
+    if (!result && compact) mli_leave_listed(&source, &v);
     return result ? result : mli_tokenizer_create(&v, allocator, tokenizer, error);
 }
 
@@ -14519,7 +14708,7 @@ static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml
         ml_archive *archive;
         result = mli_open_alone(data, size, allocator, &archive, error);
         if (result) return result;
-        result = mli_tokenizer_from_archive(archive, allocator, tokenizer, error);
+        result = mli_tokenizer_from_archive(archive, 0, allocator, tokenizer, error);
         ml_archive_free(archive);
         return result;
     }
@@ -14696,8 +14885,8 @@ typedef struct mli_loader {
     const void *data; /* (size) its bytes */
     size_t size;
     ml_model_load_desc desc;
-    ml_allocator allocator;
-    ml_archive *archive; /* NULL once the model owns it or does not need it */
+    ml_allocator allocator, scratch; /* of what stays, and of what is freed at the end */
+    ml_archive *archive;             /* NULL once the model owns it or does not need it */
     ml_config config;
     mli_naming naming; /* what the tensors are called: prefix, then a name of this scheme */
     char prefix[MLI_PREFIX_SIZE];
@@ -14761,16 +14950,18 @@ static ml_result mli_loader_open(mli_loader *loader) {
     ml_error *error = loader->error;
     ml_result result = mli_check_byte_order(error);
     if (!result) result = mli_resolve_allocator(&loader->desc.allocator, &loader->allocator, error);
+    const ml_allocator *given = loader->desc.scratch.alloc && !loader->path ? &loader->desc.scratch : NULL;
+    if (!result) result = mli_resolve_allocator(given ? given : &loader->allocator, &loader->scratch, error);
     if (!result)
         result =
-            mli_open(loader->path, loader->data, loader->size, &loader->allocator, &loader->archive, error);
+            mli_open(loader->path, loader->data, loader->size, &loader->scratch, &loader->archive, error);
     if (!result && loader->path) loader->path = loader->archive->private_part->file_path; /* not a folder */
     return loader->result = result;
 }
 
 static ml_result mli_loader_close(mli_loader *loader) {
-    mli_free(&loader->allocator, loader->plain);
-    mli_free(&loader->allocator, loader->sources);
+    mli_free(&loader->scratch, loader->plain);
+    mli_free(&loader->scratch, loader->sources);
     ml_archive_free(loader->archive);
     return loader->result ? loader->result : mli_ok(loader->error);
 }
@@ -15134,7 +15325,7 @@ static void mli_index_plain_names(mli_loader *loader) {
     const ml_archive *archive = loader->archive;
     char plain[MLI_LONG_NAME_SIZE];
     if (loader->plain || loader->result) return;
-    loader->plain = (mli_named *)mli_alloc(&loader->allocator, archive->n_arrays, sizeof *loader->plain);
+    loader->plain = (mli_named *)mli_alloc(&loader->scratch, archive->n_arrays, sizeof *loader->plain);
     for (size_t i = 0; loader->plain && i < archive->n_arrays; i++) {
         if (!mli_plain_name(archive->arrays[i].name, plain) || strcmp(archive->arrays[i].name, plain) == 0)
             continue;
@@ -15497,7 +15688,7 @@ static void mli_refuse_unmerged(mli_loader *loader) {
 
 static void mli_new_sources(mli_loader *loader, int n) {
     if (loader->result) return;
-    loader->sources = (const ml_array **)mli_alloc(&loader->allocator, (size_t)n, sizeof *loader->sources);
+    loader->sources = (const ml_array **)mli_alloc(&loader->scratch, (size_t)n, sizeof *loader->sources);
     if (!loader->sources) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for a list of tensors");
 }
 
@@ -15546,7 +15737,7 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
     float scale = mli_load_course_scale(loader, (float)rank);
     size_t n_pair = rank * (in + out); /* fits: a rank is small */
     float *w =
-        mli_add_size(n, n_pair, &n_pair) ? (float *)mli_alloc(&loader->allocator, n_pair, sizeof *w) : NULL;
+        mli_add_size(n, n_pair, &n_pair) ? (float *)mli_alloc(&loader->scratch, n_pair, sizeof *w) : NULL;
     if (!w) {
         mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for merging %s", array->name);
         return;
@@ -15570,7 +15761,7 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
             loader->result =
                 mli_refuse_number(loader->error, array->name, row * in + beyond, in, value, tensor->type);
     }
-    mli_free(&loader->allocator, w);
+    mli_free(&loader->scratch, w);
 }
 
 /* llama.cpp's factors for the frequencies. Those of a Llama 3.1 are recognized, so that the model can be saved in
@@ -15686,7 +15877,7 @@ static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_
     size_t bytes = ml_type_row_bytes(tensor->type, tensor->cols);
     unsigned char *to = (unsigned char *)tensor->data, *gathered = NULL;
     if (!array->is_contiguous) {
-        gathered = (unsigned char *)mli_alloc(&loader->allocator, tensor->cols, sizeof(double));
+        gathered = (unsigned char *)mli_alloc(&loader->scratch, tensor->cols, sizeof(double));
         if (!gathered) {
             mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for a row of %s", array->name);
             return;
@@ -15701,7 +15892,7 @@ static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_
             loader->result = mli_refuse_number(loader->error, array->name, in_file * cols + beyond, cols,
                                                value, tensor->type);
     }
-    mli_free(&loader->allocator, gathered);
+    mli_free(&loader->scratch, gathered);
 }
 
 /* A bias whose numbers have another order: as a matrix of one column. */
@@ -15777,7 +15968,9 @@ static void mli_load_weights(mli_loader *loader) {
             mli_check_weight(loader, array, tensor);
     }
     mli_tie_output(model);
-    if (!loader->result && n_in_place) { /* otherwise the file is no longer needed */
+    model->private_part->is_in_place = n_in_place > 0;
+    int is_mine = loader->path || !loader->desc.scratch.alloc; /* or its memory is only lent */
+    if (!loader->result && n_in_place && is_mine) {            /* otherwise the file is no longer needed */
         model->private_part->archive = loader->archive;
         loader->archive = NULL;
     }
@@ -15837,7 +16030,7 @@ MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
     in = mli_reader_at(archive->data, MLI_GGUF_PAIRS, (size_t)(in.p - archive->data));
     own->keys = in.p;
     own->keys_size = mli_left(&in);
-    if (own->archive) return;
+    if (own->is_in_place) return;
     own->keys_size = mli_copy_keys(loader->model, in, NULL);
     own->own_keys = mli_alloc(&own->allocator, own->keys_size, 1);
     own->keys = (const unsigned char *)own->own_keys;
@@ -15936,7 +16129,8 @@ static void mli_load_tokenizer(mli_loader *loader) {
         loader->result = mli_tokenizer_from(d->tokenizer, d->tokenizer_data, d->tokenizer_size, allocator,
                                             &tokenizer, error);
     } else if (ml_archive_find_value(loader->archive, MLI_KEY_TOKENS)) {
-        ml_result result = mli_tokenizer_from_archive(loader->archive, allocator, &tokenizer, error);
+        int compact = d->compact && !loader->path;
+        ml_result result = mli_tokenizer_from_archive(loader->archive, compact, allocator, &tokenizer, error);
         if (result != ML_ERROR_UNSUPPORTED) loader->result = result;
     } else if (loader->path) {
         static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin"};
@@ -16844,9 +17038,9 @@ static size_t mli_append_merges(mli_writer *writer, const ml_tokenizer *t) {
     for (; count < own->n_merges && writer; count++)
         mli_append_pair(writer, t, own->merges[count].left, own->merges[count].right);
     for (int32_t id = 0; id < t->n_pieces && !own->rules.is_ranked; id++) {
-        const unsigned char *text = (const unsigned char *)own->texts + own->text_at[id];
-        size_t n = own->text_at[id + 1] - own->text_at[id];
-        for (size_t i = 1; i < n && own->kinds[id] == ML_PIECE_NORMAL; i++) {
+        size_t n;
+        const unsigned char *text = (const unsigned char *)mli_text_of(own, id, &n);
+        for (size_t i = 1; i < n && mli_kind_of(own, id) == ML_PIECE_NORMAL; i++) {
             int32_t left = mli_find_piece(own, text, i), right = mli_find_piece(own, text + i, n - i);
             if (left < 0 || right < 0) continue;
             if (writer) mli_append_pair(writer, t, left, right);

@@ -11,8 +11,11 @@
 #ifndef PROMPT
 #define PROMPT "Once upon a time"
 #endif
+#ifndef CACHE
+#define CACHE ML_Q8_0 /* keys and values: ML_F32 has the same text, and takes four times as much */
+#endif
 #ifndef BUFFER_SIZE
-#define BUFFER_SIZE (1024 * 1024)
+#define BUFFER_SIZE (14 * 1024 + POSITIONS * 1024) /* enough for the model in examples/models and Q8_0 */
 #endif
 
 extern const unsigned char model_file[], model_file_end[]; /* of model.S */
@@ -32,21 +35,34 @@ static void report(const char *name, uint64_t number, const char *unit) {
     board_print(unit);
 }
 
+/* The model is loaded into the front half of the buffer. What only loading needs is in the other half, where the
+   session's keys and values are later. */
+static ml_result load(ml_arena *arena, ml_model **model, ml_error *error) {
+    ml_arena meanwhile = {buffer + sizeof buffer / 2, sizeof buffer / 2, 0};
+    ml_model_load_desc from = {0};
+    from.allocator = ml_arena_allocator(arena);
+    from.scratch = ml_arena_allocator(&meanwhile);
+    from.compact = 1;
+    return ml_model_load_memory(model_file, (size_t)(model_file_end - model_file), &from, model, error);
+}
+
 int main(void) {
     ml_error error = {ML_OK, ""};
     ml_arena arena = {buffer, sizeof buffer, 0};
-    ml_model_load_desc from = {0};
     ml_session_desc small = {0};
     ml_generate_desc how = {0};
     ml_generated done = {0, 0, ML_STOP_LENGTH};
     ml_model *model = NULL;
     ml_session *session = NULL;
-    from.allocator = small.allocator = ml_arena_allocator(&arena);
+    small.allocator = ml_arena_allocator(&arena);
     small.max_seq_len = POSITIONS;
     small.max_batch = 1;
+    small.cache_type = CACHE;
+    small.max_text = 2 * sizeof PROMPT + 16;
+    small.greedy = small.computed_rope = 1;
     how.prompt = PROMPT;
     how.on_token = print_token;
-    ml_model_load_memory(model_file, (size_t)(model_file_end - model_file), &from, &model, &error);
+    load(&arena, &model, &error);
     uint64_t loaded = board_instructions();
     size_t model_bytes = arena.used;
     if (!error.code) ml_session_new(model, &small, &session, &error);
