@@ -8475,13 +8475,23 @@ static uint32_t mli_listed_u32(const unsigned char *list, size_t i) {
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-static mli_piece mli_listed_piece(const mli_listed *l, size_t id) {
-    mli_piece piece = {l->strings + mli_get_index(l->string_at, l->wide_at, id), 0, 0, ML_PIECE_NORMAL};
+/* The bytes of a piece as it is written. Of the 8 bytes of its length the last are 0, see MLI_MAX_PIECE. */
+static const unsigned char *mli_listed_string(const mli_listed *l, size_t id, size_t *length) {
+    const unsigned char *string = l->strings + mli_get_index(l->string_at, l->wide_at, id);
+    *length = mli_listed_u32(string, 0);
+    return string + 8;
+}
+
+static int mli_listed_kind(const mli_listed *l, size_t id) {
     uint32_t kind = mli_listed_u32(l->kinds, id);
-    piece.length = mli_listed_u32(piece.bytes, 0); /* of 8 bytes; a piece has at most MLI_MAX_PIECE */
-    piece.bytes += 8;
+    return kind ? (int)kind : ML_PIECE_NORMAL; /* as mli_gguf_get has it */
+}
+
+static mli_piece mli_listed_piece(const mli_listed *l, size_t id) {
+    mli_piece piece;
+    piece.bytes = mli_listed_string(l, id, &piece.length);
     piece.score = mli_bits_float(mli_listed_u32(l->scores, id));
-    if (kind) piece.kind = (int)kind;
+    piece.kind = mli_listed_kind(l, id);
     return piece;
 }
 
@@ -8498,7 +8508,7 @@ static const char *mli_text_of(const mli_tokenizer *t, int32_t id, size_t *lengt
 }
 
 static int mli_kind_of(const mli_tokenizer *t, int32_t id) {
-    return t->listed.strings ? mli_listed_piece(&t->listed, (size_t)id).kind : t->kinds[id];
+    return t->listed.strings ? mli_listed_kind(&t->listed, (size_t)id) : t->kinds[id];
 }
 static float mli_score_of(const mli_tokenizer *t, int32_t id) {
     return t->listed.strings ? mli_listed_piece(&t->listed, (size_t)id).score : t->scores[id];
@@ -8513,11 +8523,18 @@ static int mli_compare_texts(const unsigned char *a, size_t n, const unsigned ch
     }
 }
 
+/* The order of a piece's text and another text. */
+static int mli_compare_listed(const mli_listed *l, size_t id, const unsigned char *text, size_t n) {
+    size_t length;
+    const unsigned char *string = mli_listed_string(l, id, &length);
+    return mli_compare_texts(string, length, text, n);
+}
+
 /* Whether sorted[i] comes before sorted[k]; of equal texts the lower id is first. */
 static int mli_listed_before(const mli_listed *l, size_t i, size_t k) {
-    size_t a = mli_get_index(l->sorted, l->wide_ids, i), b = mli_get_index(l->sorted, l->wide_ids, k);
-    mli_piece x = mli_listed_piece(l, a), y = mli_listed_piece(l, b);
-    int order = mli_compare_texts(x.bytes, x.length, y.bytes, y.length);
+    size_t a = mli_get_index(l->sorted, l->wide_ids, i), b = mli_get_index(l->sorted, l->wide_ids, k), n;
+    const unsigned char *x = mli_listed_string(l, b, &n);
+    int order = mli_compare_listed(l, a, x, n);
     return order ? order < 0 : a < b;
 }
 
@@ -8548,17 +8565,16 @@ static int32_t mli_find_listed(const mli_tokenizer *t, int is_special, const uns
     size_t begin = 0, end = l->n_sorted;
     while (begin < end) { /* those before `begin` are smaller, those from `end` on are not */
         size_t middle = begin + (end - begin) / 2;
-        mli_piece piece = mli_listed_piece(l, mli_get_index(l->sorted, l->wide_ids, middle));
-        if (mli_compare_texts(piece.bytes, piece.length, text, n) < 0)
+        if (mli_compare_listed(l, mli_get_index(l->sorted, l->wide_ids, middle), text, n) < 0)
             begin = middle + 1;
         else
             end = middle;
     }
     for (; begin < l->n_sorted; begin++) {
         size_t id = mli_get_index(l->sorted, l->wide_ids, begin);
-        mli_piece piece = mli_listed_piece(l, id);
-        if (mli_compare_texts(piece.bytes, piece.length, text, n) != 0) break;
-        if (is_special ? mli_is_special_kind(piece.kind) : mli_is_text_kind(piece.kind)) return (int32_t)id;
+        int kind = mli_listed_kind(l, id);
+        if (mli_compare_listed(l, id, text, n) != 0) break;
+        if (is_special ? mli_is_special_kind(kind) : mli_is_text_kind(kind)) return (int32_t)id;
     }
     return -1;
 }
