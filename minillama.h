@@ -137,7 +137,8 @@
       ML_NO_STDIO      no files: only the ..._memory functions
       ML_NO_MALLOC     no malloc: every constructor needs an allocator (see ml_arena)
       ML_NO_MMAP       read files into memory instead of mapping them
-      ML_NO_SIMD, ML_NO_AVX512, ML_NO_AVX2, ML_NO_NEON   step down to simpler instruction sets
+      ML_NO_SIMD, ML_NO_AVX512, ML_NO_AVX2, ML_NO_NEON, ML_NO_MVE, ML_NO_DSP   step down to simpler instruction
+                       sets; the last two are those of microcontrollers, for Q8_0 and Q4_0
       ML_NO_TRAINING   no trainer, no graph, no optimizer: no gradients
       ML_NO_SAVE       no writing of files
       ML_NO_PT         no PyTorch files
@@ -1566,12 +1567,22 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_AVX2
 #elif (defined(__aarch64__) || defined(_M_ARM64)) && !defined(ML_NO_NEON)
 #define MLI_NEON
+#elif defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1) && !defined(__ARM_BIG_ENDIAN) &&                 \
+    !defined(ML_NO_MVE)
+#define MLI_MVE /* Helium, of Cortex-M55 and others: only in >>integers */
+#elif defined(__ARM_FEATURE_DSP) && defined(__ARM_FEATURE_SIMD32) && !defined(__ARM_BIG_ENDIAN) &&           \
+    !defined(ML_NO_DSP)
+#define MLI_DSP /* of Cortex-M4 and others: products of two pairs of 16 bits; only in >>integers */
 #endif
 #endif
 #if defined(MLI_AVX512) || defined(MLI_AVX2)
 #include <immintrin.h>
 #elif defined(MLI_NEON)
 #include <arm_neon.h>
+#elif defined(MLI_MVE)
+#include <arm_mve.h>
+#elif defined(MLI_DSP)
+#include <arm_acle.h>
 #endif
 
 /* MLI_OPTIONAL: a function that is unused in some builds, for example those of training with ML_NO_TRAINING. */
@@ -19230,6 +19241,10 @@ static float mli_f16_to_f32(uint16_t half) {
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
 #elif defined(MLI_NEON)
     return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half))), 0);
+#elif defined(__ARM_FP16_FORMAT_IEEE) && (__ARM_FP & 2) /* an instruction of Cortex-M4F; -mfp16-format=ieee */
+    __fp16 number;
+    memcpy(&number, &half, sizeof number);
+    return number;
 #else
     uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
     if (magnitude > 0x7c00u) return mli_bits_float(sign | 0x7fc00000u | magnitude << 13); /* NaN */
@@ -20001,8 +20016,18 @@ ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void
 #if defined(MLI_AVX512) || defined(MLI_AVX2) || defined(MLI_NEON)
 #define MLI_PANELS
 typedef int8_t mli_q;
+#elif defined(MLI_MVE)
+typedef int8_t mli_q;
 #else
 typedef int16_t mli_q; /* compilers find instructions for sums of products of these */
+#endif
+
+/* Where number i of a block of activations is. The DSP instructions take the bytes 0 and 2 of a word of weights, and
+   then 1 and 3. */
+#ifdef MLI_DSP
+#define MLI_IN_BLOCK(i) ((i) % 4 == 1 ? (i) + 1 : (i) % 4 == 2 ? (i)-1 : (i))
+#else
+#define MLI_IN_BLOCK(i) (i)
 #endif
 
 /* A block of activations. */
@@ -20247,7 +20272,7 @@ MLI_INLINE mli_scales mli_scales_multiply(uint64_t f16, const float *x) {
 MLI_INLINE mli_sums mli_sums_zero(void) { return 0; }
 MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x, mli_scales scales, int j) {
     int32_t products = 0;
-    for (int i = 0; i < MLI_BLOCK; i++) products += w.q[i] * x->q[i];
+    for (int i = 0; i < MLI_BLOCK; i++) products += w.q[i] * x->q[MLI_IN_BLOCK(i)];
     return sum + (float)products * scales.of[j];
 }
 #ifndef ML_NO_K_QUANTS
@@ -20255,8 +20280,8 @@ MLI_INLINE mli_sums mli_sums_add_part(ml_type type, mli_sums sum, mli_bytes w, c
                                       const float *by) {
     const int second = type == ML_Q6_K; /* the scale of the second half */
     int32_t products[2] = {0, 0};
-    for (int i = 0; i < MLI_BLOCK / 2; i++) products[0] += w.q[i] * x->q[i];
-    for (int i = MLI_BLOCK / 2; i < MLI_BLOCK; i++) products[1] += w.q[i] * x->q[i];
+    for (int i = 0; i < MLI_BLOCK / 2; i++) products[0] += w.q[i] * x->q[MLI_IN_BLOCK(i)];
+    for (int i = MLI_BLOCK / 2; i < MLI_BLOCK; i++) products[1] += w.q[i] * x->q[MLI_IN_BLOCK(i)];
     return sum + ((float)products[0] * by[0] + (float)products[1] * by[second]);
 }
 #endif
@@ -20435,6 +20460,12 @@ static int32_t mli_finish_block(mli_block_x *x) {
     return sum / -128;
 #else
     for (int i = 0; i < MLI_BLOCK; i++) sum += x->q[i];
+#ifdef MLI_DSP
+    for (int i = 1; i < MLI_BLOCK; i += 4) {
+        mli_q q = x->q[i];
+        x->q[i] = x->q[i + 1], x->q[i + 1] = q;
+    }
+#endif
     return sum;
 #endif
 }
@@ -20705,6 +20736,86 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
 
 #endif
 
+/* ---- microcontrollers: Q8_0 and Q4_0 by instructions for sums of products ----
+   The integer sums are exact, so the result has the bits of the plain loops above. */
+
+#if defined(MLI_DSP)
+
+/* sum + the products of four bytes of weights with four numbers of x */
+MLI_INLINE int32_t mli_dsp_bytes(const uint8_t *w, const mli_q *x, int32_t sum) {
+    uint32_t bytes, x_02, x_13;
+    memcpy(&bytes, w, 4), memcpy(&x_02, x, 4), memcpy(&x_13, x + 2, 4);
+    sum = __smlad((int16x2_t)__sxtb16((int8x4_t)bytes), (int16x2_t)x_02, sum);
+    return __smlad((int16x2_t)__sxtb16((int8x4_t)(bytes >> 8)), (int16x2_t)x_13, sum);
+}
+
+/* The same for four bytes with two numbers of 4 bits each: the low ones are for x, the high ones for x + 16. */
+MLI_INLINE int32_t mli_dsp_nibbles(const uint8_t *w, const mli_q *x, int32_t sum) {
+    const uint32_t mask = 0x000f000f, eight = 0x00080008;
+    for (int high = 0; high < 2; high++, x += MLI_BLOCK / 2) {
+        uint32_t bytes, x_02, x_13;
+        memcpy(&bytes, w, 4), memcpy(&x_02, x, 4), memcpy(&x_13, x + 2, 4);
+        bytes >>= 4 * high;
+        sum = __smlad(__ssub16((int16x2_t)(bytes & mask), (int16x2_t)eight), (int16x2_t)x_02, sum);
+        sum = __smlad(__ssub16((int16x2_t)(bytes >> 8 & mask), (int16x2_t)eight), (int16x2_t)x_13, sum);
+    }
+    return sum;
+}
+
+static int32_t mli_dsp_block(ml_type type, const uint8_t *w, const mli_q *x) {
+    int32_t sum = 0;
+    if (type == ML_Q8_0) {
+        MLI_UNROLL
+        for (int i = 0; i < MLI_BLOCK; i += 4) sum = mli_dsp_bytes(w + i, x + i, sum);
+    } else {
+        MLI_UNROLL
+        for (int i = 0; i < MLI_BLOCK / 2; i += 4) sum = mli_dsp_nibbles(w + i, x + i, sum);
+    }
+    return sum;
+}
+
+#elif defined(MLI_MVE)
+
+static int32_t mli_dsp_block(ml_type type, const uint8_t *w, const mli_q *x) {
+    int8x16_t low, high;
+    if (type == ML_Q8_0) {
+        low = vld1q_s8((const int8_t *)w), high = vld1q_s8((const int8_t *)w + 16);
+    } else {
+        uint8x16_t both = vld1q_u8(w);
+        int8x16_t eight = vdupq_n_s8(8);
+        low = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), eight);
+        high = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), eight);
+    }
+    return vmladavaq_s8(vmladavq_s8(low, vld1q_s8(x)), high, vld1q_s8(x + 16));
+}
+
+#endif
+
+#if defined(MLI_DSP) || defined(MLI_MVE)
+#define MLI_BLOCK_ROWS mli_dsp_rows
+/* As mli_integer_rows. */
+static void mli_dsp_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
+                         size_t n_cols) {
+    const mli_activations *x = &job->x;
+    const size_t bytes = mli_types[type].bytes, row_bytes = x->blocks * bytes;
+    const uint8_t *w = (const uint8_t *)job->w->data + col * row_bytes;
+    float *y = job->y + row * job->y_stride + col;
+    for (; n_cols; n_cols--, w += row_bytes, y++) {
+        for (size_t i = 0; i < (size_t)n_x; i++) {
+            const mli_block_x *block = x->q + (row + i) * x->blocks;
+            const float *scale = x->scale + (row + i) * x->blocks;
+            const uint8_t *p = w;
+            float sum = 0;
+            for (size_t b = 0; b < x->blocks; b++, p += bytes)
+                sum += (float)mli_dsp_block(type, p + 2, block[b].q) * (mli_load_scale(p) * scale[b]);
+            y[i * job->y_stride] = sum;
+        }
+    }
+}
+#else
+#define MLI_BLOCK_ROWS mli_integer_rows
+#endif
+
 #define MLI_INTEGER_FORMAT(name, rows, type)                                                                 \
     static void name(const mli_integer_job *job, size_t row, size_t n_rows, size_t col, size_t n_cols) {     \
         if (n_rows == 1)                                                                                     \
@@ -20712,8 +20823,8 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
         else                                                                                                 \
             rows(type, MLI_FEW, job, row, col, n_cols);                                                      \
     }
-MLI_INTEGER_FORMAT(mli_few_q8_0, mli_integer_rows, ML_Q8_0)
-MLI_INTEGER_FORMAT(mli_few_q4_0, mli_integer_rows, ML_Q4_0)
+MLI_INTEGER_FORMAT(mli_few_q8_0, MLI_BLOCK_ROWS, ML_Q8_0)
+MLI_INTEGER_FORMAT(mli_few_q4_0, MLI_BLOCK_ROWS, ML_Q4_0)
 #ifndef ML_NO_K_QUANTS
 MLI_INTEGER_FORMAT(mli_few_q4_k, mli_part_rows, ML_Q4_K)
 MLI_INTEGER_FORMAT(mli_few_q5_k, mli_part_rows, ML_Q5_K)
