@@ -3776,8 +3776,8 @@ static ml_tensor mli_cached(const mli_kv *kv, int half, size_t n, size_t kv_dim)
 
 /* x (n, kv_dim), rounded into rows of the cache */
 static ml_tensor mli_narrow(mli_graph *g, ml_tensor x, ml_tensor rows) {
-    float beyond; /* what is too large becomes infinite, and logits that are not finite are found later */
-    if (!mli_measuring(g)) mli_convert(rows.type, rows.data, ML_F32, x.data, mli_numbers(&x), &beyond);
+    /* what is too large becomes infinite, and logits that are not finite are found later */
+    if (!mli_measuring(g)) mli_type(rows.type)->quantize((const float *)x.data, rows.data, mli_numbers(&x));
     return rows;
 }
 
@@ -8798,6 +8798,8 @@ static int32_t mli_find_merge(const mli_tokenizer *t, int32_t left, int32_t righ
     return slot && *slot != UINT32_MAX ? (int32_t)*slot : -1;
 }
 
+#ifndef ML_NO_BPE /* which tokenizer.json belongs to: without it no merges are read */
+
 /* The id of a piece as it is written, or -1. */
 static int32_t mli_find_written(const mli_tokenizer *t, const mli_vocabulary *v, const mli_piece *piece) {
     char text[MLI_MAX_PIECE];
@@ -8865,6 +8867,8 @@ static ml_result mli_fill_merges(mli_tokenizer *t, const mli_vocabulary *v, ml_e
     return ML_OK;
 }
 
+#endif
+
 /* ---- from a vocabulary to a tokenizer ---- */
 
 static ml_result mli_tokenizer_create(const mli_vocabulary *v, const ml_allocator *allocator,
@@ -8880,7 +8884,9 @@ static ml_result mli_tokenizer_create(const mli_vocabulary *v, const ml_allocato
     *t = plan;
     t->shown.private_part = t;
     result = mli_fill_pieces(t, v, error);
+#ifndef ML_NO_BPE
     if (!result && v->rules.is_ranked) result = mli_fill_merges(t, v, error);
+#endif
     if (result) {
         ml_tokenizer_free(&t->shown);
         return result;
@@ -13615,7 +13621,9 @@ typedef struct mli_piece_source {
     const ml_value *scores, *kinds; /* of a GGUF: lists of numbers, or NULL */
     mli_reader merges;              /* of a GGUF: after the merge read last */
     const mli_vocabulary *vocabulary;
+#ifndef ML_NO_BPE
     unsigned char piece[2 * MLI_MAX_PIECE + 2]; /* of Meta's file: the piece read last, in the alphabet */
+#endif
 } mli_piece_source;
 
 /* Default ids of bos, eos and unknown count only where there is such a piece: spelled as usual, or otherwise special

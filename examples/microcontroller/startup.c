@@ -3,7 +3,7 @@
 #include <string.h>
 #include "board.h"
 
-extern uint32_t stack_begin[], stack_end[];                                /* of memory.ld */
+extern uint32_t stack_begin[], stack_end[]; /* of memory.ld */
 extern unsigned char data_in_flash[], data_begin[], data_end[], bss_begin[], bss_end[];
 
 int main(void);

@@ -36,8 +36,8 @@ static void report(const char *name, uint64_t number, const char *unit) {
 }
 
 /* The model is loaded into the front half of the buffer. What only loading needs is in the other half, where the
-   session's keys and values are later. */
-static ml_result load(ml_arena *arena, ml_model **model, ml_error *error) {
+   session's keys and values are later. (Not inlined: its stack is free again when it returns.) */
+__attribute__((noinline)) static ml_result load(ml_arena *arena, ml_model **model, ml_error *error) {
     ml_arena meanwhile = {buffer + sizeof buffer / 2, sizeof buffer / 2, 0};
     ml_model_load_desc from = {0};
     from.allocator = ml_arena_allocator(arena);
