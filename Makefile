@@ -15,6 +15,7 @@
 #   make lesson-07  one of them; what it shows, and its picture in build/lessons
 #   make exercise-07   your copy of its exercise, build/exercises/07.c, which checks what you write into it
 #   make grade      the table of the assignment's five parts: which of your exercises pass
+#   make microcontroller   a Cortex-M in qemu-system-arm writes a story; needs arm-none-eabi-gcc
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
 #   make clean      removes build/
@@ -114,6 +115,15 @@ $(foreach file,$(LESSONS),$(eval $(call program,$(notdir $(call lesson,$(file)))
 $(foreach file,$(SOLUTIONS),$(eval $(call program,solution_$(notdir $(file:.c=)),$(file))))
 $(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed xor characters own_head run_llama convert \
                             train_tokenizer write_stories draw_curve look) # which it runs
+
+# The programs for a microcontroller, where their compiler and the emulator are.
+BOARD_TOOLS := $(shell command -v arm-none-eabi-gcc >/dev/null && command -v qemu-system-arm >/dev/null && echo yes)
+$(BUILD)/test_microcontroller: | $(if $(BOARD_TOOLS),board)
+board:
+	$(call short,cc $(BUILD)/microcontroller (for Cortex-M))$(MAKE) -s --no-print-directory -C examples/microcontroller \
+	    BUILD='$(abspath $(BUILD))/microcontroller' CFLAGS=
+microcontroller: board
+	@$(MAKE) -s --no-print-directory -C examples/microcontroller BUILD='$(abspath $(BUILD))/microcontroller' CFLAGS= story
 
 $(LIBRARY): tests/compile/implementation.c $(BUILD)/flags
 	$(call short,cc $@ (the library: about 10 s))$(CC) $(FLAGS) $(LISTED) -c -o $@ $<
@@ -262,4 +272,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run lessons grade test check sanitize fuzz bench demo table advanced report format check-format clean FORCE
+.PHONY: all help run board microcontroller lessons grade test check sanitize fuzz bench demo table advanced report format check-format clean FORCE

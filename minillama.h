@@ -138,7 +138,8 @@
       ML_NO_STDIO      no files: only the ..._memory functions
       ML_NO_MALLOC     no malloc: every constructor needs an allocator (see ml_arena)
       ML_NO_MMAP       read files into memory instead of mapping them
-      ML_NO_SIMD, ML_NO_AVX512, ML_NO_AVX2, ML_NO_NEON   step down to simpler instruction sets
+      ML_NO_SIMD, ML_NO_AVX512, ML_NO_AVX2, ML_NO_NEON, ML_NO_MVE, ML_NO_DSP   step down to simpler instruction
+                       sets; the last two are those of microcontrollers, for Q8_0 and Q4_0
       ML_NO_TRAINING   no trainer, no graph, no optimizer: no gradients
       ML_NO_SAVE       no writing of files
       ML_NO_PT         no PyTorch files
@@ -492,6 +493,17 @@ typedef struct ml_session_desc {
     ml_threads threads;
     ml_allocator allocator; /* of ml_session_new */
     ml_look look;           /* default: nobody looks */
+
+    /* What keys and values are held as: F32 (default), F16 for half of the memory, or Q8_0 for a good quarter, which
+       needs heads of a multiple of 32. Loss per token of examples/models/stories.gguf on its held-out text: see
+       README. They are rounded when a token is read, and attention converts them back, a few at a time, so that
+       many tokens are read more slowly. A batch, mask full and trainers have no cache. */
+    ml_type cache_type;
+    int max_text; /* bytes of the longest text that is encoded; default 4 * max_seq_len */
+    int greedy;   /* only the most likely token is ever drawn: no memory for a sampler (8 * V bytes) */
+    /* Cosines and sines of rotary positions are computed in each pass for its tokens, and not held for all positions:
+       max_batch in place of max_seq_len rows of 4 * hd bytes, and the same bits. */
+    int computed_rope;
 } ml_session_desc;
 
 typedef struct ml_session {
@@ -1466,6 +1478,13 @@ typedef struct ml_model_load_desc {
     const void *config_json; /* for ml_model_load_memory: the config.json (or params.json) of its bytes */
     size_t config_json_size;
     ml_allocator allocator;
+    /* Of ml_model_load_memory, where memory is scarce: what only loading needs (names and shapes of the file's
+       tensors) comes from here, and is given back at its end; the memory may be that of a session to come. */
+    ml_allocator scratch; /* default: `allocator`, and some of it stays with the model */
+    /* The SentencePiece vocabulary of a GGUF is used where it is in `data`: 4 to 8 bytes a piece in place of about 40,
+       found by binary search. The tokenizer belongs to one thread at a time then, and what ml_tokenizer_decode_token
+       returns is valid until its next call. Other vocabularies are copied, as by default. */
+    int compact;
 } ml_model_load_desc;
 
 /* A model: any of the archive formats, or a path to several files (see ml_archive_load), with the configuration in
@@ -1662,12 +1681,22 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_AVX2
 #elif (defined(__aarch64__) || defined(_M_ARM64)) && !defined(ML_NO_NEON)
 #define MLI_NEON
+#elif defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1) && !defined(__ARM_BIG_ENDIAN) &&                 \
+    !defined(ML_NO_MVE)
+#define MLI_MVE /* Helium, of Cortex-M55 and others: only in >>integers */
+#elif defined(__ARM_FEATURE_DSP) && defined(__ARM_FEATURE_SIMD32) && !defined(__ARM_BIG_ENDIAN) &&           \
+    !defined(ML_NO_DSP)
+#define MLI_DSP /* of Cortex-M4 and others: products of two pairs of 16 bits; only in >>integers */
 #endif
 #endif
 #if defined(MLI_AVX512) || defined(MLI_AVX2)
 #include <immintrin.h>
 #elif defined(MLI_NEON)
 #include <arm_neon.h>
+#elif defined(MLI_MVE)
+#include <arm_mve.h>
+#elif defined(MLI_DSP)
+#include <arm_acle.h>
 #endif
 
 /* A product and a sum in one operation, which rounds once, would give plain C other bits on some processors. */
@@ -3192,10 +3221,20 @@ static float mli_rope_frequency(float theta, int j, int hd) {
     return 1.0f / mli_powf(theta, (float)(2 * j) / (float)hd);
 }
 
+/* Positions begin .. end - 1 of a table that would be for `most` in all. */
+typedef struct mli_positions {
+    int begin, end, most;
+} mli_positions;
+
+static mli_positions mli_all_positions(int n) {
+    mli_positions all = {0, n, n};
+    return all;
+}
+
 /* Columns 2j and 2j + 1 of the table: cosine and sine of position / scale * frequency. */
-static void mli_rope_pair(float *table, int n_positions, int hd, int j, float scale, float frequency) {
+static void mli_rope_pair(float *table, mli_positions of, int hd, int j, float scale, float frequency) {
     float *pair = table + 2 * j;
-    for (int p = 0; p < n_positions; p++, pair += hd) {
+    for (int p = of.begin; p < of.end; p++, pair += hd) {
         float angle = (float)p / scale * frequency;
         pair[0] = mli_cosf(angle);
         pair[1] = mli_sinf(angle);
@@ -3257,10 +3296,10 @@ static float mli_rope_theta(const ml_rope_desc *desc, int n_positions) {
     return desc->theta * mli_powf(scale, (float)hd / (float)(hd - 2));
 }
 
-/* table (n_positions, hd): cosine and sine of each pair's angle, alternating. The description has its defaults. */
-static void mli_rope_table(float *table, int n_positions, const ml_rope_desc *desc) {
+/* table (positions, hd): cosine and sine of each pair's angle, alternating. The description has its defaults. */
+static void mli_rope_table(float *table, mli_positions of, const ml_rope_desc *desc) {
     int hd = (int)desc->hd;
-    float theta = mli_rope_theta(desc, n_positions), scale = desc->kind == ML_ROPE_PLAIN ? desc->scale : 1.0f;
+    float theta = mli_rope_theta(desc, of.most), scale = desc->kind == ML_ROPE_PLAIN ? desc->scale : 1.0f;
     for (int j = 0; j < hd / 2; j++) {
         float frequency = mli_rope_frequency(theta, j, hd);
         double share = desc->kind == ML_ROPE_YARN     ? mli_yarn_share(desc, j)
@@ -3268,9 +3307,9 @@ static void mli_rope_table(float *table, int n_positions, const ml_rope_desc *de
                                                       : 0;
         if (share > 0) frequency = (float)((double)frequency * (share / (double)desc->scale + 1 - share));
         if (desc->factors) frequency /= desc->factors[j];
-        mli_rope_pair(table, n_positions, hd, j, scale, frequency);
+        mli_rope_pair(table, of, hd, j, scale, frequency);
     }
-    if (desc->attention != 1) mli_scale(table, desc->attention, (size_t)n_positions * desc->hd);
+    if (desc->attention != 1) mli_scale(table, desc->attention, (size_t)(of.end - of.begin) * desc->hd);
 }
 
 ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_positions) {
@@ -3279,7 +3318,7 @@ ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_po
     ml_rope_desc desc = *given;
     mli_rope_defaults(&desc);
     if (!mli_rope_in_range(&desc) || !(desc.theta > 1)) return ML_ERROR_ARGUMENT;
-    mli_rope_table(table, n_positions, &desc);
+    mli_rope_table(table, mli_all_positions(n_positions), &desc);
     return ML_OK;
 }
 
@@ -3309,10 +3348,10 @@ static int mli_is_llama3(const ml_config *c, const float *factors) {
 }
 
 /* The table of a model. */
-static void mli_model_rope(const ml_model *model, float *table, int n_positions) {
+static void mli_model_rope(const ml_model *model, float *table, mli_positions of) {
     ml_rope_desc desc = mli_rope_desc_of(&model->config, model->rope_factors);
     mli_rope_defaults(&desc);
-    mli_rope_table(table, n_positions, &desc);
+    mli_rope_table(table, of, &desc);
 }
 
 typedef struct mli_rope_op {
@@ -3321,6 +3360,7 @@ typedef struct mli_rope_op {
     size_t hd;
     const mli_rows *rows;
     float direction; /* 1, or -1 to rotate back */
+    int first;       /* position of the table */
 } mli_rope_op;
 
 static void mli_rope_rows(const void *record, size_t begin, size_t end) {
@@ -3328,7 +3368,8 @@ static void mli_rope_rows(const void *record, size_t begin, size_t end) {
     int r = 0;
     for (size_t i = begin; i < end; i++) {
         while (mli_row_start(op->rows, r + 1) <= i) r++;
-        size_t position = i - mli_row_start(op->rows, r) + (size_t)op->rows->past + (size_t)op->rows->gone;
+        size_t position =
+            i - mli_row_start(op->rows, r) + (size_t)(op->rows->past + op->rows->gone - op->first);
         mli_rope_row(mli_row(op->x, i), op->table + position * op->hd, op->x.cols, op->hd, op->direction);
     }
 }
@@ -3341,9 +3382,10 @@ static void mli_rope_backward(mli_graph *g, const void *record) {
     mli_for_rows(g, mli_rope_rows, &op, op.x.rows, op.x.cols);
 }
 
-/* x (n, heads * hd), rotated in place by each token's position in its row */
-static void mli_rope(mli_graph *g, ml_tensor x, const float *table, size_t hd, const mli_rows *rows) {
-    mli_rope_op op = {x, table, hd, rows, 1.0f};
+/* x (n, heads * hd), rotated in place by each token's position in its row; the table begins with position `first` */
+static void mli_rope(mli_graph *g, ml_tensor x, const float *table, int first, size_t hd,
+                     const mli_rows *rows) {
+    mli_rope_op op = {x, table, hd, rows, 1.0f, first};
     mli_for_rows(g, mli_rope_rows, &op, x.rows, x.cols);
     mli_record(g, mli_rope_backward, &op, sizeof op);
 }
@@ -3356,6 +3398,7 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, size_t hd, c
 
 #define MLI_QUERY_BLOCK 64 /* enough to repay packing the keys; little of a tile is above a causal diagonal */
 #define MLI_FEW_QUERIES 5  /* up to here packing the keys saves nothing; the same bits as one by one */
+#define MLI_READ_KEYS 8    /* of a cache that is not F32 are converted at a time */
 
 /* The plan, made once for forward and backward. */
 typedef struct mli_attention_op {
@@ -3427,6 +3470,7 @@ typedef struct mli_tile {
     int n_parts; /* the keys that some query sees: one part, or two where a window leaves out what is between */
     int head;
     size_t first; /* query, in all of q */
+    size_t key;   /* the row's first, in all of k and v */
 } mli_tile;
 
 /* Leaves out the keys that no query of the tile sees: those before the first one's window, except for the sinks, and
@@ -3450,9 +3494,10 @@ static mli_tile mli_tile_at(const mli_attention_op *op, int row, size_t first, i
     size_t kv_head = (size_t)(head / op->group), n_queries = MLI_MIN(end - first, MLI_QUERY_BLOCK);
     size_t position = n_row_keys - (end - first);
     size_t n_keys = op->causal ? position + n_queries : n_row_keys;
+    int is_narrow = op->k.type != ML_F32; /* then mli_read_keys finds them */
     mli_tile tile = {mli_row(op->q, first) + (size_t)head * op->hd,
-                     mli_row(op->k, key) + kv_head * op->hd,
-                     mli_row(op->v, key) + kv_head * op->hv,
+                     is_narrow ? NULL : mli_row(op->k, key) + kv_head * op->hd,
+                     is_narrow ? NULL : mli_row(op->v, key) + kv_head * op->hv,
                      mli_row(op->out, first) + (size_t)head * op->hv,
                      n_queries,
                      n_keys,
@@ -3461,7 +3506,8 @@ static mli_tile mli_tile_at(const mli_attention_op *op, int row, size_t first, i
                      {{0, 0, n_keys}, {0, 0, 0}},
                      1,
                      head,
-                     first};
+                     first,
+                     key};
     if (op->window) mli_tile_window(op, &tile);
     return tile;
 }
@@ -3478,6 +3524,7 @@ typedef struct mli_attention_scratch {
     float *p;       /* (n_queries, n_keys): softmax(q k^T / sqrt(hd)) */
     float *dp;      /* (n_queries, n_keys): backward only, as the rest */
     float *dk, *dv; /* (S, hd), (S, hv): sums over the queries and the heads that share a key head */
+    float *keys;    /* (MLI_READ_KEYS, hd): a few keys or values of a narrow cache */
     void *gemm;
 } mli_attention_scratch;
 
@@ -3487,8 +3534,11 @@ static size_t mli_attention_scratch_at(const mli_attention_op *op, int backward,
     size_t used = 0, queries = op->most_queries, keys = mli_most_keys(op), hd = MLI_MAX(op->hd, op->hv),
            gemm = 0;
     memset(s, 0, sizeof *s);
-    if (backward || queries > MLI_FEW_QUERIES || mli_is_special(op))
+    if (op->k.type != ML_F32)
+        s->keys = (float *)mli_carve(memory, &used, MLI_READ_KEYS, hd * sizeof(float));
+    else if (backward || queries > MLI_FEW_QUERIES || mli_is_special(op))
         gemm = MLI_MAX(mli_gemm_work(NULL, queries, keys, hd), mli_gemm_work(NULL, queries, hd, keys));
+    if (op->k.type != ML_F32) keys = op->longest; /* mli_attend_narrow has a column for each key */
     s->p = (float *)mli_carve(memory, &used, queries * keys, sizeof(float));
     if (backward) {
         gemm = MLI_MAX(gemm, mli_gemm_work(NULL, keys, hd, queries));
@@ -3578,8 +3628,72 @@ static void mli_drop_weights(const mli_attention_op *op, const mli_tile *t, floa
     }
 }
 
+/* ---- a narrow cache: keys and values that are not F32 ---- */
+
+/* rows (n, cols) = keys or values first .. first + n - 1 of the tile's row, as numbers */
+static void mli_read_keys(const mli_attention_op *op, const mli_tile *t, const ml_tensor *x, size_t first,
+                          size_t n, float *rows) {
+    size_t cols = x == &op->k ? op->hd : op->hv, row_bytes = ml_type_row_bytes(x->type, x->cols);
+    size_t column = ml_type_row_bytes(x->type, (size_t)(t->head / op->group) * cols);
+    const char *from = (const char *)x->data + (t->key + first) * row_bytes + column;
+    for (size_t i = 0; i < n; i++) mli_dequantize_row(x->type, from + i * row_bytes, rows + i * cols, cols);
+}
+
+/* p (n_keys) = the scores of query i: what is not visible gets none. `at` is the first of n keys in s->keys. */
+static void mli_narrow_scores(const mli_attention_op *op, const mli_tile *t, const mli_attention_scratch *s,
+                              size_t at, size_t n) {
+    for (size_t i = 0; i < t->n_queries; i++) {
+        size_t begin, end;
+        mli_visible(op, t->position + i, t->n_row_keys, &begin, &end);
+        begin = MLI_MAX(begin, at), end = MLI_MIN(end, at + n);
+        if (begin < end)
+            mli_dots(s->p + i * t->n_row_keys + begin, t->q + i * op->q.cols, s->keys + (begin - at) * op->hd,
+                     op->hd, end - begin, op->hd);
+    }
+}
+
+/* out += p v of the n values from `at` on, which are in s->keys */
+static void mli_narrow_values(const mli_attention_op *op, const mli_tile *t, const mli_attention_scratch *s,
+                              size_t at, size_t n) {
+    for (size_t i = 0; i < t->n_queries; i++) {
+        size_t begin, end;
+        mli_visible(op, t->position + i, t->n_row_keys, &begin, &end);
+        begin = MLI_MAX(begin, at), end = MLI_MIN(end, at + n);
+        for (size_t j = begin; j < end; j++)
+            mli_axpy(t->out + i * op->out.cols, s->p[i * t->n_row_keys + j], s->keys + (j - at) * op->hv,
+                     op->hv);
+    }
+}
+
+/* A few keys at a time become numbers, for all queries of the tile; then a few values. The result of a query does not
+   depend on the others. */
+static void mli_attend_narrow(const mli_attention_op *op, const mli_tile *t, const mli_attention_scratch *s) {
+    size_t end = t->parts[0].first + t->parts[0].n, step;
+    for (size_t at = t->parts[0].first; at < end; at += step) {
+        step = MLI_MIN(MLI_READ_KEYS, end - at);
+        mli_read_keys(op, t, &op->k, at, step, s->keys);
+        mli_narrow_scores(op, t, s, at, step);
+    }
+    for (size_t i = 0; i < t->n_queries; i++) {
+        size_t first, last;
+        mli_visible(op, t->position + i, t->n_row_keys, &first, &last);
+        mli_scale(s->p + i * t->n_row_keys + first, op->scale, last - first);
+        mli_softmax(s->p + i * t->n_row_keys + first, last - first);
+        memset(t->out + i * op->out.cols, 0, op->hv * sizeof *t->out);
+    }
+    for (size_t at = t->parts[0].first; at < end; at += step) {
+        step = MLI_MIN(MLI_READ_KEYS, end - at);
+        mli_read_keys(op, t, &op->v, at, step, s->keys);
+        mli_narrow_values(op, t, s, at, step);
+    }
+}
+
 /* out = p v of a tile: as two matrix products or, with few queries, query by query */
 static void mli_attend(const mli_attention_op *op, const mli_tile *t, const mli_attention_scratch *s) {
+    if (op->k.type != ML_F32) {
+        mli_attend_narrow(op, t, s);
+        return;
+    }
     if (t->n_queries > MLI_FEW_QUERIES || mli_is_special(op)) {
         mli_attention_weights(op, t, s);
         if (mli_is_special(op) && op->dropout > 0) mli_drop_weights(op, t, s->p);
@@ -3760,8 +3874,9 @@ static ml_tensor mli_run_attention(mli_graph *g, mli_attention_op *op, ml_tensor
     op->sinks += op->prefix; /* no window hides what was put in front of the row */
     mli_attention_plan(g, op);
     if (!mli_measuring(g)) {
-        op->k.data = mli_row(op->k, 0) - past * op->k.cols; /* from the first key of the cache */
-        op->v.data = mli_row(op->v, 0) - past * op->v.cols;
+        op->k.data =
+            (char *)op->k.data - past * ml_type_row_bytes(op->k.type, op->k.cols); /* the cache's first */
+        op->v.data = (char *)op->v.data - past * ml_type_row_bytes(op->v.type, op->v.cols);
         mli_parallel(g->threads, op->n_tasks, mli_attention_task, op);
     }
     mli_record(g, mli_attention_backward, op, sizeof *op);
@@ -4019,7 +4134,8 @@ static ml_result mli_check_config(const ml_config *c, ml_error *error) {
 struct ml_model_private {
     ml_model shown;
     ml_allocator allocator;
-    ml_archive *archive; /* owns the weights that are used in place; NULL: none are */
+    int is_in_place;     /* some weights are used where they are in the file */
+    ml_archive *archive; /* owns that file; NULL: it is the caller's, or not needed */
     void *weights;       /* one block with all weights that the model owns */
     ml_tensor *tensors;  /* shown.tensors, to write to: they follow this struct */
     float
@@ -4073,7 +4189,7 @@ ML_DEF void ml_model_free(ml_model *model) {
 
 /* Weights can be changed if the model owns them and all are F32. */
 static ml_result mli_check_writable(const ml_model *model, ml_error *error) {
-    int writable = model->private_part->weights && !model->private_part->archive;
+    int writable = model->private_part->weights && !model->private_part->is_in_place;
     for (int i = 0; i < model->n_tensors; i++)
         if (model->tensors[i].data && model->tensors[i].type != ML_F32) writable = 0;
     if (writable) return ML_OK;
@@ -4111,8 +4227,9 @@ static ml_result mli_check_output(const ml_model *model, ml_error *error) {
 
 /* Where the layers write their keys and values (n, kv_dim), in a session's cache. */
 typedef struct mli_kv {
-    float *first; /* the keys of layer 0 */
-    size_t half;  /* numbers from a layer's keys to its values, and from these to the next layer's keys */
+    ml_type type;
+    char *first; /* the keys of layer 0 */
+    size_t half; /* bytes from a layer's keys to its values, and from these to the next layer's keys */
 } mli_kv;
 
 /* What a session hands to a caller who looks. */
@@ -4129,6 +4246,7 @@ typedef struct mli_pass {
     int n_tokens;
     const mli_rows *rows;
     const float *rope; /* see mli_rope_table; NULL: nothing is rotated */
+    int rope_first;    /* position of it */
     const mli_kv *kv;  /* NULL: keys and values are activations like others */
     int n_frozen;      /* so many parts from below learn nothing: the embedding, the layers, the last norm */
     unsigned places;   /* that are wanted: see mli_wants */
@@ -4243,7 +4361,7 @@ static ml_tensor mli_norm_of(mli_graph *g, const mli_pass *pass, mli_slot slot, 
 static ml_tensor mli_rope_at(mli_graph *g, const mli_pass *pass, unsigned at, ml_tensor x) {
     if (!pass->rope) return x;
     if (mli_wants(pass, at)) x = mli_copy(g, x, mli_new(g, x.rows, x.cols));
-    mli_rope(g, x, pass->rope, (size_t)mli_head_size(&pass->model->config), pass->rows);
+    mli_rope(g, x, pass->rope, pass->rope_first, (size_t)mli_head_size(&pass->model->config), pass->rows);
     return x;
 }
 
@@ -4265,15 +4383,30 @@ static ml_tensor mli_end_half(mli_graph *g, const mli_pass *pass, const mli_half
     return mli_add_to_stream(g, x, y);
 }
 
+/* The rows (n, kv_dim) of this pass in half number `half` of the cache: keys and values of layer 0, of layer 1, ... */
+static ml_tensor mli_cached(const mli_kv *kv, int half, size_t n, size_t kv_dim) {
+    ml_tensor t = mli_tensor_at(NULL, n, kv_dim);
+    t.type = kv->type;
+    if (kv->first) t.data = kv->first + (size_t)half * kv->half; /* NULL in a pass that measures */
+    return t;
+}
+
+/* x (n, kv_dim), rounded into rows of the cache */
+static ml_tensor mli_narrow(mli_graph *g, ml_tensor x, ml_tensor rows) {
+    /* what is too large becomes infinite, and logits that are not finite are found later */
+    if (!mli_measuring(g)) mli_type(rows.type)->quantize((const float *)x.data, rows.data, mli_numbers(&x));
+    return rows;
+}
+
 /* x (n, D) -> x + Wo attention(norm(x)), the first half of a layer */
 static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     const ml_config *c = &pass->model->config;
     size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM), q_dim = (size_t)mli_extent_of(c, MLI_Q_DIM);
     ml_tensor h = mli_norm_of(g, pass, MLI_ATTN_NORM, layer, x), k, v;
     ml_tensor q = mli_new_at(g, pass, MLI_AT(Q), x.rows, q_dim);
-    if (pass->kv) {
-        k = mli_tensor_at(pass->kv->first + 2 * (size_t)layer * pass->kv->half, x.rows, kv_dim);
-        v = mli_tensor_at((float *)k.data + pass->kv->half, x.rows, kv_dim);
+    if (pass->kv && pass->kv->type == ML_F32) {
+        k = mli_cached(pass->kv, 2 * layer, x.rows, kv_dim);
+        v = mli_cached(pass->kv, 2 * layer + 1, x.rows, kv_dim);
     } else {
         k = mli_new_at(g, pass, MLI_AT(K), x.rows, kv_dim);
         v = mli_new_at(g, pass, MLI_AT(V), x.rows, kv_dim);
@@ -4287,6 +4420,10 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
     v = mli_insert(g, pass, MLI_AT(V), layer, h, v);
     q = mli_rope_at(g, pass, MLI_AT(Q), q);
     k = mli_rope_at(g, pass, MLI_AT(K), k);
+    if (pass->kv && pass->kv->type != ML_F32) {
+        k = mli_narrow(g, k, mli_cached(pass->kv, 2 * layer, x.rows, kv_dim));
+        v = mli_narrow(g, v, mli_cached(pass->kv, 2 * layer + 1, x.rows, kv_dim));
+    }
     mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
     mli_extend_attention(g, pass, layer, &attention);
     ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, q_dim));
@@ -4581,16 +4718,20 @@ typedef struct ml_session_private {
     ml_session shown;
     const ml_lora *lora;
     ml_threads threads;
-    int is_full;              /* mask full */
-    int capacity;             /* rows of the cache, max_seq_len or fewer */
-    int first, read;          /* the cache holds keys and values of tokens first .. read - 1 */
-    size_t half;              /* numbers of a layer's keys, or values, in the cache */
-    int32_t *tokens;          /* (max_seq_len): the first `length` are held */
-    int32_t *encoded;         /* (max_seq_len): the ids of the last ml_session_encode */
-    float *rope;              /* (max_seq_len, hd): see mli_rope_table */
-    float *cache;             /* (L, 2, capacity, kv_dim); none with mask full */
-    float *logits;            /* (V) */
-    ml_candidate *candidates; /* (V), for the sampler */
+    int is_full;     /* mask full */
+    int capacity;    /* rows of the cache, max_seq_len or fewer */
+    int first, read; /* the cache holds keys and values of tokens first .. read - 1 */
+    ml_type cache_type;
+    size_t row_bytes; /* of a token's keys, or values, in a layer */
+    size_t half;      /* bytes of a layer's keys, or values, in the cache */
+    size_t max_text;  /* bytes of a text that is encoded */
+    int greedy, computed_rope;
+    int32_t *tokens;  /* (max_seq_len): the first `length` are held */
+    int32_t *encoded; /* (max_seq_len): the ids of the last ml_session_encode */
+    float *rope;      /* (max_seq_len, hd): see mli_rope_table; computed_rope: (max_batch, hd) of a pass */
+    char *cache;      /* (L, 2, capacity, kv_dim) of cache_type; none with mask full */
+    float *logits;    /* (V) */
+    ml_candidate *candidates; /* (V), for the sampler; NULL: greedy */
     mli_graph graph;
     mli_looking looking;
     ml_allocator allocator; /* of ml_session_new ... */
@@ -4624,6 +4765,22 @@ static int mli_cache_rows(const mli_session *s) {
     return rows < most && more < most - rows ? rows + more : most;
 }
 
+/* What the cache is to hold. A key of one head must begin with a block. */
+static ml_result mli_check_cache_type(const ml_session_desc *desc, const ml_config *c, ml_type *type,
+                                      ml_error *error) {
+    int hd = mli_head_size(c);
+    *type = desc->cache_type ? desc->cache_type : ML_F32;
+    if (*type != ML_F32 && *type != ML_F16 && *type != ML_Q8_0)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "session: cache_type is %s, not F32, F16 or Q8_0",
+                        ml_type_name(*type));
+    if (*type != ML_F32 && desc->look.on_layer)
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "session: to look needs a cache of F32, not of %s",
+                        ml_type_name(*type));
+    if (hd % (int)ml_type_block(*type) == 0) return ML_OK;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED,
+                    "session: a cache of Q8_0 has blocks of 32, and the heads %d numbers", hd);
+}
+
 /* Fills in the defaults of a description and checks the result. */
 static ml_result mli_session_defaults(const ml_model *model, const ml_session_desc *desc, mli_session *s,
                                       ml_error *error) {
@@ -4646,7 +4803,12 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     s->threads = desc->threads;
     s->lora = desc->lora;
     s->looking.look = desc->look;
-    ml_result result = mli_check_threads(&s->threads, "session", error);
+    s->greedy = desc->greedy, s->computed_rope = desc->computed_rope;
+    s->max_text = desc->max_text ? (size_t)desc->max_text : (size_t)seq * 4;
+    if (desc->max_text < 0 || desc->max_text > 1 << 28)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "session: max_text is %d", desc->max_text);
+    ml_result result = mli_check_cache_type(desc, c, &s->cache_type, error);
+    if (!result) result = mli_check_threads(&s->threads, "session", error);
     return s->lora && !result ? mli_lora_check(model, s->lora, error) : result;
 }
 
@@ -4670,10 +4832,17 @@ static void mli_session_measure(mli_session *s) {
     mli_pass pass = mli_session_pass_over(s, &rows);
     pass.n_tokens = shown->max_batch;
     s->graph.threads = &s->threads;
+    const mli_kv kv = {s->cache_type, NULL, 0};
+    if (s->cache_type != ML_F32) { /* a batch has no cache, and is measured below */
+        pass.kv = &kv;
+        mli_network(&s->graph, &pass);
+        pass.kv = NULL, rows.past = rows.gone = 0;
+        mli_release(&s->graph, 0);
+    }
     ml_tensor hidden = mli_network(&s->graph, &pass);
     if (mli_has_output(shown->model))
         mli_output(&s->graph, shown->model, hidden, rows.start, shown->max_batch, NULL);
-    size_t text = shown->model->tokenizer ? ml_tokenizer_encode_size(length * 4) : 0;
+    size_t text = shown->model->tokenizer ? ml_tokenizer_encode_size(s->max_text) : 0;
     if (!mli_add_size(ids, text, &ids)) ids = SIZE_MAX;
     s->graph.size = MLI_MAX(s->graph.peak, ids);
 }
@@ -4684,23 +4853,26 @@ static size_t mli_session_layout(mli_session *s, unsigned char *memory) {
     size_t used = 0, length = (size_t)s->shown.max_seq_len, vocab = (size_t)c->vocab_size;
     size_t n_halves = s->is_full ? 0 : 2 * (size_t)c->n_layers, hd = (size_t)mli_head_size(c);
     size_t kv_dim = mli_kv_dim(s);
-    s->half = (size_t)s->capacity * kv_dim; /* if it overflowed, so would the cache below */
+    s->row_bytes = ml_type_row_bytes(s->cache_type, kv_dim);
+    s->half = (size_t)s->capacity * s->row_bytes; /* if it overflowed, so would the cache below */
     mli_carve(memory, &used, 1, sizeof *s);
     s->tokens = (int32_t *)mli_carve(memory, &used, length, sizeof *s->tokens);
     s->encoded = (int32_t *)mli_carve(memory, &used, length, sizeof *s->encoded);
-    s->rope = (float *)mli_carve(memory, &used, length, hd * sizeof *s->rope);
+    size_t n_rope = s->computed_rope ? (size_t)s->shown.max_batch : length;
+    s->rope = (float *)mli_carve(memory, &used, n_rope, hd * sizeof *s->rope);
     s->logits = (float *)mli_carve(memory, &used, vocab, sizeof *s->logits);
-    s->candidates = (ml_candidate *)mli_carve(memory, &used, vocab, sizeof *s->candidates);
+    s->candidates = (ml_candidate *)mli_carve(memory, &used, s->greedy ? 0 : vocab, sizeof *s->candidates);
     s->graph.memory = (unsigned char *)mli_carve(memory, &used, s->graph.size, 1);
     s->graph.work = mli_carve(memory, &used, s->graph.work_size, 1);
-    s->cache = (float *)mli_carve(memory, &used, (size_t)s->capacity, kv_dim * n_halves * sizeof *s->cache);
+    s->cache = (char *)mli_carve(memory, &used, (size_t)s->capacity, s->row_bytes * n_halves);
     return used;
 }
 
 /* All that is known of a session before it has memory, and the bytes that it needs in a buffer of any alignment. */
 static ml_result mli_session_plan(const ml_model *model, const ml_session_desc *desc, mli_session *s,
                                   size_t *size, ml_error *error) {
-    static const ml_session_desc defaults = {0, 0, NULL, {0, NULL, NULL}, {NULL, NULL, NULL}, {NULL, NULL}};
+    ml_session_desc defaults;
+    memset(&defaults, 0, sizeof defaults);
     if (!model || !size) return mli_null(error, "session");
     ml_result result = mli_session_defaults(model, desc ? desc : &defaults, s, error);
     if (result) return result;
@@ -4730,7 +4902,7 @@ ML_DEF ml_result ml_session_init(const ml_model *model, const ml_session_desc *d
     *s = plan;
     s->graph.threads = &s->threads;
     mli_session_layout(s, base);
-    mli_model_rope(model, s->rope, s->shown.max_seq_len);
+    if (!s->computed_rope) mli_model_rope(model, s->rope, mli_all_positions(s->shown.max_seq_len));
     s->shown.tokens = s->tokens;
     s->shown.private_part = s;
     *session = &s->shown;
@@ -4792,25 +4964,35 @@ static int mli_begin_reading(mli_session *s, int length) {
 /* Makes room in the cache for n more tokens: the last rows move to its beginning. */
 static void mli_make_room(mli_session *s, int n) {
     int held = s->read - s->first, kept = MLI_MIN(held, mli_window_rows(s));
-    size_t kv_dim = mli_kv_dim(s), n_halves = 2 * (size_t)s->shown.model->config.n_layers;
+    size_t n_halves = 2 * (size_t)s->shown.model->config.n_layers;
     if (n <= s->capacity - held) return;
     for (size_t i = 0; i < n_halves; i++) {
-        float *rows = s->cache + i * s->half;
-        memmove(rows, rows + (size_t)(held - kept) * kv_dim, (size_t)kept * kv_dim * sizeof *rows);
+        char *rows = s->cache + i * s->half;
+        memmove(rows, rows + (size_t)(held - kept) * s->row_bytes, (size_t)kept * s->row_bytes);
     }
     s->first = s->read - kept;
+}
+
+/* The cosines and sines for positions begin .. end - 1, where the session does not hold those of all. */
+static void mli_rope_of_pass(mli_session *s, mli_pass *pass, int begin, int end) {
+    mli_positions of = {begin, end, s->shown.max_seq_len};
+    if (!s->computed_rope) return;
+    mli_model_rope(s->shown.model, s->rope, of);
+    pass->rope_first = begin;
 }
 
 /* Runs tokens begin .. end - 1 of the session through the network -> (end - begin, D). What precedes them is in the
    cache: begin is what mli_begin_reading said, or where the last pass ended; with mask full it is 0. */
 static ml_tensor mli_session_pass(mli_session *s, int begin, int end) {
     if (!s->is_full) mli_make_room(s, end - begin);
-    mli_kv kv = {s->cache + (size_t)(begin - s->first) * mli_kv_dim(s), s->half};
+    mli_kv kv = {s->cache_type, NULL, s->half};
+    if (!s->is_full) kv.first = s->cache + (size_t)(begin - s->first) * s->row_bytes;
     mli_rows rows;
     mli_one_row(&rows, end - begin, begin - s->first);
     rows.gone = s->first;
     if (!s->is_full) s->read = end;
     mli_pass pass = mli_session_pass_over(s, &rows);
+    mli_rope_of_pass(s, &pass, begin, end);
     pass.tokens = s->tokens + begin, pass.n_tokens = end - begin;
     pass.kv = s->is_full ? NULL : &kv;
     mli_release(&s->graph, 0);
@@ -4928,14 +5110,14 @@ ML_DEF ml_result ml_session_keep_prefix(ml_session *session, const ml_tokens *to
 /* Copies the keys and values of f's tokens, of which the first `same` are also those of s. */
 static void mli_copy_cache(mli_session *s, const mli_session *f, int same) {
     int read = MLI_MIN(f->read, f->shown.length), first = f->first, begin;
-    size_t n_halves = 2 * (size_t)s->shown.model->config.n_layers, kv_dim = mli_kv_dim(s);
+    size_t n_halves = 2 * (size_t)s->shown.model->config.n_layers, row_bytes = s->row_bytes;
     if (read <= first) first = read = 0;
     if (read - first > s->capacity) first = read - mli_window_rows(s);
     begin = s->first == first ? MLI_MAX(first, MLI_MIN(MLI_MIN(same, s->read), read)) : first;
     for (size_t i = 0; begin < read && i < n_halves; i++) {
-        const float *rows = f->cache + i * f->half + (size_t)(begin - f->first) * kv_dim;
-        memcpy(s->cache + i * s->half + (size_t)(begin - first) * kv_dim, rows,
-               (size_t)(read - begin) * kv_dim * sizeof *rows);
+        const char *rows = f->cache + i * f->half + (size_t)(begin - f->first) * row_bytes;
+        memcpy(s->cache + i * s->half + (size_t)(begin - first) * row_bytes, rows,
+               (size_t)(read - begin) * row_bytes);
     }
     s->first = first, s->read = read;
 }
@@ -4945,6 +5127,9 @@ ML_DEF ml_result ml_session_copy(ml_session *session, const ml_session *from, ml
     mli_session *s = session->private_part, *f = from->private_part;
     if (session->model != from->model || s->lora != f->lora)
         return mli_fail(error, ML_ERROR_MISMATCH, "ml_session_copy: the sessions differ in model or adapter");
+    if (s->cache_type != f->cache_type)
+        return mli_fail(error, ML_ERROR_MISMATCH, "ml_session_copy: a cache of %s, and one of %s",
+                        ml_type_name(f->cache_type), ml_type_name(s->cache_type));
     ml_result result = mli_check_fit(s, 0, from->length, error);
     if (result) return result;
     int kept = mli_common_prefix(s->tokens, f->tokens, MLI_MIN(session->length, from->length));
@@ -4999,6 +5184,7 @@ static ml_result mli_session_hidden(mli_session *s, const ml_batch *batch, ml_te
     if (result) return result;
     mli_release(&s->graph, 0);
     mli_pass pass = mli_session_pass_over(s, rows);
+    mli_rope_of_pass(s, &pass, 0, (int)mli_longest_row(rows));
     pass.tokens = batch->tokens, pass.n_tokens = batch->n_tokens;
     *hidden = mli_network(&s->graph, &pass);
     return ML_OK;
@@ -5231,7 +5417,8 @@ static mli_saved_header mli_header_of(const mli_session *s) {
     }
     int read = MLI_MIN(s->read, s->shown.length), first = MLI_MAX(s->first, read - mli_window_rows(s));
     if (s->is_full || read <= first) first = read = 0;
-    mli_saved_header header = {"mlsessn", 2, ML_F32, weights, model->config, s->shown.length, first, read};
+    mli_saved_header header = {
+        "mlsessn", 2, (uint32_t)s->cache_type, weights, model->config, s->shown.length, first, read};
     return header;
 }
 
@@ -5240,15 +5427,15 @@ static mli_saved_header mli_header_of(const mli_session *s) {
 static size_t mli_copy_saved(const mli_session *s, const mli_saved_header *saved, unsigned char *into,
                              const unsigned char *from) {
     int n_halves = s->is_full ? 0 : 2 * s->shown.model->config.n_layers;
-    size_t n = (size_t)saved->length * sizeof *s->tokens, at = sizeof *saved, kv_dim = mli_kv_dim(s);
-    size_t skipped = into && saved->read ? (size_t)(saved->first - s->first) * kv_dim
+    size_t n = (size_t)saved->length * sizeof *s->tokens, at = sizeof *saved;
+    size_t skipped = into && saved->read ? (size_t)(saved->first - s->first) * s->row_bytes
                                          : 0; /* they are restored to the beginning */
     for (int i = -1; i < n_halves; i++) {
         void *held = i < 0 ? (void *)s->tokens : (void *)(s->cache + (size_t)i * s->half + skipped);
         if (into && n) memcpy(into + at, held, n);
         if (from && n) memcpy(held, from + at, n);
         at += n;
-        n = (size_t)(saved->read - saved->first) * kv_dim * sizeof *s->cache;
+        n = (size_t)(saved->read - saved->first) * s->row_bytes;
     }
     return at;
 }
@@ -5280,7 +5467,8 @@ static ml_result mli_check_saved(const mli_session *s, const unsigned char *byte
     memcpy(&saved, bytes, sizeof saved);
     here.length = saved.length, here.first = saved.first, here.read = saved.read;
     if (memcmp(&saved, &here, sizeof saved) != 0)
-        return mli_fail(error, ML_ERROR_MISMATCH, "the session was saved over another model or adapter");
+        return mli_fail(error, ML_ERROR_MISMATCH,
+                        "the session was saved over another model or adapter, or another type of cache");
     int length = (int)saved.length;
     if (length < 0 || length > s->shown.max_seq_len)
         return mli_fail(error, ML_ERROR_CONTEXT, "the saved session has %d tokens; the context holds %d",
@@ -6751,7 +6939,7 @@ typedef struct mli_rotate_op {
 
 static void mli_rotate_rows(const void *record, size_t begin, size_t end) {
     const mli_rotate_op *op = (const mli_rotate_op *)record;
-    mli_rope_op in_place = {op->y, (const float *)op->table.data, op->table.cols, op->rows, 1.0f};
+    mli_rope_op in_place = {op->y, (const float *)op->table.data, op->table.cols, op->rows, 1.0f, 0};
     memcpy(mli_row(op->y, begin), mli_row(op->x, begin), (end - begin) * op->x.cols * sizeof(float));
     mli_rope_rows(&in_place, begin, end);
 }
@@ -7336,7 +7524,7 @@ static int mli_accepts_keys_of(ml_graph *graph, const ml_llama_desc *desc, const
 /* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
 static ml_tensor mli_make_rope(mli_graph *g, const ml_model *model, size_t n_positions) {
     ml_tensor table = mli_result(g, n_positions, (size_t)mli_head_size(&model->config), 0);
-    if (!mli_measuring(g)) mli_model_rope(model, (float *)table.data, (int)n_positions);
+    if (!mli_measuring(g)) mli_model_rope(model, (float *)table.data, mli_all_positions((int)n_positions));
     return table;
 }
 
@@ -8046,7 +8234,7 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
     mli_list_trained(t);
     if (model->config.tied_output) t->tensors[MLI_OUTPUT].grad = t->tensors[MLI_TOKEN_EMBEDDING].grad;
     memset(o->moments, 0, o->n_numbers * 2 * sizeof *o->moments);
-    mli_model_rope(model, t->rope, t->desc.max_row);
+    mli_model_rope(model, t->rope, mli_all_positions(t->desc.max_row));
     t->shown.private_part = t;
     *trainer = &t->shown;
     ml_trainer_zero_gradients(*trainer);
@@ -8701,10 +8889,22 @@ typedef struct mli_text_rules {
     int is_ranked;              /* by the list of merges, not by the scores of pieces */
 } mli_text_rules;
 
+/* A vocabulary that stays where it is in a GGUF: see >>compact. */
+typedef struct mli_listed {
+    const unsigned char *strings; /* each after 8 bytes with its length; NULL: the vocabulary was copied */
+    const unsigned char *scores, *kinds; /* (V) F32 and I32, not aligned */
+    void *string_at,
+        *sorted; /* (V) where each string is, and (n_sorted) ids by their texts: 2 bytes each, or 4 */
+    int wide_at, wide_ids;
+    size_t n_sorted;
+    char *text; /* (longest text of a piece) what was asked for last */
+} mli_listed;
+
 typedef struct ml_tokenizer_private {
     ml_tokenizer shown;
     ml_allocator allocator;
     mli_text_rules rules;
+    mli_listed listed;               /* or, without it, all from piece_at to adjacent: */
     int has_padding;                 /* the file names a padding piece */
     int has_bytes;                   /* all 256 byte pieces exist */
     int32_t space;                   /* the piece of a single space, or -1 */
@@ -8747,7 +8947,8 @@ typedef struct mli_vocabulary {
     size_t n_merges;
     const unsigned char *unknown_text; /* (unknown_size) what an unknown piece is decoded to */
     size_t unknown_size;
-    int n_ends; /* besides eos */
+    mli_listed listed; /* of a GGUF whose pieces are to stay where they are: strings, scores and kinds */
+    int n_ends;        /* besides eos */
     int32_t ends[ML_MAX_ENDS];
 } mli_vocabulary;
 
@@ -8798,6 +8999,14 @@ static int mli_is_mark(const unsigned char *p, size_t n) {
     return n >= MLI_MARK_SIZE && memcmp(p, MLI_MARK, MLI_MARK_SIZE) == 0;
 }
 
+/* The next byte of a text whose spaces may be written as marks; -1 at its end. */
+static int mli_text_byte(const unsigned char **p, const unsigned char *end) {
+    if (*p == end) return -1;
+    if (!mli_is_mark(*p, (size_t)(end - *p))) return *(*p)++;
+    *p += MLI_MARK_SIZE;
+    return ' ';
+}
+
 /* Both return a length, and with `to` NULL only count. This one copies a piece as SentencePiece writes it, ... */
 static size_t mli_write_piece(const mli_vocabulary *vocabulary, const mli_piece *piece, char *to) {
     size_t n = 0;
@@ -8841,11 +9050,9 @@ static size_t mli_write_text(const mli_vocabulary *vocabulary, const mli_piece *
         return 1;
     }
     if (vocabulary->rules.words) return mli_write_bytes(piece, to);
-    for (size_t i = 0; i < piece->length; n++) {
-        int is_mark = mli_is_mark(piece->bytes + i, piece->length - i);
-        if (to) to[n] = is_mark ? ' ' : (char)piece->bytes[i];
-        i += is_mark ? MLI_MARK_SIZE : 1;
-    }
+    const unsigned char *p = piece->bytes, *end = p + piece->length;
+    for (int c = mli_text_byte(&p, end); c >= 0; c = mli_text_byte(&p, end), n++)
+        if (to) to[n] = (char)c;
     return n;
 }
 
@@ -8864,7 +9071,7 @@ static ml_result mli_check_piece(const mli_piece *piece, int32_t id, size_t leng
 }
 
 typedef struct mli_piece_sizes {
-    size_t pieces, texts; /* bytes */
+    size_t pieces, texts, longest; /* bytes: of all, and of the longest text */
     size_t n_special, n_merges;
 } mli_piece_sizes;
 
@@ -8887,12 +9094,136 @@ static ml_result mli_measure_pieces(const mli_vocabulary *vocabulary, mli_piece_
         result = mli_check_piece(&piece, id, length, error);
         if (result) return result;
         sizes->pieces += length; /* at most 2^20 * 2^10: no overflow */
-        sizes->texts += mli_write_text(vocabulary, &piece, NULL);
+        size_t text_size = mli_write_text(vocabulary, &piece, NULL);
+        sizes->texts += text_size, sizes->longest = MLI_MAX(sizes->longest, text_size);
         sizes->n_special += mli_is_special_kind(piece.kind) ? 1 : 0;
     }
     if (sizes->n_merges < MLI_MAX_MERGES) return ML_OK;
     return mli_fail(error, ML_ERROR_UNSUPPORTED, "the tokenizer has %z merges; fewer than %d are supported",
                     sizes->n_merges, MLI_MAX_MERGES);
+}
+
+/* ---- >>compact: a vocabulary that is used where it is in a GGUF ----
+   Pieces, scores and kinds are read from the file's bytes. In memory are only where each piece is, since pieces have
+   different lengths, and the ids in the order of their texts, for binary search. */
+
+static size_t mli_get_index(const void *list, int is_wide, size_t i) {
+    return is_wide ? ((const uint32_t *)list)[i] : ((const uint16_t *)list)[i];
+}
+static void mli_set_index(void *list, int is_wide, size_t i, size_t value) {
+    if (is_wide)
+        ((uint32_t *)list)[i] = (uint32_t)value;
+    else
+        ((uint16_t *)list)[i] = (uint16_t)value;
+}
+
+static uint32_t mli_listed_u32(const unsigned char *list, size_t i) {
+    const unsigned char *p = list + 4 * i;
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+/* The bytes of a piece as it is written. Of the 8 bytes of its length the last are 0, see MLI_MAX_PIECE. */
+static const unsigned char *mli_listed_string(const mli_listed *l, size_t id, size_t *length) {
+    const unsigned char *string = l->strings + mli_get_index(l->string_at, l->wide_at, id);
+    *length = mli_listed_u32(string, 0);
+    return string + 8;
+}
+
+static int mli_listed_kind(const mli_listed *l, size_t id) {
+    uint32_t kind = mli_listed_u32(l->kinds, id);
+    return kind ? (int)kind : ML_PIECE_NORMAL; /* as mli_gguf_get has it */
+}
+
+static mli_piece mli_listed_piece(const mli_listed *l, size_t id) {
+    mli_piece piece;
+    piece.bytes = mli_listed_string(l, id, &piece.length);
+    piece.score = mli_bits_float(mli_listed_u32(l->scores, id));
+    piece.kind = mli_listed_kind(l, id);
+    return piece;
+}
+
+/* The text of a piece, of either kind of vocabulary: see mli_write_text. */
+static const char *mli_text_of(const mli_tokenizer *t, int32_t id, size_t *length) {
+    if (!t->listed.strings) {
+        *length = t->text_at[id + 1] - t->text_at[id];
+        return t->texts + t->text_at[id];
+    }
+    mli_piece piece = mli_listed_piece(&t->listed, (size_t)id);
+    mli_vocabulary v = mli_no_vocabulary();
+    *length = mli_write_text(&v, &piece, t->listed.text);
+    return t->listed.text;
+}
+
+static int mli_kind_of(const mli_tokenizer *t, int32_t id) {
+    return t->listed.strings ? mli_listed_kind(&t->listed, (size_t)id) : t->kinds[id];
+}
+static float mli_score_of(const mli_tokenizer *t, int32_t id) {
+    return t->listed.strings ? mli_listed_piece(&t->listed, (size_t)id).score : t->scores[id];
+}
+
+/* Negative, 0 or positive, as memcmp: the order of texts. */
+static int mli_compare_texts(const unsigned char *a, size_t n, const unsigned char *b, size_t m) {
+    const unsigned char *a_end = a + n, *b_end = b + m;
+    for (;;) {
+        int x = mli_text_byte(&a, a_end), y = mli_text_byte(&b, b_end);
+        if (x != y || x < 0) return x - y;
+    }
+}
+
+/* The order of a piece's text and another text. */
+static int mli_compare_listed(const mli_listed *l, size_t id, const unsigned char *text, size_t n) {
+    size_t length;
+    const unsigned char *string = mli_listed_string(l, id, &length);
+    return mli_compare_texts(string, length, text, n);
+}
+
+/* Whether sorted[i] comes before sorted[k]; of equal texts the lower id is first. */
+static int mli_listed_before(const mli_listed *l, size_t i, size_t k) {
+    size_t a = mli_get_index(l->sorted, l->wide_ids, i), b = mli_get_index(l->sorted, l->wide_ids, k), n;
+    const unsigned char *x = mli_listed_string(l, b, &n);
+    int order = mli_compare_listed(l, a, x, n);
+    return order ? order < 0 : a < b;
+}
+
+static void mli_swap_listed(const mli_listed *l, size_t i, size_t k) {
+    size_t a = mli_get_index(l->sorted, l->wide_ids, i), b = mli_get_index(l->sorted, l->wide_ids, k);
+    mli_set_index(l->sorted, l->wide_ids, i, b);
+    mli_set_index(l->sorted, l->wide_ids, k, a);
+}
+
+/* Heapsort (Williams 1964), which needs no memory: the first n are a heap, in which no child comes after its parent. */
+static void mli_sort_listed(const mli_listed *l) {
+    for (size_t n = l->n_sorted, root = n / 2; n > 1;) {
+        if (root)
+            root--;
+        else
+            mli_swap_listed(l, 0, --n);
+        for (size_t at = root, child; (child = 2 * at + 1) < n; at = child) {
+            if (child + 1 < n && mli_listed_before(l, child, child + 1)) child++;
+            if (!mli_listed_before(l, at, child)) break;
+            mli_swap_listed(l, at, child);
+        }
+    }
+}
+
+/* The first id with this text that encoding may use, or that is special; -1: there is none. */
+static int32_t mli_find_listed(const mli_tokenizer *t, int is_special, const unsigned char *text, size_t n) {
+    const mli_listed *l = &t->listed;
+    size_t begin = 0, end = l->n_sorted;
+    while (begin < end) { /* those before `begin` are smaller, those from `end` on are not */
+        size_t middle = begin + (end - begin) / 2;
+        if (mli_compare_listed(l, mli_get_index(l->sorted, l->wide_ids, middle), text, n) < 0)
+            begin = middle + 1;
+        else
+            end = middle;
+    }
+    for (; begin < l->n_sorted; begin++) {
+        size_t id = mli_get_index(l->sorted, l->wide_ids, begin);
+        int kind = mli_listed_kind(l, id);
+        if (mli_compare_listed(l, id, text, n) != 0) break;
+        if (is_special ? mli_is_special_kind(kind) : mli_is_text_kind(kind)) return (int32_t)id;
+    }
+    return -1;
 }
 
 /* FNV-1a (Fowler, Noll & Vo 1991) takes a byte at a time: a longer text continues from the hash of a shorter one. */
@@ -8924,12 +9255,14 @@ static mli_piece_slot *mli_find_slot(const mli_tokenizer *t, const mli_piece_tab
 /* The id of the piece with this text, or -1. */
 static int32_t mli_find_hashed(const mli_tokenizer *t, const mli_piece_table *table,
                                const unsigned char *text, size_t n, uint32_t hash) {
+    if (t->listed.strings) return mli_find_listed(t, table == &t->specials, text, n);
     const mli_piece_slot *slot = mli_find_slot(t, table, text, n, hash);
     return slot ? slot->id : -1;
 }
 
 static int32_t mli_find_piece(const mli_tokenizer *t, const unsigned char *text, size_t n) {
-    return n > t->longest ? -1 : mli_find_hashed(t, &t->table, text, n, mli_hash(text, n));
+    uint32_t hash = t->listed.strings ? 0 : mli_hash(text, n);
+    return n > t->longest ? -1 : mli_find_hashed(t, &t->table, text, n, hash);
 }
 
 /* Enters a piece into a hash table. Of equal pieces the first one counts; ranked merges would not say which is meant.
@@ -8952,46 +9285,62 @@ static ml_result mli_enter_piece(mli_tokenizer *t, mli_piece_table *table, int32
 
 /* Enters a piece where it is looked up, and into the bit sets. */
 static ml_result mli_index_piece(mli_tokenizer *t, int32_t id, int merges, ml_error *error) {
-    const unsigned char *text = (const unsigned char *)t->texts + t->text_at[id];
-    size_t n = t->text_at[id + 1] - t->text_at[id];
-    if (merges) {
+    size_t n;
+    const unsigned char *text = (const unsigned char *)mli_text_of(t, id, &n);
+    if (t->listed.strings) {
+        mli_set_index(t->listed.sorted, t->listed.wide_ids, t->listed.n_sorted++, (size_t)id);
+        if (merges) t->longest = MLI_MAX(t->longest, n);
+    } else if (merges) {
         ml_result result = mli_enter_piece(t, &t->table, id, error);
         if (result) return result;
         t->longest = MLI_MAX(t->longest, n);
         for (size_t i = 0; i + 1 < n; i++) mli_set_bit(t->adjacent, text[i] * 256u + text[i + 1]);
     }
-    if (!mli_is_special_kind(t->kinds[id])) return ML_OK;
+    int kind = mli_kind_of(t, id);
+    if (!mli_is_special_kind(kind)) return ML_OK;
     mli_set_bit(t->special_starts, text[0]);
     t->longest_special = MLI_MAX(t->longest_special, n);
-    if (t->kinds[id] == ML_PIECE_USER_DEFINED) t->longest_user = MLI_MAX(t->longest_user, n);
-    return mli_enter_piece(t, &t->specials, id, error);
+    if (kind == ML_PIECE_USER_DEFINED) t->longest_user = MLI_MAX(t->longest_user, n);
+    return t->listed.strings ? ML_OK : mli_enter_piece(t, &t->specials, id, error);
 }
 
-/* The second pass: copies the pieces, and indexes those that text can become. */
+/* Keeps a piece: a copy, or where it is. Its bytes are then those that are kept. */
+static void mli_keep_piece(mli_tokenizer *t, const mli_vocabulary *vocabulary, int32_t id, mli_piece *piece) {
+    mli_listed *l = &t->listed;
+    if (l->strings) {
+        mli_set_index(l->string_at, l->wide_at, (size_t)id, (size_t)(piece->bytes - 8 - l->strings));
+        return;
+    }
+    char *written = t->pieces + t->piece_at[id];
+    piece->length = mli_write_piece(vocabulary, piece, written);
+    piece->bytes = (const unsigned char *)written;
+    size_t text_size = mli_write_text(vocabulary, piece, t->texts + t->text_at[id]);
+    t->piece_at[id + 1] = t->piece_at[id] + (uint32_t)piece->length;
+    t->text_at[id + 1] = t->text_at[id] + (uint32_t)text_size;
+    t->scores[id] = piece->score;
+    t->kinds[id] = (unsigned char)piece->kind;
+}
+
+/* The second pass: keeps the pieces, and indexes those that text can become. */
 static ml_result mli_fill_pieces(mli_tokenizer *t, const mli_vocabulary *vocabulary, ml_error *error) {
     for (int32_t id = 0; id < t->shown.n_pieces; id++) {
         mli_piece piece;
         ml_result result = vocabulary->get(vocabulary->context, id, &piece, error);
         if (result) return result;
-        char *written = t->pieces + t->piece_at[id];
-        piece.length = mli_write_piece(vocabulary, &piece, written);
-        piece.bytes = (const unsigned char *)written;
-        size_t text_size = mli_write_text(vocabulary, &piece, t->texts + t->text_at[id]);
-        t->piece_at[id + 1] = t->piece_at[id] + (uint32_t)piece.length;
-        t->text_at[id + 1] = t->text_at[id] + (uint32_t)text_size;
-        t->scores[id] = piece.score;
-        t->kinds[id] = (unsigned char)piece.kind;
-        int merges = vocabulary->rules.words ? mli_is_spelled(&piece) : mli_is_text_kind(piece.kind);
-        int b = vocabulary->rules.words && merges && text_size == 1 ? (unsigned char)t->texts[t->text_at[id]]
-                : piece.kind == ML_PIECE_BYTE ? mli_byte_of_piece(piece.bytes, piece.length)
-                                              : -1;
+        mli_keep_piece(t, vocabulary, id, &piece);
+        int merges = vocabulary->rules.words ? mli_is_spelled(&piece) : mli_is_text_kind(piece.kind), b = -1;
+        size_t text_size;
+        const char *text = mli_text_of(t, id, &text_size);
+        if (vocabulary->rules.words && merges && text_size == 1) b = (unsigned char)text[0];
+        if (piece.kind == ML_PIECE_BYTE) b = mli_byte_of_piece(piece.bytes, piece.length);
         if (b >= 0 && t->byte_ids[b] < 0) t->byte_ids[b] = id;
         if ((!merges && !mli_is_special_kind(piece.kind)) || !piece.length) continue;
         /* a piece written with a plain space never matches: SentencePiece's text has marks instead */
-        if (!vocabulary->rules.words && memchr(written, ' ', piece.length)) continue;
+        if (!vocabulary->rules.words && memchr(piece.bytes, ' ', piece.length)) continue;
         result = mli_index_piece(t, id, merges, error);
         if (result) return result;
     }
+    if (t->listed.strings) mli_sort_listed(&t->listed);
     return ML_OK;
 }
 
@@ -9009,9 +9358,22 @@ static void mli_carve_table(mli_piece_table *table, unsigned char *memory, size_
     if (table->slots) memset(table->slots, 0xff, n_slots * sizeof *table->slots); /* ids -1: empty */
 }
 
+/* The same for a vocabulary that stays in its file. Its strings take as many bytes as the pieces, and 8 for each. */
+static size_t mli_listed_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory) {
+    size_t used = 0, v = (size_t)t->shown.n_pieces;
+    mli_listed *l = &t->listed;
+    l->wide_at = sizes->pieces + 8 * v > UINT16_MAX, l->wide_ids = v > UINT16_MAX;
+    mli_carve(memory, &used, 1, sizeof *t);
+    l->string_at = mli_carve(memory, &used, v, l->wide_at ? 4 : 2);
+    l->sorted = mli_carve(memory, &used, v, l->wide_ids ? 4 : 2);
+    l->text = (char *)mli_carve(memory, &used, sizes->longest, 1);
+    return used;
+}
+
 /* Places the arrays after the struct in `memory`, or with NULL only counts; the bytes, SIZE_MAX on overflow. */
 static size_t mli_tokenizer_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory) {
     size_t used = 0, v = (size_t)t->shown.n_pieces, n_slots = mli_count_slots(sizes->n_merges);
+    if (t->listed.strings) return mli_listed_layout(t, sizes, memory);
     mli_carve(memory, &used, 1, sizeof *t);
     mli_carve_table(&t->table, memory, &used, v);
     mli_carve_table(&t->specials, memory, &used, sizes->n_special);
@@ -9038,6 +9400,7 @@ static mli_tokenizer mli_plan_tokenizer(const mli_vocabulary *v, const ml_alloca
     memset(plan.byte_ids, 0xff, sizeof plan.byte_ids); /* -1 */
     plan.allocator = *allocator;
     plan.rules = v->rules;
+    plan.listed = v->listed;
     plan.has_padding = v->padding >= 0;
     shown->n_pieces = (int)v->n_pieces;
     shown->bos = v->bos;
@@ -9070,6 +9433,8 @@ static int32_t mli_find_merge(const mli_tokenizer *t, int32_t left, int32_t righ
     const uint32_t *slot = left < 0 || right < 0 ? NULL : mli_find_merge_slot(t, left, right);
     return slot && *slot != UINT32_MAX ? (int32_t)*slot : -1;
 }
+
+#ifndef ML_NO_BPE /* which tokenizer.json belongs to: without it no merges are read */
 
 /* The id of a piece as it is written, or -1. */
 static int32_t mli_find_written(const mli_tokenizer *t, const mli_vocabulary *v, const mli_piece *piece) {
@@ -9138,6 +9503,8 @@ static ml_result mli_fill_merges(mli_tokenizer *t, const mli_vocabulary *v, ml_e
     return ML_OK;
 }
 
+#endif
+
 /* ---- from a vocabulary to a tokenizer ---- */
 
 static ml_result mli_tokenizer_create(const mli_vocabulary *v, const ml_allocator *allocator,
@@ -9153,7 +9520,9 @@ static ml_result mli_tokenizer_create(const mli_vocabulary *v, const ml_allocato
     *t = plan;
     t->shown.private_part = t;
     result = mli_fill_pieces(t, v, error);
+#ifndef ML_NO_BPE
     if (!result && v->rules.is_ranked) result = mli_fill_merges(t, v, error);
+#endif
     if (result) {
         ml_tokenizer_free(&t->shown);
         return result;
@@ -9176,6 +9545,13 @@ ML_DEF const char *ml_tokenizer_piece(const ml_tokenizer *tokenizer, int32_t id,
                                       ml_piece_kind *kind) {
     const mli_tokenizer *t = tokenizer->private_part;
     int exists = id >= 0 && id < tokenizer->n_pieces;
+    if (exists && t->listed.strings) {
+        mli_piece piece = mli_listed_piece(&t->listed, (size_t)id);
+        if (length) *length = piece.length;
+        if (score) *score = piece.score;
+        if (kind) *kind = (ml_piece_kind)piece.kind;
+        return (const char *)piece.bytes;
+    }
     if (length) *length = exists ? t->piece_at[id + 1] - t->piece_at[id] : 0;
     if (score) *score = exists ? t->scores[id] : 0;
     if (kind) *kind = exists ? (ml_piece_kind)t->kinds[id] : ML_PIECE_UNUSED;
@@ -9218,7 +9594,7 @@ typedef struct mli_encoder {
 /* Maps scores to integers so that the highest score has the lowest cost. Floats order like sign and magnitude; -0
    counts as 0. */
 static uint32_t mli_piece_cost(const mli_tokenizer *t, int32_t id) {
-    uint32_t bits = mli_float_bits(t->scores[id]);
+    uint32_t bits = mli_float_bits(mli_score_of(t, id));
     if (bits == 0x80000000u) bits = 0;
     return bits & 0x80000000u ? bits : 0x7fffffffu - bits;
 }
@@ -9365,7 +9741,8 @@ static size_t mli_match_special(const mli_encoder *e, size_t at, int32_t *id) {
     for (size_t i = 0; i < n; i++) {
         hash = mli_hash_byte(hash, text[i]);
         int32_t found = mli_find_hashed(t, &t->specials, text, i + 1, hash);
-        if (found < 0 || (t->kinds[found] == ML_PIECE_CONTROL && !(e->flags & ML_PARSE_SPECIAL))) continue;
+        if (found < 0 || (mli_kind_of(t, found) == ML_PIECE_CONTROL && !(e->flags & ML_PARSE_SPECIAL)))
+            continue;
         length = i + 1;
         *id = found;
     }
@@ -9406,7 +9783,7 @@ static void mli_cut_segment(mli_encoder *e, size_t begin, size_t end) {
         previous = at;
         at += size;
         symbol->next = at;
-    } while ((size_t)at < n && mli_bit(e->t->adjacent, text[at - 1] * 256u + text[at]));
+    } while ((size_t)at < n && (!e->t->adjacent || mli_bit(e->t->adjacent, text[at - 1] * 256u + text[at])));
     e->segment = text;
     e->length = at;
     e->queue = (mli_merge *)(void *)(e->symbols + at);
@@ -9421,7 +9798,7 @@ static void mli_encode_segment(mli_encoder *e) {
     mli_merge_symbols(e);
     for (int32_t next, at = 0; at < e->length; at = next) {
         int32_t id = symbols[at].id;
-        while (id >= 0 && symbols[at].split >= 0 && e->t->kinds[id] == ML_PIECE_UNUSED &&
+        while (id >= 0 && symbols[at].split >= 0 && mli_kind_of(e->t, id) == ML_PIECE_UNUSED &&
                !e->t->rules.is_ranked) {
             mli_undo_merge(e, at);
             id = mli_find_piece(e->t, e->segment + at, (size_t)(symbols[at].next - at));
@@ -9463,7 +9840,7 @@ static size_t mli_begin_part(mli_encoder *e, size_t at, size_t special) {
     int32_t id;
     if (!special)
         return e->has_prefix && 1 < e->n && mli_match_special(e, 1, &id) &&
-               e->t->kinds[id] == ML_PIECE_CONTROL;
+               mli_kind_of(e->t, id) == ML_PIECE_CONTROL;
     if (special < 2 || !rules->adds_space_prefix || rules->only_first || at == e->n) return at;
     if ((rules->spares_spaces && e->text[at] == ' ') || mli_match_special(e, at, &id)) return at;
     e->text[at - 1] = ' ';
@@ -9476,7 +9853,7 @@ static ml_result mli_encode_text(mli_encoder *e, ml_error *error) {
         length = mli_match_special(e, at, &id);
         if (length) {
             mli_emit(e, e->text + at, length, id);
-            int begins = e->t->kinds[id] == ML_PIECE_CONTROL;
+            int begins = mli_kind_of(e->t, id) == ML_PIECE_CONTROL;
             e->end = begins ? mli_begin_part(e, at + length, length) : at + length;
             continue;
         }
@@ -9551,9 +9928,11 @@ ML_DEF const char *ml_tokenizer_decode_token(const ml_tokenizer *tokenizer, int 
     const mli_tokenizer *t = tokenizer->private_part;
     *n_bytes = 0;
     if (id < 0 || id >= tokenizer->n_pieces) return NULL;
-    const char *text = t->texts + t->text_at[id];
-    size_t n = t->kinds[id] == ML_PIECE_CONTROL ? 0 : t->text_at[id + 1] - t->text_at[id];
-    int kind = t->kinds[id], drops_spaces = t->rules.adds_space_prefix || t->rules.removes_extra_spaces;
+    size_t n;
+    const char *text = mli_text_of(t, id, &n);
+    int kind = mli_kind_of(t, id);
+    if (kind == ML_PIECE_CONTROL) n = 0;
+    int drops_spaces = t->rules.adds_space_prefix || t->rules.removes_extra_spaces;
     int may_be_prefix = mli_is_text_kind(kind) || (kind == ML_PIECE_BYTE && t->space < 0);
     size_t dropped = !*has_begun && drops_spaces && may_be_prefix && n && text[0] == ' ';
     *n_bytes = n - dropped;
@@ -9807,6 +10186,9 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     if (desc->sampler.temperature > 0 && !desc->sampler.random)
         return mli_fail(error, ML_ERROR_ARGUMENT, "a temperature above 0 needs a seeded sampler.random");
     mli_session *s = session->private_part;
+    if (desc->sampler.temperature > 0 && s->greedy)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "a temperature above 0 needs a session that is not `greedy`");
     int held = desc->start == ML_START_APPEND ? session->length : 0, limit = desc->max_new_tokens;
     ml_tokens ids = {NULL, 0};
     ml_result result = mli_check_output(session->model, error);
@@ -14380,7 +14762,9 @@ typedef struct mli_piece_source {
     const ml_value *scores, *kinds; /* of a GGUF: lists of numbers, or NULL */
     mli_reader merges;              /* of a GGUF: after the merge read last */
     const mli_vocabulary *vocabulary;
+#ifndef ML_NO_BPE
     unsigned char piece[2 * MLI_MAX_PIECE + 2]; /* of Meta's file: the piece read last, in the alphabet */
+#endif
 } mli_piece_source;
 
 /* Default ids of bos, eos and unknown count only where there is such a piece: spelled as usual, or otherwise special
@@ -14872,8 +15256,19 @@ static ml_result mli_gguf_kind(const ml_archive *archive, mli_piece_source *sour
     return mli_refuse_tokenizer_kind(model, error);
 }
 
-static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_allocator *allocator,
-                                            ml_tokenizer **tokenizer, ml_error *error) {
+/* Lets the pieces stay in the file, if it has everything as mli_listed_piece reads it. */
+static void mli_leave_listed(const mli_piece_source *source, mli_vocabulary *v) {
+    int fits = !v->rules.words && !v->rules.is_ranked && v->n_pieces && source->scores && source->kinds &&
+               source->scores->list_type == MLI_GGUF_F32 && source->kinds->list_type == MLI_GGUF_I32;
+    if (!fits) return;
+    v->listed.strings = source->data;
+    v->listed.scores = (const unsigned char *)source->scores->s;
+    v->listed.kinds = (const unsigned char *)source->kinds->s;
+}
+
+static ml_result mli_tokenizer_from_archive(const ml_archive *archive, int compact,
+                                            const ml_allocator *allocator, ml_tokenizer **tokenizer,
+                                            ml_error *error) {
     const ml_value *model = ml_archive_find_value(archive, MLI_KEY_TOKENIZER), *tokens;
     mli_piece_source source;
     mli_vocabulary v = mli_no_vocabulary();
@@ -14904,6 +15299,7 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, const ml_
 #ifndef ML_NO_BPE
     if (!result && v.rules.words && v.n_pieces) result = mli_find_usual_special(&v, 0, error);
 #endif
+    if (!result && compact) mli_leave_listed(&source, &v);
     return result ? result : mli_tokenizer_create(&v, allocator, tokenizer, error);
 }
 
@@ -15512,7 +15908,7 @@ static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml
         ml_archive *archive;
         result = mli_open_alone(data, size, allocator, &archive, error);
         if (result) return result;
-        result = mli_tokenizer_from_archive(archive, allocator, tokenizer, error);
+        result = mli_tokenizer_from_archive(archive, 0, allocator, tokenizer, error);
         ml_archive_free(archive);
         return result;
     }
@@ -15689,8 +16085,8 @@ typedef struct mli_loader {
     const void *data; /* (size) its bytes */
     size_t size;
     ml_model_load_desc desc;
-    ml_allocator allocator;
-    ml_archive *archive; /* NULL once the model owns it or does not need it */
+    ml_allocator allocator, scratch; /* of what stays, and of what is freed at the end */
+    ml_archive *archive;             /* NULL once the model owns it or does not need it */
     ml_config config;
     mli_naming naming; /* what the tensors are called: prefix, then a name of this scheme */
     char prefix[MLI_PREFIX_SIZE];
@@ -15763,16 +16159,18 @@ static ml_result mli_loader_open(mli_loader *loader) {
     ml_error *error = loader->error;
     ml_result result = mli_check_byte_order(error);
     if (!result) result = mli_resolve_allocator(&loader->desc.allocator, &loader->allocator, error);
+    const ml_allocator *given = loader->desc.scratch.alloc && !loader->path ? &loader->desc.scratch : NULL;
+    if (!result) result = mli_resolve_allocator(given ? given : &loader->allocator, &loader->scratch, error);
     if (!result)
         result =
-            mli_open(loader->path, loader->data, loader->size, &loader->allocator, &loader->archive, error);
+            mli_open(loader->path, loader->data, loader->size, &loader->scratch, &loader->archive, error);
     if (!result && loader->path) loader->path = loader->archive->private_part->file_path; /* not a folder */
     return loader->result = result;
 }
 
 static ml_result mli_loader_close(mli_loader *loader) {
-    mli_free(&loader->allocator, loader->plain);
-    mli_free(&loader->allocator, loader->sources);
+    mli_free(&loader->scratch, loader->plain);
+    mli_free(&loader->scratch, loader->sources);
     ml_archive_free(loader->archive);
     return loader->result ? loader->result : mli_ok(loader->error);
 }
@@ -16137,7 +16535,7 @@ static void mli_index_plain_names(mli_loader *loader) {
     const ml_archive *archive = loader->archive;
     char plain[MLI_LONG_NAME_SIZE];
     if (loader->plain || loader->result) return;
-    loader->plain = (mli_named *)mli_alloc(&loader->allocator, archive->n_arrays, sizeof *loader->plain);
+    loader->plain = (mli_named *)mli_alloc(&loader->scratch, archive->n_arrays, sizeof *loader->plain);
     for (size_t i = 0; loader->plain && i < archive->n_arrays; i++) {
         if (!mli_plain_name(archive->arrays[i].name, plain) || strcmp(archive->arrays[i].name, plain) == 0)
             continue;
@@ -16500,7 +16898,7 @@ static void mli_refuse_unmerged(mli_loader *loader) {
 
 static void mli_new_sources(mli_loader *loader, int n) {
     if (loader->result) return;
-    loader->sources = (const ml_array **)mli_alloc(&loader->allocator, (size_t)n, sizeof *loader->sources);
+    loader->sources = (const ml_array **)mli_alloc(&loader->scratch, (size_t)n, sizeof *loader->sources);
     if (!loader->sources) mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for a list of tensors");
 }
 
@@ -16549,7 +16947,7 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
     float scale = mli_load_course_scale(loader, (float)rank);
     size_t n_pair = rank * (in + out); /* fits: a rank is small */
     float *w =
-        mli_add_size(n, n_pair, &n_pair) ? (float *)mli_alloc(&loader->allocator, n_pair, sizeof *w) : NULL;
+        mli_add_size(n, n_pair, &n_pair) ? (float *)mli_alloc(&loader->scratch, n_pair, sizeof *w) : NULL;
     if (!w) {
         mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for merging %s", array->name);
         return;
@@ -16573,7 +16971,7 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
             loader->result =
                 mli_refuse_number(loader->error, array->name, row * in + beyond, in, value, tensor->type);
     }
-    mli_free(&loader->allocator, w);
+    mli_free(&loader->scratch, w);
 }
 
 /* llama.cpp's factors for the frequencies. Those of a Llama 3.1 are recognized, so that the model can be saved in
@@ -16689,7 +17087,7 @@ static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_
     size_t bytes = ml_type_row_bytes(tensor->type, tensor->cols);
     unsigned char *to = (unsigned char *)tensor->data, *gathered = NULL;
     if (!array->is_contiguous) {
-        gathered = (unsigned char *)mli_alloc(&loader->allocator, tensor->cols, sizeof(double));
+        gathered = (unsigned char *)mli_alloc(&loader->scratch, tensor->cols, sizeof(double));
         if (!gathered) {
             mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for a row of %s", array->name);
             return;
@@ -16704,7 +17102,7 @@ static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_
             loader->result = mli_refuse_number(loader->error, array->name, in_file * cols + beyond, cols,
                                                value, tensor->type);
     }
-    mli_free(&loader->allocator, gathered);
+    mli_free(&loader->scratch, gathered);
 }
 
 /* A bias whose numbers have another order: as a matrix of one column. */
@@ -16795,7 +17193,9 @@ static void mli_load_weights(mli_loader *loader) {
             mli_check_weight(loader, array, tensor);
     }
     mli_tie_output(model);
-    if (!loader->result && loader->bytes_in_place) { /* otherwise the file is no longer needed */
+    model->private_part->is_in_place = loader->bytes_in_place > 0;
+    int is_mine = loader->path || !loader->desc.scratch.alloc; /* or its memory is only lent */
+    if (!loader->result && loader->bytes_in_place && is_mine) { /* otherwise the file is no longer needed */
         model->private_part->archive = loader->archive;
         loader->archive = NULL;
     }
@@ -16855,7 +17255,7 @@ MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
     in = mli_reader_at(archive->data, MLI_GGUF_PAIRS, (size_t)(in.p - archive->data));
     own->keys = in.p;
     own->keys_size = mli_left(&in);
-    if (own->archive) return;
+    if (own->is_in_place) return;
     own->keys_size = mli_copy_keys(loader->model, in, NULL);
     own->own_keys = mli_alloc(&own->allocator, own->keys_size, 1);
     own->keys = (const unsigned char *)own->own_keys;
@@ -16954,7 +17354,8 @@ static void mli_load_tokenizer(mli_loader *loader) {
         loader->result = mli_tokenizer_from(d->tokenizer, d->tokenizer_data, d->tokenizer_size, allocator,
                                             &tokenizer, error);
     } else if (ml_archive_find_value(loader->archive, MLI_KEY_TOKENS)) {
-        ml_result result = mli_tokenizer_from_archive(loader->archive, allocator, &tokenizer, error);
+        int compact = d->compact && !loader->path;
+        ml_result result = mli_tokenizer_from_archive(loader->archive, compact, allocator, &tokenizer, error);
         if (result != ML_ERROR_UNSUPPORTED) loader->result = result;
     } else if (loader->path) {
         static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin"};
@@ -17996,9 +18397,9 @@ static size_t mli_append_merges(mli_writer *writer, const ml_tokenizer *t) {
     for (; count < own->n_merges && writer; count++)
         mli_append_pair(writer, t, own->merges[count].left, own->merges[count].right);
     for (int32_t id = 0; id < t->n_pieces && !own->rules.is_ranked; id++) {
-        const unsigned char *text = (const unsigned char *)own->texts + own->text_at[id];
-        size_t n = own->text_at[id + 1] - own->text_at[id];
-        for (size_t i = 1; i < n && own->kinds[id] == ML_PIECE_NORMAL; i++) {
+        size_t n;
+        const unsigned char *text = (const unsigned char *)mli_text_of(own, id, &n);
+        for (size_t i = 1; i < n && mli_kind_of(own, id) == ML_PIECE_NORMAL; i++) {
             int32_t left = mli_find_piece(own, text, i), right = mli_find_piece(own, text + i, n - i);
             if (left < 0 || right < 0) continue;
             if (writer) mli_append_pair(writer, t, left, right);
@@ -20307,6 +20708,10 @@ static float mli_f16_to_f32(uint16_t half) {
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
 #elif defined(MLI_NEON)
     return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half))), 0);
+#elif defined(__ARM_FP16_FORMAT_IEEE) && (__ARM_FP & 2) /* an instruction of Cortex-M4F; -mfp16-format=ieee */
+    __fp16 number;
+    memcpy(&number, &half, sizeof number);
+    return number;
 #else
     uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
     if (magnitude > 0x7c00u) return mli_bits_float(sign | 0x7fc00000u | magnitude << 13); /* NaN */
@@ -21132,8 +21537,18 @@ ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void
 #if defined(MLI_AVX512) || defined(MLI_AVX2) || defined(MLI_NEON)
 #define MLI_PANELS
 typedef int8_t mli_q;
+#elif defined(MLI_MVE)
+typedef int8_t mli_q;
 #else
 typedef int16_t mli_q; /* compilers find instructions for sums of products of these */
+#endif
+
+/* Where number i of a block of activations is. The DSP instructions take the bytes 0 and 2 of a word of weights, and
+   then 1 and 3. */
+#ifdef MLI_DSP
+#define MLI_IN_BLOCK(i) ((i) % 4 == 1 ? (i) + 1 : (i) % 4 == 2 ? (i)-1 : (i))
+#else
+#define MLI_IN_BLOCK(i) (i)
 #endif
 
 /* A block of activations. */
@@ -21411,7 +21826,7 @@ MLI_INLINE mli_scales mli_scales_multiply(uint64_t f16, const float *x) {
 MLI_INLINE mli_sums mli_sums_zero(void) { return 0; }
 MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x, mli_scales scales, int j) {
     int32_t products = 0;
-    for (int i = 0; i < MLI_BLOCK; i++) products += w.q[i] * x->q[i];
+    for (int i = 0; i < MLI_BLOCK; i++) products += w.q[i] * x->q[MLI_IN_BLOCK(i)];
     return sum + (float)products * scales.of[j];
 }
 #ifndef ML_NO_K_QUANTS
@@ -21419,8 +21834,8 @@ MLI_INLINE mli_sums mli_sums_add_part(ml_type type, mli_sums sum, mli_bytes w, c
                                       const float *by) {
     const int second = type == ML_Q6_K; /* the scale of the second half */
     int32_t products[2] = {0, 0};
-    for (int i = 0; i < MLI_BLOCK / 2; i++) products[0] += w.q[i] * x->q[i];
-    for (int i = MLI_BLOCK / 2; i < MLI_BLOCK; i++) products[1] += w.q[i] * x->q[i];
+    for (int i = 0; i < MLI_BLOCK / 2; i++) products[0] += w.q[i] * x->q[MLI_IN_BLOCK(i)];
+    for (int i = MLI_BLOCK / 2; i < MLI_BLOCK; i++) products[1] += w.q[i] * x->q[MLI_IN_BLOCK(i)];
     return sum + ((float)products[0] * by[0] + (float)products[1] * by[second]);
 }
 #endif
@@ -21606,6 +22021,12 @@ static int32_t mli_finish_block(mli_block_x *x) {
     return sum / -128;
 #else
     for (int i = 0; i < MLI_BLOCK; i++) sum += x->q[i];
+#ifdef MLI_DSP
+    for (int i = 1; i < MLI_BLOCK; i += 4) {
+        mli_q q = x->q[i];
+        x->q[i] = x->q[i + 1], x->q[i + 1] = q;
+    }
+#endif
     return sum;
 #endif
 }
@@ -21909,6 +22330,86 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
 
 #endif
 
+/* ---- microcontrollers: Q8_0 and Q4_0 by instructions for sums of products ----
+   The integer sums are exact, so the result has the bits of the plain loops above. */
+
+#if defined(MLI_DSP)
+
+/* sum + the products of four bytes of weights with four numbers of x */
+MLI_INLINE int32_t mli_dsp_bytes(const uint8_t *w, const mli_q *x, int32_t sum) {
+    uint32_t bytes, x_02, x_13;
+    memcpy(&bytes, w, 4), memcpy(&x_02, x, 4), memcpy(&x_13, x + 2, 4);
+    sum = __smlad((int16x2_t)__sxtb16((int8x4_t)bytes), (int16x2_t)x_02, sum);
+    return __smlad((int16x2_t)__sxtb16((int8x4_t)(bytes >> 8)), (int16x2_t)x_13, sum);
+}
+
+/* The same for four bytes with two numbers of 4 bits each: the low ones are for x, the high ones for x + 16. */
+MLI_INLINE int32_t mli_dsp_nibbles(const uint8_t *w, const mli_q *x, int32_t sum) {
+    const uint32_t mask = 0x000f000f, eight = 0x00080008;
+    for (int high = 0; high < 2; high++, x += MLI_BLOCK / 2) {
+        uint32_t bytes, x_02, x_13;
+        memcpy(&bytes, w, 4), memcpy(&x_02, x, 4), memcpy(&x_13, x + 2, 4);
+        bytes >>= 4 * high;
+        sum = __smlad(__ssub16((int16x2_t)(bytes & mask), (int16x2_t)eight), (int16x2_t)x_02, sum);
+        sum = __smlad(__ssub16((int16x2_t)(bytes >> 8 & mask), (int16x2_t)eight), (int16x2_t)x_13, sum);
+    }
+    return sum;
+}
+
+static int32_t mli_dsp_block(ml_type type, const uint8_t *w, const mli_q *x) {
+    int32_t sum = 0;
+    if (type == ML_Q8_0) {
+        MLI_UNROLL
+        for (int i = 0; i < MLI_BLOCK; i += 4) sum = mli_dsp_bytes(w + i, x + i, sum);
+    } else {
+        MLI_UNROLL
+        for (int i = 0; i < MLI_BLOCK / 2; i += 4) sum = mli_dsp_nibbles(w + i, x + i, sum);
+    }
+    return sum;
+}
+
+#elif defined(MLI_MVE)
+
+static int32_t mli_dsp_block(ml_type type, const uint8_t *w, const mli_q *x) {
+    int8x16_t low, high;
+    if (type == ML_Q8_0) {
+        low = vld1q_s8((const int8_t *)w), high = vld1q_s8((const int8_t *)w + 16);
+    } else {
+        uint8x16_t both = vld1q_u8(w);
+        int8x16_t eight = vdupq_n_s8(8);
+        low = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), eight);
+        high = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), eight);
+    }
+    return vmladavaq_s8(vmladavq_s8(low, vld1q_s8(x)), high, vld1q_s8(x + 16));
+}
+
+#endif
+
+#if defined(MLI_DSP) || defined(MLI_MVE)
+#define MLI_BLOCK_ROWS mli_dsp_rows
+/* As mli_integer_rows. */
+static void mli_dsp_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
+                         size_t n_cols) {
+    const mli_activations *x = &job->x;
+    const size_t bytes = mli_types[type].bytes, row_bytes = x->blocks * bytes;
+    const uint8_t *w = (const uint8_t *)job->w->data + col * row_bytes;
+    float *y = job->y + row * job->y_stride + col;
+    for (; n_cols; n_cols--, w += row_bytes, y++) {
+        for (size_t i = 0; i < (size_t)n_x; i++) {
+            const mli_block_x *block = x->q + (row + i) * x->blocks;
+            const float *scale = x->scale + (row + i) * x->blocks;
+            const uint8_t *p = w;
+            float sum = 0;
+            for (size_t b = 0; b < x->blocks; b++, p += bytes)
+                sum += (float)mli_dsp_block(type, p + 2, block[b].q) * (mli_load_scale(p) * scale[b]);
+            y[i * job->y_stride] = sum;
+        }
+    }
+}
+#else
+#define MLI_BLOCK_ROWS mli_integer_rows
+#endif
+
 #define MLI_INTEGER_FORMAT(name, rows, type)                                                                 \
     static void name(const mli_integer_job *job, size_t row, size_t n_rows, size_t col, size_t n_cols) {     \
         if (MLI_FEW == 1 || n_rows == 1)                                                                     \
@@ -21916,8 +22417,8 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
         else                                                                                                 \
             rows(type, MLI_FEW, job, row, col, n_cols);                                                      \
     }
-MLI_INTEGER_FORMAT(mli_few_q8_0, mli_integer_rows, ML_Q8_0)
-MLI_INTEGER_FORMAT(mli_few_q4_0, mli_integer_rows, ML_Q4_0)
+MLI_INTEGER_FORMAT(mli_few_q8_0, MLI_BLOCK_ROWS, ML_Q8_0)
+MLI_INTEGER_FORMAT(mli_few_q4_0, MLI_BLOCK_ROWS, ML_Q4_0)
 #ifndef ML_NO_K_QUANTS
 MLI_INTEGER_FORMAT(mli_few_q5_0, mli_integer_rows, ML_Q5_0)
 MLI_INTEGER_FORMAT(mli_few_q4_k, mli_part_rows, ML_Q4_K)

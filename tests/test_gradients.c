@@ -411,12 +411,12 @@ static void set_rope(problem *p, int hd) {
     p->rope = (float *)allocate((size_t)p->n * (size_t)hd, sizeof *p->rope);
     ml_rope_desc rope = mli_rope_desc_of(&p->config, NULL);
     mli_rope_defaults(&rope);
-    mli_rope_table(p->rope, p->n, &rope);
+    mli_rope_table(p->rope, mli_all_positions(p->n), &rope);
 }
 
 static double rope_forward(mli_graph *g, problem *p) {
     ml_tensor x = operand(g, p, 0);
-    mli_rope(g, x, p->rope, (size_t)(p->config.dim / p->config.n_heads), &p->rows);
+    mli_rope(g, x, p->rope, 0, (size_t)(p->config.dim / p->config.n_heads), &p->rows);
     output(p, 0, x);
     return 0;
 }

@@ -1,0 +1,88 @@
+/* examples/microcontroller on a board that qemu-system-arm emulates: the story that it prints, what it learns, the
+   memory that it takes, and its integer dot products. Skipped where the compiler or the emulator is not installed:
+   then the Makefile has not built the programs. */
+#include "preamble.h"
+
+#define MODEL "examples/models/stories.gguf"
+#define QEMU                                                                                                 \
+    "qemu-system-arm -nographic -monitor none -serial stdio -semihosting-config enable=on,target=native "    \
+    "-icount shift=0 </dev/null 2>&1"
+
+static const char *no_board = "arm-none-eabi-gcc and qemu-system-arm are not both installed";
+static char folder[512]; /* of the programs */
+static char said[65536]; /* what the last one printed */
+
+/* Runs a program on the board; -1: it has not been built, else its exit status. */
+static int run(const char *program) {
+    char path[600], command[1200];
+    snprintf(path, sizeof path, "%s/%s.elf", folder, program);
+    if (access(path, R_OK) != 0) return -1;
+    snprintf(command, sizeof command, "timeout 300 " QEMU " -M mps2-an386 -kernel '%s'", path);
+    FILE *pipe = popen(command, "r");
+    if (!pipe) return -1;
+    size_t n = fread(said, 1, sizeof said - 1, pipe);
+    said[n] = 0;
+    return pclose(pipe);
+}
+
+/* The number that follows the text in what was printed; -1 if it is not there. */
+static double number_after(const char *text) {
+    const char *at = strstr(said, text);
+    return at ? strtod(at + strlen(text), NULL) : -1;
+}
+
+/* ---- a story ---- */
+
+static int collect(void *user, int32_t id, const char *text, size_t n) {
+    (void)id;
+    strncat((char *)user, text, n);
+    return 1;
+}
+
+/* What this machine writes with the same cache. */
+static void expect_story(ml_type cache_type, char *text) {
+    ml_model *model = NULL;
+    ml_session *session = NULL;
+    ml_session_desc desc;
+    ml_generate_desc how;
+    memset(&desc, 0, sizeof desc), memset(&how, 0, sizeof how);
+    desc.max_seq_len = 64, desc.max_batch = 1, desc.cache_type = cache_type;
+    how.prompt = "Once upon a time", how.on_token = collect, how.user = text;
+    strcpy(text, how.prompt);
+    REQUIRE(!ml_model_load(MODEL, NULL, &model, NULL) && !ml_session_new(model, &desc, &session, NULL));
+    CHECK(ml_session_generate(session, &how, NULL, NULL) == ML_OK && session->length == 64);
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
+/* The text of 64 tokens is this machine's, and it fits a small microcontroller. The stack is 16 KB. */
+TEST(a_story) {
+    static char expected[4096];
+    int status = run("story");
+    if (status < 0) SKIP(no_board);
+    expect_story(ML_Q8_0, expected);
+    strcat(expected, "\n-- ");
+    CHECK(status == 0 && strlen(expected) > 200);
+    CHECK(strncmp(said, expected, strlen(expected)) == 0);
+    CHECK(number_after("-- memory: ") > 0 && number_after("-- memory: ") <= 96 * 1024);
+    CHECK(number_after("; stack ") > 0 && number_after("; stack ") <= 12 * 1024);
+    CHECK(number_after(" loading ") > 0 && number_after(" loading ") < 25e6);
+}
+
+/* ---- kernels ---- */
+
+TEST(integer_products) {
+    int status = run("kernels");
+    if (status < 0) SKIP(no_board);
+    CHECK(status == 0 && strstr(said, "SMLAD") && !strstr(said, "not the same"));
+    CHECK(strstr(said, "Q8_0: the same bits") && strstr(said, "Q4_0: the same bits"));
+}
+
+int main(int argc, char **argv) {
+    const char *end = argc ? strrchr(argv[0], '/') : NULL;
+    snprintf(folder, sizeof folder, "%.*s/microcontroller", end ? (int)(end - argv[0]) : 1,
+             end ? argv[0] : ".");
+    RUN(a_story);
+    RUN(integer_products);
+    return test_report("test_microcontroller");
+}

@@ -1,0 +1,351 @@
+/* What a machine with little memory asks for: a KV cache of F16 or Q8_0, rotary positions computed in each pass,
+   sessions that are greedy, vocabularies that stay in their file, and scratch memory that is given back. */
+#include "preamble.h"
+#include "folder.h"
+
+#define MODEL "examples/models/stories.gguf"
+
+static ml_error failure;
+
+static void give_up(void) {
+    printf("%s\n", failure.text);
+    exit(2);
+}
+
+/* The shipped model, from bytes in memory. */
+static bytes file;
+static ml_model *load(const ml_model_load_desc *desc) {
+    ml_model *model = NULL;
+    if (!file.data) file = read_file(MODEL);
+    if (ml_model_load_memory(file.data, file.size, desc, &model, &failure)) give_up();
+    return model;
+}
+
+static ml_session_desc session_of(int max_seq_len, int max_batch, ml_type cache_type) {
+    ml_session_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.max_seq_len = max_seq_len, desc.max_batch = max_batch, desc.cache_type = cache_type;
+    return desc;
+}
+
+static ml_session *open_session(const ml_model *model, ml_session_desc desc) {
+    ml_session *session = NULL;
+    if (ml_session_new(model, &desc, &session, &failure)) give_up();
+    return session;
+}
+
+static int32_t ids[48];
+enum { N = 48 };
+
+static void fill_ids(uint64_t seed, int n_pieces) {
+    ml_random random;
+    ml_random_seed(&random, seed);
+    for (int i = 0; i < N; i++)
+        ids[i] = (int32_t)(4 + 256 + ml_random_u64(&random) % (uint64_t)(n_pieces - 260));
+    ids[0] = 1;
+}
+
+/* logits (V) after all ids, read one by one or in one pass */
+static void read_all(ml_session *session, int step, float *logits) {
+    const float *last = NULL;
+    REQUIRE(!ml_session_truncate(session, 0, &failure));
+    for (int i = 0; i < N; i += step)
+        REQUIRE(!ml_session_eval(session, ids + i, step, i + step < N ? NULL : &last, &failure));
+    memcpy(logits, last, 2048 * sizeof *logits);
+}
+
+/* The root mean square of a - b, in parts of that of b. */
+static double difference(const float *a, const float *b, int n) {
+    double sum = 0, all = 0;
+    for (int i = 0; i < n; i++) {
+        double d = (double)a[i] - (double)b[i];
+        sum += d * d, all += (double)b[i] * (double)b[i];
+    }
+    return sqrt(sum / all);
+}
+
+/* ---- the cache ---- */
+
+/* With weights of Q8_0 the activations are rounded, too, and what is nearly a tie falls the other way. */
+static ml_model *load_floats(void) {
+    ml_model_load_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.type = ML_F32;
+    return load(&desc);
+}
+
+/* Keys and values are off by up to 2^-11 of their size (F16, 11 bits) or 2^-8 of the largest in their block (Q8_0, 127
+   steps), most by less, and attention averages over them: so are the logits. If a head or a token were mistaken for
+   another, they would be off by about 1. */
+TEST(narrow_caches_are_close) {
+    static const ml_type types[2] = {ML_F16, ML_Q8_0};
+    static const double most[2] = {0x1p-12, 0x1p-8}, least[2] = {0x1p-16, 0x1p-11};
+    static const size_t row_bytes[2] = {64 * 2, 64 / 32 * 34};
+    static float expected[2048], logits[2048], passes[2048];
+    ml_model *model = load_floats();
+    ml_session *wide = open_session(model, session_of(N, N, ML_F32));
+    size_t size = 0, narrow_size = 0, steps[2] = {1, N};
+    fill_ids(7, model->config.vocab_size);
+    read_all(wide, 1, expected);
+    for (int t = 0; t < 2; t++) {
+        ml_session *session = open_session(model, session_of(N, N, types[t]));
+        for (int k = 0; k < 2; k++) {
+            read_all(session, (int)steps[k], k ? passes : logits);
+            double off = difference(k ? passes : logits, expected, 2048);
+            CHECK(off < most[t] && off > least[t]);
+        }
+        /* one by one or in a pass: the same but for the sums' order (1e-5), and where that rounds a key another way */
+        CHECK(difference(passes, logits, 2048) < most[t] / 4);
+        ml_session_desc a = session_of(1000, 1, ML_F32), b = session_of(1000, 1, types[t]);
+        a.max_text = b.max_text = 10;
+        CHECK(!ml_session_size(model, &a, &size, NULL) && !ml_session_size(model, &b, &narrow_size, NULL));
+        size_t saved = 6 * 2 * 1000 * (64 * 4 - row_bytes[t]), room = 8 * 32 * 4 + 2 * 64 * 4 + 256;
+        CHECK(size - narrow_size <= saved && size - narrow_size + room >= saved);
+        ml_session_free(session);
+    }
+    ml_session_free(wide);
+    ml_model_free(model);
+}
+
+/* A session with a narrow cache is saved, restored and copied as others are. */
+TEST(narrow_caches_are_saved) {
+    static float expected[2048], logits[2048];
+    ml_model *model = load(NULL);
+    ml_session *a = open_session(model, session_of(N + 4, 8, ML_Q8_0)),
+               *b = open_session(model, session_of(N + 4, 8, ML_Q8_0)),
+               *c = open_session(model, session_of(N + 4, 8, ML_F16)),
+               *d = open_session(model, session_of(N + 4, 8, ML_Q8_0));
+    const float *next;
+    fill_ids(8, model->config.vocab_size);
+    read_all(a, 8, expected);
+    size_t size = ml_session_save_size(a);
+    void *saved = malloc(size);
+    REQUIRE(!ml_session_save(a, saved, size, &failure) && !ml_session_restore(b, saved, size, &failure));
+    CHECK(ml_session_restore(c, saved, size, &failure) == ML_ERROR_MISMATCH);
+    CHECK(ml_session_copy(c, a, &failure) == ML_ERROR_MISMATCH && strstr(failure.text, "Q8_0") &&
+          strstr(failure.text, "F16"));
+    REQUIRE(!ml_session_copy(d, a, &failure));
+    REQUIRE(!ml_session_eval(a, ids, 1, &next, &failure));
+    memcpy(expected, next, sizeof expected);
+    REQUIRE(!ml_session_eval(b, ids, 1, &next, &failure));
+    CHECK(memcmp(expected, next, sizeof logits) == 0);
+    REQUIRE(!ml_session_eval(d, ids, 1, &next, &failure));
+    CHECK(memcmp(expected, next, sizeof logits) == 0);
+    free(saved);
+    ml_session_free(a), ml_session_free(b), ml_session_free(c), ml_session_free(d);
+    ml_model_free(model);
+}
+
+/* A model with a window: its cache moves, narrow or not. */
+TEST(narrow_caches_with_a_window) {
+    static float expected[2048], logits[2048];
+    ml_model *model = load_floats();
+    fill_ids(9, model->config.vocab_size);
+    ((ml_model *)model)->config.window =
+        5; /* the fields are for reading, but nothing else depends on this one */
+    ml_session *wide = open_session(model, session_of(200, 1, ML_F32)),
+               *narrow = open_session(model, session_of(200, 1, ML_F16));
+    for (int turn = 0; turn < 3; turn++) {
+        const float *a, *b;
+        for (int i = 0; i < N; i++)
+            REQUIRE(!ml_session_eval(wide, ids + i, 1, &a, &failure) &&
+                    !ml_session_eval(narrow, ids + i, 1, &b, &failure));
+        memcpy(expected, a, sizeof expected), memcpy(logits, b, sizeof logits);
+        CHECK(difference(logits, expected, 2048) < 0x1p-11);
+    }
+    ml_session_free(wide), ml_session_free(narrow);
+    ml_model_free(model);
+}
+
+static int looked;
+static void on_layer(void *user, const ml_seen *seen) { (void)user, (void)seen, looked++; }
+
+TEST(wrong_caches_are_refused) {
+    ml_model *model = load(NULL), *other = NULL;
+    ml_random random;
+    ml_model_create_desc create;
+    ml_session *session;
+    ml_session_desc desc = session_of(8, 1, ML_BF16);
+    CHECK(ml_session_new(model, &desc, &session, &failure) == ML_ERROR_ARGUMENT &&
+          strstr(failure.text, "BF16"));
+    desc.cache_type = ML_F16, desc.look.on_layer = on_layer;
+    CHECK(ml_session_new(model, &desc, &session, &failure) == ML_ERROR_UNSUPPORTED &&
+          strstr(failure.text, "look"));
+    desc = session_of(8, 1, ML_Q8_0);
+    desc.max_text = -1;
+    CHECK(ml_session_new(model, &desc, &session, &failure) == ML_ERROR_ARGUMENT &&
+          strstr(failure.text, "max_text"));
+    memset(&create, 0, sizeof create);
+    ml_random_seed(&random, 1);
+    create.config = model->config;
+    create.config.head_dim = 16;
+    create.random = &random;
+    REQUIRE(!ml_model_create(&create, &other, &failure));
+    desc.max_text = 0;
+    CHECK(ml_session_new(other, &desc, &session, &failure) == ML_ERROR_UNSUPPORTED &&
+          strstr(failure.text, "16"));
+    ml_model_free(other), ml_model_free(model);
+}
+
+/* ---- rotary positions ---- */
+
+TEST(computed_rope_has_the_same_bits) {
+    static float expected[2048], logits[2048];
+    ml_model *model = load(NULL);
+    for (int kind = 0; kind < ML_ROPE_KINDS; kind++) {
+        ml_config *c = &((ml_model *)model)->config;
+        c->rope_kind = (ml_rope_kind)kind, c->rope_scale = kind ? 2.0f : 1.0f, c->rope_original = 20;
+        ml_session_desc desc = session_of(N, 8, ML_F32);
+        ml_session *held = open_session(model, desc);
+        desc.computed_rope = 1;
+        ml_session *computed = open_session(model, desc);
+        fill_ids(10, c->vocab_size);
+        read_all(held, 8, expected);
+        read_all(computed, 8, logits);
+        CHECK(memcmp(expected, logits, sizeof logits) == 0);
+        static const int32_t row_start[3] = {0, 3, 8};
+        ml_batch batch;
+        ml_outputs out = {NULL, 0, expected, NULL}, other = {NULL, 0, logits, NULL};
+        memset(&batch, 0, sizeof batch);
+        batch.tokens = ids, batch.n_tokens = 8, batch.row_start = row_start, batch.n_rows = 2;
+        CHECK(!ml_session_eval_batch(held, &batch, &out, NULL) &&
+              !ml_session_eval_batch(computed, &batch, &other, NULL));
+        CHECK(memcmp(expected, logits, 8 * 128 * sizeof *logits) == 0);
+        ml_session_free(held), ml_session_free(computed);
+    }
+    ml_model_free(model);
+}
+
+/* ---- greedy ---- */
+
+TEST(greedy_sessions_do_not_draw) {
+    ml_model *model = load(NULL);
+    ml_session_desc desc = session_of(32, 1, ML_F32);
+    ml_session *usual = open_session(model, desc);
+    size_t with, without;
+    CHECK(!ml_session_size(model, &desc, &with, NULL));
+    desc.greedy = 1;
+    CHECK(!ml_session_size(model, &desc, &without, NULL) && with - without == 8 * 2048);
+    ml_session *greedy = open_session(model, desc);
+    ml_generate_desc how;
+    ml_random random;
+    ml_random_seed(&random, 1);
+    memset(&how, 0, sizeof how);
+    how.prompt = "The cat";
+    CHECK(!ml_session_generate(usual, &how, NULL, NULL) &&
+          !ml_session_generate(greedy, &how, NULL, &failure));
+    CHECK(usual->length == greedy->length && usual->length == 32);
+    CHECK(memcmp(usual->tokens, greedy->tokens, 32 * sizeof(int32_t)) == 0);
+    how.sampler.temperature = 1, how.sampler.random = &random;
+    CHECK(ml_session_generate(greedy, &how, NULL, &failure) == ML_ERROR_ARGUMENT &&
+          strstr(failure.text, "greedy"));
+    ml_session_free(usual), ml_session_free(greedy);
+    ml_model_free(model);
+}
+
+/* ---- vocabularies in place ---- */
+
+static int same_encoding(const ml_tokenizer *a, const ml_tokenizer *b, const char *text, size_t n,
+                         int flags) {
+    static int32_t work[2][4096];
+    ml_tokens x, y;
+    ml_encode_desc one = {text, n, flags, work[0], sizeof work[0]},
+                   two = {text, n, flags, work[1], sizeof work[1]};
+    if (ml_tokenizer_encode(a, &one, &x, &failure) || ml_tokenizer_encode(b, &two, &y, &failure)) return 0;
+    return x.n == y.n && memcmp(x.ids, y.ids, (size_t)x.n * sizeof *x.ids) == 0;
+}
+
+TEST(compact_vocabularies_are_the_same) {
+    ml_model_load_desc desc;
+    memset(&desc, 0, sizeof desc);
+    ml_model *usual = load(NULL);
+    desc.compact = 1;
+    ml_model *compact = load(&desc);
+    const ml_tokenizer *a = usual->tokenizer, *b = compact->tokenizer;
+    REQUIRE(a && b && a->n_pieces == b->n_pieces);
+    CHECK(a->bos == b->bos && a->eos == b->eos && a->unknown == b->unknown && a->padding == b->padding);
+    for (int32_t id = 0; id < a->n_pieces; id++) {
+        size_t n, m;
+        float x, y;
+        ml_piece_kind k, l;
+        const char *p = ml_tokenizer_piece(a, id, &n, &x, &k), *q = ml_tokenizer_piece(b, id, &m, &y, &l);
+        CHECK(n == m && x == y && k == l && memcmp(p, q, n) == 0);
+        for (int begun = 0; begun < 2; begun++) {
+            int has_begun = begun, other = begun;
+            p = ml_tokenizer_decode_token(a, &has_begun, id, &n),
+            q = ml_tokenizer_decode_token(b, &other, id, &m);
+            CHECK(n == m && has_begun == other && memcmp(p, q, n) == 0);
+        }
+    }
+    CHECK(!ml_tokenizer_piece(b, -1, NULL, NULL, NULL) &&
+          !ml_tokenizer_piece(b, a->n_pieces, NULL, NULL, NULL));
+    ml_model_free(usual), ml_model_free(compact);
+}
+
+/* Texts of words, of anything, and of special pieces. */
+TEST(compact_vocabularies_encode_the_same) {
+    static const char *const parts[] = {
+        "Once",     " upon", " a time", " ",      "  ", "\n",  "<s>",      "</s>", "<unk>",  "\xE2\x96\x81",
+        "\xC3\xA9", "\xFF",  "the",     " quick", "ly", "ing", "\xE2\x96", "x",    "<0x41>", "."};
+    ml_model_load_desc desc;
+    memset(&desc, 0, sizeof desc);
+    ml_model *usual = load(NULL);
+    desc.compact = 1;
+    ml_model *compact = load(&desc);
+    ml_random random;
+    ml_random_seed(&random, 3);
+    for (int i = 0; i < 500; i++) {
+        char text[128];
+        size_t n = 0;
+        for (int k = 0; k < 12; k++) {
+            const char *part = parts[ml_random_u64(&random) % (sizeof parts / sizeof *parts)];
+            memcpy(text + n, part, strlen(part));
+            n += strlen(part);
+        }
+        CHECK(same_encoding(usual->tokenizer, compact->tokenizer, text, n,
+                            i % 2 ? ML_PARSE_SPECIAL : ML_ADD_BOS));
+    }
+    ml_model_free(usual), ml_model_free(compact);
+}
+
+/* ---- scratch ---- */
+
+TEST(scratch_is_given_back) {
+    static unsigned char kept[16384], lent[65536];
+    static float expected[2048], logits[2048];
+    ml_arena arena = {kept, sizeof kept, 0}, meanwhile = {lent, sizeof lent, 0};
+    ml_model_load_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.allocator = ml_arena_allocator(&arena), desc.scratch = ml_arena_allocator(&meanwhile),
+    desc.compact = 1;
+    ml_model *model = load(&desc), *usual = load(NULL);
+    CHECK(meanwhile.used > 10000);
+    memset(lent, 0x5a, sizeof lent);
+    ml_session *a = open_session(model, session_of(N, N, ML_F32)),
+               *b = open_session(usual, session_of(N, N, ML_F32));
+    fill_ids(11, model->config.vocab_size);
+    read_all(a, N, logits), read_all(b, N, expected);
+    CHECK(memcmp(expected, logits, sizeof logits) == 0);
+    /* it is in place, in memory that is not the model's to write */
+    ml_trainer_desc train;
+    ml_trainer *trainer;
+    memset(&train, 0, sizeof train);
+    train.adamw.lr = 0.1f;
+    CHECK(ml_trainer_new(model, &train, &trainer, &failure) == ML_ERROR_ARGUMENT);
+    ml_session_free(a), ml_session_free(b);
+    ml_model_free(model), ml_model_free(usual);
+}
+
+int main(void) {
+    RUN(narrow_caches_are_close);
+    RUN(narrow_caches_are_saved);
+    RUN(narrow_caches_with_a_window);
+    RUN(wrong_caches_are_refused);
+    RUN(computed_rope_has_the_same_bits);
+    RUN(greedy_sessions_do_not_draw);
+    RUN(compact_vocabularies_are_the_same);
+    RUN(compact_vocabularies_encode_the_same);
+    RUN(scratch_is_given_back);
+    free_bytes(&file);
+    return test_report("test_small");
+}
