@@ -46,8 +46,11 @@ NO_OPENMP = $(if $(OPENMP),,echo 'OpenMP: not available with $(CC): one thread';
 endif
 # How it writes the headers that an object was made from; tcc knows only the second.
 LISTED = $(eval LISTED := $(or $(call accepted,-MMD -MP),$(call accepted,-MD)))$(LISTED)
+# Where C99 would be computed in wider numbers than floats (x87; gcc on s390x): in floats, as everywhere else.
+NARROW = $(eval NARROW := $(if $(call accepted,-std=c99,-DPROBE_WIDE),$\
+    $(or $(call accepted,-msse2 -mfpmath=sse),$(call accepted,-fexcess-precision=fast))))$(NARROW)
 LEVEL := -O3
-FLAGS = -std=c99 $(LEVEL) $(WARNINGS) $(ARCH) $(OPENMP) -I. $(CFLAGS)
+FLAGS = -std=c99 $(LEVEL) $(WARNINGS) $(ARCH) $(NARROW) $(OPENMP) -I. $(CFLAGS)
 BUILT_WITH = $(CC) $(FLAGS)
 POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the header needs the C library only
 
