@@ -1059,8 +1059,7 @@ TEST(hugging_faces_files) {
         REQUIRE(t);
         CHECK(t->adds_bos == cases[i].adds_bos && t->adds_eos == cases[i].adds_eos);
         CHECK(has_ends(t, cases[i].n_ends > 1 ? all : plain, cases[i].n_ends));
-        CHECK(t->private_part->rules.adds_space_prefix ==
-              (strstr(cases[i].tokenizer, "prefix_space") == NULL));
+        CHECK(t->private_part->rules.adds_space_prefix == (strstr(cases[i].tokenizer, "prefix_space") == NULL));
         if (cases[i].n_ends == 3) /* config.json then has the list, and needs no other file */
             CHECK(ml_model_save(loaded, in_folder("again.safetensors"), &save, &failure) == ML_OK);
         ml_model_free(loaded);
