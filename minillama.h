@@ -10127,24 +10127,34 @@ static void mli_path_push_int(mli_archive *archive, int64_t i) {
     mli_path_push(archive, digits, n);
 }
 
-/* Sets row-major strides. Returns the number of bytes; 0 for an unknown type; 0, and an error, if it overflows. */
-static size_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
-    size_t count = 1, bytes = 0, cols = array->n_dims ? (size_t)array->shape[array->n_dims - 1] : 1;
+/* *product *= factor; returns 0 if that is more than `most`. */
+static int mli_mul_up_to(uint64_t most, uint64_t factor, uint64_t *product) {
+    if (factor && *product > most / factor) return 0;
+    *product *= factor;
+    return 1;
+}
+
+/* Sets row-major strides. Returns the number of bytes; 0 for an unknown type; 0, and an error, if it overflows. A file
+   may count in more bits than the machine; what it says is then more than is in it. */
+static uint64_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
+    const mli_type_info *type = mli_type(array->type);
+    const uint64_t most =
+        array->type ? INT64_MAX : SIZE_MAX / 2; /* of an unknown type nothing else is checked */
+    const int64_t cols = array->n_dims ? array->shape[array->n_dims - 1] : 1;
+    uint64_t count = 1;
     int fits = 1;
     for (int i = array->n_dims; i-- > 0;) {
         array->stride[i] = (int64_t)count;
-        fits = fits && (uint64_t)array->shape[i] <= SIZE_MAX &&
-               mli_mul_size(count, (size_t)array->shape[i], &count) && count <= SIZE_MAX / 2;
+        fits = fits && mli_mul_up_to(most, (uint64_t)array->shape[i], &count);
     }
     array->is_contiguous = 1;
-    size_t row_bytes = ml_type_row_bytes(array->type, cols);
-    if (fits && array->type == ML_TYPE_NONE) return 0;
-    if (fits && count && !row_bytes)
-        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: rows of %z do not fit blocks of %s", array->name, cols,
-                 ml_type_name(array->type));
-    else if (!fits || (count && !mli_mul_size(count / cols, row_bytes, &bytes)))
-        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
-    return bytes;
+    if (fits && count && (uint64_t)cols % type->block)
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: rows of %l do not fit blocks of %s", array->name, cols,
+                 type->name);
+    uint64_t bytes = count / type->block;
+    if (fits && mli_mul_up_to(INT64_MAX, type->bytes, &bytes)) return bytes;
+    mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
+    return 0;
 }
 
 /* The array's bytes are at base + offset in the file, if they are in it. */
