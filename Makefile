@@ -4,6 +4,8 @@
 #   make run        a model writes: MODEL=file TOKENIZER=file PROMPT=text
 #   make test       the tests
 #   make check      compilers x standards x instruction sets x leave-out switches; several minutes
+#   make cross      the tests on other processors, emulated, big-endian and 32-bit ones too (CROSS="quick", "s390x armhf")
+#   make windows    everything compiled for Windows, with mingw and by the rules of MSVC; the tests where there is wine
 #   make sanitize   the tests under the address and undefined-behavior sanitizers (SANITIZED="load train": these)
 #   make fuzz       every parser under libFuzzer, FUZZ_SECONDS each (clang)
 #   make demo       the model in examples/models labels film opinions: prompted, fine-tuned, with LoRA; a minute
@@ -158,6 +160,12 @@ test: $(filter-out $(LONG),$(TESTS))
 check:
 	@MAKE="$(MAKE)" sh tests/check.sh
 
+cross:
+	@MAKE="$(MAKE)" sh tests/cross.sh $(CROSS)
+
+windows:
+	@MAKE="$(MAKE)" sh tests/windows.sh $(WINDOWS)
+
 SANITIZED ?= $(TESTS:$(BUILD)/test_%=%)
 sanitize:
 	@$(MAKE) --no-print-directory test BUILD=$(BUILD)/sanitize TESTS="$(SANITIZED:%=$(BUILD)/sanitize/test_%)" \
@@ -265,4 +273,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run lessons grade test check sanitize fuzz bench demo table advanced report format check-format clean FORCE
+.PHONY: all help run lessons grade test check cross windows sanitize fuzz bench demo table advanced report format check-format clean FORCE

@@ -955,7 +955,7 @@ TEST(gguf_keys_read) {
     REQUIRE(load_gguf(&model, NULL) == ML_OK);
     CHECK(model->config.max_seq_len == 77 && model->config.hidden_dim == 48 && model->config.n_layers == 2);
     CHECK(model->config.n_kv_heads == 2 && model->config.tied_output && model->config.vocab_size == 6);
-    CHECK(model->private_part->weights == NULL); /* nothing was copied */
+    CHECK((model->private_part->weights == NULL) == is_little_endian()); /* nothing was copied */
     ml_model_free(model);
     gguf_with("llama.rope.scaling.type", 8, "linear", 0, 0);
     gguf_current.factor = 2.5f;
