@@ -4,6 +4,8 @@
 #   make run        a model writes: MODEL=file TOKENIZER=file PROMPT=text
 #   make test       the tests
 #   make check      compilers x standards x instruction sets x leave-out switches; several minutes
+#   make cross      the tests on other processors, emulated, big-endian and 32-bit ones too (CROSS="quick", "s390x armhf")
+#   make windows    everything compiled for Windows, with mingw and by the rules of MSVC; the tests where there is wine
 #   make sanitize   the tests under the address and undefined-behavior sanitizers (SANITIZED="load train": these)
 #   make fuzz       every parser under libFuzzer, FUZZ_SECONDS each (clang)
 #   make demo       the model in examples/models labels film opinions: prompted, fine-tuned, with LoRA; a minute
@@ -47,8 +49,11 @@ NO_OPENMP = $(if $(OPENMP),,echo 'OpenMP: not available with $(CC): one thread';
 endif
 # How it writes the headers that an object was made from; tcc knows only the second.
 LISTED = $(eval LISTED := $(or $(call accepted,-MMD -MP),$(call accepted,-MD)))$(LISTED)
+# Where C99 would be computed in wider numbers than floats (x87; gcc on s390x): in floats, as everywhere else.
+NARROW = $(eval NARROW := $(if $(call accepted,-std=c99,-DPROBE_WIDE),$\
+    $(or $(call accepted,-msse2 -mfpmath=sse),$(call accepted,-fexcess-precision=fast))))$(NARROW)
 LEVEL := -O3
-FLAGS = -std=c99 $(LEVEL) $(WARNINGS) $(ARCH) $(OPENMP) -I. $(CFLAGS)
+FLAGS = -std=c99 $(LEVEL) $(WARNINGS) $(ARCH) $(NARROW) $(OPENMP) -I. $(CFLAGS)
 BUILT_WITH = $(CC) $(FLAGS)
 POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the header needs the C library only
 
@@ -165,6 +170,12 @@ test: $(filter-out $(LONG),$(TESTS))
 check:
 	@MAKE="$(MAKE)" sh tests/check.sh
 
+cross:
+	@MAKE="$(MAKE)" sh tests/cross.sh $(CROSS)
+
+windows:
+	@MAKE="$(MAKE)" sh tests/windows.sh $(WINDOWS)
+
 SANITIZED ?= $(TESTS:$(BUILD)/test_%=%)
 sanitize:
 	@$(MAKE) --no-print-directory test BUILD=$(BUILD)/sanitize TESTS="$(SANITIZED:%=$(BUILD)/sanitize/test_%)" \
@@ -272,4 +283,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run board microcontroller lessons grade test check sanitize fuzz bench demo table advanced report format check-format clean FORCE
+.PHONY: all help run board microcontroller lessons grade test check cross windows sanitize fuzz bench demo table advanced report format check-format clean FORCE

@@ -172,8 +172,10 @@
    number of threads, in training, too. What keeps it: -O0 to -O3, -Os, -ffp-contract in any setting, OpenMP or not.
    With ML_NO_SIMD (and where there is none) moreover every compiler and every processor gives the same bits, with
    libm or without: plain C adds in one order, and e^x, logarithms, powers and sines are our own (>>functions), within
-   0.501 units in the last place. What breaks it: x87 arithmetic, FLT_EVAL_METHOD other than 0; -ffast-math and
-   -Ofast, which reorder sums and assume that there are no infinities, which masks need. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
+   0.501 units in the last place. What breaks it: arithmetic in wider numbers (FLT_EVAL_METHOD other than 0), of x87
+   and of gcc's C99 on s390x (-msse2 -mfpmath=sse and -fexcess-precision=fast end it); -ffast-math and -Ofast, which
+   reorder sums and assume that there are no infinities, which masks need. The implementation refuses to compile with
+   them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5).
    With Q8_0, Q4_0, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of 32, much as in
@@ -183,7 +185,11 @@
    logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits, which
    no compiler option can remove.
 
-   LIMITS  Little-endian machines. Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
+   BYTE ORDER  Files, and what ml_session_save gives, are little-endian. A big-endian machine reads and writes the same
+   ones; weights of F32, F16 and BF16 it cannot use in place, so that they are copied (from an allocator without
+   that much memory, ML_ERROR_MEMORY); quantized ones are used in place everywhere.
+
+   LIMITS  Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
    LayerNorm, rotary positions on adjacent pairs with theta, stretched by any ml_rope_kind or the factors of a GGUF,
    grouped-query attention with heads of any even size, with a window and with biases or without, SwiGLU. All layers
    are alike. Only F32 is trained. Tokenizers are BPE, not Unigram or WordPiece. No GPU. */
@@ -553,7 +559,7 @@ ML_DEF ml_result ml_session_encode(ml_session *session, const char *text, int fl
                                    ml_error *error);
 
 /* Tokens, keys and values held, as bytes: restored into a session over the same model, it continues as if it had read
-   the tokens itself. The bytes are for the machine and the build that wrote them. */
+   the tokens itself. The bytes are little-endian everywhere, for builds of one version of this file. */
 ML_DEF size_t ml_session_save_size(const ml_session *session);
 ML_DEF ml_result ml_session_save(const ml_session *session, void *memory, size_t size, ml_error *error);
 ML_DEF ml_result ml_session_restore(ml_session *session, const void *memory, size_t size, ml_error *error);
@@ -1377,7 +1383,8 @@ typedef struct ml_array {
     int n_dims;
     int64_t shape[ML_MAX_DIMS];  /* outermost first */
     int64_t stride[ML_MAX_DIMS]; /* in elements; arrays of quantized types are always contiguous */
-    const void *data;            /* first element, inside the archive's bytes; no alignment promised */
+    const void
+        *data; /* first element, inside the archive's bytes: little-endian, and no alignment promised */
     int is_contiguous;
 } ml_array;
 
@@ -1679,7 +1686,7 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_AVX512
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(ML_NO_AVX2)
 #define MLI_AVX2
-#elif (defined(__aarch64__) || defined(_M_ARM64)) && !defined(ML_NO_NEON)
+#elif (defined(__aarch64__) || defined(_M_ARM64)) && !defined(__AARCH64EB__) && !defined(ML_NO_NEON)
 #define MLI_NEON
 #elif defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1) && !defined(__ARM_BIG_ENDIAN) &&                 \
     !defined(ML_NO_MVE)
@@ -1854,6 +1861,26 @@ int memcmp(const void *a, const void *b, size_t n) {
 #endif
 
 #endif /* MLI_FREESTANDING */
+
+/* Files are little-endian. On a machine that is not, the bytes of a number are turned around when it is read or
+   written; quantized blocks are bytes everywhere, and stay as they are. (Compilers know the answer.) */
+static int mli_is_turned(ml_type type) {
+    const uint16_t one = 1;
+    unsigned char first;
+    memcpy(&first, &one, 1);
+    return !first && ml_type_block(type) == 1;
+}
+
+/* From the byte order of files to the machine's, or back. */
+static void mli_turn(ml_type type, void *numbers, size_t n) {
+    size_t size = mli_is_turned(type) ? ml_type_row_bytes(type, 1) : 0;
+    for (unsigned char *p = (unsigned char *)numbers; size > 1 && n; n--, p += size)
+        for (size_t i = 0; i < size / 2; i++) {
+            unsigned char byte = p[i];
+            p[i] = p[size - 1 - i];
+            p[size - 1 - i] = byte;
+        }
+}
 
 /* By the bits, which hold even where the compiler assumes that there are no others (-ffast-math). */
 MLI_OPTIONAL int mli_is_finite(double x) {
@@ -5387,7 +5414,8 @@ ML_DEF ml_result ml_session_likelihood(ml_session *session, const ml_likelihood_
 
 /* ---- saving ---- */
 
-/* What the saving and the restoring session must have in common (compared as bytes), and the length. */
+/* What the saving and the restoring session must have in common (compared as bytes), and the length. All of it after
+   the first field is numbers of four bytes, as are the tokens, keys and values that follow. */
 typedef struct mli_saved_header {
     char magic[8];
     uint32_t version, cache_type, weights; /* of this layout; ml_type; see mli_hash_weights */
@@ -5396,13 +5424,24 @@ typedef struct mli_saved_header {
 } mli_saved_header;
 
 static uint32_t mli_hash(const unsigned char *bytes, size_t n); /* in >>tokenizer */
+static uint32_t mli_float_bits(float value);                    /* in >>numbers */
+
+static void mli_turn_header(mli_saved_header *header) {
+    mli_turn(ML_I32, &header->version, (sizeof *header - sizeof header->magic) / sizeof(int32_t));
+}
 
 /* A hash of a part of each tensor, enough to tell models of one shape apart. */
 static uint32_t mli_hash_weights(uint32_t hash, const ml_tensor *tensors, int n) {
+    unsigned char part[64];
     for (int i = 0; i < n; i++) {
         size_t row_bytes = ml_type_row_bytes(tensors[i].type, tensors[i].cols);
         const unsigned char *rows = (const unsigned char *)tensors[i].data;
-        if (rows) hash = hash * 31 + mli_hash(rows + tensors[i].rows / 2 * row_bytes, MLI_MIN(row_bytes, 64));
+        size_t n_bytes = MLI_MIN(row_bytes, sizeof part);
+        if (!rows) continue;
+        memcpy(part, rows + tensors[i].rows / 2 * row_bytes, n_bytes);
+        if (mli_is_turned(tensors[i].type))
+            mli_turn(tensors[i].type, part, n_bytes / ml_type_row_bytes(tensors[i].type, 1));
+        hash = hash * 31 + mli_hash(part, n_bytes);
     }
     return hash;
 }
@@ -5411,9 +5450,9 @@ static mli_saved_header mli_header_of(const mli_session *s) {
     const ml_model *model = s->shown.model;
     uint32_t weights = mli_hash_weights(0, model->tensors, model->n_tensors);
     if (s->lora) {
-        size_t bytes = (size_t)s->lora->n_tensors / 2 * sizeof *s->lora->scales;
         weights = mli_hash_weights(weights, s->lora->tensors, s->lora->n_tensors);
-        weights = weights * 31 + mli_hash((const unsigned char *)s->lora->scales, bytes);
+        for (int i = 0; i < s->lora->n_tensors / 2; i++)
+            weights = weights * 31 + mli_float_bits(s->lora->scales[i]);
     }
     int read = MLI_MIN(s->read, s->shown.length), first = MLI_MAX(s->first, read - mli_window_rows(s));
     if (s->is_full || read <= first) first = read = 0;
@@ -5432,8 +5471,10 @@ static size_t mli_copy_saved(const mli_session *s, const mli_saved_header *saved
                                          : 0; /* they are restored to the beginning */
     for (int i = -1; i < n_halves; i++) {
         void *held = i < 0 ? (void *)s->tokens : (void *)(s->cache + (size_t)i * s->half + skipped);
-        if (into && n) memcpy(into + at, held, n);
-        if (from && n) memcpy(held, from + at, n);
+        ml_type type = i < 0 ? ML_I32 : s->cache_type;
+        size_t item = MLI_MAX(ml_type_row_bytes(type, 1), 1); /* quantized ones are not turned */
+        if (into && n) memcpy(into + at, held, n), mli_turn(type, into + at, n / item);
+        if (from && n) memcpy(held, from + at, n), mli_turn(type, held, n / item);
         at += n;
         n = (size_t)(saved->read - saved->first) * s->row_bytes;
     }
@@ -5453,8 +5494,9 @@ ML_DEF ml_result ml_session_save(const ml_session *session, void *memory, size_t
         return mli_fail(error, ML_ERROR_MEMORY, "%z bytes are fewer than the %z of ml_session_save_size",
                         size, need);
     mli_saved_header header = mli_header_of(session->private_part);
-    memcpy(memory, &header, sizeof header);
     mli_copy_saved(session->private_part, &header, (unsigned char *)memory, NULL);
+    mli_turn_header(&header);
+    memcpy(memory, &header, sizeof header);
     return mli_ok(error);
 }
 
@@ -5465,6 +5507,7 @@ static ml_result mli_check_saved(const mli_session *s, const unsigned char *byte
     if (size < sizeof saved || memcmp(bytes, here.magic, sizeof here.magic) != 0)
         return mli_fail(error, ML_ERROR_FORMAT, "these %z bytes are not a saved session", size);
     memcpy(&saved, bytes, sizeof saved);
+    mli_turn_header(&saved);
     here.length = saved.length, here.first = saved.first, here.read = saved.read;
     if (memcmp(&saved, &here, sizeof saved) != 0)
         return mli_fail(error, ML_ERROR_MISMATCH,
@@ -5485,6 +5528,7 @@ static ml_result mli_check_saved(const mli_session *s, const unsigned char *byte
     *header = saved;
     int32_t *ids = (int32_t *)(void *)s->graph.memory; /* the bytes are not aligned */
     memcpy(ids, bytes + sizeof saved, (size_t)length * sizeof *ids);
+    mli_turn(ML_I32, ids, (size_t)length);
     if (!mli_check_tokens(s->shown.model, ids, length, error)) return ML_OK;
     if (error) error->code = ML_ERROR_FORMAT;
     return ML_ERROR_FORMAT;
@@ -11028,15 +11072,17 @@ static void mli_append_padding(mli_writer *writer, unsigned alignment, char c) {
     while (writer->at % alignment) mli_append(writer, &c, 1);
 }
 
-/* n numbers, converted piece by piece through a small buffer. */
+/* n numbers, converted piece by piece through a small buffer, unless they are in memory as they are in the file. */
 static void mli_append_numbers(mli_writer *writer, ml_type to, ml_type from, const void *data, size_t n) {
-    float buffer[1024]; /* the widest type of weights has four bytes */
+    double buffer[512];
     const unsigned char *p = (const unsigned char *)data;
-    size_t part = from == to ? n : sizeof buffer / sizeof *buffer;
+    const int is_ready = from == to && !mli_is_turned(to);
+    size_t part = is_ready ? n : sizeof buffer / sizeof *buffer;
     for (; n && !writer->why; n -= part, p += ml_type_row_bytes(from, part)) {
         part = MLI_MIN(n, part);
-        if (from != to) ml_type_convert(to, buffer, from, p, part);
-        mli_append(writer, from == to ? (const void *)p : buffer, ml_type_row_bytes(to, part));
+        if (!is_ready) ml_type_convert(to, buffer, from, p, part);
+        if (!is_ready) mli_turn(to, buffer, part);
+        mli_append(writer, is_ready ? (const void *)p : buffer, ml_type_row_bytes(to, part));
     }
 }
 
@@ -11545,24 +11591,34 @@ MLI_OPTIONAL void mli_path_push_int(mli_archive *archive, int64_t i) {
     mli_path_push(archive, digits, n);
 }
 
-/* Sets row-major strides. Returns the number of bytes; 0 for an unknown type; 0, and an error, if it overflows. */
-static size_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
-    size_t count = 1, bytes = 0, cols = array->n_dims ? (size_t)array->shape[array->n_dims - 1] : 1;
+/* *product *= factor; returns 0 if that is more than `most`. */
+static int mli_mul_up_to(uint64_t most, uint64_t factor, uint64_t *product) {
+    if (factor && *product > most / factor) return 0;
+    *product *= factor;
+    return 1;
+}
+
+/* Sets row-major strides. Returns the number of bytes; 0 for an unknown type; 0, and an error, if it overflows. A file
+   may count in more bits than the machine; what it says is then more than is in it. */
+static uint64_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
+    const mli_type_info *type = mli_type(array->type);
+    const uint64_t most =
+        array->type ? INT64_MAX : SIZE_MAX / 2; /* of an unknown type nothing else is checked */
+    const int64_t cols = array->n_dims ? array->shape[array->n_dims - 1] : 1;
+    uint64_t count = 1;
     int fits = 1;
     for (int i = array->n_dims; i-- > 0;) {
         array->stride[i] = (int64_t)count;
-        fits = fits && (uint64_t)array->shape[i] <= SIZE_MAX &&
-               mli_mul_size(count, (size_t)array->shape[i], &count) && count <= SIZE_MAX / 2;
+        fits = fits && mli_mul_up_to(most, (uint64_t)array->shape[i], &count);
     }
     array->is_contiguous = 1;
-    size_t row_bytes = ml_type_row_bytes(array->type, cols);
-    if (fits && array->type == ML_TYPE_NONE) return 0;
-    if (fits && count && !row_bytes)
-        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: rows of %z do not fit blocks of %s", array->name, cols,
-                 ml_type_name(array->type));
-    else if (!fits || (count && !mli_mul_size(count / cols, row_bytes, &bytes)))
-        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
-    return bytes;
+    if (fits && count && (uint64_t)cols % type->block)
+        mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: rows of %l do not fit blocks of %s", array->name, cols,
+                 type->name);
+    uint64_t bytes = count / type->block;
+    if (fits && mli_mul_up_to(INT64_MAX, type->bytes, &bytes)) return bytes;
+    mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
+    return 0;
 }
 
 /* The array's bytes are at base + offset in the file, if they are in it. */
@@ -12183,6 +12239,7 @@ static void mli_take_elements(mli_elements *to, ml_type type, const unsigned cha
         part = MLI_MIN(n, 256);
         size_t bytes = ml_type_row_bytes(type, part);
         memcpy(buffer, data, bytes);
+        mli_turn(type, buffer, part);
         ml_type_convert(ML_F32, to->floats, type, buffer, part);
         data += bytes;
     }
@@ -14625,6 +14682,7 @@ static void mli_bin_dequantize(const mli_bin *bin, size_t at, size_t n, float *t
         if (i % bin->group_size == 0) scale = mli_read_f32(&scales);
         to[i] = scale * (float)(q[i] < 128 ? q[i] : q[i] - 256);
     }
+    mli_turn(ML_F32, to, n); /* an archive's arrays are as in a file */
 }
 
 /* Moves *at past a tensor. With `floats` it also adds it to the archive; a quantized one is converted to *floats. */
@@ -16131,15 +16189,6 @@ static mli_loader mli_loader_of(const char *path, const void *data, size_t size,
     return loader;
 }
 
-/* Weights in files are little-endian, and are used as they are. */
-static ml_result mli_check_byte_order(ml_error *error) {
-    const uint16_t one = 1;
-    unsigned char first;
-    memcpy(&first, &one, 1);
-    if (first) return ML_OK;
-    return mli_fail(error, ML_ERROR_UNSUPPORTED, "models are files of little-endian machines");
-}
-
 /* Where something is missing, the file may be one of several: then that is the reason. */
 static void mli_explain_shard(mli_loader *loader) {
     int number = 0, count = 0;
@@ -16157,8 +16206,7 @@ static void mli_explain_shard(mli_loader *loader) {
 
 static ml_result mli_loader_open(mli_loader *loader) {
     ml_error *error = loader->error;
-    ml_result result = mli_check_byte_order(error);
-    if (!result) result = mli_resolve_allocator(&loader->desc.allocator, &loader->allocator, error);
+    ml_result result = mli_resolve_allocator(&loader->desc.allocator, &loader->allocator, error);
     const ml_allocator *given = loader->desc.scratch.alloc && !loader->path ? &loader->desc.scratch : NULL;
     if (!result) result = mli_resolve_allocator(given ? given : &loader->allocator, &loader->scratch, error);
     if (!result)
@@ -17058,26 +17106,28 @@ static size_t mli_row_in_hf(size_t head_size, size_t row) {
 }
 
 /* A weight is used where it is unless the caller asked for a type or it is of a wrong type, cut out of something
-   larger, permuted, or at an odd address. */
+   larger, permuted, at an odd address, or in another byte order than the machine's. */
 static int mli_is_in_place(const mli_loader *loader, const ml_array *array, const ml_tensor *tensor,
                            mli_slot slot) {
     uintptr_t alignment = array->type == ML_F32 ? 4 : 2;
     return !loader->desc.type && array->type == tensor->type && array->is_contiguous &&
-           !mli_is_unmerged(array) &&
+           !mli_is_unmerged(array) && !mli_is_turned(array->type) &&
            !mli_rotary_head(&loader->config, slot, loader->naming == MLI_NAMING_HF) &&
            (uintptr_t)array->data % alignment == 0;
 }
 
-/* Row `row` of an array of one or two dimensions, its elements copied together into `gathered` if they are not
-   contiguous. */
+/* Row `row` of an array of one or two dimensions in the machine's byte order, its elements copied together into
+   `gathered` if they are not contiguous or not in that order. */
 static const unsigned char *mli_array_row(const ml_array *array, size_t row, size_t cols,
                                           unsigned char *gathered) {
     const unsigned char *data = (const unsigned char *)array->data;
     size_t item = ml_type_row_bytes(array->type, 1), right = (size_t)array->stride[array->n_dims - 1];
-    if (array->is_contiguous) return data + row * ml_type_row_bytes(array->type, cols);
+    const int is_turned = mli_is_turned(array->type);
+    if (array->is_contiguous && !is_turned) return data + row * ml_type_row_bytes(array->type, cols);
     if (array->n_dims == 2) data += row * (size_t)array->stride[0] * item;
-    if (right == 1) return data;
+    if (right == 1 && !is_turned) return data;
     for (size_t c = 0; c < cols; c++) memcpy(gathered + c * item, data + c * right * item, item);
+    mli_turn(array->type, gathered, cols);
     return gathered;
 }
 
@@ -17086,7 +17136,7 @@ static void mli_copy_weight(mli_loader *loader, const ml_array *array, const ml_
     if (loader->result) return;
     size_t bytes = ml_type_row_bytes(tensor->type, tensor->cols);
     unsigned char *to = (unsigned char *)tensor->data, *gathered = NULL;
-    if (!array->is_contiguous) {
+    if (!array->is_contiguous || mli_is_turned(array->type)) {
         gathered = (unsigned char *)mli_alloc(&loader->scratch, tensor->cols, sizeof(double));
         if (!gathered) {
             mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for a row of %s", array->name);
@@ -18953,8 +19003,7 @@ static ml_result mli_check_saving(const mli_saver *saver) {
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "a config.json has no place for %s: save as GGUF",
                         saver->model->rope_factors ? "these factors of rotary positions (" MLI_ROPE_TENSOR ")"
                                                    : "a rope_attention without ML_ROPE_YARN");
-    ml_result result = mli_check_course(saver);
-    return result ? result : mli_check_byte_order(saver->error);
+    return mli_check_course(saver);
 }
 
 /* The same as mli_check_numbers, of a tensor that is computed. */
@@ -19157,7 +19206,6 @@ ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *d
     ml_allocator allocator;
     if (!path || !desc) return mli_null(error, "ml_archive_save");
     ml_result result = mli_resolve_allocator(&desc->allocator, &allocator, error);
-    if (!result) result = mli_check_byte_order(error);
     if (!result) result = mli_check_archive(desc, error);
     if (result) return result;
     memset(&saver, 0, sizeof saver);
@@ -19247,8 +19295,7 @@ ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml
     mli_add_part(&saver, mli_model_part(t->model));
     if (t->desc.head) mli_add_part(&saver, mli_head_part(t->desc.head));
     mli_add_part(&saver, training);
-    ml_result result = mli_check_byte_order(error);
-    return result ? result : mli_save_files(&saver, path);
+    return mli_save_files(&saver, path);
 }
 
 /* Reads a tensor's numbers. Without `write` it is only checked that they are there. */
@@ -19342,7 +19389,6 @@ ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *pa
     if (!optimizer || !path) return mli_null(error, "ml_optimizer_save");
     const mli_optimizer *o = optimizer->private_part;
     ml_result result = mli_resolve_allocator(&o->allocator, &allocator, error);
-    if (!result) result = mli_check_byte_order(error);
     if (result) return result;
     memset(&saver, 0, sizeof saver);
     saver.allocator = &allocator;
@@ -22131,7 +22177,7 @@ typedef struct mli_position {
 /* The scales of four blocks side by side, assembled in integer registers, which are idle here. */
 MLI_INLINE uint64_t mli_four_scales(const uint8_t *w, size_t bytes) {
     uint16_t half[4];
-    for (int i = 0; i < 4; i++) memcpy(half + i, w + (size_t)i * bytes, sizeof *half);
+    for (int i = 0; i < 4; i++, w += bytes) half[i] = (uint16_t)(w[0] | w[1] << 8);
     return (half[0] | (uint32_t)half[1] << 16) | (uint64_t)(half[2] | (uint32_t)half[3] << 16) << 32;
 }
 

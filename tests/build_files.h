@@ -43,6 +43,32 @@ static void put_f32(bytes *b, float value) {
     put_u32(b, bits);
 }
 
+static void set_f32(unsigned char *to, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    for (int i = 0; i < 4; i++) to[i] = (unsigned char)(bits >> 8 * i);
+}
+
+static float get_f32(const unsigned char *from) {
+    uint32_t bits = from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 | (uint32_t)from[3] << 24;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Whether floats in memory are as in files, and so are used in place. */
+static int is_little_endian(void) {
+    const uint16_t one = 1;
+    return *(const unsigned char *)&one == 1;
+}
+
+/* n numbers of `size` bytes from memory. */
+static void put_numbers(bytes *b, const void *numbers, size_t n, size_t size) {
+    const unsigned char *p = (const unsigned char *)numbers;
+    for (size_t i = 0; i < n * size; i++)
+        put_u8(b, p[is_little_endian() ? i : i / size * size + size - 1 - i % size]);
+}
+
 /* n floats: first, first + 1, ... */
 static void put_floats(bytes *b, float first, size_t n) {
     for (size_t i = 0; i < n; i++) put_f32(b, first + (float)i);

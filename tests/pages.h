@@ -5,6 +5,10 @@
 #include "preamble.h"
 #ifdef _WIN32
 #include <windows.h>
+#undef near /* which are words of ours */
+#undef far
+#undef IN
+#undef OUT
 #else
 #include <sys/mman.h>
 #endif

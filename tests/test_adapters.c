@@ -248,7 +248,7 @@ TEST(gguf_layout) {
                 uint16_t f16[R * HIDDEN];
                 CHECK(ml_type_convert(ML_F16, f16, ML_F32, x->data, (size_t)x->rows * (size_t)x->cols) ==
                       ML_OK);
-                put(&expected, f16, (size_t)x->rows * (size_t)x->cols * 2);
+                put_numbers(&expected, f16, (size_t)x->rows * (size_t)x->cols, 2);
                 gguf_pad(&expected, 32);
             }
     CHECK(ml_lora_save(lora, model, in_folder("layout.gguf"), &desc, NULL) == ML_OK);

@@ -543,7 +543,7 @@ TEST(course_checkpoints) {
     /* a path to the folder above is none of a file beside it */
     bytes file = course_file(&above);
     ml_model *model = NULL;
-    CHECK(mkdir(in_folder("outer"), 0777) == 0 && mkdir(in_folder("outer/inner"), 0777) == 0);
+    CHECK(make_folder(in_folder("outer")) && make_folder(in_folder("outer/inner")));
     CHECK(rename(in_folder("base.pt"), in_folder("outer/pytorch_model.bin")) == 0);
     write_file(in_folder("outer/inner/model.pt"), file.data, file.size);
     CHECK(ml_model_load(in_folder("outer/inner/model.pt"), NULL, &model, &error) == ML_ERROR_MISMATCH &&

@@ -909,13 +909,13 @@ TEST(numbers_too_large_for_a_type) {
     for (i = 0; i < sizeof rows / sizeof *rows; i++) {
         ml_save_desc desc = save_as(ML_GGUF, rows[i].type);
         ml_model *model = NULL;
-        memcpy(at, &rows[i].fits, sizeof(float));
+        set_f32(at, rows[i].fits);
         CHECK(load_as(&file, rows[i].type, 0, &model) == ML_OK);
         ml_model_free(model);
         CHECK(load_as(&file, ML_TYPE_NONE, 0, &model) == ML_OK);
         CHECK(ml_model_save(model, in_folder("fits.gguf"), &desc, &failure) == ML_OK);
         ml_model_free(model);
-        memcpy(at, &rows[i].too_large, sizeof(float));
+        set_f32(at, rows[i].too_large);
         CHECK(load_as(&file, rows[i].type, 0, &model) == ML_ERROR_NUMBER &&
               strstr(failure.text, rows[i].words));
         CHECK(strstr(failure.text, "tensor blk.0.ffn_down.weight"));

@@ -119,7 +119,7 @@ enum { CUT = 7 };
 static void write_sharded(const char *name) {
     char path[700];
     bytes config = read_file(in_folder("config.json"));
-    CHECK(mkdir(in_folder(name), 0777) == 0);
+    CHECK(make_folder(in_folder(name)));
     snprintf(path, sizeof path, "%s/config.json", in_folder(name));
     write_file(path, config.data, config.size);
     snprintf(path, sizeof path, "%s/" FIRST, in_folder(name));
@@ -217,7 +217,7 @@ TEST(hostile_index) {
 /* PyTorch's shards, as Hugging Face's pytorch_model.bin.index.json lists them. */
 TEST(sharded_pickles) {
     ml_archive *archive;
-    CHECK(mkdir(in_folder("bin"), 0777) == 0);
+    CHECK(make_folder(in_folder("bin")));
     for (int i = 0; i < 2; i++) {
         bytes pickle = {NULL, 0, 0};
         pk_begin(&pickle);
@@ -373,7 +373,7 @@ TEST(wrong_split) {
 TEST(folders) {
     ml_archive *archive;
     bytes b = small_safetensors(), pt = small_pt();
-    CHECK(mkdir(in_folder("empty"), 0777) == 0);
+    CHECK(make_folder(in_folder("empty")));
     refused(in_folder("empty"), ML_ERROR_FILE, "is a folder without model.safetensors");
     write_file(in_folder("empty/adapter_model.safetensors"), b.data, b.size);
     CHECK(ml_archive_load(in_folder("empty"), NULL, &archive, &error) == ML_OK);
@@ -399,7 +399,7 @@ TEST(folder_of_gguf) {
     bytes b = read_file(in_folder("whole.gguf"));
     const size_t n = gguf->n_arrays;
     ml_archive *archive;
-    CHECK(mkdir(in_folder("one"), 0777) == 0 && mkdir(in_folder("two"), 0777) == 0);
+    CHECK(make_folder(in_folder("one")) && make_folder(in_folder("two")));
     write_file(in_folder("one/README.md"), "#", 1);
     write_file(in_folder("one/any name.gguf"), b.data, b.size);
     loads(in_folder("one"));

@@ -271,6 +271,13 @@ TEST(file_types) { /* llama.cpp's enum llama_ftype */
     }
 }
 
+/* Whether there are these n floats of a file. */
+static int are_floats(const void *in_file, const float *x, size_t n) {
+    size_t i = 0;
+    while (i < n && get_f32((const unsigned char *)in_file + 4 * i) == x[i]) i++;
+    return i == n;
+}
+
 /* Query rows are in Hugging Face's order in the file: row half * hd/2 + k of a head is Meta's row 2 k + half. */
 TEST(safetensors_layout) {
     ml_config c = some_config();
@@ -291,9 +298,9 @@ TEST(safetensors_layout) {
     for (head = 0; head < 4; head++)
         for (half = 0; half < 2; half++)
             for (k = 0; k < 8; k++)
-                CHECK(memcmp((const float *)query->data + (head * 16 + half * 8 + k) * 64,
-                             (const float *)wq->data + (head * 16 + 2 * k + half) * 64, 64 * 4) == 0);
-    CHECK(memcmp(value->data, tensor_named(model, "blk.1.attn_v.weight")->data, 32 * 64 * 4) == 0);
+                CHECK(are_floats((const float *)query->data + (head * 16 + half * 8 + k) * 64,
+                                 (const float *)wq->data + (head * 16 + 2 * k + half) * 64, 64));
+    CHECK(are_floats(value->data, (const float *)tensor_named(model, "blk.1.attn_v.weight")->data, 32 * 64));
     CHECK((uintptr_t)query->data % 8 == 0); /* the header is padded */
     ml_archive_free(archive);
     json = read_file(in_folder("config.json"));
@@ -498,7 +505,7 @@ TEST(torch_layout) {
         char name[32];
         if (i == 3) continue;
         CHECK(ml_type_convert(type, numbers, ML_F32, t->data, t->rows * t->cols) == ML_OK);
-        put(&b, numbers, ml_type_row_bytes(type, t->rows * t->cols));
+        put_numbers(&b, numbers, t->rows * t->cols, type == ML_F16 ? 2 : 4);
         snprintf(name, sizeof name, "archive/data/%d", number++);
         add_entry(&z, name, &b);
     }
@@ -574,10 +581,10 @@ TEST(torch_loads) {
         CHECK(system(command) == 0);
         for (i = 0; i < 15; i++) {
             const ml_tensor *t = &model->tensors[torch_tensors[i].index];
-            put(&expected, t->data, t->rows * t->cols * 4);
+            put_numbers(&expected, t->data, t->rows * t->cols, 4);
         }
-        put(&expected, head->weight.data, 2 * 4 * 4);
-        put(&expected, head->bias.data, 2 * 4);
+        put_numbers(&expected, head->weight.data, 2 * 4, 4);
+        put_numbers(&expected, head->bias.data, 2, 4);
         numbers = read_file(in_folder("numbers"));
         CHECK(numbers.size == expected.size && memcmp(numbers.data, expected.data, numbers.size) == 0);
         free_bytes(&numbers);
@@ -897,6 +904,9 @@ static void save_refused(const ml_model *model, const char *path, int why) {
 }
 
 /* What a rename would replace although it is no file that may be written. */
+#ifdef _WIN32
+TEST(protected_paths) { SKIP("Windows has no pipes and devices among its files"); }
+#else
 TEST(protected_paths) {
     struct stat status;
     ml_model *model = tiny();
@@ -905,7 +915,7 @@ TEST(protected_paths) {
     CHECK(mkfifo(in_folder("pipe"), 0666) == 0);
     save_refused(model, in_folder("pipe"), EEXIST);
     CHECK(stat(in_folder("pipe"), &status) == 0 && S_ISFIFO(status.st_mode));
-    CHECK(mkdir(in_folder("directory"), 0777) == 0);
+    CHECK(make_folder(in_folder("directory")));
     save_refused(model, in_folder("directory"), EISDIR);
     CHECK(symlink("/dev/null", in_folder("null")) == 0);
     save_refused(model, in_folder("null"), EEXIST);
@@ -917,6 +927,7 @@ TEST(protected_paths) {
     }
     ml_model_free(model);
 }
+#endif
 
 TEST(folder_in_the_way) {
     ml_model *model = tiny();
@@ -939,7 +950,7 @@ TEST(onto_itself) {
     ml_save_desc desc = save_as(ML_GGUF, ML_F16);
     REQUIRE(model && ml_model_save(model, path, NULL, NULL) == ML_OK);
     mapped = load(path);
-    REQUIRE(mapped && mapped->private_part->archive);
+    REQUIRE(mapped && (mapped->private_part->archive != NULL) == is_little_endian());
     CHECK(ml_model_save(mapped, path, &desc, NULL) == ML_OK);
     compare(model, mapped, ML_GGUF, ML_F32);
     narrow = load(path);
@@ -950,7 +961,7 @@ TEST(onto_itself) {
     /* and onto what has the temporary name: a file that was rescued after a crash */
     REQUIRE(ml_model_save(model, in_folder("rescued.gguf.tmp"), NULL, NULL) == ML_OK);
     mapped = load(in_folder("rescued.gguf.tmp"));
-    REQUIRE(mapped && mapped->private_part->archive);
+    REQUIRE(mapped && (mapped->private_part->archive != NULL) == is_little_endian());
     CHECK(ml_model_save(mapped, in_folder("rescued.gguf"), &desc, NULL) == ML_OK);
     compare(model, mapped, ML_GGUF, ML_F32);
     ml_model_free(mapped);
@@ -1212,7 +1223,7 @@ static void write_with_keys(const char *path, const ml_model *model, const bytes
             size_t size = t->rows * t->cols * sizeof(float);
             if (!t->data) continue;
             ml_model_tensor_name(model, i, name);
-            if (pass) put(&b, t->data, size), gguf_pad(&b, 64);
+            if (pass) put_numbers(&b, t->data, t->rows * t->cols, sizeof(float)), gguf_pad(&b, 64);
             if (!pass) gguf_tensor(&b, name, t->rows > 1 ? 2 : 1, t->rows, t->cols, 0, offset);
             offset += (size + 63) / 64 * 64;
         }

@@ -51,18 +51,29 @@ static size_t put(unsigned char *to, size_t at, const void *data, size_t n) {
     return at + n;
 }
 
+/* The four bytes of a number of a file. */
+static size_t put_u32(unsigned char *to, size_t at, uint32_t value) {
+    for (int i = 0; i < 4; i++) to[at++] = (unsigned char)(value >> 8 * i);
+    return at;
+}
+
+static size_t put_f32(unsigned char *to, size_t at, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return put_u32(to, at, bits);
+}
+
 static size_t put_piece(unsigned char *to, size_t at, const char *text, float score) {
     uint32_t n = (uint32_t)strlen(text);
-    at = put(to, at, &score, 4);
-    at = put(to, at, &n, 4);
+    at = put_f32(to, at, score);
+    at = put_u32(to, at, n);
     return put(to, at, text, n);
 }
 
 /* A vocabulary in llama2.c's format. A letter and the space before it merge. */
 static ml_tokenizer *letters(void) {
     static unsigned char file[V * 32];
-    uint32_t longest = 16;
-    size_t at = put(file, 0, &longest, 4);
+    size_t at = put_u32(file, 0, 16); /* the longest */
     char text[16];
     at = put_piece(file, at, "<unk>", 0);
     at = put_piece(file, at, "\n<s>\n", 0);
@@ -503,6 +514,11 @@ TEST(restored_sessions_continue) {
         unsigned char *bytes = save(session, &size);
         /* keys and values of 2 layers with 2 heads of 8, and the ids */
         CHECK(size - empty_size == 20 * (4 + (full ? 0 : 2 * 2 * 2 * 8 * 4)));
+        for (int i = 0; i < 20; i++) { /* little-endian everywhere */
+            unsigned char id[4];
+            put_u32(id, 0, (uint32_t)ids[i]);
+            CHECK(memcmp(bytes + empty_size + 4 * i, id, 4) == 0);
+        }
         unsigned char *unaligned = (unsigned char *)malloc(size + 1);
         memcpy(unaligned + 1, bytes, size);
         REQUIRE(!ml_session_eval(other, ids + 5, 7, NULL, NULL));
@@ -708,7 +724,7 @@ static void change_cache(ml_session *session) {
     unsigned char *values = bytes + size - 3 * half; /* of layers 0 and 1: keys, values, keys, values */
     for (int i = 0; i < 16; i++) {
         float x = 40.0f * (float)(i % 3 - 1);
-        memcpy(values + i * 4, &x, 4);
+        put_f32(values, (size_t)i * 4, x);
     }
     CHECK(ml_session_restore(session, bytes, size, &failure) == ML_OK);
     free(bytes);

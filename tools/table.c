@@ -4,18 +4,9 @@
 
    build/table --model stories42M.pt --data data --seeds 10 */
 #include <math.h>
-#include <sys/resource.h>
-#include <sys/types.h>
-#include <sys/wait.h>
 #include "../examples/common/options.h"
 #include "../examples/common/plot.h"
 #include "../examples/common/progress.h"
-
-#ifdef __APPLE__
-#define MAXRSS_PER_MB (1024.0 * 1024) /* bytes there */
-#else
-#define MAXRSS_PER_MB 1024.0
-#endif
 
 enum { MAX_EPOCHS = 100, MAX_SEEDS = 100, MAX_ARGS = 48 };
 
@@ -210,34 +201,25 @@ static int do_run(const settings *s, const row *r, int seed, const command *c) {
     const char *part = path_of(s, r, seed, ".part");
     FILE *log = fopen(part, "w");
     char line[16384];
-    struct rusage used;
-    int status = 0;
     if (!log) return whole_file_failed(part);
     command_line(c, line, sizeof line);
     fputs(line, log);
     fflush(log);
     double began = seconds_now();
-    pid_t child = fork();
-    if (child == 0) {
-        dup2(fileno(log), 1);
-        dup2(fileno(log), 2);
-        execv(c->args[0], c->args);
-        complain("%s: %s", c->args[0], strerror(errno));
-        _exit(127);
-    }
-    if (child < 0 || wait4(child, &status, 0, &used) != child) {
+    system_end end = system_run(c->args, log);
+    if (end.status == -1) {
         fclose(log);
         return complain("no process can be started: %s", strerror(errno));
     }
     fseek(log, 0, SEEK_END);
-    if (status == 0)
-        fprintf(log, "took %.2f s, %.1f MB\n", seconds_now() - began, (double)used.ru_maxrss / MAXRSS_PER_MB);
+    if (end.status == 0)
+        fprintf(log, "took %.2f s, %.1f MB\n", seconds_now() - began, end.peak_mb * 1e6 / (1024 * 1024));
     if (fclose(log) != 0) return whole_file_failed(part);
     remove(path_of(s, r, seed,
                    ".gguf")); /* the state of the best epoch: large, and the same seed makes it again */
-    if (WIFSIGNALED(status)) return fprintf(stderr, "stopped; the same command continues from here\n"), 0;
-    if (status != 0) return explain_failure(part);
-    return rename(part, path_of(s, r, seed, ".log")) == 0 || whole_file_failed(part);
+    if (end.status == -2) return fprintf(stderr, "stopped; the same command continues from here\n"), 0;
+    if (end.status != 0) return explain_failure(part);
+    return system_rename(part, path_of(s, r, seed, ".log")) == 0 || whole_file_failed(part);
 }
 
 /* The means, and the deviation of the accuracies, over the finished seeds. Returns how many. */
@@ -422,7 +404,7 @@ static int make_folders(const char *path) {
     for (size_t i = 1; i <= strlen(path) && i < sizeof part; i++)
         if (path[i] == '/' || !path[i]) {
             snprintf(part, sizeof part, "%.*s", (int)i, path);
-            if (mkdir(part, 0777) != 0 && errno != EEXIST) return whole_file_failed(part);
+            if (system_make_folder(part) != 0 && errno != EEXIST) return whole_file_failed(part);
         }
     return 1;
 }

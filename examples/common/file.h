@@ -7,24 +7,9 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include "memory.h"
 #include "report.h"
-
-#ifdef _WIN32 /* no links, no numbers of files, and a rename that does not replace */
-#include <io.h>
-#define lstat stat
-#define fsync _commit
-#define FILES_HAVE_NUMBERS 0
-#else
-#define FILES_HAVE_NUMBERS 1
-#endif
-
-static inline int file_rename(const char *from, const char *to) {
-    if (!FILES_HAVE_NUMBERS) remove(to);
-    return rename(from, to);
-}
+#include "system.h"
 
 /* All bytes of a file or pipe in new memory, followed by a zero byte; *n (may be NULL) is how many. NULL after saying
    why it cannot be read. */
@@ -100,10 +85,10 @@ static inline int whole_file_end(whole_file *file) {
     int why = 0;
     if (ferror(file->to) || fflush(file->to) != 0) why = errno ? errno : EIO;
     /* some file systems cannot sync */
-    if (!why && *file->temporary && fsync(fileno(file->to)) != 0 && errno != EINVAL && errno != ENOSYS)
+    if (!why && *file->temporary && system_sync(file->to) != 0 && errno != EINVAL && errno != ENOSYS)
         why = errno;
     if (fclose(file->to) != 0 && !why) why = errno;
-    if (!why && *file->temporary && file_rename(file->temporary, file->path) != 0) why = errno;
+    if (!why && *file->temporary && system_rename(file->temporary, file->path) != 0) why = errno;
     if (!why) return 1;
     if (*file->temporary) remove(file->temporary);
     errno = why;

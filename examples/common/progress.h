@@ -4,14 +4,10 @@
 
 #include <stdio.h>
 #include <time.h>
-#include <unistd.h>
+#include "system.h"
 
 /* Seconds from some fixed moment, by a monotonic clock. */
-static inline double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+static inline double seconds_now(void) { return system_seconds(); }
 
 /* Seconds that the processors have worked for this program, those of all threads together. */
 static inline double cpu_seconds_now(void) { return (double)clock() / CLOCKS_PER_SEC; }

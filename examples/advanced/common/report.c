@@ -1,18 +1,6 @@
 /* What a run gave: a line on standard output, a row of a CSV file, and a file with what was trained. */
-#include <sys/resource.h>
 #include "tuning.h"
 #include "../../common/file.h"
-
-/* The most memory that the process had, in MB. */
-static double peak_mb(void) {
-    struct rusage usage;
-    if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
-#ifdef __APPLE__
-    return (double)usage.ru_maxrss / 1e6; /* bytes */
-#else
-    return (double)usage.ru_maxrss * 1024 / 1e6; /* KiB */
-#endif
-}
 
 /* A field in quotes, with quotes inside doubled. */
 static void put_quoted(FILE *file, const char *text) {
@@ -35,7 +23,8 @@ static int append_row(const tuning *t, const char *method, const tuning_result *
     fprintf(file, "%s,%s,%s,%s,%d,%.4f,%.4f,", t->method.program, method, file_name(t->set.model),
             t->set.task, t->set.seed, r->dev, r->test);
     if (r->gold >= 0) fprintf(file, "%.4f", r->gold);
-    fprintf(file, ",%lld,%.1f,%.1f,%.1f,", (long long)tuning_count(t), r->seconds, r->cpu_seconds, peak_mb());
+    fprintf(file, ",%lld,%.1f,%.1f,%.1f,", (long long)tuning_count(t), r->seconds, r->cpu_seconds,
+            system_peak_mb());
     put_quoted(file, t->line);
     fputc('\n', file);
     int bad = ferror(file);
@@ -47,7 +36,7 @@ int tuning_report(tuning *t, const char *method, const tuning_result *r) {
     if (r->gold >= 0) printf(", real test %.3f", r->gold);
     printf("; %lld of %lld numbers trained, %.1f s (%.1f s of processors), %.0f MB; best at step %d of %d\n",
            (long long)tuning_count(t), (long long)(t->model ? t->model->n_parameters : tuning_count(t)),
-           r->seconds, r->cpu_seconds, peak_mb(), r->best_step, r->steps);
+           r->seconds, r->cpu_seconds, system_peak_mb(), r->best_step, r->steps);
     fflush(stdout);
     return !t->set.csv || append_row(t, method, r);
 }

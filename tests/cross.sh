@@ -1,0 +1,77 @@
+#!/bin/sh
+# cross.sh [quick | TARGET...]: tests on processors that are not here: for each target below the tests are linked
+# statically by Debian's cross compiler (gcc-s390x-linux-gnu and so on) and run by qemu-user, and the model in
+# examples/models must write the text that it writes here. A target without compiler or emulator is skipped, with a
+# sentence. quick: a few tests on one processor with vectors, one big-endian and one of 32 bits. TESTS="load save": these.
+# The last line is the sum. CROSS_BUILD is the folder (build/cross).
+cd "$(dirname "$0")/.." || exit 1
+export LC_ALL=C
+out=${CROSS_BUILD:-build/cross}
+
+# TARGET|COMPILER|EMULATOR|FLAGS|WHAT IT SHOWS
+targets='aarch64|aarch64-linux-gnu-gcc|qemu-aarch64||NEON
+dotprod|aarch64-linux-gnu-gcc|qemu-aarch64|-march=armv8.2-a+dotprod|NEON with dot products of bytes
+armhf|arm-linux-gnueabihf-gcc|qemu-arm|-mfpu=neon-vfpv4|32 bits
+i686|i686-linux-gnu-gcc|qemu-i386|-msse2 -mfpmath=sse|32 bits
+riscv64|riscv64-linux-gnu-gcc|qemu-riscv64||64 bits without vectors
+s390x|s390x-linux-gnu-gcc|qemu-s390x||big-endian, 64 bits
+powerpc|powerpc-linux-gnu-gcc|qemu-ppc||big-endian, 32 bits
+mips|mips-linux-gnu-gcc|qemu-mips||big-endian, 32 bits'
+
+# Not among them: what takes minutes when it is emulated, and tests of programs, which are not about the processor.
+all_tests='adapters adversarial archive archive_save attention bpe byte_level decoding formats forward fuzz_archive
+fuzz_load fuzz_tokenizer gradients head_files hostile interpolate kernels llama load look operations optimizer parts plain
+quant regularize rope save session tokenizer'
+
+tests_of() {
+    case $quick,$1 in
+    quick,aarch64) echo kernels quant ;;
+    quick,s390x) echo archive load save ;;
+    quick,armhf) echo archive_save hostile ;;
+    *,dotprod) echo ${TESTS:-kernels quant formats} ;;
+    *) echo ${TESTS:-$all_tests} ;;
+    esac
+}
+
+has() { command -v "$1" >/dev/null; }
+count() { echo "$1 passed, $2 failed, $3 skipped" >>"$out/counts"; }
+
+# The text that the model writes; here once, without vectors, and there.
+story() { # story COMPILER EMULATOR FLAGS FILE
+    $1 -std=c99 -O1 $3 -I. -o "$4" examples/generate.c -lm && $2 "$4" examples/models/stories.gguf "The old robot" >"$4.txt"
+}
+compare_story() { # compare_story TARGET COMPILER EMULATOR FLAGS
+    [ -s "$out/here.txt" ] || story "${CC:-cc}" "" -DML_NO_SIMD "$out/here" || return 1
+    story "$2" "$3" "-static $4" "$out/$1/story" && cmp "$out/here.txt" "$out/$1/story.txt"
+}
+
+run_target() { # run_target TARGET COMPILER EMULATOR FLAGS WHAT
+    for program in "$2" "$3"; do
+        has "$program" && continue
+        echo "skipped $1 ($5): there is no $program"
+        count 0 0 1
+        return
+    done
+    echo "== $1: $5"
+    tests=
+    for test in $(tests_of "$1"); do tests="$tests $out/$1/test_$test"; done
+    ${MAKE:-make} -s -k test BUILD="$out/$1" CC="$2" RUNNER="$3" ARCH= OPENMP= QUICK= TESTS="$tests" \
+        CFLAGS="-static -O1 -Werror $4" >"$out/$1.log" 2>&1
+    status=$?
+    grep -v '^[0-9]* passed, \|^cc \|^link ' "$out/$1.log"
+    counts=$(tail -n 1 "$out/$1.log" | grep '^[0-9]* passed, [0-9]* failed, [0-9]* skipped$')
+    echo "$1: ${counts:-make failed: exit status $status}"
+    echo "${counts:-0 passed, 1 failed, 0 skipped}" >>"$out/counts"
+    if compare_story "$1" "$2" "$3" "$4"; then count 1 0 0; else echo "FAILED $1: another text"; count 0 1 0; fi
+}
+
+quick=
+if [ "$1" = quick ]; then quick=quick && set -- aarch64 s390x armhf; fi
+mkdir -p "$out" && : >"$out/counts" && rm -f "$out/here.txt" || exit 1
+wanted=" ${*:-$(echo "$targets" | cut -d '|' -f 1 | tr '\n' ' ')} "
+echo "$targets" | while IFS='|' read -r target compiler emulator flags what; do
+    case $wanted in *" $target "*) run_target "$target" "$compiler" "$emulator" "$flags" "$what" </dev/null ;; esac
+done
+awk '{ passed += $1; failed += $3; skipped += $5 }
+     END { if (!passed && !skipped) failed++
+           printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped; exit failed > 0 }' "$out/counts"
