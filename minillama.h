@@ -17882,19 +17882,24 @@ MLI_INLINE mli_v mli_v_zero(void) { return wasm_f32x4_const_splat(0.0f); }
 MLI_INLINE mli_v mli_v_set(float s) { return wasm_f32x4_splat(s); }
 MLI_INLINE mli_v mli_v_load(const float *p) { return wasm_v128_load(p); }
 MLI_INLINE void mli_v_store(float *p, mli_v a) { wasm_v128_store(p, a); }
-MLI_INLINE mli_v mli_v_load_n(const float *p, size_t n) {
-    if (n >= MLI_LANES) return mli_v_load(p);
+/* Up to three lanes. These two are functions, so that a module is small: pages load it. */
+static mli_v mli_v_load_few(const float *p, size_t n) {
     mli_v low = n >= 2 ? wasm_v128_load64_zero(p) : n ? wasm_v128_load32_zero(p) : mli_v_zero();
     return n == 3 ? wasm_f32x4_replace_lane(low, 2, p[2]) : low;
 }
-MLI_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) {
-    if (n >= MLI_LANES) {
-        mli_v_store(p, a);
-        return;
-    }
+static void mli_v_store_few(float *p, mli_v a, size_t n) {
     if (n >= 1) p[0] = wasm_f32x4_extract_lane(a, 0);
     if (n >= 2) p[1] = wasm_f32x4_extract_lane(a, 1);
     if (n == 3) p[2] = wasm_f32x4_extract_lane(a, 2);
+}
+MLI_INLINE mli_v mli_v_load_n(const float *p, size_t n) {
+    return n >= MLI_LANES ? mli_v_load(p) : mli_v_load_few(p, n);
+}
+MLI_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) {
+    if (n >= MLI_LANES)
+        mli_v_store(p, a);
+    else
+        mli_v_store_few(p, a, n);
 }
 /* Exponent and mantissa, moved to where a float has them, make a float that is 2^112 too small, even without a leading
    1 (a subnormal). The largest exponent means infinity or NaN. */

@@ -98,22 +98,18 @@ EXPORT("session_read") const float *web_session_read(ml_session *session, const 
 
 /* ---- choosing a token ---- */
 
-static int mli_by_probability(const void *a, const void *b) {
-    return ((const ml_candidate *)a)->p > ((const ml_candidate *)b)->p;
-}
-
-/* best (k) = the most likely tokens with their probabilities, most likely first. */
-EXPORT("rank") void web_rank(const float *logits, int n, ml_candidate *best, int k) {
+/* best (k) = the most likely tokens with their probabilities, most likely first; *p = the probability of `id`. */
+EXPORT("rank") void web_rank(const float *logits, int n, ml_candidate *best, int k, int32_t id, float *p) {
     const float max = mli_max(logits, (size_t)n), sum = mli_sum_exp(NULL, logits, max, (size_t)n);
     int held = 0;
-    for (int id = 0; id < n; id++) {
-        const ml_candidate of = {logits[id], id};
-        int at = held < k ? held++ : k;
-        for (; at > 0 && mli_by_probability(&of, &best[at - 1]); at--)
-            if (at < k) best[at] = best[at - 1];
-        if (at < k) best[at] = of;
+    for (int i = 0; i < n; i++) {
+        if (held == k && logits[i] <= best[k - 1].p) continue;
+        int at = held < k ? held++ : k - 1;
+        for (; at > 0 && logits[i] > best[at - 1].p; at--) best[at] = best[at - 1];
+        best[at].p = logits[i], best[at].id = i;
     }
     for (int i = 0; i < held; i++) best[i].p = expf(best[i].p - max) / sum;
+    *p = expf(logits[id] - max) / sum;
 }
 
 EXPORT("random_new") ml_random *web_random_new(double seed) {

@@ -232,19 +232,21 @@ export class Llama {
         return run.lend([row], at => use(run.check(run.call.session_read(this.session, at, row.length)) >>> 0, at));
     }
 
-    #ranked(logits, k) {
-        const { run } = this, n = this.config.vocabSize, at = run.alloc(8 * k);
-        run.call.rank(logits, n, at, k);
-        const p = run.floats(at, 2 * k), id = run.ints(at, 2 * k);
-        const best = Array.from({ length: k }, (_, i) => ({ id: id[2 * i + 1], p: p[2 * i] }));
+    /** The k most likely tokens, and the probability of token `id`. */
+    #ranked(logits, k, id = 0) {
+        const { run } = this, at = run.alloc(8 * k + 4);
+        run.call.rank(logits, this.config.vocabSize, at, k, id, at + 8 * k);
+        const p = run.floats(at, 2 * k + 1), ids = run.ints(at, 2 * k);
+        const best = Array.from({ length: k }, (_, i) => ({ id: ids[2 * i + 1], p: p[2 * i], text: this.show(ids[2 * i + 1]) }));
+        const found = { best, p: p[2 * k] };
         run.call.free(at);
-        return best;
+        return found;
     }
 
     /** The k most likely tokens after these ids: [{ id, p, text }]. */
     alternatives(ids, k = 5) {
         k = Math.min(k, this.config.vocabSize);
-        return this.#read(ids, logits => this.#ranked(logits, k)).map(a => ({ ...a, text: this.show(a.id) }));
+        return this.#read(ids, logits => this.#ranked(logits, k).best);
     }
 
     /**
@@ -258,37 +260,20 @@ export class Llama {
         const state = run.put(Int32Array.of(ids.length > 1 ? 1 : 0, 0));
         try {
             for (let count = 0; count < maxTokens && ids.length < this.contextLength; count++) {
-                const found = this.#read(ids, (logits, at) => ({
-                    best: this.#ranked(logits, k),
-                    id: run.call.sample(logits, n, work, random, at, ids.length, temperature, topK, topP, minP, penalty),
-                    ...this.#probability(logits),
-                }));
-                const { id } = found;
-                if (id < 0) run.fail();
-                const ends = !!run.call.model_ends(this.at, id);
+                const found = this.#read(ids, (logits, at) => {
+                    const id = run.call.sample(logits, n, work, random, at, ids.length, temperature, topK, topP, minP, penalty);
+                    return id < 0 ? run.fail() : { id, ...this.#ranked(logits, k, id) };
+                });
+                const { id, p } = found, ends = !!run.call.model_ends(this.at, id);
                 const piece = run.call.decode(this.at, id, state) >>> 0;
                 const text = ends ? '' : reader.decode(run.u8.slice(piece, piece + run.ints(state, 2)[1]), { stream: true });
-                const p = found.of(id);
-                yield { id, text, p, ends, alternatives: found.best.map(a => ({ ...a, text: this.show(a.id) })) };
+                yield { id, text, p, ends, alternatives: found.best };
                 if (ends) return;
                 ids.push(id);
             }
         } finally {
             [work, random, state].forEach(at => run.call.free(at));
         }
-    }
-
-    /** p of any token, while the logits stay as they are. */
-    #probability(logits) {
-        const copy = this.run.floats(logits, this.config.vocabSize).slice();
-        return {
-            of(id) {
-                let max = -Infinity, sum = 0;
-                for (const x of copy) if (x > max) max = x;
-                for (const x of copy) sum += Math.exp(x - max);
-                return Math.exp(copy[id] - max) / sum;
-            },
-        };
     }
 
     /** How much each token attends to each: weights[((layer * heads + head) * n + from) * n + to]. */
