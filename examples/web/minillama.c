@@ -185,6 +185,9 @@ EXPORT("lora_load") ml_lora *web_lora_load(const void *data, size_t size, const 
     return ml_lora_load_memory(data, size, model, NULL, &lora, &error) ? NULL : lora;
 }
 EXPORT("lora_free") void web_lora_free(ml_lora *lora) { ml_lora_free(lora); }
+EXPORT("lora_alpha") float web_lora_alpha(const ml_lora *lora) { return lora->alpha; }
+EXPORT("lora_tensors") int web_lora_tensors(const ml_lora *lora) { return lora->n_tensors; }
+EXPORT("lora_tensor") const ml_tensor *web_lora_tensor(const ml_lora *lora, int i) { return &lora->tensors[i]; }
 EXPORT("lora_parameters") double web_lora_parameters(const ml_lora *lora) { return (double)lora->n_parameters; }
 
 #ifndef ML_NO_TRAINING

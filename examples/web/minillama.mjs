@@ -7,6 +7,8 @@
 // Everything here computes at once, in the thread that calls it: in a page, use it in a worker. The memory of the module
 // grows and may move, so arrays that it returns are copies. What has a `free` must be freed before its model is.
 
+import { adapterFile } from './gguf.mjs';
+
 /** Which matrices an adapter changes: a sum of these. */
 export const targets = { q: 1, k: 2, v: 4, o: 8, w1: 16, w2: 32, w3: 64, attention: 15, all: 127 };
 
@@ -93,15 +95,13 @@ class Adapter {
 
     /** Its GGUF file, which llama.cpp and the programs of examples/ read, too. */
     save() {
-        const { run } = this.llama, size = run.alloc(4);
-        try {
-            const at = run.check(run.call.lora_save(this.at, this.llama.at, size)) >>> 0;
-            const bytes = run.u8.slice(at, at + run.ints(size, 1)[0]);
-            run.call.free(at);
-            return bytes;
-        } finally {
-            run.call.free(size);
+        const { run } = this.llama, tensors = [], n = run.call.lora_tensors(this.at);
+        for (let i = 0; i < n; i++) {
+            const at = run.call.lora_tensor(this.at, i) >>> 0; // an ml_tensor: type, rows, cols, data
+            const [, rows, cols, data] = run.ints(at, 4);
+            if (data) tensors.push({ index: i >> 1, isB: i & 1, rows, cols, data: run.floats(data >>> 0, rows * cols).slice() });
         }
+        return adapterFile(run.call.lora_alpha(this.at), tensors);
     }
 
     free() {
@@ -111,31 +111,37 @@ class Adapter {
     }
 }
 
-/** A classifier on top of a model. */
+/** A classifier on top of a model, and of an adapter if it learned together with one. */
 class Head {
-    constructor(llama, at, classes) {
-        Object.assign(this, { llama, at, classes });
+    constructor(llama, at, classes, adapter) {
+        Object.assign(this, { llama, at, classes, adapter });
+        this.contextLength = Math.min(256, llama.config.contextLength);
+        this.session = 0;
     }
 
-    /** The probability of each class. With an adapter that was trained together with it, `use` that first. */
+    /** The probability of each class. */
     classify(text) {
-        const { llama } = this, { run } = llama, out = run.alloc(4 * this.classes), ids = llama.encode(text, { bos: true });
+        const { llama } = this, { run } = llama, out = run.alloc(4 * this.classes);
+        const ids = llama.encode(text, { bos: true }).slice(0, this.contextLength);
+        this.session ||= run.check(run.call.session_new(llama.at, this.adapter?.at ?? 0, this.contextLength));
         try {
-            run.lend([ids.subarray(0, llama.contextLength)], at =>
-                run.check(run.call.head_eval(this.at, llama.session, at, Math.min(ids.length, llama.contextLength), out)));
+            run.lend([ids], at => run.check(run.call.head_eval(this.at, this.session, at, ids.length, out)));
             return Array.from(run.floats(out, this.classes), Math.exp);
         } finally {
             run.call.free(out);
         }
     }
 
-    free() { this.llama.run.call.head_free(this.at); }
+    free() {
+        this.llama.run.call.session_free(this.session);
+        this.llama.run.call.head_free(this.at);
+    }
 }
 
 /** A training run of an adapter, a head, or both. */
 class Trainer {
-    constructor(llama, at, head) {
-        Object.assign(this, { llama, at, head });
+    constructor(llama, at, adapter, head) {
+        Object.assign(this, { llama, at, adapter, head });
         this.parameters = llama.run.call.trainer_parameters(at);
     }
 
@@ -150,7 +156,8 @@ class Trainer {
 
     /** One step on rows of token ids: to predict what follows each, or with a head the rows' labels. The loss before it. */
     step(rows, labels) {
-        this.llama.forget(); // what a session holds was computed with the weights as they were
+        if (this.adapter && this.adapter === this.llama.adapter)
+            this.llama.forget(); // what the session holds was computed with the adapter as it was
         return this.#run(rows, labels, 1);
     }
 
@@ -249,6 +256,9 @@ export class Llama {
         return this.#read(ids, logits => this.#ranked(logits, k).best);
     }
 
+    /** The probability that token `id` follows these ids. */
+    probability(ids, id) { return this.#read(ids, logits => this.#ranked(logits, 1, id).p); }
+
     /**
      * Continues a text or ids, a token at a time: yields { id, text, p, alternatives, ends }, where p is the probability
      * that the model gave the token, and ends says that it ended the text (its `text` is empty).
@@ -307,15 +317,15 @@ export class Llama {
     }
 
     /** pooling: what the head sees of a text, its 'last' hidden state, or the 'mean' or 'max' of all. */
-    createHead(classes, { pooling = 'last', seed = 1 } = {}) {
+    createHead(classes, { adapter = null, pooling = 'last', seed = 1 } = {}) {
         const kind = { last: 0, mean: 1, max: 2 }[pooling];
-        return new Head(this, this.run.check(this.run.call.head_new(this.at, classes, kind, seed)), classes);
+        return new Head(this, this.run.check(this.run.call.head_new(this.at, classes, kind, seed)), classes, adapter);
     }
 
     /** Batches have up to maxTokens tokens in up to maxRows rows. With `steps`, the rate falls to 0 along a cosine. */
     createTrainer({ adapter = null, head = null, maxTokens = 1024, maxRows = 64, learningRate = 1e-3, dropout = 0, steps = 0 }) {
         const at = this.run.call.trainer_new(this.at, adapter?.at ?? 0, head?.at ?? 0, maxTokens, maxRows, learningRate, dropout, steps);
-        return new Trainer(this, this.run.check(at), head);
+        return new Trainer(this, this.run.check(at), adapter, head);
     }
 
     free() {
