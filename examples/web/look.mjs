@@ -1,6 +1,6 @@
 // The panel that shows attention: small maps of all heads, a large one, and what one token looks at.
 import { ask } from './link.mjs';
-import { $, alarm, color, make, named, roving, visible } from './dom.mjs';
+import { $, alarm, color, inlineButton, make, named, roving } from './dom.mjs';
 import { storyText, usesAdapter } from './write.mjs';
 
 const most = 48;
@@ -8,37 +8,46 @@ let seen = null, layer = 0, head = 0, from = -1;
 
 const weight = (l, h, i, j) => seen.weights[((l * seen.heads + h) * seen.n + i) * seen.n + j];
 
-/** Row i is the token that looks. The root makes small weights visible. */
-function draw(canvas, l, h, size) {
-    const scale = window.devicePixelRatio || 1, cell = Math.max(1, Math.floor(size * scale / seen.n));
-    canvas.width = canvas.height = cell * seen.n;
-    const pen = canvas.getContext('2d'), line = color('--line'), gap = cell > 6 ? 1 : 0;
+/** Row i is the token that looks. The root makes small weights visible. Beside them is room for `margin`. */
+function draw(canvas, l, h, size, margin = 0) {
+    const scale = window.devicePixelRatio || 1, cell = Math.max(1, Math.floor((size - margin) * scale / seen.n));
+    canvas.height = cell * seen.n;
+    canvas.width = canvas.height + margin * scale;
+    const pen = canvas.getContext('2d'), line = color('--line'), accent = color('--accent'), gap = cell > 6 ? 1 : 0;
     for (let i = 0; i < seen.n; i++)
         for (let j = 0; j <= i; j++) {
             pen.fillStyle = line;
             pen.globalAlpha = 0.35;
             pen.fillRect(j * cell, i * cell, cell - gap, cell - gap);
-            pen.fillStyle = color2;
+            pen.fillStyle = accent;
             pen.globalAlpha = Math.sqrt(weight(l, h, i, j));
             pen.fillRect(j * cell, i * cell, cell - gap, cell - gap);
         }
     pen.globalAlpha = 1;
-    if (canvas.id === 'map' && from >= 0) {
-        pen.strokeStyle = color('--ink');
-        pen.lineWidth = 2;
-        pen.strokeRect(1, from * cell, (from + 1) * cell, cell);
-    }
+    if (margin) label(pen, cell, scale);
 }
-let color2 = '';
+
+/** The tokens beside the ends of their rows, and a frame around the row of the chosen one. */
+function label(pen, cell, scale) {
+    const high = Math.min(0.75 * cell, 14 * scale);
+    pen.font = `${high}px system-ui, sans-serif`;
+    pen.textBaseline = 'middle';
+    seen.tokens.forEach((text, i) => {
+        pen.fillStyle = color(i === from ? '--ink' : '--soft');
+        if (high >= 7 * scale || i === from) pen.fillText(text.trim(), (i + 1) * cell + 4 * scale, (i + 0.5) * cell);
+    });
+    pen.strokeStyle = color('--ink');
+    pen.lineWidth = 1.5 * scale;
+    if (from >= 0) pen.strokeRect(scale, from * cell, (from + 1) * cell - scale, cell);
+}
 
 function drawAll() {
-    color2 = color('--accent');
     for (const button of $('heads').children) draw(button.firstChild, +button.dataset.layer, +button.dataset.head, 64);
     drawMap();
 }
 
 function drawMap() {
-    draw($('map'), layer, head, $('map').clientWidth || 400);
+    draw($('map'), layer, head, $('map').clientWidth || 400, 72);
     $('map').setAttribute('aria-label', `Attention map of layer ${layer + 1}, head ${head + 1}, of ${seen.n} tokens`);
     $('map-heading').textContent = `Attention of layer ${layer + 1}, head ${head + 1}`;
 }
@@ -97,9 +106,8 @@ export async function look() {
         }
     $('heads').replaceChildren(...maps);
     $('look-tokens').replaceChildren(...seen.tokens.map((text, i) =>
-        make('button', { type: 'button', textContent: visible(text), tabIndex: i ? -1 : 0, onclick: () => pickToken(i) })));
+        Object.assign(inlineButton(text, () => pickToken(i)), { tabIndex: i ? -1 : 0 })));
     from = seen.n - 1;
-    color2 = color('--accent');
     pickHead(...liveliest());
     drawAll();
 }

@@ -26,6 +26,8 @@ function findEnd() {
 const row = text => [...llama.encode(text, { bos: true })].slice(0, Math.min(256, llama.contextLength) - 1);
 const chunks = (list, n) => Array.from({ length: Math.ceil(list.length / n) }, (_, i) => list.slice(i * n, i * n + n));
 
+const longest = batches => Math.max(...batches.map(batch => batch.reduce((n, r) => n + r.length, 0))); // in tokens
+
 function greedy(text, maxTokens) {
     let written = '';
     for (const token of llama.generate(text, { maxTokens })) written += token.text;
@@ -33,9 +35,12 @@ function greedy(text, maxTokens) {
 }
 
 const actions = {
-    async load({ source, tokenizer, config }) {
+    async load({ source, tokenizer, config }, emit, job) {
         const loaded = await load(source, { tokenizer, config });
         loaded.encode(''); // fails without a tokenizer
+        for (const other of jobs.values())
+            if (other !== job) other.stopped = true, other.wake?.();
+        while (jobs.size > 1) await turn(); // nothing uses the last model any more
         llama?.free();
         llama = loaded;
         adapter = classifier = null;
@@ -44,7 +49,8 @@ const actions = {
     },
 
     async write({ prompt, ids, options, withAdapter }, emit, job) {
-        llama.use(withAdapter ? adapter : null);
+        const use = () => llama.use(withAdapter ? adapter : null); // other jobs may have changed that
+        use();
         const given = ids ?? [...llama.encode(prompt, { bos: true })];
         const begin = performance.now();
         let n = 0;
@@ -53,6 +59,7 @@ const actions = {
             emit({ token });
             n++;
             if (!await goesOn(job)) break;
+            use();
         }
         return { tokens: n, seconds: (performance.now() - begin) / 1000 };
     },
@@ -71,8 +78,7 @@ const actions = {
         const made = llama.createAdapter({ rank, alpha: 2 * rank });
         let trainer = null;
         try {
-            const most = Math.max(...batches.map(batch => batch.reduce((n, r) => n + r.length, 0)));
-            trainer = llama.createTrainer({ adapter: made, maxTokens: most, maxRows: 8, learningRate: rate, steps: passes * batches.length });
+            trainer = llama.createTrainer({ adapter: made, maxTokens: longest(batches), maxRows: 8, learningRate: rate, steps: passes * batches.length });
             emit({ parameters: trainer.parameters });
             for (let pass = 0; pass < passes; pass++)
                 for (const batch of batches) {
@@ -107,13 +113,14 @@ const actions = {
     async trainClassifier({ examples, test, classes, passes }, emit, job) {
         const head = { adapter: llama.createAdapter({ rank: 8, alpha: 16 }) };
         head.head = llama.createHead(classes, { adapter: head.adapter });
-        const batches = chunks(examples, 10), all = batches.length * passes;
-        const trainer = llama.createTrainer({ ...head, maxTokens: 10 * 256, maxRows: 10, learningRate: 4e-3, steps: all });
+        const batches = chunks(examples.map(e => ({ row: row(e.text), label: e.label })), 10), all = batches.length * passes;
+        const trainer = llama.createTrainer({ ...head, maxTokens: longest(batches.map(batch => batch.map(e => e.row))), maxRows: 10,
+            learningRate: 4e-3, steps: all });
         let done = 0;
         try {
             for (let pass = 0; pass < passes; pass++)
                 for (const batch of batches) {
-                    const loss = trainer.step(batch.map(e => row(e.text)), batch.map(e => e.label));
+                    const loss = trainer.step(batch.map(e => e.row), batch.map(e => e.label));
                     emit({ loss, done: ++done / all });
                     if (!await goesOn(job)) throw new Error('stopped');
                 }

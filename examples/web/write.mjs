@@ -1,6 +1,6 @@
 // The panel that writes: a story of tokens, and the alternatives to each.
 import { start } from './link.mjs';
-import { $, alarm, bars, make, named, roving, visible } from './dom.mjs';
+import { $, alarm, bars, inlineButton, named, roving, visible } from './dom.mjs';
 
 let tokens = []; // { id, text, p, alternatives, given }
 let job = null, chosen = -1;
@@ -18,12 +18,11 @@ const surprise = p => `${Math.round(60 * Math.min(1, -Math.log(p) / Math.log(100
 function add(token) {
     const at = tokens.push(token) - 1;
     if (!token.text) return;
-    const button = make('button', { type: 'button', textContent: visible(token.text), onclick: () => choose(at) });
+    const button = inlineButton(visible(token.text), () => choose(at));
     button.dataset.at = at;
     button.tabIndex = $('story').children.length ? -1 : 0;
     if (token.given) button.classList.add('given');
     else button.style.setProperty('--strength', surprise(token.p));
-    button.setAttribute('aria-pressed', 'false');
     $('story').append(button);
 }
 
@@ -31,6 +30,7 @@ function choose(at) {
     chosen = at;
     const token = tokens[at];
     for (const button of $('story').children) button.setAttribute('aria-pressed', String(+button.dataset.at === at));
+    if (matchMedia('(max-width: 46rem)').matches) $('alternatives').scrollIntoView({ block: 'nearest' });
     $('alternatives-heading').textContent = `In place of ${named(token.text)}`;
     if (token.given) {
         $('alternatives-hint').textContent = 'This is yours: the model did not choose it.';
