@@ -18,6 +18,8 @@
 #   make exercise-07   your copy of its exercise, build/exercises/07.c, which checks what you write into it
 #   make grade      the table of the assignment's five parts: which of your exercises pass
 #   make microcontroller   a Cortex-M in qemu-system-arm writes a story; needs arm-none-eabi-gcc
+#   make web        examples/web into build/web: a page and a JavaScript module (clang with wasm-ld; no Emscripten)
+#   make web-test   tests them in Node and, with playwright-core, in Chromium; web-bench: how fast, beside plain C
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
 #   make clean      removes build/
@@ -80,7 +82,7 @@ FUZZERS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
 QUICK ?= $(findstring tcc,$(notdir $(firstword $(CC))))
 LONG := $(if $(QUICK),$(addprefix $(BUILD)/test_,examples generate pretrain resume sentiment session tokenizer train))
 SOURCES := $(wildcard minillama.h $(foreach folder,examples examples/* examples/advanced/common examples/lessons/solutions \
-                                                   tools tools/* tests tests/compile,$(folder)/*.c $(folder)/*.h))
+                                                   examples/web/libc tools tools/* tests tests/compile,$(folder)/*.c $(folder)/*.h))
 
 # Compiling the library for each test that looks inside takes most of the time of `make test`: this is done at -O1,
 # except where the subject is the compiled kernels themselves. All other tests run the library as it is used, at -O3.
@@ -273,6 +275,40 @@ advanced: $(PROGRAMS)
 report:
 	@sh examples/report/make.sh "$(BUILD)/report" "$(FROM)" "$(FROM2)"
 
+# WebAssembly. Kernels are inlined and unrolled, all else is small: with __OPTIMIZE_SIZE__ the kernels would be, too.
+WASM_CC ?= clang
+WASM := $(WASM_CC) --target=wasm32 -std=c99 $(WARNINGS) -Wno-pass-failed -mbulk-memory -nostdlib -isystem examples/web/libc -I. \
+        -fvisibility=hidden -Wl,--no-entry -Wl,--strip-all -Wl,--stack-first -Wl,-z,stack-size=262144 $(WASM_FLAGS)
+WASM_WITH := minillama.h examples/web/minillama.c $(wildcard examples/web/libc/*.h) Makefile
+WITHOUT = $(addprefix -DML_NO_,$(1))
+WEB_FILES := $(wildcard examples/web/*.mjs examples/web/*.d.ts examples/web/*.json examples/web/*.html examples/web/*.css \
+                        examples/models/stories.gguf) $(wildcard examples/data/opinions*)
+WEB := $(BUILD)/web
+
+$(WEB)/minillama.wasm: $(WASM_WITH)
+	@mkdir -p $(@D)
+	$(call short,clang $@)$(WASM) -Oz -U__OPTIMIZE_SIZE__ -msimd128 $(call WITHOUT,K_QUANTS BIN) -o $@ examples/web/minillama.c
+# Without training, and of files only GGUF with a SentencePiece tokenizer.
+$(WEB)/minillama-small.wasm: $(WASM_WITH)
+	@mkdir -p $(@D)
+	$(call short,clang $@)$(WASM) -Oz -msimd128 -o $@ examples/web/minillama.c \
+	    $(call WITHOUT,TRAINING K_QUANTS BPE BIN PT SAFETENSORS JSON TOKENIZER_MODEL)
+$(BUILD)/obj/%.wasm: $(WASM_WITH)
+	@mkdir -p $(@D)
+	$(call short,clang $@)$(WASM) -O3 $(if $(findstring simd,$*),-msimd128) -o $@ examples/web/minillama.c
+
+web: $(WEB)/minillama.wasm $(WEB)/minillama-small.wasm $(WEB_FILES)
+	@mkdir -p $(WEB)/data && cp $(filter examples/data/%,$(WEB_FILES)) $(WEB)/data && \
+	    cp $(filter-out examples/data/%,$(WEB_FILES)) $(WEB)
+	@for file in $(WEB)/*.wasm; do echo "$$file: $$(wc -c <$$file) bytes, $$(gzip -9c $$file | wc -c) with gzip"; done
+	@echo 'To see it: python3 -m http.server --directory $(WEB), and then http://localhost:8000'
+
+web-test: web $(BUILD)/generate $(BUILD)/run_llama
+	@BUILD="$(BUILD)" sh tests/web/run.sh
+
+web-bench: $(BUILD)/obj/simd.wasm $(BUILD)/obj/plain.wasm $(WEB)/minillama.wasm
+	node tests/web/speed.mjs $^
+
 CLANG_FORMAT ?= clang-format # version 14
 format:
 	$(CLANG_FORMAT) -i $(SOURCES)
@@ -283,4 +319,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run board microcontroller lessons grade test check cross windows sanitize fuzz bench demo table advanced report format check-format clean FORCE
+.PHONY: all help run board microcontroller lessons grade test check cross windows sanitize fuzz bench web web-test web-bench demo table advanced report format check-format clean FORCE

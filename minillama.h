@@ -138,8 +138,8 @@
       ML_NO_STDIO      no files: only the ..._memory functions
       ML_NO_MALLOC     no malloc: every constructor needs an allocator (see ml_arena)
       ML_NO_MMAP       read files into memory instead of mapping them
-      ML_NO_SIMD, ML_NO_AVX512, ML_NO_AVX2, ML_NO_NEON, ML_NO_MVE, ML_NO_DSP   step down to simpler instruction
-                       sets; the last two are those of microcontrollers, for Q8_0 and Q4_0
+      ML_NO_SIMD, ML_NO_AVX512, ML_NO_AVX2, ML_NO_NEON, ML_NO_SIMD128, ML_NO_MVE, ML_NO_DSP   step down to simpler
+                       instruction sets; the last two are those of microcontrollers, for Q8_0 and Q4_0
       ML_NO_TRAINING   no trainer, no graph, no optimizer: no gradients
       ML_NO_SAVE       no writing of files
       ML_NO_PT         no PyTorch files
@@ -1694,12 +1694,16 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #elif defined(__ARM_FEATURE_DSP) && defined(__ARM_FEATURE_SIMD32) && !defined(__ARM_BIG_ENDIAN) &&           \
     !defined(ML_NO_DSP)
 #define MLI_DSP /* of Cortex-M4 and others: products of two pairs of 16 bits; only in >>integers */
+#elif defined(__wasm_simd128__) && !defined(ML_NO_SIMD128)
+#define MLI_SIMD128 /* WebAssembly's */
 #endif
 #endif
 #if defined(MLI_AVX512) || defined(MLI_AVX2)
 #include <immintrin.h>
 #elif defined(MLI_NEON)
 #include <arm_neon.h>
+#elif defined(MLI_SIMD128)
+#include <wasm_simd128.h>
 #elif defined(MLI_MVE)
 #include <arm_mve.h>
 #elif defined(MLI_DSP)
@@ -19444,8 +19448,8 @@ ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path,
 /* ==== >>vectors ====
    SIMD (single instruction, multiple data): a register holds several floats, its lanes, and one instruction does the
    same to all of them at once. mli_v is such a register, MLI_LANES the number of its floats: 16 with AVX-512, 8 with
-   AVX2, 4 with NEON and in plain C. Every F32 kernel is written once, in terms of the operations below, which each
-   instruction set defines in this order. i is any lane:
+   AVX2, 4 with NEON, in WebAssembly and in plain C. Every F32 kernel is written once, in terms of the operations
+   below, which each instruction set defines in this order. i is any lane:
 
        mli_v_zero()  mli_v_set(s)         0; s
        mli_v_load(p)  mli_v_store(p, a)   lane i is p[i]; p needs no alignment
@@ -19454,7 +19458,7 @@ ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path,
        mli_v_load_f16  mli_v_load_bf16    p[i], widened from 16 bits
        mli_v_add  sub  mul  div  sqrt     a + b ...
        mli_v_max  mli_v_min               the larger, the smaller of a and b; b where either is NaN (NEON: NaN)
-       mli_v_fma(a, b, c)                 a * b + c, rounded once (in plain C twice)
+       mli_v_fma(a, b, c)                 a * b + c, rounded once (in WebAssembly and plain C twice)
        mli_v_shift_left_23                the bits of a float, shifted: its lowest 9 become sign and exponent
        mli_v_zip_low  mli_v_zip_high      of each group of four lanes: a0 b0 a1 b1; a2 b2 a3 b3
        mli_v_join_low  mli_v_join_high    a0 a1 b0 b1; a2 a3 b2 b3
@@ -19644,6 +19648,63 @@ MLI_INLINE mli_v mli_v_join_high(mli_v a, mli_v b) {
 }
 MLI_INLINE void mli_v_transpose_groups(mli_v row[MLI_LANES]) { (void)row; } /* there is one group */
 
+#elif defined(MLI_SIMD128)
+
+typedef v128_t mli_v;
+enum { MLI_LANES = 4 };
+
+MLI_INLINE mli_v mli_v_zero(void) { return wasm_f32x4_const_splat(0.0f); }
+MLI_INLINE mli_v mli_v_set(float s) { return wasm_f32x4_splat(s); }
+MLI_INLINE mli_v mli_v_load(const float *p) { return wasm_v128_load(p); }
+MLI_INLINE void mli_v_store(float *p, mli_v a) { wasm_v128_store(p, a); }
+/* Up to three lanes. These two are functions, so that a module is small: pages load it. */
+static mli_v mli_v_load_few(const float *p, size_t n) {
+    mli_v low = n >= 2 ? wasm_v128_load64_zero(p) : n ? wasm_v128_load32_zero(p) : mli_v_zero();
+    return n == 3 ? wasm_f32x4_replace_lane(low, 2, p[2]) : low;
+}
+static void mli_v_store_few(float *p, mli_v a, size_t n) {
+    if (n >= 1) p[0] = wasm_f32x4_extract_lane(a, 0);
+    if (n >= 2) p[1] = wasm_f32x4_extract_lane(a, 1);
+    if (n == 3) p[2] = wasm_f32x4_extract_lane(a, 2);
+}
+MLI_INLINE mli_v mli_v_load_n(const float *p, size_t n) {
+    return n >= MLI_LANES ? mli_v_load(p) : mli_v_load_few(p, n);
+}
+MLI_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) {
+    if (n >= MLI_LANES)
+        mli_v_store(p, a);
+    else
+        mli_v_store_few(p, a, n);
+}
+/* Exponent and mantissa, moved to where a float has them, make a float that is 2^112 too small, even without a leading
+   1 (a subnormal). The largest exponent means infinity or NaN. */
+MLI_INLINE mli_v mli_v_load_f16(const uint16_t *p) {
+    v128_t half = wasm_u32x4_load16x4(p);
+    v128_t sign = wasm_i32x4_shl(wasm_v128_and(half, wasm_i32x4_const_splat(0x8000)), 16);
+    v128_t rest = wasm_i32x4_shl(wasm_v128_and(half, wasm_i32x4_const_splat(0x7fff)), 13);
+    v128_t special = wasm_i32x4_gt(rest, wasm_i32x4_const_splat(0x0f7fffff));
+    v128_t nan = wasm_i32x4_gt(rest, wasm_i32x4_const_splat(0x0f800000));
+    special = wasm_v128_or(wasm_v128_and(special, wasm_i32x4_const_splat(0x7f800000)),
+                           wasm_v128_and(nan, wasm_i32x4_const_splat(0x7fc00000)));
+    rest = wasm_f32x4_mul(rest, wasm_f32x4_const_splat(5192296858534827628530496329220096.0f));
+    return wasm_v128_or(wasm_v128_or(rest, special), sign);
+}
+MLI_INLINE mli_v mli_v_load_bf16(const uint16_t *p) { return wasm_i32x4_shl(wasm_u32x4_load16x4(p), 16); }
+MLI_INLINE mli_v mli_v_add(mli_v a, mli_v b) { return wasm_f32x4_add(a, b); }
+MLI_INLINE mli_v mli_v_sub(mli_v a, mli_v b) { return wasm_f32x4_sub(a, b); }
+MLI_INLINE mli_v mli_v_mul(mli_v a, mli_v b) { return wasm_f32x4_mul(a, b); }
+MLI_INLINE mli_v mli_v_div(mli_v a, mli_v b) { return wasm_f32x4_div(a, b); }
+MLI_INLINE mli_v mli_v_sqrt(mli_v a) { return wasm_f32x4_sqrt(a); }
+MLI_INLINE mli_v mli_v_max(mli_v a, mli_v b) { return wasm_f32x4_pmax(b, a); } /* of these the first, where */
+MLI_INLINE mli_v mli_v_min(mli_v a, mli_v b) { return wasm_f32x4_pmin(b, a); } /* either is NaN */
+MLI_INLINE mli_v mli_v_fma(mli_v a, mli_v b, mli_v c) { return wasm_f32x4_add(wasm_f32x4_mul(a, b), c); }
+MLI_INLINE mli_v mli_v_shift_left_23(mli_v a) { return wasm_i32x4_shl(a, 23); }
+MLI_INLINE mli_v mli_v_zip_low(mli_v a, mli_v b) { return wasm_i32x4_shuffle(a, b, 0, 4, 1, 5); }
+MLI_INLINE mli_v mli_v_zip_high(mli_v a, mli_v b) { return wasm_i32x4_shuffle(a, b, 2, 6, 3, 7); }
+MLI_INLINE mli_v mli_v_join_low(mli_v a, mli_v b) { return wasm_i32x4_shuffle(a, b, 0, 1, 4, 5); }
+MLI_INLINE mli_v mli_v_join_high(mli_v a, mli_v b) { return wasm_i32x4_shuffle(a, b, 2, 3, 6, 7); }
+MLI_INLINE void mli_v_transpose_groups(mli_v row[MLI_LANES]) { (void)row; } /* there is one group */
+
 #else
 
 /* Plain C: loops over four floats, which compilers turn into whatever vector instructions there are. Where code is to
@@ -19755,6 +19816,17 @@ MLI_INLINE void mli_v_sum_4(const mli_v a[4], float *out) {
     __m128 row[4] = {mli_v_fold(a[0]), mli_v_fold(a[1]), mli_v_fold(a[2]), mli_v_fold(a[3])};
     _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
     _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(row[0], row[2]), _mm_add_ps(row[1], row[3])));
+}
+#elif defined(MLI_SIMD128)
+MLI_INLINE float mli_v_sum(mli_v a) {
+    mli_v b = wasm_f32x4_add(a, mli_v_join_high(a, a));
+    return wasm_f32x4_extract_lane(b, 0) + wasm_f32x4_extract_lane(b, 1);
+}
+
+MLI_INLINE void mli_v_sum_4(const mli_v a[4], float *out) {
+    mli_v row[4] = {a[0], a[1], a[2], a[3]};
+    mli_v_transpose_4(row);
+    mli_v_store(out, mli_v_add(mli_v_add(row[0], row[2]), mli_v_add(row[1], row[3])));
 }
 #else
 MLI_INLINE float mli_v_sum(mli_v a) {
@@ -21548,6 +21620,7 @@ ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void
    What processors offer for the inner sum are instructions that multiply bytes and add neighboring products:
 
        ARM sdot (DOTPROD)          lane (int32) += the sum of four products, signed x signed
+       WebAssembly i32x4.dot_i16x8_s   lane (int32) = the sum of two products, signed x signed, of 16 bits
        x86 vpdpbusd (VNNI)         lane (int32) += the sum of four products, unsigned x signed
        x86 vpmaddubsw (AVX2)       lane (int16)  = the sum of two products, unsigned x signed; saturates at 32767
 
@@ -21808,6 +21881,80 @@ MLI_INLINE mli_ints mli_ints_dot(mli_ints sum, const uint32_t *w, mli_ints x) {
     return mli_dot_bytes(sum, vreinterpretq_u8_u32(vld1q_u32(w)), vreinterpretq_s8_s32(x));
 }
 MLI_INLINE mli_v mli_ints_to_v(mli_ints a) { return vcvtq_f32_s32(a); }
+
+#elif defined(MLI_SIMD128)
+
+typedef struct mli_bytes {
+    v128_t eight[4]; /* each byte in 16 bits, with its sign */
+} mli_bytes;
+typedef v128_t mli_sums;
+typedef struct mli_scales {
+    float of[4];
+} mli_scales;
+
+MLI_INLINE mli_bytes mli_bytes_load(const uint8_t *q) {
+    mli_bytes a = {{wasm_i16x8_load8x8(q), wasm_i16x8_load8x8(q + 8), wasm_i16x8_load8x8(q + 16),
+                    wasm_i16x8_load8x8(q + 24)}};
+    return a;
+}
+MLI_INLINE mli_bytes mli_bytes_load_nibbles(const uint8_t *q) {
+    v128_t a = wasm_i16x8_load8x8(q), b = wasm_i16x8_load8x8(q + 8), high = wasm_i16x8_const_splat(-16);
+    mli_bytes c = {{wasm_i16x8_shr(wasm_i16x8_shl(a, 12), 8), wasm_i16x8_shr(wasm_i16x8_shl(b, 12), 8),
+                    wasm_v128_and(a, high), wasm_v128_and(b, high)}};
+    return c;
+}
+MLI_INLINE mli_bytes mli_bytes_flip(mli_bytes a) {
+    for (int i = 0; i < 4; i++) a.eight[i] = wasm_v128_xor(a.eight[i], wasm_i16x8_const_splat(-128));
+    return a;
+}
+MLI_INLINE mli_scales mli_scales_set(float a) {
+    mli_scales scales = {{a, a, a, a}};
+    return scales;
+}
+MLI_INLINE mli_scales mli_scales_multiply(uint64_t f16, const float *x) {
+    mli_scales scales;
+    uint16_t half[4];
+    memcpy(half, &f16, sizeof half);
+    mli_v_store(scales.of, mli_v_mul(mli_v_load_f16(half), mli_v_load(x)));
+    return scales;
+}
+MLI_INLINE v128_t mli_dot_bytes(v128_t w, const mli_q *x) { /* four sums of two products */
+    return wasm_i32x4_dot_i16x8(w, wasm_v128_load(x));
+}
+MLI_INLINE v128_t mli_dot_half(const v128_t *w, const mli_q *x) {
+    return wasm_i32x4_add(mli_dot_bytes(w[0], x), mli_dot_bytes(w[1], x + 8));
+}
+MLI_INLINE mli_sums mli_sums_zero(void) { return mli_v_zero(); }
+MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x, mli_scales scales, int j) {
+    v128_t products = wasm_i32x4_add(mli_dot_half(w.eight, x->q), mli_dot_half(w.eight + 2, x->q + 16));
+    return mli_v_fma(wasm_f32x4_convert_i32x4(products), mli_v_set(scales.of[j]), sum);
+}
+#ifndef ML_NO_K_QUANTS
+MLI_INLINE mli_bytes mli_bytes_and(mli_bytes a, int mask) {
+    for (int i = 0; i < 4; i++) a.eight[i] = wasm_v128_and(a.eight[i], wasm_i16x8_splat((int8_t)mask));
+    return a;
+}
+MLI_INLINE mli_bytes mli_bytes_or(mli_bytes a, mli_bytes b) {
+    for (int i = 0; i < 4; i++) a.eight[i] = wasm_v128_or(a.eight[i], b.eight[i]);
+    return a;
+}
+MLI_INLINE mli_bytes mli_bytes_shift(mli_bytes a, int left) {
+    for (int i = 0; i < 4; i++) {
+        v128_t top = wasm_i16x8_shl(a.eight[i], (uint32_t)(left > 0 ? 8 + left : 8)); /* without the sign */
+        a.eight[i] = left < 0 ? wasm_u16x8_shr(top, (uint32_t)(8 - left)) : wasm_i16x8_shr(top, 8);
+    }
+    return a;
+}
+MLI_INLINE mli_sums mli_sums_add_part(ml_type type, mli_sums sum, mli_bytes w, const mli_block_x *x,
+                                      const float *by) {
+    v128_t first = mli_dot_half(w.eight, x->q), second = mli_dot_half(w.eight + 2, x->q + 16);
+    if (type != ML_Q6_K)
+        return mli_v_fma(wasm_f32x4_convert_i32x4(wasm_i32x4_add(first, second)), mli_v_set(by[0]), sum);
+    sum = mli_v_fma(wasm_f32x4_convert_i32x4(first), mli_v_set(by[0]), sum);
+    return mli_v_fma(wasm_f32x4_convert_i32x4(second), mli_v_set(by[1]), sum);
+}
+#endif
+MLI_INLINE float mli_sums_total(mli_sums sum) { return mli_v_sum(sum); }
 
 #else
 

@@ -1,0 +1,119 @@
+/** What a model, a tokenizer or the module itself is read from. In Node a string is a path, in a browser a URL. */
+export type Source = Uint8Array | ArrayBuffer | Blob | Response | URL | string;
+
+/** Which matrices an adapter changes: a sum of these. */
+export const targets: {
+    readonly q: 1; readonly k: 2; readonly v: 4; readonly o: 8; readonly w1: 16; readonly w2: 32; readonly w3: 64;
+    readonly attention: 15; readonly all: 127;
+};
+
+export interface LoadOptions {
+    /** default: minillama.wasm beside minillama.mjs */
+    wasm?: Source | WebAssembly.Module;
+    /** of a model whose file has none: tokenizer.model, tokenizer.json or llama2.c's tokenizer.bin */
+    tokenizer?: Source;
+    /** config.json or params.json, of a model whose file has none */
+    config?: Source;
+    /** tokens that a session holds; default: the model's, at most 1024 */
+    contextLength?: number;
+}
+
+export function load(model: Source, options?: LoadOptions): Promise<Llama>;
+
+export interface Config {
+    dim: number; hiddenDim: number; layers: number; heads: number; kvHeads: number; vocabSize: number; contextLength: number;
+}
+
+export interface Alternative { id: number; p: number; text: string }
+
+export interface Token {
+    id: number;
+    /** what it adds to the text; a character of several tokens comes with the last of them */
+    text: string;
+    /** the probability that the model gave it */
+    p: number;
+    /** it ended the text, and is not part of it */
+    ends: boolean;
+    /** the most likely tokens in its place, most likely first */
+    alternatives: Alternative[];
+}
+
+export interface GenerateOptions {
+    maxTokens?: number;
+    /** 0, the default: always the most likely token */
+    temperature?: number;
+    topK?: number; topP?: number; minP?: number;
+    /** of repetitions; 0 or 1: none */
+    penalty?: number;
+    seed?: number;
+    /** how many alternatives each token is to come with; default 1 */
+    alternatives?: number;
+}
+
+export interface Attention {
+    layers: number; heads: number; n: number;
+    /** weights[((layer * heads + head) * n + from) * n + to] */
+    weights: Float32Array;
+}
+
+export interface AdapterOptions { rank?: number; alpha?: number; targets?: number; seed?: number }
+export interface TrainerOptions {
+    adapter?: Adapter | null; head?: Head | null;
+    maxTokens?: number; maxRows?: number; learningRate?: number; dropout?: number;
+    /** the rate falls to 0 over so many along a cosine; 0: it stays */
+    steps?: number;
+}
+
+export class Llama {
+    private constructor();
+    readonly config: Config;
+    readonly contextLength: number;
+    readonly parameters: number;
+    /** of the matrices: "F32", "Q8_0", ... */
+    readonly type: string;
+    /** token ids; -1: there is none */
+    readonly bos: number;
+    readonly eos: number;
+    readonly adapter: Adapter | null;
+    encode(text: string, options?: { bos?: boolean; eos?: boolean }): Int32Array;
+    decode(ids: ArrayLike<number>): string;
+    /** one token alone, with the space that it may begin with */
+    show(id: number): string;
+    /** A prompt of text gets the token that begins a text; ids are taken as they are. */
+    generate(prompt: string | ArrayLike<number>, options?: GenerateOptions): Generator<Token, void, void>;
+    alternatives(ids: ArrayLike<number>, k?: number): Alternative[];
+    /** that token `id` follows */
+    probability(ids: ArrayLike<number>, id: number): number;
+    attention(ids: ArrayLike<number>): Attention;
+    likelihood(context: string, continuation: string): { logProbability: number; tokens: number };
+    /** null: without an adapter */
+    use(adapter: Adapter | null): void;
+    forget(): void;
+    createAdapter(options?: AdapterOptions): Adapter;
+    loadAdapter(bytes: Uint8Array): Adapter;
+    createHead(classes: number, options?: { adapter?: Adapter | null; pooling?: 'last' | 'mean' | 'max'; seed?: number }): Head;
+    createTrainer(options: TrainerOptions): Trainer;
+    free(): void;
+}
+
+export interface Adapter {
+    readonly parameters: number;
+    /** a GGUF file, which llama.cpp reads, too */
+    save(): Uint8Array;
+    free(): void;
+}
+
+export interface Head {
+    readonly classes: number;
+    /** the probability of each class */
+    classify(text: string): number[];
+    free(): void;
+}
+
+export interface Trainer {
+    readonly parameters: number;
+    /** One step on rows of token ids, with a head on their labels. Returns the loss before it. */
+    step(rows: ArrayLike<number>[], labels?: ArrayLike<number>): number;
+    loss(rows: ArrayLike<number>[], labels?: ArrayLike<number>): number;
+    free(): void;
+}

@@ -1,0 +1,353 @@
+// minillama.h for JavaScript: a small Llama that writes, is looked into, and learns, in a browser or in Node.
+//
+//     import { load } from 'minillama';
+//     const llama = await load(bytes);  // of a GGUF, safetensors or PyTorch file
+//     for (const token of llama.generate('Once upon a time')) console.log(token.text);
+//
+// Everything here computes at once, in the thread that calls it: in a page, use it in a worker. The memory of the module
+// grows and may move, so arrays that it returns are copies. What has a `free` must be freed before its model is.
+
+import { adapterFile } from './gguf.mjs';
+
+/** Which matrices an adapter changes: a sum of these. */
+export const targets = { q: 1, k: 2, v: 4, o: 8, w1: 16, w2: 32, w3: 64, attention: 15, all: 127 };
+
+const isNode = typeof process === 'object' && !!process.versions?.node;
+
+async function bytesOf(source) {
+    if (source instanceof Uint8Array) return source;
+    if (source instanceof ArrayBuffer) return new Uint8Array(source);
+    if (typeof source?.arrayBuffer === 'function') return new Uint8Array(await source.arrayBuffer()); // Blob, File
+    const url = source instanceof URL ? source : null;
+    if (isNode && (!url || url.protocol === 'file:')) return (await import('node:fs/promises')).readFile(url ?? source);
+    const answer = await fetch(source);
+    if (!answer.ok) throw new Error(`${source} cannot be read: ${answer.status} ${answer.statusText}`);
+    return new Uint8Array(await answer.arrayBuffer());
+}
+
+async function compiled(wasm) {
+    if (wasm instanceof WebAssembly.Module) return wasm;
+    return WebAssembly.compile(await bytesOf(wasm ?? new URL('./minillama.wasm', import.meta.url)));
+}
+
+/** The module's functions, and its memory as arrays. */
+class Runtime {
+    constructor(instance) {
+        this.call = instance.exports;
+        this.writer = new TextEncoder();
+    }
+
+    get u8() { return new Uint8Array(this.call.memory.buffer); }
+    floats(at, n) { return new Float32Array(this.call.memory.buffer, at, n); }
+    ints(at, n) { return new Int32Array(this.call.memory.buffer, at, n); }
+
+    text(at, n) {
+        const bytes = this.u8;
+        if (n === undefined) for (n = 0; bytes[at + n]; n++);
+        return new TextDecoder().decode(bytes.subarray(at, at + n));
+    }
+
+    fail() { throw new Error(this.text(this.call.error())); }
+    check(result) { return result || this.fail(); }
+
+    alloc(n) {
+        const at = this.call.alloc(n) >>> 0; // beyond 2 GB pointers are not negative
+        if (!at) throw new Error(`out of memory: ${n} bytes more are needed`);
+        return at;
+    }
+
+    /** A copy of bytes or integers in the module's memory. */
+    put(array) {
+        const at = this.alloc(array.byteLength || 1);
+        this.u8.set(new Uint8Array(array.buffer, array.byteOffset, array.byteLength), at);
+        return at;
+    }
+
+    /** Calls use(...pointers) with copies of the arrays (null: 0), and frees them afterwards. */
+    lend(arrays, use) {
+        const all = arrays.map(array => array ? this.put(array) : 0);
+        try {
+            return use(...all);
+        } finally {
+            all.forEach(at => this.call.free(at));
+        }
+    }
+}
+
+const int32 = ids => ids instanceof Int32Array ? ids : Int32Array.from(ids);
+
+/** Rows of tokens, one after another, as ml_batch has them. */
+function packed(rows) {
+    const start = new Int32Array(rows.length + 1);
+    rows.forEach((row, i) => { start[i + 1] = start[i] + row.length; });
+    const tokens = new Int32Array(start[rows.length]);
+    rows.forEach((row, i) => tokens.set(row, start[i]));
+    return { tokens, start };
+}
+
+/** LoRA: thin matrices beside those of a model, which learn while the model stays as it is. */
+class Adapter {
+    constructor(llama, at) {
+        this.llama = llama;
+        this.at = at;
+        this.parameters = llama.run.call.lora_parameters(at);
+    }
+
+    /** Its GGUF file, which llama.cpp and the programs of examples/ read, too. */
+    save() {
+        const { run } = this.llama, tensors = [], n = run.call.lora_tensors(this.at);
+        for (let i = 0; i < n; i++) {
+            const at = run.call.lora_tensor(this.at, i) >>> 0; // an ml_tensor: type, rows, cols, data
+            const [, rows, cols, data] = run.ints(at, 4);
+            if (data) tensors.push({ index: i >> 1, isB: i & 1, rows, cols, data: run.floats(data >>> 0, rows * cols).slice() });
+        }
+        return adapterFile(run.call.lora_alpha(this.at), tensors);
+    }
+
+    free() {
+        if (this.llama.adapter === this) this.llama.use(null);
+        this.llama.run.call.lora_free(this.at);
+        this.at = 0;
+    }
+}
+
+/** A classifier on top of a model, and of an adapter if it learned together with one. */
+class Head {
+    constructor(llama, at, classes, adapter) {
+        Object.assign(this, { llama, at, classes, adapter });
+        this.contextLength = Math.min(256, llama.config.contextLength);
+        this.session = 0;
+    }
+
+    /** The probability of each class. */
+    classify(text) {
+        const { llama } = this, { run } = llama, out = run.alloc(4 * this.classes);
+        const ids = llama.encode(text, { bos: true }).slice(0, this.contextLength);
+        this.session ||= run.check(run.call.session_new(llama.at, this.adapter?.at ?? 0, this.contextLength));
+        try {
+            run.lend([ids], at => run.check(run.call.head_eval(this.at, this.session, at, ids.length, out)));
+            return Array.from(run.floats(out, this.classes), Math.exp);
+        } finally {
+            run.call.free(out);
+        }
+    }
+
+    free() {
+        this.llama.run.call.session_free(this.session);
+        this.llama.run.call.head_free(this.at);
+    }
+}
+
+/** A training run of an adapter, a head, or both. */
+class Trainer {
+    constructor(llama, at, adapter, head) {
+        Object.assign(this, { llama, at, adapter, head });
+        this.parameters = llama.run.call.trainer_parameters(at);
+    }
+
+    #run(rows, labels, step) {
+        const { run } = this.llama, { tokens, start } = packed(rows);
+        const targets = this.head ? null : packed(rows.map(row => [...row.slice(1), -1])).tokens;
+        const loss = run.lend([tokens, start, targets, labels ? int32(labels) : null], (tokensAt, startAt, targetsAt, labelsAt) =>
+            run.call.trainer_step(this.at, tokensAt, tokens.length, startAt, rows.length, targetsAt, labelsAt, step));
+        if (Number.isNaN(loss)) run.fail();
+        return loss;
+    }
+
+    /** One step on rows of token ids: to predict what follows each, or with a head the rows' labels. The loss before it. */
+    step(rows, labels) {
+        if (this.adapter && this.adapter === this.llama.adapter)
+            this.llama.forget(); // what the session holds was computed with the adapter as it was
+        return this.#run(rows, labels, 1);
+    }
+
+    /** The loss without learning. */
+    loss(rows, labels) { return this.#run(rows, labels, 0); }
+
+    free() { this.llama.run.call.trainer_free(this.at); }
+}
+
+export class Llama {
+    constructor(run, at, data, { contextLength } = {}) {
+        Object.assign(this, { run, at, data });
+        const c = run.ints(run.call.model_config(at), 7);
+        this.config = { dim: c[0], hiddenDim: c[1], layers: c[2], heads: c[3], kvHeads: c[4], vocabSize: c[5], contextLength: c[6] };
+        this.contextLength = Math.min(contextLength ?? 1024, c[6]);
+        this.parameters = run.call.model_parameters(at);
+        this.type = run.text(run.call.model_type(at));
+        this.bos = run.call.model_bos(at);
+        this.eos = run.call.model_eos(at);
+        this.adapter = null;
+        this.session = 0;
+        this.forget();
+    }
+
+    /** From now on with this adapter (null: without). */
+    use(adapter) {
+        if (adapter === this.adapter) return;
+        this.adapter = adapter;
+        this.forget();
+    }
+
+    /** Makes a new session: nothing that was computed before is used again. */
+    forget() {
+        if (this.session) this.run.call.session_free(this.session);
+        this.session = 0;
+        this.session = this.run.check(this.run.call.session_new(this.at, this.adapter?.at ?? 0, this.contextLength));
+    }
+
+    /** Token ids of a text. */
+    encode(text, { bos = false, eos = false } = {}) {
+        const { run } = this, bytes = run.writer.encode(text), size = run.call.encode_size(bytes.length), ids = run.alloc(size);
+        try {
+            const n = run.lend([bytes], at => run.call.encode(this.at, at, bytes.length, 0, ids, size));
+            if (n < 0) run.fail();
+            return Int32Array.from([...(bos && this.bos >= 0 ? [this.bos] : []), ...run.ints(ids, n), ...(eos && this.eos >= 0 ? [this.eos] : [])]);
+        } finally {
+            run.call.free(ids);
+        }
+    }
+
+    /** The bytes that each token adds to the text. */
+    pieces(ids) {
+        const { run } = this, state = run.put(new Int32Array(2));
+        const all = Array.from(ids, id => {
+            const at = run.call.decode(this.at, id, state) >>> 0;
+            return run.u8.slice(at, at + run.ints(state, 2)[1]);
+        });
+        run.call.free(state);
+        return all;
+    }
+
+    /** The text of token ids. */
+    decode(ids) {
+        const reader = new TextDecoder();
+        return this.pieces(ids).map(bytes => reader.decode(bytes, { stream: true })).join('') + reader.decode();
+    }
+
+    /** How a token looks when it stands alone, with the space that it may begin with. */
+    show(id) {
+        const { run } = this, state = run.put(Int32Array.of(1, 0)); // a text has begun: the space stays
+        const at = run.call.decode(this.at, id, state) >>> 0, text = run.text(at, run.ints(state, 2)[1]);
+        run.call.free(state);
+        return text;
+    }
+
+    /** Reads ids (what the session holds of them is not read again), and calls use(pointer to logits, pointer to ids). */
+    #read(ids, use) {
+        const { run } = this, row = int32(ids);
+        return run.lend([row], at => use(run.check(run.call.session_read(this.session, at, row.length)) >>> 0, at));
+    }
+
+    /** The k most likely tokens, and the probability of token `id`. */
+    #ranked(logits, k, id = 0) {
+        const { run } = this, at = run.alloc(8 * k + 4);
+        run.call.rank(logits, this.config.vocabSize, at, k, id, at + 8 * k);
+        const p = run.floats(at, 2 * k + 1), ids = run.ints(at, 2 * k);
+        const best = Array.from({ length: k }, (_, i) => ({ id: ids[2 * i + 1], p: p[2 * i], text: this.show(ids[2 * i + 1]) }));
+        const found = { best, p: p[2 * k] };
+        run.call.free(at);
+        return found;
+    }
+
+    /** The k most likely tokens after these ids: [{ id, p, text }]. */
+    alternatives(ids, k = 5) {
+        k = Math.min(k, this.config.vocabSize);
+        return this.#read(ids, logits => this.#ranked(logits, k).best);
+    }
+
+    /** The probability that token `id` follows these ids. */
+    probability(ids, id) { return this.#read(ids, logits => this.#ranked(logits, 1, id).p); }
+
+    /**
+     * Continues a text or ids, a token at a time: yields { id, text, p, alternatives, ends }, where p is the probability
+     * that the model gave the token, and ends says that it ended the text (its `text` is empty).
+     */
+    *generate(prompt, { maxTokens = Infinity, temperature = 0, topK = 0, topP = 0, minP = 0, penalty = 0, seed = 1, alternatives = 1 } = {}) {
+        const { run } = this, n = this.config.vocabSize, k = Math.min(Math.max(alternatives, 1), n);
+        const ids = typeof prompt === 'string' ? [...this.encode(prompt, { bos: true })] : [...prompt];
+        const work = run.alloc(12 * n), random = run.check(run.call.random_new(seed)), reader = new TextDecoder();
+        const state = run.put(Int32Array.of(ids.length > 1 ? 1 : 0, 0));
+        try {
+            for (let count = 0; count < maxTokens && ids.length < this.contextLength; count++) {
+                const found = this.#read(ids, (logits, at) => {
+                    const id = run.call.sample(logits, n, work, random, at, ids.length, temperature, topK, topP, minP, penalty);
+                    return id < 0 ? run.fail() : { id, ...this.#ranked(logits, k, id) };
+                });
+                const { id, p } = found, ends = !!run.call.model_ends(this.at, id);
+                const piece = run.call.decode(this.at, id, state) >>> 0;
+                const text = ends ? '' : reader.decode(run.u8.slice(piece, piece + run.ints(state, 2)[1]), { stream: true });
+                yield { id, text, p, ends, alternatives: found.best };
+                if (ends) return;
+                ids.push(id);
+            }
+        } finally {
+            [work, random, state].forEach(at => run.call.free(at));
+        }
+    }
+
+    /** How much each token attends to each: weights[((layer * heads + head) * n + from) * n + to]. */
+    attention(ids) {
+        const { run } = this, n = ids.length, { layers, heads } = this.config, size = layers * heads * n * n, at = run.alloc(4 * size);
+        try {
+            run.lend([int32(ids)], idsAt => run.check(run.call.attention(this.at, this.adapter?.at ?? 0, idsAt, n, at)));
+            return { layers, heads, n, weights: run.floats(at, size).slice() };
+        } finally {
+            run.call.free(at);
+        }
+    }
+
+    /** log p(continuation | context), and of how many tokens. */
+    likelihood(context, continuation) {
+        const before = this.encode(context, { bos: true }), all = this.encode(context + continuation, { bos: true });
+        let first = 0;
+        while (first < before.length && first < all.length - 1 && before[first] === all[first]) first++;
+        const sum = this.run.lend([all], at => this.run.call.likelihood(this.session, at, first, all.length));
+        if (Number.isNaN(sum)) this.run.fail();
+        return { logProbability: sum, tokens: all.length - first };
+    }
+
+    createAdapter({ rank = 8, alpha = 16, targets: which = targets.all, seed = 1 } = {}) {
+        return new Adapter(this, this.run.check(this.run.call.lora_new(this.at, rank, alpha, which, seed)));
+    }
+
+    /** An adapter from the bytes of its file. */
+    loadAdapter(bytes) {
+        return new Adapter(this, this.run.lend([bytes], at => this.run.check(this.run.call.lora_load(at, bytes.length, this.at))));
+    }
+
+    /** pooling: what the head sees of a text, its 'last' hidden state, or the 'mean' or 'max' of all. */
+    createHead(classes, { adapter = null, pooling = 'last', seed = 1 } = {}) {
+        const kind = { last: 0, mean: 1, max: 2 }[pooling];
+        return new Head(this, this.run.check(this.run.call.head_new(this.at, classes, kind, seed)), classes, adapter);
+    }
+
+    /** Batches have up to maxTokens tokens in up to maxRows rows. With `steps`, the rate falls to 0 along a cosine. */
+    createTrainer({ adapter = null, head = null, maxTokens = 1024, maxRows = 64, learningRate = 1e-3, dropout = 0, steps = 0 }) {
+        const at = this.run.call.trainer_new(this.at, adapter?.at ?? 0, head?.at ?? 0, maxTokens, maxRows, learningRate, dropout, steps);
+        return new Trainer(this, this.run.check(at), adapter, head);
+    }
+
+    free() {
+        const { call } = this.run;
+        call.session_free(this.session);
+        call.model_free(this.at);
+        call.free(this.data);
+    }
+}
+
+/**
+ * Loads a model from bytes, a Blob, a URL or (in Node) a path. Options: wasm (the same kinds, or a WebAssembly.Module;
+ * default minillama.wasm beside this file), tokenizer and config (files that belong to a model that lacks them),
+ * contextLength (tokens that a session holds; default the model's, at most 1024).
+ */
+export async function load(model, options = {}) {
+    const instance = await WebAssembly.instantiate(await compiled(options.wasm), {});
+    const run = new Runtime(instance);
+    const tokenizer = options.tokenizer ? await bytesOf(options.tokenizer) : null;
+    const config = options.config ? await bytesOf(options.config) : null;
+    const bytes = await bytesOf(model), data = run.put(bytes);
+    const at = run.lend([tokenizer, config], (tokenizerAt, configAt) =>
+        run.check(run.call.model_load(data, bytes.length, tokenizerAt, tokenizer?.length ?? 0, configAt, config?.length ?? 0)));
+    return new Llama(run, at, data, options);
+}

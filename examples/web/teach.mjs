@@ -1,0 +1,92 @@
+// The panel that trains an adapter on the visitor's lines.
+import { ask, start } from './link.mjs';
+import { $, alarm } from './dom.mjs';
+import { drawCurve } from './curve.mjs';
+
+const sample = 'Once upon a time';
+let job = null, paused = false;
+
+function busy(is) {
+    $('teach').disabled = $('adapter-file').disabled = is;
+    $('pause').disabled = $('cancel').disabled = !is;
+    paused = false;
+    $('pause').textContent = 'Pause';
+}
+
+function learned({ after }) {
+    $('sample-after').textContent = sample + after;
+    $('download').disabled = false;
+    $('write-adapter').hidden = false;
+    $('use-adapter').checked = true;
+}
+
+async function teach() {
+    const lines = $('lines').value.split('\n').map(line => line.trim()).filter(Boolean), losses = [];
+    if (!lines.length) return void ($('teach-status').textContent = 'Write a line first.');
+    const passes = Math.max(1, Math.min(500, +$('passes').value || 1)), steps = passes * Math.ceil(lines.length / 8);
+    const value = { lines, passes, rank: +$('rank').value, rate: +$('rate').value, sample };
+    busy(true);
+    drawCurve($('curve'), losses, steps);
+    $('sample-after').textContent = '…';
+    $('teach-status').textContent = 'Training …';
+    job = start('teach', value, event => {
+        if (event.before !== undefined) $('sample-before').textContent = sample + event.before;
+        if (event.loss === undefined) return;
+        losses.push(event.loss);
+        drawCurve($('curve'), losses, steps);
+        $('curve-now').textContent = `Step ${losses.length} of ${steps}: loss ${event.loss.toFixed(3)}, at first ${losses[0].toFixed(3)}.`;
+    });
+    try {
+        learned(await job.done);
+        $('teach-status').textContent = `Done: the loss fell from ${losses[0].toFixed(2)} to ${losses.at(-1).toFixed(2)}.`;
+    } catch (error) {
+        $('teach-status').textContent = error.stopped ? 'Canceled; nothing was kept.' : '';
+        if (!error.stopped) alarm(error);
+    }
+    busy(false);
+}
+
+function pause() {
+    paused = !paused;
+    if (paused) job.pause();
+    else job.resume();
+    $('pause').textContent = paused ? 'Resume' : 'Pause';
+    $('teach-status').textContent = paused ? 'Paused.' : 'Training …';
+}
+
+async function download() {
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(new Blob([await ask('save')], { type: 'application/octet-stream' }));
+    link.download = 'adapter.gguf';
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+async function openAdapter(file) {
+    try {
+        const opened = await ask('open', { bytes: new Uint8Array(await file.arrayBuffer()), sample });
+        $('sample-before').textContent = sample + opened.before;
+        learned(opened);
+        $('teach-status').textContent = `${file.name} is in use.`;
+    } catch (error) {
+        alarm(error);
+    }
+}
+
+/** Another model: what was learned belongs to the one before. */
+export function forget() {
+    job?.stop();
+    $('download').disabled = true;
+    $('write-adapter').hidden = true;
+    $('sample-before').textContent = $('sample-after').textContent = '…';
+}
+
+export function setUp() {
+    $('sample-prompt').textContent = sample;
+    drawCurve($('curve'), [], 1);
+    $('teach-form').onsubmit = event => { event.preventDefault(); teach(); };
+    $('pause').onclick = pause;
+    $('cancel').onclick = () => job?.stop();
+    $('download').onclick = download;
+    $('adapter-file').onchange = event => event.target.files[0] && openAdapter(event.target.files[0]);
+}

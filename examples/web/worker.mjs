@@ -1,0 +1,175 @@
+// All that computes, away from the page, so that the page never waits. Jobs run side by side: each gives way after
+// every token and every step, which is when the page can stop it, pause it, or begin another one.
+import { load } from './minillama.mjs';
+
+let llama = null, adapter = null, classifier = null, endOfText = -1;
+const jobs = new Map(); // by the number that the page gave them
+
+const { port1, port2 } = new MessageChannel(), waiting = [];
+port1.onmessage = () => waiting.shift()();
+const turn = () => new Promise(resolve => { waiting.push(resolve); port2.postMessage(0); });
+
+/** Gives way; waits while the job is paused; false when it has been stopped. */
+async function goesOn(job) {
+    await turn();
+    while (job.paused && !job.stopped) await new Promise(resolve => { job.wake = resolve; });
+    return !job.stopped;
+}
+
+/** Texts of this model end with its bos or its eos: with the one that it expects at the end of a story. */
+function findEnd() {
+    if (llama.bos < 0 || llama.eos < 0) return Math.max(llama.bos, llama.eos);
+    const ids = llama.encode('Once upon a time there was a cat. The end.', { bos: true });
+    return llama.probability(ids, llama.bos) > llama.probability(ids, llama.eos) ? llama.bos : llama.eos;
+}
+
+const row = text => [...llama.encode(text, { bos: true })].slice(0, Math.min(256, llama.contextLength) - 1);
+const chunks = (list, n) => Array.from({ length: Math.ceil(list.length / n) }, (_, i) => list.slice(i * n, i * n + n));
+
+const longest = batches => Math.max(...batches.map(batch => batch.reduce((n, r) => n + r.length, 0))); // in tokens
+
+function greedy(text, maxTokens) {
+    let written = '';
+    for (const token of llama.generate(text, { maxTokens })) written += token.text;
+    return written;
+}
+
+const actions = {
+    async load({ source, tokenizer, config }, emit, job) {
+        const loaded = await load(source, { tokenizer, config });
+        loaded.encode(''); // fails without a tokenizer
+        for (const other of jobs.values())
+            if (other !== job) other.stopped = true, other.wake?.();
+        while (jobs.size > 1) await turn(); // nothing uses the last model any more
+        llama?.free();
+        llama = loaded;
+        adapter = classifier = null;
+        endOfText = findEnd();
+        return { ...llama.config, parameters: llama.parameters, type: llama.type };
+    },
+
+    async write({ prompt, ids, options, withAdapter }, emit, job) {
+        const use = () => llama.use(withAdapter ? adapter : null); // other jobs may have changed that
+        use();
+        const given = ids ?? [...llama.encode(prompt, { bos: true })];
+        const begin = performance.now();
+        let n = 0;
+        if (!ids) emit({ prompt: given.map(id => ({ id, text: id === llama.bos ? '' : llama.show(id) })) });
+        for (const token of llama.generate(given, options)) {
+            emit({ token });
+            n++;
+            if (!await goesOn(job)) break;
+            use();
+        }
+        return { tokens: n, seconds: (performance.now() - begin) / 1000 };
+    },
+
+    async look({ text, withAdapter, most }) {
+        llama.use(withAdapter ? adapter : null);
+        const ids = row(text).slice(0, most);
+        return { ...llama.attention(ids), tokens: ids.map(id => id === llama.bos ? '⟨begin⟩' : llama.show(id)) };
+    },
+
+    /** Trains an adapter on lines of text. */
+    async teach({ lines, passes, rank, rate, sample }, emit, job) {
+        const rows = lines.map(line => [...row(line), endOfText]), batches = chunks(rows, 8);
+        llama.use(null);
+        emit({ before: greedy(sample, 40) });
+        const made = llama.createAdapter({ rank, alpha: 2 * rank });
+        let trainer = null;
+        try {
+            trainer = llama.createTrainer({ adapter: made, maxTokens: longest(batches), maxRows: 8, learningRate: rate, steps: passes * batches.length });
+            emit({ parameters: trainer.parameters });
+            for (let pass = 0; pass < passes; pass++)
+                for (const batch of batches) {
+                    emit({ loss: trainer.step(batch) });
+                    if (!await goesOn(job)) throw new Error('stopped');
+                }
+        } catch (error) {
+            made.free();
+            throw error;
+        } finally {
+            trainer?.free();
+        }
+        adapter?.free();
+        adapter = made;
+        llama.use(adapter);
+        return { after: greedy(sample, 40) };
+    },
+
+    async save() { return adapter.save(); },
+
+    async open({ bytes, sample }) {
+        const opened = llama.loadAdapter(bytes);
+        llama.use(null);
+        const before = greedy(sample, 40);
+        adapter?.free();
+        adapter = opened;
+        llama.use(adapter);
+        return { before, after: greedy(sample, 40), parameters: adapter.parameters };
+    },
+
+    /** Trains a head and an adapter on labeled texts. */
+    async trainClassifier({ examples, test, classes, passes }, emit, job) {
+        const head = { adapter: llama.createAdapter({ rank: 8, alpha: 16 }) };
+        head.head = llama.createHead(classes, { adapter: head.adapter });
+        const batches = chunks(examples.map(e => ({ row: row(e.text), label: e.label })), 10), all = batches.length * passes;
+        const trainer = llama.createTrainer({ ...head, maxTokens: longest(batches.map(batch => batch.map(e => e.row))), maxRows: 10,
+            learningRate: 4e-3, steps: all });
+        let done = 0;
+        try {
+            for (let pass = 0; pass < passes; pass++)
+                for (const batch of batches) {
+                    const loss = trainer.step(batch.map(e => e.row), batch.map(e => e.label));
+                    emit({ loss, done: ++done / all });
+                    if (!await goesOn(job)) throw new Error('stopped');
+                }
+        } catch (error) {
+            head.head.free();
+            head.adapter.free();
+            throw error;
+        } finally {
+            trainer.free();
+        }
+        classifier?.head.free();
+        classifier?.adapter.free();
+        classifier = head;
+        let right = 0;
+        for (const { text, label } of test) {
+            const p = head.head.classify(text);
+            if (p.indexOf(Math.max(...p)) === label) right++;
+            await turn();
+        }
+        return { accuracy: right / test.length };
+    },
+
+    /** With the head if it is for these labels, else by how much likelier the text makes each of the words. */
+    async classify({ text, labels }) {
+        if (classifier?.head.classes === labels.length) return { p: classifier.head.classify(text), trained: true };
+        llama.use(null);
+        const scores = labels.map(label => llama.likelihood(`${text} It was`, ` ${label}.`).logProbability -
+            llama.likelihood('It was', ` ${label}.`).logProbability);
+        const most = Math.max(...scores), e = scores.map(s => Math.exp(s - most)), sum = e.reduce((a, b) => a + b);
+        return { p: e.map(x => x / sum), trained: false };
+    },
+};
+
+onmessage = async ({ data: { id, action, value } }) => {
+    const job = jobs.get(id);
+    if (action === 'stop' || action === 'pause' || action === 'resume') {
+        if (!job) return;
+        if (action === 'stop') job.stopped = true;
+        job.paused = action === 'pause';
+        job.wake?.();
+        return;
+    }
+    const started = { stopped: false, paused: false };
+    jobs.set(id, started);
+    try {
+        postMessage({ id, result: await actions[action](value, event => postMessage({ id, event }), started) });
+    } catch (error) {
+        postMessage({ id, error: error.message, stopped: started.stopped });
+    } finally {
+        jobs.delete(id);
+    }
+};

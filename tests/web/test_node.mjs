@@ -1,0 +1,148 @@
+// The module as an npm package, in Node: the same text as the native program, training, files that are no models.
+import { mkdtempSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { check, native, same, sum, test } from './check.mjs';
+
+const build = path.resolve(process.argv[2] ?? 'build'), web = path.join(build, 'web'), file = path.join(web, 'stories.gguf');
+const folder = mkdtempSync(path.join(tmpdir(), 'minillama-')); // a project that has the package
+mkdirSync(path.join(folder, 'node_modules'));
+symlinkSync(web, path.join(folder, 'node_modules', 'minillama'));
+writeFileSync(path.join(folder, 'use.mjs'), "export * from 'minillama';\n");
+const { load, Llama, targets } = await import(pathToFileURL(path.join(folder, 'use.mjs')));
+
+const write = (llama, prompt, options) => Array.from(llama.generate(prompt, options), token => token.text).join('');
+const llama = await load(file);
+
+await test('the greedy text is that of the native program', () => {
+    for (const prompt of ['Once upon a time', 'Tom had a red ball. He', 'The dragon was'])
+        same(prompt + write(llama, prompt), native(path.join(build, 'generate'), file, prompt), 'not the same text');
+});
+
+await test('the module without training writes the same', async () => {
+    const small = await load(readFileSync(file), { wasm: path.join(web, 'minillama-small.wasm') });
+    same(write(small, 'Once upon a time', { maxTokens: 60 }), write(llama, 'Once upon a time', { maxTokens: 60 }), 'not the same text');
+    small.free();
+});
+
+await test('alternatives are in order, and the greedy token is the first of them', () => {
+    for (const { id, p, alternatives } of llama.generate('Once upon a time', { maxTokens: 20, alternatives: 6 })) {
+        same(alternatives.length, 6, 'their number');
+        same(alternatives[0].id, id, 'the first');
+        check(Math.abs(alternatives[0].p - p) < 1e-6, `p is ${p}, not ${alternatives[0].p}`);
+        check(alternatives.every((a, i) => !i || a.p <= alternatives[i - 1].p), 'not in order');
+        check(alternatives.reduce((s, a) => s + a.p, 0) <= 1.00001, 'more than 1');
+    }
+    // over the whole vocabulary they are 1; 2048 float sums are off by 1e-5 at most
+    const all = llama.alternatives(llama.encode('Once', { bos: true }), llama.config.vocabSize);
+    check(Math.abs(all.reduce((s, a) => s + a.p, 0) - 1) < 1e-4, 'the probabilities do not add up to 1');
+});
+
+await test('the same seed draws the same story', () => {
+    const draw = seed => write(llama, 'Once upon a time', { temperature: 1, maxTokens: 30, seed });
+    same(draw(7), draw(7), 'not the same');
+    check(draw(7) !== draw(8), 'two seeds draw the same');
+});
+
+await test('text becomes tokens and text again', () => {
+    for (const text of ['Once upon a time', 'Ein Bär aß 3 Äpfel – „süß“ 🙂'])
+        same(llama.decode(llama.encode(text)), text, 'not the same text');
+});
+
+await test('attention: each row is a distribution over what came before', () => {
+    const ids = llama.encode('Tom gave his ball to Lily.', { bos: true }), { layers, heads, n, weights } = llama.attention(ids);
+    same(n, ids.length, 'tokens');
+    for (let row = 0; row < layers * heads * n; row++) {
+        const of = weights.subarray(row * n, row * n + n), i = row % n;
+        check(Math.abs(of.reduce((s, w) => s + w) - 1) < 1e-5, `row ${row} does not add up to 1`);
+        check(of.subarray(i + 1).every(w => w === 0), `row ${row} looks ahead`);
+    }
+});
+
+await test('the likelihood of a text is the product of the probabilities of its tokens', () => {
+    const before = [...llama.encode('Once upon', { bos: true })], all = llama.encode('Once upon a time', { bos: true });
+    let expected = 0;
+    for (let i = before.length; i < all.length; i++) expected += Math.log(llama.probability(all.slice(0, i), all[i]));
+    const { logProbability, tokens } = llama.likelihood('Once upon', ' a time');
+    same(tokens, all.length - before.length, 'tokens');
+    // one by one or in one pass: 8-bit activations are the same, sums differ in their order
+    check(Math.abs(logProbability - expected) < 1e-3, `${logProbability}, not ${expected}`);
+});
+
+await test('an adapter learns, is saved, loaded, and works natively', () => {
+    const rows = ['Zip is a robot. He lives on the moon.', 'Zip likes oil. He drinks a cup of it.']
+        .map(text => [...llama.encode(text, { bos: true }), llama.bos]);
+    const plain = write(llama, 'Zip', { maxTokens: 40 });
+    const adapter = llama.createAdapter({ rank: 4, alpha: 8, targets: targets.all });
+    const trainer = llama.createTrainer({ adapter, maxTokens: 64, learningRate: 5e-3 });
+    const first = trainer.loss(rows);
+    check(Math.abs(trainer.step(rows) - first) < 1e-6, 'the loss of the first step is another');
+    for (let i = 0; i < 15; i++) trainer.step(rows);
+    const last = trainer.loss(rows);
+    check(last < first / 2, `the loss went from ${first} to ${last}`);
+    trainer.free();
+    llama.use(adapter);
+    const learned = write(llama, 'Zip', { maxTokens: 40 }), name = path.join(folder, 'adapter.gguf');
+    check(learned !== plain, 'nothing was learned');
+    writeFileSync(name, adapter.save());
+    llama.use(llama.loadAdapter(readFileSync(name)));
+    same(write(llama, 'Zip', { maxTokens: 40 }), learned, 'a saved adapter writes something else');
+    llama.use(null);
+    same(write(llama, 'Zip', { maxTokens: 40 }), plain, 'the model itself has changed');
+    const args = ['--pretrained-model-path', file, '--lora', name, '--prompt', 'Zip', '--temperature', '0', '--max_new_tokens', '40'];
+    const said = native(path.join(build, 'run_llama'), '--option', 'generate', ...args);
+    check(said.includes('Zip' + learned), `run_llama writes ${said}, not Zip${learned}`);
+    adapter.free();
+});
+
+await test('a head learns to tell two kinds of sentences', () => {
+    const texts = ['I loved it, it was good.', 'What a bad and boring film.'], rows = texts.map(text => llama.encode(text, { bos: true }));
+    const adapter = llama.createAdapter({ rank: 4 }), head = llama.createHead(2, { adapter });
+    const trainer = llama.createTrainer({ adapter, head, maxTokens: 64, learningRate: 5e-3 });
+    for (let i = 0; i < 12; i++) trainer.step(rows, [1, 0]);
+    trainer.free();
+    const [good, bad] = texts.map(text => head.classify(text));
+    check(Math.abs(good[0] + good[1] - 1) < 1e-5, 'not a distribution');
+    check(good[1] > 0.8 && bad[0] > 0.8, `${good} and ${bad}`);
+    head.free();
+    adapter.free();
+});
+
+await test('memory that is given back is used again', () => {
+    const once = () => {
+        const adapter = llama.createAdapter(), trainer = llama.createTrainer({ adapter, maxTokens: 32 });
+        trainer.step([llama.encode('Once upon a time', { bos: true })]);
+        trainer.free();
+        llama.attention(llama.encode('Once upon a time'));
+        adapter.free();
+    };
+    once();
+    const before = llama.run.call.memory.buffer.byteLength;
+    for (let i = 0; i < 10; i++) once();
+    same(llama.run.call.memory.buffer.byteLength, before, 'bytes of memory');
+});
+
+await test('what is no model is refused with a sentence', async () => {
+    for (const bytes of [new Uint8Array(100), readFileSync(file).subarray(0, 5000)]) {
+        const said = await load(bytes).then(() => 'accepted', error => error.message);
+        check(said.length > 10 && said !== 'accepted', said);
+    }
+    let said = '';
+    try {
+        llama.loadAdapter(readFileSync(file));
+    } catch (error) {
+        said = error.message;
+    }
+    check(said.length > 10, 'a model was loaded as an adapter');
+});
+
+await test('the types know what the module has', () => {
+    const types = readFileSync(path.join(web, 'minillama.d.ts'), 'utf8');
+    for (const name of Object.getOwnPropertyNames(Llama.prototype))
+        check(name === 'constructor' || types.includes(`    ${name}(`), `minillama.d.ts lacks ${name}`);
+});
+
+llama.free();
+rmSync(folder, { recursive: true });
+sum('test_node');

@@ -1,0 +1,186 @@
+// The page in headless Chromium: writes what the native program writes, goes on from an alternative, shows attention,
+// classifies, trains, pauses, cancels; the adapter that it downloads works natively.
+import { createServer } from 'node:http';
+import { createRequire } from 'node:module';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { check, native, same, sum, test } from './check.mjs';
+
+const require = createRequire(path.join(process.cwd(), 'package.json'));
+let chromium;
+try {
+    ({ chromium } = require('playwright-core'));
+} catch {
+    console.log('skipped test_page: no playwright-core (npm install it anywhere; PLAYWRIGHT=.../node_modules names the place)');
+    process.exit(0);
+}
+
+const build = path.resolve(process.argv[2] ?? 'build'), web = path.join(build, 'web'), model = path.join(web, 'stories.gguf');
+const kinds = { '.html': 'text/html', '.mjs': 'text/javascript', '.css': 'text/css', '.wasm': 'application/wasm' };
+const server = createServer(async ({ url }, answer) => {
+    const name = path.join(web, path.normalize(url === '/' ? 'index.html' : url));
+    try {
+        const bytes = await readFile(name);
+        answer.setHeader('content-type', kinds[path.extname(name)] ?? 'application/octet-stream');
+        answer.end(bytes);
+    } catch {
+        answer.writeHead(404).end();
+    }
+});
+await new Promise(resolve => server.listen(0, '127.0.0.1', resolve));
+const address = `http://127.0.0.1:${server.address().port}/`;
+
+const folder = mkdtempSync(path.join(tmpdir(), 'minillama-'));
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ['--no-sandbox'] });
+const page = await browser.newPage();
+page.setDefaultTimeout(120000); // machines that test are busy
+const complaints = [], strangers = [];
+page.on('console', message => ['error', 'warning'].includes(message.type()) && complaints.push(message.text()));
+page.on('pageerror', error => complaints.push(error.message));
+page.on('request', request => { if (!/^(blob|data):/.test(request.url()) && !request.url().startsWith(address)) strangers.push(request.url()); });
+
+const text = id => page.textContent(`#${id}`);
+const says = (id, pattern) => page.waitForFunction(([id, pattern]) => new RegExp(pattern).test(document.getElementById(id).textContent), [id, pattern]);
+const story = async () => (await page.locator('#story > *').allTextContents()).join('').replaceAll('⏎', '');
+const set = (id, value) => page.evaluate(([id, value]) => {
+    const input = document.getElementById(id);
+    input.value = value;
+    input.dispatchEvent(new Event('input', { bubbles: true }));
+}, [id, value]);
+
+await page.goto(address);
+await says('write-status', 'a second');
+
+await test('the story is that of the native program', async () => {
+    await set('temperature', 0);
+    await set('length', 250);
+    await page.click('#write');
+    await says('write-status', '^Writing');
+    await says('write-status', 'a second');
+    const expected = native(path.join(build, 'generate'), model, 'Once upon a time');
+    same((await story()).trim(), expected.trim(), 'not the same text');
+    same(await text('story-text'), expected.trim(), 'not the text for screen readers');
+});
+
+await test('a token has alternatives, and the story goes on from one', async () => {
+    const before = await story(), token = page.locator('#story [role=button]').nth(6);
+    await token.focus();
+    await page.keyboard.press('Enter');
+    same(await token.getAttribute('aria-pressed'), 'true', 'pressed');
+    const rows = page.locator('#alternatives-list button');
+    check(await rows.count() >= 8, 'too few alternatives');
+    const word = (await rows.nth(1).locator('.name').textContent());
+    await rows.nth(1).click();
+    await says('write-status', 'a second');
+    same(await page.locator('#story [role=button]').nth(6).textContent(), word, 'not the chosen one');
+    check(await story() !== before, 'the story is the same');
+});
+
+await test('arrow keys move among tokens and among tabs', async () => {
+    const at = () => page.evaluate(() => [...document.activeElement.parentElement.children].indexOf(document.activeElement));
+    await page.locator('#story [role=button]').first().focus();
+    await page.keyboard.press('ArrowRight');
+    await page.keyboard.press('ArrowRight');
+    same(await at(), 2, 'token');
+    await page.focus('#tab-write');
+    await page.keyboard.press('ArrowRight');
+    same(await page.getAttribute('#tab-look', 'aria-selected'), 'true', 'tab');
+});
+
+await test('attention is shown by layer and head', async () => {
+    await page.waitForFunction(() => document.querySelectorAll('#heads button').length === 24); // 6 layers of 4 heads
+    await page.click('#heads [aria-label="Layer 2, head 3"]');
+    same(await text('map-heading'), 'Attention of layer 2, head 3', 'heading');
+    check(/^Attention map of layer 2, head 3/.test(await page.getAttribute('#map', 'aria-label')), 'the map has no name');
+    await page.locator('#look-tokens [role=button]').nth(5).click();
+    check(/looks \d+\s% at/.test(await text('look-sentence')), await text('look-sentence'));
+});
+
+await test('a sentence is classified while it is typed', async () => {
+    await page.click('#tab-classify');
+    await page.waitForFunction(() => document.querySelectorAll('#verdict li').length === 2);
+    const before = await text('verdict');
+    await page.fill('#opinion', 'It was awful and boring, a bad film.');
+    await page.waitForFunction(before => document.getElementById('verdict').textContent !== before, before);
+    await page.click('#train-classifier');
+    await says('classify-status', '^Loss');
+    await page.click('#stop-classifier');
+    await says('classify-status', '^Stopped');
+});
+
+await test('training lowers the loss, pauses and goes on', async () => {
+    await page.click('#tab-teach');
+    await page.fill('#lines', 'Zip is a robot. He lives on the moon.\nZip likes oil. He drinks a cup of it.');
+    await page.fill('#passes', '25');
+    await page.click('#teach');
+    await says('curve-now', 'Step [3-9] of 25');
+    await page.click('#pause');
+    await page.waitForTimeout(300); // a step that had begun ends
+    const paused = await text('curve-now');
+    await page.waitForTimeout(700);
+    same(await text('curve-now'), paused, 'it goes on while it is paused');
+    await page.click('#pause');
+    await says('teach-status', '^Done');
+    const [first, last] = (await text('teach-status')).match(/[\d.]+\d/g).map(Number);
+    check(last < first / 2, `from ${first} to ${last}`);
+    check(/\d+ steps/.test(await page.getAttribute('#curve', 'aria-label')), 'the curve has no description');
+    check(await text('sample-before') !== await text('sample-after'), 'nothing was learned');
+});
+
+await test('the adapter works natively, and gives the text of the page', async () => {
+    const file = path.join(folder, 'adapter.gguf');
+    const [download] = await Promise.all([page.waitForEvent('download'), page.click('#download')]);
+    await download.saveAs(file);
+    const args = ['--pretrained-model-path', model, '--lora', file, '--prompt', 'Once upon a time', '--temperature', '0'];
+    const said = native(path.join(build, 'run_llama'), '--option', 'generate', ...args, '--max_new_tokens', '40');
+    const shown = await text('sample-after');
+    check(said.includes(shown), `run_llama writes ${said}, the page ${shown}`);
+    await page.setInputFiles('#adapter-file', file);
+    await says('teach-status', 'is in use');
+    same(await text('sample-after'), shown, 'opened again it writes something else');
+});
+
+await test('canceling keeps nothing', async () => {
+    const before = await text('sample-after');
+    await page.click('#teach');
+    await says('curve-now', 'Step [2-9] of 25');
+    await page.click('#cancel');
+    await says('teach-status', '^Canceled');
+    check(await page.isEnabled('#teach'), 'no new training can begin');
+    check(await page.isEnabled('#download'), 'what was learned before is gone');
+    check(before.length > 20, before);
+});
+
+await test('the page stays as wide as a phone', async () => {
+    await page.setViewportSize({ width: 360, height: 740 });
+    for (const tab of ['write', 'look', 'classify', 'teach']) {
+        await page.click(`#tab-${tab}`);
+        same(await page.evaluate(() => document.documentElement.scrollWidth), 360, `width of ${tab}`);
+    }
+});
+
+await test('every field and button has a name', async () => {
+    const nameless = await page.evaluate(() => [...document.querySelectorAll('input, select, textarea, button, canvas[role], svg[role]')]
+        .filter(e => !(e.labels?.length || e.textContent.trim() || e.getAttribute('aria-label'))).map(e => e.outerHTML));
+    same(nameless.join(), '', 'without a name');
+});
+
+await test('a file that is no model is refused with a sentence, and the page goes on', async () => {
+    await page.setInputFiles('#model-file', { name: 'bad.gguf', mimeType: 'x/y', buffer: Buffer.from('GGUF and nothing else') });
+    await says('model-name', 'was not opened');
+    check((await text('alert')).length > 10, 'no sentence');
+    await page.setInputFiles('#model-file', model);
+    await says('model-name', '1.3 million');
+});
+
+await test('no complaints in the console, and no request to anybody else', () => {
+    same(complaints.join('\n'), '', 'console');
+    same(strangers.join('\n'), '', 'requests');
+});
+
+await browser.close();
+server.close();
+rmSync(folder, { recursive: true });
+sum('test_page');
