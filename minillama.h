@@ -10420,7 +10420,7 @@ ML_DEF ml_result ml_chat_begin(ml_session *session, const ml_chat_desc *desc, ml
 /* ---- the tokens of a turn ---- */
 
 /* A turn as it is put together. Text that is not encoded yet waits at the beginning of the session's scratch. */
-typedef struct mli_turn {
+typedef struct mli_chat_turn {
     mli_session *session;
     const ml_tokenizer *tokenizer;
     const mli_chat_format *format;
@@ -10432,9 +10432,9 @@ typedef struct mli_turn {
     int differs;        /* up to the first that differs */
     ml_result result;
     ml_error *error;
-} mli_turn;
+} mli_chat_turn;
 
-static void mli_turn_put_id(mli_turn *turn, int32_t id) {
+static void mli_turn_put_id(mli_chat_turn *turn, int32_t id) {
     int most = turn->session->shown.max_seq_len;
     int32_t *ids = turn->session->encoded;
     if (turn->is_compared) {
@@ -10449,7 +10449,7 @@ static void mli_turn_put_id(mli_turn *turn, int32_t id) {
 }
 
 /* Encodes the text that waits. */
-static void mli_turn_flush(mli_turn *turn) {
+static void mli_turn_flush(mli_chat_turn *turn) {
     const ml_tokenizer *t = turn->has_prefix ? turn->tokenizer : &turn->bare.shown;
     size_t n = turn->n_bytes, size = ml_tokenizer_encode_size(n);
     char *work = (char *)turn->session->graph.memory, *text = work + size - n;
@@ -10462,7 +10462,7 @@ static void mli_turn_flush(mli_turn *turn) {
     for (int i = 0; i < ids.n; i++) mli_turn_put_id(turn, ids.ids[i]);
 }
 
-static void mli_turn_put_byte(mli_turn *turn, char c) {
+static void mli_turn_put_byte(mli_chat_turn *turn, char c) {
     char *waiting = (char *)turn->session->graph.memory;
     if (turn->result) return;
     if (ml_tokenizer_encode_size(turn->n_bytes + 1) <= turn->session->graph.size)
@@ -10474,7 +10474,7 @@ static void mli_turn_put_byte(mli_turn *turn, char c) {
 }
 
 /* A piece of the format. After a control piece some tokenizers begin a text again, and after bos all do. */
-static void mli_turn_put_special(mli_turn *turn, int32_t id) {
+static void mli_turn_put_special(mli_chat_turn *turn, int32_t id) {
     const mli_tokenizer *t = turn->tokenizer->private_part;
     mli_turn_flush(turn);
     mli_turn_put_id(turn, id);
@@ -10483,7 +10483,7 @@ static void mli_turn_put_special(mli_turn *turn, int32_t id) {
 }
 
 /* A text of the format. */
-static void mli_turn_write(mli_turn *turn, const char *text) {
+static void mli_turn_write(mli_chat_turn *turn, const char *text) {
     const ml_tokenizer *t = turn->tokenizer;
     for (size_t length = 1; *text; text += length, length = 1) {
         int32_t id = *text == *MLI_CHAT_BOS || (*text == *MLI_CHAT_MAY_BOS && t->adds_bos) ? t->bos
@@ -10498,7 +10498,7 @@ static void mli_turn_write(mli_turn *turn, const char *text) {
 }
 
 /* Whether a piece is one that would change whose turn it is. */
-static int mli_is_of_format(const mli_turn *turn, int32_t id, const char *text, size_t length) {
+static int mli_is_of_format(const mli_chat_turn *turn, int32_t id, const char *text, size_t length) {
     const char *const *pieces = turn->format->pieces;
     int is_of_format = mli_is_end(turn->tokenizer, id);
     for (size_t i = 0; i < MLI_COUNT(turn->format->pieces) && pieces[i]; i++)
@@ -10508,7 +10508,7 @@ static int mli_is_of_format(const mli_turn *turn, int32_t id, const char *text, 
 
 /* What somebody says; flags are MLI_TRIM_... Control pieces in it are not looked for. User-defined ones always are,
    since they belong to text; where the format is made of such pieces, they are cut in two here. */
-static void mli_turn_say(mli_turn *turn, const char *text, int flags) {
+static void mli_turn_say(mli_chat_turn *turn, const char *text, int flags) {
     static const char blanks[] = " \t\r\n\v\f";
     const mli_tokenizer *t = turn->tokenizer->private_part;
     size_t n, length;
@@ -10526,7 +10526,7 @@ static void mli_turn_say(mli_turn *turn, const char *text, int flags) {
 }
 
 /* The whole turn, or only what comes before the part that is forgotten with it. */
-static void mli_turn_put(mli_turn *turn, const char *system, const char *text, int is_first) {
+static void mli_turn_put(mli_chat_turn *turn, const char *system, const char *text, int is_first) {
     const mli_chat_format *f = turn->format;
     int is_inside = (f->flags & MLI_INSIDE) && system;
     mli_turn_write(turn, is_first ? f->begin : f->end);
@@ -10548,7 +10548,7 @@ static void mli_turn_put(mli_turn *turn, const char *system, const char *text, i
    boundary belongs to that part: what comes before is what encoding that alone gives, too. */
 static ml_result mli_turn_ids(const ml_chat *chat, const char *text, int is_first, ml_tokens *ids,
                               int *n_before, ml_error *error) {
-    mli_turn turn;
+    mli_chat_turn turn;
     memset(&turn, 0, sizeof turn);
     turn.session = chat->session->private_part;
     turn.tokenizer = chat->session->model->tokenizer;
@@ -17248,7 +17248,7 @@ static void mli_load_weights(mli_loader *loader) {
     }
     mli_tie_output(model);
     model->private_part->is_in_place = loader->bytes_in_place > 0;
-    int is_mine = loader->path || !loader->desc.scratch.alloc; /* or its memory is only lent */
+    int is_mine = loader->path || !loader->desc.scratch.alloc;  /* or its memory is only lent */
     if (!loader->result && loader->bytes_in_place && is_mine) { /* otherwise the file is no longer needed */
         model->private_part->archive = loader->archive;
         loader->archive = NULL;
