@@ -10326,7 +10326,7 @@ static const mli_chat_format mli_chat_formats[ML_CHAT_FORMATS] = {
 /* ---- which format ---- */
 
 ML_DEF const char *ml_chat_format_name(ml_chat_format format) {
-    int is_known = format >= ML_CHAT_DEFAULT && format < ML_CHAT_FORMATS;
+    int is_known = (int)format >= 0 && format < ML_CHAT_FORMATS;
     return mli_chat_formats[is_known ? format : ML_CHAT_DEFAULT].name;
 }
 
@@ -10398,7 +10398,7 @@ ML_DEF ml_result ml_chat_begin(ml_session *session, const ml_chat_desc *desc, ml
     if (!session || !chat) return mli_null(error, "ml_chat_begin");
     memset(chat, 0, sizeof *chat);
     const ml_model *model = session->model;
-    if (d.format < ML_CHAT_DEFAULT || d.format >= ML_CHAT_FORMATS)
+    if ((int)d.format < 0 || d.format >= ML_CHAT_FORMATS)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_chat_begin: format is not one of its names");
     if (!model->tokenizer)
         return mli_fail(error, ML_ERROR_ARGUMENT, "a chat needs a tokenizer, and the model has none");
@@ -22296,7 +22296,7 @@ static int32_t mli_block_product(ml_type type, const uint8_t *w, const mli_q *x)
 }
 
 /* Columns col .. col + n_cols - 1 of a row of y; n_x is 1. */
-static void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
+MLI_OPTIONAL void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
                              size_t n_cols) {
     const mli_activations *x = &job->x;
     const size_t bytes = mli_types[type].bytes, first = row * x->blocks;

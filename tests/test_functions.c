@@ -55,7 +55,7 @@ static double largest_error(float (*ours)(float), double (*right)(double), uint3
     }
     for (size_t i = 0; i < sizeof edges / sizeof *edges; i++)
         for (int side = -1; side < 2; side++) {
-            float x = side ? nextafterf(edges[i], side * INFINITY) : edges[i];
+            float x = side ? nextafterf(edges[i], (float)side * INFINITY) : edges[i];
             double error = ulps(ours(x), right((double)x));
             if (error > most) most = error;
         }

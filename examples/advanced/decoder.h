@@ -80,7 +80,9 @@ static inline ml_result decoder_arrays(decoder *d, const decoding *how, ml_error
 /* A decoder for these settings; close it in any case. */
 static inline ml_result decoder_open(decoder *d, const ml_model *model, const decoding *how, int n_threads,
                                      ml_error *error) {
-    ml_session_desc desc = {0, 0, NULL, {n_threads, NULL, NULL}, {NULL, NULL, NULL}, {NULL, NULL}};
+    ml_session_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.threads.n_threads = n_threads;
     const ml_tokenizer *t = model->tokenizer;
     memset(d, 0, sizeof *d);
     d->model = model;

@@ -137,7 +137,9 @@ static int write_all(writer *w) {
 }
 
 static int run(writer *w, const settings *s) {
-    ml_session_desc desc = {0, 0, NULL, {s->threads, NULL, NULL}, {NULL, NULL, NULL}, {NULL, NULL}};
+    ml_session_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.threads.n_threads = s->threads;
     ml_error error;
     if (!check(s)) return 0;
     w->set = s;

@@ -177,7 +177,9 @@ static inline void speculation_close(speculation *s) {
 /* draft NULL: lookup. Then the caller sets n_draft and so on; close it in any case. */
 static inline ml_result speculation_open(speculation *s, const ml_model *target, const ml_model *draft,
                                          int n_threads, ml_error *error) {
-    ml_session_desc desc = {0, 0, NULL, {n_threads, NULL, NULL}, {NULL, NULL, NULL}, {NULL, NULL}};
+    ml_session_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.threads.n_threads = n_threads;
     size_t vocab = (size_t)target->config.vocab_size, length = (size_t)target->config.max_seq_len;
     memset(s, 0, sizeof *s);
     ml_result result = draft ? same_tokens(target, draft, error) : ML_OK;
