@@ -82,7 +82,7 @@ static inline ml_result decoder_open(decoder *d, const ml_model *model, const de
                                      ml_error *error) {
     ml_session_desc desc;
     memset(&desc, 0, sizeof desc);
-    desc.threads.n_threads = n_threads;
+    desc.threads.count = n_threads;
     const ml_tokenizer *t = model->tokenizer;
     memset(d, 0, sizeof *d);
     d->model = model;

@@ -139,7 +139,7 @@ static int write_all(writer *w) {
 static int run(writer *w, const settings *s) {
     ml_session_desc desc;
     memset(&desc, 0, sizeof desc);
-    desc.threads.n_threads = s->threads;
+    desc.threads.count = s->threads;
     ml_error error;
     if (!check(s)) return 0;
     w->set = s;

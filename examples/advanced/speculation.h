@@ -179,7 +179,7 @@ static inline ml_result speculation_open(speculation *s, const ml_model *target,
                                          int n_threads, ml_error *error) {
     ml_session_desc desc;
     memset(&desc, 0, sizeof desc);
-    desc.threads.n_threads = n_threads;
+    desc.threads.count = n_threads;
     size_t vocab = (size_t)target->config.vocab_size, length = (size_t)target->config.max_seq_len;
     memset(s, 0, sizeof *s);
     ml_result result = draft ? same_tokens(target, draft, error) : ML_OK;
