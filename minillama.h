@@ -10265,13 +10265,13 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
 #define MLI_CHAT_MAY_BOS "\2"
 #define MLI_CHAT_EOS "\3"
 
-enum { /* flags of a format */
+enum { /* flags of a format: */
        MLI_TRIM_BEGIN = 1,
-       MLI_TRIM_END = 2, /* blanks around what somebody says are dropped */
-       MLI_TRIM = 3,
-       MLI_INSIDE = 4, /* the system's part is inside the first user's: blanks around both are dropped */
-       MLI_MAY_BE_TEXT = 8
-}; /* where the tokenizer has no such pieces, they are written as text */
+       MLI_TRIM_END = 2,
+       MLI_TRIM = 3,   /* blanks around what somebody says are dropped */
+       MLI_INSIDE = 4, /* the system's part is inside the first user's, and blanks around both are dropped */
+       MLI_MAY_BE_TEXT = 8 /* its pieces are text where the tokenizer has none of them */
+};
 
 typedef struct mli_chat_format {
     const char *name;

@@ -70,6 +70,13 @@ TEST(llama2_turns) {
     check_turns(&llama2, ML_CHAT_LLAMA2, "Be kind.", "{<s>} [INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]",
                 second);
     check_turns(&llama2, ML_CHAT_LLAMA2, " S ", "{<s>} [INST] <<SYS>>\n S \n<</SYS>>\n\nHi [/INST]", second);
+    /* blanks are dropped around both together */
+    ml_session *session = session_over(random_model(&llama2, 1), CONTEXT);
+    ml_chat chat = chat_over(session, ML_CHAT_LLAMA2, "S");
+    ml_tokens turn;
+    REQUIRE(ml_chat_encode(&chat, " x ", &turn, &failure) == ML_OK);
+    CHECK(same(&llama2, turn.ids, turn.n, "{<s>} [INST] <<SYS>>\nS\n<</SYS>>\n\n x [/INST]"));
+    end_session(session);
 }
 
 /* Meta's documentation of Llama 3 ("Model Cards & Prompt formats"). */
@@ -422,11 +429,11 @@ static const struct {
 };
 
 TEST(templates_are_recognized) {
-    for (size_t i = 0; i < sizeof templates / sizeof *templates; i++)
-        if (ml_chat_format_of_template(templates[i].text) != templates[i].format) {
-            printf("%s\n", templates[i].text);
-            CHECK(!"recognized");
-        }
+    for (size_t i = 0; i < sizeof templates / sizeof *templates; i++) {
+        ml_chat_format found = ml_chat_format_of_template(templates[i].text);
+        CHECK(found == templates[i].format);
+        if (found != templates[i].format) printf("%s: %s\n", ml_chat_format_name(found), templates[i].text);
+    }
     CHECK(ml_chat_format_of_template(NULL) == ML_CHAT_DEFAULT);
     for (int i = ML_CHAT_PLAIN; i < ML_CHAT_FORMATS; i++)
         CHECK(ml_chat_format_from_name(ml_chat_format_name((ml_chat_format)i)) == (ml_chat_format)i);
