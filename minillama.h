@@ -1354,8 +1354,8 @@ typedef struct ml_model_load_desc {
     ml_mask mask;
     /* Skips the pass over all weights that looks for numbers that are not finite (or too large for `type`):
        ML_ERROR_NUMBER. It reads every page of a mapped file; but where over 256 MB of weights are used in place, only
-       4 KB in each MB of a matrix, which finds what a training that diverged left, but not every damaged number: those
-       show where a token is drawn, or in another result that is tested. */
+       4 KB in each 16 MB of a matrix, which finds what a training that diverged left, but not every damaged number:
+       those show where a token is drawn, or in another result that is tested. */
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
        Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, ignored if
@@ -15549,12 +15549,13 @@ static void mli_copy_bias(mli_loader *loader, const ml_array *array, const ml_te
 }
 
 /* To look at every number of a large mapped file would take longer than all else that loading does: it would read the
-   whole file. There a page in each megabyte shows whether training went wrong; ml_model_load_desc says what is
+   whole file. There a page in each 16 MB shows whether training went wrong; ml_model_load_desc says what is
    promised. */
 #ifndef MLI_CHECK_WHOLE
-#define MLI_CHECK_WHOLE ((uint64_t)1 << 28) /* bytes of weights in place */
+#define MLI_CHECK_WHOLE (1u << 28) /* bytes of weights in place; in a larger file: */
+#define MLI_CHECK_STEP (1u << 24)  /* from one page to the next */
 #endif
-enum { MLI_CHECK_PIECE = 1 << 12, MLI_CHECK_STEP = 1 << 20 };
+enum { MLI_CHECK_PIECE = 1 << 12 };
 
 /* A weight that is used where it is: what has to be read is read once, as fast as memory delivers. */
 static void mli_check_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor) {

@@ -1,7 +1,8 @@
 /* Products with quantized weights: the kernels of the instruction set that this is compiled for, against plain
    loops. Integer sums are exact, so kernels and loops may differ only in the order in which floats are added. */
 #define MINILLAMA_IMPLEMENTATION
-#define MLI_CHECK_WHOLE 13000000u /* in place of 256 MB: a large model for checked_in_part */
+#define MLI_CHECK_WHOLE 13000000u /* what is a large model in checked_in_part, in place of 256 MB */
+#define MLI_CHECK_STEP (1u << 20)
 #include "preamble.h"
 #include "folder.h"
 #include "models.h"
@@ -1077,7 +1078,7 @@ static long place_of_ffn_up(const char *path) {
     return at;
 }
 
-/* Of a large model one page in each megabyte of a matrix is looked at when it is loaded; damage elsewhere shows when
+/* Of a large model one page in each megabyte of a matrix (here; else 16) is looked at when it is loaded; damage elsewhere shows when
    a token is drawn. A small one is looked at whole, and so is what is converted. */
 TEST(checked_in_part) {
     static const struct {
