@@ -166,8 +166,8 @@
    llama.cpp: logits move by 1 to 3 %. The other quantized types become floats a block at a time, exact but slower.
    A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded, of over 256 MB
    in place in a sample, or saved, or do not fit the type that they are converted to), in a loss or a gradient, in
-   logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits, which
-   no compiler option can remove.
+   logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits,
+   which no compiler option can remove.
 
    LIMITS  Little-endian machines. Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
    LayerNorm, rotary positions on adjacent pairs with theta, stretched by any ml_rope_kind or the factors of a GGUF,
@@ -314,10 +314,10 @@ ML_DEF size_t ml_type_block(ml_type type); /* numbers per block: 32, 256, or 1 w
 /* Bytes of a row of `cols` numbers; 0 if cols is not a multiple of the block. */
 ML_DEF size_t ml_type_row_bytes(ml_type type, size_t cols);
 
-/* Converts n numbers; `to` must be one of the first five types, Q5_0, Q5_1, Q4_K to Q6_K, or equal `from`. Exact where the
-   target can hold the value, otherwise rounded to nearest even (Q4_K to Q6_K: scales are chosen for a small square
-   error); what is too large becomes infinite (in blocks the largest that fits). Fails when n is not a multiple of a
-   block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS left out. */
+/* Converts n numbers; `to` must be one of the first five types, Q5_0, Q5_1, Q4_K to Q6_K, or equal `from`. Exact
+   where the target can hold the value, otherwise rounded to nearest even (Q4_K to Q6_K: scales are chosen for a small
+   square error); what is too large becomes infinite (in blocks the largest that fits). Fails when n is not a multiple
+   of a block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS left out. */
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n);
 
 /* ==== >>tensors ==== */
@@ -18834,7 +18834,8 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
                     | d | q16 q0 | q17 q1 | ... | q31 q15 |           18 bytes; a byte is two q, the high 4 bits
                                                                       first, each stored as q + 8, 0..15
 
-   ggml's other formats are drawn beside their functions below; of those, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K are also written.
+   ggml's other formats are drawn beside their functions below; of those, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K are also
+   written.
 
    The table mli_types describes every format. To add a quantized one: give it a row there, and a function that
    dequantizes it; products then dequantize a block at a time. To multiply it in integers, give it its case in
@@ -19975,8 +19976,8 @@ MLI_INLINE float mli_sums_total(mli_sums sum) { return sum; }
 
 #endif
 
-/* The numbers of a block of weights, from its bytes after the scale. Those of Q4_0 and Q5_0 stay at the top of a byte:
-   they are 16 or 8 times too large, and sums of them are multiplied by mli_bytes_unit in the end. Q8_0 is stored
+/* The numbers of a block of weights, from its bytes after the scale. Those of Q4_0 and Q5_0 stay at the top of a
+   byte: they are 16 or 8 times too large, and sums of them are multiplied by mli_bytes_unit in the end. Q8_0 is stored
    signed; Q4_0 with an offset of 8 and Q5_0 of 16, which become 128. Flipping the highest bit of a byte adds 128 or
    takes it away. */
 MLI_INLINE mli_bytes mli_bytes_of(ml_type type, const uint8_t *q) {
