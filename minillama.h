@@ -182,8 +182,8 @@
    llama.cpp: logits move by 1 to 3 %. The other quantized types become floats a block at a time, exact but slower.
    A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded, of over 256 MB
    in place in a sample, or saved, or do not fit the type that they are converted to), in a loss or a gradient, in
-   logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits, which
-   no compiler option can remove.
+   logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits,
+   which no compiler option can remove.
 
    BYTE ORDER  Files, and what ml_session_save gives, are little-endian. A big-endian machine reads and writes the same
    ones; weights of F32, F16 and BF16 it cannot use in place, so that they are copied (from an allocator without
@@ -338,10 +338,10 @@ ML_DEF size_t ml_type_block(ml_type type); /* numbers per block: 32, 256, or 1 w
 /* Bytes of a row of `cols` numbers; 0 if cols is not a multiple of the block. */
 ML_DEF size_t ml_type_row_bytes(ml_type type, size_t cols);
 
-/* Converts n numbers; `to` must be one of the first five types, Q5_0, Q5_1, Q4_K to Q6_K, or equal `from`. Exact where the
-   target can hold the value, otherwise rounded to nearest even (Q4_K to Q6_K: scales are chosen for a small square
-   error); what is too large becomes infinite (in blocks the largest that fits). Fails when n is not a multiple of a
-   block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS or ML_NO_F16_WEIGHTS left out. */
+/* Converts n numbers; `to` must be one of the first five types, Q5_0, Q5_1, Q4_K to Q6_K, or equal `from`. Exact
+   where the target can hold the value, otherwise rounded to nearest even (Q4_K to Q6_K: scales are chosen for a small
+   square error); what is too large becomes infinite (in blocks the largest that fits). Fails when n is not a multiple
+   of a block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS or ML_NO_F16_WEIGHTS left out. */
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n);
 
 /* ==== >>tensors ==== */
@@ -1472,8 +1472,8 @@ typedef struct ml_model_load_desc {
     ml_mask mask;
     /* Skips the pass over all weights that looks for numbers that are not finite (or too large for `type`):
        ML_ERROR_NUMBER. It reads every page of a mapped file; but where over 256 MB of weights are used in place, only
-       4 KB in each MB of a matrix, which finds what a training that diverged left, but not every damaged number: those
-       show where a token is drawn, or in another result that is tested. */
+       4 KB in each 16 MB of a matrix, which finds what a training that diverged left, but not every damaged number:
+       those show where a token is drawn, or in another result that is tested. */
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
        Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, ignored if
@@ -17171,12 +17171,13 @@ static void mli_copy_bias(mli_loader *loader, const ml_array *array, const ml_te
 }
 
 /* To look at every number of a large mapped file would take longer than all else that loading does: it would read the
-   whole file. There a page in each megabyte shows whether training went wrong; ml_model_load_desc says what is
+   whole file. There a page in each 16 MB shows whether training went wrong; ml_model_load_desc says what is
    promised. */
 #ifndef MLI_CHECK_WHOLE
-#define MLI_CHECK_WHOLE ((uint64_t)1 << 28) /* bytes of weights in place */
+#define MLI_CHECK_WHOLE (1u << 28) /* bytes of weights in place; in a larger file: */
+#define MLI_CHECK_STEP (1u << 24)  /* from one page to the next */
 #endif
-enum { MLI_CHECK_PIECE = 1 << 12, MLI_CHECK_STEP = 1 << 20 };
+enum { MLI_CHECK_PIECE = 1 << 12 };
 
 /* A weight that is used where it is: what has to be read is read once, as fast as memory delivers. */
 static void mli_check_weight(mli_loader *loader, const ml_array *array, const ml_tensor *tensor) {
@@ -20791,7 +20792,8 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
                     | d | q16 q0 | q17 q1 | ... | q31 q15 |           18 bytes; a byte is two q, the high 4 bits
                                                                       first, each stored as q + 8, 0..15
 
-   ggml's other formats are drawn beside their functions below; of those, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K are also written.
+   ggml's other formats are drawn beside their functions below; of those, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K are also
+   written.
 
    The table mli_types describes every format. To add a quantized one: give it a row there, and a function that
    dequantizes it; products then dequantize a block at a time. To multiply it in integers, give it its case in
@@ -22036,8 +22038,8 @@ MLI_INLINE float mli_sums_total(mli_sums sum) { return sum; }
 
 #endif
 
-/* The numbers of a block of weights, from its bytes after the scale. Those of Q4_0 and Q5_0 stay at the top of a byte:
-   they are 16 or 8 times too large, and sums of them are multiplied by mli_bytes_unit in the end. Q8_0 is stored
+/* The numbers of a block of weights, from its bytes after the scale. Those of Q4_0 and Q5_0 stay at the top of a
+   byte: they are 16 or 8 times too large, and sums of them are multiplied by mli_bytes_unit in the end. Q8_0 is stored
    signed; Q4_0 with an offset of 8 and Q5_0 of 16, which become 128. Flipping the highest bit of a byte adds 128 or
    takes it away. */
 MLI_INLINE mli_bytes mli_bytes_of(ml_type type, const uint8_t *q) {

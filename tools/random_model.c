@@ -1,5 +1,5 @@
-/* random_model: a model of random weights as a GGUF, to measure speed with: of a shape and a type, with a tokenizer so
-   that other programs load it too.
+/* random_model: a model of random weights as a GGUF, to measure speed with: of a shape and a type, with a tokenizer
+   so that other programs load it too.
    build/random_model OUT.gguf --shape 1.1B --type Q4_K_M --tokenizer tokenizer.model */
 #include "../examples/common/file.h"
 #include "../examples/common/options.h"
