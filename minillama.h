@@ -1309,9 +1309,9 @@ typedef struct ml_load_desc {
    the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
    pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors, adapter_model.safetensors,
    adapter_model.bin, or (with POSIX) its only .index.json, .gguf, .safetensors, .pth or .pt, with the others if it is
-   NAME-00001-of-00003.safetensors. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an archive is one of
-   them. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together. Models,
-   adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
+   NAME-00001-of-00003.safetensors. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an
+   archive is one of them. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit
+   together. Models, adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
