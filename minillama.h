@@ -1424,9 +1424,10 @@ typedef struct ml_load_desc {
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which means
    the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
    pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors, adapter_model.safetensors,
-   adapter_model.bin, or (with POSIX) its only .gguf, .safetensors, .pth or .pt. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an archive is one of
-   them. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit together. Models,
-   adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
+   adapter_model.bin, or (with POSIX) its only .index.json, .gguf, .safetensors, .pth or .pt, with the others if it is
+   NAME-00001-of-00003.safetensors. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an
+   archive is one of them. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit
+   together. Models, adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -11961,46 +11962,56 @@ static int64_t mli_shard_int(const mli_archive *archive, const char *key, int64_
     return value && value->kind == ML_VALUE_INT ? value->i : otherwise;
 }
 
+/* The shard that was read last is number i of `count` of a split GGUF. */
+static void mli_check_split(mli_archive *archive, const char *name, int i, int count) {
+    int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, -1);
+    int64_t of = mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, -1);
+    if (no != i || of != count)
+        mli_stop(archive, ML_ERROR_MISMATCH,
+                 "%s is of another split: " MLI_KEY_SPLIT_NO " %l, " MLI_KEY_SPLIT_COUNT " %l, not %d, %d",
+                 name, no, of, i, count);
+}
+
 /* Opens shards 2 to `count`; name (length): that of the first, whose digits are at `number`. */
 static void mli_open_numbered(mli_archive *archive, int count, char *name, size_t length, char *number) {
+    int is_gguf = strcmp(archive->shown.format, "GGUF") == 0;
     size_t n_values = archive->values.n;
     for (int i = 1; i < count && !archive->result; i++) {
         for (int digit = 5, rest = i + 1; digit-- > 0; rest /= 10) number[digit] = (char)('0' + rest % 10);
         mli_open_shard(archive, name, length);
-        int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, -1);
-        int64_t of = mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, -1);
-        if (no != i || of != count)
-            mli_stop(archive, ML_ERROR_MISMATCH,
-                     "%s is of another split: " MLI_KEY_SPLIT_NO " %l, " MLI_KEY_SPLIT_COUNT
-                     " %l, not %d, %d",
-                     name, no, of, i, count);
+        if (is_gguf) mli_check_split(archive, name, i, count);
         archive->values.n = n_values;
     }
     mli_end_shards(archive);
 }
 
-/* Reads the others of `count` shards, if the one that was read is the first. */
-static void mli_read_split(mli_archive *archive, int64_t count) {
-    int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, 0), n_tensors;
-    int number = 0, named = 0;
-    n_tensors = mli_shard_int(archive, MLI_KEY_SPLIT_TENSORS, -1);
-    if (no || !archive->file_path) {
-        mli_stop(archive, ML_ERROR_UNSUPPORTED,
-                 "this is part %l of %l of a split GGUF: load part 1 by its path", no + 1, count);
-        return;
-    }
+/* Opens the other shards by their numbers, if the name of the one that was read says that it is the first of `count`
+   (0: of several); else returns 0. */
+static int mli_open_others(mli_archive *archive, int64_t count) {
     const char *file = archive->file_path + mli_folder_length(archive->file_path);
+    int number = 0, named = 0;
     const char *at = mli_shard_number(file, &number, &named);
-    if (!at || number != 1 || named != count) {
-        mli_stop(archive, ML_ERROR_MISMATCH,
-                 "this is part 1 of %l of a split GGUF, but its name does not say so (-00001-of-...)", count);
-        return;
-    }
+    if (!at || number != 1 || (count ? named != count : named < 2)) return 0;
     size_t length = strlen(file);
     char *name = mli_join_path(&archive->allocator, file, length, "");
     if (name) mli_open_numbered(archive, named, name, length, name + (at - file) + 1);
     if (!name) mli_no_memory(archive);
     mli_free(&archive->allocator, name);
+    return 1;
+}
+
+/* Reads the others of `count` parts of a split GGUF, if the one that was read is the first. */
+static void mli_read_split(mli_archive *archive, int64_t count) {
+    int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, 0);
+    int64_t n_tensors = mli_shard_int(archive, MLI_KEY_SPLIT_TENSORS, -1);
+    if (no || !archive->file_path) {
+        mli_stop(archive, ML_ERROR_UNSUPPORTED,
+                 "this is part %l of %l of a split GGUF: load part 1 by its path", no + 1, count);
+        return;
+    }
+    if (!mli_open_others(archive, count))
+        mli_stop(archive, ML_ERROR_MISMATCH,
+                 "this is part 1 of %l of a split GGUF, but its name does not say so (-00001-of-...)", count);
     if (n_tensors >= 0 && (uint64_t)n_tensors != archive->arrays.n)
         mli_stop(archive, ML_ERROR_MISMATCH, MLI_KEY_SPLIT_TENSORS " is %l, but the %l parts have %z tensors",
                  n_tensors, count, archive->arrays.n);
@@ -12043,9 +12054,9 @@ static const char *mli_only_file(mli_archive *archive, const char *folder, const
     DIR *listing = opendir(folder);
     int n = 0, number = 1, count;
     for (struct dirent *entry; listing && (entry = readdir(listing)) != NULL;) {
-        const char *name = entry->d_name, *dot = strrchr(name, '.');
-        if (!dot || strcmp(dot, ending) != 0 || (mli_shard_number(name, &number, &count) && number > 1))
-            continue;
+        const char *name = entry->d_name;
+        if (!mli_ends_with(name, strlen(name), ending)) continue;
+        if (mli_shard_number(name, &number, &count) && number > 1) continue;
         if (n++) continue;
         char *path = mli_join_path(&archive->allocator, "/", 1, name);
         if (path) only = mli_keep_name(archive, path, strlen(path));
@@ -12063,7 +12074,7 @@ static const char *mli_only_file(mli_archive *archive, const char *folder, const
 /* Maps that file of the folder at archive->file_path, which becomes its path. */
 static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     const ml_allocator *allocator = &archive->allocator;
-    static const char *const endings[] = {".gguf", ".safetensors", ".pth", ".pt"};
+    static const char *const endings[] = {".index.json", ".gguf", ".safetensors", ".pth", ".pt"};
     const char *folder = archive->file_path, *only = NULL;
     ml_result result = ML_ERROR_FILE;
     for (size_t i = 0; i < MLI_COUNT(endings) && !only; i++)
@@ -12161,7 +12172,11 @@ static ml_result mli_open(const char *path, const void *data, size_t size, const
         mli_read_memory(archive, data, size);
     int is_gguf = !archive->result && strcmp(archive->shown.format, "GGUF") == 0;
     int64_t n_parts = is_gguf ? mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, 1) : 1;
-    if (n_parts > 1) mli_read_split(archive, n_parts);
+    int is_folder = path && !archive->result && strcmp(archive->file_path, path) != 0;
+    if (n_parts > 1)
+        mli_read_split(archive, n_parts);
+    else if (is_folder) /* without an index */
+        mli_open_others(archive, 0);
     return mli_archive_end(archive, shown, error);
 }
 

@@ -1,7 +1,8 @@
 /* The first include of a fuzzer, in place of preamble.h. libFuzzer brings its own main; with any other compiler the
    one below replays files, or writes the fuzzer's own seeds into a folder (--seeds FOLDER, for libFuzzer to begin
-   with), or, without arguments (as `make test` does), replays the seeds and a fixed set of mutations of each. Each
-   seed counts as one test, and must be accepted. A wrong result for any input aborts the program. */
+   with), or, without arguments (as `make test` does), replays the seeds, their beginnings of every length, and a fixed
+   set of mutations of each. Each seed counts as one test, and must be accepted. A wrong result for any input aborts
+   the program. */
 #ifndef FUZZ_H
 #define FUZZ_H
 
@@ -21,7 +22,7 @@ static int fuzz_accepted; /* the fuzzer sets it to 1 when an input is loaded */
 
 #ifndef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION /* which `make fuzz` defines */
 
-enum { MUTATIONS = 2000 };
+enum { MUTATIONS = 2000, CUTS = 4096 }; /* of each seed; at most */
 
 /* In memory of exactly its size, so that sanitizers see a read past its end. */
 static void replay_bytes(const unsigned char *data, size_t n) {
@@ -58,6 +59,7 @@ static int replay_seed(const bytes *seed, int number) {
     fuzz_accepted = 0;
     replay_bytes(seed->data, seed->size);
     if (!fuzz_accepted) return printf("FAILED seed %d is not accepted\n", number), 0;
+    for (size_t n = 0; n < seed->size && n < CUTS; n++) replay_bytes(seed->data, n);
     for (int i = 0; i < MUTATIONS; i++) {
         bytes changed = {NULL, 0, 0};
         put(&changed, seed->data, seed->size);

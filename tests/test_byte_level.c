@@ -460,6 +460,8 @@ TEST(saved_as_gguf) {
     check_saved(t, "smollm", N_MERGES - 1);
 }
 
+#define HEAD "{\"pre_tokenizer\": " BYTE_LEVEL "true}, \"model\": {\"type\": \"BPE\", \"vocab\": "
+
 TEST(beside_a_model) {
     static const char config[] =
         "{\"hidden_size\": 16, \"intermediate_size\": 16, \"num_hidden_layers\": 1, "
@@ -482,7 +484,16 @@ TEST(beside_a_model) {
     CHECK(loaded->tokenizer->bos == 104 && loaded->tokenizer->eos == 119);
     CHECK(loaded->tokenizer->n_ends == 3 && loaded->tokenizer->n_pieces == ALL);
     ml_model_free(loaded);
+    static const char fewer[] = HEAD "{\"a\": 0, \"b\": 1}}}"; /* without what was added later */
+    write_file(in_folder("tokenizer.model"), fewer, sizeof fewer - 1);
+    REQUIRE(ml_model_load(folder, NULL, &loaded, &failure) == ML_OK);
+    CHECK(loaded->tokenizer && loaded->tokenizer->n_pieces == ALL);
+    ml_model_free(loaded);
     CHECK(remove(in_folder("tokenizer.json")) == 0);
+    REQUIRE(ml_model_load(folder, NULL, &loaded, &failure) == ML_OK);
+    CHECK(loaded->tokenizer && loaded->tokenizer->n_pieces == 2);
+    ml_model_free(loaded);
+    CHECK(remove(in_folder("tokenizer.model")) == 0);
 }
 
 /* ---- Meta's tokenizer.model of Llama 3 ---- */
@@ -611,7 +622,6 @@ static bytes text_bytes(const char *text) {
     return b;
 }
 
-#define HEAD "{\"pre_tokenizer\": " BYTE_LEVEL "true}, \"model\": {\"type\": \"BPE\", \"vocab\": "
 TEST(wrong_json) {
     static const struct {
         const char *text, *word;

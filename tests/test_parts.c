@@ -494,6 +494,15 @@ TEST(folder_of_any_name) {
     refused(in_folder("any"), ML_ERROR_FILE, "a single .gguf, .safetensors, .pth or .pt");
     write_file(in_folder("any/consolidated.safetensors"), b.data, b.size);
     loads(in_folder("any"));
+    write_sharded("named"); /* an index of another name, and none */
+    bytes index = read_file(in_folder("named/" INDEX));
+    remove(in_folder("named/" INDEX));
+    loads(in_folder("named"));
+    write_file(in_folder("named/model.fp16.index.json"), index.data, index.size);
+    loads(in_folder("named"));
+    remove(in_folder("named/model.fp16.index.json")), remove(in_folder("named/" SECOND));
+    refused(in_folder("named"), ML_ERROR_FILE, SECOND " cannot be opened");
+    free_bytes(&index);
     free_bytes(&b), free_bytes(&config);
 }
 
