@@ -2403,7 +2403,12 @@ ML_DEF float ml_random_normal(ml_random *random) {
 
 struct mli_integer_job; /* in >>integers */
 
-enum { MLI_LARGEST_BLOCK = 256 }; /* numbers, and a multiple of any other block */
+/* Numbers, and a multiple of any other block. Buffers on the stack hold one. */
+#ifdef ML_NO_K_QUANTS
+enum { MLI_LARGEST_BLOCK = 32 };
+#else
+enum { MLI_LARGEST_BLOCK = 256 };
+#endif
 
 /* A number format. `dequantize` is NULL unless weights may have it, `quantize` unless they can be converted to it,
    `few` unless they are multiplied in integers. */
@@ -4347,7 +4352,7 @@ static ml_type mli_weight_type(const ml_config *config, int index, ml_type type,
     if (!type) return mli_is_weight(present) ? present : ML_F32;
     size_t cols = (size_t)mli_extent_of(config, mli_params[slot].cols);
     type = mli_mixed_type(config, index, type);
-    if (cols % ml_type_block(type) && ml_type_block(type) == MLI_LARGEST_BLOCK) type = ML_Q8_0;
+    if (cols % ml_type_block(type) && ml_type_block(type) == 256) type = ML_Q8_0;
     return cols % ml_type_block(type) ? ML_F16 : type;
 }
 
@@ -8564,8 +8569,13 @@ typedef struct mli_word_rule {
 
 #define MLI_MAX_PIECES 1048576 /* of a vocabulary */
 #define MLI_MAX_MERGES 8388608 /* as ranks, exact in a float */
-#define MLI_MAX_PIECE 1024     /* bytes of one piece: bounds the time that a lookup takes */
-#define MLI_MAX_PROBES 256     /* slots that a lookup visits; common vocabularies need fewer than 100 */
+/* Bytes of one piece: bounds the time that a lookup takes, and what is on the stack. */
+#if defined(MLI_SMALL) && defined(ML_NO_BPE)
+#define MLI_MAX_PIECE 256
+#else
+#define MLI_MAX_PIECE 1024
+#endif
+#define MLI_MAX_PROBES 256 /* slots that a lookup visits; common vocabularies need fewer than 100 */
 
 /* SentencePiece writes the space as U+2581, which makes it visible in lists of pieces. Here each piece is stored
    twice: as written, and as its text, in which the mark is a plain space again, a byte piece its byte, and a piece of
@@ -8932,14 +8942,13 @@ static size_t mli_tokenizer_layout(mli_tokenizer *t, const mli_piece_sizes *size
 }
 
 /* All but the pieces. */
-static mli_tokenizer mli_plan_tokenizer(const mli_vocabulary *v, const ml_allocator *allocator) {
-    mli_tokenizer plan;
-    ml_tokenizer *shown = &plan.shown;
-    memset(&plan, 0, sizeof plan);
-    memset(plan.byte_ids, 0xff, sizeof plan.byte_ids); /* -1 */
-    plan.allocator = *allocator;
-    plan.rules = v->rules;
-    plan.has_padding = v->padding >= 0;
+static void mli_plan_tokenizer(mli_tokenizer *plan, const mli_vocabulary *v, const ml_allocator *allocator) {
+    ml_tokenizer *shown = &plan->shown;
+    memset(plan, 0, sizeof *plan);
+    memset(plan->byte_ids, 0xff, sizeof plan->byte_ids); /* -1 */
+    plan->allocator = *allocator;
+    plan->rules = v->rules;
+    plan->has_padding = v->padding >= 0;
     shown->n_pieces = (int)v->n_pieces;
     shown->bos = v->bos;
     shown->eos = v->eos;
@@ -8949,7 +8958,6 @@ static mli_tokenizer mli_plan_tokenizer(const mli_vocabulary *v, const ml_alloca
     shown->adds_eos = v->adds_eos && v->eos >= 0;
     mli_add_end(shown->ends, &shown->n_ends, v->eos);
     for (int i = 0; i < v->n_ends; i++) mli_add_end(shown->ends, &shown->n_ends, v->ends[i]);
-    return plan;
 }
 
 /* ---- ranked merges ---- */
@@ -9046,7 +9054,8 @@ static ml_result mli_tokenizer_create(const mli_vocabulary *v, const ml_allocato
     mli_piece_sizes sizes;
     ml_result result = mli_measure_pieces(v, &sizes, error);
     if (result) return result;
-    mli_tokenizer plan = mli_plan_tokenizer(v, allocator);
+    mli_tokenizer plan;
+    mli_plan_tokenizer(&plan, v, allocator);
     size_t size = mli_tokenizer_layout(&plan, &sizes, NULL);
     mli_tokenizer *t = size == SIZE_MAX ? NULL : (mli_tokenizer *)mli_alloc(allocator, size, 1);
     if (!t) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a tokenizer of %z bytes", size);
@@ -11258,9 +11267,10 @@ typedef struct mli_elements {
 
 /* Converts n elements that are contiguous in the file. */
 static void mli_take_elements(mli_elements *to, ml_type type, const unsigned char *data, size_t n) {
-    double buffer[256]; /* aligned, which data need not be; whole blocks, since 256 is a multiple of each */
+    double buffer[MLI_LARGEST_BLOCK / 2]; /* aligned, which data need not be; whole blocks */
+    const size_t most = ml_type_row_bytes(type, 1) == 8 ? MLI_COUNT(buffer) : 2 * MLI_COUNT(buffer);
     for (size_t part; to->floats && n; n -= part, to->floats += part) {
-        part = MLI_MIN(n, 256);
+        part = MLI_MIN(n, most);
         size_t bytes = ml_type_row_bytes(type, part);
         memcpy(buffer, data, bytes);
         ml_type_convert(ML_F32, to->floats, type, buffer, part);
@@ -13842,7 +13852,9 @@ typedef struct mli_piece_source {
     const ml_value *scores, *kinds; /* of a GGUF: lists of numbers, or NULL */
     mli_reader merges;              /* of a GGUF: after the merge read last */
     const mli_vocabulary *vocabulary;
+#ifndef ML_NO_BPE
     unsigned char piece[2 * MLI_MAX_PIECE + 2]; /* of Meta's file: the piece read last, in the alphabet */
+#endif
 } mli_piece_source;
 
 /* Default ids of bos, eos and unknown count only where there is such a piece: spelled as usual, or otherwise special
@@ -15787,13 +15799,17 @@ static void mli_complete_config(mli_loader *loader) {
 #define MLI_KEY_PRETRAINED "model_config.pretrained_model_path"
 
 static int mli_is_from_course(const mli_loader *loader) {
+#ifdef ML_NO_PT /* which only a PyTorch file is; what follows from it is then left out */
+    return (void)loader, 0;
+#else
     const ml_value *path = loader->result ? NULL : ml_archive_find_value(loader->archive, MLI_KEY_PRETRAINED);
     return path && path->kind == ML_VALUE_STRING && !mli_field_value(loader, MLI_FIELD_DIM);
+#endif
 }
 
 /* The configuration of the model with that path's name in the file's folder; 0 if there is none. */
 static int mli_load_config_of(mli_loader *loader, const ml_value *path) {
-    char name[MLI_PATH_SIZE];
+    char name[256]; /* no file's is longer */
     size_t n = 0;
     for (size_t i = 0; i < path->length; i++) {
         n = path->s[i] == '/' || path->s[i] == '\\' ? 0 : n + 1;
@@ -20315,7 +20331,8 @@ static size_t mli_find_not_finite(ml_type type, const void *row, size_t n) {
 static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n, float *value) {
     const mli_type_info *in = mli_type(from), *out = mli_type(to);
     float part[MLI_LARGEST_BLOCK];
-    uint16_t raw[2 * sizeof part / sizeof(uint16_t)]; /* src and dst may have odd addresses */
+    uint16_t raw[sizeof part / sizeof(uint16_t)]; /* src and dst may have odd addresses */
+    const size_t most = in->bytes == 8 ? MLI_COUNT(part) / 2 : MLI_COUNT(part);
     size_t first = n;
     if (from == to && mli_is_quantized(to)) { /* as they are: rounded again they might change */
         memmove(dst, src, n / in->block * in->bytes);
@@ -20324,7 +20341,7 @@ static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, 
         return first;
     }
     for (size_t count, done = 0; done < n; done += count) {
-        count = MLI_MIN(n - done, sizeof part / sizeof *part);
+        count = MLI_MIN(n - done, most);
         memcpy(raw, (const uint8_t *)src + done / in->block * in->bytes, count / in->block * in->bytes);
         mli_get_floats(from, raw, part, count, to == ML_F16 || to == ML_BF16);
         size_t beyond = first < n ? count : mli_find_beyond(part, count, out->limit);
