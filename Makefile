@@ -15,6 +15,7 @@
 #   make lesson-07  one of them; what it shows, and its picture in build/lessons
 #   make exercise-07   your copy of its exercise, build/exercises/07.c, which checks what you write into it
 #   make grade      the table of the assignment's five parts: which of your exercises pass
+#   make size       code and constants by feature and by section, for a Cortex-M4 (arm-none-eabi-gcc) and this processor
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
 #   make clean      removes build/
@@ -208,6 +209,9 @@ grade: $(LIBRARY)
 	    $(MAKE) -s --no-print-directory $(BUILD)/exercises/$${part#*:} >/dev/null 2>&1; done; \
 	RUNNER="$(RUNNER)" sh examples/lessons/run.sh grade $(BUILD)/exercises $(PARTS)
 
+size:
+	@BUILD="$(BUILD)/size" sh tools/size.sh
+
 bench: $(BUILD)/bench
 	$< $(BENCH)
 
@@ -262,4 +266,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run lessons grade test check sanitize fuzz bench demo table advanced report format check-format clean FORCE
+.PHONY: all help run lessons grade test check sanitize fuzz size bench demo table advanced report format check-format clean FORCE

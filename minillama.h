@@ -10751,7 +10751,7 @@ static size_t mli_text_begin(const unsigned char *data, size_t size) {
 }
 
 /* Whether it is Hugging Face's index of a sharded model: a JSON object with a weight_map. */
-static int mli_is_index(const unsigned char *data, size_t size) {
+MLI_OPTIONAL int mli_is_index(const unsigned char *data, size_t size) {
     static const char key[] = "\"weight_map\"";
     size_t n = sizeof key - 1, at = mli_text_begin(data, size);
     if (at == size || data[at] != '{') return 0;
@@ -20331,7 +20331,7 @@ static size_t mli_find_not_finite(ml_type type, const void *row, size_t n) {
 static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n, float *value) {
     const mli_type_info *in = mli_type(from), *out = mli_type(to);
     float part[MLI_LARGEST_BLOCK];
-    uint16_t raw[sizeof part / sizeof(uint16_t)]; /* src and dst may have odd addresses */
+    uint16_t raw[2 * MLI_LARGEST_BLOCK]; /* src and dst may have odd addresses */
     const size_t most = in->bytes == 8 ? MLI_COUNT(part) / 2 : MLI_COUNT(part);
     size_t first = n;
     if (from == to && mli_is_quantized(to)) { /* as they are: rounded again they might change */
