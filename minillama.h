@@ -1559,6 +1559,11 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_SAVING
 #endif
 
+/* Tensors then have GGUF's names: nothing is in front of them, and no other naming need be told apart. */
+#if defined(ML_NO_PT) && defined(ML_NO_SAFETENSORS) && defined(ML_NO_BIN)
+#define MLI_ONLY_GGUF
+#endif
+
 #if !defined(ML_ASSERT) && defined(MLI_FREESTANDING)
 #define ML_ASSERT(condition) ((void)0)
 #elif !defined(ML_ASSERT)
@@ -15578,7 +15583,7 @@ static const char *const mli_wrapper_words[] = {
     "original_layer"}; /* the course: see mli_merge_weight */
 /* clang-format on */
 
-static int mli_is_wrapper_word(const char *word, size_t length) {
+MLI_OPTIONAL int mli_is_wrapper_word(const char *word, size_t length) {
     for (size_t i = 0; i < MLI_COUNT(mli_wrapper_words); i++)
         if (mli_is_text(word, length, mli_wrapper_words[i])) return 1;
     return 0;
@@ -15586,7 +15591,7 @@ static int mli_is_wrapper_word(const char *word, size_t length) {
 
 /* The name without those words, except for its last word, which is the tensor's own. 0: it is too long. In a state
    dict of PEFT a half's name goes on with that of its adapter, "lora_A.my-adapter.weight": dropped, too. */
-static int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
+MLI_OPTIONAL int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
     size_t n = 0;
     int is_half = 0;
     while (*name) {
@@ -15605,7 +15610,7 @@ static int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
 }
 
 /* Lists the arrays with such words by their plain names, which the archive keeps. */
-static void mli_index_plain_names(mli_loader *loader) {
+MLI_OPTIONAL void mli_index_plain_names(mli_loader *loader) {
     const ml_archive *archive = loader->archive;
     char plain[MLI_LONG_NAME_SIZE];
     if (loader->plain || loader->result) return;
@@ -15628,6 +15633,9 @@ static void mli_index_plain_names(mli_loader *loader) {
 /* The array of this name, or else the one whose plain name is that of this name; NULL if there is none. Two are an
    error, unless they are the same numbers. */
 static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
+#ifdef MLI_ONLY_GGUF
+    return ml_archive_find_array(loader->archive, name);
+#else
     char plain[MLI_LONG_NAME_SIZE];
     const ml_array *array = ml_archive_find_array(loader->archive, name), *other;
     if (array || !mli_plain_name(name, plain)) return array;
@@ -15643,6 +15651,7 @@ static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
                        other->name, plain);
     }
     return array;
+#endif
 }
 
 /* ---- names and shapes of the weights ---- */
@@ -15667,7 +15676,7 @@ static const ml_array *mli_find_weight(mli_loader *loader, mli_slot slot, int la
 }
 
 /* Whether the array is called `name`, after a prefix that ends with a dot or is empty; then the loader gets it. */
-static int mli_take_prefix(mli_loader *loader, const char *array, const char *name) {
+MLI_OPTIONAL int mli_take_prefix(mli_loader *loader, const char *array, const char *name) {
     size_t length = strlen(array), n = strlen(name), prefix = length - n;
     if (length < n || prefix >= MLI_PREFIX_SIZE || strcmp(array + prefix, name) != 0) return 0;
     if (prefix && array[prefix - 1] != '.') return 0;
@@ -15676,6 +15685,14 @@ static int mli_take_prefix(mli_loader *loader, const char *array, const char *na
     return 1;
 }
 
+#ifdef MLI_ONLY_GGUF
+static void mli_detect_naming(mli_loader *loader) {
+    loader->naming = MLI_NAMING_GGUF;
+    if (!ml_archive_find_array(loader->archive, "token_embd.weight"))
+        mli_refuse(loader, ML_ERROR_MISMATCH, "no Llama: none of %z tensors is named token_embd.weight",
+                   loader->archive->n_arrays);
+}
+#else
 /* Detects whose names the tensors have. Whatever is in front of the embedding's name is the prefix ("module.", a
    dictionary's key), and two schemes share that name, so the first query projection must have the same prefix. Names
    as they are in the file come first, then those without the words of wrappers. If the projection is nowhere, the
@@ -15707,6 +15724,7 @@ static void mli_detect_naming(mli_loader *loader) {
     loader->naming = (mli_naming)first_naming;
     memcpy(loader->prefix, first_prefix, sizeof first_prefix);
 }
+#endif
 
 /* The first tensor of weights that another program has packed, or NULL. */
 static const ml_array *mli_find_packed(const ml_archive *archive) {
