@@ -20,6 +20,7 @@
 #   make microcontroller   a Cortex-M in qemu-system-arm writes a story; needs arm-none-eabi-gcc
 #   make web        examples/web into build/web: a page and a JavaScript module (clang with wasm-ld; no Emscripten)
 #   make web-test   tests them in Node and, with playwright-core, in Chromium; web-bench: how fast, beside plain C
+#   make size       code and constants by feature and by section, for a Cortex-M4 (arm-none-eabi-gcc) and this processor
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
 #   make clean      removes build/
@@ -231,6 +232,9 @@ grade: $(LIBRARY)
 	    $(MAKE) -s --no-print-directory $(BUILD)/exercises/$${part#*:} >/dev/null 2>&1; done; \
 	RUNNER="$(RUNNER)" sh examples/lessons/run.sh grade $(BUILD)/exercises $(PARTS)
 
+size:
+	@BUILD="$(BUILD)/size" sh tools/size.sh
+
 bench: $(BUILD)/bench
 	$< $(BENCH)
 
@@ -319,4 +323,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run board microcontroller lessons grade test check cross windows sanitize fuzz bench web web-test web-bench demo table advanced report format check-format clean FORCE
+.PHONY: all help run board microcontroller lessons grade test check cross windows sanitize fuzz size bench web web-test web-bench demo table advanced report format check-format clean FORCE

@@ -1673,6 +1673,11 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define MLI_SAVING
 #endif
 
+/* Tensors then have GGUF's names: nothing is in front of them, and no other naming need be told apart. */
+#if defined(ML_NO_PT) && defined(ML_NO_SAFETENSORS) && defined(ML_NO_BIN)
+#define MLI_ONLY_GGUF
+#endif
+
 #if !defined(ML_ASSERT) && defined(MLI_FREESTANDING)
 #define ML_ASSERT(condition) ((void)0)
 #elif !defined(ML_ASSERT)
@@ -2551,7 +2556,12 @@ ML_DEF float ml_random_normal(ml_random *random) {
 
 struct mli_integer_job; /* in >>integers */
 
-enum { MLI_LARGEST_BLOCK = 256 }; /* numbers, and a multiple of any other block */
+/* Numbers, and a multiple of any other block. Buffers on the stack hold one. */
+#ifdef ML_NO_K_QUANTS
+enum { MLI_LARGEST_BLOCK = 32 };
+#else
+enum { MLI_LARGEST_BLOCK = 256 };
+#endif
 
 /* A number format. `dequantize` is NULL unless weights may have it, `quantize` unless they can be converted to it,
    `few` unless they are multiplied in integers. */
@@ -8900,8 +8910,13 @@ typedef struct mli_word_rule {
 
 #define MLI_MAX_PIECES 1048576 /* of a vocabulary */
 #define MLI_MAX_MERGES 8388608 /* as ranks, exact in a float */
-#define MLI_MAX_PIECE 1024     /* bytes of one piece: bounds the time that a lookup takes */
-#define MLI_MAX_PROBES 256     /* slots that a lookup visits; common vocabularies need fewer than 100 */
+/* Bytes of one piece: bounds the time that a lookup takes, and what is on the stack. */
+#if defined(MLI_SMALL) && defined(ML_NO_BPE)
+#define MLI_MAX_PIECE 256
+#else
+#define MLI_MAX_PIECE 1024
+#endif
+#define MLI_MAX_PROBES 256 /* slots that a lookup visits; common vocabularies need fewer than 100 */
 
 /* SentencePiece writes the space as U+2581, which makes it visible in lists of pieces. Here each piece is stored
    twice: as written, and as its text, in which the mark is a plain space again, a byte piece its byte, and a piece of
@@ -9442,15 +9457,14 @@ static size_t mli_tokenizer_layout(mli_tokenizer *t, const mli_piece_sizes *size
 }
 
 /* All but the pieces. */
-static mli_tokenizer mli_plan_tokenizer(const mli_vocabulary *v, const ml_allocator *allocator) {
-    mli_tokenizer plan;
-    ml_tokenizer *shown = &plan.shown;
-    memset(&plan, 0, sizeof plan);
-    memset(plan.byte_ids, 0xff, sizeof plan.byte_ids); /* -1 */
-    plan.allocator = *allocator;
-    plan.rules = v->rules;
-    plan.listed = v->listed;
-    plan.has_padding = v->padding >= 0;
+static void mli_plan_tokenizer(mli_tokenizer *plan, const mli_vocabulary *v, const ml_allocator *allocator) {
+    ml_tokenizer *shown = &plan->shown;
+    memset(plan, 0, sizeof *plan);
+    memset(plan->byte_ids, 0xff, sizeof plan->byte_ids); /* -1 */
+    plan->allocator = *allocator;
+    plan->rules = v->rules;
+    plan->listed = v->listed;
+    plan->has_padding = v->padding >= 0;
     shown->n_pieces = (int)v->n_pieces;
     shown->bos = v->bos;
     shown->eos = v->eos;
@@ -9460,7 +9474,6 @@ static mli_tokenizer mli_plan_tokenizer(const mli_vocabulary *v, const ml_alloca
     shown->adds_eos = v->adds_eos && v->eos >= 0;
     mli_add_end(shown->ends, &shown->n_ends, v->eos);
     for (int i = 0; i < v->n_ends; i++) mli_add_end(shown->ends, &shown->n_ends, v->ends[i]);
-    return plan;
 }
 
 /* ---- ranked merges ---- */
@@ -9561,7 +9574,8 @@ static ml_result mli_tokenizer_create(const mli_vocabulary *v, const ml_allocato
     mli_piece_sizes sizes;
     ml_result result = mli_measure_pieces(v, &sizes, error);
     if (result) return result;
-    mli_tokenizer plan = mli_plan_tokenizer(v, allocator);
+    mli_tokenizer plan;
+    mli_plan_tokenizer(&plan, v, allocator);
     size_t size = mli_tokenizer_layout(&plan, &sizes, NULL);
     mli_tokenizer *t = size == SIZE_MAX ? NULL : (mli_tokenizer *)mli_alloc(allocator, size, 1);
     if (!t) return mli_fail(error, ML_ERROR_MEMORY, "out of memory for a tokenizer of %z bytes", size);
@@ -11719,7 +11733,7 @@ static size_t mli_text_begin(const unsigned char *data, size_t size) {
 }
 
 /* Whether it is Hugging Face's index of a sharded model: a JSON object with a weight_map. */
-static int mli_is_index(const unsigned char *data, size_t size) {
+MLI_OPTIONAL int mli_is_index(const unsigned char *data, size_t size) {
     static const char key[] = "\"weight_map\"";
     size_t n = sizeof key - 1, at = mli_text_begin(data, size);
     if (at == size || data[at] != '{') return 0;
@@ -12253,9 +12267,10 @@ typedef struct mli_elements {
 
 /* Converts n elements that are contiguous in the file. */
 static void mli_take_elements(mli_elements *to, ml_type type, const unsigned char *data, size_t n) {
-    double buffer[256]; /* aligned, which data need not be; whole blocks, since 256 is a multiple of each */
+    double buffer[MLI_LARGEST_BLOCK / 2]; /* aligned, which data need not be; whole blocks */
+    const size_t most = ml_type_row_bytes(type, 1) == 8 ? MLI_COUNT(buffer) : 2 * MLI_COUNT(buffer);
     for (size_t part; to->floats && n; n -= part, to->floats += part) {
-        part = MLI_MIN(n, 256);
+        part = MLI_MIN(n, most);
         size_t bytes = ml_type_row_bytes(type, part);
         memcpy(buffer, data, bytes);
         mli_turn(type, buffer, part);
@@ -16571,7 +16586,7 @@ static const char *const mli_wrapper_words[] = {
     "original_layer"}; /* the course: see mli_merge_weight */
 /* clang-format on */
 
-static int mli_is_wrapper_word(const char *word, size_t length) {
+MLI_OPTIONAL int mli_is_wrapper_word(const char *word, size_t length) {
     for (size_t i = 0; i < MLI_COUNT(mli_wrapper_words); i++)
         if (mli_is_text(word, length, mli_wrapper_words[i])) return 1;
     return 0;
@@ -16579,7 +16594,7 @@ static int mli_is_wrapper_word(const char *word, size_t length) {
 
 /* The name without those words, except for its last word, which is the tensor's own. 0: it is too long. In a state
    dict of PEFT a half's name goes on with that of its adapter, "lora_A.my-adapter.weight": dropped, too. */
-static int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
+MLI_OPTIONAL int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
     size_t n = 0;
     int is_half = 0;
     while (*name) {
@@ -16598,7 +16613,7 @@ static int mli_plain_name(const char *name, char plain[MLI_LONG_NAME_SIZE]) {
 }
 
 /* Lists the arrays with such words by their plain names, which the archive keeps. */
-static void mli_index_plain_names(mli_loader *loader) {
+MLI_OPTIONAL void mli_index_plain_names(mli_loader *loader) {
     const ml_archive *archive = loader->archive;
     char plain[MLI_LONG_NAME_SIZE];
     if (loader->plain || loader->result) return;
@@ -16621,6 +16636,9 @@ static void mli_index_plain_names(mli_loader *loader) {
 /* The array of this name, or else the one whose plain name is that of this name; NULL if there is none. Two are an
    error, unless they are the same numbers. */
 static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
+#ifdef MLI_ONLY_GGUF
+    return ml_archive_find_array(loader->archive, name);
+#else
     char plain[MLI_LONG_NAME_SIZE];
     const ml_array *array = ml_archive_find_array(loader->archive, name), *other;
     if (array || !mli_plain_name(name, plain)) return array;
@@ -16636,6 +16654,7 @@ static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
                        other->name, plain);
     }
     return array;
+#endif
 }
 
 /* ---- names and shapes of the weights ---- */
@@ -16660,7 +16679,7 @@ static const ml_array *mli_find_weight(mli_loader *loader, mli_slot slot, int la
 }
 
 /* Whether the array is called `name`, after a prefix that ends with a dot or is empty; then the loader gets it. */
-static int mli_take_prefix(mli_loader *loader, const char *array, const char *name) {
+MLI_OPTIONAL int mli_take_prefix(mli_loader *loader, const char *array, const char *name) {
     size_t length = strlen(array), n = strlen(name), prefix = length - n;
     if (length < n || prefix >= MLI_PREFIX_SIZE || strcmp(array + prefix, name) != 0) return 0;
     if (prefix && array[prefix - 1] != '.') return 0;
@@ -16669,6 +16688,14 @@ static int mli_take_prefix(mli_loader *loader, const char *array, const char *na
     return 1;
 }
 
+#ifdef MLI_ONLY_GGUF
+static void mli_detect_naming(mli_loader *loader) {
+    loader->naming = MLI_NAMING_GGUF;
+    if (!ml_archive_find_array(loader->archive, "token_embd.weight"))
+        mli_refuse(loader, ML_ERROR_MISMATCH, "no Llama: none of %z tensors is named token_embd.weight",
+                   loader->archive->n_arrays);
+}
+#else
 /* Detects whose names the tensors have. Whatever is in front of the embedding's name is the prefix ("module.", a
    dictionary's key), and two schemes share that name, so the first query projection must have the same prefix. Names
    as they are in the file come first, then those without the words of wrappers. If the projection is nowhere, the
@@ -16700,6 +16727,7 @@ static void mli_detect_naming(mli_loader *loader) {
     loader->naming = (mli_naming)first_naming;
     memcpy(loader->prefix, first_prefix, sizeof first_prefix);
 }
+#endif
 
 /* The first tensor of weights that another program has packed, or NULL. */
 static const ml_array *mli_find_packed(const ml_archive *archive) {
@@ -16792,13 +16820,17 @@ static void mli_complete_config(mli_loader *loader) {
 #define MLI_KEY_PRETRAINED "model_config.pretrained_model_path"
 
 static int mli_is_from_course(const mli_loader *loader) {
+#ifdef ML_NO_PT /* which only a PyTorch file is; what follows from it is then left out */
+    return (void)loader, 0;
+#else
     const ml_value *path = loader->result ? NULL : ml_archive_find_value(loader->archive, MLI_KEY_PRETRAINED);
     return path && path->kind == ML_VALUE_STRING && !mli_field_value(loader, MLI_FIELD_DIM);
+#endif
 }
 
 /* The configuration of the model with that path's name in the file's folder; 0 if there is none. */
 static int mli_load_config_of(mli_loader *loader, const ml_value *path) {
-    char name[MLI_PATH_SIZE];
+    char name[256]; /* no file's is longer */
     size_t n = 0;
     for (size_t i = 0; i < path->length; i++) {
         n = path->s[i] == '/' || path->s[i] == '\\' ? 0 : n + 1;
@@ -21585,7 +21617,8 @@ static size_t mli_find_not_finite(ml_type type, const void *row, size_t n) {
 static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n, float *value) {
     const mli_type_info *in = mli_type(from), *out = mli_type(to);
     float part[MLI_LARGEST_BLOCK];
-    uint16_t raw[2 * sizeof part / sizeof(uint16_t)]; /* src and dst may have odd addresses */
+    uint16_t raw[2 * MLI_LARGEST_BLOCK]; /* src and dst may have odd addresses */
+    const size_t most = in->bytes == 8 ? MLI_COUNT(part) / 2 : MLI_COUNT(part);
     size_t first = n;
     if (from == to && mli_is_quantized(to)) { /* as they are: rounded again they might change */
         memmove(dst, src, n / in->block * in->bytes);
@@ -21594,7 +21627,7 @@ static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, 
         return first;
     }
     for (size_t count, done = 0; done < n; done += count) {
-        count = MLI_MIN(n - done, sizeof part / sizeof *part);
+        count = MLI_MIN(n - done, most);
         memcpy(raw, (const uint8_t *)src + done / in->block * in->bytes, count / in->block * in->bytes);
         mli_get_floats(from, raw, part, count, to == ML_F16 || to == ML_BF16);
         size_t beyond = first < n ? count : mli_find_beyond(part, count, out->limit);

@@ -97,6 +97,8 @@ leave_out() {
         case $cc in clang) std=c++11 ;; *) std=c99 ;; esac
         for switch in $switches; do job "$cc $std $switch" $cc $std "-march=native -D$switch" $here/one.c; done
         job "$cc $std without all of it" $cc $std "$(printf ' -D%s' $switches)" $here/one.c
+        job "$cc $std small" $cc $std "-march=native -Os" $here/one.c
+        job "$cc $std small, plain" $cc $std "-Os -DML_NO_SIMD" $here/one.c
     done
 }
 
@@ -183,6 +185,47 @@ windows() {
     true
 }
 
+# A program without any library, started by hand, writes what the ordinary one writes; its object wants four functions at
+# most. The code is that of a small target, whose frames and whole stack are measured.
+alone="-DML_NO_STDIO -DML_NO_MALLOC -DML_NO_LIBM"
+least="$(sh tools/size.sh --switches)"
+wanted="' (memcpy|memmove|memset|memcmp|__aeabi_.*|__.*di.*|__.*[sd]f.*)\$'"
+frames() { # frames LIMIT FILE...: every frame that gcc lists is at most so large
+    echo "awk -F '\\t' '\$2 > $1 { print; bad = 1 } END { exit bad || !NR }' $2"
+}
+freestanding() {
+    for cc in $compilers; do
+        o=$out/$cc-alone
+        echo "$cc, four functions wanted|$cc -std=c99 -O2 $flags -ffreestanding $alone -c $here/implementation.c -o $o.o && \
+! nm -u $o.o | grep -vE $wanted"
+        echo "$cc, the four defined|$cc -std=c99 -O2 $flags -ffreestanding $alone -DML_MEMORY_FUNCTIONS -c \
+$here/implementation.c -o $o-all.o && [ -z \"\$(nm -u $o-all.o)\" ]"
+        [ "$(uname -sm)" = "Linux x86_64" ] || continue
+        for level in -O2 -Os; do
+            echo "$cc $level, a story without any library|$cc -std=gnu99 $level -march=native -w -I. $alone -ffreestanding \
+-DML_MEMORY_FUNCTIONS -nostdlib -static -fno-stack-protector $here/freestanding.c -o $o$level && \
+$cc -std=gnu99 -O1 -march=native -w -I. -DHOSTED $here/freestanding.c -o $o-hosted$level -lm && \
+$o$level >$o$level.text && $o-hosted$level | cmp - $o$level.text && [ -s $o$level.text ]"
+        done
+    done
+    has gcc && echo "gcc -Os, frames of 1.5 KB at most|cd $out && gcc -std=gnu99 -Os -w -I../.. $least -DHOSTED -DML_NO_SIMD \
+-fstack-usage -c ../../$here/freestanding.c -o frames.o -DMODEL='\"../../examples/models/stories.gguf\"' && $(frames 1536 frames.su)"
+    arm=arm-none-eabi-gcc
+    has $arm || skip "Cortex-M4" "that takes $arm"
+    has $arm || return 0
+    built="$arm -std=gnu99 -Os -w -mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16 -ffunction-sections -I. $least \
+-nostdlib -Wl,--gc-sections -Wl,-Ttext-segment=0x100000"
+    echo "Cortex-M4, linked without a library, frames of 1.25 KB at most|$built -fstack-usage $here/freestanding.c -lgcc \
+-o $out/cortex && $(frames 1280 "$out/cortex*.su")"
+    has qemu-arm || skip "Cortex-M4, run" "that takes qemu-arm"
+    has qemu-arm || return 0
+    echo "Cortex-M4, the same story|$built -DLINUX $here/freestanding.c -lgcc -o $out/cortex-run && qemu-arm $out/cortex-run \
+>$out/cortex.text && gcc -std=gnu99 -O1 -w -I. -DHOSTED -DML_NO_SIMD $here/freestanding.c -o $out/story -lm && \
+$out/story | cmp - $out/cortex.text"
+    echo "Cortex-M4, 4 KB of stack|$built -DLINUX -DSTACK $here/freestanding.c -lgcc -o $out/cortex-stack && \
+bytes=\$(qemu-arm $out/cortex-stack) && echo \$bytes && [ \$bytes -le 4096 ]"
+}
+
 object() { echo "$(echo $compilers | cut -d ' ' -f 1) -std=c99 -O1 -I. $2 -c $here/implementation.c -o $out/$1.o"; }
 
 # tests_in NAME VARIABLE=VALUE...: all tests, built in one way.
@@ -223,7 +266,7 @@ fi
 {
     for cc in gcc clang $mingw; do has $cc || skip $cc "it is not installed"; done
     accepts gcc -m32 -x c || skip "32 bits" "that takes gcc-multilib"
-    { matrix && leave_out && units && warnings && refusals && symbols && windows; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job
+    { matrix && leave_out && units && warnings && refusals && symbols && freestanding && windows; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job
     [ "$quick" ] || all_tests
 } | tee $out/log
 

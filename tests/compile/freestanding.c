@@ -1,7 +1,7 @@
 /* A program without any library: no C library, no libm, no start-up code, no allocator. It continues a prompt with a
    model that is part of the program and used in place, in two static buffers. Built with -DHOSTED it is an ordinary
-   program that does the same, for comparison. Where neither Linux nor a kernel is below (a bare Arm processor), it can
-   be linked, and shows how large the code is. */
+   program that does the same, for comparison; with -DSTACK it tells how deep the stack became instead. For a bare Arm
+   processor it can be linked, and shows how large the code is; with -DLINUX qemu-arm runs it. */
 #define MINILLAMA_IMPLEMENTATION
 #define ML_STATIC
 #include "minillama.h"
@@ -32,15 +32,26 @@ static void write_text(const char *text, size_t n) {
 #elif defined(__x86_64__) && defined(__linux__)
     long result;
     __asm__ volatile("syscall" : "=a"(result) : "a"(1), "D"(1), "S"(text), "d"(n) : "rcx", "r11", "memory");
+#elif defined(__arm__) && defined(LINUX)
+    register long r0 __asm__("r0") = 1;
+    register const char *r1 __asm__("r1") = text;
+    register size_t r2 __asm__("r2") = n;
+    register long r7 __asm__("r7") = 4;
+    __asm__ volatile("svc 0" : "+r"(r0) : "r"(r1), "r"(r2), "r"(r7) : "memory");
 #else
     static volatile char port; /* where a board has its serial line */
     while (n--) port = *text++;
+    (void)port;
 #endif
 }
 
 static int write_token(void *user, int32_t id, const char *text, size_t n) {
     (void)user, (void)id;
+#ifdef STACK
+    (void)text, (void)n;
+#else
     write_text(text, n);
+#endif
     return 1;
 }
 
@@ -65,8 +76,30 @@ static int run(void) {
         while (error.text[n]) n++;
         return write_text(error.text, n), 1;
     }
-    return write_text("\n", 1), 0;
+#ifndef STACK
+    write_text("\n", 1);
+#endif
+    return 0;
 }
+
+#ifdef STACK
+static int measure(void);
+
+/* What is below the stack is painted, and afterwards the paint is looked for. */
+static int measure(void) {
+    enum { PAINTED = 32768, PAINT = 0xa5, SPARED = 128 };
+    char digits[24];
+    size_t at = sizeof digits, depth;
+    volatile unsigned char *end = (volatile unsigned char *)((uintptr_t)digits - SPARED);
+    for (int i = 1; i <= PAINTED; i++) end[-i] = PAINT;
+    if (run()) return 1;
+    for (depth = PAINTED; depth && end[-(int)depth] == PAINT; depth--) continue;
+    depth += SPARED;
+    for (digits[--at] = '\n'; depth; depth /= 10) digits[--at] = (char)('0' + depth % 10);
+    return write_text(digits + at, sizeof digits - at), 0;
+}
+#define run measure
+#endif
 
 #ifdef HOSTED
 int main(void) { return run(); }
@@ -76,12 +109,14 @@ void _start(void);
 /* The stack is aligned for a call here, while a function expects that a return address was pushed. */
 __asm__(".global _start\n_start: xorl %ebp, %ebp\n call start_c\n");
 void start_c(void);
-void start_c(void) {
-    __asm__ volatile("syscall" : : "a"(60), "D"(run()) : "rcx", "r11", "memory");
-}
+void start_c(void) { __asm__ volatile("syscall" : : "a"(60), "D"(run()) : "rcx", "r11", "memory"); }
 #else
 void _start(void) {
     run();
+#if defined(__arm__) && defined(LINUX)
+    register long r7 __asm__("r7") = 1;
+    __asm__ volatile("svc 0" : : "r"(r7));
+#endif
     for (;;) {
     }
 }
