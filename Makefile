@@ -16,6 +16,7 @@
 #   make exercise-07   your copy of its exercise, build/exercises/07.c, which checks what you write into it
 #   make grade      the table of the assignment's five parts: which of your exercises pass
 #   make microcontroller   a Cortex-M in qemu-system-arm writes a story; needs arm-none-eabi-gcc
+#   make manifests  the header as packages for Arduino, PlatformIO and ESP-IDF, into build/packages
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
 #   make clean      removes build/
@@ -122,6 +123,8 @@ $(BUILD)/test_microcontroller: | $(if $(BOARD_TOOLS),board)
 board:
 	$(call short,cc $(BUILD)/microcontroller (for Cortex-M))$(MAKE) -s --no-print-directory -C examples/microcontroller \
 	    BUILD='$(abspath $(BUILD))/microcontroller' CFLAGS=
+manifests: # packages for Arduino, PlatformIO and ESP-IDF
+	@sh tools/manifests.sh $(BUILD)/packages
 microcontroller: board
 	@$(MAKE) -s --no-print-directory -C examples/microcontroller BUILD='$(abspath $(BUILD))/microcontroller' CFLAGS= story
 
@@ -272,4 +275,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run board microcontroller lessons grade test check sanitize fuzz bench demo table advanced report format check-format clean FORCE
+.PHONY: all help run board microcontroller manifests lessons grade test check sanitize fuzz bench demo table advanced report format check-format clean FORCE

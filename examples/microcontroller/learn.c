@@ -38,6 +38,39 @@ __attribute__((noinline)) static ml_result load(ml_arena *arena, ml_model **mode
     return ml_model_load_memory(model_file, (size_t)(model_file_end - model_file), &from, model, error);
 }
 
+/* ---- what was learned, to be kept: here in RAM, on a device of yours in its flash ---- */
+
+typedef struct kept {
+    unsigned char bytes[8192];
+    size_t n;
+} kept;
+static kept head_file;
+
+static int keep(void *user, const void *bytes, size_t n) {
+    kept *to = (kept *)user;
+    if (n > sizeof to->bytes - to->n) return 1;
+    memcpy(to->bytes + to->n, bytes, n);
+    to->n += n;
+    return 0;
+}
+
+/* Saves the trainer's state, a GGUF, and loads the head from it as after the next start. */
+static ml_result keep_head(const ml_model *model, const ml_head *head, const ml_trainer *trainer,
+                           const ml_allocator *allocator, ml_error *error) {
+    ml_output output = {keep, &head_file};
+    ml_load_desc desc = {0};
+    ml_head *again = NULL;
+    desc.allocator = *allocator;
+    ml_result result = ml_trainer_save_to(trainer, &output, error);
+    if (!result) result = ml_head_load_memory(head_file.bytes, head_file.n, model, &desc, &again, error);
+    if (result) return result;
+    int same = memcmp(again->weight.data, head->weight.data, 2 * 128 * sizeof(float)) == 0;
+    board_print(same ? "kept: " : "kept wrong: ");
+    board_print_number(head_file.n);
+    board_print(" bytes\n");
+    return ML_OK;
+}
+
 int main(void) {
     ml_error error = {ML_OK, ""};
     ml_arena arena = {buffer, sizeof buffer, 0};
@@ -52,6 +85,7 @@ int main(void) {
     uint64_t begun = board_instructions();
     if (!error.code && !learn_head(model, &allocator, &head, &trainer, losses, &error))
         report("head", losses, arena.used, board_instructions() - begun);
+    if (!error.code) keep_head(model, head, trainer, &allocator, &error);
     arena.used = loaded; /* the head is given up, and its memory used again */
     begun = board_instructions();
     if (!error.code && !learn_adapter(model, &allocator, &lora, &trainer, losses, &error))
