@@ -21,6 +21,7 @@
 #   make web        examples/web into build/web: a page and a JavaScript module (clang with wasm-ld; no Emscripten)
 #   make web-test   tests them in Node and, with playwright-core, in Chromium; web-bench: how fast, beside plain C
 #   make size       code and constants by feature and by section, for a Cortex-M4 (arm-none-eabi-gcc) and this processor
+#   make manifests  the header as packages for Arduino, PlatformIO and ESP-IDF, into build/packages
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
 #   make clean      removes build/
@@ -130,6 +131,8 @@ $(BUILD)/test_microcontroller: | $(if $(BOARD_TOOLS),board)
 board:
 	$(call short,cc $(BUILD)/microcontroller (for Cortex-M))$(MAKE) -s --no-print-directory -C examples/microcontroller \
 	    BUILD='$(abspath $(BUILD))/microcontroller' CFLAGS=
+manifests: # packages for Arduino, PlatformIO and ESP-IDF
+	@sh tools/manifests.sh $(BUILD)/packages
 microcontroller: board
 	@$(MAKE) -s --no-print-directory -C examples/microcontroller BUILD='$(abspath $(BUILD))/microcontroller' CFLAGS= story
 
@@ -323,4 +326,4 @@ check-format:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help run board microcontroller lessons grade test check cross windows sanitize fuzz size bench web web-test web-bench demo table advanced report format check-format clean FORCE
+.PHONY: all help run board microcontroller manifests lessons grade test check cross windows sanitize fuzz size bench web web-test web-bench demo table advanced report format check-format clean FORCE

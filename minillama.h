@@ -1530,7 +1530,7 @@ ML_DEF ml_result ml_head_load(const char *path, const ml_model *model, const ml_
 ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_model *model,
                                      const ml_load_desc *desc, ml_head **head, ml_error *error);
 
-#if !defined(ML_NO_STDIO) && !defined(ML_NO_SAVE)
+#ifndef ML_NO_SAVE
 typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
@@ -1545,6 +1545,19 @@ typedef struct ml_save_desc {
     const ml_head *head; /* saved in the same file; default none. llama.cpp refuses such a file */
 } ml_save_desc;
 
+/* Where the bytes of a file go that is not in a file system: flash, a serial line, a network. Each of the functions
+   below whose name ends in _to writes the same GGUF as the one without it, front to back, in pieces of any size.
+   (Other formats are ML_ERROR_UNSUPPORTED.) What is read back is the ..._memory function's. */
+typedef struct ml_output {
+    int (*write)(void *user, const void *bytes,
+                 size_t n); /* 0: taken; anything else ends it: ML_ERROR_FILE */
+    void *user;
+} ml_output;
+ML_DEF ml_result ml_model_save_to(const ml_model *model, const ml_output *output, const ml_save_desc *desc,
+                                  ml_error *error);
+ML_DEF ml_result ml_lora_save_to(const ml_lora *lora, const ml_model *model, const ml_output *output,
+                                 const ml_save_desc *desc, ml_error *error);
+
 /* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. A model from a GGUF, saved
    as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). A tokenizer of
    bytes keeps its pre-tokenizer and merges; one of characters that came from a tokenizer.json gets the ranks of its
@@ -1558,15 +1571,19 @@ typedef struct ml_save_desc {
    another rope_theta than 10000, rope_scale, a head_dim, window or biases of attention, a head of means or without a
    bias. A model with a window is saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too: safetensors of a model
    with rope_factors, for which a config.json has no place. */
+#ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
+#endif
 
 /* Writes an adapter in the same way: a GGUF that llama.cpp reads (without a head; a scale that is not the file's
    alpha / rank becomes part of B), or, as safetensors, Hugging Face PEFT's adapter_model.safetensors; that also
    replaces adapter_config.json in the same folder. PyTorch, where the course's code has merged an adapter when it
    saves: the model with the adapter merged into it, as ml_model_save writes it. Types F32 (the default) to BF16. */
+#ifndef ML_NO_STDIO
 ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const char *path,
                               const ml_save_desc *desc, ml_error *error);
+#endif
 
 /* Tensors of yours under names of yours, in a file that appears whole or not at all, for ml_archive_load and
    ml_array_read_floats, and for other programs. */
@@ -1591,20 +1608,35 @@ typedef struct ml_archive_save_desc {
     ml_allocator allocator; /* of what is needed in the meantime */
 } ml_archive_save_desc;
 /* ML_ERROR_NUMBER, before anything is written, if a number is not finite or too large for `type`. */
+#ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *desc, ml_error *error);
+#endif
+ML_DEF ml_result ml_archive_save_to(const ml_output *output, const ml_archive_save_desc *desc,
+                                    ml_error *error);
 
 #ifndef ML_NO_TRAINING
 /* The tensors that an optimizer trains, its moments and its step, in one GGUF file that appears whole or not at all.
    ml_optimizer_restore restores an optimizer over tensors of the same shapes in the same order, and it continues bit
    for bit; a file of other shapes changes nothing. */
+#ifndef ML_NO_STDIO
 ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *path, ml_error *error);
 ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path, ml_error *error);
+#endif
+ML_DEF ml_result ml_optimizer_save_to(const ml_optimizer *optimizer, const ml_output *output,
+                                      ml_error *error);
+ML_DEF ml_result ml_optimizer_restore_memory(ml_optimizer *optimizer, const void *data, size_t size,
+                                             ml_error *error);
 
 /* A checkpoint: all that is trained, AdamW's moments, step, progress and the dropout counter, in one GGUF file that
    appears whole or not at all. ml_trainer_restore restores a trainer of the same description, and it continues bit
    for bit; a checkpoint of another shape changes nothing. A checkpoint of a whole model is a model file, too. */
+#ifndef ML_NO_STDIO
 ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml_error *error);
 ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_error *error);
+#endif
+ML_DEF ml_result ml_trainer_save_to(const ml_trainer *trainer, const ml_output *output, ml_error *error);
+ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data, size_t size,
+                                           ml_error *error);
 #endif
 #endif
 
@@ -1669,7 +1701,7 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #include <stdio.h>
 #endif
 
-#if !defined(ML_NO_STDIO) && !defined(ML_NO_SAVE)
+#ifndef ML_NO_SAVE
 #define MLI_SAVING
 #endif
 
@@ -11029,12 +11061,29 @@ static const mli_named *mli_find_named(const mli_named *items, size_t n, const c
 #ifdef MLI_SAVING
 /* Counts what it writes; without a file it only counts, so that the same code tells how long a header will be. */
 typedef struct mli_writer {
-    FILE *file;
-    uint64_t at;   /* bytes written */
-    size_t n_keys; /* GGUF keys written */
-    int why;       /* errno of the first failure; from then on nothing is written */
-    uint32_t *crc; /* mli_crc of the bytes, where it is wanted */
+    void *file;              /* a FILE; NULL: */
+    uint64_t at;             /* bytes written */
+    size_t n_keys;           /* GGUF keys written */
+    int why;                 /* errno of the first failure; from then on nothing is written */
+    uint32_t *crc;           /* mli_crc of the bytes, where it is wanted */
+    const ml_output *output; /* the caller's */
 } mli_writer;
+
+/* Where a save function puts a file: one of the two. */
+typedef struct mli_destination {
+    const char *path;
+    const ml_output *output;
+} mli_destination;
+static mli_destination mli_to_output(const ml_output *output) {
+    mli_destination to = {NULL, output};
+    return to;
+}
+#ifndef ML_NO_STDIO
+static mli_destination mli_to_path(const char *path) {
+    mli_destination to = {path, NULL};
+    return to;
+}
+#endif
 
 /* The checksum of zip files, continued over n bytes, four bits at a time: the remainder of a polynomial over GF(2)
    with its bits in reverse order (Peterson & Brown 1961, "Cyclic Codes for Error Detection"). Starts from ~0; the
@@ -11054,9 +11103,13 @@ static uint32_t mli_crc(uint32_t crc, const unsigned char *bytes, size_t n) {
 static void mli_append(mli_writer *writer, const void *data, size_t n) {
     writer->at += n;
     if (writer->crc) *writer->crc = mli_crc(*writer->crc, (const unsigned char *)data, n);
-    if (!writer->file || writer->why || !n) return;
+    if (writer->why || !n) return;
+    if (writer->output) writer->why = writer->output->write(writer->output->user, data, n);
+#ifndef ML_NO_STDIO
+    if (!writer->file) return;
     errno = 0;
-    if (fwrite(data, 1, n, writer->file) != n) writer->why = errno ? errno : EIO;
+    if (fwrite(data, 1, n, (FILE *)writer->file) != n) writer->why = errno ? errno : EIO;
+#endif
 }
 
 static void mli_append_uint(mli_writer *writer, uint64_t value, int n_bytes) {
@@ -11229,6 +11282,7 @@ static void mli_append_tensors(mli_writer *writer, const mli_saver *saver, unsig
 }
 
 /* ---- a file that appears whole or not at all ---- */
+#ifndef ML_NO_STDIO
 
 /* All three return 0 or what errno names. */
 #ifdef MLI_WINDOWS
@@ -11344,7 +11398,7 @@ static void mli_target_open(mli_saver *saver, mli_target *target, const char *pa
 static void mli_target_complete(mli_saver *saver, mli_target *target) {
     mli_writer *writer = &target->writer;
     errno = 0;
-    int why = fclose(writer->file) == 0 ? 0 : errno ? errno : EIO;
+    int why = fclose((FILE *)writer->file) == 0 ? 0 : errno ? errno : EIO;
     writer->file = NULL;
     if (!writer->why) writer->why = why ? why : mli_sync(target->temporary);
     if (writer->why) mli_target_failed(saver, target, writer->why);
@@ -11363,10 +11417,11 @@ static void mli_target_publish(mli_saver *saver, mli_target *target) {
 
 /* Removes what has not been published. */
 static void mli_target_close(mli_saver *saver, mli_target *target) {
-    if (target->writer.file) fclose(target->writer.file);
+    if (target->writer.file) fclose((FILE *)target->writer.file);
     if (target->temporary) mli_remove(target->temporary);
     mli_free(saver->allocator, target->temporary);
 }
+#endif /* ML_NO_STDIO */
 #endif /* MLI_SAVING */
 
 /* ==== >>archives ====
@@ -14162,7 +14217,7 @@ static void mli_append_zip_header(mli_writer *writer, const mli_zip_record *reco
 static void mli_zip_add(mli_zip *zip, mli_zip_contents contents, const void *what) {
     mli_zip_record *record = &zip->records[zip->n];
     uint32_t crc = 0xffffffffu;
-    mli_writer counter = {NULL, 0, 0, 0, &crc};
+    mli_writer counter = {NULL, 0, 0, 0, &crc, NULL};
     contents(&counter, zip->saver, what);
     record->offset = zip->writer->at;
     record->size = counter.at;
@@ -14471,7 +14526,7 @@ static int mli_append_gguf_header(mli_writer *writer, const mli_saver *saver) {
 }
 
 static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
-    mli_writer counter = {NULL, 0, 0, 0, NULL};
+    mli_writer counter = {NULL, 0, 0, 0, NULL, NULL};
     int n_tensors = mli_append_gguf_header(&counter, saver);
     mli_append_text(writer, "GGUF");
     mli_append_uint(writer, MLI_GGUF_VERSION, 4);
@@ -14638,7 +14693,7 @@ static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *s
 }
 
 static void mli_append_safetensors(mli_writer *writer, const mli_saver *saver) {
-    mli_writer counter = {NULL, 0, 0, 0, NULL};
+    mli_writer counter = {NULL, 0, 0, 0, NULL, NULL};
     mli_append_safetensors_header(&counter, saver);
     mli_append_uint(writer, counter.at, 8); /* eight bytes, so that the padding comes out the same */
     mli_append_safetensors_header(writer, saver);
@@ -18969,6 +19024,7 @@ static void mli_append_torch_values(mli_writer *writer, const mli_saver *saver) 
 #endif /* ML_NO_PT */
 
 /* ---- files ---- */
+#ifndef ML_NO_STDIO
 
 /* The name of the second file, beside the first; NULL: there is none. */
 static const char *mli_second_name(const mli_saver *saver) {
@@ -19009,6 +19065,28 @@ static ml_result mli_save_files(mli_saver *saver, const char *path) {
     mli_free(saver->allocator, saver->is_repeated);
     mli_free(saver->allocator, second_path);
     return saver->result ? saver->result : mli_ok(saver->error);
+}
+#endif
+
+/* A GGUF to the caller's output. */
+static ml_result mli_save_output(mli_saver *saver, const ml_output *output) {
+    mli_writer writer = {NULL, 0, 0, 0, NULL, output};
+    if (saver->desc.format != ML_GGUF)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "saving: only a GGUF can go to an output");
+    mli_find_repeated(saver);
+    if (!saver->result) mli_append_gguf(&writer, saver);
+    if (writer.why)
+        saver->result = mli_fail(saver->error, ML_ERROR_FILE, "saving: the output returned %d before byte %l",
+                                 writer.why, (int64_t)writer.at);
+    mli_free(saver->allocator, saver->is_repeated);
+    return saver->result ? saver->result : mli_ok(saver->error);
+}
+
+static ml_result mli_save_to(mli_saver *saver, mli_destination to) {
+#ifndef ML_NO_STDIO
+    if (to.path) return mli_save_files(saver, to.path);
+#endif
+    return mli_save_output(saver, to.output);
 }
 
 /* What the course's code would compute otherwise. */
@@ -19104,7 +19182,7 @@ static ml_result mli_check_numbers(const mli_saver *saver) {
 }
 
 /* lora is NULL for the model itself. */
-static ml_result mli_save(const ml_model *model, const ml_lora *lora, const char *path,
+static ml_result mli_save(const ml_model *model, const ml_lora *lora, mli_destination to,
                           const ml_save_desc *desc, ml_error *error) {
     mli_saver saver = mli_saver_of(model, desc, error);
     saver.lora = lora;
@@ -19112,21 +19190,38 @@ static ml_result mli_save(const ml_model *model, const ml_lora *lora, const char
     if (saver.desc.head) mli_add_part(&saver, mli_head_part(saver.desc.head));
     ml_result result = mli_check_saving(&saver);
     if (!result) result = mli_check_numbers(&saver);
-    return result ? result : mli_save_files(&saver, path);
+    return result ? result : mli_save_to(&saver, to);
 }
 
+#ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error) {
     if (!model || !path) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_model_save: model or path is NULL");
-    return mli_save(model, NULL, path, desc, error);
+    return mli_save(model, NULL, mli_to_path(path), desc, error);
+}
+#endif
+
+ML_DEF ml_result ml_model_save_to(const ml_model *model, const ml_output *output, const ml_save_desc *desc,
+                                  ml_error *error) {
+    if (!model || !output || !output->write) return mli_null(error, "ml_model_save_to");
+    return mli_save(model, NULL, mli_to_output(output), desc, error);
 }
 
+#ifndef ML_NO_STDIO
 ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const char *path,
                               const ml_save_desc *desc, ml_error *error) {
     if (!model || !lora || !path)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_lora_save: model, lora or path is NULL");
     ml_result result = mli_lora_check(model, lora, error);
-    return result ? result : mli_save(model, lora, path, desc, error);
+    return result ? result : mli_save(model, lora, mli_to_path(path), desc, error);
+}
+#endif
+
+ML_DEF ml_result ml_lora_save_to(const ml_lora *lora, const ml_model *model, const ml_output *output,
+                                 const ml_save_desc *desc, ml_error *error) {
+    if (!model || !lora || !output || !output->write) return mli_null(error, "ml_lora_save_to");
+    ml_result result = mli_lora_check(model, lora, error);
+    return result ? result : mli_save(model, lora, mli_to_output(output), desc, error);
 }
 
 /* ---- tensors of the caller's ---- */
@@ -19253,10 +19348,9 @@ static ml_result mli_check_archive(const ml_archive_save_desc *desc, ml_error *e
     return mli_check_values(desc, error);
 }
 
-ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *desc, ml_error *error) {
+static ml_result mli_save_archive(mli_destination to, const ml_archive_save_desc *desc, ml_error *error) {
     mli_saver saver;
     ml_allocator allocator;
-    if (!path || !desc) return mli_null(error, "ml_archive_save");
     ml_result result = mli_resolve_allocator(&desc->allocator, &allocator, error);
     if (!result) result = mli_check_archive(desc, error);
     if (result) return result;
@@ -19270,7 +19364,20 @@ ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *d
     mli_part part = {desc, desc->n_tensors, mli_saved_named, mli_append_values};
     mli_add_part(&saver, part);
     result = mli_check_numbers(&saver);
-    return result ? result : mli_save_files(&saver, path);
+    return result ? result : mli_save_to(&saver, to);
+}
+
+#ifndef ML_NO_STDIO
+ML_DEF ml_result ml_archive_save(const char *path, const ml_archive_save_desc *desc, ml_error *error) {
+    if (!path || !desc) return mli_null(error, "ml_archive_save");
+    return mli_save_archive(mli_to_path(path), desc, error);
+}
+#endif
+
+ML_DEF ml_result ml_archive_save_to(const ml_output *output, const ml_archive_save_desc *desc,
+                                    ml_error *error) {
+    if (!output || !output->write || !desc) return mli_null(error, "ml_archive_save_to");
+    return mli_save_archive(mli_to_output(output), desc, error);
 }
 
 #endif /* MLI_SAVING */
@@ -19334,9 +19441,7 @@ static void mli_append_training_keys(mli_writer *writer, const mli_saver *saver,
     }
 }
 
-ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml_error *error) {
-    if (!trainer || !path)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_save: trainer or path is NULL");
+static ml_result mli_save_trainer(const ml_trainer *trainer, mli_destination to, ml_error *error) {
     const mli_trainer *t = trainer->private_part;
     int n_parts = MLI_TRAINED_PARTS * t->optimizer.n_trained;
     mli_part training = {t, n_parts, mli_checkpointed_at, mli_append_training_keys};
@@ -19347,7 +19452,20 @@ ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml
     mli_add_part(&saver, mli_model_part(t->model));
     if (t->desc.head) mli_add_part(&saver, mli_head_part(t->desc.head));
     mli_add_part(&saver, training);
-    return mli_save_files(&saver, path);
+    return mli_save_to(&saver, to);
+}
+
+#ifndef ML_NO_STDIO
+ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml_error *error) {
+    if (!trainer || !path)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_save: trainer or path is NULL");
+    return mli_save_trainer(trainer, mli_to_path(path), error);
+}
+#endif
+
+ML_DEF ml_result ml_trainer_save_to(const ml_trainer *trainer, const ml_output *output, ml_error *error) {
+    if (!trainer || !output || !output->write) return mli_null(error, "ml_trainer_save_to");
+    return mli_save_trainer(trainer, mli_to_output(output), error);
 }
 
 /* Reads a tensor's numbers. Without `write` it is only checked that they are there. */
@@ -19389,13 +19507,13 @@ static ml_result mli_read_training_state(const ml_archive *archive, int64_t stat
     return mli_fail(error, ML_ERROR_FORMAT, "the checkpoint's step %l is out of range", state[0]);
 }
 
-ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_error *error) {
-    if (!trainer || !path)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_restore: trainer or path is NULL");
+/* path NULL: from data (size) */
+static ml_result mli_restore_trainer(ml_trainer *trainer, const char *path, const void *data, size_t size,
+                                     ml_error *error) {
     mli_trainer *t = trainer->private_part;
     ml_archive *archive;
     int64_t state[MLI_TRAINING_STATE];
-    ml_result result = mli_open(path, NULL, 0, &t->model->private_part->allocator, &archive, error);
+    ml_result result = mli_open(path, data, size, &t->model->private_part->allocator, &archive, error);
     if (result) return mli_name_file(error, result, path);
     result = mli_read_training_state(archive, state, error);
     if (!result) result = mli_restore_trained(t, archive, 0, error); /* before anything is changed */
@@ -19407,6 +19525,20 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
     memcpy(trainer->progress, state + 2, sizeof trainer->progress);
     ml_trainer_zero_gradients(trainer);
     return mli_ok(error);
+}
+
+#ifndef ML_NO_STDIO
+ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_error *error) {
+    if (!trainer || !path)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_restore: trainer or path is NULL");
+    return mli_restore_trainer(trainer, path, NULL, 0, error);
+}
+#endif
+
+ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data, size_t size,
+                                           ml_error *error) {
+    if (!trainer || !data) return mli_null(error, "ml_trainer_restore_memory");
+    return mli_restore_trainer(trainer, NULL, data, size, error);
 }
 
 /* ---- an optimizer's state: its tensors are named by their position among those that are trained ---- */
@@ -19435,10 +19567,9 @@ static void mli_append_optimizer_keys(mli_writer *writer, const mli_saver *saver
     mli_append_key_i64(writer, key, ((const mli_optimizer *)object)->shown.step);
 }
 
-ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *path, ml_error *error) {
+static ml_result mli_save_optimizer(const ml_optimizer *optimizer, mli_destination to, ml_error *error) {
     mli_saver saver;
     ml_allocator allocator;
-    if (!optimizer || !path) return mli_null(error, "ml_optimizer_save");
     const mli_optimizer *o = optimizer->private_part;
     ml_result result = mli_resolve_allocator(&o->allocator, &allocator, error);
     if (result) return result;
@@ -19447,7 +19578,20 @@ ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *pa
     saver.error = error;
     mli_part part = {o, MLI_TRAINED_PARTS * o->n_trained, mli_saved_optimized, mli_append_optimizer_keys};
     mli_add_part(&saver, part);
-    return mli_save_files(&saver, path);
+    return mli_save_to(&saver, to);
+}
+
+#ifndef ML_NO_STDIO
+ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *path, ml_error *error) {
+    if (!optimizer || !path) return mli_null(error, "ml_optimizer_save");
+    return mli_save_optimizer(optimizer, mli_to_path(path), error);
+}
+#endif
+
+ML_DEF ml_result ml_optimizer_save_to(const ml_optimizer *optimizer, const ml_output *output,
+                                      ml_error *error) {
+    if (!optimizer || !output || !output->write) return mli_null(error, "ml_optimizer_save_to");
+    return mli_save_optimizer(optimizer, mli_to_output(output), error);
 }
 
 /* Reads or checks the numbers of all parts; *step is that of the file. */
@@ -19469,14 +19613,15 @@ static ml_result mli_restore_optimizer(const mli_optimizer *o, const ml_archive 
     return result;
 }
 
-ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path, ml_error *error) {
+/* path NULL: from data (size) */
+static ml_result mli_read_optimizer(ml_optimizer *optimizer, const char *path, const void *data, size_t size,
+                                    ml_error *error) {
     ml_allocator allocator;
     ml_archive *archive;
     int64_t step;
-    if (!optimizer || !path) return mli_null(error, "ml_optimizer_restore");
     const mli_optimizer *o = optimizer->private_part;
     ml_result result = mli_resolve_allocator(&o->allocator, &allocator, error);
-    if (!result) result = mli_open(path, NULL, 0, &allocator, &archive, error);
+    if (!result) result = mli_open(path, data, size, &allocator, &archive, error);
     if (result) return mli_name_file(error, result, path);
     size_t n_arrays = (size_t)MLI_TRAINED_PARTS * (size_t)o->n_trained;
     if (archive->n_arrays != n_arrays)
@@ -19489,6 +19634,19 @@ ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path,
     optimizer->step = step;
     ml_optimizer_zero_gradients(optimizer);
     return mli_ok(error);
+}
+
+#ifndef ML_NO_STDIO
+ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path, ml_error *error) {
+    if (!optimizer || !path) return mli_null(error, "ml_optimizer_restore");
+    return mli_read_optimizer(optimizer, path, NULL, 0, error);
+}
+#endif
+
+ML_DEF ml_result ml_optimizer_restore_memory(ml_optimizer *optimizer, const void *data, size_t size,
+                                             ml_error *error) {
+    if (!optimizer || !data) return mli_null(error, "ml_optimizer_restore_memory");
+    return mli_read_optimizer(optimizer, NULL, data, size, error);
 }
 
 #endif

@@ -336,6 +336,139 @@ TEST(scratch_is_given_back) {
     ml_model_free(model), ml_model_free(usual);
 }
 
+/* ---- saving without files ---- */
+
+static int take(void *user, const void *data, size_t n) {
+    put((bytes *)user, data, n);
+    return 0;
+}
+
+static int take_little(void *user, const void *data, size_t n) {
+    bytes *b = (bytes *)user;
+    if (b->size + n > 1000) return 5;
+    return take(user, data, n);
+}
+
+/* Whether what was written is what is in the file. */
+static int is_in_file(const bytes *b, const char *path) {
+    bytes in_file = read_file(path);
+    int same = b->size == in_file.size && memcmp(b->data, in_file.data, b->size) == 0;
+    free_bytes(&in_file);
+    return same;
+}
+
+TEST(outputs_get_the_bytes_of_files) {
+    ml_model *model = load(NULL);
+    ml_lora *lora = NULL;
+    ml_random random;
+    ml_lora_create_desc create;
+    bytes got = {NULL, 0, 0}, little = {NULL, 0, 0};
+    ml_output output = {take, &got}, fails = {take_little, &little};
+    ml_save_desc desc;
+    memset(&create, 0, sizeof create), memset(&desc, 0, sizeof desc);
+    ml_random_seed(&random, 5);
+    create.random = &random;
+    CHECK(!ml_model_save(model, in_folder("m.gguf"), NULL, NULL) &&
+          !ml_model_save_to(model, &output, NULL, &failure));
+    CHECK(is_in_file(&got, in_folder("m.gguf")) && got.size > 1400000);
+    got.size = 0;
+    REQUIRE(!ml_lora_create(model, &create, &lora, NULL));
+    CHECK(!ml_lora_save(lora, model, in_folder("l.gguf"), NULL, NULL) &&
+          !ml_lora_save_to(lora, model, &output, NULL, NULL));
+    CHECK(is_in_file(&got, in_folder("l.gguf")));
+    got.size = 0;
+    ml_named_tensor named = {"w", model->tensors[1], 1};
+    ml_archive_save_desc archive;
+    memset(&archive, 0, sizeof archive);
+    archive.tensors = &named, archive.n_tensors = 1;
+    CHECK(!ml_archive_save(in_folder("a.gguf"), &archive, NULL) &&
+          !ml_archive_save_to(&output, &archive, NULL));
+    CHECK(is_in_file(&got, in_folder("a.gguf")));
+    CHECK(ml_model_save_to(model, &fails, NULL, &failure) == ML_ERROR_FILE && little.size <= 1000 &&
+          strstr(failure.text, "5"));
+    desc.format = ML_SAFETENSORS;
+    CHECK(ml_model_save_to(model, &output, &desc, &failure) == ML_ERROR_UNSUPPORTED &&
+          strstr(failure.text, "GGUF"));
+    output.write = NULL;
+    CHECK(ml_model_save_to(model, &output, NULL, NULL) == ML_ERROR_ARGUMENT &&
+          ml_model_save_to(model, NULL, NULL, NULL));
+    free_bytes(&got), free_bytes(&little);
+    ml_lora_free(lora), ml_model_free(model);
+}
+
+static ml_trainer *new_trainer(ml_model *model, ml_lora *lora) {
+    ml_trainer_desc desc;
+    ml_trainer *trainer = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.lora = lora, desc.max_tokens = 16, desc.adamw.lr = 0.01f;
+    if (ml_trainer_new(model, &desc, &trainer, &failure)) give_up();
+    return trainer;
+}
+
+static float step(ml_trainer *trainer) {
+    ml_batch batch;
+    float loss = 0;
+    memset(&batch, 0, sizeof batch);
+    batch.tokens = ids, batch.targets = ids + 1, batch.n_tokens = 16;
+    if (ml_trainer_backward(trainer, &batch, NULL, &loss, &failure) || ml_trainer_step(trainer, &failure))
+        give_up();
+    return loss;
+}
+
+/* What learned continues from bytes as if it had not stopped. */
+TEST(trainers_continue_from_memory) {
+    ml_model *model = load(NULL);
+    ml_lora *lora[2] = {NULL, NULL};
+    ml_random random;
+    ml_lora_create_desc create;
+    bytes got = {NULL, 0, 0};
+    ml_output output = {take, &got};
+    memset(&create, 0, sizeof create);
+    ml_random_seed(&random, 6);
+    create.random = &random;
+    fill_ids(12, model->config.vocab_size);
+    REQUIRE(!ml_lora_create(model, &create, &lora[0], NULL) &&
+            !ml_lora_create(model, &create, &lora[1], NULL));
+    ml_trainer *first = new_trainer(model, lora[0]), *second = new_trainer(model, lora[1]);
+    step(first), step(first);
+    CHECK(!ml_trainer_save_to(first, &output, &failure) &&
+          !ml_trainer_save(first, in_folder("t.gguf"), NULL));
+    CHECK(is_in_file(&got, in_folder("t.gguf")));
+    CHECK(ml_trainer_restore_memory(second, got.data, got.size / 2, &failure) == ML_ERROR_TRUNCATED &&
+          second->step == 0);
+    REQUIRE(!ml_trainer_restore_memory(second, got.data, got.size, &failure) && second->step == 2);
+    for (int i = 0; i < 2; i++) CHECK(step(first) == step(second));
+    CHECK(ml_trainer_restore_memory(second, NULL, 0, NULL) == ML_ERROR_ARGUMENT);
+    ml_trainer_free(first), ml_trainer_free(second);
+    ml_lora_free(lora[0]), ml_lora_free(lora[1]);
+    ml_model_free(model);
+    free_bytes(&got);
+}
+
+TEST(optimizers_continue_from_memory) {
+    float numbers[2][4] = {{1, 2, 3, 4}, {0, 0, 0, 0}};
+    bytes got = {NULL, 0, 0};
+    ml_output output = {take, &got};
+    ml_optimizer *optimizers[2] = {NULL, NULL};
+    ml_tensor tensors[2] = {{ML_F32, 1, 4, numbers[0], NULL}, {ML_F32, 1, 4, numbers[1], NULL}};
+    for (int i = 0; i < 2; i++) {
+        ml_parameter parameter = {&tensors[i], 0};
+        ml_optimizer_desc desc;
+        memset(&desc, 0, sizeof desc);
+        desc.parameters = &parameter, desc.n_parameters = 1, desc.adamw.lr = 0.1f;
+        REQUIRE(!ml_optimizer_new(&desc, &optimizers[i], &failure));
+    }
+    tensors[0].grad[1] = 3;
+    CHECK(!ml_optimizer_step(optimizers[0], NULL) && !ml_optimizer_save_to(optimizers[0], &output, &failure));
+    CHECK(!ml_optimizer_restore_memory(optimizers[1], got.data, got.size, &failure) &&
+          optimizers[1]->step == 1);
+    tensors[0].grad[2] = tensors[1].grad[2] = 1;
+    CHECK(!ml_optimizer_step(optimizers[0], NULL) && !ml_optimizer_step(optimizers[1], NULL));
+    CHECK(memcmp(numbers[0], numbers[1], sizeof numbers[0]) == 0);
+    ml_optimizer_free(optimizers[0]), ml_optimizer_free(optimizers[1]);
+    free_bytes(&got);
+}
+
 int main(void) {
     RUN(narrow_caches_are_close);
     RUN(narrow_caches_are_saved);
@@ -346,6 +479,9 @@ int main(void) {
     RUN(compact_vocabularies_are_the_same);
     RUN(compact_vocabularies_encode_the_same);
     RUN(scratch_is_given_back);
+    RUN(outputs_get_the_bytes_of_files);
+    RUN(trainers_continue_from_memory);
+    RUN(optimizers_continue_from_memory);
     free_bytes(&file);
     return test_report("test_small");
 }
