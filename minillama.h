@@ -1545,12 +1545,16 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #define ML_ASSERT(condition) assert(condition) /* internal invariants only; never arguments or files */
 #endif
 
-/* The instruction set: the best that the compiler was told it may use (-march=...), lowered by ML_NO_... */
+/* The instruction set: the best that the compiler was told it may use (-march=...), lowered by ML_NO_... Microsoft's
+   /arch:AVX2 stands for FMA and F16C, too, and names neither. */
+#if (defined(__FMA__) && defined(__F16C__)) || (defined(_MSC_VER) && !defined(__clang__))
+#define MLI_HAS_FMA
+#endif
 #if !defined(ML_NO_SIMD)
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) &&       \
     !defined(ML_NO_AVX512)
 #define MLI_AVX512
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(ML_NO_AVX2)
+#elif defined(__AVX2__) && defined(MLI_HAS_FMA) && !defined(ML_NO_AVX2)
 #define MLI_AVX2
 #elif (defined(__aarch64__) || defined(_M_ARM64)) && !defined(__AARCH64EB__) && !defined(ML_NO_NEON)
 #define MLI_NEON
@@ -1563,7 +1567,7 @@ ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_er
 #endif
 
 /* MLI_OPTIONAL: a function that is unused in some builds, for example those of training with ML_NO_TRAINING. */
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define MLI_RESTRICT __restrict__
 #define MLI_INLINE static inline __attribute__((always_inline))
 #define MLI_OPTIONAL static __attribute__((unused))
@@ -19943,7 +19947,7 @@ MLI_INLINE float mli_bytes_unit(ml_type type) { return type == ML_Q4_0 ? 1.0f / 
 
 /* ---- blocks of parts: Q4_K, Q5_K and Q6_K ---- */
 
-enum { MLI_PARTS = MLI_LARGEST_BLOCK / MLI_BLOCK };
+enum { MLI_PARTS = +MLI_LARGEST_BLOCK / MLI_BLOCK };
 
 /* Eight numbers side by side: those of the parts of a block. */
 #if defined(MLI_AVX512) || defined(MLI_AVX2)
