@@ -20173,7 +20173,8 @@ typedef struct mli_position {
 /* The scales of four blocks side by side, assembled in integer registers, which are idle here. */
 MLI_INLINE uint64_t mli_four_scales(const uint8_t *w, size_t bytes) {
     uint16_t half[4];
-    for (int i = 0; i < 4; i++, w += bytes) half[i] = (uint16_t)(w[0] | w[1] << 8);
+    for (int i = 0; i < 4; i++) memcpy(half + i, w + (size_t)i * bytes, sizeof *half);
+    if (mli_is_turned(ML_I16)) mli_turn(ML_I16, half, 4);
     return (half[0] | (uint32_t)half[1] << 16) | (uint64_t)(half[2] | (uint32_t)half[3] << 16) << 32;
 }
 
