@@ -1717,12 +1717,16 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #define ML_ASSERT(condition) assert(condition) /* internal invariants only; never arguments or files */
 #endif
 
-/* The instruction set: the best that the compiler was told it may use (-march=...), lowered by ML_NO_... */
+/* The instruction set: the best that the compiler was told it may use (-march=...), lowered by ML_NO_... Microsoft's
+   /arch:AVX2 stands for FMA and F16C, too, and names neither. */
+#if (defined(__FMA__) && defined(__F16C__)) || (defined(_MSC_VER) && !defined(__clang__))
+#define MLI_HAS_FMA
+#endif
 #if !defined(ML_NO_SIMD)
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) &&       \
     !defined(ML_NO_AVX512)
 #define MLI_AVX512
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(ML_NO_AVX2)
+#elif defined(__AVX2__) && defined(MLI_HAS_FMA) && !defined(ML_NO_AVX2)
 #define MLI_AVX2
 #elif (defined(__aarch64__) || defined(_M_ARM64)) && !defined(__AARCH64EB__) && !defined(ML_NO_NEON)
 #define MLI_NEON
@@ -1763,7 +1767,7 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #endif
 
 /* MLI_OPTIONAL: a function that is unused in some builds, for example those of training with ML_NO_TRAINING. */
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define MLI_RESTRICT __restrict__
 #ifdef MLI_SMALL
 #define MLI_INLINE static inline __attribute__((unused))
@@ -22532,7 +22536,8 @@ typedef struct mli_position {
 /* The scales of four blocks side by side, assembled in integer registers, which are idle here. */
 MLI_INLINE uint64_t mli_four_scales(const uint8_t *w, size_t bytes) {
     uint16_t half[4];
-    for (int i = 0; i < 4; i++, w += bytes) half[i] = (uint16_t)(w[0] | w[1] << 8);
+    for (int i = 0; i < 4; i++) memcpy(half + i, w + (size_t)i * bytes, sizeof *half);
+    if (mli_is_turned(ML_I16)) mli_turn(ML_I16, half, 4);
     return (half[0] | (uint32_t)half[1] << 16) | (uint64_t)(half[2] | (uint32_t)half[3] << 16) << 32;
 }
 

@@ -56,6 +56,13 @@ static float get_f32(const unsigned char *from) {
     return value;
 }
 
+/* Whether these n floats are there, in a file. */
+static int are_floats(const void *in_file, const float *x, size_t n) {
+    size_t i = 0;
+    while (i < n && get_f32((const unsigned char *)in_file + 4 * i) == x[i]) i++;
+    return i == n;
+}
+
 /* Whether floats in memory are as in files, and so are used in place. */
 static int is_little_endian(void) {
     const uint16_t one = 1;

@@ -90,6 +90,22 @@ matrix() {
     done
 }
 
+# The rest of standards and optimization levels, once each; whole programs at link time; other C libraries and compilers.
+more() {
+    for cc in $compilers; do
+        for level in -O0 -O1 -O2 -Os -Og; do job "$cc c99 $level" $cc c99 "$level -march=native" $here/one.c; done
+        for std in c17 c2x c++14 c++20 c++2b; do
+            case $std in c++*) language=c++ ;; *) language=c ;; esac
+            accepts $cc -x $language -std=$std && job "$cc $std -Os" $cc $std "-Os -march=native" $here/one.c
+        done
+        callers="$here/main.c $here/caller_a.c $here/caller_b.c $here/implementation.c"
+        accepts $cc -x c -O2 -flto && job "$cc -flto" $cc c99 "-O2 -flto" "$callers"
+    done
+    has tcc && job "tcc" tcc c99 "" $here/one.c
+    has musl-gcc && job "musl" musl-gcc c99 "-O2 -static" $here/one.c
+    true
+}
+
 # Every switch that the header knows, one at a time and all at once; gcc as C, clang as C++.
 switches=$(grep -oE 'ML_NO_[A-Z0-9_]+' minillama.h | sort -u)
 leave_out() {
@@ -116,9 +132,9 @@ $(cxx_of $cc) -std=c++11 -O1 $flags -x c++ $callers -x none $o -o $out/$cc-mixed
     done
 }
 
-# Compilers that are newer than the usual one, and standards to come: only whether there are warnings.
+# Compilers that are newer or older than the usual one, and standards to come: only whether there are warnings.
 mingw=x86_64-w64-mingw32-gcc
-newer="gcc-13 gcc-14 gcc-15 clang-16 clang-17 clang-18 clang-19 clang-20"
+newer="gcc-10 gcc-11 gcc-13 gcc-14 gcc-15 clang-13 clang-15 clang-16 clang-17 clang-18 clang-19 clang-20 clang-21"
 accepts() { printf '#include <errno.h>\nint main() { return 0; }\n' | "$@" -o $out/accepted - -lm 2>/dev/null; }
 looks() { # looks NAME COMMAND...: compiles the implementation, without its code
     name=$1
@@ -136,6 +152,10 @@ warnings() {
     done
     has g++ && looks "g++, useless casts" g++ -x c++ -std=c++17 -Wold-style-cast -Wuseless-cast -march=native
     accepts gcc -m32 -x c && looks "gcc, 32 bits" gcc -std=c99 -m32 -O2
+    for cc in i686 arm-linux-gnueabihf aarch64 riscv64 s390x powerpc mips; do
+        case $cc in *-*) cc=$cc-gcc ;; *) cc=$cc-linux-gnu-gcc ;; esac
+        has $cc && looks "$cc" $cc -std=c99 -O2
+    done
     true
 }
 
@@ -265,8 +285,9 @@ else
 fi
 {
     for cc in gcc clang $mingw; do has $cc || skip $cc "it is not installed"; done
-    accepts gcc -m32 -x c || skip "32 bits" "that takes gcc-multilib"
-    { matrix && leave_out && units && warnings && refusals && symbols && freestanding && windows; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job
+    accepts gcc -m32 -x c || has i686-linux-gnu-gcc || skip "32 bits" "that takes gcc-multilib or gcc-i686-linux-gnu"
+    [ "$quick" ] || for cc in tcc musl-gcc; do has $cc || skip $cc "it is not installed"; done
+    { matrix && { [ "$quick" ] || more; } && leave_out && units && warnings && refusals && symbols && freestanding && windows; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job
     [ "$quick" ] || all_tests
 } | tee $out/log
 

@@ -648,8 +648,11 @@ static bytes mixed_file(void) {
 /* W + alpha / rank * B A, in double precision from the file's own numbers. Row half * hd/2 + k of a head is in the
    file what is row 2 k + half in the model. */
 static void merge_by_hand(ml_model *model, const bytes *file) {
-    const float *a = (const float *)(const void *)(file->data + 8 + file->data[0] + 256 * file->data[1]);
+    size_t begin = 8 + file->data[0] + 256u * file->data[1], n = (file->size - begin) / 4;
+    float *numbers = (float *)malloc(n * sizeof *numbers);
+    const float *a = numbers;
     int pair, row, col, k;
+    for (size_t i = 0; i < n; i++) numbers[i] = get_f32(file->data + begin + 4 * i);
     for (pair = 0; pair < LAYERS * 7; pair++) {
         int t = pair % 7, r = rank_of(pair);
         const float *b = a + r * ins[t];
@@ -666,6 +669,7 @@ static void merge_by_hand(ml_model *model, const bytes *file) {
             }
         a = b + outs[t] * r;
     }
+    free(numbers);
 }
 
 /* W + 0.5 scale B A is halfway between W and by_hand's W + scale B A. */

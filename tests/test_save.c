@@ -271,13 +271,6 @@ TEST(file_types) { /* llama.cpp's enum llama_ftype */
     }
 }
 
-/* Whether there are these n floats of a file. */
-static int are_floats(const void *in_file, const float *x, size_t n) {
-    size_t i = 0;
-    while (i < n && get_f32((const unsigned char *)in_file + 4 * i) == x[i]) i++;
-    return i == n;
-}
-
 /* Query rows are in Hugging Face's order in the file: row half * hd/2 + k of a head is Meta's row 2 k + half. */
 TEST(safetensors_layout) {
     ml_config c = some_config();
