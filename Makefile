@@ -257,7 +257,7 @@ report:
 # WebAssembly. Kernels are inlined and unrolled, all else is small: with __OPTIMIZE_SIZE__ the kernels would be, too.
 WASM_CC ?= clang
 WASM := $(WASM_CC) --target=wasm32 -std=c99 $(WARNINGS) -Wno-pass-failed -mbulk-memory -nostdlib -isystem examples/web/libc -I. \
-        -fvisibility=hidden -DML_NO_LIBM -Wl,--no-entry -Wl,--strip-all -Wl,--stack-first -Wl,-z,stack-size=262144 $(WASM_FLAGS)
+        -fvisibility=hidden -Wl,--no-entry -Wl,--strip-all -Wl,--stack-first -Wl,-z,stack-size=262144 $(WASM_FLAGS)
 WASM_WITH := minillama.h examples/web/minillama.c $(wildcard examples/web/libc/*.h) Makefile
 WITHOUT = $(addprefix -DML_NO_,$(1))
 WEB_FILES := $(wildcard examples/web/*.mjs examples/web/*.d.ts examples/web/*.json examples/web/*.html examples/web/*.css \
@@ -285,7 +285,7 @@ web: $(WEB)/minillama.wasm $(WEB)/minillama-small.wasm $(WEB_FILES)
 # WebAssembly adds as plain C does; other instruction sets round differently, and after some 200 tokens a story may fork.
 $(BUILD)/generate_plain: examples/generate.c minillama.h
 	@mkdir -p $(@D)
-	$(call short,cc $@)$(CC) -std=c99 -O1 -ffp-contract=off -DML_NO_SIMD -DML_NO_LIBM -I. -o $@ $< -lm
+	$(call short,cc $@)$(CC) -std=c99 -O1 -ffp-contract=off -DML_NO_SIMD -I. -o $@ $< -lm
 
 web-test: web $(BUILD)/generate_plain $(BUILD)/run_llama
 	@BUILD="$(BUILD)" sh tests/web/run.sh
