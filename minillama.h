@@ -22099,7 +22099,7 @@ MLI_INLINE mli_v mli_ints_to_v(mli_ints a) { return vcvtq_f32_s32(a); }
 typedef struct mli_bytes {
     v128_t eight[4]; /* each byte in 16 bits, with its sign */
 } mli_bytes;
-typedef v128_t mli_sums;
+typedef float mli_sums; /* added up as in plain C, below, so that the bits are the same */
 typedef struct mli_scales {
     float of[4];
 } mli_scales;
@@ -22136,10 +22136,14 @@ MLI_INLINE v128_t mli_dot_bytes(v128_t w, const mli_q *x) { /* four sums of two 
 MLI_INLINE v128_t mli_dot_half(const v128_t *w, const mli_q *x) {
     return wasm_i32x4_add(mli_dot_bytes(w[0], x), mli_dot_bytes(w[1], x + 8));
 }
-MLI_INLINE mli_sums mli_sums_zero(void) { return mli_v_zero(); }
+MLI_INLINE float mli_lanes_total(v128_t ints) {
+    v128_t two = wasm_i32x4_add(ints, wasm_i32x4_shuffle(ints, ints, 2, 3, 0, 1));
+    return (float)(wasm_i32x4_extract_lane(two, 0) + wasm_i32x4_extract_lane(two, 1));
+}
+MLI_INLINE mli_sums mli_sums_zero(void) { return 0; }
 MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x, mli_scales scales, int j) {
     v128_t products = wasm_i32x4_add(mli_dot_half(w.eight, x->q), mli_dot_half(w.eight + 2, x->q + 16));
-    return mli_v_fma(wasm_f32x4_convert_i32x4(products), mli_v_set(scales.of[j]), sum);
+    return sum + mli_lanes_total(products) * scales.of[j];
 }
 #ifndef ML_NO_K_QUANTS
 MLI_INLINE mli_bytes mli_bytes_and(mli_bytes a, int mask) {
@@ -22160,13 +22164,10 @@ MLI_INLINE mli_bytes mli_bytes_shift(mli_bytes a, int left) {
 MLI_INLINE mli_sums mli_sums_add_part(ml_type type, mli_sums sum, mli_bytes w, const mli_block_x *x,
                                       const float *by) {
     v128_t first = mli_dot_half(w.eight, x->q), second = mli_dot_half(w.eight + 2, x->q + 16);
-    if (type != ML_Q6_K)
-        return mli_v_fma(wasm_f32x4_convert_i32x4(wasm_i32x4_add(first, second)), mli_v_set(by[0]), sum);
-    sum = mli_v_fma(wasm_f32x4_convert_i32x4(first), mli_v_set(by[0]), sum);
-    return mli_v_fma(wasm_f32x4_convert_i32x4(second), mli_v_set(by[1]), sum);
+    return sum + (mli_lanes_total(first) * by[0] + mli_lanes_total(second) * by[type == ML_Q6_K]);
 }
 #endif
-MLI_INLINE float mli_sums_total(mli_sums sum) { return mli_v_sum(sum); }
+MLI_INLINE float mli_sums_total(mli_sums sum) { return sum; }
 
 #else
 

@@ -8,6 +8,18 @@
 #define MINILLAMA_IMPLEMENTATION
 #include "minillama.h"
 
+/* What clang calls for a product of 128 bits, which WebAssembly has no instruction for. */
+__extension__ typedef unsigned __int128 web_u128;
+web_u128 __multi3(web_u128 a, web_u128 b);
+web_u128 __multi3(web_u128 a, web_u128 b) {
+    const uint64_t a0 = (uint32_t)a, a1 = (uint64_t)a >> 32, b0 = (uint32_t)b, b1 = (uint64_t)b >> 32;
+    const uint64_t middle = (a0 * b0 >> 32) + (uint32_t)(a0 * b1) + (uint32_t)(a1 * b0);
+    const uint64_t low = middle << 32 | (uint32_t)(a0 * b0);
+    const uint64_t high = a1 * b1 + (a0 * b1 >> 32) + (a1 * b0 >> 32) + (middle >> 32);
+    const uint64_t more = (uint64_t)(a >> 64) * (uint64_t)b + (uint64_t)a * (uint64_t)(b >> 64);
+    return (web_u128)(high + more) << 64 | low;
+}
+
 #define EXPORT(name) __attribute__((export_name(name)))
 
 static ml_error error; /* of the last call that failed */

@@ -77,6 +77,8 @@ export class Llama {
     readonly adapter: Adapter | null;
     encode(text: string, options?: { bos?: boolean; eos?: boolean }): Int32Array;
     decode(ids: ArrayLike<number>): string;
+    /** the bytes that each token adds */
+    pieces(ids: ArrayLike<number>): Uint8Array[];
     /** one token alone, with the space that it may begin with */
     show(id: number): string;
     /** A prompt of text gets the token that begins a text; ids are taken as they are. */

@@ -323,7 +323,7 @@ export class Llama {
     }
 
     /** Batches have up to maxTokens tokens in up to maxRows rows. With `steps`, the rate falls to 0 along a cosine. */
-    createTrainer({ adapter = null, head = null, maxTokens = 1024, maxRows = 64, learningRate = 1e-3, dropout = 0, steps = 0 }) {
+    createTrainer({ adapter = null, head = null, maxTokens = 1024, maxRows = Math.min(64, maxTokens), learningRate = 1e-3, dropout = 0, steps = 0 }) {
         const at = this.run.call.trainer_new(this.at, adapter?.at ?? 0, head?.at ?? 0, maxTokens, maxRows, learningRate, dropout, steps);
         return new Trainer(this, this.run.check(at), adapter, head);
     }

@@ -28,6 +28,12 @@ const chunks = (list, n) => Array.from({ length: Math.ceil(list.length / n) }, (
 
 const longest = batches => Math.max(...batches.map(batch => batch.reduce((n, r) => n + r.length, 0))); // in tokens
 
+/** Tokens with their texts; the first has no space before it. */
+const shown = ids => ids.map((id, i) => {
+    const text = id === llama.bos ? '' : llama.show(id);
+    return { id, text: i <= (ids[0] === llama.bos ? 1 : 0) ? text.trimStart() : text };
+});
+
 function greedy(text, maxTokens) {
     let written = '';
     for (const token of llama.generate(text, { maxTokens })) written += token.text;
@@ -54,7 +60,7 @@ const actions = {
         const given = ids ?? [...llama.encode(prompt, { bos: true })];
         const begin = performance.now();
         let n = 0;
-        if (!ids) emit({ prompt: given.map(id => ({ id, text: id === llama.bos ? '' : llama.show(id) })) });
+        if (!ids) emit({ prompt: shown(given) });
         for (const token of llama.generate(given, options)) {
             emit({ token });
             n++;
@@ -67,7 +73,7 @@ const actions = {
     async look({ text, withAdapter, most }) {
         llama.use(withAdapter ? adapter : null);
         const ids = row(text).slice(0, most);
-        return { ...llama.attention(ids), tokens: ids.map(id => id === llama.bos ? '⟨begin⟩' : llama.show(id)) };
+        return { ...llama.attention(ids), tokens: shown(ids).map((token, i) => i || token.text ? token.text : '⟨begin⟩') };
     },
 
     /** Trains an adapter on lines of text. */

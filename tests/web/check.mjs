@@ -27,4 +27,4 @@ export function sum(name) {
 }
 
 /** What a native program writes, without the line feed at its end. */
-export const native = (program, ...args) => execFileSync(program, args, { encoding: 'utf8' }).replace(/\n$/, '');
+export const native = (program, ...args) => execFileSync(program, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] }).replace(/\n$/, '');
