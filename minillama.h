@@ -22510,7 +22510,7 @@ static int32_t mli_block_product(ml_type type, const uint8_t *w, const mli_q *x)
 
 /* Columns col .. col + n_cols - 1 of a row of y; n_x is 1. */
 MLI_OPTIONAL void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
-                             size_t n_cols) {
+                                   size_t n_cols) {
     const mli_activations *x = &job->x;
     const size_t bytes = mli_types[type].bytes, first = row * x->blocks;
     const uint8_t *w = (const uint8_t *)job->w->data + col * x->blocks * bytes;
