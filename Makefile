@@ -295,11 +295,11 @@ WEB := $(BUILD)/web
 $(WEB)/minillama.wasm: $(WASM_WITH)
 	@mkdir -p $(@D)
 	$(call short,clang $@)$(WASM) -Oz -U__OPTIMIZE_SIZE__ -msimd128 $(call WITHOUT,K_QUANTS BIN) -o $@ examples/web/minillama.c
-# Without training, and of files only GGUF with a SentencePiece tokenizer.
+# Without training, of files only GGUF with a SentencePiece tokenizer, and short errors.
 $(WEB)/minillama-small.wasm: $(WASM_WITH)
 	@mkdir -p $(@D)
 	$(call short,clang $@)$(WASM) -Oz -msimd128 -o $@ examples/web/minillama.c \
-	    $(call WITHOUT,TRAINING K_QUANTS BPE BIN PT SAFETENSORS JSON TOKENIZER_MODEL)
+	    $(call WITHOUT,TRAINING K_QUANTS BPE BIN PT SAFETENSORS JSON TOKENIZER_MODEL ERROR_TEXT)
 $(BUILD)/obj/%.wasm: $(WASM_WITH)
 	@mkdir -p $(@D)
 	$(call short,clang $@)$(WASM) -O3 $(if $(findstring simd,$*),-msimd128) -o $@ examples/web/minillama.c

@@ -32,8 +32,8 @@ EXPORT("free") void web_free(void *memory) { free(memory); }
 
 /* data must outlive the model; the tokenizer's bytes (0: the model's own) and config.json (0: none) need not. */
 EXPORT("model_load")
-ml_model *web_model_load(const void *data, size_t size, const void *tokenizer, size_t tokenizer_size, const void *json,
-                         size_t json_size) {
+ml_model *web_model_load(const void *data, size_t size, const void *tokenizer, size_t tokenizer_size,
+                         const void *json, size_t json_size) {
     ml_model *model;
     ml_model_load_desc desc;
     memset(&desc, 0, sizeof desc);
@@ -46,15 +46,21 @@ EXPORT("model_free") void web_model_free(ml_model *model) { ml_model_free(model)
 
 /* Seven integers: dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len. */
 EXPORT("model_config") const int *web_model_config(const ml_model *model) { return &model->config.dim; }
-EXPORT("model_parameters") double web_model_parameters(const ml_model *model) { return (double)model->n_parameters; }
+EXPORT("model_parameters") double web_model_parameters(const ml_model *model) {
+    return (double)model->n_parameters;
+}
 EXPORT("model_type") const char *web_model_type(const ml_model *model) {
     const ml_tensor *last = NULL;
     for (int i = 0; i < model->n_tensors; i++)
         if (model->tensors[i].rows > 1 && model->tensors[i].data) last = &model->tensors[i];
     return ml_type_name(last ? last->type : ML_F32);
 }
-EXPORT("model_bos") int web_model_bos(const ml_model *model) { return model->tokenizer ? model->tokenizer->bos : -1; }
-EXPORT("model_eos") int web_model_eos(const ml_model *model) { return model->tokenizer ? model->tokenizer->eos : -1; }
+EXPORT("model_bos") int web_model_bos(const ml_model *model) {
+    return model->tokenizer ? model->tokenizer->bos : -1;
+}
+EXPORT("model_eos") int web_model_eos(const ml_model *model) {
+    return model->tokenizer ? model->tokenizer->eos : -1;
+}
 
 /* Whether the token ends a text, as ml_session_generate decides it. */
 EXPORT("model_ends") int web_model_ends(const ml_model *model, int32_t id) {
@@ -71,7 +77,8 @@ int web_encode(const ml_model *model, const char *text, size_t n, int flags, voi
     ml_encode_desc desc = {text, n, flags, ids, size};
     ml_tokens tokens = {NULL, 0};
     if (!model->tokenizer) {
-        mli_fail(&error, ML_ERROR_MISMATCH, "this model has no tokenizer: open a tokenizer's file together with it");
+        mli_fail(&error, ML_ERROR_MISMATCH,
+                 "this model has no tokenizer: open a tokenizer's file together with it");
         return -1;
     }
     if (ml_tokenizer_encode(model->tokenizer, &desc, &tokens, &error)) return -1;
@@ -83,14 +90,16 @@ int web_encode(const ml_model *model, const char *text, size_t n, int flags, voi
 EXPORT("decode") const char *web_decode(const ml_model *model, int32_t id, int32_t state[2]) {
     size_t n = 0;
     int has_begun = state[0];
-    const char *bytes = model->tokenizer ? ml_tokenizer_decode_token(model->tokenizer, &has_begun, id, &n) : NULL;
+    const char *bytes =
+        model->tokenizer ? ml_tokenizer_decode_token(model->tokenizer, &has_begun, id, &n) : NULL;
     state[0] = has_begun, state[1] = (int32_t)n;
     return bytes;
 }
 
 /* ---- sessions ---- */
 
-EXPORT("session_new") ml_session *web_session_new(const ml_model *model, const ml_lora *lora, int max_seq_len) {
+EXPORT("session_new")
+ml_session *web_session_new(const ml_model *model, const ml_lora *lora, int max_seq_len) {
     ml_session *session;
     ml_session_desc desc = {0};
     desc.max_seq_len = max_seq_len;
@@ -133,14 +142,15 @@ EXPORT("random_new") ml_random *web_random_new(double seed) {
 /* Draws from a copy of the logits, in `work` of n floats and n candidates. The penalty looks at the n_ids tokens so
    far. -1: nothing can be drawn. */
 EXPORT("sample")
-int web_sample(const float *logits, int n, void *work, ml_random *random, const int32_t *ids, int n_ids, float temperature,
-               int top_k, float top_p, float min_p, float penalty) {
+int web_sample(const float *logits, int n, void *work, ml_random *random, const int32_t *ids, int n_ids,
+               float temperature, int top_k, float top_p, float min_p, float penalty) {
     const ml_tokens history = {ids, n_ids};
     float *copy = (float *)((ml_candidate *)work + n);
     ml_sampler sampler = {temperature, top_k, top_p, min_p, 0, penalty, 0, random};
     memcpy(copy, logits, (size_t)n * sizeof *copy);
     const int id = ml_sampler_sample(&sampler, copy, n, &history, (ml_candidate *)work);
-    if (id < 0) mli_fail(&error, ML_ERROR_NUMBER, "no token can be drawn: the logits hold no finite number, or NaN");
+    if (id < 0)
+        mli_fail(&error, ML_ERROR_NUMBER, "no token can be drawn: the logits hold no finite number, or NaN");
     return id;
 }
 
@@ -155,7 +165,8 @@ static void web_on_layer(void *user, const ml_seen *seen) {
     const web_watch *watch = (const web_watch *)user;
     const ml_tensor *w = &seen->weights;
     if (seen->layer >= 0)
-        memcpy(watch->weights + (size_t)seen->layer * w->rows * w->cols, w->data, w->rows * w->cols * sizeof(float));
+        memcpy(watch->weights + (size_t)seen->layer * w->rows * w->cols, w->data,
+               w->rows * w->cols * sizeof(float));
 }
 
 /* weights (L, A, n, n) = how much each of n tokens attends to each other, in all heads of all layers. */
@@ -184,7 +195,8 @@ EXPORT("likelihood") double web_likelihood(ml_session *session, const int32_t *i
 /* ---- adapters and heads ---- */
 
 #ifndef ML_NO_TRAINING
-EXPORT("lora_new") ml_lora *web_lora_new(const ml_model *model, int rank, float alpha, int targets, double seed) {
+EXPORT("lora_new")
+ml_lora *web_lora_new(const ml_model *model, int rank, float alpha, int targets, double seed) {
     ml_lora *lora;
     ml_random random;
     ml_lora_create_desc desc = {rank, alpha, (unsigned)targets, 0, &random, {NULL, NULL, NULL}};
@@ -199,8 +211,12 @@ EXPORT("lora_load") ml_lora *web_lora_load(const void *data, size_t size, const 
 EXPORT("lora_free") void web_lora_free(ml_lora *lora) { ml_lora_free(lora); }
 EXPORT("lora_alpha") float web_lora_alpha(const ml_lora *lora) { return lora->alpha; }
 EXPORT("lora_tensors") int web_lora_tensors(const ml_lora *lora) { return lora->n_tensors; }
-EXPORT("lora_tensor") const ml_tensor *web_lora_tensor(const ml_lora *lora, int i) { return &lora->tensors[i]; }
-EXPORT("lora_parameters") double web_lora_parameters(const ml_lora *lora) { return (double)lora->n_parameters; }
+EXPORT("lora_tensor") const ml_tensor *web_lora_tensor(const ml_lora *lora, int i) {
+    return &lora->tensors[i];
+}
+EXPORT("lora_parameters") double web_lora_parameters(const ml_lora *lora) {
+    return (double)lora->n_parameters;
+}
 
 #ifndef ML_NO_TRAINING
 EXPORT("head_new") ml_head *web_head_new(const ml_model *model, int n_classes, int pooling, double seed) {
@@ -223,8 +239,8 @@ int web_head_eval(const ml_head *head, ml_session *session, const int32_t *ids, 
 
 /* head NULL: the adapter learns to predict targets. total_steps 0: the rate stays; else it falls along a cosine. */
 EXPORT("trainer_new")
-ml_trainer *web_trainer_new(ml_model *model, ml_lora *lora, ml_head *head, int max_tokens, int max_rows, float lr,
-                            float dropout, int total_steps) {
+ml_trainer *web_trainer_new(ml_model *model, ml_lora *lora, ml_head *head, int max_tokens, int max_rows,
+                            float lr, float dropout, int total_steps) {
     ml_trainer *trainer;
     ml_trainer_desc desc = {0};
     desc.lora = lora, desc.head = head;
@@ -241,8 +257,8 @@ EXPORT("trainer_free") void web_trainer_free(ml_trainer *trainer) { ml_trainer_f
 
 /* The loss of a batch, before the step that it leads to (step 0: none is done). NaN: failure. */
 EXPORT("trainer_step")
-float web_trainer_step(ml_trainer *trainer, const int32_t *tokens, int n_tokens, const int32_t *row_start, int n_rows,
-                       const int32_t *targets, const int32_t *labels, int step) {
+float web_trainer_step(ml_trainer *trainer, const int32_t *tokens, int n_tokens, const int32_t *row_start,
+                       int n_rows, const int32_t *targets, const int32_t *labels, int step) {
     ml_batch batch = {tokens, n_tokens, row_start, n_rows, targets, labels, 0};
     float loss = NAN;
     if (!step) return ml_trainer_eval(trainer, &batch, NULL, &loss, &error) ? NAN : loss;

@@ -58,7 +58,8 @@ static inline double log(double x) {
    bits, so that x may be as large as a million. */
 static inline double web_wave(double x, int quarters) {
     const double n = floor(x * 0.6366197723675814 + 0.5);
-    const double r = ((x - n * 1.57079632673412561417) - n * 6.07710050630396597660e-11) - n * 2.02226624879595063154e-21;
+    const double r =
+        ((x - n * 1.57079632673412561417) - n * 6.07710050630396597660e-11) - n * 2.02226624879595063154e-21;
     const double square = r * r;
     const unsigned quarter = (unsigned)((int64_t)n - quarters) & 3;
     double sum = 1;

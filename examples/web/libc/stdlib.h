@@ -31,7 +31,8 @@ static inline void free(void *memory) {
     else
         web_free_blocks = block;
     if (next && web_after(block) == (uintptr_t)next) block->size += next->size, block->next = next->next;
-    if (before && web_after(before) == (uintptr_t)block) before->size += block->size, before->next = block->next;
+    if (before && web_after(before) == (uintptr_t)block)
+        before->size += block->size, before->next = block->next;
 }
 
 /* Asks for more memory, which becomes a free block. 0: there is none. */
