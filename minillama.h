@@ -1305,7 +1305,8 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
    Without a system text its part is left out, in llama2 from <<SYS>> to <</SYS>>\n\n; none is invented, though some
    files' templates have one (those of Qwen2, SmolLM and, with dates, Llama 3.1). <s> and </s> are the tokenizer's bos
    and eos, whatever it calls them; the formats that are written without <s> begin with it, too, if
-   tokenizer->adds_bos says so. White space around what is said is dropped where the authors' templates do that (llama2, llama3). Names in
+   tokenizer->adds_bos says so. White space around what is said is dropped where the authors' templates do that
+   (llama2, llama3). Names in
    <| |>, bos and eos are read as special pieces; S and U never are: "<|eot_id|>" in what the user says is text.
 
       ml_chat chat;  ml_generate_desc how = {0};  // how: sampler, max_new_tokens, on_token

@@ -1,6 +1,6 @@
-/* A conversation in the terminal. Answers appear as they are written: Ctrl-C stops an answer, and at the prompt it ends
-   the program, as Ctrl-D does; /reset begins again. The session's KV cache keeps what was said, so each turn reads only
-   the new line; when the context is full, the oldest turns are forgotten. A model that has no chat template, such as
+/* A conversation in the terminal. Answers appear as they are written: Ctrl-C stops an answer, and at the prompt it
+   ends the program, as Ctrl-D does; /reset begins again. The session's KV cache keeps what was said, so each turn reads
+   only the new line; when the context is full, the oldest turns are forgotten. A model that has no chat template, such as
    the one in examples/models, continues a story instead, to which each line is added.
    cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/chat.c -o chat -lm && ./chat MODEL */
 #include <ctype.h>

@@ -1,5 +1,5 @@
-/* Conversations: the tokens of each format, written by hand after what its authors publish; where an answer ends; what
-   is read, kept and forgotten. Most models here follow a chain: each token decides the next one. */
+/* Conversations: the tokens of each format, written by hand after what its authors publish; where an answer ends;
+   what is read, kept and forgotten. Most models here follow a chain: each token decides the next one. */
 #include "preamble.h"
 #include "folder.h"
 #include "chain_model.h"
@@ -76,6 +76,11 @@ TEST(llama2_turns) {
     ml_tokens turn;
     REQUIRE(ml_chat_encode(&chat, " x ", &turn, &failure) == ML_OK);
     CHECK(same(&llama2, turn.ids, turn.n, "{<s>} [INST] <<SYS>>\nS\n<</SYS>>\n\n x [/INST]"));
+    /* a piece that crosses into what is said is forgotten with that */
+    ml_generate_desc desc = {0};
+    desc.max_new_tokens = 1;
+    for (int i = 0; i < 2; i++) CHECK(ml_chat_reply(&chat, "Hi", &desc, NULL, &failure) == ML_OK);
+    CHECK(session->tokens[chat.turns[0]] == byte_id(&llama2, 'H') && session->tokens[chat.turns[1]] == 258);
     end_session(session);
 }
 
@@ -283,8 +288,8 @@ TEST(only_new_tokens_are_read) {
 
 /* ---- forgetting ---- */
 
-/* A system text of 11 tokens and turns of 24 with the end of the answer before, in a context of 100: three of them fit,
-   and then the oldest go until at least half of it is free. */
+/* A system text of 11 tokens and turns of 24 with the end of the answer before, in a context of 100: three of them
+   fit, and then the oldest go until at least half of it is free. */
 TEST(oldest_turns_are_forgotten) {
     static const char *const pairs[] = {"\nO", "OK", "K{<|im_end|>}", NULL};
     ml_session *session = session_over(chain_model(&qwen2, pairs), 100);
