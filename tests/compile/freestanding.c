@@ -24,7 +24,11 @@ __asm__(".section .rodata\n"
         ".previous\n");
 extern const unsigned char model_begin[], model_end[];
 
+#ifdef __arm__
 static unsigned char objects[1 << 20], buffer[1 << 20];
+#else /* more, for products that are cut into blocks */
+static unsigned char objects[1 << 20], buffer[1 << 23];
+#endif
 
 static void write_text(const char *text, size_t n) {
 #if defined(HOSTED)
