@@ -22256,9 +22256,11 @@ MLI_INLINE float mli_sums_total(mli_sums sum) { return sum; }
    takes it away. */
 MLI_INLINE mli_bytes mli_bytes_of(ml_type type, const uint8_t *q) {
     const int is_signed = type == ML_Q8_0;
-    mli_bytes bytes = type == ML_Q4_0 ? mli_bytes_load_nibbles(q) : mli_bytes_load(q);
 #ifndef ML_NO_K_QUANTS
-    if (type == ML_Q5_0) bytes = mli_bytes_load_fives(q);
+    mli_bytes bytes = is_signed ? mli_bytes_load(q)
+                                : (type == ML_Q5_0 ? mli_bytes_load_fives(q) : mli_bytes_load_nibbles(q));
+#else
+    mli_bytes bytes = is_signed ? mli_bytes_load(q) : mli_bytes_load_nibbles(q);
 #endif
 #ifdef MLI_VNNI
     return is_signed ? mli_bytes_flip(bytes) : bytes;
