@@ -41,7 +41,7 @@ __attribute__((noinline)) static ml_result load(ml_arena *arena, ml_model **mode
 /* ---- what was learned, to be kept: here in RAM, on a device of yours in its flash ---- */
 
 typedef struct kept {
-    unsigned char bytes[8192];
+    unsigned char bytes[64 * 1024]; /* most of a checkpoint are the keys of its model */
     size_t n;
 } kept;
 static kept head_file;
