@@ -6,7 +6,9 @@
 #include "models.h"
 #include "preamble.h"
 
-#define TOLERANCE 3e-5 /* of the largest number of a gradient, or along a direction of its length */
+/* Of the largest number of a gradient, or along a direction of its length: over six seeds F32 was off by 5e-5 at most,
+   where several layers amplify its rounding; usually by 1e-5. */
+#define TOLERANCE 1e-4
 #define STEP 1e-5
 #define EPS 1e-3
 
