@@ -10380,7 +10380,7 @@ static const mli_chat_format mli_chat_formats[ML_CHAT_FORMATS] = {
 /* ---- which format ---- */
 
 ML_DEF const char *ml_chat_format_name(ml_chat_format format) {
-    int is_known = (int)format >= 0 && format < ML_CHAT_FORMATS;
+    int is_known = (unsigned)format < (unsigned)ML_CHAT_FORMATS;
     return mli_chat_formats[is_known ? format : ML_CHAT_DEFAULT].name;
 }
 
@@ -10452,7 +10452,7 @@ ML_DEF ml_result ml_chat_begin(ml_session *session, const ml_chat_desc *desc, ml
     if (!session || !chat) return mli_null(error, "ml_chat_begin");
     memset(chat, 0, sizeof *chat);
     const ml_model *model = session->model;
-    if ((int)d.format < 0 || d.format >= ML_CHAT_FORMATS)
+    if ((unsigned)d.format >= (unsigned)ML_CHAT_FORMATS)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_chat_begin: format is not one of its names");
     if (!model->tokenizer)
         return mli_fail(error, ML_ERROR_ARGUMENT, "a chat needs a tokenizer, and the model has none");
@@ -14649,7 +14649,7 @@ static void mli_read_safetensors(mli_archive *archive) {
 #ifdef MLI_SAVING
 #ifdef ML_NO_SAFETENSORS
 
-static void mli_append_safetensors(mli_writer *writer, mli_saver *saver) {
+MLI_OPTIONAL void mli_append_safetensors(mli_writer *writer, mli_saver *saver) {
     (void)writer;
     saver->result = mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
                              "safetensors are not written by this build: ML_NO_SAFETENSORS");
