@@ -2315,8 +2315,8 @@ static const uint64_t mli_inverse_factorial[] = {
 /* 2^t = 2^k e^g, where k is the nearest integer and g = (t - k) ln 2, at most 0.35. */
 static mli_scaled mli_power_of_two(mli_scaled t) {
     const uint64_t whole = (uint64_t)1 << 51, offset = 4096 * whole, ln_2 = 0xb17217f7d1cf79acu;
-    mli_scaled far = {MLI_Q63, t.is_negative ? -3000 : 3000, 0}; /* no double is so large or small */
-    if (t.m && t.e > -53) return far;
+    mli_scaled beyond = {MLI_Q63, t.is_negative ? -3000 : 3000, 0}; /* no double is so large or small */
+    if (t.m && t.e > -53) return beyond;
     uint64_t fixed = t.m && t.e > -115 ? t.m >> (-51 - t.e) : 0; /* in units of 2^-51 */
     uint64_t moved = offset + (t.is_negative ? 0 - fixed : fixed), k = (moved + whole / 2) / whole;
     int is_less = moved < k * whole;
@@ -10566,7 +10566,7 @@ static void mli_turn_say(mli_chat_turn *turn, const char *text, int flags) {
     static const char blanks[] = " \t\r\n\v\f";
     const mli_tokenizer *t = turn->tokenizer->private_part;
     size_t n, length;
-    if (flags & MLI_TRIM_BEGIN) text += strspn(text, blanks);
+    while ((flags & MLI_TRIM_BEGIN) && *text && strchr(blanks, *text)) text++;
     n = strlen(text);
     while ((flags & MLI_TRIM_END) && n && strchr(blanks, text[n - 1])) n--;
     for (; n; n--, text++) {
@@ -19688,6 +19688,9 @@ ML_DEF ml_result ml_optimizer_restore_memory(ml_optimizer *optimizer, const void
 #define MLI_UNROLL
 #elif defined(__clang__)
 #define MLI_UNROLL _Pragma("clang loop unroll(full)")
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wpass-failed" /* at -O2 some stay loops */
+#define MLI_DIAGNOSTICS_PUSHED
 #elif defined(__GNUC__) && __GNUC__ >= 8
 #define MLI_UNROLL _Pragma("GCC unroll 32")
 #else
@@ -22621,7 +22624,7 @@ MLI_INLINE float mli_part_total(const mli_part_sums *sums) {
    comes from a neighboring byte is masked off. */
 MLI_INLINE __m512i mli_pair_bytes(ml_type type, const uint8_t *block, int pair) {
     const uint8_t *high = block + (type == ML_Q6_K ? 128 + pair / 2 * 32 : 16);
-    __m512i bits = _mm512_broadcast_i64x4(mli_bytes_load(high)), mask = _mm512_set1_epi8(15);
+    __m512i bits = _mm512_maskz_broadcast_i64x4(255, mli_bytes_load(high)), mask = _mm512_set1_epi8(15);
     if (type == ML_Q6_K) {
         const int64_t left = pair % 2 ? 2 : 6;
         __m512i low = _mm512_loadu_si512(block + pair / 2 * 64);
@@ -22632,7 +22635,8 @@ MLI_INLINE __m512i mli_pair_bytes(ml_type type, const uint8_t *block, int pair) 
         low = _mm512_ternarylogic_epi64(low, bits, mask, 0xe4);
         return _mm512_and_si512(low, _mm512_set1_epi8(-4));
     }
-    __m512i q = _mm512_broadcast_i64x4(mli_bytes_load(block + (type == ML_Q5_K ? 48 : 16) + pair * 32));
+    __m512i q =
+        _mm512_maskz_broadcast_i64x4(255, mli_bytes_load(block + (type == ML_Q5_K ? 48 : 16) + pair * 32));
     q = _mm512_maskz_srlv_epi64(255, q, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
     if (type == ML_Q4_K) return _mm512_and_si512(q, mask);
     const int64_t even = (4 - 2 * pair) & 63, odd = (3 - 2 * pair) & 63;
@@ -23147,6 +23151,9 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
     mli_parallel(threads, few.n_tasks, mli_few_rows_task, &few);
 }
 
+#ifdef MLI_DIAGNOSTICS_PUSHED
+#pragma clang diagnostic pop
+#endif
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT DEFAULT
 #elif defined(MLI_OPTIONS_PUSHED)

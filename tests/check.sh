@@ -4,6 +4,7 @@
 # instruction set. What the machine lacks is skipped, with a sentence. The last line is the sum.
 cd "$(dirname "$0")/.." || exit 1
 export LC_ALL=C
+flags="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror -I."
 
 # One job of the lists below: NAME|COMMAND.
 if [ "$1" = --job ]; then
@@ -26,7 +27,7 @@ defined() { nm -g "$1" | sed -n 's/^.* [TDBRS] _*\(.*\)/\1/p' | sort; }
 if [ "$1" = --same ]; then
     object=$2
     shift 2
-    "$@" -std=c99 -O1 -I. -c tests/compile/implementation.c -o "$object" || exit 1
+    "$@" -std=c99 -O0 $flags -c tests/compile/implementation.c -o "$object" || exit 1
     declared "$@" -x c >"$object.declared"
     defined "$object" >"$object.defined"
     [ -s "$object.declared" ] && diff "$object.declared" "$object.defined"
@@ -36,7 +37,6 @@ fi
 quick=$1
 out=build/check
 here=tests/compile
-flags="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror -I."
 jobs=$(nproc 2>/dev/null || echo 2)
 rm -rf $out && mkdir -p $out
 
@@ -106,12 +106,18 @@ more() {
     true
 }
 
-# Every switch that the header knows, one at a time and all at once; gcc as C, clang as C++.
+# Every switch that the header knows, one at a time (quick: without its code) and all at once; gcc as C, clang as C++.
 switches=$(grep -oE 'ML_NO_[A-Z0-9_]+' minillama.h | sort -u)
 leave_out() {
     for cc in $compilers; do
         case $cc in clang) std=c++11 ;; *) std=c99 ;; esac
-        for switch in $switches; do job "$cc $std $switch" $cc $std "-march=native -D$switch" $here/one.c; done
+        for switch in $switches; do
+            if [ ! "$quick" ]; then
+                job "$cc $std $switch" $cc $std "-march=native -D$switch" $here/one.c
+            elif [ $cc = clang ]; then
+                looks "clang++ $switch" clang++ -x c++ -std=c++11 -march=native -D$switch
+            fi # gcc has them in `symbols`
+        done
         job "$cc $std without all of it" $cc $std "$(printf ' -D%s' $switches)" $here/one.c
         job "$cc $std small" $cc $std "-march=native -Os" $here/one.c
         job "$cc $std small, plain" $cc $std "-Os -DML_NO_SIMD" $here/one.c
@@ -177,8 +183,8 @@ grep -q 'Compile with -O3'"
     done
 }
 
-# The object file, with each switch: it defines the functions that the header declares, and nothing else; it calls
-# nothing that a switch leaves out. A function of a part that is left out cannot be called.
+# The object file, with each switch: it has no warning, it defines the functions that the header declares and nothing
+# else, and it calls nothing that a switch leaves out. A function of a part that is left out cannot be called.
 symbols() {
     cc=$(echo $compilers | cut -d ' ' -f 1)
     for switch in ML_ALL $switches; do

@@ -116,10 +116,12 @@ void start_c(void);
 void start_c(void) { __asm__ volatile("syscall" : : "a"(60), "D"(run()) : "rcx", "r11", "memory"); }
 #else
 void _start(void) {
-    run();
+    int result = run();
+    (void)result;
 #if defined(__arm__) && defined(LINUX)
+    register long r0 __asm__("r0") = result;
     register long r7 __asm__("r7") = 1;
-    __asm__ volatile("svc 0" : : "r"(r7));
+    __asm__ volatile("svc 0" : : "r"(r0), "r"(r7));
 #endif
     for (;;) {
     }
