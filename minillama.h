@@ -2396,7 +2396,7 @@ static mli_scaled mli_log_2(mli_scaled x) {
     uint64_t z = mli_inverse((is_less ? MLI_Q63 : MLI_Q63 / 2) + (x.m >> 1)), sum = odd[10];
     mli_scaled result = mli_normal(above, 0, 0);
     z = mli_high(result.m, z) << 1; /* in Q63, and without its own exponent */
-    uint64_t fixed = result.e > -63 ? z >> (-result.e - 1) : 0, square = mli_high(fixed, fixed);
+    uint64_t fixed = z && result.e > -63 ? z >> (-result.e - 1) : 0, square = mli_high(fixed, fixed);
     for (int i = 9; i >= 0; i--) sum = odd[i] + mli_high(square, sum);
     uint64_t log = mli_high(mli_high(z, sum), half_per_ln_2); /* in units of 2^(e - 60) */
     if (!exponent) return mli_normal(log, result.e - 60, is_less);
