@@ -2446,7 +2446,7 @@ MLI_OPTIONAL float mli_powf(float x, float y) { return mli_to_f32(mli_power((dou
 /* cos of an angle from 0 to 1 turns */
 MLI_OPTIONAL double mli_cosine_of_turns(double turns) {
     mli_scaled x = mli_take_apart(turns);
-    uint64_t turn = x.e > -128 && x.e < 0 ? x.m >> (-64 - x.e) : 0;
+    uint64_t turn = x.e > -128 && x.e < -63 ? x.m >> (-64 - x.e) : 0; /* 1 turn is none */
     return mli_to_f64(mli_sine_of_turn(turn + MLI_Q63 / 2));
 }
 
