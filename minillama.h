@@ -161,9 +161,9 @@
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
    takes 8 * L * max_seq_len * kv_dim bytes (fewer with cache_type), or, where the model has a window, 8 * L * kv_dim
-   for each position in the window and some more (an eighth of it, or max_batch, and up to 64). A trainer is one buffer: 12 bytes for each
-   number that it trains, and the activations of its largest batch. An optimizer and a graph are one buffer each: the
-   same 12 bytes a number, and the activations of the pass that was measured.
+   for each position in the window and some more (an eighth of it, or max_batch, and up to 64). A trainer is one
+   buffer: 12 bytes for each number that it trains, and the activations of its largest batch. An optimizer and a graph
+   are one buffer each: the same 12 bytes a number, and the activations of the pass that was measured.
 
    ERRORS  Functions return an ml_result and fill in an ml_error with one sentence. Nothing prints, exits or aborts.
    Files may be hostile: every size and offset in them is checked.
@@ -503,7 +503,7 @@ typedef struct ml_session_desc {
 
     /* What keys and values are held as: F32 (default), F16 for half of the memory, or Q8_0 for a good quarter, which
        needs heads of a multiple of 32. They are rounded when a token is read, and attention converts them back, a few
-       at a time, which makes long prompts slower. (The model in examples/models on 30,090 tokens of held-out text, its
+       at a time, which makes long prompts slower. (The model in examples/models on 30,090 tokens of TinyStories, its
        weights F32: a loss of 2.6297 a token with F32 and F16, 2.6299 with Q8_0.) A batch, mask full and trainers have
        no cache; ml_look needs F32. */
     ml_type cache_type;
@@ -2344,7 +2344,8 @@ static mli_scaled mli_sine_of_turn(uint64_t turn) {
 }
 
 /* The angle |x| in turns: x / (2 pi) without its whole part (Payne and Hanek 1983, "Radian Reduction for
-   Trigonometric Functions"). x = m 2^p; of 1 / (2 pi) only the 96 bits count from the first that does not make whole turns. */
+   Trigonometric Functions"). x = m 2^p; of 1 / (2 pi) only the 96 bits count from the first that
+   does not make whole turns. */
 static uint64_t mli_turn_of(float x) {
     static const uint32_t inverse[] = {0,           0,           0x28be60dbu, 0x9391054au, 0x7f09d5f4u,
                                        0x7d4d3770u, 0x36d8a566u, 0x4f10e410u, 0x7f9458eau, 0xf7aef158u};
@@ -2649,7 +2650,8 @@ MLI_OPTIONAL void mli_scale(float *x, float a, size_t n);
 MLI_OPTIONAL void mli_add_products(float *y, const float *a, const float *b, size_t n); /* y_i += a_i b_i */
 MLI_OPTIONAL float mli_max(const float *x, size_t n);
 
-/* x_i <- e^(x_i - max) / sum, n > 0 [mli_ref_softmax]; the second returns log(sum of e^(x_i)): log p_i is x_i less it */
+/* x_i <- e^(x_i - max) / sum, n > 0 [mli_ref_softmax]; the second returns log(sum of e^(x_i)):
+   log p_i is x_i less it */
 MLI_OPTIONAL void mli_softmax(float *x, size_t n);
 MLI_OPTIONAL float mli_softmax_log(float *x, size_t n);
 MLI_OPTIONAL void mli_log_softmax(float *x, size_t n); /* x_i <- log softmax(x)_i */
@@ -6532,7 +6534,8 @@ ML_DEF ml_tensor ml_sum_rows(ml_graph *graph, ml_tensor x) {
 }
 
 /* ---- functions of single numbers ----
-   y = f(x), dx += f'(x) dy, where f' may be computed from x and y, within a few units in the last place. NaN stays NaN, so that it shows in the loss. */
+   y = f(x), dx += f'(x) dy, where f' may be computed from x and y, within a few units in the last place.
+   NaN stays NaN, so that it shows in the loss. */
 
 static float mli_relu_of(float x) { return x < 0 ? 0 : x; }
 static float mli_relu_slope(float x, float y) { return (void)y, x > 0 ? 1.0f : 0.0f; }
