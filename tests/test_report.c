@@ -15,11 +15,13 @@ static const char rows_txt[] = "# NAME TASKS SEEDS PROGRAM FLAGS...\n"
                                "not-run sst 3 regularize\n"
                                "# others\n"
                                "worse sst 3 regularize\n"
-                               "once sst 1 regularize\n";
+                               "once sst 1 regularize\n"
+                               "moved cfimdb 3 regularize --model {OUT}/sst-{SEED}.gguf\n";
 
 /* Accuracies of seeds 1 to 3 on dev; on CFIMDB they are the real test's, too. The deviations of .40 .42 .44 and of the
    like are .02. `better` than the baseline by .04, more than twice sqrt((.02^2 + 0) / 2) = .0141; `close` by .03, less
-   than twice .02; `worse` by .1. On CFIMDB by .1, less than twice .1. */
+   than twice .02; `worse` by .1. On CFIMDB `better` by .1, less than twice sqrt((.1^2 + .1^2) / 2); `moved` by .15, more
+   than twice sqrt((.1^2 + 0) / 2) = .141. */
 static const struct {
     const char *name, *task;
     double dev[3]; /* 0: not run */
@@ -27,7 +29,7 @@ static const struct {
 } runs[] = {{"baseline", "sst", {.40, .42, .44}, 40}, {"baseline", "cfimdb", {.7, .8, .9}, 80},
             {"better", "sst", {.46, .46, .46}, 60},   {"close", "sst", {.43, .45, .47}, 50},
             {"worse", "sst", {.30, .32, .34}, 9},     {"once", "sst", {.415, 0, 0}, 9},
-            {"better", "cfimdb", {.8, .9, 1.0}, 30}};
+            {"better", "cfimdb", {.8, .9, 1.0}, 30},  {"moved", "cfimdb", {.95, .95, .95}, 40}};
 enum { N_RUNS = sizeof runs / sizeof *runs };
 
 static char *text_of(const char *path) { /* zero-terminated; the caller frees it */
@@ -98,7 +100,7 @@ TEST(summary) {
     CHECK(!strstr(all, "not-run") && !strstr(all, "made") && times(all, "\n") == 7);
     all = printed_by("-f " ADVANCED "summary.awk -v task=cfimdb");
     CHECK(strstr(all, "| better | .900 (.100) | .300 (.000) | .900 (.100) | +0.100, noise | 1296645 |"));
-    CHECK(times(all, "\n") == 4);
+    CHECK(times(all, "\n") == 5);
 }
 
 TEST(both_tasks) {
@@ -107,15 +109,15 @@ TEST(both_tasks) {
         all, "<td>better</td><td>.460 (.000) ▲</td><td>.300 (.000)</td><td>.900 (.100)</td>"
              "<td>.300 (.000)</td><td>.900 (.100)</td><td>1.30 M</td><td>60/30</td><td>50</td><td>3</td>"));
     CHECK(strstr(all, "<td>worse</td><td>.320 (.020) ▼</td><td>.300 (.000)</td><td></td><td></td><td></td>"));
-    CHECK(times(all, "▲") == 1 && times(all, "▼") == 1);
-    CHECK(strstr(all, "<th colspan=\"10\">tricks</th>") && times(all, "<tr>") == 2 + 2 + 5);
+    CHECK(times(all, "▲") == 2 && times(all, "▼") == 1);
+    CHECK(strstr(all, "<th colspan=\"10\">tricks</th>") && times(all, "<tr>") == 2 + 2 + 6);
 }
 
 TEST(facts) {
     const char *all = printed_by("-f " REPORT "facts.awk");
-    CHECK(strstr(all, "runs\t19\n") && strstr(all, "best_sst\t`better`\n"));
+    CHECK(strstr(all, "runs\t22\n") && strstr(all, "best_sst\t`better`\n"));
     CHECK(strstr(all, "goal_sst_dev\t.460 (.000), not reached\n"));
-    CHECK(strstr(all, "goal_cfimdb_gold\t.900 (.100), not reached\n"));
+    CHECK(strstr(all, "goal_cfimdb_gold\t.950 (.000), reached\n"));
     CHECK(strstr(all,
                  "fastest_sst\tby `baseline` (.420) in 40 s of processor time, or 20 s on two idle cores\n"));
     CHECK(strstr(all, "fastest_cfimdb\tby `better` (.900) in 30 s"));
@@ -123,12 +125,14 @@ TEST(facts) {
     CHECK(strstr(
         all, "command_sst_one\tbuild/regularize --model m.gguf --data DATA --task sst --seed 1 --threads 2 "
              "--ema .9 --with build/advanced/m/thing\n"));
+    CHECK(strstr(all, "command_cfimdb_one\tbuild/regularize --data DATA --task cfimdb --seed 1 --threads 2 "
+                      "--model build/advanced/m/sst-1.gguf\n"));
 }
 
-/* SST: better and worse filled, close hollow; CFIMDB: better hollow. */
+/* SST: better and worse filled, close hollow; CFIMDB: moved filled, better hollow. */
 TEST(picture_of_differences) {
     const char *all = printed_by("-f " REPORT "svg.awk -f " REPORT "differences.awk");
-    CHECK(times(all, "fill='#222' stroke='#222'/>") == 2);
+    CHECK(times(all, "fill='#222' stroke='#222'/>") == 3);
     CHECK(times(all, "fill='white' stroke='#222'/>") == 2);
     CHECK(times(all, "</svg>") == 1 && !strstr(all, "nan") && !strstr(all, "inf"));
 }

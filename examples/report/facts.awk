@@ -43,14 +43,16 @@ function count_verdicts(task,    i, says, n) {
     fact("better_rows_" task, names[task, "better"] == "" ? "none" : names[task, "better"])
 }
 # The commands of a row, as run.sh and `make advanced` give them, and what a run costs.
-function commands(name, task,    s, model) {
+function commands(name, task,    s, model, set) {
     s = command[plain(name)]
     if (s == "") return
-    model = model_of[is_second(name) ? "baseline+" : "baseline", task]
+    set = is_second(name) ? "baseline+" : "baseline"
+    model = model_of[set, task] == "" ? model_of[set, "sst"] : model_of[set, task]
     if (model == "stories.gguf") model = "examples/models/stories.gguf"
     sub(/^[^ ]+ +[^ ]+ +[^ ]+ +/, "", s)
-    sub(/ |$/, " --model " model " --data DATA --task " task " --seed 1 --threads 2 ", s)
+    sub(/ |$/, (s ~ / --model / ? "" : " --model " model) " --data DATA --task " task " --seed 1 --threads 2 ", s)
     gsub(/\{OUT\}/, "build/advanced/" base(model), s); gsub(/\{MODEL\}/, model, s); gsub(/\{DATA\}/, "DATA", s)
+    gsub(/\{SEED\}/, 1, s)
     fact("command_" task, "make advanced MODEL=" model " DATA=DATA ROWS=" plain(name))
     fact("command_" task "_one", "build/" s)
 }
