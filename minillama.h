@@ -150,6 +150,9 @@
       ML_NO_TOKENIZER_MODEL   no tokenizer.model of SentencePiece's (a GGUF has its tokenizer inside)
       ML_NO_K_QUANTS   none of GGUF's other quantized types, Q4_1 to IQ4_XS
       ML_NO_F16_WEIGHTS   no weights of F16 and BF16
+      ML_NO_ROPE_SCALING   only plain rotary positions: nothing that stretches a context (ml_rope_kind, factors)
+      ML_NO_SAMPLER    the most likely token is always taken, nothing drawn: no ml_sampler_sample
+      ML_NO_LOOK       nobody looks into a pass (ml_look)
       ML_NO_BPE        no byte-level BPE (and its 6 KB table of Unicode) and no tokenizer.json: SentencePiece only
       ML_NO_ERROR_TEXT    an error's text is that of its code (see ml_result_string), no sentence
       ML_NO_LIBM       no <math.h> and no libm. With ML_NO_STDIO and ML_NO_MALLOC as well no C library is needed: only
@@ -1245,8 +1248,10 @@ typedef struct ml_candidate {
 /* Draws a token from logits (n), which are overwritten. `history`: the tokens so far, for the repetition penalty;
    NULL: none. `work`: room for n ml_candidate. A logit of -infinity is never drawn. Returns -1, and draws nothing,
    when the logits hold NaN or +infinity, or no finite number at all. */
+#ifndef ML_NO_SAMPLER
 ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history,
                                  ml_candidate *work);
+#endif
 
 typedef enum ml_start {
     ML_START_OVER = 0, /* forget what the session holds, and read the whole prompt */
@@ -1708,9 +1713,44 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #define MLI_SAVING
 #endif
 
-/* Tensors then have GGUF's names: nothing is in front of them, and no other naming need be told apart. */
-#if defined(ML_NO_PT) && defined(ML_NO_SAFETENSORS) && defined(ML_NO_BIN)
-#define MLI_ONLY_GGUF
+/* 1 where no other format is read. Tensors then have GGUF's names, with nothing in front, values have GGUF's keys, and
+   there is no JSON beside the file. A constant, so that compilers leave out what is for others. */
+#if defined(ML_NO_PT) && defined(ML_NO_JSON) && defined(ML_NO_BIN)
+#define MLI_ONLY_GGUF 1
+#else
+#define MLI_ONLY_GGUF 0
+#endif
+
+/* The names and keys of other formats in a table; they are written, too. */
+#if MLI_ONLY_GGUF && !defined(MLI_SAVING)
+#define MLI_OTHER_NAMES 0
+#define MLI_OTHERS(...)
+#else
+#define MLI_OTHER_NAMES 1
+#define MLI_OTHERS(...) __VA_ARGS__
+#endif
+
+/* Constants, like MLI_ONLY_GGUF: whether files have paths, rotary positions may be stretched, tokens are drawn and not
+   only the most likely ones taken, and someone may look. */
+#ifdef ML_NO_STDIO
+#define MLI_FILES 0
+#else
+#define MLI_FILES 1
+#endif
+#ifdef ML_NO_ROPE_SCALING
+#define MLI_ROPE_SCALING 0
+#else
+#define MLI_ROPE_SCALING 1
+#endif
+#ifdef ML_NO_SAMPLER
+#define MLI_SAMPLER 0
+#else
+#define MLI_SAMPLER 1
+#endif
+#ifdef ML_NO_LOOK
+#define MLI_LOOK 0
+#else
+#define MLI_LOOK 1
 #endif
 
 #if !defined(ML_ASSERT) && defined(MLI_FREESTANDING)
@@ -1950,13 +1990,16 @@ static void mli_put(char *text, size_t size, size_t *at, const char *s, size_t n
     text[*at] = 0;
 }
 
+static uint64_t mli_high(uint64_t a, uint64_t b); /* the upper half of a product (>>functions) */
+
 static void mli_put_int(char *text, size_t size, size_t *at, int64_t value) {
     char digits[24];
     size_t n = sizeof digits;
-    uint64_t rest = value < 0 ? 0 - (uint64_t)value : (uint64_t)value;
+    uint64_t rest = value < 0 ? 0 - (uint64_t)value : (uint64_t)value, tenth;
     do {
-        digits[--n] = (char)('0' + (int)(rest % 10));
-        rest /= 10;
+        tenth = mli_high(rest, 0xcccccccccccccccdu) >> 3; /* 2^67 / 10: for processors that cannot divide */
+        digits[--n] = (char)('0' + (int)(rest - 10 * tenth));
+        rest = tenth;
     } while (rest);
     if (value < 0) digits[--n] = '-';
     mli_put(text, size, at, digits + n, sizeof digits - n);
@@ -2266,23 +2309,39 @@ static mli_scaled mli_take_apart(double x) {
     return mli_normal(m, (exponent ? exponent : 1) - 1075, (int)(bits >> 63));
 }
 
-/* The nearest number with so many bits, of which the last is worth 2^least or more; beyond the largest, infinity. */
-static double mli_put_together(mli_scaled x, int bits, int least) {
+/* The bits, but for the sign's, of the nearest number of a format: so many bits, of which the last is worth 2^least or
+   more, and an exponent below `beyond`, which is infinity's. */
+static uint64_t mli_put_together(mli_scaled x, int bits, int least, int beyond) {
     int drop = MLI_MAX(64 - bits, least - x.e);
     uint64_t q = drop > 63 ? 0 : x.m >> drop, rest = drop > 64 ? 0 : x.m << (64 - drop);
     q += rest > MLI_Q63 || (rest == MLI_Q63 && (q & 1)); /* to nearest, ties to even */
-    int e = x.e + drop, shift = q ? MLI_MIN(mli_leading_zeros(q) - 11, e + 1074) : 0;
-    if (shift > 0) q <<= shift, e -= shift;
-    if (q && e > 971) q = 0, e = 971 + 2;              /* infinity */
-    if (q || e > 971) q += (uint64_t)(e + 1074) << 52; /* to which the first bit of q adds 1 */
-    q |= (uint64_t)x.is_negative << 63;
-    double value;
-    memcpy(&value, &q, sizeof value);
+    int exponent = x.e + drop - least;
+    if (!q) return 0;
+    if (exponent >= beyond - 1) return (uint64_t)beyond << (bits - 1);
+    return q + ((uint64_t)exponent << (bits - 1)); /* to which the first bit of q adds 1 */
+}
+
+static float mli_to_f32(mli_scaled x) {
+    uint32_t bits = (uint32_t)mli_put_together(x, 24, -149, 255) | (uint32_t)x.is_negative << 31;
+    float value;
+    memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static float mli_to_f32(mli_scaled x) { return (float)mli_put_together(x, 24, -149); }
-static double mli_to_f64(mli_scaled x) { return mli_put_together(x, 53, -1074); }
+static double mli_to_f64(mli_scaled x) {
+    uint64_t bits = mli_put_together(x, 53, -1074, 2047) | (uint64_t)x.is_negative << 63;
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Whether x, which is finite, is a whole number of less than 64 bits: that is *n. */
+MLI_OPTIONAL int mli_is_whole(double x, int64_t *n) {
+    mli_scaled of = mli_take_apart(x);
+    uint64_t size = of.e > -64 && of.e < 0 ? of.m >> -of.e : 0;
+    *n = of.is_negative ? -(int64_t)size : (int64_t)size;
+    return of.m == (size ? size << -of.e : 0);
+}
 
 static mli_scaled mli_scaled_product(mli_scaled a, mli_scaled b) {
     return mli_normal(mli_high(a.m, b.m), a.e + b.e + 64, a.is_negative ^ b.is_negative);
@@ -2421,11 +2480,18 @@ static mli_scaled mli_log_of_scaled(double x) {
 
 static double mli_infinity(void) { return mli_to_f64(mli_normal(1, 3000, 0)); }
 
+static double mli_no_number(void) {
+    const uint64_t bits = (uint64_t)0xfff8 << 48; /* NaN as processors make it, of (x - x) / (x - x) */
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 MLI_OPTIONAL double mli_exp(double x) { return x != x ? x : mli_to_f64(mli_exp_of_scaled(x)); }
 MLI_OPTIONAL float mli_expf(float x) { return x != x ? x : mli_to_f32(mli_exp_of_scaled((double)x)); }
 
 /* log x where that is no number below infinity. */
-static double mli_no_log(double x) { return x == 0 ? -mli_infinity() : x > 0 ? x : (x - x) / (x - x); }
+static double mli_no_log(double x) { return x == 0 ? -mli_infinity() : x > 0 ? x : mli_no_number(); }
 
 MLI_OPTIONAL double mli_log(double x) {
     return x > 0 && x < mli_infinity() ? mli_to_f64(mli_log_of_scaled(x)) : mli_no_log(x);
@@ -2456,7 +2522,7 @@ MLI_OPTIONAL double mli_cosine_of_turns(double turns) {
 #ifdef ML_NO_LIBM
 
 MLI_OPTIONAL float mli_fabsf(float x) { return x <= 0 ? 0 - x : x; }
-MLI_OPTIONAL double mli_fabs(double x) { return x <= 0 ? 0 - x : x; }
+MLI_OPTIONAL double mli_fabs(double x) { return x < 0 ? -x : x == 0 ? 0 : x; }
 
 MLI_OPTIONAL double mli_floor(double x) {
     if (!(mli_fabs(x) < 4503599627370496.0)) return x; /* 2^52: no fraction is left */
@@ -2519,7 +2585,7 @@ MLI_OPTIONAL float mli_sqrtf(float x) {
 #define sqrt mli_sqrt
 #define sqrtf mli_sqrtf
 #ifndef INFINITY
-#define INFINITY ((float)mli_infinity())
+#define INFINITY (mli_to_f32(mli_normal(1, 3000, 0)))
 #endif
 
 #endif /* ML_NO_LIBM */
@@ -2609,7 +2675,7 @@ typedef struct mli_type_info {
     const char *name;
     uint32_t gguf;       /* its number in a GGUF file */
     int file_type;       /* the number that llama.cpp has for a file of mostly this type */
-    size_t block, bytes; /* numbers per block, bytes per block */
+    size_t block, bytes; /* numbers per block (a power of 2), bytes per block */
     size_t scales[2];    /* bytes of a block where its F16 numbers are; the same twice if there is one */
     uint32_t limit;      /* bits of the smallest float that it cannot hold; 0 without `quantize` */
     void (*quantize)(const float *src, void *row, size_t n);
@@ -3324,9 +3390,14 @@ static void mli_rope_pair(float *table, mli_positions of, int hd, int j, float s
     }
 }
 
+/* The kind, which compilers know where there is only one: others are refused before. */
+static ml_rope_kind mli_rope_kind(const ml_rope_desc *desc) {
+    return MLI_ROPE_SCALING ? desc->kind : ML_ROPE_PLAIN;
+}
+
 /* What 0 means. */
 static void mli_rope_defaults(ml_rope_desc *desc) {
-    int is_yarn = desc->kind == ML_ROPE_YARN;
+    int is_yarn = mli_rope_kind(desc) == ML_ROPE_YARN;
     if (desc->theta == 0) desc->theta = 10000;
     if (desc->scale == 0) desc->scale = 1;
     if (desc->low == 0) desc->low = 1;
@@ -3336,9 +3407,14 @@ static void mli_rope_defaults(ml_rope_desc *desc) {
         desc->attention = is_yarn && desc->scale > 1 ? 0.1f * mli_logf(desc->scale) + 1.0f : 1.0f;
 }
 
+/* Whether it is one that ML_NO_ROPE_SCALING left out. */
+static int mli_is_left_out(const ml_rope_desc *desc) {
+    return !MLI_ROPE_SCALING && (desc->kind != ML_ROPE_PLAIN || desc->scale != 1 || desc->factors);
+}
+
 /* Whether a table can be made; the fields are not 0 any more. */
 static int mli_rope_in_range(const ml_rope_desc *desc) {
-    int kind = (int)desc->kind, has_original = kind != ML_ROPE_PLAIN && kind != ML_ROPE_NTK;
+    int kind = (int)mli_rope_kind(desc), has_original = kind != ML_ROPE_PLAIN && kind != ML_ROPE_NTK;
     return kind >= 0 && kind < ML_ROPE_KINDS && (kind == ML_ROPE_PLAIN || desc->theta > 1) &&
            desc->theta > 0 && desc->theta < 1e12f && desc->scale > 0 && desc->scale < 1e6f && desc->low > 0 &&
            desc->low < 1e6f && desc->high > 0 && desc->high < 1e6f &&
@@ -3371,9 +3447,9 @@ static double mli_llama3_share(const ml_rope_desc *desc, double frequency) {
 
 /* theta in a table of n positions: what NTK makes of it ("NTK-aware scaled RoPE", described in the paper on YaRN). */
 static float mli_rope_theta(const ml_rope_desc *desc, int n_positions) {
-    int hd = (int)desc->hd, is_dynamic = desc->kind == ML_ROPE_DYNAMIC;
+    int hd = (int)desc->hd, is_dynamic = mli_rope_kind(desc) == ML_ROPE_DYNAMIC;
     float scale = desc->scale;
-    if ((desc->kind != ML_ROPE_NTK && !is_dynamic) || hd <= 2) return desc->theta;
+    if ((mli_rope_kind(desc) != ML_ROPE_NTK && !is_dynamic) || hd <= 2) return desc->theta;
     if (is_dynamic && n_positions <= desc->original) return desc->theta;
     if (is_dynamic) scale = scale * (float)n_positions / (float)desc->original - (scale - 1);
     return desc->theta * mli_powf(scale, (float)hd / (float)(hd - 2));
@@ -3382,12 +3458,13 @@ static float mli_rope_theta(const ml_rope_desc *desc, int n_positions) {
 /* table (positions, hd): cosine and sine of each pair's angle, alternating. The description has its defaults. */
 static void mli_rope_table(float *table, mli_positions of, const ml_rope_desc *desc) {
     int hd = (int)desc->hd;
-    float theta = mli_rope_theta(desc, of.most), scale = desc->kind == ML_ROPE_PLAIN ? desc->scale : 1.0f;
+    ml_rope_kind kind = mli_rope_kind(desc);
+    float theta = mli_rope_theta(desc, of.most), scale = kind == ML_ROPE_PLAIN ? desc->scale : 1.0f;
     for (int j = 0; j < hd / 2; j++) {
         float frequency = mli_rope_frequency(theta, j, hd);
-        double share = desc->kind == ML_ROPE_YARN     ? mli_yarn_share(desc, j)
-                       : desc->kind == ML_ROPE_LLAMA3 ? mli_llama3_share(desc, (double)frequency)
-                                                      : 0;
+        double share = kind == ML_ROPE_YARN     ? mli_yarn_share(desc, j)
+                       : kind == ML_ROPE_LLAMA3 ? mli_llama3_share(desc, (double)frequency)
+                                                : 0;
         if (share > 0) frequency = (float)((double)frequency * (share / (double)desc->scale + 1 - share));
         if (desc->factors) frequency /= desc->factors[j];
         mli_rope_pair(table, of, hd, j, scale, frequency);
@@ -3400,6 +3477,7 @@ ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_po
         return ML_ERROR_ARGUMENT;
     ml_rope_desc desc = *given;
     mli_rope_defaults(&desc);
+    if (mli_is_left_out(&desc)) return ML_ERROR_UNSUPPORTED;
     if (!mli_rope_in_range(&desc) || !(desc.theta > 1)) return ML_ERROR_ARGUMENT;
     mli_rope_table(table, mli_all_positions(n_positions), &desc);
     return ML_OK;
@@ -4074,17 +4152,17 @@ typedef enum mli_extent { MLI_ONE, MLI_DIM, MLI_Q_DIM, MLI_KV_DIM, MLI_HIDDEN, M
 typedef struct mli_param {
     mli_role role;
     mli_extent rows, cols;
-    const char *name[MLI_NAMINGS]; /* '#' is the layer's number */
+    const char *name[MLI_OTHER_NAMES ? MLI_NAMINGS : 1]; /* '#' is the layer's number */
 } mli_param;
 
 /* Role, shape, and the names in GGUF, Meta's, the course's and Hugging Face's files, in the order of mli_slot. (The
    course's are those of the PyTorch assignment that examples/run_llama follows.) */
 /* clang-format off */
 #define MLI_ONCE(role, rows, cols, gguf, meta, course, hf) \
-    {MLI_ROLE_##role, MLI_##rows, MLI_##cols, {gguf, meta, course, hf}}
+    {MLI_ROLE_##role, MLI_##rows, MLI_##cols, {gguf, MLI_OTHERS(meta, course, hf)}}
 #define MLI_EACH(role, rows, cols, gguf, meta, course, hf, kind) \
-    {MLI_ROLE_##role, MLI_##rows, MLI_##cols, {"blk.#." gguf "." #kind, "layers.#." meta "." #kind, \
-                                               "layers.#." course "." #kind, "model.layers.#." hf "." #kind}}
+    {MLI_ROLE_##role, MLI_##rows, MLI_##cols, {"blk.#." gguf "." #kind, \
+     MLI_OTHERS("layers.#." meta "." #kind, "layers.#." course "." #kind, "model.layers.#." hf "." #kind)}}
 static const mli_param mli_params[MLI_SLOTS] = {
     MLI_ONCE(EMBEDDING, VOCAB, DIM,
              "token_embd.weight", "tok_embeddings.weight", "tok_embeddings.weight", "model.embed_tokens.weight"),
@@ -4159,7 +4237,7 @@ static int mli_has_slot(const ml_config *c, mli_slot slot) {
 }
 
 static void mli_param_name(mli_naming naming, mli_slot slot, int layer, char name[ML_NAME_SIZE]) {
-    const char *pattern = mli_params[slot].name[naming], *number = strchr(pattern, '#');
+    const char *pattern = mli_params[slot].name[MLI_OTHER_NAMES ? naming : 0], *number = strchr(pattern, '#');
     mli_format(name, ML_NAME_SIZE, "%s", pattern);
     if (number)
         mli_format(name + (number - pattern), ML_NAME_SIZE - (size_t)(number - pattern), "%d%s", layer,
@@ -4201,6 +4279,9 @@ static ml_result mli_check_config(const ml_config *c, ml_error *error) {
                         c->n_kv_heads, c->n_heads);
     ml_rope_desc rope = mli_rope_desc_of(c, NULL);
     mli_rope_defaults(&rope);
+    if (mli_is_left_out(&rope))
+        return mli_fail(error, ML_ERROR_UNSUPPORTED,
+                        "configuration: stretched rotary positions, which ML_NO_ROPE_SCALING left out");
     if (!(c->norm_eps >= 0 && c->norm_eps < 1) || !(c->rope_theta > 0) || !(c->rope_scale > 0) ||
         !mli_rope_in_range(&rope))
         return mli_fail(error, ML_ERROR_FORMAT,
@@ -4251,7 +4332,7 @@ static ml_result mli_model_new(const ml_config *config, const ml_allocator *allo
         if (mli_has_slot(config, slot)) model.n_parameters += (int64_t)mli_numbers(&tensors[i]);
     }
     ml_rope_desc rope = mli_rope_desc_of(config, NULL);
-    for (int j = 0; config->rope_kind == ML_ROPE_LLAMA3 && j < (int)rope.hd / 2; j++)
+    for (int j = 0; mli_rope_kind(&rope) == ML_ROPE_LLAMA3 && j < (int)rope.hd / 2; j++)
         own->rope_factors[j] = mli_llama3_factor(&rope, j);
     own->shown = model;
     own->allocator = *allocator;
@@ -4403,6 +4484,8 @@ static int mli_separate_at(mli_graph *g, const mli_pass *pass, unsigned at) {
 
 /* ---- looking: what a session's pass hands out. Its memory is from here to the end of the pass ---- */
 
+static int mli_is_seen(const mli_pass *pass) { return MLI_LOOK && pass->looking; }
+
 static void mli_look_begin(mli_graph *g, const mli_pass *pass, ml_tensor x) {
     size_t n_heads = (size_t)pass->model->config.n_heads;
     int past = pass->rows->past + pass->rows->gone;
@@ -4510,7 +4593,7 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
     mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
     mli_extend_attention(g, pass, layer, &attention);
     ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, q_dim));
-    if (pass->looking) mli_look_at_attention(g, &attention, pass->looking->seen.weights);
+    if (mli_is_seen(pass)) mli_look_at_attention(g, &attention, pass->looking->seen.weights);
     mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
     return mli_end_half(g, pass, &half, x);
 }
@@ -4542,10 +4625,10 @@ static ml_tensor mli_layer(mli_graph *g, const mli_pass *pass, int layer, ml_ten
     int frees = !mli_taping(g) && (g->checkpointing || !mli_wants(pass, ~at_stream));
     x = mli_attention_block(g, pass, layer, x);
     if (frees) mli_release(g, mark);
-    if (pass->looking) mli_look_between(g, pass, x);
+    if (mli_is_seen(pass)) mli_look_between(g, pass, x);
     x = mli_ffn_block(g, pass, layer, x);
     if (frees) mli_release(g, mark);
-    if (pass->looking) mli_look_end(g, pass, layer);
+    if (mli_is_seen(pass)) mli_look_end(g, pass, layer);
     return x;
 }
 
@@ -4609,7 +4692,7 @@ static ml_tensor mli_network(mli_graph *g, const mli_pass *pass) {
     mli_tape_from(g, taping, part >= pass->n_frozen, &x);
     mli_embed(g, embedding, pass->tokens, x);
     x = mli_stream_at(g, pass, MLI_AT(EMBEDDING), part, x);
-    if (pass->looking) mli_look_begin(g, pass, x);
+    if (mli_is_seen(pass)) mli_look_begin(g, pass, x);
     for (int layer = 0; layer < pass->model->config.n_layers; layer++) {
         mli_tape_from(g, taping, ++part >= pass->n_frozen, &x);
         x = mli_taping(g) && g->checkpointing ? mli_layer_checkpointed(g, pass, layer, x)
@@ -4856,6 +4939,8 @@ static ml_result mli_check_cache_type(const ml_session_desc *desc, const ml_conf
     if (*type != ML_F32 && *type != ML_F16 && *type != ML_Q8_0)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: cache_type is %s, not F32, F16 or Q8_0",
                         ml_type_name(*type));
+    if (!MLI_LOOK && desc->look.on_layer)
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "session: look, which ML_NO_LOOK left out");
     if (*type != ML_F32 && desc->look.on_layer)
         return mli_fail(error, ML_ERROR_UNSUPPORTED, "session: to look needs a cache of F32, not of %s",
                         ml_type_name(*type));
@@ -4886,7 +4971,7 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     s->threads = desc->threads;
     s->lora = desc->lora;
     s->looking.look = desc->look;
-    s->greedy = desc->greedy, s->computed_rope = desc->computed_rope;
+    s->greedy = desc->greedy || !MLI_SAMPLER, s->computed_rope = desc->computed_rope;
     s->max_text = desc->max_text ? (size_t)desc->max_text : (size_t)seq * 4;
     if (desc->max_text < 0 || desc->max_text > 1 << 28)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: max_text is %d", desc->max_text);
@@ -10098,6 +10183,12 @@ static int32_t mli_argmax(const float *x, int n) {
     return 0;
 }
 
+/* -1: see ml_sampler_sample. */
+static int32_t mli_most_likely(const float *logits, int n) {
+    return mli_can_draw(logits, n) ? mli_argmax(logits, n) : -1;
+}
+
+#ifndef ML_NO_SAMPLER
 /* Makes the tokens of the window less likely, each once however often it occurs (Keskar et al. 2019, "CTRL: A
    Conditional Transformer Language Model for Controllable Generation"). */
 static void mli_penalize(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history) {
@@ -10160,8 +10251,8 @@ static int32_t mli_draw(ml_random *random, const ml_candidate *candidates, int n
 ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history,
                                  ml_candidate *work) {
     if (sampler->repetition_penalty > 0 && history) mli_penalize(sampler, logits, n, history);
-    if (!mli_can_draw(logits, n)) return -1;
-    int32_t best = mli_argmax(logits, n);
+    int32_t best = mli_most_likely(logits, n);
+    if (best < 0) return best;
     /* below the second, 1 / temperature would be infinite, and the most likely is all that is left long before */
     if (!(sampler->temperature > 0) || sampler->temperature < 1e-37f || !sampler->random) return best;
     float most = logits[best], inverse = 1.0f / MLI_MIN(sampler->temperature, 1e30f);
@@ -10180,6 +10271,7 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
     }
     return mli_draw(sampler->random, work, kept);
 }
+#endif /* ML_NO_SAMPLER */
 
 /* ---- generation ---- */
 
@@ -10251,6 +10343,16 @@ static int mli_has_begun(const ml_tokenizer *t, const int32_t *ids, int n) {
     return has_begun;
 }
 
+/* One of n tokens, from the session's logits. */
+static int32_t mli_next_token(mli_session *s, const ml_sampler *sampler, int n) {
+#ifdef ML_NO_SAMPLER
+    return (void)sampler, mli_most_likely(s->logits, n);
+#else
+    ml_tokens history = {s->tokens, s->shown.length};
+    return ml_sampler_sample(sampler, s->logits, n, &history, s->candidates);
+#endif
+}
+
 /* Draws up to `limit` tokens. Each is read by the session, also the last one, whose logits are not needed. */
 static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *desc, int limit,
                                      ml_generated *out, ml_error *error) {
@@ -10260,12 +10362,11 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
     if (t) n_ids = MLI_MIN(n_ids, t->n_pieces); /* the rest of a padded vocabulary means nothing */
     if (t) has_begun = mli_has_begun(t, s->tokens, s->shown.length);
     while (!result && out->n_new < limit && out->stop == ML_STOP_LENGTH) {
-        ml_tokens history = {s->tokens, s->shown.length};
-        int32_t id = ml_sampler_sample(&desc->sampler, s->logits, n_ids, &history, s->candidates);
+        int32_t id = mli_next_token(s, &desc->sampler, n_ids);
         if (id < 0)
             return mli_fail(error, ML_ERROR_NUMBER,
                             "the logits after %d tokens are not finite (a broken model or adapter?)",
-                            history.n);
+                            s->shown.length);
         if (t && mli_is_end(t, id)) {
             out->stop = ML_STOP_END;
             break;
@@ -10290,6 +10391,8 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     if (!session || !desc) return mli_null(error, "ml_session_generate");
     if (desc->sampler.temperature > 0 && !desc->sampler.random)
         return mli_fail(error, ML_ERROR_ARGUMENT, "a temperature above 0 needs a seeded sampler.random");
+    if (!MLI_SAMPLER && (desc->sampler.temperature > 0 || desc->sampler.repetition_penalty > 0))
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "a sampler, which ML_NO_SAMPLER left out");
     mli_session *s = session->private_part;
     if (desc->sampler.temperature > 0 && s->greedy)
         return mli_fail(error, ML_ERROR_ARGUMENT,
@@ -11637,7 +11740,7 @@ static const ml_value *mli_shard_value(const mli_archive *archive, const char *n
 /* The name of the shard that has the array's data; NULL: there is only one, or the array has no data in a file. */
 static const char *mli_shard_of(const mli_archive *archive, const ml_array *array) {
     const mli_shard *shards = (const mli_shard *)archive->shards.items;
-    for (size_t i = 0; archive->shards.n > 1 && i < archive->shards.n; i++)
+    for (size_t i = 0; MLI_FILES && archive->shards.n > 1 && i < archive->shards.n; i++)
         if ((uintptr_t)array->data - (uintptr_t)shards[i].file.data < shards[i].file.size)
             return shards[i].name;
     return NULL;
@@ -11677,7 +11780,7 @@ MLI_OPTIONAL void mli_path_push_int(mli_archive *archive, int64_t i) {
 
 /* *product *= factor; returns 0 if that is more than `most`. */
 static int mli_mul_up_to(uint64_t most, uint64_t factor, uint64_t *product) {
-    if (factor && *product > most / factor) return 0;
+    if (mli_high(*product, factor) || *product * factor > most) return 0;
     *product *= factor;
     return 1;
 }
@@ -11696,10 +11799,10 @@ static uint64_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
         fits = fits && mli_mul_up_to(most, (uint64_t)array->shape[i], &count);
     }
     array->is_contiguous = 1;
-    if (fits && count && (uint64_t)cols % type->block)
+    if (fits && count && ((uint64_t)cols & (type->block - 1)))
         mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: rows of %l do not fit blocks of %s", array->name, cols,
                  type->name);
-    uint64_t bytes = count / type->block;
+    uint64_t bytes = count >> (63 - mli_leading_zeros(type->block));
     if (fits && mli_mul_up_to(INT64_MAX, type->bytes, &bytes)) return bytes;
     mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
     return 0;
@@ -12083,7 +12186,7 @@ static int mli_open_others(mli_archive *archive, int64_t count) {
 static void mli_read_split(mli_archive *archive, int64_t count) {
     int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, 0);
     int64_t n_tensors = mli_shard_int(archive, MLI_KEY_SPLIT_TENSORS, -1);
-    if (no || !archive->file_path) {
+    if (no || !MLI_FILES || !archive->file_path) {
         mli_stop(archive, ML_ERROR_UNSUPPORTED,
                  "this is part %l of %l of a split GGUF: load part 1 by its path", no + 1, count);
         return;
@@ -12245,13 +12348,13 @@ static ml_result mli_open(const char *path, const void *data, size_t size, const
                           ml_archive **shown, ml_error *error) {
     mli_archive *archive = mli_archive_new(allocator, error);
     if (!archive) return ML_ERROR_MEMORY;
-    if (path)
+    if (MLI_FILES && path)
         mli_read_path(archive, path);
     else
         mli_read_memory(archive, data, size);
     int is_gguf = !archive->result && strcmp(archive->shown.format, "GGUF") == 0;
     int64_t n_parts = is_gguf ? mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, 1) : 1;
-    int is_folder = path && !archive->result && strcmp(archive->file_path, path) != 0;
+    int is_folder = MLI_FILES && path && !archive->result && strcmp(archive->file_path, path) != 0;
     if (n_parts > 1)
         mli_read_split(archive, n_parts);
     else if (is_folder) /* without an index */
@@ -12353,7 +12456,7 @@ static void mli_take_elements(mli_elements *to, ml_type type, const unsigned cha
 /* Takes the elements from dimension `dim` on, the first being at data, in row-major order. */
 static void mli_array_walk(const ml_array *array, int dim, const unsigned char *data, mli_elements *to) {
     size_t item = ml_type_row_bytes(array->type, 1);
-    if (array->is_contiguous)
+    if (MLI_ONLY_GGUF || array->is_contiguous)
         mli_take_elements(to, array->type, data, ml_array_count(array));
     else if (dim == array->n_dims)
         mli_take_elements(to, array->type, data, 1);
@@ -14438,13 +14541,13 @@ static uint64_t mli_gguf_alignment(mli_archive *archive) {
 /* Finds the tensors' data, which follows the position `at`. The size of an unknown type is not known: it counts as 0
    bytes. */
 static void mli_gguf_place(mli_archive *archive, size_t at) {
-    uint64_t alignment = mli_gguf_alignment(archive), padding = (alignment - at % alignment) % alignment;
+    uint64_t alignment = mli_gguf_alignment(archive), padding = (0 - (uint64_t)at) & (alignment - 1);
     size_t n = archive->arrays.n;
     if (n && padding > archive->size - at) mli_cut_short(archive, "the tensors' data", at + padding);
     for (size_t i = archive->first_array; i < n && !archive->result; i++) {
         ml_array *array = (ml_array *)archive->arrays.items + i;
         uint64_t offset = (uint64_t)array->stride[0];
-        if (offset % alignment)
+        if (offset & (alignment - 1))
             mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: offset %l is not aligned to %l", array->name,
                      (int64_t)offset, (int64_t)alignment);
         mli_set_data(archive, array, at + (size_t)padding, offset, mli_set_contiguous(archive, array));
@@ -16154,46 +16257,48 @@ typedef enum mli_field {
 #define MLI_PARAMS_JSON "params.json"
 #define MLI_ROPE_JSON MLI_CONFIG_JSON ".rope_scaling" /* or, since version 5 of their library, ... */
 #define MLI_ROPE_JSON_5 MLI_CONFIG_JSON ".rope_parameters"
-#define MLI_FIELD_KEYS 5
+enum { MLI_FIELD_KEYS = MLI_OTHER_NAMES ? 5 : 3 };
 static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format off */
-    {"llama.embedding_length", MLI_CONFIG_JSON ".hidden_size", ".dim", "model_config.dim",
-     MLI_PARAMS_JSON ".dim"},
-    {"llama.block_count", MLI_CONFIG_JSON ".num_hidden_layers", ".n_layers", "model_config.n_layers",
-     MLI_PARAMS_JSON ".n_layers"},
-    {"llama.attention.head_count", MLI_CONFIG_JSON ".num_attention_heads", ".n_heads",
-     "model_config.n_heads", MLI_PARAMS_JSON ".n_heads"},
-    {"llama.attention.head_count_kv", MLI_CONFIG_JSON ".num_key_value_heads", ".n_kv_heads",
-     "model_config.n_kv_heads", MLI_PARAMS_JSON ".n_kv_heads"},
-    {"llama.feed_forward_length", MLI_CONFIG_JSON ".intermediate_size", ".hidden_dim",
-     "model_config.hidden_dim"},
-    {"llama.vocab_size", MLI_CONFIG_JSON ".vocab_size", ".vocab_size", "model_config.vocab_size",
-     MLI_PARAMS_JSON ".vocab_size"},
-    {"llama.context_length", MLI_CONFIG_JSON ".max_position_embeddings", ".max_seq_len",
-     "model_config.max_seq_len", MLI_PARAMS_JSON ".max_seq_len"},
-    {"minillama.tied_output", MLI_CONFIG_JSON ".tie_word_embeddings"},
-    {"minillama.norm", MLI_CONFIG_JSON ".minillama_norm"},
-    {"minillama.mask", MLI_CONFIG_JSON ".minillama_mask"},
-    {"llama.attention.layer_norm_rms_epsilon", MLI_CONFIG_JSON ".rms_norm_eps", ".norm_eps",
-     "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps"},
-    {"llama.rope.freq_base", MLI_CONFIG_JSON ".rope_theta", MLI_ROPE_JSON_5 ".rope_theta", ".rope_theta",
-     MLI_PARAMS_JSON ".rope_theta"},
-    {"llama.rope.scaling.type", MLI_ROPE_JSON ".rope_type", MLI_ROPE_JSON ".type", MLI_ROPE_JSON_5 ".rope_type",
-     "minillama.rope.scaling.type"},
-    {"llama.rope.scaling.factor", MLI_ROPE_JSON ".factor", MLI_ROPE_JSON_5 ".factor", "llama.rope.scale_linear",
-     "minillama.rope.scaling.factor"},
-    {"llama.rope.scaling.original_context_length", MLI_ROPE_JSON ".original_max_position_embeddings",
-     MLI_ROPE_JSON_5 ".original_max_position_embeddings", MLI_CONFIG_JSON ".original_max_position_embeddings"},
-    {"llama.rope.scaling.yarn_beta_slow", MLI_ROPE_JSON ".beta_slow", MLI_ROPE_JSON_5 ".beta_slow"},
-    {"llama.rope.scaling.yarn_beta_fast", MLI_ROPE_JSON ".beta_fast", MLI_ROPE_JSON_5 ".beta_fast"},
-    {"minillama.rope.scaling.low_freq_factor", MLI_ROPE_JSON ".low_freq_factor", MLI_ROPE_JSON_5 ".low_freq_factor"},
-    {"minillama.rope.scaling.high_freq_factor", MLI_ROPE_JSON ".high_freq_factor",
-     MLI_ROPE_JSON_5 ".high_freq_factor"},
-    {"llama.rope.scaling.attn_factor", MLI_ROPE_JSON ".attention_factor", MLI_ROPE_JSON_5 ".attention_factor"},
-    {"llama.attention.key_length", MLI_CONFIG_JSON ".head_dim", ".head_dim", MLI_PARAMS_JSON ".head_dim"},
-    {"llama.attention.sliding_window", MLI_CONFIG_JSON ".sliding_window", ".sliding_window",
-     MLI_PARAMS_JSON ".sliding_window"},
-    {NULL, MLI_CONFIG_JSON ".attention_bias"},
+    {"llama.embedding_length", MLI_OTHERS(MLI_CONFIG_JSON ".hidden_size", ".dim", "model_config.dim",
+     MLI_PARAMS_JSON ".dim")},
+    {"llama.block_count", MLI_OTHERS(MLI_CONFIG_JSON ".num_hidden_layers", ".n_layers", "model_config.n_layers",
+     MLI_PARAMS_JSON ".n_layers")},
+    {"llama.attention.head_count", MLI_OTHERS(MLI_CONFIG_JSON ".num_attention_heads", ".n_heads",
+     "model_config.n_heads", MLI_PARAMS_JSON ".n_heads")},
+    {"llama.attention.head_count_kv", MLI_OTHERS(MLI_CONFIG_JSON ".num_key_value_heads", ".n_kv_heads",
+     "model_config.n_kv_heads", MLI_PARAMS_JSON ".n_kv_heads")},
+    {"llama.feed_forward_length", MLI_OTHERS(MLI_CONFIG_JSON ".intermediate_size", ".hidden_dim",
+     "model_config.hidden_dim")},
+    {"llama.vocab_size", MLI_OTHERS(MLI_CONFIG_JSON ".vocab_size", ".vocab_size", "model_config.vocab_size",
+     MLI_PARAMS_JSON ".vocab_size")},
+    {"llama.context_length", MLI_OTHERS(MLI_CONFIG_JSON ".max_position_embeddings", ".max_seq_len",
+     "model_config.max_seq_len", MLI_PARAMS_JSON ".max_seq_len")},
+    {"minillama.tied_output", MLI_OTHERS(MLI_CONFIG_JSON ".tie_word_embeddings")},
+    {"minillama.norm", MLI_OTHERS(MLI_CONFIG_JSON ".minillama_norm")},
+    {"minillama.mask", MLI_OTHERS(MLI_CONFIG_JSON ".minillama_mask")},
+    {"llama.attention.layer_norm_rms_epsilon", MLI_OTHERS(MLI_CONFIG_JSON ".rms_norm_eps", ".norm_eps",
+     "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps")},
+    {"llama.rope.freq_base", MLI_OTHERS(MLI_CONFIG_JSON ".rope_theta", MLI_ROPE_JSON_5 ".rope_theta", ".rope_theta",
+     MLI_PARAMS_JSON ".rope_theta")},
+    {"llama.rope.scaling.type", MLI_OTHERS(MLI_ROPE_JSON ".rope_type", MLI_ROPE_JSON ".type",
+     MLI_ROPE_JSON_5 ".rope_type",) "minillama.rope.scaling.type"},
+    {"llama.rope.scaling.factor", MLI_OTHERS(MLI_ROPE_JSON ".factor", MLI_ROPE_JSON_5 ".factor",)
+     "llama.rope.scale_linear", "minillama.rope.scaling.factor"},
+    {"llama.rope.scaling.original_context_length", MLI_OTHERS(MLI_ROPE_JSON ".original_max_position_embeddings",
+     MLI_ROPE_JSON_5 ".original_max_position_embeddings", MLI_CONFIG_JSON ".original_max_position_embeddings")},
+    {"llama.rope.scaling.yarn_beta_slow", MLI_OTHERS(MLI_ROPE_JSON ".beta_slow", MLI_ROPE_JSON_5 ".beta_slow")},
+    {"llama.rope.scaling.yarn_beta_fast", MLI_OTHERS(MLI_ROPE_JSON ".beta_fast", MLI_ROPE_JSON_5 ".beta_fast")},
+    {"minillama.rope.scaling.low_freq_factor", MLI_OTHERS(MLI_ROPE_JSON ".low_freq_factor",
+     MLI_ROPE_JSON_5 ".low_freq_factor")},
+    {"minillama.rope.scaling.high_freq_factor", MLI_OTHERS(MLI_ROPE_JSON ".high_freq_factor",
+     MLI_ROPE_JSON_5 ".high_freq_factor")},
+    {"llama.rope.scaling.attn_factor", MLI_OTHERS(MLI_ROPE_JSON ".attention_factor",
+     MLI_ROPE_JSON_5 ".attention_factor")},
+    {"llama.attention.key_length", MLI_OTHERS(MLI_CONFIG_JSON ".head_dim", ".head_dim", MLI_PARAMS_JSON ".head_dim")},
+    {"llama.attention.sliding_window", MLI_OTHERS(MLI_CONFIG_JSON ".sliding_window", ".sliding_window",
+     MLI_PARAMS_JSON ".sliding_window")},
+    {NULL, MLI_OTHERS(MLI_CONFIG_JSON ".attention_bias")},
     /* clang-format on */
 };
 
@@ -16203,24 +16308,28 @@ typedef struct mli_demand {
     const char *key, *text;
 } mli_demand;
 #define MLI_PACKED "weights quantized by other programs, except in GGUF, are"
-static const mli_demand mli_demands[] = {{"general.architecture", "llama"},
-                                         {"general.type", "model"},
-                                         {"llama.expert_count", NULL},
-                                         {MLI_CONFIG_JSON ".hidden_act", "silu"},
-                                         {MLI_CONFIG_JSON ".mlp_bias", NULL},
-                                         {MLI_CONFIG_JSON ".partial_rotary_factor", "1"},
-                                         {MLI_ROPE_JSON_5 ".partial_rotary_factor", "1"},
-                                         {"llama.rope.scaling.yarn_ext_factor", "1"},
-                                         {MLI_CONFIG_JSON ".quantization_config.", MLI_PACKED},
-                                         {MLI_CONFIG_JSON ".compression_config.", MLI_PACKED}};
+static const mli_demand mli_demands[] = {
+    {"general.architecture", "llama"},
+    {"general.type", "model"},
+    {"llama.expert_count", NULL},
+    {"llama.rope.scaling.yarn_ext_factor", "1"},
+#if !MLI_ONLY_GGUF
+    {MLI_CONFIG_JSON ".hidden_act", "silu"},
+    {MLI_CONFIG_JSON ".mlp_bias", NULL},
+    {MLI_CONFIG_JSON ".partial_rotary_factor", "1"},
+    {MLI_ROPE_JSON_5 ".partial_rotary_factor", "1"},
+    {MLI_CONFIG_JSON ".quantization_config.", MLI_PACKED},
+    {MLI_CONFIG_JSON ".compression_config.", MLI_PACKED},
+#endif
+};
 
 /* Values that say in other words which mask there is, and whether `true` means that it is full. */
 static const struct mli_mask_key {
     const char *key;
     int is_full;
 } mli_mask_keys[] = {{"llama.attention.causal", 0},
-                     {MLI_CONFIG_JSON ".is_causal", 0},
-                     {MLI_CONFIG_JSON ".use_bidirectional_attention", 1}};
+                     MLI_OTHERS({MLI_CONFIG_JSON ".is_causal", 0},
+                                {MLI_CONFIG_JSON ".use_bidirectional_attention", 1})};
 
 /* The fields that are whole numbers: MLI_FIELD_DIM to MLI_FIELD_SEQ_LEN. */
 static int *mli_field_int(ml_config *c, mli_field field) {
@@ -16288,10 +16397,13 @@ static mli_loader mli_loader_of(const char *path, const void *data, size_t size,
     return loader;
 }
 
+static int mli_has_path(const mli_loader *loader) { return MLI_FILES && loader->path; }
+
 /* Where something is missing, the file may be one of several: then that is the reason. */
 static void mli_explain_shard(mli_loader *loader) {
     int number = 0, count = 0;
-    if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
+    if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !mli_has_path(loader))
+        return;
     if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
     int n_pieces = loader->is_joined ? 1 : mli_count_pieces(&loader->allocator, loader->path);
     if (mli_shard_number(loader->path, &number, &count) && count > 1)
@@ -16306,12 +16418,12 @@ static void mli_explain_shard(mli_loader *loader) {
 static ml_result mli_loader_open(mli_loader *loader) {
     ml_error *error = loader->error;
     ml_result result = mli_resolve_allocator(&loader->desc.allocator, &loader->allocator, error);
-    const ml_allocator *given = loader->desc.scratch.alloc && !loader->path ? &loader->desc.scratch : NULL;
+    const ml_allocator *given = loader->desc.scratch.alloc && !mli_has_path(loader) ? &loader->desc.scratch : NULL;
     if (!result) result = mli_resolve_allocator(given ? given : &loader->allocator, &loader->scratch, error);
     if (!result)
         result =
             mli_open(loader->path, loader->data, loader->size, &loader->scratch, &loader->archive, error);
-    if (!result && loader->path) loader->path = loader->archive->private_part->file_path; /* not a folder */
+    if (!result && mli_has_path(loader)) loader->path = loader->archive->private_part->file_path; /* not a folder */
     return loader->result = result;
 }
 
@@ -16327,7 +16439,7 @@ static ml_result mli_loader_close(mli_loader *loader) {
 /* Maps the file of that name in the same folder. Returns 0 if it cannot be read, which only without memory is an
    error. */
 static int mli_map_beside(mli_loader *loader, const char *name, mli_file *file) {
-    if (loader->result || !loader->path) return 0;
+    if (loader->result || !mli_has_path(loader)) return 0;
     char *beside = mli_path_beside(&loader->allocator, loader->path, name);
     ml_result result = beside ? mli_map_file(beside, &loader->allocator, file, NULL) : ML_ERROR_MEMORY;
     mli_free(&loader->allocator, beside);
@@ -16340,21 +16452,37 @@ static int mli_map_beside(mli_loader *loader, const char *name, mli_file *file) 
    there is none; NULL: there need not be one. */
 static void mli_load_json(mli_loader *loader, const char *name, const char *whose) {
     mli_file file = {(const unsigned char *)loader->desc.config_json, loader->desc.config_json_size, 1};
-    if (loader->result) return;
+    if (loader->result || MLI_ONLY_GGUF) return;
     if (file.data || mli_map_beside(loader, name, &file)) {
         loader->result =
             mli_json_values(loader->archive->private_part, name, file.data, file.size, loader->error);
         mli_name_file(loader->error, loader->result, name);
         mli_unmap_file(&loader->allocator, &file);
-    } else if (loader->path && whose) {
+    } else if (mli_has_path(loader) && whose) {
         mli_refuse(loader, ML_ERROR_FILE, "no configuration %s: %s beside it cannot be read", whose, name);
     }
 }
 
 /* ---- values ---- */
 
+/* A value that a GGUF does not have. */
+static const ml_value *mli_find_other(const mli_loader *loader, const char *key) {
+    return MLI_ONLY_GGUF ? NULL : ml_archive_find_value(loader->archive, key);
+}
+
+/* Whether there is Hugging Face's config.json. */
+static int mli_is_hugging_face(const mli_loader *loader) {
+    return mli_find_other(loader, MLI_CONFIG_JSON ".hidden_size") != NULL;
+}
+
+/* Whether the tensors have Hugging Face's names. */
+static int mli_has_hf_names(const mli_loader *loader) {
+    return !MLI_ONLY_GGUF && loader->naming == MLI_NAMING_HF;
+}
+
 /* A key of the table. ".dim" is what llama2.c calls "model_args.dim", and other programs keep under other names. */
 static const ml_value *mli_find_key(const mli_loader *loader, const char *key) {
+    if (MLI_ONLY_GGUF) return ml_archive_find_value(loader->archive, key);
     static const char *const names[] = {"model_args", "params",  "model.params",    "args",
                                         "config",     "hparams", "hyper_parameters"};
     const ml_value *value = *key == '.' ? NULL : ml_archive_find_value(loader->archive, key);
@@ -16406,10 +16534,7 @@ static int mli_value_int(const ml_value *value, int64_t *n) {
     for (size_t i = 1; is_list && i < value->length; i++) is_list = mli_gguf_number(value, i) == number;
     *n = value->i;
     if (value->kind == ML_VALUE_INT) return 1;
-    if ((!is_list && value->kind != ML_VALUE_FLOAT) || !(fabs(number) < 1e15) || number != floor(number))
-        return 0;
-    *n = (int64_t)number;
-    return 1;
+    return (is_list || value->kind == ML_VALUE_FLOAT) && mli_is_finite(number) && mli_is_whole(number, n);
 }
 
 /* Whether a value is true, which may be absent. */
@@ -16498,8 +16623,8 @@ static ml_rope_kind mli_load_rope_kind(mli_loader *loader, int *is_scaled) {
 /* A number of the dictionary of rotary positions in config.json, under either name; `otherwise` if it is not there.
    */
 static float mli_rope_json(mli_loader *loader, const char *key, const char *key_5, float otherwise) {
-    const ml_value *value = ml_archive_find_value(loader->archive, key);
-    if (!value) value = ml_archive_find_value(loader->archive, key_5);
+    const ml_value *value = mli_find_other(loader, key);
+    if (!value) value = mli_find_other(loader, key_5);
     return value ? mli_value_float(loader, value, 0) : otherwise;
 }
 
@@ -16525,9 +16650,9 @@ static void mli_load_rope_attention(mli_loader *loader) {
 /* Meta's params.json only says that Llama 3.1's positions are scaled: by its code's constants, unless it has others.
    */
 static int mli_load_meta_rope(mli_loader *loader) {
-    const ml_value *value = mli_find_key(loader, ".use_scaled_rope");
+    const ml_value *value = MLI_ONLY_GGUF ? NULL : mli_find_key(loader, ".use_scaled_rope");
     ml_config *c = &loader->config;
-    if (!value) value = ml_archive_find_value(loader->archive, MLI_PARAMS_JSON ".use_scaled_rope");
+    if (!value) value = mli_find_other(loader, MLI_PARAMS_JSON ".use_scaled_rope");
     if (!mli_value_bool(loader, value)) return 0;
     c->rope_kind = ML_ROPE_LLAMA3, c->rope_scale = 8, c->rope_original = 8192;
     c->rope_scale = mli_rope_json(loader, MLI_PARAMS_JSON ".rope_scaling_factor", "", c->rope_scale);
@@ -16542,13 +16667,15 @@ static void mli_load_rope(mli_loader *loader) {
     c->rope_scale = 1;
     if (mli_load_meta_rope(loader)) return;
     c->rope_kind = mli_load_rope_kind(loader, &is_scaled);
+    if (!MLI_ROPE_SCALING && is_scaled) mli_load_float(loader, MLI_FIELD_ROPE_FACTOR, &c->rope_scale);
+    if (!MLI_ROPE_SCALING) return; /* and the configuration is refused if it is scaled */
     mli_load_int(loader, MLI_FIELD_ROPE_ORIGINAL, &c->rope_original);
     if (!is_scaled) return;
     const ml_value *type = mli_field_value(loader, MLI_FIELD_ROPE_TYPE);
     int is_gguf = strcmp(loader->archive->format, "GGUF") == 0;
     int is_yarn = c->rope_kind == ML_ROPE_YARN;
-    const ml_value *truncate = ml_archive_find_value(loader->archive, MLI_ROPE_JSON ".truncate");
-    if (!truncate) truncate = ml_archive_find_value(loader->archive, MLI_ROPE_JSON_5 ".truncate");
+    const ml_value *truncate = mli_find_other(loader, MLI_ROPE_JSON ".truncate");
+    if (!truncate) truncate = mli_find_other(loader, MLI_ROPE_JSON_5 ".truncate");
     mli_load_float(loader, MLI_FIELD_ROPE_FACTOR, &factor);
     if (factor > 0) c->rope_scale = factor; /* GGUF: 0 is no scaling */
     mli_load_float(loader, is_yarn ? MLI_FIELD_ROPE_SLOW : MLI_FIELD_ROPE_LOW, &c->rope_low);
@@ -16564,9 +16691,9 @@ static void mli_load_rope(mli_loader *loader) {
 /* How far a token sees back. Where config.json lists a type for each layer, all must be of one. */
 static void mli_load_window(mli_loader *loader) {
     const ml_value *window = mli_field_value(loader, MLI_FIELD_WINDOW), *value = loader->archive->values;
-    const ml_value *used = ml_archive_find_value(loader->archive, MLI_CONFIG_JSON ".use_sliding_window");
-    size_t n_full = 0, n_sliding = 0;
-    for (size_t i = 0; i < loader->archive->n_values; i++, value++) {
+    const ml_value *used = mli_find_other(loader, MLI_CONFIG_JSON ".use_sliding_window");
+    size_t n_full = 0, n_sliding = 0, n_values = MLI_ONLY_GGUF ? 0 : loader->archive->n_values;
+    for (size_t i = 0; i < n_values; i++, value++) {
         if (!mli_begins_with(value->name, MLI_CONFIG_JSON ".layer_types.")) continue;
         n_full += (size_t)mli_value_is(value, "full_attention");
         n_sliding += (size_t)mli_value_is(value, "sliding_attention");
@@ -16596,7 +16723,7 @@ static ml_mask mli_load_mask(mli_loader *loader) {
 static void mli_load_config(mli_loader *loader) {
     if (loader->result) return;
     ml_config *config = &loader->config;
-    int is_hugging_face = ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1]) != NULL;
+    int is_hugging_face = mli_is_hugging_face(loader);
     config->max_seq_len = 2048; /* the defaults of the programs that introduced these files */
     config->rope_theta = 10000;
     config->norm_eps = is_hugging_face ? 1e-6f : 1e-5f;
@@ -16701,7 +16828,7 @@ MLI_OPTIONAL void mli_index_plain_names(mli_loader *loader) {
 /* The array of this name, or else the one whose plain name is that of this name; NULL if there is none. Two are an
    error, unless they are the same numbers. */
 static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
-#ifdef MLI_ONLY_GGUF
+#if MLI_ONLY_GGUF
     return ml_archive_find_array(loader->archive, name);
 #else
     char plain[MLI_LONG_NAME_SIZE];
@@ -16732,7 +16859,7 @@ static const ml_array *mli_find_weight(mli_loader *loader, mli_slot slot, int la
     char own[ML_NAME_SIZE];
     size_t n = strlen(loader->prefix);
     mli_param_name(loader->naming, slot, layer, own);
-    int has_model = loader->naming == MLI_NAMING_HF && mli_begins_with(own, "model.");
+    int has_model = mli_has_hf_names(loader) && mli_begins_with(own, "model.");
     size_t skip = has_model ? strlen("model.") : 0;
     for (;;) {
         memcpy(name, loader->prefix, n);
@@ -16753,7 +16880,7 @@ MLI_OPTIONAL int mli_take_prefix(mli_loader *loader, const char *array, const ch
     return 1;
 }
 
-#ifdef MLI_ONLY_GGUF
+#if MLI_ONLY_GGUF
 static void mli_detect_naming(mli_loader *loader) {
     loader->naming = MLI_NAMING_GGUF;
     if (!ml_archive_find_array(loader->archive, "token_embd.weight"))
@@ -16797,7 +16924,7 @@ static void mli_detect_naming(mli_loader *loader) {
 /* The first tensor of weights that another program has packed, or NULL. */
 static const ml_array *mli_find_packed(const ml_archive *archive) {
     static const char *const ends[] = {".qweight", ".weight_packed", ".weight_scale", ".SCB", ".absmax"};
-    for (size_t k = 0; k < archive->n_arrays; k++)
+    for (size_t k = 0; k < archive->n_arrays && !MLI_ONLY_GGUF; k++)
         for (size_t i = 0; i < MLI_COUNT(ends); i++)
             if (mli_ends_with(archive->arrays[k].name, strlen(archive->arrays[k].name), ends[i]))
                 return &archive->arrays[k];
@@ -16806,7 +16933,7 @@ static const ml_array *mli_find_packed(const ml_archive *archive) {
 
 static void mli_refuse_missing(mli_loader *loader, const char *name) {
     const ml_array *packed = mli_find_packed(loader->archive);
-    const ml_value *object = ml_archive_find_value(loader->archive, name);
+    const ml_value *object = mli_find_other(loader, name);
     if (packed)
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is missing; %s: packed weights are not supported",
                    name, packed->name);
@@ -16983,7 +17110,7 @@ static void mli_format_shape(int n_dims, const int64_t *shape, char text[96]) {
 static int mli_is_dense(const ml_array *array) {
     int64_t rows = array->n_dims == 2 ? array->shape[0] : 1, cols = array->shape[array->n_dims - 1];
     int64_t down = array->n_dims == 2 ? array->stride[0] : 0, right = array->stride[array->n_dims - 1];
-    if (array->is_contiguous) return 1;
+    if (MLI_ONLY_GGUF || array->is_contiguous) return 1;
     if (rows == 1) return cols == 1 || right > 0;
     if (cols == 1) return down > 0;
     return right <= down ? right > 0 && down / right >= cols : down > 0 && right / down >= rows;
@@ -17051,7 +17178,7 @@ static void mli_refuse_bias(mli_loader *loader, mli_slot slot, const char *weigh
 /* PEFT keeps the frozen matrix under "base_layer" and the adapter beside it. Without that the model would be another
    one. */
 static void mli_refuse_unmerged(mli_loader *loader) {
-    int n = loader->result ? 0 : loader->model->n_tensors, i = 0;
+    int n = loader->result || MLI_ONLY_GGUF ? 0 : loader->model->n_tensors, i = 0;
     while (i < n && !(loader->sources[i] && strstr(loader->sources[i]->name, "base_layer."))) i++;
     for (size_t k = 0; i < n && k < loader->archive->n_arrays && !loader->result; k++)
         if (strstr(loader->archive->arrays[k].name, ".lora_"))
@@ -17074,7 +17201,7 @@ static void mli_new_sources(mli_loader *loader, int n) {
 #define MLI_KEY_COURSE_ALPHA "args.lora_alpha"
 
 static int mli_is_unmerged(const ml_array *array) {
-    return mli_ends_with(array->name, strlen(array->name), MLI_UNMERGED);
+    return !MLI_ONLY_GGUF && mli_ends_with(array->name, strlen(array->name), MLI_UNMERGED);
 }
 
 /* Finds A and B of a matrix that is not merged. Returns their rank; 0 after an error. */
@@ -17143,6 +17270,11 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
 static void mli_load_rope_factors(mli_loader *loader) {
     const ml_array *array = loader->result ? NULL : ml_archive_find_array(loader->archive, MLI_ROPE_TENSOR);
     if (!array) return;
+    if (!MLI_ROPE_SCALING) {
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: ML_NO_ROPE_SCALING left such factors out",
+                   array->name);
+        return;
+    }
     struct ml_model_private *own = loader->model->private_part;
     ml_config *c = &loader->config, guess = *c;
     size_t n = (size_t)mli_head_size(c) / 2, n_ones = 0;
@@ -17228,7 +17360,7 @@ static int mli_is_in_place(const mli_loader *loader, const ml_array *array, cons
     uintptr_t alignment = array->type == ML_F32 ? 4 : 2;
     return !loader->desc.type && array->type == tensor->type && array->is_contiguous &&
            !mli_is_unmerged(array) && !mli_is_turned(array->type) &&
-           !mli_rotary_head(&loader->config, slot, loader->naming == MLI_NAMING_HF) &&
+           !mli_rotary_head(&loader->config, slot, mli_has_hf_names(loader)) &&
            (uintptr_t)array->data % alignment == 0;
 }
 
@@ -17239,7 +17371,7 @@ static const unsigned char *mli_array_row(const ml_array *array, size_t row, siz
     const unsigned char *data = (const unsigned char *)array->data;
     size_t item = ml_type_row_bytes(array->type, 1), right = (size_t)array->stride[array->n_dims - 1];
     const int is_turned = mli_is_turned(array->type);
-    if (array->is_contiguous && !is_turned) return data + row * ml_type_row_bytes(array->type, cols);
+    if ((MLI_ONLY_GGUF || array->is_contiguous) && !is_turned) return data + row * ml_type_row_bytes(array->type, cols);
     if (array->n_dims == 2) data += row * (size_t)array->stride[0] * item;
     if (right == 1 && !is_turned) return data;
     for (size_t c = 0; c < cols; c++) memcpy(gathered + c * item, data + c * right * item, item);
@@ -17341,7 +17473,7 @@ static void mli_place_weights(mli_loader *loader) {
 static void mli_load_weights(mli_loader *loader) {
     if (loader->result) return;
     ml_model *model = loader->model;
-    const int is_hf = loader->naming == MLI_NAMING_HF;
+    const int is_hf = mli_has_hf_names(loader);
     mli_place_weights(loader);
     if (!loader->result) loader->result = mli_allocate_weights(model, loader->error);
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
@@ -17361,7 +17493,7 @@ static void mli_load_weights(mli_loader *loader) {
     }
     mli_tie_output(model);
     model->private_part->is_in_place = loader->bytes_in_place > 0;
-    int is_mine = loader->path || !loader->desc.scratch.alloc;  /* or its memory is only lent */
+    int is_mine = mli_has_path(loader) || !loader->desc.scratch.alloc;  /* or its memory is only lent */
     if (!loader->result && loader->bytes_in_place && is_mine) { /* otherwise the file is no longer needed */
         model->private_part->archive = loader->archive;
         loader->archive = NULL;
@@ -17488,7 +17620,7 @@ static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
                                         MLI_TOKENIZER_JSON ".add_prefix_space"};
     int *const set[] = {&t->adds_bos, &t->adds_eos, &t->private_part->rules.adds_space_prefix};
     char name[ML_NAME_SIZE];
-    if (!ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1])) return;
+    if (!mli_is_hugging_face(loader)) return;
     mli_try_json(loader, MLI_GENERATION_JSON);
     mli_try_json(loader, MLI_TOKENIZER_JSON);
     if (t->private_part->rules.is_ranked) mli_load_bos_eos(loader, t);
@@ -17521,10 +17653,10 @@ static void mli_load_tokenizer(mli_loader *loader) {
         loader->result = mli_tokenizer_from(d->tokenizer, d->tokenizer_data, d->tokenizer_size, allocator,
                                             &tokenizer, error);
     } else if (ml_archive_find_value(loader->archive, MLI_KEY_TOKENS)) {
-        int compact = d->compact && !loader->path;
+        int compact = d->compact && !mli_has_path(loader);
         ml_result result = mli_tokenizer_from_archive(loader->archive, compact, allocator, &tokenizer, error);
         if (result != ML_ERROR_UNSUPPORTED) loader->result = result;
-    } else if (loader->path) {
+    } else if (mli_has_path(loader)) {
         static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin"};
         for (size_t i = 0; i < MLI_COUNT(names) && !loader->result; i++) {
             if (tokenizer && tokenizer->n_pieces == loader->config.vocab_size) break;
@@ -17562,7 +17694,7 @@ static void mli_keep_template(mli_loader *loader) {
     mli_file file = {NULL, 0, 0};
     if (loader->result) return;
     struct ml_model_private *own = loader->model->private_part;
-    int is_hf = ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1]) != NULL;
+    int is_hf = mli_is_hugging_face(loader);
     if (is_hf && !own->tokenizer) mli_try_json(loader, MLI_TOKENIZER_JSON); /* which has read it otherwise */
     int is_file = is_hf && mli_map_beside(loader, "chat_template.jinja", &file);
     const ml_value *value =
@@ -17687,13 +17819,13 @@ static void mli_find_config(mli_loader *loader) {
     const mli_archive *archive = loader->archive->private_part;
     size_t n_values = archive->values.n;
     for (size_t i = 0; i <= MLI_COUNT(files); i++) {
-        const ml_value *model_type = ml_archive_find_value(loader->archive, MLI_CONFIG_JSON ".model_type");
+        const ml_value *model_type = mli_find_other(loader, MLI_CONFIG_JSON ".model_type");
         if (model_type) mli_check_word(loader, model_type, "llama", "mistral"); /* a Llama with a window */
         mli_check_demands(loader, mli_demands, MLI_COUNT(mli_demands));
         if (loader->result || mli_field_value(loader, MLI_FIELD_DIM)) break;
         if (i < MLI_COUNT(files)) mli_load_json(loader, files[i], NULL);
     }
-    if (archive->values.n == n_values && loader->path && !mli_field_value(loader, MLI_FIELD_DIM) &&
+    if (archive->values.n == n_values && mli_has_path(loader) && !mli_field_value(loader, MLI_FIELD_DIM) &&
         !mli_is_from_course(loader))
         mli_refuse(loader, ML_ERROR_FILE,
                    "no configuration of a Llama, and neither %s nor %s can be read beside it", files[0],
@@ -21712,7 +21844,7 @@ static double mli_get_number(ml_type type, const void *array, size_t i) {
     case ML_I64: memcpy(&i64, at, 8); return (double)i64;
     case ML_I32: memcpy(&i32, at, 4); return i32;
     case ML_I16: memcpy(&i16, at, 2); return i16;
-    case ML_I8: return *at < 128 ? *at : (double)*at - 256;
+    case ML_I8: return *at < 128 ? *at : *at - 256;
     case ML_U8: return *at;
     default: return *at != 0; /* ML_BOOL */
     }
