@@ -1832,6 +1832,14 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #define MLI_OPTIONAL static
 #endif
 
+/* MLI_APART: a function that keeps a frame of its own where stacks are small; inlined, its variables would be in the
+   frame of its caller all the time. */
+#if defined(MLI_SMALL) && (defined(__GNUC__) || defined(__clang__))
+#define MLI_APART static __attribute__((noinline))
+#else
+#define MLI_APART static
+#endif
+
 /* The + turns an enum constant into an int; g++ warns otherwise. */
 #define MLI_MIN(a, b) ((a) < (b) ? +(a) : +(b))
 #define MLI_MAX(a, b) ((a) > (b) ? +(a) : +(b))
@@ -3226,17 +3234,21 @@ static void mli_linears_backward(mli_graph *g, const void *record) {
     }
 }
 
-/* x (n, in), w_j (out_j, in) -> y_j = x w_j^T + bias_j (n, out_j) */
-static void mli_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *uses, int n_weights) {
+static void mli_record_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *uses, int n_weights) {
     mli_linears_op op;
+    if (!mli_taping(g)) return;
+    memset(&op, 0, sizeof op);
+    op.x = x, op.n_weights = n_weights;
+    memcpy(op.use, uses, (size_t)n_weights * sizeof *uses);
+    mli_record(g, mli_linears_backward, &op, sizeof op);
+}
+
+/* x (n, in), w_j (out_j, in) -> y_j = x w_j^T + bias_j (n, out_j) */
+static void mli_linears(mli_graph *g, ml_tensor x, mli_matrix_use *uses, int n_weights) {
     mli_linear_job jobs[MLI_MAX_JOBS] = {{NULL, NULL}};
     size_t mark = g->used;
-    memset(&op, 0, sizeof op);
-    op.x = x;
-    op.n_weights = n_weights;
     for (int j = 0; j < n_weights; j++) {
-        mli_matrix_use *use = &op.use[j];
-        *use = uses[j];
+        mli_matrix_use *use = &uses[j];
         if (use->a.data) use->low = mli_new(g, x.rows, use->a.rows);
         mli_need_linear(g, x.rows, x.cols, use->w.rows, use->low.cols);
         mli_linear_job job = {&use->w, (float *)use->y.data};
@@ -3245,13 +3257,13 @@ static void mli_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *uses, i
     if (!mli_measuring(g)) {
         mli_linear(g->threads, mli_row(x, 0), x.rows, x.cols, jobs, n_weights, g->work);
         for (int j = 0; j < n_weights; j++) {
-            mli_bias_op bias = {op.use[j].y, op.use[j].bias};
+            mli_bias_op bias = {uses[j].y, uses[j].bias};
             if (bias.b.data) mli_for_rows(g, mli_bias_rows, &bias, x.rows, bias.y.cols);
-            if (op.use[j].a.data) mli_adapt(g, x, &op.use[j]);
+            if (uses[j].a.data) mli_adapt(g, x, &uses[j]);
         }
     }
     if (!mli_taping(g)) mli_release(g, mark);
-    mli_record(g, mli_linears_backward, &op, sizeof op);
+    mli_record_linears(g, x, uses, n_weights);
 }
 
 /* ---- the residual connection (He et al. 2016, "Deep Residual Learning for Image Recognition"): x + h W^T ----
@@ -4564,8 +4576,29 @@ static ml_tensor mli_narrow(mli_graph *g, ml_tensor x, ml_tensor rows) {
     return rows;
 }
 
+/* q (n, A hd), k and v (n, kv_dim), made by the caller = h Wq^T, h Wk^T, h Wv^T */
+MLI_APART void mli_project(mli_graph *g, const mli_pass *pass, int layer, ml_tensor h,
+                           ml_tensor *const to[3]) {
+    const unsigned at[3] = {MLI_AT(Q), MLI_AT(K), MLI_AT(V)};
+    mli_matrix_use use[3] = {mli_use(pass, MLI_WQ, layer), mli_use(pass, MLI_WK, layer),
+                             mli_use(pass, MLI_WV, layer)};
+    for (int i = 0; i < 3; i++) use[i].y = *to[i];
+    mli_linears(g, h, use, 3);
+    for (int i = 0; i < 3; i++) *to[i] = mli_insert(g, pass, at[i], layer, h, use[i].y);
+}
+
+/* q (n, A hd), k and v (n, kv_dim) -> (n, A hd) */
+MLI_APART ml_tensor mli_heads(mli_graph *g, const mli_pass *pass, int layer, ml_tensor q, ml_tensor k,
+                              ml_tensor v) {
+    mli_attention_op attention = mli_plain_attention(q, k, v, &pass->model->config, pass->rows);
+    mli_extend_attention(g, pass, layer, &attention);
+    ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), q.rows, q.cols));
+    if (mli_is_seen(pass)) mli_look_at_attention(g, &attention, pass->looking->seen.weights);
+    return a;
+}
+
 /* x (n, D) -> x + Wo attention(norm(x)), the first half of a layer */
-static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
+MLI_APART ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     const ml_config *c = &pass->model->config;
     size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM), q_dim = (size_t)mli_extent_of(c, MLI_Q_DIM);
     ml_tensor h = mli_norm_of(g, pass, MLI_ATTN_NORM, layer, x), k, v;
@@ -4577,29 +4610,20 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
         k = mli_new_at(g, pass, MLI_AT(K), x.rows, kv_dim);
         v = mli_new_at(g, pass, MLI_AT(V), x.rows, kv_dim);
     }
-    mli_matrix_use use[3] = {mli_use(pass, MLI_WQ, layer), mli_use(pass, MLI_WK, layer),
-                             mli_use(pass, MLI_WV, layer)};
-    use[0].y = q, use[1].y = k, use[2].y = v;
-    mli_linears(g, h, use, 3);
-    q = mli_insert(g, pass, MLI_AT(Q), layer, h, q);
-    k = mli_insert(g, pass, MLI_AT(K), layer, h, k);
-    v = mli_insert(g, pass, MLI_AT(V), layer, h, v);
+    ml_tensor *const projected[3] = {&q, &k, &v};
+    mli_project(g, pass, layer, h, projected);
     q = mli_rope_at(g, pass, MLI_AT(Q), q);
     k = mli_rope_at(g, pass, MLI_AT(K), k);
     if (pass->kv && pass->kv->type != ML_F32) {
         k = mli_narrow(g, k, mli_cached(pass->kv, 2 * layer, x.rows, kv_dim));
         v = mli_narrow(g, v, mli_cached(pass->kv, 2 * layer + 1, x.rows, kv_dim));
     }
-    mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
-    mli_extend_attention(g, pass, layer, &attention);
-    ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, q_dim));
-    if (mli_is_seen(pass)) mli_look_at_attention(g, &attention, pass->looking->seen.weights);
-    mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
+    mli_half half = {MLI_WO, layer, mli_heads(g, pass, layer, q, k, v), h, MLI_AT(O), MLI_AT(ATTENTION)};
     return mli_end_half(g, pass, &half, x);
 }
 
 /* x (n, D) -> x + W2 (silu(W1 norm(x)) * W3 norm(x)), the second half */
-static ml_tensor mli_ffn_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
+MLI_APART ml_tensor mli_ffn_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     size_t hidden = (size_t)pass->model->config.hidden_dim;
     ml_tensor h = mli_norm_of(g, pass, MLI_FFN_NORM, layer, x);
     ml_tensor gate = mli_new_at(g, pass, MLI_AT(W1), x.rows, hidden),
@@ -9111,7 +9135,7 @@ typedef struct ml_tokenizer_private {
     uint32_t *merge_slots; /* (merge_mask + 1) hash table from a pair to its rank; UINT32_MAX: empty */
     uint32_t merge_mask;
     unsigned char *adjacent; /* bit (a, b): in some piece, byte b follows byte a */
-    int32_t byte_ids[256];
+    int32_t *byte_ids; /* (256) */
     unsigned char special_starts[256 / 8]; /* bit a: some special piece begins with byte a */
 } mli_tokenizer;
 
@@ -9550,11 +9574,11 @@ static void mli_carve_table(mli_piece_table *table, unsigned char *memory, size_
 }
 
 /* The same for a vocabulary that stays in its file. Its strings take as many bytes as the pieces, and 8 for each. */
-static size_t mli_listed_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory) {
-    size_t used = 0, v = (size_t)t->shown.n_pieces;
+static size_t mli_listed_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory,
+                                size_t used) {
+    size_t v = (size_t)t->shown.n_pieces;
     mli_listed *l = &t->listed;
     l->wide_at = sizes->pieces + 8 * v > UINT16_MAX, l->wide_ids = v > UINT16_MAX;
-    mli_carve(memory, &used, 1, sizeof *t);
     l->string_at = mli_carve(memory, &used, v, l->wide_at ? 4 : 2);
     l->sorted = mli_carve(memory, &used, v, l->wide_ids ? 4 : 2);
     l->text = (char *)mli_carve(memory, &used, sizes->longest, 1);
@@ -9564,8 +9588,10 @@ static size_t mli_listed_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, 
 /* Places the arrays after the struct in `memory`, or with NULL only counts; the bytes, SIZE_MAX on overflow. */
 static size_t mli_tokenizer_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory) {
     size_t used = 0, v = (size_t)t->shown.n_pieces, n_slots = mli_count_slots(sizes->n_merges);
-    if (t->listed.strings) return mli_listed_layout(t, sizes, memory);
     mli_carve(memory, &used, 1, sizeof *t);
+    t->byte_ids = (int32_t *)mli_carve(memory, &used, 256, sizeof *t->byte_ids);
+    if (memory) memset(t->byte_ids, 0xff, 256 * sizeof *t->byte_ids); /* -1 */
+    if (t->listed.strings) return mli_listed_layout(t, sizes, memory, used);
     mli_carve_table(&t->table, memory, &used, v);
     mli_carve_table(&t->specials, memory, &used, sizes->n_special);
     t->piece_at = (uint32_t *)mli_carve(memory, &used, v + 1, sizeof *t->piece_at);
@@ -9587,7 +9613,6 @@ static size_t mli_tokenizer_layout(mli_tokenizer *t, const mli_piece_sizes *size
 static void mli_plan_tokenizer(mli_tokenizer *plan, const mli_vocabulary *v, const ml_allocator *allocator) {
     ml_tokenizer *shown = &plan->shown;
     memset(plan, 0, sizeof *plan);
-    memset(plan->byte_ids, 0xff, sizeof plan->byte_ids); /* -1 */
     plan->allocator = *allocator;
     plan->rules = v->rules;
     plan->listed = v->listed;
@@ -11168,7 +11193,7 @@ static const mli_named *mli_find_named(const mli_named *items, size_t n, const c
    The format writers (>>gguf, >>safetensors) know nothing of models: parts of what is saved list tensors and keys. */
 
 /* The names of tensors in files: a prefix, then a name of the parameter table. */
-#define MLI_PREFIX_SIZE 80 /* with its zero */
+#define MLI_PREFIX_SIZE (MLI_OTHER_NAMES ? 80 : 1) /* with its zero */
 #define MLI_LONG_NAME_SIZE (MLI_PREFIX_SIZE + ML_NAME_SIZE)
 
 #ifdef MLI_SAVING
