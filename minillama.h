@@ -11846,7 +11846,6 @@ static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uin
 /* Whether only one of two items of the same name needs to stay. Which of two tensors is meant must not be guessed:
    they must be the same. */
 static int mli_is_repeat(const mli_archive *archive, const mli_list *list, size_t i, size_t k) {
-    if (!archive->may_repeat) return 0;
     if (list != &archive->arrays) return 1;
     const ml_array *a = (const ml_array *)list->items + i, *b = (const ml_array *)list->items + k;
     size_t bytes = (size_t)a->n_dims * sizeof a->shape[0];
@@ -11886,7 +11885,8 @@ static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_si
         index[i].index = i;
     }
     if (index) mli_sort_named(index, list->n);
-    if (index && !archive->result && mli_drop_repeats(archive, list, item_size, index)) {
+    int may_repeat = !MLI_ONLY_GGUF && archive->may_repeat;
+    if (index && may_repeat && !archive->result && mli_drop_repeats(archive, list, item_size, index)) {
         mli_free(&archive->allocator, index);
         mli_index_names(archive, list, item_size, what);
         return;
@@ -14482,15 +14482,11 @@ static void mli_gguf_list(mli_archive *archive, mli_reader *in, ml_value *value)
     value->list_type = (int)type;
 }
 
-/* A value of a type in the table. Unsigned numbers beyond int64_t become its largest. */
-static void mli_gguf_value(mli_archive *archive, mli_reader *in, uint32_t type, ml_value *value) {
+/* A number or bool of a type in the table. Unsigned numbers beyond int64_t become its largest. */
+static void mli_gguf_number(mli_reader *in, uint32_t type, ml_value *value) {
     int size = mli_gguf_types[type].size;
     uint64_t bits = mli_read_uint(in, size);
-    if (type == MLI_GGUF_ARRAY)
-        mli_gguf_list(archive, in, value);
-    else if (type == MLI_GGUF_STRING)
-        value->s = mli_gguf_string(in, &value->length);
-    else if (type == MLI_GGUF_F32)
+    if (type == MLI_GGUF_F32)
         value->f = (double)mli_bits_float((uint32_t)bits);
     else if (type == MLI_GGUF_F64)
         value->f = mli_double_from_bits(bits);
@@ -14501,6 +14497,26 @@ static void mli_gguf_value(mli_archive *archive, mli_reader *in, uint32_t type, 
     else
         mli_set_int(value, (int64_t)MLI_MIN(bits, (uint64_t)INT64_MAX));
     if (type == MLI_GGUF_U64) value->f = (double)bits;
+}
+
+static void mli_gguf_value(mli_archive *archive, mli_reader *in, uint32_t type, ml_value *value) {
+    if (type == MLI_GGUF_ARRAY)
+        mli_gguf_list(archive, in, value);
+    else if (type == MLI_GGUF_STRING)
+        value->s = mli_gguf_string(in, &value->length);
+    else
+        mli_gguf_number(in, type, value);
+}
+
+/* Element i of a list of integers or floats, of whatever size. */
+static ml_value mli_gguf_element(const ml_value *list, size_t i) {
+    const size_t size = mli_gguf_types[list->list_type].size;
+    mli_reader in = mli_reader_at((const unsigned char *)list->s, i * size, (i + 1) * size);
+    ml_value element;
+    memset(&element, 0, sizeof element);
+    element.kind = mli_gguf_types[list->list_type].kind;
+    mli_gguf_number(&in, (uint32_t)list->list_type, &element);
+    return element;
 }
 
 static void mli_gguf_pair(mli_archive *archive, mli_reader *in) {
@@ -14517,16 +14533,18 @@ static void mli_gguf_pair(mli_archive *archive, mli_reader *in) {
         mli_stop(archive, ML_ERROR_FORMAT, "key %s: its type %l is unknown", value->name, (int64_t)type);
 }
 
-/* ggml's names of tensor types, for those that ml_type does not have. */
+/* ggml's names of tensor types, for those that ml_type does not have (with ML_NO_ERROR_TEXT, their numbers). */
 static const char *mli_gguf_type_name(mli_archive *archive, uint32_t number) {
+#ifndef ML_NO_ERROR_TEXT
     static const char *const names[] = {
         "F32",      "F16",      "Q4_0",    "Q4_1",  "Q4_2",       "Q4_3",       "Q5_0",       "Q5_1",
         "Q8_0",     "Q8_1",     "Q2_K",    "Q3_K",  "Q4_K",       "Q5_K",       "Q6_K",       "Q8_K",
         "IQ2_XXS",  "IQ2_XS",   "IQ3_XXS", "IQ1_S", "IQ4_NL",     "IQ3_S",      "IQ2_S",      "IQ4_XS",
         "I8",       "I16",      "I32",     "I64",   "F64",        "IQ1_M",      "BF16",       "Q4_0_4_4",
         "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",   "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
-    char text[24];
     if (number < MLI_COUNT(names)) return names[number];
+#endif
+    char text[24];
     mli_format(text, sizeof text, "%l", (int64_t)number);
     return mli_keep_name(archive, text, strlen(text));
 }
@@ -15317,16 +15335,6 @@ static const char *const mli_flag_keys[MLI_TOKENIZER_FLAGS] = {
     "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix",
     "tokenizer.ggml.remove_extra_whitespaces"};
 
-/* Element i of a list of integers or floats, of whatever size. */
-static double mli_gguf_number(const ml_value *list, size_t i) {
-    int type = list->list_type, size = mli_gguf_types[type].size;
-    mli_reader in = mli_reader_at((const unsigned char *)list->s, i * (size_t)size, (i + 1) * (size_t)size);
-    uint64_t bits = mli_read_uint(&in, size);
-    if (type == MLI_GGUF_F32) return (double)mli_bits_float((uint32_t)bits);
-    if (type == MLI_GGUF_F64) return mli_double_from_bits(bits);
-    return mli_gguf_types[type].is_signed ? (double)mli_signed(bits, size) : (double)bits;
-}
-
 /* The nearest float, where C leaves it undefined, too: of a number beyond the largest float. */
 static float mli_to_float(double x) {
     const double most = 3.4028234663852886e38;
@@ -15340,9 +15348,9 @@ static ml_result mli_gguf_get(void *context, int32_t id, mli_piece *piece, ml_er
     piece->bytes = (const unsigned char *)mli_gguf_string(&source->in, &piece->length);
     if (source->in.failed)
         return mli_fail(error, ML_ERROR_TRUNCATED, MLI_KEY_TOKENS ": string %d is cut short", (int)id);
-    piece->score = source->scores ? mli_to_float(mli_gguf_number(source->scores, (size_t)id)) : 0;
+    piece->score = source->scores ? mli_to_float(mli_gguf_element(source->scores, (size_t)id).f) : 0;
     if (source->kinds) {
-        double kind = mli_gguf_number(source->kinds, (size_t)id);
+        int64_t kind = mli_gguf_element(source->kinds, (size_t)id).i;
         piece->kind = (int)MLI_MIN(MLI_MAX(kind, -1), 99);
         if (piece->kind == 0) piece->kind = ML_PIECE_NORMAL; /* llama.cpp's "undefined" */
     } else {
@@ -15425,8 +15433,8 @@ static ml_result mli_gguf_ends(const ml_archive *archive, mli_vocabulary *v, ml_
         ml_result result = mli_gguf_find_list(archive, keys[k], MLI_GGUF_I32, 0, &list, error);
         if (result) return result;
         for (size_t i = 0; i < list->length && i < 64; i++) {
-            double id = mli_gguf_number(list, i);
-            if (!(id >= 0 && id < (double)v->n_pieces)) continue;
+            int64_t id = mli_gguf_element(list, i).i;
+            if (id < 0 || id >= (int64_t)v->n_pieces) continue;
             mli_add_end(v->ends, &v->n_ends, (int32_t)id);
             if (v->eos < 0) v->eos = (int32_t)id;
         }
@@ -16555,11 +16563,10 @@ static int mli_value_int(const ml_value *value, int64_t *n) {
     int is_list = value->kind == ML_VALUE_LIST && value->s && value->length &&
                   (unsigned)value->list_type < MLI_GGUF_TYPES &&
                   mli_gguf_types[value->list_type].kind == ML_VALUE_INT;
-    double number = is_list ? mli_gguf_number(value, 0) : value->f;
-    for (size_t i = 1; is_list && i < value->length; i++) is_list = mli_gguf_number(value, i) == number;
-    *n = value->i;
-    if (value->kind == ML_VALUE_INT) return 1;
-    return (is_list || value->kind == ML_VALUE_FLOAT) && mli_is_finite(number) && mli_is_whole(number, n);
+    *n = is_list ? mli_gguf_element(value, 0).i : value->i;
+    for (size_t i = 1; is_list && i < value->length; i++) is_list = mli_gguf_element(value, i).i == *n;
+    if (is_list || value->kind == ML_VALUE_INT) return 1;
+    return value->kind == ML_VALUE_FLOAT && mli_is_finite(value->f) && mli_is_whole(value->f, n);
 }
 
 /* Whether a value is true, which may be absent. */
@@ -19821,7 +19828,7 @@ ML_DEF ml_result ml_optimizer_restore_memory(ml_optimizer *optimizer, const void
 /* ==== >>vectors ====
    SIMD (single instruction, multiple data): a register holds several floats, its lanes, and one instruction does the
    same to all of them at once. mli_v is such a register, MLI_LANES the number of its floats: 16 with AVX-512, 8 with
-   AVX2, 4 with NEON, in WebAssembly and in plain C. Every F32 kernel is written once, in terms of the operations
+   AVX2, 4 with NEON, in WebAssembly and in plain C (1 where code is to be small). Every F32 kernel is written once, in terms of the operations
    below, which each instruction set defines in this order. i is any lane:
 
        mli_v_zero()  mli_v_set(s)         0; s
@@ -20084,49 +20091,45 @@ MLI_INLINE void mli_v_transpose_groups(mli_v row[MLI_LANES]) { (void)row; } /* t
 #else
 
 /* Plain C: loops over four floats, which compilers turn into whatever vector instructions there are. Where code is to
-   be small as well, products are plain loops (MLI_LOOPS), which add in the same order. */
-typedef struct mli_v {
-    float lane[4];
-} mli_v;
-enum { MLI_LANES = 4 };
+   be small as well, there is one float and no loop, and products are plain loops (MLI_LOOPS); sums are still in four
+   parts (mli_row_sum), which gives the same bits. */
 #ifdef MLI_SMALL
 #define MLI_LOOPS
+enum { MLI_LANES = 1 };
+#else
+enum { MLI_LANES = 4 };
 #endif
+typedef struct mli_v {
+    float lane[MLI_LANES];
+} mli_v;
 
 static float mli_f16_to_f32(uint16_t half); /* in >>numbers, as is the next */
 static float mli_bf16_to_f32(uint16_t half);
 
-#ifdef MLI_SMALL /* a loop, which is not unrolled, would keep the lanes in memory */
-#define MLI_EACH_LANE(name, parameters, expression)                                                          \
-    MLI_INLINE mli_v name parameters {                                                                       \
-        mli_v r;                                                                                             \
-        unsigned i = 0;                                                                                      \
-        r.lane[0] = expression, i++;                                                                         \
-        r.lane[1] = expression, i++;                                                                         \
-        r.lane[2] = expression, i++;                                                                         \
-        r.lane[3] = expression;                                                                              \
-        return r;                                                                                            \
-    }
+#if defined(MLI_LOOPS) && defined(__GNUC__) /* where a call would be longer than the operation */
+#define MLI_LANE_INLINE static inline __attribute__((always_inline))
 #else
+#define MLI_LANE_INLINE MLI_INLINE
+#endif
 #define MLI_EACH_LANE(name, parameters, expression)                                                          \
-    MLI_INLINE mli_v name parameters {                                                                       \
+    MLI_LANE_INLINE mli_v name parameters {                                                                       \
         mli_v r;                                                                                             \
         for (unsigned i = 0; i < MLI_LANES; i++) r.lane[i] = expression;                                     \
         return r;                                                                                            \
     }
-#endif
 MLI_EACH_LANE(mli_v_set, (float s), s)
-MLI_INLINE mli_v mli_v_zero(void) { return mli_v_set(0.0f); }
+MLI_LANE_INLINE mli_v mli_v_zero(void) { return mli_v_set(0.0f); }
 MLI_EACH_LANE(mli_v_load, (const float *p), p[i])
-MLI_INLINE void mli_v_store(float *p, mli_v a) { memcpy(p, a.lane, sizeof a); }
+MLI_LANE_INLINE void mli_v_store(float *p, mli_v a) { memcpy(p, a.lane, sizeof a); }
+#ifdef MLI_LOOPS /* n is never 0 */
+MLI_LANE_INLINE mli_v mli_v_load_n(const float *p, size_t n) { return (void)n, mli_v_load(p); }
+MLI_LANE_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) { (void)n, mli_v_store(p, a); }
+#else
 MLI_EACH_LANE(mli_v_load_n, (const float *p, size_t n), i < n ? p[i] : 0.0f)
 MLI_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) {
-#ifdef MLI_SMALL
-    for (size_t i = 0; i < MLI_MIN(n, 4); i++) p[i] = a.lane[i];
-#else
-    memcpy(p, a.lane, MLI_MIN(n, 4) * sizeof *p);
-#endif
+    memcpy(p, a.lane, MLI_MIN(n, MLI_LANES) * sizeof *p);
 }
+#endif
 MLI_EACH_LANE(mli_v_load_f16, (const uint16_t *p), mli_f16_to_f32(p[i]))
 MLI_EACH_LANE(mli_v_load_bf16, (const uint16_t *p), mli_bf16_to_f32(p[i]))
 MLI_EACH_LANE(mli_v_add, (mli_v a, mli_v b), a.lane[i] + b.lane[i])
@@ -20138,12 +20141,14 @@ MLI_EACH_LANE(mli_v_max, (mli_v a, mli_v b), a.lane[i] > b.lane[i] ? a.lane[i] :
 MLI_EACH_LANE(mli_v_min, (mli_v a, mli_v b), a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i])
 MLI_EACH_LANE(mli_v_fma, (mli_v a, mli_v b, mli_v c), a.lane[i] * b.lane[i] + c.lane[i])
 MLI_EACH_LANE(mli_v_shift_left_23, (mli_v a), mli_bits_float(mli_float_bits(a.lane[i]) << 23))
+#ifndef MLI_LOOPS
 MLI_EACH_LANE(mli_v_zip_low, (mli_v a, mli_v b), (i & 1 ? b : a).lane[i / 2])
 MLI_EACH_LANE(mli_v_zip_high, (mli_v a, mli_v b), (i & 1 ? b : a).lane[2 + i / 2])
 MLI_EACH_LANE(mli_v_join_low, (mli_v a, mli_v b), (i & 2 ? b : a).lane[i & 1])
 MLI_EACH_LANE(mli_v_join_high, (mli_v a, mli_v b), (i & 2 ? b : a).lane[2 + (i & 1)])
-#undef MLI_EACH_LANE
 MLI_INLINE void mli_v_transpose_groups(mli_v row[MLI_LANES]) { (void)row; } /* there is one group */
+#endif
+#undef MLI_EACH_LANE
 
 #endif
 
@@ -20152,7 +20157,7 @@ MLI_INLINE void mli_v_transpose_groups(mli_v row[MLI_LANES]) { (void)row; } /* t
 /* The first n lanes of a, the others 0. */
 MLI_INLINE mli_v mli_v_keep_n(mli_v a, size_t n) {
     float lane[MLI_LANES];
-    if (n >= MLI_LANES) return a;
+    if (MLI_LANES == 1 || n >= MLI_LANES) return a;
     mli_v_store(lane, a);
     return mli_v_load_n(lane, n);
 }
@@ -20162,6 +20167,7 @@ MLI_INLINE mli_v mli_v_add_4(const mli_v a[4]) {
     return mli_v_add(mli_v_add(a[0], a[1]), mli_v_add(a[2], a[3]));
 }
 
+#ifndef MLI_LOOPS
 /* Transposes a square of MLI_LANES rows in place: within groups of four rows and columns, then the groups. */
 MLI_INLINE void mli_v_transpose_4(mli_v row[4]) {
     /* 00 10 01 11, 20 30 21 31; 02 12 03 13, 22 32 23 33 */
@@ -20178,6 +20184,7 @@ MLI_INLINE void mli_v_transpose(mli_v row[MLI_LANES]) {
     for (int i = 0; i < MLI_LANES; i += 4) mli_v_transpose_4(row + i);
     mli_v_transpose_groups(row);
 }
+#endif
 
 /* The sum of all lanes, always as the same tree: halves are added until one number is left. mli_v_sum_4 gives the
    sums of four vectors in out (4), the same bits for less work. */
@@ -20204,7 +20211,7 @@ MLI_INLINE void mli_v_sum_4(const mli_v a[4], float *out) {
     mli_v_transpose_4(row);
     mli_v_store(out, mli_v_add(mli_v_add(row[0], row[2]), mli_v_add(row[1], row[3])));
 }
-#else
+#elif !defined(MLI_LOOPS)
 MLI_INLINE float mli_v_sum(mli_v a) {
     float lane[4];
     mli_v_store(lane, a);
@@ -20215,6 +20222,29 @@ MLI_INLINE void mli_v_sum_4(const mli_v a[4], float *out) {
     for (int i = 0; i < 4; i++) out[i] = mli_v_sum(a[i]);
 }
 #endif
+
+/* A sum that grows by a vector at a time: what begins at number i of a row is added to the lanes at mli_row_sum_at. */
+enum { MLI_SUM_PARTS = MLI_LANES < 4 ? 4 : 1 };
+typedef struct mli_row_sum {
+    mli_v part[MLI_SUM_PARTS];
+} mli_row_sum;
+
+MLI_INLINE mli_row_sum mli_row_sum_zero(void) {
+    mli_row_sum sum;
+    for (int i = 0; i < MLI_SUM_PARTS; i++) sum.part[i] = mli_v_zero();
+    return sum;
+}
+
+MLI_INLINE mli_v *mli_row_sum_at(mli_row_sum *sum, size_t i) { return &sum->part[i / MLI_LANES % MLI_SUM_PARTS]; }
+
+MLI_INLINE float mli_row_total(const mli_row_sum *sum) {
+#ifdef MLI_LOOPS
+    const mli_v *part = sum->part;
+    return (part[0].lane[0] + part[2].lane[0]) + (part[1].lane[0] + part[3].lane[0]);
+#else
+    return mli_v_sum(sum->part[0]);
+#endif
+}
 
 MLI_INLINE float mli_v_largest(mli_v a) {
     float lane[MLI_LANES];
@@ -20374,13 +20404,14 @@ static float mli_max(const float *x, size_t n) {
 
 /* The sum of e^(x_i - max), which are stored in y (n) unless it is NULL; y may be x. */
 static float mli_sum_exp(float *y, const float *x, float max, size_t n) {
-    mli_v shift = mli_v_set(max), sum = mli_v_zero();
+    mli_v shift = mli_v_set(max);
+    mli_row_sum sum = mli_row_sum_zero();
     for (size_t i = 0; i < n; i += MLI_LANES) {
-        mli_v e = mli_v_exp(mli_v_sub(mli_v_load_n(x + i, n - i), shift));
-        sum = mli_v_add(sum, mli_v_keep_n(e, n - i));
+        mli_v e = mli_v_exp(mli_v_sub(mli_v_load_n(x + i, n - i), shift)), *to = mli_row_sum_at(&sum, i);
+        *to = mli_v_add(*to, mli_v_keep_n(e, n - i));
         if (y) mli_v_store_n(y + i, e, n - i);
     }
-    return mli_v_sum(sum);
+    return mli_row_total(&sum);
 }
 
 /* Subtracting the maximum cancels out and keeps e^x from overflowing. */
@@ -20447,14 +20478,18 @@ static mli_moments mli_norm_moments(const float *x, size_t n, float eps, int is_
         of.scale = 1.0f / sqrtf(mli_dot(x, x, n) / (float)n + eps);
         return of;
     }
-    mli_v sum = mli_v_zero(), squares = mli_v_zero();
-    for (size_t i = 0; i < n; i += MLI_LANES) sum = mli_v_add(sum, mli_v_load_n(x + i, n - i));
-    of.mean = mli_v_sum(sum) / (float)n;
+    mli_row_sum sum = mli_row_sum_zero(), squares = sum;
+    for (size_t i = 0; i < n; i += MLI_LANES) {
+        mli_v *to = mli_row_sum_at(&sum, i);
+        *to = mli_v_add(*to, mli_v_load_n(x + i, n - i));
+    }
+    of.mean = mli_row_total(&sum) / (float)n;
     for (size_t i = 0; i < n; i += MLI_LANES) {
         mli_v d = mli_v_keep_n(mli_v_sub(mli_v_load_n(x + i, n - i), mli_v_set(of.mean)), n - i);
-        squares = mli_v_fma(d, d, squares);
+        mli_v *to = mli_row_sum_at(&squares, i);
+        *to = mli_v_fma(d, d, *to);
     }
-    of.scale = 1.0f / sqrtf(mli_v_sum(squares) / (float)n + eps);
+    of.scale = 1.0f / sqrtf(mli_row_total(&squares) / (float)n + eps);
     return of;
 }
 
@@ -20472,14 +20507,15 @@ static void mli_norm_row(float *y, const float *x, const float *w, const float *
 
 static void mli_norm_row_gradient(float *dx, const float *dy, const float *x, const float *w, size_t n,
                                   mli_moments of, int is_layer_norm) {
-    mli_v sum_u = mli_v_zero(), sum_uz = mli_v_zero();
+    mli_row_sum sum_u = mli_row_sum_zero(), sum_uz = sum_u;
     for (size_t i = 0; i < n; i += MLI_LANES) {
         mli_v u = mli_v_mul(mli_v_load_n(dy + i, n - i), mli_v_load_n(w + i, n - i));
-        sum_u = mli_v_add(sum_u, u);
-        sum_uz = mli_v_fma(u, mli_norm_z(x + i, n - i, of), sum_uz);
+        mli_v *to = mli_row_sum_at(&sum_u, i), *to_z = mli_row_sum_at(&sum_uz, i);
+        *to = mli_v_add(*to, u);
+        *to_z = mli_v_fma(u, mli_norm_z(x + i, n - i, of), *to_z);
     }
-    mli_v mean_u = mli_v_set(is_layer_norm ? mli_v_sum(sum_u) / (float)n : 0.0f);
-    mli_v mean_uz = mli_v_set(mli_v_sum(sum_uz) / (float)n), scale = mli_v_set(of.scale);
+    mli_v mean_u = mli_v_set(is_layer_norm ? mli_row_total(&sum_u) / (float)n : 0.0f);
+    mli_v mean_uz = mli_v_set(mli_row_total(&sum_uz) / (float)n), scale = mli_v_set(of.scale);
     for (size_t i = 0; i < n; i += MLI_LANES) {
         mli_v u = mli_v_mul(mli_v_load_n(dy + i, n - i), mli_v_load_n(w + i, n - i));
         u = mli_v_sub(mli_v_sub(u, mean_u), mli_v_mul(mli_norm_z(x + i, n - i, of), mean_uz));
@@ -20589,15 +20625,17 @@ MLI_INLINE mli_v mli_v_load_as(ml_type type, const char *row, size_t i, size_t n
 
 #ifdef MLI_LOOPS
 
-/* a . b, as mli_dot adds: in four vectors, the last part of a vector in the second. */
+/* a . b, as mli_dot adds with four lanes: in four vectors, the last part of a vector in the second. */
 static float mli_dot_as(ml_type type, const char *a, const float *b, size_t n) {
-    mli_v sum[4] = {mli_v_zero(), mli_v_zero(), mli_v_zero(), mli_v_zero()};
-    size_t whole = n - n % (4 * MLI_LANES);
-    for (size_t i = 0; i < n; i += MLI_LANES) {
-        mli_v *to = sum + (i < whole ? i / MLI_LANES % 4 : n - i < MLI_LANES);
-        *to = mli_v_fma(mli_v_load_as(type, a, i, n - i), mli_v_load_n(b + i, n - i), *to);
+    const size_t whole = n - n % 16, vectors = n - n % 4;
+    float sum[16], lane[4];
+    for (size_t j = 0; j < 16; j++) sum[j] = 0;
+    for (size_t i = 0; i < n; i++) {
+        float *to = sum + (i < whole ? i % 16 : i < vectors ? i % 4 : 4 + i % 4);
+        *to = mli_v_fma(mli_v_load_as(type, a, i, 1), mli_v_load(b + i), mli_v_load(to)).lane[0];
     }
-    return mli_v_sum(mli_v_add_4(sum));
+    for (size_t j = 0; j < 4; j++) lane[j] = (sum[j] + sum[4 + j]) + (sum[8 + j] + sum[12 + j]);
+    return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }
 
 static float mli_dot(const float *a, const float *b, size_t n) {
