@@ -150,6 +150,9 @@
       ML_NO_TOKENIZER_MODEL   no tokenizer.model of SentencePiece's (a GGUF has its tokenizer inside)
       ML_NO_K_QUANTS   none of GGUF's other quantized types, Q4_1 to IQ4_XS
       ML_NO_F16_WEIGHTS   no weights of F16 and BF16
+      ML_NO_ROPE_SCALING   only plain rotary positions: nothing that stretches a context (ml_rope_kind, factors)
+      ML_NO_SAMPLER    the most likely token is always taken, nothing drawn: no ml_sampler_sample
+      ML_NO_LOOK       nobody looks into a pass (ml_look)
       ML_NO_BPE        no byte-level BPE (and its 6 KB table of Unicode) and no tokenizer.json: SentencePiece only
       ML_NO_ERROR_TEXT    an error's text is that of its code (see ml_result_string), no sentence
       ML_NO_LIBM       no <math.h> and no libm. With ML_NO_STDIO and ML_NO_MALLOC as well no C library is needed: only
@@ -1245,8 +1248,10 @@ typedef struct ml_candidate {
 /* Draws a token from logits (n), which are overwritten. `history`: the tokens so far, for the repetition penalty;
    NULL: none. `work`: room for n ml_candidate. A logit of -infinity is never drawn. Returns -1, and draws nothing,
    when the logits hold NaN or +infinity, or no finite number at all. */
+#ifndef ML_NO_SAMPLER
 ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history,
                                  ml_candidate *work);
+#endif
 
 typedef enum ml_start {
     ML_START_OVER = 0, /* forget what the session holds, and read the whole prompt */
@@ -1708,9 +1713,44 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #define MLI_SAVING
 #endif
 
-/* Tensors then have GGUF's names: nothing is in front of them, and no other naming need be told apart. */
-#if defined(ML_NO_PT) && defined(ML_NO_SAFETENSORS) && defined(ML_NO_BIN)
-#define MLI_ONLY_GGUF
+/* 1 where no other format is read. Tensors then have GGUF's names, with nothing in front, values have GGUF's keys, and
+   there is no JSON beside the file. A constant, so that compilers leave out what is for others. */
+#if defined(ML_NO_PT) && defined(ML_NO_JSON) && defined(ML_NO_BIN)
+#define MLI_ONLY_GGUF 1
+#else
+#define MLI_ONLY_GGUF 0
+#endif
+
+/* The names and keys of other formats in a table; they are written, too. */
+#if MLI_ONLY_GGUF && !defined(MLI_SAVING)
+#define MLI_OTHER_NAMES 0
+#define MLI_OTHERS(...)
+#else
+#define MLI_OTHER_NAMES 1
+#define MLI_OTHERS(...) __VA_ARGS__
+#endif
+
+/* Constants, like MLI_ONLY_GGUF: whether files have paths, rotary positions may be stretched, tokens are drawn and not
+   only the most likely ones taken, and someone may look. */
+#ifdef ML_NO_STDIO
+#define MLI_FILES 0
+#else
+#define MLI_FILES 1
+#endif
+#ifdef ML_NO_ROPE_SCALING
+#define MLI_ROPE_SCALING 0
+#else
+#define MLI_ROPE_SCALING 1
+#endif
+#ifdef ML_NO_SAMPLER
+#define MLI_SAMPLER 0
+#else
+#define MLI_SAMPLER 1
+#endif
+#ifdef ML_NO_LOOK
+#define MLI_LOOK 0
+#else
+#define MLI_LOOK 1
 #endif
 
 #if !defined(ML_ASSERT) && defined(MLI_FREESTANDING)
@@ -1790,6 +1830,14 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #define MLI_RESTRICT
 #define MLI_INLINE static
 #define MLI_OPTIONAL static
+#endif
+
+/* MLI_APART: a function that keeps a frame of its own where stacks are small; inlined, its variables would be in the
+   frame of its caller all the time. */
+#if defined(MLI_SMALL) && (defined(__GNUC__) || defined(__clang__))
+#define MLI_APART static __attribute__((noinline))
+#else
+#define MLI_APART static
 #endif
 
 /* The + turns an enum constant into an int; g++ warns otherwise. */
@@ -1950,13 +1998,16 @@ static void mli_put(char *text, size_t size, size_t *at, const char *s, size_t n
     text[*at] = 0;
 }
 
+static uint64_t mli_high(uint64_t a, uint64_t b); /* the upper half of a product (>>functions) */
+
 static void mli_put_int(char *text, size_t size, size_t *at, int64_t value) {
     char digits[24];
     size_t n = sizeof digits;
-    uint64_t rest = value < 0 ? 0 - (uint64_t)value : (uint64_t)value;
+    uint64_t rest = value < 0 ? 0 - (uint64_t)value : (uint64_t)value, tenth;
     do {
-        digits[--n] = (char)('0' + (int)(rest % 10));
-        rest /= 10;
+        tenth = mli_high(rest, 0xcccccccccccccccdu) >> 3; /* 2^67 / 10: for processors that cannot divide */
+        digits[--n] = (char)('0' + (int)(rest - 10 * tenth));
+        rest = tenth;
     } while (rest);
     if (value < 0) digits[--n] = '-';
     mli_put(text, size, at, digits + n, sizeof digits - n);
@@ -2266,23 +2317,39 @@ static mli_scaled mli_take_apart(double x) {
     return mli_normal(m, (exponent ? exponent : 1) - 1075, (int)(bits >> 63));
 }
 
-/* The nearest number with so many bits, of which the last is worth 2^least or more; beyond the largest, infinity. */
-static double mli_put_together(mli_scaled x, int bits, int least) {
+/* The bits, but for the sign's, of the nearest number of a format: so many bits, of which the last is worth 2^least or
+   more, and an exponent below `beyond`, which is infinity's. */
+static uint64_t mli_put_together(mli_scaled x, int bits, int least, int beyond) {
     int drop = MLI_MAX(64 - bits, least - x.e);
     uint64_t q = drop > 63 ? 0 : x.m >> drop, rest = drop > 64 ? 0 : x.m << (64 - drop);
     q += rest > MLI_Q63 || (rest == MLI_Q63 && (q & 1)); /* to nearest, ties to even */
-    int e = x.e + drop, shift = q ? MLI_MIN(mli_leading_zeros(q) - 11, e + 1074) : 0;
-    if (shift > 0) q <<= shift, e -= shift;
-    if (q && e > 971) q = 0, e = 971 + 2;              /* infinity */
-    if (q || e > 971) q += (uint64_t)(e + 1074) << 52; /* to which the first bit of q adds 1 */
-    q |= (uint64_t)x.is_negative << 63;
-    double value;
-    memcpy(&value, &q, sizeof value);
+    int exponent = x.e + drop - least;
+    if (!q) return 0;
+    if (exponent >= beyond - 1) return (uint64_t)beyond << (bits - 1);
+    return q + ((uint64_t)exponent << (bits - 1)); /* to which the first bit of q adds 1 */
+}
+
+static float mli_to_f32(mli_scaled x) {
+    uint32_t bits = (uint32_t)mli_put_together(x, 24, -149, 255) | (uint32_t)x.is_negative << 31;
+    float value;
+    memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static float mli_to_f32(mli_scaled x) { return (float)mli_put_together(x, 24, -149); }
-static double mli_to_f64(mli_scaled x) { return mli_put_together(x, 53, -1074); }
+static double mli_to_f64(mli_scaled x) {
+    uint64_t bits = mli_put_together(x, 53, -1074, 2047) | (uint64_t)x.is_negative << 63;
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Whether x, which is finite, is a whole number of less than 64 bits: that is *n. */
+MLI_OPTIONAL int mli_is_whole(double x, int64_t *n) {
+    mli_scaled of = mli_take_apart(x);
+    uint64_t size = of.e > -64 && of.e < 0 ? of.m >> -of.e : 0;
+    *n = of.is_negative ? -(int64_t)size : (int64_t)size;
+    return of.m == (size ? size << -of.e : 0);
+}
 
 static mli_scaled mli_scaled_product(mli_scaled a, mli_scaled b) {
     return mli_normal(mli_high(a.m, b.m), a.e + b.e + 64, a.is_negative ^ b.is_negative);
@@ -2421,11 +2488,18 @@ static mli_scaled mli_log_of_scaled(double x) {
 
 static double mli_infinity(void) { return mli_to_f64(mli_normal(1, 3000, 0)); }
 
+static double mli_no_number(void) {
+    const uint64_t bits = (uint64_t)0xfff8 << 48; /* NaN as processors make it, of (x - x) / (x - x) */
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 MLI_OPTIONAL double mli_exp(double x) { return x != x ? x : mli_to_f64(mli_exp_of_scaled(x)); }
 MLI_OPTIONAL float mli_expf(float x) { return x != x ? x : mli_to_f32(mli_exp_of_scaled((double)x)); }
 
 /* log x where that is no number below infinity. */
-static double mli_no_log(double x) { return x == 0 ? -mli_infinity() : x > 0 ? x : (x - x) / (x - x); }
+static double mli_no_log(double x) { return x == 0 ? -mli_infinity() : x > 0 ? x : mli_no_number(); }
 
 MLI_OPTIONAL double mli_log(double x) {
     return x > 0 && x < mli_infinity() ? mli_to_f64(mli_log_of_scaled(x)) : mli_no_log(x);
@@ -2456,7 +2530,7 @@ MLI_OPTIONAL double mli_cosine_of_turns(double turns) {
 #ifdef ML_NO_LIBM
 
 MLI_OPTIONAL float mli_fabsf(float x) { return x <= 0 ? 0 - x : x; }
-MLI_OPTIONAL double mli_fabs(double x) { return x <= 0 ? 0 - x : x; }
+MLI_OPTIONAL double mli_fabs(double x) { return x < 0 ? -x : x == 0 ? 0 : x; }
 
 MLI_OPTIONAL double mli_floor(double x) {
     if (!(mli_fabs(x) < 4503599627370496.0)) return x; /* 2^52: no fraction is left */
@@ -2519,7 +2593,7 @@ MLI_OPTIONAL float mli_sqrtf(float x) {
 #define sqrt mli_sqrt
 #define sqrtf mli_sqrtf
 #ifndef INFINITY
-#define INFINITY ((float)mli_infinity())
+#define INFINITY (mli_to_f32(mli_normal(1, 3000, 0)))
 #endif
 
 #endif /* ML_NO_LIBM */
@@ -2609,7 +2683,7 @@ typedef struct mli_type_info {
     const char *name;
     uint32_t gguf;       /* its number in a GGUF file */
     int file_type;       /* the number that llama.cpp has for a file of mostly this type */
-    size_t block, bytes; /* numbers per block, bytes per block */
+    size_t block, bytes; /* numbers per block (a power of 2), bytes per block */
     size_t scales[2];    /* bytes of a block where its F16 numbers are; the same twice if there is one */
     uint32_t limit;      /* bits of the smallest float that it cannot hold; 0 without `quantize` */
     void (*quantize)(const float *src, void *row, size_t n);
@@ -3160,17 +3234,21 @@ static void mli_linears_backward(mli_graph *g, const void *record) {
     }
 }
 
-/* x (n, in), w_j (out_j, in) -> y_j = x w_j^T + bias_j (n, out_j) */
-static void mli_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *uses, int n_weights) {
+static void mli_record_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *uses, int n_weights) {
     mli_linears_op op;
+    if (!mli_taping(g)) return;
+    memset(&op, 0, sizeof op);
+    op.x = x, op.n_weights = n_weights;
+    memcpy(op.use, uses, (size_t)n_weights * sizeof *uses);
+    mli_record(g, mli_linears_backward, &op, sizeof op);
+}
+
+/* x (n, in), w_j (out_j, in) -> y_j = x w_j^T + bias_j (n, out_j) */
+static void mli_linears(mli_graph *g, ml_tensor x, mli_matrix_use *uses, int n_weights) {
     mli_linear_job jobs[MLI_MAX_JOBS] = {{NULL, NULL}};
     size_t mark = g->used;
-    memset(&op, 0, sizeof op);
-    op.x = x;
-    op.n_weights = n_weights;
     for (int j = 0; j < n_weights; j++) {
-        mli_matrix_use *use = &op.use[j];
-        *use = uses[j];
+        mli_matrix_use *use = &uses[j];
         if (use->a.data) use->low = mli_new(g, x.rows, use->a.rows);
         mli_need_linear(g, x.rows, x.cols, use->w.rows, use->low.cols);
         mli_linear_job job = {&use->w, (float *)use->y.data};
@@ -3179,13 +3257,13 @@ static void mli_linears(mli_graph *g, ml_tensor x, const mli_matrix_use *uses, i
     if (!mli_measuring(g)) {
         mli_linear(g->threads, mli_row(x, 0), x.rows, x.cols, jobs, n_weights, g->work);
         for (int j = 0; j < n_weights; j++) {
-            mli_bias_op bias = {op.use[j].y, op.use[j].bias};
+            mli_bias_op bias = {uses[j].y, uses[j].bias};
             if (bias.b.data) mli_for_rows(g, mli_bias_rows, &bias, x.rows, bias.y.cols);
-            if (op.use[j].a.data) mli_adapt(g, x, &op.use[j]);
+            if (uses[j].a.data) mli_adapt(g, x, &uses[j]);
         }
     }
     if (!mli_taping(g)) mli_release(g, mark);
-    mli_record(g, mli_linears_backward, &op, sizeof op);
+    mli_record_linears(g, x, uses, n_weights);
 }
 
 /* ---- the residual connection (He et al. 2016, "Deep Residual Learning for Image Recognition"): x + h W^T ----
@@ -3324,9 +3402,14 @@ static void mli_rope_pair(float *table, mli_positions of, int hd, int j, float s
     }
 }
 
+/* The kind, which compilers know where there is only one: others are refused before. */
+static ml_rope_kind mli_rope_kind(const ml_rope_desc *desc) {
+    return MLI_ROPE_SCALING ? desc->kind : ML_ROPE_PLAIN;
+}
+
 /* What 0 means. */
 static void mli_rope_defaults(ml_rope_desc *desc) {
-    int is_yarn = desc->kind == ML_ROPE_YARN;
+    int is_yarn = mli_rope_kind(desc) == ML_ROPE_YARN;
     if (desc->theta == 0) desc->theta = 10000;
     if (desc->scale == 0) desc->scale = 1;
     if (desc->low == 0) desc->low = 1;
@@ -3336,9 +3419,14 @@ static void mli_rope_defaults(ml_rope_desc *desc) {
         desc->attention = is_yarn && desc->scale > 1 ? 0.1f * mli_logf(desc->scale) + 1.0f : 1.0f;
 }
 
+/* Whether it is one that ML_NO_ROPE_SCALING left out. */
+static int mli_is_left_out(const ml_rope_desc *desc) {
+    return !MLI_ROPE_SCALING && (desc->kind != ML_ROPE_PLAIN || desc->scale != 1 || desc->factors);
+}
+
 /* Whether a table can be made; the fields are not 0 any more. */
 static int mli_rope_in_range(const ml_rope_desc *desc) {
-    int kind = (int)desc->kind, has_original = kind != ML_ROPE_PLAIN && kind != ML_ROPE_NTK;
+    int kind = (int)mli_rope_kind(desc), has_original = kind != ML_ROPE_PLAIN && kind != ML_ROPE_NTK;
     return kind >= 0 && kind < ML_ROPE_KINDS && (kind == ML_ROPE_PLAIN || desc->theta > 1) &&
            desc->theta > 0 && desc->theta < 1e12f && desc->scale > 0 && desc->scale < 1e6f && desc->low > 0 &&
            desc->low < 1e6f && desc->high > 0 && desc->high < 1e6f &&
@@ -3371,9 +3459,9 @@ static double mli_llama3_share(const ml_rope_desc *desc, double frequency) {
 
 /* theta in a table of n positions: what NTK makes of it ("NTK-aware scaled RoPE", described in the paper on YaRN). */
 static float mli_rope_theta(const ml_rope_desc *desc, int n_positions) {
-    int hd = (int)desc->hd, is_dynamic = desc->kind == ML_ROPE_DYNAMIC;
+    int hd = (int)desc->hd, is_dynamic = mli_rope_kind(desc) == ML_ROPE_DYNAMIC;
     float scale = desc->scale;
-    if ((desc->kind != ML_ROPE_NTK && !is_dynamic) || hd <= 2) return desc->theta;
+    if ((mli_rope_kind(desc) != ML_ROPE_NTK && !is_dynamic) || hd <= 2) return desc->theta;
     if (is_dynamic && n_positions <= desc->original) return desc->theta;
     if (is_dynamic) scale = scale * (float)n_positions / (float)desc->original - (scale - 1);
     return desc->theta * mli_powf(scale, (float)hd / (float)(hd - 2));
@@ -3382,12 +3470,13 @@ static float mli_rope_theta(const ml_rope_desc *desc, int n_positions) {
 /* table (positions, hd): cosine and sine of each pair's angle, alternating. The description has its defaults. */
 static void mli_rope_table(float *table, mli_positions of, const ml_rope_desc *desc) {
     int hd = (int)desc->hd;
-    float theta = mli_rope_theta(desc, of.most), scale = desc->kind == ML_ROPE_PLAIN ? desc->scale : 1.0f;
+    ml_rope_kind kind = mli_rope_kind(desc);
+    float theta = mli_rope_theta(desc, of.most), scale = kind == ML_ROPE_PLAIN ? desc->scale : 1.0f;
     for (int j = 0; j < hd / 2; j++) {
         float frequency = mli_rope_frequency(theta, j, hd);
-        double share = desc->kind == ML_ROPE_YARN     ? mli_yarn_share(desc, j)
-                       : desc->kind == ML_ROPE_LLAMA3 ? mli_llama3_share(desc, (double)frequency)
-                                                      : 0;
+        double share = kind == ML_ROPE_YARN     ? mli_yarn_share(desc, j)
+                       : kind == ML_ROPE_LLAMA3 ? mli_llama3_share(desc, (double)frequency)
+                                                : 0;
         if (share > 0) frequency = (float)((double)frequency * (share / (double)desc->scale + 1 - share));
         if (desc->factors) frequency /= desc->factors[j];
         mli_rope_pair(table, of, hd, j, scale, frequency);
@@ -3400,6 +3489,7 @@ ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_po
         return ML_ERROR_ARGUMENT;
     ml_rope_desc desc = *given;
     mli_rope_defaults(&desc);
+    if (mli_is_left_out(&desc)) return ML_ERROR_UNSUPPORTED;
     if (!mli_rope_in_range(&desc) || !(desc.theta > 1)) return ML_ERROR_ARGUMENT;
     mli_rope_table(table, mli_all_positions(n_positions), &desc);
     return ML_OK;
@@ -4074,17 +4164,17 @@ typedef enum mli_extent { MLI_ONE, MLI_DIM, MLI_Q_DIM, MLI_KV_DIM, MLI_HIDDEN, M
 typedef struct mli_param {
     mli_role role;
     mli_extent rows, cols;
-    const char *name[MLI_NAMINGS]; /* '#' is the layer's number */
+    const char *name[MLI_OTHER_NAMES ? MLI_NAMINGS : 1]; /* '#' is the layer's number */
 } mli_param;
 
 /* Role, shape, and the names in GGUF, Meta's, the course's and Hugging Face's files, in the order of mli_slot. (The
    course's are those of the PyTorch assignment that examples/run_llama follows.) */
 /* clang-format off */
 #define MLI_ONCE(role, rows, cols, gguf, meta, course, hf) \
-    {MLI_ROLE_##role, MLI_##rows, MLI_##cols, {gguf, meta, course, hf}}
+    {MLI_ROLE_##role, MLI_##rows, MLI_##cols, {gguf, MLI_OTHERS(meta, course, hf)}}
 #define MLI_EACH(role, rows, cols, gguf, meta, course, hf, kind) \
-    {MLI_ROLE_##role, MLI_##rows, MLI_##cols, {"blk.#." gguf "." #kind, "layers.#." meta "." #kind, \
-                                               "layers.#." course "." #kind, "model.layers.#." hf "." #kind}}
+    {MLI_ROLE_##role, MLI_##rows, MLI_##cols, {"blk.#." gguf "." #kind, \
+     MLI_OTHERS("layers.#." meta "." #kind, "layers.#." course "." #kind, "model.layers.#." hf "." #kind)}}
 static const mli_param mli_params[MLI_SLOTS] = {
     MLI_ONCE(EMBEDDING, VOCAB, DIM,
              "token_embd.weight", "tok_embeddings.weight", "tok_embeddings.weight", "model.embed_tokens.weight"),
@@ -4159,7 +4249,7 @@ static int mli_has_slot(const ml_config *c, mli_slot slot) {
 }
 
 static void mli_param_name(mli_naming naming, mli_slot slot, int layer, char name[ML_NAME_SIZE]) {
-    const char *pattern = mli_params[slot].name[naming], *number = strchr(pattern, '#');
+    const char *pattern = mli_params[slot].name[MLI_OTHER_NAMES ? naming : 0], *number = strchr(pattern, '#');
     mli_format(name, ML_NAME_SIZE, "%s", pattern);
     if (number)
         mli_format(name + (number - pattern), ML_NAME_SIZE - (size_t)(number - pattern), "%d%s", layer,
@@ -4201,6 +4291,9 @@ static ml_result mli_check_config(const ml_config *c, ml_error *error) {
                         c->n_kv_heads, c->n_heads);
     ml_rope_desc rope = mli_rope_desc_of(c, NULL);
     mli_rope_defaults(&rope);
+    if (mli_is_left_out(&rope))
+        return mli_fail(error, ML_ERROR_UNSUPPORTED,
+                        "configuration: stretched rotary positions, which ML_NO_ROPE_SCALING left out");
     if (!(c->norm_eps >= 0 && c->norm_eps < 1) || !(c->rope_theta > 0) || !(c->rope_scale > 0) ||
         !mli_rope_in_range(&rope))
         return mli_fail(error, ML_ERROR_FORMAT,
@@ -4251,7 +4344,7 @@ static ml_result mli_model_new(const ml_config *config, const ml_allocator *allo
         if (mli_has_slot(config, slot)) model.n_parameters += (int64_t)mli_numbers(&tensors[i]);
     }
     ml_rope_desc rope = mli_rope_desc_of(config, NULL);
-    for (int j = 0; config->rope_kind == ML_ROPE_LLAMA3 && j < (int)rope.hd / 2; j++)
+    for (int j = 0; mli_rope_kind(&rope) == ML_ROPE_LLAMA3 && j < (int)rope.hd / 2; j++)
         own->rope_factors[j] = mli_llama3_factor(&rope, j);
     own->shown = model;
     own->allocator = *allocator;
@@ -4403,6 +4496,8 @@ static int mli_separate_at(mli_graph *g, const mli_pass *pass, unsigned at) {
 
 /* ---- looking: what a session's pass hands out. Its memory is from here to the end of the pass ---- */
 
+static int mli_is_seen(const mli_pass *pass) { return MLI_LOOK && pass->looking; }
+
 static void mli_look_begin(mli_graph *g, const mli_pass *pass, ml_tensor x) {
     size_t n_heads = (size_t)pass->model->config.n_heads;
     int past = pass->rows->past + pass->rows->gone;
@@ -4481,8 +4576,29 @@ static ml_tensor mli_narrow(mli_graph *g, ml_tensor x, ml_tensor rows) {
     return rows;
 }
 
+/* q (n, A hd), k and v (n, kv_dim), made by the caller = h Wq^T, h Wk^T, h Wv^T */
+MLI_APART void mli_project(mli_graph *g, const mli_pass *pass, int layer, ml_tensor h,
+                           ml_tensor *const to[3]) {
+    const unsigned at[3] = {MLI_AT(Q), MLI_AT(K), MLI_AT(V)};
+    mli_matrix_use use[3] = {mli_use(pass, MLI_WQ, layer), mli_use(pass, MLI_WK, layer),
+                             mli_use(pass, MLI_WV, layer)};
+    for (int i = 0; i < 3; i++) use[i].y = *to[i];
+    mli_linears(g, h, use, 3);
+    for (int i = 0; i < 3; i++) *to[i] = mli_insert(g, pass, at[i], layer, h, use[i].y);
+}
+
+/* q (n, A hd), k and v (n, kv_dim) -> (n, A hd) */
+MLI_APART ml_tensor mli_heads(mli_graph *g, const mli_pass *pass, int layer, ml_tensor q, ml_tensor k,
+                              ml_tensor v) {
+    mli_attention_op attention = mli_plain_attention(q, k, v, &pass->model->config, pass->rows);
+    mli_extend_attention(g, pass, layer, &attention);
+    ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), q.rows, q.cols));
+    if (mli_is_seen(pass)) mli_look_at_attention(g, &attention, pass->looking->seen.weights);
+    return a;
+}
+
 /* x (n, D) -> x + Wo attention(norm(x)), the first half of a layer */
-static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
+MLI_APART ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     const ml_config *c = &pass->model->config;
     size_t kv_dim = (size_t)mli_extent_of(c, MLI_KV_DIM), q_dim = (size_t)mli_extent_of(c, MLI_Q_DIM);
     ml_tensor h = mli_norm_of(g, pass, MLI_ATTN_NORM, layer, x), k, v;
@@ -4494,29 +4610,20 @@ static ml_tensor mli_attention_block(mli_graph *g, const mli_pass *pass, int lay
         k = mli_new_at(g, pass, MLI_AT(K), x.rows, kv_dim);
         v = mli_new_at(g, pass, MLI_AT(V), x.rows, kv_dim);
     }
-    mli_matrix_use use[3] = {mli_use(pass, MLI_WQ, layer), mli_use(pass, MLI_WK, layer),
-                             mli_use(pass, MLI_WV, layer)};
-    use[0].y = q, use[1].y = k, use[2].y = v;
-    mli_linears(g, h, use, 3);
-    q = mli_insert(g, pass, MLI_AT(Q), layer, h, q);
-    k = mli_insert(g, pass, MLI_AT(K), layer, h, k);
-    v = mli_insert(g, pass, MLI_AT(V), layer, h, v);
+    ml_tensor *const projected[3] = {&q, &k, &v};
+    mli_project(g, pass, layer, h, projected);
     q = mli_rope_at(g, pass, MLI_AT(Q), q);
     k = mli_rope_at(g, pass, MLI_AT(K), k);
     if (pass->kv && pass->kv->type != ML_F32) {
         k = mli_narrow(g, k, mli_cached(pass->kv, 2 * layer, x.rows, kv_dim));
         v = mli_narrow(g, v, mli_cached(pass->kv, 2 * layer + 1, x.rows, kv_dim));
     }
-    mli_attention_op attention = mli_plain_attention(q, k, v, c, pass->rows);
-    mli_extend_attention(g, pass, layer, &attention);
-    ml_tensor a = mli_run_attention(g, &attention, mli_new_at(g, pass, MLI_AT(O), x.rows, q_dim));
-    if (pass->looking) mli_look_at_attention(g, &attention, pass->looking->seen.weights);
-    mli_half half = {MLI_WO, layer, a, h, MLI_AT(O), MLI_AT(ATTENTION)};
+    mli_half half = {MLI_WO, layer, mli_heads(g, pass, layer, q, k, v), h, MLI_AT(O), MLI_AT(ATTENTION)};
     return mli_end_half(g, pass, &half, x);
 }
 
 /* x (n, D) -> x + W2 (silu(W1 norm(x)) * W3 norm(x)), the second half */
-static ml_tensor mli_ffn_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
+MLI_APART ml_tensor mli_ffn_block(mli_graph *g, const mli_pass *pass, int layer, ml_tensor x) {
     size_t hidden = (size_t)pass->model->config.hidden_dim;
     ml_tensor h = mli_norm_of(g, pass, MLI_FFN_NORM, layer, x);
     ml_tensor gate = mli_new_at(g, pass, MLI_AT(W1), x.rows, hidden),
@@ -4542,10 +4649,10 @@ static ml_tensor mli_layer(mli_graph *g, const mli_pass *pass, int layer, ml_ten
     int frees = !mli_taping(g) && (g->checkpointing || !mli_wants(pass, ~at_stream));
     x = mli_attention_block(g, pass, layer, x);
     if (frees) mli_release(g, mark);
-    if (pass->looking) mli_look_between(g, pass, x);
+    if (mli_is_seen(pass)) mli_look_between(g, pass, x);
     x = mli_ffn_block(g, pass, layer, x);
     if (frees) mli_release(g, mark);
-    if (pass->looking) mli_look_end(g, pass, layer);
+    if (mli_is_seen(pass)) mli_look_end(g, pass, layer);
     return x;
 }
 
@@ -4609,7 +4716,7 @@ static ml_tensor mli_network(mli_graph *g, const mli_pass *pass) {
     mli_tape_from(g, taping, part >= pass->n_frozen, &x);
     mli_embed(g, embedding, pass->tokens, x);
     x = mli_stream_at(g, pass, MLI_AT(EMBEDDING), part, x);
-    if (pass->looking) mli_look_begin(g, pass, x);
+    if (mli_is_seen(pass)) mli_look_begin(g, pass, x);
     for (int layer = 0; layer < pass->model->config.n_layers; layer++) {
         mli_tape_from(g, taping, ++part >= pass->n_frozen, &x);
         x = mli_taping(g) && g->checkpointing ? mli_layer_checkpointed(g, pass, layer, x)
@@ -4856,6 +4963,8 @@ static ml_result mli_check_cache_type(const ml_session_desc *desc, const ml_conf
     if (*type != ML_F32 && *type != ML_F16 && *type != ML_Q8_0)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: cache_type is %s, not F32, F16 or Q8_0",
                         ml_type_name(*type));
+    if (!MLI_LOOK && desc->look.on_layer)
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "session: look, which ML_NO_LOOK left out");
     if (*type != ML_F32 && desc->look.on_layer)
         return mli_fail(error, ML_ERROR_UNSUPPORTED, "session: to look needs a cache of F32, not of %s",
                         ml_type_name(*type));
@@ -4886,7 +4995,7 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     s->threads = desc->threads;
     s->lora = desc->lora;
     s->looking.look = desc->look;
-    s->greedy = desc->greedy, s->computed_rope = desc->computed_rope;
+    s->greedy = desc->greedy || !MLI_SAMPLER, s->computed_rope = desc->computed_rope;
     s->max_text = desc->max_text ? (size_t)desc->max_text : (size_t)seq * 4;
     if (desc->max_text < 0 || desc->max_text > 1 << 28)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: max_text is %d", desc->max_text);
@@ -9026,7 +9135,7 @@ typedef struct ml_tokenizer_private {
     uint32_t *merge_slots; /* (merge_mask + 1) hash table from a pair to its rank; UINT32_MAX: empty */
     uint32_t merge_mask;
     unsigned char *adjacent; /* bit (a, b): in some piece, byte b follows byte a */
-    int32_t byte_ids[256];
+    int32_t *byte_ids; /* (256) */
     unsigned char special_starts[256 / 8]; /* bit a: some special piece begins with byte a */
 } mli_tokenizer;
 
@@ -9465,11 +9574,11 @@ static void mli_carve_table(mli_piece_table *table, unsigned char *memory, size_
 }
 
 /* The same for a vocabulary that stays in its file. Its strings take as many bytes as the pieces, and 8 for each. */
-static size_t mli_listed_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory) {
-    size_t used = 0, v = (size_t)t->shown.n_pieces;
+static size_t mli_listed_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory,
+                                size_t used) {
+    size_t v = (size_t)t->shown.n_pieces;
     mli_listed *l = &t->listed;
     l->wide_at = sizes->pieces + 8 * v > UINT16_MAX, l->wide_ids = v > UINT16_MAX;
-    mli_carve(memory, &used, 1, sizeof *t);
     l->string_at = mli_carve(memory, &used, v, l->wide_at ? 4 : 2);
     l->sorted = mli_carve(memory, &used, v, l->wide_ids ? 4 : 2);
     l->text = (char *)mli_carve(memory, &used, sizes->longest, 1);
@@ -9479,8 +9588,10 @@ static size_t mli_listed_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, 
 /* Places the arrays after the struct in `memory`, or with NULL only counts; the bytes, SIZE_MAX on overflow. */
 static size_t mli_tokenizer_layout(mli_tokenizer *t, const mli_piece_sizes *sizes, unsigned char *memory) {
     size_t used = 0, v = (size_t)t->shown.n_pieces, n_slots = mli_count_slots(sizes->n_merges);
-    if (t->listed.strings) return mli_listed_layout(t, sizes, memory);
     mli_carve(memory, &used, 1, sizeof *t);
+    t->byte_ids = (int32_t *)mli_carve(memory, &used, 256, sizeof *t->byte_ids);
+    if (memory) memset(t->byte_ids, 0xff, 256 * sizeof *t->byte_ids); /* -1 */
+    if (t->listed.strings) return mli_listed_layout(t, sizes, memory, used);
     mli_carve_table(&t->table, memory, &used, v);
     mli_carve_table(&t->specials, memory, &used, sizes->n_special);
     t->piece_at = (uint32_t *)mli_carve(memory, &used, v + 1, sizeof *t->piece_at);
@@ -9502,7 +9613,6 @@ static size_t mli_tokenizer_layout(mli_tokenizer *t, const mli_piece_sizes *size
 static void mli_plan_tokenizer(mli_tokenizer *plan, const mli_vocabulary *v, const ml_allocator *allocator) {
     ml_tokenizer *shown = &plan->shown;
     memset(plan, 0, sizeof *plan);
-    memset(plan->byte_ids, 0xff, sizeof plan->byte_ids); /* -1 */
     plan->allocator = *allocator;
     plan->rules = v->rules;
     plan->listed = v->listed;
@@ -10098,6 +10208,12 @@ static int32_t mli_argmax(const float *x, int n) {
     return 0;
 }
 
+/* -1: see ml_sampler_sample. */
+static int32_t mli_most_likely(const float *logits, int n) {
+    return mli_can_draw(logits, n) ? mli_argmax(logits, n) : -1;
+}
+
+#ifndef ML_NO_SAMPLER
 /* Makes the tokens of the window less likely, each once however often it occurs (Keskar et al. 2019, "CTRL: A
    Conditional Transformer Language Model for Controllable Generation"). */
 static void mli_penalize(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history) {
@@ -10160,8 +10276,8 @@ static int32_t mli_draw(ml_random *random, const ml_candidate *candidates, int n
 ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n, const ml_tokens *history,
                                  ml_candidate *work) {
     if (sampler->repetition_penalty > 0 && history) mli_penalize(sampler, logits, n, history);
-    if (!mli_can_draw(logits, n)) return -1;
-    int32_t best = mli_argmax(logits, n);
+    int32_t best = mli_most_likely(logits, n);
+    if (best < 0) return best;
     /* below the second, 1 / temperature would be infinite, and the most likely is all that is left long before */
     if (!(sampler->temperature > 0) || sampler->temperature < 1e-37f || !sampler->random) return best;
     float most = logits[best], inverse = 1.0f / MLI_MIN(sampler->temperature, 1e30f);
@@ -10180,6 +10296,7 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
     }
     return mli_draw(sampler->random, work, kept);
 }
+#endif /* ML_NO_SAMPLER */
 
 /* ---- generation ---- */
 
@@ -10251,6 +10368,16 @@ static int mli_has_begun(const ml_tokenizer *t, const int32_t *ids, int n) {
     return has_begun;
 }
 
+/* One of n tokens, from the session's logits. */
+static int32_t mli_next_token(mli_session *s, const ml_sampler *sampler, int n) {
+#ifdef ML_NO_SAMPLER
+    return (void)sampler, mli_most_likely(s->logits, n);
+#else
+    ml_tokens history = {s->tokens, s->shown.length};
+    return ml_sampler_sample(sampler, s->logits, n, &history, s->candidates);
+#endif
+}
+
 /* Draws up to `limit` tokens. Each is read by the session, also the last one, whose logits are not needed. */
 static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *desc, int limit,
                                      ml_generated *out, ml_error *error) {
@@ -10260,12 +10387,11 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
     if (t) n_ids = MLI_MIN(n_ids, t->n_pieces); /* the rest of a padded vocabulary means nothing */
     if (t) has_begun = mli_has_begun(t, s->tokens, s->shown.length);
     while (!result && out->n_new < limit && out->stop == ML_STOP_LENGTH) {
-        ml_tokens history = {s->tokens, s->shown.length};
-        int32_t id = ml_sampler_sample(&desc->sampler, s->logits, n_ids, &history, s->candidates);
+        int32_t id = mli_next_token(s, &desc->sampler, n_ids);
         if (id < 0)
             return mli_fail(error, ML_ERROR_NUMBER,
                             "the logits after %d tokens are not finite (a broken model or adapter?)",
-                            history.n);
+                            s->shown.length);
         if (t && mli_is_end(t, id)) {
             out->stop = ML_STOP_END;
             break;
@@ -10290,6 +10416,8 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     if (!session || !desc) return mli_null(error, "ml_session_generate");
     if (desc->sampler.temperature > 0 && !desc->sampler.random)
         return mli_fail(error, ML_ERROR_ARGUMENT, "a temperature above 0 needs a seeded sampler.random");
+    if (!MLI_SAMPLER && (desc->sampler.temperature > 0 || desc->sampler.repetition_penalty > 0))
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "a sampler, which ML_NO_SAMPLER left out");
     mli_session *s = session->private_part;
     if (desc->sampler.temperature > 0 && s->greedy)
         return mli_fail(error, ML_ERROR_ARGUMENT,
@@ -11065,7 +11193,7 @@ static const mli_named *mli_find_named(const mli_named *items, size_t n, const c
    The format writers (>>gguf, >>safetensors) know nothing of models: parts of what is saved list tensors and keys. */
 
 /* The names of tensors in files: a prefix, then a name of the parameter table. */
-#define MLI_PREFIX_SIZE 80 /* with its zero */
+#define MLI_PREFIX_SIZE (MLI_OTHER_NAMES ? 80 : 1) /* with its zero */
 #define MLI_LONG_NAME_SIZE (MLI_PREFIX_SIZE + ML_NAME_SIZE)
 
 #ifdef MLI_SAVING
@@ -11637,7 +11765,7 @@ static const ml_value *mli_shard_value(const mli_archive *archive, const char *n
 /* The name of the shard that has the array's data; NULL: there is only one, or the array has no data in a file. */
 static const char *mli_shard_of(const mli_archive *archive, const ml_array *array) {
     const mli_shard *shards = (const mli_shard *)archive->shards.items;
-    for (size_t i = 0; archive->shards.n > 1 && i < archive->shards.n; i++)
+    for (size_t i = 0; MLI_FILES && archive->shards.n > 1 && i < archive->shards.n; i++)
         if ((uintptr_t)array->data - (uintptr_t)shards[i].file.data < shards[i].file.size)
             return shards[i].name;
     return NULL;
@@ -11677,7 +11805,7 @@ MLI_OPTIONAL void mli_path_push_int(mli_archive *archive, int64_t i) {
 
 /* *product *= factor; returns 0 if that is more than `most`. */
 static int mli_mul_up_to(uint64_t most, uint64_t factor, uint64_t *product) {
-    if (factor && *product > most / factor) return 0;
+    if (mli_high(*product, factor) || *product * factor > most) return 0;
     *product *= factor;
     return 1;
 }
@@ -11696,10 +11824,10 @@ static uint64_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
         fits = fits && mli_mul_up_to(most, (uint64_t)array->shape[i], &count);
     }
     array->is_contiguous = 1;
-    if (fits && count && (uint64_t)cols % type->block)
+    if (fits && count && ((uint64_t)cols & (type->block - 1)))
         mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: rows of %l do not fit blocks of %s", array->name, cols,
                  type->name);
-    uint64_t bytes = count / type->block;
+    uint64_t bytes = count >> (63 - mli_leading_zeros(type->block));
     if (fits && mli_mul_up_to(INT64_MAX, type->bytes, &bytes)) return bytes;
     mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
     return 0;
@@ -11718,7 +11846,6 @@ static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uin
 /* Whether only one of two items of the same name needs to stay. Which of two tensors is meant must not be guessed:
    they must be the same. */
 static int mli_is_repeat(const mli_archive *archive, const mli_list *list, size_t i, size_t k) {
-    if (!archive->may_repeat) return 0;
     if (list != &archive->arrays) return 1;
     const ml_array *a = (const ml_array *)list->items + i, *b = (const ml_array *)list->items + k;
     size_t bytes = (size_t)a->n_dims * sizeof a->shape[0];
@@ -11758,7 +11885,8 @@ static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_si
         index[i].index = i;
     }
     if (index) mli_sort_named(index, list->n);
-    if (index && !archive->result && mli_drop_repeats(archive, list, item_size, index)) {
+    int may_repeat = !MLI_ONLY_GGUF && archive->may_repeat;
+    if (index && may_repeat && !archive->result && mli_drop_repeats(archive, list, item_size, index)) {
         mli_free(&archive->allocator, index);
         mli_index_names(archive, list, item_size, what);
         return;
@@ -12083,7 +12211,7 @@ static int mli_open_others(mli_archive *archive, int64_t count) {
 static void mli_read_split(mli_archive *archive, int64_t count) {
     int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, 0);
     int64_t n_tensors = mli_shard_int(archive, MLI_KEY_SPLIT_TENSORS, -1);
-    if (no || !archive->file_path) {
+    if (no || !MLI_FILES || !archive->file_path) {
         mli_stop(archive, ML_ERROR_UNSUPPORTED,
                  "this is part %l of %l of a split GGUF: load part 1 by its path", no + 1, count);
         return;
@@ -12245,13 +12373,13 @@ static ml_result mli_open(const char *path, const void *data, size_t size, const
                           ml_archive **shown, ml_error *error) {
     mli_archive *archive = mli_archive_new(allocator, error);
     if (!archive) return ML_ERROR_MEMORY;
-    if (path)
+    if (MLI_FILES && path)
         mli_read_path(archive, path);
     else
         mli_read_memory(archive, data, size);
     int is_gguf = !archive->result && strcmp(archive->shown.format, "GGUF") == 0;
     int64_t n_parts = is_gguf ? mli_shard_int(archive, MLI_KEY_SPLIT_COUNT, 1) : 1;
-    int is_folder = path && !archive->result && strcmp(archive->file_path, path) != 0;
+    int is_folder = MLI_FILES && path && !archive->result && strcmp(archive->file_path, path) != 0;
     if (n_parts > 1)
         mli_read_split(archive, n_parts);
     else if (is_folder) /* without an index */
@@ -12353,7 +12481,7 @@ static void mli_take_elements(mli_elements *to, ml_type type, const unsigned cha
 /* Takes the elements from dimension `dim` on, the first being at data, in row-major order. */
 static void mli_array_walk(const ml_array *array, int dim, const unsigned char *data, mli_elements *to) {
     size_t item = ml_type_row_bytes(array->type, 1);
-    if (array->is_contiguous)
+    if (MLI_ONLY_GGUF || array->is_contiguous)
         mli_take_elements(to, array->type, data, ml_array_count(array));
     else if (dim == array->n_dims)
         mli_take_elements(to, array->type, data, 1);
@@ -14354,15 +14482,11 @@ static void mli_gguf_list(mli_archive *archive, mli_reader *in, ml_value *value)
     value->list_type = (int)type;
 }
 
-/* A value of a type in the table. Unsigned numbers beyond int64_t become its largest. */
-static void mli_gguf_value(mli_archive *archive, mli_reader *in, uint32_t type, ml_value *value) {
+/* A number or bool of a type in the table. Unsigned numbers beyond int64_t become its largest. */
+static void mli_gguf_number(mli_reader *in, uint32_t type, ml_value *value) {
     int size = mli_gguf_types[type].size;
     uint64_t bits = mli_read_uint(in, size);
-    if (type == MLI_GGUF_ARRAY)
-        mli_gguf_list(archive, in, value);
-    else if (type == MLI_GGUF_STRING)
-        value->s = mli_gguf_string(in, &value->length);
-    else if (type == MLI_GGUF_F32)
+    if (type == MLI_GGUF_F32)
         value->f = (double)mli_bits_float((uint32_t)bits);
     else if (type == MLI_GGUF_F64)
         value->f = mli_double_from_bits(bits);
@@ -14373,6 +14497,26 @@ static void mli_gguf_value(mli_archive *archive, mli_reader *in, uint32_t type, 
     else
         mli_set_int(value, (int64_t)MLI_MIN(bits, (uint64_t)INT64_MAX));
     if (type == MLI_GGUF_U64) value->f = (double)bits;
+}
+
+static void mli_gguf_value(mli_archive *archive, mli_reader *in, uint32_t type, ml_value *value) {
+    if (type == MLI_GGUF_ARRAY)
+        mli_gguf_list(archive, in, value);
+    else if (type == MLI_GGUF_STRING)
+        value->s = mli_gguf_string(in, &value->length);
+    else
+        mli_gguf_number(in, type, value);
+}
+
+/* Element i of a list of integers or floats, of whatever size. */
+static ml_value mli_gguf_element(const ml_value *list, size_t i) {
+    const size_t size = mli_gguf_types[list->list_type].size;
+    mli_reader in = mli_reader_at((const unsigned char *)list->s, i * size, (i + 1) * size);
+    ml_value element;
+    memset(&element, 0, sizeof element);
+    element.kind = mli_gguf_types[list->list_type].kind;
+    mli_gguf_number(&in, (uint32_t)list->list_type, &element);
+    return element;
 }
 
 static void mli_gguf_pair(mli_archive *archive, mli_reader *in) {
@@ -14389,16 +14533,18 @@ static void mli_gguf_pair(mli_archive *archive, mli_reader *in) {
         mli_stop(archive, ML_ERROR_FORMAT, "key %s: its type %l is unknown", value->name, (int64_t)type);
 }
 
-/* ggml's names of tensor types, for those that ml_type does not have. */
+/* ggml's names of tensor types, for those that ml_type does not have (with ML_NO_ERROR_TEXT, their numbers). */
 static const char *mli_gguf_type_name(mli_archive *archive, uint32_t number) {
+#ifndef ML_NO_ERROR_TEXT
     static const char *const names[] = {
         "F32",      "F16",      "Q4_0",    "Q4_1",  "Q4_2",       "Q4_3",       "Q5_0",       "Q5_1",
         "Q8_0",     "Q8_1",     "Q2_K",    "Q3_K",  "Q4_K",       "Q5_K",       "Q6_K",       "Q8_K",
         "IQ2_XXS",  "IQ2_XS",   "IQ3_XXS", "IQ1_S", "IQ4_NL",     "IQ3_S",      "IQ2_S",      "IQ4_XS",
         "I8",       "I16",      "I32",     "I64",   "F64",        "IQ1_M",      "BF16",       "Q4_0_4_4",
         "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",   "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4"};
-    char text[24];
     if (number < MLI_COUNT(names)) return names[number];
+#endif
+    char text[24];
     mli_format(text, sizeof text, "%l", (int64_t)number);
     return mli_keep_name(archive, text, strlen(text));
 }
@@ -14438,13 +14584,13 @@ static uint64_t mli_gguf_alignment(mli_archive *archive) {
 /* Finds the tensors' data, which follows the position `at`. The size of an unknown type is not known: it counts as 0
    bytes. */
 static void mli_gguf_place(mli_archive *archive, size_t at) {
-    uint64_t alignment = mli_gguf_alignment(archive), padding = (alignment - at % alignment) % alignment;
+    uint64_t alignment = mli_gguf_alignment(archive), padding = (0 - (uint64_t)at) & (alignment - 1);
     size_t n = archive->arrays.n;
     if (n && padding > archive->size - at) mli_cut_short(archive, "the tensors' data", at + padding);
     for (size_t i = archive->first_array; i < n && !archive->result; i++) {
         ml_array *array = (ml_array *)archive->arrays.items + i;
         uint64_t offset = (uint64_t)array->stride[0];
-        if (offset % alignment)
+        if (offset & (alignment - 1))
             mli_stop(archive, ML_ERROR_FORMAT, "tensor %s: offset %l is not aligned to %l", array->name,
                      (int64_t)offset, (int64_t)alignment);
         mli_set_data(archive, array, at + (size_t)padding, offset, mli_set_contiguous(archive, array));
@@ -15189,16 +15335,6 @@ static const char *const mli_flag_keys[MLI_TOKENIZER_FLAGS] = {
     "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix",
     "tokenizer.ggml.remove_extra_whitespaces"};
 
-/* Element i of a list of integers or floats, of whatever size. */
-static double mli_gguf_number(const ml_value *list, size_t i) {
-    int type = list->list_type, size = mli_gguf_types[type].size;
-    mli_reader in = mli_reader_at((const unsigned char *)list->s, i * (size_t)size, (i + 1) * (size_t)size);
-    uint64_t bits = mli_read_uint(&in, size);
-    if (type == MLI_GGUF_F32) return (double)mli_bits_float((uint32_t)bits);
-    if (type == MLI_GGUF_F64) return mli_double_from_bits(bits);
-    return mli_gguf_types[type].is_signed ? (double)mli_signed(bits, size) : (double)bits;
-}
-
 /* The nearest float, where C leaves it undefined, too: of a number beyond the largest float. */
 static float mli_to_float(double x) {
     const double most = 3.4028234663852886e38;
@@ -15212,9 +15348,9 @@ static ml_result mli_gguf_get(void *context, int32_t id, mli_piece *piece, ml_er
     piece->bytes = (const unsigned char *)mli_gguf_string(&source->in, &piece->length);
     if (source->in.failed)
         return mli_fail(error, ML_ERROR_TRUNCATED, MLI_KEY_TOKENS ": string %d is cut short", (int)id);
-    piece->score = source->scores ? mli_to_float(mli_gguf_number(source->scores, (size_t)id)) : 0;
+    piece->score = source->scores ? mli_to_float(mli_gguf_element(source->scores, (size_t)id).f) : 0;
     if (source->kinds) {
-        double kind = mli_gguf_number(source->kinds, (size_t)id);
+        int64_t kind = mli_gguf_element(source->kinds, (size_t)id).i;
         piece->kind = (int)MLI_MIN(MLI_MAX(kind, -1), 99);
         if (piece->kind == 0) piece->kind = ML_PIECE_NORMAL; /* llama.cpp's "undefined" */
     } else {
@@ -15297,8 +15433,8 @@ static ml_result mli_gguf_ends(const ml_archive *archive, mli_vocabulary *v, ml_
         ml_result result = mli_gguf_find_list(archive, keys[k], MLI_GGUF_I32, 0, &list, error);
         if (result) return result;
         for (size_t i = 0; i < list->length && i < 64; i++) {
-            double id = mli_gguf_number(list, i);
-            if (!(id >= 0 && id < (double)v->n_pieces)) continue;
+            int64_t id = mli_gguf_element(list, i).i;
+            if (id < 0 || id >= (int64_t)v->n_pieces) continue;
             mli_add_end(v->ends, &v->n_ends, (int32_t)id);
             if (v->eos < 0) v->eos = (int32_t)id;
         }
@@ -16154,46 +16290,48 @@ typedef enum mli_field {
 #define MLI_PARAMS_JSON "params.json"
 #define MLI_ROPE_JSON MLI_CONFIG_JSON ".rope_scaling" /* or, since version 5 of their library, ... */
 #define MLI_ROPE_JSON_5 MLI_CONFIG_JSON ".rope_parameters"
-#define MLI_FIELD_KEYS 5
+enum { MLI_FIELD_KEYS = MLI_OTHER_NAMES ? 5 : 3 };
 static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format off */
-    {"llama.embedding_length", MLI_CONFIG_JSON ".hidden_size", ".dim", "model_config.dim",
-     MLI_PARAMS_JSON ".dim"},
-    {"llama.block_count", MLI_CONFIG_JSON ".num_hidden_layers", ".n_layers", "model_config.n_layers",
-     MLI_PARAMS_JSON ".n_layers"},
-    {"llama.attention.head_count", MLI_CONFIG_JSON ".num_attention_heads", ".n_heads",
-     "model_config.n_heads", MLI_PARAMS_JSON ".n_heads"},
-    {"llama.attention.head_count_kv", MLI_CONFIG_JSON ".num_key_value_heads", ".n_kv_heads",
-     "model_config.n_kv_heads", MLI_PARAMS_JSON ".n_kv_heads"},
-    {"llama.feed_forward_length", MLI_CONFIG_JSON ".intermediate_size", ".hidden_dim",
-     "model_config.hidden_dim"},
-    {"llama.vocab_size", MLI_CONFIG_JSON ".vocab_size", ".vocab_size", "model_config.vocab_size",
-     MLI_PARAMS_JSON ".vocab_size"},
-    {"llama.context_length", MLI_CONFIG_JSON ".max_position_embeddings", ".max_seq_len",
-     "model_config.max_seq_len", MLI_PARAMS_JSON ".max_seq_len"},
-    {"minillama.tied_output", MLI_CONFIG_JSON ".tie_word_embeddings"},
-    {"minillama.norm", MLI_CONFIG_JSON ".minillama_norm"},
-    {"minillama.mask", MLI_CONFIG_JSON ".minillama_mask"},
-    {"llama.attention.layer_norm_rms_epsilon", MLI_CONFIG_JSON ".rms_norm_eps", ".norm_eps",
-     "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps"},
-    {"llama.rope.freq_base", MLI_CONFIG_JSON ".rope_theta", MLI_ROPE_JSON_5 ".rope_theta", ".rope_theta",
-     MLI_PARAMS_JSON ".rope_theta"},
-    {"llama.rope.scaling.type", MLI_ROPE_JSON ".rope_type", MLI_ROPE_JSON ".type", MLI_ROPE_JSON_5 ".rope_type",
-     "minillama.rope.scaling.type"},
-    {"llama.rope.scaling.factor", MLI_ROPE_JSON ".factor", MLI_ROPE_JSON_5 ".factor", "llama.rope.scale_linear",
-     "minillama.rope.scaling.factor"},
-    {"llama.rope.scaling.original_context_length", MLI_ROPE_JSON ".original_max_position_embeddings",
-     MLI_ROPE_JSON_5 ".original_max_position_embeddings", MLI_CONFIG_JSON ".original_max_position_embeddings"},
-    {"llama.rope.scaling.yarn_beta_slow", MLI_ROPE_JSON ".beta_slow", MLI_ROPE_JSON_5 ".beta_slow"},
-    {"llama.rope.scaling.yarn_beta_fast", MLI_ROPE_JSON ".beta_fast", MLI_ROPE_JSON_5 ".beta_fast"},
-    {"minillama.rope.scaling.low_freq_factor", MLI_ROPE_JSON ".low_freq_factor", MLI_ROPE_JSON_5 ".low_freq_factor"},
-    {"minillama.rope.scaling.high_freq_factor", MLI_ROPE_JSON ".high_freq_factor",
-     MLI_ROPE_JSON_5 ".high_freq_factor"},
-    {"llama.rope.scaling.attn_factor", MLI_ROPE_JSON ".attention_factor", MLI_ROPE_JSON_5 ".attention_factor"},
-    {"llama.attention.key_length", MLI_CONFIG_JSON ".head_dim", ".head_dim", MLI_PARAMS_JSON ".head_dim"},
-    {"llama.attention.sliding_window", MLI_CONFIG_JSON ".sliding_window", ".sliding_window",
-     MLI_PARAMS_JSON ".sliding_window"},
-    {NULL, MLI_CONFIG_JSON ".attention_bias"},
+    {"llama.embedding_length", MLI_OTHERS(MLI_CONFIG_JSON ".hidden_size", ".dim", "model_config.dim",
+     MLI_PARAMS_JSON ".dim")},
+    {"llama.block_count", MLI_OTHERS(MLI_CONFIG_JSON ".num_hidden_layers", ".n_layers", "model_config.n_layers",
+     MLI_PARAMS_JSON ".n_layers")},
+    {"llama.attention.head_count", MLI_OTHERS(MLI_CONFIG_JSON ".num_attention_heads", ".n_heads",
+     "model_config.n_heads", MLI_PARAMS_JSON ".n_heads")},
+    {"llama.attention.head_count_kv", MLI_OTHERS(MLI_CONFIG_JSON ".num_key_value_heads", ".n_kv_heads",
+     "model_config.n_kv_heads", MLI_PARAMS_JSON ".n_kv_heads")},
+    {"llama.feed_forward_length", MLI_OTHERS(MLI_CONFIG_JSON ".intermediate_size", ".hidden_dim",
+     "model_config.hidden_dim")},
+    {"llama.vocab_size", MLI_OTHERS(MLI_CONFIG_JSON ".vocab_size", ".vocab_size", "model_config.vocab_size",
+     MLI_PARAMS_JSON ".vocab_size")},
+    {"llama.context_length", MLI_OTHERS(MLI_CONFIG_JSON ".max_position_embeddings", ".max_seq_len",
+     "model_config.max_seq_len", MLI_PARAMS_JSON ".max_seq_len")},
+    {"minillama.tied_output", MLI_OTHERS(MLI_CONFIG_JSON ".tie_word_embeddings")},
+    {"minillama.norm", MLI_OTHERS(MLI_CONFIG_JSON ".minillama_norm")},
+    {"minillama.mask", MLI_OTHERS(MLI_CONFIG_JSON ".minillama_mask")},
+    {"llama.attention.layer_norm_rms_epsilon", MLI_OTHERS(MLI_CONFIG_JSON ".rms_norm_eps", ".norm_eps",
+     "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps")},
+    {"llama.rope.freq_base", MLI_OTHERS(MLI_CONFIG_JSON ".rope_theta", MLI_ROPE_JSON_5 ".rope_theta", ".rope_theta",
+     MLI_PARAMS_JSON ".rope_theta")},
+    {"llama.rope.scaling.type", MLI_OTHERS(MLI_ROPE_JSON ".rope_type", MLI_ROPE_JSON ".type",
+     MLI_ROPE_JSON_5 ".rope_type",) "minillama.rope.scaling.type"},
+    {"llama.rope.scaling.factor", MLI_OTHERS(MLI_ROPE_JSON ".factor", MLI_ROPE_JSON_5 ".factor",)
+     "llama.rope.scale_linear", "minillama.rope.scaling.factor"},
+    {"llama.rope.scaling.original_context_length", MLI_OTHERS(MLI_ROPE_JSON ".original_max_position_embeddings",
+     MLI_ROPE_JSON_5 ".original_max_position_embeddings", MLI_CONFIG_JSON ".original_max_position_embeddings")},
+    {"llama.rope.scaling.yarn_beta_slow", MLI_OTHERS(MLI_ROPE_JSON ".beta_slow", MLI_ROPE_JSON_5 ".beta_slow")},
+    {"llama.rope.scaling.yarn_beta_fast", MLI_OTHERS(MLI_ROPE_JSON ".beta_fast", MLI_ROPE_JSON_5 ".beta_fast")},
+    {"minillama.rope.scaling.low_freq_factor", MLI_OTHERS(MLI_ROPE_JSON ".low_freq_factor",
+     MLI_ROPE_JSON_5 ".low_freq_factor")},
+    {"minillama.rope.scaling.high_freq_factor", MLI_OTHERS(MLI_ROPE_JSON ".high_freq_factor",
+     MLI_ROPE_JSON_5 ".high_freq_factor")},
+    {"llama.rope.scaling.attn_factor", MLI_OTHERS(MLI_ROPE_JSON ".attention_factor",
+     MLI_ROPE_JSON_5 ".attention_factor")},
+    {"llama.attention.key_length", MLI_OTHERS(MLI_CONFIG_JSON ".head_dim", ".head_dim", MLI_PARAMS_JSON ".head_dim")},
+    {"llama.attention.sliding_window", MLI_OTHERS(MLI_CONFIG_JSON ".sliding_window", ".sliding_window",
+     MLI_PARAMS_JSON ".sliding_window")},
+    {NULL, MLI_OTHERS(MLI_CONFIG_JSON ".attention_bias")},
     /* clang-format on */
 };
 
@@ -16203,24 +16341,28 @@ typedef struct mli_demand {
     const char *key, *text;
 } mli_demand;
 #define MLI_PACKED "weights quantized by other programs, except in GGUF, are"
-static const mli_demand mli_demands[] = {{"general.architecture", "llama"},
-                                         {"general.type", "model"},
-                                         {"llama.expert_count", NULL},
-                                         {MLI_CONFIG_JSON ".hidden_act", "silu"},
-                                         {MLI_CONFIG_JSON ".mlp_bias", NULL},
-                                         {MLI_CONFIG_JSON ".partial_rotary_factor", "1"},
-                                         {MLI_ROPE_JSON_5 ".partial_rotary_factor", "1"},
-                                         {"llama.rope.scaling.yarn_ext_factor", "1"},
-                                         {MLI_CONFIG_JSON ".quantization_config.", MLI_PACKED},
-                                         {MLI_CONFIG_JSON ".compression_config.", MLI_PACKED}};
+static const mli_demand mli_demands[] = {
+    {"general.architecture", "llama"},
+    {"general.type", "model"},
+    {"llama.expert_count", NULL},
+    {"llama.rope.scaling.yarn_ext_factor", "1"},
+#if !MLI_ONLY_GGUF
+    {MLI_CONFIG_JSON ".hidden_act", "silu"},
+    {MLI_CONFIG_JSON ".mlp_bias", NULL},
+    {MLI_CONFIG_JSON ".partial_rotary_factor", "1"},
+    {MLI_ROPE_JSON_5 ".partial_rotary_factor", "1"},
+    {MLI_CONFIG_JSON ".quantization_config.", MLI_PACKED},
+    {MLI_CONFIG_JSON ".compression_config.", MLI_PACKED},
+#endif
+};
 
 /* Values that say in other words which mask there is, and whether `true` means that it is full. */
 static const struct mli_mask_key {
     const char *key;
     int is_full;
 } mli_mask_keys[] = {{"llama.attention.causal", 0},
-                     {MLI_CONFIG_JSON ".is_causal", 0},
-                     {MLI_CONFIG_JSON ".use_bidirectional_attention", 1}};
+                     MLI_OTHERS({MLI_CONFIG_JSON ".is_causal", 0},
+                                {MLI_CONFIG_JSON ".use_bidirectional_attention", 1})};
 
 /* The fields that are whole numbers: MLI_FIELD_DIM to MLI_FIELD_SEQ_LEN. */
 static int *mli_field_int(ml_config *c, mli_field field) {
@@ -16288,10 +16430,13 @@ static mli_loader mli_loader_of(const char *path, const void *data, size_t size,
     return loader;
 }
 
+static int mli_has_path(const mli_loader *loader) { return MLI_FILES && loader->path; }
+
 /* Where something is missing, the file may be one of several: then that is the reason. */
 static void mli_explain_shard(mli_loader *loader) {
     int number = 0, count = 0;
-    if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !loader->path) return;
+    if ((loader->result != ML_ERROR_MISMATCH && loader->result != ML_ERROR_FILE) || !mli_has_path(loader))
+        return;
     if (!loader->archive || loader->archive->private_part->shards.n > 1) return;
     int n_pieces = loader->is_joined ? 1 : mli_count_pieces(&loader->allocator, loader->path);
     if (mli_shard_number(loader->path, &number, &count) && count > 1)
@@ -16306,12 +16451,12 @@ static void mli_explain_shard(mli_loader *loader) {
 static ml_result mli_loader_open(mli_loader *loader) {
     ml_error *error = loader->error;
     ml_result result = mli_resolve_allocator(&loader->desc.allocator, &loader->allocator, error);
-    const ml_allocator *given = loader->desc.scratch.alloc && !loader->path ? &loader->desc.scratch : NULL;
+    const ml_allocator *given = loader->desc.scratch.alloc && !mli_has_path(loader) ? &loader->desc.scratch : NULL;
     if (!result) result = mli_resolve_allocator(given ? given : &loader->allocator, &loader->scratch, error);
     if (!result)
         result =
             mli_open(loader->path, loader->data, loader->size, &loader->scratch, &loader->archive, error);
-    if (!result && loader->path) loader->path = loader->archive->private_part->file_path; /* not a folder */
+    if (!result && mli_has_path(loader)) loader->path = loader->archive->private_part->file_path; /* not a folder */
     return loader->result = result;
 }
 
@@ -16327,7 +16472,7 @@ static ml_result mli_loader_close(mli_loader *loader) {
 /* Maps the file of that name in the same folder. Returns 0 if it cannot be read, which only without memory is an
    error. */
 static int mli_map_beside(mli_loader *loader, const char *name, mli_file *file) {
-    if (loader->result || !loader->path) return 0;
+    if (loader->result || !mli_has_path(loader)) return 0;
     char *beside = mli_path_beside(&loader->allocator, loader->path, name);
     ml_result result = beside ? mli_map_file(beside, &loader->allocator, file, NULL) : ML_ERROR_MEMORY;
     mli_free(&loader->allocator, beside);
@@ -16340,21 +16485,37 @@ static int mli_map_beside(mli_loader *loader, const char *name, mli_file *file) 
    there is none; NULL: there need not be one. */
 static void mli_load_json(mli_loader *loader, const char *name, const char *whose) {
     mli_file file = {(const unsigned char *)loader->desc.config_json, loader->desc.config_json_size, 1};
-    if (loader->result) return;
+    if (loader->result || MLI_ONLY_GGUF) return;
     if (file.data || mli_map_beside(loader, name, &file)) {
         loader->result =
             mli_json_values(loader->archive->private_part, name, file.data, file.size, loader->error);
         mli_name_file(loader->error, loader->result, name);
         mli_unmap_file(&loader->allocator, &file);
-    } else if (loader->path && whose) {
+    } else if (mli_has_path(loader) && whose) {
         mli_refuse(loader, ML_ERROR_FILE, "no configuration %s: %s beside it cannot be read", whose, name);
     }
 }
 
 /* ---- values ---- */
 
+/* A value that a GGUF does not have. */
+static const ml_value *mli_find_other(const mli_loader *loader, const char *key) {
+    return MLI_ONLY_GGUF ? NULL : ml_archive_find_value(loader->archive, key);
+}
+
+/* Whether there is Hugging Face's config.json. */
+static int mli_is_hugging_face(const mli_loader *loader) {
+    return mli_find_other(loader, MLI_CONFIG_JSON ".hidden_size") != NULL;
+}
+
+/* Whether the tensors have Hugging Face's names. */
+static int mli_has_hf_names(const mli_loader *loader) {
+    return !MLI_ONLY_GGUF && loader->naming == MLI_NAMING_HF;
+}
+
 /* A key of the table. ".dim" is what llama2.c calls "model_args.dim", and other programs keep under other names. */
 static const ml_value *mli_find_key(const mli_loader *loader, const char *key) {
+    if (MLI_ONLY_GGUF) return ml_archive_find_value(loader->archive, key);
     static const char *const names[] = {"model_args", "params",  "model.params",    "args",
                                         "config",     "hparams", "hyper_parameters"};
     const ml_value *value = *key == '.' ? NULL : ml_archive_find_value(loader->archive, key);
@@ -16402,14 +16563,10 @@ static int mli_value_int(const ml_value *value, int64_t *n) {
     int is_list = value->kind == ML_VALUE_LIST && value->s && value->length &&
                   (unsigned)value->list_type < MLI_GGUF_TYPES &&
                   mli_gguf_types[value->list_type].kind == ML_VALUE_INT;
-    double number = is_list ? mli_gguf_number(value, 0) : value->f;
-    for (size_t i = 1; is_list && i < value->length; i++) is_list = mli_gguf_number(value, i) == number;
-    *n = value->i;
-    if (value->kind == ML_VALUE_INT) return 1;
-    if ((!is_list && value->kind != ML_VALUE_FLOAT) || !(fabs(number) < 1e15) || number != floor(number))
-        return 0;
-    *n = (int64_t)number;
-    return 1;
+    *n = is_list ? mli_gguf_element(value, 0).i : value->i;
+    for (size_t i = 1; is_list && i < value->length; i++) is_list = mli_gguf_element(value, i).i == *n;
+    if (is_list || value->kind == ML_VALUE_INT) return 1;
+    return value->kind == ML_VALUE_FLOAT && mli_is_finite(value->f) && mli_is_whole(value->f, n);
 }
 
 /* Whether a value is true, which may be absent. */
@@ -16498,8 +16655,8 @@ static ml_rope_kind mli_load_rope_kind(mli_loader *loader, int *is_scaled) {
 /* A number of the dictionary of rotary positions in config.json, under either name; `otherwise` if it is not there.
    */
 static float mli_rope_json(mli_loader *loader, const char *key, const char *key_5, float otherwise) {
-    const ml_value *value = ml_archive_find_value(loader->archive, key);
-    if (!value) value = ml_archive_find_value(loader->archive, key_5);
+    const ml_value *value = mli_find_other(loader, key);
+    if (!value) value = mli_find_other(loader, key_5);
     return value ? mli_value_float(loader, value, 0) : otherwise;
 }
 
@@ -16525,9 +16682,9 @@ static void mli_load_rope_attention(mli_loader *loader) {
 /* Meta's params.json only says that Llama 3.1's positions are scaled: by its code's constants, unless it has others.
    */
 static int mli_load_meta_rope(mli_loader *loader) {
-    const ml_value *value = mli_find_key(loader, ".use_scaled_rope");
+    const ml_value *value = MLI_ONLY_GGUF ? NULL : mli_find_key(loader, ".use_scaled_rope");
     ml_config *c = &loader->config;
-    if (!value) value = ml_archive_find_value(loader->archive, MLI_PARAMS_JSON ".use_scaled_rope");
+    if (!value) value = mli_find_other(loader, MLI_PARAMS_JSON ".use_scaled_rope");
     if (!mli_value_bool(loader, value)) return 0;
     c->rope_kind = ML_ROPE_LLAMA3, c->rope_scale = 8, c->rope_original = 8192;
     c->rope_scale = mli_rope_json(loader, MLI_PARAMS_JSON ".rope_scaling_factor", "", c->rope_scale);
@@ -16542,13 +16699,15 @@ static void mli_load_rope(mli_loader *loader) {
     c->rope_scale = 1;
     if (mli_load_meta_rope(loader)) return;
     c->rope_kind = mli_load_rope_kind(loader, &is_scaled);
+    if (!MLI_ROPE_SCALING && is_scaled) mli_load_float(loader, MLI_FIELD_ROPE_FACTOR, &c->rope_scale);
+    if (!MLI_ROPE_SCALING) return; /* and the configuration is refused if it is scaled */
     mli_load_int(loader, MLI_FIELD_ROPE_ORIGINAL, &c->rope_original);
     if (!is_scaled) return;
     const ml_value *type = mli_field_value(loader, MLI_FIELD_ROPE_TYPE);
     int is_gguf = strcmp(loader->archive->format, "GGUF") == 0;
     int is_yarn = c->rope_kind == ML_ROPE_YARN;
-    const ml_value *truncate = ml_archive_find_value(loader->archive, MLI_ROPE_JSON ".truncate");
-    if (!truncate) truncate = ml_archive_find_value(loader->archive, MLI_ROPE_JSON_5 ".truncate");
+    const ml_value *truncate = mli_find_other(loader, MLI_ROPE_JSON ".truncate");
+    if (!truncate) truncate = mli_find_other(loader, MLI_ROPE_JSON_5 ".truncate");
     mli_load_float(loader, MLI_FIELD_ROPE_FACTOR, &factor);
     if (factor > 0) c->rope_scale = factor; /* GGUF: 0 is no scaling */
     mli_load_float(loader, is_yarn ? MLI_FIELD_ROPE_SLOW : MLI_FIELD_ROPE_LOW, &c->rope_low);
@@ -16564,9 +16723,9 @@ static void mli_load_rope(mli_loader *loader) {
 /* How far a token sees back. Where config.json lists a type for each layer, all must be of one. */
 static void mli_load_window(mli_loader *loader) {
     const ml_value *window = mli_field_value(loader, MLI_FIELD_WINDOW), *value = loader->archive->values;
-    const ml_value *used = ml_archive_find_value(loader->archive, MLI_CONFIG_JSON ".use_sliding_window");
-    size_t n_full = 0, n_sliding = 0;
-    for (size_t i = 0; i < loader->archive->n_values; i++, value++) {
+    const ml_value *used = mli_find_other(loader, MLI_CONFIG_JSON ".use_sliding_window");
+    size_t n_full = 0, n_sliding = 0, n_values = MLI_ONLY_GGUF ? 0 : loader->archive->n_values;
+    for (size_t i = 0; i < n_values; i++, value++) {
         if (!mli_begins_with(value->name, MLI_CONFIG_JSON ".layer_types.")) continue;
         n_full += (size_t)mli_value_is(value, "full_attention");
         n_sliding += (size_t)mli_value_is(value, "sliding_attention");
@@ -16596,7 +16755,7 @@ static ml_mask mli_load_mask(mli_loader *loader) {
 static void mli_load_config(mli_loader *loader) {
     if (loader->result) return;
     ml_config *config = &loader->config;
-    int is_hugging_face = ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1]) != NULL;
+    int is_hugging_face = mli_is_hugging_face(loader);
     config->max_seq_len = 2048; /* the defaults of the programs that introduced these files */
     config->rope_theta = 10000;
     config->norm_eps = is_hugging_face ? 1e-6f : 1e-5f;
@@ -16701,7 +16860,7 @@ MLI_OPTIONAL void mli_index_plain_names(mli_loader *loader) {
 /* The array of this name, or else the one whose plain name is that of this name; NULL if there is none. Two are an
    error, unless they are the same numbers. */
 static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
-#ifdef MLI_ONLY_GGUF
+#if MLI_ONLY_GGUF
     return ml_archive_find_array(loader->archive, name);
 #else
     char plain[MLI_LONG_NAME_SIZE];
@@ -16732,7 +16891,7 @@ static const ml_array *mli_find_weight(mli_loader *loader, mli_slot slot, int la
     char own[ML_NAME_SIZE];
     size_t n = strlen(loader->prefix);
     mli_param_name(loader->naming, slot, layer, own);
-    int has_model = loader->naming == MLI_NAMING_HF && mli_begins_with(own, "model.");
+    int has_model = mli_has_hf_names(loader) && mli_begins_with(own, "model.");
     size_t skip = has_model ? strlen("model.") : 0;
     for (;;) {
         memcpy(name, loader->prefix, n);
@@ -16753,7 +16912,7 @@ MLI_OPTIONAL int mli_take_prefix(mli_loader *loader, const char *array, const ch
     return 1;
 }
 
-#ifdef MLI_ONLY_GGUF
+#if MLI_ONLY_GGUF
 static void mli_detect_naming(mli_loader *loader) {
     loader->naming = MLI_NAMING_GGUF;
     if (!ml_archive_find_array(loader->archive, "token_embd.weight"))
@@ -16797,7 +16956,7 @@ static void mli_detect_naming(mli_loader *loader) {
 /* The first tensor of weights that another program has packed, or NULL. */
 static const ml_array *mli_find_packed(const ml_archive *archive) {
     static const char *const ends[] = {".qweight", ".weight_packed", ".weight_scale", ".SCB", ".absmax"};
-    for (size_t k = 0; k < archive->n_arrays; k++)
+    for (size_t k = 0; k < archive->n_arrays && !MLI_ONLY_GGUF; k++)
         for (size_t i = 0; i < MLI_COUNT(ends); i++)
             if (mli_ends_with(archive->arrays[k].name, strlen(archive->arrays[k].name), ends[i]))
                 return &archive->arrays[k];
@@ -16806,7 +16965,7 @@ static const ml_array *mli_find_packed(const ml_archive *archive) {
 
 static void mli_refuse_missing(mli_loader *loader, const char *name) {
     const ml_array *packed = mli_find_packed(loader->archive);
-    const ml_value *object = ml_archive_find_value(loader->archive, name);
+    const ml_value *object = mli_find_other(loader, name);
     if (packed)
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is missing; %s: packed weights are not supported",
                    name, packed->name);
@@ -16983,7 +17142,7 @@ static void mli_format_shape(int n_dims, const int64_t *shape, char text[96]) {
 static int mli_is_dense(const ml_array *array) {
     int64_t rows = array->n_dims == 2 ? array->shape[0] : 1, cols = array->shape[array->n_dims - 1];
     int64_t down = array->n_dims == 2 ? array->stride[0] : 0, right = array->stride[array->n_dims - 1];
-    if (array->is_contiguous) return 1;
+    if (MLI_ONLY_GGUF || array->is_contiguous) return 1;
     if (rows == 1) return cols == 1 || right > 0;
     if (cols == 1) return down > 0;
     return right <= down ? right > 0 && down / right >= cols : down > 0 && right / down >= rows;
@@ -17051,7 +17210,7 @@ static void mli_refuse_bias(mli_loader *loader, mli_slot slot, const char *weigh
 /* PEFT keeps the frozen matrix under "base_layer" and the adapter beside it. Without that the model would be another
    one. */
 static void mli_refuse_unmerged(mli_loader *loader) {
-    int n = loader->result ? 0 : loader->model->n_tensors, i = 0;
+    int n = loader->result || MLI_ONLY_GGUF ? 0 : loader->model->n_tensors, i = 0;
     while (i < n && !(loader->sources[i] && strstr(loader->sources[i]->name, "base_layer."))) i++;
     for (size_t k = 0; i < n && k < loader->archive->n_arrays && !loader->result; k++)
         if (strstr(loader->archive->arrays[k].name, ".lora_"))
@@ -17074,7 +17233,7 @@ static void mli_new_sources(mli_loader *loader, int n) {
 #define MLI_KEY_COURSE_ALPHA "args.lora_alpha"
 
 static int mli_is_unmerged(const ml_array *array) {
-    return mli_ends_with(array->name, strlen(array->name), MLI_UNMERGED);
+    return !MLI_ONLY_GGUF && mli_ends_with(array->name, strlen(array->name), MLI_UNMERGED);
 }
 
 /* Finds A and B of a matrix that is not merged. Returns their rank; 0 after an error. */
@@ -17143,6 +17302,11 @@ static void mli_merge_weight(mli_loader *loader, const ml_array *array, const ml
 static void mli_load_rope_factors(mli_loader *loader) {
     const ml_array *array = loader->result ? NULL : ml_archive_find_array(loader->archive, MLI_ROPE_TENSOR);
     if (!array) return;
+    if (!MLI_ROPE_SCALING) {
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: ML_NO_ROPE_SCALING left such factors out",
+                   array->name);
+        return;
+    }
     struct ml_model_private *own = loader->model->private_part;
     ml_config *c = &loader->config, guess = *c;
     size_t n = (size_t)mli_head_size(c) / 2, n_ones = 0;
@@ -17228,7 +17392,7 @@ static int mli_is_in_place(const mli_loader *loader, const ml_array *array, cons
     uintptr_t alignment = array->type == ML_F32 ? 4 : 2;
     return !loader->desc.type && array->type == tensor->type && array->is_contiguous &&
            !mli_is_unmerged(array) && !mli_is_turned(array->type) &&
-           !mli_rotary_head(&loader->config, slot, loader->naming == MLI_NAMING_HF) &&
+           !mli_rotary_head(&loader->config, slot, mli_has_hf_names(loader)) &&
            (uintptr_t)array->data % alignment == 0;
 }
 
@@ -17239,7 +17403,7 @@ static const unsigned char *mli_array_row(const ml_array *array, size_t row, siz
     const unsigned char *data = (const unsigned char *)array->data;
     size_t item = ml_type_row_bytes(array->type, 1), right = (size_t)array->stride[array->n_dims - 1];
     const int is_turned = mli_is_turned(array->type);
-    if (array->is_contiguous && !is_turned) return data + row * ml_type_row_bytes(array->type, cols);
+    if ((MLI_ONLY_GGUF || array->is_contiguous) && !is_turned) return data + row * ml_type_row_bytes(array->type, cols);
     if (array->n_dims == 2) data += row * (size_t)array->stride[0] * item;
     if (right == 1 && !is_turned) return data;
     for (size_t c = 0; c < cols; c++) memcpy(gathered + c * item, data + c * right * item, item);
@@ -17341,7 +17505,7 @@ static void mli_place_weights(mli_loader *loader) {
 static void mli_load_weights(mli_loader *loader) {
     if (loader->result) return;
     ml_model *model = loader->model;
-    const int is_hf = loader->naming == MLI_NAMING_HF;
+    const int is_hf = mli_has_hf_names(loader);
     mli_place_weights(loader);
     if (!loader->result) loader->result = mli_allocate_weights(model, loader->error);
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
@@ -17361,7 +17525,7 @@ static void mli_load_weights(mli_loader *loader) {
     }
     mli_tie_output(model);
     model->private_part->is_in_place = loader->bytes_in_place > 0;
-    int is_mine = loader->path || !loader->desc.scratch.alloc;  /* or its memory is only lent */
+    int is_mine = mli_has_path(loader) || !loader->desc.scratch.alloc;  /* or its memory is only lent */
     if (!loader->result && loader->bytes_in_place && is_mine) { /* otherwise the file is no longer needed */
         model->private_part->archive = loader->archive;
         loader->archive = NULL;
@@ -17488,7 +17652,7 @@ static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
                                         MLI_TOKENIZER_JSON ".add_prefix_space"};
     int *const set[] = {&t->adds_bos, &t->adds_eos, &t->private_part->rules.adds_space_prefix};
     char name[ML_NAME_SIZE];
-    if (!ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1])) return;
+    if (!mli_is_hugging_face(loader)) return;
     mli_try_json(loader, MLI_GENERATION_JSON);
     mli_try_json(loader, MLI_TOKENIZER_JSON);
     if (t->private_part->rules.is_ranked) mli_load_bos_eos(loader, t);
@@ -17521,10 +17685,10 @@ static void mli_load_tokenizer(mli_loader *loader) {
         loader->result = mli_tokenizer_from(d->tokenizer, d->tokenizer_data, d->tokenizer_size, allocator,
                                             &tokenizer, error);
     } else if (ml_archive_find_value(loader->archive, MLI_KEY_TOKENS)) {
-        int compact = d->compact && !loader->path;
+        int compact = d->compact && !mli_has_path(loader);
         ml_result result = mli_tokenizer_from_archive(loader->archive, compact, allocator, &tokenizer, error);
         if (result != ML_ERROR_UNSUPPORTED) loader->result = result;
-    } else if (loader->path) {
+    } else if (mli_has_path(loader)) {
         static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin"};
         for (size_t i = 0; i < MLI_COUNT(names) && !loader->result; i++) {
             if (tokenizer && tokenizer->n_pieces == loader->config.vocab_size) break;
@@ -17562,7 +17726,7 @@ static void mli_keep_template(mli_loader *loader) {
     mli_file file = {NULL, 0, 0};
     if (loader->result) return;
     struct ml_model_private *own = loader->model->private_part;
-    int is_hf = ml_archive_find_value(loader->archive, mli_field_keys[MLI_FIELD_DIM][1]) != NULL;
+    int is_hf = mli_is_hugging_face(loader);
     if (is_hf && !own->tokenizer) mli_try_json(loader, MLI_TOKENIZER_JSON); /* which has read it otherwise */
     int is_file = is_hf && mli_map_beside(loader, "chat_template.jinja", &file);
     const ml_value *value =
@@ -17687,13 +17851,13 @@ static void mli_find_config(mli_loader *loader) {
     const mli_archive *archive = loader->archive->private_part;
     size_t n_values = archive->values.n;
     for (size_t i = 0; i <= MLI_COUNT(files); i++) {
-        const ml_value *model_type = ml_archive_find_value(loader->archive, MLI_CONFIG_JSON ".model_type");
+        const ml_value *model_type = mli_find_other(loader, MLI_CONFIG_JSON ".model_type");
         if (model_type) mli_check_word(loader, model_type, "llama", "mistral"); /* a Llama with a window */
         mli_check_demands(loader, mli_demands, MLI_COUNT(mli_demands));
         if (loader->result || mli_field_value(loader, MLI_FIELD_DIM)) break;
         if (i < MLI_COUNT(files)) mli_load_json(loader, files[i], NULL);
     }
-    if (archive->values.n == n_values && loader->path && !mli_field_value(loader, MLI_FIELD_DIM) &&
+    if (archive->values.n == n_values && mli_has_path(loader) && !mli_field_value(loader, MLI_FIELD_DIM) &&
         !mli_is_from_course(loader))
         mli_refuse(loader, ML_ERROR_FILE,
                    "no configuration of a Llama, and neither %s nor %s can be read beside it", files[0],
@@ -19664,7 +19828,7 @@ ML_DEF ml_result ml_optimizer_restore_memory(ml_optimizer *optimizer, const void
 /* ==== >>vectors ====
    SIMD (single instruction, multiple data): a register holds several floats, its lanes, and one instruction does the
    same to all of them at once. mli_v is such a register, MLI_LANES the number of its floats: 16 with AVX-512, 8 with
-   AVX2, 4 with NEON, in WebAssembly and in plain C. Every F32 kernel is written once, in terms of the operations
+   AVX2, 4 with NEON, in WebAssembly and in plain C (1 where code is to be small). Every F32 kernel is written once, in terms of the operations
    below, which each instruction set defines in this order. i is any lane:
 
        mli_v_zero()  mli_v_set(s)         0; s
@@ -19927,49 +20091,45 @@ MLI_INLINE void mli_v_transpose_groups(mli_v row[MLI_LANES]) { (void)row; } /* t
 #else
 
 /* Plain C: loops over four floats, which compilers turn into whatever vector instructions there are. Where code is to
-   be small as well, products are plain loops (MLI_LOOPS), which add in the same order. */
-typedef struct mli_v {
-    float lane[4];
-} mli_v;
-enum { MLI_LANES = 4 };
+   be small as well, there is one float and no loop, and products are plain loops (MLI_LOOPS); sums are still in four
+   parts (mli_row_sum), which gives the same bits. */
 #ifdef MLI_SMALL
 #define MLI_LOOPS
+enum { MLI_LANES = 1 };
+#else
+enum { MLI_LANES = 4 };
 #endif
+typedef struct mli_v {
+    float lane[MLI_LANES];
+} mli_v;
 
 static float mli_f16_to_f32(uint16_t half); /* in >>numbers, as is the next */
 static float mli_bf16_to_f32(uint16_t half);
 
-#ifdef MLI_SMALL /* a loop, which is not unrolled, would keep the lanes in memory */
-#define MLI_EACH_LANE(name, parameters, expression)                                                          \
-    MLI_INLINE mli_v name parameters {                                                                       \
-        mli_v r;                                                                                             \
-        unsigned i = 0;                                                                                      \
-        r.lane[0] = expression, i++;                                                                         \
-        r.lane[1] = expression, i++;                                                                         \
-        r.lane[2] = expression, i++;                                                                         \
-        r.lane[3] = expression;                                                                              \
-        return r;                                                                                            \
-    }
+#if defined(MLI_LOOPS) && defined(__GNUC__) /* where a call would be longer than the operation */
+#define MLI_LANE_INLINE static inline __attribute__((always_inline))
 #else
+#define MLI_LANE_INLINE MLI_INLINE
+#endif
 #define MLI_EACH_LANE(name, parameters, expression)                                                          \
-    MLI_INLINE mli_v name parameters {                                                                       \
+    MLI_LANE_INLINE mli_v name parameters {                                                                       \
         mli_v r;                                                                                             \
         for (unsigned i = 0; i < MLI_LANES; i++) r.lane[i] = expression;                                     \
         return r;                                                                                            \
     }
-#endif
 MLI_EACH_LANE(mli_v_set, (float s), s)
-MLI_INLINE mli_v mli_v_zero(void) { return mli_v_set(0.0f); }
+MLI_LANE_INLINE mli_v mli_v_zero(void) { return mli_v_set(0.0f); }
 MLI_EACH_LANE(mli_v_load, (const float *p), p[i])
-MLI_INLINE void mli_v_store(float *p, mli_v a) { memcpy(p, a.lane, sizeof a); }
+MLI_LANE_INLINE void mli_v_store(float *p, mli_v a) { memcpy(p, a.lane, sizeof a); }
+#ifdef MLI_LOOPS /* n is never 0 */
+MLI_LANE_INLINE mli_v mli_v_load_n(const float *p, size_t n) { return (void)n, mli_v_load(p); }
+MLI_LANE_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) { (void)n, mli_v_store(p, a); }
+#else
 MLI_EACH_LANE(mli_v_load_n, (const float *p, size_t n), i < n ? p[i] : 0.0f)
 MLI_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) {
-#ifdef MLI_SMALL
-    for (size_t i = 0; i < MLI_MIN(n, 4); i++) p[i] = a.lane[i];
-#else
-    memcpy(p, a.lane, MLI_MIN(n, 4) * sizeof *p);
-#endif
+    memcpy(p, a.lane, MLI_MIN(n, MLI_LANES) * sizeof *p);
 }
+#endif
 MLI_EACH_LANE(mli_v_load_f16, (const uint16_t *p), mli_f16_to_f32(p[i]))
 MLI_EACH_LANE(mli_v_load_bf16, (const uint16_t *p), mli_bf16_to_f32(p[i]))
 MLI_EACH_LANE(mli_v_add, (mli_v a, mli_v b), a.lane[i] + b.lane[i])
@@ -19981,12 +20141,14 @@ MLI_EACH_LANE(mli_v_max, (mli_v a, mli_v b), a.lane[i] > b.lane[i] ? a.lane[i] :
 MLI_EACH_LANE(mli_v_min, (mli_v a, mli_v b), a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i])
 MLI_EACH_LANE(mli_v_fma, (mli_v a, mli_v b, mli_v c), a.lane[i] * b.lane[i] + c.lane[i])
 MLI_EACH_LANE(mli_v_shift_left_23, (mli_v a), mli_bits_float(mli_float_bits(a.lane[i]) << 23))
+#ifndef MLI_LOOPS
 MLI_EACH_LANE(mli_v_zip_low, (mli_v a, mli_v b), (i & 1 ? b : a).lane[i / 2])
 MLI_EACH_LANE(mli_v_zip_high, (mli_v a, mli_v b), (i & 1 ? b : a).lane[2 + i / 2])
 MLI_EACH_LANE(mli_v_join_low, (mli_v a, mli_v b), (i & 2 ? b : a).lane[i & 1])
 MLI_EACH_LANE(mli_v_join_high, (mli_v a, mli_v b), (i & 2 ? b : a).lane[2 + (i & 1)])
-#undef MLI_EACH_LANE
 MLI_INLINE void mli_v_transpose_groups(mli_v row[MLI_LANES]) { (void)row; } /* there is one group */
+#endif
+#undef MLI_EACH_LANE
 
 #endif
 
@@ -19995,7 +20157,7 @@ MLI_INLINE void mli_v_transpose_groups(mli_v row[MLI_LANES]) { (void)row; } /* t
 /* The first n lanes of a, the others 0. */
 MLI_INLINE mli_v mli_v_keep_n(mli_v a, size_t n) {
     float lane[MLI_LANES];
-    if (n >= MLI_LANES) return a;
+    if (MLI_LANES == 1 || n >= MLI_LANES) return a;
     mli_v_store(lane, a);
     return mli_v_load_n(lane, n);
 }
@@ -20005,6 +20167,7 @@ MLI_INLINE mli_v mli_v_add_4(const mli_v a[4]) {
     return mli_v_add(mli_v_add(a[0], a[1]), mli_v_add(a[2], a[3]));
 }
 
+#ifndef MLI_LOOPS
 /* Transposes a square of MLI_LANES rows in place: within groups of four rows and columns, then the groups. */
 MLI_INLINE void mli_v_transpose_4(mli_v row[4]) {
     /* 00 10 01 11, 20 30 21 31; 02 12 03 13, 22 32 23 33 */
@@ -20021,6 +20184,7 @@ MLI_INLINE void mli_v_transpose(mli_v row[MLI_LANES]) {
     for (int i = 0; i < MLI_LANES; i += 4) mli_v_transpose_4(row + i);
     mli_v_transpose_groups(row);
 }
+#endif
 
 /* The sum of all lanes, always as the same tree: halves are added until one number is left. mli_v_sum_4 gives the
    sums of four vectors in out (4), the same bits for less work. */
@@ -20047,7 +20211,7 @@ MLI_INLINE void mli_v_sum_4(const mli_v a[4], float *out) {
     mli_v_transpose_4(row);
     mli_v_store(out, mli_v_add(mli_v_add(row[0], row[2]), mli_v_add(row[1], row[3])));
 }
-#else
+#elif !defined(MLI_LOOPS)
 MLI_INLINE float mli_v_sum(mli_v a) {
     float lane[4];
     mli_v_store(lane, a);
@@ -20058,6 +20222,29 @@ MLI_INLINE void mli_v_sum_4(const mli_v a[4], float *out) {
     for (int i = 0; i < 4; i++) out[i] = mli_v_sum(a[i]);
 }
 #endif
+
+/* A sum that grows by a vector at a time: what begins at number i of a row is added to the lanes at mli_row_sum_at. */
+enum { MLI_SUM_PARTS = MLI_LANES < 4 ? 4 : 1 };
+typedef struct mli_row_sum {
+    mli_v part[MLI_SUM_PARTS];
+} mli_row_sum;
+
+MLI_INLINE mli_row_sum mli_row_sum_zero(void) {
+    mli_row_sum sum;
+    for (int i = 0; i < MLI_SUM_PARTS; i++) sum.part[i] = mli_v_zero();
+    return sum;
+}
+
+MLI_INLINE mli_v *mli_row_sum_at(mli_row_sum *sum, size_t i) { return &sum->part[i / MLI_LANES % MLI_SUM_PARTS]; }
+
+MLI_INLINE float mli_row_total(const mli_row_sum *sum) {
+#ifdef MLI_LOOPS
+    const mli_v *part = sum->part;
+    return (part[0].lane[0] + part[2].lane[0]) + (part[1].lane[0] + part[3].lane[0]);
+#else
+    return mli_v_sum(sum->part[0]);
+#endif
+}
 
 MLI_INLINE float mli_v_largest(mli_v a) {
     float lane[MLI_LANES];
@@ -20217,13 +20404,14 @@ static float mli_max(const float *x, size_t n) {
 
 /* The sum of e^(x_i - max), which are stored in y (n) unless it is NULL; y may be x. */
 static float mli_sum_exp(float *y, const float *x, float max, size_t n) {
-    mli_v shift = mli_v_set(max), sum = mli_v_zero();
+    mli_v shift = mli_v_set(max);
+    mli_row_sum sum = mli_row_sum_zero();
     for (size_t i = 0; i < n; i += MLI_LANES) {
-        mli_v e = mli_v_exp(mli_v_sub(mli_v_load_n(x + i, n - i), shift));
-        sum = mli_v_add(sum, mli_v_keep_n(e, n - i));
+        mli_v e = mli_v_exp(mli_v_sub(mli_v_load_n(x + i, n - i), shift)), *to = mli_row_sum_at(&sum, i);
+        *to = mli_v_add(*to, mli_v_keep_n(e, n - i));
         if (y) mli_v_store_n(y + i, e, n - i);
     }
-    return mli_v_sum(sum);
+    return mli_row_total(&sum);
 }
 
 /* Subtracting the maximum cancels out and keeps e^x from overflowing. */
@@ -20290,14 +20478,18 @@ static mli_moments mli_norm_moments(const float *x, size_t n, float eps, int is_
         of.scale = 1.0f / sqrtf(mli_dot(x, x, n) / (float)n + eps);
         return of;
     }
-    mli_v sum = mli_v_zero(), squares = mli_v_zero();
-    for (size_t i = 0; i < n; i += MLI_LANES) sum = mli_v_add(sum, mli_v_load_n(x + i, n - i));
-    of.mean = mli_v_sum(sum) / (float)n;
+    mli_row_sum sum = mli_row_sum_zero(), squares = sum;
+    for (size_t i = 0; i < n; i += MLI_LANES) {
+        mli_v *to = mli_row_sum_at(&sum, i);
+        *to = mli_v_add(*to, mli_v_load_n(x + i, n - i));
+    }
+    of.mean = mli_row_total(&sum) / (float)n;
     for (size_t i = 0; i < n; i += MLI_LANES) {
         mli_v d = mli_v_keep_n(mli_v_sub(mli_v_load_n(x + i, n - i), mli_v_set(of.mean)), n - i);
-        squares = mli_v_fma(d, d, squares);
+        mli_v *to = mli_row_sum_at(&squares, i);
+        *to = mli_v_fma(d, d, *to);
     }
-    of.scale = 1.0f / sqrtf(mli_v_sum(squares) / (float)n + eps);
+    of.scale = 1.0f / sqrtf(mli_row_total(&squares) / (float)n + eps);
     return of;
 }
 
@@ -20315,14 +20507,15 @@ static void mli_norm_row(float *y, const float *x, const float *w, const float *
 
 static void mli_norm_row_gradient(float *dx, const float *dy, const float *x, const float *w, size_t n,
                                   mli_moments of, int is_layer_norm) {
-    mli_v sum_u = mli_v_zero(), sum_uz = mli_v_zero();
+    mli_row_sum sum_u = mli_row_sum_zero(), sum_uz = sum_u;
     for (size_t i = 0; i < n; i += MLI_LANES) {
         mli_v u = mli_v_mul(mli_v_load_n(dy + i, n - i), mli_v_load_n(w + i, n - i));
-        sum_u = mli_v_add(sum_u, u);
-        sum_uz = mli_v_fma(u, mli_norm_z(x + i, n - i, of), sum_uz);
+        mli_v *to = mli_row_sum_at(&sum_u, i), *to_z = mli_row_sum_at(&sum_uz, i);
+        *to = mli_v_add(*to, u);
+        *to_z = mli_v_fma(u, mli_norm_z(x + i, n - i, of), *to_z);
     }
-    mli_v mean_u = mli_v_set(is_layer_norm ? mli_v_sum(sum_u) / (float)n : 0.0f);
-    mli_v mean_uz = mli_v_set(mli_v_sum(sum_uz) / (float)n), scale = mli_v_set(of.scale);
+    mli_v mean_u = mli_v_set(is_layer_norm ? mli_row_total(&sum_u) / (float)n : 0.0f);
+    mli_v mean_uz = mli_v_set(mli_row_total(&sum_uz) / (float)n), scale = mli_v_set(of.scale);
     for (size_t i = 0; i < n; i += MLI_LANES) {
         mli_v u = mli_v_mul(mli_v_load_n(dy + i, n - i), mli_v_load_n(w + i, n - i));
         u = mli_v_sub(mli_v_sub(u, mean_u), mli_v_mul(mli_norm_z(x + i, n - i, of), mean_uz));
@@ -20432,15 +20625,17 @@ MLI_INLINE mli_v mli_v_load_as(ml_type type, const char *row, size_t i, size_t n
 
 #ifdef MLI_LOOPS
 
-/* a . b, as mli_dot adds: in four vectors, the last part of a vector in the second. */
+/* a . b, as mli_dot adds with four lanes: in four vectors, the last part of a vector in the second. */
 static float mli_dot_as(ml_type type, const char *a, const float *b, size_t n) {
-    mli_v sum[4] = {mli_v_zero(), mli_v_zero(), mli_v_zero(), mli_v_zero()};
-    size_t whole = n - n % (4 * MLI_LANES);
-    for (size_t i = 0; i < n; i += MLI_LANES) {
-        mli_v *to = sum + (i < whole ? i / MLI_LANES % 4 : n - i < MLI_LANES);
-        *to = mli_v_fma(mli_v_load_as(type, a, i, n - i), mli_v_load_n(b + i, n - i), *to);
+    const size_t whole = n - n % 16, vectors = n - n % 4;
+    float sum[16], lane[4];
+    for (size_t j = 0; j < 16; j++) sum[j] = 0;
+    for (size_t i = 0; i < n; i++) {
+        float *to = sum + (i < whole ? i % 16 : i < vectors ? i % 4 : 4 + i % 4);
+        *to = mli_v_fma(mli_v_load_as(type, a, i, 1), mli_v_load(b + i), mli_v_load(to)).lane[0];
     }
-    return mli_v_sum(mli_v_add_4(sum));
+    for (size_t j = 0; j < 4; j++) lane[j] = (sum[j] + sum[4 + j]) + (sum[8 + j] + sum[12 + j]);
+    return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }
 
 static float mli_dot(const float *a, const float *b, size_t n) {
@@ -21712,7 +21907,7 @@ static double mli_get_number(ml_type type, const void *array, size_t i) {
     case ML_I64: memcpy(&i64, at, 8); return (double)i64;
     case ML_I32: memcpy(&i32, at, 4); return i32;
     case ML_I16: memcpy(&i16, at, 2); return i16;
-    case ML_I8: return *at < 128 ? *at : (double)*at - 256;
+    case ML_I8: return *at < 128 ? *at : *at - 256;
     case ML_U8: return *at;
     default: return *at != 0; /* ML_BOOL */
     }

@@ -10,7 +10,7 @@ model=examples/models/stories.gguf
 
 base="-DML_NO_STDIO -DML_NO_MALLOC -DML_NO_LIBM -DML_MEMORY_FUNCTIONS"
 features="ML_NO_TRAINING ML_NO_SAVE ML_NO_PT ML_NO_BPE ML_NO_JSON ML_NO_BIN ML_NO_TOKENIZER_MODEL ML_NO_K_QUANTS
-ML_NO_F16_WEIGHTS ML_NO_ERROR_TEXT"
+ML_NO_F16_WEIGHTS ML_NO_ROPE_SCALING ML_NO_SAMPLER ML_NO_LOOK ML_NO_ERROR_TEXT"
 
 # All of them, for a program that is to be small.
 if [ "$1" = --switches ]; then

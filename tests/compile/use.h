@@ -87,9 +87,13 @@ static int use_session(const ml_model *model, const ml_allocator *allocator) {
     memset(&desc, 0, sizeof desc);
     desc.allocator = *allocator;
     desc.look.on_layer = use_look, desc.look.user = &layers;
+#ifdef ML_NO_LOOK
+    USE(ml_session_new(model, &desc, &session, NULL) == ML_ERROR_UNSUPPORTED);
+    desc.look.on_layer = NULL;
+#endif
     USE(ml_session_new(model, &desc, &session, NULL) == ML_OK);
     USE(ml_session_eval(session, tokens, 3, &logits, NULL) == ML_OK);
-    USE(layers == model->config.n_layers * (model->config.n_layers + 1) / 2);
+    USE(!desc.look.on_layer || layers == model->config.n_layers * (model->config.n_layers + 1) / 2);
     memcpy(together, logits, sizeof together);
     USE(ml_session_truncate(session, 0, NULL) == ML_OK && session->length == 0);
     for (int i = 0; i < 3; i++) USE(ml_session_eval(session, tokens + i, 1, &logits, NULL) == ML_OK);
@@ -108,16 +112,65 @@ static float use_nan(void) {
     return nan_value;
 }
 
-static int use_numbers(void) {
-    static unsigned char block[144];
-    static float numbers[256];
+#ifdef ML_NO_SAMPLER
+/* Nothing is drawn any more; the most likely token is still found. */
+static int use_sampler(const ml_model *model, const ml_allocator *allocator) {
+    static const int32_t prompt[2] = {1, 7};
+    ml_session *session = NULL;
+    ml_random random;
+    ml_session_desc desc;
+    ml_generate_desc how;
+    memset(&desc, 0, sizeof desc), memset(&how, 0, sizeof how);
+    ml_random_seed(&random, 1);
+    desc.allocator = *allocator;
+    how.prompt_ids.ids = prompt, how.prompt_ids.n = 2, how.max_new_tokens = 2;
+    USE(ml_session_new(model, &desc, &session, NULL) == ML_OK);
+    USE(ml_session_generate(session, &how, NULL, NULL) == ML_OK && session->length == 4);
+    how.sampler.temperature = 1, how.sampler.random = &random;
+    USE(ml_session_generate(session, &how, NULL, NULL) == ML_ERROR_UNSUPPORTED);
+    how.sampler.temperature = 0, how.sampler.repetition_penalty = 2;
+    USE(ml_session_generate(session, &how, NULL, NULL) == ML_ERROR_UNSUPPORTED);
+    ml_session_free(session);
+    return 0;
+}
+#else
+static int use_sampler(const ml_model *model, const ml_allocator *allocator) {
     float logits[3] = {0, 1, 0};
     ml_candidate work[3];
     ml_sampler sampler;
+    (void)model, (void)allocator;
     memset(&sampler, 0, sizeof sampler);
     USE(ml_sampler_sample(&sampler, logits, 3, NULL, work) == 1);
     logits[2] = use_nan();
     USE(ml_sampler_sample(&sampler, logits, 3, NULL, work) == -1);
+    return 0;
+}
+#endif
+
+/* Stretched positions are refused where they are left out, in a table and in a model. */
+static int use_rope(const ml_allocator *allocator, ml_model_create_desc desc) {
+    float table[2 * 4];
+    ml_model *model = NULL;
+    ml_rope_desc rope;
+    memset(&rope, 0, sizeof rope);
+    rope.hd = 4;
+    USE(ml_rope_table(&rope, table, 2) == ML_OK && table[0] == 1 && table[1] == 0);
+    rope.scale = 2, desc.config.rope_scale = 2;
+    desc.allocator = *allocator;
+#ifdef ML_NO_ROPE_SCALING
+    const ml_result expected = ML_ERROR_UNSUPPORTED;
+#else
+    const ml_result expected = ML_OK;
+#endif
+    USE(ml_rope_table(&rope, table, 2) == expected);
+    USE(ml_model_create(&desc, &model, NULL) == expected);
+    ml_model_free(model);
+    return 0;
+}
+
+static int use_numbers(void) {
+    static unsigned char block[144];
+    static float numbers[256];
     USE(ml_type_row_bytes(ML_Q4_K, 256) == sizeof block);
 #ifdef ML_NO_F16_WEIGHTS
     USE(ml_type_convert(ML_F32, numbers, ML_F16, block, 2) == ML_ERROR_UNSUPPORTED);
@@ -188,6 +241,8 @@ static int use_minillama(void) {
     desc.config.tied_output = 1;
     USE(ml_model_create(&desc, &model, NULL) == ML_OK);
     int line = use_session(model, &allocator);
+    if (!line) line = use_sampler(model, &allocator);
+    if (!line) line = use_rope(&allocator, desc);
     if (!line) line = use_numbers();
     if (line) return line;
 #ifndef ML_NO_TRAINING
