@@ -1,6 +1,6 @@
-/* Prints a story, and the bits of what the library computes: the logits of one pass with the weights as they are in the
-   file and as F32, the losses of a few steps of training, and the weights after them. Without vectors (ML_NO_SIMD) every
-   compiler and every processor prints the same lines: tests/cross.sh compares them.
+/* Prints stories, and the bits of what the library computes: the logits of one pass, the losses of a few steps of
+   training, and the weights after them. Without vectors (ML_NO_SIMD) every compiler and every processor prints the same
+   lines: tests/cross.sh compares them.
    bits MODEL */
 #define MINILLAMA_IMPLEMENTATION
 #define ML_STATIC
@@ -9,7 +9,7 @@
 #include <string.h>
 #include "minillama.h"
 
-enum { N_TEXT = 24, STEPS = 3 };
+enum { N_TEXT = 16, N_STORY = 48, STEPS = 2 };
 
 static int failed(const ml_error *error) { return fprintf(stderr, "%s\n", error->text), 0; }
 
@@ -40,7 +40,7 @@ static int show_pass(const ml_model *model, const char *what, const int32_t *ids
     ml_batch batch = {ids, N_TEXT, NULL, 1, NULL, NULL, 0};
     ml_outputs wanted = {NULL, 0, NULL, logits};
     story.prompt = "The old robot";
-    story.max_new_tokens = 100;
+    story.max_new_tokens = N_STORY;
     story.on_token = show_token;
     int ok = logits && !ml_session_new(model, &desc, &session, error) &&
              !ml_session_eval_batch(session, &batch, &wanted, error) &&
@@ -89,7 +89,7 @@ static int show_training(ml_model *model, const int32_t *ids, int is_lora, ml_er
 
 int main(int argc, char **argv) {
     static const char text[] =
-        "One day, a girl named Lily went to the park with her mother and saw a big red ball on the grass.";
+        "One day, a girl named Lily went to the park with her mother and saw a big red ball";
     static int32_t work[8192];
     ml_error error = {ML_OK, ""};
     ml_model *model = NULL, *floats = NULL;
@@ -102,9 +102,8 @@ int main(int argc, char **argv) {
         ml_tokenizer_encode(model->tokenizer, &encode, &tokens, &error))
         return !failed(&error);
     if (tokens.n < N_TEXT) return fprintf(stderr, "%d tokens are too few\n", tokens.n), 1;
-    int ok = show_pass(model, "logits, weights as in the file", tokens.ids, &error) &&
-             show_pass(floats, "logits, weights as F32", tokens.ids, &error) &&
-             show_training(floats, tokens.ids, 1, &error) && show_training(floats, tokens.ids, 0, &error) &&
+    int ok = show_pass(model, "logits", tokens.ids, &error) && show_training(floats, tokens.ids, 1, &error) &&
+             show_training(floats, tokens.ids, 0, &error) &&
              show_pass(floats, "logits after training", tokens.ids, &error);
     ml_model_free(floats);
     ml_model_free(model);
