@@ -220,8 +220,6 @@ typedef struct PROCESS_MEMORY_COUNTERS {
 #define INVALID_FILE_ATTRIBUTES ((DWORD)-1)
 #define INVALID_HANDLE_VALUE ((HANDLE)(intptr_t)-1)
 #define MOVEFILE_REPLACE_EXISTING 1
-#define near
-#define far
 #define FROM_DLL __declspec(dllimport)
 FROM_DLL int WINAPI MultiByteToWideChar(UINT, DWORD, const char *, int, wchar_t *, int);
 FROM_DLL int WINAPI WideCharToMultiByte(UINT, DWORD, const wchar_t *, int, char *, int, const char *, BOOL *);
