@@ -4,7 +4,7 @@
 #   make run        a model writes: MODEL=file TOKENIZER=file PROMPT=text
 #   make test       the tests
 #   make check      compilers x standards x instruction sets x leave-out switches; several minutes
-#   make cross      the tests on other processors, emulated, big-endian and 32-bit ones too (CROSS="quick", "s390x armhf")
+#   make cross      the tests on other processors, emulated, big-endian and 32-bit ones too (CROSS=quick, bits, "s390x armhf")
 #   make windows    everything compiled for Windows, with mingw and by the rules of MSVC; the tests where there is wine
 #   make sanitize   the tests under the address and undefined-behavior sanitizers (SANITIZED="load train": these)
 #   make fuzz       every parser under libFuzzer, FUZZ_SECONDS each (clang)
@@ -58,7 +58,7 @@ NARROW = $(eval NARROW := $(if $(call accepted,-std=c99,-DPROBE_WIDE),$\
     $(or $(call accepted,-msse2 -mfpmath=sse),$(call accepted,-fexcess-precision=fast))))$(NARROW)
 LEVEL := -O3
 FLAGS = -std=c99 $(LEVEL) $(WARNINGS) $(ARCH) $(NARROW) $(OPENMP) -I. $(CFLAGS)
-BUILT_WITH = $(CC) $(FLAGS)
+BUILT_WITH = $(CC) $(FLAGS) $(INSIDE_LEVEL)
 POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the header needs the C library only
 
 # The library is compiled once, and linked by every program that does not define MINILLAMA_IMPLEMENTATION itself: a
@@ -86,10 +86,13 @@ LONG := $(if $(QUICK),$(addprefix $(BUILD)/test_,examples generate pretrain resu
 SOURCES := $(wildcard minillama.h $(foreach folder,examples examples/* examples/advanced/common examples/lessons/solutions \
                                                    examples/web/libc tools tools/* tests tests/compile,$(folder)/*.c $(folder)/*.h))
 
-# Compiling the library for each test that looks inside takes most of the time of `make test`: this is done at -O1,
-# except where the subject is the compiled kernels themselves. All other tests run the library as it is used, at -O3.
+# Compiling the library for each test that looks inside takes most of the time of `make test`: this is done at -O1
+# (INSIDE_LEVEL), except where the subject is the compiled kernels themselves. All other tests run the library as it is
+# used, at -O3.
+INSIDE_LEVEL := -O1
 INSIDE := $(filter-out $(patsubst %,tests/test_%.c,kernels quant formats),$(filter tests/%,$(ALONE)))
-$(INSIDE:%.c=$(BUILD)/obj/%.o): LEVEL := -O1
+$(INSIDE:%.c=$(BUILD)/obj/%.o): override LEVEL := $(INSIDE_LEVEL)
+$(BUILD)/flags: override LEVEL := $(LEVEL) # not that of the object for which it is asked first
 
 # short LINE: the line is printed in place of the command that follows; with V=1 the command itself, with -s nothing.
 short = $(if $(V),,@$(if $(findstring s,$(firstword -$(MAKEFLAGS))),,echo '$(1)';))

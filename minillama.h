@@ -5579,13 +5579,15 @@ ML_DEF ml_result ml_session_likelihood(ml_session *session, const ml_likelihood_
 
 /* ---- saving ---- */
 
+enum { MLI_CONFIG_NUMBERS = 21 };
+
 /* What the saving and the restoring session must have in common (compared as bytes), and the length. All of it after
    the first field is numbers of four bytes, as are the tokens, keys and values that follow. */
 typedef struct mli_saved_header {
     char magic[8];
     uint32_t version, cache_type, weights; /* of this layout; ml_type; see mli_hash_weights */
-    ml_config config;
-    int32_t length, first, read; /* tokens, and whose keys and values there are */
+    uint32_t config[MLI_CONFIG_NUMBERS];   /* see mli_config_numbers */
+    int32_t length, first, read;           /* tokens, and whose keys and values there are */
 } mli_saved_header;
 
 static uint32_t mli_hash(const unsigned char *bytes, size_t n); /* in >>tokenizer */
@@ -5611,6 +5613,20 @@ static uint32_t mli_hash_weights(uint32_t hash, const ml_tensor *tensors, int n)
     return hash;
 }
 
+/* The struct's fields in their order. Its bytes are not the same everywhere: on some microcontrollers an enumeration
+   has one byte. */
+static void mli_config_numbers(const ml_config *c, uint32_t numbers[MLI_CONFIG_NUMBERS]) {
+    const int first[] = {c->dim,        c->hidden_dim,  c->n_layers,    c->n_heads,   c->n_kv_heads,
+                         c->vocab_size, c->max_seq_len, c->tied_output, (int)c->norm, (int)c->mask};
+    const float middle[] = {c->norm_eps, c->rope_theta, c->rope_scale};
+    const int then[] = {c->head_dim, c->window, c->attention_bias, (int)c->rope_kind, c->rope_original};
+    const float last[] = {c->rope_low, c->rope_high, c->rope_attention};
+    memcpy(numbers, first, sizeof first);
+    memcpy(numbers + 10, middle, sizeof middle);
+    memcpy(numbers + 13, then, sizeof then);
+    memcpy(numbers + 18, last, sizeof last);
+}
+
 static mli_saved_header mli_header_of(const mli_session *s) {
     const ml_model *model = s->shown.model;
     uint32_t weights = mli_hash_weights(0, model->tensors, model->n_tensors);
@@ -5621,8 +5637,9 @@ static mli_saved_header mli_header_of(const mli_session *s) {
     }
     int read = MLI_MIN(s->read, s->shown.length), first = MLI_MAX(s->first, read - mli_window_rows(s));
     if (s->is_full || read <= first) first = read = 0;
-    mli_saved_header header = {
-        "mlsessn", 2, (uint32_t)s->cache_type, weights, model->config, s->shown.length, first, read};
+    mli_saved_header header = {"mlsessn", 2,   (uint32_t)s->cache_type, weights, {0}, s->shown.length,
+                               first,     read};
+    mli_config_numbers(&model->config, header.config);
     return header;
 }
 

@@ -5,8 +5,8 @@
    cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/chat.c -o chat -lm && ./chat MODEL */
 #include <ctype.h>
 #include <signal.h>
-#include <unistd.h>
 #include "minillama.h"
+#include "common/file.h"
 #include "common/options.h"
 #include "common/threads.h"
 
@@ -27,24 +27,15 @@ static volatile sig_atomic_t interrupted;
 
 static void on_interrupt(int number) { interrupted = number; }
 
-/* Ctrl-C ends the wait for a line, but no other call: with SA_RESTART, those are begun again. */
-static void catch_interrupts(int waits) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_interrupt;
-    action.sa_flags = waits ? 0 : SA_RESTART;
-    sigaction(SIGINT, &action, NULL);
-}
-
-/* Shows the prompt and reads a line; 0 at the end of the input, or when interrupted. */
-static int read_line(char **line, size_t *size) {
+/* Shows the prompt and reads a line; 0 at the end of the input, or when interrupted. Ctrl-C ends the wait for it, but
+   no other call. */
+static int read_line(buffer *line) {
     printf("> ");
     if (fflush(stdout)) return 0;
     interrupted = 0; /* pressed when an answer had just ended */
-    catch_interrupts(1);
-    int is_read = getline(line, size, stdin) >= 0;
-    catch_interrupts(0);
-    if (is_read) (*line)[strcspn(*line, "\r\n")] = 0;
+    system_on_interrupt(on_interrupt, 1);
+    int is_read = line_read(stdin, line);
+    system_on_interrupt(on_interrupt, 0);
     return is_read && !interrupted;
 }
 
@@ -79,20 +70,19 @@ static ml_result answer_line(ml_chat *chat, const settings *s, const char *line,
 static ml_result talk(ml_session *session, const settings *s, ml_error *error) {
     ml_chat_desc desc = {ml_chat_format_from_name(s->format), s->system};
     ml_chat chat;
-    char *line = NULL;
-    size_t size = 0;
+    buffer line = {NULL, 0, 0};
     ml_result result = ml_chat_begin(session, &desc, &chat, error);
-    if (!result && isatty(0))
+    if (!result && system_is_terminal(stdin))
         fprintf(stderr, "%s, %d tokens; Ctrl-C stops an answer, Ctrl-D ends, /reset begins again\n",
                 ml_chat_format_name(chat.format), session->max_seq_len);
-    while (!result && !ferror(stdout) && read_line(&line, &size)) {
-        if (strcmp(line, "/reset") == 0)
+    while (!result && !ferror(stdout) && read_line(&line)) {
+        if (strcmp(line.bytes, "/reset") == 0)
             result = ml_chat_begin(session, &desc, &chat, error);
-        else if (*line)
-            result = answer_line(&chat, s, line, error);
+        else if (*line.bytes)
+            result = answer_line(&chat, s, line.bytes, error);
     }
-    if (!result && isatty(0)) printf("\n");
-    free(line);
+    if (!result && system_is_terminal(stdin)) printf("\n");
+    buffer_free(&line);
     return result;
 }
 
@@ -119,7 +109,7 @@ static int chat(settings *s) {
         set_defaults(s, model, &random);
         desc.max_seq_len = s->context;
         desc.threads.count = s->threads;
-        catch_interrupts(0);
+        system_on_interrupt(on_interrupt, 0);
         if (!ml_session_new(model, &desc, &session, &error)) talk(session, s, &error);
     }
     if (error.code) fprintf(stderr, "\n%s\n", error.text);

@@ -512,6 +512,7 @@ TEST(restored_sessions_continue) {
         random_ids(&random, ids, 40);
         REQUIRE(!ml_session_eval(session, ids, 20, NULL, NULL));
         unsigned char *bytes = save(session, &size);
+        CHECK(empty_size == 8 + 4 * (3 + 21 + 3)); /* also where enumerations have one byte */
         /* keys and values of 2 layers with 2 heads of 8, and the ids */
         CHECK(size - empty_size == 20 * (4 + (full ? 0 : 2 * 2 * 2 * 8 * 4)));
         for (int i = 0; i < 20; i++) { /* little-endian everywhere */

@@ -1,8 +1,9 @@
 #!/bin/sh
-# windows.sh [quick]: what can be tried for Windows without it. clang reads the header by the rules of Microsoft's
-# compiler (tests/compile/msvc.h stands for its C library); mingw-w64 compiles all examples, tools and tests; wine runs
-# the tests. quick: three programs and two tests. TESTS="load save": these. What is not installed is skipped, with a
-# sentence. The last line is the sum. WINDOWS_BUILD is the folder (build/windows).
+# windows.sh [quick]: what can be tried for Windows without it. clang reads the header, the examples and the tools by the
+# rules of Microsoft's compiler (tests/compile/msvc.h stands for its C library and windows.h); mingw-w64 compiles all
+# examples, tools and tests; wine runs the tests, and programs on files with letters that no code page has. quick: a few
+# programs and two tests. TESTS="load save": these. What is not installed is skipped, with a sentence. The last line is
+# the sum. WINDOWS_BUILD is the folder (build/windows).
 cd "$(dirname "$0")/.." || exit 1
 export LC_ALL=C
 
@@ -34,18 +35,24 @@ try() { # try NAME COMMAND...
 # By the rules of Microsoft's compiler. C++14 is the least that it has.
 msvc() {
     clang "$@" --target=x86_64-pc-windows-msvc -ffreestanding -fsyntax-only -Wall -Wextra -Wshadow -Wconversion -Werror \
-        -isystem "$out/msvc" -I. tests/compile/implementation.c
+        -isystem "$out/msvc" -I.
 }
+library=tests/compile/implementation.c
 read_as_msvc() {
     mkdir -p "$out/msvc"
-    for header in assert errno io math stdio stdlib string wchar; do
+    for header in assert ctype direct errno io math process psapi shellapi signal stdio stdlib string time wchar windows; do
         echo '#include "tests/compile/msvc.h"' >"$out/msvc/$header.h"
     done
-    try "MSVC, C99" msvc -std=c99
-    try "MSVC, C11, AVX2" msvc -std=c11 -mavx2 -mfma -mf16c
-    try "MSVC, C++14" msvc -x c++ -std=c++14
-    try "MSVC, C++20" msvc -x c++ -std=c++20
-    for switch in ML_NO_STDIO ML_NO_SAVE ML_NO_TRAINING; do try "MSVC, $switch" msvc -std=c99 -D$switch; done
+    printf '#define near\n#define far\n' >>"$out/msvc/windows.h"
+    try "MSVC, C99" msvc -std=c99 $library
+    try "MSVC, C11, AVX2" msvc -std=c11 -mavx2 -mfma -mf16c $library
+    try "MSVC, C++14" msvc -x c++ -std=c++14 $library
+    try "MSVC, C++20" msvc -x c++ -std=c++20 $library
+    for switch in ML_NO_STDIO ML_NO_SAVE ML_NO_TRAINING; do try "MSVC, $switch" msvc -std=c99 -D$switch $library; done
+    for folder in examples examples/pretrain examples/run_llama examples/advanced examples/advanced/common \
+        examples/lessons examples/lessons/solutions tools tools/bpe; do
+        try "MSVC, $folder" msvc -std=c11 $folder/*.c
+    done
 }
 
 # Warnings about isfinite are mingw's own: its macros convert to each type of float.
@@ -54,12 +61,20 @@ build() { # build MAKE'S ARGUMENTS...
         CFLAGS="-static -O1 -Wno-float-conversion -Werror" "$@"
 }
 
+# Names of files, as arguments of a program: read, written beside, and said.
+other_letters() {
+    from="$out/Märchen ☃.gguf" to="$out/größer ☃.gguf"
+    cp examples/models/stories.gguf "$from" && rm -f "$to" && export LC_ALL=C.UTF-8
+    wine "$out/convert.exe" --type F16 "$from" "$to" && [ -s "$to" ] && wine "$out/inspect.exe" "$to" &&
+        ! said=$(wine "$out/convert.exe" "$from" "$from" 2>&1) && case $said in *"Märchen ☃.gguf"*) ;; *) false ;; esac
+}
+
 # Without those that start or stop other programs, or run shell scripts.
 all_tests='adapters adversarial archive archive_save attention bpe byte_level components decoding efficient formats forward
 fuzz_archive fuzz_load fuzz_tokenizer generate gradients head_files hostile interpolate kernels llama load look operations
 optimizer parts plain plot quant regularize rope save session table tokenizer train tuning yardsticks zero_shot'
 programs='all'
-[ "$1" = quick ] && all_tests='archive load' && programs="$out/generate $out/run_llama $out/table"
+[ "$1" = quick ] && all_tests='archive load' && programs="$out/generate $out/run_llama $out/table $out/convert $out/inspect"
 
 if has clang; then read_as_msvc; else skip "the rules of MSVC: there is no clang"; fi
 if ! has $mingw; then
@@ -73,6 +88,8 @@ else
     if has wine; then
         export WINEDEBUG=-all WINEPREFIX="${WINEPREFIX:-$PWD/$out/wine}"
         case $out in /*) WINEPREFIX=$out/wine ;; esac
+        (other_letters) >"$out/letters.log" 2>&1
+        try "wine, other letters" expr $? = 0
         tests=
         for test in ${TESTS:-$all_tests}; do tests="$tests $out/test_$test"; done
         build test TESTS="$tests" >"$out/tests.log" 2>&1

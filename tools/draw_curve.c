@@ -6,8 +6,9 @@
 int main(int argc, char **argv) {
     curve c = {NULL, 0, 0};
     if (argc != 3) return fprintf(stderr, "usage: draw_curve CURVE.csv PICTURE.svg\n"), 2;
+    argv = system_arguments(argc, argv);
     const used_file csv = {"CURVE.csv", argv[1]}, picture = {"PICTURE.svg", argv[2]};
-    if (access(csv.path, R_OK) != 0) return !complain("%s: %s", csv.path, strerror(errno));
+    if (!system_may_read(csv.path)) return !complain("%s: %s", csv.path, strerror(errno));
     int ok = outputs_ready(&picture, 1, &csv, 1) && curve_read(&c, csv.path, INFINITY);
     if (ok && c.n < 2)
         ok = complain("%s: %s lines \"step,loss,loss of text kept back\", so there is no curve", csv.path,

@@ -102,7 +102,7 @@ static void name_of(const row *r, char *to, size_t size) {
 /* DATA/SET-test-gold.txt, the real labels of a test set whose own are placeholders. NULL: there is none. */
 static const char *gold_of(const settings *s, const row *r, char path[4096]) {
     snprintf(path, 4096, "%s/%s-test-gold.txt", s->data, r->set);
-    return access(path, R_OK) == 0 ? path : NULL;
+    return system_may_read(path) ? path : NULL;
 }
 
 /* OUT/sst-prompt-llama-sum-1337 and an ending. */
@@ -161,7 +161,7 @@ static void command_line(const command *c, char *to, size_t size) {
 /* Reads the log of a finished run; 0 when there is none, or it is of another command. */
 static int read_run(const char *path, const command *c, run *to) {
     char line[16384], ours[16384];
-    FILE *log = fopen(path, "r");
+    FILE *log = system_open(path, "r");
     int done = 0;
     memset(to, 0, sizeof *to);
     command_line(c, ours, sizeof ours);
@@ -186,7 +186,7 @@ static int read_run(const char *path, const command *c, run *to) {
 /* Why a run failed: the last line of its log that says something, after "error: ". */
 static int explain_failure(const char *part) {
     char line[1024], last[1024] = "";
-    FILE *log = fopen(part, "r");
+    FILE *log = system_open(part, "r");
     for (int is_first = 1; log && fgets(line, sizeof line, log); is_first = 0) {
         line[strcspn(line, "\r\n")] = 0;
         if (!is_first && *line) memcpy(last, line, sizeof last); /* the first is the command */
@@ -199,7 +199,7 @@ static int explain_failure(const char *part) {
 /* Runs it with its output in a log, which gets its final name after success. */
 static int do_run(const settings *s, const row *r, int seed, const command *c) {
     const char *part = path_of(s, r, seed, ".part");
-    FILE *log = fopen(part, "w");
+    FILE *log = system_open(part, "w");
     char line[16384];
     if (!log) return whole_file_failed(part);
     command_line(c, line, sizeof line);
@@ -215,8 +215,8 @@ static int do_run(const settings *s, const row *r, int seed, const command *c) {
     if (end.status == 0)
         fprintf(log, "took %.2f s, %.1f MB\n", seconds_now() - began, end.peak_mb * 1e6 / (1024 * 1024));
     if (fclose(log) != 0) return whole_file_failed(part);
-    remove(path_of(s, r, seed,
-                   ".gguf")); /* the state of the best epoch: large, and the same seed makes it again */
+    system_remove(path_of(
+        s, r, seed, ".gguf")); /* the state of the best epoch: large, and the same seed makes it again */
     if (end.status == -2) return fprintf(stderr, "stopped; the same command continues from here\n"), 0;
     if (end.status != 0) return explain_failure(part);
     return system_rename(part, path_of(s, r, seed, ".log")) == 0 || whole_file_failed(part);

@@ -62,7 +62,7 @@ static int write_stories(const settings *s) {
     desc.user = &out;
     int ok = loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error) &&
              succeeded(ml_session_new(model, NULL, &session, &error), &error);
-    if (ok && s->output && !(out.file = fopen(s->output, "wb"))) ok = whole_file_failed(s->output);
+    if (ok && s->output && !(out.file = system_open(s->output, "wb"))) ok = whole_file_failed(s->output);
     ok = ok && write_all(session, &desc, &out, (long long)((double)s->megabytes * 1e6), s->separator);
     if (out.file && fclose(out.file) != 0 && ok)
         ok = whole_file_failed(s->output ? s->output : "standard output");

@@ -67,7 +67,7 @@ static int measure(tuning *t, float *mixed, int *best) {
 }
 
 static int write_curve(const interpolation *s) {
-    FILE *file = fopen(s->curve, "w");
+    FILE *file = system_open(s->curve, "w");
     if (!file) return whole_file_failed(s->curve);
     fprintf(file, "a,dev,test,gold\n");
     for (int i = 0; i <= TENTHS; i++) {

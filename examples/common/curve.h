@@ -30,7 +30,7 @@ static inline void curve_print(FILE *csv, const curve_point *p) {
 
 /* Adds the points of a CSV up to that step; a file that is not there has none. */
 static inline int curve_read(curve *c, const char *path, double last_step) {
-    FILE *csv = fopen(path, "r");
+    FILE *csv = system_open(path, "r");
     char line[256];
     while (csv && fgets(line, sizeof line, csv)) {
         curve_point p;
@@ -55,7 +55,7 @@ static inline int curve_open(curve *c, const char *path, double last_step) {
 static inline int curve_add(curve *c, const char *path, double step, double loss, double valid) {
     curve_point p = {step, loss, valid};
     if (!curve_keep(c, p)) return 0;
-    FILE *csv = fopen(path, "a");
+    FILE *csv = system_open(path, "a");
     if (!csv) return whole_file_failed(path);
     curve_print(csv, &p);
     return fclose(csv) == 0 || whole_file_failed(path);

@@ -3,7 +3,6 @@
 #ifndef FILE_H
 #define FILE_H
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,7 +13,7 @@
 /* All bytes of a file or pipe in new memory, followed by a zero byte; *n (may be NULL) is how many. NULL after saying
    why it cannot be read. */
 static inline char *file_read(const char *path, size_t *n) {
-    FILE *file = fopen(path, "rb");
+    FILE *file = system_open(path, "rb");
     char *data = NULL, *room = NULL;
     size_t size = 0, capacity = 0, got = 1;
     while (file && got && (room = (char *)grow(data, size + 65537, &capacity, 1)) != NULL) {
@@ -70,13 +69,13 @@ static inline int whole_file_failed(const char *path) {
 }
 
 static inline int whole_file_begin(whole_file *file, const char *path) {
-    struct stat about;
-    int is_direct = stat(path, &about) == 0 && !S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode);
+    system_file about;
+    int is_direct = system_look(path, &about) && !about.is_regular && !about.is_folder;
     errno = 0;
     file->path = path;
     if ((size_t)snprintf(file->temporary, sizeof file->temporary, "%s.tmp", path) >= sizeof file->temporary)
         errno = ENAMETOOLONG;
-    file->to = errno ? NULL : fopen(is_direct ? path : file->temporary, "wb");
+    file->to = errno ? NULL : system_open(is_direct ? path : file->temporary, "wb");
     if (is_direct) file->temporary[0] = 0;
     return file->to || whole_file_failed(path);
 }
@@ -90,9 +89,21 @@ static inline int whole_file_end(whole_file *file) {
     if (fclose(file->to) != 0 && !why) why = errno;
     if (!why && *file->temporary && system_rename(file->temporary, file->path) != 0) why = errno;
     if (!why) return 1;
-    if (*file->temporary) remove(file->temporary);
+    if (*file->temporary) system_remove(file->temporary);
     errno = why;
     return whole_file_failed(file->path);
+}
+
+/* The next line without its end; 0 at the end of the file, or without memory. */
+static inline int line_read(FILE *file, buffer *line) {
+    int c;
+    line->length = 0;
+    while ((c = getc(file)) != EOF && c != '\n') {
+        char byte = (char)c;
+        if (!buffer_append(line, &byte, 1)) return 0;
+    }
+    if (line->length && line->bytes[line->length - 1] == '\r') line->length--;
+    return (c != EOF || line->length) && buffer_append(line, "", 0);
 }
 
 /* n bytes as a whole file. */
@@ -126,52 +137,51 @@ static inline const char *file_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
-/* What stat says of the folder that a path is in. */
-static inline int folder_stat(const char *path, struct stat *about) {
+/* What is known of the folder that a path is in. */
+static inline int look_at_folder(const char *path, system_file *about) {
     char parent[4096];
     size_t n = (size_t)(file_name(path) - path);
-    if (n >= sizeof parent) return -1;
+    if (n + 2 > sizeof parent) return 0;
     memcpy(parent, path, n);
     strcpy(parent + n, ".");
-    return stat(parent, about);
+    return system_look(parent, about);
 }
 
 /* Do two paths lead to one regular file? Of files that do not exist yet, folders and names are compared. */
 static inline int same_file(const char *a, const char *b) {
-    struct stat x, y;
-    if (!FILES_HAVE_NUMBERS) return strcmp(a, b) == 0;
-    int a_is_there = stat(a, &x) == 0, b_is_there = stat(b, &y) == 0;
+    system_file x, y;
+    int a_is_there = system_look(a, &x), b_is_there = system_look(b, &y);
     if (a_is_there != b_is_there) return 0;
-    if (a_is_there) return x.st_dev == y.st_dev && x.st_ino == y.st_ino && S_ISREG(x.st_mode);
+    if (a_is_there) return x.device == y.device && x.number == y.number && x.is_regular;
     if (strcmp(file_name(a), file_name(b)) != 0) return 0;
-    if (folder_stat(a, &x) != 0 || folder_stat(b, &y) != 0) return strcmp(a, b) == 0;
-    return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+    if (!look_at_folder(a, &x) || !look_at_folder(b, &y)) return strcmp(a, b) == 0;
+    return x.device == y.device && x.number == y.number;
 }
 
 /* The library saves by replacing files only: no device and no pipe. path NULL: nothing is saved. */
 static inline int file_can_be_saved(const char *path) {
-    struct stat about;
-    if (!path || stat(path, &about) != 0 || S_ISREG(about.st_mode) || S_ISDIR(about.st_mode)) return 1;
+    system_file about;
+    if (!path || !system_look(path, &about) || about.is_regular || about.is_folder) return 1;
     errno = EEXIST;
     return whole_file_failed(path);
 }
 
 /* Can a whole_file be written there? Leaves an existing file as it is, and no new one. */
 static inline int file_can_be_written(const char *path) {
-    struct stat about;
+    system_file about;
     char temporary[4100];
-    int is_there = stat(path, &about) == 0;
-    errno = !*path ? ENOENT : is_there && S_ISDIR(about.st_mode) ? EISDIR : 0;
-    if (errno || (is_there && access(path, W_OK) != 0)) return whole_file_failed(path);
-    if (is_there && !S_ISREG(about.st_mode)) return 1;
+    int is_there = system_look(path, &about);
+    errno = !*path ? ENOENT : is_there && about.is_folder ? EISDIR : 0;
+    if (errno || (is_there && !system_may_write(path))) return whole_file_failed(path);
+    if (is_there && !about.is_regular) return 1;
     if ((size_t)snprintf(temporary, sizeof temporary, "%s.tmp", path) >= sizeof temporary)
         errno = ENAMETOOLONG;
     if (errno) return whole_file_failed(path);
-    int was_there = lstat(temporary, &about) == 0;
-    FILE *file = fopen(temporary, "ab");
+    int was_there = system_is_there(temporary);
+    FILE *file = system_open(temporary, "ab");
     if (!file) return whole_file_failed(path);
     fclose(file);
-    if (!was_there) remove(temporary);
+    if (!was_there) system_remove(temporary);
     return 1;
 }
 
@@ -254,29 +264,36 @@ static inline int is_read_with_model(const char *name, const char *model, int is
 
 /* The directory that a model's path is, or that it is in, with a slash at its end. Returns whether the path is it. */
 static inline int model_folder(const char *model, char directory[4096]) {
-    struct stat about;
-    int is_folder = stat(model, &about) == 0 && S_ISDIR(about.st_mode);
+    system_file about;
+    int is_folder = system_look(model, &about) && about.is_folder;
     int n = (int)(is_folder ? strlen(model) : (size_t)(file_name(model) - model));
     snprintf(directory, 4096, "%.*s%s", n, model, is_folder ? "/" : n ? "" : "./");
     return is_folder;
 }
 
+/* An output beside a model's files. */
+typedef struct beside_model {
+    const char *output, *model;
+    int is_folder; /* the model's path is one */
+    char directory[4096];
+} beside_model;
+
+static inline int spares_beside(void *user, const char *name) {
+    const beside_model *b = (const beside_model *)user;
+    char path[4096 + 256 + 2];
+    snprintf(path, sizeof path, "%s%.256s", b->directory, name);
+    return !is_read_with_model(name, b->model, b->is_folder) || !would_write_to(b->output, path);
+}
+
 /* Refuses an output that is one of the files that a model's or adapter's path stands for, or that is read beside
    them: a configuration, a tokenizer. */
 static inline int spares_model(const used_file *output, const used_file *model) {
-    struct dirent *item;
-    char directory[4096], path[4096 + 256 + 2];
+    beside_model b = {output->path, model->path, 0, ""};
     if (!output->path || !model->path) return 1;
-    int is_folder = model_folder(model->path, directory), ok = 1;
-    DIR *items = opendir(directory);
-    while (items && ok && (item = readdir(items)) != NULL) {
-        if (!is_read_with_model(item->d_name, model->path, is_folder)) continue;
-        snprintf(path, sizeof path, "%s%.256s", directory, item->d_name);
-        ok = !would_write_to(output->path, path);
-    }
-    if (items) closedir(items);
-    return ok || complain("%s: %s is also read (next to %s), and would be lost", output->option, output->path,
-                          model->option);
+    b.is_folder = model_folder(model->path, b.directory);
+    return system_list(b.directory, spares_beside, &b) ||
+           complain("%s: %s is also read (next to %s), and would be lost", output->option, output->path,
+                    model->option);
 }
 
 static inline int models_spared(const used_file *outputs, int n_outputs, const used_file *models,

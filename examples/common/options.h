@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "system.h"
 
 typedef enum option_kind { OPTION_FLAG, OPTION_INT, OPTION_FLOAT, OPTION_TEXT } option_kind;
 
@@ -99,11 +100,12 @@ static inline int option_read(int argc, char **argv, int *at, const option *opti
     return option_set(&options[i], argv[++*at]);
 }
 
-/* Sets what argv gives (--name value or --name=value; -h is --help). Words without dashes, and "-" alone, go to
+/* Sets what argv, that of main, gives (--name value or --name=value; -h is --help). Words without dashes, and "-" alone, go to
    `words`, at most max_words. Returns 0 after saying why if something is wrong. */
 static inline int options_read(int argc, char **argv, const option *options, int n, const char **words,
                                int max_words) {
     int n_words = 0;
+    argv = system_arguments(argc, argv);
     for (int i = 1; i < argc; i++) {
         if (argv[i][0] == '-' && argv[i][1]) {
             if (!option_read(argc, argv, &i, options, n)) return 0;

@@ -25,7 +25,7 @@ static inline double seconds_left(double done, double all, double began) {
 static inline void progress_bar(const char *what, int done, int all, double began) {
     static double last; /* when a line was printed */
     int left = (int)seconds_left(done, all, began), full = all ? 30 * done / all : 30;
-    if (!isatty(2)) {
+    if (!system_is_terminal(stderr)) {
         double now = seconds_now();
         if (done == all || now - (last > began ? last : began) < PROGRESS_PAUSE) return;
         last = now;

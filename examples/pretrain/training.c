@@ -121,7 +121,7 @@ static int save_all(run *r) {
 static int report(run *r, float loss, int is_full) {
     double tokens = (double)r->set.rows * r->set.context, seconds = seconds_now() - r->began;
     double done = (double)(r->trainer->step - r->began_at), per_token = NAN, per_byte = NAN;
-    int overwrites = isatty(1) && !is_full;
+    int overwrites = system_is_terminal(stdout) && !is_full;
     if (is_full && r->valid.n > 1 && !validate(r, &per_token, &per_byte)) return 0;
     int left = done > 0 ? (int)(seconds / done * (double)(r->set.steps - r->trainer->step)) : 0;
     printf("%sstep %lld of %d: loss %.4f", overwrites ? "\r" : "", (long long)r->trainer->step, r->set.steps,
@@ -150,7 +150,7 @@ static int take_steps(run *r) {
         if (!take_step(r, &loss)) return 0;
         int64_t step = r->trainer->step;
         int is_full = step % set->every == 0 || step == set->steps;
-        if ((is_full || isatty(1)) && !report(r, loss, is_full)) return 0;
+        if ((is_full || system_is_terminal(stdout)) && !report(r, loss, is_full)) return 0;
         if (set->sample_every && step % set->sample_every == 0 && step < set->steps) print_sample(r);
         if (step % set->save_every == 0 && !save_all(r)) return 0;
     }

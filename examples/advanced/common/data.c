@@ -3,8 +3,8 @@
 #include "../../common/file.h"
 
 static int file_exists(const char *path) {
-    struct stat about;
-    return stat(path, &about) == 0;
+    system_file about;
+    return system_look(path, &about);
 }
 
 const char *tuning_path(tuning *t, const char *given, const char *name) {

@@ -138,8 +138,8 @@ static const char *value_of(const char *json, const char *key) {
 static int check_config(const tuning *t) {
     const efficient *e = efficient_of(t);
     char path[4096], wanted[64];
-    struct stat about;
-    if (!config_beside(e->set.load, 1, path) || stat(path, &about) != 0) return 1;
+    system_file about;
+    if (!config_beside(e->set.load, 1, path) || !system_look(path, &about)) return 1;
     char *json = text_file_read(path, NULL);
     if (!json) return 0;
     const char *type = value_of(json, "\"peft_type\""), *alpha = value_of(json, "\"lora_alpha\"");

@@ -13,7 +13,7 @@ static void put_quoted(FILE *file, const char *text) {
 }
 
 static int append_row(const tuning *t, const char *method, const tuning_result *r) {
-    FILE *file = fopen(t->set.csv, "a");
+    FILE *file = system_open(t->set.csv, "a");
     if (!file) return whole_file_failed(t->set.csv);
     fseek(file, 0, SEEK_END);
     if (ftell(file) == 0)
