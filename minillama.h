@@ -1443,6 +1443,9 @@ ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_
 ML_DEF ml_result ml_archive_load_memory(const void *data, size_t size, const ml_load_desc *desc,
                                         ml_archive **archive, ml_error *error); /* data must outlive it */
 ML_DEF void ml_archive_free(ml_archive *archive);
+/* The name, without the folder, of the i-th file that it was read from: the one that was opened, which may be an
+   index, then the others. NULL after the last, and of bytes in memory. */
+ML_DEF const char *ml_archive_file(const ml_archive *archive, size_t i);
 ML_DEF const ml_array *ml_archive_find_array(const ml_archive *archive,
                                              const char *name); /* NULL if there is none */
 ML_DEF const ml_value *ml_archive_find_value(const ml_archive *archive, const char *name);
@@ -1485,9 +1488,9 @@ typedef struct ml_model_load_desc {
        those show where a token is drawn, or in another result that is tested. */
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
-       Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, ignored if
-       it has more pieces, or over 1024 fewer; of those the first one with the most pieces, since pieces that were
-       added later may be in the second only. */
+       Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, or, beside a
+       params.json, tokenizer.model in the folder above; ignored if it has more pieces, or over 1024 fewer; of those
+       the first one with the most pieces, since pieces that were added later may be in the second only. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
@@ -1571,7 +1574,8 @@ ML_DEF ml_result ml_lora_save_to(const ml_lora *lora, const ml_model *model, con
    bytes keeps its pre-tokenizer and merges; one of characters that came from a tokenizer.json gets the ranks of its
    merges as scores, since GGUF has no merges there: ids are then the same if any two of its pieces that make a third
    are among the merges, as in the files of Llama 2. Safetensors is
-   Hugging Face's layout; it also replaces config.json in the same folder, and holds no tokenizer. PyTorch is what
+   Hugging Face's layout; it also replaces config.json in the same folder and, if the model has a chat_template,
+   chat_template.jinja, and holds no tokenizer. PyTorch is what
    torch.load reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the
    weights under its names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its
    save_model leaves, whose "model" fits its classifier around a model of the same shape, and a "model_config" that
@@ -9553,6 +9557,17 @@ static void mli_keep_piece(mli_tokenizer *t, const mli_vocabulary *vocabulary, i
     t->kinds[id] = (unsigned char)piece->kind;
 }
 
+/* Whether a special piece ends a text, even if the file does not say so, as in llama.cpp: a model that was taught to
+   chat got it later than its tokenizer. */
+static int mli_is_usual_end(const mli_piece *piece) {
+    static const char *const ends[] = {"</s>",       "<|end_of_text|>", "<|endoftext|>",
+                                       "<|eot_id|>", "<|eom_id|>",      "<|im_end|>"};
+    int is_end = 0;
+    for (size_t i = 0; i < MLI_COUNT(ends) && mli_is_special_kind(piece->kind); i++)
+        is_end |= piece->length == strlen(ends[i]) && memcmp(piece->bytes, ends[i], piece->length) == 0;
+    return is_end;
+}
+
 /* The second pass: keeps the pieces, and indexes those that text can become. */
 static ml_result mli_fill_pieces(mli_tokenizer *t, const mli_vocabulary *vocabulary, ml_error *error) {
     for (int32_t id = 0; id < t->shown.n_pieces; id++) {
@@ -9560,6 +9575,7 @@ static ml_result mli_fill_pieces(mli_tokenizer *t, const mli_vocabulary *vocabul
         ml_result result = vocabulary->get(vocabulary->context, id, &piece, error);
         if (result) return result;
         mli_keep_piece(t, vocabulary, id, &piece);
+        if (mli_is_usual_end(&piece)) mli_add_end(t->shown.ends, &t->shown.n_ends, id);
         int merges = vocabulary->rules.words ? mli_is_spelled(&piece) : mli_is_text_kind(piece.kind), b = -1;
         size_t text_size;
         const char *text = mli_text_of(t, id, &text_size);
@@ -11590,8 +11606,9 @@ static void mli_target_close(mli_saver *saver, mli_target *target) {
    There is one way to fail: mli_stop notes the first error in the archive, and the readers go on with zeros and empty
    things. They look at `result` in their loops only, which keeps them free of a check after every call. */
 
-#define MLI_PATH_SIZE 4096 /* bytes of the longest dotted name, with its terminating zero */
-#define MLI_MAX_DEPTH 64   /* of JSON's containers in containers */
+#define MLI_PATH_SIZE 4096       /* bytes of the longest dotted name, with its terminating zero */
+#define MLI_MAX_DEPTH 64         /* of JSON's containers in containers */
+#define MLI_MAX_VALUES (1 << 20) /* of one JSON text: they are sorted, and each takes some 100 bytes */
 
 /* Small things that live as long as the archive are cut from blocks, which are freed together. */
 typedef struct mli_block {
@@ -11623,7 +11640,7 @@ typedef struct ml_archive_private {
     ml_result result; /* the first error */
     ml_error *error;
     const char *reading;             /* begins its sentence: the shard, if the caller did not name it */
-    size_t first_array, first_value; /* of the shard being read */
+    size_t first_array, first_value; /* of the shard or the JSON being read */
     size_t name_budget;              /* bytes that names may still take */
     char path[MLI_PATH_SIZE];        /* the dotted name of what is being read */
     size_t path_length;
@@ -11894,6 +11911,7 @@ static size_t mli_drop_repeats(const mli_archive *archive, mli_list *list, size_
 
 /* Sorts the names of a list's items and refuses duplicates. After an error the old index remains. */
 static void mli_index_names(mli_archive *archive, mli_list *list, size_t item_size, const char *what) {
+    if (archive->result) return;
     mli_named *index = (mli_named *)mli_alloc(&archive->allocator, list->n, sizeof *index);
     if (!index) mli_no_memory(archive);
     for (size_t i = 0; index && i < list->n; i++) {
@@ -12253,21 +12271,22 @@ static const char *const mli_folder_files[] = {"/model.safetensors",         "/m
                                                "/adapter_model.safetensors", "/adapter_model.bin"};
 
 /* Meta's consolidated.00.pth, consolidated.01.pth, ... hold a part of the rows or columns of every matrix. How many
-   there are, if `path` is one of them; else 1. */
+   there are up to the last one, if `path` is one of them; else 1. One that is missing in between counts: opening it
+   will say so. */
 static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
     char name[] = "consolidated.00.pth";
-    int n = 0, is_there = 1;
+    int n = 1;
     if (strncmp(path + mli_folder_length(path), name, sizeof "consolidated") != 0) return 1;
-    for (; is_there && n < 100; n += is_there) {
-        name[13] = (char)('0' + n / 10);
-        name[14] = (char)('0' + n % 10);
+    for (int i = 0; i < 100; i++) {
+        name[13] = (char)('0' + i / 10);
+        name[14] = (char)('0' + i % 10);
         char *piece = mli_path_beside(allocator, path, name);
         FILE *file = piece ? mli_fopen(piece, "rb") : NULL;
         mli_free(allocator, piece);
-        is_there = file != NULL;
+        if (file) n = i + 1;
         if (file) fclose(file);
     }
-    return MLI_MAX(n, 1);
+    return n;
 }
 
 /* "/NAME.gguf" for the folder's only file with that ending; later parts of a split one do not count. NULL: there is
@@ -12446,6 +12465,16 @@ ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_
     return mli_name_file(error, mli_load_archive(path, NULL, 1, desc, archive, error), path);
 }
 #endif
+
+ML_DEF const char *ml_archive_file(const ml_archive *shown, size_t i) {
+    const mli_archive *archive = shown->private_part;
+    const mli_shard *shards = (const mli_shard *)archive->shards.items;
+    if (!archive->file_path || !archive->shards.n) return NULL;
+    const char *opened = archive->file_path + mli_folder_length(archive->file_path);
+    size_t is_index = strcmp(opened, shards[0].name) != 0;
+    if (i < is_index) return opened;
+    return i - is_index < archive->shards.n ? shards[i - is_index].name : NULL;
+}
 
 /* The item of that name, or NULL. */
 static const void *mli_find_item(const mli_list *list, size_t item_size, const char *name) {
@@ -12729,8 +12758,13 @@ static void mli_json_scalar(mli_json *json) {
     int c = mli_json_peek(json);
     if (mli_json_word(json, "null")) return;
     memset(&passed_over, 0, sizeof passed_over);
-    if (archive->path_length < MLI_PATH_SIZE)
+    if (archive->path_length < MLI_PATH_SIZE) {
+        archive->path[archive->path_length] = 0;
+        if (archive->values.n - archive->first_value == MLI_MAX_VALUES)
+            mli_stop(archive, ML_ERROR_UNSUPPORTED, "JSON: there are more than %d values: %s", MLI_MAX_VALUES,
+                     archive->path);
         value = mli_add_value(archive, archive->path, archive->path_length, ML_VALUE_BOOL);
+    }
     if (mli_json_not_finite(json, &value->f)) {
         value->kind = ML_VALUE_FLOAT;
     } else if (c == '"') {
@@ -12768,7 +12802,7 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
                                  ml_error *error) {
     const unsigned char *begin = (const unsigned char *)data;
     mli_json json = {mli_reader_at(begin, 0, size), begin, archive};
-    size_t n_values = archive->values.n;
+    size_t n_values = archive->first_value = archive->values.n;
     archive->result = ML_OK;
     archive->error = error;
     archive->path_length = 0;
@@ -15500,28 +15534,6 @@ static ml_result mli_refuse_tokenizer_kind(const ml_value *model, ml_error *erro
 }
 
 #ifndef ML_NO_BPE
-/* Control pieces that end a text, whether the file says so or not, as in llama.cpp; and, where it does not say which
-   are bos and eos (finds_bos), those that are spelled like one. */
-static ml_result mli_find_usual_special(mli_vocabulary *v, int finds_bos, ml_error *error) {
-    static const char *const bos[] = {"<s>", "<|begin_of_text|>", "<|endoftext|>"};
-    static const char *const ends[] = {"</s>",       "<|end_of_text|>", "<|endoftext|>",
-                                       "<|eot_id|>", "<|eom_id|>",      "<|im_end|>"};
-    for (int32_t id = 0; id < (int32_t)v->n_pieces; id++) {
-        mli_piece piece;
-        ml_result result = v->get(v->context, id, &piece, error);
-        if (result) return result;
-        if (piece.kind != ML_PIECE_CONTROL) continue;
-        for (size_t i = 0; i < MLI_COUNT(bos) && finds_bos && v->bos < 0; i++)
-            if (mli_is_text((const char *)piece.bytes, piece.length, bos[i])) v->bos = id;
-        for (size_t i = 0; i < MLI_COUNT(ends); i++) {
-            if (!mli_is_text((const char *)piece.bytes, piece.length, ends[i])) continue;
-            if (finds_bos && v->eos < 0 && i < 3) v->eos = id;
-            mli_add_end(v->ends, &v->n_ends, id);
-        }
-    }
-    return ML_OK;
-}
-
 /* Of byte-level BPE: the pre-tokenizer and the merges. */
 static ml_result mli_gguf_words(const ml_archive *archive, mli_piece_source *source, mli_vocabulary *v,
                                 ml_error *error) {
@@ -15586,8 +15598,9 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, int compa
     ml_result result = mli_gguf_find_list(archive, MLI_KEY_TOKENS, MLI_GGUF_STRING, 0, &tokens, error);
     if (result) return result;
     if (!tokens || !model || model->kind != ML_VALUE_STRING)
-        return mli_fail(error, ML_ERROR_FORMAT, "no tokenizer in this file: key %s is absent",
-                        tokens ? MLI_KEY_TOKENIZER : MLI_KEY_TOKENS);
+        return mli_fail(error, tokens && !model ? ML_ERROR_UNSUPPORTED : ML_ERROR_FORMAT,
+                        "no tokenizer in this file: key %s is %s",
+                        tokens ? MLI_KEY_TOKENIZER : MLI_KEY_TOKENS, tokens && model ? "no text" : "absent");
     v.n_pieces = tokens->length;
     v.get = mli_gguf_get;
     v.context = &source;
@@ -15606,9 +15619,6 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, int compa
     if (!result && v.n_pieces) result = mli_gguf_special(archive, &v, error);
     if (!result && v.n_pieces) result = mli_gguf_ends(archive, &v, error);
     if (!result) result = mli_gguf_flags(archive, &v, error);
-#ifndef ML_NO_BPE
-    if (!result && v.rules.words && v.n_pieces) result = mli_find_usual_special(&v, 0, error);
-#endif
     if (!result && compact) mli_leave_listed(&source, &v);
     return result ? result : mli_tokenizer_create(&v, allocator, tokenizer, error);
 }
@@ -16158,10 +16168,22 @@ static void mli_hf_unknown(mli_hf *hf) {
     if (v->unknown >= 0 && !hf->is_byte_level) hf->pieces[v->unknown].kind = ML_PIECE_UNKNOWN;
 }
 
+/* The file does not say which of its pieces are bos and eos: those that are spelled like one. */
+static void mli_hf_bos_eos(mli_hf *hf) {
+    static const char *const names[2][3] = {{"<s>", "<|begin_of_text|>", "<|endoftext|>"},
+                                            {"</s>", "<|end_of_text|>", "<|endoftext|>"}};
+    for (int32_t id = 0; id < (int32_t)hf->vocabulary.n_pieces; id++)
+        for (int i = 0; i < 6 && hf->pieces[id].kind == ML_PIECE_CONTROL; i++) {
+            int32_t *found = i < 3 ? &hf->vocabulary.bos : &hf->vocabulary.eos;
+            const char *text = (const char *)hf->pieces[id].bytes;
+            if (*found < 0 && mli_is_text(text, hf->pieces[id].length, names[i / 3][i % 3])) *found = id;
+        }
+}
+
 static ml_result mli_hf_create(mli_hf *hf, ml_tokenizer **tokenizer, ml_error *error) {
     mli_vocabulary *v = &hf->vocabulary;
-    void (*const steps[])(mli_hf *) = {mli_hf_normalizer, mli_hf_pre_tokenizer, mli_hf_model,
-                                       mli_hf_fill,       mli_hf_unknown,       mli_hf_around};
+    void (*const steps[])(mli_hf *) = {mli_hf_normalizer, mli_hf_pre_tokenizer, mli_hf_model,  mli_hf_fill,
+                                       mli_hf_unknown,    mli_hf_around,        mli_hf_bos_eos};
     for (size_t i = 0; i < MLI_COUNT(steps) && !hf->archive->result; i++) steps[i](hf);
     if (hf->archive->result) return hf->archive->result;
     v->context = hf;
@@ -16169,8 +16191,7 @@ static ml_result mli_hf_create(mli_hf *hf, ml_tokenizer **tokenizer, ml_error *e
     v->get_merge = mli_hf_get_merge;
     v->n_merges = hf->merges.n;
     v->rules.is_ranked = 1;
-    ml_result result = mli_find_usual_special(v, 1, error);
-    return result ? result : mli_tokenizer_create(v, &hf->archive->allocator, tokenizer, error);
+    return mli_tokenizer_create(v, &hf->archive->allocator, tokenizer, error);
 }
 
 static ml_result mli_tokenizer_from_json(const void *data, size_t size, const ml_allocator *allocator,
@@ -16530,16 +16551,33 @@ static int mli_has_hf_names(const mli_loader *loader) {
     return !MLI_ONLY_GGUF && loader->naming == MLI_NAMING_HF;
 }
 
+/* The first dictionary or object that has a Llama's number of layers, whatever it is called: "1" of
+   torch.save((weights, args)). Writes its name and returns the length; 0: there is none. */
+static size_t mli_find_args(const mli_loader *loader, char name[MLI_PREFIX_SIZE]) {
+    static const char key[] = ".n_layers";
+    for (size_t i = 0; i < loader->archive->n_values; i++) {
+        const char *found = loader->archive->values[i].name;
+        size_t n = strlen(found), at = 0;
+        if (n >= MLI_PREFIX_SIZE || !mli_ends_with(found, n, key)) continue;
+        mli_put(name, MLI_PREFIX_SIZE, &at, found, n - (sizeof key - 1));
+        return at;
+    }
+    return 0;
+}
+
 /* A key of the table. ".dim" is what llama2.c calls "model_args.dim", and other programs keep under other names. */
 static const ml_value *mli_find_key(const mli_loader *loader, const char *key) {
     if (MLI_ONLY_GGUF) return ml_archive_find_value(loader->archive, key);
     static const char *const names[] = {"model_args", "params",  "model.params",    "args",
                                         "config",     "hparams", "hyper_parameters"};
     const ml_value *value = *key == '.' ? NULL : ml_archive_find_value(loader->archive, key);
-    for (size_t i = 0; i < MLI_COUNT(names) && *key == '.' && !value; i++) {
-        char name[64];
+    for (size_t i = 0; i <= MLI_COUNT(names) && *key == '.' && !value; i++) {
+        char name[MLI_PREFIX_SIZE + 32];
         size_t at = 0;
-        mli_put(name, sizeof name, &at, names[i], strlen(names[i]));
+        if (i < MLI_COUNT(names))
+            mli_put(name, sizeof name, &at, names[i], strlen(names[i]));
+        else if (!(at = mli_find_args(loader, name)))
+            break;
         mli_put(name, sizeof name, &at, key, strlen(key));
         value = ml_archive_find_value(loader->archive, name);
     }
@@ -17617,6 +17655,7 @@ MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
 
 #define MLI_GENERATION_JSON "generation_config.json"
 #define MLI_TOKENIZER_JSON "tokenizer_config.json"
+#define MLI_TEMPLATE_JINJA "chat_template.jinja"
 
 /* Most rows that a vocabulary has beyond the pieces of a tokenizer that is only found beside it. */
 #define MLI_MAX_EXTRA_ROWS 1024
@@ -17706,8 +17745,10 @@ static void mli_load_tokenizer(mli_loader *loader) {
         ml_result result = mli_tokenizer_from_archive(loader->archive, compact, allocator, &tokenizer, error);
         if (result != ML_ERROR_UNSUPPORTED) loader->result = result;
     } else if (mli_has_path(loader)) {
-        static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin"};
-        for (size_t i = 0; i < MLI_COUNT(names) && !loader->result; i++) {
+        static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin",
+                                            "../tokenizer.model"}; /* where Meta puts it: one for all sizes */
+        size_t n_names = MLI_COUNT(names) - !mli_find_other(loader, MLI_PARAMS_JSON ".dim");
+        for (size_t i = 0; i < n_names && !loader->result; i++) {
             if (tokenizer && tokenizer->n_pieces == loader->config.vocab_size) break;
             ml_tokenizer *other = mli_try_tokenizer(loader, names[i]);
             int is_larger = other && (!tokenizer || other->n_pieces > tokenizer->n_pieces);
@@ -17745,7 +17786,7 @@ static void mli_keep_template(mli_loader *loader) {
     struct ml_model_private *own = loader->model->private_part;
     int is_hf = mli_is_hugging_face(loader);
     if (is_hf && !own->tokenizer) mli_try_json(loader, MLI_TOKENIZER_JSON); /* which has read it otherwise */
-    int is_file = is_hf && mli_map_beside(loader, "chat_template.jinja", &file);
+    int is_file = is_hf && mli_map_beside(loader, MLI_TEMPLATE_JINJA, &file);
     const ml_value *value =
         is_hf ? mli_find_template(loader) : ml_archive_find_value(loader->archive, MLI_KEY_CHAT_TEMPLATE);
     int is_text = value && value->kind == ML_VALUE_STRING;
@@ -19217,44 +19258,57 @@ static void mli_append_torch_values(mli_writer *writer, const mli_saver *saver) 
 /* ---- files ---- */
 #ifndef ML_NO_STDIO
 
-/* The name of the second file, beside the first; NULL: there is none. */
-static const char *mli_second_name(const mli_saver *saver) {
+enum { MLI_SAVED_FILES = 3 }; /* at most: weights, configuration, template */
+
+/* The name of file i, which is beside the first; NULL: there is none. */
+static const char *mli_name_beside(const mli_saver *saver, int i) {
+    int is_model = saver->is_hf && !saver->archive && !saver->lora;
+    if (i == 2) return is_model && saver->model->chat_template ? MLI_TEMPLATE_JINJA : NULL;
     if (saver->archive) return saver->archive->text_name;
     if (!saver->is_hf) return NULL;
     return saver->lora ? MLI_PEFT_JSON : MLI_CONFIG_JSON;
 }
 
-static void mli_append_second(mli_writer *writer, const mli_saver *saver) {
-    if (saver->archive)
+static void mli_append_beside(mli_writer *writer, const mli_saver *saver, int i) {
+    if (i == 2)
+        mli_append_text(writer, saver->model->chat_template);
+    else if (saver->archive)
         mli_append_text(writer, saver->archive->text);
     else
         (saver->lora ? mli_append_adapter_json : mli_append_config_json)(writer, saver);
 }
 
-/* A GGUF is one file, a safetensors two: all are complete on the disk before the first takes its place. */
+/* Sets the paths (n) of what is saved beside `path`, from the second on. Returns n. */
+static int mli_paths_beside(mli_saver *saver, const char *path, char *paths[MLI_SAVED_FILES]) {
+    int n = 1;
+    for (const char *name; n < MLI_SAVED_FILES && (name = mli_name_beside(saver, n)) != NULL; n++) {
+        paths[n] = mli_path_beside(saver->allocator, path, name);
+        if (!paths[n])
+            saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a file's name");
+        else if (strcmp(paths[n], path) == 0)
+            saver->result = mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the name of the %s", path,
+                                     n == 1 ? "configuration" : "chat template");
+    }
+    return n;
+}
+
+/* A GGUF is one file, a safetensors several: all are complete on the disk before the first takes its place. */
 static ml_result mli_save_files(mli_saver *saver, const char *path) {
-    const char *second = mli_second_name(saver);
-    char *second_path = second ? mli_path_beside(saver->allocator, path, second) : NULL;
-    const char *const paths[2] = {path, second_path};
-    int n = second ? 2 : 1;
-    mli_target targets[2];
+    char *paths[MLI_SAVED_FILES] = {NULL};
+    int n = mli_paths_beside(saver, path, paths);
+    mli_target targets[MLI_SAVED_FILES];
     memset(targets, 0, sizeof targets);
-    if (second && !second_path)
-        saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a file's name");
-    else if (second && strcmp(second_path, path) == 0)
-        saver->result =
-            mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the name of the configuration", path);
     mli_find_repeated(saver);
-    for (int i = 0; i < n && !saver->result; i++) mli_target_open(saver, &targets[i], paths[i]);
+    for (int i = 0; i < n && !saver->result; i++) mli_target_open(saver, &targets[i], i ? paths[i] : path);
     if (!saver->result && saver->desc.format == ML_GGUF) mli_append_gguf(&targets[0].writer, saver);
     if (!saver->result && saver->is_torch) mli_append_torch(&targets[0].writer, saver);
     if (!saver->result && saver->is_hf) mli_append_safetensors(&targets[0].writer, saver);
-    if (!saver->result && second) mli_append_second(&targets[1].writer, saver);
+    for (int i = 1; i < n && !saver->result; i++) mli_append_beside(&targets[i].writer, saver, i);
     for (int i = 0; i < n && !saver->result; i++) mli_target_complete(saver, &targets[i]);
     for (int i = 0; i < n && !saver->result; i++) mli_target_publish(saver, &targets[i]);
     for (int i = 0; i < n; i++) mli_target_close(saver, &targets[i]);
     mli_free(saver->allocator, saver->is_repeated);
-    mli_free(saver->allocator, second_path);
+    for (int i = 1; i < n; i++) mli_free(saver->allocator, paths[i]);
     return saver->result ? saver->result : mli_ok(saver->error);
 }
 #endif
