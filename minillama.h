@@ -22746,31 +22746,31 @@ MLI_INLINE __m512i mli_pair_bytes(ml_type type, const uint8_t *block, int pair) 
     return _mm512_and_si512(q, _mm512_set1_epi8(31));
 }
 
-/* Of Q4_K and Q5_K 16 times the scales of the parts, then what is taken away from them. The six bits of each number are
-   in one byte, or in two, as mli_unpack_scales says: of 16 bytes those two, masked, times what moves them into place. */
-MLI_INLINE __m512 mli_scales_and_less(const uint8_t *block) {
-    const __m128i head = _mm_loadu_si128((const __m128i *)(const void *)block);
-    const __m256i d_less =
-        _mm256_setr_epi64x(0x0100010001000100, 0x0100010001000100, 0x0302030203020302, 0x0302030203020302);
-    __m512 d = _mm512_maskz_cvtph_ps(0xffff, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(head), d_less));
-    const int none = 128 << 8;
-    __m512i which = _mm512_setr_epi32(none | 4, none | 5, none | 6, none | 7, 0x40c, 0x50d, 0x60e, 0x70f,
-                                      none | 8, none | 9, none | 10, none | 11, 0x80c, 0x90d, 0xa0e, 0xb0f);
-    __m512i mask = _mm512_setr_epi64(0x3f0000003f, 0x3f0000003f, 0xc00f0000c00f, 0xc00f0000c00f, 0x3f0000003f,
-                                     0x3f0000003f, 0xc0f00000c0f0, 0xc0f00000c0f0);
-    __m512i times = _mm512_setr_epi32(16, 16, 16, 16, 0x410, 0x410, 0x410, 0x410, 16, 16, 16, 16, 0x401,
-                                      0x401, 0x401, 0x401);
-    __m512i bytes = _mm512_shuffle_epi8(_mm512_maskz_broadcast_i32x4(0xffff, head), which);
-    __m512i scales = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_and_si512(bytes, mask), times);
-    return _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(0xffff, scales), d);
+MLI_INLINE __m512i mli_quarters(int a, int b, int c, int d) {
+    return _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
 }
 
-MLI_INLINE __m512
-mli_scales_of_halves(const uint8_t *block) { /* of Q6_K, which has one for each half of a part */
-    __m512i scales =
-        _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128((const __m128i *)(const void *)(block + 192)));
-    return _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(0xffff, scales),
-                         _mm512_set1_ps(mli_load_scale(block + 208)));
+/* Of Q4_K and Q5_K 16 times the scales of the parts, then what is taken away from them. The six bits of each number are
+   in one byte, or in two (see mli_unpack_scales). Those, masked and times what moves them into place, add up to it. */
+MLI_INLINE __m512 mli_scales_and_less(const uint8_t *block) {
+    const __m128i head =
+        _mm_loadu_si128((const __m128i *)(const void *)block); /* d, dmin, 12 bytes of scales */
+    const int64_t first = 0x0100010001000100, second = 0x0302030203020302;
+    __m256i halves = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(head),
+                                         _mm256_setr_epi64x(first, first, second, second));
+    __m512i each = _mm512_maskz_broadcast_i32x4(0xffff, _mm_setr_epi32(0, 0x101, 0x202, 0x303));
+    __m512i which = _mm512_add_epi32(mli_quarters(0x8004, 0x040c, 0x8008, 0x080c), each); /* 0x80: none */
+    __m512i bytes = _mm512_shuffle_epi8(_mm512_maskz_broadcast_i32x4(0xffff, head), which);
+    bytes = _mm512_and_si512(bytes, mli_quarters(0x3f, 0xc00f, 0x3f, 0xc0f0));
+    bytes = _mm512_dpbusd_epi32(_mm512_setzero_si512(), bytes, mli_quarters(16, 0x0410, 16, 0x0401));
+    return _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(0xffff, bytes), _mm512_maskz_cvtph_ps(0xffff, halves));
+}
+
+/* Of Q6_K the scale of each half of a part. */
+MLI_INLINE __m512 mli_scales_of_halves(const uint8_t *block) {
+    __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(block + 192));
+    __m512 scales = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+    return _mm512_mul_ps(scales, _mm512_set1_ps(mli_load_scale(block + 208)));
 }
 
 #endif
@@ -22784,8 +22784,8 @@ MLI_INLINE __m512i mli_pair_lanes(ml_type type, int pair) {
                             _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
 }
 
-/* The scales of `count` blocks of x (8, 2 or 1) as those of weights come: in Q4_K and Q5_K then the sums of the blocks,
-   in Q6_K each twice. */
+/* The scales of `count` blocks of x (8, 2 or 1) as those of weights come: with Q4_K and Q5_K then the blocks' sums,
+   with Q6_K each twice. */
 MLI_INLINE __m512 mli_scales_of_x(ml_type type, const float *scale, const float *sum, int count) {
     __m512 x = _mm512_castps256_ps512(_mm256_maskz_loadu_ps((__mmask8)((1 << count) - 1), scale));
     if (!mli_has_parts(type)) return x;
