@@ -22160,10 +22160,13 @@ typedef int16_t mli_q; /* compilers find instructions for sums of products of th
 /* A block of activations. */
 typedef struct mli_block_x {
     mli_q q[MLI_BLOCK];
-#ifdef MLI_VNNI
-    int32_t start[MLI_BLOCK / 4]; /* -128 times the sum of each four q */
-#endif
 } mli_block_x;
+
+#ifdef MLI_VNNI
+enum { MLI_FOURS = MLI_BLOCK / 4 };
+#else
+enum { MLI_FOURS = 0 };
+#endif
 
 #if defined(MLI_AVX512) || defined(MLI_AVX2)
 
@@ -22184,28 +22187,24 @@ MLI_INLINE mli_bytes mli_bytes_load_nibbles(const void *q) {
 }
 MLI_INLINE mli_bytes mli_bytes_flip(mli_bytes a) { return _mm256_xor_si256(a, _mm256_set1_epi8(-128)); }
 MLI_INLINE void mli_bytes_store(void *q, mli_bytes a) { _mm256_storeu_si256((__m256i *)q, a); }
+#ifndef MLI_VNNI
 MLI_INLINE mli_scales mli_scales_set(float a) { return _mm256_set1_ps(a); }
 MLI_INLINE mli_scales mli_scales_multiply(uint64_t f16, const float *x) { /* four F16 numbers times x (4) */
     return _mm256_mul_ps(_mm256_cvtph_ps(_mm_set1_epi64x((int64_t)f16)),
                          _mm256_broadcast_ps((const __m128 *)(const void *)x));
 }
-#ifndef MLI_VNNI
 MLI_INLINE __m256i mli_dot_bytes(__m256i sum, __m256i w, __m256i x) { /* sum + four products in each lane */
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-#endif
 MLI_INLINE mli_sums mli_sums_zero(void) { return _mm256_setzero_ps(); }
 /* sum + (w . x) * scale j */
 MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x, mli_scales scales, int j) {
-#ifdef MLI_VNNI
-    __m256i products = _mm256_dpbusd_epi32(mli_bytes_load(x->start), w, mli_bytes_load(x->q));
-#else
     __m256i products = mli_dot_bytes(_mm256_setzero_si256(), w, mli_bytes_load(x->q));
-#endif
     __m256 scale = _mm256_permutevar_ps(scales, _mm256_set1_epi32(j));
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sum);
 }
+#endif
 #ifndef ML_NO_K_QUANTS
 /* 4 bytes of highest bits, then 16 of the other four: five bits, each at the top of a byte. */
 MLI_INLINE mli_bytes mli_bytes_load_fives(const uint8_t *q) {
@@ -22666,6 +22665,7 @@ typedef struct mli_activations {
     float *scale;   /* (rows, blocks) */
     float *sum;     /* (rows, blocks): scale times the sum of q */
     int32_t *start; /* (rows, blocks): with VNNI -128 times the sum of q, else 0 */
+    int32_t *fours; /* (rows, blocks, MLI_FOURS): the same of each four q */
 } mli_activations;
 
 typedef struct mli_quantize_job {
@@ -22694,15 +22694,15 @@ static void mli_quantize_block(const float *x, mli_q *q, float *scale) {
 }
 
 /* Fills in what follows from q; returns its sum. */
-static int32_t mli_finish_block(mli_block_x *x) {
+static int32_t mli_finish_block(mli_block_x *x, int32_t *fours) {
     int32_t sum = 0;
 #ifdef MLI_VNNI
-    __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(-128), mli_bytes_load(x->q));
-    fours = _mm256_sub_epi32(_mm256_setzero_si256(), fours);
-    mli_bytes_store(x->start, fours);
-    for (int i = 0; i < 8; i++) sum += x->start[i];
+    __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(-128), mli_bytes_load(x->q));
+    mli_bytes_store(fours, _mm256_sub_epi32(_mm256_setzero_si256(), sums));
+    for (int i = 0; i < MLI_FOURS; i++) sum += fours[i];
     return sum / -128;
 #else
+    (void)fours;
     for (int i = 0; i < MLI_BLOCK; i++) sum += x->q[i];
 #ifdef MLI_DSP
     for (int i = 1; i < MLI_BLOCK; i += 4) {
@@ -22720,7 +22720,7 @@ static void mli_quantize_task(void *arg, int index) {
     mli_share(job->to.rows * job->to.blocks, 1, job->n_tasks, index, &begin, &end);
     for (size_t b = begin; b < end; b++) {
         mli_quantize_block(job->x + b * MLI_BLOCK, job->to.q[b].q, job->to.scale + b);
-        int32_t sum = mli_finish_block(&job->to.q[b]);
+        int32_t sum = mli_finish_block(&job->to.q[b], job->to.fours + b * MLI_FOURS);
         job->to.sum[b] = job->to.scale[b] * (float)sum;
 #ifdef MLI_VNNI
         job->to.start[b] = -128 * sum;
@@ -22732,7 +22732,7 @@ static void mli_quantize_task(void *arg, int index) {
 
 /* Bytes of memory for n rows of activations; cols is a multiple of 32. */
 static size_t mli_integer_bytes(size_t n, size_t cols) {
-    const size_t block = sizeof(mli_block_x) + sizeof(int32_t) + 2 * sizeof(float);
+    const size_t block = sizeof(mli_block_x) + (1 + MLI_FOURS) * sizeof(int32_t) + 2 * sizeof(float);
     size_t bytes;
     if (!mli_mul_size(cols / MLI_BLOCK, block, &bytes) || !mli_mul_size(n, bytes, &bytes)) return SIZE_MAX;
     return bytes;
@@ -22740,8 +22740,9 @@ static size_t mli_integer_bytes(size_t n, size_t cols) {
 
 /* The activations that memory holds, aligned for a float at least, best at 64. */
 static mli_activations mli_activations_in(void *memory, size_t n, size_t cols) {
-    mli_activations x = {n, cols / MLI_BLOCK, (mli_block_x *)memory, NULL, NULL, NULL};
-    x.scale = (float *)(void *)(x.q + n * x.blocks);
+    mli_activations x = {n, cols / MLI_BLOCK, (mli_block_x *)memory, NULL, NULL, NULL, NULL};
+    x.fours = (int32_t *)(void *)(x.q + n * x.blocks);
+    x.scale = (float *)(void *)(x.fours + n * x.blocks * MLI_FOURS);
     x.sum = x.scale + n * x.blocks;
     x.start = (int32_t *)(void *)(x.sum + n * x.blocks);
     return x;
@@ -22803,14 +22804,6 @@ MLI_OPTIONAL void mli_integer_rows(ml_type type, int n_x, const mli_integer_job 
 
 #else
 
-/* A position in a row of weights and in the row of x. */
-typedef struct mli_position {
-    const uint8_t *w;
-    const mli_block_x *x;
-    const float *x_scale;
-    size_t x_stride; /* to the next row of x, in blocks */
-} mli_position;
-
 /* The scales of four blocks side by side, assembled in integer registers, which are idle here. */
 MLI_INLINE uint64_t mli_four_scales(const uint8_t *w, size_t bytes) {
     uint16_t half[4];
@@ -22818,6 +22811,16 @@ MLI_INLINE uint64_t mli_four_scales(const uint8_t *w, size_t bytes) {
     if (mli_is_turned(ML_I16)) mli_turn(ML_I16, half, 4);
     return (half[0] | (uint32_t)half[1] << 16) | (uint64_t)(half[2] | (uint32_t)half[3] << 16) << 32;
 }
+
+#ifndef MLI_VNNI
+
+/* A position in a row of weights and in the row of x. */
+typedef struct mli_position {
+    const uint8_t *w;
+    const mli_block_x *x;
+    const float *x_scale;
+    size_t x_stride; /* to the next row of x, in blocks */
+} mli_position;
 
 /* sum (n_x) += w . x (n_x) for the next `count` blocks, 4 or 1. Returns the position after them. */
 MLI_INLINE mli_position mli_integer_blocks(ml_type type, int n_x, int count, mli_sums *sum, mli_position at) {
@@ -22863,104 +22866,21 @@ MLI_INLINE void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *j
 }
 
 #endif
+#endif
 
-#ifndef ML_NO_K_QUANTS
+#if !defined(ML_NO_K_QUANTS) && !defined(MLI_VNNI)
 
 /* A row of x while it meets a row of weights: two sums, so that one addition need not wait for the last, and what is
    taken away from them in the end. */
 typedef struct mli_part_sums {
-#ifdef MLI_VNNI
-    __m512 sum[2];
-#else
     mli_sums sum[2];
-#endif
     mli_eight less;
 } mli_part_sums;
 
 MLI_INLINE float mli_part_total(const mli_part_sums *sums) {
-#ifdef MLI_VNNI
-    mli_v both = mli_v_add(sums->sum[0], sums->sum[1]);
-    return mli_v_sum(both) - mli_eight_total(sums->less);
-#else
     float sum = mli_sums_total(sums->sum[0]) + mli_sums_total(sums->sum[1]);
     return sum - mli_eight_total(sums->less);
-#endif
 }
-
-#ifdef MLI_VNNI
-
-/* The numbers of parts 2 pair and 2 pair + 1, as mli_part_bytes makes them. Bits are moved within eight bytes: what
-   comes from a neighboring byte is masked off. */
-MLI_INLINE __m512i mli_pair_bytes(ml_type type, const uint8_t *block, int pair) {
-    const uint8_t *high = block + (type == ML_Q6_K ? 128 + pair / 2 * 32 : 16);
-    __m512i bits = _mm512_maskz_broadcast_i64x4(255, mli_bytes_load(high)), mask = _mm512_set1_epi8(15);
-    if (type == ML_Q6_K) {
-        const int64_t left = pair % 2 ? 2 : 6;
-        __m512i low = _mm512_loadu_si512(block + pair / 2 * 64);
-        low = pair % 2 ? _mm512_maskz_srli_epi64(255, low, 2) : _mm512_maskz_slli_epi64(255, low, 2);
-        bits = _mm512_maskz_sllv_epi64(
-            255, bits, _mm512_setr_epi64(left, left, left, left, left - 2, left - 2, left - 2, left - 2));
-        mask = _mm512_set1_epi8(0x3c); /* low & mask | bits & ~mask, and the lowest two bits are 0 */
-        low = _mm512_ternarylogic_epi64(low, bits, mask, 0xe4);
-        return _mm512_and_si512(low, _mm512_set1_epi8(-4));
-    }
-    __m512i q =
-        _mm512_maskz_broadcast_i64x4(255, mli_bytes_load(block + (type == ML_Q5_K ? 48 : 16) + pair * 32));
-    q = _mm512_maskz_srlv_epi64(255, q, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
-    if (type == ML_Q4_K) return _mm512_and_si512(q, mask);
-    const int64_t even = (4 - 2 * pair) & 63, odd = (3 - 2 * pair) & 63;
-    bits = _mm512_maskz_rolv_epi64(255, bits, _mm512_setr_epi64(even, even, even, even, odd, odd, odd, odd));
-    q = _mm512_ternarylogic_epi64(q, bits, mask, 0xe4); /* q & mask | bits & ~mask */
-    return _mm512_and_si512(q, _mm512_set1_epi8(31));
-}
-
-/* For each lane which of the scales of a block it has in that pair. */
-MLI_INLINE __m512i mli_pair_lanes(ml_type type, int pair) {
-    if (type == ML_Q6_K)
-        return _mm512_add_epi32(_mm512_set1_epi32(4 * pair),
-                                _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));
-    return _mm512_add_epi32(_mm512_set1_epi32(2 * pair),
-                            _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
-}
-
-/* The scales of a block of weights times those of the eight blocks of x: in Q6_K 16, else 8. */
-MLI_INLINE __m512 mli_pair_scales(ml_type type, const mli_part_scales *of, const float *x_scale) {
-    __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-    __m512 x = _mm512_maskz_loadu_ps(255, x_scale), w = _mm512_setzero_ps();
-    w = _mm512_maskz_insertf32x8(255, w, of->scale[0], 0);
-    if (type != ML_Q6_K) return _mm512_mul_ps(w, x);
-    w = _mm512_maskz_insertf32x8(0xffff, w, of->scale[1], 1);
-    return _mm512_mul_ps(w, _mm512_maskz_permutexvar_ps(0xffff, twice, x));
-}
-
-/* Adds w . x (n_x) for a block of weights at w and the blocks of x from `at` on. */
-MLI_INLINE void mli_integer_parts(ml_type type, int n_x, const uint8_t *w, const mli_activations *x,
-                                  size_t at, mli_part_sums *to) {
-    mli_part_scales of = mli_scales_of_parts(type, w);
-    __m512 by[MLI_FEW];
-    MLI_UNROLL
-    for (int i = 0; i < n_x; i++) {
-        const size_t first = at + (size_t)i * x->blocks;
-        by[i] = mli_pair_scales(type, &of, x->scale + first);
-        if (type != ML_Q6_K) to[i].less = mli_eight_fma(of.less, x->sum + first, to[i].less);
-    }
-    MLI_UNROLL
-    for (int pair = 0; pair < MLI_PARTS / 2; pair++) {
-        __m512i q = mli_pair_bytes(type, w, pair), lanes = mli_pair_lanes(type, pair);
-        MLI_UNROLL
-        for (int i = 0; i < n_x; i++) {
-            const mli_block_x *block = x->q + at + 2 * pair + (size_t)i * x->blocks;
-            __m512i even = _mm512_loadu_si512(block), odd = _mm512_loadu_si512(block + 1);
-            __m512i x_q = _mm512_maskz_shuffle_i64x2(255, even, odd, 0x44), start = _mm512_setzero_si512();
-            if (type == ML_Q6_K) start = _mm512_maskz_shuffle_i64x2(255, even, odd, 0xee);
-            __m512 products = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_dpbusd_epi32(start, q, x_q));
-            __m512 *sum = &to[i].sum[pair % 2];
-            *sum = _mm512_fmadd_ps(products, _mm512_maskz_permutexvar_ps(0xffff, lanes, by[i]), *sum);
-        }
-    }
-}
-
-#else
 
 /* Adds w . x (n_x) for a block of weights at w and the blocks of x from `at` on. */
 MLI_INLINE void mli_integer_parts(ml_type type, int n_x, const uint8_t *w, const mli_activations *x,
@@ -22991,8 +22911,6 @@ MLI_INLINE void mli_integer_parts(ml_type type, int n_x, const uint8_t *w, const
     }
 }
 
-#endif
-
 /* As mli_integer_rows, for blocks of parts. */
 MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
                               size_t n_cols) {
@@ -23010,6 +22928,207 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
             mli_integer_parts(type, n_x, w, x, first + b, sums);
         MLI_UNROLL
         for (int i = 0; i < n_x; i++) y[(size_t)i * job->y_stride] = mli_part_total(&sums[i]);
+    }
+}
+
+#endif
+
+#ifdef MLI_VNNI
+
+/* ---- few rows with VNNI: 64 numbers at once, those of two blocks of x ----
+   Eight blocks of x meet one block of parts, or eight blocks of 32 numbers: four pairs, whose scales fit one vector. */
+
+/* A row of x while it meets a row of weights: two sums, so that one addition need not wait for the last, and in the
+   upper half of `less` what is taken away from them in the end. */
+typedef struct mli_wide_sums {
+    __m512 sum[2], less;
+} mli_wide_sums;
+
+MLI_INLINE int mli_has_parts(ml_type type) { return mli_types[type].block == MLI_LARGEST_BLOCK; }
+
+/* Two blocks of 32 weights, or one and zeros, as mli_bytes_of makes them. */
+MLI_INLINE __m512i mli_pair_of_blocks(ml_type type, const uint8_t *w, int count) {
+    const size_t bytes = mli_types[type].bytes;
+    if (type == ML_Q8_0) {
+        __m512i q = _mm512_maskz_broadcast_i64x4(15, mli_bytes_load(w + 2));
+        if (count == 2) q = _mm512_mask_broadcast_i64x4(q, 240, mli_bytes_load(w + bytes + 2));
+        return _mm512_xor_si512(q, _mm512_set1_epi8(-128));
+    }
+    /* each block's 16 bytes twice, which begin at an even byte: for the low four bits, and for the high ones */
+    const int from = type == ML_Q4_0 ? 1 : 3, step = (int)bytes / 2;
+    __m512i which = _mm512_maskz_broadcast_i32x4(0xffff, _mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7));
+    which = _mm512_add_epi16(which, _mm512_set1_epi16((short)from));
+    which = _mm512_mask_add_epi16(which, 0xffff0000u, which, _mm512_set1_epi16((short)step));
+    __m512i q = _mm512_maskz_loadu_epi16((1u << count * step) - 1, w);
+    q = _mm512_maskz_permutexvar_epi16(0xffffffffu, which, q);
+#ifdef __GFNI__ /* as in mli_bytes_load_nibbles */
+    const int64_t low = 0x01020408, high = 0x10204080;
+    q = _mm512_gf2p8affine_epi64_epi8(q, _mm512_setr_epi64(low, low, high, high, low, low, high, high), 0);
+#else
+    q = _mm512_maskz_sllv_epi64(255, q, _mm512_setr_epi64(4, 4, 0, 0, 4, 4, 0, 0));
+    q = _mm512_and_si512(q, _mm512_set1_epi8(-16));
+#endif
+    if (type == ML_Q4_0) return q;
+    uint32_t top[2] = {0, 0};
+    for (int i = 0; i < count; i++) memcpy(top + i, w + 2 + (size_t)i * bytes, sizeof *top);
+    q = _mm512_maskz_srli_epi16(0xffffffffu, q, 1);
+    return _mm512_mask_add_epi8(q, top[0] | (uint64_t)top[1] << 32, q, _mm512_set1_epi8(-128));
+}
+
+/* The scales of eight blocks of 32 weights, or of 2 or 1 and zeros. */
+MLI_INLINE __m512 mli_scales_of_blocks(const uint8_t *w, size_t bytes, int count) {
+    if (count < 8) {
+        float second = count == 2 ? mli_load_scale(w + bytes) : 0;
+        return _mm512_castps256_ps512(_mm256_setr_ps(mli_load_scale(w), second, 0, 0, 0, 0, 0, 0));
+    }
+    uint64_t low = mli_four_scales(w, bytes), high = mli_four_scales(w + 4 * bytes, bytes);
+    return _mm512_castps256_ps512(_mm256_cvtph_ps(_mm_set_epi64x((int64_t)high, (int64_t)low)));
+}
+
+#ifndef ML_NO_K_QUANTS
+
+/* The numbers of parts 2 pair and 2 pair + 1, as mli_part_bytes makes them. Bits are moved within eight bytes: what
+   comes from a neighboring byte is masked off. */
+MLI_INLINE __m512i mli_pair_bytes(ml_type type, const uint8_t *block, int pair) {
+    const uint8_t *high = block + (type == ML_Q6_K ? 128 + pair / 2 * 32 : 16);
+    __m512i bits = _mm512_maskz_broadcast_i64x4(255, mli_bytes_load(high)), mask = _mm512_set1_epi8(15);
+    if (type == ML_Q6_K) {
+        const int64_t left = pair % 2 ? 2 : 6;
+        __m512i low = _mm512_loadu_si512(block + pair / 2 * 64);
+        low = pair % 2 ? _mm512_maskz_srli_epi64(255, low, 2) : _mm512_maskz_slli_epi64(255, low, 2);
+        bits = _mm512_maskz_sllv_epi64(
+            255, bits, _mm512_setr_epi64(left, left, left, left, left - 2, left - 2, left - 2, left - 2));
+        mask = _mm512_set1_epi8(0x3c); /* low & mask | bits & ~mask, and the lowest two bits are 0 */
+        low = _mm512_ternarylogic_epi64(low, bits, mask, 0xe4);
+        return _mm512_and_si512(low, _mm512_set1_epi8(-4));
+    }
+    __m512i q =
+        _mm512_maskz_broadcast_i64x4(255, mli_bytes_load(block + (type == ML_Q5_K ? 48 : 16) + pair * 32));
+    q = _mm512_maskz_srlv_epi64(255, q, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
+    if (type == ML_Q4_K) return _mm512_and_si512(q, mask);
+    const int64_t even = (4 - 2 * pair) & 63, odd = (3 - 2 * pair) & 63;
+    bits = _mm512_maskz_rolv_epi64(255, bits, _mm512_setr_epi64(even, even, even, even, odd, odd, odd, odd));
+    q = _mm512_ternarylogic_epi64(q, bits, mask, 0xe4); /* q & mask | bits & ~mask */
+    return _mm512_and_si512(q, _mm512_set1_epi8(31));
+}
+
+MLI_INLINE __m512i mli_quarters(int a, int b, int c, int d) {
+    return _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+}
+
+/* Of Q4_K and Q5_K 16 times the scales of the parts, then what is taken away from them. The six bits of each number are
+   in one byte, or in two (see mli_unpack_scales). Those, masked and times what moves them into place, add up to it. */
+MLI_INLINE __m512 mli_scales_and_less(const uint8_t *block) {
+    const __m128i head =
+        _mm_loadu_si128((const __m128i *)(const void *)block); /* d, dmin, 12 bytes of scales */
+    const int64_t first = 0x0100010001000100, second = 0x0302030203020302;
+    __m256i halves = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(head),
+                                         _mm256_setr_epi64x(first, first, second, second));
+    __m512i each = _mm512_maskz_broadcast_i32x4(0xffff, _mm_setr_epi32(0, 0x101, 0x202, 0x303));
+    __m512i which = _mm512_add_epi32(mli_quarters(0x8004, 0x040c, 0x8008, 0x080c), each); /* 0x80: none */
+    __m512i bytes = _mm512_shuffle_epi8(_mm512_maskz_broadcast_i32x4(0xffff, head), which);
+    bytes = _mm512_and_si512(bytes, mli_quarters(0x3f, 0xc00f, 0x3f, 0xc0f0));
+    bytes = _mm512_dpbusd_epi32(_mm512_setzero_si512(), bytes, mli_quarters(16, 0x0410, 16, 0x0401));
+    return _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(0xffff, bytes), _mm512_maskz_cvtph_ps(0xffff, halves));
+}
+
+/* Of Q6_K the scale of each half of a part. */
+MLI_INLINE __m512 mli_scales_of_halves(const uint8_t *block) {
+    __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)(block + 192));
+    __m512 scales = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+    return _mm512_mul_ps(scales, _mm512_set1_ps(mli_load_scale(block + 208)));
+}
+
+#endif
+
+/* For each lane which of the scales it has in that pair. */
+MLI_INLINE __m512i mli_pair_lanes(ml_type type, int pair) {
+    if (type == ML_Q6_K)
+        return _mm512_add_epi32(_mm512_set1_epi32(4 * pair),
+                                _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3));
+    return _mm512_add_epi32(_mm512_set1_epi32(2 * pair),
+                            _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
+}
+
+/* The scales of `count` blocks of x (8, 2 or 1) as those of weights come: with Q4_K and Q5_K then the blocks' sums,
+   with Q6_K each twice. */
+MLI_INLINE __m512 mli_scales_of_x(ml_type type, const float *scale, const float *sum, int count) {
+    __m512 x = _mm512_castps256_ps512(_mm256_maskz_loadu_ps((__mmask8)((1 << count) - 1), scale));
+    if (!mli_has_parts(type)) return x;
+    if (type != ML_Q6_K) return _mm512_maskz_insertf32x8(0xffff, x, _mm256_loadu_ps(sum), 1);
+    return _mm512_maskz_permutexvar_ps(0xffff,
+                                       _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), x);
+}
+
+/* Adds w . x (n_x) for the weights that meet `count` blocks of x, from block `at` on. */
+MLI_INLINE void mli_integer_group(ml_type type, int n_x, int count, const uint8_t *w,
+                                  const mli_activations *x, size_t at, mli_wide_sums *to) {
+    const size_t bytes = mli_types[type].bytes;
+    const __mmask8 there = count == 1 ? 15 : 255;
+    const int is_unsigned = type == ML_Q4_K || type == ML_Q5_K;
+    __m512 of, scales[MLI_FEW];
+#ifndef ML_NO_K_QUANTS
+    if (mli_has_parts(type))
+        of = is_unsigned ? mli_scales_and_less(w) : mli_scales_of_halves(w);
+    else
+#endif
+        of = mli_scales_of_blocks(w, bytes, count);
+    MLI_UNROLL
+    for (int i = 0; i < n_x; i++) {
+        const size_t first = at + (size_t)i * x->blocks;
+        __m512 of_x = mli_scales_of_x(type, x->scale + first, x->sum + first, count);
+        scales[i] = _mm512_mul_ps(of, of_x);
+        if (is_unsigned) to[i].less = _mm512_fmadd_ps(of, of_x, to[i].less);
+    }
+    MLI_UNROLL
+    for (int pair = 0; pair < (count + 1) / 2; pair++) {
+        __m512i lanes = mli_pair_lanes(type, pair), q;
+#ifndef ML_NO_K_QUANTS
+        if (mli_has_parts(type))
+            q = mli_pair_bytes(type, w, pair);
+        else
+#endif
+            q = mli_pair_of_blocks(type, w + 2 * (size_t)pair * bytes, count < 2 ? 1 : 2);
+        MLI_UNROLL
+        for (int i = 0; i < n_x; i++) {
+            const size_t block = at + 2 * (size_t)pair + (size_t)i * x->blocks;
+            __m512i start = _mm512_setzero_si512(), x_q = _mm512_maskz_loadu_epi64(there, x->q + block);
+            if (!is_unsigned) start = _mm512_maskz_loadu_epi64(there, x->fours + block * MLI_FOURS);
+            __m512 products = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_dpbusd_epi32(start, q, x_q));
+            __m512 *sum = &to[i].sum[pair % 2], scale = _mm512_maskz_permutexvar_ps(0xffff, lanes, scales[i]);
+            *sum = _mm512_fmadd_ps(products, scale, *sum);
+        }
+    }
+}
+
+MLI_INLINE float mli_wide_total(ml_type type, const mli_wide_sums *sums) {
+    const float unit = type == ML_Q6_K ? 1.0f / 4 : mli_has_parts(type) ? 1.0f / 16 : mli_bytes_unit(type);
+    __m512 both = _mm512_add_ps(sums->sum[0], sums->sum[1]);
+    return mli_v_sum(_mm512_mask_sub_ps(both, 0xff00, both, sums->less)) * unit;
+}
+
+/* Columns col .. col + n_cols - 1 of n_x rows of y, from `row` on. type and n_x are constants where it is inlined. */
+MLI_INLINE void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *job, size_t row, size_t col,
+                                 size_t n_cols) {
+    const mli_activations x = job->x;
+    const size_t bytes = mli_types[type].bytes, per_block = mli_types[type].block / MLI_BLOCK;
+    const uint8_t *w = (const uint8_t *)job->w->data + col * (x.blocks / per_block) * bytes;
+    float *y = job->y + row * job->y_stride + col;
+    for (; n_cols; n_cols--, y++) {
+        mli_wide_sums sums[MLI_FEW];
+        size_t b = row * x.blocks, end = b + x.blocks;
+        MLI_UNROLL
+        for (int i = 0; i < n_x; i++) sums[i].sum[0] = sums[i].sum[1] = sums[i].less = _mm512_setzero_ps();
+        for (; end - b >= 8; b += 8, w += 8 / per_block * bytes)
+            mli_integer_group(type, n_x, 8, w, &x, b, sums);
+        for (; !mli_has_parts(type) && end - b >= 2; b += 2, w += 2 * bytes)
+            mli_integer_group(type, n_x, 2, w, &x, b, sums);
+        if (!mli_has_parts(type) && b < end) {
+            mli_integer_group(type, n_x, 1, w, &x, b, sums);
+            w += bytes;
+        }
+        MLI_UNROLL
+        for (int i = 0; i < n_x; i++) y[(size_t)i * job->y_stride] = mli_wide_total(type, &sums[i]);
     }
 }
 
@@ -23095,6 +23214,12 @@ static void mli_dsp_rows(ml_type type, int n_x, const mli_integer_job *job, size
 #define MLI_BLOCK_ROWS mli_integer_rows
 #endif
 
+#ifdef MLI_VNNI
+#define MLI_PART_ROWS mli_integer_rows
+#else
+#define MLI_PART_ROWS mli_part_rows
+#endif
+
 #define MLI_INTEGER_FORMAT(name, rows, type)                                                                 \
     static void name(const mli_integer_job *job, size_t row, size_t n_rows, size_t col, size_t n_cols) {     \
         if (MLI_FEW == 1 || n_rows == 1)                                                                     \
@@ -23106,9 +23231,9 @@ MLI_INTEGER_FORMAT(mli_few_q8_0, MLI_BLOCK_ROWS, ML_Q8_0)
 MLI_INTEGER_FORMAT(mli_few_q4_0, MLI_BLOCK_ROWS, ML_Q4_0)
 #ifndef ML_NO_K_QUANTS
 MLI_INTEGER_FORMAT(mli_few_q5_0, mli_integer_rows, ML_Q5_0)
-MLI_INTEGER_FORMAT(mli_few_q4_k, mli_part_rows, ML_Q4_K)
-MLI_INTEGER_FORMAT(mli_few_q5_k, mli_part_rows, ML_Q5_K)
-MLI_INTEGER_FORMAT(mli_few_q6_k, mli_part_rows, ML_Q6_K)
+MLI_INTEGER_FORMAT(mli_few_q4_k, MLI_PART_ROWS, ML_Q4_K)
+MLI_INTEGER_FORMAT(mli_few_q5_k, MLI_PART_ROWS, ML_Q5_K)
+MLI_INTEGER_FORMAT(mli_few_q6_k, MLI_PART_ROWS, ML_Q6_K)
 #endif
 #undef MLI_INTEGER_FORMAT
 
@@ -23154,11 +23279,12 @@ static mli_panel_kind mli_panel_kind_of(ml_type type) {
 }
 
 /* Where the integer sum of the first half of a block begins. */
-MLI_INLINE int32_t mli_half_start(const mli_block_x *x) {
+MLI_INLINE int32_t mli_half_start(const mli_activations *x, size_t block) {
 #ifdef MLI_VNNI
-    return x->start[0] + x->start[1] + x->start[2] + x->start[3];
+    const int32_t *fours = x->fours + block * MLI_FOURS;
+    return fours[0] + fours[1] + fours[2] + fours[3];
 #else
-    return (void)x, 0;
+    return (void)x, (void)block, 0;
 #endif
 }
 
@@ -23184,7 +23310,7 @@ MLI_INLINE void mli_integer_tile(mli_panel_kind kind, const mli_activations *x, 
             const float *scale = half ? w->second : w->scale;
             MLI_EACH_SUM {
                 int32_t start = kind == MLI_PANEL_LESS ? 0 : x->start[at[r] + b];
-                int32_t first = kind == MLI_PANEL_HALVES ? mli_half_start(x->q + at[r] + b) : start;
+                int32_t first = kind == MLI_PANEL_HALVES ? mli_half_start(x, at[r] + b) : start;
                 ints[r][v] = mli_ints_set(half ? start - first : first);
             }
             MLI_UNROLL
@@ -23395,7 +23521,7 @@ static size_t mli_linear_work(const ml_threads *threads, size_t n, size_t max_in
    threads are woken once for all weights. */
 static void mli_linear(const ml_threads *threads, const float *x, size_t n, size_t in,
                        const mli_linear_job *jobs, int n_jobs, void *work) {
-    mli_few_rows few = {x, {0, 0, NULL, NULL, NULL, NULL}, n, in, jobs, n_jobs, 1};
+    mli_few_rows few = {x, {0, 0, NULL, NULL, NULL, NULL, NULL}, n, in, jobs, n_jobs, 1};
     char *memory = (char *)mli_align_up((uintptr_t)work);
     size_t few_bytes = 0;
     int quantized = 0;
