@@ -287,9 +287,9 @@ report:
 
 # WebAssembly. Kernels are inlined and unrolled, all else is small: with __OPTIMIZE_SIZE__ the kernels would be, too.
 WASM_CC ?= clang
-WASM := $(WASM_CC) --target=wasm32 -std=c99 $(WARNINGS) -Wno-pass-failed -mbulk-memory -nostdlib -isystem examples/web/libc -I. \
-        -fvisibility=hidden -Wl,--no-entry -Wl,--strip-all -Wl,--stack-first -Wl,-z,stack-size=262144 $(WASM_FLAGS)
-WASM_WITH := minillama.h examples/web/minillama.c $(wildcard examples/web/libc/*.h) Makefile
+WASM := $(WASM_CC) --target=wasm32 -std=c99 $(WARNINGS) -Wno-pass-failed -mbulk-memory -mnontrapping-fptoint -msign-ext -nostdlib \
+        -isystem examples/web/libc -I. -fvisibility=hidden -Wl,--no-entry -Wl,--strip-all -Wl,--compress-relocations -Wl,--stack-first -Wl,-z,stack-size=262144 $(WASM_FLAGS)
+WASM_WITH := minillama.h examples/web/minillama.c examples/web/memory.h examples/web/libc/string.h Makefile
 WITHOUT = $(addprefix -DML_NO_,$(1))
 WEB_FILES := $(wildcard examples/web/*.mjs examples/web/*.d.ts examples/web/*.json examples/web/*.html examples/web/*.css \
                         examples/models/stories.gguf) $(wildcard examples/data/opinions*)
@@ -302,7 +302,7 @@ $(WEB)/minillama.wasm: $(WASM_WITH)
 $(WEB)/minillama-small.wasm: $(WASM_WITH)
 	@mkdir -p $(@D)
 	$(call short,clang $@)$(WASM) -Oz -msimd128 -o $@ examples/web/minillama.c \
-	    $(call WITHOUT,TRAINING K_QUANTS BPE BIN PT SAFETENSORS JSON TOKENIZER_MODEL ERROR_TEXT)
+	    $(call WITHOUT,TRAINING SAVE K_QUANTS BPE BIN PT SAFETENSORS JSON TOKENIZER_MODEL ERROR_TEXT)
 $(BUILD)/obj/%.wasm: $(WASM_WITH)
 	@mkdir -p $(@D)
 	$(call short,clang $@)$(WASM) -O3 $(if $(findstring simd,$*),-msimd128) -o $@ examples/web/minillama.c

@@ -2285,7 +2285,7 @@ typedef struct mli_scaled {
 
 /* The upper half of a product. */
 static uint64_t mli_high(uint64_t a, uint64_t b) {
-#ifdef __SIZEOF_INT128__
+#if defined(__SIZEOF_INT128__) && !defined(__wasm__) /* which has no instruction for it */
     __extension__ typedef unsigned __int128 mli_uint128;
     return (uint64_t)((mli_uint128)a * b >> 64);
 #else
@@ -2533,6 +2533,16 @@ MLI_OPTIONAL double mli_cosine_of_turns(double turns) {
 
 #ifdef ML_NO_LIBM
 
+#ifdef __wasm__ /* has instructions for all of these */
+#define fabsf __builtin_fabsf
+#define fabs __builtin_fabs
+#define floor __builtin_floor
+#define floorf __builtin_floorf
+#define ceil __builtin_ceil
+#define sqrt __builtin_sqrt
+#define sqrtf __builtin_sqrtf
+#else
+
 MLI_OPTIONAL float mli_fabsf(float x) { return x <= 0 ? 0 - x : x; }
 MLI_OPTIONAL double mli_fabs(double x) { return x < 0 ? -x : x == 0 ? 0 : x; }
 
@@ -2581,8 +2591,6 @@ MLI_OPTIONAL float mli_sqrtf(float x) {
     float root;
     __asm__("fsqrt.s %0, %1" : "=f"(root) : "f"(x));
     return root;
-#elif defined(__wasm__)
-    return __builtin_sqrtf(x);
 #else
     if (!(x > 0)) return x == 0 ? x : (x - x) / (x - x);
     return (double)x < mli_infinity() ? mli_to_f32(mli_root(mli_take_apart((double)x))) : x;
@@ -2596,6 +2604,7 @@ MLI_OPTIONAL float mli_sqrtf(float x) {
 #define ceil mli_ceil
 #define sqrt mli_sqrt
 #define sqrtf mli_sqrtf
+#endif
 #ifndef INFINITY
 #define INFINITY (mli_to_f32(mli_normal(1, 3000, 0)))
 #endif
@@ -20775,7 +20784,6 @@ MLI_INLINE void mli_matvec_row(ml_type type, int n_x, mli_matvec_job job, mli_v 
 MLI_INLINE void mli_matvec_tile(ml_type type, int n_x, mli_matvec_job job) {
     mli_v total[MLI_X_ROWS][4], of_row[MLI_X_ROWS];
     const char *w = job.w;
-    MLI_UNROLL
     for (size_t r = 0; r < 4; r++) {
         job.w = w + r * job.w_stride;
         if (r < job.n_w) mli_matvec_row(type, n_x, job, of_row);
@@ -22420,6 +22428,17 @@ MLI_INLINE mli_sums mli_sums_add(mli_sums sum, mli_bytes w, const mli_block_x *x
     return sum + mli_lanes_total(products) * scales.of[j];
 }
 #ifndef ML_NO_K_QUANTS
+/* 4 bytes of highest bits, then 16 of the other four: five bits, each at the top of a byte. */
+MLI_INLINE mli_bytes mli_bytes_load_fives(const uint8_t *q) {
+    const v128_t bit = wasm_i16x8_const(1, 2, 4, 8, 16, 32, 64, 128);
+    mli_bytes a = mli_bytes_load_nibbles(q + 4);
+    for (int i = 0; i < 4; i++) {
+        v128_t is_set = wasm_i16x8_eq(wasm_v128_and(wasm_i16x8_splat(q[i]), bit), bit);
+        v128_t four = wasm_u16x8_shr(wasm_i16x8_shl(a.eight[i], 8), 9);
+        a.eight[i] = wasm_v128_or(four, wasm_v128_and(is_set, wasm_i16x8_const_splat(-128)));
+    }
+    return a;
+}
 MLI_INLINE mli_bytes mli_bytes_and(mli_bytes a, int mask) {
     for (int i = 0; i < 4; i++) a.eight[i] = wasm_v128_and(a.eight[i], wasm_i16x8_splat((int8_t)mask));
     return a;
@@ -22772,7 +22791,7 @@ enum { MLI_FEW = 1 };
 #elif defined(MLI_PANELS)
 enum { MLI_FEW = 2 }; /* rows of x that a row of weights meets at once */
 #else
-enum { MLI_FEW = 8 };
+enum { MLI_FEW = 4 };
 #endif
 
 #ifdef MLI_LOOPS

@@ -4,30 +4,20 @@
    is from web_alloc. */
 #define ML_STATIC
 #define ML_NO_STDIO
-#define ML_ASSERT(condition) ((void)0)
+#define ML_NO_MALLOC
+#define ML_NO_LIBM
 #define MINILLAMA_IMPLEMENTATION
 #include "minillama.h"
 
-/* What clang calls for a product of 128 bits, which WebAssembly has no instruction for. */
-__extension__ typedef unsigned __int128 web_u128;
-web_u128 __multi3(web_u128 a, web_u128 b);
-web_u128 __multi3(web_u128 a, web_u128 b) {
-    const uint64_t a0 = (uint32_t)a, a1 = (uint64_t)a >> 32, b0 = (uint32_t)b, b1 = (uint64_t)b >> 32;
-    const uint64_t middle = (a0 * b0 >> 32) + (uint32_t)(a0 * b1) + (uint32_t)(a1 * b0);
-    const uint64_t low = middle << 32 | (uint32_t)(a0 * b0);
-    const uint64_t high = a1 * b1 + (a0 * b1 >> 32) + (a1 * b0 >> 32) + (middle >> 32);
-    const uint64_t more = (uint64_t)(a >> 64) * (uint64_t)b + (uint64_t)a * (uint64_t)(b >> 64);
-    return (web_u128)(high + more) << 64 | low;
-}
-
 #define EXPORT(name) __attribute__((export_name(name)))
+#define IMPORT(name) __attribute__((import_module("page"), import_name(name)))
+#define NAN __builtin_nanf("")
+
+#include "memory.h"
 
 static ml_error error; /* of the last call that failed */
 
 EXPORT("error") const char *web_error(void) { return error.text; }
-EXPORT("alloc") void *web_alloc(size_t size) { return malloc(size); }
-EXPORT("free") void web_free(void *memory) { free(memory); }
-
 /* ---- models ---- */
 
 /* data must outlive the model; the tokenizer's bytes (0: the model's own) and config.json (0: none) need not. */
@@ -39,6 +29,7 @@ ml_model *web_model_load(const void *data, size_t size, const void *tokenizer, s
     memset(&desc, 0, sizeof desc);
     desc.tokenizer_data = tokenizer, desc.tokenizer_size = tokenizer_size;
     desc.config_json = json, desc.config_json_size = json_size;
+    desc.allocator = web_allocator;
     return ml_model_load_memory(data, size, &desc, &model, &error) ? NULL : model;
 }
 
@@ -104,6 +95,7 @@ ml_session *web_session_new(const ml_model *model, const ml_lora *lora, int max_
     ml_session_desc desc = {0};
     desc.max_seq_len = max_seq_len;
     desc.lora = lora;
+    desc.allocator = web_allocator;
     return ml_session_new(model, &desc, &session, &error) ? NULL : session;
 }
 EXPORT("session_free") void web_session_free(ml_session *session) { ml_session_free(session); }
@@ -129,12 +121,12 @@ EXPORT("rank") void web_rank(const float *logits, int n, ml_candidate *best, int
         for (; at > 0 && logits[i] > best[at - 1].p; at--) best[at] = best[at - 1];
         best[at].p = logits[i], best[at].id = i;
     }
-    for (int i = 0; i < held; i++) best[i].p = expf(best[i].p - max) / sum;
-    *p = expf(logits[id] - max) / sum;
+    for (int i = 0; i < held; i++) best[i].p = mli_expf(best[i].p - max) / sum;
+    *p = mli_expf(logits[id] - max) / sum;
 }
 
 EXPORT("random_new") ml_random *web_random_new(double seed) {
-    ml_random *random = (ml_random *)malloc(sizeof *random);
+    ml_random *random = (ml_random *)web_alloc(sizeof *random, NULL);
     if (random) ml_random_seed(random, (uint64_t)seed);
     return random;
 }
@@ -179,6 +171,7 @@ int web_attention(const ml_model *model, const ml_lora *lora, const int32_t *ids
     desc.lora = lora;
     desc.look.on_layer = web_on_layer;
     desc.look.user = &watch;
+    desc.allocator = web_allocator;
     ml_result result = ml_session_new(model, &desc, &session, &error);
     if (!result) result = ml_session_eval(session, ids, n, NULL, &error);
     ml_session_free(session);
@@ -199,21 +192,25 @@ EXPORT("lora_new")
 ml_lora *web_lora_new(const ml_model *model, int rank, float alpha, int targets, double seed) {
     ml_lora *lora;
     ml_random random;
-    ml_lora_create_desc desc = {rank, alpha, (unsigned)targets, 0, &random, {NULL, NULL, NULL}};
+    ml_lora_create_desc desc = {rank, alpha, (unsigned)targets, 0, &random, web_allocator};
     ml_random_seed(&random, (uint64_t)seed);
     return ml_lora_create(model, &desc, &lora, &error) ? NULL : lora;
 }
 #endif
 EXPORT("lora_load") ml_lora *web_lora_load(const void *data, size_t size, const ml_model *model) {
     ml_lora *lora;
-    return ml_lora_load_memory(data, size, model, NULL, &lora, &error) ? NULL : lora;
+    ml_load_desc desc = {NULL, 0, web_allocator};
+    return ml_lora_load_memory(data, size, model, &desc, &lora, &error) ? NULL : lora;
 }
 EXPORT("lora_free") void web_lora_free(ml_lora *lora) { ml_lora_free(lora); }
-EXPORT("lora_alpha") float web_lora_alpha(const ml_lora *lora) { return lora->alpha; }
-EXPORT("lora_tensors") int web_lora_tensors(const ml_lora *lora) { return lora->n_tensors; }
-EXPORT("lora_tensor") const ml_tensor *web_lora_tensor(const ml_lora *lora, int i) {
-    return &lora->tensors[i];
+#ifndef ML_NO_SAVE
+/* Its GGUF file, which llama.cpp and the programs of examples/ read, too, in pieces. */
+IMPORT("write") int web_write(void *user, const void *bytes, size_t n);
+EXPORT("lora_save") int web_lora_save(const ml_lora *lora, const ml_model *model) {
+    const ml_output output = {web_write, NULL};
+    return ml_lora_save_to(lora, model, &output, NULL, &error) == ML_OK;
 }
+#endif
 EXPORT("lora_parameters") double web_lora_parameters(const ml_lora *lora) {
     return (double)lora->n_parameters;
 }
@@ -222,7 +219,7 @@ EXPORT("lora_parameters") double web_lora_parameters(const ml_lora *lora) {
 EXPORT("head_new") ml_head *web_head_new(const ml_model *model, int n_classes, int pooling, double seed) {
     ml_head *head;
     ml_random random;
-    ml_head_create_desc desc = {n_classes, NULL, (ml_pooling)pooling, 0, &random, {NULL, NULL, NULL}};
+    ml_head_create_desc desc = {n_classes, NULL, (ml_pooling)pooling, 0, &random, web_allocator};
     ml_random_seed(&random, (uint64_t)seed);
     return ml_head_create(model, &desc, &head, &error) ? NULL : head;
 }
@@ -249,6 +246,7 @@ ml_trainer *web_trainer_new(ml_model *model, ml_lora *lora, ml_head *head, int m
     desc.dropout = dropout;
     desc.adamw.lr = lr;
     desc.adamw.clip = 1;
+    desc.allocator = web_allocator;
     desc.schedule.decay = total_steps ? ML_DECAY_COSINE : ML_DECAY_NONE;
     desc.schedule.total_steps = total_steps;
     return ml_trainer_new(model, &desc, &trainer, &error) ? NULL : trainer;

@@ -7,8 +7,6 @@
 // Everything here computes at once, in the thread that calls it: in a page, use it in a worker. The memory of the module
 // grows and may move, so arrays that it returns are copies. What has a `free` must be freed before its model is.
 
-import { adapterFile } from './gguf.mjs';
-
 /** Which matrices an adapter changes: a sum of these. */
 export const targets = { q: 1, k: 2, v: 4, o: 8, w1: 16, w2: 32, w3: 64, attention: 15, all: 127 };
 
@@ -32,9 +30,15 @@ async function compiled(wasm) {
 
 /** The module's functions, and its memory as arrays. */
 class Runtime {
-    constructor(instance) {
-        this.call = instance.exports;
+    constructor() {
+        this.written = []; // of the file that is being saved
         this.writer = new TextEncoder();
+    }
+
+    async start(module) {
+        const write = (user, at, n) => { this.written.push(this.u8.slice(at >>> 0, (at >>> 0) + n)); return 0; };
+        this.call = (await WebAssembly.instantiate(module, { page: { write } })).exports;
+        return this;
     }
 
     get u8() { return new Uint8Array(this.call.memory.buffer); }
@@ -95,13 +99,13 @@ class Adapter {
 
     /** Its GGUF file, which llama.cpp and the programs of examples/ read, too. */
     save() {
-        const { run } = this.llama, tensors = [], n = run.call.lora_tensors(this.at);
-        for (let i = 0; i < n; i++) {
-            const at = run.call.lora_tensor(this.at, i) >>> 0; // an ml_tensor: type, rows, cols, data
-            const [, rows, cols, data] = run.ints(at, 4);
-            if (data) tensors.push({ index: i >> 1, isB: i & 1, rows, cols, data: run.floats(data >>> 0, rows * cols).slice() });
-        }
-        return adapterFile(run.call.lora_alpha(this.at), tensors);
+        const { run } = this.llama;
+        run.written = [];
+        run.check(run.call.lora_save(this.at, this.llama.at));
+        const file = new Uint8Array(run.written.reduce((n, bytes) => n + bytes.length, 0));
+        run.written.reduce((at, bytes) => (file.set(bytes, at), at + bytes.length), 0);
+        run.written = [];
+        return file;
     }
 
     free() {
@@ -342,8 +346,7 @@ export class Llama {
  * contextLength (tokens that a session holds; default the model's, at most 1024).
  */
 export async function load(model, options = {}) {
-    const instance = await WebAssembly.instantiate(await compiled(options.wasm), {});
-    const run = new Runtime(instance);
+    const run = await new Runtime().start(await compiled(options.wasm));
     const tokenizer = options.tokenizer ? await bytesOf(options.tokenizer) : null;
     const config = options.config ? await bytesOf(options.config) : null;
     const bytes = await bytesOf(model), data = run.put(bytes);

@@ -1,8 +1,9 @@
-/* malloc and free over WebAssembly's memory, which can grow. Free blocks are a list in order of their addresses; the
+/* An allocator over WebAssembly's memory, which can grow. Free blocks are a list in order of their addresses; the
    first that is large enough is taken, and neighbors are joined when a block is given back (Knuth 1968, "The Art of
-   Computer Programming", volume 1, section 2.5). A model has some fifty blocks: a list is fast enough. */
-#ifndef WEB_STDLIB_H
-#define WEB_STDLIB_H
+   Computer Programming", volume 1, section 2.5). A model has some fifty blocks: a list is fast enough. The two functions
+   are those of an ml_allocator, and JavaScript's, which leaves `user` out. */
+#ifndef WEB_MEMORY_H
+#define WEB_MEMORY_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -19,9 +20,10 @@ extern unsigned char __heap_base; /* from the linker: what is not used before */
 static web_block *web_free_blocks;
 static uintptr_t web_end; /* of the memory that has been handed out or is in the list */
 
-static inline uintptr_t web_after(const web_block *block) { return (uintptr_t)block + block->size; }
+static uintptr_t web_after(const web_block *block) { return (uintptr_t)block + block->size; }
 
-static inline void free(void *memory) {
+EXPORT("free") void web_free(void *memory, void *user) {
+    (void)user;
     if (!memory) return;
     web_block *block = (web_block *)memory - 1, *before = NULL, *next = web_free_blocks;
     while (next && next < block) before = next, next = next->next;
@@ -36,7 +38,7 @@ static inline void free(void *memory) {
 }
 
 /* Asks for more memory, which becomes a free block. 0: there is none. */
-static inline int web_grow(size_t size) {
+static int web_grow(size_t size) {
     if (!web_end) web_end = ((uintptr_t)&__heap_base + WEB_UNIT - 1) & ~(uintptr_t)(WEB_UNIT - 1);
     const uintptr_t had = (uintptr_t)__builtin_wasm_memory_size(0) * WEB_PAGE;
     const size_t missing = had - web_end < size ? size - (had - web_end) : 0;
@@ -45,11 +47,12 @@ static inline int web_grow(size_t size) {
     web_block *block = (web_block *)web_end;
     block->size = (had - web_end + pages * WEB_PAGE) & ~(size_t)(WEB_UNIT - 1);
     web_end += block->size;
-    free(block + 1);
+    web_free(block + 1, NULL);
     return 1;
 }
 
-static inline void *malloc(size_t n) {
+EXPORT("alloc") void *web_alloc(size_t n, void *user) {
+    (void)user;
     if (n > (size_t)-1 / 2) return NULL;
     const size_t size = sizeof(web_block) + (n + WEB_UNIT - 1) / WEB_UNIT * WEB_UNIT;
     do
@@ -68,5 +71,7 @@ static inline void *malloc(size_t n) {
     while (web_grow(size));
     return NULL;
 }
+
+static const ml_allocator web_allocator = {web_alloc, web_free, NULL};
 
 #endif
