@@ -21,7 +21,8 @@
 #   make web        examples/web into build/web: a page and a JavaScript module (clang with wasm-ld; no Emscripten)
 #   make web-test   tests them in Node and, with playwright-core, in Chromium; web-bench: how fast, beside plain C
 #   make size       code and constants by feature and by section, for a Cortex-M4 (arm-none-eabi-gcc) and this processor
-#   make manifests  the header as packages for Arduino, PlatformIO and ESP-IDF, into build/packages
+#   make manifests  MANIFEST_URL=https://...: the header, published there, as packages for Arduino, PlatformIO and
+#                   ESP-IDF, into build/packages
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
 #   make clean      removes build/
@@ -135,7 +136,7 @@ board:
 	$(call short,cc $(BUILD)/microcontroller (for Cortex-M))$(MAKE) -s --no-print-directory -C examples/microcontroller \
 	    BUILD='$(abspath $(BUILD))/microcontroller' CFLAGS=
 manifests: # packages for Arduino, PlatformIO and ESP-IDF
-	@sh tools/manifests.sh $(BUILD)/packages
+	@sh tools/manifests.sh $(BUILD)/packages "$(MANIFEST_URL)"
 microcontroller: board
 	@$(MAKE) -s --no-print-directory -C examples/microcontroller BUILD='$(abspath $(BUILD))/microcontroller' CFLAGS= story
 

@@ -1,7 +1,9 @@
 #!/bin/sh
 # check.sh [quick]: builds and runs the header in every way that it offers, without one warning: compilers x standards
 # x instruction sets, each leave-out switch, several translation units; then (unless quick) all tests in each
-# instruction set. What the machine lacks is skipped, with a sentence. The last line is the sum.
+# instruction set. What the machine lacks is skipped, with a sentence. The last line is the sum. quick: what `make test`
+# does not compile anyway and finds most faults a second: mostly without code, or without optimization; a fifth of the
+# time. CHECK_BUILD is the folder (build/check).
 cd "$(dirname "$0")/.." || exit 1
 export LC_ALL=C
 flags="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror -I."
@@ -21,6 +23,11 @@ declared() {
     "$@" -E -P -DML_DEF=ML_PUBLIC minillama.h 2>/dev/null | tr '\n' ' ' | grep -o 'ML_PUBLIC [^(;]*(' |
         sed 's/.*[ *]\(ml_[a-z0-9_]*\) *($/\1/' | sort
 }
+# Those that it defines there, by its text: without a compilation.
+written() {
+    "$@" -E -P -DMINILLAMA_IMPLEMENTATION -DML_DEF=ML_PUBLIC minillama.h 2>/dev/null | tr '\n' ' ' |
+        grep -o 'ML_PUBLIC [^;{]*[;{]' | sed -n 's/^\([^(]*\)(.*{$/\1/; s/.*[ *]\(ml_[a-z0-9_]*\) *$/\1/p' | sort
+}
 defined() { nm -g "$1" | sed -n 's/^.* [TDBRS] _*\(.*\)/\1/p' | sort; }
 
 # --same OBJECT COMPILER SWITCH...: do the two agree? Everything else that an object shows is a mistake.
@@ -34,8 +41,18 @@ if [ "$1" = --same ]; then
     exit
 fi
 
+# --text FILE COMPILER SWITCH...: the same, without an object.
+if [ "$1" = --text ]; then
+    file=$2
+    shift 2
+    declared "$@" -x c >"$file.declared"
+    written "$@" -x c >"$file.written"
+    [ -s "$file.declared" ] && diff "$file.declared" "$file.written"
+    exit
+fi
+
 quick=$1
-out=build/check
+out=${CHECK_BUILD:-build/check}
 here=tests/compile
 jobs=$(nproc 2>/dev/null || echo 2)
 rm -rf $out && mkdir -p $out
@@ -79,7 +96,15 @@ job() {
 
 # A different optimization level for each standard: compilers warn of different things at each.
 level() { case $1 in c99) echo -O3 ;; c11) echo -O2 ;; c++11) echo -O1 ;; c++17) echo -O0 ;; esac; }
+quick_matrix() { # gcc's C of this processor is in `make test`
+    for cc in $compilers; do
+        looks "$cc c++11" $(cxx_of $cc) -x c++ -std=c++11 -march=native
+        case $cc in gcc) path=x86-64 std=c++11 ;; *) path=native std=c99 ;; esac
+        job "$cc $std $path" $cc $std "$(path_flags $path)" $here/one.c
+    done
+}
 matrix() {
+    [ ! "$quick" ] || { quick_matrix && return; }
     for cc in $compilers; do
         for std in $standards; do
             for path in $matrix_paths; do
@@ -103,6 +128,7 @@ more() {
     done
     has tcc && job "tcc" tcc c99 "" $here/one.c
     has musl-gcc && job "musl" musl-gcc c99 "-O2 -static" $here/one.c
+    has gcc && job "gcc -fshort-enums" gcc c99 "-march=native -fshort-enums" $here/one.c # as on microcontrollers
     true
 }
 
@@ -116,25 +142,29 @@ leave_out() {
                 job "$cc $std $switch" $cc $std "-march=native -D$switch" $here/one.c
             elif [ $cc = clang ]; then
                 looks "clang++ $switch" clang++ -x c++ -std=c++11 -march=native -D$switch
-            fi # gcc has them in `symbols`
+            fi # gcc has their text in `symbols`
         done
         job "$cc $std without all of it" $cc $std "$(printf ' -D%s' $switches)" $here/one.c
+        [ "$quick" ] && continue # `freestanding` has smaller ones
         job "$cc $std small" $cc $std "-march=native -Os" $here/one.c
         job "$cc $std small, plain" $cc $std "-Os -DML_NO_SIMD" $here/one.c
     done
+    [ ! "$quick" ] || job "gcc small" gcc c99 "-march=native -Os" $here/one.c
 }
 
 # Two callers with one implementation, two with a static one each, and C++ that calls C.
 units() {
-    callers="$here/main.c $here/caller_a.c $here/caller_b.c"
+    callers="$here/main.c $here/caller_a.c $here/caller_b.c" level=-O1
+    [ ! "$quick" ] || level=-O0
     for cc in $compilers; do
-        job "$cc callers and implementation" $cc c99 "" $callers $here/implementation.c
+        job "$cc callers and implementation" $cc c99 $level $callers $here/implementation.c
         for std in c99 c++11; do
-            job "$cc $std static in two units" $cc $std "-DML_STATIC -DMINILLAMA_IMPLEMENTATION" $callers
+            [ "$quick" ] && [ "$cc $std" = "clang c99" ] && continue
+            job "$cc $std static in two units" $cc $std "$level -DML_STATIC -DMINILLAMA_IMPLEMENTATION" $callers
         done
         o=$out/$cc-c.o
-        echo "$cc C++ calls C|$cc -std=c99 -O1 $flags -c $here/implementation.c -o $o && \
-$(cxx_of $cc) -std=c++11 -O1 $flags -x c++ $callers -x none $o -o $out/$cc-mixed -lm && $out/$cc-mixed"
+        echo "$cc C++ calls C|$cc -std=c99 $level $flags -c $here/implementation.c -o $o && \
+$(cxx_of $cc) -std=c++11 $level $flags -x c++ $callers -x none $o -o $out/$cc-mixed -lm && $out/$cc-mixed"
     done
 }
 
@@ -151,7 +181,7 @@ warnings() {
     for cc in $compilers $(for cc in $newer; do has $cc && echo $cc; done); do
         case $cc in clang*) cxx=clang++${cc#clang} ;; *) cxx=g++${cc#gcc} ;; esac
         accepts $cc -x c -std=c2x && looks "$cc c2x" $cc -std=c2x -march=native
-        for std in c++20 c++2b c++2c; do # in C++26 arithmetic between enumerations is an error
+        for std in $newest_cxx; do # in C++26 arithmetic between enumerations is an error
             accepts $cxx -x c++ -std=$std && looks "$cxx $std" $cxx -x c++ -std=$std -march=native
         done
         has $cxx && looks "$cxx, casts" $cxx -x c++ -std=c++17 -Wold-style-cast -Wundef
@@ -179,7 +209,7 @@ grep -q 'ml_trainer_step.* defined'"
             echo "$cc refuses $fast|$cc -std=c99 $flags $fast -fsyntax-only $here/implementation.c 2>&1 | \
 grep -q 'Compile with -O3'"
         done
-        job "$cc -ffast-math allowed" $cc c99 "-march=native -O3 -ffast-math -DML_ALLOW_FAST_MATH" $here/one.c
+        [ "$quick" ] || job "$cc -ffast-math allowed" $cc c99 "-march=native -O3 -ffast-math -DML_ALLOW_FAST_MATH" $here/one.c
     done
 }
 
@@ -188,7 +218,11 @@ grep -q 'Compile with -O3'"
 symbols() {
     cc=$(echo $compilers | cut -d ' ' -f 1)
     for switch in ML_ALL $switches; do
-        echo "declares and defines the same functions, $switch|sh $0 --same $out/$switch.o $cc -D$switch"
+        if [ "$quick" ] && [ $switch != ML_ALL ]; then
+            echo "declares and defines the same functions, $switch|sh $0 --text $out/$switch $cc -D$switch"
+        else
+            echo "declares and defines the same functions, $switch object|sh $0 --same $out/$switch.o $cc -D$switch"
+        fi
     done
     echo "a left-out function is not declared|! $cc -std=c99 -Werror -I. -DML_NO_TRAINING -fsyntax-only $here/left_out.c \
 2>$out/left_out && grep -q ml_trainer_step $out/left_out && $cc -std=c99 -Werror -I. -fsyntax-only $here/left_out.c"
@@ -205,6 +239,7 @@ windows() {
     mingw=x86_64-w64-mingw32
     after="-include windows.h -fsyntax-only $here/implementation.c"
     for switch in "" -DML_NO_SAVE -DML_NO_STDIO; do
+        [ "$quick" ] && [ "$switch" = -DML_NO_SAVE ] && continue
         has $mingw-gcc && echo "mingw C $switch|$mingw-gcc -std=c99 $flags $switch $after"
         has $mingw-g++ && echo "mingw C++ $switch|$mingw-g++ -std=c++11 $flags $switch -x c++ $after"
     done
@@ -227,17 +262,18 @@ freestanding() {
         echo "$cc, the four defined|$cc -std=c99 -O2 $flags -ffreestanding $alone -DML_MEMORY_FUNCTIONS -c \
 $here/implementation.c -o $o-all.o && [ -z \"\$(nm -u $o-all.o)\" ]"
         [ "$(uname -sm)" = "Linux x86_64" ] || continue
-        for level in -O2 -Os; do
+        for level in $alone_levels; do
             echo "$cc $level, a story without any library|$cc -std=gnu99 $level -march=native -w -I. $alone -ffreestanding \
 -DML_MEMORY_FUNCTIONS -nostdlib -static -fno-stack-protector $here/freestanding.c -o $o$level && \
 $cc -std=gnu99 -O1 -march=native -w -I. -DHOSTED $here/freestanding.c -o $o-hosted$level -lm && \
 $o$level >$o$level.text && $o-hosted$level | cmp - $o$level.text && [ -s $o$level.text ]"
         done
     done
-    has gcc && echo "gcc -Os, frames of 2.25 KB at most|cd $out && gcc -std=gnu99 -Os -w -I../.. $least -DHOSTED -DML_NO_SIMD \
--fstack-usage -c ../../$here/freestanding.c -o frames.o -DMODEL='\"../../examples/models/stories.gguf\"' && $(frames 2304 frames.su)"
+    has gcc && echo "gcc -Os, frames of 2.25 KB at most|top=\$PWD && cd $out && gcc -std=gnu99 -Os -w -I\$top $least -DHOSTED \
+-DML_NO_SIMD -fstack-usage -c \$top/$here/freestanding.c -o frames.o -DMODEL='\"'\$top'/examples/models/stories.gguf\"' && \
+$(frames 2304 frames.su)"
     arm=arm-none-eabi-gcc
-    has $arm || return 0
+    [ ! "$quick" ] && has $arm || return 0 # the programs for the board are in make test
     built="$arm -std=gnu99 -Os -w -mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16 -ffunction-sections -I. $least \
 -nostdlib -Wl,--gc-sections -Wl,-Ttext-segment=0x100000"
     echo "Cortex-M4, linked without a library, frames of 1.75 KB at most|$built -fstack-usage $here/freestanding.c -lgcc \
@@ -283,13 +319,14 @@ all_tests() {
 }
 
 if [ "$quick" ]; then
-    standards="c99 c++11" matrix_paths="x86-64 native" test_paths=
+    test_paths= newest_cxx=c++2c alone_levels=-O2
 else
+    newest_cxx="c++20 c++2b c++2c" alone_levels="-O2 -Os"
     standards="c99 c11 c++11 c++17" matrix_paths=$paths test_paths=${paths#scalar x86-64 }
 fi
 {
     for cc in gcc clang $mingw; do has $cc || skip $cc "it is not installed"; done
-    has arm-none-eabi-gcc && has qemu-arm || skip "Cortex-M4" "that takes arm-none-eabi-gcc and qemu-arm"
+    [ "$quick" ] || { has arm-none-eabi-gcc && has qemu-arm; } || skip "Cortex-M4" "that takes arm-none-eabi-gcc and qemu-arm"
     accepts gcc -m32 -x c || has i686-linux-gnu-gcc || skip "32 bits" "that takes gcc-multilib or gcc-i686-linux-gnu"
     [ "$quick" ] || for cc in tcc musl-gcc; do has $cc || skip $cc "it is not installed"; done
     { matrix && { [ "$quick" ] || more; } && leave_out && units && warnings && refusals && symbols && freestanding && windows; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job

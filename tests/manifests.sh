@@ -1,6 +1,6 @@
 #!/bin/sh
 # Whether the packages of tools/manifests.sh say the header's version, and whether a program finds the header with
-# CMake: by FetchContent from this folder, and by find_package after an installation. Skipped without cmake.
+# CMake: by FetchContent from this folder, and by find_package after an installation. Without cmake these are skipped. The last line is the sum.
 set -e
 top=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
@@ -8,7 +8,15 @@ trap 'rm -rf "$work"' EXIT
 failed() { echo "manifests: $*" >&2; exit 1; }
 
 version=$(sed -n 's/^#define ML_VERSION_STRING "\(.*\)"/\1/p' "$top/minillama.h")
-sh "$top/tools/manifests.sh" "$work/packages" >/dev/null
+address=https://git.example/minillama
+sh "$top/tools/manifests.sh" "$work/packages" "$address" >/dev/null
+for wrong in "" minillama 'https://a.b/"'; do
+    ! sh "$top/tools/manifests.sh" "$work/wrong" "$wrong" 2>/dev/null || failed "takes the address '$wrong'"
+done
+[ ! -e "$work/wrong" ] || failed "writes packages without an address"
+for file in arduino/library.properties platformio/library.json esp-idf/idf_component.yml; do
+    grep -q "$address" "$work/packages/$file" || failed "$file: no $address"
+done
 grep -q "^version=$version\$" "$work/packages/arduino/library.properties" || failed "library.properties: no $version"
 grep -q "\"version\": \"$version\"" "$work/packages/platformio/library.json" || failed "library.json: no $version"
 grep -q "^version: \"$version\"\$" "$work/packages/esp-idf/idf_component.yml" || failed "idf_component.yml: no $version"
@@ -18,7 +26,11 @@ done
 if command -v python3 >/dev/null; then
     python3 -m json.tool "$work/packages/platformio/library.json" >/dev/null || failed "library.json is no JSON"
 fi
-command -v cmake >/dev/null || { echo "manifests: passed; CMake skipped: it is not installed"; exit 0; }
+command -v cmake >/dev/null || {
+    echo "skipped the programs built with CMake: there is no cmake"
+    echo "1 passed, 0 failed, 1 skipped"
+    exit 0
+}
 
 # program FOLDER LINES: a program that links the target, found as LINES say.
 program() {
@@ -42,4 +54,4 @@ cmake -S "$top" -B "$work/self" -DCMAKE_INSTALL_PREFIX="$work/installed" > "$wor
     cmake --install "$work/self" >> "$work/log" 2>&1 || { cat "$work/log"; failed "installing fails"; }
 program found "find_package(minillama ${version%.*} REQUIRED)"
 build found
-echo "manifests: passed"
+echo "3 passed, 0 failed, 0 skipped"

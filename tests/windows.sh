@@ -34,8 +34,8 @@ try() { # try NAME COMMAND...
 
 # By the rules of Microsoft's compiler. C++14 is the least that it has.
 msvc() {
-    clang "$@" --target=x86_64-pc-windows-msvc -ffreestanding -fsyntax-only -Wall -Wextra -Wshadow -Wconversion -Werror \
-        -isystem "$out/msvc" -I.
+    clang "$@" --target=x86_64-pc-windows-msvc -ffreestanding -fsyntax-only -Wall -Wextra -Wpedantic -Wvla -Wshadow \
+        -Wconversion -Werror -isystem "$out/msvc" -I.
 }
 library=tests/compile/implementation.c
 read_as_msvc() {

@@ -3,20 +3,26 @@
 # library.json (PlatformIO), idf_component.yml and a CMakeLists.txt (ESP-IDF). Each folder is a package as it is to be
 # published, with the header in it.
 #
-#   sh tools/manifests.sh FOLDER        or: make manifests (into build/packages)
+#   sh tools/manifests.sh FOLDER ADDRESS        or: make manifests MANIFEST_URL=ADDRESS (into build/packages)
+#
+# ADDRESS is where the header is published, https://...: registries want one, and only its publisher knows it.
 #
 # CMake needs none of this: the CMakeLists.txt at the top is for FetchContent and find_package.
 set -e
-[ $# -eq 1 ] || { echo "usage: manifests.sh FOLDER" >&2; exit 2; }
+[ $# -eq 2 ] || { echo "usage: manifests.sh FOLDER ADDRESS (where it is published, https://...)" >&2; exit 2; }
+case $2 in
+https://?*.?*) ;;
+*) echo "manifests.sh: where is it published? An address is https://..., not \"$2\"" >&2; exit 2 ;;
+esac
+case $2 in *[!A-Za-z0-9._~:/@%+-]*) echo "manifests.sh: the address \"$2\" has a character that none has" >&2; exit 2 ;; esac
 top=$(dirname "$0")/..
-to=$1
+to=$1 url=$2
 version=$(sed -n 's/^#define ML_VERSION_STRING "\(.*\)"/\1/p' "$top/minillama.h")
 [ -n "$version" ] || { echo "minillama.h has no ML_VERSION_STRING" >&2; exit 1; }
 name=minillama
 license='MIT-0 OR Unlicense' # see LICENSE
 sentence='Loads, runs and trains small Llamas: one C header without dependencies.'
 paragraph='GGUF, safetensors and PyTorch files; weights used in place from flash; a KV cache of 8 bits; LoRA and heads trained on the device.'
-url=${MANIFEST_URL:-https://example.org/minillama} # where it is published
 
 mkdir -p "$to/arduino/src" "$to/platformio/include" "$to/esp-idf/include"
 cp "$top/minillama.h" "$to/arduino/src"

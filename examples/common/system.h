@@ -19,7 +19,10 @@
 #include <windows.h>
 #include <psapi.h>    /* after windows.h */
 #include <shellapi.h> /* the same */
-#undef near           /* which are words of ours */
+#ifdef _MSC_VER
+#pragma comment(lib, "shell32")
+#endif
+#undef near /* which are words of ours */
 #undef far
 #else
 #include <dirent.h>
