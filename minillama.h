@@ -1743,8 +1743,12 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #endif
 #ifdef ML_NO_ROPE_SCALING
 #define MLI_ROPE_SCALING 0
+#define MLI_STRETCHED(...)                                                                                   \
+    { NULL } /* a row of a table */
 #else
 #define MLI_ROPE_SCALING 1
+#define MLI_STRETCHED(...)                                                                                   \
+    { __VA_ARGS__ }
 #endif
 #ifdef ML_NO_SAMPLER
 #define MLI_SAMPLER 0
@@ -2694,11 +2698,11 @@ enum { MLI_LARGEST_BLOCK = 256 };
    `few` unless they are multiplied in integers. */
 typedef struct mli_type_info {
     const char *name;
-    uint32_t gguf;       /* its number in a GGUF file */
-    int file_type;       /* the number that llama.cpp has for a file of mostly this type */
-    size_t block, bytes; /* numbers per block (a power of 2), bytes per block */
-    size_t scales[2];    /* bytes of a block where its F16 numbers are; the same twice if there is one */
-    uint32_t limit;      /* bits of the smallest float that it cannot hold; 0 without `quantize` */
+    uint8_t gguf;          /* its number in a GGUF file */
+    uint8_t file_type;     /* the number that llama.cpp has for a file of mostly this type */
+    uint8_t scales[2];     /* bytes of a block where its F16 numbers are; the same twice if there is one */
+    uint16_t block, bytes; /* numbers per block (a power of 2), bytes per block */
+    uint32_t limit;        /* bits of the smallest float that it cannot hold; 0 without `quantize` */
     void (*quantize)(const float *src, void *row, size_t n);
     void (*dequantize)(const void *row, float *dst, size_t n);
     void (*few)(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col, size_t n_cols);
@@ -4976,6 +4980,9 @@ static ml_result mli_check_cache_type(const ml_session_desc *desc, const ml_conf
     if (*type != ML_F32 && *type != ML_F16 && *type != ML_Q8_0)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: cache_type is %s, not F32, F16 or Q8_0",
                         ml_type_name(*type));
+    if (!mli_is_readable(*type))
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "session: a cache of %s%s", ml_type_name(*type),
+                        mli_left_out(*type));
     if (!MLI_LOOK && desc->look.on_layer)
         return mli_fail(error, ML_ERROR_UNSUPPORTED, "session: look, which ML_NO_LOOK left out");
     if (*type != ML_F32 && desc->look.on_layer)
@@ -9164,8 +9171,8 @@ typedef struct ml_tokenizer_private {
     mli_ranked *merges;    /* (n_merges) by rank, with is_ranked */
     uint32_t *merge_slots; /* (merge_mask + 1) hash table from a pair to its rank; UINT32_MAX: empty */
     uint32_t merge_mask;
-    unsigned char *adjacent; /* bit (a, b): in some piece, byte b follows byte a */
-    int32_t *byte_ids; /* (256) */
+    unsigned char *adjacent;               /* bit (a, b): in some piece, byte b follows byte a */
+    int32_t *byte_ids;                     /* (256) */
     unsigned char special_starts[256 / 8]; /* bit a: some special piece begins with byte a */
 } mli_tokenizer;
 
@@ -11717,21 +11724,24 @@ static void *mli_keep(mli_archive *archive, size_t size) {
     return (unsigned char *)(block + 1) + block->used - size;
 }
 
+/* Gives a list room for so many items. */
+static void mli_list_reserve(mli_archive *archive, mli_list *list, size_t capacity, size_t item_size) {
+    if (capacity <= list->capacity) return;
+    void *moved = mli_alloc(&archive->allocator, capacity, item_size);
+    if (!moved) mli_no_memory(archive);
+    if (!moved) return;
+    if (list->n) memcpy(moved, list->items, list->n * item_size);
+    mli_free(&archive->allocator, list->items);
+    list->items = moved;
+    list->capacity = capacity;
+}
+
 /* Appends a zero item to a list and returns it; without memory, one that is not in the list. Doubling keeps copying
    within a constant per item. */
 static void *mli_list_add(mli_archive *archive, mli_list *list, size_t item_size) {
-    if (list->n == list->capacity) {
-        size_t capacity = list->n ? list->n * 2 : 16; /* cannot overflow: an item has more than a byte */
-        void *moved = mli_alloc(&archive->allocator, capacity, item_size);
-        if (!moved) {
-            mli_no_memory(archive);
-            return memset(&archive->spare, 0, item_size);
-        }
-        if (list->n) memcpy(moved, list->items, list->n * item_size);
-        mli_free(&archive->allocator, list->items);
-        list->items = moved;
-        list->capacity = capacity;
-    }
+    if (list->n == list->capacity) /* cannot overflow: an item has more than a byte */
+        mli_list_reserve(archive, list, list->n ? list->n * 2 : 16, item_size);
+    if (list->n == list->capacity) return memset(&archive->spare, 0, item_size);
     return memset((char *)list->items + list->n++ * item_size, 0, item_size);
 }
 
@@ -14668,6 +14678,12 @@ static void mli_read_gguf(mli_archive *archive) {
     if (!in.failed && version != 2 && version != MLI_GGUF_VERSION)
         mli_stop(archive, ML_ERROR_UNSUPPORTED, "GGUF version %d is not supported, only 2 and 3",
                  (int)version);
+    /* the tables get their size at once, unless the file is too small for so many or there are uncommonly many */
+    const size_t most = MLI_MIN(mli_left(&in) / 16, 4096);
+    if (n_pairs < most && n_tensors < most && !archive->result) {
+        mli_list_reserve(archive, &archive->values, archive->values.n + (size_t)n_pairs, sizeof(ml_value));
+        mli_list_reserve(archive, &archive->arrays, archive->arrays.n + (size_t)n_tensors, sizeof(ml_array));
+    }
     for (uint64_t i = 0; i < n_pairs && !in.failed && !archive->result; i++) mli_gguf_pair(archive, &in);
     for (uint64_t i = 0; i < n_tensors && !in.failed && !archive->result; i++) mli_gguf_tensor(archive, &in);
     if (in.failed) mli_cut_short(archive, "the list of its keys and tensors", (uint64_t)archive->size + 1);
@@ -16365,16 +16381,19 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
      MLI_ROPE_JSON_5 ".rope_type",) "minillama.rope.scaling.type"},
     {"llama.rope.scaling.factor", MLI_OTHERS(MLI_ROPE_JSON ".factor", MLI_ROPE_JSON_5 ".factor",)
      "llama.rope.scale_linear", "minillama.rope.scaling.factor"},
-    {"llama.rope.scaling.original_context_length", MLI_OTHERS(MLI_ROPE_JSON ".original_max_position_embeddings",
-     MLI_ROPE_JSON_5 ".original_max_position_embeddings", MLI_CONFIG_JSON ".original_max_position_embeddings")},
-    {"llama.rope.scaling.yarn_beta_slow", MLI_OTHERS(MLI_ROPE_JSON ".beta_slow", MLI_ROPE_JSON_5 ".beta_slow")},
-    {"llama.rope.scaling.yarn_beta_fast", MLI_OTHERS(MLI_ROPE_JSON ".beta_fast", MLI_ROPE_JSON_5 ".beta_fast")},
-    {"minillama.rope.scaling.low_freq_factor", MLI_OTHERS(MLI_ROPE_JSON ".low_freq_factor",
-     MLI_ROPE_JSON_5 ".low_freq_factor")},
-    {"minillama.rope.scaling.high_freq_factor", MLI_OTHERS(MLI_ROPE_JSON ".high_freq_factor",
-     MLI_ROPE_JSON_5 ".high_freq_factor")},
-    {"llama.rope.scaling.attn_factor", MLI_OTHERS(MLI_ROPE_JSON ".attention_factor",
-     MLI_ROPE_JSON_5 ".attention_factor")},
+    MLI_STRETCHED("llama.rope.scaling.original_context_length",
+     MLI_OTHERS(MLI_ROPE_JSON ".original_max_position_embeddings", MLI_ROPE_JSON_5 ".original_max_position_embeddings",
+     MLI_CONFIG_JSON ".original_max_position_embeddings")),
+    MLI_STRETCHED("llama.rope.scaling.yarn_beta_slow",
+     MLI_OTHERS(MLI_ROPE_JSON ".beta_slow", MLI_ROPE_JSON_5 ".beta_slow")),
+    MLI_STRETCHED("llama.rope.scaling.yarn_beta_fast",
+     MLI_OTHERS(MLI_ROPE_JSON ".beta_fast", MLI_ROPE_JSON_5 ".beta_fast")),
+    MLI_STRETCHED("minillama.rope.scaling.low_freq_factor",
+     MLI_OTHERS(MLI_ROPE_JSON ".low_freq_factor", MLI_ROPE_JSON_5 ".low_freq_factor")),
+    MLI_STRETCHED("minillama.rope.scaling.high_freq_factor",
+     MLI_OTHERS(MLI_ROPE_JSON ".high_freq_factor", MLI_ROPE_JSON_5 ".high_freq_factor")),
+    MLI_STRETCHED("llama.rope.scaling.attn_factor",
+     MLI_OTHERS(MLI_ROPE_JSON ".attention_factor", MLI_ROPE_JSON_5 ".attention_factor")),
     {"llama.attention.key_length", MLI_OTHERS(MLI_CONFIG_JSON ".head_dim", ".head_dim", MLI_PARAMS_JSON ".head_dim")},
     {"llama.attention.sliding_window", MLI_OTHERS(MLI_CONFIG_JSON ".sliding_window", ".sliding_window",
      MLI_PARAMS_JSON ".sliding_window")},
@@ -16392,7 +16411,9 @@ static const mli_demand mli_demands[] = {
     {"general.architecture", "llama"},
     {"general.type", "model"},
     {"llama.expert_count", NULL},
+#if MLI_ROPE_SCALING
     {"llama.rope.scaling.yarn_ext_factor", "1"},
+#endif
 #if !MLI_ONLY_GGUF
     {MLI_CONFIG_JSON ".hidden_act", "silu"},
     {MLI_CONFIG_JSON ".mlp_bias", NULL},
@@ -16407,9 +16428,9 @@ static const mli_demand mli_demands[] = {
 static const struct mli_mask_key {
     const char *key;
     int is_full;
-} mli_mask_keys[] = {{"llama.attention.causal", 0},
-                     MLI_OTHERS({MLI_CONFIG_JSON ".is_causal", 0},
-                                {MLI_CONFIG_JSON ".use_bidirectional_attention", 1})};
+} mli_mask_keys[] = {
+    {"llama.attention.causal", 0},
+    MLI_OTHERS({MLI_CONFIG_JSON ".is_causal", 0}, {MLI_CONFIG_JSON ".use_bidirectional_attention", 1})};
 
 /* The fields that are whole numbers: MLI_FIELD_DIM to MLI_FIELD_SEQ_LEN. */
 static int *mli_field_int(ml_config *c, mli_field field) {
@@ -16498,12 +16519,14 @@ static void mli_explain_shard(mli_loader *loader) {
 static ml_result mli_loader_open(mli_loader *loader) {
     ml_error *error = loader->error;
     ml_result result = mli_resolve_allocator(&loader->desc.allocator, &loader->allocator, error);
-    const ml_allocator *given = loader->desc.scratch.alloc && !mli_has_path(loader) ? &loader->desc.scratch : NULL;
+    const ml_allocator *given =
+        loader->desc.scratch.alloc && !mli_has_path(loader) ? &loader->desc.scratch : NULL;
     if (!result) result = mli_resolve_allocator(given ? given : &loader->allocator, &loader->scratch, error);
     if (!result)
         result =
             mli_open(loader->path, loader->data, loader->size, &loader->scratch, &loader->archive, error);
-    if (!result && mli_has_path(loader)) loader->path = loader->archive->private_part->file_path; /* not a folder */
+    if (!result && mli_has_path(loader))
+        loader->path = loader->archive->private_part->file_path; /* not a folder */
     return loader->result = result;
 }
 
@@ -16707,7 +16730,7 @@ static ml_rope_kind mli_load_rope_kind(mli_loader *loader, int *is_scaled) {
     size_t at = 0;
     *is_scaled = !type || !(mli_value_is(type, "none") || mli_value_is(type, "default"));
     if (!type || !*is_scaled) return ML_ROPE_PLAIN; /* a factor without a type interpolates positions */
-    for (int kind = 0; kind < ML_ROPE_KINDS; kind++)
+    for (int kind = 0; kind < (MLI_ROPE_SCALING ? +ML_ROPE_KINDS : 1); kind++)
         if (mli_value_is(type, mli_rope_names[kind])) return (ml_rope_kind)kind;
     mli_put(text, sizeof text, &at, type->s, type->kind == ML_VALUE_STRING ? type->length : 0);
     mli_refuse(loader, ML_ERROR_UNSUPPORTED,
@@ -17467,7 +17490,8 @@ static const unsigned char *mli_array_row(const ml_array *array, size_t row, siz
     const unsigned char *data = (const unsigned char *)array->data;
     size_t item = ml_type_row_bytes(array->type, 1), right = (size_t)array->stride[array->n_dims - 1];
     const int is_turned = mli_is_turned(array->type);
-    if ((MLI_ONLY_GGUF || array->is_contiguous) && !is_turned) return data + row * ml_type_row_bytes(array->type, cols);
+    if ((MLI_ONLY_GGUF || array->is_contiguous) && !is_turned)
+        return data + row * ml_type_row_bytes(array->type, cols);
     if (array->n_dims == 2) data += row * (size_t)array->stride[0] * item;
     if (right == 1 && !is_turned) return data;
     for (size_t c = 0; c < cols; c++) memcpy(gathered + c * item, data + c * right * item, item);
@@ -17525,7 +17549,7 @@ static void mli_check_weight(mli_loader *loader, const ml_array *array, const ml
     const unsigned char *data = (const unsigned char *)tensor->data;
     size_t n = tensor->rows * tensor->cols, piece = n, step = n;
     if (loader->bytes_in_place > MLI_CHECK_WHOLE && tensor->rows > 1) {
-        piece = MLI_CHECK_PIECE / type->bytes * type->block;
+        piece = (size_t)MLI_CHECK_PIECE / type->bytes * type->block;
         step = MLI_CHECK_STEP / type->bytes * type->block;
     }
     for (size_t at = 0; at < n && !loader->desc.unchecked && !loader->result; at += step) {
@@ -17589,7 +17613,7 @@ static void mli_load_weights(mli_loader *loader) {
     }
     mli_tie_output(model);
     model->private_part->is_in_place = loader->bytes_in_place > 0;
-    int is_mine = mli_has_path(loader) || !loader->desc.scratch.alloc;  /* or its memory is only lent */
+    int is_mine = mli_has_path(loader) || !loader->desc.scratch.alloc; /* or its memory is only lent */
     if (!loader->result && loader->bytes_in_place && is_mine) { /* otherwise the file is no longer needed */
         model->private_part->archive = loader->archive;
         loader->archive = NULL;
@@ -20192,7 +20216,7 @@ static float mli_bf16_to_f32(uint16_t half);
 #define MLI_LANE_INLINE MLI_INLINE
 #endif
 #define MLI_EACH_LANE(name, parameters, expression)                                                          \
-    MLI_LANE_INLINE mli_v name parameters {                                                                       \
+    MLI_LANE_INLINE mli_v name parameters {                                                                  \
         mli_v r;                                                                                             \
         for (unsigned i = 0; i < MLI_LANES; i++) r.lane[i] = expression;                                     \
         return r;                                                                                            \
@@ -20315,7 +20339,9 @@ MLI_INLINE mli_row_sum mli_row_sum_zero(void) {
     return sum;
 }
 
-MLI_INLINE mli_v *mli_row_sum_at(mli_row_sum *sum, size_t i) { return &sum->part[i / MLI_LANES % MLI_SUM_PARTS]; }
+MLI_INLINE mli_v *mli_row_sum_at(mli_row_sum *sum, size_t i) {
+    return &sum->part[i / MLI_LANES % MLI_SUM_PARTS];
+}
 
 MLI_INLINE float mli_row_total(const mli_row_sum *sum) {
 #ifdef MLI_LOOPS
@@ -21839,7 +21865,7 @@ MLI_QUANTIZE(q6_k, 256, 210)
 
 /* ---- the table of formats ---- */
 
-#define MLI_NO_GGUF UINT32_MAX /* GGUF has no such type */
+#define MLI_NO_GGUF UINT8_MAX /* GGUF has no such type */
 
 /* In >>integers. */
 static void mli_few_q8_0(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
@@ -21859,16 +21885,16 @@ static void mli_few_q6_k(const struct mli_integer_job *job, size_t row, size_t n
 
 static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     /* in the order of ml_type */
-    {"?", MLI_NO_GGUF, 0, 1, 0, {0, 0}, 0, NULL, NULL, NULL},
-    {"F32", 0, 0, 1, 4, {0, 0}, MLI_INFINITY_BITS, mli_quantize_f32, mli_dequantize_f32, NULL},
-    {"F16", 1, 1, 1, 2, {0, 0}, MLI_HALF(0x477ff000u /* 65520 */, f16)},
-    {"BF16", 30, 32, 1, 2, {0, 0}, MLI_HALF(0x7f7f8000u, bf16)},
+    {"?", MLI_NO_GGUF, 0, {0, 0}, 1, 0, 0, NULL, NULL, NULL},
+    {"F32", 0, 0, {0, 0}, 1, 4, MLI_INFINITY_BITS, mli_quantize_f32, mli_dequantize_f32, NULL},
+    {"F16", 1, 1, {0, 0}, 1, 2, MLI_HALF(0x477ff000u /* 65520 */, f16)},
+    {"BF16", 30, 32, {0, 0}, 1, 2, MLI_HALF(0x7f7f8000u, bf16)},
     {"Q8_0",
      8,
      7,
+     {0, 0},
      MLI_BLOCK,
      MLI_Q8_0_BYTES,
-     {0, 0},
      0x4afdf020u /* 127 * 65520 */,
      mli_quantize_q8_0,
      mli_dequantize_q8_0,
@@ -21876,30 +21902,30 @@ static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     {"Q4_0",
      2,
      2,
+     {0, 0},
      MLI_BLOCK,
      MLI_Q4_0_BYTES,
-     {0, 0},
      0x48fff000u /* 8 * 65520 */,
      mli_quantize_q4_0,
      mli_dequantize_q4_0,
      mli_few_q4_0},
-    {"F64", 28, 0, 1, 8, {0, 0}, 0, NULL, NULL, NULL},
-    {"I64", 27, 0, 1, 8, {0, 0}, 0, NULL, NULL, NULL},
-    {"I32", 26, 0, 1, 4, {0, 0}, 0, NULL, NULL, NULL},
-    {"I16", 25, 0, 1, 2, {0, 0}, 0, NULL, NULL, NULL},
-    {"I8", 24, 0, 1, 1, {0, 0}, 0, NULL, NULL, NULL},
-    {"U8", MLI_NO_GGUF, 0, 1, 1, {0, 0}, 0, NULL, NULL, NULL},
-    {"BOOL", MLI_NO_GGUF, 0, 1, 1, {0, 0}, 0, NULL, NULL, NULL},
-    {"Q4_1", 3, 3, MLI_BLOCK, 20, {0, 2}, 0, MLI_ONLY_READ(q4_1)},
-    {"Q5_0", 6, 8, MLI_BLOCK, 22, {0, 0}, MLI_WRITTEN(q5_0, 0x497ff000u /* 16 * 65520 */, mli_few_q5_0)},
-    {"Q5_1", 7, 9, MLI_BLOCK, 24, {0, 2}, MLI_WRITTEN(q5_1, 0x477ff000u /* 65520 */, NULL)},
-    {"Q2_K", 10, 10, 256, 84, {80, 82}, 0, MLI_ONLY_READ(q2_k)},
-    {"Q3_K", 11, 12, 256, 110, {108, 108}, 0, MLI_ONLY_READ(q3_k)},
-    {"Q4_K", 12, 15, 256, 144, {0, 2}, MLI_WRITTEN(q4_k, MLI_PARTS_LIMIT, mli_few_q4_k)},
-    {"Q5_K", 13, 17, 256, 176, {0, 2}, MLI_WRITTEN(q5_k, MLI_PARTS_LIMIT, mli_few_q5_k)},
-    {"Q6_K", 14, 18, 256, 210, {208, 208}, MLI_WRITTEN(q6_k, MLI_PARTS_LIMIT, mli_few_q6_k)},
-    {"IQ4_NL", 20, 25, MLI_BLOCK, 18, {0, 0}, 0, MLI_ONLY_READ(iq4_nl)},
-    {"IQ4_XS", 23, 30, 256, 136, {0, 0}, 0, MLI_ONLY_READ(iq4_xs)},
+    {"F64", 28, 0, {0, 0}, 1, 8, 0, NULL, NULL, NULL},
+    {"I64", 27, 0, {0, 0}, 1, 8, 0, NULL, NULL, NULL},
+    {"I32", 26, 0, {0, 0}, 1, 4, 0, NULL, NULL, NULL},
+    {"I16", 25, 0, {0, 0}, 1, 2, 0, NULL, NULL, NULL},
+    {"I8", 24, 0, {0, 0}, 1, 1, 0, NULL, NULL, NULL},
+    {"U8", MLI_NO_GGUF, 0, {0, 0}, 1, 1, 0, NULL, NULL, NULL},
+    {"BOOL", MLI_NO_GGUF, 0, {0, 0}, 1, 1, 0, NULL, NULL, NULL},
+    {"Q4_1", 3, 3, {0, 2}, MLI_BLOCK, 20, 0, MLI_ONLY_READ(q4_1)},
+    {"Q5_0", 6, 8, {0, 0}, MLI_BLOCK, 22, MLI_WRITTEN(q5_0, 0x497ff000u /* 16 * 65520 */, mli_few_q5_0)},
+    {"Q5_1", 7, 9, {0, 2}, MLI_BLOCK, 24, MLI_WRITTEN(q5_1, 0x477ff000u /* 65520 */, NULL)},
+    {"Q2_K", 10, 10, {80, 82}, 256, 84, 0, MLI_ONLY_READ(q2_k)},
+    {"Q3_K", 11, 12, {108, 108}, 256, 110, 0, MLI_ONLY_READ(q3_k)},
+    {"Q4_K", 12, 15, {0, 2}, 256, 144, MLI_WRITTEN(q4_k, MLI_PARTS_LIMIT, mli_few_q4_k)},
+    {"Q5_K", 13, 17, {0, 2}, 256, 176, MLI_WRITTEN(q5_k, MLI_PARTS_LIMIT, mli_few_q5_k)},
+    {"Q6_K", 14, 18, {208, 208}, 256, 210, MLI_WRITTEN(q6_k, MLI_PARTS_LIMIT, mli_few_q6_k)},
+    {"IQ4_NL", 20, 25, {0, 0}, MLI_BLOCK, 18, 0, MLI_ONLY_READ(iq4_nl)},
+    {"IQ4_XS", 23, 30, {0, 0}, 256, 136, 0, MLI_ONLY_READ(iq4_xs)},
 };
 
 static const mli_type_info *mli_type(ml_type type) {
