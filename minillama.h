@@ -182,8 +182,9 @@
    them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5).
-   With Q8_0, Q4_0, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of 32, much as in
-   llama.cpp: logits move by 1 to 3 %. The other quantized types become floats a block at a time, exact but slower.
+   With Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of
+   32, much as in llama.cpp: logits move by 1 to 3 %. The other quantized types (Q2_K, Q3_K, IQ4_NL, IQ4_XS) become
+   floats a block at a time, exact but slower.
    A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded, of over 256 MB
    in place in a sample, or saved, or do not fit the type that they are converted to), in a loss or a gradient, in
    logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits,
@@ -1476,9 +1477,9 @@ ML_DEF ml_result ml_tokenizer_load_memory(const void *data, size_t size, const m
                                           ml_tokenizer **tokenizer, ml_error *error);
 
 typedef struct ml_model_load_desc {
-    /* The type of the matrices, F32 to Q4_0 or Q4_K to Q6_K: all weights are converted into the model's own memory,
-       which may be written to (F32: for training), and the file is closed. Default: as in the file, used in place
-       where possible, and read-only; F64 becomes F32. */
+    /* The type of the matrices, F32 to Q4_0, Q5_0, Q5_1 or Q4_K to Q6_K: all weights are converted into the model's
+       own memory, which may be written to (F32: for training), and the file is closed. Default: as in the file, used
+       in place where possible, and read-only; F64 becomes F32. */
     ml_type type;
     ml_norm norm; /* override what the file says */
     ml_mask mask;
@@ -21315,7 +21316,8 @@ static void mli_gemm(const ml_threads *threads, size_t m, size_t n, size_t k, ml
 
    The table mli_types describes every format. To add a quantized one: give it a row there, and a function that
    dequantizes it; products then dequantize a block at a time. To multiply it in integers, give it its case in
-   mli_bytes_of or mli_part_bytes and an MLI_INTEGER_FORMAT in >>integers; to write it, a function that quantizes.
+   mli_bytes_of or mli_part_bytes (with VNNI also mli_pair_of_blocks or mli_pair_bytes) and an MLI_INTEGER_FORMAT in
+   >>integers; to write it, a function that quantizes.
 
    F32, F16, BF16 and integers in memory have the byte order of the machine. */
 
@@ -21855,11 +21857,11 @@ MLI_QUANTIZE(q4_k, 256, 144)
 MLI_QUANTIZE(q5_k, 256, 176)
 MLI_QUANTIZE(q6_k, 256, 210)
 
-#define MLI_ONLY_READ(name) NULL, mli_dequantize_##name, NULL
+#define MLI_READ(name, few) NULL, mli_dequantize_##name, few
 #define MLI_WRITTEN(name, limit, few) limit, mli_quantize_##name, mli_dequantize_##name, few
 #define MLI_PARTS_LIMIT 0x4a7bf040u /* 63 * 65520 */
 #else
-#define MLI_ONLY_READ(name) NULL, NULL, NULL
+#define MLI_READ(name, few) NULL, NULL, NULL
 #define MLI_WRITTEN(name, limit, few) 0, NULL, NULL, NULL
 #endif
 
@@ -21873,7 +21875,11 @@ static void mli_few_q8_0(const struct mli_integer_job *job, size_t row, size_t n
 static void mli_few_q4_0(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
                          size_t n_cols);
 #ifndef ML_NO_K_QUANTS
+static void mli_few_q4_1(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
+                         size_t n_cols);
 static void mli_few_q5_0(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
+                         size_t n_cols);
+static void mli_few_q5_1(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
                          size_t n_cols);
 static void mli_few_q4_k(const struct mli_integer_job *job, size_t row, size_t n_rows, size_t col,
                          size_t n_cols);
@@ -21916,16 +21922,16 @@ static const mli_type_info mli_types[ML_TYPE_COUNT] = {
     {"I8", 24, 0, {0, 0}, 1, 1, 0, NULL, NULL, NULL},
     {"U8", MLI_NO_GGUF, 0, {0, 0}, 1, 1, 0, NULL, NULL, NULL},
     {"BOOL", MLI_NO_GGUF, 0, {0, 0}, 1, 1, 0, NULL, NULL, NULL},
-    {"Q4_1", 3, 3, {0, 2}, MLI_BLOCK, 20, 0, MLI_ONLY_READ(q4_1)},
+    {"Q4_1", 3, 3, {0, 2}, MLI_BLOCK, 20, 0, MLI_READ(q4_1, mli_few_q4_1)},
     {"Q5_0", 6, 8, {0, 0}, MLI_BLOCK, 22, MLI_WRITTEN(q5_0, 0x497ff000u /* 16 * 65520 */, mli_few_q5_0)},
-    {"Q5_1", 7, 9, {0, 2}, MLI_BLOCK, 24, MLI_WRITTEN(q5_1, 0x477ff000u /* 65520 */, NULL)},
-    {"Q2_K", 10, 10, {80, 82}, 256, 84, 0, MLI_ONLY_READ(q2_k)},
-    {"Q3_K", 11, 12, {108, 108}, 256, 110, 0, MLI_ONLY_READ(q3_k)},
+    {"Q5_1", 7, 9, {0, 2}, MLI_BLOCK, 24, MLI_WRITTEN(q5_1, 0x477ff000u /* 65520 */, mli_few_q5_1)},
+    {"Q2_K", 10, 10, {80, 82}, 256, 84, 0, MLI_READ(q2_k, NULL)},
+    {"Q3_K", 11, 12, {108, 108}, 256, 110, 0, MLI_READ(q3_k, NULL)},
     {"Q4_K", 12, 15, {0, 2}, 256, 144, MLI_WRITTEN(q4_k, MLI_PARTS_LIMIT, mli_few_q4_k)},
     {"Q5_K", 13, 17, {0, 2}, 256, 176, MLI_WRITTEN(q5_k, MLI_PARTS_LIMIT, mli_few_q5_k)},
     {"Q6_K", 14, 18, {208, 208}, 256, 210, MLI_WRITTEN(q6_k, MLI_PARTS_LIMIT, mli_few_q6_k)},
-    {"IQ4_NL", 20, 25, {0, 0}, MLI_BLOCK, 18, 0, MLI_ONLY_READ(iq4_nl)},
-    {"IQ4_XS", 23, 30, {0, 0}, 256, 136, 0, MLI_ONLY_READ(iq4_xs)},
+    {"IQ4_NL", 20, 25, {0, 0}, MLI_BLOCK, 18, 0, MLI_READ(iq4_nl, NULL)},
+    {"IQ4_XS", 23, 30, {0, 0}, 256, 136, 0, MLI_READ(iq4_xs, NULL)},
 };
 
 static const mli_type_info *mli_type(ml_type type) {
@@ -22152,12 +22158,16 @@ ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void
      known in advance, so the integer sum starts at -128 sum q_x. This takes fewer instructions, but vpmaddubsw would
      saturate (2 * 255 * 127), so it is used with VNNI only.
 
+   So the weights of Q8_0, Q4_0 and Q5_0 are multiplied. Those of Q4_1 and Q5_1 have an offset m as well:
+
+       Q4_1, Q5_1   y = sum over blocks of  d_w d_x  sum q_w q_x  +  m  d_x sum q_x            q_w is 0..15 or 0..31
+
    The blocks of Q4_K, Q5_K and Q6_K are eight parts of 32 numbers, each of which meets one block of x:
 
        Q4_K, Q5_K   y = sum over parts of  d s d_x  sum q_w q_x  -  dmin m  d_x sum q_x        q_w is 0..15 or 0..31
        Q6_K         y = sum over halves of parts of  d s d_x  sum q_w q_x                      q_w is -32..31
 
-   There, d_x sum q_x is known in advance, and an unsigned q_w needs neither trick.
+   In both, d_x sum q_x is known in advance, and an unsigned q_w needs neither trick.
 
    There are two ways through the weights. With few rows of x, the time goes into reading weights, so each row is used
    as it is read (mli_integer_few). With many rows, it goes into arithmetic, so weights are packed into panels, and
@@ -22568,7 +22578,17 @@ MLI_INLINE float mli_sums_total(mli_sums sum) { return sum; }
 
 #endif
 
-/* The numbers of a block of weights, from its bytes after the scale. Those of Q4_0 and Q5_0 stay at the top of a
+/* Q4_1 and Q5_1 are Q4_0 and Q5_0, but for the offset of a number: a second number of each block. */
+#ifndef ML_NO_K_QUANTS
+MLI_INLINE int mli_has_offset(ml_type type) { return type == ML_Q4_1 || type == ML_Q5_1; }
+MLI_INLINE int mli_has_fives(ml_type type) { return type == ML_Q5_0 || type == ML_Q5_1; }
+#else
+MLI_INLINE int mli_has_offset(ml_type type) { return (void)type, 0; }
+MLI_INLINE int mli_has_fives(ml_type type) { return (void)type, 0; }
+#endif
+MLI_INLINE size_t mli_head_bytes(ml_type type) { return mli_has_offset(type) ? 4 : 2; }
+
+/* The numbers of a block of weights, from its bytes after the head. Those of four or five bits stay at the top of a
    byte: they are 16 or 8 times too large, and sums of them are multiplied by mli_bytes_unit in the end. Q8_0 is stored
    signed; Q4_0 with an offset of 8 and Q5_0 of 16, which become 128. Flipping the highest bit of a byte adds 128 or
    takes it away. */
@@ -22576,7 +22596,7 @@ MLI_INLINE mli_bytes mli_bytes_of(ml_type type, const uint8_t *q) {
     const int is_signed = type == ML_Q8_0;
 #ifndef ML_NO_K_QUANTS
     mli_bytes bytes = is_signed ? mli_bytes_load(q)
-                                : (type == ML_Q5_0 ? mli_bytes_load_fives(q) : mli_bytes_load_nibbles(q));
+                                : (mli_has_fives(type) ? mli_bytes_load_fives(q) : mli_bytes_load_nibbles(q));
 #else
     mli_bytes bytes = is_signed ? mli_bytes_load(q) : mli_bytes_load_nibbles(q);
 #endif
@@ -22588,7 +22608,17 @@ MLI_INLINE mli_bytes mli_bytes_of(ml_type type, const uint8_t *q) {
 }
 
 MLI_INLINE float mli_bytes_unit(ml_type type) {
-    return type == ML_Q4_0 ? 1.0f / 16 : type == ML_Q5_0 ? 1.0f / 8 : 1.0f;
+    return type == ML_Q8_0 ? 1.0f : mli_has_fives(type) ? 1.0f / 8 : 1.0f / 16;
+}
+
+/* What is to be added to each number of a block of Q4_1 or Q5_1. As unsigned, with VNNI, they have no other offset. */
+MLI_INLINE float mli_offset(ml_type type, const uint8_t *block) {
+    float offset = mli_load_scale(block + 2);
+#ifdef MLI_VNNI
+    return (void)type, offset;
+#else
+    return offset + (type == ML_Q4_1 ? 8.0f : 16.0f) * mli_load_scale(block);
+#endif
 }
 
 #ifndef ML_NO_K_QUANTS
@@ -22825,9 +22855,18 @@ enum { MLI_FEW = 4 };
 /* The sum of q_w q_x over a block. */
 static int32_t mli_block_product(ml_type type, const uint8_t *w, const mli_q *x) {
     int32_t sum = 0;
+    w += mli_head_bytes(type);
     for (int i = 0; type == ML_Q8_0 && i < MLI_BLOCK; i++) sum += (int8_t)w[i] * x[i];
-    for (int i = 0; type == ML_Q4_0 && i < MLI_BLOCK / 2; i++)
-        sum += ((w[i] & 15) - 8) * x[i] + ((w[i] >> 4) - 8) * x[i + MLI_BLOCK / 2];
+    for (int i = 0; (type == ML_Q4_0 || type == ML_Q4_1) && i < MLI_BLOCK / 2; i++)
+        sum +=
+            ((w[i] & 15) - 8) * x[MLI_IN_BLOCK(i)] + ((w[i] >> 4) - 8) * x[MLI_IN_BLOCK(i) + MLI_BLOCK / 2];
+#ifndef ML_NO_K_QUANTS
+    for (int i = 0; mli_has_fives(type) && i < MLI_BLOCK; i++) {
+        int four = i < MLI_BLOCK / 2 ? w[4 + i] & 15 : w[4 + i - MLI_BLOCK / 2] >> 4,
+            top = w[i / 8] >> i % 8 & 1;
+        sum += (four + 16 * top - 16) * x[MLI_IN_BLOCK(i)];
+    }
+#endif
     return sum;
 }
 
@@ -22841,8 +22880,10 @@ MLI_OPTIONAL void mli_integer_rows(ml_type type, int n_x, const mli_integer_job 
     (void)n_x;
     for (; n_cols; n_cols--, y++) {
         float sum = 0;
-        for (size_t b = first; b < first + x->blocks; b++, w += bytes)
-            sum += (float)mli_block_product(type, w + 2, x->q[b].q) * (mli_load_scale(w) * x->scale[b]);
+        for (size_t b = first; b < first + x->blocks; b++, w += bytes) {
+            sum += (float)mli_block_product(type, w, x->q[b].q) * (mli_load_scale(w) * x->scale[b]);
+            if (mli_has_offset(type)) sum += mli_offset(type, w) * x->sum[b];
+        }
         *y = sum;
     }
 }
@@ -22863,12 +22904,14 @@ MLI_INLINE uint64_t mli_four_scales(const uint8_t *w, size_t bytes) {
 typedef struct mli_position {
     const uint8_t *w;
     const mli_block_x *x;
-    const float *x_scale;
+    const float *x_scale, *x_sum;
     size_t x_stride; /* to the next row of x, in blocks */
 } mli_position;
 
-/* sum (n_x) += w . x (n_x) for the next `count` blocks, 4 or 1. Returns the position after them. */
-MLI_INLINE mli_position mli_integer_blocks(ml_type type, int n_x, int count, mli_sums *sum, mli_position at) {
+/* sum (n_x) += w . x (n_x) for the next `count` blocks, 4 or 1, but what offsets add to it, which goes into `more`.
+   Returns the position after them. */
+MLI_INLINE mli_position mli_integer_blocks(ml_type type, int n_x, int count, mli_sums *sum, float *more,
+                                           mli_position at) {
     const size_t bytes = mli_types[type].bytes;
     mli_scales scales[MLI_FEW];
     MLI_UNROLL
@@ -22879,11 +22922,13 @@ MLI_INLINE mli_position mli_integer_blocks(ml_type type, int n_x, int count, mli
     }
     at.x_scale += count;
     MLI_UNROLL
-    for (int j = 0; j < count; j++, at.w += bytes, at.x++) {
-        mli_bytes w = mli_bytes_of(type, at.w + 2);
+    for (int j = 0; j < count; j++, at.w += bytes, at.x++, at.x_sum++) {
+        mli_bytes w = mli_bytes_of(type, at.w + mli_head_bytes(type));
         MLI_UNROLL
-        for (int i = 0; i < n_x; i++)
+        for (int i = 0; i < n_x; i++) {
             sum[i] = mli_sums_add(sum[i], w, at.x + (size_t)i * at.x_stride, scales[i], j);
+            if (mli_has_offset(type)) more[i] += mli_offset(type, at.w) * at.x_sum[(size_t)i * at.x_stride];
+        }
     }
     return at;
 }
@@ -22893,20 +22938,24 @@ MLI_INLINE void mli_integer_rows(ml_type type, int n_x, const mli_integer_job *j
                                  size_t n_cols) {
     const mli_activations *x = &job->x;
     mli_position at = {(const uint8_t *)job->w->data + col * x->blocks * mli_types[type].bytes, NULL, NULL,
-                       x->blocks};
+                       NULL, x->blocks};
     float *y = job->y + row * job->y_stride + col;
     for (; n_cols; n_cols--, y++) {
         mli_sums sum[MLI_FEW];
+        float more[MLI_FEW];
         size_t left = x->blocks;
         at.x = x->q + row * x->blocks;
         at.x_scale = x->scale + row * x->blocks;
+        at.x_sum = x->sum + row * x->blocks;
         MLI_UNROLL
-        for (int i = 0; i < n_x; i++) sum[i] = mli_sums_zero();
-        for (; left >= 4; left -= 4) at = mli_integer_blocks(type, n_x, 4, sum, at);
-        for (; left; left--) at = mli_integer_blocks(type, n_x, 1, sum, at);
+        for (int i = 0; i < n_x; i++) sum[i] = mli_sums_zero(), more[i] = 0;
+        for (; left >= 4; left -= 4) at = mli_integer_blocks(type, n_x, 4, sum, more, at);
+        for (; left; left--) at = mli_integer_blocks(type, n_x, 1, sum, more, at);
         MLI_UNROLL
-        for (int i = 0; i < n_x; i++)
-            y[(size_t)i * job->y_stride] = mli_sums_total(sum[i]) * mli_bytes_unit(type);
+        for (int i = 0; i < n_x; i++) {
+            float total = mli_sums_total(sum[i]) * mli_bytes_unit(type);
+            y[(size_t)i * job->y_stride] = mli_has_offset(type) ? total + more[i] : total;
+        }
     }
 }
 
@@ -23000,7 +23049,8 @@ MLI_INLINE __m512i mli_pair_of_blocks(ml_type type, const uint8_t *w, int count)
         return _mm512_xor_si512(q, _mm512_set1_epi8(-128));
     }
     /* each block's 16 bytes twice, which begin at an even byte: for the low four bits, and for the high ones */
-    const int from = type == ML_Q4_0 ? 1 : 3, step = (int)bytes / 2;
+    const size_t head = mli_head_bytes(type);
+    const int from = (int)head / 2 + (mli_has_fives(type) ? 2 : 0), step = (int)bytes / 2;
     __m512i which = _mm512_maskz_broadcast_i32x4(0xffff, _mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7));
     which = _mm512_add_epi16(which, _mm512_set1_epi16((short)from));
     which = _mm512_mask_add_epi16(which, 0xffff0000u, which, _mm512_set1_epi16((short)step));
@@ -23013,21 +23063,31 @@ MLI_INLINE __m512i mli_pair_of_blocks(ml_type type, const uint8_t *w, int count)
     q = _mm512_maskz_sllv_epi64(255, q, _mm512_setr_epi64(4, 4, 0, 0, 4, 4, 0, 0));
     q = _mm512_and_si512(q, _mm512_set1_epi8(-16));
 #endif
-    if (type == ML_Q4_0) return q;
+    if (!mli_has_fives(type)) return q;
     uint32_t top[2] = {0, 0};
-    for (int i = 0; i < count; i++) memcpy(top + i, w + 2 + (size_t)i * bytes, sizeof *top);
+    for (int i = 0; i < count; i++) memcpy(top + i, w + head + (size_t)i * bytes, sizeof *top);
     q = _mm512_maskz_srli_epi16(0xffffffffu, q, 1);
     return _mm512_mask_add_epi8(q, top[0] | (uint64_t)top[1] << 32, q, _mm512_set1_epi8(-128));
 }
 
-/* The scales of eight blocks of 32 weights, or of 2 or 1 and zeros. */
-MLI_INLINE __m512 mli_scales_of_blocks(const uint8_t *w, size_t bytes, int count) {
+/* The first F16 numbers of eight blocks of 32 weights, or of 2 or 1 and zeros. */
+MLI_INLINE __m256 mli_numbers_of_blocks(const uint8_t *w, size_t bytes, int count) {
     if (count < 8) {
         float second = count == 2 ? mli_load_scale(w + bytes) : 0;
-        return _mm512_castps256_ps512(_mm256_setr_ps(mli_load_scale(w), second, 0, 0, 0, 0, 0, 0));
+        return _mm256_setr_ps(mli_load_scale(w), second, 0, 0, 0, 0, 0, 0);
     }
     uint64_t low = mli_four_scales(w, bytes), high = mli_four_scales(w + 4 * bytes, bytes);
-    return _mm512_castps256_ps512(_mm256_cvtph_ps(_mm_set_epi64x((int64_t)high, (int64_t)low)));
+    return _mm256_cvtph_ps(_mm_set_epi64x((int64_t)high, (int64_t)low));
+}
+
+/* The scales of those blocks, then what is taken away from their numbers. */
+MLI_INLINE __m512 mli_scales_of_blocks(ml_type type, const uint8_t *w, int count) {
+    const size_t bytes = mli_types[type].bytes;
+    __m512 of = _mm512_castps256_ps512(mli_numbers_of_blocks(w, bytes, count));
+    if (!mli_has_offset(type)) return of;
+    __m256 less = mli_numbers_of_blocks(w + 2, bytes, count);
+    less = _mm256_mul_ps(less, _mm256_set1_ps(-1.0f / mli_bytes_unit(type)));
+    return _mm512_maskz_insertf32x8(0xffff, of, less, 1);
 }
 
 #ifndef ML_NO_K_QUANTS
@@ -23095,14 +23155,21 @@ MLI_INLINE __m512i mli_pair_lanes(ml_type type, int pair) {
                             _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
 }
 
-/* The scales of `count` blocks of x (8, 2 or 1) as those of weights come: with Q4_K and Q5_K then the blocks' sums,
-   with Q6_K each twice. */
+/* Whether bytes of weights have no offset to be taken away, as those of x have sums instead. */
+MLI_INLINE int mli_has_less(ml_type type) {
+    return type == ML_Q4_K || type == ML_Q5_K || mli_has_offset(type);
+}
+
+/* The scales of `count` blocks of x (8, 2 or 1) as those of weights come: twice each with Q6_K, and before the sums of
+   the blocks where something is taken away. */
 MLI_INLINE __m512 mli_scales_of_x(ml_type type, const float *scale, const float *sum, int count) {
-    __m512 x = _mm512_castps256_ps512(_mm256_maskz_loadu_ps((__mmask8)((1 << count) - 1), scale));
-    if (!mli_has_parts(type)) return x;
-    if (type != ML_Q6_K) return _mm512_maskz_insertf32x8(0xffff, x, _mm256_loadu_ps(sum), 1);
-    return _mm512_maskz_permutexvar_ps(0xffff,
-                                       _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), x);
+    const __mmask8 there = (__mmask8)((1 << count) - 1);
+    __m512 x = _mm512_castps256_ps512(_mm256_maskz_loadu_ps(there, scale));
+    if (type == ML_Q6_K)
+        return _mm512_maskz_permutexvar_ps(
+            0xffff, _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), x);
+    if (!mli_has_less(type)) return x;
+    return _mm512_maskz_insertf32x8(0xffff, x, _mm256_maskz_loadu_ps(there, sum), 1);
 }
 
 /* Adds w . x (n_x) for the weights that meet `count` blocks of x, from block `at` on. */
@@ -23110,20 +23177,19 @@ MLI_INLINE void mli_integer_group(ml_type type, int n_x, int count, const uint8_
                                   const mli_activations *x, size_t at, mli_wide_sums *to) {
     const size_t bytes = mli_types[type].bytes;
     const __mmask8 there = count == 1 ? 15 : 255;
-    const int is_unsigned = type == ML_Q4_K || type == ML_Q5_K;
     __m512 of, scales[MLI_FEW];
 #ifndef ML_NO_K_QUANTS
     if (mli_has_parts(type))
-        of = is_unsigned ? mli_scales_and_less(w) : mli_scales_of_halves(w);
+        of = type == ML_Q6_K ? mli_scales_of_halves(w) : mli_scales_and_less(w);
     else
 #endif
-        of = mli_scales_of_blocks(w, bytes, count);
+        of = mli_scales_of_blocks(type, w, count);
     MLI_UNROLL
     for (int i = 0; i < n_x; i++) {
         const size_t first = at + (size_t)i * x->blocks;
         __m512 of_x = mli_scales_of_x(type, x->scale + first, x->sum + first, count);
         scales[i] = _mm512_mul_ps(of, of_x);
-        if (is_unsigned) to[i].less = _mm512_fmadd_ps(of, of_x, to[i].less);
+        if (mli_has_less(type)) to[i].less = _mm512_fmadd_ps(of, of_x, to[i].less);
     }
     MLI_UNROLL
     for (int pair = 0; pair < (count + 1) / 2; pair++) {
@@ -23138,7 +23204,7 @@ MLI_INLINE void mli_integer_group(ml_type type, int n_x, int count, const uint8_
         for (int i = 0; i < n_x; i++) {
             const size_t block = at + 2 * (size_t)pair + (size_t)i * x->blocks;
             __m512i start = _mm512_setzero_si512(), x_q = _mm512_maskz_loadu_epi64(there, x->q + block);
-            if (!is_unsigned) start = _mm512_maskz_loadu_epi64(there, x->fours + block * MLI_FOURS);
+            if (!mli_has_less(type)) start = _mm512_maskz_loadu_epi64(there, x->fours + block * MLI_FOURS);
             __m512 products = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_dpbusd_epi32(start, q, x_q));
             __m512 *sum = &to[i].sum[pair % 2], scale = _mm512_maskz_permutexvar_ps(0xffff, lanes, scales[i]);
             *sum = _mm512_fmadd_ps(products, scale, *sum);
@@ -23275,7 +23341,9 @@ static void mli_dsp_rows(ml_type type, int n_x, const mli_integer_job *job, size
 MLI_INTEGER_FORMAT(mli_few_q8_0, MLI_BLOCK_ROWS, ML_Q8_0)
 MLI_INTEGER_FORMAT(mli_few_q4_0, MLI_BLOCK_ROWS, ML_Q4_0)
 #ifndef ML_NO_K_QUANTS
+MLI_INTEGER_FORMAT(mli_few_q4_1, mli_integer_rows, ML_Q4_1)
 MLI_INTEGER_FORMAT(mli_few_q5_0, mli_integer_rows, ML_Q5_0)
+MLI_INTEGER_FORMAT(mli_few_q5_1, mli_integer_rows, ML_Q5_1)
 MLI_INTEGER_FORMAT(mli_few_q4_k, MLI_PART_ROWS, ML_Q4_K)
 MLI_INTEGER_FORMAT(mli_few_q5_k, MLI_PART_ROWS, ML_Q5_K)
 MLI_INTEGER_FORMAT(mli_few_q6_k, MLI_PART_ROWS, ML_Q6_K)
@@ -23311,16 +23379,15 @@ enum { MLI_PANEL_VECTORS = 2, MLI_PANEL_COLS = MLI_PANEL_VECTORS * MLI_LANES };
 typedef struct mli_panel {
     uint32_t q[MLI_BLOCK / 4][MLI_PANEL_COLS];
     float scale[MLI_PANEL_COLS];
-    float second[MLI_PANEL_COLS]; /* of parts: the scale of the second half, or what is taken away */
+    float second[MLI_PANEL_COLS]; /* the scale of the second half, or what is added to each number */
 } mli_panel;
 
 /* What a panel has besides words and scales. */
 typedef enum mli_panel_kind { MLI_PANEL_BLOCKS, MLI_PANEL_LESS, MLI_PANEL_HALVES } mli_panel_kind;
 
 static mli_panel_kind mli_panel_kind_of(ml_type type) {
-    return type == ML_Q6_K                      ? MLI_PANEL_HALVES
-           : type == ML_Q4_K || type == ML_Q5_K ? MLI_PANEL_LESS
-                                                : MLI_PANEL_BLOCKS;
+    if (type == ML_Q6_K) return MLI_PANEL_HALVES;
+    return type == ML_Q4_K || type == ML_Q5_K || mli_has_offset(type) ? MLI_PANEL_LESS : MLI_PANEL_BLOCKS;
 }
 
 /* Where the integer sum of the first half of a block begins. */
@@ -23416,7 +23483,9 @@ static void mli_pack_block(ml_type type, const uint8_t *block, mli_panel *panel,
         return;
     }
 #endif
-    mli_panel_put(panel, c, mli_bytes_of(type, block + 2), mli_load_scale(block) * mli_bytes_unit(type));
+    mli_panel_put(panel, c, mli_bytes_of(type, block + mli_head_bytes(type)),
+                  mli_load_scale(block) * mli_bytes_unit(type));
+    if (mli_has_offset(type)) panel->second[c] = mli_offset(type, block);
 }
 
 /* panel (blocks) = rows first .. first + MLI_PANEL_COLS - 1 of w */

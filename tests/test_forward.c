@@ -413,7 +413,7 @@ TEST(matches_llamacpp_files) {
    given the same rounded activations wherever there is an integer kernel. They agree to 2e-6 unless an activation is on
    the border between two steps: one step more or less, and what follows from it, made 0.03 here. */
 TEST(matches_files_of_mixed_types) {
-    static const char *const names[] = {"Q4_K_M", "Q5_K_M", "Q6_K", "Q3_K_M", "Q5_1"};
+    static const char *const names[] = {"Q4_K_M", "Q5_K_M", "Q6_K", "Q3_K_M", "Q4_1", "Q5_1"};
     enum { N = 12, V = 512 };
     double *hidden = (double *)malloc(N * 256 * sizeof *hidden),
            *plain = (double *)malloc(N * V * sizeof *plain);

@@ -94,8 +94,10 @@ static int plain_number(ml_type type, const uint8_t *w, int i) {
     switch (type) {
     case ML_Q8_0: return (int8_t)w[2 + i];
     case ML_Q4_0: return (i < 16 ? w[2 + i] % 16 : w[2 + i - 16] / 16) - 8;
+    case ML_Q4_1: return i < 16 ? w[4 + i] % 16 : w[4 + i - 16] / 16;
     case ML_Q5_0:
         return (i < 16 ? w[6 + i] % 16 : w[6 + i - 16] / 16) + (w[2 + i / 8] >> i % 8) % 2 * 16 - 16;
+    case ML_Q5_1: return (i < 16 ? w[8 + i] % 16 : w[8 + i - 16] / 16) + (w[4 + i / 8] >> i % 8) % 2 * 16;
     case ML_Q6_K:
         return (l < 64 ? w[half * 64 + l] % 16 : w[half * 64 + l - 64] / 16) +
                (w[128 + half * 32 + l % 32] >> l / 32 * 2) % 4 * 16 - 32;
@@ -115,6 +117,7 @@ static void unpack_plainly(ml_type type, const uint8_t *w, plain_block *block) {
         block->q[i] = plain_number(type, w, i);
         block->scale[i] = d;
         block->less[i] = 0;
+        if (type == ML_Q4_1 || type == ML_Q5_1) block->less[i] = -dmin;
         if (type == ML_Q6_K) block->scale[i] *= (int8_t)w[192 + i / 16];
         if (type == ML_Q4_K || type == ML_Q5_K) {
             six_bits(w + 4, i / 32, &scale, &less);
@@ -201,11 +204,11 @@ static void plain_rows(const problem *p, float *y, size_t stride) {
         }
 }
 
-static const ml_type types[] = {ML_Q8_0, ML_Q4_0, ML_Q5_0, ML_Q4_K, ML_Q5_K, ML_Q6_K};
+static const ml_type types[] = {ML_Q8_0, ML_Q4_0, ML_Q4_1, ML_Q5_0, ML_Q5_1, ML_Q4_K, ML_Q5_K, ML_Q6_K};
 #ifdef ML_NO_K_QUANTS
 enum { TYPES = 2 };
 #else
-enum { TYPES = 6 };
+enum { TYPES = 8 };
 #endif
 
 /* The columns of a problem: as wanted, or for blocks of 256 that many of them. */
@@ -372,7 +375,7 @@ TEST(extremes_of_parts) {
     size_t t, i, j;
     int s;
     ml_threads threads = n_threads(1);
-    for (t = 3; t < TYPES; t++)
+    for (t = 5; t < TYPES; t++)
         for (s = 0; s < 8; s++) {
             problem p = make_problem(types[t], 6, 5, 512);
             float y[30], even = s & 1 ? 127.0f : -127.0f, odd = s & 2 ? 127.0f : -127.0f;
@@ -803,8 +806,9 @@ static double difference_of_file(const char *name, ml_type type, const ml_batch 
 /* Files of llama.cpp's own tool, which mixes types, and logits by PyTorch from the dequantized weights. In F32 both
    compute the same in another order: 1e-4 is some ten times what that makes of logits of this size. In the types of
    the file, activations are rounded to 8 bits where there are integer kernels (in all these files at least for the
-   output). A network in doubles that rounds them in blocks of 32, as ours does, is off by up to 0.188 (root mean square
-   0.034, with logits of standard deviation 1.3); in blocks of 256, as llama.cpp does, by 0.285 (0.052). */
+   output). A network in doubles that rounds them in blocks of 32, as ours does, is off by up to 0.188, with Q4_1 by 0.194
+   (root mean square 0.034, with logits of standard deviation 1.3); in blocks of 256, as llama.cpp does, by 0.285
+   (0.052). */
 TEST(files_of_llama_quantize) {
     static const char *const names[] = {"Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K",
                                         "Q4_1", "Q5_0",   "Q5_1",   "IQ4_NL", "IQ4_XS"};
@@ -824,7 +828,7 @@ TEST(files_of_llama_quantize) {
         float *expected = shared_floats(reference, names[i], &n);
         REQUIRE(expected && n == 48 * 512);
         CHECK(difference_of_file(names[i], ML_F32, &batch, expected, logits) <= 1e-4);
-        CHECK(difference_of_file(names[i], ML_TYPE_NONE, &batch, expected, logits) <= 0.19);
+        CHECK(difference_of_file(names[i], ML_TYPE_NONE, &batch, expected, logits) <= 0.2);
         free(expected);
     }
     free(tokens);
