@@ -209,7 +209,7 @@ static ml_generated say(ml_chat *chat, const char *text, heard *h, int max_new_t
 /* However an answer ends, its end is in the session once, when the next turn begins. */
 TEST(one_end_for_each_answer) {
     static const char *const pairs[] = {"\nO", "OK", "K{<|im_end|>}", NULL};
-    vocabulary unlisted = qwen2; /* <|im_end|> is not among the ids that end a text */
+    vocabulary unlisted = qwen2; /* <|im_end|> will not be among the ids that end a text */
     unlisted.special[1] = "</s>", unlisted.special[3] = "<|im_end|>", unlisted.kind = 4;
     const vocabulary *vocabularies[] = {&qwen2, &unlisted};
     for (int i = 0; i < 2; i++) {
@@ -217,7 +217,7 @@ TEST(one_end_for_each_answer) {
         ml_session *session = session_over(chain_model(v, pairs), CONTEXT);
         ml_chat chat = chat_over(session, ML_CHAT_CHATML, NULL);
         heard h = {"", 0, 0};
-        if (i) CHECK(session->model->tokenizer->n_ends == 1);
+        if (i) ((ml_tokenizer *)(uintptr_t)session->model->tokenizer)->n_ends = 1;
         ml_generated made = say(&chat, "a", &h, 0);
         CHECK(strcmp(h.text, "OK") == 0 && made.stop == ML_STOP_END && made.n_new == 2 &&
               made.n_prompt == 20);

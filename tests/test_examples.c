@@ -72,6 +72,54 @@ TEST(generate) {
     ml_model_free(model);
 }
 
+/* ---- inspect ---- */
+
+static int says(const char *what, const char *file, const char *size) {
+    char line[128];
+    snprintf(line, sizeof line, "  %-14s %-34s %s\n", what, file, size);
+    return strstr(said, line) != NULL || printf("not said: %s", line) < 0;
+}
+
+/* Which files of a folder are used, and what is missing: a shard, a piece of Meta's, the configuration. */
+TEST(inspect_folder) {
+    static const char index[] = "{\"weight_map\": {\"a\": \"m-00001-of-00002.safetensors\","
+                                " \"b\": \"m-00002-of-00002.safetensors\"}}";
+    bytes small = small_safetensors(), pt = small_pt();
+    char arguments[700], size[32];
+    CHECK(make_folder(in_folder("kit")) && make_folder(in_folder("kit/meta")));
+    write_file(in_folder("kit/m.safetensors.index.json"), index, strlen(index));
+    write_file(in_folder("kit/m-00001-of-00002.safetensors"), small.data, small.size);
+    write_file(in_folder("kit/generation_config.json"), "{}", 2);
+    write_file(in_folder("kit/tokenizer.model"), "?", 1);
+    write_file(in_folder("kit/README.md"), "?", 1);
+    snprintf(arguments, sizeof arguments, "'%s'", in_folder("kit"));
+    CHECK(run("inspect", arguments, "") == 1 && strstr(complained, "m-00002-of-00002.safetensors") != NULL);
+    snprintf(size, sizeof size, "%zu bytes", small.size);
+    CHECK(says("weights", "m-00001-of-00002.safetensors", size));
+    CHECK(says("weights", "m-00002-of-00002.safetensors", "missing"));
+    CHECK(says("configuration", "config.json", "missing") && says("tokenizer", "tokenizer.model", "1 bytes"));
+    CHECK(says("generation", "generation_config.json", "2 bytes") &&
+          strstr(said, "files that are missing: 2"));
+    CHECK(strstr(said, "chat template  none\n") && !strstr(said, "README"));
+    for (int i = 0; i < 4; i += 3) {
+        char name[64];
+        snprintf(name, sizeof name, "kit/meta/consolidated.%02d.pth", i);
+        write_file(in_folder(name), pt.data, pt.size);
+    }
+    write_file(in_folder("kit/meta/params.json"), "{}", 2);
+    snprintf(arguments, sizeof arguments, "'%s'", in_folder("kit/meta"));
+    CHECK(run("inspect", arguments, "") == 1 && says("configuration", "params.json", "2 bytes"));
+    CHECK(says("weights", "consolidated.01.pth", "missing") &&
+          says("weights", "consolidated.02.pth", "missing"));
+    CHECK(says("tokenizer", "../tokenizer.model", "1 bytes") && strstr(said, "files that are missing: 2"));
+    remove(in_folder("kit/m.safetensors.index.json")); /* a folder without it */
+    CHECK(rename(in_folder("kit/m-00001-of-00002.safetensors"), in_folder("kit/model.safetensors")) == 0);
+    snprintf(arguments, sizeof arguments, "'%s'", in_folder("kit"));
+    CHECK(run("inspect", arguments, "") == 0 && says("weights", "model.safetensors", size));
+    CHECK(strstr(said, "format: safetensors") != NULL);
+    free_bytes(&small), free_bytes(&pt);
+}
+
 /* ---- chat ---- */
 
 /* Appends tokens one by one, and then the most likely ones, as text: what a turn must print. */
@@ -830,6 +878,7 @@ int main(int argc, char **argv) {
              slash ? argv[0] : ".");
     if (!folder_begin("examples")) return 1;
     RUN(generate);
+    RUN(inspect_folder);
     RUN(chat);
     RUN(chat_outlives_the_context);
     RUN(chat_options);

@@ -6,6 +6,7 @@
 #include "build_files.h"
 #include "folder.h"
 #include "models.h"
+#include "shared.h"
 
 static ml_error failure;
 
@@ -732,6 +733,23 @@ TEST(json_nested_deeply) {
     free_bytes(&header);
 }
 
+/* A million values and more are refused before they are sorted, with the name of the first that is too much. */
+TEST(json_of_many_values) {
+    bytes text = {NULL, 0, 0};
+    ml_tokenizer *tokenizer;
+    put_text(&text, "{\"a\":[");
+    for (int i = 0; i <= 1 << 20; i++) put_text(&text, i ? ",0" : "0");
+    put_text(&text, "]}");
+    CHECK(ml_tokenizer_load_memory(text.data, text.size, NULL, &tokenizer, &failure) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(failure.text, "tokenizer.json: JSON: there are more than 1048576 values: a.1048576") !=
+          NULL);
+    text.data[text.size - 4] = ' '; /* one less: no error of the JSON */
+    text.data[text.size - 3] = ' ';
+    CHECK(ml_tokenizer_load_memory(text.data, text.size, NULL, &tokenizer, &failure) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(failure.text, "no model of type BPE") != NULL);
+    free_bytes(&text);
+}
+
 /* ---- llama2.c ---- */
 
 static bytes bin_with(int version, size_t at, uint32_t value) {
@@ -843,6 +861,58 @@ TEST(weights_that_are_not_finite) {
             ml_model_free(model);
             free_bytes(&file);
         }
+}
+
+/* Loads the file with NaN or an infinity in one of the scales of its first tensor of this type, in the first block
+   and in the last. `at`: where the scale is in a block. */
+static void check_scale(const char *path, ml_type type, size_t at, unsigned value) {
+    for (int is_last = 0; is_last < 2; is_last++) {
+        bytes file = read_file(path);
+        ml_archive *archive = NULL;
+        ml_model *model = NULL;
+        char words[160];
+        REQUIRE(ml_archive_load_memory(file.data, file.size, NULL, &archive, &failure) == ML_OK);
+        const ml_array *a = archive->arrays;
+        while (a < archive->arrays + archive->n_arrays && a->type != type) a++;
+        REQUIRE(a < archive->arrays + archive->n_arrays);
+        size_t n = ml_array_count(a), cols = (size_t)a->shape[1];
+        size_t index = is_last ? n - ml_type_block(type) : 0;
+        unsigned char *scale = file.data + ((const unsigned char *)a->data - file.data);
+        scale += ml_type_row_bytes(type, index) + at;
+        scale[0] = (unsigned char)(value & 255), scale[1] = (unsigned char)(value >> 8);
+        snprintf(words, sizeof words, "%s: number (%d, %d) is not finite", a->name, (int)(index / cols),
+                 (int)(index % cols));
+        CHECK(load_as(&file, ML_TYPE_NONE, 0, &model) == ML_ERROR_NUMBER && !model);
+        if (!strstr(failure.text, words)) printf("%s, not %s\n", failure.text, words);
+        CHECK(strstr(failure.text, words) != NULL);
+        CHECK(load_as(&file, ML_F16, 0, &model) == ML_ERROR_NUMBER && strstr(failure.text, words));
+        CHECK(load_as(&file, ML_TYPE_NONE, 1, &model) == ML_OK);
+        ml_model_free(model);
+        ml_archive_free(archive);
+        free_bytes(&file);
+    }
+}
+
+/* The scales of blocks of other types, d and that of the minima, where llama.cpp's ggml-common.h has them. */
+TEST(scales_that_are_not_finite) {
+    static const struct {
+        const char *file;
+        ml_type type;
+        size_t d, minimum; /* 0: there is none */
+    } kinds[] = {{"Q4_1", ML_Q4_1, 0, 2},    {"Q5_0", ML_Q5_0, 0, 0},     {"Q5_1", ML_Q5_1, 0, 2},
+                 {"Q2_K", ML_Q2_K, 80, 82},  {"Q3_K_M", ML_Q3_K, 108, 0}, {"Q4_K_M", ML_Q4_K, 0, 2},
+                 {"Q5_K_M", ML_Q5_K, 0, 2},  {"Q6_K", ML_Q6_K, 208, 0},   {"IQ4_NL", ML_IQ4_NL, 0, 0},
+                 {"IQ4_XS", ML_IQ4_XS, 0, 0}};
+    NEED_SHARED();
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "models/modern/quant-%s.gguf", kinds[i].file);
+        const char *path = shared_path(name);
+        REQUIRE(path);
+        check_scale(path, kinds[i].type, kinds[i].d, 0x7e00);
+        check_scale(path, kinds[i].type, kinds[i].d, 0xfc00);
+        if (kinds[i].minimum) check_scale(path, kinds[i].type, kinds[i].minimum, 0x7c01);
+    }
 }
 
 /* What was not looked at when it was loaded shows where it is used. */
@@ -1023,8 +1093,10 @@ int main(void) {
     RUN(ggufs_with_many_keys);
     RUN(safetensors_that_lie);
     RUN(json_nested_deeply);
+    RUN(json_of_many_values);
     RUN(bins_that_lie);
     RUN(weights_that_are_not_finite);
+    RUN(scales_that_are_not_finite);
     RUN(results_that_are_not_finite);
     RUN(numbers_too_large_for_a_type);
     RUN(adapters_and_heads_that_are_not_finite);

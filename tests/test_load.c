@@ -619,7 +619,9 @@ typedef struct pt_change {
     int n_kv_heads; /* 0: None */
     const char *prefix, *wq;
     int untied;
-    const char *args; /* in place of "model_args" */
+    const char *args;  /* in place of "model_args" */
+    const char *count; /* in place of "n_layers" */
+    const char *around, *end;
 } pt_change;
 
 static void pt_entry(bytes *b, const char *prefix, const char *name, const int64_t *shape,
@@ -648,7 +650,7 @@ static void pt_dense(bytes *b, const char *prefix, const char *name, int64_t row
 }
 
 /* {"model": {...}, "model_args": {...}}: dim 4, 2 heads, hidden 6, vocabulary 3, one layer, all in one storage of 400
-   floats 0, 1, 2, ... */
+   floats 0, 1, 2, ... With around: what is around both, and between them, as opcodes. */
 static bytes build_pt(const pt_change *c) {
     const char *prefix = c->prefix ? c->prefix : "";
     int64_t shape[2] = {4, 4}, stride[2] = {4, 1}, w1_shape[2] = {6, 4}, w1_stride[2] = {1, 6};
@@ -656,8 +658,8 @@ static bytes build_pt(const pt_change *c) {
     memset(&b, 0, sizeof b);
     if (c->stride >= 0) stride[0] = c->stride ? 4 * c->stride : 0, stride[1] = c->stride;
     pk_begin(&b);
-    put_text(&b, "}(");
-    pk_text(&b, "model");
+    put_text(&b, c->around ? c->around : "}(");
+    if (!c->around) pk_text(&b, "model");
     put_text(&b, "}(");
     pt_dense(&b, prefix, "tok_embeddings.weight", 3, 4, 0);
     pt_entry(&b, prefix, c->wq ? c->wq : "layers.0.attention.wq.weight", shape, stride, 2, 100);
@@ -675,10 +677,10 @@ static bytes build_pt(const pt_change *c) {
     pt_dense(&b, prefix, "norm.weight", 0, 4, 340);
     pt_dense(&b, prefix, "output.weight", 3, 4, c->untied ? 12 : 0);
     put_u8(&b, 'u');
-    pk_text(&b, c->args ? c->args : "model_args");
+    if (!c->around) pk_text(&b, c->args ? c->args : "model_args");
     put_text(&b, "}(");
     pk_text(&b, "dim"), pk_int(&b, 4);
-    pk_text(&b, "n_layers"), pk_int(&b, 1);
+    pk_text(&b, c->count ? c->count : "n_layers"), pk_int(&b, 1);
     pk_text(&b, "n_heads"), pk_int(&b, 2);
     pk_text(&b, "n_kv_heads");
     if (c->n_kv_heads)
@@ -687,7 +689,8 @@ static bytes build_pt(const pt_change *c) {
         put_u8(&b, 'N');
     pk_text(&b, "vocab_size"), pk_int(&b, -1);
     pk_text(&b, "multiple_of"), pk_int(&b, 2);
-    put_text(&b, "uu.");
+    put_text(&b, c->around ? "u" : "uu.");
+    if (c->around) put_text(&b, c->end);
     file = pt_file(&b, 400);
     free_bytes(&b);
     return file;
@@ -740,7 +743,7 @@ TEST(params_json) {
     ml_model_load_desc desc = no_desc();
     ml_model *model = NULL;
     ml_error error;
-    c.args = "more";
+    c.args = "more", c.count = "blocks"; /* of another model */
     bytes file = build_pt(&c);
     CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_ERROR_MISMATCH);
     desc.config_json = params, desc.config_json_size = strlen(params);
@@ -772,6 +775,24 @@ TEST(params_json) {
     CHECK(ml_model_load(path, NULL, &model, &error) == ML_OK);
     ml_model_free(model);
     free_bytes(&file);
+}
+
+/* torch.save((weights, args)), [weights, args], [[weights, args], 7], [7, ((weights, args),)] */
+TEST(weights_and_arguments_in_a_row) {
+    static const char *const around[][2] = {
+        {"(", "t."}, {"](", "e."}, {"](](", "eK\7e."}, {"](K\7((", "tte."}};
+    for (size_t i = 0; i < sizeof around / sizeof *around; i++) {
+        pt_change c = no_pt_change();
+        ml_model *model = NULL;
+        ml_error error;
+        c.around = around[i][0], c.end = around[i][1];
+        bytes file = build_pt(&c);
+        CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_OK);
+        CHECK(model && model->config.dim == 4 && model->config.n_heads == 2);
+        CHECK(model && element(tensor_named(model, "blk.0.ffn_up.weight"), 0, 1) == 281);
+        ml_model_free(model);
+        free_bytes(&file);
+    }
 }
 
 /* The same arguments in other programs' dictionaries. */
@@ -837,6 +858,7 @@ typedef struct gguf_change {
     float factor;    /* llama.rope.scaling.factor, if not 0 */
     int all_at_zero; /* every tensor begins at offset 0 */
     int n_pieces;    /* of a tokenizer; 0: none */
+    int no_model;    /* which does not say of which kind it is */
     int n_dims;      /* of all tensors, with extents of 1 in front; 0: as many as are needed */
     unsigned list[2];
 } gguf_change;
@@ -874,7 +896,7 @@ static unsigned gguf_keys(bytes *b, const gguf_change *c) {
     }
     if (c->factor != 0) gguf_key(b, "llama.rope.scaling.factor", 6), put_f32(b, c->factor), n++;
     if (c->n_pieces) {
-        gguf_key(b, "tokenizer.ggml.model", 8), gguf_text(b, "llama"), n++;
+        if (!c->no_model) gguf_key(b, "tokenizer.ggml.model", 8), gguf_text(b, "llama"), n++;
         gguf_key(b, "tokenizer.ggml.tokens", 9), put_u32(b, 8), put_u64(b, (uint64_t)c->n_pieces), n++;
         for (k = 0; k < c->n_pieces; k++) {
             char piece[2] = {(char)('a' + k), 0};
@@ -1345,6 +1367,29 @@ TEST(results_after_failure) {
     CHECK(ml_session_likelihood(NULL, NULL, &likelihood, &error) && !likelihood.n_tokens);
     CHECK(ml_session_keep_prefix(NULL, NULL, &kept, &error) && kept == 0);
     CHECK(ml_session_encode(NULL, NULL, 0, &ids, &error) && !ids.ids && ids.n == 0);
+}
+
+/* A vocabulary whose kind is not said is of no use, but the model is. */
+TEST(tokens_of_no_kind) {
+    ml_model *model = NULL;
+    ml_tokenizer *tokenizer;
+    ml_session *session;
+    ml_error error;
+    ml_generate_desc desc;
+    gguf_with(NULL, 0, NULL, 0, 0);
+    gguf_current.n_pieces = 5, gguf_current.no_model = 1;
+    REQUIRE(load_gguf(&model, &error) == ML_OK);
+    CHECK(!model->tokenizer && model->config.vocab_size == 6);
+    REQUIRE(ml_session_new(model, NULL, &session, &error) == ML_OK);
+    memset(&desc, 0, sizeof desc);
+    desc.prompt = "a";
+    CHECK(ml_session_generate(session, &desc, NULL, &error) != ML_OK && contains(&error, "tokenizer"));
+    ml_session_free(session);
+    ml_model_free(model);
+    bytes file = build_gguf(&gguf_current);
+    CHECK(ml_tokenizer_load_memory(file.data, file.size, NULL, &tokenizer, &error) == ML_ERROR_UNSUPPORTED);
+    CHECK(contains(&error, "key tokenizer.ggml.model is absent"));
+    free_bytes(&file);
 }
 
 TEST(tokenizers) {
@@ -1884,6 +1929,7 @@ int main(void) {
     RUN(no_output_calls);
     RUN(more_rows);
     RUN(params_json);
+    RUN(weights_and_arguments_in_a_row);
     RUN(names_of_arguments);
     RUN(gguf_dimensions);
     RUN(tensors_refused);
@@ -1902,6 +1948,7 @@ int main(void) {
     RUN(damaged_files);
     RUN(arguments);
     RUN(results_after_failure);
+    RUN(tokens_of_no_kind);
     RUN(tokenizers);
     RUN(errors_name_the_file);
     RUN(tokenizer_beside);

@@ -892,7 +892,7 @@ TEST(configurations_that_are_refused) {
 
 /* ---- chat templates ---- */
 
-/* Where Hugging Face's folder has one, a GGUF that is made of it has it, too. */
+/* Where Hugging Face's folder has one, a GGUF or a folder that is made of it has it, too. */
 TEST(chat_templates_are_kept) {
     static const char one[] = "{\"chat_template\": \"{{ \\\"a\\\" }}\\n\"}";
     static const char several[] = "{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"wrong\"},"
@@ -914,6 +914,15 @@ TEST(chat_templates_are_kept) {
         write_file(in_folder(path), cases[i].text, strlen(cases[i].text));
         REQUIRE(ml_model_load(in_folder("chat"), NULL, &loaded, NULL) == ML_OK);
         CHECK(ml_model_save(loaded, in_folder("chat.gguf"), &gguf, NULL) == ML_OK);
+        CHECK(make_folder(in_folder("copied")));
+        CHECK(ml_model_save(loaded, in_folder("copied/model.safetensors"), &save, NULL) == ML_OK);
+        REQUIRE(ml_model_load(in_folder("copied"), NULL, &again, NULL) == ML_OK);
+        CHECK(!again->chat_template == !cases[i].expected);
+        if (again->chat_template && cases[i].expected)
+            CHECK(strcmp(again->chat_template, cases[i].expected) == 0);
+        ml_model_free(again);
+        remove(in_folder("copied/chat_template.jinja")), remove(in_folder("copied/config.json"));
+        CHECK(remove(in_folder("copied/model.safetensors")) == 0 && rmdir(in_folder("copied")) == 0);
         REQUIRE(ml_model_load(in_folder("chat.gguf"), NULL, &again, NULL) == ML_OK);
         CHECK(ml_model_save(again, in_folder("again.gguf"), &gguf, NULL) == ML_OK);
         REQUIRE(ml_archive_load(in_folder("again.gguf"), NULL, &archive, NULL) == ML_OK);
@@ -1000,8 +1009,40 @@ TEST(pieces_are_joined) {
     write_file(in_folder("pieces/consolidated.01.pth"), params, 20);
     CHECK(ml_model_load(in_folder("pieces"), NULL, &joined, &error) != ML_OK && !joined);
     CHECK(strstr(error.text, "consolidated.01.pth") != NULL);
+    CHECK(rename(in_folder("pieces/consolidated.01.pth"), in_folder("pieces/consolidated.03.pth")) == 0);
+    CHECK(ml_model_load(in_folder("pieces"), NULL, &joined, &error) == ML_ERROR_FILE && !joined);
+    CHECK(strstr(error.text, "consolidated.01.pth cannot be opened") != NULL);
     ml_model_free(other);
     ml_model_free(model);
+}
+
+/* Meta puts the one tokenizer of all sizes beside their folders. A folder of Hugging Face has its own. */
+TEST(tokenizer_above) {
+    static const char params[] = "{\"dim\": 16, \"n_layers\": 2, \"n_heads\": 4, \"n_kv_heads\": 2}";
+    ml_config c = base_config();
+    ml_save_desc save = save_as(ML_SAFETENSORS, ML_F32);
+    bytes tokenizer = {NULL, 0, 0};
+    ml_error error;
+    c.tied_output = 0, c.n_kv_heads = 2;
+    ml_model *model = make(c), *loaded = NULL;
+    CHECK(make_folder(in_folder("sizes")));
+    put_u32(&tokenizer, 1); /* llama2.c's: the longest piece, then score, length, piece */
+    for (int i = 0; i < c.vocab_size; i++)
+        put_f32(&tokenizer, 0), put_u32(&tokenizer, 1), put_u8(&tokenizer, (unsigned)('A' + i));
+    write_file(in_folder("tokenizer.model"), tokenizer.data, tokenizer.size);
+    remove(in_folder("pieces/consolidated.03.pth"));
+    write_piece(model, 0, 1, 1);
+    write_file(in_folder("pieces/params.json"), params, strlen(params));
+    REQUIRE(ml_model_load(in_folder("pieces"), NULL, &loaded, &error) == ML_OK);
+    CHECK(loaded->tokenizer && loaded->tokenizer->n_pieces == c.vocab_size);
+    ml_model_free(loaded);
+    CHECK(ml_model_save(model, in_folder("sizes/model.safetensors"), &save, NULL) == ML_OK);
+    REQUIRE(ml_model_load(in_folder("sizes"), NULL, &loaded, &error) == ML_OK);
+    CHECK(!loaded->tokenizer);
+    ml_model_free(loaded);
+    ml_model_free(model);
+    remove(in_folder("tokenizer.model"));
+    free_bytes(&tokenizer);
 }
 
 /* ---- a Llama 3 of PyTorch's and llama.cpp's ---- */
@@ -1082,6 +1123,7 @@ int main(void) {
     RUN(configurations_that_are_refused);
     RUN(chat_templates_are_kept);
     RUN(pieces_are_joined);
+    RUN(tokenizer_above);
     RUN(llama3_of_llama_cpp);
     RUN(llama3_of_hugging_face);
     return test_report("test_rope");

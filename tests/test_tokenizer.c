@@ -932,6 +932,24 @@ TEST(several_ids_end_a_text) {
     free(v.pieces);
 }
 
+/* Pieces that a chat model got later end a text by their names, if they are special. */
+TEST(names_that_end_a_text) {
+    static const int32_t expected[] = {2, FIRST, FIRST + 1};
+    static const entry added[] = {{"<|im_end|>", 0, ML_PIECE_CONTROL},
+                                  {"<|eot_id|>", 0, ML_PIECE_USER_DEFINED},
+                                  {"<|endoftext|>", 0, ML_PIECE_NORMAL},
+                                  {"<|im_start|>", 0, ML_PIECE_CONTROL}};
+    vocabulary v = make_vocabulary(added, COUNT(added), 1);
+    ml_tokenizer *t[2];
+    t[0] = load_vocabulary(&v);
+    t[1] = load_and_free(write_gguf(&v, 0));
+    for (int i = 0; i < 2; i++) {
+        CHECK(has_ends(t[i], expected, 3));
+        ml_tokenizer_free(t[i]);
+    }
+    free(v.pieces);
+}
+
 /* Written with --bos_id=-1 or its like: nothing is invented in its place. */
 TEST(without_bos) {
     vocabulary v = small_vocabulary();
@@ -1163,7 +1181,7 @@ TEST(wrong_vocabularies) {
     v.pieces[FIRST + 1].score = 0;
     CHECK(refused(write_gguf(&v, SHORT_KINDS), ML_ERROR_MISMATCH, "token_type"));
     CHECK(refused(write_gguf(&v, WRONG_MODEL), ML_ERROR_UNSUPPORTED, "tokenizer.ggml.model"));
-    CHECK(refused(write_gguf(&v, NO_MODEL), ML_ERROR_FORMAT, "tokenizer.ggml.model"));
+    CHECK(refused(write_gguf(&v, NO_MODEL), ML_ERROR_UNSUPPORTED, "tokenizer.ggml.model"));
     CHECK(refused(write_gguf(&v, FLOAT_ID), ML_ERROR_FORMAT, "bos_token_id"));
     v.n = 0;
     CHECK(refused(write_gguf(&v, 0), ML_ERROR_FORMAT, "no pieces"));
@@ -1660,6 +1678,7 @@ int main(void) {
     RUN(plain_space_in_a_piece);
     RUN(flags_of_the_file_are_obeyed);
     RUN(several_ids_end_a_text);
+    RUN(names_that_end_a_text);
     RUN(without_bos);
     RUN(saving_invents_nothing);
     RUN(hugging_faces_files);

@@ -2,12 +2,14 @@
    cc -O2 -DMINILLAMA_IMPLEMENTATION -I.. inspect.c -o inspect -lm */
 #include "../examples/common/options.h"
 #include "../examples/common/report.h"
+#include "inspect_folder.h"
 
 static const char usage[] =
-    "usage: inspect FILE [options]\n"
+    "usage: inspect FILE|FOLDER [options]\n"
     "  FILE         a model (PyTorch .pt, GGUF, safetensors, llama2.c's .bin), any "
     "archive of tensors of these formats,\n"
-    "               or a tokenizer (tokenizer.model, tokenizer.json, llama2.c's .bin)\n";
+    "               or a tokenizer (tokenizer.model, tokenizer.json, llama2.c's .bin)\n"
+    "  FOLDER       with such files: first, which of them are used and what is missing\n";
 
 /* Bytes as a quoted string; control characters are escaped, UTF-8 is left as it is. */
 static void print_quoted(const char *s, size_t n) {
@@ -192,6 +194,9 @@ static void print_model(const ml_model *model) {
     for (int i = 1; i < ML_TYPE_COUNT; i++)
         if (counts[i]) printf(", %d %s", counts[i], ml_type_name((ml_type)i));
     printf("\n");
+    if (model->chat_template)
+        printf("chat template: %zu bytes, %s\n", strlen(model->chat_template),
+               ml_chat_format_name(ml_chat_format_of_template(model->chat_template)));
     if (model->tokenizer)
         print_tokenizer(model->tokenizer);
     else
@@ -218,11 +223,15 @@ static int inspect(const char *path, const char *tokenizer) {
     ml_model_load_desc desc = {0};
     ml_model *model;
     ml_error error;
+    struct stat status;
+    int is_folder = stat(path, &status) == 0 && S_ISDIR(status.st_mode);
     desc.tokenizer = tokenizer;
-    if (!ml_archive_load(path, NULL, &archive, &error)) {
+    ml_archive_load(path, NULL, &archive, &error);
+    if (is_folder) print_folder(path, archive);
+    if (archive) {
         print_archive(archive);
         ml_archive_free(archive);
-    } else if (!ml_model_load(path, &desc, &model, NULL)) { /* Meta's files in pieces */
+    } else if (!ml_model_load(path, &desc, &model, is_folder ? &error : NULL)) { /* Meta's files in pieces */
         printf("format: pieces of one model, consolidated.00.pth and those after it\n");
         ml_model_free(model);
     } else {
