@@ -296,9 +296,14 @@ WEB_FILES := $(wildcard examples/web/*.mjs examples/web/*.d.ts examples/web/*.js
                         examples/models/stories.gguf) $(wildcard examples/data/opinions*)
 WEB := $(BUILD)/web
 
+WASM_KERNELS := -Oz -U__OPTIMIZE_SIZE__ # all kernels, but small otherwise
 $(WEB)/minillama.wasm: $(WASM_WITH)
 	@mkdir -p $(@D)
-	$(call short,clang $@)$(WASM) -Oz -U__OPTIMIZE_SIZE__ -msimd128 $(call WITHOUT,K_QUANTS BIN) -o $@ examples/web/minillama.c
+	$(call short,clang $@)$(WASM) $(WASM_KERNELS) -msimd128 $(call WITHOUT,K_QUANTS BIN) -o $@ examples/web/minillama.c
+# What that one cannot read, and where there is no SIMD: loaded only when they are needed.
+$(WEB)/minillama-all.wasm $(WEB)/minillama-plain.wasm: $(WASM_WITH)
+	@mkdir -p $(@D)
+	$(call short,clang $@)$(WASM) $(WASM_KERNELS) $(if $(filter %-all.wasm,$@),-msimd128) -o $@ examples/web/minillama.c
 # Without training, of files only GGUF with a SentencePiece tokenizer, and short errors.
 $(WEB)/minillama-small.wasm: $(WASM_WITH)
 	@mkdir -p $(@D)
@@ -308,10 +313,11 @@ $(BUILD)/obj/%.wasm: $(WASM_WITH)
 	@mkdir -p $(@D)
 	$(call short,clang $@)$(WASM) -O3 $(if $(findstring simd,$*),-msimd128) -o $@ examples/web/minillama.c
 
-web: $(WEB)/minillama.wasm $(WEB)/minillama-small.wasm $(WEB_FILES)
+WEB_MODULES := $(WEB)/minillama.wasm $(WEB)/minillama-small.wasm $(WEB)/minillama-all.wasm $(WEB)/minillama-plain.wasm
+web: $(WEB_MODULES) $(WEB_FILES)
 	@mkdir -p $(WEB)/data && cp $(filter examples/data/%,$(WEB_FILES)) $(WEB)/data && \
 	    cp $(filter-out examples/data/%,$(WEB_FILES)) $(WEB)
-	@for file in $(WEB)/*.wasm; do echo "$$file: $$(wc -c <$$file) bytes, $$(gzip -9c $$file | wc -c) with gzip"; done
+	@for file in $(WEB_MODULES); do echo "$$file: $$(wc -c <$$file) bytes, $$(gzip -9c $$file | wc -c) with gzip"; done
 	@echo 'To see it: python3 -m http.server --directory $(WEB), and then http://localhost:8000'
 
 # WebAssembly adds as plain C does; other instruction sets round differently, and after some 200 tokens a story may fork.
@@ -319,7 +325,11 @@ $(BUILD)/generate_plain: examples/generate.c minillama.h
 	@mkdir -p $(@D)
 	$(call short,cc $@)$(CC) -std=c99 -O1 -ffp-contract=off -DML_NO_SIMD -I. -o $@ $< -lm
 
-web-test: web $(BUILD)/generate_plain $(BUILD)/run_llama
+$(BUILD)/web_models: tests/web/models.c minillama.h
+	@mkdir -p $(@D)
+	$(call short,cc $@)$(CC) -std=c99 $(WARNINGS) -O1 -ffp-contract=off -I. -o $@ $< -lm
+
+web-test: web $(BUILD)/generate_plain $(BUILD)/web_models $(BUILD)/run_llama $(BUILD)/convert
 	@BUILD="$(BUILD)" sh tests/web/run.sh
 
 web-bench: $(BUILD)/obj/simd.wasm $(BUILD)/obj/plain.wasm $(WEB)/minillama.wasm

@@ -38,12 +38,10 @@ export const visible = text => text.replace(/\n/g, '⏎\n');
 export const named = text => text.trim() ? `“${text.trim()}”` : text.includes('\n') ? 'a new line' : text ? 'a space' : 'a part of a character';
 export const percent = p => p >= 0.1 ? `${(100 * p).toFixed(0)}\u00a0%` : p >= 0.001 ? `${(100 * p).toFixed(1)}\u00a0%` : '<\u00a00.1\u00a0%';
 
-let timer = 0;
+/** Stays until it is closed, or what failed is done. */
 export function alarm(error) {
-    $('alert').textContent = error.message ?? error;
+    $('alert-text').textContent = error.message ?? error;
     $('alert').hidden = false;
-    clearTimeout(timer);
-    timer = setTimeout(() => { $('alert').hidden = true; }, 12000);
 }
 
 /** A list of bars: [{ name, p, current, choose }]; with `choose` each is a button. */

@@ -1,5 +1,5 @@
 /* The header as a WebAssembly module, without a C library: what minillama.mjs calls. `make web` compiles it:
-   clang --target=wasm32 -O3 -msimd128 -mbulk-memory -nostdlib -Iexamples/web/libc -I. -Wl,--no-entry ...
+   clang --target=wasm32 -O3 -msimd128 -mbulk-memory -nostdlib -isystem examples/web/libc -I. ...
    Pointers are numbers in JavaScript, 0 is failure, and web_error() then points to a sentence. Memory that is handed in
    is from web_alloc. */
 #define ML_STATIC
@@ -18,6 +18,7 @@
 static ml_error error; /* of the last call that failed */
 
 EXPORT("error") const char *web_error(void) { return error.text; }
+EXPORT("error_code") int web_error_code(void) { return error.code; }
 /* ---- models ---- */
 
 /* data must outlive the model; the tokenizer's bytes (0: the model's own) and config.json (0: none) need not. */

@@ -8,7 +8,8 @@ export const targets: {
 };
 
 export interface LoadOptions {
-    /** default: minillama.wasm beside minillama.mjs */
+    /** default: of those beside minillama.mjs the smallest that reads the model: minillama.wasm, or minillama-all.wasm for
+     *  K-quants and other rarer types and files of llama2.c; minillama-plain.wasm where there is no SIMD */
     wasm?: Source | WebAssembly.Module;
     /** of a model whose file has none: tokenizer.model, tokenizer.json or llama2.c's tokenizer.bin */
     tokenizer?: Source;

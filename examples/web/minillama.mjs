@@ -10,6 +10,8 @@
 /** Which matrices an adapter changes: a sum of these. */
 export const targets = { q: 1, k: 2, v: 4, o: 8, w1: 16, w2: 32, w3: 64, attention: 15, all: 127 };
 
+const most = 2 ** 31 - 1; // bytes in one piece, of 4 GB in all
+const unsupported = -6; // ML_ERROR_UNSUPPORTED
 const isNode = typeof process === 'object' && !!process.versions?.node;
 
 async function bytesOf(source) {
@@ -23,10 +25,15 @@ async function bytesOf(source) {
     return new Uint8Array(await answer.arrayBuffer());
 }
 
+/** A module beside this file, or what the caller gave. */
 async function compiled(wasm) {
     if (wasm instanceof WebAssembly.Module) return wasm;
-    return WebAssembly.compile(await bytesOf(wasm ?? new URL('./minillama.wasm', import.meta.url)));
+    return WebAssembly.compile(await bytesOf(wasm));
 }
+const beside = name => new URL(`./${name}.wasm`, import.meta.url);
+
+/** Whether vectors of 128 bits are known here: a module that has a function which returns one. */
+const hasSimd = () => WebAssembly.validate(Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123));
 
 /** The module's functions, and its memory as arrays. */
 class Runtime {
@@ -51,12 +58,12 @@ class Runtime {
         return new TextDecoder().decode(bytes.subarray(at, at + n));
     }
 
-    fail() { throw new Error(this.text(this.call.error())); }
+    fail() { throw Object.assign(new Error(this.text(this.call.error())), { code: this.call.error_code() }); }
     check(result) { return result || this.fail(); }
 
     alloc(n) {
-        const at = this.call.alloc(n) >>> 0; // beyond 2 GB pointers are not negative
-        if (!at) throw new Error(`out of memory: ${n} bytes more are needed`);
+        const at = n > most ? 0 : this.call.alloc(n) >>> 0; // beyond 2 GB pointers are not negative
+        if (!at) throw new Error(`There is not enough memory: ${Math.ceil(n / 1e6)} MB more are needed.`);
         return at;
     }
 
@@ -64,6 +71,14 @@ class Runtime {
     put(array) {
         const at = this.alloc(array.byteLength || 1);
         this.u8.set(new Uint8Array(array.buffer, array.byteOffset, array.byteLength), at);
+        return at;
+    }
+
+    /** The same of a Blob, which need not be in memory as a whole before. */
+    async read(blob) {
+        const at = this.alloc(blob.size || 1), step = 1 << 24;
+        for (let n = 0; n < blob.size; n += step)
+            this.u8.set(new Uint8Array(await blob.slice(n, n + step).arrayBuffer()), at + n);
         return at;
     }
 
@@ -340,17 +355,30 @@ export class Llama {
     }
 }
 
+/** The three files as bytes or Blobs, in a new instance of the module. */
+async function loadWith(wasm, { model, tokenizer, config }, options) {
+    const run = await new Runtime().start(await compiled(wasm)), size = model.size ?? model.length;
+    const data = model instanceof Uint8Array ? run.put(model) : await run.read(model);
+    const at = run.lend([tokenizer, config], (tokenizerAt, configAt) =>
+        run.check(run.call.model_load(data, size, tokenizerAt, tokenizer?.length ?? 0, configAt, config?.length ?? 0)));
+    return new Llama(run, at, data, options);
+}
+
 /**
- * Loads a model from bytes, a Blob, a URL or (in Node) a path. Options: wasm (the same kinds, or a WebAssembly.Module;
- * default minillama.wasm beside this file), tokenizer and config (files that belong to a model that lacks them),
- * contextLength (tokens that a session holds; default the model's, at most 1024).
+ * Loads a model from bytes, a Blob, a URL or (in Node) a path. Options: wasm (the same kinds, or a WebAssembly.Module),
+ * tokenizer and config (files that belong to a model that lacks them), contextLength (tokens that a session holds;
+ * default the model's, at most 1024). The default of wasm is beside this file: minillama.wasm; for a file that this one
+ * cannot read, but which minillama-all.wasm may, that; and minillama-plain.wasm where there is no SIMD.
  */
 export async function load(model, options = {}) {
-    const run = await new Runtime().start(await compiled(options.wasm));
-    const tokenizer = options.tokenizer ? await bytesOf(options.tokenizer) : null;
-    const config = options.config ? await bytesOf(options.config) : null;
-    const bytes = await bytesOf(model), data = run.put(bytes);
-    const at = run.lend([tokenizer, config], (tokenizerAt, configAt) =>
-        run.check(run.call.model_load(data, bytes.length, tokenizerAt, tokenizer?.length ?? 0, configAt, config?.length ?? 0)));
-    return new Llama(run, at, data, options);
+    const bytes = source => source ? bytesOf(source) : null, isBlob = typeof model?.slice === 'function' && model.size >= 0;
+    const files = { model: isBlob ? model : await bytesOf(model), tokenizer: await bytes(options.tokenizer), config: await bytes(options.config) };
+    if (options.wasm) return loadWith(options.wasm, files, options);
+    if (!hasSimd()) return loadWith(beside('minillama-plain'), files, options);
+    try {
+        return await loadWith(beside('minillama'), files, options);
+    } catch (error) {
+        if (error.code !== unsupported) throw error;
+        return loadWith(beside('minillama-all'), files, options);
+    }
 }

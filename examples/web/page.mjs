@@ -21,18 +21,23 @@ function show(tab) {
 
 const million = n => n >= 1e6 ? `${(n / 1e6).toFixed(1)} million` : `${Math.round(n / 1000)} thousand`;
 
+let model = ''; // in words
+
 async function open(value, name) {
     $('model-name').textContent = `Loading ${name} …`;
     try {
-        const model = await ask('load', value);
-        $('model-name').textContent = `${name}: ${million(model.parameters)} parameters (${model.type}), ` +
-            `${model.layers} layers, context of ${model.contextLength} tokens`;
+        const opened = await ask('load', value);
+        model = `${name}: ${million(opened.parameters)} parameters (${opened.type}), ` +
+            `${opened.layers} layers, context of ${opened.contextLength} tokens`;
+        $('model-name').textContent = model;
+        $('alert').hidden = true;
         for (const id of ['write', 'look', 'look-story', 'train-classifier', 'teach']) $(id).disabled = false;
         teach.forget();
         look.forget();
         await write.begin();
     } catch (error) {
-        $('model-name').textContent = `${name} was not opened.`;
+        if (error.stopped) return; // another one is being opened
+        $('model-name').textContent = `${name} was not opened.${model ? ` In use: ${model}` : ''}`;
         alarm(error);
     }
 }
@@ -59,4 +64,6 @@ addEventListener('drop', event => {
     document.body.classList.remove('dropping');
     openFiles(event.dataTransfer.files);
 });
+addEventListener('beforeunload', event => teach.wouldBeLost() && event.preventDefault());
+$('close-alert').onclick = () => { $('alert').hidden = true; };
 open({ source: new URL('./stories.gguf', import.meta.url).href }, 'stories.gguf');

@@ -4,7 +4,10 @@ import { $, alarm } from './dom.mjs';
 import { drawCurve } from './curve.mjs';
 
 const sample = 'Once upon a time';
-let job = null, paused = false;
+let job = null, paused = false, isUnsaved = false;
+
+/** Leaving the page would lose what is being learned, or what has not been downloaded. */
+export const wouldBeLost = () => isUnsaved;
 
 function busy(is) {
     $('teach').disabled = $('adapter-file').disabled = is;
@@ -23,9 +26,10 @@ function learned({ after }) {
 async function teach() {
     const lines = $('lines').value.split('\n').map(line => line.trim()).filter(Boolean), losses = [];
     if (!lines.length) return void ($('teach-status').textContent = 'Write a line first.');
-    const passes = Math.max(1, Math.min(500, +$('passes').value || 1)), steps = passes * Math.ceil(lines.length / 8);
+    const passes = Math.max(1, Math.min(500, +$('passes').value || 1)), steps = passes * Math.ceil(lines.length / 8), wasUnsaved = isUnsaved, wasAfter = $('sample-after').textContent;
     const value = { lines, passes, rank: +$('rank').value, rate: +$('rate').value, sample };
     busy(true);
+    isUnsaved = true;
     drawCurve($('curve'), losses, steps);
     $('sample-after').textContent = '…';
     $('teach-status').textContent = 'Training …';
@@ -41,6 +45,8 @@ async function teach() {
         $('teach-status').textContent = `Done: the loss fell from ${losses[0].toFixed(2)} to ${losses.at(-1).toFixed(2)}.`;
     } catch (error) {
         $('teach-status').textContent = error.stopped ? 'Canceled; nothing was kept.' : '';
+        isUnsaved = wasUnsaved;
+        $('sample-after').textContent = wasAfter;
         if (!error.stopped) alarm(error);
     }
     busy(false);
@@ -59,6 +65,7 @@ async function download() {
     link.href = URL.createObjectURL(new Blob([await ask('save')], { type: 'application/octet-stream' }));
     link.download = 'adapter.gguf';
     link.click();
+    isUnsaved = false;
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
@@ -67,6 +74,7 @@ async function openAdapter(file) {
         const opened = await ask('open', { bytes: new Uint8Array(await file.arrayBuffer()), sample });
         $('sample-before').textContent = sample + opened.before;
         learned(opened);
+        isUnsaved = false;
         $('teach-status').textContent = `${file.name} is in use.`;
     } catch (error) {
         alarm(error);
@@ -76,6 +84,7 @@ async function openAdapter(file) {
 /** Another model: what was learned belongs to the one before. */
 export function forget() {
     job?.stop();
+    isUnsaved = false;
     $('download').disabled = true;
     $('write-adapter').hidden = true;
     $('sample-before').textContent = $('sample-after').textContent = '…';

@@ -2,7 +2,7 @@
 // every token and every step, which is when the page can stop it, pause it, or begin another one.
 import { load } from './minillama.mjs';
 
-let llama = null, adapter = null, classifier = null, endOfText = -1;
+let llama = null, adapter = null, classifier = null, endOfText = -1, newest = null;
 const jobs = new Map(); // by the number that the page gave them
 
 const { port1, port2 } = new MessageChannel(), waiting = [];
@@ -42,11 +42,19 @@ function greedy(text, maxTokens) {
 
 const actions = {
     async load({ source, tokenizer, config }, emit, job) {
+        newest = job;
         const loaded = await load(source, { tokenizer, config });
-        loaded.encode(''); // fails without a tokenizer
-        for (const other of jobs.values())
-            if (other !== job) other.stopped = true, other.wake?.();
-        while (jobs.size > 1) await turn(); // nothing uses the last model any more
+        try {
+            loaded.encode(''); // fails without a tokenizer
+            for (const other of jobs.values())
+                if (other !== job) other.stopped = true, other.wake?.();
+            while (jobs.size > 1 && newest === job) await turn(); // until nothing uses the last model any more
+            if (newest !== job) throw new Error('stopped');
+        } catch (error) {
+            job.stopped = newest !== job; // another model was opened while this one was loaded
+            loaded.free();
+            throw error;
+        }
         llama?.free();
         llama = loaded;
         adapter = classifier = null;

@@ -1,5 +1,6 @@
 // The module as an npm package, in Node: the same text as the native program, training, files that are no models.
 import { mkdtempSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -114,6 +115,63 @@ await test('a head learns to tell two kinds of sentences', () => {
     check(good[1] > 0.8 && bad[0] > 0.8, `${good} and ${bad}`);
     head.free();
     adapter.free();
+});
+
+/** Logits after 20 tokens that are read at once, and after three more, as web_models does it. */
+function logitsOf(llama) {
+    const { run } = llama, n = llama.config.vocabSize, ids = Int32Array.from({ length: 23 }, (_, i) => (7 * i + 3) % n);
+    const row = run.put(ids), all = [20, 21, 22, 23].map(k => run.floats(run.check(run.call.session_read(llama.session, row, k)) >>> 0, n).slice());
+    run.call.free(row);
+    return all;
+}
+
+await test('every type of weights has the logits of plain C, with and without SIMD', async () => {
+    execFileSync(path.join(build, 'web_models'), [folder]);
+    for (const type of ['F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q5_0', 'Q5_1', 'Q4_K', 'Q5_K', 'Q6_K']) {
+        const bytes = readFileSync(path.join(folder, `${type}.logits`)), expected = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+        for (const kind of ['all', 'plain']) {
+            const of = await load(path.join(folder, `${type}.gguf`), { wasm: path.join(web, `minillama-${kind}.wasm`) });
+            const rows = logitsOf(of), n = of.config.vocabSize;
+            // Equal bits: vectors of four and plain loops add in the same order, and WebAssembly rounds every product.
+            rows.forEach((row, k) => row.forEach((x, i) => same(x, expected[k * n + i], `${type}, minillama-${kind}.wasm: logit ${i} after ${20 + k}`)));
+            check(rows[3].some(x => Math.abs(x) > 1e-3), `${type}: all logits are 0`);
+            of.free();
+        }
+    }
+});
+
+await test('what the small module cannot read is read by a larger one', async () => {
+    const quantized = await load(path.join(folder, 'Q4_K.gguf'));
+    same(quantized.config.dim, 256, 'width');
+    same(quantized.run.call.memory === llama.run.call.memory, false, 'memory');
+    quantized.free();
+});
+
+await test('without SIMD the plain module writes the same', async () => {
+    const { validate } = WebAssembly;
+    WebAssembly.validate = () => false; // as where a type of 128 bits is not known
+    const plain = await load(file);
+    WebAssembly.validate = validate;
+    const module = await WebAssembly.compile(readFileSync(path.join(web, 'minillama-plain.wasm')));
+    same(Object.keys(plain.run.call).join(), WebAssembly.Module.exports(module).map(e => e.name).join(), 'functions');
+    same(write(plain, 'Once upon a time', { maxTokens: 60 }), write(llama, 'Once upon a time', { maxTokens: 60 }), 'not the same text');
+    plain.free();
+});
+
+await test('a model that is too large is refused with a sentence', async () => {
+    const blob = { size: 3e9, slice: () => new Blob(), arrayBuffer: () => 0 };
+    const said = await load(blob).then(() => 'accepted', error => error.message);
+    same(said, 'There is not enough memory: 3000 MB more are needed.', 'sentence');
+    const full = await load(file);
+    let message = '';
+    for (let i = 0; i < 3 && !message; i++)
+        try {
+            full.run.alloc(2e9); // twice is about all that a module can have
+        } catch (error) {
+            message = error.message;
+        }
+    full.free();
+    check(/not enough memory: 2000 MB/.test(message), message);
 });
 
 await test('memory that is given back is used again', () => {

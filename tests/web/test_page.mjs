@@ -3,7 +3,7 @@
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { check, native, same, sum, test } from './check.mjs';
@@ -152,7 +152,7 @@ await test('canceling keeps nothing', async () => {
     await says('teach-status', '^Canceled');
     check(await page.isEnabled('#teach'), 'no new training can begin');
     check(await page.isEnabled('#download'), 'what was learned before is gone');
-    check(before.length > 20, before);
+    same(await text('sample-after'), before, 'what was learned before writes something else');
 });
 
 await test('the page stays as wide as a phone', async () => {
@@ -169,12 +169,111 @@ await test('every field and button has a name', async () => {
     same(nameless.join(), '', 'without a name');
 });
 
+await page.setViewportSize({ width: 1200, height: 900 });
+await page.click('#tab-write');
+
+/** Drops files on the page, as a mouse does. */
+async function drop(...names) {
+    const files = await Promise.all(names.map(async name => [path.basename(name), (await readFile(name)).toString('base64')]));
+    const data = await page.evaluateHandle(files => {
+        const transfer = new DataTransfer();
+        for (const [name, bytes] of files) transfer.items.add(new File([Uint8Array.from(atob(bytes), c => c.charCodeAt(0))], name));
+        return transfer;
+    }, files);
+    await page.dispatchEvent('#story', 'drop', { dataTransfer: data });
+}
+
+/** The sentence with which files are refused. */
+async function refusal(...names) {
+    await drop(...names);
+    await says('model-name', `^${path.basename(names[0])} was not opened. In use: `);
+    const said = await text('alert-text');
+    check(/^[A-Za-z\d].{20,}/.test(said), `no sentence: ${said}`);
+    check(await page.isVisible('#alert'), 'it is hidden');
+    await page.click('#close-alert');
+    check(!await page.isVisible('#alert'), 'it cannot be closed');
+    return said;
+}
+
+const convert = (name, ...options) => {
+    const to = path.join(folder, name);
+    native(path.join(build, 'convert'), model, to, ...options);
+    return to;
+};
+
 await test('a file that is no model is refused with a sentence, and the page goes on', async () => {
+    await refusal(path.resolve('examples/web/README.md'));
+    const half = path.join(folder, 'half.gguf');
+    await writeFile(half, (await readFile(model)).subarray(0, 700000));
+    await refusal(half);
+    check(/tokenizer/.test(await refusal(convert('alone.pt'))), 'the tokenizer is not missed');
+    await page.click('#write');
+    await says('write-status', 'a second');
     await page.setInputFiles('#model-file', { name: 'bad.gguf', mimeType: 'x/y', buffer: Buffer.from('GGUF and nothing else') });
-    await says('model-name', 'was not opened');
-    check((await text('alert')).length > 10, 'no sentence');
-    await page.setInputFiles('#model-file', model);
-    await says('model-name', '1.3 million');
+    await says('model-name', '^bad.gguf was not opened');
+});
+
+await test('a PyTorch file of the course is dropped with its tokenizer, and writes what the native program writes', async () => {
+    const wide = convert('wide.gguf', '--type', 'F32'), course = convert('course.pt');
+    await drop(course, model); // of which the smaller one gives the tokenizer
+    await says('model-name', '^course.pt: 1.3 million parameters .F32.');
+    await set('temperature', 0);
+    await set('length', 100);
+    await page.click('#write');
+    await says('write-status', '^Writing');
+    await says('write-status', 'a second');
+    const written = (await story()).trim();
+    check(written.length > 200, written);
+    same(written, native(path.join(build, 'generate_plain'), wide, 'Once upon a time').slice(0, written.length), 'not the same text');
+});
+
+await test('a GGUF of K-quants is dropped, and the larger module reads it', async () => {
+    const small = convert('q4_k_m.gguf', '--type', 'Q4_K_M'); // the rows are no multiple of 256: Q5_0 stands in
+    await drop(small);
+    await says('model-name', '^q4_k_m.gguf: 1.3 million');
+    await page.click('#write');
+    await says('write-status', '^Writing');
+    await says('write-status', 'a second');
+    const written = (await story()).trim();
+    same(written, native(path.join(build, 'generate_plain'), small, 'Once upon a time').slice(0, written.length), 'not the same text');
+});
+
+await test('of two models that are opened at once the last one is used', async () => {
+    await Promise.all([page.setInputFiles('#model-file', path.join(folder, 'wide.gguf')), page.setInputFiles('#model-file', model)]);
+    await says('model-name', '^stories.gguf: 1.3 million');
+    await says('write-status', 'a second');
+    await page.waitForTimeout(500);
+    check(/^stories/.test(await text('model-name')), await text('model-name'));
+});
+
+await test('an alternative may be chosen while the story is written', async () => {
+    await set('length', 200);
+    await page.click('#write');
+    const token = page.locator('#story [role=button]').nth(8), rows = page.locator('#alternatives-list button');
+    await token.click();
+    check(/^Writing/.test(await text('write-status')), 'the story has ended already');
+    const first = (await page.locator('#story [role=button]').allTextContents()).slice(0, 8);
+    const word = await rows.nth(2).locator('.name').textContent();
+    await rows.nth(2).click();
+    await says('write-status', 'a second');
+    const now = await page.locator('#story [role=button]').allTextContents();
+    same(now.slice(0, 9).join('|'), [...first, word].join('|'), 'the beginning');
+    check(now.length > 20, 'it does not go on');
+});
+
+await test('training and a story do not disturb each other', async () => {
+    const expected = native(path.join(build, 'generate_plain'), model, 'Once upon a time');
+    await page.click('#tab-teach');
+    await page.click('#teach');
+    await says('curve-now', 'Step [2-9] of 25');
+    await page.click('#tab-write');
+    await page.click('#write');
+    await says('write-status', 'a second');
+    const written = (await story()).trim();
+    same(written, expected.slice(0, written.length), 'not the same text');
+    await says('teach-status', '^Done');
+    const [first, last] = (await text('teach-status')).match(/[\d.]+\d/g).map(Number);
+    check(last < first / 2, `from ${first} to ${last}`);
 });
 
 await test('no complaints in the console, and no request to anybody else', () => {
