@@ -486,7 +486,7 @@ TEST(shards_are_not_copied) {
 /* In a folder the only file that may be a model is opened, whatever its name; Mistral's own is known. */
 TEST(folder_of_any_name) {
     bytes b = read_file(in_folder("whole.safetensors")), config = read_file(in_folder("config.json"));
-    CHECK(mkdir(in_folder("any"), 0777) == 0);
+    CHECK(make_folder(in_folder("any")));
     write_file(in_folder("any/config.json"), config.data, config.size);
     write_file(in_folder("any/best model.safetensors"), b.data, b.size);
     loads(in_folder("any"));

@@ -58,7 +58,7 @@ read_as_msvc() {
 # Warnings about isfinite are mingw's own: its macros convert to each type of float.
 build() { # build MAKE'S ARGUMENTS...
     ${MAKE:-make} -s -k BUILD="$out" CC=$mingw RUNNER="sh tests/windows.sh --run" ARCH=-mavx2\ -mfma\ -mf16c OPENMP= QUICK= \
-        CFLAGS="-static -O1 -Wno-float-conversion -Werror" "$@"
+        LEVEL=-O1 INSIDE_LEVEL=-O0 CFLAGS="-static -Wno-float-conversion -Werror" "$@"
 }
 
 # Names of files, as arguments of a program: read, written beside, and said.

@@ -24,6 +24,8 @@
 #endif
 #undef near /* which are words of ours */
 #undef far
+#undef IN
+#undef OUT
 #else
 #include <dirent.h>
 #include <sys/resource.h>
@@ -154,11 +156,11 @@ static inline int system_rename(const char *from, const char *to) {
 }
 
 /* Calls it with the name of each file in a folder, until it returns 0; returns whether it never did. */
-static inline int system_list(const char *folder, int (*each)(void *user, const char *name), void *user) {
+static inline int system_list(const char *path, int (*each)(void *user, const char *name), void *user) {
     char text[4 * MAX_PATH];
     wchar_t wide[SYSTEM_PATH];
     WIN32_FIND_DATAW found;
-    if ((size_t)snprintf(text, sizeof text, "%s/*", folder) >= sizeof text) return 1;
+    if ((size_t)snprintf(text, sizeof text, "%s/*", path) >= sizeof text) return 1;
     HANDLE list = FindFirstFileW(system_wide(text, wide), &found);
     int more = list != INVALID_HANDLE_VALUE, goes_on = 1;
     while (more && goes_on) {
@@ -253,9 +255,9 @@ static inline int system_sync(FILE *file) { return fsync(fileno(file)); }
 static inline int system_rename(const char *from, const char *to) { return rename(from, to); }
 
 /* Calls it with the name of each file in a folder, until it returns 0; returns whether it never did. */
-static inline int system_list(const char *folder, int (*each)(void *user, const char *name), void *user) {
+static inline int system_list(const char *path, int (*each)(void *user, const char *name), void *user) {
     struct dirent *item;
-    DIR *items = opendir(folder);
+    DIR *items = opendir(path);
     int goes_on = 1;
     while (items && goes_on && (item = readdir(items)) != NULL) goes_on = each(user, item->d_name);
     if (items) closedir(items);
