@@ -102,8 +102,8 @@
 
    THREADS are used when asked for: session_desc.threads.count = 4 (trainers have the same field), through OpenMP
    where the compiler enables it (-fopenmp) or a parallel_for of yours. A model is immutable and may be shared, unless
-   a trainer changes it; a session, a trainer, a graph, an optimizer, a random state and an arena belong to one thread
-   at a time. There are no globals.
+   a trainer, ml_lora_merge or ml_model_set_tokenizer changes it; a session, a trainer, a graph, an optimizer, a
+   random state and an arena belong to one thread at a time. There are no globals.
 
    NAMES  ml_OBJECT_VERB. _load makes an object from a file, _load_memory from bytes, _create from nothing; _size
    and _init place one into a buffer of yours, _new does both with an allocator; _save writes a file that _load
@@ -190,8 +190,8 @@
    logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits,
    which no compiler option can remove.
 
-   BYTE ORDER  Files, and what ml_session_save gives, are little-endian. A big-endian machine reads and writes the same
-   ones; weights of F32, F16 and BF16 it cannot use in place, so that they are copied (from an allocator without
+   BYTE ORDER  Files, and what ml_session_save gives, are little-endian. A big-endian machine reads and writes the
+   same ones; weights of F32, F16 and BF16 it cannot use in place, so that they are copied (from an allocator without
    that much memory, ML_ERROR_MEMORY); quantized ones are used in place everywhere.
 
    LIMITS  Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
@@ -439,8 +439,8 @@ typedef struct ml_config {
     float rope_low, rope_high, rope_attention;
 } ml_config;
 
-/* A model. It does not change (unless a trainer changes it), and any number of sessions may share it. Loaded by
-   ml_model_load (see >>files) or made by ml_model_create. */
+/* A model. It does not change (unless a trainer, ml_lora_merge or ml_model_set_tokenizer changes it), and any number
+   of sessions may share it. Loaded by ml_model_load (see >>files) or made by ml_model_create. */
 typedef struct ml_model {
     ml_config config;
     const ml_tokenizer *tokenizer; /* NULL when none was found */
@@ -463,11 +463,13 @@ typedef struct ml_model_create_desc {
     ml_allocator allocator;
 } ml_model_create_desc;
 
-/* Makes a model with random weights, normal with standard deviation 0.02 (for training and measuring). */
+/* Makes a model with random weights, normal with standard deviation 0.02 (for training and measuring).
+   ML_ERROR_FORMAT if the configuration cannot be run. */
 ML_DEF ml_result ml_model_create(const ml_model_create_desc *desc, ml_model **model, ml_error *error);
 ML_DEF void ml_model_free(ml_model *model);
 
-/* Gives a created model the tokenizer to save with it. The model owns it from then on, and frees the one it had. */
+/* Gives a model the tokenizer to save with it. On success the model owns it, and frees the one it had.
+   ML_ERROR_MISMATCH if it has more than vocab_size pieces. */
 ML_DEF ml_result ml_model_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer, ml_error *error);
 
 #define ML_NAME_SIZE 64
@@ -499,7 +501,8 @@ typedef struct ml_look {
 
 typedef struct ml_session_desc {
     int max_seq_len; /* most tokens held; default the model's. Keys and values: all, or those in its window */
-    int max_batch;   /* most tokens in one pass; default the smaller of max_seq_len and 256 */
+    /* Most tokens in one pass; default the smaller of max_seq_len and 256. With mask full at least max_seq_len. */
+    int max_batch;
     const ml_lora *lora; /* an adapter over the model, which must outlive the session; default none */
     ml_threads threads;
     ml_allocator allocator; /* of ml_session_new */
@@ -552,7 +555,7 @@ ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int
 ML_DEF ml_result ml_session_truncate(ml_session *session, int length, ml_error *error);
 /* Makes the session hold what another one over the same model and adapter holds, as one hypothesis of a beam search
    branches off another: keeps what they have in common, and copies the tokens, keys and values that follow.
-   ML_ERROR_CONTEXT if they do not fit. */
+   ML_ERROR_CONTEXT if they do not fit, ML_ERROR_MISMATCH if model, adapter or cache_type differ. */
 ML_DEF ml_result ml_session_copy(ml_session *session, const ml_session *from, ml_error *error);
 /* Keeps the longest common prefix of the session and these tokens (all but the last of them at most, so that there is
    something left to compute logits from). *kept, which may be NULL, is its length. */
@@ -560,12 +563,15 @@ ML_DEF ml_result ml_session_keep_prefix(ml_session *session, const ml_tokens *to
                                         ml_error *error);
 
 /* Encodes text by the model's tokenizer (flags: see ml_tokenizer_encode) into memory of the session, where the ids
-   stay until its next ml_session_encode. ML_ERROR_CONTEXT, and tokens->n 0, when they do not fit. */
+   stay until its next ml_session_encode, ml_chat_encode or ml_chat_reply. ML_ERROR_CONTEXT, and tokens->n 0, when
+   they do not fit. */
 ML_DEF ml_result ml_session_encode(ml_session *session, const char *text, int flags, ml_tokens *tokens,
                                    ml_error *error);
 
-/* Tokens, keys and values held, as bytes: restored into a session over the same model, it continues as if it had read
-   the tokens itself. The bytes are little-endian everywhere, for builds of one version of this file. */
+/* Tokens, keys and values held, as bytes in memory: restored into a session over the same model and adapter with the
+   same cache_type (otherwise ML_ERROR_MISMATCH), it continues as if it had read the tokens itself. The bytes are
+   little-endian everywhere, for builds of one version of this file. Bytes that are no saved session: ML_ERROR_FORMAT
+   or ML_ERROR_TRUNCATED; more tokens than max_seq_len: ML_ERROR_CONTEXT. After an error the session is unchanged. */
 ML_DEF size_t ml_session_save_size(const ml_session *session);
 ML_DEF ml_result ml_session_save(const ml_session *session, void *memory, size_t size, ml_error *error);
 ML_DEF ml_result ml_session_restore(ml_session *session, const void *memory, size_t size, ml_error *error);
@@ -628,7 +634,7 @@ typedef struct ml_likelihood_desc {
     const char *context, *continuation;
     ml_tokens context_ids, continuation_ids; /* or these, where continuation is NULL */
     float *log_probs;  /* out: log p of each token of the continuation; NULL: not wanted */
-    int max_log_probs; /* room for so many */
+    int max_log_probs; /* room for so many; ML_ERROR_MEMORY if the continuation has more */
 } ml_likelihood_desc;
 
 typedef struct ml_likelihood {
@@ -998,8 +1004,8 @@ typedef struct ml_adamw {
     ml_adamw_form form;
 } ml_adamw;
 
-/* The factor of lr (1 for NULL): rises linearly from 0 over warmup_steps, then stays at 1 or decays to `final` at
-   total_steps. */
+/* The factor of lr (1 for NULL): 1 / warmup_steps, 2 / warmup_steps, ... 1 for the first warmup_steps steps, then 1,
+   or decaying to `final` at total_steps, which a decay needs. */
 typedef enum ml_decay { ML_DECAY_NONE = 0, ML_DECAY_LINEAR, ML_DECAY_COSINE } ml_decay;
 typedef struct ml_schedule {
     ml_decay decay;
@@ -1024,13 +1030,13 @@ typedef struct ml_parameter {
 
 typedef struct ml_optimizer_desc {
     const ml_parameter *parameters; /* (n_parameters), not needed after _init; no two may share memory */
-    int n_parameters;
+    int n_parameters;       /* entries of that list; elsewhere n_parameters counts numbers */
     const ml_group *groups; /* (n_groups); default one group with adamw's lr and weight_decay */
     int n_groups;
     ml_adamw adamw; /* without head_lr and decay_all; lr may be left out if every group has its own */
     ml_schedule schedule;
     ml_threads threads;
-    ml_allocator allocator; /* of ml_optimizer_new */
+    ml_allocator allocator; /* of ml_optimizer_new, and of what saving and restoring need for a while */
 } ml_optimizer_desc;
 
 typedef struct ml_optimizer {
@@ -1050,7 +1056,8 @@ ML_DEF ml_result ml_optimizer_new(const ml_optimizer_desc *desc, ml_optimizer **
 /* NULL is fine; nothing to do after ml_optimizer_init. The tensors' grads point to memory that is gone. */
 ML_DEF void ml_optimizer_free(ml_optimizer *optimizer);
 /* One step with the accumulated gradients, which are 0 afterwards. ML_ERROR_NUMBER, and nothing done, when they are
-   not finite; ML_ERROR_ARGUMENT, and nothing done, when the rate of a group is not 0 to 1e6. */
+   not finite: they stay, so call ml_optimizer_zero_gradients before the next pass. ML_ERROR_ARGUMENT, and nothing
+   done, when the rate of a group is not 0 to 1e6. */
 ML_DEF ml_result ml_optimizer_step(ml_optimizer *optimizer, ml_error *error);
 ML_DEF void ml_optimizer_zero_gradients(ml_optimizer *optimizer);
 
@@ -1105,7 +1112,7 @@ ML_DEF ml_result ml_trainer_backward(ml_trainer *trainer, const ml_batch *batch,
 ML_DEF ml_result ml_trainer_eval(ml_trainer *trainer, const ml_batch *batch, float *log_probs, float *loss,
                                  ml_error *error);
 /* One step of AdamW with the accumulated gradients, which are 0 afterwards. ML_ERROR_NUMBER, and nothing done, when
-   they are not finite. */
+   they are not finite: they stay, so call ml_trainer_zero_gradients before the next pass. */
 ML_DEF ml_result ml_trainer_step(ml_trainer *trainer, ml_error *error);
 ML_DEF void ml_trainer_zero_gradients(ml_trainer *trainer);
 #endif /* ML_NO_TRAINING */
@@ -1152,8 +1159,8 @@ typedef struct ml_lora_create_desc {
 ML_DEF ml_result ml_lora_create(const ml_model *model, const ml_lora_create_desc *desc, ml_lora **lora,
                                 ml_error *error);
 ML_DEF void ml_lora_free(ml_lora *lora);
-/* Multiplies alpha and all scales by a factor above 0: with 0.5 half of what was learned is added. Sessions and models
-   that have used the adapter before must not go on with it. */
+/* Multiplies alpha and all scales by a factor above 0: with 0.5 half of what was learned is added. A session that
+   holds tokens read with the adapter must start over, and what it was merged into can no longer be unmerged. */
 ML_DEF ml_result ml_lora_scale(ml_lora *lora, float factor, ml_error *error);
 /* W += scale * B A, and back (up to rounding). The model's weights must be its own and F32: see
    ml_model_load_desc.type. */
@@ -1238,7 +1245,7 @@ typedef struct ml_sampler {
     /* divide positive, multiply negative logits of tokens seen (Keskar et al. 2019) */
     float repetition_penalty;
     int repetition_window; /* how many of the last tokens count as seen; default 64 */
-    ml_random *random;     /* required unless greedy */
+    ml_random *random;     /* required unless greedy; ml_sampler_sample without it is greedy */
 } ml_sampler;
 
 typedef struct ml_candidate {
@@ -1424,7 +1431,7 @@ struct ml_archive {
 };
 
 typedef struct ml_load_desc {
-    const void *config_json; /* the config.json or adapter_config.json that belongs to bytes in memory */
+    const void *config_json; /* of adapters and heads in memory: their config.json or adapter_config.json */
     size_t config_json_size;
     ml_allocator allocator;
 } ml_load_desc;
@@ -1501,9 +1508,9 @@ typedef struct ml_model_load_desc {
     /* Of ml_model_load_memory, where memory is scarce: what only loading needs (names and shapes of the file's
        tensors) comes from here, and is given back at its end; the memory may be that of a session to come. */
     ml_allocator scratch; /* default: `allocator`, and some of it stays with the model */
-    /* The SentencePiece vocabulary of a GGUF is used where it is in `data`: 4 to 8 bytes a piece in place of about 40,
-       found by binary search. The tokenizer belongs to one thread at a time then, and what ml_tokenizer_decode_token
-       returns is valid until its next call. Other vocabularies are copied, as by default. */
+    /* The SentencePiece vocabulary of a GGUF is used where it is in `data`: 4 to 8 bytes a piece in place of about
+       40, found by binary search. The tokenizer belongs to one thread at a time then, and what
+       ml_tokenizer_decode_token returns is valid until its next call. Other vocabularies are copied. */
     int compact;
 } ml_model_load_desc;
 
@@ -1523,8 +1530,8 @@ ML_DEF ml_result ml_model_load_memory(const void *data, size_t size, const ml_mo
 
 /* An adapter for this model: llama.cpp's GGUF or PEFT's safetensors (or .bin), with its adapter_config.json in the
    same folder or in desc. Its numbers become F32 in the adapter's own memory. Every pair has its own rank, and its
-   scale by PEFT's alpha_pattern (regular expressions for the ends of names) and use_rslora. What else would change the
-   model's results (DoRA, PiSSA, an adapted embedding, ...) is refused: ML_ERROR_UNSUPPORTED. */
+   scale by PEFT's alpha_pattern (regular expressions for the ends of names) and use_rslora. What else would change
+   the model's results (DoRA, PiSSA, an adapted embedding, ...) is refused: ML_ERROR_UNSUPPORTED. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_lora_load(const char *path, const ml_model *model, const ml_load_desc *desc,
                               ml_lora **lora, ml_error *error);
@@ -1553,8 +1560,8 @@ typedef struct ml_save_desc {
        and down projections, are Q6_K. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
        number is not finite or too large for its new type (F16: above 65504). */
     ml_type type;
-    const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
-    const ml_head *head; /* saved in the same file; default none. llama.cpp refuses such a file */
+    const char *name; /* general.name; default: that of the model's GGUF, else "minillama" */
+    const ml_head *head; /* saved in the same file, if not ML_POOL_MAX. llama.cpp refuses such a file */
 } ml_save_desc;
 
 /* Where the bytes of a file go that is not in a file system: flash, a serial line, a network. Each of the functions
@@ -1718,8 +1725,8 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #define MLI_SAVING
 #endif
 
-/* 1 where no other format is read. Tensors then have GGUF's names, with nothing in front, values have GGUF's keys, and
-   there is no JSON beside the file. A constant, so that compilers leave out what is for others. */
+/* 1 where no other format is read. Tensors then have GGUF's names, with nothing in front, values have GGUF's keys,
+   and there is no JSON beside the file. A constant, so that compilers leave out what is for others. */
 #if defined(ML_NO_PT) && defined(ML_NO_JSON) && defined(ML_NO_BIN)
 #define MLI_ONLY_GGUF 1
 #else
@@ -1735,8 +1742,8 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #define MLI_OTHERS(...) __VA_ARGS__
 #endif
 
-/* Constants, like MLI_ONLY_GGUF: whether files have paths, rotary positions may be stretched, tokens are drawn and not
-   only the most likely ones taken, and someone may look. */
+/* Constants, like MLI_ONLY_GGUF: whether files have paths, rotary positions may be stretched, tokens are drawn and
+   not only the most likely ones taken, and someone may look. */
 #ifdef ML_NO_STDIO
 #define MLI_FILES 0
 #else
@@ -2055,7 +2062,7 @@ MLI_OPTIONAL void mli_format(char *text, size_t size, const char *format, ...) {
 
 #ifdef ML_NO_ERROR_TEXT
 
-/* An error has its code's own text. Formats and arguments are behind a 0 &&, so that nothing is left of them. */
+/* An error has its code's own text. Formats and arguments are put after a 0 &&, so that nothing is left of them. */
 MLI_OPTIONAL int mli_no_sentence(const char *format, ...) { return format != NULL; }
 
 static ml_result mli_fail_as(ml_error *error, ml_result code) {
@@ -2326,8 +2333,8 @@ static mli_scaled mli_take_apart(double x) {
     return mli_normal(m, (exponent ? exponent : 1) - 1075, (int)(bits >> 63));
 }
 
-/* The bits, but for the sign's, of the nearest number of a format: so many bits, of which the last is worth 2^least or
-   more, and an exponent below `beyond`, which is infinity's. */
+/* The bits, but for the sign's, of the nearest number of a format: so many bits, of which the last is worth 2^least
+   or more, and an exponent below `beyond`, which is infinity's. */
 static uint64_t mli_put_together(mli_scaled x, int bits, int least, int beyond) {
     int drop = MLI_MAX(64 - bits, least - x.e);
     uint64_t q = drop > 63 ? 0 : x.m >> drop, rest = drop > 64 ? 0 : x.m << (64 - drop);
@@ -2966,7 +2973,8 @@ static float *mli_new_numbers(mli_graph *g, size_t rows, size_t cols, int where)
 }
 
 /* A new activation (rows, cols) on the graph's stack, whose gradient is in memory of its own, and 0: its readers add
-   to it. The residual stream is one, and so is all that a caller may hold and read as often as he likes. */
+   to it. The residual stream is one, and so is every value that a caller may hold and read any
+   number of times. */
 static ml_tensor mli_new_apart(mli_graph *g, size_t rows, size_t cols) {
     float *grad = mli_taping(g) ? mli_new_numbers(g, rows, cols, 1) : NULL;
     ml_tensor t = mli_tensor_at(mli_new_numbers(g, rows, cols, 0), rows, cols);
@@ -3513,7 +3521,9 @@ ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_po
     return ML_OK;
 }
 
-static int mli_head_size(const ml_config *c) { return c->head_dim ? c->head_dim : c->dim / c->n_heads; }
+static int mli_head_size(const ml_config *c) {
+    return c->head_dim ? c->head_dim : c->dim / MLI_MAX(c->n_heads, 1);
+}
 
 static ml_rope_desc mli_rope_desc_of(const ml_config *c, const float *factors) {
     ml_rope_desc desc = {c->rope_kind,  (size_t)mli_head_size(c), c->rope_theta,
@@ -4442,7 +4452,7 @@ typedef struct mli_pass {
     const float *rope; /* see mli_rope_table; NULL: nothing is rotated */
     int rope_first;    /* position of it */
     const mli_kv *kv;  /* NULL: keys and values are activations like others */
-    int n_frozen;      /* so many parts from below learn nothing: the embedding, the layers, the last norm */
+    int n_frozen;      /* the first parts that learn nothing: of the embedding, the layers, the last norm */
     unsigned places;   /* that are wanted: see mli_wants */
     const struct mli_llama *llama; /* what a pass of ml_llama has in addition (>>operations), or NULL */
     mli_looking *looking;          /* NULL: nobody looks */
@@ -4471,9 +4481,9 @@ static mli_matrix_use mli_use(const mli_pass *pass, mli_slot slot, int layer) {
     return use;
 }
 
-/* ---- places: where ml_llama (>>operations) hands a value to its caller, and goes on with what he returns ----
-   What is handed out may be read by any number of his operations. So it is not changed in place, and its gradient is
-   apart. Where no place is wanted, and without training, all of this does nothing. */
+/* ---- places: where ml_llama (>>operations) hands a value to its caller, and goes on with what is returned ----
+   What is handed out may be read by any number of the caller's operations. So it is not changed in place, and its
+   gradient is apart. Where no place is wanted, and without training, all of this does nothing. */
 
 #ifdef ML_NO_TRAINING
 #define MLI_AT(place) 0u
@@ -4498,7 +4508,7 @@ static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, 
 /* Also there: prefixes, bias, window, sinks and dropout. */
 static void mli_extend_attention(mli_graph *g, const mli_pass *pass, int layer, mli_attention_op *op);
 #endif
-#define MLI_AT_END (1u << 31) /* not a place of the caller's: the result, which he may read like any value */
+#define MLI_AT_END (1u << 31) /* not a place of the caller's: the result, which may be read like any value */
 
 /* As mli_new, for a value that one of these places hands out. */
 static ml_tensor mli_new_at(mli_graph *g, const mli_pass *pass, unsigned at, size_t rows, size_t cols) {
@@ -4561,7 +4571,7 @@ static ml_tensor mli_rope_at(mli_graph *g, const mli_pass *pass, unsigned at, ml
     return x;
 }
 
-/* How half a layer ends: x + W a. There is a place behind W, and one for the half, which began with h. */
+/* How half a layer ends: x + W a. There is a place after W, and one for the half, which began with h. */
 typedef struct mli_half {
     mli_slot slot;
     int layer;
@@ -4579,7 +4589,7 @@ static ml_tensor mli_end_half(mli_graph *g, const mli_pass *pass, const mli_half
     return mli_add_to_stream(g, x, y);
 }
 
-/* The rows (n, kv_dim) of this pass in half number `half` of the cache: keys and values of layer 0, of layer 1, ... */
+/* The rows (n, kv_dim) of this pass in half number `half` of the cache: keys and values of layer 0, 1, ... */
 static ml_tensor mli_cached(const mli_kv *kv, int half, size_t n, size_t kv_dim) {
     ml_tensor t = mli_tensor_at(NULL, n, kv_dim);
     t.type = kv->type;
@@ -5034,7 +5044,7 @@ static mli_pass mli_session_pass_over(mli_session *s, const mli_rows *rows) {
 }
 
 /* Runs the network without memory, to learn how much scratch the largest pass takes: the longest row, after the
-   longest past. A sequence's token ids, and the encoding of 4 bytes of text for each, must fit the same scratch. */
+   longest past. A sequence's token ids, and the encoding of max_text bytes, must fit the same scratch. */
 static void mli_session_measure(mli_session *s) {
     const ml_session *shown = &s->shown;
     int longest = MLI_MIN(shown->max_batch, shown->max_seq_len);
@@ -5247,7 +5257,8 @@ static void mli_pass_outputs(mli_session *s, ml_tensor hidden, int first, int do
 ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tokens, int n,
                                          const ml_outputs *out, ml_error *error) {
     if (!session || !tokens || n < 1 || !out)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_eval: nothing to evaluate");
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "ml_session_eval: tokens or outputs is NULL, or n is less than 1");
     mli_session *s = session->private_part;
     ml_result result = mli_check_tokens(session->model, tokens, n, error);
     if (!result && out->logits) result = mli_check_output(session->model, error);
@@ -5405,7 +5416,7 @@ static ml_result mli_session_hidden(mli_session *s, const ml_batch *batch, ml_te
 
 ML_DEF ml_result ml_session_eval_batch(ml_session *session, const ml_batch *batch, const ml_outputs *out,
                                        ml_error *error) {
-    if (!session || !batch || !batch->tokens || !out) return mli_null(error, "ml_session_eval_batch");
+    if (!session || !batch || !out) return mli_null(error, "ml_session_eval_batch");
     mli_session *s = session->private_part;
     ml_tensor hidden;
     mli_rows rows;
@@ -5439,7 +5450,7 @@ ML_DEF ml_result ml_session_embed(ml_session *session, const ml_batch *batch, co
                                   float *embeddings, ml_error *error) {
     ml_embed_desc how = {ML_POOL_LAST, 0};
     if (desc) how = *desc;
-    if (!session || !batch || !batch->tokens || !embeddings) return mli_null(error, "ml_session_embed");
+    if (!session || !batch || !embeddings) return mli_null(error, "ml_session_embed");
     if (!mli_is_pooling(how.pooling))
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_embed: pooling is not one of its names");
     ml_tensor x;
@@ -5466,8 +5477,9 @@ static ml_result mli_session_ids(mli_session *s, size_t at, const char *text, co
     if (!tokenizer)
         return mli_fail(error, ML_ERROR_ARGUMENT, "the model has no tokenizer: load one, or give ids");
     if (size > s->graph.size - at)
-        return mli_fail(error, ML_ERROR_CONTEXT, "a text of %z bytes is too long for a context of %d tokens",
-                        n_bytes, s->shown.max_seq_len);
+        return mli_fail(error, ML_ERROR_CONTEXT,
+                        "a text of %z bytes is too long for this session: max_text is %z", n_bytes,
+                        s->max_text);
     char *work = (char *)s->graph.memory + at,
          *joined = work + size - n_bytes; /* the encoder normalizes it in place */
     memcpy(joined, text, n);
@@ -5555,17 +5567,27 @@ static double mli_score_rows(mli_session *s, ml_tensor hidden, size_t begin, siz
     return sum;
 }
 
-/* Reads tokens kept .. total - 1 of the session and scores those from n_context on. With mask full a token is scored
-   as ml_session_eval would predict it: by a pass over what precedes it, and nothing that follows. */
-static double mli_score(mli_session *s, int kept, int n_context, int total, float *log_probs) {
-    int full = s->is_full, end = full ? n_context - 1 : mli_begin_reading(s, kept);
+/* With mask full a token is scored as ml_session_eval would predict it: by a pass over what precedes it, and nothing
+   that follows. */
+static double mli_score_full(mli_session *s, int n_context, int total, float *log_probs) {
     double sum = 0;
-    while (end < total - full) {
-        int begin = full ? 0 : end, first = full ? end : MLI_MAX(begin, n_context - 1);
-        end = full ? end + 1 : MLI_MIN(total, end + s->shown.max_batch);
+    for (int t = n_context; t < total; t++) {
+        ml_tensor hidden = mli_session_pass(s, 0, t);
+        sum += mli_score_rows(s, hidden, (size_t)t - 1, 1, s->tokens + t,
+                              log_probs ? log_probs + (t - n_context) : NULL);
+    }
+    return sum;
+}
+
+/* Reads tokens kept .. total - 1 of the session and scores those from n_context on. */
+static double mli_score(mli_session *s, int kept, int n_context, int total, float *log_probs) {
+    double sum = 0;
+    if (s->is_full) return mli_score_full(s, n_context, total, log_probs);
+    for (int end, begin = mli_begin_reading(s, kept); begin < total; begin = end) {
+        end = MLI_MIN(total, begin + s->shown.max_batch);
         ml_tensor hidden = mli_session_pass(s, begin, end);
-        int n = MLI_MIN(end, total - 1) -
-                first; /* negative in a pass over the context only; row `first` predicts token first + 1 */
+        /* row `first` predicts token first + 1; n is negative in a pass over the context only */
+        int first = MLI_MAX(begin, n_context - 1), n = MLI_MIN(end, total - 1) - first;
         if (n > 0)
             sum += mli_score_rows(s, hidden, (size_t)(first - begin), (size_t)n, s->tokens + first + 1,
                                   log_probs ? log_probs + (first + 1 - n_context) : NULL);
@@ -5754,7 +5776,8 @@ ML_DEF ml_result ml_session_restore(ml_session *session, const void *memory, siz
    What is above the network: a head, which is one more linear layer, logits (C) = W h + b, and the loss, which
    compares softmax(logits) with the right answer. A language model reads the hidden state h (D) of every token, and
    its head is the output matrix, C = V. A classifier reads one state of each row of the batch: the last token's,
-   which has seen the whole row, or the mean. In between, training may apply dropout. n: tokens or rows. */
+   which has seen the whole row, or the mean or maximum over the row. Before the head, training may apply dropout.
+   n: tokens or rows. */
 
 /* ---- pooling: one hidden state for each row of the batch, or for each span of tokens ---- */
 
@@ -6072,9 +6095,8 @@ static ml_result mli_head_check(const ml_head *head, const ml_model *model, ml_e
 
 ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml_batch *batch,
                               float *log_probs, ml_error *error) {
-    if (!head || !session || !batch || !batch->tokens || !log_probs)
-        return mli_fail(error, ML_ERROR_ARGUMENT,
-                        "ml_head_eval: head, session, batch, tokens or log_probs is NULL");
+    if (!head || !session || !batch || !log_probs)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_head_eval: head, session, batch or log_probs is NULL");
     mli_session *s = session->private_part;
     size_t dim = head->weight.cols, n_classes = head->weight.rows;
     ml_tensor hidden;
@@ -6273,8 +6295,8 @@ static ml_result mli_open_measure(mli_open_graph *open, const ml_graph_desc *des
 ML_DEF ml_result ml_graph_size(const ml_graph_desc *desc, ml_build build, void *user, size_t *size,
                                ml_error *error) {
     mli_open_graph plan;
+    if (size) *size = 0;
     if (!build || !size) return mli_null(error, "ml_graph_size");
-    *size = 0;
     ml_result result = mli_open_measure(&plan, desc, build, user, error);
     if (!result) *size = plan.shown.size;
     return result;
@@ -6283,8 +6305,8 @@ ML_DEF ml_result ml_graph_size(const ml_graph_desc *desc, ml_build build, void *
 ML_DEF ml_result ml_graph_init(const ml_graph_desc *desc, void *memory, size_t size, ml_graph **graph,
                                ml_error *error) {
     mli_open_graph plan;
+    if (graph) *graph = NULL;
     if (!memory || !graph) return mli_null(error, "ml_graph_init");
-    *graph = NULL;
     mli_open_plan(&plan, desc);
     ml_result result = mli_check_threads(&plan.threads, "graph", error);
     if (result) return result;
@@ -7615,7 +7637,7 @@ static ml_tensor mli_tap(mli_graph *g, ml_tensor x) {
 }
 
 /* The stream x (n, D) before layer 0 (part 0) or after layer part - 1: what a place and the caller's `states` have of
-   it. Layers change the stream in place or share its gradient, so he gets copies, and so does the stream from him. */
+   it. Layers change the stream in place or share its gradient, so the caller gets copies, and so does the stream. */
 static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x) {
     if (!pass->llama) return x;
     ml_tensor *states = pass->llama->desc.states;
@@ -8163,6 +8185,11 @@ static void mli_list_parameters(mli_optimizer *o, const ml_optimizer_desc *desc)
     }
 }
 
+static ml_result mli_check_schedule(const ml_schedule *s, const char *whose, ml_error *error) {
+    if (s->decay == ML_DECAY_NONE || s->total_steps > 0) return ML_OK;
+    return mli_fail(error, ML_ERROR_ARGUMENT, "%s: a schedule that decays needs total_steps", whose);
+}
+
 /* An optimizer that is complete except for its memory, whose size it learns: for _size, _init and _new. */
 static ml_result mli_optimizer_plan(const ml_optimizer_desc *given, mli_optimizer *o, size_t *size,
                                     ml_error *error) {
@@ -8175,6 +8202,7 @@ static ml_result mli_optimizer_plan(const ml_optimizer_desc *given, mli_optimize
     ml_result result = mli_check_threads(&desc.threads, "optimizer", error);
     if (!result && !mli_adamw_in_range(&desc.adamw))
         result = mli_fail(error, ML_ERROR_ARGUMENT, "optimizer: a number of AdamW is out of range");
+    if (!result) result = mli_check_schedule(&desc.schedule, "optimizer", error);
     if (!result) result = mli_check_groups(&desc, error);
     for (int i = 0; !result && i < desc.n_parameters; i++) {
         result = mli_check_parameter(&desc, i, error);
@@ -8294,6 +8322,7 @@ static ml_result mli_check_trainer(const ml_model *model, const ml_trainer_desc 
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: frozen, without adapter or head, it learns nothing");
     ml_result result = mli_check_threads(&desc->threads, "trainer", error);
+    if (!result) result = mli_check_schedule(&desc->schedule, "trainer", error);
     if (!result && !desc->head) result = mli_check_output(model, error);
     if (!result && desc->head) result = mli_head_check(desc->head, model, error);
     if (!result && desc->lora) result = mli_lora_check(model, desc->lora, error);
@@ -8512,7 +8541,7 @@ ML_DEF void ml_trainer_free(ml_trainer *trainer) {
 }
 
 ML_DEF void ml_trainer_zero_gradients(ml_trainer *trainer) {
-    ml_optimizer_zero_gradients(&trainer->private_part->optimizer.shown);
+    if (trainer) ml_optimizer_zero_gradients(&trainer->private_part->optimizer.shown);
 }
 
 /* ---- a trainer: batches and steps ---- */
@@ -9007,8 +9036,8 @@ typedef struct mli_word_rule {
     const char *name; /* in GGUF */
     int is_gpt2;
     size_t digits;         /* of a number in one word; 0: any */
-    int takes_whole_words; /* a word that is a piece becomes it, whatever its merges: so says the name in GGUF; */
-    int adds_bos;          /* and this, unless a key does */
+    int takes_whole_words; /* a word that is a piece becomes it, whatever its merges: the name in GGUF implies it */
+    int adds_bos;          /* likewise, unless a key says otherwise */
 } mli_word_rule;
 
 static const mli_word_rule mli_word_rules[] = {
@@ -9041,7 +9070,7 @@ static size_t mli_contraction(const unsigned char *p, size_t n, int any_case) {
 }
 
 /* White space at p: all of it at the end of the text, else all but the last character, which belongs to what
-   follows. Llama 3's ends behind the last line feed that is in it. */
+   follows. Llama 3's ends after its last line feed. */
 static size_t mli_space_run(const mli_word_rule *rule, const unsigned char *p, size_t n) {
     size_t at = 0, last = 0, line = 0, size;
     int next = MLI_SPACE;
@@ -9134,8 +9163,8 @@ typedef struct mli_ranked {
 typedef struct mli_text_rules {
     int adds_space_prefix;    /* a space is put before the text when it is encoded */
     int removes_extra_spaces; /* before that, spaces at both ends are dropped, and runs of them become one */
-    int spares_spaces;        /* no space is put before a text that begins with one, */
-    int only_first;           /* or before what follows a special piece */
+    int spares_spaces;        /* a text that begins with a space gets none */
+    int only_first;           /* only the text's beginning gets a space, not what follows a special piece */
     int cuts_at_spaces;       /* no piece has a space but at its beginning */
     const mli_word_rule *words; /* byte-level: how a text is cut into words; NULL: SentencePiece's */
     int takes_whole_words;      /* a word that is a piece becomes it, whatever its merges */
@@ -9444,7 +9473,8 @@ static void mli_swap_listed(const mli_listed *l, size_t i, size_t k) {
     mli_set_index(l->sorted, l->wide_ids, k, a);
 }
 
-/* Heapsort (Williams 1964), which needs no memory: the first n are a heap, in which no child comes after its parent. */
+/* Heapsort (Williams 1964), which needs no memory: the first n are a heap, in which no child comes after its parent.
+   */
 static void mli_sort_listed(const mli_listed *l) {
     for (size_t n = l->n_sorted, root = n / 2; n > 1;) {
         if (root)
@@ -10713,7 +10743,7 @@ static void mli_turn_put_special(mli_chat_turn *turn, int32_t id) {
     const mli_tokenizer *t = turn->tokenizer->private_part;
     mli_turn_flush(turn);
     mli_turn_put_id(turn, id);
-    int is_control = t->kinds[id] == ML_PIECE_CONTROL;
+    int is_control = mli_kind_of(t, id) == ML_PIECE_CONTROL;
     turn->has_prefix = id == turn->tokenizer->bos || (is_control && !t->rules.only_first);
 }
 
@@ -10753,7 +10783,8 @@ static void mli_turn_say(mli_chat_turn *turn, const char *text, int flags) {
     for (; n; n--, text++) {
         int32_t id = mli_special_at(turn->tokenizer, text, n, &length);
         mli_turn_put_byte(turn, *text);
-        if (id < 0 || t->kinds[id] != ML_PIECE_USER_DEFINED || !mli_is_of_format(turn, id, text, length))
+        if (id < 0 || mli_kind_of(t, id) != ML_PIECE_USER_DEFINED ||
+            !mli_is_of_format(turn, id, text, length))
             continue;
         mli_turn_flush(turn);
         turn->has_prefix = 0;
@@ -10861,7 +10892,8 @@ static ml_result mli_fit_turn(ml_chat *chat, const char *text, ml_tokens *ids, i
     return n_old ? mli_forget_turns(chat, n_old, error) : ML_OK;
 }
 
-/* The caller's on_token, behind a look for the format's own end of an answer: not every tokenizer lists it as one. */
+/* The caller's on_token, called unless the token is the format's own end of an answer, which not every tokenizer
+   lists as one. */
 typedef struct mli_answer {
     const ml_generate_desc *desc;
     int32_t end;
@@ -11864,8 +11896,8 @@ static int mli_mul_up_to(uint64_t most, uint64_t factor, uint64_t *product) {
     return 1;
 }
 
-/* Sets row-major strides. Returns the number of bytes; 0 for an unknown type; 0, and an error, if it overflows. A file
-   may count in more bits than the machine; what it says is then more than is in it. */
+/* Sets row-major strides. Returns the number of bytes; 0 for an unknown type; 0, and an error, if it overflows. A
+   file may count in more bits than the machine; what it says is then more than is in it. */
 static uint64_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
     const mli_type_info *type = mli_type(array->type);
     const uint64_t most =
@@ -13144,7 +13176,10 @@ static int mli_children(const mli_torch *torch, const mli_node *parent, const ml
 /* Makes a node from the stack, which is no other's child, the last child. */
 static void mli_node_adopt(const mli_torch *torch, mli_node *parent, uint32_t child) {
     mli_node *nodes = (mli_node *)torch->nodes.items;
-    *(parent->first ? &nodes[parent->last].next : &parent->first) = child;
+    if (parent->first)
+        nodes[parent->last].next = child;
+    else
+        parent->first = child;
     parent->last = child;
 }
 
@@ -14336,7 +14371,7 @@ static void mli_append_pickle_tensor(mli_writer *writer, const mli_saved *saved,
     mli_append_text(writer, "ctorch._utils\n_rebuild_tensor_v2\n((");
     mli_append_pickle_text(writer, "storage");
     mli_append_format(writer, "ctorch\n%sStorage\n",
-                      saved->type == ML_F32 ? "Float"
+                      saved->type == ML_F32   ? "Float"
                       : saved->type == ML_F16 ? "Half"
                                               : "BFloat16");
     mli_append_pickle_text(writer, key);
@@ -16383,7 +16418,8 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     {"llama.rope.scaling.factor", MLI_OTHERS(MLI_ROPE_JSON ".factor", MLI_ROPE_JSON_5 ".factor",)
      "llama.rope.scale_linear", "minillama.rope.scaling.factor"},
     MLI_STRETCHED("llama.rope.scaling.original_context_length",
-     MLI_OTHERS(MLI_ROPE_JSON ".original_max_position_embeddings", MLI_ROPE_JSON_5 ".original_max_position_embeddings",
+     MLI_OTHERS(MLI_ROPE_JSON ".original_max_position_embeddings", MLI_ROPE_JSON_5
+       ".original_max_position_embeddings",
      MLI_CONFIG_JSON ".original_max_position_embeddings")),
     MLI_STRETCHED("llama.rope.scaling.yarn_beta_slow",
      MLI_OTHERS(MLI_ROPE_JSON ".beta_slow", MLI_ROPE_JSON_5 ".beta_slow")),
@@ -18188,9 +18224,10 @@ static void mli_check_adapter(mli_loader *loader) {
 /* ---- rank and alpha: for all pairs, or in PEFT's patterns for some ---- */
 
 /* A pattern is a regular expression for a module's name, or for what follows a dot in it, up to its end: "q_proj",
-   "layers\.[0-4]\.mlp\..*". It is matched with the set of all places of the name that its beginning can lead to, a bit
-   each, so that nothing is tried twice (Thompson 1968, "Programming Techniques: Regular Expression Search Algorithm").
-   Understood are characters, '.', [a-z], [^a-z], \d, \w, groups with '|', and *, +, ?, {2,5} behind any of them. */
+   "layers\.[0-4]\.mlp\..*". It is matched with the set of all places of the name that its beginning can lead to, a
+   bit each, so that nothing is tried twice (Thompson 1968, "Programming Techniques: Regular Expression Search
+   Algorithm"). Understood are characters, '.', [a-z], [^a-z], \d, \w, groups with '|', and *, +, ?, {2,5} after any
+   of them. */
 typedef struct mli_pattern {
     const char *p;    /* what is left of it */
     const char *name; /* (length) */
@@ -18244,7 +18281,7 @@ static int mli_character_has(mli_pattern *r, size_t n, char c) {
     return *r->p == '.' || *r->p == c;
 }
 
-/* Behind one character, from any of the places. '^' and '$' stay where they are, if that is an end. */
+/* The places after one character, from any of these. '^' and '$' stay where they are, if that is an end. */
 static uint64_t mli_match_character(mli_pattern *r, uint64_t from) {
     size_t n = *r->p == '[' ? mli_brackets_size(r->p) : *r->p == '\\' && r->p[1] ? 2 : 1;
     uint64_t to = 0;
@@ -18262,7 +18299,7 @@ static uint64_t mli_match_character(mli_pattern *r, uint64_t from) {
 
 static uint64_t mli_match_choice(mli_pattern *r, uint64_t from);
 
-/* Behind a character or a group. */
+/* The places after a character or a group. */
 static uint64_t mli_match_piece(mli_pattern *r, uint64_t from) {
     r->failed |= r->steps-- <= 0;
     if (r->failed || *r->p != '(') return r->failed ? 0 : mli_match_character(r, from);
@@ -18298,7 +18335,7 @@ static void mli_read_count(mli_pattern *r, int *least, int *most) {
     if (strchr("*+?{", c) && c && *r->p == '?') r->p++; /* as few as possible: the same names */
 }
 
-/* Behind a piece and what says how often it may be there. */
+/* The places after a piece and what says how often it may be there. */
 static uint64_t mli_match_repeated(mli_pattern *r, uint64_t from) {
     const char *piece = r->p;
     uint64_t at = mli_match_piece(r, from), to = 0;
@@ -18317,7 +18354,7 @@ static uint64_t mli_match_repeated(mli_pattern *r, uint64_t from) {
     return to;
 }
 
-/* Behind any of the alternatives, up to the end of the group or pattern. */
+/* The places after any of the alternatives, up to the end of the group or pattern. */
 static uint64_t mli_match_choice(mli_pattern *r, uint64_t from) {
     uint64_t to = 0;
     for (;;) {
@@ -18459,7 +18496,8 @@ ML_DEF ml_result ml_lora_load_memory(const void *data, size_t size, const ml_mod
    A GGUF keeps a head under llama.cpp's names; a PEFT adapter (modules_to_save) and Hugging Face's
    LlamaForSequenceClassification as "score", with the labels in the JSON beside it. */
 
-enum { MLI_POOLING_MEAN = 1, MLI_POOLING_LAST = 3 }; /* llama.cpp's numbers */
+/* llama.cpp's numbers. It has none for the maximum: NONE stands for it, and such a head is refused on loading. */
+enum { MLI_POOLING_NONE = 0, MLI_POOLING_MEAN = 1, MLI_POOLING_LAST = 3 };
 #define MLI_JSON_POOLING "minillama_pooling"
 #define MLI_JSON_LABELS "id2label"              /* of config.json */
 #define MLI_PEFT_JSON_LABELS "minillama_labels" /* of adapter_config.json, which has no place for them */
@@ -18974,9 +19012,11 @@ static int mli_saved_head(const mli_saver *saver, const void *object, int index,
 
 static void mli_append_head_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
     const ml_head *head = (const ml_head *)object;
+    int pooling = head->pooling == ML_POOL_MEAN   ? MLI_POOLING_MEAN
+                  : head->pooling == ML_POOL_LAST ? MLI_POOLING_LAST
+                                                  : MLI_POOLING_NONE;
     (void)saver;
-    mli_append_key_u32(writer, MLI_KEY_POOLING,
-                       head->pooling == ML_POOL_MEAN ? MLI_POOLING_MEAN : MLI_POOLING_LAST);
+    mli_append_key_u32(writer, MLI_KEY_POOLING, pooling);
     if (!head->labels) return;
     mli_append_key_list(writer, MLI_KEY_LABELS, MLI_GGUF_STRING, head->n_classes);
     for (int i = 0; i < head->n_classes; i++)
@@ -19352,6 +19392,9 @@ static ml_result mli_save_output(mli_saver *saver, const ml_output *output) {
     mli_writer writer = {NULL, 0, 0, 0, NULL, output};
     if (saver->desc.format != ML_GGUF)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "saving: only a GGUF can go to an output");
+    if (saver->archive && saver->archive->text_name)
+        return mli_fail(saver->error, ML_ERROR_ARGUMENT, "saving: an output has no place for the file %s",
+                        saver->archive->text_name);
     mli_find_repeated(saver);
     if (!saver->result) mli_append_gguf(&writer, saver);
     if (writer.why)
@@ -19601,6 +19644,10 @@ static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *er
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %s: its text is not UTF-8", value->name);
         if (value->kind == ML_VALUE_FLOAT && !mli_is_finite(value->f))
             return mli_fail(error, ML_ERROR_NUMBER, "value %s is not finite", value->name);
+        if (desc->format == ML_SAFETENSORS && value->kind == ML_VALUE_FLOAT &&
+            !mli_is_finite((float)value->f))
+            return mli_fail(error, ML_ERROR_NUMBER, "value %s is too large: safetensors has it as F32",
+                            value->name);
     }
     return ML_OK;
 }
@@ -19756,6 +19803,9 @@ static ml_result mli_restore_tensor(const ml_archive *archive, const char *name,
     if (ml_array_count(array) != n)
         return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has %z numbers, not %z", name,
                         ml_array_count(array), n);
+    if (!array->n_dims || array->shape[array->n_dims - 1] != (int64_t)tensor->cols)
+        return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has rows of %l numbers, not %z", name,
+                        array->n_dims ? array->shape[array->n_dims - 1] : 1, tensor->cols);
     ml_result result = write ? ml_array_read_floats(array, (float *)tensor->data, n) : ML_OK;
     return result ? mli_fail(error, result, "the checkpoint's %s cannot be read", name) : ML_OK;
 }
@@ -19933,8 +19983,8 @@ ML_DEF ml_result ml_optimizer_restore_memory(ml_optimizer *optimizer, const void
 /* ==== >>vectors ====
    SIMD (single instruction, multiple data): a register holds several floats, its lanes, and one instruction does the
    same to all of them at once. mli_v is such a register, MLI_LANES the number of its floats: 16 with AVX-512, 8 with
-   AVX2, 4 with NEON, in WebAssembly and in plain C (1 where code is to be small). Every F32 kernel is written once, in terms of the operations
-   below, which each instruction set defines in this order. i is any lane:
+   AVX2, 4 with NEON, in WebAssembly and in plain C (1 where code is to be small). Every F32 kernel is written once,
+   in terms of the operations below, which each instruction set defines in this order. i is any lane:
 
        mli_v_zero()  mli_v_set(s)         0; s
        mli_v_load(p)  mli_v_store(p, a)   lane i is p[i]; p needs no alignment
@@ -20164,8 +20214,8 @@ MLI_INLINE void mli_v_store_n(float *p, mli_v a, size_t n) {
     else
         mli_v_store_few(p, a, n);
 }
-/* Exponent and mantissa, moved to where a float has them, make a float that is 2^112 too small, even without a leading
-   1 (a subnormal). The largest exponent means infinity or NaN. */
+/* Exponent and mantissa, moved to where a float has them, make a float that is 2^112 too small, even without a
+   leading 1 (a subnormal). The largest exponent means infinity or NaN. */
 MLI_INLINE mli_v mli_v_load_f16(const uint16_t *p) {
     v128_t half = wasm_u32x4_load16x4(p);
     v128_t sign = wasm_i32x4_shl(wasm_v128_and(half, wasm_i32x4_const_splat(0x8000)), 16);
@@ -20328,7 +20378,8 @@ MLI_INLINE void mli_v_sum_4(const mli_v a[4], float *out) {
 }
 #endif
 
-/* A sum that grows by a vector at a time: what begins at number i of a row is added to the lanes at mli_row_sum_at. */
+/* A sum that grows by a vector at a time: what begins at number i of a row is added to the lanes at mli_row_sum_at.
+   */
 enum { MLI_SUM_PARTS = MLI_LANES < 4 ? 4 : 1 };
 typedef struct mli_row_sum {
     mli_v part[MLI_SUM_PARTS];
@@ -20639,8 +20690,8 @@ static void mli_norm_weight_gradient(float *dw, const float *dy, const float *x,
 
 /* ---- rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding") ---- */
 
-/* Compilers vectorize this: the row and the angles do not overlap. A sum with -s in place of a difference keeps gcc 12
-   from taking x86's alternating multiply-add, at -O3 only and with -ffp-contract=off, which rounds differently. */
+/* Compilers vectorize this: the row and the angles do not overlap. A sum with -s in place of a difference keeps gcc
+   12 from taking x86's alternating multiply-add, at -O3 only and with -ffp-contract=off, which rounds differently. */
 static void mli_rope_row(float *MLI_RESTRICT x, const float *MLI_RESTRICT cos_sin, size_t width, size_t hd,
                          float direction) {
     const float back = -direction;
@@ -22589,9 +22640,9 @@ MLI_INLINE int mli_has_fives(ml_type type) { return (void)type, 0; }
 MLI_INLINE size_t mli_head_bytes(ml_type type) { return mli_has_offset(type) ? 4 : 2; }
 
 /* The numbers of a block of weights, from its bytes after the head. Those of four or five bits stay at the top of a
-   byte: they are 16 or 8 times too large, and sums of them are multiplied by mli_bytes_unit in the end. Q8_0 is stored
-   signed; Q4_0 with an offset of 8 and Q5_0 of 16, which become 128. Flipping the highest bit of a byte adds 128 or
-   takes it away. */
+   byte: they are 16 or 8 times too large, and sums of them are multiplied by mli_bytes_unit in the end. Q8_0 is
+   stored signed; Q4_0 with an offset of 8 and Q5_0 of 16, which become 128. Flipping the highest bit of a byte adds
+   128 or takes it away. */
 MLI_INLINE mli_bytes mli_bytes_of(ml_type type, const uint8_t *q) {
     const int is_signed = type == ML_Q8_0;
 #ifndef ML_NO_K_QUANTS
@@ -22611,7 +22662,8 @@ MLI_INLINE float mli_bytes_unit(ml_type type) {
     return type == ML_Q8_0 ? 1.0f : mli_has_fives(type) ? 1.0f / 8 : 1.0f / 16;
 }
 
-/* What is to be added to each number of a block of Q4_1 or Q5_1. As unsigned, with VNNI, they have no other offset. */
+/* What is to be added to each number of a block of Q4_1 or Q5_1. As unsigned, with VNNI, they have no other offset.
+   */
 MLI_INLINE float mli_offset(ml_type type, const uint8_t *block) {
     float offset = mli_load_scale(block + 2);
 #ifdef MLI_VNNI
@@ -22709,8 +22761,8 @@ MLI_INLINE mli_part_scales mli_scales_of_parts(ml_type type, const uint8_t *bloc
     return of;
 }
 
-/* The numbers of a part. Q4_K and Q5_K: unsigned. Q6_K: four times the number, so that its offset becomes 128, as with
-   Q4_0; and with VNNI this is still in it. */
+/* The numbers of a part. Q4_K and Q5_K: unsigned. Q6_K: four times the number, so that its offset becomes 128, as
+   with Q4_0; and with VNNI this is still in it. */
 MLI_INLINE mli_bytes mli_part_bytes(ml_type type, const uint8_t *block, int part) {
     if (type == ML_Q6_K) {
         const uint8_t *low = block + part / 4 * 64 + part % 2 * 32, *high = block + 128 + part / 4 * 32;
@@ -23030,7 +23082,8 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
 #ifdef MLI_VNNI
 
 /* ---- few rows with VNNI: 64 numbers at once, those of two blocks of x ----
-   Eight blocks of x meet one block of parts, or eight blocks of 32 numbers: four pairs, whose scales fit one vector. */
+   Eight blocks of x meet one block of parts, or eight blocks of 32 numbers: four pairs, whose scales fit one vector.
+   */
 
 /* A row of x while it meets a row of weights: two sums, so that one addition need not wait for the last, and in the
    upper half of `less` what is taken away from them in the end. */
@@ -23121,8 +23174,9 @@ MLI_INLINE __m512i mli_quarters(int a, int b, int c, int d) {
     return _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
 }
 
-/* Of Q4_K and Q5_K 16 times the scales of the parts, then what is taken away from them. The six bits of each number are
-   in one byte, or in two (see mli_unpack_scales). Those, masked and times what moves them into place, add up to it. */
+/* Of Q4_K and Q5_K 16 times the scales of the parts, then what is taken away from them. The six bits of each number
+   are in one byte, or in two (see mli_unpack_scales). Those, masked and times what moves them into place, add up to
+   it. */
 MLI_INLINE __m512 mli_scales_and_less(const uint8_t *block) {
     const __m128i head =
         _mm_loadu_si128((const __m128i *)(const void *)block); /* d, dmin, 12 bytes of scales */
@@ -23160,8 +23214,8 @@ MLI_INLINE int mli_has_less(ml_type type) {
     return type == ML_Q4_K || type == ML_Q5_K || mli_has_offset(type);
 }
 
-/* The scales of `count` blocks of x (8, 2 or 1) as those of weights come: twice each with Q6_K, and before the sums of
-   the blocks where something is taken away. */
+/* The scales of `count` blocks of x (8, 2 or 1) as those of weights come: twice each with Q6_K, and before the sums
+   of the blocks where something is taken away. */
 MLI_INLINE __m512 mli_scales_of_x(ml_type type, const float *scale, const float *sum, int count) {
     const __mmask8 there = (__mmask8)((1 << count) - 1);
     __m512 x = _mm512_castps256_ps512(_mm256_maskz_loadu_ps(there, scale));
