@@ -8831,8 +8831,8 @@ static int mli_unspell_byte(uint32_t c) {
     return c < 0x100 && mli_spell_byte(c) == c ? (int)c : -1;
 }
 
-/* The bytes that a piece of the alphabet stands for; `to` may be NULL, to count. SIZE_MAX: it has other characters.
-   */
+/* The bytes that a piece of the alphabet stands for; `to` may be NULL, to count. SIZE_MAX: it has
+   other characters. */
 static size_t mli_unspell(const unsigned char *p, size_t n, char *to) {
     size_t m = 0;
     for (size_t i = 0; i < n; i++, m++) {
@@ -9473,8 +9473,8 @@ static void mli_swap_listed(const mli_listed *l, size_t i, size_t k) {
     mli_set_index(l->sorted, l->wide_ids, k, a);
 }
 
-/* Heapsort (Williams 1964), which needs no memory: the first n are a heap, in which no child comes after its parent.
-   */
+/* Heapsort (Williams 1964), which needs no memory: the first n are a heap, in which no child comes after
+   its parent. */
 static void mli_sort_listed(const mli_listed *l) {
     for (size_t n = l->n_sorted, root = n / 2; n > 1;) {
         if (root)
@@ -9548,8 +9548,8 @@ static int32_t mli_find_piece(const mli_tokenizer *t, const unsigned char *text,
     return n > t->longest ? -1 : mli_find_hashed(t, &t->table, text, n, hash);
 }
 
-/* Enters a piece into a hash table. Of equal pieces the first one counts; ranked merges would not say which is meant.
-   */
+/* Enters a piece into a hash table. Of equal pieces the first one counts; ranked merges would not say which
+   is meant. */
 static ml_result mli_enter_piece(mli_tokenizer *t, mli_piece_table *table, int32_t id, ml_error *error) {
     const unsigned char *text = (const unsigned char *)t->texts + t->text_at[id];
     size_t n = t->text_at[id + 1] - t->text_at[id];
@@ -10062,8 +10062,8 @@ static int32_t mli_first_id(const mli_tokenizer *t, const unsigned char *text, i
     return t->rules.words ? t->byte_ids[text[0]] : mli_find_piece(t, text, (size_t)size);
 }
 
-/* Begins a segment: cuts the text from `begin` on into characters, up to a boundary that no piece crosses, or `end`.
-   */
+/* Begins a segment: cuts the text from `begin` on into characters, up to a boundary that no piece crosses,
+   or `end`. */
 static void mli_cut_segment(mli_encoder *e, size_t begin, size_t end) {
     const unsigned char *text = e->text + begin;
     size_t n = end - begin;
@@ -16776,8 +16776,8 @@ static ml_rope_kind mli_load_rope_kind(mli_loader *loader, int *is_scaled) {
     return ML_ROPE_PLAIN;
 }
 
-/* A number of the dictionary of rotary positions in config.json, under either name; `otherwise` if it is not there.
-   */
+/* A number of the dictionary of rotary positions in config.json, under either name; `otherwise` if it is
+   not there. */
 static float mli_rope_json(mli_loader *loader, const char *key, const char *key_5, float otherwise) {
     const ml_value *value = mli_find_other(loader, key);
     if (!value) value = mli_find_other(loader, key_5);
@@ -16803,8 +16803,8 @@ static void mli_load_rope_attention(mli_loader *loader) {
         c->rope_attention = is_gguf && c->rope_kind == ML_ROPE_YARN ? scale * (log_scale + 1) : scale;
 }
 
-/* Meta's params.json only says that Llama 3.1's positions are scaled: by its code's constants, unless it has others.
-   */
+/* Meta's params.json only says that Llama 3.1's positions are scaled: by its code's constants, unless it
+   has others. */
 static int mli_load_meta_rope(mli_loader *loader) {
     const ml_value *value = MLI_ONLY_GGUF ? NULL : mli_find_key(loader, ".use_scaled_rope");
     ml_config *c = &loader->config;
@@ -20378,8 +20378,8 @@ MLI_INLINE void mli_v_sum_4(const mli_v a[4], float *out) {
 }
 #endif
 
-/* A sum that grows by a vector at a time: what begins at number i of a row is added to the lanes at mli_row_sum_at.
-   */
+/* A sum that grows by a vector at a time: what begins at number i of a row is added to the lanes
+   at mli_row_sum_at. */
 enum { MLI_SUM_PARTS = MLI_LANES < 4 ? 4 : 1 };
 typedef struct mli_row_sum {
     mli_v part[MLI_SUM_PARTS];
@@ -22662,8 +22662,8 @@ MLI_INLINE float mli_bytes_unit(ml_type type) {
     return type == ML_Q8_0 ? 1.0f : mli_has_fives(type) ? 1.0f / 8 : 1.0f / 16;
 }
 
-/* What is to be added to each number of a block of Q4_1 or Q5_1. As unsigned, with VNNI, they have no other offset.
-   */
+/* What is to be added to each number of a block of Q4_1 or Q5_1. As unsigned, with VNNI, they have no
+   other offset. */
 MLI_INLINE float mli_offset(ml_type type, const uint8_t *block) {
     float offset = mli_load_scale(block + 2);
 #ifdef MLI_VNNI
@@ -23082,8 +23082,8 @@ MLI_INLINE void mli_part_rows(ml_type type, int n_x, const mli_integer_job *job,
 #ifdef MLI_VNNI
 
 /* ---- few rows with VNNI: 64 numbers at once, those of two blocks of x ----
-   Eight blocks of x meet one block of parts, or eight blocks of 32 numbers: four pairs, whose scales fit one vector.
-   */
+   Eight blocks of x meet one block of parts, or eight blocks of 32 numbers: four pairs, whose scales fit
+   one vector. */
 
 /* A row of x while it meets a row of weights: two sums, so that one addition need not wait for the last, and in the
    upper half of `less` what is taken away from them in the end. */
