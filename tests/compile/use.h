@@ -104,6 +104,7 @@ static int use_session(const ml_model *model, const ml_allocator *allocator) {
     return 0;
 }
 
+#if !defined(ML_NO_SAMPLER) || !defined(ML_NO_TRAINING)
 /* What is not finite is told by its bits, whatever the compiler assumes. */
 static float use_nan(void) {
     const uint32_t bits = 0x7fc00000u;
@@ -111,6 +112,7 @@ static float use_nan(void) {
     memcpy(&nan_value, &bits, sizeof nan_value);
     return nan_value;
 }
+#endif
 
 #ifdef ML_NO_SAMPLER
 /* Nothing is drawn any more; the most likely token is still found. */
