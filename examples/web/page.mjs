@@ -38,7 +38,7 @@ async function open(value, name) {
     } catch (error) {
         if (error.stopped) return; // another one is being opened
         $('model-name').textContent = `${name} was not opened.${model ? ` In use: ${model}` : ''}`;
-        alarm(error);
+        alarm(`${name}: ${error.message}`);
     }
 }
 

@@ -77,7 +77,7 @@ async function openAdapter(file) {
         isUnsaved = false;
         $('teach-status').textContent = `${file.name} is in use.`;
     } catch (error) {
-        alarm(error);
+        alarm(`${file.name}: ${error.message}`);
     }
 }
 

@@ -1,9 +1,10 @@
-// speed.mjs A.wasm B.wasm ...: tokens a second and milliseconds a training step of each, measured in turn; the best of
-// several rounds, so that what else the machine does matters little.
+// speed.mjs A.wasm B.wasm ... [MODEL.gguf] [ROUNDS]: tokens a second and milliseconds a training step of each, measured in
+// turn; the best of several rounds, so that what else the machine does matters little.
 import { load } from '../../examples/web/minillama.mjs';
 
-const files = process.argv.slice(2), best = new Map(), rounds = 8;
-const model = new URL('../../examples/models/stories.gguf', import.meta.url);
+const given = process.argv.slice(2), files = given.filter(name => name.endsWith('.wasm')), best = new Map();
+const rounds = +given.find(Number) || 8;
+const model = given.find(name => name.endsWith('.gguf')) ?? new URL('../../examples/models/stories.gguf', import.meta.url);
 const timed = run => { const begin = performance.now(); run(); return performance.now() - begin; };
 const llamas = await Promise.all(files.map(file => load(model, { wasm: file })));
 const prompt = Array.from({ length: 24 }, () => 'Once upon a time there was a').join(' ');

@@ -214,7 +214,7 @@ await test('a file that is no model is refused with a sentence, and the page goe
 });
 
 await test('a PyTorch file of the course is dropped with its tokenizer, and writes what the native program writes', async () => {
-    const wide = convert('wide.gguf', '--type', 'F32'), course = convert('course.pt');
+    const wide = convert('wide.gguf', '--type', 'F32'), course = convert('course.pt', '--type', 'F32');
     await drop(course, model); // of which the smaller one gives the tokenizer
     await says('model-name', '^course.pt: 1.3 million parameters .F32.');
     await set('temperature', 0);
@@ -247,14 +247,20 @@ await test('of two models that are opened at once the last one is used', async (
 });
 
 await test('an alternative may be chosen while the story is written', async () => {
-    await set('length', 200);
+    await set('length', 250);
     await page.click('#write');
-    const token = page.locator('#story [role=button]').nth(8), rows = page.locator('#alternatives-list button');
-    await token.click();
-    check(/^Writing/.test(await text('write-status')), 'the story has ended already');
-    const first = (await page.locator('#story [role=button]').allTextContents()).slice(0, 8);
-    const word = await rows.nth(2).locator('.name').textContent();
-    await rows.nth(2).click();
+    const { status, first, word } = await page.evaluate(() => new Promise(resolve => {
+        const $ = id => document.getElementById(id), act = () => {
+            const tokens = [...$('story').children];
+            if (tokens.length < 12) return setTimeout(act);
+            tokens[8].click();
+            const row = $('alternatives-list').querySelectorAll('button')[2];
+            resolve({ status: $('write-status').textContent, first: tokens.slice(0, 8).map(t => t.textContent), word: row.querySelector('.name').textContent });
+            row.click();
+        };
+        act();
+    }));
+    same(status, 'Writing …', 'the story has ended already');
     await says('write-status', 'a second');
     const now = await page.locator('#story [role=button]').allTextContents();
     same(now.slice(0, 9).join('|'), [...first, word].join('|'), 'the beginning');
