@@ -320,7 +320,7 @@ all_tests() {
 }
 
 if [ "$quick" ]; then
-    test_paths= newest_cxx=c++2c alone_levels=-O2
+    test_paths= newest_cxx="c++2b c++2c" alone_levels=-O2
 else
     newest_cxx="c++20 c++2b c++2c" alone_levels="-O2 -Os"
     standards="c99 c11 c++11 c++17" matrix_paths=$paths test_paths=${paths#scalar x86-64 }

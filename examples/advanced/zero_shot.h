@@ -29,8 +29,7 @@ static inline int read_sets(sentiment *s, label_names *labels, const char *data,
                             char path[4][4096]) {
     static const char *const parts[] = {"train.txt", "dev.txt", "test.txt", "label-mapping.json"};
     for (int i = 0; i < 4; i++) snprintf(path[i], sizeof path[i], "%.3900s/%.90s-%s", data, task, parts[i]);
-    if (!system_may_read(path[3]))
-        snprintf(path[3], sizeof path[3], "%.3900s/%.90s-labels.json", data, task);
+    if (!system_may_read(path[3])) snprintf(path[3], sizeof path[3], "%.3900s/%.90s-labels.json", data, task);
     return label_names_read(labels, path[3]) && reviews_read(&s->train, path[0], labels->n) &&
            reviews_read(&s->dev, path[1], labels->n) && reviews_read(&s->test, path[2], labels->n);
 }
