@@ -10535,7 +10535,7 @@ static void mli_turn_put_special(mli_chat_turn *turn, int32_t id) {
     const mli_tokenizer *t = turn->tokenizer->private_part;
     mli_turn_flush(turn);
     mli_turn_put_id(turn, id);
-    int is_control = t->kinds[id] == ML_PIECE_CONTROL;
+    int is_control = mli_kind_of(t, id) == ML_PIECE_CONTROL;
     turn->has_prefix = id == turn->tokenizer->bos || (is_control && !t->rules.only_first);
 }
 
@@ -10575,7 +10575,8 @@ static void mli_turn_say(mli_chat_turn *turn, const char *text, int flags) {
     for (; n; n--, text++) {
         int32_t id = mli_special_at(turn->tokenizer, text, n, &length);
         mli_turn_put_byte(turn, *text);
-        if (id < 0 || t->kinds[id] != ML_PIECE_USER_DEFINED || !mli_is_of_format(turn, id, text, length))
+        if (id < 0 || mli_kind_of(t, id) != ML_PIECE_USER_DEFINED ||
+            !mli_is_of_format(turn, id, text, length))
             continue;
         mli_turn_flush(turn);
         turn->has_prefix = 0;

@@ -308,6 +308,29 @@ TEST(compact_vocabularies_encode_the_same) {
     ml_model_free(usual), ml_model_free(compact);
 }
 
+/* A chat asks what kind of piece an id is. */
+TEST(compact_vocabularies_chat) {
+    ml_model_load_desc desc;
+    ml_chat_desc how = {ML_CHAT_LLAMA2, "Be brief."};
+    int32_t turns[2][64];
+    int n[2] = {0, 0};
+    memset(&desc, 0, sizeof desc);
+    for (int i = 0; i < 2; i++) {
+        desc.compact = i;
+        ml_model *model = load(&desc);
+        ml_session *session = open_session(model, session_of(64, 0, ML_F32));
+        ml_chat chat;
+        ml_tokens turn = {NULL, 0};
+        CHECK(!ml_chat_begin(session, &how, &chat, &failure));
+        CHECK(!ml_chat_encode(&chat, "Once upon </s> a time", &turn, &failure) && turn.n > 2);
+        memcpy(turns[i], turn.ids, (size_t)turn.n * sizeof *turn.ids);
+        n[i] = turn.n;
+        ml_session_free(session);
+        ml_model_free(model);
+    }
+    CHECK(n[0] == n[1] && memcmp(turns[0], turns[1], (size_t)n[0] * sizeof **turns) == 0);
+}
+
 /* ---- scratch ---- */
 
 TEST(scratch_is_given_back) {
