@@ -10652,7 +10652,7 @@ static ml_result mli_forget_turns(ml_chat *chat, int n, ml_error *error) {
     chat->n_turns -= n;
     for (int i = 0; i < chat->n_turns; i++) chat->turns[i] = chat->turns[i + n] - first + chat->n_kept;
     session->length = chat->n_turns ? chat->n_kept : 0;
-    if (!chat->n_turns) return ML_OK;
+    if (!chat->n_turns || !n_tokens) return ML_OK; /* turns may be empty */
     memmove(kept, kept + first - chat->n_kept, (size_t)n_tokens * sizeof *kept);
     return ml_session_eval(session, kept, n_tokens, NULL, error);
 }
