@@ -16254,6 +16254,7 @@ typedef struct mli_loader {
     ml_model *model;
     uint64_t bytes_in_place; /* of weights */
     int is_joined;           /* of Meta's pieces: see mli_join_pieces */
+    uint64_t joined_bytes;   /* of their matrices */
     ml_error *error;
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_loader;
@@ -17626,7 +17627,8 @@ static void mli_join_matrix(mli_loader *loader, ml_archive *const *pieces, int n
     if (loader->result) return;
     size_t others = (size_t)array->shape[1 - dim];
     unsigned char *joined = NULL;
-    if (mli_mul_size(others, (size_t)across, &bytes) && mli_mul_size(bytes, item, &bytes))
+    if (mli_mul_size(others, (size_t)across, &bytes) && mli_mul_size(bytes, item, &bytes) &&
+        !mli_check_sharing(loader, loader->joined_bytes += bytes))
         joined = (unsigned char *)mli_keep(loader->archive->private_part, bytes);
     if (!joined) {
         mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for the joined pieces of %s", array->name);
