@@ -18057,8 +18057,10 @@ static uint64_t mli_match_repeated(mli_pattern *r, uint64_t from) {
         uint64_t is_new = at & ~to;
         if (i >= least) to |= at;
         if (i == most || (i >= least && !is_new)) break;
+        uint64_t before = at;
         r->p = piece;
         at = mli_match_piece(r, at);
+        if (at == before) i = MLI_MAX(i, most - 1); /* however often: the last time counts */
     }
     r->p = end;
     return to;
@@ -18091,7 +18093,7 @@ static int mli_pattern_fits(const char *pattern, const char *module) {
 static const ml_value *mli_peft_value(mli_loader *loader, const char *patterns, const char *key,
                                       const char *module) {
     size_t n = strlen(patterns);
-    for (size_t i = 0; i < loader->archive->n_values; i++) {
+    for (size_t i = 0; i < loader->archive->n_values && !loader->result; i++) {
         const ml_value *value = &loader->archive->values[i];
         if (strncmp(value->name, patterns, n) != 0) continue;
         int fits = mli_pattern_fits(value->name + n, module);
