@@ -19483,7 +19483,7 @@ ML_DEF ml_result ml_trainer_save_to(const ml_trainer *trainer, const ml_output *
     return mli_save_trainer(trainer, mli_to_output(output), error);
 }
 
-/* Reads a tensor's numbers. Without `write` it is only checked that they are there. */
+/* Reads a tensor's numbers. Without `write` it is only checked that they are there and can be read. */
 static ml_result mli_restore_tensor(const ml_archive *archive, const char *name, const ml_tensor *tensor,
                                     int write, ml_error *error) {
     size_t n = mli_numbers(tensor);
@@ -19492,7 +19492,8 @@ static ml_result mli_restore_tensor(const ml_archive *archive, const char *name,
     if (ml_array_count(array) != n)
         return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has %z numbers, not %z", name,
                         ml_array_count(array), n);
-    ml_result result = write ? ml_array_read_floats(array, (float *)tensor->data, n) : ML_OK;
+    ml_result result = !mli_is_readable(array->type) ? ML_ERROR_UNSUPPORTED : ML_OK;
+    if (!result && write) result = ml_array_read_floats(array, (float *)tensor->data, n);
     return result ? mli_fail(error, result, "the checkpoint's %s cannot be read", name) : ML_OK;
 }
 
