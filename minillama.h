@@ -10860,7 +10860,7 @@ static ml_result mli_forget_turns(ml_chat *chat, int n, ml_error *error) {
     chat->n_turns -= n;
     for (int i = 0; i < chat->n_turns; i++) chat->turns[i] = chat->turns[i + n] - first + chat->n_kept;
     session->length = chat->n_turns ? chat->n_kept : 0;
-    if (!chat->n_turns) return ML_OK;
+    if (!chat->n_turns || !n_tokens) return ML_OK; /* turns may be empty */
     memmove(kept, kept + first - chat->n_kept, (size_t)n_tokens * sizeof *kept);
     return ml_session_eval(session, kept, n_tokens, NULL, error);
 }
@@ -16500,6 +16500,7 @@ typedef struct mli_loader {
     ml_model *model;
     uint64_t bytes_in_place; /* of weights */
     int is_joined;           /* of Meta's pieces: see mli_join_pieces */
+    uint64_t joined_bytes;   /* of their matrices */
     ml_error *error;
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_loader;
@@ -17917,7 +17918,8 @@ static void mli_join_matrix(mli_loader *loader, ml_archive *const *pieces, int n
     if (loader->result) return;
     size_t others = (size_t)array->shape[1 - dim];
     unsigned char *joined = NULL;
-    if (mli_mul_size(others, (size_t)across, &bytes) && mli_mul_size(bytes, item, &bytes))
+    if (mli_mul_size(others, (size_t)across, &bytes) && mli_mul_size(bytes, item, &bytes) &&
+        !mli_check_sharing(loader, loader->joined_bytes += bytes))
         joined = (unsigned char *)mli_keep(loader->archive->private_part, bytes);
     if (!joined) {
         mli_refuse(loader, ML_ERROR_MEMORY, "out of memory for the joined pieces of %s", array->name);
@@ -18347,8 +18349,10 @@ static uint64_t mli_match_repeated(mli_pattern *r, uint64_t from) {
         uint64_t is_new = at & ~to;
         if (i >= least) to |= at;
         if (i == most || (i >= least && !is_new)) break;
+        uint64_t before = at;
         r->p = piece;
         at = mli_match_piece(r, at);
+        if (at == before) i = MLI_MAX(i, most - 1); /* however often: the last time counts */
     }
     r->p = end;
     return to;
@@ -18381,7 +18385,7 @@ static int mli_pattern_fits(const char *pattern, const char *module) {
 static const ml_value *mli_peft_value(mli_loader *loader, const char *patterns, const char *key,
                                       const char *module) {
     size_t n = strlen(patterns);
-    for (size_t i = 0; i < loader->archive->n_values; i++) {
+    for (size_t i = 0; i < loader->archive->n_values && !loader->result; i++) {
         const ml_value *value = &loader->archive->values[i];
         if (strncmp(value->name, patterns, n) != 0) continue;
         int fits = mli_pattern_fits(value->name + n, module);
@@ -19794,7 +19798,7 @@ ML_DEF ml_result ml_trainer_save_to(const ml_trainer *trainer, const ml_output *
     return mli_save_trainer(trainer, mli_to_output(output), error);
 }
 
-/* Reads a tensor's numbers. Without `write` it is only checked that they are there. */
+/* Reads a tensor's numbers. Without `write` it is only checked that they are there and can be read. */
 static ml_result mli_restore_tensor(const ml_archive *archive, const char *name, const ml_tensor *tensor,
                                     int write, ml_error *error) {
     size_t n = mli_numbers(tensor);
@@ -19806,7 +19810,8 @@ static ml_result mli_restore_tensor(const ml_archive *archive, const char *name,
     if (!array->n_dims || array->shape[array->n_dims - 1] != (int64_t)tensor->cols)
         return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has rows of %l numbers, not %z", name,
                         array->n_dims ? array->shape[array->n_dims - 1] : 1, tensor->cols);
-    ml_result result = write ? ml_array_read_floats(array, (float *)tensor->data, n) : ML_OK;
+    ml_result result = !mli_is_readable(array->type) ? ML_ERROR_UNSUPPORTED : ML_OK;
+    if (!result && write) result = ml_array_read_floats(array, (float *)tensor->data, n);
     return result ? mli_fail(error, result, "the checkpoint's %s cannot be read", name) : ML_OK;
 }
 

@@ -578,6 +578,7 @@ TEST(patterns) {
                  {"mlp.*?proj", 1},
                  {"(((a*)*)*)*down_proj", 1},
                  {"q{0}down_proj", 1},
+                 {"(((q?){30}){30}){30}down_proj", 1}, /* does not try each of the 27000 */
                  {"[\\w]+_proj", 1},
                  {".{3,}", 1},
                  {"model$.*", 0},

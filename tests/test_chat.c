@@ -359,6 +359,26 @@ TEST(answers_outgrow_the_context) {
     end_session(session);
 }
 
+/* Turns of nothing, which the model answers with nothing. When what was said before them is forgotten, no token is
+   left to read again but bos. */
+TEST(empty_turns_are_forgotten) {
+    static const char *const pairs[] = {"a{</s>}", NULL};
+    ml_session *session = session_over(chain_model(&llama2, pairs), 100);
+    ml_chat chat = chat_over(session, ML_CHAT_PLAIN, NULL);
+    heard h = {"", 0, 0};
+    char text[99];
+    memset(text, 'a', sizeof text);
+    text[60] = 0;
+    say(&chat, text, &h, 0);
+    for (int i = 0; i < 2; i++) say(&chat, "", &h, 0);
+    CHECK(chat.n_turns == 3 && session->length == chat.turns[2]);
+    int length = session->length;
+    text[60] = 'a', text[70] = 0;
+    say(&chat, text, &h, 0);
+    CHECK(chat.n_turns == 3 && chat.turns[0] == 1 && chat.turns[2] == 1 && session->length == length + 10);
+    end_session(session);
+}
+
 /* More turns than a chat has room to note. */
 TEST(many_turns) {
     static const char *const pairs[] = {"aO", "O{</s>}", NULL};
@@ -565,6 +585,7 @@ int main(void) {
     RUN(oldest_turns_are_forgotten);
     RUN(system_inside_a_turn_stays);
     RUN(answers_outgrow_the_context);
+    RUN(empty_turns_are_forgotten);
     RUN(many_turns);
     RUN(failed_turns);
     RUN(templates_are_recognized);

@@ -1045,6 +1045,30 @@ TEST(tokenizer_above) {
     free_bytes(&tokenizer);
 }
 
+/* A hundred matrices that are all the same bytes of a file, and so two hundred times as many when joined. */
+TEST(pieces_that_overlap) {
+    static const char params[] = "{\"dim\": 128, \"n_layers\": 100, \"n_heads\": 4, \"vocab_size\": 32}";
+    enum { MATRICES = 100, SIDE = 128 };
+    bytes b = {NULL, 0, 0};
+    ml_model *model = NULL;
+    ml_error error;
+    gguf_begin(&b, 3, MATRICES, 0);
+    for (int i = 0; i < MATRICES; i++) {
+        char name[ML_NAME_SIZE];
+        snprintf(name, sizeof name, "layers.%d.attention.wq.weight", i);
+        gguf_tensor(&b, name, 2, SIDE, SIDE, 0, 0);
+    }
+    gguf_pad(&b, 32);
+    for (int i = 0; i < SIDE * SIDE; i++) put_f32(&b, 1);
+    CHECK(make_folder(in_folder("overlap")));
+    write_file(in_folder("overlap/params.json"), params, strlen(params));
+    write_file(in_folder("overlap/consolidated.00.pth"), b.data, b.size);
+    write_file(in_folder("overlap/consolidated.01.pth"), b.data, b.size);
+    CHECK(ml_model_load(in_folder("overlap"), NULL, &model, &error) == ML_ERROR_FORMAT && !model);
+    CHECK(strstr(error.text, "overlap: ") != NULL);
+    free_bytes(&b);
+}
+
 /* ---- a Llama 3 of PyTorch's and llama.cpp's ---- */
 
 /* 300 tokens; logits of every 25th. */
@@ -1124,6 +1148,7 @@ int main(void) {
     RUN(chat_templates_are_kept);
     RUN(pieces_are_joined);
     RUN(tokenizer_above);
+    RUN(pieces_that_overlap);
     RUN(llama3_of_llama_cpp);
     RUN(llama3_of_hugging_face);
     return test_report("test_rope");

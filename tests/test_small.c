@@ -308,6 +308,29 @@ TEST(compact_vocabularies_encode_the_same) {
     ml_model_free(usual), ml_model_free(compact);
 }
 
+/* A chat asks what kind of piece an id is. */
+TEST(compact_vocabularies_chat) {
+    ml_model_load_desc desc;
+    ml_chat_desc how = {ML_CHAT_LLAMA2, "Be brief."};
+    int32_t turns[2][64];
+    int n[2] = {0, 0};
+    memset(&desc, 0, sizeof desc);
+    for (int i = 0; i < 2; i++) {
+        desc.compact = i;
+        ml_model *model = load(&desc);
+        ml_session *session = open_session(model, session_of(64, 0, ML_F32));
+        ml_chat chat;
+        ml_tokens turn = {NULL, 0};
+        CHECK(!ml_chat_begin(session, &how, &chat, &failure));
+        CHECK(!ml_chat_encode(&chat, "Once upon </s> a time", &turn, &failure) && turn.n > 2);
+        memcpy(turns[i], turn.ids, (size_t)turn.n * sizeof *turn.ids);
+        n[i] = turn.n;
+        ml_session_free(session);
+        ml_model_free(model);
+    }
+    CHECK(n[0] == n[1] && memcmp(turns[0], turns[1], (size_t)n[0] * sizeof **turns) == 0);
+}
+
 /* ---- scratch ---- */
 
 TEST(scratch_is_given_back) {
@@ -469,6 +492,33 @@ TEST(optimizers_continue_from_memory) {
     free_bytes(&got);
 }
 
+/* A file in which one tensor cannot be read changes none of them. */
+TEST(optimizers_are_restored_whole) {
+    static const char last[] = "adamw.v.parameter.0";
+    float numbers[4] = {1, 2, 3, 4};
+    bytes got = {NULL, 0, 0};
+    ml_output output = {take, &got};
+    ml_optimizer *optimizer = NULL;
+    ml_tensor tensor = {ML_F32, 1, 4, numbers, NULL};
+    ml_parameter parameter = {&tensor, 0};
+    ml_optimizer_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.parameters = &parameter, desc.n_parameters = 1, desc.adamw.lr = 0.1f;
+    REQUIRE(!ml_optimizer_new(&desc, &optimizer, &failure));
+    CHECK(!ml_optimizer_save_to(optimizer, &output, &failure));
+    size_t at = 0, length = sizeof last - 1;
+    while (at + length < got.size && memcmp(got.data + at, last, length) != 0) at++;
+    REQUIRE(at + length + 21 < got.size);
+    at += length + 4 + 2 * 8; /* after the number of dimensions and two of them: the type */
+    REQUIRE(got.data[at] == 0);
+    got.data[at] = 16; /* GGUF's IQ2_XXS, which is not read */
+    numbers[0] = 77;
+    CHECK(ml_optimizer_restore_memory(optimizer, got.data, got.size, &failure) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(failure.text, last) != NULL && numbers[0] == 77);
+    ml_optimizer_free(optimizer);
+    free_bytes(&got);
+}
+
 int main(void) {
     RUN(narrow_caches_are_close);
     RUN(narrow_caches_are_saved);
@@ -478,10 +528,12 @@ int main(void) {
     RUN(greedy_sessions_do_not_draw);
     RUN(compact_vocabularies_are_the_same);
     RUN(compact_vocabularies_encode_the_same);
+    RUN(compact_vocabularies_chat);
     RUN(scratch_is_given_back);
     RUN(outputs_get_the_bytes_of_files);
     RUN(trainers_continue_from_memory);
     RUN(optimizers_continue_from_memory);
+    RUN(optimizers_are_restored_whole);
     free_bytes(&file);
     return test_report("test_small");
 }
