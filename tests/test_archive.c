@@ -659,6 +659,9 @@ TEST(weight_of_unknown_type) {
     desc.config.dim = 8, desc.config.hidden_dim = 8, desc.config.n_layers = 1, desc.config.n_heads = 1;
     desc.config.vocab_size = 8, desc.config.max_seq_len = 8;
     desc.random = &random;
+    desc.config.n_heads = 0;
+    CHECK(ml_model_create(&desc, &model, &failure) == ML_ERROR_FORMAT && !model);
+    desc.config.n_heads = 1;
     REQUIRE(!ml_model_create(&desc, &model, &failure));
     REQUIRE(!ml_model_save(model, path, NULL, &failure));
     ml_model_free(model);

@@ -276,6 +276,9 @@ TEST(wrong_tensors_and_values_are_refused) {
     make_example(&e, ML_GGUF);
     e.values[1].f = NAN;
     check_refused(&e, ML_ERROR_NUMBER, "value my.rate is not finite");
+    make_example(&e, ML_SAFETENSORS);
+    e.values[1].f = 1e300;
+    check_refused(&e, ML_ERROR_NUMBER, "value my.rate is too large: safetensors has it as F32");
     make_example(&e, ML_GGUF);
     e.values[0].kind = ML_VALUE_LIST;
     check_refused(&e, ML_ERROR_ARGUMENT, "value my.count is not an int, float, bool or string");
@@ -311,7 +314,7 @@ typedef struct training {
     ml_optimizer *optimizer;
 } training;
 
-static void begin(training *t, size_t rows) {
+static void begin(training *t, size_t rows, size_t cols) {
     ml_parameter parameters[2];
     ml_optimizer_desc desc;
     ml_error error;
@@ -320,7 +323,7 @@ static void begin(training *t, size_t rows) {
     memset(&desc, 0, sizeof desc);
     memset(parameters, 0, sizeof parameters);
     for (i = 0; i < 12; i++) t->w[i] = (float)(i - 5);
-    t->tensors[0] = named("", t->w, rows, 2, 0).tensor;
+    t->tensors[0] = named("", t->w, rows, cols, 0).tensor;
     t->tensors[1] = named("", t->w + 8, 1, 4, 0).tensor;
     for (i = 0; i < 2; i++) parameters[i].tensor = &t->tensors[i];
     desc.parameters = parameters;
@@ -344,13 +347,14 @@ TEST(an_optimizer_continues_bit_for_bit) {
     const char *path = in_folder("optimizer.gguf");
     training whole, first, second, other;
     float before[12];
+    training turned;
     ml_error error;
-    begin(&whole, 4);
+    begin(&whole, 4, 2);
     run(&whole, 0, 12);
-    begin(&first, 4);
+    begin(&first, 4, 2);
     run(&first, 0, 5);
     REQUIRE(ml_optimizer_save(first.optimizer, path, &error) == ML_OK);
-    begin(&second, 4);
+    begin(&second, 4, 2);
     run(&second, 20, 23); /* something else, with a gradient left over */
     second.tensors[0].grad[0] = 3;
     CHECK(ml_optimizer_restore(second.optimizer, path, &error) == ML_OK);
@@ -358,11 +362,16 @@ TEST(an_optimizer_continues_bit_for_bit) {
     CHECK(memcmp(first.w, second.w, sizeof first.w) == 0);
     run(&second, 5, 12);
     CHECK(memcmp(whole.w, second.w, sizeof whole.w) == 0);
-    begin(&other, 3);
+    begin(&other, 3, 2);
     memcpy(before, other.w, sizeof before);
     CHECK(ml_optimizer_restore(other.optimizer, path, &error) == ML_ERROR_MISMATCH);
     CHECK(strstr(error.text, "parameter.0 has 8 numbers, not 6") != NULL);
     CHECK(memcmp(before, other.w, sizeof before) == 0 && other.optimizer->step == 0);
+    begin(&turned, 2, 4);
+    CHECK(ml_optimizer_restore(turned.optimizer, path, &error) == ML_ERROR_MISMATCH);
+    CHECK(strstr(error.text, "parameter.0 has rows of 2 numbers, not 4") != NULL);
+    CHECK(memcmp(before, turned.w, sizeof before) == 0);
+    ml_optimizer_free(turned.optimizer);
     CHECK(ml_optimizer_restore(other.optimizer, in_folder("absent"), &error) == ML_ERROR_FILE);
     CHECK(ml_optimizer_restore(other.optimizer, NULL, &error) == ML_ERROR_ARGUMENT);
     CHECK(ml_optimizer_save(NULL, path, &error) == ML_ERROR_ARGUMENT);

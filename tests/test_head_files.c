@@ -861,6 +861,26 @@ TEST(nothing_else_in_an_adapter) {
     ml_model_free(model);
 }
 
+/* A trainer's checkpoint has its head; llama.cpp's key has no number for the maximum, and it is not read as another. */
+TEST(a_head_of_the_maximum) {
+    ml_model *model = some_model(DIM);
+    ml_head *head = some_head(model, NULL, ML_POOL_MAX, 0), *loaded = NULL;
+    ml_trainer_desc desc;
+    ml_trainer *trainer;
+    ml_error error;
+    memset(&desc, 0, sizeof desc);
+    desc.head = head, desc.frozen = 1;
+    desc.max_tokens = desc.max_row = 8, desc.max_rows = 2;
+    desc.adamw.lr = 0.01f;
+    REQUIRE(ml_trainer_new(model, &desc, &trainer, &error) == ML_OK);
+    CHECK(ml_trainer_save(trainer, in_folder("trained.gguf"), &error) == ML_OK);
+    CHECK(ml_head_load(in_folder("trained.gguf"), model, NULL, &loaded, &error) == ML_ERROR_UNSUPPORTED);
+    CHECK(!loaded && strstr(error.text, "llama.pooling_type is not 1 (mean) or 3 (last)") != NULL);
+    ml_trainer_free(trainer);
+    ml_head_free(head);
+    ml_model_free(model);
+}
+
 int main(void) {
     if (!folder_begin("heads")) return 1;
     RUN(round_trips);
@@ -877,5 +897,6 @@ int main(void) {
     RUN(refused);
     RUN(damaged);
     RUN(nothing_else_in_an_adapter);
+    RUN(a_head_of_the_maximum);
     return !folder_end() || test_report("test_head_files");
 }

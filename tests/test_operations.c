@@ -1314,6 +1314,14 @@ TEST(errors_while_measuring) {
     }
 }
 
+TEST(results_are_empty_after_errors) {
+    int something;
+    ml_graph *g = (ml_graph *)(void *)&something;
+    size_t size = 1;
+    CHECK(ml_graph_size(NULL, NULL, NULL, &size, NULL) == ML_ERROR_ARGUMENT && size == 0);
+    CHECK(ml_graph_init(NULL, NULL, 0, &g, NULL) == ML_ERROR_ARGUMENT && !g);
+}
+
 /* ---- passes ---- */
 
 static ml_tensor kept; /* what a program keeps from one pass for another, and should not */
@@ -1527,6 +1535,7 @@ int main(void) {
     RUN(mixout);
     RUN(errors);
     RUN(errors_while_measuring);
+    RUN(results_are_empty_after_errors);
     RUN(passes_in_a_wrong_order);
     RUN(measuring_is_told);
     RUN(measured_size);

@@ -351,6 +351,9 @@ TEST(numbers_out_of_range_are_refused) {
     make_four(&f);
     f.desc.threads.count = -1;
     check_refused(&f.desc, "optimizer: threads.count is -1");
+    make_four(&f);
+    f.desc.schedule.decay = ML_DECAY_COSINE;
+    check_refused(&f.desc, "optimizer: a schedule that decays needs total_steps");
 }
 
 /* What is frozen may have any type, and its rate does not matter. */

@@ -412,6 +412,9 @@ TEST(outputs_get_the_bytes_of_files) {
     desc.format = ML_SAFETENSORS;
     CHECK(ml_model_save_to(model, &output, &desc, &failure) == ML_ERROR_UNSUPPORTED &&
           strstr(failure.text, "GGUF"));
+    archive.text_name = "a.json", archive.text = "{}";
+    CHECK(ml_archive_save_to(&output, &archive, &failure) == ML_ERROR_ARGUMENT &&
+          strstr(failure.text, "no place for the file a.json"));
     output.write = NULL;
     CHECK(ml_model_save_to(model, &output, NULL, NULL) == ML_ERROR_ARGUMENT &&
           ml_model_save_to(model, NULL, NULL, NULL));
@@ -462,6 +465,7 @@ TEST(trainers_continue_from_memory) {
     REQUIRE(!ml_trainer_restore_memory(second, got.data, got.size, &failure) && second->step == 2);
     for (int i = 0; i < 2; i++) CHECK(step(first) == step(second));
     CHECK(ml_trainer_restore_memory(second, NULL, 0, NULL) == ML_ERROR_ARGUMENT);
+    ml_trainer_zero_gradients(NULL); /* like ml_trainer_free */
     ml_trainer_free(first), ml_trainer_free(second);
     ml_lora_free(lora[0]), ml_lora_free(lora[1]);
     ml_model_free(model);

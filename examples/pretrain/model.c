@@ -81,7 +81,7 @@ static ml_trainer_desc describe_trainer(const settings *set) {
     desc.adamw.weight_decay = set->weight_decay;
     desc.adamw.clip = set->clip;
     desc.adamw.form = ML_ADAMW_PYTORCH;
-    desc.schedule.decay = ML_DECAY_COSINE;
+    desc.schedule.decay = set->steps ? ML_DECAY_COSINE : ML_DECAY_NONE;
     desc.schedule.warmup_steps = set->warmup;
     desc.schedule.total_steps = set->steps;
     desc.schedule.final = set->final_lr / set->lr;

@@ -14,6 +14,7 @@ static int plan_epoch(tuning *t, int epoch) {
 static ml_schedule schedule_of(const tuning *t, int total) {
     const char *name = t->set.schedule;
     ml_schedule schedule = {ML_DECAY_NONE, 0, total, 0};
+    if (!total) return schedule; /* --epochs 0 */
     if (strcmp(name, "linear") == 0) schedule.decay = ML_DECAY_LINEAR;
     if (strcmp(name, "cosine") == 0) schedule.decay = ML_DECAY_COSINE;
     schedule.warmup_steps = (int)(t->set.warmup * (float)total);
