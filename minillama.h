@@ -1718,7 +1718,28 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #include <stdlib.h>
 #endif
 #ifndef ML_NO_STDIO
+#include <errno.h>
 #include <stdio.h>
+#if defined(__unix__) || defined(__APPLE__)
+#define MLI_POSIX
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#elif defined(_WIN32)
+#define MLI_WINDOWS
+#include <io.h>
+#include <wchar.h>
+#endif
+#endif
+#if defined(MLI_POSIX) && !defined(ML_NO_MMAP)
+#define MLI_MMAP
+#endif
+#if defined(MLI_MMAP) || (defined(__linux__) && !defined(ML_NO_MALLOC))
+#include <sys/mman.h>
+#if defined(__linux__) && !defined(__cplusplus)
+extern int madvise(void *memory, size_t size, int advice); /* which -std=c99 hides */
+#endif
 #endif
 
 #ifndef ML_NO_SAVE
@@ -2212,13 +2233,6 @@ static unsigned char *mli_place(void *memory, size_t size, size_t need, const ch
 }
 
 #ifndef ML_NO_MALLOC
-#if defined(__linux__)
-#include <sys/mman.h>
-#ifndef __cplusplus
-extern int madvise(void *memory, size_t size, int advice); /* which -std=c99 hides */
-#endif
-#endif
-
 /* Linux backs the inside of large blocks with huge pages where it may: a matrix multiply that walks down columns then
    waits less for address translation. */
 static void *mli_malloc(size_t size, void *user) {
@@ -10962,25 +10976,6 @@ ML_DEF ml_result ml_chat_reply(ml_chat *chat, const char *text, const ml_generat
    hostile. Every number in them is checked before it is used; nothing is allocated by a count that the bytes present
    could not fill; time and memory are linear in the size of the file; recursion is limited in depth. Comparisons
    cannot overflow: they compare what is needed with what is left, never position + size with the end. */
-
-#ifndef ML_NO_STDIO
-#include <errno.h>
-#if defined(__unix__) || defined(__APPLE__)
-#define MLI_POSIX
-#include <dirent.h>
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-#elif defined(_WIN32)
-#define MLI_WINDOWS
-#include <io.h>
-#include <wchar.h>
-#endif
-#endif
-#if defined(MLI_POSIX) && !defined(ML_NO_MMAP)
-#define MLI_MMAP
-#include <sys/mman.h>
-#endif
 
 /* ---- paths ---- */
 
