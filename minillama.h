@@ -4432,9 +4432,9 @@ static ml_result mli_check_output(const ml_model *model, ml_error *error) {
          mli_layer                    n_layers times:
            mli_attention_block          x += Wo attention(norm(x)):
              mli_norm                     h = norm(x)
-             mli_linears                  q = Wq h; k = Wk h and v = Wv h, both directly into the KV cache
+             mli_project, mli_linears     q = Wq h; k = Wk h and v = Wv h, both directly into the KV cache
              mli_rope                     q and k, rotated by the token's position
-             mli_attention                a = the v of all tokens so far, weighted by softmax(q . k / sqrt(hd))
+             mli_heads                    a = the v of all tokens so far, weighted by softmax(q . k / sqrt(hd))
              mli_add_linear               x += Wo a
            mli_ffn_block                x += W2 (silu(W1 h) * W3 h):
              mli_norm, mli_linears        h = norm(x), gate = W1 h, up = W3 h

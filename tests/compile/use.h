@@ -86,6 +86,11 @@ static int use_session(const ml_model *model, const ml_allocator *allocator) {
     ml_session_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.allocator = *allocator;
+#ifdef ML_NO_F16_WEIGHTS
+    desc.cache_type = ML_F16;
+    USE(ml_session_new(model, &desc, &session, NULL) == ML_ERROR_UNSUPPORTED);
+    desc.cache_type = ML_F32;
+#endif
     desc.look.on_layer = use_look, desc.look.user = &layers;
 #ifdef ML_NO_LOOK
     USE(ml_session_new(model, &desc, &session, NULL) == ML_ERROR_UNSUPPORTED);
