@@ -2,7 +2,7 @@
 # check.sh [quick]: builds and runs the header in every way that it offers, without one warning: compilers x standards
 # x instruction sets, each leave-out switch, several translation units; then (unless quick) all tests in each
 # instruction set. What the machine lacks is skipped, with a sentence. The last line is the sum. quick: what `make test`
-# does not compile anyway and finds most faults a second: mostly without code, or without optimization; a fifth of the
+# does not compile anyway and finds most faults a second: mostly without code, or without optimization; a quarter of the
 # time. CHECK_BUILD is the folder (build/check).
 cd "$(dirname "$0")/.." || exit 1
 export LC_ALL=C
