@@ -6058,11 +6058,14 @@ static size_t mli_head_layout(const mli_head_shape *shape, unsigned char *memory
     return used;
 }
 
+#define MLI_MAX_CLASSES (1 << 16)
+
 /* A head of zeros. */
 static ml_result mli_head_new(const mli_head_shape *shape, const ml_allocator *given, ml_head **head,
                               ml_error *error) {
-    if (shape->n_classes < 2 || shape->n_classes > 1 << 16)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "head: %d classes, not 2 to %d", shape->n_classes, 1 << 16);
+    if (shape->n_classes < 2 || shape->n_classes > MLI_MAX_CLASSES)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "head: %d classes, not 2 to %d", shape->n_classes,
+                        MLI_MAX_CLASSES);
     if (!mli_is_pooling(shape->pooling))
         return mli_fail(error, ML_ERROR_ARGUMENT, "head: pooling is not one of its names");
     for (int i = 0; shape->labels && i < shape->n_classes; i++)
@@ -18500,7 +18503,6 @@ enum { MLI_POOLING_NONE = 0, MLI_POOLING_MEAN = 1, MLI_POOLING_LAST = 3 };
 #define MLI_JSON_POOLING "minillama_pooling"
 #define MLI_JSON_LABELS "id2label"              /* of config.json */
 #define MLI_PEFT_JSON_LABELS "minillama_labels" /* of adapter_config.json, which has no place for them */
-#define MLI_MAX_CLASSES (1 << 16)
 
 /* Finds weight and bias, under any prefix; the shortest name counts, since others have more in front (the moments of
    a checkpoint). Returns who named them: a row of mli_head_names. */
@@ -23754,17 +23756,22 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
                  "Extending Context Window of Large Language Models via Positional Interpolation". Vaswani et al.
                  2017, "Attention Is All You Need". Ainslie et al. 2023, "GQA: Training Generalized Multi-Query
                  Transformer Models from Multi-Head Checkpoints". Dao et al. 2022, "FlashAttention: Fast and
-                 Memory-Efficient Exact Attention with IO-Awareness".
+                 Memory-Efficient Exact Attention with IO-Awareness". Peng et al. 2023, "YaRN: Efficient Context
+                 Window Extension of Large Language Models". Grattafiori et al. 2024, "The Llama 3 Herd of Models"
+                 (positions). Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation".
    >>network     Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models". Chen et al. 2016,
                  "Training Deep Nets with Sublinear Memory Cost" (checkpointing). Press & Wolf 2017, "Using the Output
                  Embedding to Improve Language Models" (tied output).
    >>session     Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need" (KV cache). nostalgebraist
-                 2020, "interpreting GPT: the logit lens".
+                 2020, "interpreting GPT: the logit lens". Beltagy et al. 2020, "Longformer: The Long-Document
+                 Transformer"; Jiang et al. 2023, "Mistral 7B" (windows).
    >>heads       Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting". Bridle
                  1990, "Probabilistic Interpretation of Feedforward Classification Network Outputs" (softmax). Szegedy
                  et al. 2016, "Rethinking the Inception Architecture for Computer Vision" (label smoothing).
    >>operations  Hendrycks & Gimpel 2016, "Gaussian Error Linear Units (GELUs)". Kullback & Leibler 1951, "On
-                 Information and Sufficiency".
+                 Information and Sufficiency". Lin et al. 2017, "A Structured Self-attentive Sentence Embedding".
+                 Press et al. 2022, "Train Short, Test Long: Attention with Linear Biases Enables Input Length
+                 Extrapolation". Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks".
    >>training    Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization". Loshchilov & Hutter 2019, "Decoupled
                  Weight Decay Regularization"; 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts" (cosine).
    >>adapters    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Kalajdzievski 2023, "A Rank
@@ -23772,6 +23779,8 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
    >>tokenizer   Sennrich, Haddow & Birch 2016, "Neural Machine Translation of Rare Words with Subword Units". Kudo &
                  Richardson 2018, "SentencePiece: A Simple and Language Independent Subword Tokenizer". Johnson 1975,
                  "Priority Queues with Update and Finding Minimum Spanning Trees" (the heap with four children).
+                 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (byte-level). Fowler, Noll
+                 & Vo 1991 (the hash FNV-1a).
    >>generation  Fan, Lewis & Dauphin 2018, "Hierarchical Neural Story Generation" (top-k). Holtzman et al. 2020, "The
                  Curious Case of Neural Text Degeneration" (top-p). Nguyen et al. 2024, "Turning Up the Heat: Min-p
                  Sampling". Hewitt, Manning & Liang 2022, "Truncation Sampling as Language Model Desmoothing"
@@ -23780,13 +23789,16 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
    >>bytes       Williams 1964, "Algorithm 232: Heapsort".
    >>writing     Peterson & Brown 1961, "Cyclic Codes for Error Detection".
    >>json        Clinger 1990, "How to Read Floating Point Numbers Accurately".
+   >>loading     Shoeybi et al. 2019, "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model
+                 Parallelism". Thompson 1968, "Programming Techniques: Regular Expression Search Algorithm".
    formats       ggml's docs/gguf.md; safetensors' README; Python's pickletools.py; PKWARE's APPNOTE 6.3; RFC 8259
                  (JSON); llama2.c's export.py; sentencepiece_model.proto; PEFT's documentation.
    >>vectors     Cody & Waite 1980, "Software Manual for the Elementary Functions" (e^x).
    >>products    Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication". Van Zee & van de Geijn
                  2015, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality".
    >>numbers     IEEE 754-2019. Boldo & Melquiond 2008, "Emulation of a FMA and Correctly Rounded Sums: Proved
-                 Algorithms Using Rounding to Odd". ggml's ggml-common.h and ggml-quants.c (layouts of blocks). */
+                 Algorithms Using Rounding to Odd". ggml's ggml-common.h and ggml-quants.c (layouts of blocks). Lloyd
+                 1982, "Least Squares Quantization in PCM". */
 
 #if defined(__cplusplus) && defined(__GNUC__)
 #pragma GCC diagnostic pop
