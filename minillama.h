@@ -20864,6 +20864,9 @@ MLI_INLINE void mli_matvec_row(ml_type type, int n_x, mli_matvec_job job, mli_v 
 MLI_INLINE void mli_matvec_tile(ml_type type, int n_x, mli_matvec_job job) {
     mli_v total[MLI_X_ROWS][4], of_row[MLI_X_ROWS];
     const char *w = job.w;
+#ifndef MLI_SIMD128 /* whose module a page loads: it would be 26 KB larger */
+    MLI_UNROLL
+#endif
     for (size_t r = 0; r < 4; r++) {
         job.w = w + r * job.w_stride;
         if (r < job.n_w) mli_matvec_row(type, n_x, job, of_row);
@@ -22900,8 +22903,10 @@ typedef struct mli_integer_job {
 enum { MLI_FEW = 1 };
 #elif defined(MLI_PANELS)
 enum { MLI_FEW = 2 }; /* rows of x that a row of weights meets at once */
+#elif defined(MLI_SIMD128)
+enum { MLI_FEW = 4 }; /* 8 are no faster, and their code is larger */
 #else
-enum { MLI_FEW = 4 };
+enum { MLI_FEW = 8 };
 #endif
 
 #ifdef MLI_LOOPS
