@@ -62,8 +62,8 @@ run_target() { # run_target TARGET COMPILER EMULATOR FLAGS WHAT
 run_tests() { # run_tests TARGET COMPILER EMULATOR FLAGS
     tests=
     for test in $(tests_of "$1"); do tests="$tests $out/$1/test_$test"; done
-    ${MAKE:-make} -s -k test BUILD="$out/$1" CC="$2" RUNNER="$3" ARCH= OPENMP= QUICK= TESTS="$tests" LEVEL=-O1 \
-        INSIDE_LEVEL=-O0 CFLAGS="-static -Werror $4" >"$out/$1.log" 2>&1
+    ${MAKE:-make} -s -k test BUILD="$out/$1" CC="$2" RUNNER="$3" ARCH= OPENMP= QUICK= TESTS="$tests" \
+        CFLAGS="-static -O1 -Werror $4" >"$out/$1.log" 2>&1
     status=$?
     grep -v '^[0-9]* passed, \|^cc \|^link ' "$out/$1.log"
     counts=$(tail -n 1 "$out/$1.log" | grep '^[0-9]* passed, [0-9]* failed, [0-9]* skipped$')
