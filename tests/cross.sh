@@ -37,9 +37,9 @@ tests_of() {
 has() { command -v "$1" >/dev/null; }
 count() { echo "$1 passed, $2 failed, $3 skipped" >>"$out/counts"; }
 
-# What the plain build prints; here once, and there. gnu99: gcc may then fuse products with sums, where it can.
+# What the plain build prints; here once, and there.
 bits() { # bits COMPILER EMULATOR FLAGS FILE
-    $1 -std=gnu99 -O1 -w -DML_NO_SIMD $3 -I. -o "$4" tests/compile/bits.c -lm && $2 "$4" examples/models/stories.gguf >"$4.txt"
+    $1 -std=c99 -O1 -w -DML_NO_SIMD $3 -I. -o "$4" tests/compile/bits.c -lm && $2 "$4" examples/models/stories.gguf >"$4.txt"
 }
 compare_bits() { # compare_bits TARGET COMPILER EMULATOR FLAGS
     [ -s "$out/here.txt" ] || bits "${CC:-cc}" "" "" "$out/here" || return 1
