@@ -37,9 +37,9 @@ tests_of() {
 has() { command -v "$1" >/dev/null; }
 count() { echo "$1 passed, $2 failed, $3 skipped" >>"$out/counts"; }
 
-# What the plain build prints; here once, and there. gnu99: gcc may then fuse products with sums, where it can.
+# What the plain build prints; here once, and there.
 bits() { # bits COMPILER EMULATOR FLAGS FILE
-    $1 -std=gnu99 -O1 -w -DML_NO_SIMD $3 -I. -o "$4" tests/compile/bits.c -lm && $2 "$4" examples/models/stories.gguf >"$4.txt"
+    $1 -std=c99 -O1 -w -DML_NO_SIMD $3 -I. -o "$4" tests/compile/bits.c -lm && $2 "$4" examples/models/stories.gguf >"$4.txt"
 }
 compare_bits() { # compare_bits TARGET COMPILER EMULATOR FLAGS
     [ -s "$out/here.txt" ] || bits "${CC:-cc}" "" "" "$out/here" || return 1
@@ -62,8 +62,8 @@ run_target() { # run_target TARGET COMPILER EMULATOR FLAGS WHAT
 run_tests() { # run_tests TARGET COMPILER EMULATOR FLAGS
     tests=
     for test in $(tests_of "$1"); do tests="$tests $out/$1/test_$test"; done
-    ${MAKE:-make} -s -k test BUILD="$out/$1" CC="$2" RUNNER="$3" ARCH= OPENMP= QUICK= TESTS="$tests" LEVEL=-O1 \
-        INSIDE_LEVEL=-O0 CFLAGS="-static -Werror $4" >"$out/$1.log" 2>&1
+    ${MAKE:-make} -s -k test BUILD="$out/$1" CC="$2" RUNNER="$3" ARCH= OPENMP= QUICK= TESTS="$tests" \
+        CFLAGS="-static -O1 -Werror $4" >"$out/$1.log" 2>&1
     status=$?
     grep -v '^[0-9]* passed, \|^cc \|^link ' "$out/$1.log"
     counts=$(tail -n 1 "$out/$1.log" | grep '^[0-9]* passed, [0-9]* failed, [0-9]* skipped$')
