@@ -1,4 +1,4 @@
-/* minillama.h - v0.7.0 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.8.0 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -204,8 +204,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 700 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.7.0"
+#define ML_VERSION 800 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.8.0"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS
