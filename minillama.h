@@ -2783,9 +2783,9 @@ static void mli_release(mli_graph *g, size_t mark) { g->used = mark; }
 static void mli_need_work(mli_graph *g, size_t bytes) {
     if (bytes <= g->work_size) return;
     if (!mli_measuring(g)) {
-        size_t room = g->size + g->work_size;
+        size_t room = g->size + g->work_size, least = bytes;
         bytes = (size_t)mli_align_up(bytes);
-        if (bytes <= room && g->used <= room - bytes) {
+        if (least <= bytes && bytes <= room && g->used <= room - bytes) {
             g->size = room - bytes;
             g->work = g->memory + g->size;
         } else {
@@ -3932,7 +3932,8 @@ static void mli_attention_plan(mli_graph *g, mli_attention_op *op) {
     op->n_tasks = mli_task_count(g->threads, work, 1 << 15);
     op->forward_work = mli_attention_scratch_at(op, 0, NULL, &scratch);
     if (mli_taping(g)) op->backward_work = mli_attention_scratch_at(op, 1, NULL, &scratch);
-    mli_need_work(g, max_tasks * MLI_MAX(op->forward_work, op->backward_work));
+    if (!mli_mul_size(max_tasks, MLI_MAX(op->forward_work, op->backward_work), &work)) work = SIZE_MAX;
+    mli_need_work(g, work);
     op->work = (unsigned char *)g->work;
 }
 
