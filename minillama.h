@@ -19319,6 +19319,7 @@ static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml
 }
 
 static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *error) {
+    const double most = 3.4028234663852886e38; /* F32's */
     for (int i = 0; i < desc->n_values; i++) {
         const ml_value *value = &desc->values[i];
         ml_result result = mli_check_name("value", i, value->name, error);
@@ -19338,6 +19339,9 @@ static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *er
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %s: its text is not UTF-8", value->name);
         if (value->kind == ML_VALUE_FLOAT && !mli_is_finite(value->f))
             return mli_fail(error, ML_ERROR_NUMBER, "value %s is not finite", value->name);
+        if (value->kind == ML_VALUE_FLOAT && desc->format == ML_SAFETENSORS && fabs(value->f) > most)
+            return mli_fail(error, ML_ERROR_NUMBER, "value %s is too large: in safetensors it is an F32",
+                            value->name);
     }
     return ML_OK;
 }
