@@ -2896,9 +2896,9 @@ static void mli_release(mli_graph *g, size_t mark) { g->used = mark; }
 static void mli_need_work(mli_graph *g, size_t bytes) {
     if (bytes <= g->work_size) return;
     if (!mli_measuring(g)) {
-        size_t room = g->size + g->work_size;
+        size_t room = g->size + g->work_size, least = bytes;
         bytes = (size_t)mli_align_up(bytes);
-        if (bytes <= room && g->used <= room - bytes) {
+        if (least <= bytes && bytes <= room && g->used <= room - bytes) {
             g->size = room - bytes;
             g->work = g->memory + g->size;
         } else {
@@ -4064,7 +4064,8 @@ static void mli_attention_plan(mli_graph *g, mli_attention_op *op) {
     op->n_tasks = mli_task_count(g->threads, work, 1 << 15);
     op->forward_work = mli_attention_scratch_at(op, 0, NULL, &scratch);
     if (mli_taping(g)) op->backward_work = mli_attention_scratch_at(op, 1, NULL, &scratch);
-    mli_need_work(g, max_tasks * MLI_MAX(op->forward_work, op->backward_work));
+    if (!mli_mul_size(max_tasks, MLI_MAX(op->forward_work, op->backward_work), &work)) work = SIZE_MAX;
+    mli_need_work(g, work);
     op->work = (unsigned char *)g->work;
 }
 
@@ -19626,6 +19627,7 @@ static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml
 }
 
 static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *error) {
+    const double most = 3.4028234663852886e38; /* F32's */
     for (int i = 0; i < desc->n_values; i++) {
         const ml_value *value = &desc->values[i];
         ml_result result = mli_check_name("value", i, value->name, error);
@@ -19645,9 +19647,8 @@ static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *er
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %s: its text is not UTF-8", value->name);
         if (value->kind == ML_VALUE_FLOAT && !mli_is_finite(value->f))
             return mli_fail(error, ML_ERROR_NUMBER, "value %s is not finite", value->name);
-        if (desc->format == ML_SAFETENSORS && value->kind == ML_VALUE_FLOAT &&
-            !mli_is_finite((float)value->f))
-            return mli_fail(error, ML_ERROR_NUMBER, "value %s is too large: safetensors has it as F32",
+        if (value->kind == ML_VALUE_FLOAT && desc->format == ML_SAFETENSORS && fabs(value->f) > most)
+            return mli_fail(error, ML_ERROR_NUMBER, "value %s is too large: in safetensors it is an F32",
                             value->name);
     }
     return ML_OK;

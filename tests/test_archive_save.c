@@ -277,8 +277,8 @@ TEST(wrong_tensors_and_values_are_refused) {
     e.values[1].f = NAN;
     check_refused(&e, ML_ERROR_NUMBER, "value my.rate is not finite");
     make_example(&e, ML_SAFETENSORS);
-    e.values[1].f = 1e300;
-    check_refused(&e, ML_ERROR_NUMBER, "value my.rate is too large: safetensors has it as F32");
+    e.values[1].f = -1e300;
+    check_refused(&e, ML_ERROR_NUMBER, "value my.rate is too large");
     make_example(&e, ML_GGUF);
     e.values[0].kind = ML_VALUE_LIST;
     check_refused(&e, ML_ERROR_ARGUMENT, "value my.count is not an int, float, bool or string");

@@ -859,6 +859,32 @@ TEST(conversations_in_a_full_context) {
     ml_model_free(model);
 }
 
+/* More threads need more scratch, or too much to be addressed: with 32 bits a long context times four threads is more
+   than 2^32 bytes. */
+TEST(sizes_do_not_wrap) {
+    ml_random random;
+    ml_model_create_desc create;
+    ml_model *model = NULL;
+    ml_random_seed(&random, 1);
+    memset(&create, 0, sizeof create);
+    create.config.dim = create.config.hidden_dim = 2, create.config.n_layers = create.config.n_heads = 1;
+    create.config.vocab_size = 4, create.config.max_seq_len = 1 << 22, create.random = &random;
+    REQUIRE(!ml_model_create(&create, &model, &failure));
+    for (int shift = 18; shift <= 22; shift++) {
+        size_t last = 0;
+        for (int threads = 1; threads <= 4; threads++) {
+            ml_session_desc desc;
+            size_t size;
+            memset(&desc, 0, sizeof desc);
+            desc.max_seq_len = 1 << shift, desc.max_batch = 64, desc.threads.count = threads;
+            if (ml_session_size(model, &desc, &size, &failure)) size = SIZE_MAX;
+            CHECK(size >= last);
+            last = size;
+        }
+    }
+    ml_model_free(model);
+}
+
 int main(void) {
     RUN(common_prefix_is_kept);
     RUN(encoded_ids_survive_passes);
@@ -873,5 +899,6 @@ int main(void) {
     RUN(prefixes_are_not_read_again);
     RUN(the_end_of_the_text_is_not_held);
     RUN(conversations_in_a_full_context);
+    RUN(sizes_do_not_wrap);
     return test_report("test_session");
 }
