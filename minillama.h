@@ -1030,8 +1030,8 @@ typedef struct ml_parameter {
 
 typedef struct ml_optimizer_desc {
     const ml_parameter *parameters; /* (n_parameters), not needed after _init; no two may share memory */
-    int n_parameters;       /* entries of that list; elsewhere n_parameters counts numbers */
-    const ml_group *groups; /* (n_groups); default one group with adamw's lr and weight_decay */
+    int n_parameters;               /* entries of that list; elsewhere n_parameters counts numbers */
+    const ml_group *groups;         /* (n_groups); default one group with adamw's lr and weight_decay */
     int n_groups;
     ml_adamw adamw; /* without head_lr and decay_all; lr may be left out if every group has its own */
     ml_schedule schedule;
@@ -1560,7 +1560,7 @@ typedef struct ml_save_desc {
        and down projections, are Q6_K. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
        number is not finite or too large for its new type (F16: above 65504). */
     ml_type type;
-    const char *name; /* general.name; default: that of the model's GGUF, else "minillama" */
+    const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
     const ml_head *head; /* saved in the same file, if not ML_POOL_MAX. llama.cpp refuses such a file */
 } ml_save_desc;
 
@@ -5294,7 +5294,7 @@ ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tok
 
 ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int n, const float **logits,
                                  ml_error *error) {
-    const int32_t last = n - 1;
+    const int32_t last = n > 0 ? n - 1 : 0;
     ml_outputs out = {&last, 1, NULL, logits && session ? session->private_part->logits : NULL};
     if (logits) *logits = NULL;
     ml_result result = ml_session_eval_outputs(session, tokens, n, &out, error);
@@ -19201,7 +19201,7 @@ static void mli_append_modules(mli_writer *writer, const ml_lora *lora) {
 
 /* As PEFT's own files have it where it is a whole number. */
 static void mli_append_alpha(mli_writer *writer, float alpha) {
-    if (alpha == floorf(alpha))
+    if (alpha == floorf(alpha) && fabsf(alpha) < 1e9f)
         mli_append_decimal(writer, (int64_t)alpha);
     else
         mli_append_json_float(writer, alpha);
