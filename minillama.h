@@ -17734,7 +17734,7 @@ MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
 static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
     const ml_allocator *allocator = &loader->allocator;
     ml_tokenizer *tokenizer = NULL;
-    mli_file file;
+    mli_file file = {NULL, 0, 0};
     if (!mli_map_beside(loader, name, &file)) return NULL;
     ml_result result = mli_tokenizer_from_data(file.data, file.size, allocator, &tokenizer, NULL);
     mli_unmap_file(allocator, &file);
@@ -17750,7 +17750,7 @@ static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
    use, but not needed. */
 static void mli_try_json(mli_loader *loader, const char *name) {
     mli_archive *archive = loader->archive->private_part;
-    mli_file file;
+    mli_file file = {NULL, 0, 0};
     if (!mli_map_beside(loader, name, &file)) return;
     ml_result result = mli_json_values(archive, name, file.data, file.size, NULL);
     mli_unmap_file(&loader->allocator, &file);
