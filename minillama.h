@@ -5041,7 +5041,7 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     s->threads = desc->threads;
     s->lora = desc->lora;
     s->looking.look = desc->look;
-    s->greedy = desc->greedy || !MLI_SAMPLER, s->computed_rope = desc->computed_rope;
+    s->greedy = desc->greedy | !MLI_SAMPLER, s->computed_rope = desc->computed_rope;
     s->max_text = desc->max_text ? (size_t)desc->max_text : (size_t)seq * 4;
     if (desc->max_text < 0 || desc->max_text > 1 << 28)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: max_text is %d", desc->max_text);
@@ -12297,7 +12297,8 @@ static int mli_open_others(mli_archive *archive, int64_t count) {
 static void mli_read_split(mli_archive *archive, int64_t count) {
     int64_t no = mli_shard_int(archive, MLI_KEY_SPLIT_NO, 0);
     int64_t n_tensors = mli_shard_int(archive, MLI_KEY_SPLIT_TENSORS, -1);
-    if (no || !MLI_FILES || !archive->file_path) {
+    const char *path = MLI_FILES ? archive->file_path : NULL;
+    if (no || !path) {
         mli_stop(archive, ML_ERROR_UNSUPPORTED,
                  "this is part %l of %l of a split GGUF: load part 1 by its path", no + 1, count);
         return;
@@ -17080,7 +17081,8 @@ static void mli_detect_naming(mli_loader *loader) {
 /* The first tensor of weights that another program has packed, or NULL. */
 static const ml_array *mli_find_packed(const ml_archive *archive) {
     static const char *const ends[] = {".qweight", ".weight_packed", ".weight_scale", ".SCB", ".absmax"};
-    for (size_t k = 0; k < archive->n_arrays && !MLI_ONLY_GGUF; k++)
+    const size_t n = MLI_ONLY_GGUF ? 0 : archive->n_arrays;
+    for (size_t k = 0; k < n; k++)
         for (size_t i = 0; i < MLI_COUNT(ends); i++)
             if (mli_ends_with(archive->arrays[k].name, strlen(archive->arrays[k].name), ends[i]))
                 return &archive->arrays[k];
@@ -17468,7 +17470,7 @@ static void mli_leave_out_output(mli_loader *loader) {
 
 /* Finds every weight. Tensors that no weight is made of are left alone: tables of rotary frequencies, a head, the
    state of an optimizer. */
-static void mli_find_sources(mli_loader *loader) {
+MLI_APART void mli_find_sources(mli_loader *loader) {
     if (loader->result) return;
     const ml_model *model = loader->model;
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
