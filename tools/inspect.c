@@ -223,8 +223,8 @@ static int inspect(const char *path, const char *tokenizer) {
     ml_model_load_desc desc = {0};
     ml_model *model;
     ml_error error;
-    struct stat status;
-    int is_folder = stat(path, &status) == 0 && S_ISDIR(status.st_mode);
+    system_file about;
+    int is_folder = system_look(path, &about) && about.is_folder;
     desc.tokenizer = tokenizer;
     ml_archive_load(path, NULL, &archive, &error);
     if (is_folder) print_folder(path, archive);

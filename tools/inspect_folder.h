@@ -2,21 +2,20 @@
 #ifndef INSPECT_FOLDER_H
 #define INSPECT_FOLDER_H
 
-#include <dirent.h>
-#include <sys/stat.h>
 #include "../examples/common/report.h"
+#include "../examples/common/system.h"
 
 typedef struct inspected {
     const char *folder;
-    int n_missing;
+    int n_missing, has_shards;
 } inspected;
 
 /* -1: there is no such file. */
 static inline long long bytes_of(const char *folder, const char *name) {
     char path[4096];
-    struct stat status;
+    system_file about;
     snprintf(path, sizeof path, "%s/%s", folder, name);
-    return stat(path, &status) == 0 && S_ISREG(status.st_mode) ? (long long)status.st_size : -1;
+    return system_look(path, &about) && about.is_regular ? (long long)about.bytes : -1;
 }
 
 /* A line for a file; a missing one is counted. Returns whether it is there. */
@@ -62,25 +61,22 @@ static inline int print_pieces(inspected *in) {
     return n;
 }
 
-/* Where weights cannot be read: those that are there, and with the first that is one of several all of these. */
-static inline void print_found(inspected *in) {
+/* Where weights cannot be read: a file, if it has some, and with the first that is one of several all of these. */
+static inline int print_found(void *inspected_folder, const char *name) {
     static const char *const ends[] = {".index.json", ".safetensors", ".bin", ".gguf", ".pth", ".pt"};
-    DIR *listing = opendir(in->folder);
-    int has_shards = 0, count = 0;
-    for (struct dirent *entry; listing && (entry = readdir(listing)) != NULL;) {
-        const char *name = entry->d_name, *at = shard_number(name, &count);
-        int is_weights = 0;
-        for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
-            size_t n = strlen(name), length = strlen(ends[i]);
-            is_weights |= n > length && strcmp(name + n - length, ends[i]) == 0;
-        }
-        if (!is_weights || strcmp(name, "tokenizer.bin") == 0 || (at && has_shards)) continue;
-        if (at)
-            print_shards(in, name, at, count), has_shards = 1;
-        else
-            print_file(in, strstr(name, ".index.json") ? "index" : "weights", name);
+    inspected *in = (inspected *)inspected_folder;
+    int is_weights = 0, count = 0;
+    const char *at = shard_number(name, &count);
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        size_t n = strlen(name), length = strlen(ends[i]);
+        is_weights |= n > length && strcmp(name + n - length, ends[i]) == 0;
     }
-    if (listing) closedir(listing);
+    if (!is_weights || strcmp(name, "tokenizer.bin") == 0 || (at && in->has_shards)) return 1;
+    if (at)
+        print_shards(in, name, at, count), in->has_shards = 1;
+    else
+        print_file(in, strstr(name, ".index.json") ? "index" : "weights", name);
+    return 1;
 }
 
 /* Files beside the weights: the first of each that is there, or that there is none. */
@@ -110,13 +106,13 @@ static inline void print_beside(inspected *in, int needs_config) {
 
 /* archive: what was read of the folder, or NULL. Returns how many files are missing. */
 static inline int print_folder(const char *folder, const ml_archive *archive) {
-    inspected in = {folder, 0};
+    inspected in = {folder, 0, 0};
     const char *name = archive ? ml_archive_file(archive, 0) : NULL;
     int is_gguf = archive && strcmp(archive->format, "GGUF") == 0;
     printf("files of %s:\n", folder);
     for (size_t i = 0; name; name = ml_archive_file(archive, ++i))
         print_file(&in, strstr(name, ".index.json") ? "index" : "weights", name);
-    if (!archive && !print_pieces(&in)) print_found(&in);
+    if (!archive && !print_pieces(&in)) system_list(folder, print_found, &in);
     if (bytes_of(folder, "adapter_config.json") >= 0)
         print_file(&in, "adapter", "adapter_config.json");
     else

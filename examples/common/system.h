@@ -40,6 +40,7 @@
 typedef struct system_file {
     int is_regular, is_folder; /* a device or pipe is neither */
     uint64_t device, number;   /* the same for two names of one file */
+    int64_t bytes;
 } system_file;
 
 /* How a program ended that system_run started. */
@@ -117,6 +118,7 @@ static inline int system_look(const char *path, system_file *about) {
         about->is_regular = !about->is_folder;
         about->device = found.dwVolumeSerialNumber;
         about->number = (uint64_t)found.nFileIndexHigh << 32 | found.nFileIndexLow;
+        about->bytes = (int64_t)found.nFileSizeHigh << 32 | found.nFileSizeLow;
     }
     CloseHandle(file);
     return 1;
@@ -238,6 +240,7 @@ static inline int system_look(const char *path, system_file *about) {
     about->is_folder = S_ISDIR(found.st_mode) != 0;
     about->device = (uint64_t)found.st_dev;
     about->number = (uint64_t)found.st_ino;
+    about->bytes = (int64_t)found.st_size;
     return 1;
 }
 
