@@ -95,10 +95,11 @@
       ml_arena arena = {objects, sizeof objects, 0};
       ml_model_load_desc where = {0};  ml_session_desc small = {0};
       where.allocator = ml_arena_allocator(&arena);  // where.unchecked = 1 would save a pass over all weights
-      small.max_seq_len = 64;  small.cache_type = ML_Q8_0;  small.greedy = 1;  // a quarter of the cache, no sampler
+      small.max_seq_len = 64;  small.cache_type = ML_Q8_0;  // a quarter of the cache
+      small.no_logits = 1;  // greedy: no memory for logits or a sampler
       ml_model_load_memory(gguf, gguf_size, &where, &model, &error);
       ml_session_init(model, &small, buffer, sizeof buffer, &session, &error);
-   examples/microcontroller goes further: 78 KB for a model of 1.3 million parameters and 64 tokens.
+   examples/microcontroller goes further: 70 KB for a model of 1.3 million parameters and 64 tokens.
 
    THREADS are used when asked for: session_desc.threads.count = 4 (trainers have the same field), through OpenMP
    where the compiler enables it (-fopenmp) or a parallel_for of yours. A model is immutable and may be shared, unless
@@ -516,6 +517,10 @@ typedef struct ml_session_desc {
     ml_type cache_type;
     int max_text; /* bytes of the longest text that is encoded; default 4 * max_seq_len */
     int greedy;   /* only the most likely token is ever drawn: no memory for a sampler (8 * V bytes) */
+    /* Greedy, and no memory for logits (4 * V bytes more): ml_session_generate computes 256 of them at a time and
+       keeps the largest; the text is the same. A repetition penalty is ML_ERROR_ARGUMENT; ml_session_likelihood and
+       the logits of ml_session_eval are ML_ERROR_UNSUPPORTED. Other functions write logits into memory of yours. */
+    int no_logits;
     /* Cosines and sines of rotary positions are computed in each pass for its tokens, and not held for all positions:
        max_batch in place of max_seq_len rows of 4 * hd bytes, and the same bits. */
     int computed_rope;
@@ -4958,14 +4963,15 @@ typedef struct ml_session_private {
     size_t row_bytes; /* of a token's keys, or values, in a layer */
     size_t half;      /* bytes of a layer's keys, or values, in the cache */
     size_t max_text;  /* bytes of a text that is encoded */
-    int greedy, computed_rope;
+    int greedy, no_logits, computed_rope;
     int32_t *tokens;  /* (max_seq_len): the first `length` are held */
     int32_t *encoded; /* (max_seq_len): the ids of the last ml_session_encode */
     float *rope;      /* (max_seq_len, hd): see mli_rope_table; computed_rope: (max_batch, hd) of a pass */
     char *cache;      /* (L, 2, capacity, kv_dim) of cache_type; none with mask full */
-    float *logits;    /* (V) */
+    float *logits;    /* (V); none with no_logits */
     ml_candidate *candidates; /* (V), for the sampler; NULL: greedy */
     mli_graph graph;
+    ml_tensor hidden; /* (n, D) of the last pass, on the graph until something else is */
     mli_looking looking;
     ml_allocator allocator; /* of ml_session_new ... */
     void *block;            /* ... and what it returned; NULL after ml_session_init */
@@ -4982,7 +4988,10 @@ static ml_result mli_lora_check(const ml_model *model, const ml_lora *lora,
 
 #define MLI_MAX_TOKENS (1 << 24) /* in a context or a pass */
 
-enum { MLI_SPARE_ROWS = 64 /* before the window: tokens that can be taken back, as drafts are */ };
+enum {
+    MLI_SPARE_ROWS = 64,  /* before the window: tokens that can be taken back, as drafts are */
+    MLI_LOGITS_PART = 256 /* logits at a time, with no_logits */
+};
 
 /* Rows that a window needs before the tokens of a pass, with some to spare; without a window all. */
 static int mli_window_rows(const mli_session *s) {
@@ -5041,7 +5050,8 @@ static ml_result mli_session_defaults(const ml_model *model, const ml_session_de
     s->threads = desc->threads;
     s->lora = desc->lora;
     s->looking.look = desc->look;
-    s->greedy = desc->greedy | !MLI_SAMPLER, s->computed_rope = desc->computed_rope;
+    s->no_logits = desc->no_logits, s->computed_rope = desc->computed_rope;
+    s->greedy = desc->greedy | desc->no_logits | !MLI_SAMPLER;
     s->max_text = desc->max_text ? (size_t)desc->max_text : (size_t)seq * 4;
     if (desc->max_text < 0 || desc->max_text > 1 << 28)
         return mli_fail(error, ML_ERROR_ARGUMENT, "session: max_text is %d", desc->max_text);
@@ -5080,6 +5090,8 @@ static void mli_session_measure(mli_session *s) {
     ml_tensor hidden = mli_network(&s->graph, &pass);
     if (mli_has_output(shown->model))
         mli_output(&s->graph, shown->model, hidden, rows.start, shown->max_batch, NULL);
+    size_t part = (size_t)MLI_MIN(shown->model->config.vocab_size, MLI_LOGITS_PART);
+    if (s->no_logits) mli_graph_alloc(&s->graph, 1 + part, sizeof *s->logits);
     size_t text = shown->model->tokenizer ? ml_tokenizer_encode_size(s->max_text) : 0;
     if (!mli_add_size(ids, text, &ids)) ids = SIZE_MAX;
     s->graph.size = MLI_MAX(s->graph.peak, ids);
@@ -5098,7 +5110,7 @@ static size_t mli_session_layout(mli_session *s, unsigned char *memory) {
     s->encoded = (int32_t *)mli_carve(memory, &used, length, sizeof *s->encoded);
     size_t n_rope = s->computed_rope ? (size_t)s->shown.max_batch : length;
     s->rope = (float *)mli_carve(memory, &used, n_rope, hd * sizeof *s->rope);
-    s->logits = (float *)mli_carve(memory, &used, vocab, sizeof *s->logits);
+    s->logits = (float *)mli_carve(memory, &used, s->no_logits ? 0 : vocab, sizeof *s->logits);
     s->candidates = (ml_candidate *)mli_carve(memory, &used, s->greedy ? 0 : vocab, sizeof *s->candidates);
     s->graph.memory = (unsigned char *)mli_carve(memory, &used, s->graph.size, 1);
     s->graph.work = mli_carve(memory, &used, s->graph.work_size, 1);
@@ -5234,7 +5246,7 @@ static ml_tensor mli_session_pass(mli_session *s, int begin, int end) {
     pass.tokens = s->tokens + begin, pass.n_tokens = end - begin;
     pass.kv = s->is_full ? NULL : &kv;
     mli_release(&s->graph, 0);
-    return mli_network(&s->graph, &pass);
+    return s->hidden = mli_network(&s->graph, &pass);
 }
 
 /* logits (n, V) of rows begin .. begin + n - 1 of the hidden states */
@@ -5242,6 +5254,23 @@ static void mli_session_logits(mli_session *s, ml_tensor hidden, size_t begin, s
     hidden.data = mli_row(hidden, begin);
     hidden.rows = n;
     mli_output(&s->graph, s->shown.model, hidden, NULL, 0, logits);
+}
+
+/* logits (n), after the last token, of tokens begin .. begin + n - 1 of the vocabulary: as many rows of the matrix */
+static void mli_session_logits_part(mli_session *s, int begin, int n, float *logits) {
+    const mli_pass pass = mli_pass_over(s->shown.model, NULL, NULL);
+    mli_matrix_use use = mli_use(&pass, MLI_OUTPUT, 0);
+    ml_tensor last = mli_tensor_at(mli_row(s->hidden, s->hidden.rows - 1), 1, s->hidden.cols);
+    use.w.data = (char *)use.w.data + (size_t)begin * ml_type_row_bytes(use.w.type, use.w.cols);
+    use.w.rows = (size_t)n;
+    use.y = mli_tensor_at(logits, 1, use.w.rows);
+    mli_linears(&s->graph, last, &use, 1);
+}
+
+/* Whether the session has memory for logits. */
+static ml_result mli_check_logits(const mli_session *s, const char *call, ml_error *error) {
+    if (!s->no_logits) return ML_OK;
+    return mli_fail(error, ML_ERROR_UNSUPPORTED, "%s needs a session that is not `no_logits`", call);
 }
 
 static ml_result mli_check_select(const ml_outputs *out, int n_tokens, int most, ml_error *error) {
@@ -5297,7 +5326,9 @@ ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int
     const int32_t last = n > 0 ? n - 1 : 0;
     ml_outputs out = {&last, 1, NULL, logits && session ? session->private_part->logits : NULL};
     if (logits) *logits = NULL;
-    ml_result result = ml_session_eval_outputs(session, tokens, n, &out, error);
+    ml_result result = ML_OK;
+    if (logits && session) result = mli_check_logits(session->private_part, "logits", error);
+    if (!result) result = ml_session_eval_outputs(session, tokens, n, &out, error);
     if (logits && !result) *logits = out.logits;
     return result;
 }
@@ -5619,6 +5650,7 @@ ML_DEF ml_result ml_session_likelihood(ml_session *session, const ml_likelihood_
     ml_tokens all = {NULL, 0};
     int n_context = 0;
     ml_result result = mli_check_output(session->model, error);
+    if (!result) result = mli_check_logits(s, "a likelihood", error);
     if (!result) result = mli_likelihood_ids(s, desc, &all, &n_context, error);
     if (result) return result;
     int n_scored = all.n - n_context;
@@ -10419,11 +10451,13 @@ static ml_result mli_prompt_ids(mli_session *s, const ml_generate_desc *desc, in
     return mli_check_tokens(s->shown.model, ids->ids, ids->n, error);
 }
 
-/* Appends tokens and computes the logits that follow. Sliding drops the oldest half of what follows the first token
-   (bos), more than once if necessary, and reads the rest again: its positions, and so all its keys, have changed. */
+/* Appends tokens and computes the logits that follow, if the session holds any. Sliding drops the oldest half of what
+   follows the first token (bos), more than once if necessary, and reads the rest again: its positions, and so all its
+   keys, have changed. */
 static ml_result mli_session_append(mli_session *s, ml_overflow overflow, ml_tokens more,
                                     const float **logits, ml_error *error) {
     int most = s->shown.max_seq_len, kept = s->shown.length - 1;
+    if (s->no_logits) logits = NULL;
     if (overflow != ML_OVERFLOW_SLIDE || s->shown.length + more.n <= most || more.n >= most)
         return ml_session_eval(&s->shown, more.ids, more.n, logits, error);
     while (1 + kept + more.n > most) kept /= 2;
@@ -10466,8 +10500,29 @@ static int mli_has_begun(const ml_tokenizer *t, const int32_t *ids, int n) {
     return has_begun;
 }
 
+/* The most likely of n tokens, where there is room for a part of the logits only. The largest logit of the parts
+   before is in front of each; in front of the first is the lowest number there is. */
+static int32_t mli_most_likely_by_parts(mli_session *s, int n) {
+    size_t mark = s->graph.used, part = (size_t)MLI_MIN(n, MLI_LOGITS_PART);
+    float *logits = (float *)mli_graph_alloc(&s->graph, 1 + part, sizeof *logits);
+    int32_t best = -1;
+    logits[0] = -3.4028235e38f;
+    for (int count, begin = 0; begin < n; begin += count) {
+        count = MLI_MIN(MLI_LOGITS_PART, n - begin);
+        mli_session_logits_part(s, begin, count, logits + 1);
+        int at = mli_most_likely(logits, 1 + count);
+        if (at > 0) best = begin + at - 1, logits[0] = logits[at];
+        if (at >= 0) continue;
+        best = -1;
+        break;
+    }
+    mli_release(&s->graph, mark);
+    return best;
+}
+
 /* One of n tokens, from the session's logits. */
 static int32_t mli_next_token(mli_session *s, const ml_sampler *sampler, int n) {
+    if (s->no_logits) return mli_most_likely_by_parts(s, n);
 #ifdef ML_NO_SAMPLER
     return (void)sampler, mli_most_likely(s->logits, n);
 #else
@@ -10507,22 +10562,30 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
     return result;
 }
 
+/* Whether the session can draw in this way. */
+static ml_result mli_check_sampler(const mli_session *s, const ml_sampler *sampler, ml_error *error) {
+    int draws = sampler->temperature > 0, penalizes = sampler->repetition_penalty > 0;
+    if (draws && !sampler->random)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "a temperature above 0 needs a seeded sampler.random");
+    if (!MLI_SAMPLER && (draws || penalizes))
+        return mli_fail(error, ML_ERROR_UNSUPPORTED, "a sampler, which ML_NO_SAMPLER left out");
+    if (draws && s->greedy)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "a temperature above 0 needs a session that is not `%s`",
+                        s->no_logits ? "no_logits" : "greedy");
+    if (!penalizes || !s->no_logits) return ML_OK;
+    return mli_fail(error, ML_ERROR_ARGUMENT, "a repetition penalty needs a session that is not `no_logits`");
+}
+
 ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc *desc,
                                      ml_generated *generated, ml_error *error) {
     const ml_generated nothing = {0, 0, ML_STOP_LENGTH};
     if (generated) *generated = nothing;
     if (!session || !desc) return mli_null(error, "ml_session_generate");
-    if (desc->sampler.temperature > 0 && !desc->sampler.random)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "a temperature above 0 needs a seeded sampler.random");
-    if (!MLI_SAMPLER && (desc->sampler.temperature > 0 || desc->sampler.repetition_penalty > 0))
-        return mli_fail(error, ML_ERROR_UNSUPPORTED, "a sampler, which ML_NO_SAMPLER left out");
     mli_session *s = session->private_part;
-    if (desc->sampler.temperature > 0 && s->greedy)
-        return mli_fail(error, ML_ERROR_ARGUMENT,
-                        "a temperature above 0 needs a session that is not `greedy`");
     int held = desc->start == ML_START_APPEND ? session->length : 0, limit = desc->max_new_tokens;
     ml_tokens ids = {NULL, 0};
-    ml_result result = mli_check_output(session->model, error);
+    ml_result result = mli_check_sampler(s, &desc->sampler, error);
+    if (!result) result = mli_check_output(session->model, error);
     if (!result) result = mli_prompt_ids(s, desc, held, &ids, error);
     if (result) return result;
     if (desc->overflow == ML_OVERFLOW_ERROR && ids.n > session->max_seq_len - held)

@@ -67,7 +67,7 @@ TEST(a_story) {
     strcat(expected, "\n-- ");
     CHECK(status == 0 && strlen(expected) > 200);
     CHECK(strncmp(said, expected, strlen(expected)) == 0);
-    CHECK(number_after("-- memory: ") > 0 && number_after("-- memory: ") <= 96 * 1024);
+    CHECK(number_after("-- memory: ") > 0 && number_after("-- memory: ") <= 72 * 1024);
     CHECK(number_after("; stack ") > 0 && number_after("; stack ") <= 4 * 1024);
     CHECK(number_after(" loading ") > 0 && number_after(" loading ") < 25e6);
 }

@@ -1,7 +1,9 @@
 /* What a machine with little memory asks for: a KV cache of F16 or Q8_0, rotary positions computed in each pass,
-   sessions that are greedy, vocabularies that stay in their file, and scratch memory that is given back. */
+   sessions that are greedy or hold no logits, vocabularies that stay in their file, and scratch memory that is given
+   back. */
 #include "preamble.h"
 #include "folder.h"
+#include "models.h"
 
 #define MODEL "examples/models/stories.gguf"
 
@@ -240,6 +242,138 @@ TEST(greedy_sessions_do_not_draw) {
     CHECK(ml_session_generate(greedy, &how, NULL, &failure) == ML_ERROR_ARGUMENT &&
           strstr(failure.text, "greedy"));
     ml_session_free(usual), ml_session_free(greedy);
+    ml_model_free(model);
+}
+
+/* ---- no logits ---- */
+
+/* The story of a session, and whether another one that holds no logits has the same tokens. */
+static int same_story(const ml_model *model, ml_session_desc desc, const ml_generate_desc *how) {
+    ml_session *usual = open_session(model, desc);
+    desc.no_logits = 1;
+    ml_session *without = open_session(model, desc);
+    int same = !ml_session_generate(usual, how, NULL, &failure) &&
+               !ml_session_generate(without, how, NULL, &failure) && usual->length == without->length &&
+               memcmp(usual->tokens, without->tokens, (size_t)usual->length * sizeof *usual->tokens) == 0;
+    ml_session_free(usual), ml_session_free(without);
+    return same;
+}
+
+TEST(sessions_without_logits_write_the_same) {
+    ml_model *model = load(NULL), *floats = load_floats();
+    ml_generate_desc how;
+    memset(&how, 0, sizeof how);
+    how.prompt = "The cat";
+    CHECK(same_story(model, session_of(48, 1, ML_F32), &how));
+    CHECK(same_story(model, session_of(48, 8, ML_Q8_0), &how));
+    CHECK(same_story(floats, session_of(48, 1, ML_F32), &how));
+    how.overflow = ML_OVERFLOW_SLIDE, how.max_new_tokens = 60; /* several passes after each time it slides */
+    CHECK(same_story(model, session_of(24, 3, ML_F32), &how));
+    ml_model_free(model), ml_model_free(floats);
+}
+
+TEST(sessions_without_logits_refuse_what_needs_them) {
+    static float expected[2048], logits[2048];
+    ml_model *model = load(NULL);
+    ml_session_desc desc = session_of(32, 1, ML_F32);
+    size_t greedy, without;
+    desc.greedy = 1;
+    CHECK(!ml_session_size(model, &desc, &greedy, NULL));
+    desc.greedy = 0, desc.no_logits = 1;
+    CHECK(!ml_session_size(model, &desc, &without, NULL) && greedy - without == 4 * 2048);
+    ml_session *session = open_session(model, desc), *usual = open_session(model, session_of(32, 1, ML_F32));
+    ml_random random;
+    ml_random_seed(&random, 1);
+    ml_generate_desc how;
+    memset(&how, 0, sizeof how);
+    how.prompt = "The cat", how.sampler.temperature = 1, how.sampler.random = &random;
+    CHECK(ml_session_generate(session, &how, NULL, &failure) == ML_ERROR_ARGUMENT &&
+          strstr(failure.text, "no_logits"));
+    how.sampler.temperature = 0, how.sampler.repetition_penalty = 1.5f;
+    CHECK(ml_session_generate(session, &how, NULL, &failure) == ML_ERROR_ARGUMENT &&
+          strstr(failure.text, "penalty") && strstr(failure.text, "no_logits"));
+    const float *last = expected;
+    fill_ids(12, model->config.vocab_size);
+    CHECK(ml_session_eval(session, ids, 2, &last, &failure) == ML_ERROR_UNSUPPORTED && !last &&
+          strstr(failure.text, "no_logits") && session->length == 0);
+    ml_likelihood_desc text;
+    ml_likelihood found;
+    memset(&text, 0, sizeof text);
+    text.context = "The", text.continuation = " cat";
+    CHECK(ml_session_likelihood(session, &text, &found, &failure) == ML_ERROR_UNSUPPORTED &&
+          strstr(failure.text, "no_logits"));
+    /* into memory of the caller's */
+    const int32_t at = 1;
+    ml_outputs out = {&at, 1, NULL, logits};
+    CHECK(!ml_session_eval(session, ids, 1, NULL, &failure) &&
+          !ml_session_eval_outputs(session, ids + 1, 2, &out, &failure));
+    out.logits = expected;
+    CHECK(!ml_session_eval(usual, ids, 1, NULL, &failure) &&
+          !ml_session_eval_outputs(usual, ids + 1, 2, &out, &failure));
+    CHECK(memcmp(expected, logits, sizeof logits) == 0);
+    ml_session_free(session), ml_session_free(usual);
+    ml_model_free(model);
+}
+
+/* Writes a row of the output matrix (V, D) whose logit after this state (D) is `logit`, which is infinite in F32 from
+   1e60 on. */
+static void set_logit(const ml_model *model, const float *state, int32_t id, double logit) {
+    const ml_tensor *output = tensor_named(model, "output.weight");
+    float *row = (float *)output->data + (size_t)id * output->cols;
+    for (size_t j = 0; j < output->cols; j++) {
+        double share = logit / (double)output->cols / (double)state[j];
+        row[j] = (float)(share > 3e38 ? 3e38 : share < -3e38 ? -3e38 : share);
+    }
+}
+
+/* The token that the session draws after token 1; -1: none, because logits are not finite. */
+static int32_t drawn(ml_session *session) {
+    static const int32_t first = 1;
+    ml_generate_desc how;
+    memset(&how, 0, sizeof how);
+    how.prompt_ids.ids = &first, how.prompt_ids.n = 1, how.max_new_tokens = 1;
+    ml_result result = ml_session_generate(session, &how, NULL, &failure);
+    return result == ML_ERROR_NUMBER ? -1 : result ? -2 : session->tokens[1];
+}
+
+/* 600 tokens, in parts of 256, 256 and 88. The largest may be in any; the first of equals is drawn; -infinity is not
+   drawn, whatever part it fills; NaN and +infinity anywhere end it. */
+TEST(parts_of_logits) {
+    static const struct {
+        int32_t id[2];
+        double logit[2];
+        int n_gone; /* tokens from 0 on whose logit is -infinity */
+        int32_t expected;
+    } cases[] = {{{0, 599}, {9, 8}, 0, 0},         {{0, 599}, {8, 9}, 0, 599},
+                 {{255, 256}, {9, 9}, 0, 255},     {{256, 255}, {9, 8}, 0, 256},
+                 {{300, 590}, {9, 9}, 0, 300},     {{511, 512}, {8, 9}, 0, 512},
+                 {{300, 590}, {-9, -8}, 600, 590}, {{300, 20}, {-9, -8}, 600, 20},
+                 {{3, 4}, {9, 8}, 600, 3},         {{512, 513}, {1, 1}, 512, 512},
+                 {{5, 599}, {9, 1e60}, 0, -1},     {{5, 400}, {9, 1e60}, 0, -1},
+                 {{5, 0}, {9, 1e60}, 300, -1},     {{5, 300}, {9, (double)NAN}, 0, -1},
+                 {{5, 6}, {-1e60, -1e60}, 600, -1}};
+    ml_config config;
+    ml_model *model = NULL;
+    ml_random random;
+    float state[32];
+    memset(&config, 0, sizeof config), ml_random_seed(&random, 7);
+    config.vocab_size = 600, config.dim = 32, config.hidden_dim = 64, config.n_layers = 1;
+    config.n_heads = config.n_kv_heads = 2, config.max_seq_len = 4;
+    REQUIRE(!create_model(&config, ML_F32, &random, NULL, &model, &failure));
+    ml_session_desc desc = session_of(4, 1, ML_F32);
+    ml_session *usual = open_session(model, desc);
+    desc.no_logits = 1;
+    ml_session *without = open_session(model, desc);
+    const int32_t first = 1;
+    ml_outputs out = {NULL, 0, state, NULL};
+    REQUIRE(!ml_session_eval_outputs(usual, &first, 1, &out, &failure));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (int32_t id = 0; id < 600; id++) set_logit(model, state, id, id < cases[i].n_gone ? -1e60 : -20);
+        for (int k = 0; k < 2; k++) set_logit(model, state, cases[i].id[k], cases[i].logit[k]);
+        CHECK(drawn(without) == cases[i].expected);
+        CHECK(drawn(usual) == cases[i].expected);
+    }
+    ml_session_free(usual), ml_session_free(without);
     ml_model_free(model);
 }
 
@@ -530,6 +664,9 @@ int main(void) {
     RUN(wrong_caches_are_refused);
     RUN(computed_rope_has_the_same_bits);
     RUN(greedy_sessions_do_not_draw);
+    RUN(sessions_without_logits_write_the_same);
+    RUN(sessions_without_logits_refuse_what_needs_them);
+    RUN(parts_of_logits);
     RUN(compact_vocabularies_are_the_same);
     RUN(compact_vocabularies_encode_the_same);
     RUN(compact_vocabularies_chat);

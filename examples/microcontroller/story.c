@@ -15,7 +15,7 @@
 #define CACHE ML_Q8_0 /* keys and values: ML_F32 has the same text, and takes four times as much */
 #endif
 #ifndef BUFFER_SIZE
-#define BUFFER_SIZE (14 * 1024 + POSITIONS * 1024) /* enough for the model in examples/models and Q8_0 */
+#define BUFFER_SIZE (17 * 1024 + POSITIONS * 832) /* enough for the model in examples/models and Q8_0 */
 #endif
 
 extern const unsigned char model_file[], model_file_end[]; /* of model.S */
@@ -59,7 +59,7 @@ int main(void) {
     small.max_batch = 1;
     small.cache_type = CACHE;
     small.max_text = 2 * sizeof PROMPT + 16;
-    small.greedy = small.computed_rope = 1;
+    small.no_logits = small.computed_rope = 1;
     how.prompt = PROMPT;
     how.on_token = print_token;
     load(&arena, &model, &error);
