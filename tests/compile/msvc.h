@@ -194,7 +194,7 @@ typedef struct FILETIME {
 typedef struct BY_HANDLE_FILE_INFORMATION {
     DWORD dwFileAttributes;
     FILETIME created, accessed, written;
-    DWORD dwVolumeSerialNumber, size_high, size_low, links, nFileIndexHigh, nFileIndexLow;
+    DWORD dwVolumeSerialNumber, nFileSizeHigh, nFileSizeLow, links, nFileIndexHigh, nFileIndexLow;
 } BY_HANDLE_FILE_INFORMATION;
 typedef struct WIN32_FIND_DATAW {
     DWORD attributes;
