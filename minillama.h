@@ -774,6 +774,7 @@ ML_DEF ml_tensor ml_linear(ml_graph *g, ml_tensor x, ml_tensor w, ml_tensor b);
 ML_DEF ml_tensor ml_add(ml_graph *g, ml_tensor a, ml_tensor b);
 ML_DEF ml_tensor ml_sub(ml_graph *g, ml_tensor a, ml_tensor b);
 ML_DEF ml_tensor ml_mul(ml_graph *g, ml_tensor a, ml_tensor b); /* element by element */
+ML_DEF ml_tensor ml_div(ml_graph *g, ml_tensor a, ml_tensor b); /* as a (1 / b), element by element */
 ML_DEF ml_tensor ml_scale(ml_graph *g, ml_tensor x, float factor);
 ML_DEF ml_tensor ml_shift(ml_graph *g, ml_tensor x, float number); /* x + number */
 ML_DEF ml_tensor ml_sum(ml_graph *g, ml_tensor x);                 /* (1, 1) */
@@ -789,6 +790,7 @@ ML_DEF ml_tensor ml_tanh(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_sigmoid(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_exp(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_log(ml_graph *g, ml_tensor x);
+ML_DEF ml_tensor ml_sqrt(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_swiglu(ml_graph *g, ml_tensor gate, ml_tensor up); /* silu(gate) * up */
 /* Each number is 0 with probability p, otherwise divided by 1 - p; which, depends on seed and position alone. Without
    taping: x. */
@@ -1223,6 +1225,10 @@ ML_DEF size_t ml_tokenizer_encode_size(size_t n_bytes);
 ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_encode_desc *desc,
                                      ml_tokens *tokens, ml_error *error);
 
+/* The id of the piece that stands for this text (n_bytes of UTF-8, spaces as they are): "<|im_end|>", " the".
+   -1: there is none. Pieces of a single byte ("<0x0A>") are not found. */
+ML_DEF int32_t ml_tokenizer_find(const ml_tokenizer *tokenizer, const char *text, size_t n_bytes);
+
 /* Decodes ids into text (zero-terminated if there is room), as SentencePiece does: control pieces give nothing, and
    the space that encoding puts in front is removed. (Byte-level, nothing is put in front.) *n_bytes is what the whole
    text needs; ML_ERROR_MEMORY if that is more than size. text may be NULL with size 0, to ask. ML_ERROR_ARGUMENT if
@@ -1381,10 +1387,10 @@ ML_DEF ml_result ml_chat_begin(ml_session *session, const ml_chat_desc *desc, ml
    that end. They stay in memory of the session until its next call. ML_ERROR_CONTEXT if the context is shorter. */
 ML_DEF ml_result ml_chat_encode(const ml_chat *chat, const char *text, ml_tokens *tokens, ml_error *error);
 
-/* One turn: reads it and generates the answer, up to the end that the format gives it. Of `desc`, max_new_tokens
-   (default: any number), sampler, on_token and user are used; n_prompt is the number of tokens of the turn. An answer
-   that on_token stopped, or max_new_tokens, is part of the conversation as far as it came. ML_STOP_CONTEXT if this
-   turn alone fills the context. ML_ERROR_CONTEXT, and nothing done, if it does not fit. */
+/* One turn: reads it and generates the answer, up to the end that the format gives it. Of `desc` (NULL: the
+   defaults), max_new_tokens (default: any number), sampler, on_token and user are used; n_prompt is the number of
+   tokens of the turn. An answer that on_token stopped, or max_new_tokens, is part of the conversation as far as it
+   came. ML_STOP_CONTEXT if this turn alone fills the context. ML_ERROR_CONTEXT, and nothing done, if it does not fit. */
 ML_DEF ml_result ml_chat_reply(ml_chat *chat, const char *text, const ml_generate_desc *desc,
                                ml_generated *generated, ml_error *error);
 
@@ -1573,14 +1579,15 @@ typedef struct ml_save_desc {
    below whose name ends in _to writes the same GGUF as the one without it, front to back, in pieces of any size.
    (Other formats are ML_ERROR_UNSUPPORTED.) What is read back is the ..._memory function's. */
 typedef struct ml_output {
-    int (*write)(void *user, const void *bytes,
-                 size_t n); /* 0: taken; anything else ends it: ML_ERROR_FILE */
+    /* Takes n bytes. Return 0 if they could not be taken: the save ends with ML_ERROR_FILE. */
+    int (*write)(void *user, const void *bytes, size_t n);
     void *user;
 } ml_output;
 ML_DEF ml_result ml_model_save_to(const ml_model *model, const ml_output *output, const ml_save_desc *desc,
                                   ml_error *error);
 ML_DEF ml_result ml_lora_save_to(const ml_lora *lora, const ml_model *model, const ml_output *output,
                                  const ml_save_desc *desc, ml_error *error);
+ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, ml_error *error);
 
 /* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. A model from a GGUF, saved
    as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). A tokenizer of
@@ -1608,6 +1615,11 @@ ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const char *path,
                               const ml_save_desc *desc, ml_error *error);
+#endif
+
+/* Writes a head alone, as a GGUF for ml_head_load: what a training leaves that has not touched the model. */
+#ifndef ML_NO_STDIO
+ML_DEF ml_result ml_head_save(const ml_head *head, const char *path, ml_error *error);
 #endif
 
 /* Tensors of yours under names of yours, in a file that appears whole or not at all, for ml_archive_load and
@@ -6776,6 +6788,10 @@ static float mli_exp_of(float x) { return mli_expf(x); }
 static float mli_exp_slope(float x, float y) { return (void)x, y; }
 static float mli_log_of(float x) { return mli_logf(x); }
 static float mli_log_slope(float x, float y) { return (void)y, 1 / x; }
+static float mli_sqrt_of(float x) { return sqrtf(x); }
+static float mli_sqrt_slope(float x, float y) { return (void)x, 0.5f / y; }
+static float mli_inverse_of(float x) { return 1 / x; }
+static float mli_inverse_slope(float x, float y) { return (void)x, -y * y; }
 
 typedef struct mli_function {
     const char *name;
@@ -6790,7 +6806,9 @@ static const mli_function *mli_function_at(int which) {
                                              {"ml_tanh", mli_tanh_of, mli_tanh_slope},
                                              {"ml_sigmoid", mli_sigmoid_of, mli_sigmoid_slope},
                                              {"ml_exp", mli_exp_of, mli_exp_slope},
-                                             {"ml_log", mli_log_of, mli_log_slope}};
+                                             {"ml_log", mli_log_of, mli_log_slope},
+                                             {"ml_sqrt", mli_sqrt_of, mli_sqrt_slope},
+                                             {"ml_div", mli_inverse_of, mli_inverse_slope}};
     return &functions[which];
 }
 
@@ -6834,6 +6852,11 @@ ML_DEF ml_tensor ml_tanh(ml_graph *graph, ml_tensor x) { return mli_apply(graph,
 ML_DEF ml_tensor ml_sigmoid(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(4), x); }
 ML_DEF ml_tensor ml_exp(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(5), x); }
 ML_DEF ml_tensor ml_log(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(6), x); }
+ML_DEF ml_tensor ml_sqrt(ml_graph *graph, ml_tensor x) { return mli_apply(graph, mli_function_at(7), x); }
+
+ML_DEF ml_tensor ml_div(ml_graph *graph, ml_tensor a, ml_tensor b) {
+    return mli_pair(graph, "ml_div", a, mli_apply(graph, mli_function_at(8), b), MLI_TIMES);
+}
 
 typedef struct mli_swiglu_op {
     ml_tensor gate, up, y; /* (n, c) */
@@ -10262,6 +10285,26 @@ ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_enc
     return result;
 }
 
+/* The control or user-defined piece that the text begins with, or -1. */
+static int32_t mli_special_at(const ml_tokenizer *tokenizer, const char *text, size_t n, size_t *length) {
+    mli_encoder e;
+    int32_t id = -1;
+    memset(&e, 0, sizeof e);
+    e.t = tokenizer->private_part;
+    e.text = (unsigned char *)(uintptr_t)text; /* only read */
+    e.n = n;
+    e.flags = ML_PARSE_SPECIAL;
+    *length = mli_match_special(&e, 0, &id);
+    return *length ? id : -1;
+}
+
+ML_DEF int32_t ml_tokenizer_find(const ml_tokenizer *tokenizer, const char *text, size_t n_bytes) {
+    size_t length;
+    int32_t special = mli_special_at(tokenizer, text, n_bytes, &length);
+    if (special >= 0 && length == n_bytes) return special;
+    return mli_find_piece(tokenizer->private_part, (const unsigned char *)text, n_bytes);
+}
+
 /* ---- decoding ---- */
 
 /* Before a text begins, SentencePiece drops the space that a piece starts with, and only one: that is the space that
@@ -10706,19 +10749,6 @@ ML_DEF ml_chat_format ml_chat_format_of_template(const char *chat_template) {
     return ML_CHAT_DEFAULT;
 }
 
-/* The control or user-defined piece that the text begins with, or -1. */
-static int32_t mli_special_at(const ml_tokenizer *tokenizer, const char *text, size_t n, size_t *length) {
-    mli_encoder e;
-    int32_t id = -1;
-    memset(&e, 0, sizeof e);
-    e.t = tokenizer->private_part;
-    e.text = (unsigned char *)(uintptr_t)text; /* only read */
-    e.n = n;
-    e.flags = ML_PARSE_SPECIAL;
-    *length = mli_match_special(&e, 0, &id);
-    return *length ? id : -1;
-}
-
 /* Whether all pieces exist that the format needs. */
 static ml_result mli_check_format(const ml_tokenizer *t, const mli_chat_format *format, ml_error *error) {
     int needs_bos = *format->begin == *MLI_CHAT_BOS || *format->user[0] == *MLI_CHAT_BOS;
@@ -11013,13 +11043,16 @@ static ml_result mli_answer_turn(ml_chat *chat, int n_before, ml_generate_desc h
 ML_DEF ml_result ml_chat_reply(ml_chat *chat, const char *text, const ml_generate_desc *desc,
                                ml_generated *generated, ml_error *error) {
     ml_generated out = {0, 0, ML_STOP_LENGTH};
+    ml_generate_desc given;
+    memset(&given, 0, sizeof given);
+    if (desc) given = *desc;
     if (generated) *generated = out;
-    if (!chat || !chat->session || !text || !desc) return mli_null(error, "ml_chat_reply");
+    if (!chat || !chat->session || !text) return mli_null(error, "ml_chat_reply");
     ml_session *session = chat->session;
     const char *end = mli_chat_formats[chat->format].end;
     size_t length;
-    mli_answer answer = {desc, mli_special_at(session->model->tokenizer, end, strlen(end), &length), 0};
-    ml_generate_desc how = *desc;
+    mli_answer answer = {&given, mli_special_at(session->model->tokenizer, end, strlen(end), &length), 0};
+    ml_generate_desc how = given;
     int n_before = 0;
     how.prompt = NULL;
     how.start = ML_START_APPEND;
@@ -11346,7 +11379,7 @@ typedef struct mli_writer {
     void *file;              /* a FILE; NULL: */
     uint64_t at;             /* bytes written */
     size_t n_keys;           /* GGUF keys written */
-    int why;                 /* errno of the first failure; from then on nothing is written */
+    int why;                 /* errno of the first failure, or 1; from then on nothing is written */
     uint32_t *crc;           /* mli_crc of the bytes, where it is wanted */
     const ml_output *output; /* the caller's */
 } mli_writer;
@@ -11386,7 +11419,7 @@ static void mli_append(mli_writer *writer, const void *data, size_t n) {
     writer->at += n;
     if (writer->crc) *writer->crc = mli_crc(*writer->crc, (const unsigned char *)data, n);
     if (writer->why || !n) return;
-    if (writer->output) writer->why = writer->output->write(writer->output->user, data, n);
+    if (writer->output) writer->why = !writer->output->write(writer->output->user, data, n);
 #ifndef ML_NO_STDIO
     if (!writer->file) return;
     errno = 0;
@@ -14755,7 +14788,8 @@ static uint64_t mli_gguf_alignment(mli_archive *archive) {
 static void mli_gguf_place(mli_archive *archive, size_t at) {
     uint64_t alignment = mli_gguf_alignment(archive), padding = (0 - (uint64_t)at) & (alignment - 1);
     size_t n = archive->arrays.n;
-    if (n && padding > archive->size - at) mli_cut_short(archive, "the tensors' data", at + padding);
+    if (n > archive->first_array && padding > archive->size - at)
+        mli_cut_short(archive, "the tensors' data", at + padding);
     for (size_t i = archive->first_array; i < n && !archive->result; i++) {
         ml_array *array = (ml_array *)archive->arrays.items + i;
         uint64_t offset = (uint64_t)array->stride[0];
@@ -19465,8 +19499,8 @@ static ml_result mli_save_output(mli_saver *saver, const ml_output *output) {
     mli_find_repeated(saver);
     if (!saver->result) mli_append_gguf(&writer, saver);
     if (writer.why)
-        saver->result = mli_fail(saver->error, ML_ERROR_FILE, "saving: the output returned %d before byte %l",
-                                 writer.why, (int64_t)writer.at);
+        saver->result = mli_fail(saver->error, ML_ERROR_FILE,
+                                 "saving: the output took no more before byte %l", (int64_t)writer.at);
     mli_free(saver->allocator, saver->is_repeated);
     return saver->result ? saver->result : mli_ok(saver->error);
 }
@@ -19496,6 +19530,12 @@ static ml_result mli_check_course(const mli_saver *saver) {
                     "a PyTorch file is for the course's code, which does not know %s", what);
 }
 
+static ml_result mli_check_pooling(const mli_saver *saver) {
+    if (!saver->desc.head || saver->desc.head->pooling != ML_POOL_MAX) return ML_OK;
+    return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                    "a head that pools by ML_POOL_MAX cannot be saved: no format has a name for it");
+}
+
 static ml_result mli_check_saving(const mli_saver *saver) {
     const ml_save_desc *desc = &saver->desc;
     const char *type = ml_type_name(desc->type);
@@ -19510,19 +19550,20 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (desc->format != ML_GGUF && mli_is_quantized(desc->type))
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "%s no type %s",
                         saver->is_hf ? "safetensors has" : "PyTorch files have", type);
-    if (desc->head && desc->head->pooling == ML_POOL_MAX)
-        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
-                        "a head that pools by ML_POOL_MAX cannot be saved: no format has a name for it");
     if (desc->head && desc->head->weight.cols != (size_t)saver->model->config.dim)
         return mli_fail(saver->error, ML_ERROR_MISMATCH, "the head is for a dim of %z, the model's is %d",
                         desc->head->weight.cols, saver->model->config.dim);
-    const ml_config *c = &saver->model->config;
+    const ml_config *c = &saver->model->config, saved = mli_saved_config(saver);
+    if (!(saved.rope_theta < 1e12f))
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                        "ML_ROPE_NTK makes a rope_theta that is too large for a file");
     int has_place = !saver->model->rope_factors && (c->rope_kind == ML_ROPE_YARN || c->rope_attention == 1);
     if (saver->is_hf && !saver->lora && !has_place)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "a config.json has no place for %s: save as GGUF",
                         saver->model->rope_factors ? "these factors of rotary positions (" MLI_ROPE_TENSOR ")"
                                                    : "a rope_attention without ML_ROPE_YARN");
-    return mli_check_course(saver);
+    ml_result result = mli_check_pooling(saver);
+    return result ? result : mli_check_course(saver);
 }
 
 /* The same as mli_check_numbers, of a tensor that is computed. */
@@ -19611,6 +19652,41 @@ ML_DEF ml_result ml_lora_save_to(const ml_lora *lora, const ml_model *model, con
     if (!model || !lora || !output || !output->write) return mli_null(error, "ml_lora_save_to");
     ml_result result = mli_lora_check(model, lora, error);
     return result ? result : mli_save(model, lora, mli_to_output(output), desc, error);
+}
+
+static void mli_append_lone_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
+    (void)object;
+    mli_append_key_string(writer, "general.architecture", "llama");
+    mli_append_key_string(writer, "general.type", "adapter");
+    mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
+}
+
+/* A head without its model. */
+static ml_result mli_save_head(const ml_head *head, mli_destination to, ml_error *error) {
+    mli_saver saver;
+    mli_part lone = {NULL, 0, NULL, mli_append_lone_keys};
+    memset(&saver, 0, sizeof saver);
+    saver.desc.name = "minillama";
+    saver.desc.head = head;
+    saver.allocator = &head->private_part->allocator;
+    saver.error = error;
+    mli_add_part(&saver, lone);
+    mli_add_part(&saver, mli_head_part(head));
+    ml_result result = mli_check_pooling(&saver);
+    if (!result) result = mli_check_numbers(&saver);
+    return result ? result : mli_save_to(&saver, to);
+}
+
+#ifndef ML_NO_STDIO
+ML_DEF ml_result ml_head_save(const ml_head *head, const char *path, ml_error *error) {
+    if (!head || !path) return mli_null(error, "ml_head_save");
+    return mli_save_head(head, mli_to_path(path), error);
+}
+#endif
+
+ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, ml_error *error) {
+    if (!head || !output || !output->write) return mli_null(error, "ml_head_save_to");
+    return mli_save_head(head, mli_to_output(output), error);
 }
 
 /* ---- tensors of the caller's ---- */

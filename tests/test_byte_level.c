@@ -377,6 +377,7 @@ TEST(special_pieces_only_when_asked) {
     ENCODES(t, "a<|tool|>", 0, 'a', USER, '|', '>'); /* user-defined: always */
     ENCODES(t, "<|eot_id|><|eot_id|", ML_PARSE_SPECIAL, CONTROL, '<', '|', 'e', 'o', 't', '_', 'i', 'd', '|');
     ENCODES(t, " <|eot_id|> ", ML_PARSE_SPECIAL, ' ', CONTROL, ' ');
+    CHECK(ml_tokenizer_find(t, "<|eot_id|>", 10) == CONTROL && ml_tokenizer_find(t, "a", 1) == 'a');
     CHECK(t->n_ends == 1 && t->ends[0] == CONTROL && t->bos == -1 && t->eos == -1 && !t->adds_bos);
     const int32_t ids[] = {'a', CONTROL, USER};
     const ml_tokens tokens = {ids, 3};

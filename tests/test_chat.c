@@ -502,6 +502,23 @@ TEST(template_of_a_model) {
     ml_model_free(model);
 }
 
+/* NULL for the descriptor means its defaults. */
+TEST(default_reply) {
+    ml_session *sessions[2];
+    int lengths[2];
+    for (int i = 0; i < 2; i++) {
+        ml_generate_desc desc = {0};
+        ml_generated made;
+        sessions[i] = session_over(random_model(&llama3, 1), CONTEXT);
+        ml_chat chat = chat_over(sessions[i], ML_CHAT_LLAMA3, NULL);
+        CHECK(ml_chat_reply(&chat, "a", i ? &desc : NULL, &made, &failure) == ML_OK && made.n_new > 0);
+        lengths[i] = sessions[i]->length;
+    }
+    CHECK(lengths[0] == lengths[1] &&
+          !memcmp(sessions[0]->tokens, sessions[1]->tokens, (size_t)lengths[0] * sizeof(int32_t)));
+    for (int i = 0; i < 2; i++) end_session(sessions[i]);
+}
+
 TEST(wrong_arguments) {
     vocabulary half = llama3;
     half.special[4] = NULL;
@@ -520,7 +537,7 @@ TEST(wrong_arguments) {
     CHECK(ml_chat_begin(NULL, NULL, &chat, &failure) == ML_ERROR_ARGUMENT);
     CHECK(ml_chat_begin(session, NULL, &chat, NULL) == ML_OK);
     CHECK(ml_chat_encode(&chat, NULL, &turn, NULL) == ML_ERROR_ARGUMENT);
-    CHECK(ml_chat_reply(&chat, "a", NULL, NULL, NULL) == ML_ERROR_ARGUMENT);
+    CHECK(ml_chat_reply(&chat, NULL, &generate, NULL, NULL) == ML_ERROR_ARGUMENT);
     end_session(session);
 }
 
@@ -590,6 +607,7 @@ int main(void) {
     RUN(failed_turns);
     RUN(templates_are_recognized);
     RUN(template_of_a_model);
+    RUN(default_reply);
     RUN(wrong_arguments);
     RUN(public_vocabularies);
     if (!folder_end()) return 1;

@@ -140,6 +140,41 @@ TEST(round_trips) {
     ml_model_free(model);
 }
 
+static int put_bytes(void *user, const void *data, size_t n) { return put((bytes *)user, data, n), 1; }
+
+/* Without its model: one file, or the same bytes to an output. */
+TEST(alone) {
+    ml_model *model = some_model(DIM), *wider = some_model(2 * DIM);
+    REQUIRE(model && wider);
+    for (int variant = 0; variant < 8; variant++) {
+        const char *const *labels = variant & 1 ? names : NULL;
+        ml_pooling pooling = variant & 2 ? ML_POOL_MEAN : ML_POOL_LAST;
+        ml_head *head = some_head(model, labels, pooling, variant & 4), *loaded = NULL;
+        bytes got = {NULL, 0, 0};
+        ml_output output = {put_bytes, &got};
+        ml_error error;
+        REQUIRE(head);
+        CHECK(ml_head_save(head, in_folder("head.gguf"), &error) == ML_OK && error.code == ML_OK);
+        CHECK(ml_head_save_to(head, &output, NULL) == ML_OK);
+        CHECK(ml_head_load(in_folder("head.gguf"), wider, NULL, &loaded, &error) == ML_ERROR_MISMATCH);
+        REQUIRE(ml_head_load(in_folder("head.gguf"), model, NULL, &loaded, &error) == ML_OK);
+        CHECK(same_head(head, loaded));
+        ml_head_free(loaded);
+        REQUIRE(ml_head_load_memory(got.data, got.size, model, NULL, &loaded, NULL) == ML_OK);
+        CHECK(same_head(head, loaded));
+        bytes file = read_file(in_folder("head.gguf"));
+        CHECK(file.size == got.size && file.size < 2000 && memcmp(file.data, got.data, got.size) == 0);
+        free_bytes(&file), free_bytes(&got);
+        ml_head_free(head), ml_head_free(loaded);
+    }
+    ml_head *head = some_head(model, NULL, ML_POOL_MAX, 0);
+    CHECK(ml_head_save(head, in_folder("head.gguf"), NULL) == ML_ERROR_UNSUPPORTED);
+    CHECK(ml_head_save(NULL, in_folder("head.gguf"), NULL) == ML_ERROR_ARGUMENT);
+    CHECK(ml_head_save_to(head, NULL, NULL) == ML_ERROR_ARGUMENT);
+    ml_head_free(head);
+    ml_model_free(model), ml_model_free(wider);
+}
+
 /* Files without a head say so, and have no trace of one. */
 TEST(without_head) {
     ml_model *model = some_model(DIM);
@@ -884,6 +919,7 @@ TEST(a_head_of_the_maximum) {
 int main(void) {
     if (!folder_begin("heads")) return 1;
     RUN(round_trips);
+    RUN(alone);
     RUN(without_head);
     RUN(names_in_files);
     RUN(json);

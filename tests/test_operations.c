@@ -15,12 +15,13 @@ typedef struct details {
 
 /* ---- arithmetic ---- */
 
-enum { ADD, SUB, MUL };
+enum { ADD, SUB, MUL, DIV };
 
 static ml_tensor pair_build(ml_graph *g, const ml_tensor *v, problem *p) {
     return p->own.which == ADD   ? ml_add(g, v[0], v[1])
            : p->own.which == SUB ? ml_sub(g, v[0], v[1])
-                                 : ml_mul(g, v[0], v[1]);
+           : p->own.which == MUL ? ml_mul(g, v[0], v[1])
+                                 : ml_div(g, v[0], v[1]);
 }
 
 static void pair_plain(const problem *p, double *y) {
@@ -29,21 +30,26 @@ static void pair_plain(const problem *p, double *y) {
         for (size_t j = 0; j < a->cols; j++) {
             double x = a->exact[i * a->cols + j];
             double z = b->exact[(b->rows > 1 ? i : 0) * b->cols + (b->cols > 1 ? j : 0)];
-            y[i * a->cols + j] = p->own.which == ADD ? x + z : p->own.which == SUB ? x - z : x * z;
+            y[i * a->cols + j] = p->own.which == ADD   ? x + z
+                                 : p->own.which == SUB ? x - z
+                                 : p->own.which == MUL ? x * z
+                                                       : x / z;
         }
 }
 
-TEST(add_sub_mul) {
+TEST(add_sub_mul_div) {
     static const size_t shapes[5][2] = {{1, 1}, {1, 7}, {6, 1}, {5, 33}, {301, 147}};
     for (int s = 0; s < 5; s++)
         for (int repeated = 0; repeated < 4; repeated++)
-            for (int which = ADD; which <= MUL; which++) {
+            for (int which = ADD; which <= DIV; which++) {
                 size_t n = shapes[s][0], c = shapes[s][1];
                 problem p;
                 begin_problem(&p, pair_build, pair_plain);
                 p.own.which = which;
                 add(&p, n, c, .5, 1);
-                add(&p, repeated & 1 ? 1 : n, repeated & 2 ? 1 : c, -.5, 1);
+                variable *b = add(&p, repeated & 1 ? 1 : n, repeated & 2 ? 1 : c, -.5, 1);
+                for (size_t i = 0; which == DIV && i < b->n; i++) /* not near 0 */
+                    b->exact[i] = (double)(b->given[i] += b->given[i] < 0 ? -.5f : .5f);
                 set_output(&p, n, c);
                 check_problem(&p, s == 4 ? 15 : 100);
                 if (s == 3) check_frozen(&p);
@@ -95,11 +101,11 @@ TEST(scale_shift_and_sums) {
 
 /* ---- functions of single numbers ---- */
 
-enum { RELU, GELU, SILU, TANH, SIGMOID, EXP, LOG, FUNCTIONS };
+enum { RELU, GELU, SILU, TANH, SIGMOID, EXP, LOG, SQRT, FUNCTIONS };
 
 static ml_tensor apply(ml_graph *g, int which, ml_tensor x) {
     static ml_tensor (*const functions[FUNCTIONS])(ml_graph *, ml_tensor) = {
-        ml_relu, ml_gelu, ml_silu, ml_tanh, ml_sigmoid, ml_exp, ml_log};
+        ml_relu, ml_gelu, ml_silu, ml_tanh, ml_sigmoid, ml_exp, ml_log, ml_sqrt};
     return functions[which](g, x);
 }
 static ml_tensor function_build(ml_graph *g, const ml_tensor *v, problem *p) {
@@ -114,7 +120,8 @@ static double plain_function(int which, double x) {
     case TANH: return tanh(x);
     case SIGMOID: return 1 / (1 + exp(-x));
     case EXP: return exp(x);
-    default: return log(x);
+    case LOG: return log(x);
+    default: return sqrt(x);
     }
 }
 
@@ -130,7 +137,7 @@ TEST(functions) {
             begin_problem(&p, function_build, function_plain);
             p.own.which = which;
             variable *x = add(&p, shapes[s][0], shapes[s][1], 0, 1.5);
-            for (size_t i = 0; which == LOG && i < x->n; i++)
+            for (size_t i = 0; which >= LOG && i < x->n; i++)
                 x->exact[i] = (double)(x->given[i] = .1f + fabsf(x->given[i]));
             set_output(&p, x->rows, x->cols);
             check_problem(&p, s == 2 ? 15 : 100);
@@ -155,6 +162,8 @@ static const double torch_functions[FUNCTIONS][2][6] = {
      {9.357622969e-14, 0.04978706837, 0.6065306597, 1, 2.117000017, 54.59815003}}, /* exp */
     {{-4.605170208, -0.6931471806, 0, 0.4054651081, 1.945910149, 4.605170186},
      {100.0000022, 2, 1, 0.6666666667, 0.1428571429, 0.01}}, /* log */
+    {{0.09999999888, 0.7071067812, 1, 1.224744871, 2.645751311, 10},
+     {5.000000056, 0.7071067812, 0.5, 0.4082482905, 0.1889822365, 0.05}}, /* sqrt: by Python's math */
 };
 
 TEST(functions_by_pytorch) {
@@ -163,7 +172,7 @@ TEST(functions_by_pytorch) {
         begin_problem(&p, function_build, function_plain);
         p.own.which = which;
         variable *x = add(&p, 1, 6, 0, 1);
-        memcpy(x->given, torch_x[which == LOG], sizeof torch_x[0]);
+        memcpy(x->given, torch_x[which >= LOG], sizeof torch_x[0]);
         p.is_loss = 0;
         set_output(&p, 1, 6);
         for (int i = 0; i < 6; i++) p.dy[i] = 1;
@@ -1511,7 +1520,7 @@ TEST(custom_that_is_not_finite) {
 }
 
 int main(void) {
-    RUN(add_sub_mul);
+    RUN(add_sub_mul_div);
     RUN(scale_shift_and_sums);
     RUN(functions);
     RUN(functions_by_pytorch);

@@ -273,7 +273,7 @@ static bytes split_file(split s) {
                     offset);
         offset += (ml_array_count(a) * 4 + 31) / 32 * 32;
     }
-    gguf_pad(&b, 32);
+    if (s.begin < s.end) gguf_pad(&b, 32); /* without tensors a file may end here */
     for (size_t i = s.begin; i < s.end; i++) {
         put_array(&b, &gguf->arrays[i]);
         gguf_pad(&b, 32);
@@ -322,11 +322,12 @@ static split part(int no, int count, size_t begin, size_t end) {
 TEST(split_gguf) {
     const size_t n = gguf->n_arrays;
     ml_archive *archive;
-    write_split("s-00001-of-00003.gguf",
-                part(0, 3, 0, 0)); /* gguf-split can put all keys into a part of their own */
-    write_split("s-00002-of-00003.gguf", part(1, 3, 0, 9));
-    write_split("s-00003-of-00003.gguf", part(2, 3, 9, n));
-    REQUIRE(ml_archive_load(in_folder("s-00001-of-00003.gguf"), NULL, &archive, &error) == ML_OK);
+    write_split("s-00001-of-00004.gguf",
+                part(0, 4, 0, 0)); /* gguf-split can put all keys into a part of their own */
+    write_split("s-00002-of-00004.gguf", part(1, 4, 0, 9));
+    write_split("s-00003-of-00004.gguf", part(2, 4, 9, n));
+    write_split("s-00004-of-00004.gguf", part(3, 4, n, n));
+    REQUIRE(ml_archive_load(in_folder("s-00001-of-00004.gguf"), NULL, &archive, &error) == ML_OK);
     CHECK(archive->n_arrays == n && archive->n_values == 9);
     for (size_t i = 0; i < n; i++) {
         const ml_array *a = &archive->arrays[i], *b = &gguf->arrays[i];
@@ -335,8 +336,8 @@ TEST(split_gguf) {
     }
     CHECK(ml_archive_find_value(archive, "split.no")->i == 0);
     ml_archive_free(archive);
-    refused(in_folder("s-00002-of-00003.gguf"), ML_ERROR_UNSUPPORTED,
-            "this is part 2 of 3 of a split GGUF: load part 1");
+    refused(in_folder("s-00002-of-00004.gguf"), ML_ERROR_UNSUPPORTED,
+            "this is part 2 of 4 of a split GGUF: load part 1");
 }
 
 TEST(wrong_split) {
@@ -510,7 +511,7 @@ TEST(folder_of_any_name) {
 
 /* Every allocation fails once: the error is the right one and nothing is left. */
 TEST(out_of_memory) {
-    const char *const paths[] = {in_folder("sharded"), in_folder("s-00001-of-00003.gguf"), in_folder("two")};
+    const char *const paths[] = {in_folder("sharded"), in_folder("s-00001-of-00004.gguf"), in_folder("two")};
     for (int p = 0; p < 3; p++) {
         ml_result result = ML_ERROR_MEMORY;
         size_t fail_at = 1;

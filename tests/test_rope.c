@@ -687,6 +687,18 @@ TEST(variants_in_files) {
         }
 }
 
+/* NTK's theta, 10000 3e5^(4/2), would not be loaded again. */
+TEST(no_theta_beyond_files) {
+    ml_config c = variant(0);
+    c.rope_kind = ML_ROPE_NTK, c.rope_scale = 3e5f, c.head_dim = 4;
+    ml_model *model = make(c);
+    ml_error error;
+    REQUIRE(model);
+    CHECK(ml_model_save(model, in_folder("theta.gguf"), NULL, &error) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(error.text, "ML_ROPE_NTK makes a rope_theta that is too large for a file") != NULL);
+    ml_model_free(model);
+}
+
 /* What the files of variants hold, for other programs. */
 TEST(keys_of_other_programs) {
     static const struct {
@@ -1140,6 +1152,7 @@ int main(void) {
     RUN(biases_alone);
     RUN(training_biases);
     RUN(variants_in_files);
+    RUN(no_theta_beyond_files);
     RUN(keys_of_other_programs);
     RUN(factors_of_any_kind);
     RUN(words_of_config_json);

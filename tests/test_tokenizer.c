@@ -470,6 +470,30 @@ TEST(known_ids) {
     free(v.pieces);
 }
 
+/* By its text, with spaces for U+2581; a control piece, too, which no text gives. */
+TEST(pieces_are_found) {
+    vocabulary v = small_vocabulary();
+    ml_tokenizer *t = load_vocabulary(&v);
+    for (int32_t id = 0; id < v.n; id++) {
+        size_t length, n = 0;
+        ml_piece_kind kind;
+        char text[64];
+        const char *piece = ml_tokenizer_piece(t, id, &length, NULL, &kind);
+        for (size_t i = 0; i < length; i++) {
+            int is_mark = length - i >= 3 && memcmp(piece + i, MARK, 3) == 0;
+            text[n++] = is_mark ? ' ' : piece[i];
+            if (is_mark) i += 2;
+        }
+        int is_found = kind == ML_PIECE_NORMAL || kind == ML_PIECE_CONTROL || kind == ML_PIECE_USER_DEFINED;
+        CHECK(ml_tokenizer_find(t, text, n) == (is_found ? id : -1));
+    }
+    CHECK(ml_tokenizer_find(t, "</s>", 4) == 2 && ml_tokenizer_find(t, " a", 2) == FIRST);
+    CHECK(ml_tokenizer_find(t, "</s>a", 5) == -1 && ml_tokenizer_find(t, "</s", 3) == -1);
+    CHECK(ml_tokenizer_find(t, "", 0) == -1 && ml_tokenizer_find(t, "none of these", 13) == -1);
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
 /* bc, then the better one of abc and bcd; ab, with a score between them, is no longer a pair. */
 TEST(a_pair_that_is_gone_is_not_merged) {
     static const entry more[] = {{"bc", -1, 1}, {"ab", -2, 1}, {"bcd", -3, 1}, {"abc", -4, 1}, {MARK, -5, 1}};
@@ -1662,6 +1686,7 @@ TEST(real_text) {
 int main(void) {
     if (!folder_begin("tokenizer")) return 2;
     RUN(known_ids);
+    RUN(pieces_are_found);
     RUN(a_pair_that_is_gone_is_not_merged);
     RUN(decoding);
     RUN(arguments);

@@ -48,10 +48,10 @@ static kept head_file;
 
 static int keep(void *user, const void *bytes, size_t n) {
     kept *to = (kept *)user;
-    if (n > sizeof to->bytes - to->n) return 1;
+    if (n > sizeof to->bytes - to->n) return 0;
     memcpy(to->bytes + to->n, bytes, n);
     to->n += n;
-    return 0;
+    return 1;
 }
 
 /* Saves the trainer's state, a GGUF, and loads the head from it as after the next start. */

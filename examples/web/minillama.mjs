@@ -43,7 +43,7 @@ class Runtime {
     }
 
     async start(module) {
-        const write = (user, at, n) => { this.written.push(this.u8.slice(at >>> 0, (at >>> 0) + n)); return 0; };
+        const write = (user, at, n) => { this.written.push(this.u8.slice(at >>> 0, (at >>> 0) + n)); return 1; };
         this.call = (await WebAssembly.instantiate(module, { page: { write } })).exports;
         return this;
     }
