@@ -19,7 +19,7 @@
 #   make grade      the table of the assignment's five parts: which of your exercises pass
 #   make microcontroller   a Cortex-M in qemu-system-arm writes a story; needs arm-none-eabi-gcc
 #   make web        examples/web into build/web: a page and a JavaScript module (clang with wasm-ld; no Emscripten)
-#   make web-test   tests them in Node and, with playwright-core, in Chromium; web-bench: how fast, beside plain C
+#   make web-test   tests them in Node and, with playwright-core, in Chromium; web-bench: how fast, with and without SIMD
 #   make size       code and constants by feature and by section, for a Cortex-M4 (arm-none-eabi-gcc) and this processor
 #   make manifests  MANIFEST_URL=https://...: the header, published there, as packages for Arduino, PlatformIO and
 #                   ESP-IDF, into build/packages

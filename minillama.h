@@ -1,4 +1,4 @@
-/* minillama.h - v0.8.0 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.9.0 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -55,7 +55,7 @@
           ml_trainer_step(trainer, &error);
       }
       with.head = head;
-      ml_lora_save(lora, model, "adapter.gguf", &with, &error);  // with.format: PEFT's, or for the course's code
+      ml_lora_save(lora, model, "adapter.gguf", &with, &error);  // with.format: PEFT's, or Min-Llama's
       use.lora = lora;  // or one from ml_lora_load("adapter.gguf", model, NULL, &lora, &error)
       ml_session_new(model, &use, &session, &error);
 
@@ -106,12 +106,12 @@
    a trainer, ml_lora_merge or ml_model_set_tokenizer changes it; a session, a trainer, a graph, an optimizer, a
    random state and an arena belong to one thread at a time. There are no globals.
 
-   NAMES  ml_OBJECT_VERB. _load makes an object from a file, _load_memory from bytes, _create from nothing; _size
-   and _init place one into a buffer of yours, _new does both with an allocator; _save writes a file that _load
-   reads, or a state that _restore puts back; _eval computes, _free frees. Operations on a graph are named by what
-   they compute (ml_linear, ml_add). Constructors take their inputs, a description (a field that is 0 means the
-   default in its comment; NULL means all defaults, if no field is required), the address of the result, set to NULL
-   on failure, and an ml_error.
+   NAMES  ml_OBJECT_VERB. _load makes an object from a file, _load_memory from bytes, _create from nothing; _size and
+   _init place one into a buffer of yours, _new does both with an allocator; _save writes a file that _load reads, or
+   a state that _restore puts back (a session's is bytes in memory); _eval computes, _free frees (NULL is fine).
+   Operations on a graph are named by what they compute (ml_linear, ml_add). Constructors take their inputs, a
+   description (a field that is 0 means the default in its comment; NULL means all defaults, if no field is required),
+   the address of the result, set to NULL on failure, and an ml_error.
 
    CONTENTS (search for the words after >>; the implementation follows the same order, with a few internal sections)
       >>results      ml_result, ml_error             >>operations   ml_graph: autograd, ml_llama, losses
@@ -137,13 +137,14 @@
       ML_STATIC        everything static, for use inside one file
       ML_DEF           replaces extern or static before each public function
       ML_ASSERT(x)     replaces assert: internal invariants only; wrong arguments and files give error codes
-      ML_NO_STDIO      no files: only the functions named ..._memory and ..._to
+                       (functions that return no ml_result take no NULL, unless they say so)
+      ML_NO_STDIO      no files: of what loads and saves them, only the functions named ..._memory and ..._to
       ML_NO_MALLOC     no malloc: every constructor needs an allocator (see ml_arena)
       ML_NO_MMAP       read files into memory instead of mapping them
       ML_NO_SIMD, ML_NO_AVX512, ML_NO_AVX2, ML_NO_NEON, ML_NO_SIMD128, ML_NO_MVE, ML_NO_DSP   step down to simpler
                        instruction sets; the last two are those of microcontrollers, for Q8_0 and Q4_0
       ML_NO_TRAINING   no trainer, no graph, no optimizer: no gradients
-      ML_NO_SAVE       no writing of files
+      ML_NO_SAVE       no writing of files, and no checkpoints, written or read (ml_session_save needs no file)
       ML_NO_PT         no PyTorch files
       ML_NO_SAFETENSORS   no safetensors
       ML_NO_JSON       no JSON: no config.json, tokenizer.json or index, and no safetensors, whose headers are JSON
@@ -153,12 +154,12 @@
       ML_NO_F16_WEIGHTS   no weights of F16 and BF16
       ML_NO_ROPE_SCALING   only plain rotary positions: nothing that stretches a context (ml_rope_kind, factors)
       ML_NO_SAMPLER    the most likely token is always taken, nothing drawn: no ml_sampler_sample
-      ML_NO_LOOK       nobody looks into a pass (ml_look)
+      ML_NO_LOOK       no ml_look: a session with one is ML_ERROR_UNSUPPORTED
       ML_NO_BPE        no byte-level BPE (and its 6 KB table of Unicode) and no tokenizer.json: SentencePiece only
       ML_NO_ERROR_TEXT    an error's text is that of its code (see ml_result_string), no sentence
-      ML_NO_LIBM       no <math.h> and no libm. With ML_NO_STDIO and ML_NO_MALLOC as well no C library is needed: only
-                       memcpy, memmove, memset and memcmp are wanted from outside, ...
-      ML_MEMORY_FUNCTIONS   ... or defined here as well
+      ML_NO_LIBM       no <math.h> and no libm. With ML_NO_STDIO and ML_NO_MALLOC as well no C library is needed, but
+                       for memcpy, memmove, memset and memcmp
+      ML_MEMORY_FUNCTIONS   with those three: defines these four functions, too
       ML_SMALL         small code and stack frames instead of speed: the default with -Os (make size)
       ML_ALLOW_FAST_MATH   compile in spite of -ffast-math (see NUMERICS)
 
@@ -169,18 +170,18 @@
    buffer: 12 bytes for each number that it trains, and the activations of its largest batch. An optimizer and a graph
    are one buffer each: the same 12 bytes a number, and the activations of the pass that was measured.
 
-   ERRORS  Functions return an ml_result and fill in an ml_error with one sentence. Nothing prints, exits or aborts.
-   Files may be hostile: every size and offset in them is checked.
+   ERRORS  What can fail returns an ml_result, and mostly fills in an ml_error with one sentence. Nothing prints,
+   exits or aborts. Files may be hostile: every size and offset in them is checked.
 
    NUMERICS  F32 arithmetic with fused multiply-add where the instruction set has it; eps is inside the square root of
    both norms. What is promised: the same build on the same machine gives the same bits for the same calls, for any
    number of threads, in training, too. What keeps it: -O0 to -O3, -Os, -ffp-contract in any setting, OpenMP or not.
    With ML_NO_SIMD (and where there is none) moreover every compiler and every processor gives the same bits, with
    libm or without: plain C adds in one order, and e^x, logarithms, powers and sines are our own (>>functions), within
-   0.501 units in the last place. What breaks it: arithmetic in wider numbers (FLT_EVAL_METHOD other than 0), of x87
-   and of gcc's C99 on s390x (-msse2 -mfpmath=sse and -fexcess-precision=fast end it); -ffast-math and -Ofast, which
-   reorder sums and assume that there are no infinities, which masks need. The implementation refuses to compile with
-   them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
+   0.501 units in the last place. What breaks it: arithmetic in wider types (FLT_EVAL_METHOD other than 0), as on x87
+   or with gcc -std=c99 on s390x (-msse2 -mfpmath=sse and -fexcess-precision=fast avoid it); -ffast-math and -Ofast,
+   which reorder sums and assume that there are no infinities, which masks need. The implementation refuses to compile
+   with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5).
    With Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of
@@ -205,8 +206,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 800 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.8.0"
+#define ML_VERSION 900 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.9.0"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS
@@ -362,9 +363,9 @@ typedef struct ml_tensor {
 } ml_tensor;
 
 /* ==== >>model ====
-   Every object of this library (model, session, adapter, head, trainer, tokenizer, archive) is a struct whose fields
-   may be read directly, without getters; everything else is in private_part. Do not write to a field unless its
-   comment says so. */
+   Every object of this library (model, session, adapter, head, graph, optimizer, trainer, tokenizer, archive) is a
+   struct whose fields may be read directly, without getters; everything else is in private_part. Do not write to a
+   field unless its comment says so. */
 
 typedef struct ml_tokenizer ml_tokenizer;
 typedef struct ml_archive ml_archive;
@@ -404,13 +405,15 @@ typedef enum ml_rope_kind {
 
 typedef struct ml_rope_desc {
     ml_rope_kind kind;
-    size_t hd;    /* required: size of a head */
-    float theta;  /* default 10000 */
-    float scale;  /* default 1: how many times longer than trained */
-    int original; /* positions that the model was trained for: ML_ROPE_YARN, _LLAMA3 and _DYNAMIC need it */
-    float low, high;      /* turns; default 1 and 32 (ML_ROPE_YARN), 1 and 4 (ML_ROPE_LLAMA3) */
-    float attention;      /* the table is multiplied by this; default 1, ML_ROPE_YARN: 0.1 ln(scale) + 1 */
-    const float *factors; /* (hd / 2) what each pair's frequency is divided by besides; default none */
+    size_t hd;   /* required: size of a head */
+    float theta; /* default 10000 */
+    float scale; /* default 1: how many times longer than trained */
+    /* positions that the model was trained for: ML_ROPE_YARN, _LLAMA3 and _DYNAMIC need it */
+    int original;
+    float low, high; /* turns; default 1 and 32 (ML_ROPE_YARN), 1 and 4 (ML_ROPE_LLAMA3) */
+    float attention; /* the table is multiplied by this; default 1, ML_ROPE_YARN: 0.1 ln(scale) + 1 */
+    /* (hd / 2): each pair's frequency is also divided by this; default none */
+    const float *factors;
 } ml_rope_desc;
 /* Cosine and sine of every pair's angle at positions 0 .. n_positions - 1: table (n_positions, hd). ML_ERROR_ARGUMENT
    when a field is out of range, or hd odd. */
@@ -427,10 +430,10 @@ typedef struct ml_config {
     int tied_output; /* the output layer is the token embedding */
     ml_norm norm;
     ml_mask mask;
-    float norm_eps;
-    float rope_theta; /* base of the rotary frequencies */
-    float
-        rope_scale; /* how many times longer than trained; ML_ROPE_PLAIN: positions are divided by this; 1 is none */
+    float norm_eps;   /* default 1e-5 */
+    float rope_theta; /* base of the rotary frequencies; default 10000 */
+    /* How many times longer than trained; ML_ROPE_PLAIN: positions are divided by this; default 1. */
+    float rope_scale;
     int head_dim;       /* hd, even; default D / A. Queries and what attention gives are (n, A * hd) */
     int window;         /* a token sees at most so many keys back, itself included (Mistral); 0: all */
     int attention_bias; /* the four matrices of attention have biases: n_layers * 4 tensors more, the last ones */
@@ -458,7 +461,7 @@ typedef struct ml_model {
 } ml_model;
 
 typedef struct ml_model_create_desc {
-    ml_config config;  /* 0 in n_kv_heads or in a field after tied_output: the usual value */
+    ml_config config;  /* 0 in n_kv_heads: n_heads; 0 in a field after tied_output: its default */
     ml_type type;      /* of the matrices; default F32 */
     ml_random *random; /* required */
     ml_allocator allocator;
@@ -473,20 +476,20 @@ ML_DEF void ml_model_free(ml_model *model);
    ML_ERROR_MISMATCH if it has more than vocab_size pieces. */
 ML_DEF ml_result ml_model_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer, ml_error *error);
 
+/* GGUF's name of tensor `index`. */
 #define ML_NAME_SIZE 64
-ML_DEF ml_result ml_model_tensor_name(const ml_model *model, int index,
-                                      char name[ML_NAME_SIZE]); /* GGUF's name */
+ML_DEF ml_result ml_model_tensor_name(const ml_model *model, int index, char name[ML_NAME_SIZE]);
 
 /* ==== >>session ====
    KV cache and scratch of one sequence in progress, in one buffer. One thread at a time. */
 
-/* What a layer of a pass computed, to be looked at: row i of each tensor belongs to token i of the n in the pass. Of
-   a sequence, `past` tokens came before; of a batch, the rows follow each other. Valid during the call. */
+/* What a layer of a pass of n tokens computed, to be looked at. Of a sequence, `past` tokens came before; of a batch,
+   the rows follow each other. Valid during the call. */
 typedef struct ml_seen {
     int layer; /* 0 .. L-1; before them -1: `stream` is the token embedding, the rest is missing (data NULL) */
     int past;
-    /* (A * n, S), head after head: how much of each key's value a token gets. Column j is the j-th key of the token's
-       row, S the keys of the longest row; a row's sum is 1, and keys outside the model's window have 0 */
+    /* (A * n, S): row h * n + i says how much of each key's value token i gets in head h. Column j is the j-th key of
+       the token's row in the batch, S the keys of the longest; a row's sum is 1, keys outside the window have 0 */
     ml_tensor weights;
     ml_tensor middle; /* (n, D): the residual stream after the attention half */
     ml_tensor stream; /* (n, D): ... after the layer. What is written into it is what the next layer reads */
@@ -541,7 +544,7 @@ ML_DEF ml_result ml_session_init(const ml_model *model, const ml_session_desc *d
                                  size_t size, ml_session **session, ml_error *error);
 ML_DEF ml_result ml_session_new(const ml_model *model, const ml_session_desc *desc, ml_session **session,
                                 ml_error *error);
-ML_DEF void ml_session_free(ml_session *session); /* NULL is fine; nothing to do after ml_session_init */
+ML_DEF void ml_session_free(ml_session *session); /* nothing to do after ml_session_init */
 
 /* Token ids, owned by whoever made them. */
 typedef struct ml_tokens {
@@ -582,7 +585,9 @@ ML_DEF ml_result ml_session_save(const ml_session *session, void *memory, size_t
 ML_DEF ml_result ml_session_restore(ml_session *session, const void *memory, size_t size, ml_error *error);
 
 /* A packed batch of rows of any lengths: row r is tokens[row_start[r]] .. tokens[row_start[r+1] - 1]. Rows never see
-   each other. The same struct serves computing and training; targets, labels and divisor are for a trainer. */
+   each other. The same struct serves computing and training; targets, labels and divisor are for a trainer. A session
+   takes at most max_batch tokens and rows at once, in rows of at most max_seq_len; a trainer max_tokens, max_rows and
+   max_row. More is ML_ERROR_ARGUMENT, a longer row ML_ERROR_CONTEXT. */
 typedef struct ml_batch {
     const int32_t *tokens; /* (n_tokens) */
     int n_tokens;
@@ -738,17 +743,18 @@ ML_DEF ml_result ml_graph_init(const ml_graph_desc *desc, void *memory, size_t s
                                ml_error *error);
 ML_DEF ml_result ml_graph_new(const ml_graph_desc *desc, ml_build build, void *user, ml_graph **graph,
                               ml_error *error);
-ML_DEF void ml_graph_free(ml_graph *graph); /* NULL is fine; nothing to do after ml_graph_init */
+ML_DEF void ml_graph_free(ml_graph *graph); /* nothing to do after ml_graph_init */
 
-/* Starts a pass: what the last one left is gone, and must not be read or used as an operand (which is found, and is
-   ML_ERROR_ARGUMENT, only where this pass has not come to its memory yet). Without taping it only computes. */
+/* Starts a pass. The results of the last one are gone: do not read them, nor use them as operands (which is
+   ML_ERROR_ARGUMENT until this pass has reused their memory, and goes unnoticed after that). Without taping it only
+   computes. */
 ML_DEF void ml_graph_begin(ml_graph *graph, int taping);
 /* Adds the gradients of loss (1, 1) to parameters and inputs. The records are used up, so that a second call is
    ML_ERROR_ARGUMENT; values and gradients can be read until the next begin. ML_ERROR_NUMBER, and no gradient is
    computed, when the loss is not finite. After an error the parameters' gradients are undefined: set them to 0.
    Several losses: add them, or scale and add them. */
 ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *error);
-/* Ends a pass that is not run backward: whether it went well. */
+/* Ends a pass that is not run backward, and returns its first error. */
 ML_DEF ml_result ml_graph_end(ml_graph *graph, ml_error *error);
 
 /* ---- inputs ---- */
@@ -841,15 +847,17 @@ ML_DEF ml_tensor ml_rotate(ml_graph *g, ml_tensor x, ml_tensor table, ml_rows ro
 /* softmax(q k^T scale + bias) v in each head (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023). A query from
    which everything is hidden gets 0. */
 typedef struct ml_attention_desc {
-    ml_tensor q;      /* (n, n_heads * hd) */
-    ml_tensor k, v;   /* (m, n_kv_heads * hd), (m, n_kv_heads * hv); hv may be another size than hd */
-    int n_heads;      /* required */
-    int n_kv_heads;   /* default n_heads; divides it */
-    ml_rows rows;     /* of q */
-    ml_rows key_rows; /* of k and v; default rows. Of more keys than queries, the queries are at the last */
-    ml_mask mask;     /* default causal */
-    int window;  /* a query sees at most so many keys back, itself included (and ahead, if full); 0: all */
-    int sinks;   /* with a window: ... and always its row's first so many (Xiao et al. 2023) */
+    ml_tensor q;    /* (n, n_heads * hd) */
+    ml_tensor k, v; /* (m, n_kv_heads * hd), (m, n_kv_heads * hv); hv may be another size than hd */
+    int n_heads;    /* required */
+    int n_kv_heads; /* default n_heads; divides it */
+    ml_rows rows;   /* of q */
+    /* of k and v; default rows. Where a row has more keys than queries, the queries are its last positions */
+    ml_rows key_rows;
+    ml_mask mask; /* default causal */
+    /* a query sees at most so many keys back, itself included (with mask full, ahead as well); 0: all */
+    int window;
+    int sinks;   /* with a window: and always the first so many keys of its row (Xiao et al. 2023) */
     float scale; /* default 1 / sqrt(hd) */
     /* (n, S) for all heads or (n_heads * n, S), head after head: column j is the j-th key of the query's row, S at
        least the keys of the longest row; -INFINITY hides a key; default none */
@@ -914,19 +922,21 @@ ML_DEF ml_tensor ml_custom_op(ml_graph *g, const ml_custom_desc *desc);
 
 /* ---- the whole Llama as one operation, with places to insert things ---- */
 
+/* What is computed there, y, from what, x. "Normalized": the stream after the norm with which the half layer begins,
+   (n, D). */
 typedef enum ml_place {
-    ML_PLACE_EMBEDDING, /* y: the token embeddings; x the same */
-    ML_PLACE_Q, /* y (n, A hd), before rotation; x (n, D): the normalized stream that it is computed from */
-    ML_PLACE_K, /* y (n, kv_dim), before rotation */
-    ML_PLACE_V, /* y (n, kv_dim) */
-    ML_PLACE_O, /* y (n, D): what attention adds to the stream; x (n, A hd): what the heads gave */
-    ML_PLACE_ATTENTION, /* y (n, D): the same, but x is the normalized stream that the half layer began with */
-    ML_PLACE_W1,        /* y (n, H): before silu; x (n, D): the normalized stream */
-    ML_PLACE_W3,        /* y (n, H) */
+    ML_PLACE_EMBEDDING, /* y (n, D): the token embeddings; x the same */
+    ML_PLACE_Q,         /* y (n, A hd), before rotation; x: normalized */
+    ML_PLACE_K,         /* y (n, kv_dim), before rotation; x: normalized */
+    ML_PLACE_V,         /* y (n, kv_dim); x: normalized */
+    ML_PLACE_O,         /* y (n, D): what attention adds to the stream; x (n, A hd): what the heads gave */
+    ML_PLACE_ATTENTION, /* y (n, D): the same as at ML_PLACE_O; x: normalized */
+    ML_PLACE_W1,        /* y (n, H), before silu; x: normalized */
+    ML_PLACE_W3,        /* y (n, H); x: normalized */
     ML_PLACE_HIDDEN,    /* y (n, H): silu(W1 x) * W3 x, before W2; x the same */
     ML_PLACE_W2,        /* y (n, D): what the feed-forward half adds to the stream; x (n, H) */
-    ML_PLACE_FFN,   /* y (n, D): the same, but x is the normalized stream that the half layer began with */
-    ML_PLACE_BLOCK, /* y (n, D): the stream after the layer; x the same */
+    ML_PLACE_FFN,       /* y (n, D): the same as at ML_PLACE_W2; x: normalized */
+    ML_PLACE_BLOCK,     /* y (n, D): the stream after the layer; x the same */
     ML_PLACES
 } ml_place;
 typedef struct ml_insertion {
@@ -948,7 +958,7 @@ typedef struct ml_llama_desc {
     const ml_lora *lora;           /* an adapter over the model; default none */
     const ml_tensor *lora_weights; /* (lora->n_tensors), with gradients; default the adapter's, frozen */
     const ml_batch *batch;         /* required: tokens, and rows if there are several */
-    unsigned places;  /* a sum of 1u << ML_PLACE_...: where `insert` is called; default nowhere */
+    unsigned places;  /* bits, 1u << ML_PLACE_Q and so on: where `insert` is called; default nowhere */
     ml_insert insert; /* required with places */
     void *user;       /* of insert */
     /* (n_layers) of (P, kv_dim): keys and values, not rotated, that every token of the layer sees in addition (Li &
@@ -962,11 +972,12 @@ typedef struct ml_llama_desc {
     float dropout;     /* of the attention weights, as in ml_attention_desc; default 0 */
     uint64_t seed;     /* of dropout; each layer drops others */
     int checkpointing; /* as that of ml_trainer_desc */
-    ml_tensor
-        *states; /* out (n_layers + 1): the stream before the first and after each layer; NULL: not wanted */
+    /* out (n_layers + 1): the stream before the first and after each layer; NULL: not wanted */
+    ml_tensor *states;
 } ml_llama_desc;
-/* The hidden states (n, D) after the last norm. What is below the first part that learns anything is computed without
-   records and has no gradient: if nothing learns, nor has the result. (The states alone do not make it learn.) */
+/* The hidden states (n, D) after the last norm. Layers below the first one in which something learns are computed
+   without records, and their states have no gradient; if nothing learns, neither has the result. (The states alone do
+   not make it learn.) */
 ML_DEF ml_tensor ml_llama(ml_graph *g, const ml_llama_desc *desc);
 
 /* ---- checking a gradient ---- */
@@ -1011,16 +1022,15 @@ typedef struct ml_adamw {
     ml_adamw_form form;
 } ml_adamw;
 
-/* The factor of lr (1 for NULL): 1 / warmup_steps, 2 / warmup_steps, ... 1 for the first warmup_steps steps, then 1,
-   or decaying to `final` at total_steps, which a decay needs. */
 typedef enum ml_decay { ML_DECAY_NONE = 0, ML_DECAY_LINEAR, ML_DECAY_COSINE } ml_decay;
 typedef struct ml_schedule {
     ml_decay decay;
     int warmup_steps, total_steps;
     float final; /* default 0 */
 } ml_schedule;
-ML_DEF float ml_schedule_factor(const ml_schedule *schedule,
-                                int64_t step); /* for the next step, after `step` steps */
+/* The factor of lr for the next step, after `step` steps (1 if schedule is NULL): 1 / warmup_steps, 2 / warmup_steps,
+   ... 1 for the first warmup_steps steps, then 1, or decaying to `final` at total_steps, which a decay needs. */
+ML_DEF float ml_schedule_factor(const ml_schedule *schedule, int64_t step);
 
 /* ---- AdamW over any list of tensors ---- */
 
@@ -1060,7 +1070,7 @@ ML_DEF ml_result ml_optimizer_size(const ml_optimizer_desc *desc, size_t *size, 
 ML_DEF ml_result ml_optimizer_init(const ml_optimizer_desc *desc, void *memory, size_t size,
                                    ml_optimizer **optimizer, ml_error *error);
 ML_DEF ml_result ml_optimizer_new(const ml_optimizer_desc *desc, ml_optimizer **optimizer, ml_error *error);
-/* NULL is fine; nothing to do after ml_optimizer_init. The tensors' grads point to memory that is gone. */
+/* Nothing to do after ml_optimizer_init. The tensors' grads point to memory that is gone. */
 ML_DEF void ml_optimizer_free(ml_optimizer *optimizer);
 /* One step with the accumulated gradients, which are 0 afterwards. ML_ERROR_NUMBER, and nothing done, when they are
    not finite: they stay, so call ml_optimizer_zero_gradients before the next pass. ML_ERROR_ARGUMENT, and nothing
@@ -1073,14 +1083,16 @@ ML_DEF void ml_optimizer_zero_gradients(ml_optimizer *optimizer);
 typedef struct ml_trainer_desc {
     int max_tokens; /* of a batch; default the model's max_seq_len */
     int max_rows;   /* of a batch; default max_tokens */
-    int max_row; /* tokens of the longest row; default the smaller of max_tokens and the model's max_seq_len */
+    /* tokens of the longest row; default the smaller of max_tokens and the model's max_seq_len */
+    int max_row;
     ml_lora *lora; /* is trained, and the model is frozen; default: the model is trained */
     ml_head *head; /* is trained on labels; default: the model learns to predict the targets */
     int frozen;    /* the model is frozen without an adapter: only the head is trained */
     float dropout; /* of the head's input (Srivastava et al. 2014); default 0 */
     uint64_t seed; /* of dropout */
-    int checkpointing; /* keep only each layer's input and compute the rest again in the backward pass (Chen et al.
-                          2016): a third more time for much less memory, and the same gradients */
+    /* keep only each layer's input and compute the rest again in the backward pass (Chen et al. 2016): a third more
+       time for much less memory, and the same gradients */
+    int checkpointing;
     ml_adamw adamw;
     ml_schedule schedule;
     ml_threads threads;
@@ -1108,7 +1120,7 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
                                  ml_trainer **trainer, ml_error *error);
 ML_DEF ml_result ml_trainer_new(ml_model *model, const ml_trainer_desc *desc, ml_trainer **trainer,
                                 ml_error *error);
-ML_DEF void ml_trainer_free(ml_trainer *trainer); /* NULL is fine; nothing to do after ml_trainer_init */
+ML_DEF void ml_trainer_free(ml_trainer *trainer); /* nothing to do after ml_trainer_init */
 
 /* Computes the loss of a batch (`targets` without a head, `labels` with one) and adds its gradient to what has been
    accumulated since the last ml_trainer_step or ml_trainer_zero_gradients. log_probs (n_rows, C), with a head, and
@@ -1130,16 +1142,17 @@ ML_DEF void ml_trainer_zero_gradients(ml_trainer *trainer);
    random and B at 0, so that nothing changes at first. An adapter that is loaded may have another rank and scale for
    each matrix. */
 
-enum { /* which matrices are adapted: a sum of these */
-       ML_LORA_Q = 1,
-       ML_LORA_K = 2,
-       ML_LORA_V = 4,
-       ML_LORA_O = 8,
-       ML_LORA_W1 = 16,
-       ML_LORA_W2 = 32,
-       ML_LORA_W3 = 64,
-       ML_LORA_ATTENTION = 15,
-       ML_LORA_ALL = 127
+/* Which matrices are adapted: a sum of these. */
+enum {
+    ML_LORA_Q = 1,
+    ML_LORA_K = 2,
+    ML_LORA_V = 4,
+    ML_LORA_O = 8,
+    ML_LORA_W1 = 16,
+    ML_LORA_W2 = 32,
+    ML_LORA_W3 = 64,
+    ML_LORA_ATTENTION = 15,
+    ML_LORA_ALL = 127
 };
 
 /* An adapter, for any number of models of one shape. Only a trainer and the functions below change it. */
@@ -1188,13 +1201,14 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
    for those of strangers. (User-defined pieces always are.) */
 enum { ML_ADD_BOS = 1, ML_ADD_EOS = 2, ML_ADD_SPECIAL = 4, ML_PARSE_SPECIAL = 8 };
 
-typedef enum ml_piece_kind { /* numbered as in GGUF */
-                             ML_PIECE_NORMAL = 1,
-                             ML_PIECE_UNKNOWN,
-                             ML_PIECE_CONTROL,
-                             ML_PIECE_USER_DEFINED,
-                             ML_PIECE_UNUSED,
-                             ML_PIECE_BYTE
+/* Numbered as in GGUF. */
+typedef enum ml_piece_kind {
+    ML_PIECE_NORMAL = 1,
+    ML_PIECE_UNKNOWN,
+    ML_PIECE_CONTROL,
+    ML_PIECE_USER_DEFINED,
+    ML_PIECE_UNUSED,
+    ML_PIECE_BYTE
 } ml_piece_kind;
 
 #define ML_MAX_ENDS 8
@@ -1210,8 +1224,8 @@ struct ml_tokenizer {
 
 /* A piece as stored (spaces as U+2581, or, byte-level, every byte as a character of GPT-2's alphabet: a space as
    U+0120), not zero-terminated; NULL if there is no such id. The outputs may be NULL. */
-ML_DEF const char *ml_tokenizer_piece(const ml_tokenizer *tokenizer, int32_t id, size_t *length, float *score,
-                                      ml_piece_kind *kind);
+ML_DEF const char *ml_tokenizer_piece(const ml_tokenizer *tokenizer, int32_t id, size_t *n_bytes,
+                                      float *score, ml_piece_kind *kind);
 ML_DEF void ml_tokenizer_free(ml_tokenizer *tokenizer);
 
 typedef struct ml_encode_desc {
@@ -1274,13 +1288,13 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
 
 typedef enum ml_start {
     ML_START_OVER = 0, /* forget what the session holds, and read the whole prompt */
-    ML_START_APPEND, /* a conversation: the prompt is appended (bos only if the session is empty); may be empty */
-    ML_START_PREFIX /* keep what the session and the prompt have in common (see ml_session_keep_prefix) */
+    ML_START_APPEND,   /* append the prompt (it may be empty); bos only if the session holds nothing */
+    ML_START_PREFIX    /* keep what both have in common (see ml_session_keep_prefix) */
 } ml_start;
 
 typedef enum ml_overflow {
     ML_OVERFLOW_ERROR = 0, /* ML_ERROR_CONTEXT if the prompt does not fit; new tokens end with the context */
-    ML_OVERFLOW_SLIDE /* drop the oldest half of what follows bos, and go on (reads the kept half again) */
+    ML_OVERFLOW_SLIDE      /* drop the older half of what follows bos, read the other again, and go on */
 } ml_overflow;
 
 typedef enum ml_stop {
@@ -1308,10 +1322,10 @@ typedef struct ml_generated {
     ml_stop stop;
 } ml_generated;
 
-/* Reads the prompt and continues it. The session then holds the prompt and all new tokens. *generated may be NULL. An
-   empty prompt needs a bos to predict from, or tokens that the session holds: otherwise ML_ERROR_ARGUMENT. An id for
-   which the tokenizer has no piece (of a padded vocabulary) is never drawn. ML_ERROR_NUMBER when no token can be
-   drawn from the logits (see ml_sampler_sample). */
+/* Reads the prompt and continues it. The session then holds the prompt and all new tokens. desc is required,
+   generated may be NULL. An empty prompt needs a bos to predict from, or tokens that the session holds: otherwise
+   ML_ERROR_ARGUMENT. An id for which the tokenizer has no piece (of a padded vocabulary) is never drawn.
+   ML_ERROR_NUMBER when no token can be drawn from the logits (see ml_sampler_sample). */
 ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc *desc,
                                      ml_generated *generated, ml_error *error);
 
@@ -1353,7 +1367,7 @@ typedef enum ml_chat_format {
     ML_CHAT_FORMATS
 } ml_chat_format;
 
-/* "plain", "llama2", ...; "?" for a wrong one. And back: ML_CHAT_DEFAULT for an unknown one. */
+/* "plain", "llama2", ...; "?" for a wrong one. And back (in lower case): ML_CHAT_DEFAULT for an unknown one. */
 ML_DEF const char *ml_chat_format_name(ml_chat_format format);
 ML_DEF ml_chat_format ml_chat_format_from_name(const char *name);
 /* The format that a template (in Jinja, as files have it) describes, by the words that only this one has.
@@ -1383,14 +1397,16 @@ typedef struct ml_chat {
 ML_DEF ml_result ml_chat_begin(ml_session *session, const ml_chat_desc *desc, ml_chat *chat, ml_error *error);
 
 /* The tokens of the next turn: the end of the answer before it (whichever way that stopped: the session never holds
-   it yet), what the user says, and the beginning of the answer. In the first turn bos and the system text instead of
-   that end. They stay in memory of the session until its next call. ML_ERROR_CONTEXT if the context is shorter. */
+   it yet), what the user says, and the beginning of the answer. The first turn begins with bos and
+   the system text instead of that end. The ids stay in memory of the session until its next ml_session_encode,
+   ml_chat_encode or ml_chat_reply. ML_ERROR_CONTEXT if they do not fit into the context. */
 ML_DEF ml_result ml_chat_encode(const ml_chat *chat, const char *text, ml_tokens *tokens, ml_error *error);
 
 /* One turn: reads it and generates the answer, up to the end that the format gives it. Of `desc` (NULL: the
    defaults), max_new_tokens (default: any number), sampler, on_token and user are used; n_prompt is the number of
-   tokens of the turn. An answer that on_token stopped, or max_new_tokens, is part of the conversation as far as it
-   came. ML_STOP_CONTEXT if this turn alone fills the context. ML_ERROR_CONTEXT, and nothing done, if it does not fit. */
+   tokens of the turn. An answer that on_token or max_new_tokens stopped is part of the conversation as far as it
+   came. ML_STOP_CONTEXT if the answer fills what the context has left beside its turn; ML_ERROR_CONTEXT, and nothing
+   done, if what the user says does not fit. */
 ML_DEF ml_result ml_chat_reply(ml_chat *chat, const char *text, const ml_generate_desc *desc,
                                ml_generated *generated, ml_error *error);
 
@@ -1410,8 +1426,8 @@ typedef struct ml_array {
     int n_dims;
     int64_t shape[ML_MAX_DIMS];  /* outermost first */
     int64_t stride[ML_MAX_DIMS]; /* in elements; arrays of quantized types are always contiguous */
-    const void
-        *data; /* first element, inside the archive's bytes: little-endian, and no alignment promised */
+    /* the first element, inside the archive's bytes: little-endian, of any alignment */
+    const void *data;
     int is_contiguous;
 } ml_array;
 
@@ -1452,24 +1468,25 @@ typedef struct ml_load_desc {
    the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
    pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors, adapter_model.safetensors,
    adapter_model.bin, or (with POSIX) its only .index.json, .gguf, .safetensors, .pth or .pt, with the others if it is
-   NAME-00001-of-00003.safetensors. Of Meta's consolidated.00.pth, consolidated.01.pth, ... a model is joined; an
-   archive is one of them. The values are those of the first file. ML_ERROR_MISMATCH where the files do not fit
-   together. Models, adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
+   NAME-00001-of-00003.safetensors. A model is joined from Meta's consolidated.00.pth, consolidated.01.pth, ...; an
+   archive is the one that is named. The values are those of the first file. ML_ERROR_MISMATCH where the files do not
+   fit together. Models, adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
 #endif
+/* The same of bytes in memory, which must outlive the archive. */
 ML_DEF ml_result ml_archive_load_memory(const void *data, size_t size, const ml_load_desc *desc,
-                                        ml_archive **archive, ml_error *error); /* data must outlive it */
+                                        ml_archive **archive, ml_error *error);
 ML_DEF void ml_archive_free(ml_archive *archive);
 /* The name, without the folder, of the i-th file that it was read from: the one that was opened, which may be an
    index, then the others. NULL after the last, and of bytes in memory. */
 ML_DEF const char *ml_archive_file(const ml_archive *archive, size_t i);
-ML_DEF const ml_array *ml_archive_find_array(const ml_archive *archive,
-                                             const char *name); /* NULL if there is none */
+/* The array or value of this name; NULL if there is none. */
+ML_DEF const ml_array *ml_archive_find_array(const ml_archive *archive, const char *name);
 ML_DEF const ml_value *ml_archive_find_value(const ml_archive *archive, const char *name);
 
-/* Elements of an array, row-major, converted to float or int64; n must be its number of elements.
+/* Elements of an array, row-major, converted to float or int64; n must be its number of elements (0 of NULL).
    ML_ERROR_UNSUPPORTED for ML_TYPE_NONE, and for a type that ML_NO_K_QUANTS left out. Floats as ints:
    ML_ERROR_MISMATCH. */
 ML_DEF size_t ml_array_count(const ml_array *array);
@@ -1477,7 +1494,8 @@ ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t 
 ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t n);
 
 /* ==== >>files ====
-   Loading tells formats apart by content. The ..._memory functions are for bytes in flash or from a network. */
+   Loading tells formats apart by content. The ..._memory functions are for bytes in flash or from a network. "The
+   course" is the assignment Min-Llama of CMU's Advanced NLP, whose PyTorch files are read and written. */
 
 /* A tokenizer: SentencePiece BPE in a tokenizer.model, GGUF, or llama2.c's .bin; byte-level BPE in a GGUF (of the
    pre-tokenizers gpt-2, llama-bpe, smollm, qwen2 and those that are equal to one of them) or in the tokenizer.model
@@ -1575,9 +1593,9 @@ typedef struct ml_save_desc {
     const ml_head *head; /* saved in the same file, if not ML_POOL_MAX. llama.cpp refuses such a file */
 } ml_save_desc;
 
-/* Where the bytes of a file go that is not in a file system: flash, a serial line, a network. Each of the functions
+/* Where saved bytes go that are for no file system: flash, a serial line, a network. Each of the functions
    below whose name ends in _to writes the same GGUF as the one without it, front to back, in pieces of any size.
-   (Other formats are ML_ERROR_UNSUPPORTED.) What is read back is the ..._memory function's. */
+   (Other formats are ML_ERROR_UNSUPPORTED.) The ..._memory functions read the bytes back. */
 typedef struct ml_output {
     /* Takes n bytes. Return 0 if they could not be taken: the save ends with ML_ERROR_FILE. */
     int (*write)(void *user, const void *bytes, size_t n);
@@ -1593,16 +1611,15 @@ ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, m
    as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). A tokenizer of
    bytes keeps its pre-tokenizer and merges; one of characters that came from a tokenizer.json gets the ranks of its
    merges as scores, since GGUF has no merges there: ids are then the same if any two of its pieces that make a third
-   are among the merges, as in the files of Llama 2. Safetensors is
-   Hugging Face's layout; it also replaces config.json in the same folder and, if the model has a chat_template,
-   chat_template.jinja, and holds no tokenizer. PyTorch is what
-   torch.load reads, for the code of the course (see examples/run_llama), without a tokenizer, too: {"model": the
-   weights under its names, "model_args": the configuration}, as its load_pretrained reads it; with a head what its
-   save_model leaves, whose "model" fits its classifier around a model of the same shape, and a "model_config" that
-   names stories42M.pt as that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied,
-   another rope_theta than 10000, rope_scale, a head_dim, window or biases of attention, a head of means or without a
-   bias. A model with a window is saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too: safetensors of a model
-   with rope_factors, for which a config.json has no place. */
+   are among the merges, as in the files of Llama 2. Safetensors is Hugging Face's layout; it also replaces
+   config.json in the same folder and, if the model has a chat_template, chat_template.jinja, and holds no tokenizer.
+   PyTorch is what torch.load reads, for the code of the course (see examples/run_llama), without a tokenizer, too:
+   {"model": the weights under its names, "model_args": the configuration}, as its load_pretrained reads it; with a
+   head what its save_model leaves, whose "model" fits its classifier around a model of the same shape, and a
+   "model_config" that names stories42M.pt as that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output
+   that is not tied, another rope_theta than 10000, rope_scale, a head_dim, window or biases of attention, a head of
+   means or without a bias. A model with a window is saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too:
+   safetensors of a model with rope_factors, for which a config.json has no place. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
@@ -5314,7 +5331,7 @@ ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tok
                                          const ml_outputs *out, ml_error *error) {
     if (!session || !tokens || n < 1 || !out)
         return mli_fail(error, ML_ERROR_ARGUMENT,
-                        "ml_session_eval: tokens or outputs is NULL, or n is less than 1");
+                        "ml_session_eval_outputs: tokens or outputs is NULL, or n is less than 1");
     mli_session *s = session->private_part;
     ml_result result = mli_check_tokens(session->model, tokens, n, error);
     if (!result && out->logits) result = mli_check_output(session->model, error);
@@ -12641,8 +12658,8 @@ ML_DEF const ml_value *ml_archive_find_value(const ml_archive *archive, const ch
 /* ---- the elements of an array ---- */
 
 ML_DEF size_t ml_array_count(const ml_array *array) {
-    size_t count = 1; /* the product fits: see mli_set_contiguous */
-    for (int i = 0; i < array->n_dims; i++) count *= (size_t)array->shape[i];
+    size_t count = array != NULL; /* the product fits: see mli_set_contiguous */
+    for (int i = 0; array && i < array->n_dims; i++) count *= (size_t)array->shape[i];
     return count;
 }
 
@@ -12688,7 +12705,7 @@ static void mli_array_walk(const ml_array *array, int dim, const unsigned char *
 
 ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t n) {
     mli_elements to = {dst, NULL};
-    if (n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
+    if (!array || !dst || n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
     if (!mli_is_readable(array->type)) return ML_ERROR_UNSUPPORTED;
     if (n) mli_array_walk(array, 0, (const unsigned char *)array->data, &to);
     return ML_OK;
@@ -12696,7 +12713,7 @@ ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t 
 
 ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t n) {
     mli_elements to = {NULL, dst};
-    if (n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
+    if (!array || !dst || n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
     if (array->type == ML_TYPE_NONE) return ML_ERROR_UNSUPPORTED;
     if (array->type < ML_I64 || array->type > ML_BOOL) return ML_ERROR_MISMATCH; /* floats are not rounded */
     if (n) mli_array_walk(array, 0, (const unsigned char *)array->data, &to);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Whether the packages of tools/manifests.sh say the header's version, and whether a program finds the header with
+# Whether the packages of tools/manifests.sh and npm's say the header's version, and whether a program finds the header with
 # CMake: by FetchContent from this folder, and by find_package after an installation. Without cmake these are skipped. The last line is the sum.
 set -e
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -20,6 +20,7 @@ done
 grep -q "^version=$version\$" "$work/packages/arduino/library.properties" || failed "library.properties: no $version"
 grep -q "\"version\": \"$version\"" "$work/packages/platformio/library.json" || failed "library.json: no $version"
 grep -q "^version: \"$version\"\$" "$work/packages/esp-idf/idf_component.yml" || failed "idf_component.yml: no $version"
+grep -q "\"version\": \"$version\"" "$top/examples/web/package.json" || failed "the npm package.json: no $version"
 for folder in arduino/src platformio/include esp-idf/include; do
     cmp -s "$top/minillama.h" "$work/packages/$folder/minillama.h" || failed "$folder has another header"
 done

@@ -29,8 +29,8 @@ function fastest(name, task, enough,    i, r, best) {
         if (best == "" || seconds(r, task) < seconds(best, task)) best = r
     }
     if (best == "") fact(name, "by no row")
-    else fact(name, sprintf("by %s (%s) in %.0f s of processor time, or %.0f s on two idle cores", shown(best),
-                            points(mean(best, task, "dev")), seconds(best, task), seconds(best, task) / 2))
+    else fact(name, sprintf("by %s (%s) in %.0f s of processor time", shown(best),
+                            points(mean(best, task, "dev")), seconds(best, task)))
 }
 function count_verdicts(task,    i, says, n) {
     for (i = 1; i <= rows; i++) {
