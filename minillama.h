@@ -472,8 +472,8 @@ typedef struct ml_model_create_desc {
 ML_DEF ml_result ml_model_create(const ml_model_create_desc *desc, ml_model **model, ml_error *error);
 ML_DEF void ml_model_free(ml_model *model);
 
-/* Gives a model the tokenizer to save with it. On success the model owns it, and frees the one it had.
-   ML_ERROR_MISMATCH if it has more than vocab_size pieces. */
+/* Gives a model the tokenizer to save with it. On success the model owns it, and frees the one it had. Sessions made
+   before may have no room for texts. ML_ERROR_MISMATCH if it has more than vocab_size pieces. */
 ML_DEF ml_result ml_model_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer, ml_error *error);
 
 /* GGUF's name of tensor `index`. */
@@ -563,7 +563,8 @@ ML_DEF ml_result ml_session_eval(ml_session *session, const int32_t *tokens, int
 ML_DEF ml_result ml_session_truncate(ml_session *session, int length, ml_error *error);
 /* Makes the session hold what another one over the same model and adapter holds, as one hypothesis of a beam search
    branches off another: keeps what they have in common, and copies the tokens, keys and values that follow.
-   ML_ERROR_CONTEXT if they do not fit, ML_ERROR_MISMATCH if model, adapter or cache_type differ. */
+   ML_ERROR_CONTEXT if they do not fit, ML_ERROR_MISMATCH if model, adapter or cache_type differ, or with
+   ML_ROPE_DYNAMIC max_seq_len. */
 ML_DEF ml_result ml_session_copy(ml_session *session, const ml_session *from, ml_error *error);
 /* Keeps the longest common prefix of the session and these tokens (all but the last of them at most, so that there is
    something left to compute logits from). *kept, which may be NULL, is its length. */
@@ -577,7 +578,7 @@ ML_DEF ml_result ml_session_encode(ml_session *session, const char *text, int fl
                                    ml_error *error);
 
 /* Tokens, keys and values held, as bytes in memory: restored into a session over the same model and adapter with the
-   same cache_type (otherwise ML_ERROR_MISMATCH), it continues as if it had read the tokens itself. The bytes are
+   same cache_type and, with ML_ROPE_DYNAMIC, max_seq_len (otherwise ML_ERROR_MISMATCH), it continues as if it had read the tokens itself. The bytes are
    little-endian everywhere, for builds of one version of this file. Bytes that are no saved session: ML_ERROR_FORMAT
    or ML_ERROR_TRUNCATED; more tokens than max_seq_len: ML_ERROR_CONTEXT. After an error the session is unchanged. */
 ML_DEF size_t ml_session_save_size(const ml_session *session);
@@ -751,7 +752,7 @@ ML_DEF void ml_graph_free(ml_graph *graph); /* nothing to do after ml_graph_init
 ML_DEF void ml_graph_begin(ml_graph *graph, int taping);
 /* Adds the gradients of loss (1, 1) to parameters and inputs. The records are used up, so that a second call is
    ML_ERROR_ARGUMENT; values and gradients can be read until the next begin. ML_ERROR_NUMBER, and no gradient is
-   computed, when the loss is not finite. After an error the parameters' gradients are undefined: set them to 0.
+   computed (but those of a `whole` loss), when the loss is not finite. After an error the parameters' gradients are undefined: set them to 0.
    Several losses: add them, or scale and add them. */
 ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *error);
 /* Ends a pass that is not run backward, and returns its first error. */
@@ -1305,7 +1306,8 @@ typedef enum ml_stop {
 } ml_stop;
 
 typedef struct ml_generate_desc {
-    /* Text, zero-terminated. Needs the model's tokenizer, which puts bos in front if tokenizer->adds_bos says so. */
+    /* Text, zero-terminated. Needs the model's tokenizer, which puts bos in front if tokenizer->adds_bos says so. It is
+       encoded by itself: SentencePiece puts a space before it, also where it is appended. */
     const char *prompt;
     ml_tokens prompt_ids; /* or token ids (bos included) */
     ml_start start;
@@ -1652,7 +1654,7 @@ typedef struct ml_archive_save_desc {
     const ml_named_tensor *tensors; /* (n_tensors) */
     int n_tensors;
     /* (n_values) named ints, floats, bools and strings (`length` bytes of UTF-8). Safetensors has texts
-       only: there they are read back as such, and under "__metadata__." and their name */
+       only: there they are read back as such, floats rounded to F32, under "__metadata__." and their name */
     const ml_value *values;
     int n_values;
     ml_type type; /* F32, F16 or BF16: of all tensors; default: the one they have */
@@ -2245,6 +2247,10 @@ static int mli_add_size(size_t a, size_t b, size_t *sum) {
     *sum = a + b;
     return 1;
 }
+
+/* The same, SIZE_MAX on overflow. */
+MLI_OPTIONAL size_t mli_product_or_most(size_t a, size_t b) { return mli_mul_size(a, b, &a) ? a : SIZE_MAX; }
+MLI_OPTIONAL size_t mli_sum_or_most(size_t a, size_t b) { return mli_add_size(a, b, &a) ? a : SIZE_MAX; }
 
 static uintptr_t mli_align_up(uintptr_t n) { return (n + MLI_ALIGN - 1) & ~(uintptr_t)(MLI_ALIGN - 1); }
 
@@ -3495,7 +3501,8 @@ static void mli_rope_defaults(ml_rope_desc *desc) {
 
 /* Whether it is one that ML_NO_ROPE_SCALING left out. */
 static int mli_is_left_out(const ml_rope_desc *desc) {
-    return !MLI_ROPE_SCALING && (desc->kind != ML_ROPE_PLAIN || desc->scale != 1 || desc->factors);
+    return !MLI_ROPE_SCALING &&
+           (desc->kind != ML_ROPE_PLAIN || desc->scale != 1 || desc->attention != 1 || desc->factors);
 }
 
 /* Whether a table can be made; the fields are not 0 any more. */
@@ -4203,7 +4210,8 @@ static void mli_prepend_backward(mli_graph *g, const void *record) {
 
 /* prefix (P, c), x (n, c) -> (n + n_rows P, c): the prefix before each row of x; for mli_attention_op.prefix = P */
 MLI_OPTIONAL ml_tensor mli_prepend(mli_graph *g, ml_tensor prefix, ml_tensor x, const mli_rows *rows) {
-    mli_prepend_op op = {prefix, x, mli_new(g, x.rows + (size_t)rows->n_rows * prefix.rows, x.cols), rows};
+    size_t n = mli_sum_or_most(x.rows, mli_product_or_most((size_t)rows->n_rows, prefix.rows));
+    mli_prepend_op op = {prefix, x, mli_new(g, MLI_MIN(n, SIZE_MAX / sizeof(float)), x.cols), rows};
     if (!mli_measuring(g)) mli_prepend_rows(&op);
     mli_record(g, mli_prepend_backward, &op, sizeof op);
     return op.y;
@@ -4832,6 +4840,9 @@ static ml_type mli_mixed_type(const ml_config *config, int index, ml_type type) 
     return makes_logits || (is_sensitive && is_chosen) ? ML_Q6_K : type;
 }
 
+/* F16, or, where that is left out, F32. */
+static ml_type mli_half_type(void) { return mli_type(ML_F16)->quantize ? ML_F16 : ML_F32; }
+
 /* The type that weight `index` gets when the matrices are to be of `type` (ML_TYPE_NONE: as they are). Norms are F32.
    Where rows are not a multiple of 256, llama.cpp has blocks of 32 with more bits; where not of 32, F16. */
 static ml_type mli_weight_type(const ml_config *config, int index, ml_type type, ml_type present) {
@@ -4842,7 +4853,7 @@ static ml_type mli_weight_type(const ml_config *config, int index, ml_type type,
     type = mli_mixed_type(config, index, type);
     if (cols % ml_type_block(type) && ml_type_block(type) == MLI_LARGEST_BLOCK)
         type = type == ML_Q4_K ? ML_Q5_0 : type == ML_Q5_K ? ML_Q5_1 : ML_Q8_0;
-    return cols % ml_type_block(type) ? ML_F16 : type;
+    return cols % ml_type_block(type) ? mli_half_type() : type;
 }
 
 /* Places the data of every tensor that has a type but no data; with memory NULL only counts the bytes. */
@@ -5406,6 +5417,12 @@ ML_DEF ml_result ml_session_keep_prefix(ml_session *session, const ml_tokens *to
     return mli_ok(error);
 }
 
+/* What the session's rotary positions begin with: ML_ROPE_DYNAMIC makes it larger for a longer one. */
+static float mli_session_theta(const mli_session *s) {
+    ml_rope_desc rope = mli_rope_desc_of(&s->shown.model->config, NULL);
+    return mli_rope_theta(&rope, s->shown.max_seq_len);
+}
+
 /* Copies the keys and values of f's tokens, of which the first `same` are also those of s. */
 static void mli_copy_cache(mli_session *s, const mli_session *f, int same) {
     int read = MLI_MIN(f->read, f->shown.length), first = f->first, begin;
@@ -5429,6 +5446,10 @@ ML_DEF ml_result ml_session_copy(ml_session *session, const ml_session *from, ml
     if (s->cache_type != f->cache_type)
         return mli_fail(error, ML_ERROR_MISMATCH, "ml_session_copy: a cache of %s, and one of %s",
                         ml_type_name(f->cache_type), ml_type_name(s->cache_type));
+    if (mli_session_theta(s) != mli_session_theta(f))
+        return mli_fail(error, ML_ERROR_MISMATCH,
+                        "ml_session_copy: ML_ROPE_DYNAMIC turns keys differently for %d and %d positions",
+                        from->max_seq_len, session->max_seq_len);
     ml_result result = mli_check_fit(s, 0, from->length, error);
     if (result) return result;
     int kept = mli_common_prefix(s->tokens, f->tokens, MLI_MIN(session->length, from->length));
@@ -5521,6 +5542,15 @@ static void mli_pool_row(float *out, ml_tensor x, size_t begin, size_t end, ml_p
     mli_scale(out, 1.0f / (float)(end - begin), x.cols);
 }
 
+/* Makes its length 1, if it is not 0. The largest number becomes 1 first, so that no square is out of range. */
+static void mli_make_unit(float *row, size_t n) {
+    float most = 0;
+    for (size_t i = 0; i < n; i++) most = MLI_MAX(most, fabsf(row[i]));
+    if (!(most > 0)) return;
+    for (size_t i = 0; i < n; i++) row[i] /= most;
+    mli_scale(row, 1.0f / sqrtf(mli_dot(row, row, n)), n);
+}
+
 ML_DEF ml_result ml_session_embed(ml_session *session, const ml_batch *batch, const ml_embed_desc *desc,
                                   float *embeddings, ml_error *error) {
     ml_embed_desc how = {ML_POOL_LAST, 0};
@@ -5534,8 +5564,7 @@ ML_DEF ml_result ml_session_embed(ml_session *session, const ml_batch *batch, co
     for (int r = 0; !result && r < rows.n_rows; r++) {
         float *row = embeddings + (size_t)r * x.cols;
         mli_pool_row(row, x, mli_row_start(&rows, r), mli_row_start(&rows, r + 1), how.pooling);
-        float length = sqrtf(mli_dot(row, row, x.cols));
-        if (how.normalize && length > 0) mli_scale(row, 1.0f / length, x.cols);
+        if (how.normalize) mli_make_unit(row, x.cols);
         if (mli_find_beyond(row, x.cols, MLI_INFINITY_BITS) < x.cols)
             result = mli_fail(error, ML_ERROR_NUMBER, "ml_session_embed: row %d is not finite", r);
     }
@@ -5754,6 +5783,10 @@ static mli_saved_header mli_header_of(const mli_session *s) {
         for (int i = 0; i < s->lora->n_tensors / 2; i++)
             weights = weights * 31 + mli_float_bits(s->lora->scales[i]);
     }
+    for (int j = 0; model->rope_factors && j < mli_head_size(&model->config) / 2; j++)
+        weights = weights * 31 + mli_float_bits(model->rope_factors[j]);
+    if (model->config.rope_kind == ML_ROPE_DYNAMIC) /* by which the keys were turned */
+        weights = weights * 31 + mli_float_bits(mli_session_theta(s));
     int read = MLI_MIN(s->read, s->shown.length), first = MLI_MAX(s->first, read - mli_window_rows(s));
     if (s->is_full || read <= first) first = read = 0;
     mli_saved_header header = {"mlsessn", 2,   (uint32_t)s->cache_type, weights, {0}, s->shown.length,
@@ -7140,8 +7173,8 @@ ML_DEF ml_tensor ml_concat(ml_graph *graph, const ml_tensor *parts, int n_parts,
         if (!mli_accepts(graph, "ml_concat", part)) return ml_none();
         if (axis == ML_ROWS ? part.cols != parts[0].cols : part.rows != parts[0].rows)
             return mli_cannot_fit(graph, "ml_concat", parts[0], part);
-        rows = axis == ML_ROWS ? rows + part.rows : part.rows;
-        cols = axis == ML_COLS ? cols + part.cols : part.cols;
+        rows = axis == ML_ROWS ? mli_sum_or_most(rows, part.rows) : part.rows;
+        cols = axis == ML_COLS ? mli_sum_or_most(cols, part.cols) : part.cols;
         learns |= part.grad != NULL;
     }
     ml_tensor y = mli_result(g, rows, cols, learns);
@@ -7334,6 +7367,9 @@ ML_DEF ml_tensor ml_rotate(ml_graph *graph, ml_tensor x, ml_tensor table, ml_row
         !mli_read_rows(graph, "ml_rotate", given, x.rows, &read))
         return ml_none();
     if (table.cols % 2 || x.cols % table.cols) return mli_cannot_fit(graph, "ml_rotate", x, table);
+    if (table.grad)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT,
+                          "ml_rotate: a table is a constant (see ml_stop_gradient)");
     if (mli_longest_row(&read) > table.rows)
         return mli_cannot(graph, ML_ERROR_CONTEXT, "ml_rotate: a row has %z tokens, the table %z positions",
                           mli_longest_row(&read), table.rows);
@@ -7427,7 +7463,7 @@ ML_DEF ml_tensor ml_alibi(ml_graph *graph, int n_heads, ml_rows given, size_t n)
     mli_rows rows;
     if (n_heads < 1 || n < 1) mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_alibi: there are no heads or tokens");
     if (mli_failed(graph) || !mli_read_rows(graph, "ml_alibi", given, n, &rows)) return ml_none();
-    ml_tensor bias = mli_result(g, (size_t)n_heads * n, mli_longest_row(&rows), 0);
+    ml_tensor bias = mli_result(g, mli_product_or_most((size_t)n_heads, n), mli_longest_row(&rows), 0);
     for (int h = 0, r = 0; h < n_heads && !mli_measuring(g); h++, r = 0) {
         float slope = mli_powf(2.0f, -8.0f * (float)(h + 1) / (float)n_heads);
         for (size_t i = 0; i < n; i++) {
@@ -7527,8 +7563,8 @@ static void mli_squared_gradient_rows(const void *record, size_t begin, size_t e
     size_t n = op->y.cols;
     float *d = op->is_target ? op->target.grad : op->y.grad;
     float factor = (op->is_target ? -2 : 2) * op->loss.grad[0] / op->divisor;
-    mli_axpy(d + begin * n, factor, mli_row(op->y, begin), (end - begin) * n);
-    mli_axpy(d + begin * n, -factor, mli_row(op->target, begin), (end - begin) * n);
+    const float *y = mli_row(op->y, begin), *target = mli_row(op->target, begin);
+    for (size_t i = 0; i < (end - begin) * n; i++) d[begin * n + i] += factor * (y[i] - target[i]);
 }
 
 static void mli_squared_backward(mli_graph *g, const void *record) {
@@ -8276,6 +8312,10 @@ static void mli_list_parameters(mli_optimizer *o, const ml_optimizer_desc *desc)
 }
 
 static ml_result mli_check_schedule(const ml_schedule *s, const char *whose, ml_error *error) {
+    if (s->warmup_steps < 0 || (int)s->decay < 0 || s->decay > ML_DECAY_COSINE ||
+        !(s->final >= 0 && s->final <= 1e6f))
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "%s: warmup_steps, decay or final of the schedule is out of range", whose);
     if (s->decay == ML_DECAY_NONE || s->total_steps > 0) return ML_OK;
     return mli_fail(error, ML_ERROR_ARGUMENT, "%s: a schedule that decays needs total_steps", whose);
 }
@@ -8453,6 +8493,12 @@ typedef struct mli_trainer_job {
     float *log_probs;
 } mli_trainer_job;
 
+/* Of the dropout of one pass: other seeds and other passes drop others. */
+static uint64_t mli_pass_seed(uint64_t seed, uint64_t pass) {
+    seed = mli_splitmix64(&seed) + pass;
+    return mli_splitmix64(&seed);
+}
+
 /* The states that the head reads: pooled and, in training, with some numbers dropped. */
 static ml_tensor mli_trainer_pooled(ml_graph *graph, const mli_trainer_job *job, ml_tensor hidden) {
     mli_trainer *t = job->t;
@@ -8460,10 +8506,8 @@ static ml_tensor mli_trainer_pooled(ml_graph *graph, const mli_trainer_job *job,
     int n_rows = graph->measuring ? t->desc.max_rows : rows->n_rows; /* the most that can be pooled */
     mli_pool_op op = {hidden, ml_none(), rows->start, rows->start + 1, 1, t->desc.head->pooling};
     ml_tensor pooled = mli_run_pool(graph, &op, (size_t)n_rows);
-    uint64_t seed = t->desc.seed * 0x9e3779b97f4a7c15u + (t->passes + 1) * 0x94d049bb133111ebu;
     if (!graph->taping) return pooled;
-    t->passes++;
-    return ml_dropout(graph, pooled, t->desc.dropout, seed);
+    return ml_dropout(graph, pooled, t->desc.dropout, mli_pass_seed(t->desc.seed, ++t->passes));
 }
 
 /* The pass of a batch: the network, with a head what it reads, and the loss. */
@@ -8660,7 +8704,9 @@ static ml_result mli_trainer_check(mli_trainer_job *job, ml_batch *batch, ml_err
     int counted;
     ml_result result = mli_check_batch(t->model, batch, &most, &job->rows, error);
     if (!result) result = mli_count_targets(t, batch, job->rows.n_rows, &counted, error);
-    if (!result && !(batch->divisor > 0)) batch->divisor = (float)MLI_MAX(counted, 1);
+    if (!result && !(batch->divisor >= 0 && batch->divisor < 3e38f))
+        result = mli_fail(error, ML_ERROR_ARGUMENT, "batch: its divisor is not 0 or more");
+    if (!result && batch->divisor == 0) batch->divisor = (float)MLI_MAX(counted, 1);
     job->batch = batch;
     return result;
 }
@@ -10477,7 +10523,7 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
     int kept = 0;
     for (int32_t i = 0; i < n; i++) {
         ml_candidate candidate = {logits[i], i};
-        if (candidate.p >= least) work[kept++] = candidate;
+        if (candidate.p >= least && candidate.p > 0) work[kept++] = candidate;
     }
     if (sampler->top_k > 0 || (sampler->top_p > 0 && sampler->top_p < 1)) {
         int taken = mli_take_top(work, kept, sampler->top_k, sampler->top_p);
@@ -10643,6 +10689,10 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     if (!session || !desc) return mli_null(error, "ml_session_generate");
     mli_session *s = session->private_part;
     int held = desc->start == ML_START_APPEND ? session->length : 0, limit = desc->max_new_tokens;
+    if ((int)desc->start < 0 || desc->start > ML_START_PREFIX || (int)desc->overflow < 0 ||
+        desc->overflow > ML_OVERFLOW_SLIDE)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "ml_session_generate: start or overflow is not one of its names");
     ml_tokens ids = {NULL, 0};
     ml_result result = mli_check_sampler(s, &desc->sampler, error);
     if (!result) result = mli_check_output(session->model, error);
@@ -12128,7 +12178,7 @@ static size_t mli_text_begin(const unsigned char *data, size_t size) {
 MLI_OPTIONAL int mli_is_index(const unsigned char *data, size_t size) {
     static const char key[] = "\"weight_map\"";
     size_t n = sizeof key - 1, at = mli_text_begin(data, size);
-    if (at == size || data[at] != '{') return 0;
+    if (at == size || data[at] != '{' || memchr(data, 0, MLI_MIN(size, 8))) return 0; /* zeros: a length */
     for (; size - at >= n; at++)
         if (data[at] == '"' && memcmp(data + at, key, n) == 0) return 1;
     return 0;
@@ -12463,7 +12513,7 @@ static const char *mli_only_file(mli_archive *archive, const char *folder, const
     int n = 0, number = 1, count;
     for (struct dirent *entry; listing && (entry = readdir(listing)) != NULL;) {
         const char *name = entry->d_name;
-        if (!mli_ends_with(name, strlen(name), ending)) continue;
+        if (name[0] == '.' || !mli_ends_with(name, strlen(name), ending)) continue; /* "._m.gguf": macOS */
         if (mli_shard_number(name, &number, &count) && number > 1) continue;
         if (n++) continue;
         char *path = mli_join_path(&archive->allocator, "/", 1, name);
@@ -12477,6 +12527,20 @@ static const char *mli_only_file(mli_archive *archive, const char *folder, const
     (void)archive, (void)folder, (void)ending;
 #endif
     return only;
+}
+
+/* Whether the folder has an entry of this name, be it a link that leads nowhere. */
+static int mli_has_entry(const char *folder, const char *name) {
+    int found = 0;
+#ifdef MLI_POSIX
+    DIR *listing = opendir(folder);
+    for (struct dirent *entry; listing && !found && (entry = readdir(listing)) != NULL;)
+        found = strcmp(entry->d_name, name) == 0;
+    if (listing) closedir(listing);
+#else
+    (void)folder, (void)name;
+#endif
+    return found;
 }
 
 /* Maps that file of the folder at archive->file_path, which becomes its path. */
@@ -12493,8 +12557,11 @@ static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
         const char *name = i < MLI_COUNT(mli_folder_files) ? mli_folder_files[i] : only;
         char *path = mli_join_path(allocator, folder, strlen(folder), name);
         result = path ? mli_map_file(path, allocator, file, NULL) : ML_ERROR_MEMORY;
+        if (result == ML_ERROR_FILE && mli_has_entry(folder, name + 1)) /* not another in its place */
+            archive->result = mli_map_file(path, allocator, file, archive->error);
         if (!result) archive->file_path = mli_keep_name(archive, path, strlen(path));
         mli_free(allocator, path);
+        if (archive->result) return;
     }
     if (result == ML_ERROR_MEMORY) mli_no_memory(archive);
     if (result)
@@ -15552,14 +15619,16 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
 #define MLI_KEY_CHAT_TEMPLATE "tokenizer.chat_template"
 #define MLI_KEY_PIECES "minillama.pieces" /* how many of the tokens are pieces, if the others only fill up */
 #define MLI_TOKENIZER_IDS 6               /* bos, eos, unknown, padding, end of turn, end of message */
-#define MLI_TOKENIZER_FLAGS 4             /* adds_bos, adds_eos, adds_space_prefix, removes_extra_spaces */
+#define MLI_TOKENIZER_FLAGS 8 /* in the order of mli_flag_keys; what llama.cpp knows comes first */
 static const char *const mli_id_keys[MLI_TOKENIZER_IDS] = {
     "tokenizer.ggml.bos_token_id",     "tokenizer.ggml.eos_token_id", "tokenizer.ggml.unknown_token_id",
     "tokenizer.ggml.padding_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
 #define MLI_KEY_ENDS "tokenizer.ggml.eos_token_ids" /* a list; eos may be one as well */
 static const char *const mli_flag_keys[MLI_TOKENIZER_FLAGS] = {
-    "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix",
-    "tokenizer.ggml.remove_extra_whitespaces"};
+    "tokenizer.ggml.add_bos_token",       "tokenizer.ggml.add_eos_token",
+    "tokenizer.ggml.add_space_prefix",    "tokenizer.ggml.remove_extra_whitespaces",
+    "minillama.tokenizer.spares_spaces",  "minillama.tokenizer.only_first",
+    "minillama.tokenizer.cuts_at_spaces", "minillama.tokenizer.takes_whole_words"};
 
 /* The nearest float, where C leaves it undefined, too: of a number beyond the largest float. */
 static float mli_to_float(double x) {
@@ -15671,8 +15740,10 @@ static ml_result mli_gguf_ends(const ml_archive *archive, mli_vocabulary *v, ml_
 /* A file that says not to add bos, and does not give its id, has none: that is how a vocabulary without bos is
    written. */
 static ml_result mli_gguf_flags(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
-    int *const flags[MLI_TOKENIZER_FLAGS] = {&v->adds_bos, &v->adds_eos, &v->rules.adds_space_prefix,
-                                             &v->rules.removes_extra_spaces};
+    mli_text_rules *rules = &v->rules;
+    int *const flags[MLI_TOKENIZER_FLAGS] = {
+        &v->adds_bos,          &v->adds_eos,       &rules->adds_space_prefix, &rules->removes_extra_spaces,
+        &rules->spares_spaces, &rules->only_first, &rules->cuts_at_spaces,    &rules->takes_whole_words};
     v->rules.adds_space_prefix = v->adds_bos = !v->rules.words;
 #ifndef ML_NO_BPE
     if (v->rules.words) v->adds_bos = v->rules.words->adds_bos;
@@ -16885,9 +16956,9 @@ static ml_rope_kind mli_load_rope_kind(mli_loader *loader, int *is_scaled) {
     for (int kind = 0; kind < (MLI_ROPE_SCALING ? +ML_ROPE_KINDS : 1); kind++)
         if (mli_value_is(type, mli_rope_names[kind])) return (ml_rope_kind)kind;
     mli_put(text, sizeof text, &at, type->s, type->kind == ML_VALUE_STRING ? type->length : 0);
-    mli_refuse(loader, ML_ERROR_UNSUPPORTED,
-               "value %s is %s; supported: default, linear, dynamic, yarn, llama3", type->name,
-               type->kind == ML_VALUE_STRING ? text : "no text");
+    mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is %s; supported: default%s", type->name,
+               type->kind == ML_VALUE_STRING ? text : "no text",
+               MLI_ROPE_SCALING ? ", linear, dynamic, yarn, llama3" : " (ML_NO_ROPE_SCALING)");
     return ML_ROPE_PLAIN;
 }
 
@@ -17777,6 +17848,13 @@ static void mli_load_weights(mli_loader *loader) {
    A GGUF has keys that mean nothing here: its author, its license, how a chat is written. Saved as GGUF again, the
    model still has them, byte by byte. They stay in the file while it is mapped, and are copied otherwise. */
 
+/* Whether a tokenizer has more ends than eos and two others, for which there are keys of their own. */
+static int mli_lists_ends(const ml_tokenizer *t) {
+    int n = 0;
+    for (int i = 0; i < t->n_ends; i++) n += t->ends[i] != t->eos;
+    return n > 2;
+}
+
 /* Whether a saved model has this key anyway, from its configuration, tokenizer or head, or must not have it. */
 static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
     static const char *const own[] = {
@@ -17796,6 +17874,7 @@ static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
     if (!model->tokenizer) return is_own;
     size_t n_tokenizer = MLI_COUNT(tokenizer) - (model->tokenizer->private_part->rules.words ? 0 : 2);
     for (size_t i = 0; i < n_tokenizer; i++) is_own |= mli_is_text(key, n, tokenizer[i]);
+    if (mli_lists_ends(model->tokenizer)) is_own |= mli_is_text(key, n, MLI_KEY_ENDS);
     for (int i = 0; i < MLI_TOKENIZER_IDS; i++) is_own |= mli_is_text(key, n, mli_id_keys[i]);
     for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) is_own |= mli_is_text(key, n, mli_flag_keys[i]);
     return is_own;
@@ -18796,7 +18875,7 @@ ML_DEF ml_result ml_head_load_memory(const void *data, size_t size, const ml_mod
 /* The type that tensor `index` of the model has in the file. */
 static ml_type mli_saved_type(const mli_saver *saver, int index) {
     ml_type wanted = saver->desc.type, present = saver->model->tensors[index].type;
-    if (saver->desc.format != ML_GGUF && !wanted && ml_type_block(present) > 1) wanted = ML_F16;
+    if (saver->desc.format != ML_GGUF && !wanted && ml_type_block(present) > 1) wanted = mli_half_type();
     return mli_weight_type(&saver->model->config, index, wanted, present);
 }
 
@@ -18890,6 +18969,7 @@ static void mli_append_gguf_rope(mli_writer *writer, ml_config c) {
     int is_yarn = c.rope_kind == ML_ROPE_YARN, has_name = is_yarn || c.rope_kind == ML_ROPE_PLAIN;
     ml_rope_desc usual = mli_usual_rope(&c);
     mli_append_key_f32(writer, keys[MLI_FIELD_ROPE_THETA][0], c.rope_theta);
+    if (!MLI_ROPE_SCALING) return; /* nor has it the names */
     if (c.rope_kind != ML_ROPE_PLAIN || c.rope_scale != 1) {
         mli_append_key_string(writer, keys[MLI_FIELD_ROPE_TYPE][has_name ? 0 : 4],
                               mli_rope_names[c.rope_kind]);
@@ -19008,16 +19088,27 @@ static void mli_append_scores(mli_writer *writer, const ml_tokenizer *t, int n) 
     }
 }
 
+/* Whether the pre-tokenizer's name implies it. */
+static int mli_takes_whole_words(const mli_text_rules *rules) {
+#ifndef ML_NO_BPE
+    return rules->words && rules->words->takes_whole_words;
+#else
+    return (void)rules, 0;
+#endif
+}
+
 static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver) {
     const ml_tokenizer *t = saver->model->tokenizer;
     const struct ml_tokenizer_private *own = t->private_part;
-    int32_t ends[2] = {-1, -1}; /* the first two besides eos; no program reads more */
+    int32_t ends[2] = {-1, -1}; /* the first two besides eos */
     for (int i = 0, n = 0; i < t->n_ends && n < 2; i++)
         if (t->ends[i] != t->eos) ends[n++] = t->ends[i];
     const int32_t ids[MLI_TOKENIZER_IDS] = {t->bos,  t->eos, t->unknown, own->has_padding ? t->padding : -1,
                                             ends[0], ends[1]};
-    const int flags[MLI_TOKENIZER_FLAGS] = {t->adds_bos, t->adds_eos, own->rules.adds_space_prefix,
-                                            own->rules.removes_extra_spaces};
+    const mli_text_rules *rules = &own->rules;
+    const int flags[MLI_TOKENIZER_FLAGS] = {
+        t->adds_bos,          t->adds_eos,       rules->adds_space_prefix, rules->removes_extra_spaces,
+        rules->spares_spaces, rules->only_first, rules->cuts_at_spaces,    rules->takes_whole_words};
     ml_piece_kind kind = ML_PIECE_NORMAL;
     int n = saver->model->config.vocab_size;
     mli_append_key_string(writer, MLI_KEY_TOKENIZER, own->rules.words ? "gpt2" : "llama");
@@ -19033,10 +19124,14 @@ static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver
         mli_append_uint(writer, (uint64_t)(mli_is_padding(saver, id) ? ML_PIECE_UNUSED : kind), 4);
     }
     if (n > t->n_pieces) mli_append_key_u32(writer, MLI_KEY_PIECES, t->n_pieces);
+    if (mli_lists_ends(t)) {
+        mli_append_key_list(writer, MLI_KEY_ENDS, MLI_GGUF_I32, t->n_ends);
+        for (int i = 0; i < t->n_ends; i++) mli_append_uint(writer, (uint64_t)t->ends[i], 4);
+    }
     for (int i = 0; i < MLI_TOKENIZER_IDS; i++) /* one that is not there has no key */
         if (ids[i] >= 0) mli_append_key_u32(writer, mli_id_keys[i], (int)ids[i]);
-    for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) /* the last of the flags may be left out, too */
-        if (i < MLI_TOKENIZER_FLAGS - 1 || flags[i])
+    for (int i = 0; i < MLI_TOKENIZER_FLAGS; i++) /* from the fourth on, what is usual needs no key */
+        if (i < 3 || (flags[i] != 0) != (i == 7 && mli_takes_whole_words(rules)))
             mli_append_key(writer, mli_flag_keys[i], MLI_GGUF_BOOL, flags[i] != 0);
 }
 
@@ -19271,7 +19366,6 @@ MLI_OPTIONAL void mli_append_config_json(mli_writer *writer, const mli_saver *sa
     const ml_tokenizer *tokenizer = saver->model->tokenizer;
     const ml_head *head = saver->desc.head;
     ml_type type = mli_saved_type(saver, (int)MLI_W1);
-    if (c.attention_bias) family = "Llama", type_name = "llama"; /* a Mistral has none */
     mli_append_format(writer, "{\n  \"architectures\": [\"%s%s\"],\n  \"model_type\": \"%s\"", family,
                       head                           ? "ForSequenceClassification"
                       : mli_has_output(saver->model) ? "ForCausalLM"
@@ -19480,6 +19574,10 @@ static int mli_paths_beside(mli_saver *saver, const char *path, char *paths[MLI_
         else if (strcmp(paths[n], path) == 0)
             saver->result = mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the name of the %s", path,
                                      n == 1 ? "configuration" : "chat template");
+        else if (strncmp(path, paths[n], strlen(paths[n])) == 0 &&
+                 strcmp(path + strlen(paths[n]), ".tmp") == 0)
+            saver->result =
+                mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the temporary name of %s", path, name);
     }
     return n;
 }
@@ -19535,13 +19633,15 @@ static ml_result mli_check_course(const mli_saver *saver) {
     const ml_head *head = saver->desc.head;
     const char *what = !c->tied_output          ? "an output that is not tied to the embedding"
                        : c->rope_theta != 10000 ? "a rope_theta that is not 10000"
-                       : c->rope_scale != 1 || saver->model->rope_factors ? "a rope_scale"
-                       : mli_head_size(c) * c->n_heads != c->dim          ? "a head_dim of its own"
-                       : c->window                                        ? "a window"
-                       : c->attention_bias                                ? "biases of attention"
-                       : head && head->pooling != ML_POOL_LAST            ? "a head of means"
-                       : head && !head->bias.data                         ? "a head without a bias"
-                                                                          : NULL;
+                       : c->rope_kind != ML_ROPE_PLAIN || c->rope_scale != 1 || c->rope_attention != 1 ||
+                               saver->model->rope_factors
+                           ? "a rope_scale"
+                       : mli_head_size(c) * c->n_heads != c->dim ? "a head_dim of its own"
+                       : c->window                               ? "a window"
+                       : c->attention_bias                       ? "biases of attention"
+                       : head && head->pooling != ML_POOL_LAST   ? "a head of means"
+                       : head && !head->bias.data                ? "a head without a bias"
+                                                                 : NULL;
     if (!saver->is_torch || !what) return ML_OK;
     return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
                     "a PyTorch file is for the course's code, which does not know %s", what);
@@ -19579,6 +19679,9 @@ static ml_result mli_check_saving(const mli_saver *saver) {
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "a config.json has no place for %s: save as GGUF",
                         saver->model->rope_factors ? "these factors of rotary positions (" MLI_ROPE_TENSOR ")"
                                                    : "a rope_attention without ML_ROPE_YARN");
+    if (saver->is_hf && !saver->lora && c->window && c->attention_bias)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                        "no config.json stands for a window and biases of attention together: save as GGUF");
     ml_result result = mli_check_pooling(saver);
     return result ? result : mli_check_course(saver);
 }
@@ -19796,6 +19899,9 @@ static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *er
                                 value->name);
         if (desc->format == ML_SAFETENSORS && strcmp(value->name, "format") == 0)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: safetensors has its own \"format\"", i);
+        if (desc->format == ML_GGUF &&
+            (strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) == 0 || mli_begins_with(value->name, "split.")))
+            return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: a GGUF has its own \"%s\"", i, value->name);
         if (value->kind < ML_VALUE_INT || value->kind > ML_VALUE_STRING)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %s is not an int, float, bool or string",
                             value->name);
@@ -19805,9 +19911,10 @@ static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *er
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %s: its text is not UTF-8", value->name);
         if (value->kind == ML_VALUE_FLOAT && !mli_is_finite(value->f))
             return mli_fail(error, ML_ERROR_NUMBER, "value %s is not finite", value->name);
-        if (value->kind == ML_VALUE_FLOAT && desc->format == ML_SAFETENSORS && fabs(value->f) > most)
-            return mli_fail(error, ML_ERROR_NUMBER, "value %s is too large: in safetensors it is an F32",
-                            value->name);
+        if (value->kind == ML_VALUE_FLOAT && desc->format == ML_SAFETENSORS &&
+            (fabs(value->f) > most || (value->f != 0 && (float)value->f == 0)))
+            return mli_fail(error, ML_ERROR_NUMBER, "value %s is too %s: in safetensors it is an F32",
+                            value->name, fabs(value->f) > most ? "large" : "small");
     }
     return ML_OK;
 }

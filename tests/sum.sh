@@ -1,14 +1,14 @@
 #!/bin/sh
 # sum.sh PROGRAM...: runs test programs (by $RUNNER, if set), one on each processor at a time, prints what each says when it
 # ends, then why tests were skipped, and closes with one line, summed over theirs. One that crashes, hangs for ten minutes
-# or ends without its own line "NAME: N passed, N failed, N skipped" is a failure. Temporary files go into one folder,
+# (LIMIT seconds) or ends without its own line "NAME: N passed, N failed, N skipped" is a failure. Temporary files go into one folder,
 # which is removed at the end, also by a signal.
 export OMP_WAIT_POLICY=passive # waiting threads sleep: a busy machine or an emulator is slow enough
 if [ "$1" = --one ]; then
     TMPDIR=$TMPDIR/$$ # short: paths are in messages
     export TMPDIR
     mkdir "$TMPDIR" || exit 1
-    limit=$(command -v timeout >/dev/null && echo timeout 600)
+    limit=$(command -v timeout >/dev/null && echo "timeout ${LIMIT:-600}")
     $limit $RUNNER "$2" >"$2.log" 2>&1 &
     echo $! >"$TMPDIR.pid"
     wait $!

@@ -16,6 +16,8 @@ static long folder_owner; /* a child of the program removes nothing */
 #include <direct.h>
 #include <io.h>
 
+enum { WITHOUT_SH = 1, WITHOUT_LISTS = 1 }; /* the library lists folders with POSIX only */
+
 static inline int make_folder(const char *path) { return _mkdir(path) == 0; }
 
 static inline int folder_end(void) {
@@ -30,6 +32,8 @@ static inline int folder_end(void) {
 static inline int symlink(const char *to, const char *from) { return (void)to, (void)from, -1; }
 #else
 #include <sys/wait.h>
+
+enum { WITHOUT_SH = 0, WITHOUT_LISTS = 0 };
 
 static inline int make_folder(const char *path) { return mkdir(path, 0777) == 0; }
 
@@ -104,7 +108,7 @@ static inline const char *capture_end(void) {
         dup2(capture_shown[i], i + 1);
         close(capture_shown[i]);
     }
-    FILE *file = fopen(in_folder("captured"), "rb");
+    FILE *file = fopen(in_folder("captured"), "r"); /* Windows ends lines with CR LF */
     size_t n = file ? fread(text, 1, sizeof text - 1, file) : 0;
     text[n] = 0;
     if (file) fclose(file);

@@ -196,6 +196,11 @@ TEST(wrong_names_are_refused) {
     make_example(&e, ML_SAFETENSORS);
     e.values[3].name = "format";
     check_refused(&e, ML_ERROR_ARGUMENT, "its own \"format\"");
+    for (i = 0; i < 2; i++) { /* they would say where the numbers are, and that there are other files */
+        make_example(&e, ML_GGUF);
+        e.values[3].name = i ? "split.count" : "general.alignment";
+        check_refused(&e, ML_ERROR_ARGUMENT, i ? "its own \"split.count\"" : "its own \"general.alignment\"");
+    }
 }
 
 /* By the table of RFC 3629: the ends of each length and of the surrogates. */
@@ -248,6 +253,7 @@ TEST(names_and_texts_are_utf8) {
 TEST(wrong_tensors_and_values_are_refused) {
     static float infinite[3] = {1, INFINITY, 2}, large[3] = {1, 70000, 2};
     example e;
+    ml_error error;
     make_example(&e, ML_PYTORCH);
     check_refused(&e, ML_ERROR_ARGUMENT, "the format is not GGUF or safetensors");
     make_example(&e, ML_GGUF);
@@ -279,6 +285,8 @@ TEST(wrong_tensors_and_values_are_refused) {
     make_example(&e, ML_SAFETENSORS);
     e.values[1].f = -1e300;
     check_refused(&e, ML_ERROR_NUMBER, "value my.rate is too large");
+    e.values[1].f = 1e-300;
+    check_refused(&e, ML_ERROR_NUMBER, "value my.rate is too small");
     make_example(&e, ML_GGUF);
     e.values[0].kind = ML_VALUE_LIST;
     check_refused(&e, ML_ERROR_ARGUMENT, "value my.count is not an int, float, bool or string");
@@ -293,6 +301,9 @@ TEST(wrong_tensors_and_values_are_refused) {
     check_refused(&e, ML_ERROR_ARGUMENT, "text_name ../a.json is not a name in a folder");
     e.desc.text_name = "refused.bin";
     check_refused(&e, ML_ERROR_ARGUMENT, "is the name of the configuration");
+    e.desc.text_name = "w"; /* whose text would be lost in the place of the tensors */
+    CHECK(ml_archive_save(in_folder("w.tmp"), &e.desc, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "w.tmp is the temporary name of w") != NULL && !exists(in_folder("w.tmp")));
 }
 
 TEST(paths_that_cannot_be_written_are_refused) {

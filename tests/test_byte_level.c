@@ -447,6 +447,7 @@ static void check_saved(ml_tokenizer *t, const char *pre, size_t n_merges) {
         CHECK(again->tokenizer->adds_bos == t->adds_bos && again->tokenizer->bos == t->bos);
         if (!round) CHECK(ml_model_save(again, in_folder("bpe2.gguf"), NULL, &failure) == ML_OK);
         ml_model_free(again);
+        if (!round) CHECK(remove(in_folder("bpe.gguf")) == 0); /* Windows does not rename over a file */
         if (!round) CHECK(rename(in_folder("bpe2.gguf"), in_folder("bpe.gguf")) == 0);
     }
     ml_model_free(model);
@@ -459,6 +460,12 @@ TEST(saved_as_gguf) {
     t = load(write_json(SMOLLM, 0, ""));
     REQUIRE(t);
     check_saved(t, "smollm", N_MERGES - 1);
+    for (int i = 0; i < 2; i++) { /* the pre-tokenizer's name implies it, or the opposite */
+        t = load(write_json(LLAMA3, 0, ""));
+        REQUIRE(t);
+        t->private_part->rules.takes_whole_words = i;
+        check_saved(t, "llama-bpe", N_MERGES - 1);
+    }
 }
 
 #define HEAD "{\"pre_tokenizer\": " BYTE_LEVEL "true}, \"model\": {\"type\": \"BPE\", \"vocab\": "
@@ -601,6 +608,19 @@ TEST(sentencepiece_saved_by_scores) {
     REQUIRE(ml_model_load(in_folder("spm.gguf"), NULL, &again, &failure) == ML_OK);
     REQUIRE(again->tokenizer);
     CHECK(same_ids(t, again->tokenizer, "ab a bab\n\xC3\xA9 abab", 0));
+    ml_model_free(again);
+    ml_model_free(model);
+    t = load(write_spm("\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\xE2\x96\x81\", "
+                       "\"prepend_scheme\": \"first\", \"split\": true}"));
+    REQUIRE(t);
+    model = model_for(t); /* and the rules that only tokenizer.json has */
+    REQUIRE(ml_model_save(model, in_folder("spm.gguf"), NULL, &failure) == ML_OK);
+    REQUIRE(ml_model_load(in_folder("spm.gguf"), NULL, &again, &failure) == ML_OK);
+    REQUIRE(again->tokenizer);
+    CHECK(same_ids(t, again->tokenizer, " ab a bab", 0));
+    CHECK(same_ids(t, again->tokenizer, "ab<s>ab", ML_PARSE_SPECIAL));
+    const mli_text_rules *rules = &again->tokenizer->private_part->rules;
+    CHECK(rules->spares_spaces && rules->only_first && rules->cuts_at_spaces && !rules->takes_whole_words);
     ml_model_free(again);
     ml_model_free(model);
 }

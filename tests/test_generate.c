@@ -88,6 +88,22 @@ TEST(filters_keep_what_they_should) {
     check_shares(&sampler, one);
 }
 
+/* Rounding may leave the last candidate to be drawn, so none may be there that has no probability. */
+TEST(what_is_ruled_out_is_no_candidate) {
+    ml_sampler sampler;
+    ml_random random;
+    memset(&sampler, 0, sizeof sampler);
+    ml_random_seed(&random, 1);
+    sampler.temperature = 1;
+    sampler.random = &random;
+    for (int i = 0; i < 20; i++) {
+        float logits[4] = {-INFINITY, 1, 2, -INFINITY};
+        ml_candidate work[4] = {{0, -7}, {0, -7}, {0, -7}, {0, -7}};
+        int32_t id = ml_sampler_sample(&sampler, logits, 4, NULL, work);
+        CHECK((id == 1 || id == 2) && work[0].id == 1 && work[1].id == 2 && work[2].id == -7);
+    }
+}
+
 TEST(repetition_penalty_weakens_what_was_seen) {
     ml_sampler sampler;
     float logits[4];
@@ -363,6 +379,11 @@ TEST(stops_where_it_should) {
     CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
     CHECK(made.n_new == 5 && made.stop == ML_STOP_CALLER);
     c.stop_after = 0;
+    desc.start = (ml_start)7;
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT && made.n_new == 0);
+    desc.start = ML_START_OVER, desc.overflow = (ml_overflow)2;
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT && made.n_new == 0);
+    desc.overflow = ML_OVERFLOW_ERROR;
     desc.max_new_tokens = 21; /* as many as fit */
     CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
     CHECK(made.n_new == 21 && made.stop == ML_STOP_LENGTH);
@@ -624,6 +645,7 @@ int main(void) {
     RUN(greedy_takes_the_most_likely);
     RUN(temperature_sharpens_and_flattens);
     RUN(filters_keep_what_they_should);
+    RUN(what_is_ruled_out_is_no_candidate);
     RUN(repetition_penalty_weakens_what_was_seen);
     RUN(top_sets_equal_a_sort);
     RUN(logits_that_are_not_finite);

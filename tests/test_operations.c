@@ -646,6 +646,25 @@ TEST(squared_error_and_kl) {
         }
 }
 
+/* Where y and target are near each other: y - target is exact (Sterbenz 1974), so one product is rounded, of -.3 twice
+   over 4; and 0 of equal ones. */
+TEST(squared_error_of_near_numbers) {
+    problem p;
+    begin_problem(&p, squared_build, squared_plain);
+    variable *y = add(&p, 1, 4, 1, 1), *target = add(&p, 1, 4, 2, 1);
+    static const float a[4] = {50000, 50000.00390625f, 100.0000076f, -3}, b[4] = {50000, 50000, 100, -3};
+    memcpy(y->given, a, sizeof a), memcpy(target->given, b, sizeof b);
+    p.is_loss = 1;
+    set_output(&p, 1, 1);
+    run_pass(&p, 1, 0);
+    for (int i = 0; i < 4; i++) {
+        const float factor = 2 * -.3f / 4;
+        CHECK(y->grad[i] == factor * (a[i] - b[i]));
+        CHECK(target->grad[i] == factor * (b[i] - a[i]));
+    }
+    end_problem(&p);
+}
+
 /* Of equal distributions it is 0, and a class that p rules out counts nothing. */
 TEST(kl_at_the_ends) {
     static const float x[4] = {1, 2, -INFINITY, 3}, y[4] = {0, 1, 5, 2}, far[4] = {1e4f, 0, 0, 0};
@@ -1207,6 +1226,10 @@ static ml_tensor custom_keep(ml_graph *g) {
     ml_custom_desc desc = {"mine", sine_forward, NULL, &x, 1, 1, 1, SIZE_MAX, NULL};
     return ml_custom_op(g, &desc);
 }
+static ml_tensor learned_rotation(ml_graph *g) {
+    ml_rows one = {NULL, 0};
+    return ml_rotate(g, of(2, 2), of(2, 2), one);
+}
 static ml_tensor not_finite(ml_graph *g) { return ml_log(g, ml_scale(g, ml_sum(g, of(2, 3)), 0)); }
 
 static const struct {
@@ -1270,6 +1293,7 @@ static const struct {
     {more_rows, ML_ERROR_ARGUMENT, "ml_pool_rows: the 1000000 rows do not run from 0 to the 2 tokens"},
     {custom_size, ML_ERROR_ARGUMENT, "ml_custom_op: "},
     {custom_keep, ML_ERROR_MEMORY, "a pass of this size takes more memory than can be addressed"},
+    {learned_rotation, ML_ERROR_ARGUMENT, "ml_rotate: a table is a constant"},
     {not_finite, ML_ERROR_NUMBER, "the loss is not finite"},
 };
 
@@ -1536,6 +1560,7 @@ int main(void) {
     RUN(quantized_operands);
     RUN(shapes);
     RUN(squared_error_and_kl);
+    RUN(squared_error_of_near_numbers);
     RUN(kl_at_the_ends);
     RUN(custom);
     RUN(custom_errors);

@@ -354,6 +354,14 @@ TEST(numbers_out_of_range_are_refused) {
     make_four(&f);
     f.desc.schedule.decay = ML_DECAY_COSINE;
     check_refused(&f.desc, "optimizer: a schedule that decays needs total_steps");
+    const ml_schedule wrong[] = {{ML_DECAY_NONE, -100, 0, 0},
+                                 {(ml_decay)9, 0, 10, 0},
+                                 {ML_DECAY_LINEAR, 0, 10, -1},
+                                 {ML_DECAY_LINEAR, 0, 10, NAN}};
+    for (i = 0; i < 4; i++) {
+        f.desc.schedule = wrong[i];
+        check_refused(&f.desc, "optimizer: warmup_steps, decay or final of the schedule is out of range");
+    }
 }
 
 /* What is frozen may have any type, and its rate does not matter. */

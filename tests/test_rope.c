@@ -395,6 +395,36 @@ TEST(copies_with_a_window) {
 }
 
 /* A session whose cache moved is saved; hostile bytes in its header are refused. */
+/* Keys that ML_ROPE_DYNAMIC turned for 32 positions are no keys of a session of 64, nor those under other factors. */
+TEST(keys_of_another_length) {
+    unsigned char saved[20000];
+    float factors[8];
+    ml_error error;
+    for (int i = 0; i < 2; i++) {
+        ml_config c = base_config();
+        if (!i) c.rope_kind = ML_ROPE_DYNAMIC, c.rope_original = 16, c.rope_scale = 2;
+        ml_model *model = make(c);
+        ml_session *a = open_session(model, 32, 8), *b = open_session(model, i ? 32 : 64, 8);
+        size_t size = ml_session_save_size(a);
+        REQUIRE(a && b && ml_session_eval(a, some_tokens(), 3, NULL, NULL) == ML_OK);
+        size = ml_session_save_size(a);
+        REQUIRE(size <= sizeof saved && ml_session_save(a, saved, size, NULL) == ML_OK);
+        CHECK(ml_session_restore(a, saved, size, &error) == ML_OK);
+        if (i) {
+            for (int j = 0; j < mli_head_size(&c) / 2; j++) factors[j] = 1 + (float)j;
+            model->rope_factors = factors;
+        } else {
+            CHECK(ml_session_copy(b, a, &error) == ML_ERROR_MISMATCH && !b->length);
+            CHECK(strstr(error.text, "ML_ROPE_DYNAMIC turns keys differently for 32 and 64 positions") !=
+                  NULL);
+        }
+        CHECK(ml_session_restore(b, saved, size, &error) == ML_ERROR_MISMATCH && !b->length);
+        model->rope_factors = NULL;
+        ml_session_free(a), ml_session_free(b);
+        ml_model_free(model);
+    }
+}
+
 TEST(saved_windows_that_are_refused) {
     static float hidden[MAX_TOKENS * MAX_DIM];
     static const int32_t wrong[][2] = {{-1, 200}, {150, 149}, {0, 201},
@@ -666,6 +696,12 @@ TEST(variants_in_files) {
             ml_save_desc save = save_as((ml_format)format, ML_F32);
             ml_error error;
             const char *path = in_folder(format == ML_GGUF ? "variant.gguf" : "variant.safetensors");
+            if (format == ML_SAFETENSORS && model->config.window && model->config.attention_bias) {
+                CHECK(ml_model_save(model, path, &save, &error) == ML_ERROR_UNSUPPORTED);
+                CHECK(strstr(error.text, "a window and biases of attention together: save as GGUF") != NULL);
+                ml_model_free(model);
+                continue;
+            }
             CHECK(ml_model_save(model, path, &save, &error) == ML_OK);
             ml_result result = ml_model_load(path, NULL, &loaded, &error);
             if (result) printf("variant %d: %s\n", i, error.text);
@@ -685,6 +721,25 @@ TEST(variants_in_files) {
             ml_model_free(loaded);
             ml_model_free(model);
         }
+}
+
+/* The course's code has plain rotary positions only. */
+TEST(no_stretched_positions_in_torch) {
+    for (int i = 0; i < 4; i++) {
+        ml_config c = variant(6);
+        c.head_dim = 0, c.rope_theta = 10000;
+        if (i == 1) c.rope_kind = ML_ROPE_DYNAMIC, c.rope_original = 50;
+        if (i == 2) c.rope_attention = 1.25f;
+        if (i == 3) c.rope_kind = ML_ROPE_YARN, c.rope_original = 64, c.rope_attention = 1.5f;
+        ml_model *model = make(c);
+        ml_save_desc save = save_as(ML_PYTORCH, ML_F32);
+        ml_error error;
+        REQUIRE(model);
+        CHECK(ml_model_save(model, in_folder("plain.pt"), &save, &error) ==
+              (i ? ML_ERROR_UNSUPPORTED : ML_OK));
+        if (i) CHECK(strstr(error.text, "a rope_scale") != NULL);
+        ml_model_free(model);
+    }
 }
 
 /* NTK's theta, 10000 3e5^(4/2), would not be loaded again. */
@@ -1145,6 +1200,7 @@ int main(void) {
     RUN(truncating_with_a_window);
     RUN(copies_with_a_window);
     RUN(saved_windows_that_are_refused);
+    RUN(keys_of_another_length);
     RUN(likelihood_with_a_window);
     RUN(sliding_with_a_window);
     RUN(looking_through_a_window);
@@ -1152,6 +1208,7 @@ int main(void) {
     RUN(biases_alone);
     RUN(training_biases);
     RUN(variants_in_files);
+    RUN(no_stretched_positions_in_torch);
     RUN(no_theta_beyond_files);
     RUN(keys_of_other_programs);
     RUN(factors_of_any_kind);

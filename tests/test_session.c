@@ -1,6 +1,7 @@
 /* Sessions: prefixes, encoding, embeddings, likelihood, saving, and generation that continues what a session
    holds. */
 #include "preamble.h"
+#include "models.h"
 #include "shared.h"
 
 #define N_LETTERS 26
@@ -317,6 +318,27 @@ static void check_likelihood(ml_session *session, const int32_t *ids, int n_cont
     desc.log_probs = NULL; /* again, from what the session holds */
     CHECK(ml_session_likelihood(session, &desc, &got, &failure) == ML_OK);
     CHECK_NEAR(got.sum, sum, 1e-3, 1e-5);
+}
+
+/* Also where the squares of its numbers are too large or too small for F32. */
+TEST(embeddings_have_length_1) {
+    static const float factors[] = {1e-25f, 1, 1e22f};
+    static const int32_t ids[3] = {1, 2, 3};
+    ml_model *model = letter_model(ML_MASK_CAUSAL, 3);
+    ml_session *session = new_session(model, 0, 0);
+    const ml_embed_desc desc = {ML_POOL_MEAN, 1};
+    ml_batch batch;
+    memset(&batch, 0, sizeof batch);
+    batch.tokens = ids, batch.n_tokens = 3;
+    float *norm = (float *)model->tensors[tensor_index(model, "output_norm.weight")].data, made[32];
+    for (int i = 0; i < 3; i++) {
+        double sum = 0;
+        for (int j = 0; j < 32; j++) norm[j] = factors[i];
+        CHECK(ml_session_embed(session, &batch, &desc, made, &failure) == ML_OK);
+        for (int j = 0; j < 32; j++) sum += (double)made[j] * (double)made[j];
+        CHECK_NEAR(sum, 1, 1e-6, 0); /* a few roundings of F32 */
+    }
+    ml_session_free(session), ml_model_free(model);
 }
 
 TEST(likelihood_is_log_softmax) {
@@ -889,6 +911,7 @@ int main(void) {
     RUN(common_prefix_is_kept);
     RUN(encoded_ids_survive_passes);
     RUN(embeddings_pool_hidden_states);
+    RUN(embeddings_have_length_1);
     RUN(likelihood_is_log_softmax);
     RUN(likelihood_of_text);
     RUN(copies_continue);

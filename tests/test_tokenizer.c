@@ -1033,6 +1033,26 @@ static int64_t saved_value(const ml_archive *archive, const char *key) {
     return !value ? -1 : value->kind == ML_VALUE_BOOL && !value->i ? -2 : value->i;
 }
 
+/* Of more ends than have keys of their own a list is written, and once. */
+TEST(all_ends_are_saved) {
+    static const int32_t ends[] = {2, 10, 11, 12, 13};
+    vocabulary v = small_vocabulary();
+    bytes more = {NULL, 0, 0};
+    put_list(&more, "tokenizer.ggml.eos_token_ids", 4, 4);
+    for (uint64_t i = 0; i < 4; i++) put_uint(&more, 10 + i, 4);
+    ml_tokenizer *t = load_and_free(write_gguf_with(&v, 0, 1, more));
+    REQUIRE(t && has_ends(t, ends, 5));
+    ml_model *model = model_for(t);
+    for (int round = 0; round < 2; round++) { /* as it was read, and as it was written */
+        CHECK(ml_model_save(model, in_folder("ends.gguf"), NULL, &failure) == ML_OK);
+        ml_model_free(model);
+        REQUIRE(ml_model_load(in_folder("ends.gguf"), NULL, &model, &failure) == ML_OK);
+        CHECK(model->tokenizer && has_ends(model->tokenizer, ends, 5));
+    }
+    ml_model_free(model);
+    free(v.pieces);
+}
+
 /* Only what the tokenizer has is written, and it is the same when it is loaded again. */
 TEST(saving_invents_nothing) {
     static const int32_t ends[] = {2, FIRST, FIRST + 1};
@@ -1705,6 +1725,7 @@ int main(void) {
     RUN(several_ids_end_a_text);
     RUN(names_that_end_a_text);
     RUN(without_bos);
+    RUN(all_ends_are_saved);
     RUN(saving_invents_nothing);
     RUN(hugging_faces_files);
     RUN(damaged_files);

@@ -1324,6 +1324,21 @@ TEST(head_in_a_session_as_in_a_trainer) {
     }
 }
 
+/* The masks of other seeds and of other passes have nothing in common, nor have they when one is shifted: of 2000
+   numbers half are equal by chance, with a deviation of 22. */
+TEST(seeds_and_passes_drop_others) {
+    enum { N = 2000 };
+    for (uint64_t other = 1; other < 5; other++) {
+        uint64_t a = mli_pass_seed(1, 1), b = mli_pass_seed(1 + other / 2, 1 + other % 2);
+        for (size_t shift = 0; shift < 3; shift++) {
+            int equal = 0;
+            for (size_t i = 0; i < N; i++)
+                equal += mli_is_dropped(i + shift, .5f, a) == mli_is_dropped(i, .5f, b);
+            CHECK(equal > N / 2 - 130 && equal < N / 2 + 130);
+        }
+    }
+}
+
 TEST(head_without_bias_learns) {
     ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 1);
     ml_trainer_desc desc = made_desc();
@@ -1390,6 +1405,8 @@ static void check_batches(int with_head) {
         {2, ML_ERROR_ARGUMENT, "the trainer is for up to 300 in 4"},
         {2, ML_ERROR_ARGUMENT, "300 tokens in 5 rows"},
         {2, ML_ERROR_ARGUMENT, "300 tokens in 0 rows"},
+        {2, ML_ERROR_ARGUMENT, "batch: its divisor is not 0 or more"},
+        {2, ML_ERROR_ARGUMENT, "batch: its divisor is not 0 or more"},
         {2, ML_ERROR_ARGUMENT, "batch: tokens is NULL"},
     };
     ml_model *model = made_model(1, ML_F32, ML_NORM_RMS, ML_MASK_CAUSAL, 1);
@@ -1429,6 +1446,8 @@ static void check_batches(int with_head) {
         case 12: b.batch.n_tokens = MADE_TOKENS + 1; break;
         case 13: b.batch.n_rows = MADE_ROWS + 1; break;
         case 14: b.batch.n_rows = 0; break;
+        case 15: b.batch.divisor = -1; break;
+        case 16: b.batch.divisor = NAN; break;
         default: b.batch.tokens = NULL; break;
         }
         REFUSED(ml_trainer_backward(trainer, &b.batch, NULL, &again, &error), cases[i].result,
@@ -1796,6 +1815,7 @@ int main(void) {
     RUN(adapter_beside_as_merged);
     RUN(head_as_described);
     RUN(head_in_a_session_as_in_a_trainer);
+    RUN(seeds_and_passes_drop_others);
     RUN(head_without_bias_learns);
     RUN(wrong_heads);
     RUN(wrong_batches);

@@ -154,6 +154,10 @@ static int use_sampler(const ml_model *model, const ml_allocator *allocator) {
 }
 #endif
 
+#ifndef ML_NO_SAVE
+static int use_write(void *user, const void *bytes, size_t n) { return (void)user, bytes && n; }
+#endif
+
 /* Stretched positions are refused where they are left out, in a table and in a model. */
 static int use_rope(const ml_allocator *allocator, ml_model_create_desc desc) {
     float table[2 * 4];
@@ -170,6 +174,16 @@ static int use_rope(const ml_allocator *allocator, ml_model_create_desc desc) {
     const ml_result expected = ML_OK;
 #endif
     USE(ml_rope_table(&rope, table, 2) == expected);
+    USE(ml_model_create(&desc, &model, NULL) == expected);
+    ml_model_free(model);
+    desc.config.rope_scale = 1, desc.config.rope_original = 1; /* says nothing where nothing is stretched */
+    USE(ml_model_create(&desc, &model, NULL) == ML_OK);
+#ifndef ML_NO_SAVE
+    const ml_output nowhere = {use_write, NULL};
+    USE(ml_model_save_to(model, &nowhere, NULL, NULL) == ML_OK);
+#endif
+    ml_model_free(model);
+    desc.config.rope_attention = 2;
     USE(ml_model_create(&desc, &model, NULL) == expected);
     ml_model_free(model);
     return 0;
@@ -190,6 +204,30 @@ static int use_numbers(void) {
 #else
     USE(ml_type_convert(ML_F32, numbers, ML_Q4_K, block, 256) == ML_OK);
 #endif
+    return 0;
+}
+
+/* Rows of 24 have no blocks of 32. */
+static int use_blocks(const ml_allocator *allocator, ml_model_create_desc desc) {
+    static const int32_t tokens[2] = {1, 7};
+    const float *logits = NULL;
+    ml_model *model = NULL;
+    ml_session *session = NULL;
+    ml_session_desc how;
+    memset(&how, 0, sizeof how);
+    desc.allocator = how.allocator = *allocator;
+    desc.type = ML_Q8_0, desc.config.dim = 24;
+#ifdef ML_NO_F16_WEIGHTS
+    const ml_type expected = ML_F32;
+#else
+    const ml_type expected = ML_F16;
+#endif
+    USE(ml_model_create(&desc, &model, NULL) == ML_OK && model->tensors[0].type == expected);
+    USE(ml_session_new(model, &how, &session, NULL) == ML_OK);
+    USE(ml_session_eval(session, tokens, 2, &logits, NULL) == ML_OK);
+    USE(fabs((double)logits[3]) < 1); /* not of memory that nobody wrote to */
+    ml_session_free(session);
+    ml_model_free(model);
     return 0;
 }
 
@@ -250,6 +288,7 @@ static int use_minillama(void) {
     int line = use_session(model, &allocator);
     if (!line) line = use_sampler(model, &allocator);
     if (!line) line = use_rope(&allocator, desc);
+    if (!line) line = use_blocks(&allocator, desc);
     if (!line) line = use_numbers();
     if (line) return line;
 #ifndef ML_NO_TRAINING
