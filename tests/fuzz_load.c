@@ -58,7 +58,7 @@ static size_t make_safetensors(void) {
         offset += size;
     }
     header[n++] = '}';
-    for (size_t i = 0; i < 8; i++) safetensors[i] = (unsigned char)(n >> (8 * i) & 255);
+    for (size_t i = 0; i < 8; i++) safetensors[i] = (unsigned char)((uint64_t)n >> (8 * i) & 255);
     memset(header + n, 0, offset);
     return 8 + n + offset;
 }
