@@ -76,6 +76,7 @@ LESSONS := $(sort $(wildcard examples/lessons/[0-9][0-9]_*.c))
 SOLUTIONS := $(sort $(wildcard examples/lessons/solutions/*.c))
 lesson = $(BUILD)/lesson_$(firstword $(subst _, ,$(notdir $(1:.c=)))) # 07_attention.c: lesson_07
 PROGRAMS := $(addprefix $(BUILD)/,$(notdir $(FILES:.c=) $(FOLDERS))) $(foreach file,$(LESSONS),$(call lesson,$(file)))
+unexport TESTS # those of the scripts have other names
 TESTS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c)) \
          $(patsubst tests/%.c,$(BUILD)/test_%,$(wildcard tests/fuzz_*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))

@@ -2,8 +2,8 @@
 # windows.sh [quick]: what can be tried for Windows without it. clang reads the header, the examples and the tools by the
 # rules of Microsoft's compiler (tests/compile/msvc.h stands for its C library and windows.h); mingw-w64 compiles all
 # examples, tools and tests; wine runs the tests, and programs on files with letters that no code page has. quick: a few
-# programs and two tests. TESTS="load save": these. What is not installed is skipped, with a sentence. The last line is
-# the sum. WINDOWS_BUILD is the folder (build/windows).
+# programs and two tests. TESTS="load save" sh tests/windows.sh: these. What is not installed is skipped, with a sentence.
+# The last line is the sum. WINDOWS_BUILD is the folder (build/windows).
 cd "$(dirname "$0")/.." || exit 1
 export LC_ALL=C
 
