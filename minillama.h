@@ -178,10 +178,11 @@
    number of threads, in training, too. What keeps it: -O0 to -O3, -Os, -ffp-contract in any setting, OpenMP or not.
    With ML_NO_SIMD (and where there is none) moreover every compiler and every processor gives the same bits, with
    libm or without: plain C adds in one order, and e^x, logarithms, powers and sines are our own (>>functions), within
-   0.501 units in the last place. What breaks it: arithmetic in wider types (FLT_EVAL_METHOD other than 0), as on x87
-   or with gcc -std=c99 on s390x (-msse2 -mfpmath=sse and -fexcess-precision=fast avoid it); -ffast-math and -Ofast,
-   which reorder sums and assume that there are no infinities, which masks need. The implementation refuses to compile
-   with them, unless ML_ALLOW_FAST_MATH is defined: use -O3.
+   0.501 units in the last place. What breaks it: clang's -ffp-contract=fast, which disregards pragmas; arithmetic in
+   wider types (FLT_EVAL_METHOD other than 0), as on x87 or with gcc -std=c99 on s390x (-msse2 -mfpmath=sse and
+   -fexcess-precision=fast avoid it); -ffast-math and -Ofast, which reorder sums and assume that there are no
+   infinities, which masks need. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is
+   defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5).
    With Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of
@@ -578,9 +579,10 @@ ML_DEF ml_result ml_session_encode(ml_session *session, const char *text, int fl
                                    ml_error *error);
 
 /* Tokens, keys and values held, as bytes in memory: restored into a session over the same model and adapter with the
-   same cache_type and, with ML_ROPE_DYNAMIC, max_seq_len (otherwise ML_ERROR_MISMATCH), it continues as if it had read the tokens itself. The bytes are
-   little-endian everywhere, for builds of one version of this file. Bytes that are no saved session: ML_ERROR_FORMAT
-   or ML_ERROR_TRUNCATED; more tokens than max_seq_len: ML_ERROR_CONTEXT. After an error the session is unchanged. */
+   same cache_type and, with ML_ROPE_DYNAMIC, max_seq_len (otherwise ML_ERROR_MISMATCH), it continues as if it had
+   read the tokens itself. The bytes are little-endian everywhere, for builds of one version of this file. Bytes that
+   are no saved session: ML_ERROR_FORMAT or ML_ERROR_TRUNCATED; more tokens than max_seq_len: ML_ERROR_CONTEXT. After
+   an error the session is unchanged. */
 ML_DEF size_t ml_session_save_size(const ml_session *session);
 ML_DEF ml_result ml_session_save(const ml_session *session, void *memory, size_t size, ml_error *error);
 ML_DEF ml_result ml_session_restore(ml_session *session, const void *memory, size_t size, ml_error *error);
@@ -752,8 +754,8 @@ ML_DEF void ml_graph_free(ml_graph *graph); /* nothing to do after ml_graph_init
 ML_DEF void ml_graph_begin(ml_graph *graph, int taping);
 /* Adds the gradients of loss (1, 1) to parameters and inputs. The records are used up, so that a second call is
    ML_ERROR_ARGUMENT; values and gradients can be read until the next begin. ML_ERROR_NUMBER, and no gradient is
-   computed (but those of a `whole` loss), when the loss is not finite. After an error the parameters' gradients are undefined: set them to 0.
-   Several losses: add them, or scale and add them. */
+   computed (but those of a `whole` loss), when the loss is not finite. After an error the parameters' gradients are
+   undefined: set them to 0. Several losses: add them, or scale and add them. */
 ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *error);
 /* Ends a pass that is not run backward, and returns its first error. */
 ML_DEF ml_result ml_graph_end(ml_graph *graph, ml_error *error);
@@ -1306,8 +1308,8 @@ typedef enum ml_stop {
 } ml_stop;
 
 typedef struct ml_generate_desc {
-    /* Text, zero-terminated. Needs the model's tokenizer, which puts bos in front if tokenizer->adds_bos says so. It is
-       encoded by itself: SentencePiece puts a space before it, also where it is appended. */
+    /* Text, zero-terminated. Needs the model's tokenizer, which puts bos in front if tokenizer->adds_bos says so. It
+       is encoded by itself: SentencePiece puts a space before it, also where it is appended. */
     const char *prompt;
     ml_tokens prompt_ids; /* or token ids (bos included) */
     ml_start start;
@@ -1731,7 +1733,7 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 /* Also MSVC's /fp:fast. */
 #if !defined(ML_ALLOW_FAST_MATH) &&                                                                          \
     (defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) ||                    \
-     defined(_M_FP_FAST))
+     defined(__ASSOCIATIVE_MATH__) || defined(_M_FP_FAST))
 #error                                                                                                       \
     "minillama.h counts on infinities and NaN, and promises the same bits in each run; -ffast-math and -Ofast break\
  both, for little speed. Compile with -O3, or define ML_ALLOW_FAST_MATH."
@@ -1840,7 +1842,7 @@ extern int madvise(void *memory, size_t size, int advice); /* which -std=c99 hid
 #endif
 #if !defined(ML_NO_SIMD)
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) &&       \
-    !defined(ML_NO_AVX512)
+    defined(MLI_HAS_FMA) && !defined(ML_NO_AVX512)
 #define MLI_AVX512
 #elif defined(__AVX2__) && defined(MLI_HAS_FMA) && !defined(ML_NO_AVX2)
 #define MLI_AVX2
@@ -1871,6 +1873,8 @@ extern int madvise(void *memory, size_t size, int advice); /* which -std=c99 hid
 /* A product and a sum in one operation, which rounds once, would give plain C other bits on some processors. */
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
+#elif defined(_MSC_VER)
+#pragma fp_contract(off)
 #elif defined(__GNUC__) && !defined(MLI_AVX512) && !defined(MLI_AVX2) && !defined(MLI_NEON)
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off")
@@ -2219,9 +2223,10 @@ static void mli_parallel(const ml_threads *threads, int n_tasks, ml_task task, v
 
 /* Task `index` of `n_tasks` owns units [*begin, *end), in multiples of `grain`. */
 static void mli_share(size_t n, size_t grain, int n_tasks, int index, size_t *begin, size_t *end) {
-    size_t grains = (n + grain - 1) / grain;
-    *begin = MLI_MIN(n, grains * (size_t)index / (size_t)n_tasks * grain);
-    *end = MLI_MIN(n, grains * ((size_t)index + 1) / (size_t)n_tasks * grain);
+    size_t grains = (n + grain - 1) / grain, tasks = (size_t)n_tasks, i = (size_t)index;
+    size_t each = grains / tasks, rest = grains % tasks; /* grains * i may be too large a product */
+    *begin = MLI_MIN(n, (each * i + rest * i / tasks) * grain);
+    *end = MLI_MIN(n, (each * (i + 1) + rest * (i + 1) / tasks) * grain);
 }
 
 static ml_result mli_check_threads(const ml_threads *threads, const char *of, ml_error *error) {
@@ -2336,7 +2341,7 @@ ML_DEF ml_allocator ml_arena_allocator(ml_arena *arena) {
    e^x, logarithms, powers, sines: of our own, in integers. A C library's differ in the last bits from one machine to
    the next, and so, after many steps, would texts and trained weights. Integers are the same everywhere, whatever a
    compiler does with floating point. Results are within 0.501 units in the last place of an F32 (tanh, erfc: 0.51),
-   and of doubles within 2e-16 of the larger of the result and 1 (powers: times the exponent, where that is larger).
+   and of doubles within 5e-16 of the larger of the result and 1 (powers: times the exponent, where that is larger).
 
    Most numbers are fractions of 2^64: with a = 2^64 A and b = 2^64 B, mli_high(a, b) is 2^64 A B. A fraction whose
    first bit is worth 1 instead of 1/2, 2^63 A, is called Q63; the product with a fraction of 2^64 is again Q63. */
@@ -2579,7 +2584,7 @@ MLI_OPTIONAL float mli_logf(float x) {
                                                : (float)mli_no_log((double)x);
 }
 
-/* x^y for finite x >= 0 and finite y */
+/* x^y for finite y and finite x > 0, or x = 0 and y >= 0 */
 static mli_scaled mli_power(double x, double y) {
     mli_scaled none = {0, 0, 0};
     if (!(x > 0) && y > 0) return none;
@@ -20679,10 +20684,24 @@ MLI_INLINE float mli_v_largest(mli_v a) {
     return lane[0];
 }
 
-/* To the nearest integer, |a| < 2^22: a float near 1.5 * 2^23 has no bits for a fraction. */
+/* To the nearest integer, |a| < 2^22: a float near 1.5 * 2^23 has no bits for a fraction. (With ML_ALLOW_FAST_MATH a
+   compiler may undo that where no instruction is used.) */
+#if defined(__GNUC__) && !defined(__clang__) /* of gcc's own macro */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#endif
 MLI_INLINE mli_v mli_v_round(mli_v a) {
+#if defined(MLI_AVX512)
+    return _mm512_roundscale_ps(a, 8);
+#elif defined(MLI_AVX2)
+    return _mm256_round_ps(a, 8);
+#else
     return mli_v_sub(mli_v_add(a, mli_v_set(12582912.0f)), mli_v_set(12582912.0f));
+#endif
 }
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 /* 2^n for an integer n, -126 <= n <= 127. Adding 1.5 * 2^23 leaves n + 127 in the lowest bits of the sum's mantissa;
    shifted, they are the exponent of the result. */
@@ -22328,7 +22347,7 @@ static float mli_round_to_odd(double value) {
     return mli_bits_float(bits | 1);
 }
 
-/* Number i of an array of F64 or of integers, exact below 2^53. */
+/* Number i of an array of F64 or of integers, exact below 2^53, beyond it rounded to odd. */
 static double mli_get_number(ml_type type, const void *array, size_t i) {
     const uint8_t *at = (const uint8_t *)array + i * mli_type(type)->bytes;
     double f64;
@@ -22337,7 +22356,11 @@ static double mli_get_number(ml_type type, const void *array, size_t i) {
     int16_t i16;
     switch (type) {
     case ML_F64: memcpy(&f64, at, 8); return f64;
-    case ML_I64: memcpy(&i64, at, 8); return (double)i64;
+    case ML_I64:
+        memcpy(&i64, at, 8);
+        if (i64 >= (int64_t)1 << 53 || i64 <= -((int64_t)1 << 53)) /* to odd: it is rounded again */
+            i64 = i64 / 4096 * 4096 + (i64 % 4096 > 0 ? 2048 : i64 % 4096 < 0 ? -2048 : 0);
+        return (double)i64;
     case ML_I32: memcpy(&i32, at, 4); return i32;
     case ML_I16: memcpy(&i16, at, 2); return i16;
     case ML_I8: return *at < 128 ? *at : *at - 256;
@@ -23204,12 +23227,12 @@ MLI_OPTIONAL void mli_integer_rows(ml_type type, int n_x, const mli_integer_job 
     float *y = job->y + row * job->y_stride + col;
     (void)n_x;
     for (; n_cols; n_cols--, y++) {
-        float sum = 0;
+        float sum = 0, more = 0;
         for (size_t b = first; b < first + x->blocks; b++, w += bytes) {
             sum += (float)mli_block_product(type, w, x->q[b].q) * (mli_load_scale(w) * x->scale[b]);
-            if (mli_has_offset(type)) sum += mli_offset(type, w) * x->sum[b];
+            if (mli_has_offset(type)) more += mli_offset(type, w) * x->sum[b];
         }
-        *y = sum;
+        *y = mli_has_offset(type) ? sum + more : sum;
     }
 }
 
@@ -23992,6 +24015,8 @@ static void mli_linear(const ml_threads *threads, const float *x, size_t n, size
 #endif
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT DEFAULT
+#elif defined(_MSC_VER) && _MSC_VER < 1930 /* whose default it was */
+#pragma fp_contract(on)
 #elif defined(MLI_OPTIONS_PUSHED)
 #pragma GCC pop_options
 #endif

@@ -12,10 +12,12 @@ enum { MAX_CLASSES = 64 };
 
 static ml_result classify(ml_session *session, const ml_head *head, const char *sentence, ml_error *error) {
     float log_probs[MAX_CLASSES];
+    static int32_t work[1 << 16];
+    ml_encode_desc text = {sentence, strlen(sentence), ML_ADD_SPECIAL, work, sizeof work};
     ml_tokens tokens;
     ml_batch batch = {0};
     int best = 0;
-    if (ml_session_encode(session, sentence, ML_ADD_SPECIAL, &tokens, error)) return error->code;
+    if (ml_tokenizer_encode(session->model->tokenizer, &text, &tokens, error)) return error->code;
     batch.tokens = tokens.ids;
     batch.n_tokens =
         tokens.n < session->max_batch ? tokens.n : session->max_batch; /* the end may be cut off */

@@ -10,9 +10,11 @@
 /* embedding (D) of one sentence. */
 static ml_result embed(ml_session *session, const char *sentence, float *embedding, ml_error *error) {
     ml_embed_desc desc = {ML_POOL_MEAN, 1};
+    static int32_t work[1 << 16];
+    ml_encode_desc text = {sentence, strlen(sentence), ML_ADD_SPECIAL, work, sizeof work};
     ml_tokens tokens;
     ml_batch batch = {0};
-    if (ml_session_encode(session, sentence, ML_ADD_SPECIAL, &tokens, error)) return error->code;
+    if (ml_tokenizer_encode(session->model->tokenizer, &text, &tokens, error)) return error->code;
     batch.tokens = tokens.ids;
     batch.n_tokens =
         tokens.n < session->max_batch ? tokens.n : session->max_batch; /* the end may be cut off */

@@ -11,7 +11,7 @@ enum { EPOCHS = 6, BATCH = 10 };
 /* One epoch, with a step after every BATCH lines. */
 static ml_result train(ml_trainer *trainer, const ml_model *model, FILE *file, int epoch, ml_error *error) {
     static int32_t work[1 << 16];
-    char line[4096], *bar;
+    char line[4096], *bar, *end;
     double sum = 0;
     int n = 0;
     for (rewind(file); fgets(line, sizeof line, file); n++) {
@@ -19,17 +19,25 @@ static ml_result train(ml_trainer *trainer, const ml_model *model, FILE *file, i
             return snprintf(error->text, sizeof error->text, "line %d has no \" ||| \"", n + 1),
                    error->code = ML_ERROR_ARGUMENT;
         ml_encode_desc text = {bar + 5, strcspn(bar + 5, "\r\n"), ML_ADD_SPECIAL, work, sizeof work};
-        int32_t label = (int32_t)strtol(line, NULL, 10);
+        const char *number =
+            strncmp(line, "\xef\xbb\xbf", 3) ? line : line + 3; /* as Windows begins a file */
+        int32_t label = (int32_t)strtol(number, &end, 10);
         ml_tokens tokens;
         float loss;
+        if (end == number || end != bar)
+            return snprintf(error->text, sizeof error->text, "line %d does not begin with a label", n + 1),
+                   error->code = ML_ERROR_ARGUMENT;
         if (ml_tokenizer_encode(model->tokenizer, &text, &tokens, error)) return error->code;
         ml_batch batch = {tokens.ids, tokens.n, NULL, 1, NULL, &label, BATCH};
         if (ml_trainer_backward(trainer, &batch, NULL, &loss, error)) return error->code;
         if (n % BATCH == BATCH - 1 && ml_trainer_step(trainer, error)) return error->code;
         sum += (double)loss;
     }
-    printf("epoch %d: loss %.3f\n", epoch, n ? sum * BATCH / n : 0);
-    return ML_OK;
+    if (!n)
+        return snprintf(error->text, sizeof error->text, "there are no lines"),
+               error->code = ML_ERROR_ARGUMENT;
+    printf("epoch %d: loss %.3f\n", epoch, sum * BATCH / n);
+    return n % BATCH ? ml_trainer_step(trainer, error) : ML_OK;
 }
 
 int main(int argc, char **argv) {

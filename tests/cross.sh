@@ -4,7 +4,8 @@
 # add up in another order, tests/compile/bits.c must print there what it prints here: stories, hashes of logits, losses of
 # training, hashes of the weights after it. A target without compiler or emulator is skipped, with a sentence. quick: a
 # few tests on one processor with vectors, one big-endian and one of 32 bits. bits: on all of them, but no tests.
-# TESTS="load save" sh tests/cross.sh TARGET: these (make has a TESTS of its own). The last line is the sum. CROSS_BUILD is the folder (build/cross).
+# TESTS="load save" sh tests/cross.sh TARGET: these (make has a TESTS of its own). The last line is the sum. CROSS_BUILD
+# is the folder (build/cross).
 cd "$(dirname "$0")/.." || exit 1
 export LC_ALL=C LIMIT=${LIMIT:-7200} # an emulator is slow
 out=${CROSS_BUILD:-build/cross}

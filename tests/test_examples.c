@@ -304,8 +304,41 @@ TEST(lora_and_classify) {
     REQUIRE(runs("classify", arguments, (const char *)sentences.data));
     int right = count_right(truth, said, &n);
     CHECK(n == 60 && right >= 42);
+    sentences.size = 0; /* one that is longer than the context is cut off */
+    for (int i = 0; i < 500; i++) put_text(&sentences, "good film ");
+    sentences.size = 4000;
+    put_literal(&sentences, "\nbad film\n\0");
+    REQUIRE(runs("classify", arguments, (const char *)sentences.data));
+    CHECK(strchr(said, '\n') && strstr(said, " bad film\n"));
+    REQUIRE(runs("embed", MODEL " 'a film'", (const char *)sentences.data));
+    CHECK(strstr(said, " bad film\n") != NULL);
     free_bytes(&sentences);
     free(truth);
+}
+
+/* As Windows begins a file, and of fewer lines than make a step. */
+TEST(lora_of_few_lines) {
+    static const char *const texts[] = {"1 ||| good film\n0 ||| bad film\n",
+                                        "\xef\xbb\xbf"
+                                        "1 ||| good film\n0 ||| bad film\n"};
+    char arguments[2048], *first = NULL;
+    double losses[2];
+    snprintf(arguments, sizeof arguments, MODEL " '%s' 2 '%s'", in_folder("few.txt"), in_folder("few.gguf"));
+    for (int i = 0; i < 2; i++) {
+        write_file(in_folder("few.txt"), texts[i], strlen(texts[i]));
+        REQUIRE(runs("lora", arguments, ""));
+        const char *last = strstr(said, "epoch 5:");
+        CHECK(sscanf(said, "epoch 0: loss %lf", &losses[0]) == 1);
+        CHECK(last && sscanf(last, "epoch 5: loss %lf", &losses[1]) == 1);
+        CHECK(losses[1] < losses[0] / 2);
+        CHECK(!first || strcmp(first, said) == 0);
+        if (!first) first = text_of(in_folder("said"));
+    }
+    free(first);
+    write_file(in_folder("few.txt"), "one ||| good film\n", 18);
+    CHECK(run("lora", arguments, "") == 1 && strstr(complained, "line 1 does not begin with a label"));
+    write_file(in_folder("few.txt"), "", 0);
+    CHECK(run("lora", arguments, "") == 1 && strstr(complained, "there are no lines"));
 }
 
 /* ---- train ---- */
@@ -634,6 +667,11 @@ TEST(tools_try_outputs_first) {
     snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("model.gguf"), in_folder("./model.gguf"));
     refuses("draw_curve", arguments, "is also read (CURVE.csv)");
     refuses("draw_curve", "absent.csv new.svg", "absent.csv: No such file");
+    write_file(in_folder("flat.csv"), "step,loss,kept_back\n1,2,\n2,2,\n3,nan,\n", 40);
+    snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("flat.csv"), in_folder("new"));
+    refuses("draw_curve", arguments, "the losses are all the same or no numbers");
+    snprintf(arguments, sizeof arguments, MODEL " --megabytes -3 --output '%s'", in_folder("new"));
+    refuses("write_stories", arguments, "--megabytes is above 0, --temperature 0 or more, --top_p 0 to 1");
     snprintf(arguments, sizeof arguments, "'%s' text%s", in_folder("model.gguf"),
              flag("--out", "model.gguf"));
     refuses("look", arguments, "is also read (MODEL)");
@@ -804,8 +842,16 @@ TEST(merge_lora) {
     CHECK(moved > 0.1);
     REQUIRE(ml_model_load(in_folder("merged.gguf"), NULL, &model, NULL) == ML_OK);
     CHECK(ml_head_load(in_folder("merged.gguf"), model, NULL, &head, NULL) == ML_OK);
+    ml_lora *lora = NULL;
+    CHECK(ml_lora_load(in_folder("learned.gguf"), model, NULL, &lora, NULL) == ML_OK);
+    CHECK(ml_lora_save(lora, model, in_folder("headless.gguf"), NULL, NULL) == ML_OK);
+    ml_lora_free(lora);
     ml_head_free(head);
     ml_model_free(model);
+    snprintf(arguments, sizeof arguments, "'%s' '%s'%s", in_folder("merged.gguf"), in_folder("again.gguf"),
+             flag("--merge-lora", "headless.gguf")); /* the model's head, where the adapter has none */
+    REQUIRE(runs("convert", arguments, ""));
+    CHECK(strstr(said, "with its classifier of 2 labels") != NULL);
     half_an_adapter(plain, adapted);
     snprintf(arguments, sizeof arguments, MODEL " '%s'%s", in_folder("learned.gguf"),
              flag("--merge_lora", "learned.gguf"));
@@ -884,6 +930,7 @@ int main(int argc, char **argv) {
     RUN(chat_options);
     RUN(chat_is_interrupted);
     RUN(lora_and_classify);
+    RUN(lora_of_few_lines);
     RUN(train);
     RUN(xor);
     RUN(characters);

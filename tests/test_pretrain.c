@@ -492,6 +492,19 @@ TEST(keeps_text_back) {
     REQUIRE(trains("single.txt --output kept.gguf" SMALL " --vocab_size 280"));
     CHECK(read_counts(&n_train, &n_kept));
     CHECK_NEAR(n_kept, n_train / 9.0, 0, 0.1);
+    char few[400] = ""; /* of many files as of one: with 8 of 2 texts each, 1 or 2 of the 16 */
+    for (int i = 0; i < 8; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "few%d.txt", i);
+        REQUIRE((file = fopen(name, "w")) != NULL);
+        for (int k = 0; k < 40; k++) fprintf(file, "%sTom has a ball.\n", k == 20 ? "<|endoftext|>\n" : "");
+        fclose(file);
+        snprintf(few + strlen(few), sizeof few - strlen(few), "%s ", name);
+    }
+    strcat(few, "--output kept.gguf" SMALL " --vocab_size 280");
+    REQUIRE(trains(few));
+    CHECK(read_counts(&n_train, &n_kept));
+    CHECK(n_kept * 10 > n_train / 2 && n_kept * 6 < n_train);
     REQUIRE(trains("stories.txt --output kept.gguf" SMALL " --validation 0"));
     CHECK(read_counts(&n_train, &n_kept) && n_kept == 0);
     CHECK(!strstr(said, "kept back 0.") && !strstr(said, "nan"));
@@ -761,6 +774,7 @@ TEST(wrong_options) {
     refuses_also("stories.txt --epochs 0", "--epochs: must be above 0");
     refuses_also("stories.txt --steps -1 --epochs 1e30", "--epochs: that is too many steps");
     refuses_also("stories.txt --type I8", "--type is F32, F16");
+    refuses_also("stories.txt --output x.pt", "--output: is a GGUF: call it .gguf");
 }
 
 TEST(wrong_shapes) {

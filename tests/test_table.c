@@ -64,6 +64,15 @@ static int run_table(const char *lr) {
     return status;
 }
 
+TEST(nothing_wanted) {
+    char *args[] = {(char *)"table", (char *)"--model", (char *)"m.pt", (char *)"--only",
+                    (char *)"sst fintune"};
+    capture_begin();
+    CHECK(table_main(5, args) == 2);
+    said = capture_end();
+    CHECK(strcmp(said, "--only: no row's name contains \"sst fintune\"\n") == 0);
+}
+
 /* 10 ways of prompting, once; 8 rows that learn, with two seeds: 26 runs. One that is killed or fails is run again,
    and no other is. */
 TEST(goes_on) {
@@ -153,6 +162,7 @@ TEST(outputs_are_tried_first) {
 int main(void) {
     if (!folder_begin("table")) return 1;
     write_script();
+    RUN(nothing_wanted);
     RUN(goes_on);
     RUN(means);
     RUN(picture);

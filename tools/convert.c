@@ -54,7 +54,8 @@ static int merge(const settings *s, ml_model *model) {
 /* The classifier that is saved with the adapter or the model; NULL if there is none. */
 static ml_head *find_head(const settings *s, const ml_model *model) {
     ml_head *head = NULL;
-    ml_head_load(s->adapter ? s->adapter : s->files[0], model, NULL, &head, NULL);
+    if (s->adapter) ml_head_load(s->adapter, model, NULL, &head, NULL);
+    if (!head) ml_head_load(s->files[0], model, NULL, &head, NULL);
     if (head) printf("with its classifier of %d labels\n", head->n_classes);
     return head;
 }

@@ -13,6 +13,8 @@ int main(int argc, char **argv) {
     if (ok && c.n < 2)
         ok = complain("%s: %s lines \"step,loss,loss of text kept back\", so there is no curve", csv.path,
                       c.n ? "fewer than two" : "no");
+    if (ok && !curve_is_drawn(&c))
+        ok = complain("%s: the losses are all the same or no numbers, so there is no curve", csv.path);
     ok = ok && curve_svg(&c, picture.path);
     curve_free(&c);
     return !ok;

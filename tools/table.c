@@ -434,6 +434,9 @@ int main(int argc, char **argv) {
     }
     if (s.seeds < 1 || s.seeds > MAX_SEEDS || s.epochs < 1 || s.epochs > MAX_EPOCHS)
         return fprintf(stderr, "--seeds and --epochs are between 1 and %d\n", MAX_EPOCHS), 2;
+    int n_wanted = 0;
+    for (int i = 0; i < N_ROWS; i++) n_wanted += wanted(&s, &rows[i]);
+    if (!n_wanted) return fprintf(stderr, "--only: no row's name contains \"%s\"\n", s.only), 2;
     if (!make_folders(s.out) || !files_ready(&s) || !run_all(&s)) return 1;
     print_table(&s, stdout);
     fprintf(stderr, "(also in %s, with a picture of the epochs in accuracy.svg)\n", s.out);

@@ -25,8 +25,9 @@ static int write_all(ml_session *session, const ml_generate_desc *desc, writer *
         ml_generated done;
         ml_error error;
         if (!succeeded(ml_session_generate(session, desc, &done, &error), &error)) return 0;
-        if (done.stop == ML_STOP_CALLER || fprintf(out->file, "\n%s\n", separator) < 0)
-            return complain("cannot write after byte %lld", out->bytes);
+        int n = done.stop == ML_STOP_CALLER ? -1 : fprintf(out->file, "\n%s\n", separator);
+        if (n < 0) return complain("cannot write after byte %lld", out->bytes);
+        out->bytes += n; /* also of a text that ends before it begins */
     }
     return 1;
 }
@@ -52,6 +53,9 @@ static int write_stories(const settings *s) {
     ml_random random;
     ml_error error;
     writer out = {stdout, 0};
+    if (!(s->megabytes > 0) || !(s->sampler.temperature >= 0) ||
+        !(s->sampler.top_p >= 0 && s->sampler.top_p <= 1))
+        return complain("--megabytes is above 0, --temperature 0 or more, --top_p 0 to 1");
     if (!files_ready(s)) return 0;
     ml_random_seed(&random, (uint64_t)s->seed);
     load.tokenizer = s->tokenizer;
@@ -61,6 +65,7 @@ static int write_stories(const settings *s) {
     desc.on_token = write_token;
     desc.user = &out;
     int ok = loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error) &&
+             (model->tokenizer || complain("%s has no tokenizer; see --tokenizer", s->model)) &&
              succeeded(ml_session_new(model, NULL, &session, &error), &error);
     if (ok && s->output && !(out.file = system_open(s->output, "wb"))) ok = whole_file_failed(s->output);
     ok = ok && write_all(session, &desc, &out, (long long)((double)s->megabytes * 1e6), s->separator);

@@ -106,6 +106,17 @@ static inline int curve_draw(const char *path, const double *data, size_t n, con
     return plot_end(&p);
 }
 
+/* Whether there is something to draw: two losses that differ. */
+static inline int curve_is_drawn(const curve *c) {
+    double range[2] = {INFINITY, -INFINITY};
+    for (size_t i = 0; i < c->n; i++) {
+        if (!isfinite(c->points[i].loss)) continue;
+        range[0] = fmin(range[0], c->points[i].loss);
+        range[1] = fmax(range[1], c->points[i].loss);
+    }
+    return range[1] - range[0] > 1e-6 * fmax(1, fabs(range[1]));
+}
+
 /* Draws loss and validation loss over steps. Fewer than two points, or a flat line, give no picture. */
 static inline int curve_svg(const curve *c, const char *path) {
     size_t n = 0;

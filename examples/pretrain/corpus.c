@@ -59,16 +59,15 @@ static int add_text(corpus *to, const ml_tokenizer *tokenizer, const char *text,
 int corpus_add(corpus *to, corpus *kept, const ml_tokenizer *tokenizer, const bpe_text *file,
                const char *separator, double share) {
     const char *p = file->data, *end = p + file->size, *next = NULL;
-    double due = 0.5;
     if (share > 0 && find_separator(p, end, separator, &next) == end) {
         const char *cut = p + (size_t)((double)file->size * (1 - share));
         return add_text(to, tokenizer, p, cut) && add_text(kept, tokenizer, cut, end);
     }
     while (p < end) {
         const char *text_end = find_separator(p, end, separator, &next);
-        due += share;
-        if (!add_text(due >= 1 ? kept : to, tokenizer, p, text_end)) return 0;
-        if (due >= 1) due -= 1;
+        int is_kept = (kept->due += share) >= 0.5;
+        if (!add_text(is_kept ? kept : to, tokenizer, p, text_end)) return 0;
+        kept->due -= is_kept;
         p = next;
     }
     return 1;

@@ -12,6 +12,7 @@ typedef struct corpus {
     size_t *starts; /* (n_texts) where each begins */
     size_t n_texts, starts_capacity;
     size_t n_bytes; /* of the texts */
+    double due;     /* kept back: how much of a text is missing from its share, in all files so far */
 } corpus;
 
 /* Reads a file or pipe, once, which must not be empty, into new memory; the caller frees text->data. A byte order mark

@@ -115,6 +115,8 @@ static int name_files(void) {
     const char *output = r.set.output;
     if (!*output || strlen(output) + sizeof ".train.tmp" > sizeof r.checkpoint)
         return complain("--output: is empty or too long a name");
+    if (format_of(output) != ML_GGUF)
+        return complain("--output: is a GGUF: call it .gguf, and see build/convert for other formats");
     snprintf(r.checkpoint, sizeof r.checkpoint, "%s.train", output);
     snprintf(r.csv, sizeof r.csv, "%s.csv", output);
     snprintf(r.svg, sizeof r.svg, "%s.svg", output);
@@ -209,9 +211,9 @@ static void clean_up(void) {
 int main(int argc, char **argv) {
     double per_token, per_byte;
     if (!read_settings(argc, argv, &r.set)) return r.set.help ? 0 : 2;
-    signal(SIGINT, on_signal);
-    signal(SIGTERM, on_signal);
     int ok = prepare();
+    if (ok && r.set.steps)
+        signal(SIGINT, on_signal), signal(SIGTERM, on_signal); /* now there is something to save */
     if (ok && r.set.steps == 0) {
         ok = validate(&r, &per_token, &per_byte);
         if (ok) printf("loss %.4f a token, %.4f a byte\n", per_token, per_byte);

@@ -154,6 +154,8 @@ static int take_steps(run *r) {
         if (set->sample_every && step % set->sample_every == 0 && step < set->steps) print_sample(r);
         if (step % set->save_every == 0 && !save_all(r)) return 0;
     }
+    if (interrupted && r->trainer->step == r->began_at)
+        return complain("stopped before the first step: nothing is saved");
     return save_all(r);
 }
 
