@@ -19904,8 +19904,7 @@ static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *er
                                 value->name);
         if (desc->format == ML_SAFETENSORS && strcmp(value->name, "format") == 0)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: safetensors has its own \"format\"", i);
-        if (desc->format == ML_GGUF &&
-            (strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) == 0 || mli_begins_with(value->name, "split.")))
+        if (desc->format == ML_GGUF && strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) == 0)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: a GGUF has its own \"%s\"", i, value->name);
         if (value->kind < ML_VALUE_INT || value->kind > ML_VALUE_STRING)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %s is not an int, float, bool or string",
