@@ -477,8 +477,8 @@ ML_DEF void ml_model_free(ml_model *model);
    before may have no room for texts. ML_ERROR_MISMATCH if it has more than vocab_size pieces. */
 ML_DEF ml_result ml_model_set_tokenizer(ml_model *model, ml_tokenizer *tokenizer, ml_error *error);
 
-/* GGUF's name of tensor `index`. */
 #define ML_NAME_SIZE 64
+/* GGUF's name of tensor `index`. */
 ML_DEF ml_result ml_model_tensor_name(const ml_model *model, int index, char name[ML_NAME_SIZE]);
 
 /* ==== >>session ====

@@ -445,6 +445,8 @@ static void check_saved(ml_tokenizer *t, const char *pre, size_t n_merges) {
         CHECK(same_ids(t, again->tokenizer, SOME_TEXT, 0));
         CHECK(same_ids(t, again->tokenizer, SOME_TEXT, ML_PARSE_SPECIAL));
         CHECK(again->tokenizer->adds_bos == t->adds_bos && again->tokenizer->bos == t->bos);
+        CHECK(again->tokenizer->private_part->rules.takes_whole_words ==
+              t->private_part->rules.takes_whole_words);
         if (!round) CHECK(ml_model_save(again, in_folder("bpe2.gguf"), NULL, &failure) == ML_OK);
         ml_model_free(again);
         if (!round) CHECK(remove(in_folder("bpe.gguf")) == 0); /* Windows does not rename over a file */
