@@ -249,10 +249,11 @@ bench: $(BUILD)/bench
 # What all settings of the demo share; $(1) is the number of classes. Passive: waiting threads sleep, so that a busy
 # machine takes a little longer, and not many times as long.
 demo_run = OMP_WAIT_POLICY=passive $< --mode llama --batch_size 10 --epochs 6 --pretrained-model-path $(DEMO_MODEL) \
-    --label-names examples/data/opinions$(1)-labels.json --state $(BUILD)/demo.gguf \
+    --label-names examples/data/opinions$(1)-labels.json \
     --train examples/data/opinions$(1)-train.txt --dev examples/data/opinions$(1)-dev.txt \
     --test examples/data/opinions$(1)-test.txt --dev_out $(BUILD)/demo-dev.txt --test_out $(BUILD)/demo-test.txt
 DEMO_MODEL := examples/models/stories.gguf
+DEMO_STATE = --state $(BUILD)/demo.gguf
 
 demo: $(BUILD)/run_llama
 	@echo "== 1. The model writes."
@@ -263,11 +264,11 @@ demo: $(BUILD)/run_llama
 	$(call demo_run,5) --option prompt
 	$(call demo_run,5) --option prompt --score calibrated
 	@echo "== 3. It is fine-tuned on 240 and on 300 opinions, a classifier on top; the epoch that is best on dev is kept."
-	$(call demo_run,2) --option finetune --lr 5e-4
-	$(call demo_run,5) --option finetune --lr 5e-4
+	$(call demo_run,2) --option finetune --lr 5e-4 $(DEMO_STATE)
+	$(call demo_run,5) --option finetune --lr 5e-4 $(DEMO_STATE)
 	@echo "== 4. The same with LoRA: the model stays as it is, and a few percent of new weights learn."
-	$(call demo_run,2) --option lora --lr 3e-3 --lora_rank 8 --lora_alpha 16
-	$(call demo_run,5) --option lora --lr 3e-3 --lora_rank 8 --lora_alpha 16
+	$(call demo_run,2) --option lora --lr 3e-3 --lora_rank 8 --lora_alpha 16 $(DEMO_STATE)
+	$(call demo_run,5) --option lora --lr 3e-3 --lora_rank 8 --lora_alpha 16 $(DEMO_STATE)
 	@echo "== The last predictions are in $(BUILD)/demo-test.txt:" && head -n 5 $(BUILD)/demo-test.txt
 
 DATA ?= $(firstword $(wildcard data ../shared/data) data)

@@ -569,6 +569,24 @@ TEST(interrupted_and_resumed) {
     check_as_if_undisturbed();
 }
 
+/* A run goes on with the text and the shape it began with; with other rates, and says so. Any text may be measured. */
+TEST(resumed_with_other_settings) {
+    static const char *const refused[][2] = {
+        {STOPPED " others.txt --resume", "stopped.gguf.train learned from another text"},
+        {STOPPED " --validation 0.2 --resume", "--model stopped.gguf learns from this one"},
+        {STOPPED " --dim 32 --resume", "--resume: --dim 32 is not that of stopped.gguf.train, which has 16"},
+    };
+    for (int i = 0; i < 3; i++) {
+        pretrain(refused[i][0]);
+        CHECK(status == 1 && strstr(complained, refused[i][1]));
+    }
+    check_as_if_undisturbed();
+    pretrain("others.txt --resume --steps 0 --validation 0.5 --output stopped.gguf");
+    CHECK(status == 0 && !*complained && strstr(said, "a token"));
+    pretrain(STOPPED " --resume --lr 0.01");
+    CHECK(status == 0 && strstr(complained, "not the settings so far"));
+}
+
 /* kill -9 loses what came after the last checkpoint, and no more. */
 TEST(killed_and_resumed) {
     remove("stopped.gguf.train");
@@ -912,6 +930,7 @@ int main(void) {
     RUN(nothing_kept_back);
     RUN(threads_change_no_bit);
     RUN(interrupted_and_resumed);
+    RUN(resumed_with_other_settings);
     RUN(killed_and_resumed);
     RUN(model_goes_on_learning);
     RUN(context_of_the_model);

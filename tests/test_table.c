@@ -58,6 +58,7 @@ static int run_table(const char *lr) {
     snprintf(script, sizeof script, "%s/run", folder);
     snprintf(data, sizeof data, "%s/d", folder);
     for (i = 0; i < 16; i++) args[i] = (char *)(size_t)words[i];
+    memset(known_files, 0, sizeof known_files); /* as in a new process */
     capture_begin();
     status = table_main(lr ? 15 : 13, args);
     said = capture_end();
@@ -150,6 +151,16 @@ TEST(real_labels) {
     CHECK(lines_with("a/b/table.md", "| 1 | 0.300 | 0.250 | 0.700 |") == 5);
 }
 
+/* Logs of what a file held before are no answer. */
+TEST(other_files) {
+    int before = lines_with("calls", "--option");
+    write_number("d/sst-dev.txt", 1);
+    CHECK(run_table(NULL) == 0 && lines_with("calls", "--option") == before + 5 + 8);
+    CHECK(run_table(NULL) == 0 && lines_with("calls", "--option") == before + 5 + 8);
+    write_number("d/sst-dev.txt", 2);
+    CHECK(run_table(NULL) == 0 && lines_with("calls", "--option") == before + 2 * (5 + 8));
+}
+
 /* A table that cannot be written is noticed before any run. */
 TEST(outputs_are_tried_first) {
     int before = lines_with("calls", "--option");
@@ -169,6 +180,7 @@ int main(void) {
     RUN(other_flags);
     RUN(learning_rates);
     RUN(real_labels);
+    RUN(other_files);
     RUN(outputs_are_tried_first);
     return !folder_end() || test_report("test_table");
 }

@@ -150,12 +150,36 @@ static void make_command(const settings *s, const row *r, int seed, command *c) 
     if (s->threads) add_number(c, "--threads", s->threads);
 }
 
-/* The first line of a log: what was run. The number of threads changes no result. */
+/* The files that were read, each once. */
+static struct {
+    char path[4096];
+    uint64_t hash;
+} known_files[32];
+
+static uint64_t known_hash(const char *path) {
+    int i = 0;
+    while (i < 31 && known_files[i].path[0] && strcmp(known_files[i].path, path) != 0) i++;
+    if (strcmp(known_files[i].path, path) != 0) {
+        snprintf(known_files[i].path, sizeof known_files[i].path, "%s", path);
+        known_files[i].hash = file_hash(path);
+    }
+    return known_files[i].hash;
+}
+
+/* The first line of a log: what was run, and a hash of the files that it read. The number of threads changes no
+   result. */
 static void command_line(const command *c, char *to, size_t size) {
+    static const char *const inputs[] = {
+        "--pretrained-model-path", "--tokenizer", "--train", "--dev", "--test",
+        "--label-names",           "--test-gold"};
     size_t n = 0;
-    for (int i = 0; i < c->n && n < size && strcmp(c->args[i], "--threads") != 0; i++)
+    uint64_t hash = HASH_START;
+    for (int i = 0; i < c->n && n < size && strcmp(c->args[i], "--threads") != 0; i++) {
         n += (size_t)snprintf(to + n, size - n, "%s%s", i ? " " : "", c->args[i]);
-    if (n + 1 < size) memcpy(to + n, "\n", 2);
+        for (int j = 0; i > 0 && j < 7; j++)
+            if (strcmp(c->args[i - 1], inputs[j]) == 0) hash = hash_next(hash, known_hash(c->args[i]));
+    }
+    if (n < size) snprintf(to + n, size - n, " (files %016llx)\n", (unsigned long long)hash);
 }
 
 /* Reads the log of a finished run; 0 when there is none, or it is of another command. */

@@ -34,6 +34,22 @@ static inline char *file_read(const char *path, size_t *n) {
     return data;
 }
 
+/* FNV-1a (Fowler, Noll and Vo 1991), to tell whether something is as it was: the hash so far, starting from HASH_START,
+   with one more byte, or number. */
+#define HASH_START 0xcbf29ce484222325u
+static inline uint64_t hash_next(uint64_t hash, uint64_t value) { return (hash ^ value) * 0x100000001b3u; }
+
+/* Of a file's bytes; HASH_START for one that cannot be read. */
+static inline uint64_t file_hash(const char *path) {
+    unsigned char block[16384];
+    FILE *file = system_open(path, "rb");
+    uint64_t hash = HASH_START;
+    for (size_t got; file && (got = fread(block, 1, sizeof block, file)) > 0;)
+        for (size_t i = 0; i < got; i++) hash = hash_next(hash, block[i]);
+    if (file) fclose(file);
+    return hash;
+}
+
 /* The same for a text: without the byte order mark that Windows puts in front, and each CR LF or CR is one LF, as in
    Python's universal newlines. UTF-16 is refused. */
 static inline char *text_file_read(const char *path, size_t *n) {

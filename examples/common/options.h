@@ -52,12 +52,14 @@ static inline void options_print(FILE *file, const option *options, int n) {
 }
 
 static inline int option_unknown(const char *given, const option *options, int n) {
-    int best = -1, length = (int)strlen(given), least = length < 8 ? length / 2 : 4;
+    char name[64];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(given, "="), given);
+    int best = -1, length = (int)strlen(name), least = length < 8 ? length / 2 : 4;
     for (int i = 0; i < n; i++) {
-        int d = option_distance(given, options[i].name);
+        int d = option_distance(name, options[i].name);
         if (d < least) least = d, best = i;
     }
-    fprintf(stderr, "unknown option %s", given);
+    fprintf(stderr, "unknown option %s", name);
     if (best >= 0) fprintf(stderr, "; did you mean %s?", options[best].name);
     fprintf(stderr, " (--help lists all)\n");
     return 0;
@@ -82,22 +84,38 @@ static inline int option_set(const option *o, const char *text) {
     return 1;
 }
 
+/* The option that a word of argv names, as --name or --name=value; NULL: none. */
+static inline const option *option_of(const char *word, const option *options, int n) {
+    char name[64];
+    if (strcmp(word, "-h") == 0) word = "--help";
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+    for (int i = 0; i < n; i++)
+        if (option_same(name, options[i].name)) return &options[i];
+    return NULL;
+}
+
 /* One option at argv[*at], whose value may be the next argument. */
 static inline int option_read(int argc, char **argv, int *at, const option *options, int n) {
-    char name[64];
-    const char *given = strcmp(argv[*at], "-h") == 0 ? "--help" : argv[*at], *equals = strchr(given, '=');
-    size_t length = equals ? (size_t)(equals - given) : strlen(given);
-    int i = 0;
-    snprintf(name, sizeof name, "%.*s", (int)length, given);
-    while (i < n && !option_same(name, options[i].name)) i++;
-    if (i == n) return option_unknown(name, options, n);
-    if (options[i].kind == OPTION_FLAG) {
-        if (equals) return fprintf(stderr, "%s takes no value\n", options[i].name), 0;
-        return *(int *)options[i].value = 1;
+    const char *equals = strchr(argv[*at], '=');
+    const option *o = option_of(argv[*at], options, n);
+    if (!o) return option_unknown(argv[*at], options, n);
+    if (o->kind == OPTION_FLAG) {
+        if (equals) return fprintf(stderr, "%s takes no value\n", o->name), 0;
+        return *(int *)o->value = 1;
     }
-    if (equals) return option_set(&options[i], equals + 1);
-    if (*at + 1 == argc) return fprintf(stderr, "%s needs a value\n", options[i].name), 0;
-    return option_set(&options[i], argv[++*at]);
+    if (equals) return option_set(o, equals + 1);
+    if (*at + 1 == argc) return fprintf(stderr, "%s needs a value\n", o->name), 0;
+    return option_set(o, argv[++*at]);
+}
+
+/* Does argv, which options_read has accepted, give the option of this name? */
+static inline int option_given(int argc, char **argv, const option *options, int n, const char *name) {
+    for (int i = 1; i < argc; i++) {
+        const option *o = option_of(argv[i], options, n);
+        if (o && strcmp(o->name, name) == 0) return 1;
+        if (o && o->kind != OPTION_FLAG && !strchr(argv[i], '=')) i++; /* its value */
+    }
+    return 0;
 }
 
 /* Sets what argv, that of main, gives (--name value or --name=value; -h is --help). Words without dashes, and "-" alone, go to

@@ -182,16 +182,72 @@ static int finish_settings(settings *set) {
     return 1;
 }
 
-static int prepare(void) {
-    if (!name_files() || !files_ready() || !read_texts() || !make_model(&r) || !encode_texts() ||
-        !finish_settings(&r.set))
+/* Does argv ask for the shape that the model of the resumed run has? */
+static int same_shape(int argc, char **argv) {
+    const settings *set = &r.set;
+    const ml_config *c = &r.model->config;
+    const struct {
+        const char *name;
+        int wanted, is;
+    } sizes[] = {{"--dim", set->dim, c->dim},
+                 {"--hidden_dim", set->hidden_dim, c->hidden_dim},
+                 {"--n_layers", set->n_layers, c->n_layers},
+                 {"--n_heads", set->n_heads, c->n_heads},
+                 {"--n_kv_heads", set->n_kv_heads, c->n_kv_heads}};
+    for (int i = 0; set->resume && i < 5; i++)
+        if (sizes[i].wanted != sizes[i].is && option_given(argc, argv, options, N_OPTIONS, sizes[i].name))
+            return complain("--resume: %s %d is not that of %s, which has %d", sizes[i].name, sizes[i].wanted,
+                            r.checkpoint, sizes[i].is);
+    return 1;
+}
+
+static uint64_t hash_corpus(uint64_t hash, const corpus *c) {
+    hash = hash_next(hash, c->n);
+    for (size_t i = 0; i < c->n; i++) hash = hash_next(hash, (uint64_t)c->ids[i]);
+    return hash;
+}
+
+static uint64_t hash_settings(const settings *set) {
+    const float rates[] = {set->lr, set->final_lr, set->weight_decay, set->clip};
+    const int counts[] = {set->rows, set->context, set->steps, set->warmup};
+    uint64_t hash = HASH_START;
+    for (int i = 0; i < 4; i++) {
+        uint32_t bits;
+        memcpy(&bits, &rates[i], sizeof bits);
+        hash = hash_next(hash_next(hash, bits), (uint64_t)counts[i]);
+    }
+    return hash;
+}
+
+/* The last two numbers of progress are hashes of what is learned from, and how. A run that is resumed goes on with
+   the same text; other settings are taken, with a word. Earlier versions wrote zeros there. */
+static int same_text(void) {
+    uint64_t *known = r.trainer->progress + 6;
+    uint64_t text = hash_corpus(hash_corpus(HASH_START, &r.train), &r.valid), how = hash_settings(&r.set);
+    if (r.set.resume && r.set.steps != 0) { /* 0: any text may be measured */
+        if (known[0] && known[0] != text)
+            return complain("--resume: %s learned from another text, or from other parts of it (--separator, "
+                            "--validation); --model %s learns from this one",
+                            r.checkpoint, r.set.output);
+        if (known[1] && known[1] != how)
+            fprintf(stderr,
+                    "--resume: these are not the settings so far (--rows, --context, --steps or --epochs, "
+                    "--lr and what belongs to it); they hold from here on\n");
+    }
+    known[0] = text, known[1] = how;
+    return 1;
+}
+
+static int prepare(int argc, char **argv) {
+    if (!name_files() || !files_ready() || !read_texts() || !make_model(&r) || !same_shape(argc, argv) ||
+        !encode_texts() || !finish_settings(&r.set))
         return 0;
     size_t n = (size_t)r.set.rows * (size_t)r.set.context;
     r.tokens = (int32_t *)malloc(n * sizeof *r.tokens);
     r.targets = (int32_t *)malloc(n * sizeof *r.targets);
     r.starts = (int32_t *)calloc((size_t)r.set.rows + 1, sizeof *r.starts);
     if (!r.tokens || !r.targets || !r.starts) return no_memory("a batch");
-    if (!make_trainer(&r)) return 0;
+    if (!make_trainer(&r) || !same_text()) return 0;
     return r.set.steps == 0 || curve_open(&r.losses, r.csv, r.set.resume ? (double)r.trainer->step : -1);
 }
 
@@ -211,7 +267,7 @@ static void clean_up(void) {
 int main(int argc, char **argv) {
     double per_token, per_byte;
     if (!read_settings(argc, argv, &r.set)) return r.set.help ? 0 : 2;
-    int ok = prepare();
+    int ok = prepare(argc, argv);
     if (ok && r.set.steps)
         signal(SIGINT, on_signal), signal(SIGTERM, on_signal); /* now there is something to save */
     if (ok && r.set.steps == 0) {

@@ -108,7 +108,7 @@ static const option options[] = {
      "one to write with a small model)"},
     {"--help", OPTION_FLAG, &set.help, "this list"},
 };
-enum { N_OPTIONS = sizeof options / sizeof *options };
+enum { N_OPTIONS = sizeof options / sizeof *options, MAX_SEEDS = 100 };
 
 ml_model *load_model(const settings *s, ml_type type) {
     ml_model_load_desc load = {0};
@@ -173,11 +173,10 @@ static int files_ready(const settings *s, const char *state) {
 /* Prompting, fine-tuning or LoRA, once for each seed, each time from the file's weights; or predicting. The exit
    status. */
 static int label_sentences(const settings *s) {
-    enum { MAX_SEEDS = 100 };
     double dev[MAX_SEEDS], test[MAX_SEEDS], gold[MAX_SEEDS];
     sentiment_settings run = s->sentiment;
     char state[64];
-    int n = !is_training(&run) ? 1 : min_int(s->seeds, MAX_SEEDS);
+    int n = is_training(&run) ? s->seeds : 1;
     snprintf(state, sizeof state, "%s-%d-%g.gguf", s->option, run.epochs, (double)run.lr);
     if (!run.model_out) run.model_out = state;
     if (!files_ready(s, run.model_out)) return 1;
@@ -215,33 +214,73 @@ static int check_sentiment(const sentiment_settings *t) {
     if (t->reference && strcmp(t->score, "sum") != 0)
         return complain("--score %s needs --mode llama: the reference has only sum", t->score);
     if (t->max_sentence_len < 0 || t->epochs < 1 || t->batch_size < 1 || t->batch_size > 65536 ||
-        t->lora_rank < 1 || set.seeds < 1)
-        return complain("--max_sentence_len, --epochs, --batch_size, --lora_rank and --seeds are positive");
+        t->lora_rank < 1)
+        return complain("--max_sentence_len, --epochs, --batch_size and --lora_rank are positive");
+    if (set.seeds < 1 || set.seeds > MAX_SEEDS) return complain("--seeds is from 1 to %d", MAX_SEEDS);
     if (!(t->dropout >= 0 && t->dropout < 1)) return complain("--hidden_dropout_prob is between 0 and 1");
     if (!(t->lr > 0) || !(t->lora_alpha > 0)) return complain("--lr and --lora_alpha are positive");
     return 1;
 }
 
-/* The flags of how to train, which only mode llama has: the reference trains as the course's code does. */
+/* What a run does, in bits; and LLAMA: only in mode llama. */
+enum { WRITES = 1, PROMPTS = 2, TRAINS = 4, PREDICTS = 8, LLAMA = 16 };
+
+/* Where flags that are this program's own mean anything. The course's commands give its flags to every option, and so
+   they may. */
+static const struct {
+    const char *name;
+    int where;
+    const char *what, *with; /* what they are for, in words; the flag without which they mean nothing */
+} scopes[] = {
+    {"--lora", WRITES | PROMPTS | PREDICTS, "is to generate, prompt or predict with, not to go on training",
+     NULL},
+    {"--lora-scale", WRITES | PROMPTS | PREDICTS, "goes with --lora", "--lora"},
+    {"--prompt", WRITES, "is for --option generate", NULL},
+    {"--max_new_tokens", WRITES, "is for --option generate", NULL},
+    {"--slide", WRITES, "is for --option generate", NULL},
+    {"--temperature", WRITES, "goes with --prompt: without it there is one text at 0 and one at 1",
+     "--prompt"},
+    {"--top_k", WRITES, "is for --option generate", NULL},
+    {"--top_p", WRITES, "is for --option generate", NULL},
+    {"--min_p", WRITES, "is for --option generate", NULL},
+    {"--epsilon", WRITES, "is for --option generate", NULL},
+    {"--repetition_penalty", WRITES, "is for --option generate", NULL},
+    {"--score", PROMPTS, "is for --option prompt", NULL},
+    {"--test-gold", PROMPTS | TRAINS | PREDICTS, "is for a test set", NULL},
+    {"--seeds", TRAINS, "is for training", NULL},
+    {"--state", TRAINS, "is for training", NULL},
+    {"--eval_train", TRAINS, "is for training", NULL},
+    {"--pooling", TRAINS | LLAMA, "is for training", NULL},
+    {"--schedule", TRAINS | LLAMA, "is for training", NULL},
+    {"--warmup", TRAINS | LLAMA, "is for training", NULL},
+    {"--clip", TRAINS | LLAMA, "is for training", NULL},
+    {"--head_lr", TRAINS | LLAMA, "is for training", NULL},
+    {"--weight_decay", TRAINS | LLAMA, "is for training", NULL},
+};
+
+/* Refuses a flag that would change nothing. */
+static int check_scopes(int argc, char **argv) {
+    const sentiment_settings *t = &set.sentiment;
+    int does = strcmp(set.option, "generate") == 0 ? WRITES
+               : t->prompting                      ? PROMPTS
+               : t->predicting                     ? PREDICTS
+                                                   : TRAINS;
+    for (size_t i = 0; i < sizeof scopes / sizeof *scopes; i++) {
+        const char *name = scopes[i].name, *with = scopes[i].with;
+        if (!option_given(argc, argv, options, N_OPTIONS, name)) continue;
+        if (with && !option_given(argc, argv, options, N_OPTIONS, with))
+            return complain("%s %s", name, scopes[i].what);
+        if (!(scopes[i].where & does))
+            return complain("%s %s; this is --option %s", name, scopes[i].what, set.option);
+        if ((scopes[i].where & LLAMA) && t->reference)
+            return complain("%s needs --mode llama: mode reference trains as the course's code does", name);
+    }
+    return 1;
+}
+
+/* How to train. */
 static int check_training(const settings *s) {
     const sentiment_settings *t = &s->sentiment;
-    const struct {
-        const char *name;
-        int is_given;
-    } flags[] = {{"--pooling", s->pooling != NULL},    {"--schedule", s->schedule != NULL},
-                 {"--warmup", !isnan(t->warmup)},      {"--clip", !isnan(t->clip)},
-                 {"--head_lr", !isnan(t->head_lr)},    {"--weight_decay", !isnan(t->weight_decay)},
-                 {"--eval_train", t->eval_train != 0}, {"--test-gold", t->test_gold != NULL}};
-    int generates = strcmp(s->option, "generate") == 0, trains = !generates && is_training(t);
-    for (int i = 0; i < 8; i++) {
-        if (!flags[i].is_given) continue;
-        if (i < 7 && !trains)
-            return complain("%s is for training: --option %s trains nothing", flags[i].name, s->option);
-        if (i < 6 && t->reference)
-            return complain("%s needs --mode llama: mode reference trains as the course's code does",
-                            flags[i].name);
-        if (generates) return complain("%s: --option generate labels no test set", flags[i].name);
-    }
     if ((s->pooling && !is_one_of("--pooling", s->pooling, "last or mean")) ||
         (s->schedule && !is_one_of("--schedule", s->schedule, "none, linear or cosine")))
         return 0;
@@ -277,14 +316,12 @@ static int check_sampler(const ml_sampler *p) {
     return 1;
 }
 
-static int check_settings(void) {
+static int check_settings(int argc, char **argv) {
     if (!is_one_of("--option", set.option, "generate, prompt, finetune, lora or predict") ||
         !is_one_of("--score", set.sentiment.score, "sum, mean, calibrated or pmi") ||
-        (set.mode && !is_one_of("--mode", set.mode, "llama or reference")) ||
+        (set.mode && !is_one_of("--mode", set.mode, "llama or reference")) || !check_scopes(argc, argv) ||
         !check_sentiment(&set.sentiment) || !check_training(&set) || !check_sampler(&set.sampler))
         return 0;
-    if (set.adapter && (strcmp(set.option, "finetune") == 0 || set.sentiment.lora))
-        return complain("--lora is to generate, prompt or predict with, not to go on training");
     if (!(set.sentiment.lora_scale > 0)) return complain("--lora-scale is above 0");
     if (set.max_new_tokens < 0) return complain("--max_new_tokens must not be negative");
     if (set.threads < 0 || set.threads > 1024) return complain("--threads is between 1 and 1024");
@@ -309,7 +346,7 @@ int main(int argc, char **argv) {
         set.mode = generates ? "llama" : "reference";
     set.sentiment.reference = set.mode && strcmp(set.mode, "reference") == 0;
     set.sentiment.threads = set.threads ? set.threads : default_threads();
-    if (!check_settings()) return 2;
+    if (!check_settings(argc, argv)) return 2;
     fill_training(&set);
     if (set.use_gpu) fprintf(stderr, "--use_gpu: there is no GPU code here; the processor is used\n");
     return generates ? generate(&set) : label_sentences(&set);
