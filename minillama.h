@@ -11188,6 +11188,8 @@ extern "C" {
 #endif
 __declspec(dllimport) int __stdcall MultiByteToWideChar(unsigned, unsigned long, const char *, int, wchar_t *,
                                                         int);
+__declspec(dllimport) int __stdcall WideCharToMultiByte(unsigned, unsigned long, const wchar_t *, int, char *,
+                                                        int, const char *, int *);
 __declspec(dllimport) int __stdcall MoveFileExW(const wchar_t *, const wchar_t *, unsigned long);
 __declspec(dllimport) unsigned long __stdcall GetFileAttributesW(const wchar_t *);
 __declspec(dllimport) unsigned long __stdcall GetLastError(void);
@@ -11226,6 +11228,63 @@ static int mli_is_folder(const char *path) {
     return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
 #else
     return (void)path, 0; /* C alone cannot tell */
+#endif
+}
+#endif
+
+#ifndef ML_NO_STDIO
+/* The names in a folder, one by one: none where the folder cannot be read, or where C alone cannot list it. */
+typedef struct mli_listing {
+#if defined(MLI_POSIX)
+    DIR *folder;
+#elif defined(MLI_WINDOWS)
+    intptr_t handle; /* -1: nothing is left */
+    struct _wfinddata_t entry;
+    char name[4 * 260];
+#else
+    int unused;
+#endif
+} mli_listing;
+
+static void mli_folder_open(mli_listing *listing, const char *folder) {
+#if defined(MLI_POSIX)
+    listing->folder = opendir(folder);
+#elif defined(MLI_WINDOWS)
+    wchar_t wide[MLI_WIDE];
+    size_t n = mli_wide(folder, wide) ? wcslen(wide) : MLI_WIDE;
+    listing->handle = -1;
+    if (n + 3 > MLI_WIDE) return;
+    memcpy(wide + n, L"/*", 3 * sizeof *wide);
+    listing->handle = _wfindfirst(wide, &listing->entry);
+#else
+    listing->unused = !folder;
+#endif
+}
+
+static void mli_folder_close(mli_listing *listing) {
+#if defined(MLI_POSIX)
+    if (listing->folder) closedir(listing->folder);
+#elif defined(MLI_WINDOWS)
+    if (listing->handle != -1) _findclose(listing->handle);
+    listing->handle = -1;
+#else
+    (void)listing;
+#endif
+}
+
+/* The next name, which holds until the next call; NULL after the last. */
+static const char *mli_folder_next(mli_listing *listing) {
+#if defined(MLI_POSIX)
+    struct dirent *entry = listing->folder ? readdir(listing->folder) : NULL;
+    return entry ? entry->d_name : NULL;
+#elif defined(MLI_WINDOWS)
+    if (listing->handle == -1) return NULL;
+    int n = WideCharToMultiByte(MLI_WINDOWS_UTF8, 0, listing->entry.name, -1, listing->name,
+                                sizeof listing->name, NULL, NULL);
+    if (_wfindnext(listing->handle, &listing->entry) != 0) mli_folder_close(listing);
+    return n > 0 ? listing->name : "";
+#else
+    return (void)listing, (const char *)NULL;
 #endif
 }
 #endif
@@ -12510,14 +12569,13 @@ static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
 }
 
 /* "/NAME.gguf" for the folder's only file with that ending; later parts of a split one do not count. NULL: there is
-   none, or more than one, or no POSIX to list a folder. */
+   none, or more than one. */
 static const char *mli_only_file(mli_archive *archive, const char *folder, const char *ending) {
     const char *only = NULL;
-#ifdef MLI_POSIX
-    DIR *listing = opendir(folder);
+    mli_listing listing;
     int n = 0, number = 1, count;
-    for (struct dirent *entry; listing && (entry = readdir(listing)) != NULL;) {
-        const char *name = entry->d_name;
+    mli_folder_open(&listing, folder);
+    for (const char *name; (name = mli_folder_next(&listing)) != NULL;) {
         if (name[0] == '.' || !mli_ends_with(name, strlen(name), ending)) continue; /* "._m.gguf": macOS */
         if (mli_shard_number(name, &number, &count) && number > 1) continue;
         if (n++) continue;
@@ -12526,25 +12584,18 @@ static const char *mli_only_file(mli_archive *archive, const char *folder, const
         if (!path) mli_no_memory(archive);
         mli_free(&archive->allocator, path);
     }
-    if (listing) closedir(listing);
-    if (n != 1) only = NULL;
-#else
-    (void)archive, (void)folder, (void)ending;
-#endif
-    return only;
+    mli_folder_close(&listing);
+    return n == 1 ? only : NULL;
 }
 
 /* Whether the folder has an entry of this name, be it a link that leads nowhere. */
 static int mli_has_entry(const char *folder, const char *name) {
+    mli_listing listing;
     int found = 0;
-#ifdef MLI_POSIX
-    DIR *listing = opendir(folder);
-    for (struct dirent *entry; listing && !found && (entry = readdir(listing)) != NULL;)
-        found = strcmp(entry->d_name, name) == 0;
-    if (listing) closedir(listing);
-#else
-    (void)folder, (void)name;
-#endif
+    mli_folder_open(&listing, folder);
+    for (const char *entry; !found && (entry = mli_folder_next(&listing)) != NULL;)
+        found = strcmp(entry, name) == 0;
+    mli_folder_close(&listing);
     return found;
 }
 

@@ -16,7 +16,7 @@ static long folder_owner; /* a child of the program removes nothing */
 #include <direct.h>
 #include <io.h>
 
-enum { WITHOUT_SH = 1, WITHOUT_LISTS = 1 }; /* the library lists folders with POSIX only */
+enum { WITHOUT_SH = 1 };
 
 static inline int make_folder(const char *path) { return _mkdir(path) == 0; }
 
@@ -33,7 +33,7 @@ static inline int symlink(const char *to, const char *from) { return (void)to, (
 #else
 #include <sys/wait.h>
 
-enum { WITHOUT_SH = 0, WITHOUT_LISTS = 0 };
+enum { WITHOUT_SH = 0 };
 
 static inline int make_folder(const char *path) { return mkdir(path, 0777) == 0; }
 

@@ -416,7 +416,6 @@ TEST(folder_of_gguf) {
     bytes b = read_file(in_folder("whole.gguf"));
     const size_t n = gguf->n_arrays;
     ml_archive *archive;
-    if (WITHOUT_LISTS) SKIP("folders are not listed without POSIX");
     CHECK(make_folder(in_folder("one")) && make_folder(in_folder("two")));
     write_file(in_folder("one/README.md"), "#", 1);
     write_file(in_folder("one/any name.gguf"), b.data, b.size);
@@ -508,7 +507,6 @@ TEST(shards_are_not_copied) {
 /* In a folder the only file that may be a model is opened, whatever its name; Mistral's own is known. */
 TEST(folder_of_any_name) {
     bytes b = read_file(in_folder("whole.safetensors")), config = read_file(in_folder("config.json"));
-    if (WITHOUT_LISTS) SKIP("folders are not listed without POSIX");
     CHECK(make_folder(in_folder("any")));
     write_file(in_folder("any/config.json"), config.data, config.size);
     write_file(in_folder("any/best model.safetensors"), b.data, b.size);
@@ -534,7 +532,7 @@ TEST(folder_of_any_name) {
 /* Every allocation fails once: the error is the right one and nothing is left. */
 TEST(out_of_memory) {
     const char *const paths[] = {in_folder("sharded"), in_folder("s-00001-of-00004.gguf"), in_folder("two")};
-    for (int p = 0; p < (WITHOUT_LISTS ? 2 : 3); p++) {
+    for (int p = 0; p < 3; p++) {
         ml_result result = ML_ERROR_MEMORY;
         size_t fail_at = 1;
         for (; result; fail_at++) {

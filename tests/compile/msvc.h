@@ -28,6 +28,15 @@ long long _ftelli64(FILE *file);
 void rewind(FILE *file);
 int _fileno(FILE *file);
 int _commit(int descriptor);
+struct _wfinddata_t {
+    unsigned attributes;
+    long long created, accessed, written;
+    unsigned size;
+    wchar_t name[260];
+};
+intptr_t _wfindfirst(const wchar_t *pattern, struct _wfinddata_t *entry);
+int _wfindnext(intptr_t handle, struct _wfinddata_t *entry);
+int _findclose(intptr_t handle);
 int remove(const char *path);
 int _wremove(const wchar_t *path);
 int rename(const char *from, const char *to);
