@@ -2534,8 +2534,8 @@ static mli_scaled mli_log_2(mli_scaled x) {
                                    MLI_Q63 / 17, MLI_Q63 / 19, MLI_Q63 / 21};
     const uint64_t half_per_ln_2 = 0xb8aa3b295c17f0bcu, sqrt_2 = 0xb504f333f9de6484u;
     int is_less = x.m > sqrt_2, exponent = x.e + 63 + is_less;
-    uint64_t above =
-        (is_less ? 0 - x.m : x.m - MLI_Q63) >> 1; /* |v - 1| and v + 1, both halved or quartered */
+    /* |v - 1| and v + 1, both halved or quartered */
+    uint64_t above = (is_less ? 0 - x.m : x.m - MLI_Q63) >> 1;
     uint64_t z = mli_inverse((is_less ? MLI_Q63 : MLI_Q63 / 2) + (x.m >> 1)), sum = odd[10];
     mli_scaled result = mli_normal(above, 0, 0);
     z = mli_high(result.m, z) << 1; /* in Q63, and without its own exponent */
@@ -2573,7 +2573,7 @@ static double mli_no_number(void) {
 MLI_OPTIONAL double mli_exp(double x) { return x != x ? x : mli_to_f64(mli_exp_of_scaled(x)); }
 MLI_OPTIONAL float mli_expf(float x) { return x != x ? x : mli_to_f32(mli_exp_of_scaled((double)x)); }
 
-/* log x where that is no number below infinity. */
+/* log x where it is not finite: of 0, of infinity, of NaN and of negative numbers. */
 static double mli_no_log(double x) { return x == 0 ? -mli_infinity() : x > 0 ? x : mli_no_number(); }
 
 MLI_OPTIONAL double mli_log(double x) {
@@ -3031,9 +3031,8 @@ static float *mli_new_numbers(mli_graph *g, size_t rows, size_t cols, int where)
     return mli_measuring(g) ? mli_unreal(where) : numbers;
 }
 
-/* A new activation (rows, cols) on the graph's stack, whose gradient is in memory of its own, and 0: its readers add
-   to it. The residual stream is one, and so is every value that a caller may hold and read any
-   number of times. */
+/* A new activation (rows, cols) on the graph's stack whose gradient has separate memory, set to 0: its readers add to
+   it. The residual stream is one, and so is every value that a caller may hold and read any number of times. */
 static ml_tensor mli_new_apart(mli_graph *g, size_t rows, size_t cols) {
     float *grad = mli_taping(g) ? mli_new_numbers(g, rows, cols, 1) : NULL;
     ml_tensor t = mli_tensor_at(mli_new_numbers(g, rows, cols, 0), rows, cols);
@@ -3459,8 +3458,8 @@ static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
 /* ---- rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding") ----
    Each pair of numbers (x[2j], x[2j+1]) of a head is rotated by the angle position / theta^(2j / hd). The position
    may be divided by rope_scale (Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
-   Interpolation"), for all pairs or, in other kinds, for the slow ones. This is the one place that knows how: models
-   and ml_rope_table have their tables from it. [plain_rotate] */
+   Interpolation"), for all pairs or, in other kinds, for the slow ones. This is the only place that knows how: models
+   and ml_rope_table get their tables here. [plain_rotate] */
 
 /* 1 / theta^(2j / hd): the angle between neighbors of pair j */
 static float mli_rope_frequency(float theta, int j, int hd) {
@@ -3487,30 +3486,29 @@ static void mli_rope_pair(float *table, mli_positions of, int hd, int j, float s
     }
 }
 
-/* The kind, which compilers know where there is only one: others are refused before. */
+/* A constant where ML_NO_ROPE_SCALING leaves one kind only: others are refused before they get here. */
 static ml_rope_kind mli_rope_kind(const ml_rope_desc *desc) {
     return MLI_ROPE_SCALING ? desc->kind : ML_ROPE_PLAIN;
 }
 
-/* What 0 means. */
+/* Replaces 0 by the default. */
 static void mli_rope_defaults(ml_rope_desc *desc) {
     int is_yarn = mli_rope_kind(desc) == ML_ROPE_YARN;
     if (desc->theta == 0) desc->theta = 10000;
     if (desc->scale == 0) desc->scale = 1;
     if (desc->low == 0) desc->low = 1;
     if (desc->high == 0) desc->high = is_yarn ? 32.0f : 4.0f;
-    if (desc->attention ==
-        0) /* queries and keys both are longer by this, which scales attention by its square */
+    if (desc->attention == 0) /* queries and keys are both longer by this: the scores by its square */
         desc->attention = is_yarn && desc->scale > 1 ? 0.1f * mli_logf(desc->scale) + 1.0f : 1.0f;
 }
 
-/* Whether it is one that ML_NO_ROPE_SCALING left out. */
-static int mli_is_left_out(const ml_rope_desc *desc) {
+/* Whether ML_NO_ROPE_SCALING left out what the description asks for. */
+static int mli_rope_is_left_out(const ml_rope_desc *desc) {
     return !MLI_ROPE_SCALING &&
            (desc->kind != ML_ROPE_PLAIN || desc->scale != 1 || desc->attention != 1 || desc->factors);
 }
 
-/* Whether a table can be made; the fields are not 0 any more. */
+/* Whether a table can be made of a description that has its defaults. */
 static int mli_rope_in_range(const ml_rope_desc *desc) {
     int kind = (int)mli_rope_kind(desc), has_original = kind != ML_ROPE_PLAIN && kind != ML_ROPE_NTK;
     return kind >= 0 && kind < ML_ROPE_KINDS && (kind == ML_ROPE_PLAIN || desc->theta > 1) &&
@@ -3575,7 +3573,7 @@ ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_po
         return ML_ERROR_ARGUMENT;
     ml_rope_desc desc = *given;
     mli_rope_defaults(&desc);
-    if (mli_is_left_out(&desc)) return ML_ERROR_UNSUPPORTED;
+    if (mli_rope_is_left_out(&desc)) return ML_ERROR_UNSUPPORTED;
     if (!mli_rope_in_range(&desc) || !(desc.theta > 1)) return ML_ERROR_ARGUMENT;
     mli_rope_table(table, mli_all_positions(n_positions), &desc);
     return ML_OK;
@@ -3621,7 +3619,7 @@ typedef struct mli_rope_op {
     size_t hd;
     const mli_rows *rows;
     float direction; /* 1, or -1 to rotate back */
-    int first;       /* position of the table */
+    int first;       /* the position of the table's first row */
 } mli_rope_op;
 
 static void mli_rope_rows(const void *record, size_t begin, size_t end) {
@@ -3663,19 +3661,19 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, int first, s
 
 /* The plan, made once for forward and backward. */
 typedef struct mli_attention_op {
-    ml_tensor q, k, v,
-        out; /* (n, A hd), (m, n_kv_heads hd), (m, n_kv_heads hv), (n, A hv); hv = hd in a Llama */
+    /* (n, A hd), (m, n_kv_heads hd), (m, n_kv_heads hv), (n, A hv); hv = hd in a Llama */
+    ml_tensor q, k, v, out;
     const mli_rows *rows; /* of q; m = past + n, ... */
     size_t prefix;        /* ... or each row of k and v has so many more in front, ... */
-    const int32_t
-        *key_start; /* ... or (n_rows + 1): where its keys begin. The last are those of its queries */
+    /* ... or (n_rows + 1): where its keys begin. The last are those of its queries */
+    const int32_t *key_start;
     int causal, n_heads, n_kv_heads, group; /* group = n_heads / n_kv_heads */
     size_t hd, hv;
     float scale; /* 1 / sqrt(hd) */
-    size_t
-        window; /* a query sees at most so many keys back, itself included, and ahead, if not causal; 0: all */
+    /* a query sees at most so many keys back, itself included, and ahead, if not causal; 0: all */
+    size_t window;
 
-    /* what a Llama has not: see mli_is_special */
+    /* what a Llama itself does not use: see mli_is_special */
     ml_tensor bias; /* (n, S) or (A n, S), added to the scores; no data: none */
     size_t sinks;   /* with a window: keys that are always seen */
     float dropout;  /* of the weights */
@@ -3721,9 +3719,9 @@ typedef struct mli_key_part {
 
 /* One head's columns in the rows of the tile. */
 typedef struct mli_tile {
-    const float *q, *k,
-        *v;     /* (n_queries, hd), (keys of the row, hd), (keys of the row, hv), as part of q, k and v */
-    float *out; /* (n_queries, hv) */
+    /* (n_queries, hd), (keys of the row, hd), (keys of the row, hv), as part of q, k and v */
+    const float *q, *k, *v;
+    float *out;               /* (n_queries, hv) */
     size_t n_queries, n_keys; /* n_keys: in all parts */
     size_t n_row_keys;
     size_t position; /* of the first query among the row's keys */
@@ -4061,7 +4059,7 @@ static void mli_give_gradient(ml_tensor x, size_t begin, size_t n, size_t col, c
             mli_add(mli_grad_row(x, begin) + col, dx, cols);
 }
 
-/* All queries that see the keys of one row and one key head, which have their gradients then. */
+/* Goes through all queries that see the keys of one row and one key head, and so completes the gradients of these. */
 static void mli_attend_backward_keys(const mli_attention_op *op, int row, int kv_head,
                                      const mli_attention_scratch *s) {
     size_t end = mli_row_start(op->rows, row + 1), n_keys = mli_key_count(op, row);
@@ -4136,19 +4134,13 @@ static ml_tensor mli_run_attention(mli_graph *g, mli_attention_op *op, ml_tensor
     op->sinks += op->prefix; /* no window hides what was put in front of the row */
     mli_attention_plan(g, op);
     if (!mli_measuring(g)) {
-        op->k.data =
-            (char *)op->k.data - past * ml_type_row_bytes(op->k.type, op->k.cols); /* the cache's first */
+        /* the cache's first */
+        op->k.data = (char *)op->k.data - past * ml_type_row_bytes(op->k.type, op->k.cols);
         op->v.data = (char *)op->v.data - past * ml_type_row_bytes(op->v.type, op->v.cols);
         mli_parallel(g->threads, op->n_tasks, mli_attention_task, op);
     }
     mli_record(g, mli_attention_backward, op, sizeof *op);
     return out;
-}
-
-MLI_OPTIONAL ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v,
-                                     const ml_config *config, const mli_rows *rows) {
-    mli_attention_op op = mli_plain_attention(q, k, v, config, rows);
-    return mli_run_attention(g, &op, mli_new(g, q.rows, q.cols));
 }
 
 /* ---- looking at the weights: see ml_look ---- */
@@ -4381,7 +4373,7 @@ static ml_result mli_check_config(const ml_config *c, ml_error *error) {
                         c->n_kv_heads, c->n_heads);
     ml_rope_desc rope = mli_rope_desc_of(c, NULL);
     mli_rope_defaults(&rope);
-    if (mli_is_left_out(&rope))
+    if (mli_rope_is_left_out(&rope))
         return mli_fail(error, ML_ERROR_UNSUPPORTED,
                         "configuration: stretched rotary positions, which ML_NO_ROPE_SCALING left out");
     if (!(c->norm_eps >= 0 && c->norm_eps < 1) || !(c->rope_theta > 0) || !(c->rope_scale > 0) ||
@@ -4404,8 +4396,8 @@ struct ml_model_private {
     ml_archive *archive; /* owns that file; NULL: it is the caller's, or not needed */
     void *weights;       /* one block with all weights that the model owns */
     ml_tensor *tensors;  /* shown.tensors, to write to: they follow this struct */
-    float
-        *rope_factors; /* (hd / 2) after these: room for shown.rope_factors, or Llama 3.1's, which GGUF has */
+    /* (hd / 2) after these: room for shown.rope_factors, or Llama 3.1's, which GGUF has */
+    float *rope_factors;
     ml_tokenizer *tokenizer;
     int has_other_tokenizer;   /* than its file */
     const unsigned char *keys; /* (keys_size) of its GGUF, as they are there: see mli_keep_keys; NULL: none */
@@ -4512,7 +4504,7 @@ typedef struct mli_pass {
     int n_tokens;
     const mli_rows *rows;
     const float *rope; /* see mli_rope_table; NULL: nothing is rotated */
-    int rope_first;    /* position of it */
+    int rope_first;    /* the position of its first row */
     const mli_kv *kv;  /* NULL: keys and values are activations like others */
     int n_frozen;      /* the first parts that learn nothing: of the embedding, the layers, the last norm */
     unsigned places;   /* that are wanted: see mli_wants */
@@ -4787,7 +4779,7 @@ static ml_tensor mli_layer_checkpointed(mli_graph *g, const mli_pass *pass, int 
     return y;
 }
 
-/* Below the first part that learns nothing has a gradient. There `taping`, what the graph began with, is switched
+/* Parts below the first one that learns have no gradient. For them `taping`, what the graph began with, is switched
    off; from that part on the stream has its gradient. */
 static void mli_tape_from(mli_graph *g, int taping, int learns, ml_tensor *stream) {
     if (!taping) return;
@@ -10739,8 +10731,8 @@ typedef struct mli_chat_format {
     int flags;
     const char *pieces[3]; /* special ones that it is made of */
     const char *begin;     /* of the conversation */
-    const char
-        *system[2]; /* what is written before and after what they say; after the user begins the answer */
+    /* what is written before and after what they say; after the user begins the answer */
+    const char *system[2];
     const char *user[2];
     const char *end;      /* of the answer */
     const char *marks[2]; /* what a template of this format has, and those of others have not */
