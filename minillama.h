@@ -166,16 +166,16 @@
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
    takes 8 * L * max_seq_len * kv_dim bytes (fewer with cache_type), or, where the model has a window, 8 * L * kv_dim
-   for each position in the window and some more (an eighth of it, or max_batch, and up to 64). A trainer is one
+   for each position in the window and some more (max_batch or an eighth of it, and up to 64). A trainer is one
    buffer: 12 bytes for each number that it trains, and the activations of its largest batch. An optimizer and a graph
    are one buffer each: the same 12 bytes a number, and the activations of the pass that was measured.
 
-   ERRORS  What can fail returns an ml_result, and mostly fills in an ml_error with one sentence. Nothing prints,
+   ERRORS  A function that can fail returns an ml_result, and most fill in an ml_error with one sentence. None prints,
    exits or aborts. Files may be hostile: every size and offset in them is checked.
 
    NUMERICS  F32 arithmetic with fused multiply-add where the instruction set has it; eps is inside the square root of
    both norms. What is promised: the same build on the same machine gives the same bits for the same calls, for any
-   number of threads, in training, too. What keeps it: -O0 to -O3, -Os, -ffp-contract in any setting, OpenMP or not.
+   number of threads, in training, too. It holds with -O0 to -O3, -Os, gcc's -ffp-contract in any setting, and OpenMP.
    With ML_NO_SIMD (and where there is none) moreover every compiler and every processor gives the same bits, with
    libm or without: plain C adds in one order, and e^x, logarithms, powers and sines are our own (>>functions), within
    0.501 units in the last place. What breaks it: clang's -ffp-contract=fast, which disregards pragmas; arithmetic in
@@ -188,19 +188,19 @@
    With Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of
    32, much as in llama.cpp: logits move by 1 to 3 %. The other quantized types (Q2_K, Q3_K, IQ4_NL, IQ4_XS) become
    floats a block at a time, exact but slower.
-   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded, of over 256 MB
-   in place in a sample, or saved, or do not fit the type that they are converted to), in a loss or a gradient, in
-   logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits,
+   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights when they are loaded (over 256 MB in
+   place: in a sample of them), saved, or converted to a type that cannot hold them; in a loss or a gradient; in
+   logits from which a token is drawn; in a likelihood, an embedding or a head's result. The test is one of bits,
    which no compiler option can remove.
 
    BYTE ORDER  Files, and what ml_session_save gives, are little-endian. A big-endian machine reads and writes the
-   same ones; weights of F32, F16 and BF16 it cannot use in place, so that they are copied (from an allocator without
-   that much memory, ML_ERROR_MEMORY); quantized ones are used in place everywhere.
+   same ones. It cannot use weights of F32, F16 and BF16 in place, and copies them (ML_ERROR_MEMORY if the allocator
+   has too little for that); quantized ones are used in place everywhere.
 
-   LIMITS  Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
-   LayerNorm, rotary positions on adjacent pairs with theta, stretched by any ml_rope_kind or the factors of a GGUF,
-   grouped-query attention with heads of any even size, with a window and with biases or without, SwiGLU. All layers
-   are alike. Only F32 is trained. Tokenizers are BPE, not Unigram or WordPiece. No GPU. */
+   LIMITS  Models are Llamas (a graph computes others, without files and sessions): RMSNorm or LayerNorm, rotary
+   positions on adjacent pairs with any theta, stretched by any ml_rope_kind or the factors of a GGUF, grouped-query
+   attention with heads of any even size, with or without a window and biases, SwiGLU. All layers are alike. Only F32
+   is trained. Tokenizers are BPE, not Unigram or WordPiece. No GPU. */
 #ifndef ML_MINILLAMA_H
 #define ML_MINILLAMA_H
 
@@ -387,8 +387,8 @@ typedef enum ml_mask {
 
 /* How the angles of rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position
    Embedding") are made to reach beyond the positions that a model was trained for. Pair j of a head turns by
-   position * frequency, frequency = 1 / theta^(2j / hd), which is 2 pi turns / original for a pair that turns so
-   often in the original context. */
+   position * frequency, frequency = 1 / theta^(2j / hd); in the original context it makes original * frequency /
+   (2 pi) turns. */
 typedef enum ml_rope_kind {
     ML_ROPE_PLAIN = 0, /* position / (scale theta^(2j / hd)): scale > 1 is position interpolation */
     ML_ROPE_NTK,       /* theta scale^(hd / (hd - 2)) in place of theta */
@@ -398,8 +398,8 @@ typedef enum ml_rope_kind {
     ML_ROPE_YARN,
     /* Llama 3.1: as YaRN, but those between are mixed by how often they turn, and nothing is multiplied */
     ML_ROPE_LLAMA3,
-    /* Hugging Face's "dynamic": NTK with scale n / original - (scale - 1) for a table of n positions, if they are
-       more than `original`; else plain. A session's table has its max_seq_len positions. */
+    /* Hugging Face's "dynamic": NTK with scale * n / original - (scale - 1) in place of scale, for a table of n
+       positions, if they are more than `original`; else theta. A session's table has its max_seq_len positions. */
     ML_ROPE_DYNAMIC,
     ML_ROPE_KINDS
 } ml_rope_kind;
@@ -417,7 +417,8 @@ typedef struct ml_rope_desc {
     const float *factors;
 } ml_rope_desc;
 /* Cosine and sine of every pair's angle at positions 0 .. n_positions - 1: table (n_positions, hd). ML_ERROR_ARGUMENT
-   when a field is out of range, or hd odd. */
+   when a field is out of range (theta: 1 or less), or hd odd; ML_ERROR_UNSUPPORTED for what ML_NO_ROPE_SCALING left
+   out. */
 ML_DEF ml_result ml_rope_table(const ml_rope_desc *desc, float *table, int n_positions);
 
 typedef struct ml_config {
@@ -511,10 +512,10 @@ typedef struct ml_session_desc {
     const ml_lora *lora; /* an adapter over the model, which must outlive the session; default none */
     ml_threads threads;
     ml_allocator allocator; /* of ml_session_new */
-    ml_look look;           /* default: nobody looks */
+    ml_look look;           /* default: none */
 
-    /* What keys and values are held as: F32 (default), F16 for half of the memory, or Q8_0 for a good quarter, which
-       needs heads of a multiple of 32. They are rounded when a token is read, and attention converts them back, a few
+    /* What keys and values are held as: F32 (default), F16 for half of the memory, or Q8_0 for just over a quarter
+       (hd must be a multiple of 32). They are rounded when a token is read, and attention converts them back, a few
        at a time, which makes long prompts slower. (The model in examples/models on 30,090 tokens of TinyStories, its
        weights F32: a loss of 2.6297 a token with F32 and F16, 2.6299 with Q8_0.) A batch, mask full and trainers have
        no cache; ml_look needs F32. */
@@ -712,8 +713,8 @@ ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml
    must have their gradients by then, so make the optimizer first. Afterwards nothing allocates. A pass that turns out
    larger than the graph is ML_ERROR_MEMORY; from where it outgrew its memory on, `measuring` is set.
 
-   What goes wrong is kept: from the first operation that fails (shapes that do not fit, an index out of range, a
-   custom operation's error) to the next ml_graph_begin all operations do nothing and return ml_none(), and
+   Errors are kept: from the first operation that fails (shapes that do not fit, an index out of range, a custom
+   operation's error) to the next ml_graph_begin all operations do nothing and return ml_none(), and
    ml_graph_backward or ml_graph_end returns the error with its sentence. So there is one check a pass. With the graph
    NULL, all operations do nothing, too. An operand that is NULL, empty or of an unsuitable type is
    ML_ERROR_ARGUMENT, shapes that do not fit are ML_ERROR_MISMATCH. Results are the same bits for any number of
@@ -801,8 +802,8 @@ ML_DEF ml_tensor ml_exp(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_log(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_sqrt(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_swiglu(ml_graph *g, ml_tensor gate, ml_tensor up); /* silu(gate) * up */
-/* Each number is 0 with probability p, otherwise divided by 1 - p; which, depends on seed and position alone. Without
-   taping: x. */
+/* Each number is 0 with probability p, otherwise divided by 1 - p; which ones depends on seed and position alone.
+   Without taping: x. */
 ML_DEF ml_tensor ml_dropout(ml_graph *g, ml_tensor x, float p, uint64_t seed);
 
 /* ---- functions of rows ---- */
@@ -1040,7 +1041,7 @@ ML_DEF float ml_schedule_factor(const ml_schedule *schedule, int64_t step);
 /* Tensors with the same learning rate and decay. */
 typedef struct ml_group {
     float lr;           /* default that of ml_adamw */
-    float weight_decay; /* as it stands: 0 is none */
+    float weight_decay; /* 0 is none: ml_adamw's does not count here */
     int frozen;         /* gets no gradient and no moments */
 } ml_group;
 typedef struct ml_parameter {
@@ -1064,7 +1065,7 @@ typedef struct ml_optimizer {
     float learning_rate;  /* of the last step, without groups */
     float gradient_norm;  /* global, of the last step, before clipping */
     int64_t n_parameters; /* numbers that are trained */
-    ml_group *groups;     /* yours to change between steps, except for `frozen`; a rate of 0 then is 0 */
+    ml_group *groups;     /* yours to change between steps, except for `frozen`; an lr of 0 then is 0 */
     struct ml_optimizer_private *private_part;
 } ml_optimizer;
 
@@ -1239,6 +1240,7 @@ typedef struct ml_encode_desc {
     size_t work_size; /* at least ml_tokenizer_encode_size(n_bytes) */
 } ml_encode_desc;
 ML_DEF size_t ml_tokenizer_encode_size(size_t n_bytes);
+/* tokens->ids point into desc->work. ML_ERROR_MEMORY if that is too small; any bytes can be encoded. */
 ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_encode_desc *desc,
                                      ml_tokens *tokens, ml_error *error);
 
@@ -1297,7 +1299,7 @@ typedef enum ml_start {
 
 typedef enum ml_overflow {
     ML_OVERFLOW_ERROR = 0, /* ML_ERROR_CONTEXT if the prompt does not fit; new tokens end with the context */
-    ML_OVERFLOW_SLIDE      /* drop the older half of what follows bos, read the other again, and go on */
+    ML_OVERFLOW_SLIDE      /* drop the older half of what follows bos, read the newer half again, and go on */
 } ml_overflow;
 
 typedef enum ml_stop {
@@ -1341,7 +1343,7 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
       llama2    <s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] U [/INST] A </s>...    (Meta's Llama 2)
       llama3    <|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>         (Meta's Llama 3)
                 <|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>
-                <|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>...      (without line breaks of its own)
+                <|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>...          (\n are its only line breaks)
       chatml    <|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n             (OpenAI; Qwen2, SmolLM)
                 <|im_start|>assistant\nA<|im_end|>\n...
       zephyr    <|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n...    (Hugging Face's Zephyr, TinyLlama)
@@ -1350,8 +1352,8 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
    files' templates have one (those of Qwen2, SmolLM and, with dates, Llama 3.1). <s> and </s> are the tokenizer's bos
    and eos, whatever it calls them; the formats that are written without <s> begin with it, too, if
    tokenizer->adds_bos says so. White space around what is said is dropped where the authors' templates do that
-   (llama2, llama3). Names in
-   <| |>, bos and eos are read as special pieces; S and U never are: "<|eot_id|>" in what the user says is text.
+   (llama2, llama3). Names in <| |>, bos and eos are read as special pieces; S and U never are: "<|eot_id|>" in what
+   the user says is text.
 
       ml_chat chat;  ml_generate_desc how = {0};  // how: sampler, max_new_tokens, on_token
       ml_chat_begin(session, NULL, &chat, &error);
@@ -1400,10 +1402,10 @@ typedef struct ml_chat {
    piece that the format is made of. */
 ML_DEF ml_result ml_chat_begin(ml_session *session, const ml_chat_desc *desc, ml_chat *chat, ml_error *error);
 
-/* The tokens of the next turn: the end of the answer before it (whichever way that stopped: the session never holds
-   it yet), what the user says, and the beginning of the answer. The first turn begins with bos and
-   the system text instead of that end. The ids stay in memory of the session until its next ml_session_encode,
-   ml_chat_encode or ml_chat_reply. ML_ERROR_CONTEXT if they do not fit into the context. */
+/* The tokens of the next turn: the end of the answer before it (the session does not hold it yet, however that answer
+   stopped), what the user says, and the beginning of the answer. The first turn begins with bos and the system text
+   instead of that end. The ids stay in memory of the session until its next ml_session_encode, ml_chat_encode or
+   ml_chat_reply. ML_ERROR_CONTEXT if they do not fit into the context. */
 ML_DEF ml_result ml_chat_encode(const ml_chat *chat, const char *text, ml_tokens *tokens, ml_error *error);
 
 /* One turn: reads it and generates the answer, up to the end that the format gives it. Of `desc` (NULL: the
@@ -1523,15 +1525,15 @@ typedef struct ml_model_load_desc {
     ml_type type;
     ml_norm norm; /* override what the file says */
     ml_mask mask;
-    /* Skips the pass over all weights that looks for numbers that are not finite (or too large for `type`):
-       ML_ERROR_NUMBER. It reads every page of a mapped file; but where over 256 MB of weights are used in place, only
-       4 KB in each 16 MB of a matrix, which finds what a training that diverged left, but not every damaged number:
-       those show where a token is drawn, or in another result that is tested. */
+    /* Skips the check of all weights for numbers that are not finite (or too large for `type`): ML_ERROR_NUMBER. It
+       reads every page of a mapped file; where over 256 MB of weights are used in place, only 4 KB in each 16 MB of a
+       matrix, which finds what a diverged training left, but not every damaged number: those show when a token is
+       drawn, or in another result that is checked. */
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
        Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, or, beside a
-       params.json, tokenizer.model in the folder above; ignored if it has more pieces, or over 1024 fewer; of those
-       the first one with the most pieces, since pieces that were added later may be in the second only. */
+       params.json, tokenizer.model in the folder above. One with more pieces, or over 1024 fewer, is ignored; of
+       the others the first with the most pieces is used, since pieces added later may be in one file only. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
@@ -1587,8 +1589,8 @@ typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
     /* The type of the matrices; default: the one they have (quantized ones become F16 unless it is a GGUF). Norms are
-       F32; a matrix whose rows are not a multiple of the block becomes F16 (of 32 but not of 256: with Q4_K Q5_0,
-       with Q5_K Q5_1, with Q6_K Q8_0); with Q4_0 the layer that makes the logits (or the tied embedding) is Q8_0.
+       F32; a matrix whose rows are not a multiple of the block becomes F16 (of 32, but not of 256: Q5_0 for Q4_K,
+       Q5_1 for Q5_K, Q8_0 for Q6_K); with Q4_0 the layer that makes the logits (or the tied embedding) is Q8_0.
        Q4_K and Q5_K are the mixes that llama.cpp calls Q4_K_M and Q5_K_M: that layer, and in some layers the value
        and down projections, are Q6_K. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
        number is not finite or too large for its new type (F16: above 65504). */
