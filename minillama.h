@@ -166,16 +166,16 @@
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
    nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
    takes 8 * L * max_seq_len * kv_dim bytes (fewer with cache_type), or, where the model has a window, 8 * L * kv_dim
-   for each position in the window and some more (an eighth of it, or max_batch, and up to 64). A trainer is one
+   for each position in the window and some more (max_batch or an eighth of it, and up to 64). A trainer is one
    buffer: 12 bytes for each number that it trains, and the activations of its largest batch. An optimizer and a graph
    are one buffer each: the same 12 bytes a number, and the activations of the pass that was measured.
 
-   ERRORS  What can fail returns an ml_result, and mostly fills in an ml_error with one sentence. Nothing prints,
+   ERRORS  A function that can fail returns an ml_result, and most fill in an ml_error with one sentence. None prints,
    exits or aborts. Files may be hostile: every size and offset in them is checked.
 
    NUMERICS  F32 arithmetic with fused multiply-add where the instruction set has it; eps is inside the square root of
    both norms. What is promised: the same build on the same machine gives the same bits for the same calls, for any
-   number of threads, in training, too. What keeps it: -O0 to -O3, -Os, -ffp-contract in any setting, OpenMP or not.
+   number of threads, in training, too. It holds with -O0 to -O3, -Os, gcc's -ffp-contract in any setting, and OpenMP.
    With ML_NO_SIMD (and where there is none) moreover every compiler and every processor gives the same bits, with
    libm or without: plain C adds in one order, and e^x, logarithms, powers and sines are our own (>>functions), within
    0.501 units in the last place. What breaks it: clang's -ffp-contract=fast, which disregards pragmas; arithmetic in
@@ -188,19 +188,19 @@
    With Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of
    32, much as in llama.cpp: logits move by 1 to 3 %. The other quantized types (Q2_K, Q3_K, IQ4_NL, IQ4_XS) become
    floats a block at a time, exact but slower.
-   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights (when they are loaded, of over 256 MB
-   in place in a sample, or saved, or do not fit the type that they are converted to), in a loss or a gradient, in
-   logits from which a token is drawn, in a likelihood, an embedding or a head's result. The test is one of bits,
+   A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights when they are loaded (over 256 MB in
+   place: in a sample of them), saved, or converted to a type that cannot hold them; in a loss or a gradient; in
+   logits from which a token is drawn; in a likelihood, an embedding or a head's result. The test is one of bits,
    which no compiler option can remove.
 
    BYTE ORDER  Files, and what ml_session_save gives, are little-endian. A big-endian machine reads and writes the
-   same ones; weights of F32, F16 and BF16 it cannot use in place, so that they are copied (from an allocator without
-   that much memory, ML_ERROR_MEMORY); quantized ones are used in place everywhere.
+   same ones. It cannot use weights of F32, F16 and BF16 in place, and copies them (ML_ERROR_MEMORY if the allocator
+   has too little for that); quantized ones are used in place everywhere.
 
-   LIMITS  Models are Llamas (a graph computes others, without files and sessions): RMSNorm or
-   LayerNorm, rotary positions on adjacent pairs with theta, stretched by any ml_rope_kind or the factors of a GGUF,
-   grouped-query attention with heads of any even size, with a window and with biases or without, SwiGLU. All layers
-   are alike. Only F32 is trained. Tokenizers are BPE, not Unigram or WordPiece. No GPU. */
+   LIMITS  Models are Llamas (a graph computes others, without files and sessions): RMSNorm or LayerNorm, rotary
+   positions on adjacent pairs with any theta, stretched by any ml_rope_kind or the factors of a GGUF, grouped-query
+   attention with heads of any even size, with or without a window and biases, SwiGLU. All layers are alike. Only F32
+   is trained. Tokenizers are BPE, not Unigram or WordPiece. No GPU. */
 #ifndef ML_MINILLAMA_H
 #define ML_MINILLAMA_H
 
@@ -387,8 +387,8 @@ typedef enum ml_mask {
 
 /* How the angles of rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position
    Embedding") are made to reach beyond the positions that a model was trained for. Pair j of a head turns by
-   position * frequency, frequency = 1 / theta^(2j / hd), which is 2 pi turns / original for a pair that turns so
-   often in the original context. */
+   position * frequency, frequency = 1 / theta^(2j / hd); in the original context it makes original * frequency /
+   (2 pi) turns. */
 typedef enum ml_rope_kind {
     ML_ROPE_PLAIN = 0, /* position / (scale theta^(2j / hd)): scale > 1 is position interpolation */
     ML_ROPE_NTK,       /* theta scale^(hd / (hd - 2)) in place of theta */
@@ -398,8 +398,8 @@ typedef enum ml_rope_kind {
     ML_ROPE_YARN,
     /* Llama 3.1: as YaRN, but those between are mixed by how often they turn, and nothing is multiplied */
     ML_ROPE_LLAMA3,
-    /* Hugging Face's "dynamic": NTK with scale n / original - (scale - 1) for a table of n positions, if they are
-       more than `original`; else plain. A session's table has its max_seq_len positions. */
+    /* Hugging Face's "dynamic": NTK with scale * n / original - (scale - 1) in place of scale, for a table of n
+       positions, if they are more than `original`; else theta. A session's table has its max_seq_len positions. */
     ML_ROPE_DYNAMIC,
     ML_ROPE_KINDS
 } ml_rope_kind;
@@ -417,7 +417,8 @@ typedef struct ml_rope_desc {
     const float *factors;
 } ml_rope_desc;
 /* Cosine and sine of every pair's angle at positions 0 .. n_positions - 1: table (n_positions, hd). ML_ERROR_ARGUMENT
-   when a field is out of range, or hd odd. */
+   when a field is out of range (theta: 1 or less), or hd odd; ML_ERROR_UNSUPPORTED for what ML_NO_ROPE_SCALING left
+   out. */
 ML_DEF ml_result ml_rope_table(const ml_rope_desc *desc, float *table, int n_positions);
 
 typedef struct ml_config {
@@ -511,10 +512,10 @@ typedef struct ml_session_desc {
     const ml_lora *lora; /* an adapter over the model, which must outlive the session; default none */
     ml_threads threads;
     ml_allocator allocator; /* of ml_session_new */
-    ml_look look;           /* default: nobody looks */
+    ml_look look;           /* default: none */
 
-    /* What keys and values are held as: F32 (default), F16 for half of the memory, or Q8_0 for a good quarter, which
-       needs heads of a multiple of 32. They are rounded when a token is read, and attention converts them back, a few
+    /* What keys and values are held as: F32 (default), F16 for half of the memory, or Q8_0 for just over a quarter
+       (hd must be a multiple of 32). They are rounded when a token is read, and attention converts them back, a few
        at a time, which makes long prompts slower. (The model in examples/models on 30,090 tokens of TinyStories, its
        weights F32: a loss of 2.6297 a token with F32 and F16, 2.6299 with Q8_0.) A batch, mask full and trainers have
        no cache; ml_look needs F32. */
@@ -712,8 +713,8 @@ ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml
    must have their gradients by then, so make the optimizer first. Afterwards nothing allocates. A pass that turns out
    larger than the graph is ML_ERROR_MEMORY; from where it outgrew its memory on, `measuring` is set.
 
-   What goes wrong is kept: from the first operation that fails (shapes that do not fit, an index out of range, a
-   custom operation's error) to the next ml_graph_begin all operations do nothing and return ml_none(), and
+   Errors are kept: from the first operation that fails (shapes that do not fit, an index out of range, a custom
+   operation's error) to the next ml_graph_begin all operations do nothing and return ml_none(), and
    ml_graph_backward or ml_graph_end returns the error with its sentence. So there is one check a pass. With the graph
    NULL, all operations do nothing, too. An operand that is NULL, empty or of an unsuitable type is
    ML_ERROR_ARGUMENT, shapes that do not fit are ML_ERROR_MISMATCH. Results are the same bits for any number of
@@ -801,8 +802,8 @@ ML_DEF ml_tensor ml_exp(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_log(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_sqrt(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_swiglu(ml_graph *g, ml_tensor gate, ml_tensor up); /* silu(gate) * up */
-/* Each number is 0 with probability p, otherwise divided by 1 - p; which, depends on seed and position alone. Without
-   taping: x. */
+/* Each number is 0 with probability p, otherwise divided by 1 - p; which ones depends on seed and position alone.
+   Without taping: x. */
 ML_DEF ml_tensor ml_dropout(ml_graph *g, ml_tensor x, float p, uint64_t seed);
 
 /* ---- functions of rows ---- */
@@ -1040,7 +1041,7 @@ ML_DEF float ml_schedule_factor(const ml_schedule *schedule, int64_t step);
 /* Tensors with the same learning rate and decay. */
 typedef struct ml_group {
     float lr;           /* default that of ml_adamw */
-    float weight_decay; /* as it stands: 0 is none */
+    float weight_decay; /* 0 is none: ml_adamw's does not count here */
     int frozen;         /* gets no gradient and no moments */
 } ml_group;
 typedef struct ml_parameter {
@@ -1064,7 +1065,7 @@ typedef struct ml_optimizer {
     float learning_rate;  /* of the last step, without groups */
     float gradient_norm;  /* global, of the last step, before clipping */
     int64_t n_parameters; /* numbers that are trained */
-    ml_group *groups;     /* yours to change between steps, except for `frozen`; a rate of 0 then is 0 */
+    ml_group *groups;     /* yours to change between steps, except for `frozen`; an lr of 0 then is 0 */
     struct ml_optimizer_private *private_part;
 } ml_optimizer;
 
@@ -1239,6 +1240,7 @@ typedef struct ml_encode_desc {
     size_t work_size; /* at least ml_tokenizer_encode_size(n_bytes) */
 } ml_encode_desc;
 ML_DEF size_t ml_tokenizer_encode_size(size_t n_bytes);
+/* tokens->ids point into desc->work. ML_ERROR_MEMORY if that is too small; any bytes can be encoded. */
 ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_encode_desc *desc,
                                      ml_tokens *tokens, ml_error *error);
 
@@ -1297,7 +1299,7 @@ typedef enum ml_start {
 
 typedef enum ml_overflow {
     ML_OVERFLOW_ERROR = 0, /* ML_ERROR_CONTEXT if the prompt does not fit; new tokens end with the context */
-    ML_OVERFLOW_SLIDE      /* drop the older half of what follows bos, read the other again, and go on */
+    ML_OVERFLOW_SLIDE      /* drop the older half of what follows bos, read the newer half again, and go on */
 } ml_overflow;
 
 typedef enum ml_stop {
@@ -1341,7 +1343,7 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
       llama2    <s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] U [/INST] A </s>...    (Meta's Llama 2)
       llama3    <|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>         (Meta's Llama 3)
                 <|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>
-                <|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>...      (without line breaks of its own)
+                <|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>...          (\n are its only line breaks)
       chatml    <|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n             (OpenAI; Qwen2, SmolLM)
                 <|im_start|>assistant\nA<|im_end|>\n...
       zephyr    <|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n...    (Hugging Face's Zephyr, TinyLlama)
@@ -1350,8 +1352,8 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
    files' templates have one (those of Qwen2, SmolLM and, with dates, Llama 3.1). <s> and </s> are the tokenizer's bos
    and eos, whatever it calls them; the formats that are written without <s> begin with it, too, if
    tokenizer->adds_bos says so. White space around what is said is dropped where the authors' templates do that
-   (llama2, llama3). Names in
-   <| |>, bos and eos are read as special pieces; S and U never are: "<|eot_id|>" in what the user says is text.
+   (llama2, llama3). Names in <| |>, bos and eos are read as special pieces; S and U never are: "<|eot_id|>" in what
+   the user says is text.
 
       ml_chat chat;  ml_generate_desc how = {0};  // how: sampler, max_new_tokens, on_token
       ml_chat_begin(session, NULL, &chat, &error);
@@ -1400,10 +1402,10 @@ typedef struct ml_chat {
    piece that the format is made of. */
 ML_DEF ml_result ml_chat_begin(ml_session *session, const ml_chat_desc *desc, ml_chat *chat, ml_error *error);
 
-/* The tokens of the next turn: the end of the answer before it (whichever way that stopped: the session never holds
-   it yet), what the user says, and the beginning of the answer. The first turn begins with bos and
-   the system text instead of that end. The ids stay in memory of the session until its next ml_session_encode,
-   ml_chat_encode or ml_chat_reply. ML_ERROR_CONTEXT if they do not fit into the context. */
+/* The tokens of the next turn: the end of the answer before it (the session does not hold it yet, however that answer
+   stopped), what the user says, and the beginning of the answer. The first turn begins with bos and the system text
+   instead of that end. The ids stay in memory of the session until its next ml_session_encode, ml_chat_encode or
+   ml_chat_reply. ML_ERROR_CONTEXT if they do not fit into the context. */
 ML_DEF ml_result ml_chat_encode(const ml_chat *chat, const char *text, ml_tokens *tokens, ml_error *error);
 
 /* One turn: reads it and generates the answer, up to the end that the format gives it. Of `desc` (NULL: the
@@ -1523,15 +1525,15 @@ typedef struct ml_model_load_desc {
     ml_type type;
     ml_norm norm; /* override what the file says */
     ml_mask mask;
-    /* Skips the pass over all weights that looks for numbers that are not finite (or too large for `type`):
-       ML_ERROR_NUMBER. It reads every page of a mapped file; but where over 256 MB of weights are used in place, only
-       4 KB in each 16 MB of a matrix, which finds what a training that diverged left, but not every damaged number:
-       those show where a token is drawn, or in another result that is tested. */
+    /* Skips the check of all weights for numbers that are not finite (or too large for `type`): ML_ERROR_NUMBER. It
+       reads every page of a mapped file; where over 256 MB of weights are used in place, only 4 KB in each 16 MB of a
+       matrix, which finds what a diverged training left, but not every damaged number: those show when a token is
+       drawn, or in another result that is checked. */
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
        Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, or, beside a
-       params.json, tokenizer.model in the folder above; ignored if it has more pieces, or over 1024 fewer; of those
-       the first one with the most pieces, since pieces that were added later may be in the second only. */
+       params.json, tokenizer.model in the folder above. One with more pieces, or over 1024 fewer, is ignored; of
+       the others the first with the most pieces is used, since pieces added later may be in one file only. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
@@ -1587,8 +1589,8 @@ typedef enum ml_format { ML_GGUF = 0, ML_SAFETENSORS, ML_PYTORCH } ml_format;
 typedef struct ml_save_desc {
     ml_format format;
     /* The type of the matrices; default: the one they have (quantized ones become F16 unless it is a GGUF). Norms are
-       F32; a matrix whose rows are not a multiple of the block becomes F16 (of 32 but not of 256: with Q4_K Q5_0,
-       with Q5_K Q5_1, with Q6_K Q8_0); with Q4_0 the layer that makes the logits (or the tied embedding) is Q8_0.
+       F32; a matrix whose rows are not a multiple of the block becomes F16 (of 32, but not of 256: Q5_0 for Q4_K,
+       Q5_1 for Q5_K, Q8_0 for Q6_K); with Q4_0 the layer that makes the logits (or the tied embedding) is Q8_0.
        Q4_K and Q5_K are the mixes that llama.cpp calls Q4_K_M and Q5_K_M: that layer, and in some layers the value
        and down projections, are Q6_K. Adapters: see ml_lora_save. ML_ERROR_NUMBER, before anything is written, if a
        number is not finite or too large for its new type (F16: above 65504). */
@@ -2534,8 +2536,8 @@ static mli_scaled mli_log_2(mli_scaled x) {
                                    MLI_Q63 / 17, MLI_Q63 / 19, MLI_Q63 / 21};
     const uint64_t half_per_ln_2 = 0xb8aa3b295c17f0bcu, sqrt_2 = 0xb504f333f9de6484u;
     int is_less = x.m > sqrt_2, exponent = x.e + 63 + is_less;
-    uint64_t above =
-        (is_less ? 0 - x.m : x.m - MLI_Q63) >> 1; /* |v - 1| and v + 1, both halved or quartered */
+    /* |v - 1| and v + 1, both halved or quartered */
+    uint64_t above = (is_less ? 0 - x.m : x.m - MLI_Q63) >> 1;
     uint64_t z = mli_inverse((is_less ? MLI_Q63 : MLI_Q63 / 2) + (x.m >> 1)), sum = odd[10];
     mli_scaled result = mli_normal(above, 0, 0);
     z = mli_high(result.m, z) << 1; /* in Q63, and without its own exponent */
@@ -2573,7 +2575,7 @@ static double mli_no_number(void) {
 MLI_OPTIONAL double mli_exp(double x) { return x != x ? x : mli_to_f64(mli_exp_of_scaled(x)); }
 MLI_OPTIONAL float mli_expf(float x) { return x != x ? x : mli_to_f32(mli_exp_of_scaled((double)x)); }
 
-/* log x where that is no number below infinity. */
+/* log x where it is not finite: of 0, of infinity, of NaN and of negative numbers. */
 static double mli_no_log(double x) { return x == 0 ? -mli_infinity() : x > 0 ? x : mli_no_number(); }
 
 MLI_OPTIONAL double mli_log(double x) {
@@ -3031,9 +3033,8 @@ static float *mli_new_numbers(mli_graph *g, size_t rows, size_t cols, int where)
     return mli_measuring(g) ? mli_unreal(where) : numbers;
 }
 
-/* A new activation (rows, cols) on the graph's stack, whose gradient is in memory of its own, and 0: its readers add
-   to it. The residual stream is one, and so is every value that a caller may hold and read any
-   number of times. */
+/* A new activation (rows, cols) on the graph's stack whose gradient has separate memory, set to 0: its readers add to
+   it. The residual stream is one, and so is every value that a caller may hold and read any number of times. */
 static ml_tensor mli_new_apart(mli_graph *g, size_t rows, size_t cols) {
     float *grad = mli_taping(g) ? mli_new_numbers(g, rows, cols, 1) : NULL;
     ml_tensor t = mli_tensor_at(mli_new_numbers(g, rows, cols, 0), rows, cols);
@@ -3459,8 +3460,8 @@ static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
 /* ---- rotary positions (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding") ----
    Each pair of numbers (x[2j], x[2j+1]) of a head is rotated by the angle position / theta^(2j / hd). The position
    may be divided by rope_scale (Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
-   Interpolation"), for all pairs or, in other kinds, for the slow ones. This is the one place that knows how: models
-   and ml_rope_table have their tables from it. [plain_rotate] */
+   Interpolation"), for all pairs or, in other kinds, for the slow ones. This is the only place that knows how: models
+   and ml_rope_table get their tables here. [plain_rotate] */
 
 /* 1 / theta^(2j / hd): the angle between neighbors of pair j */
 static float mli_rope_frequency(float theta, int j, int hd) {
@@ -3487,30 +3488,29 @@ static void mli_rope_pair(float *table, mli_positions of, int hd, int j, float s
     }
 }
 
-/* The kind, which compilers know where there is only one: others are refused before. */
+/* A constant where ML_NO_ROPE_SCALING leaves one kind only: others are refused before they get here. */
 static ml_rope_kind mli_rope_kind(const ml_rope_desc *desc) {
     return MLI_ROPE_SCALING ? desc->kind : ML_ROPE_PLAIN;
 }
 
-/* What 0 means. */
+/* Replaces 0 by the default. */
 static void mli_rope_defaults(ml_rope_desc *desc) {
     int is_yarn = mli_rope_kind(desc) == ML_ROPE_YARN;
     if (desc->theta == 0) desc->theta = 10000;
     if (desc->scale == 0) desc->scale = 1;
     if (desc->low == 0) desc->low = 1;
     if (desc->high == 0) desc->high = is_yarn ? 32.0f : 4.0f;
-    if (desc->attention ==
-        0) /* queries and keys both are longer by this, which scales attention by its square */
+    if (desc->attention == 0) /* queries and keys are both longer by this: the scores by its square */
         desc->attention = is_yarn && desc->scale > 1 ? 0.1f * mli_logf(desc->scale) + 1.0f : 1.0f;
 }
 
-/* Whether it is one that ML_NO_ROPE_SCALING left out. */
-static int mli_is_left_out(const ml_rope_desc *desc) {
+/* Whether ML_NO_ROPE_SCALING left out what the description asks for. */
+static int mli_rope_is_left_out(const ml_rope_desc *desc) {
     return !MLI_ROPE_SCALING &&
            (desc->kind != ML_ROPE_PLAIN || desc->scale != 1 || desc->attention != 1 || desc->factors);
 }
 
-/* Whether a table can be made; the fields are not 0 any more. */
+/* Whether a table can be made of a description that has its defaults. */
 static int mli_rope_in_range(const ml_rope_desc *desc) {
     int kind = (int)mli_rope_kind(desc), has_original = kind != ML_ROPE_PLAIN && kind != ML_ROPE_NTK;
     return kind >= 0 && kind < ML_ROPE_KINDS && (kind == ML_ROPE_PLAIN || desc->theta > 1) &&
@@ -3575,7 +3575,7 @@ ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_po
         return ML_ERROR_ARGUMENT;
     ml_rope_desc desc = *given;
     mli_rope_defaults(&desc);
-    if (mli_is_left_out(&desc)) return ML_ERROR_UNSUPPORTED;
+    if (mli_rope_is_left_out(&desc)) return ML_ERROR_UNSUPPORTED;
     if (!mli_rope_in_range(&desc) || !(desc.theta > 1)) return ML_ERROR_ARGUMENT;
     mli_rope_table(table, mli_all_positions(n_positions), &desc);
     return ML_OK;
@@ -3621,7 +3621,7 @@ typedef struct mli_rope_op {
     size_t hd;
     const mli_rows *rows;
     float direction; /* 1, or -1 to rotate back */
-    int first;       /* position of the table */
+    int first;       /* the position of the table's first row */
 } mli_rope_op;
 
 static void mli_rope_rows(const void *record, size_t begin, size_t end) {
@@ -3663,19 +3663,19 @@ static void mli_rope(mli_graph *g, ml_tensor x, const float *table, int first, s
 
 /* The plan, made once for forward and backward. */
 typedef struct mli_attention_op {
-    ml_tensor q, k, v,
-        out; /* (n, A hd), (m, n_kv_heads hd), (m, n_kv_heads hv), (n, A hv); hv = hd in a Llama */
+    /* (n, A hd), (m, n_kv_heads hd), (m, n_kv_heads hv), (n, A hv); hv = hd in a Llama */
+    ml_tensor q, k, v, out;
     const mli_rows *rows; /* of q; m = past + n, ... */
     size_t prefix;        /* ... or each row of k and v has so many more in front, ... */
-    const int32_t
-        *key_start; /* ... or (n_rows + 1): where its keys begin. The last are those of its queries */
+    /* ... or (n_rows + 1): where its keys begin. The last are those of its queries */
+    const int32_t *key_start;
     int causal, n_heads, n_kv_heads, group; /* group = n_heads / n_kv_heads */
     size_t hd, hv;
     float scale; /* 1 / sqrt(hd) */
-    size_t
-        window; /* a query sees at most so many keys back, itself included, and ahead, if not causal; 0: all */
+    /* a query sees at most so many keys back, itself included, and ahead, if not causal; 0: all */
+    size_t window;
 
-    /* what a Llama has not: see mli_is_special */
+    /* what a Llama itself does not use: see mli_is_special */
     ml_tensor bias; /* (n, S) or (A n, S), added to the scores; no data: none */
     size_t sinks;   /* with a window: keys that are always seen */
     float dropout;  /* of the weights */
@@ -3721,9 +3721,9 @@ typedef struct mli_key_part {
 
 /* One head's columns in the rows of the tile. */
 typedef struct mli_tile {
-    const float *q, *k,
-        *v;     /* (n_queries, hd), (keys of the row, hd), (keys of the row, hv), as part of q, k and v */
-    float *out; /* (n_queries, hv) */
+    /* (n_queries, hd), (keys of the row, hd), (keys of the row, hv), as part of q, k and v */
+    const float *q, *k, *v;
+    float *out;               /* (n_queries, hv) */
     size_t n_queries, n_keys; /* n_keys: in all parts */
     size_t n_row_keys;
     size_t position; /* of the first query among the row's keys */
@@ -4061,7 +4061,7 @@ static void mli_give_gradient(ml_tensor x, size_t begin, size_t n, size_t col, c
             mli_add(mli_grad_row(x, begin) + col, dx, cols);
 }
 
-/* All queries that see the keys of one row and one key head, which have their gradients then. */
+/* Goes through all queries that see the keys of one row and one key head, and so completes the gradients of these. */
 static void mli_attend_backward_keys(const mli_attention_op *op, int row, int kv_head,
                                      const mli_attention_scratch *s) {
     size_t end = mli_row_start(op->rows, row + 1), n_keys = mli_key_count(op, row);
@@ -4136,19 +4136,13 @@ static ml_tensor mli_run_attention(mli_graph *g, mli_attention_op *op, ml_tensor
     op->sinks += op->prefix; /* no window hides what was put in front of the row */
     mli_attention_plan(g, op);
     if (!mli_measuring(g)) {
-        op->k.data =
-            (char *)op->k.data - past * ml_type_row_bytes(op->k.type, op->k.cols); /* the cache's first */
+        /* the cache's first */
+        op->k.data = (char *)op->k.data - past * ml_type_row_bytes(op->k.type, op->k.cols);
         op->v.data = (char *)op->v.data - past * ml_type_row_bytes(op->v.type, op->v.cols);
         mli_parallel(g->threads, op->n_tasks, mli_attention_task, op);
     }
     mli_record(g, mli_attention_backward, op, sizeof *op);
     return out;
-}
-
-MLI_OPTIONAL ml_tensor mli_attention(mli_graph *g, ml_tensor q, ml_tensor k, ml_tensor v,
-                                     const ml_config *config, const mli_rows *rows) {
-    mli_attention_op op = mli_plain_attention(q, k, v, config, rows);
-    return mli_run_attention(g, &op, mli_new(g, q.rows, q.cols));
 }
 
 /* ---- looking at the weights: see ml_look ---- */
@@ -4381,7 +4375,7 @@ static ml_result mli_check_config(const ml_config *c, ml_error *error) {
                         c->n_kv_heads, c->n_heads);
     ml_rope_desc rope = mli_rope_desc_of(c, NULL);
     mli_rope_defaults(&rope);
-    if (mli_is_left_out(&rope))
+    if (mli_rope_is_left_out(&rope))
         return mli_fail(error, ML_ERROR_UNSUPPORTED,
                         "configuration: stretched rotary positions, which ML_NO_ROPE_SCALING left out");
     if (!(c->norm_eps >= 0 && c->norm_eps < 1) || !(c->rope_theta > 0) || !(c->rope_scale > 0) ||
@@ -4404,8 +4398,8 @@ struct ml_model_private {
     ml_archive *archive; /* owns that file; NULL: it is the caller's, or not needed */
     void *weights;       /* one block with all weights that the model owns */
     ml_tensor *tensors;  /* shown.tensors, to write to: they follow this struct */
-    float
-        *rope_factors; /* (hd / 2) after these: room for shown.rope_factors, or Llama 3.1's, which GGUF has */
+    /* (hd / 2) after these: room for shown.rope_factors, or Llama 3.1's, which GGUF has */
+    float *rope_factors;
     ml_tokenizer *tokenizer;
     int has_other_tokenizer;   /* than its file */
     const unsigned char *keys; /* (keys_size) of its GGUF, as they are there: see mli_keep_keys; NULL: none */
@@ -4512,7 +4506,7 @@ typedef struct mli_pass {
     int n_tokens;
     const mli_rows *rows;
     const float *rope; /* see mli_rope_table; NULL: nothing is rotated */
-    int rope_first;    /* position of it */
+    int rope_first;    /* the position of its first row */
     const mli_kv *kv;  /* NULL: keys and values are activations like others */
     int n_frozen;      /* the first parts that learn nothing: of the embedding, the layers, the last norm */
     unsigned places;   /* that are wanted: see mli_wants */
@@ -4787,7 +4781,7 @@ static ml_tensor mli_layer_checkpointed(mli_graph *g, const mli_pass *pass, int 
     return y;
 }
 
-/* Below the first part that learns nothing has a gradient. There `taping`, what the graph began with, is switched
+/* Parts below the first one that learns have no gradient. For them `taping`, what the graph began with, is switched
    off; from that part on the stream has its gradient. */
 static void mli_tape_from(mli_graph *g, int taping, int learns, ml_tensor *stream) {
     if (!taping) return;
@@ -10739,8 +10733,8 @@ typedef struct mli_chat_format {
     int flags;
     const char *pieces[3]; /* special ones that it is made of */
     const char *begin;     /* of the conversation */
-    const char
-        *system[2]; /* what is written before and after what they say; after the user begins the answer */
+    /* what is written before and after what they say; after the user begins the answer */
+    const char *system[2];
     const char *user[2];
     const char *end;      /* of the answer */
     const char *marks[2]; /* what a template of this format has, and those of others have not */

@@ -459,7 +459,8 @@ TEST(rope) {
 
 static double attention_forward(mli_graph *g, problem *p) {
     ml_tensor q = operand(g, p, 0), k = operand(g, p, 1), v = operand(g, p, 2);
-    output(p, 0, mli_attention(g, q, k, v, &p->config, &p->rows));
+    mli_attention_op op = mli_plain_attention(q, k, v, &p->config, &p->rows);
+    output(p, 0, mli_run_attention(g, &op, mli_new(g, q.rows, q.cols)));
     return 0;
 }
 

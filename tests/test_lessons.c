@@ -124,11 +124,36 @@ TEST(the_functions_that_the_page_names_are_where_it_says) {
     free(page), free(header);
 }
 
+/* How often a text has this name, not as a part of a longer one. */
+static int count_name(const char *text, const char *name) {
+    const char *letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789";
+    size_t n = strlen(name);
+    int count = 0;
+    for (const char *at = text; (at = strstr(at, name)) != NULL; at += n)
+        count += at > text && !strchr(letters, at[-1]) && at[n] && !strchr(letters, at[n]);
+    return count;
+}
+
+/* A function that nothing calls is on no walk through the code. */
+TEST(the_walk_names_what_the_header_uses) {
+    char *page = text_of("CONTRIBUTING.md"), *header = text_of("minillama.h"), name[64];
+    int n_names = 0;
+    for (const char *at = page; (at = strstr(at, "`mli_")) != NULL; at++, n_names++) {
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(at + 1, "`"), at + 1);
+        if (strcmp(name, "mli_") == 0) continue; /* the prefix itself */
+        CHECK(count_name(header, name) >= 2);
+        if (count_name(header, name) < 2) printf("%s is not used\n", name);
+    }
+    CHECK(n_names >= 100);
+    free(page), free(header);
+}
+
 int main(void) {
     if (access(LESSONS "/README.md", R_OK) != 0) return printf("run from the top folder\n"), 1;
     RUN(lessons_are_as_short_as_they_promise);
     RUN(solutions_have_markers);
     RUN(the_page_has_a_part_and_a_picture_for_each_lesson);
     RUN(the_functions_that_the_page_names_are_where_it_says);
+    RUN(the_walk_names_what_the_header_uses);
     return test_report("test_lessons");
 }

@@ -184,6 +184,29 @@ TEST(llama_of_a_graph_has_the_plain_gradients) {
     tear_down(&s);
 }
 
+/* Its loops would read beyond such a model's tensors, or compute something else. */
+TEST(other_models_are_refused) {
+    for (int i = 0; i < 6; i++) {
+        ml_random random;
+        ml_model *model = NULL;
+        plain_llama plain;
+        ml_config c;
+        memset(&c, 0, sizeof c);
+        c.dim = 24, c.hidden_dim = 20, c.n_layers = 2, c.n_heads = 6, c.n_kv_heads = 2, c.vocab_size = VOCAB;
+        c.max_seq_len = 32;
+        if (i == 1) c.window = 4;
+        if (i == 2) c.attention_bias = 1;
+        if (i == 3) c.head_dim = 8;
+        if (i == 4) c.rope_kind = ML_ROPE_NTK, c.rope_scale = 2;
+        ml_random_seed(&random, 11);
+        REQUIRE(create_model(&c, ML_F32, &random, NULL, &model, NULL) == ML_OK);
+        if (i == 5) ((ml_tensor *)(uintptr_t)model->tensors)[OF_MODEL + WQ].type = ML_F16;
+        CHECK(plain_new(&plain, model, LENGTH) == (i == 0));
+        if (i == 0) free(plain.memory);
+        ml_model_free(model);
+    }
+}
+
 /* The header's comments name the plain form of an operation in brackets: "[plain_linear, plain_add]". */
 TEST(plain_forms_that_the_header_names_exist) {
     bytes header = read_file("minillama.h"), plain = read_file("examples/lessons/plain_llama.h");
@@ -208,6 +231,7 @@ int main(void) {
     RUN(forward_is_the_plain_one);
     RUN(trainer_has_the_plain_gradients);
     RUN(llama_of_a_graph_has_the_plain_gradients);
+    RUN(other_models_are_refused);
     RUN(plain_forms_that_the_header_names_exist);
     return test_report("test_plain");
 }

@@ -9,7 +9,7 @@
    backward:  RMSNorm's dx = s (g - z mean(g z)) with g = w dy: the part along x is removed;  dw = dy z
    a layer:   y = x + f(norm(x)), so dx = dy + what comes back through f and the norm
    See Zhang & Sennrich 2019, "Root Mean Square Layer Normalization"; Ba et al. 2016, "Layer Normalization"; He et al.
-   2015, "Deep Residual Learning for Image Recognition"; Balduzzi et al. 2017, "The Shattered Gradients Problem" */
+   2016, "Deep Residual Learning for Image Recognition"; Balduzzi et al. 2017, "The Shattered Gradients Problem" */
 #include "lesson.h"
 enum { D = 64, L = 32, INPUTS = 16, NORMS = 1, RESIDUAL = 2 }; /* width, layers, inputs; what a stack has */
 typedef struct stack {

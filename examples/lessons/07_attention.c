@@ -1,4 +1,4 @@
-/* Lesson 07: attention. Every token has a query, a key and a value. The softmax of its query's dot products with all
+/* Lesson 7: attention. Every token has a query, a key and a value. The softmax of its query's dot products with all
    keys says how much of each token's value goes into its result. With a causal mask a token sees only itself and
    those before it, so that a model can be trained on all positions of a text at once; with a full mask it sees the
    whole row, as a classifier may. Several heads do this side by side, each with its own queries; two of them share
@@ -56,7 +56,7 @@ static ml_tensor take(ml_graph *g, const ml_insertion *at, void *user) {
     if (size) memcpy(taken[at->place], x->data, size);
     return (void)user, at->y;
 }
-/* The whole model; then queries and keys get their positions, as in lesson 06. */
+/* The whole model; then queries and keys get their positions, as in lesson 6. */
 static ml_tensor run(ml_graph *g, void *user) {
     const ml_batch batch = {.tokens = t.ids, .n_tokens = t.n};
     ml_llama_desc llama = {.model = model, .batch = &batch, .insert = take};

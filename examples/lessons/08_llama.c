@@ -1,5 +1,5 @@
-/* Lesson 08: the whole Llama. The forward half of plain_llama.h is all of it: read its functions aloud, and you have
-   read the network. A layer adds to the stream twice: what attention gathers from other tokens (lesson 07), and what
+/* Lesson 8: the whole Llama. The forward half of plain_llama.h is all of it: read its functions aloud, and you have
+   read the network. A layer adds to the stream twice: what attention gathers from other tokens (lesson 7), and what
    the feed-forward network makes of each token alone, where a gate, silu(W1 h), decides how much of each number of
    W3 h passes. At the end, a piece's logit is the normalized stream times the piece's embedding. minillama.h computes
    the same, faster.

@@ -1,4 +1,4 @@
-/* Lesson 09: the backward pass. The second half of plain_llama.h goes through the network in the opposite order: each
+/* Lesson 9: the backward pass. The second half of plain_llama.h goes through the network in the opposite order: each
    operation takes the gradient of its result and adds to the gradients of what it read. Softmax and loss leave p - 1
    at the target and p elsewhere. Where the stream branches, gradients add up, as do those of the rows of a batch and
    of the two uses of the embedding. minillama.h's trainer must find the same; the picture compares the matrices.

@@ -5,7 +5,7 @@
    nearly the same at any position; without it, the next token costs as much as all the text before it.
 
      d = max |x| / 127 (as F16), q = round(x / d) in -127 .. 127, x ~ d q    a block of 32 numbers: 34 bytes, not 128
-     x . w ~ sum over blocks of dx dw (sum of qx qw)                         |x - d q| is at most d / 2
+     x . w ~ sum over blocks of dx dw (sum of qx qw)                         |x - d q| is about d / 2 at most
    Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"; Shazeer 2019, "Fast Transformer Decoding" */
 #include <time.h>
 #include "minillama.h"

@@ -1,5 +1,5 @@
-/* The whole Llama and its backward pass in plain loops, one function for each operation: lesson 08 reads the first
-   half, lesson 09 the second, and tests/test_plain.c compares minillama.h with both. A matrix is a shape, values v
+/* The whole Llama and its backward pass in plain loops, one function for each operation: lesson 8 reads the first
+   half, lesson 9 the second, and tests/test_plain.c compares minillama.h with both. A matrix is a shape, values v
    and their gradient d. Shapes in comments: n tokens, D width of the stream, H of the feed-forward layer, A query
    heads of hd = D / A numbers, K heads of keys and values, kv = K hd, V pieces. A backward ADDS to d: what is read
    twice gets the sum of two gradients. Everything is in doubles: minillama.h differs by its rounding. */
@@ -33,7 +33,6 @@ typedef struct plain_llama {
     double *memory, *end; /* `half` values, of weights, then activations; as many gradients in this order */
     size_t half;
 } plain_llama;
-
 /* ==== forward ==== */
 /* y (n, D) = the rows of table (V, D) that the tokens name */
 PLAIN void plain_embed(plain_matrix y, plain_matrix table, const int32_t *tokens) {
@@ -56,7 +55,7 @@ PLAIN void plain_rms_norm(plain_matrix y, plain_matrix x, plain_matrix w, const 
         for (int i = 0; i < D; i++) y.v[t * D + i] = x.v[t * D + i] / sqrt(r + (double)c->norm_eps) * w.v[i];
     }
 }
-/* x (n, heads hd): turns pair j of each head of token t by the angle sign t theta^(-2j / hd). Of the gradient: -1. */
+/* x (n, heads hd): turns pair j of each head of token t by the angle sign t theta^(-2j / hd); a gradient has sign -1 */
 PLAIN void plain_rotate(double *x, plain_matrix shape, const ml_config *c, int sign) {
     int hd = c->dim / c->n_heads;
     for (int i = 0; i < shape.rows * shape.cols; i += 2) {
@@ -121,7 +120,6 @@ PLAIN void plain_forward(plain_llama *m, const int32_t *tokens) {
     plain_rms_norm(m->hidden, m->at[m->c.n_layers].x, m->w[LAST_NORM], &m->c);
     plain_linear(m->logits, m->hidden, m->w[OUTPUT]);
 }
-
 /* ==== backward: the same operations in the opposite order ==== */
 /* The sum of -log softmax(logits)[target] over n rows / divisor; logits' d (n, V) = (softmax - one-hot) / divisor */
 PLAIN double plain_cross_entropy(plain_matrix logits, const int32_t *targets, double divisor) {
@@ -216,17 +214,20 @@ PLAIN plain_matrix plain_take(plain_llama *m, int rows, int cols) {
     plain_matrix y = {rows, cols, m->end, m->end + m->half};
     return m->end += rows * cols, y;
 }
-/* A copy of a model with F32 weights and RMS norms, with room for n tokens; 0 for any other. Free m->memory. */
+/* A copy of a model with room for n tokens; 0 for one that is not a plain Llama in F32. Free m->memory. */
 PLAIN int plain_new(plain_llama *m, const ml_model *model, int n) {
     const ml_config *c = &model->config;
     int D = c->dim, H = c->hidden_dim, A = c->n_heads, kv = D / A * c->n_kv_heads;
     int all = 10 * n * (c->n_layers + 1) * (D + H + A * n + c->vocab_size); /* activations, generously */
-    if (c->n_layers > MOST_LAYERS || c->norm != ML_NORM_RMS || model->tensors->type != ML_F32) return 0;
+    if (c->n_layers > MOST_LAYERS || c->norm != ML_NORM_RMS || c->window || c->attention_bias ||
+        (c->head_dim && c->head_dim != D / A) || c->rope_kind != ML_ROPE_PLAIN || model->rope_factors)
+        return 0;
     m->c = *c, m->half = (size_t)model->n_parameters + (size_t)all;
     if (!(m->end = m->memory = (double *)calloc(2 * m->half, sizeof(double)))) return 0;
     for (int i = 0; i < model->n_tensors; i++) {
         const ml_tensor *t = &model->tensors[i];
         int tied = i == OUTPUT && c->tied_output, rows = t->data ? (int)t->rows : 0, cols = (int)t->cols;
+        if (rows && t->type != ML_F32) return free(m->memory), 0;
         m->w[i] = tied ? m->w[EMBEDDING] : plain_take(m, rows, cols); /* tied: one gradient for both */
         for (int j = 0; j < rows * cols; j++) m->w[i].v[j] = (double)((const float *)t->data)[j];
     }
@@ -236,7 +237,6 @@ PLAIN int plain_new(plain_llama *m, const ml_model *model, int n) {
         l->p = plain_take(m, A * n, n), l->a = plain_take(m, n, D), l->mid = plain_take(m, n, D);
         l->gate = plain_take(m, n, H), l->up = plain_take(m, n, H), l->inner = plain_take(m, n, H);
     }
-    m->hidden = plain_take(m, n, D), m->logits = plain_take(m, n, c->vocab_size);
-    return 1;
+    return m->hidden = plain_take(m, n, D), m->logits = plain_take(m, n, c->vocab_size), 1;
 }
 #endif

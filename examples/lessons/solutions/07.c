@@ -1,4 +1,4 @@
-/* Exercise 07: the scores, the causal mask and the grouped heads of attention (lesson 07). The rest is given. Each is
+/* Exercise 7: the scores, the causal mask and the grouped heads of attention (lesson 7). The rest is given. Each is
    checked by hand, and all together against the header's ml_attention. */
 #include "examples/lessons/lesson.h"
 #include "minillama.h"

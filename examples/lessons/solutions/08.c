@@ -1,4 +1,4 @@
-/* Exercise 08, the assignment's part "model": attention, a layer, and the forward pass (lesson 08). Use plain_linear,
+/* Exercise 8, the assignment's part "model": attention, a layer, and the forward pass (lesson 8). Use plain_linear,
    plain_rms_norm, plain_rotate, plain_softmax, plain_swiglu and plain_add of plain_llama.h. (These three are there,
    too: do not look.) Checked by hand, then against the header on the model in examples/models. */
 #include "examples/lessons/lesson.h"

@@ -1,4 +1,4 @@
-/* Exercise 08_classifier, the assignment's part "classifier": what a Llama needs to label a sentence (lesson 08).
+/* Exercise 08_classifier, the assignment's part "classifier": what a Llama needs to label a sentence (lesson 8).
    The state of the last token, dropout while it trains, a linear layer, log-softmax. Checked by hand, and against the
    header's ml_head_eval on sentences of different lengths. */
 #include "examples/lessons/lesson.h"

@@ -1,4 +1,4 @@
-/* Exercise 09: two backward passes of your own (lesson 09), of GELU and of LayerNorm. Each number is checked against
+/* Exercise 9: two backward passes of your own (lesson 9), of GELU and of LayerNorm. Each number is checked against
    central differences of the forward pass: (L(x + h) - L(x - h)) / 2h, the loss L being the sum of dy y. */
 #include "examples/lessons/lesson.h"
 

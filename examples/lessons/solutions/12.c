@@ -69,9 +69,9 @@ static void check_header(void) {
     for (int i = 0; i < N; i++) {
         double d = (double)size[i / BLOCK] / 127;
         if (fabs((double)back[i] - (double)x[i]) <= 0.57 * d || too_far++) continue;
-        printf("  number %d: got %g back, wanted %g within d / 2\n", i, (double)back[i], (double)x[i]);
+        printf("  number %d: got %g back, wanted %g within 0.57 d\n", i, (double)back[i], (double)x[i]);
     }
-    check(!too_far, "numbers that come back further than d / 2 away: got %d, wanted 0", too_far);
+    check(!too_far, "numbers that come back farther than 0.57 d away: got %d, wanted 0", too_far);
     check_near((double)back[2 * BLOCK + 5], 0, 0, "a block of zeros comes back as");
 }
 
