@@ -5022,8 +5022,8 @@ static size_t mli_kv_dim(const mli_session *s) {
 
 /* ---- the plan of a session: defaults, scratch, layout ---- */
 
-static ml_result mli_lora_check(const ml_model *model, const ml_lora *lora,
-                                ml_error *error); /* in >>adapters */
+/* in >>adapters */
+static ml_result mli_lora_check(const ml_model *model, const ml_lora *lora, ml_error *error);
 
 #define MLI_MAX_TOKENS (1 << 24) /* in a context or a pass */
 
@@ -5583,8 +5583,8 @@ static ml_result mli_session_ids(mli_session *s, size_t at, const char *text, co
         return mli_fail(error, ML_ERROR_CONTEXT,
                         "a text of %z bytes is too long for this session: max_text is %z", n_bytes,
                         s->max_text);
-    char *work = (char *)s->graph.memory + at,
-         *joined = work + size - n_bytes; /* the encoder normalizes it in place */
+    /* joined: the encoder normalizes it in place */
+    char *work = (char *)s->graph.memory + at, *joined = work + size - n_bytes;
     memcpy(joined, text, n);
     memcpy(joined + n, more, n_bytes - n);
     ml_encode_desc how = {joined, n_bytes, flags, work, size};
@@ -5800,8 +5800,8 @@ static size_t mli_copy_saved(const mli_session *s, const mli_saved_header *saved
                              const unsigned char *from) {
     int n_halves = s->is_full ? 0 : 2 * s->shown.model->config.n_layers;
     size_t n = (size_t)saved->length * sizeof *s->tokens, at = sizeof *saved;
-    size_t skipped = into && saved->read ? (size_t)(saved->first - s->first) * s->row_bytes
-                                         : 0; /* they are restored to the beginning */
+    /* they are restored to the beginning */
+    size_t skipped = into && saved->read ? (size_t)(saved->first - s->first) * s->row_bytes : 0;
     for (int i = -1; i < n_halves; i++) {
         void *held = i < 0 ? (void *)s->tokens : (void *)(s->cache + (size_t)i * s->half + skipped);
         ml_type type = i < 0 ? ML_I32 : s->cache_type;
@@ -9310,8 +9310,8 @@ typedef struct mli_text_rules {
 typedef struct mli_listed {
     const unsigned char *strings; /* each after 8 bytes with its length; NULL: the vocabulary was copied */
     const unsigned char *scores, *kinds; /* (V) F32 and I32, not aligned */
-    void *string_at,
-        *sorted; /* (V) where each string is, and (n_sorted) ids by their texts: 2 bytes each, or 4 */
+    /* (V) where each string is, and (n_sorted) ids by their texts: 2 bytes each, or 4 */
+    void *string_at, *sorted;
     int wide_at, wide_ids;
     size_t n_sorted;
     char *text; /* (longest text of a piece) what was asked for last */
@@ -11332,8 +11332,8 @@ static ml_result mli_map_file(const char *path, const ml_allocator *allocator, m
     errno = 0;
     FILE *stream = mli_fopen(path, "rb");
     int64_t size = stream ? mli_stream_size(stream) : -1;
-    int is_file =
-        size >= 0 && size != LONG_MAX && (uint64_t)size <= SIZE_MAX; /* LONG_MAX: so says a directory */
+    /* LONG_MAX: so says a directory */
+    int is_file = size >= 0 && size != LONG_MAX && (uint64_t)size <= SIZE_MAX;
     unsigned char *data = is_file ? (unsigned char *)mli_alloc(allocator, (size_t)size, 1) : NULL;
     ml_result result = ML_OK;
     if (!is_file)
@@ -12120,8 +12120,8 @@ static int mli_mul_up_to(uint64_t most, uint64_t factor, uint64_t *product) {
    file may count in more bits than the machine; what it says is then more than is in it. */
 static uint64_t mli_set_contiguous(mli_archive *archive, ml_array *array) {
     const mli_type_info *type = mli_type(array->type);
-    const uint64_t most =
-        array->type ? INT64_MAX : SIZE_MAX / 2; /* of an unknown type nothing else is checked */
+    /* of an unknown type nothing else is checked */
+    const uint64_t most = array->type ? INT64_MAX : SIZE_MAX / 2;
     const int64_t cols = array->n_dims ? array->shape[array->n_dims - 1] : 1;
     uint64_t count = 1;
     int fits = 1;
@@ -13783,8 +13783,8 @@ static void mli_pickle_extend(mli_torch *torch) {
     mli_node *parent = mli_node_at(torch, index);
     if (torch->archive->result) return;
     if (parent->kind == MLI_NODE_OPAQUE) {
-        mli_node *last =
-            &((mli_node *)torch->nodes.items)[parent->last]; /* no reference's: those are others' */
+        /* no reference's: those are others' */
+        mli_node *last = &((mli_node *)torch->nodes.items)[parent->last];
         if (parent->last && last->kind == torch->op->kind) {
             parent = last;
         } else {
@@ -14209,8 +14209,9 @@ static void mli_torch_scalar(mli_torch *torch, const mli_node *node) {
     ml_value *value =
         mli_add_value(archive, archive->path, archive->path_length, kinds[node->kind - MLI_NODE_INT]);
     value->length = node->length;
+    /* the text is in the file, or in mli_dtypes */
     if (value->kind == ML_VALUE_STRING)
-        value->s = node->as.s; /* in the file, or in mli_dtypes */
+        value->s = node->as.s;
     else if (value->kind == ML_VALUE_FLOAT)
         value->f = node->as.f;
     else
@@ -16798,8 +16799,8 @@ static ml_result mli_loader_open(mli_loader *loader) {
     if (!result)
         result =
             mli_open(loader->path, loader->data, loader->size, &loader->scratch, &loader->archive, error);
-    if (!result && mli_has_path(loader))
-        loader->path = loader->archive->private_part->file_path; /* not a folder */
+    /* the file's, where that of a folder was given */
+    if (!result && mli_has_path(loader)) loader->path = loader->archive->private_part->file_path;
     return loader->result = result;
 }
 
@@ -18037,9 +18038,8 @@ static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
         }
     for (size_t i = 0; i < MLI_COUNT(flags); i++) {
         const ml_value *flag = ml_archive_find_value(loader->archive, flags[i]);
-        int is_there = i == 0   ? t->bos >= 0
-                       : i == 1 ? t->eos >= 0
-                                : *set[i]; /* tokenizer.model may say no, too */
+        /* tokenizer.model may say no, too */
+        int is_there = i == 0 ? t->bos >= 0 : i == 1 ? t->eos >= 0 : *set[i];
         if (flag && flag->kind == ML_VALUE_BOOL) *set[i] = flag->i && is_there;
     }
 }
@@ -18532,9 +18532,9 @@ static uint64_t mli_match_character(mli_pattern *r, uint64_t from) {
     size_t n = *r->p == '[' ? mli_brackets_size(r->p) : *r->p == '\\' && r->p[1] ? 2 : 1;
     uint64_t to = 0;
     char first = *r->p;
-    r->failed |=
-        n == 0 || strchr("\\*+?{}|)", n == 1 ? first : ' ') != NULL; /* also where the pattern ends */
-    if (!r->failed) mli_character_has(r, n, 0);                      /* whether it is understood */
+    /* also where the pattern ends */
+    r->failed |= n == 0 || strchr("\\*+?{}|)", n == 1 ? first : ' ') != NULL;
+    if (!r->failed) mli_character_has(r, n, 0); /* whether it is understood */
     if (r->failed) return 0;
     for (size_t i = 0; i < r->length; i++)
         if ((from >> i & 1) && mli_character_has(r, n, r->name[i])) to |= (uint64_t)2 << i;
@@ -18647,8 +18647,8 @@ static float mli_load_lora_alpha(mli_loader *loader) {
     int is_gguf = loader->naming == MLI_NAMING_GGUF;
     const char *key = is_gguf ? MLI_KEY_ALPHA : MLI_PEFT_JSON ".lora_alpha";
     const ml_value *value = ml_archive_find_value(loader->archive, key);
-    if (is_gguf && (!value || (value->kind == ML_VALUE_FLOAT && value->f == 0)))
-        return 0; /* llama.cpp: a scale of 1 */
+    /* llama.cpp: a scale of 1 */
+    if (is_gguf && (!value || (value->kind == ML_VALUE_FLOAT && value->f == 0))) return 0;
     if (!value) mli_refuse(loader, ML_ERROR_MISMATCH, "no configuration: value %s is missing", key);
     return value ? mli_value_float(loader, value, 1) : 0;
 }
@@ -21325,9 +21325,9 @@ enum {
         (+MLI_TILE_ROWS + +MLI_LANES - 1) / +MLI_LANES * +MLI_LANES, /* TILE_ROWS in whole vectors */
     MLI_BLOCK_ROWS = +MLI_BLOCK_PANELS * +MLI_TILE_ROWS,
     MLI_COL_GRAIN = MLI_TILE_COLS % 3 ? 32 : 96, /* whole tiles and whole blocks of quantized numbers */
-    MLI_BUFFER =
-        +MLI_LANES * +MLI_BLOCK_K, /* numbers being converted: MLI_LANES rows along k, or one across */
-    MLI_TASK_WORK = 1 << 17        /* multiplications worth waking a thread for */
+    /* numbers being converted: MLI_LANES rows along k, or one across */
+    MLI_BUFFER = +MLI_LANES * +MLI_BLOCK_K,
+    MLI_TASK_WORK = 1 << 17 /* multiplications worth waking a thread for */
 };
 
 static size_t mli_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
@@ -23518,8 +23518,8 @@ MLI_INLINE __m512i mli_quarters(int a, int b, int c, int d) {
    are in one byte, or in two (see mli_unpack_scales). Those, masked and times what moves them into place, add up to
    it. */
 MLI_INLINE __m512 mli_scales_and_less(const uint8_t *block) {
-    const __m128i head =
-        _mm_loadu_si128((const __m128i *)(const void *)block); /* d, dmin, 12 bytes of scales */
+    /* d, dmin, 12 bytes of scales */
+    const __m128i head = _mm_loadu_si128((const __m128i *)(const void *)block);
     const int64_t first = 0x0100010001000100, second = 0x0302030203020302;
     __m256i halves = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(head),
                                          _mm256_setr_epi64x(first, first, second, second));
