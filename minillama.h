@@ -15345,13 +15345,13 @@ static int mli_guess_kind(const mli_piece *piece, int is_unknown, int is_control
     return mli_byte_of_piece(piece->bytes, piece->length) >= 0 ? ML_PIECE_BYTE : ML_PIECE_NORMAL;
 }
 
-/* The id that a file gives for a special piece. Negative: there is none. One outside is an error, unless it is only
-   the default, or there are no pieces, which is an error later. */
-static ml_result mli_special_id(int64_t value, int is_default, const char *name, size_t n_pieces, int32_t *id,
+/* The id that a file gives for a special piece. Negative: there is none. One outside is an error if texts are read or
+   end otherwise without it, unless there are no pieces, which is an error later. */
+static ml_result mli_special_id(int64_t value, int is_needed, const char *name, size_t n_pieces, int32_t *id,
                                 ml_error *error) {
     int is_inside = value >= 0 && (uint64_t)value < n_pieces;
     *id = is_inside ? (int32_t)value : -1;
-    if (is_inside || value < 0 || is_default || !n_pieces) return ML_OK;
+    if (is_inside || value < 0 || !is_needed || !n_pieces) return ML_OK;
     return mli_fail(error, ML_ERROR_FORMAT, "%s is %l, outside the vocabulary of %z", name, value, n_pieces);
 }
 
@@ -15596,9 +15596,10 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
     }
     if (!result && in.failed) result = mli_spm_corrupt(source, at, "a field", error);
     if (!result) result = mli_spm_check(settings, has_rules, error);
-    for (int i = MLI_SPM_UNK; i <= MLI_SPM_PAD && !result; i++)
-        result = mli_special_id(settings[i], settings[i] == mli_spm_settings[i].fallback,
-                                mli_spm_settings[i].name, v->n_pieces, ids[i], error);
+    for (int i = MLI_SPM_UNK; i <= MLI_SPM_PAD && !result; i++) {
+        int is_needed = settings[i] != mli_spm_settings[i].fallback && i != MLI_SPM_UNK && i != MLI_SPM_PAD;
+        result = mli_special_id(settings[i], is_needed, mli_spm_settings[i].name, v->n_pieces, ids[i], error);
+    }
     if (!result && v->unknown_size > MLI_MAX_PIECE)
         result = mli_fail(error, ML_ERROR_UNSUPPORTED,
                           "trainer_spec.unk_surface has %z bytes; at most %d are supported", v->unknown_size,
@@ -15714,8 +15715,10 @@ static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, 
         if (is_list || id == (int64_t)UINT32_MAX || id == INT64_MAX) id = -1; /* 32 or 64 bits of ones */
         if (value && value->kind != ML_VALUE_INT && !is_list)
             return mli_fail(error, ML_ERROR_FORMAT, "key %s is no integer", mli_id_keys[i]);
-        is_default[i] = !value; /* an end that has no piece is never drawn: no error */
-        ml_result result = mli_special_id(id, !value || i > 3, mli_id_keys[i], v->n_pieces, ids[i], error);
+        is_default[i] = !value;
+        /* programs that add a piece for padding often leave it out of the vocabulary; an end that has no piece is
+           never drawn */
+        ml_result result = mli_special_id(id, value && i < 2, mli_id_keys[i], v->n_pieces, ids[i], error);
         if (result) return result;
     }
     mli_add_end(v->ends, &v->n_ends, end_of_turn);
