@@ -17238,36 +17238,53 @@ static void mli_detect_naming(mli_loader *loader) {
                    loader->archive->n_arrays);
 }
 #else
+/* Whether a program keeps the model itself there: a checkpoint may hold it a second time, as an average of the steps
+   before ("ema."), or matrices of its shapes, as an optimizer's moments ("optimizer.exp_avg."). */
+static int mli_is_usual_prefix(const char *prefix) {
+    static const char *const words[] = {"model.", "state_dict.", "model_state_dict.", "module."};
+    int is_usual = !*prefix;
+    for (size_t i = 0; i < MLI_COUNT(words); i++) is_usual |= mli_begins_with(prefix, words[i]);
+    return is_usual;
+}
+
+/* How much tells that the embedding after the loader's prefix is the model's: 1, only its name; 2, the first query
+   projection has the same prefix, which two schemes that share the embedding's name need; 3, the prefix is a usual
+   one, too. 0: no more than `least` does. */
+static int mli_rank_prefix(mli_loader *loader, int least) {
+    char name[MLI_LONG_NAME_SIZE];
+    int is_usual = mli_is_usual_prefix(loader->prefix), rank = 1;
+    if (least == 2 && !is_usual) return 0;
+    if (mli_find_weight(loader, MLI_WQ, 0, name)) rank = 2 + is_usual;
+    return rank > least ? rank : 0;
+}
+
 /* Detects whose names the tensors have. Whatever is in front of the embedding's name is the prefix ("module.", a
-   dictionary's key), and two schemes share that name, so the first query projection must have the same prefix. Names
-   as they are in the file come first, then those without the words of wrappers. If the projection is nowhere, the
-   first embedding decides, and the error names what is missing from there. */
+   dictionary's key): of several, the first that ranks highest. Names as they are in the file come first, then those
+   without the words of wrappers. If the projection is nowhere, the error names what is missing from there. */
 static void mli_detect_naming(mli_loader *loader) {
-    char name[MLI_LONG_NAME_SIZE], embedding[ML_NAME_SIZE], first_prefix[MLI_PREFIX_SIZE];
-    int first_naming = -1;
+    char embedding[ML_NAME_SIZE], prefix[MLI_PREFIX_SIZE] = "";
+    int naming = 0, rank = 0;
     mli_index_plain_names(loader);
-    for (int i = 0; i < 2 * MLI_NAMINGS && !loader->result; i++) {
+    for (int i = 0; i < 2 * MLI_NAMINGS && rank < 3 && !loader->result; i++) {
         int is_plain = i >= MLI_NAMINGS;
         size_t n = is_plain ? loader->n_plain : loader->archive->n_arrays;
         loader->naming = (mli_naming)(i % MLI_NAMINGS);
         mli_param_name(loader->naming, MLI_TOKEN_EMBEDDING, 0, embedding);
         const char *last = loader->naming == MLI_NAMING_HF ? strchr(embedding, '.') + 1 : embedding;
-        for (size_t k = 0; k < n && !loader->result; k++) {
+        for (size_t k = 0; k < n && rank < 3 && !loader->result; k++) {
             const char *array = is_plain ? loader->plain[k].name : loader->archive->arrays[k].name;
-            if (!mli_take_prefix(loader, array, last)) continue;
-            if (mli_find_weight(loader, MLI_WQ, 0, name)) return;
-            if (first_naming >= 0) continue;
-            first_naming = i % MLI_NAMINGS;
-            memcpy(first_prefix, loader->prefix, sizeof first_prefix);
+            int found = mli_take_prefix(loader, array, last) ? mli_rank_prefix(loader, rank) : 0;
+            if (!found) continue;
+            rank = found;
+            naming = i % MLI_NAMINGS;
+            memcpy(prefix, loader->prefix, sizeof prefix);
         }
     }
-    if (first_naming < 0) {
+    if (!rank)
         mli_refuse(loader, ML_ERROR_MISMATCH, "no Llama: none of %z tensors is named like a token embedding",
                    loader->archive->n_arrays);
-        return;
-    }
-    loader->naming = (mli_naming)first_naming;
-    memcpy(loader->prefix, first_prefix, sizeof first_prefix);
+    loader->naming = (mli_naming)naming;
+    memcpy(loader->prefix, prefix, sizeof prefix);
 }
 #endif
 
