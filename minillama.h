@@ -15035,8 +15035,10 @@ static void mli_safetensors_describe(mli_json *json, ml_array *array, int64_t ra
             has_shape = 1;
         } else if (strcmp(key, "data_offsets") == 0) {
             n_range = mli_json_sizes(json, range, 2);
-        } else {
-            mli_json_fail(json, "an unknown property of a tensor");
+        } else { /* that another program knows: it is read, and not kept */
+            size_t n_values = archive->values.n;
+            mli_json_value(json, 2);
+            archive->values.n = n_values;
         }
     } while (mli_json_more(json, '}', 1));
     if (!array->type_name || !has_shape || n_range != 2)
