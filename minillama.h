@@ -12345,6 +12345,16 @@ static int mli_is_plain_name(const char *name, size_t length) {
 #ifndef ML_NO_STDIO
 #define MLI_WEIGHT_MAP "weight_map."
 
+/* Whether a path leads to a file in the folder, or in folders in it. */
+static int mli_is_path_inside(const char *path, size_t length) {
+    for (size_t at = 0, n; at <= length; at += n + 1) {
+        const char *slash = (const char *)memchr(path + at, '/', length - at);
+        n = slash ? (size_t)(slash - path) - at : length - at;
+        if (!mli_is_plain_name(path + at, n)) return 0;
+    }
+    return 1;
+}
+
 /* Opens the shards in the order of their names, each once. files (n): the values of the weight_map, sorted. */
 static void mli_open_indexed(mli_archive *archive, const mli_named *files, size_t n) {
     for (size_t i = 0; i < n && !archive->result; i++) {
@@ -12352,7 +12362,7 @@ static void mli_open_indexed(mli_archive *archive, const mli_named *files, size_
         if (i &&
             mli_compare_text(files[i].name, files[i].length, files[i - 1].name, files[i - 1].length) == 0)
             continue;
-        if (!mli_is_plain_name(files[i].name, files[i].length))
+        if (!mli_is_path_inside(files[i].name, files[i].length))
             mli_stop(archive, ML_ERROR_FORMAT,
                      "the index's weight_map: \"%s\" is no name of a file beside it", files[i].name);
         mli_open_shard(archive, files[i].name, files[i].length);
