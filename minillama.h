@@ -12196,6 +12196,8 @@ static void mli_unknown_file(mli_archive *archive) { mli_stop_as(archive, ML_ERR
 static const char *mli_describe(const mli_archive *archive) {
     size_t begin = mli_text_begin(archive->data, archive->size);
     int first = begin < archive->size ? archive->data[begin] : 0;
+    if (archive->size > 2 && archive->data[0] == 0x80 && archive->data[1] <= 5 && archive->data[2])
+        return "a pickle, but not from torch.save"; /* its protocol, and an instruction */
     for (size_t i = 0; i < archive->size && i < 512; i++) {
         int c = archive->data[i];
         if (c < 32 && (c < '\t' || c > '\r')) return NULL;
@@ -13056,6 +13058,8 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
     mli_allow_names(archive, size);
     mli_path_push(archive, prefix, strlen(prefix));
     mli_json_word(&json, "\xef\xbb\xbf"); /* a byte order mark */
+    if (mli_json_word(&json, "\xff\xfe") || mli_json_word(&json, "\xfe\xff"))
+        mli_json_fail(&json, "the text is UTF-16 (save it as UTF-8)");
     mli_json_value(&json, 0);
     if (mli_json_peek(&json)) mli_json_fail(&json, "more text than one value");
     archive->path_length = 0;
