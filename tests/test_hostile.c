@@ -762,6 +762,7 @@ static bytes bin_with(int version, size_t at, uint32_t value) {
 }
 
 TEST(bins_that_lie) {
+    static const char pickle[] = "\x80\4\x95\x0a\0\0\0\0\0\0\0}\x94\x8c\1a\x94K\1s.";
     bytes b;
     int i;
     for (i = 0; i < 7; i++) { /* each number of the header, 0, negative and enormous */
@@ -782,6 +783,9 @@ TEST(bins_that_lie) {
     REFUSE(bin_with(1, 8, 1 << 20), ML_ERROR_TRUNCATED, "needs bytes");
     REFUSE(bin_with(0, 20, 1 << 20), ML_ERROR_TRUNCATED, "needs bytes");
     REFUSE(bin_with(0, 20, 9), ML_ERROR_FORMAT, "not a known model file");
+    memset(&b, 0, sizeof b);
+    put(&b, pickle, sizeof pickle - 1);
+    REFUSE(b, ML_ERROR_FORMAT, "a pickle, but not from torch.save");
     REFUSE(bin_with(1, 4, 3), ML_ERROR_UNSUPPORTED, "version 3");
     REFUSE(bin_with(1, 4, 0), ML_ERROR_UNSUPPORTED, "version 0");
     REFUSE(bin_with(2, 37, 0), ML_ERROR_FORMAT, "group size 0");

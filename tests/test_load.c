@@ -377,6 +377,10 @@ TEST(hf_json) {
     CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
     if (!model) printf("%s\n", error.text);
     ml_model_free(model);
+    desc.config_json = "\xff\xfe{\0\"\0"; /* as PowerShell writes it */
+    desc.config_json_size = 6;
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_ERROR_FORMAT &&
+          strstr(error.text, "UTF-16"));
     free_bytes(&file), free_bytes(&json);
 }
 
