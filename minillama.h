@@ -12249,6 +12249,8 @@ static void mli_unknown_file(mli_archive *archive) { mli_stop_as(archive, ML_ERR
 static const char *mli_describe(const mli_archive *archive) {
     size_t begin = mli_text_begin(archive->data, archive->size);
     int first = begin < archive->size ? archive->data[begin] : 0;
+    if (archive->size > 2 && archive->data[0] == 0x80 && archive->data[1] <= 5 && archive->data[2])
+        return "a pickle, but not from torch.save"; /* its protocol, and an instruction */
     for (size_t i = 0; i < archive->size && i < 512; i++) {
         int c = archive->data[i];
         if (c < 32 && (c < '\t' || c > '\r')) return NULL;
@@ -12398,6 +12400,16 @@ static int mli_is_plain_name(const char *name, size_t length) {
 #ifndef ML_NO_STDIO
 #define MLI_WEIGHT_MAP "weight_map."
 
+/* Whether a path leads to a file in the folder, or in folders in it. */
+static int mli_is_path_inside(const char *path, size_t length) {
+    for (size_t at = 0, n; at <= length; at += n + 1) {
+        const char *slash = (const char *)memchr(path + at, '/', length - at);
+        n = slash ? (size_t)(slash - path) - at : length - at;
+        if (!mli_is_plain_name(path + at, n)) return 0;
+    }
+    return 1;
+}
+
 /* Opens the shards in the order of their names, each once. files (n): the values of the weight_map, sorted. */
 static void mli_open_indexed(mli_archive *archive, const mli_named *files, size_t n) {
     for (size_t i = 0; i < n && !archive->result; i++) {
@@ -12405,7 +12417,7 @@ static void mli_open_indexed(mli_archive *archive, const mli_named *files, size_
         if (i &&
             mli_compare_text(files[i].name, files[i].length, files[i - 1].name, files[i - 1].length) == 0)
             continue;
-        if (!mli_is_plain_name(files[i].name, files[i].length))
+        if (!mli_is_path_inside(files[i].name, files[i].length))
             mli_stop(archive, ML_ERROR_FORMAT,
                      "the index's weight_map: \"%s\" is no name of a file beside it", files[i].name);
         mli_open_shard(archive, files[i].name, files[i].length);
@@ -13091,6 +13103,8 @@ static ml_result mli_json_values(mli_archive *archive, const char *prefix, const
     mli_allow_names(archive, size);
     mli_path_push(archive, prefix, strlen(prefix));
     mli_json_word(&json, "\xef\xbb\xbf"); /* a byte order mark */
+    if (mli_json_word(&json, "\xff\xfe") || mli_json_word(&json, "\xfe\xff"))
+        mli_json_fail(&json, "the text is UTF-16 (save it as UTF-8)");
     mli_json_value(&json, 0);
     if (mli_json_peek(&json)) mli_json_fail(&json, "more text than one value");
     archive->path_length = 0;
@@ -15081,8 +15095,10 @@ static void mli_safetensors_describe(mli_json *json, ml_array *array, int64_t ra
             has_shape = 1;
         } else if (strcmp(key, "data_offsets") == 0) {
             n_range = mli_json_sizes(json, range, 2);
-        } else {
-            mli_json_fail(json, "an unknown property of a tensor");
+        } else { /* that another program knows: it is read, and not kept */
+            size_t n_values = archive->values.n;
+            mli_json_value(json, 2);
+            archive->values.n = n_values;
         }
     } while (mli_json_more(json, '}', 1));
     if (!array->type_name || !has_shape || n_range != 2)
@@ -15391,13 +15407,13 @@ static int mli_guess_kind(const mli_piece *piece, int is_unknown, int is_control
     return mli_byte_of_piece(piece->bytes, piece->length) >= 0 ? ML_PIECE_BYTE : ML_PIECE_NORMAL;
 }
 
-/* The id that a file gives for a special piece. Negative: there is none. One outside is an error, unless it is only
-   the default, or there are no pieces, which is an error later. */
-static ml_result mli_special_id(int64_t value, int is_default, const char *name, size_t n_pieces, int32_t *id,
+/* The id that a file gives for a special piece. Negative: there is none. One outside is an error if texts are read or
+   end otherwise without it, unless there are no pieces, which is an error later. */
+static ml_result mli_special_id(int64_t value, int is_needed, const char *name, size_t n_pieces, int32_t *id,
                                 ml_error *error) {
     int is_inside = value >= 0 && (uint64_t)value < n_pieces;
     *id = is_inside ? (int32_t)value : -1;
-    if (is_inside || value < 0 || is_default || !n_pieces) return ML_OK;
+    if (is_inside || value < 0 || !is_needed || !n_pieces) return ML_OK;
     return mli_fail(error, ML_ERROR_FORMAT, "%s is %l, outside the vocabulary of %z", name, value, n_pieces);
 }
 
@@ -15642,9 +15658,10 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
     }
     if (!result && in.failed) result = mli_spm_corrupt(source, at, "a field", error);
     if (!result) result = mli_spm_check(settings, has_rules, error);
-    for (int i = MLI_SPM_UNK; i <= MLI_SPM_PAD && !result; i++)
-        result = mli_special_id(settings[i], settings[i] == mli_spm_settings[i].fallback,
-                                mli_spm_settings[i].name, v->n_pieces, ids[i], error);
+    for (int i = MLI_SPM_UNK; i <= MLI_SPM_PAD && !result; i++) {
+        int is_needed = settings[i] != mli_spm_settings[i].fallback && i != MLI_SPM_UNK && i != MLI_SPM_PAD;
+        result = mli_special_id(settings[i], is_needed, mli_spm_settings[i].name, v->n_pieces, ids[i], error);
+    }
     if (!result && v->unknown_size > MLI_MAX_PIECE)
         result = mli_fail(error, ML_ERROR_UNSUPPORTED,
                           "trainer_spec.unk_surface has %z bytes; at most %d are supported", v->unknown_size,
@@ -15760,8 +15777,10 @@ static ml_result mli_gguf_special(const ml_archive *archive, mli_vocabulary *v, 
         if (is_list || id == (int64_t)UINT32_MAX || id == INT64_MAX) id = -1; /* 32 or 64 bits of ones */
         if (value && value->kind != ML_VALUE_INT && !is_list)
             return mli_fail(error, ML_ERROR_FORMAT, "key %s is no integer", mli_id_keys[i]);
-        is_default[i] = !value; /* an end that has no piece is never drawn: no error */
-        ml_result result = mli_special_id(id, !value || i > 3, mli_id_keys[i], v->n_pieces, ids[i], error);
+        is_default[i] = !value;
+        /* programs that add a piece for padding often leave it out of the vocabulary; an end that has no piece is
+           never drawn */
+        ml_result result = mli_special_id(id, value && i < 2, mli_id_keys[i], v->n_pieces, ids[i], error);
         if (result) return result;
     }
     mli_add_end(v->ends, &v->n_ends, end_of_turn);
@@ -17281,36 +17300,53 @@ static void mli_detect_naming(mli_loader *loader) {
                    loader->archive->n_arrays);
 }
 #else
+/* Whether a program keeps the model itself there: a checkpoint may hold it a second time, as an average of the steps
+   before ("ema."), or matrices of its shapes, as an optimizer's moments ("optimizer.exp_avg."). */
+static int mli_is_usual_prefix(const char *prefix) {
+    static const char *const words[] = {"model.", "state_dict.", "model_state_dict.", "module."};
+    int is_usual = !*prefix;
+    for (size_t i = 0; i < MLI_COUNT(words); i++) is_usual |= mli_begins_with(prefix, words[i]);
+    return is_usual;
+}
+
+/* How much tells that the embedding after the loader's prefix is the model's: 1, only its name; 2, the first query
+   projection has the same prefix, which two schemes that share the embedding's name need; 3, the prefix is a usual
+   one, too. 0: no more than `least` does. */
+static int mli_rank_prefix(mli_loader *loader, int least) {
+    char name[MLI_LONG_NAME_SIZE];
+    int is_usual = mli_is_usual_prefix(loader->prefix), rank = 1;
+    if (least == 2 && !is_usual) return 0;
+    if (mli_find_weight(loader, MLI_WQ, 0, name)) rank = 2 + is_usual;
+    return rank > least ? rank : 0;
+}
+
 /* Detects whose names the tensors have. Whatever is in front of the embedding's name is the prefix ("module.", a
-   dictionary's key), and two schemes share that name, so the first query projection must have the same prefix. Names
-   as they are in the file come first, then those without the words of wrappers. If the projection is nowhere, the
-   first embedding decides, and the error names what is missing from there. */
+   dictionary's key): of several, the first that ranks highest. Names as they are in the file come first, then those
+   without the words of wrappers. If the projection is nowhere, the error names what is missing from there. */
 static void mli_detect_naming(mli_loader *loader) {
-    char name[MLI_LONG_NAME_SIZE], embedding[ML_NAME_SIZE], first_prefix[MLI_PREFIX_SIZE];
-    int first_naming = -1;
+    char embedding[ML_NAME_SIZE], prefix[MLI_PREFIX_SIZE] = "";
+    int naming = 0, rank = 0;
     mli_index_plain_names(loader);
-    for (int i = 0; i < 2 * MLI_NAMINGS && !loader->result; i++) {
+    for (int i = 0; i < 2 * MLI_NAMINGS && rank < 3 && !loader->result; i++) {
         int is_plain = i >= MLI_NAMINGS;
         size_t n = is_plain ? loader->n_plain : loader->archive->n_arrays;
         loader->naming = (mli_naming)(i % MLI_NAMINGS);
         mli_param_name(loader->naming, MLI_TOKEN_EMBEDDING, 0, embedding);
         const char *last = loader->naming == MLI_NAMING_HF ? strchr(embedding, '.') + 1 : embedding;
-        for (size_t k = 0; k < n && !loader->result; k++) {
+        for (size_t k = 0; k < n && rank < 3 && !loader->result; k++) {
             const char *array = is_plain ? loader->plain[k].name : loader->archive->arrays[k].name;
-            if (!mli_take_prefix(loader, array, last)) continue;
-            if (mli_find_weight(loader, MLI_WQ, 0, name)) return;
-            if (first_naming >= 0) continue;
-            first_naming = i % MLI_NAMINGS;
-            memcpy(first_prefix, loader->prefix, sizeof first_prefix);
+            int found = mli_take_prefix(loader, array, last) ? mli_rank_prefix(loader, rank) : 0;
+            if (!found) continue;
+            rank = found;
+            naming = i % MLI_NAMINGS;
+            memcpy(prefix, loader->prefix, sizeof prefix);
         }
     }
-    if (first_naming < 0) {
+    if (!rank)
         mli_refuse(loader, ML_ERROR_MISMATCH, "no Llama: none of %z tensors is named like a token embedding",
                    loader->archive->n_arrays);
-        return;
-    }
-    loader->naming = (mli_naming)first_naming;
-    memcpy(loader->prefix, first_prefix, sizeof first_prefix);
+    loader->naming = (mli_naming)naming;
+    memcpy(loader->prefix, prefix, sizeof prefix);
 }
 #endif
 

@@ -103,6 +103,7 @@ typedef struct change {
     const char *dtype;       /* of all, default F32; else F64 or I64 */
     const char *key, *value; /* this key of config.json has this value */
     const char *prefix;      /* in front of every name */
+    const char *other;       /* in front of the names of a second model, which comes first: all sevens */
     int is_bare;             /* names without "model.", as those of a LlamaModel */
     const char *in_layer;    /* after every "layers.0." */
     const char *in_module;   /* before every ".weight" of a layer's */
@@ -133,8 +134,9 @@ static void hf_name(const change *c, const char *own, char name[160]) {
 
 static bytes build_hf(const change *c) {
     part parts[N_PARTS + 1];
-    size_t n = 0, i, k, offset = 0, width = c->dtype ? 8 : 4;
+    size_t n = 0, i, k, offset = 0, width = c->dtype ? 8 : 4, n_all;
     char entry[512];
+    change named = *c;
     bytes header, file;
     memset(&header, 0, sizeof header);
     memset(&file, 0, sizeof file);
@@ -145,13 +147,16 @@ static bytes build_hf(const change *c) {
         n++;
     }
     if (c->extra) parts[n].name = c->extra, parts[n].rows = 0, parts[n++].cols = 8;
-    for (i = 0; i < n; i++) {
+    n_all = c->other ? 2 * n : n;
+    for (k = 0; k < n_all; k++) {
         char shape[32], name[160];
-        hf_name(c, parts[i].name, name);
+        i = k % n;
+        named.prefix = k + n < n_all ? c->other : c->prefix;
+        hf_name(&named, parts[i].name, name);
         snprintf(shape, sizeof shape, parts[i].rows ? "%d,%d" : "%d",
                  parts[i].rows ? parts[i].rows : parts[i].cols, parts[i].cols);
         snprintf(entry, sizeof entry, "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
-                 i ? ',' : '{', name, c->dtype ? c->dtype : "F32", shape, offset,
+                 k ? ',' : '{', name, c->dtype ? c->dtype : "F32", shape, offset,
                  offset + part_count(&parts[i]) * width);
         put_text(&header, entry);
         offset += part_count(&parts[i]) * width;
@@ -160,6 +165,8 @@ static bytes build_hf(const change *c) {
     while (header.size % 8) put_u8(&header, ' ');
     put_u64(&file, header.size);
     put(&file, header.data, header.size);
+    for (i = 0; c->other && i < n; i++)
+        for (k = 0; k < part_count(&parts[i]); k++) put_f32(&file, 7);
     for (i = 0; i < n; i++)
         for (k = 0; k < part_count(&parts[i]); k++) {
             double value = (double)(1000 * i + k);
@@ -370,6 +377,10 @@ TEST(hf_json) {
     CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
     if (!model) printf("%s\n", error.text);
     ml_model_free(model);
+    desc.config_json = "\xff\xfe{\0\"\0"; /* as PowerShell writes it */
+    desc.config_json_size = 6;
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_ERROR_FORMAT &&
+          strstr(error.text, "UTF-16"));
     free_bytes(&file), free_bytes(&json);
 }
 
@@ -551,6 +562,17 @@ TEST(prefixes) {
         ml_error error;
         current = no_change();
         current.prefix = prefixes[i];
+        CHECK(load_current(&model, &error) == ML_OK);
+        if (model) CHECK(element(tensor_named(model, "blk.0.ffn_up.weight"), 0, 1) == 11001);
+        ml_model_free(model);
+    }
+    for (i = 0; i < 4; i++) { /* an average, or an optimizer's moments, beside the model */
+        static const char *const others[] = {"ema.", "optimizer.exp_avg.", "ema.", "model_ema.module."};
+        static const char *const own[] = {"model.", "state_dict.", "", "module."};
+        ml_model *model = NULL;
+        ml_error error;
+        current = no_change();
+        current.other = others[i], current.prefix = own[i];
         CHECK(load_current(&model, &error) == ML_OK);
         if (model) CHECK(element(tensor_named(model, "blk.0.ffn_up.weight"), 0, 1) == 11001);
         ml_model_free(model);

@@ -146,6 +146,10 @@ TEST(sharded) {
     CHECK(strcmp(archive->arrays[CUT].name, hf->arrays[CUT].name) == 0 &&
           strcmp(archive->format, "safetensors") == 0);
     ml_archive_free(archive);
+    CHECK(make_folder(in_folder("sharded/inner")));
+    write_shard(in_folder("sharded/inner/" SECOND), CUT, hf->n_arrays);
+    write_index(in_folder("sharded/deep.index.json"), FIRST, "inner/" SECOND, CUT, "");
+    loads(in_folder("sharded/deep.index.json"));
     index = read_file(in_folder("sharded/" INDEX));
     CHECK(ml_model_load_memory(index.data, index.size, NULL, &model, &error) == ML_ERROR_FORMAT &&
           says("load it by its path"));
@@ -215,7 +219,8 @@ static void text_refused(const char *text, ml_result code, const char *words) {
 
 TEST(hostile_index) {
     static const char *const outside[] = {
-        "../whole.safetensors", "/etc/passwd", "..", "", "a\\\\b", "c:d", "a\\u0000b"};
+        "../whole.safetensors",      "/etc/passwd", "..", "",   "a\\\\b", "c:d", "a\\u0000b",
+        "a/../../whole.safetensors", "a//b",        "a/", "./a"};
     char text[128];
     for (size_t i = 0; i < sizeof outside / sizeof *outside; i++) {
         snprintf(text, sizeof text, "{\"weight_map\": {\"a\": \"%s\"}}", outside[i]);

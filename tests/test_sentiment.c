@@ -186,6 +186,7 @@ TEST(lines_as_python_reads_them) {
         {"0 ||| bad\n+1 ||| \n", 2, 1, ""},
         {"0 ||| bad\n1 ||| ", 2, 1, ""},
         {"\n  \n0 ||| bad\n\t\n", 1, 0, "bad"},
+        {"0 ||| bad\n\xc2\xa0\n\x0c\n\xe3\x80\x80 \n", 1, 0, "bad"}, /* an editor's blank lines */
         {"1 ||| \xc2\xa0good\xe3\x80\x80\xe2\x80\x89\x1f\n", 1, 1, "good"},
         {"1 ||| a\xe2\x80\xa8"
          "b\x0c\x0b\n",

@@ -919,6 +919,13 @@ TEST(flags_of_the_file_are_obeyed) {
     REQUIRE(t);
     CHECK(t->bos == FIRST && t->eos == 2 && t->padding == 3 && !t->adds_bos && t->adds_eos);
     ml_tokenizer_free(t);
+    memset(&more, 0, sizeof more); /* a piece for padding that was left out of the vocabulary */
+    put_id(&more, "padding_token_id", (uint32_t)v.n);
+    put_id(&more, "unknown_token_id", (uint32_t)v.n + 7);
+    put_id(&more, "bos_token_id", 1);
+    t = load_and_free(write_gguf_with(&v, NO_IDS, 3, more));
+    CHECK(t && t->bos == 1 && t->padding == 3 && t->unknown == -1);
+    ml_tokenizer_free(t);
     free(v.pieces);
 }
 

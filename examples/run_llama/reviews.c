@@ -137,6 +137,11 @@ static size_t space_length(const char *p) {
     return 0;
 }
 
+static int is_blank(const char *text) {
+    while (space_length(text)) text += space_length(text);
+    return !*text;
+}
+
 /* The text without the white space around it. */
 static char *strip(char *text) {
     while (space_length(text)) text += space_length(text);
@@ -173,7 +178,7 @@ int reviews_read(reviews *all, const char *path, int n_labels) {
         number++;
         next = strchr(line, '\n');
         if (next) *next++ = 0;
-        if (!line[strspn(line, " \t")]) continue;
+        if (is_blank(line)) continue;
         review *room = (review *)grow(all->rows, (size_t)all->n + 1, &all->capacity, sizeof *room);
         if (!room) return no_memory(path);
         all->rows = room;
