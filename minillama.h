@@ -8257,7 +8257,9 @@ static ml_result mli_check_groups(const ml_optimizer_desc *desc, ml_error *error
         if (group.frozen || (group.lr > 0 && mli_is_in_range(group.lr, group.weight_decay))) continue;
         return mli_fail(
             error, ML_ERROR_ARGUMENT,
-            "optimizer: group %d: the learning rate or weight decay is out of range (lr must be given)", i);
+            "optimizer: group %d: the learning rate or weight decay is out of range (lr must be given, "
+            "and be at most 1e6)",
+            i);
     }
     return ML_OK;
 }
@@ -8444,7 +8446,7 @@ static ml_result mli_check_trainer(const ml_model *model, const ml_trainer_desc 
                         desc->max_rows, desc->max_row);
     if (!mli_adamw_in_range(a) || !(a->lr > 0) || !(a->head_lr > 0 && a->head_lr <= 1e6f))
         return mli_fail(error, ML_ERROR_ARGUMENT,
-                        "trainer: a number of AdamW is out of range (lr must be given)");
+                        "trainer: a number of AdamW is out of range (lr must be given, and be at most 1e6)");
     if (!(desc->dropout >= 0 && desc->dropout < 1))
         return mli_fail(error, ML_ERROR_ARGUMENT, "trainer: dropout is not in 0 to 1");
     if (desc->frozen && !desc->head && !desc->lora)
@@ -16707,7 +16709,6 @@ static const mli_demand mli_demands[] = {
     {"llama.rope.scaling.yarn_ext_factor", "1"},
 #endif
 #if !MLI_ONLY_GGUF
-    {MLI_CONFIG_JSON ".hidden_act", "silu"},
     {MLI_CONFIG_JSON ".mlp_bias", NULL},
     {MLI_CONFIG_JSON ".partial_rotary_factor", "1"},
     {MLI_ROPE_JSON_5 ".partial_rotary_factor", "1"},
@@ -18262,7 +18263,9 @@ static void mli_find_config(mli_loader *loader) {
     size_t n_values = archive->values.n;
     for (size_t i = 0; i <= MLI_COUNT(files); i++) {
         const ml_value *model_type = mli_find_other(loader, MLI_CONFIG_JSON ".model_type");
+        const ml_value *activation = mli_find_other(loader, MLI_CONFIG_JSON ".hidden_act");
         if (model_type) mli_check_word(loader, model_type, "llama", "mistral"); /* a Llama with a window */
+        if (activation) mli_check_word(loader, activation, "silu", "swish");    /* the same function */
         mli_check_demands(loader, mli_demands, MLI_COUNT(mli_demands));
         if (loader->result || mli_field_value(loader, MLI_FIELD_DIM)) break;
         if (i < MLI_COUNT(files)) mli_load_json(loader, files[i], NULL);

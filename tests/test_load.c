@@ -268,6 +268,9 @@ TEST(hf_keys) {
     model = load_with_key("rope_scaling", "{\"rope_type\": \"linear\", \"factor\": 2}");
     if (model) CHECK(model->config.rope_scale == 2);
     ml_model_free(model);
+    model = load_with_key("hidden_act", "\"swish\"");
+    CHECK(model != NULL);
+    ml_model_free(model);
     model = load_with_key("rope_scaling", "null");
     if (model) CHECK(model->config.rope_scale == 1);
     ml_model_free(model);

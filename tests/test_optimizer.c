@@ -341,7 +341,8 @@ TEST(numbers_out_of_range_are_refused) {
     }
     make_four(&f);
     f.desc.adamw.lr = 0;
-    check_refused(&f.desc, "group 0: the learning rate or weight decay is out of range (lr must be given)");
+    check_refused(&f.desc, "group 0: the learning rate or weight decay is out of range (lr must be given, "
+                           "and be at most 1e6)");
     make_four(&f);
     f.desc.groups = NULL;
     check_refused(&f.desc, "n_groups is 4, without groups");

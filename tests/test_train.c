@@ -1752,7 +1752,7 @@ TEST(wrong_descriptions) {
     ml_lora *lora;
     ml_head_create_desc head_desc;
     ml_head *head;
-    WRONG(adamw.lr, 0, "lr must be given");
+    WRONG(adamw.lr, 0, "lr must be given, and be at most 1e6");
     WRONG(adamw.lr, -1e-3f, "AdamW");
     WRONG(adamw.lr, NAN, "AdamW");
     WRONG(adamw.head_lr, -1, "AdamW");
@@ -1770,7 +1770,7 @@ TEST(wrong_descriptions) {
     good.max_tokens = good.max_rows = 8;
     good.adamw.head_lr = good.adamw.lr;
     good.adamw.lr = 0; /* also where only the head has one */
-    REFUSED(size_result(model, &good, &error), ML_ERROR_ARGUMENT, "lr must be given");
+    REFUSED(size_result(model, &good, &error), ML_ERROR_ARGUMENT, "lr must be given, and be at most 1e6");
     good = made_desc();
     REFUSED(size_result(NULL, &good, &error), ML_ERROR_ARGUMENT, "needs a model");
     REFUSED(size_result(model, NULL, &error), ML_ERROR_ARGUMENT, "needs a model");

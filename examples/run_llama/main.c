@@ -215,7 +215,8 @@ static int check_sentiment(const sentiment_settings *t) {
         return complain("--score %s needs --mode llama: the reference has only sum", t->score);
     if (t->max_sentence_len < 0 || t->epochs < 1 || t->batch_size < 1 || t->batch_size > 65536 ||
         t->lora_rank < 1)
-        return complain("--max_sentence_len, --epochs, --batch_size and --lora_rank are positive");
+        return complain("--max_sentence_len, --epochs, --batch_size and --lora_rank are positive, "
+                        "--batch_size at most 65536");
     if (set.seeds < 1 || set.seeds > MAX_SEEDS) return complain("--seeds is from 1 to %d", MAX_SEEDS);
     if (!(t->dropout >= 0 && t->dropout < 1)) return complain("--hidden_dropout_prob is between 0 and 1");
     if (!(t->lr > 0) || !(t->lora_alpha > 0)) return complain("--lr and --lora_alpha are positive");
