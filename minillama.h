@@ -8317,8 +8317,7 @@ static void mli_list_parameters(mli_optimizer *o, const ml_optimizer_desc *desc)
 }
 
 static ml_result mli_check_schedule(const ml_schedule *s, const char *whose, ml_error *error) {
-    if (s->warmup_steps < 0 || (int)s->decay < 0 || s->decay > ML_DECAY_COSINE ||
-        !(s->final >= 0 && s->final <= 1e6f))
+    if (s->warmup_steps < 0 || (unsigned)s->decay > ML_DECAY_COSINE || !(s->final >= 0 && s->final <= 1e6f))
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "%s: warmup_steps, decay or final of the schedule is out of range", whose);
     if (s->decay == ML_DECAY_NONE || s->total_steps > 0) return ML_OK;
@@ -10694,8 +10693,7 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     if (!session || !desc) return mli_null(error, "ml_session_generate");
     mli_session *s = session->private_part;
     int held = desc->start == ML_START_APPEND ? session->length : 0, limit = desc->max_new_tokens;
-    if ((int)desc->start < 0 || desc->start > ML_START_PREFIX || (int)desc->overflow < 0 ||
-        desc->overflow > ML_OVERFLOW_SLIDE)
+    if ((unsigned)desc->start > ML_START_PREFIX || (unsigned)desc->overflow > ML_OVERFLOW_SLIDE)
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "ml_session_generate: start or overflow is not one of its names");
     ml_tokens ids = {NULL, 0};
