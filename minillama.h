@@ -97,7 +97,7 @@
       where.allocator = ml_arena_allocator(&arena);  // where.unchecked = 1 would save a pass over all weights
       small.max_seq_len = 64;  small.cache_type = ML_Q8_0;  // a quarter of the cache
       small.no_logits = 1;  // greedy: no memory for logits or a sampler
-      ml_model_load_memory(gguf, gguf_size, &where, &model, &error);
+      ml_model_load_memory(gguf, gguf_size, &where, &model, &error);  // gguf aligned to 4 bytes: else copied
       ml_session_init(model, &small, buffer, sizeof buffer, &session, &error);
    examples/microcontroller goes further: 70 KB for a model of 1.3 million parameters and 64 tokens.
 
@@ -1551,8 +1551,9 @@ typedef struct ml_model_load_desc {
    the file or in config.json or params.json in the same folder. Of Meta's files in pieces, consolidated.00.pth,
    consolidated.01.pth, ..., the matrices are joined, in the model's memory. Prefixes and words of wrappers in the
    tensors' names ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its
-   weights used in place; ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that
-   the course's code saved (its adapters merged or not) has no configuration: that is taken from the pretrained model
+   weights used in place; ml_model_load_memory uses them in `data`, which must outlive the model and begin at a
+   multiple of 4 bytes (an array of bytes need not): weights that are not aligned are copied. A classifier that the
+   course's code saved (its adapters merged or not) has no configuration: that is taken from the pretrained model
    it names, or from a config.json, in the same folder; without them its shapes must be those of stories42M. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
@@ -16687,6 +16688,7 @@ typedef struct mli_loader {
     size_t n_plain;
     ml_model *model;
     uint64_t bytes_in_place; /* of weights */
+    int is_odd;              /* some weights are copied because they are not aligned */
     int is_joined;           /* of Meta's pieces: see mli_join_pieces */
     uint64_t joined_bytes;   /* of their matrices */
     ml_error *error;
@@ -17699,15 +17701,18 @@ static size_t mli_row_in_hf(size_t head_size, size_t row) {
     return row - in_head + in_head / 2 + in_head % 2 * (head_size / 2);
 }
 
+static int mli_is_aligned(const ml_array *array) {
+    uintptr_t alignment = array->type == ML_F32 ? 4 : 2;
+    return (uintptr_t)array->data % alignment == 0;
+}
+
 /* A weight is used where it is unless the caller asked for a type or it is of a wrong type, cut out of something
    larger, permuted, at an odd address, or in another byte order than the machine's. */
 static int mli_is_in_place(const mli_loader *loader, const ml_array *array, const ml_tensor *tensor,
                            mli_slot slot) {
-    uintptr_t alignment = array->type == ML_F32 ? 4 : 2;
     return !loader->desc.type && array->type == tensor->type && array->is_contiguous &&
            !mli_is_unmerged(array) && !mli_is_turned(array->type) &&
-           !mli_rotary_head(&loader->config, slot, mli_has_hf_names(loader)) &&
-           (uintptr_t)array->data % alignment == 0;
+           !mli_rotary_head(&loader->config, slot, mli_has_hf_names(loader)) && mli_is_aligned(array);
 }
 
 /* Row `row` of an array of one or two dimensions in the machine's byte order, its elements copied together into
@@ -17812,9 +17817,22 @@ static void mli_place_weights(mli_loader *loader) {
             loader->bytes_in_place += (uint64_t)tensor->rows * ml_type_row_bytes(tensor->type, tensor->cols);
         } else if (array) {
             copied_bytes += (uint64_t)tensor->rows * ml_type_row_bytes(array->type, tensor->cols);
+            loader->is_odd |= !loader->desc.type && !mli_is_aligned(array);
         }
     }
     mli_check_sharing(loader, copied_bytes);
+}
+
+/* Memory for those that cannot. A program that puts a file into flash as an array of bytes is told why that is not
+   used in place: compilers for small targets do not align such an array. */
+static void mli_allocate_copies(mli_loader *loader) {
+    if (loader->result) return;
+    ml_result result = mli_allocate_weights(loader->model, loader->error);
+    if (result == ML_ERROR_MEMORY && loader->is_odd)
+        result = mli_refuse(loader, result,
+                            "out of memory for the weights: they have to be copied, since the file's bytes "
+                            "are not aligned in memory (a GGUF's should begin at a multiple of 4)");
+    loader->result = result;
 }
 
 static void mli_load_weights(mli_loader *loader) {
@@ -17822,7 +17840,7 @@ static void mli_load_weights(mli_loader *loader) {
     ml_model *model = loader->model;
     const int is_hf = mli_has_hf_names(loader);
     mli_place_weights(loader);
-    if (!loader->result) loader->result = mli_allocate_weights(model, loader->error);
+    mli_allocate_copies(loader);
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
         const ml_array *array = loader->sources[i];
         const ml_tensor *tensor = &model->tensors[i];
