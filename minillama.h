@@ -97,7 +97,7 @@
       where.allocator = ml_arena_allocator(&arena);  // where.unchecked = 1 would save a pass over all weights
       small.max_seq_len = 64;  small.cache_type = ML_Q8_0;  // a quarter of the cache
       small.no_logits = 1;  // greedy: no memory for logits or a sampler
-      ml_model_load_memory(gguf, gguf_size, &where, &model, &error);
+      ml_model_load_memory(gguf, gguf_size, &where, &model, &error);  // gguf aligned to 4 bytes: else copied
       ml_session_init(model, &small, buffer, sizeof buffer, &session, &error);
    examples/microcontroller goes further: 70 KB for a model of 1.3 million parameters and 64 tokens.
 
@@ -1553,8 +1553,9 @@ typedef struct ml_model_load_desc {
    the file or in config.json or params.json in the same folder. Of Meta's files in pieces, consolidated.00.pth,
    consolidated.01.pth, ..., the matrices are joined, in the model's memory. Prefixes and words of wrappers in the
    tensors' names ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its
-   weights used in place; ml_model_load_memory uses them in `data`, which must outlive the model. A classifier that
-   the course's code saved (its adapters merged or not) has no configuration: that is taken from the pretrained model
+   weights used in place; ml_model_load_memory uses them in `data`, which must outlive the model and begin at a
+   multiple of 4 bytes (an array of bytes need not): weights that are not aligned are copied. A classifier that the
+   course's code saved (its adapters merged or not) has no configuration: that is taken from the pretrained model
    it names, or from a config.json, in the same folder; without them its shapes must be those of stories42M. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_load(const char *path, const ml_model_load_desc *desc, ml_model **model,
@@ -8313,8 +8314,7 @@ static void mli_list_parameters(mli_optimizer *o, const ml_optimizer_desc *desc)
 }
 
 static ml_result mli_check_schedule(const ml_schedule *s, const char *whose, ml_error *error) {
-    if (s->warmup_steps < 0 || (int)s->decay < 0 || s->decay > ML_DECAY_COSINE ||
-        !(s->final >= 0 && s->final <= 1e6f))
+    if (s->warmup_steps < 0 || (unsigned)s->decay > ML_DECAY_COSINE || !(s->final >= 0 && s->final <= 1e6f))
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "%s: warmup_steps, decay or final of the schedule is out of range", whose);
     if (s->decay == ML_DECAY_NONE || s->total_steps > 0) return ML_OK;
@@ -10690,8 +10690,7 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     if (!session || !desc) return mli_null(error, "ml_session_generate");
     mli_session *s = session->private_part;
     int held = desc->start == ML_START_APPEND ? session->length : 0, limit = desc->max_new_tokens;
-    if ((int)desc->start < 0 || desc->start > ML_START_PREFIX || (int)desc->overflow < 0 ||
-        desc->overflow > ML_OVERFLOW_SLIDE)
+    if ((unsigned)desc->start > ML_START_PREFIX || (unsigned)desc->overflow > ML_OVERFLOW_SLIDE)
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "ml_session_generate: start or overflow is not one of its names");
     ml_tokens ids = {NULL, 0};
@@ -16755,6 +16754,7 @@ typedef struct mli_loader {
     size_t n_plain;
     ml_model *model;
     uint64_t bytes_in_place; /* of weights */
+    int is_odd;              /* some weights are copied because they are not aligned */
     int is_joined;           /* of Meta's pieces: see mli_join_pieces */
     uint64_t joined_bytes;   /* of their matrices */
     ml_error *error;
@@ -17784,15 +17784,18 @@ static size_t mli_row_in_hf(size_t head_size, size_t row) {
     return row - in_head + in_head / 2 + in_head % 2 * (head_size / 2);
 }
 
+static int mli_is_aligned(const ml_array *array) {
+    uintptr_t alignment = array->type == ML_F32 ? 4 : 2;
+    return (uintptr_t)array->data % alignment == 0;
+}
+
 /* A weight is used where it is unless the caller asked for a type or it is of a wrong type, cut out of something
    larger, permuted, at an odd address, or in another byte order than the machine's. */
 static int mli_is_in_place(const mli_loader *loader, const ml_array *array, const ml_tensor *tensor,
                            mli_slot slot) {
-    uintptr_t alignment = array->type == ML_F32 ? 4 : 2;
     return !loader->desc.type && array->type == tensor->type && array->is_contiguous &&
            !mli_is_unmerged(array) && !mli_is_turned(array->type) &&
-           !mli_rotary_head(&loader->config, slot, mli_has_hf_names(loader)) &&
-           (uintptr_t)array->data % alignment == 0;
+           !mli_rotary_head(&loader->config, slot, mli_has_hf_names(loader)) && mli_is_aligned(array);
 }
 
 /* Row `row` of an array of one or two dimensions in the machine's byte order, its elements copied together into
@@ -17897,9 +17900,22 @@ static void mli_place_weights(mli_loader *loader) {
             loader->bytes_in_place += (uint64_t)tensor->rows * ml_type_row_bytes(tensor->type, tensor->cols);
         } else if (array) {
             copied_bytes += (uint64_t)tensor->rows * ml_type_row_bytes(array->type, tensor->cols);
+            loader->is_odd |= !loader->desc.type && !mli_is_aligned(array);
         }
     }
     mli_check_sharing(loader, copied_bytes);
+}
+
+/* Memory for those that cannot. A program that puts a file into flash as an array of bytes is told why that is not
+   used in place: compilers for small targets do not align such an array. */
+static void mli_allocate_copies(mli_loader *loader) {
+    if (loader->result) return;
+    ml_result result = mli_allocate_weights(loader->model, loader->error);
+    if (result == ML_ERROR_MEMORY && loader->is_odd)
+        result = mli_refuse(loader, result,
+                            "out of memory for the weights: they have to be copied, since the file's bytes "
+                            "are not aligned in memory (a GGUF's should begin at a multiple of 4)");
+    loader->result = result;
 }
 
 static void mli_load_weights(mli_loader *loader) {
@@ -17907,7 +17923,7 @@ static void mli_load_weights(mli_loader *loader) {
     ml_model *model = loader->model;
     const int is_hf = mli_has_hf_names(loader);
     mli_place_weights(loader);
-    if (!loader->result) loader->result = mli_allocate_weights(model, loader->error);
+    mli_allocate_copies(loader);
     for (int i = 0; i < model->n_tensors && !loader->result; i++) {
         const ml_array *array = loader->sources[i];
         const ml_tensor *tensor = &model->tensors[i];

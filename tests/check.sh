@@ -188,10 +188,15 @@ warnings() {
     done
     has g++ && looks "g++, useless casts" g++ -x c++ -std=c++17 -Wold-style-cast -Wuseless-cast -march=native
     accepts gcc -m32 -x c && looks "gcc, 32 bits" gcc -std=c99 -m32 -O2
+    for cc in gcc g++; do # an enum is then one byte without a sign, as with arm-none-eabi-gcc
+        case $cc in g++) language="-x c++ -std=c++11" ;; *) language=-std=c99 ;; esac
+        has $cc && looks "$cc -fshort-enums" $cc $language -fshort-enums
+    done
     for cc in i686 arm-linux-gnueabihf aarch64 riscv64 s390x powerpc mips; do
         case $cc in *-*) cc=$cc-gcc ;; *) cc=$cc-linux-gnu-gcc ;; esac
         has $cc && looks "$cc" $cc -std=c99 -O2
     done
+    has arm-none-eabi-gcc && looks "arm-none-eabi-gcc" arm-none-eabi-gcc -std=c99 -mcpu=cortex-m4 -mthumb -DML_NO_STDIO
     true
 }
 

@@ -493,6 +493,34 @@ TEST(scratch_is_given_back) {
     ml_model_free(model), ml_model_free(usual);
 }
 
+/* A file as an array of bytes may begin anywhere. Little memory is then not enough, and the sentence says why; at a
+   multiple of 4 it is, and the sentence about too little memory is another one. */
+TEST(unaligned_files_are_named) {
+    static unsigned char kept[65536], lent[65536];
+    ml_model_load_desc desc;
+    if (!file.data) file = read_file(MODEL);
+    unsigned char *moved = (unsigned char *)malloc(file.size + 64);
+    for (size_t shift = 0; shift < 5; shift++) {
+        ml_arena arena = {kept, sizeof kept, 0}, meanwhile = {lent, sizeof lent, 0};
+        ml_model *model = NULL;
+        memset(&desc, 0, sizeof desc);
+        desc.allocator = ml_arena_allocator(&arena), desc.scratch = ml_arena_allocator(&meanwhile);
+        desc.compact = 1;
+        memcpy(moved + shift, file.data, file.size);
+        ml_result result = ml_model_load_memory(moved + shift, file.size, &desc, &model, &failure);
+        if (shift % 2 == 0) {
+            CHECK(result == ML_OK); /* 2: only the norms, of F32, are copied */
+            arena.used = arena.size - 1024, meanwhile.used = 0;
+            result = ml_model_load_memory(moved + shift, file.size, &desc, &model, &failure);
+            CHECK(result == ML_ERROR_MEMORY && !model && !strstr(failure.text, "aligned"));
+        } else {
+            CHECK(result == ML_ERROR_MEMORY && failure.code == result && !model);
+            CHECK(strstr(failure.text, "not aligned") != NULL);
+        }
+    }
+    free(moved);
+}
+
 /* ---- saving without files ---- */
 
 static int take(void *user, const void *data, size_t n) {
@@ -671,6 +699,7 @@ int main(void) {
     RUN(compact_vocabularies_encode_the_same);
     RUN(compact_vocabularies_chat);
     RUN(scratch_is_given_back);
+    RUN(unaligned_files_are_named);
     RUN(outputs_get_the_bytes_of_files);
     RUN(trainers_continue_from_memory);
     RUN(optimizers_continue_from_memory);
