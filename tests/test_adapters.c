@@ -354,6 +354,10 @@ TEST(adapter_config) {
     ml_model_free(model);
 }
 
+static float float_in(const ml_array *array, int i) {
+    return get_f32((const unsigned char *)array->data + 4 * i);
+}
+
 /* PEFT's own arithmetic in Hugging Face's layout, W + alpha / r * B A on the bytes of both files, gives a model whose
    logits are those of the adapter over the model: up to the order of sums, 1e-5 of logits of about 1. */
 TEST(merged_in_hugging_face_layout) {
@@ -387,12 +391,11 @@ TEST(merged_in_hugging_face_layout) {
             REQUIRE(w && a && b);
             for (row = 0; row < outs[t]; row++)
                 for (col = 0; col < ins[t]; col++) {
-                    float *to = (float *)(uintptr_t)w->data + row * ins[t] + col;
+                    unsigned char *to = (unsigned char *)(uintptr_t)w->data + 4 * (row * ins[t] + col);
                     double sum = 0;
                     for (k = 0; k < R; k++)
-                        sum += (double)((const float *)b->data)[row * R + k] *
-                               (double)((const float *)a->data)[k * ins[t] + col];
-                    *to += (float)(7.0 / (double)R * sum);
+                        sum += (double)float_in(b, row * R + k) * (double)float_in(a, k * ins[t] + col);
+                    set_f32(to, get_f32(to) + (float)(7.0 / (double)R * sum));
                 }
         }
     ml_archive_free(weights);
@@ -1059,12 +1062,14 @@ TEST(wrong_numbers) {
     int i;
     for (i = 0; i < 16; i++) data[i] = i + 0.1;
     for (i = 0; i < 4; i++) {
-        bytes file;
+        bytes file, numbers = {NULL, 0, 0};
         ml_lora *lora = NULL;
         ml_error error;
         snprintf(header, sizeof header, format, "self_attn.v_proj", types[i], 16 * sizes[i],
                  "self_attn.v_proj", types[i], 8 * sizes[i]);
-        file = safetensors_file(header, data, (size_t)(16 * sizes[i]));
+        put_numbers(&numbers, data, 16, sizeof *data);
+        file = safetensors_file(header, numbers.data, (size_t)(16 * sizes[i]));
+        free_bytes(&numbers);
         CHECK(load_text(&file, "{\"lora_alpha\":4}", &lora, &error) == results[i]);
         if (results[i]) CHECK(strstr(error.text, types[i]) != NULL);
         if (lora && sizes[i] == 8) CHECK(((float *)lora->tensors[2 * 2].data)[15] == 15.1f);
