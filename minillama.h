@@ -207,7 +207,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 900 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION 901 /* 10000 * major + 100 * minor + patch */
 #define ML_VERSION_STRING "0.9.1"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
