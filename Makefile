@@ -58,7 +58,7 @@ LISTED = $(eval LISTED := $(or $(call accepted,-MMD -MP),$(call accepted,-MD)))$
 NARROW = $(eval NARROW := $(if $(call accepted,-std=c99,-DPROBE_WIDE),$\
     $(or $(call accepted,-msse2 -mfpmath=sse),$(call accepted,-fexcess-precision=fast))))$(NARROW)
 LEVEL := -O3
-FLAGS = -std=c99 $(LEVEL) $(WARNINGS) $(ARCH) $(NARROW) $(OPENMP) -I. $(CFLAGS)
+FLAGS = -std=c99 $(LEVEL) $(WARNINGS) $(ARCH) $(NARROW) $(OPENMP) -D_FILE_OFFSET_BITS=64 -I. $(CFLAGS)
 BUILT_WITH = $(CC) $(FLAGS) $(INSIDE_LEVEL)
 POSIX := -D_DEFAULT_SOURCE -D_DARWIN_C_SOURCE # for examples and tools; the header needs the C library only
 
