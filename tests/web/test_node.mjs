@@ -280,6 +280,15 @@ await test('the types know what the module has', () => {
         check(name === 'constructor' || types.includes(`    ${name}(`), `minillama.d.ts lacks ${name}`);
 });
 
+await test('the package has what it needs, for bundlers and for TypeScript without the types of a browser', () => {
+    const { version, files } = JSON.parse(readFileSync(path.join(web, 'package.json')));
+    same(version, readFileSync('minillama.h', 'utf8').match(/ML_VERSION_STRING "(.*)"/)[1], 'version');
+    for (const name of [...files, 'README.md', 'LICENSE']) check(readFileSync(path.join(web, name)).length > 500, `${name} is empty`); // npm takes these two by itself
+    check(!/import\((\/\*.*?\*\/ *)*['"`]/.test(readFileSync(path.join(web, 'minillama.mjs'), 'utf8')), 'bundlers look for what is imported by its name');
+    const types = readFileSync(path.join(web, 'minillama.d.ts'), 'utf8').replace(/\/\*[^]*?\*\//g, '');
+    check(!/WebAssembly\./.test(types), 'Node has no types of WebAssembly');
+});
+
 llama.free();
 rmSync(folder, { recursive: true });
 sum('test_node');
