@@ -295,7 +295,8 @@ WASM := $(WASM_CC) --target=wasm32 -std=c99 $(WARNINGS) -Wno-pass-failed -mbulk-
 WASM_WITH := minillama.h examples/web/minillama.c examples/web/memory.h examples/web/libc/string.h Makefile
 WITHOUT = $(addprefix -DML_NO_,$(1))
 WEB_FILES := $(wildcard examples/web/*.mjs examples/web/*.d.ts examples/web/*.json examples/web/*.html examples/web/*.css \
-                        examples/models/stories.gguf) $(wildcard examples/data/opinions*)
+                        examples/models/stories.gguf) $(wildcard examples/data/opinions*) \
+             examples/web/README.md LICENSE
 WEB := $(BUILD)/web
 
 WASM_KERNELS := -Oz -U__OPTIMIZE_SIZE__ # all kernels, but small otherwise

@@ -2,7 +2,7 @@
 import { ask, start } from './link.mjs';
 import { $, alarm, bars } from './dom.mjs';
 
-let labels = [], job = null, timer = 0, newest = 0;
+let labels = [], job = null, timer = 0, newest = 0, isTrained = false;
 
 const file = name => fetch(new URL(`./data/${name}`, import.meta.url)).then(answer => {
     if (!answer.ok) throw new Error(`${name} cannot be read: ${answer.status}`);
@@ -21,7 +21,7 @@ async function answer() {
         $('verdict-how').textContent = trained ? 'trained' : 'untrained: a guess';
         bars($('verdict'), labels.map((name, i) => ({ name, p: p[i], current: p[i] === Math.max(...p) })));
     } catch (error) {
-        alarm(error);
+        if (mine === newest) alarm(error);
     }
 }
 
@@ -36,6 +36,8 @@ export async function chooseLabels() {
 
 async function train() {
     const n = $('classes').value;
+    job = null;
+    busy(true); // before the files come: a second press would begin a second training
     try {
         const [examples, test] = await Promise.all(['train', 'test'].map(part => file(`opinions${n}-${part}.txt`).then(examplesOf)));
         job = start('trainClassifier', { examples, test, classes: labels.length, passes: 4 }, ({ loss, done }) => {
@@ -43,13 +45,15 @@ async function train() {
             $('classify-status').textContent = `Loss ${loss.toFixed(2)}, ${Math.round(100 * done)} % done.`;
         });
         $('classify-status').setAttribute('aria-live', 'off'); // the progress bar tells the rest
-        busy(true);
+        $('stop-classifier').disabled = false;
         const { accuracy } = await job.done;
         $('classify-status').setAttribute('aria-live', 'polite');
         $('classify-status').textContent =
             `Trained on ${examples.length} opinions. Of ${test.length} others it labels ${Math.round(100 * accuracy)} % right.`;
+        isTrained = true;
         await answer();
     } catch (error) {
+        $('classify-status').setAttribute('aria-live', 'polite');
         $('classify-status').textContent = error.stopped ? 'Stopped; nothing was learned.' : '';
         if (!error.stopped) alarm(error);
     } finally {
@@ -60,7 +64,14 @@ async function train() {
 function busy(is) {
     $('classify-progress').hidden = !is;
     $('train-classifier').disabled = $('classes').disabled = is;
-    $('stop-classifier').disabled = !is;
+    $('classify-progress').value = 0;
+    $('stop-classifier').disabled = true; // until there is something to stop
+}
+
+/** Another model: the classifier belonged to the one before. */
+export function forget() {
+    if (isTrained) $('classify-status').textContent = '';
+    isTrained = false;
 }
 
 export function setUp() {

@@ -38,10 +38,28 @@ export const visible = text => text.replace(/\n/g, '⏎\n');
 export const named = text => text.trim() ? `“${text.trim()}”` : text.includes('\n') ? 'a new line' : text ? 'a space' : 'a part of a character';
 export const percent = p => p >= 0.1 ? `${(100 * p).toFixed(0)}\u00a0%` : p >= 0.001 ? `${(100 * p).toFixed(1)}\u00a0%` : '<\u00a00.1\u00a0%';
 
+let before = null; // the alarm, something else had the focus
+
 /** Stays until it is closed, or what failed is done. */
 export function alarm(error) {
+    if ($('alert').hidden) before = document.activeElement;
     $('alert-text').textContent = error.message ?? error;
     $('alert').hidden = false;
+}
+
+export function closeAlarm() {
+    const hadFocus = $('alert').contains(document.activeElement);
+    $('alert').hidden = true;
+    if (hadFocus) before?.focus();
+}
+
+/** Calls use(files) for those that are chosen, also when they are the same ones again. */
+export function onFiles(input, use) {
+    input.onchange = () => {
+        const files = [...input.files];
+        input.value = '';
+        if (files.length) use(files);
+    };
 }
 
 /** A list of bars: [{ name, p, current, choose }]; with `choose` each is a button. */

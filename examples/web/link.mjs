@@ -12,6 +12,12 @@ worker.onmessage = ({ data: { id, event, result, error, stopped } }) => {
     else job.reject(Object.assign(new Error(error), { stopped }));
 };
 
+/** The worker itself does not run: what waits for it would wait forever. */
+worker.onerror = event => {
+    for (const job of open.values()) job.reject(new Error(`The page's worker failed: ${event.message ?? 'it cannot be loaded'}`));
+    open.clear();
+};
+
 /** A job of the worker: `done` is a promise; stop, pause and resume as their names say. */
 export function start(action, value = {}, onEvent = null) {
     const id = ++last;

@@ -4,7 +4,7 @@ import { $, alarm, color, inlineButton, make, named, roving } from './dom.mjs';
 import { storyText, usesAdapter } from './write.mjs';
 
 const most = 48;
-let seen = null, layer = 0, head = 0, from = -1;
+let seen = null, layer = 0, head = 0, from = -1, newest = 0;
 
 const weight = (l, h, i, j) => seen.weights[((l * seen.heads + h) * seen.n + i) * seen.n + j];
 
@@ -86,10 +86,14 @@ function liveliest() {
 }
 
 export async function look() {
+    const mine = ++newest;
     $('look-status').textContent = 'Looking …';
     try {
-        seen = await ask('look', { text: $('look-text').value, withAdapter: usesAdapter(), most });
+        const found = await ask('look', { text: $('look-text').value, withAdapter: usesAdapter(), most });
+        if (mine !== newest) return;
+        seen = found;
     } catch (error) {
+        if (mine !== newest) return;
         $('look-status').textContent = '';
         return alarm(error);
     }
@@ -113,7 +117,15 @@ export async function look() {
 }
 
 export const isEmpty = () => !seen;
-export const forget = () => { seen = null; };
+/** The maps of the model before. */
+export function forget() {
+    seen = null;
+    newest++;
+    for (const id of ['heads', 'look-tokens', 'look-sentence', 'look-status']) $(id).replaceChildren();
+    $('map').width = $('map').height = 0;
+    $('map').setAttribute('aria-label', 'No attention map yet');
+    $('map-heading').textContent = 'Attention';
+}
 export const redraw = () => seen && drawAll();
 
 export function setUp() {

@@ -1,6 +1,9 @@
 /** What a model, a tokenizer or the module itself is read from. In Node a string is a path, in a browser a URL. */
 export type Source = Uint8Array | ArrayBuffer | Blob | Response | URL | string;
 
+/** WebAssembly.Module, where the types of the environment have it (those of Node alone do not) */
+export type Module = typeof globalThis extends { WebAssembly: { Module: { prototype: infer M } } } ? M : object;
+
 /** Which matrices an adapter changes: a sum of these. */
 export const targets: {
     readonly q: 1; readonly k: 2; readonly v: 4; readonly o: 8; readonly w1: 16; readonly w2: 32; readonly w3: 64;
@@ -10,7 +13,7 @@ export const targets: {
 export interface LoadOptions {
     /** default: of those beside minillama.mjs the smallest that reads the model: minillama.wasm, or minillama-all.wasm for
      *  K-quants and other rarer types and files of llama2.c; minillama-plain.wasm where there is no SIMD */
-    wasm?: Source | WebAssembly.Module;
+    wasm?: Source | Module;
     /** of a model whose file has none: tokenizer.model, tokenizer.json or llama2.c's tokenizer.bin */
     tokenizer?: Source;
     /** config.json or params.json, of a model whose file has none */
@@ -82,7 +85,8 @@ export class Llama {
     pieces(ids: ArrayLike<number>): Uint8Array[];
     /** one token alone, with the space that it may begin with */
     show(id: number): string;
-    /** A prompt of text gets the token that begins a text; ids are taken as they are. */
+    /** A prompt of text gets the token that begins a text; ids are taken as they are. A prompt that is longer than
+     *  contextLength is an error; the text ends where the context does. */
     generate(prompt: string | ArrayLike<number>, options?: GenerateOptions): Generator<Token, void, void>;
     alternatives(ids: ArrayLike<number>, k?: number): Alternative[];
     /** that token `id` follows */
@@ -93,9 +97,9 @@ export class Llama {
     use(adapter: Adapter | null): void;
     forget(): void;
     createAdapter(options?: AdapterOptions): Adapter;
-    loadAdapter(bytes: Uint8Array): Adapter;
+    loadAdapter(bytes: Uint8Array | ArrayBuffer): Adapter;
     createHead(classes: number, options?: { adapter?: Adapter | null; pooling?: 'last' | 'mean' | 'max'; seed?: number }): Head;
-    createTrainer(options: TrainerOptions): Trainer;
+    createTrainer(options?: TrainerOptions): Trainer;
     free(): void;
 }
 

@@ -13,13 +13,17 @@ export const targets = { q: 1, k: 2, v: 4, o: 8, w1: 16, w2: 32, w3: 64, attenti
 const most = 2 ** 31 - 1; // bytes in one piece, of 4 GB in all
 const unsupported = -6; // ML_ERROR_UNSUPPORTED
 const isNode = typeof process === 'object' && !!process.versions?.node;
+const nodeFiles = isNode && 'node:fs/promises'; // a variable: bundlers for browsers look for what is imported by its name
 
 async function bytesOf(source) {
     if (source instanceof Uint8Array) return source;
     if (source instanceof ArrayBuffer) return new Uint8Array(source);
     if (typeof source?.arrayBuffer === 'function') return new Uint8Array(await source.arrayBuffer()); // Blob, File
     const url = source instanceof URL ? source : null;
-    if (isNode && (!url || url.protocol === 'file:')) return (await import('node:fs/promises')).readFile(url ?? source);
+    if (isNode && (!url || url.protocol === 'file:')) {
+        const { readFile } = await import(/* webpackIgnore: true */ /* @vite-ignore */ nodeFiles);
+        return readFile(url ?? source);
+    }
     const answer = await fetch(source);
     if (!answer.ok) throw new Error(`${source} cannot be read: ${answer.status} ${answer.statusText}`);
     return new Uint8Array(await answer.arrayBuffer());
@@ -93,7 +97,23 @@ class Runtime {
     }
 }
 
-const int32 = ids => ids instanceof Int32Array ? ids : Int32Array.from(ids);
+/** Ids as the module takes them. The characters of a text would silently become zeros. */
+function int32(ids) {
+    if (ids instanceof Int32Array) return ids;
+    if (typeof ids !== 'object' || !(ids?.length >= 0)) throw new TypeError('token ids are expected: encode() gives those of a text');
+    return Int32Array.from(ids);
+}
+
+/** What a freed model has in place of its runtime. */
+const freed = new Proxy({}, { get() { throw new Error('this model has been freed'); } });
+
+/** The pointer of an adapter, head or trainer (null: 0), which must be this model's and not be freed. */
+function pointer(thing, what, llama) {
+    if (!thing) return 0;
+    if (thing.llama !== llama) throw new Error(`this ${what} belongs to another model`);
+    if (!thing.at) throw new Error(`this ${what} has been freed`);
+    return thing.at;
+}
 
 /** Rows of tokens, one after another, as ml_batch has them. */
 function packed(rows) {
@@ -115,8 +135,9 @@ class Adapter {
     /** Its GGUF file, which llama.cpp and the programs of examples/ read, too. */
     save() {
         const { run } = this.llama;
+        if (!run.call.lora_save) throw new Error('this module does not save');
         run.written = [];
-        run.check(run.call.lora_save(this.at, this.llama.at));
+        run.check(run.call.lora_save(pointer(this, 'adapter', this.llama), this.llama.at));
         const file = new Uint8Array(run.written.reduce((n, bytes) => n + bytes.length, 0));
         run.written.reduce((at, bytes) => (file.set(bytes, at), at + bytes.length), 0);
         run.written = [];
@@ -124,8 +145,10 @@ class Adapter {
     }
 
     free() {
-        if (this.llama.adapter === this) this.llama.use(null);
-        this.llama.run.call.lora_free(this.at);
+        if (this.at && this.llama.at) {
+            if (this.llama.adapter === this) this.llama.use(null);
+            this.llama.run.call.lora_free(this.at);
+        }
         this.at = 0;
     }
 }
@@ -140,11 +163,12 @@ class Head {
 
     /** The probability of each class. */
     classify(text) {
-        const { llama } = this, { run } = llama, out = run.alloc(4 * this.classes);
+        const { llama } = this, { run } = llama, head = pointer(this, 'head', llama), adapter = pointer(this.adapter, 'adapter', llama);
         const ids = llama.encode(text, { bos: true }).slice(0, this.contextLength);
-        this.session ||= run.check(run.call.session_new(llama.at, this.adapter?.at ?? 0, this.contextLength));
+        this.session ||= run.check(run.call.session_new(llama.at, adapter, this.contextLength));
+        const out = run.alloc(4 * this.classes);
         try {
-            run.lend([ids], at => run.check(run.call.head_eval(this.at, this.session, at, ids.length, out)));
+            run.lend([ids], at => run.check(run.call.head_eval(head, this.session, at, ids.length, out)));
             return Array.from(run.floats(out, this.classes), Math.exp);
         } finally {
             run.call.free(out);
@@ -152,8 +176,11 @@ class Head {
     }
 
     free() {
-        this.llama.run.call.session_free(this.session);
-        this.llama.run.call.head_free(this.at);
+        if (this.at && this.llama.at) {
+            this.llama.run.call.session_free(this.session);
+            this.llama.run.call.head_free(this.at);
+        }
+        this.at = this.session = 0;
     }
 }
 
@@ -165,10 +192,13 @@ class Trainer {
     }
 
     #run(rows, labels, step) {
-        const { run } = this.llama, { tokens, start } = packed(rows);
-        const targets = this.head ? null : packed(rows.map(row => [...row.slice(1), -1])).tokens;
+        const { run } = this.llama, trainer = pointer(this, 'trainer', this.llama), all = Array.from(rows, int32), { tokens, start } = packed(all);
+        pointer(this.adapter, 'adapter', this.llama);
+        pointer(this.head, 'head', this.llama);
+        if (labels && labels.length !== all.length) throw new RangeError(`${all.length} rows have ${labels.length} labels`);
+        const targets = this.head ? null : packed(all.map(row => [...row.slice(1), -1])).tokens;
         const loss = run.lend([tokens, start, targets, labels ? int32(labels) : null], (tokensAt, startAt, targetsAt, labelsAt) =>
-            run.call.trainer_step(this.at, tokensAt, tokens.length, startAt, rows.length, targetsAt, labelsAt, step));
+            run.call.trainer_step(trainer, tokensAt, tokens.length, startAt, all.length, targetsAt, labelsAt, step));
         if (Number.isNaN(loss)) run.fail();
         return loss;
     }
@@ -183,7 +213,10 @@ class Trainer {
     /** The loss without learning. */
     loss(rows, labels) { return this.#run(rows, labels, 0); }
 
-    free() { this.llama.run.call.trainer_free(this.at); }
+    free() {
+        if (this.at && this.llama.at) this.llama.run.call.trainer_free(this.at);
+        this.at = 0;
+    }
 }
 
 export class Llama {
@@ -191,7 +224,7 @@ export class Llama {
         Object.assign(this, { run, at, data });
         const c = run.ints(run.call.model_config(at), 7);
         this.config = { dim: c[0], hiddenDim: c[1], layers: c[2], heads: c[3], kvHeads: c[4], vocabSize: c[5], contextLength: c[6] };
-        this.contextLength = Math.min(contextLength ?? 1024, c[6]);
+        this.contextLength = Math.min(contextLength || 1024, c[6]);
         this.parameters = run.call.model_parameters(at);
         this.type = run.text(run.call.model_type(at));
         this.bos = run.call.model_bos(at);
@@ -204,6 +237,7 @@ export class Llama {
     /** From now on with this adapter (null: without). */
     use(adapter) {
         if (adapter === this.adapter) return;
+        pointer(adapter, 'adapter', this);
         this.adapter = adapter;
         this.forget();
     }
@@ -258,6 +292,9 @@ export class Llama {
         return run.lend([row], at => use(run.check(run.call.session_read(this.session, at, row.length)) >>> 0, at));
     }
 
+    /** How many of the vocabulary: at least one. */
+    #rows(k) { return Math.max(1, Math.min(Math.floor(k) || 1, this.config.vocabSize)); }
+
     /** The k most likely tokens, and the probability of token `id`. */
     #ranked(logits, k, id = 0) {
         const { run } = this, at = run.alloc(8 * k + 4);
@@ -271,20 +308,23 @@ export class Llama {
 
     /** The k most likely tokens after these ids: [{ id, p, text }]. */
     alternatives(ids, k = 5) {
-        k = Math.min(k, this.config.vocabSize);
-        return this.#read(ids, logits => this.#ranked(logits, k).best);
+        return this.#read(ids, logits => this.#ranked(logits, this.#rows(k)).best);
     }
 
     /** The probability that token `id` follows these ids. */
-    probability(ids, id) { return this.#read(ids, logits => this.#ranked(logits, 1, id).p); }
+    probability(ids, id) {
+        if (!(id >= 0 && id < this.config.vocabSize)) throw new RangeError(`token ${id} is outside the vocabulary of ${this.config.vocabSize}`);
+        return this.#read(ids, logits => this.#ranked(logits, 1, id).p);
+    }
 
     /**
      * Continues a text or ids, a token at a time: yields { id, text, p, alternatives, ends }, where p is the probability
      * that the model gave the token, and ends says that it ended the text (its `text` is empty).
      */
     *generate(prompt, { maxTokens = Infinity, temperature = 0, topK = 0, topP = 0, minP = 0, penalty = 0, seed = 1, alternatives = 1 } = {}) {
-        const { run } = this, n = this.config.vocabSize, k = Math.min(Math.max(alternatives, 1), n);
-        const ids = typeof prompt === 'string' ? [...this.encode(prompt, { bos: true })] : [...prompt];
+        const { run } = this, n = this.config.vocabSize, k = this.#rows(alternatives);
+        const ids = [...typeof prompt === 'string' ? this.encode(prompt, { bos: true }) : int32(prompt)];
+        if (ids.length > this.contextLength) throw new RangeError(`a prompt of ${ids.length} tokens does not fit a context of ${this.contextLength}`);
         const work = run.alloc(12 * n), random = run.check(run.call.random_new(seed)), reader = new TextDecoder();
         const state = run.put(Int32Array.of(ids.length > 1 ? 1 : 0, 0));
         try {
@@ -307,9 +347,10 @@ export class Llama {
 
     /** How much each token attends to each: weights[((layer * heads + head) * n + from) * n + to]. */
     attention(ids) {
+        ids = int32(ids);
         const { run } = this, n = ids.length, { layers, heads } = this.config, size = layers * heads * n * n, at = run.alloc(4 * size);
         try {
-            run.lend([int32(ids)], idsAt => run.check(run.call.attention(this.at, this.adapter?.at ?? 0, idsAt, n, at)));
+            run.lend([ids], idsAt => run.check(run.call.attention(this.at, this.adapter?.at ?? 0, idsAt, n, at)));
             return { layers, heads, n, weights: run.floats(at, size).slice() };
         } finally {
             run.call.free(at);
@@ -326,32 +367,44 @@ export class Llama {
         return { logProbability: sum, tokens: all.length - first };
     }
 
+    /** Functions of the module that not all modules have. */
+    #training() {
+        if (!this.run.call.trainer_new) throw new Error('this module does not train: load the model without the option wasm, or with a larger module');
+        return this.run.call;
+    }
+
     createAdapter({ rank = 8, alpha = 16, targets: which = targets.all, seed = 1 } = {}) {
-        return new Adapter(this, this.run.check(this.run.call.lora_new(this.at, rank, alpha, which, seed)));
+        return new Adapter(this, this.run.check(this.#training().lora_new(this.at, rank, alpha, which, seed)));
     }
 
     /** An adapter from the bytes of its file. */
     loadAdapter(bytes) {
+        if (bytes instanceof ArrayBuffer) bytes = new Uint8Array(bytes);
         return new Adapter(this, this.run.lend([bytes], at => this.run.check(this.run.call.lora_load(at, bytes.length, this.at))));
     }
 
     /** pooling: what the head sees of a text, its 'last' hidden state, or the 'mean' or 'max' of all. */
     createHead(classes, { adapter = null, pooling = 'last', seed = 1 } = {}) {
-        const kind = { last: 0, mean: 1, max: 2 }[pooling];
-        return new Head(this, this.run.check(this.run.call.head_new(this.at, classes, kind, seed)), classes, adapter);
+        const kind = ['last', 'mean', 'max'].indexOf(pooling);
+        if (kind < 0) throw new RangeError(`pooling is 'last', 'mean' or 'max', not ${pooling}`);
+        pointer(adapter, 'adapter', this);
+        return new Head(this, this.run.check(this.#training().head_new(this.at, classes, kind, seed)), classes, adapter);
     }
 
     /** Batches have up to maxTokens tokens in up to maxRows rows. With `steps`, the rate falls to 0 along a cosine. */
-    createTrainer({ adapter = null, head = null, maxTokens = 1024, maxRows = Math.min(64, maxTokens), learningRate = 1e-3, dropout = 0, steps = 0 }) {
-        const at = this.run.call.trainer_new(this.at, adapter?.at ?? 0, head?.at ?? 0, maxTokens, maxRows, learningRate, dropout, steps);
+    createTrainer({ adapter = null, head = null, maxTokens = 1024, maxRows = Math.min(64, maxTokens), learningRate = 1e-3, dropout = 0, steps = 0 } = {}) {
+        const at = this.#training().trainer_new(this.at, pointer(adapter, 'adapter', this), pointer(head, 'head', this), maxTokens, maxRows, learningRate, dropout, steps);
         return new Trainer(this, this.run.check(at), adapter, head);
     }
 
     free() {
+        if (!this.at) return;
         const { call } = this.run;
         call.session_free(this.session);
         call.model_free(this.at);
         call.free(this.data);
+        this.at = 0;
+        this.run = freed;
     }
 }
 

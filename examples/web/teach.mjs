@@ -1,6 +1,6 @@
 // The panel that trains an adapter on the visitor's lines.
 import { ask, start } from './link.mjs';
-import { $, alarm } from './dom.mjs';
+import { $, alarm, onFiles } from './dom.mjs';
 import { drawCurve } from './curve.mjs';
 
 const sample = 'Once upon a time';
@@ -25,6 +25,7 @@ function learned({ after }) {
 
 async function teach() {
     const lines = $('lines').value.split('\n').map(line => line.trim()).filter(Boolean), losses = [];
+    let note = '';
     if (!lines.length) return void ($('teach-status').textContent = 'Write a line first.');
     const passes = Math.max(1, Math.min(500, +$('passes').value || 1)), steps = passes * Math.ceil(lines.length / 8), wasUnsaved = isUnsaved, wasAfter = $('sample-after').textContent;
     const value = { lines, passes, rank: +$('rank').value, rate: +$('rate').value, sample };
@@ -34,6 +35,7 @@ async function teach() {
     $('sample-after').textContent = '…';
     $('teach-status').textContent = 'Training …';
     job = start('teach', value, event => {
+        if (event.cut) $('teach-status').textContent += note = ` ${event.cut} too long: only the first ${event.most} tokens of ${event.cut > 1 ? 'each' : 'it'} count.`;
         if (event.before !== undefined) $('sample-before').textContent = sample + event.before;
         if (event.loss === undefined) return;
         losses.push(event.loss);
@@ -42,7 +44,7 @@ async function teach() {
     });
     try {
         learned(await job.done);
-        $('teach-status').textContent = `Done: the loss fell from ${losses[0].toFixed(2)} to ${losses.at(-1).toFixed(2)}.`;
+        $('teach-status').textContent = `Done: the loss fell from ${losses[0].toFixed(2)} to ${losses.at(-1).toFixed(2)}.${note}`;
     } catch (error) {
         $('teach-status').textContent = error.stopped ? 'Canceled; nothing was kept.' : '';
         isUnsaved = wasUnsaved;
@@ -62,7 +64,11 @@ function pause() {
 
 async function download() {
     const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([await ask('save')], { type: 'application/octet-stream' }));
+    try {
+        link.href = URL.createObjectURL(new Blob([await ask('save')], { type: 'application/octet-stream' }));
+    } catch (error) {
+        return alarm(error);
+    }
     link.download = 'adapter.gguf';
     link.click();
     isUnsaved = false;
@@ -70,6 +76,7 @@ async function download() {
 }
 
 async function openAdapter(file) {
+    if (isUnsaved && !confirm(`What the model has learned is not downloaded, and is lost. Open ${file.name} all the same?`)) return;
     try {
         const opened = await ask('open', { bytes: new Uint8Array(await file.arrayBuffer()), sample });
         $('sample-before').textContent = sample + opened.before;
@@ -85,6 +92,9 @@ async function openAdapter(file) {
 export function forget() {
     job?.stop();
     isUnsaved = false;
+    if (!$('teach-status').textContent.startsWith('Canceled')) $('teach-status').textContent = '';
+    drawCurve($('curve'), [], 1);
+    $('curve-now').textContent = 'Nothing has been learned yet.';
     $('download').disabled = true;
     $('write-adapter').hidden = true;
     $('sample-before').textContent = $('sample-after').textContent = '…';
@@ -97,5 +107,5 @@ export function setUp() {
     $('pause').onclick = pause;
     $('cancel').onclick = () => job?.stop();
     $('download').onclick = download;
-    $('adapter-file').onchange = event => event.target.files[0] && openAdapter(event.target.files[0]);
+    onFiles($('adapter-file'), ([file]) => openAdapter(file));
 }

@@ -46,9 +46,11 @@ const actions = {
         const loaded = await load(source, { tokenizer, config });
         try {
             loaded.encode(''); // fails without a tokenizer
-            for (const other of jobs.values())
-                if (other !== job) other.stopped = true, other.wake?.();
-            while (jobs.size > 1 && newest === job) await turn(); // until nothing uses the last model any more
+            while (jobs.size > 1 && newest === job) { // until nothing uses the last model any more
+                for (const other of jobs.values()) // some may have begun meanwhile
+                    if (other !== job) other.stopped = true, other.wake?.();
+                await turn();
+            }
             if (newest !== job) throw new Error('stopped');
         } catch (error) {
             job.stopped = newest !== job; // another model was opened while this one was loaded
@@ -81,12 +83,15 @@ const actions = {
     async look({ text, withAdapter, most }) {
         llama.use(withAdapter ? adapter : null);
         const ids = row(text).slice(0, most);
+        if (!ids.length) throw new Error('Write a text first.'); // a model without a token that begins one
         return { ...llama.attention(ids), tokens: shown(ids).map((token, i) => i || token.text ? token.text : '⟨begin⟩') };
     },
 
     /** Trains an adapter on lines of text. */
     async teach({ lines, passes, rank, rate, sample }, emit, job) {
-        const rows = lines.map(line => [...row(line), endOfText]), batches = chunks(rows, 8);
+        const rows = lines.map(line => [...row(line), ...endOfText < 0 ? [] : [endOfText]]), batches = chunks(rows, 8);
+        const cut = lines.filter((line, i) => llama.encode(line, { bos: true }).length > rows[i].length).length;
+        if (cut) emit({ cut, most: Math.max(...rows.map(row => row.length)) - 1 });
         llama.use(null);
         emit({ before: greedy(sample, 40) });
         const made = llama.createAdapter({ rank, alpha: 2 * rank });
@@ -161,6 +166,8 @@ const actions = {
     async classify({ text, labels }) {
         if (classifier?.head.classes === labels.length) return { p: classifier.head.classify(text), trained: true };
         llama.use(null);
+        const room = llama.contextLength - 24, ids = llama.encode(text); // for the question and the label
+        if (ids.length > room) text = llama.decode(ids.slice(0, room));
         const scores = labels.map(label => llama.likelihood(`${text} It was`, ` ${label}.`).logProbability -
             llama.likelihood('It was', ` ${label}.`).logProbability);
         const most = Math.max(...scores), e = scores.map(s => Math.exp(s - most)), sum = e.reduce((a, b) => a + b);
@@ -180,6 +187,7 @@ onmessage = async ({ data: { id, action, value } }) => {
     const started = { stopped: false, paused: false };
     jobs.set(id, started);
     try {
+        if (!llama && action !== 'load') throw new Error('There is no model yet: open one first.');
         postMessage({ id, result: await actions[action](value, event => postMessage({ id, event }), started) });
     } catch (error) {
         postMessage({ id, error: error.message, stopped: started.stopped });

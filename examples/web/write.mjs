@@ -31,7 +31,7 @@ function choose(at) {
     const token = tokens[at];
     for (const button of $('story').children) button.setAttribute('aria-pressed', String(+button.dataset.at === at));
     if (matchMedia('(max-width: 46rem)').matches) $('alternatives').scrollIntoView({ block: 'nearest' });
-    $('alternatives-heading').textContent = `In place of ${named(token.text)}`;
+    $('alternatives-heading').textContent = `In place of ${token.ends ? 'the end' : named(token.text)}`;
     if (token.given) {
         $('alternatives-hint').textContent = 'This is yours: the model did not choose it.';
         bars($('alternatives-list'), []);
@@ -44,13 +44,23 @@ function choose(at) {
     })));
 }
 
-/** Writes on from another token at this place. */
+/** Writes on from another token at this place, or ends the story there. */
 function goOn(at, alternative) {
-    const { p, id, text } = alternative, { alternatives } = tokens[at];
+    const { p, id, text } = alternative, { alternatives } = tokens[at], ends = !text;
     truncate(at);
-    add({ p, id, text, alternatives });
+    add({ p, id, text, alternatives, ends });
     choose(at);
+    ($('story').querySelector(`[data-at="${at}"]`) ?? $('story').lastElementChild)?.focus({ preventScroll: true }); // the button that was pressed is gone
+    if (ends) return end();
     write({ ids: tokens.map(token => token.id) });
+}
+
+function end() {
+    job?.stop();
+    job = null;
+    $('stop').disabled = true;
+    $('write-status').textContent = 'The story ends here.';
+    $('story-text').textContent = storyText();
 }
 
 function truncate(n) {
@@ -69,7 +79,7 @@ async function write(from) {
     $('write-status').textContent = 'Writing …';
     try {
         const { tokens: n, seconds } = await mine.done;
-        if (job === mine) $('write-status').textContent = `${n} tokens, ${Math.round(n / seconds)} a second.`;
+        if (job === mine) $('write-status').textContent = n ? `${n} tokens, ${Math.round(n / seconds)} a second.` : 'The context is full.';
     } catch (error) {
         if (job !== mine) return;
         $('write-status').textContent = '';

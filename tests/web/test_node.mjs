@@ -140,6 +140,78 @@ await test('every type of weights has the logits of plain C, with and without SI
     }
 });
 
+/** The sentence with which something fails. */
+async function failure(run) {
+    try {
+        await run();
+    } catch (error) {
+        return error.message;
+    }
+    return 'no failure';
+}
+
+await test('what was freed is refused, and is freed but once', async () => {
+    const other = await load(file), adapter = other.createAdapter({ rank: 2 }), head = other.createHead(2, { adapter });
+    const trainer = other.createTrainer({ adapter, maxTokens: 8 });
+    head.classify('Once');
+    trainer.free();
+    trainer.free();
+    same(await failure(() => trainer.step([[1, 2, 3]])), 'this trainer has been freed', 'trainer');
+    adapter.free();
+    adapter.free();
+    same(await failure(() => other.use(adapter)), 'this adapter has been freed', 'adapter');
+    same(await failure(() => adapter.save()), 'this adapter has been freed', 'adapter that is saved');
+    same(await failure(() => head.classify('Once')), 'this adapter has been freed', 'adapter of a head');
+    head.free();
+    head.free();
+    same(await failure(() => head.classify('Once')), 'this head has been freed', 'head');
+    const story = other.generate('Once'), late = other.createAdapter({ rank: 2 });
+    story.next();
+    other.free();
+    other.free();
+    late.free();
+    same(await failure(() => story.next()), 'this model has been freed', 'model that writes');
+    same(await failure(() => other.encode('Once')), 'this model has been freed', 'model');
+});
+
+await test('two models do not share adapters and heads', async () => {
+    const other = await load(file), adapter = other.createAdapter({ rank: 2 }), head = other.createHead(2);
+    const of = what => `this ${what} belongs to another model`;
+    same(await failure(() => llama.use(adapter)), of('adapter'), 'use');
+    same(await failure(() => llama.createHead(2, { adapter })), of('adapter'), 'createHead');
+    same(await failure(() => llama.createTrainer({ adapter })), of('adapter'), 'createTrainer');
+    same(await failure(() => llama.createTrainer({ head })), of('head'), 'createTrainer with a head');
+    const one = llama.generate('Once upon a time', { maxTokens: 12 }), two = other.generate('Tom and Lily', { maxTokens: 12 });
+    let [a, b] = ['', ''];
+    for (let i = 0; i < 12; i++) a += one.next().value.text, b += two.next().value.text;
+    same(a, write(llama, 'Once upon a time', { maxTokens: 12 }), 'the first of two that write at once');
+    same(b, write(llama, 'Tom and Lily', { maxTokens: 12 }), 'the second');
+    other.free();
+});
+
+await test('ids, labels and numbers are checked', async () => {
+    const ids = 'token ids are expected: encode() gives those of a text';
+    same(await failure(() => llama.alternatives('Once')), ids, 'a text');
+    same(await failure(() => llama.attention('Once')), ids, 'attention of a text');
+    same(await failure(() => [...llama.generate(7)]), ids, 'a number');
+    for (const id of [-1, llama.config.vocabSize, NaN])
+        same(await failure(() => llama.probability([1], id)), `token ${id} is outside the vocabulary of 2048`, 'probability');
+    for (const k of [0, -1, NaN, 1.5]) same(llama.alternatives([1], k).length, 1, `${k} alternatives`);
+    same(Array.from(llama.generate({ length: 1, 0: 1 }, { maxTokens: 3 })).length, 3, 'what is like an array');
+    same(Array.from(llama.generate(Array(256).fill(5))).length, 0, 'of a full context');
+    same(await failure(() => [...llama.generate(Array(257).fill(5))]), 'a prompt of 257 tokens does not fit a context of 256', 'prompt');
+    same(await failure(() => llama.createHead(2, { pooling: 'first' })), "pooling is 'last', 'mean' or 'max', not first", 'pooling');
+    const head = llama.createHead(2), trainer = llama.createTrainer({ head, maxTokens: 8 });
+    same(await failure(() => trainer.step([[1, 2], [1, 3]], [1])), '2 rows have 1 labels', 'labels');
+    same(await failure(() => trainer.step(['Once'], [1])), ids, 'a row of text');
+    trainer.free();
+    head.free();
+    const small = await load(file, { wasm: path.join(web, 'minillama-small.wasm') });
+    for (const call of [() => small.createAdapter(), () => small.createHead(2), () => small.createTrainer()])
+        check(/^this module does not train/.test(await failure(call)), await failure(call));
+    small.free();
+});
+
 await test('what the small module cannot read is read by a larger one', async () => {
     const quantized = await load(path.join(folder, 'Q4_K.gguf'));
     same(quantized.config.dim, 256, 'width');
@@ -206,6 +278,15 @@ await test('the types know what the module has', () => {
     const types = readFileSync(path.join(web, 'minillama.d.ts'), 'utf8');
     for (const name of Object.getOwnPropertyNames(Llama.prototype))
         check(name === 'constructor' || types.includes(`    ${name}(`), `minillama.d.ts lacks ${name}`);
+});
+
+await test('the package has what it needs, for bundlers and for TypeScript without the types of a browser', () => {
+    const { version, files } = JSON.parse(readFileSync(path.join(web, 'package.json')));
+    same(version, readFileSync('minillama.h', 'utf8').match(/ML_VERSION_STRING "(.*)"/)[1], 'version');
+    for (const name of [...files, 'README.md', 'LICENSE']) check(readFileSync(path.join(web, name)).length > 500, `${name} is empty`); // npm takes these two by itself
+    check(!/import\((\/\*.*?\*\/ *)*['"`]/.test(readFileSync(path.join(web, 'minillama.mjs'), 'utf8')), 'bundlers look for what is imported by its name');
+    const types = readFileSync(path.join(web, 'minillama.d.ts'), 'utf8').replace(/\/\*[^]*?\*\//g, '');
+    check(!/WebAssembly\./.test(types), 'Node has no types of WebAssembly');
 });
 
 llama.free();

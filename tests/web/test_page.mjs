@@ -282,6 +282,152 @@ await test('training and a story do not disturb each other', async () => {
     check(last < first / 2, `from ${first} to ${last}`);
 });
 
+await page.click('#tab-teach'); // what was learned is kept: no question, when the next model is opened
+if (await page.isEnabled('#download')) await Promise.all([page.waitForEvent('download'), page.click('#download')]);
+await page.click('#tab-write');
+
+await test('a piece of text may be dragged into a field', async () => {
+    const taken = await page.evaluate(() => {
+        const transfer = new DataTransfer();
+        transfer.setData('text/plain', 'a dragon');
+        return ['dragover', 'drop'].map(kind => !document.getElementById('prompt').dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true })));
+    });
+    same(taken.join(), 'false,false', 'the page takes it');
+});
+
+await test('the same file may be opened twice in a row', async () => {
+    await page.setInputFiles('#model-file', model);
+    await says('model-name', '^stories.gguf: 1.3 million');
+    same(await page.inputValue('#model-file'), '', 'a browser tells nothing when the same is chosen again');
+});
+
+await test('of the files of a folder the model is found, however large the others are', async () => {
+    const large = path.join(folder, 'tokenizer_config.json'), other = path.join(folder, 'generation_config.json');
+    await writeFile(large, '{}'.padEnd(2e6)); // the model has 1.5 MB
+    await writeFile(other, '{"dim": "none"}');
+    await drop(large, model, other);
+    await says('model-name', '(^stories.gguf: 1.3 million)|not opened');
+    check(/^stories/.test(await text('model-name')), await text('alert-text'));
+    check(!await page.isVisible('#alert'), await text('alert-text'));
+});
+
+await test('after an alternative the keyboard is in the story, and the end is one', async () => {
+    await set('prompt', 'The end.');
+    await set('temperature', 1);
+    await set('length', 10);
+    for (let seed = 1, n = 0; n < 6; seed++) { // begin, four tokens, and one that the model wrote; 1 in 4 times it ends at once
+        await set('seed', seed);
+        await page.click('#write');
+        await says('write-status', '^Writing');
+        await says('write-status', 'a second');
+        n = await page.locator('#story [role=button]').count();
+    }
+    const at = await page.locator('#story .given').count(), token = page.locator('#story [role=button]').nth(at);
+    await token.press('Enter');
+    await page.locator('#alternatives-list button', { hasText: /^(?!\(the end)/ }).nth(1).press('Enter');
+    await says('write-status', 'a second');
+    check(await page.evaluate(() => !!document.activeElement.closest('#story')), 'the focus is lost');
+    await token.press('Enter');
+    await page.locator('#alternatives-list button', { hasText: '(the end)' }).press('Enter');
+    await page.waitForTimeout(1000);
+    same(await story(), 'The end.', 'the story goes on');
+    same(await text('write-status'), 'The story ends here.', 'status');
+    same(await text('alternatives-heading'), 'In place of the end', 'heading');
+    await page.locator('#alternatives-list button').nth(1).press('Enter'); // and from the end back
+    await says('write-status', 'a second');
+    check((await story()).length > 9, 'the story does not go on');
+});
+
+await test('a text that is too long is refused or cut with a sentence', async () => {
+    await set('prompt', 'q '.repeat(500));
+    await page.click('#write');
+    await says('alert-text', '^a prompt of .* does not fit a context of 256');
+    await page.focus('#close-alert');
+    await page.keyboard.press('Escape');
+    check(!await page.isVisible('#alert'), 'Escape does not close the alarm');
+    await page.click('#tab-classify');
+    await page.waitForFunction(() => document.querySelectorAll('#verdict li').length === 2);
+    const before = await text('verdict');
+    await page.fill('#opinion', '🙂'.repeat(125));
+    await page.waitForFunction(before => !document.getElementById('alert').hidden || document.getElementById('verdict').textContent !== before, before);
+    check(!await page.isVisible('#alert'), await text('alert-text'));
+});
+
+await test('Train, pressed twice, trains one classifier', async () => {
+    await page.click('#tab-classify');
+    await page.evaluate(() => document.getElementById('train-classifier').click());
+    check(await page.isDisabled('#train-classifier'), 'it can be pressed again');
+    await says('classify-status', '^Loss');
+    await page.click('#stop-classifier');
+    await says('classify-status', '^Stopped');
+    same(await page.getAttribute('#classify-status', 'aria-live'), 'polite', 'a screen reader does not say it');
+});
+
+await test('what was learned is not lost without a question, and a long line not cut without a word', async () => {
+    await page.click('#tab-teach');
+    await page.fill('#lines', `Zip is a robot.\n${'He likes oil. '.repeat(100)}`);
+    await page.fill('#passes', '2');
+    await page.click('#teach');
+    await says('teach-status', '^Done.* 1 too long: only the first 25\\d tokens of it count');
+    const asked = [], answer = dialog => { asked.push(dialog.message()); dialog.dismiss(); };
+    page.on('dialog', answer);
+    await page.setInputFiles('#model-file', convert('wide.gguf', '--type', 'F32'));
+    await page.setInputFiles('#adapter-file', { name: 'adapter.gguf', mimeType: 'x/y', buffer: Buffer.from('GGUF') });
+    await page.waitForTimeout(500);
+    page.off('dialog', answer);
+    same(asked.length, 2, 'questions');
+    check(asked.every(said => /is lost/.test(said)), asked.join());
+    check(/^stories/.test(await text('model-name')) && await page.isEnabled('#download'), 'it is gone');
+});
+
+await test('a model that is opened while the maps are in view is the one that is in view', async () => {
+    await page.click('#tab-look');
+    await says('look-status', '^\\d+ tokens');
+    page.once('dialog', dialog => dialog.accept());
+    await page.evaluate(() => document.getElementById('heads').firstChild.classList.add('old'));
+    await page.setInputFiles('#model-file', convert('wide.gguf', '--type', 'F32'));
+    await says('model-name', '^wide.gguf: 1.3 million');
+    await page.waitForFunction(() => document.querySelectorAll('#heads button:not(.old)').length === 24);
+    const n = complaints.length;
+    await page.click('#heads [aria-label="Layer 1, head 1"]');
+    same(complaints.length, n, 'complaints');
+    same(await text('map-heading'), 'Attention of layer 1, head 1', 'heading');
+    same(await text('teach-status'), '', 'what the model before had learned is still told');
+});
+
+await test('the page follows the size of text that is set in the browser', async () => {
+    const devtools = await page.context().newCDPSession(page), size = () => page.evaluate(() => getComputedStyle(document.body).fontSize);
+    same(await size(), '17px', 'size');
+    await devtools.send('Page.setFontSizes', { fontSizes: { standard: 32 } });
+    same(await size(), '32px', 'twice the size, in which the page is as narrow as on a phone');
+    await page.setViewportSize({ width: 400, height: 800 }); // ... and on a phone, as with a zoom of 200 %
+    await devtools.send('Page.setFontSizes', { fontSizes: { standard: 32 } });
+    for (const tab of ['write', 'look', 'classify', 'teach']) {
+        await page.click(`#tab-${tab}`);
+        if (tab === 'classify') await page.waitForFunction(() => document.querySelectorAll('#verdict li').length === 2);
+        same(await page.evaluate(() => document.documentElement.scrollWidth), 400, `width of ${tab}`);
+        same(await page.evaluate(() => [...document.querySelectorAll('[role=tab], .percent')].filter(e => e.getBoundingClientRect().right > 400).length), 0, `what is cut in ${tab}`);
+    }
+    await devtools.send('Page.setFontSizes', { fontSizes: { standard: 16 } });
+});
+
+await test('what cannot work yet, or at all, is told', async () => {
+    for (const [missing, expected] of [['stories.gguf', /^adapter.gguf: There is no model yet/], ['worker.mjs', /worker failed/]]) {
+        const other = await browser.newPage();
+        await other.route(`**/${missing}`, route => route.abort());
+        await other.goto(address);
+        await other.waitForFunction(() => !document.getElementById('alert').hidden);
+        if (missing === 'stories.gguf') {
+            await other.click('#tab-teach');
+            await other.setInputFiles('#adapter-file', { name: 'adapter.gguf', mimeType: 'x/y', buffer: Buffer.from('GGUF') });
+            await other.waitForFunction(() => /^adapter/.test(document.getElementById('alert-text').textContent));
+        }
+        const said = await other.textContent('#alert-text');
+        check(expected.test(said), said);
+        await other.close();
+    }
+});
+
 await test('no complaints in the console, and no request to anybody else', () => {
     same(complaints.join('\n'), '', 'console');
     same(strangers.join('\n'), '', 'requests');
