@@ -1368,6 +1368,25 @@ TEST(results_after_failure) {
     CHECK(ml_session_encode(NULL, NULL, 0, &ids, &error) && !ids.ids && ids.n == 0);
 }
 
+/* Nothing is read through NULL, or beyond the tensors that there are. */
+TEST(arguments_of_a_model) {
+    ml_model *model = NULL;
+    ml_error error;
+    char name[ML_NAME_SIZE] = "untouched";
+    gguf_with(NULL, 0, NULL, 0, 0);
+    REQUIRE(load_gguf(&model, &error) == ML_OK);
+    CHECK(ml_model_tensor_name(NULL, 0, name) == ML_ERROR_ARGUMENT);
+    CHECK(ml_model_tensor_name(model, -1, name) == ML_ERROR_ARGUMENT);
+    CHECK(ml_model_tensor_name(model, model->n_tensors, name) == ML_ERROR_ARGUMENT);
+    CHECK(strcmp(name, "untouched") == 0);
+    CHECK(ml_model_tensor_name(model, 0, NULL) == ML_ERROR_ARGUMENT);
+    CHECK(ml_model_tensor_name(model, 0, name) == ML_OK && strcmp(name, "token_embd.weight") == 0);
+    CHECK(ml_model_set_tokenizer(model, NULL, &error) == ML_ERROR_ARGUMENT);
+    CHECK(contains(&error, "ml_model_set_tokenizer: model or tokenizer is NULL"));
+    CHECK(ml_model_set_tokenizer(NULL, NULL, &error) == ML_ERROR_ARGUMENT);
+    ml_model_free(model);
+}
+
 /* A vocabulary whose kind is not said is of no use, but the model is. */
 TEST(tokens_of_no_kind) {
     ml_model *model = NULL;
@@ -1950,6 +1969,7 @@ int main(void) {
     RUN(damaged_files);
     RUN(arguments);
     RUN(results_after_failure);
+    RUN(arguments_of_a_model);
     RUN(tokens_of_no_kind);
     RUN(tokenizers);
     RUN(errors_name_the_file);
