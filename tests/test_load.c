@@ -485,6 +485,13 @@ TEST(no_output_calls) {
         generate.prompt_ids.ids = ids, generate.prompt_ids.n = 4;
         generate.max_new_tokens = 1;
         if (pass) CHECK(ml_session_generate(session, &generate, NULL, &error) == expected);
+        ml_session_desc greedy; /* which computes a part of the logits at a time, and in no pass */
+        ml_session *parts = NULL;
+        memset(&greedy, 0, sizeof greedy);
+        greedy.no_logits = 1;
+        CHECK(ml_session_new(model, &greedy, &parts, &error) == ML_OK);
+        CHECK(ml_session_generate(parts, &generate, NULL, &error) == expected);
+        ml_session_free(parts);
         ml_likelihood_desc continuation;
         ml_likelihood likelihood;
         memset(&continuation, 0, sizeof continuation);
