@@ -6274,7 +6274,8 @@ static ml_tensor mli_cannot_as(ml_graph *shown, ml_result result) {
 #define mli_cannot(graph, result, ...)                                                                       \
     (0 && mli_no_sentence(__VA_ARGS__) ? ml_none() : mli_cannot_as(graph, result))
 #else
-static ml_tensor mli_cannot(ml_graph *shown, ml_result result, const char *format, ...) {
+/* Does not return the struct itself: tcc 0.9.27 then takes each variable argument from the one before it. */
+static void mli_give_up(ml_graph *shown, ml_result result, const char *format, ...) {
     va_list args;
     va_start(args, format);
     if (!mli_failed(shown)) {
@@ -6283,8 +6284,8 @@ static ml_tensor mli_cannot(ml_graph *shown, ml_result result, const char *forma
         mli_format_v(open->error.text, sizeof open->error.text, format, args);
     }
     va_end(args);
-    return ml_none();
 }
+#define mli_cannot(...) (mli_give_up(__VA_ARGS__), ml_none())
 #endif
 static ml_tensor mli_cannot_fit(ml_graph *shown, const char *name, ml_tensor a, ml_tensor b) {
     return mli_cannot(shown, ML_ERROR_MISMATCH, "%s: shapes (%z, %z) and (%z, %z) do not fit", name, a.rows,

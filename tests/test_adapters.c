@@ -845,6 +845,67 @@ TEST(training_pairs) {
     free_bytes(&file);
 }
 
+/* A new adapter is A of the size asked for and B of zeros: with it the model computes what it did. */
+TEST(a_new_adapter_changes_nothing) {
+    ml_model *model = some_model();
+    ml_lora_create_desc desc;
+    ml_lora *lora = NULL;
+    ml_random random;
+    ml_error error;
+    float plain[VOCAB], logits[VOCAB];
+    double squares[2] = {0, 0}, n = 0;
+    memset(&desc, 0, sizeof desc);
+    desc.rank = 8, desc.targets = ML_LORA_ALL, desc.init_sd = 0.5f, desc.random = &random;
+    ml_random_seed(&random, 3);
+    REQUIRE(model && ml_lora_create(model, &desc, &lora, &error) == ML_OK);
+    for (int i = 0; i < lora->n_tensors; i++) {
+        size_t numbers = mli_numbers(&lora->tensors[i]);
+        for (size_t k = 0; k < numbers; k++) {
+            double x = ((const float *)lora->tensors[i].data)[k];
+            squares[i % 2] += x * x;
+        }
+        if (i % 2 == 0) n += (double)numbers;
+    }
+    CHECK(n == LAYERS * 8.0 * (6 * DIM + HIDDEN) && squares[1] == 0);
+    CHECK_NEAR(sqrt(squares[0] / n), 0.5, 0.06, 0); /* 960 numbers: 5 standard deviations of it */
+    logits_of(model, NULL, plain);
+    logits_of(model, lora, logits);
+    CHECK(max_difference(plain, logits, VOCAB) == 0);
+    ml_lora_free(lora);
+    ml_model_free(model);
+}
+
+/* An adapter that fits a model but for its very last pair is not computed with: nothing is read beyond its numbers. */
+TEST(the_last_pair_is_checked) {
+    ml_config c = some_config();
+    ml_model *model = some_model(), *wider = NULL;
+    ml_lora *lora = NULL;
+    ml_session_desc desc;
+    ml_session *session = NULL;
+    ml_random random;
+    ml_error error;
+    c.hidden_dim += 4;
+    ml_random_seed(&random, 5);
+    REQUIRE(create_model(&c, ML_F32, &random, NULL, &wider, &error) == ML_OK);
+    lora = some_lora(wider, 2, 4, ML_LORA_W3);
+    REQUIRE(model && lora);
+    ml_tensor *tensors = (ml_tensor *)(uintptr_t)lora->tensors;
+    for (int pair = 0; pair + 1 < LAYERS * 7; pair++) memset(tensors + 2 * pair, 0, 2 * sizeof *tensors);
+    REQUIRE(tensors[2 * (LAYERS * 7 - 1)].data);
+    CHECK(ml_lora_merge(lora, wider, &error) == ML_OK);
+    CHECK(ml_lora_merge(lora, model, &error) == ML_ERROR_MISMATCH);
+    CHECK(strstr(error.text, "the adapter of blk.1.ffn_up.weight is for (16, 8), the model has (12, 8)"));
+    CHECK(ml_lora_unmerge(lora, model, &error) == ML_ERROR_MISMATCH);
+    memset(&desc, 0, sizeof desc);
+    desc.lora = lora;
+    CHECK(ml_session_new(model, &desc, &session, &error) == ML_ERROR_MISMATCH && !session);
+    CHECK(ml_lora_merge(NULL, model, &error) == ML_ERROR_ARGUMENT && strstr(error.text, "lora or model"));
+    CHECK(ml_lora_merge(lora, NULL, &error) == ML_ERROR_ARGUMENT);
+    CHECK(ml_lora_unmerge(NULL, model, &error) == ML_ERROR_ARGUMENT);
+    ml_lora_free(lora);
+    ml_model_free(wider), ml_model_free(model);
+}
+
 /* A saved session is for an adapter of the same scales, too. */
 TEST(sessions_know_scales) {
     static const int32_t tokens[] = {1, 4, 9};
@@ -1398,6 +1459,8 @@ int main(void) {
     RUN(ranks_and_scales_of_pairs);
     RUN(patterns_written);
     RUN(training_pairs);
+    RUN(a_new_adapter_changes_nothing);
+    RUN(the_last_pair_is_checked);
     RUN(sessions_know_scales);
     RUN(ggla);
     RUN(pickled);

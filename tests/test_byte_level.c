@@ -178,6 +178,7 @@ static void put_format(bytes *b, const char *format, int value) {
 #define SMOLLM                                                                                               \
     "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\", \"individual_digits\": "            \
     "true}, " BYTE_LEVEL "true}]}"
+#define HEAD "{\"pre_tokenizer\": " BYTE_LEVEL "true}, \"model\": {\"type\": \"BPE\", \"vocab\": "
 
 /* A tokenizer.json with that pre-tokenizer and, in front of the closing brace, `more`. */
 static bytes write_json(const char *pre, int as_pairs, const char *more) {
@@ -307,6 +308,24 @@ TEST(merges_are_those_of_plain_merging) {
             n_ids += merge_plainly((unsigned char *)text + at, size, ids + n_ids);
         }
         CHECK(encodes_to(t, text, n, 0, ids, n_ids) && round_trips(t, text, n));
+    }
+    ml_tokenizer_free(t);
+}
+
+/* A piece with a character that no byte is spelled by (here the last one before the alphabet's second part, and the first
+   one after it) is a text as it is. */
+TEST(pieces_outside_the_alphabet) {
+    static const char text[] = HEAD "{\"a\": 0, \"a\\u00ad\": 1, \"a\\u0144\": 2, \"a\\u0143\": 3}}}";
+    static const char *const shown[4] = {"a", "a\xc2\xad", "a\xc5\x84", "a\xad"};
+    bytes b = {NULL, 0, 0};
+    put_text(&b, text);
+    ml_tokenizer *t = load(b);
+    REQUIRE(t);
+    for (int32_t id = 0; id < 4; id++) {
+        int has_begun = 1;
+        size_t n = 0;
+        const char *found = ml_tokenizer_decode_token(t, &has_begun, id, &n);
+        CHECK(n == strlen(shown[id]) && memcmp(found, shown[id], n) == 0);
     }
     ml_tokenizer_free(t);
 }
@@ -469,8 +488,6 @@ TEST(saved_as_gguf) {
         check_saved(t, "llama-bpe", N_MERGES - 1);
     }
 }
-
-#define HEAD "{\"pre_tokenizer\": " BYTE_LEVEL "true}, \"model\": {\"type\": \"BPE\", \"vocab\": "
 
 TEST(beside_a_model) {
     static const char config[] =
@@ -889,6 +906,7 @@ int main(void) {
     RUN(words_are_those_of_the_expressions);
     RUN(alphabet);
     RUN(merges_are_those_of_plain_merging);
+    RUN(pieces_outside_the_alphabet);
     RUN(whole_words_where_the_model_says_so);
     RUN(any_bytes_come_back);
     RUN(a_megabyte);

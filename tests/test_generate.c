@@ -4,6 +4,35 @@
 #include "build_files.h"
 #include "shared.h"
 
+/* ---- random numbers ---- */
+
+/* What Blackman and Vigna's xoshiro256** and splitmix64 give: their known first numbers, from the states 1, 2, 3, 4 and
+   1234567. A seed means the same numbers in every version and on every machine. */
+TEST(random_numbers_are_the_published_ones) {
+    static const uint64_t first[10] = {11520u,
+                                       0,
+                                       1509978240u,
+                                       1215971899390074240u,
+                                       1216172134540287360u,
+                                       607988272756665600u,
+                                       16172922978634559625u,
+                                       8476171486693032832u,
+                                       10595114339597558777u,
+                                       2904607092377533576u};
+    static const uint64_t seeded[4] = {6457827717110365317u, 3203168211198807973u, 9817491932198370423u,
+                                       4593380528125082431u};
+    ml_random random = {{1, 2, 3, 4}};
+    for (int i = 0; i < 10; i++) CHECK(ml_random_u64(&random) == first[i]);
+    ml_random_seed(&random, 1234567);
+    for (int i = 0; i < 4; i++) CHECK(random.state[i] == seeded[i]);
+    /* of which the next four are 3187617, 1654879, 1137642 and 15407050 in their upper 24 bits */
+    CHECK(ml_random_uniform(&random) == 3187617 / 16777216.0f);
+    CHECK(ml_random_uniform(&random) == 1654879 / 16777216.0f);
+    ml_random_seed(&random, 1234567);
+    CHECK_NEAR(ml_random_normal(&random), 0.5284423364, 1e-6, 0); /* sqrt(-2 ln(1 - u)) cos(2 pi v) */
+    CHECK_NEAR(ml_random_normal(&random), 0.3264820432, 1e-6, 0);
+}
+
 /* ---- the sampler, on distributions that are easy to compute by hand ---- */
 
 #define N_DRAWS 20000
@@ -58,6 +87,17 @@ TEST(temperature_sharpens_and_flattens) {
     for (i = 0; i < 6; i++) sum += plain[i] * plain[i];
     for (i = 0; i < 6; i++) squared[i] = plain[i] * plain[i] / sum;
     check_shares(&sampler, squared);
+}
+
+/* Token 0 is drawn as any other, also where it is the most likely, and then the others are drawn, too. */
+TEST(the_first_token_is_no_exception) {
+    static const float p[3] = {0.6f, 0.3f, 0.1f};
+    double share[3];
+    ml_sampler sampler;
+    memset(&sampler, 0, sizeof sampler);
+    sampler.temperature = 1;
+    draw_many(&sampler, p, 3, share);
+    for (int i = 0; i < 3; i++) CHECK_NEAR(share[i], p[i], 0.018, 0);
 }
 
 TEST(filters_keep_what_they_should) {
@@ -384,6 +424,9 @@ TEST(stops_where_it_should) {
     desc.start = ML_START_OVER, desc.overflow = (ml_overflow)2;
     CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT && made.n_new == 0);
     desc.overflow = ML_OVERFLOW_ERROR;
+    desc.max_new_tokens = 1;
+    CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
+    CHECK(made.n_new == 1 && made.stop == ML_STOP_LENGTH && session->length == 4);
     desc.max_new_tokens = 21; /* as many as fit */
     CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
     CHECK(made.n_new == 21 && made.stop == ML_STOP_LENGTH);
@@ -642,8 +685,10 @@ TEST(new_text_continues_the_prompts) {
 }
 
 int main(void) {
+    RUN(random_numbers_are_the_published_ones);
     RUN(greedy_takes_the_most_likely);
     RUN(temperature_sharpens_and_flattens);
+    RUN(the_first_token_is_no_exception);
     RUN(filters_keep_what_they_should);
     RUN(what_is_ruled_out_is_no_candidate);
     RUN(repetition_penalty_weakens_what_was_seen);

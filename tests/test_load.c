@@ -508,6 +508,13 @@ TEST(no_output_calls) {
         generate.prompt_ids.ids = ids, generate.prompt_ids.n = 4;
         generate.max_new_tokens = 1;
         if (pass) CHECK(ml_session_generate(session, &generate, NULL, &error) == expected);
+        ml_session_desc greedy; /* which computes a part of the logits at a time, and in no pass */
+        ml_session *parts = NULL;
+        memset(&greedy, 0, sizeof greedy);
+        greedy.no_logits = 1;
+        CHECK(ml_session_new(model, &greedy, &parts, &error) == ML_OK);
+        CHECK(ml_session_generate(parts, &generate, NULL, &error) == expected);
+        ml_session_free(parts);
         ml_likelihood_desc continuation;
         ml_likelihood likelihood;
         memset(&continuation, 0, sizeof continuation);
@@ -1402,6 +1409,25 @@ TEST(results_after_failure) {
     CHECK(ml_session_encode(NULL, NULL, 0, &ids, &error) && !ids.ids && ids.n == 0);
 }
 
+/* Nothing is read through NULL, or beyond the tensors that there are. */
+TEST(arguments_of_a_model) {
+    ml_model *model = NULL;
+    ml_error error;
+    char name[ML_NAME_SIZE] = "untouched";
+    gguf_with(NULL, 0, NULL, 0, 0);
+    REQUIRE(load_gguf(&model, &error) == ML_OK);
+    CHECK(ml_model_tensor_name(NULL, 0, name) == ML_ERROR_ARGUMENT);
+    CHECK(ml_model_tensor_name(model, -1, name) == ML_ERROR_ARGUMENT);
+    CHECK(ml_model_tensor_name(model, model->n_tensors, name) == ML_ERROR_ARGUMENT);
+    CHECK(strcmp(name, "untouched") == 0);
+    CHECK(ml_model_tensor_name(model, 0, NULL) == ML_ERROR_ARGUMENT);
+    CHECK(ml_model_tensor_name(model, 0, name) == ML_OK && strcmp(name, "token_embd.weight") == 0);
+    CHECK(ml_model_set_tokenizer(model, NULL, &error) == ML_ERROR_ARGUMENT);
+    CHECK(contains(&error, "ml_model_set_tokenizer: model or tokenizer is NULL"));
+    CHECK(ml_model_set_tokenizer(NULL, NULL, &error) == ML_ERROR_ARGUMENT);
+    ml_model_free(model);
+}
+
 /* A vocabulary whose kind is not said is of no use, but the model is. */
 TEST(tokens_of_no_kind) {
     ml_model *model = NULL;
@@ -1984,6 +2010,7 @@ int main(void) {
     RUN(damaged_files);
     RUN(arguments);
     RUN(results_after_failure);
+    RUN(arguments_of_a_model);
     RUN(tokens_of_no_kind);
     RUN(tokenizers);
     RUN(errors_name_the_file);

@@ -209,11 +209,37 @@ TEST(checkpoint_is_a_model) {
     training_end(&t);
 }
 
+/* The counts are under the names that earlier versions wrote, so that their checkpoints go on. */
+TEST(names_of_the_counts) {
+    static const char *const names[] = {"step", "passes", "progress.0", "progress.7"};
+    training t;
+    ml_archive *archive = NULL;
+    ml_error error;
+    training_begin(&t, 1); /* with dropout, whose passes are counted */
+    REQUIRE(training_step(&t));
+    t.trainer->step = 30;
+    const int64_t counts[] = {30, (int64_t)t.trainer->private_part->passes, 11, 18};
+    CHECK(counts[1] > 0 && counts[1] < 10);
+    for (int i = 0; i < 8; i++) t.trainer->progress[i] = 11 + (uint64_t)i;
+    REQUIRE(ml_trainer_save(t.trainer, checkpoint_path(), &error) == ML_OK);
+    REQUIRE(ml_archive_load(checkpoint_path(), NULL, &archive, &error) == ML_OK);
+    for (int i = 0; i < 4; i++) {
+        char key[64];
+        snprintf(key, sizeof key, "minillama.train.%s", names[i]);
+        const ml_value *value = ml_archive_find_value(archive, key);
+        CHECK(value && value->i == counts[i]);
+    }
+    ml_archive_free(archive);
+    remove(checkpoint_path());
+    training_end(&t);
+}
+
 int main(void) {
     if (!folder_begin("resume")) return 1;
     RUN(model_killed_and_resumed);
     RUN(adapter_and_head_killed_and_resumed);
     RUN(wrong_checkpoints);
     RUN(checkpoint_is_a_model);
+    RUN(names_of_the_counts);
     return !folder_end() || test_report("test_resume");
 }

@@ -1328,6 +1328,15 @@ TEST(kept_tokenizer) {
     loaded = load(out);
     CHECK(loaded && loaded->tokenizer && loaded->tokenizer->n_pieces == 50);
     ml_model_free(loaded);
+
+    ml_tokenizer *given = NULL; /* also where it is given later */
+    REQUIRE((loaded = load(in)) != NULL);
+    REQUIRE(ml_tokenizer_load_memory(other.data, other.size, NULL, &given, NULL) == ML_OK);
+    CHECK(ml_model_set_tokenizer(loaded, given, NULL) == ML_OK);
+    CHECK(ml_model_save(loaded, out, NULL, NULL) == ML_OK);
+    CHECK(count_in(out, "gpt2", 4) == 0 && count_in(out, "merges", 6) == 0 &&
+          count_in(out, "{{ m }}", 7) == 1);
+    ml_model_free(loaded);
     ml_model_free(model);
     free_bytes(&keys), free_bytes(&other);
 }

@@ -636,6 +636,40 @@ TEST(wrong_saved_bytes_are_refused) {
     ml_model_free(full);
 }
 
+/* Keys and values depend on these numbers of the configuration, too: a model of the same weights in which one of them
+   differs does not take them. */
+TEST(saved_for_one_configuration) {
+    enum { PLAIN, EPS, THETA, SCALE, WINDOW, ATTENTION, YARN, YARN_LOW, YARN_HIGH, CASES };
+    unsigned char *bytes = NULL;
+    size_t size = 0;
+    for (int which = 0; which < CASES; which++) {
+        ml_config c = small_config(ML_MASK_CAUSAL);
+        int32_t ids[3] = {1, 5, 9};
+        if (which == EPS) c.norm_eps = 1e-3f;
+        if (which == THETA) c.rope_theta = 20000;
+        if (which == SCALE) c.rope_scale = 2;
+        if (which == WINDOW) c.window = 8;
+        if (which == ATTENTION) c.rope_attention = 1.5f;
+        if (which >= YARN) c.rope_kind = ML_ROPE_YARN, c.rope_scale = 2, c.rope_original = 20;
+        if (which == YARN_LOW) c.rope_low = 2;
+        if (which == YARN_HIGH) c.rope_high = 16;
+        ml_model *model = random_model(&c, 31);
+        ml_session *session = new_session(model, 0, 0);
+        REQUIRE(!ml_session_eval(session, ids, 3, NULL, NULL));
+        if (which == PLAIN || which == YARN) { /* the one that the next ones differ from */
+            free(bytes);
+            bytes = save(session, &size);
+            CHECK(ml_session_restore(session, bytes, size, &failure) == ML_OK);
+        } else {
+            CHECK(ml_session_restore(session, bytes, size, &failure) == ML_ERROR_MISMATCH);
+            CHECK(strstr(failure.text, "another model") && holds(session, ids, 3));
+        }
+        ml_session_free(session);
+        ml_model_free(model);
+    }
+    free(bytes);
+}
+
 /* ---- generation that continues ---- */
 
 typedef struct collected {
@@ -918,6 +952,7 @@ int main(void) {
     RUN(outputs_of_new_tokens);
     RUN(restored_sessions_continue);
     RUN(wrong_saved_bytes_are_refused);
+    RUN(saved_for_one_configuration);
     RUN(conversations_continue);
     RUN(prefixes_are_not_read_again);
     RUN(the_end_of_the_text_is_not_held);
