@@ -52,10 +52,15 @@ function drawMap() {
     $('map-heading').textContent = `Attention of layer ${layer + 1}, head ${head + 1}`;
 }
 
+/** The pressed one of a group is the one that Tab reaches. */
+function press(button, is) {
+    button.setAttribute('aria-pressed', String(is));
+    button.tabIndex = is ? 0 : -1;
+}
+
 function pickHead(l, h) {
     [layer, head] = [l, h];
-    for (const button of $('heads').children)
-        button.setAttribute('aria-pressed', String(+button.dataset.layer === l && +button.dataset.head === h));
+    for (const button of $('heads').children) press(button, +button.dataset.layer === l && +button.dataset.head === h);
     pickToken(from);
 }
 
@@ -63,7 +68,7 @@ function pickToken(i) {
     from = i;
     const buttons = [...$('look-tokens').children];
     buttons.forEach((button, j) => {
-        button.setAttribute('aria-pressed', String(j === i));
+        press(button, j === i);
         button.style.setProperty('--strength', `${j <= i ? Math.round(80 * Math.sqrt(weight(layer, head, i, j))) : 0}%`);
     });
     const order = Array.from({ length: i + 1 }, (_, j) => j).sort((a, b) => weight(layer, head, i, b) - weight(layer, head, i, a));
@@ -105,12 +110,11 @@ export async function look() {
         for (let h = 0; h < seen.heads; h++) {
             const button = make('button', { type: 'button', ariaLabel: `Layer ${l + 1}, head ${h + 1}`, onclick: () => pickHead(l, h) }, make('canvas'));
             Object.assign(button.dataset, { layer: l, head: h });
-            button.tabIndex = maps.length ? -1 : 0;
             maps.push(button);
         }
     $('heads').replaceChildren(...maps);
     $('look-tokens').replaceChildren(...seen.tokens.map((text, i) =>
-        Object.assign(inlineButton(text, () => pickToken(i)), { tabIndex: i ? -1 : 0 })));
+        inlineButton(text, () => pickToken(i))));
     from = seen.n - 1;
     pickHead(...liveliest());
     drawAll();
