@@ -1218,7 +1218,11 @@ TEST(wrong_vocabularies) {
     v.bos = v.n;
     CHECK(refused(write_model(&v), ML_ERROR_FORMAT, "trainer_spec.bos_id"));
     CHECK(refused(write_gguf(&v, 0), ML_ERROR_FORMAT, "tokenizer.ggml.bos_token_id"));
-    v.bos = 1;
+    v.bos = 1, v.padding = 1 << 30; /* left out of the vocabulary: found by its name, as without it */
+    ml_tokenizer *padded = load_and_free(write_model(&v));
+    CHECK(padded && padded->padding == 3);
+    ml_tokenizer_free(padded);
+    v.padding = -1;
     v.pieces[FIRST].kind = 9;
     CHECK(refused(write_model(&v), ML_ERROR_FORMAT, "piece 259"));
     v.pieces[FIRST].kind = ML_PIECE_BYTE;
