@@ -28,11 +28,10 @@ static int print_token(void *user, int32_t id, const char *text, size_t n_bytes)
     return 1;
 }
 
-static void report(const char *name, uint64_t number, const char *unit) {
-    board_print(name);
-    board_print(" ");
+static void report(const char *before, uint64_t number, const char *after) {
+    board_print(before);
     board_print_number(number);
-    board_print(unit);
+    board_print(after);
 }
 
 /* The model is loaded into the front half of the buffer. What only loading needs is in the other half, where the
@@ -72,15 +71,13 @@ int main(void) {
     uint64_t ended = board_instructions();
     board_print("\n");
     if (error.code) return board_print(error.text), board_print("\n"), 1;
-    board_print("-- memory:");
-    report("", arena.used, " bytes");
-    report(" (model", model_bytes, ",");
-    report(" session", arena.used - model_bytes, ");");
-    report(" stack", board_stack_used(), "");
-    report(" of", board_stack_size(), "\n");
-    board_print("-- instructions:");
-    report(" loading", loaded, ",");
-    report("", (ended - begun) / (uint64_t)(done.n_prompt + done.n_new - 1), " a token");
+    report("-- memory: ", arena.used, " bytes");
+    report(" (model ", model_bytes, "");
+    report(", session ", arena.used - model_bytes, ")");
+    report("; stack ", board_stack_used(), "");
+    report(" of ", board_stack_size(), "\n");
+    report("-- instructions: loading ", loaded, "");
+    report(", ", (ended - begun) / (uint64_t)(done.n_prompt + done.n_new - 1), " a token");
     report(" (", (uint64_t)(done.n_prompt + done.n_new), " tokens)\n");
     return 0;
 }
