@@ -304,7 +304,7 @@ static void make_table(void) {
     }
     write_text("rows.txt", "# NAME TASKS SEEDS PROGRAM FLAGS...\n\nmade unused.txt false {OUT}/unused.txt\n"
                            "made small.txt cp {DATA}/sst-train.txt {OUT}/small.txt\n"
-                           "linear toy,four 2 yardstick_words --lower\n"
+                           "linear four,toy 1,2 yardstick_words --lower\n"
                            "large toy,three 1 regularize --save {OUT}/{SEED}.gguf --trees {OUT}/small.txt\n");
     CHECK(make_folder(in_folder("build")));
     snprintf(script, sizeof script,

@@ -57,10 +57,11 @@ while [ "$seed" -le "$most" ]; do
     while read -r name tasks seeds program flags; do
         case $name in '' | '#'* | made) continue ;; esac
         case $wanted in '  ' | *" $name "*) ;; *) continue ;; esac
-        [ "$seed" -le "$seeds" ] || continue
-        make_files "$flags" || exit 1
         for task in $(echo "$tasks" | tr , ' '); do
+            task_seeds=${seeds%%,*} seeds=${seeds#*,}
             case $only in '  ' | *" $task "*) ;; *) continue ;; esac
+            [ "$seed" -le "$task_seeds" ] || continue
+            make_files "$flags" || exit 1
             # shellcheck disable=SC2086 # flags are words
             run "$name" "$task" "$seed" "$program" $(filled "$flags") </dev/null || failed=$((failed + 1))
         done
