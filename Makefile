@@ -132,14 +132,15 @@ $(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train cha
 
 # The programs for a microcontroller, where their compiler and the emulator are.
 BOARD_TOOLS := $(shell command -v arm-none-eabi-gcc >/dev/null && command -v qemu-system-arm >/dev/null && echo yes)
+BOARD_MAKE = $(MAKE) -s --no-print-directory -C examples/microcontroller CFLAGS= BUILD='$(abspath $(BUILD))/microcontroller
 $(BUILD)/test_microcontroller: | $(if $(BOARD_TOOLS),board)
 board:
-	$(call short,cc $(BUILD)/microcontroller (for Cortex-M))$(MAKE) -s --no-print-directory -C examples/microcontroller \
-	    BUILD='$(abspath $(BUILD))/microcontroller' CFLAGS=
+	$(call short,cc $(BUILD)/microcontroller (for Cortex-M))$(BOARD_MAKE)' all && \
+	    $(BOARD_MAKE)/long' OPTIONS=-DPOSITIONS=256 only-story && $(BOARD_MAKE)/helium' BOARD=an547 only-kernels
 manifests: # packages for Arduino, PlatformIO and ESP-IDF
 	@sh tools/manifests.sh $(BUILD)/packages "$(MANIFEST_URL)"
 microcontroller: board
-	@$(MAKE) -s --no-print-directory -C examples/microcontroller BUILD='$(abspath $(BUILD))/microcontroller' CFLAGS= story
+	@$(BOARD_MAKE)' story
 
 $(LIBRARY): tests/compile/implementation.c $(BUILD)/flags
 	$(call short,cc $@ (the library: about 10 s))$(CC) $(FLAGS) $(LISTED) -c -o $@ $<

@@ -19,6 +19,7 @@
 #endif
 
 extern const unsigned char model_file[], model_file_end[]; /* of model.S */
+extern const char code_end[], constants_end[];             /* of memory.ld; the code begins at 0 */
 
 static unsigned char buffer[BUFFER_SIZE];
 
@@ -71,6 +72,9 @@ int main(void) {
     uint64_t ended = board_instructions();
     board_print("\n");
     if (error.code) return board_print(error.text), board_print("\n"), 1;
+    report("-- flash: ", (uint64_t)(uintptr_t)code_end, " bytes of code, ");
+    report("", (uint64_t)(constants_end - code_end), " of constants, ");
+    report("", (uint64_t)(model_file_end - model_file), " of the model\n");
     report("-- memory: ", arena.used, " bytes");
     report(" (model ", model_bytes, "");
     report(", session ", arena.used - model_bytes, ")");
