@@ -29,7 +29,7 @@
           ml_model_free(model);
           return 0;
       }
-   The path may be a GGUF, safetensors, .pt or llama2.c's .bin, or a folder of Hugging Face's. desc.sampler takes a
+   The path may be a GGUF, safetensors, .pt or llama2.c's .bin, or a Hugging Face folder. desc.sampler takes a
    temperature, top-k and so on; desc.start = ML_START_APPEND continues a text. Models that chat: see ml_chat_reply.
 
    CLASSIFY with a head that was trained and saved before, packed rows of tokens in, log-probabilities out:
@@ -163,12 +163,13 @@
       ML_SMALL         small code and stack frames instead of speed: the default with -Os (make size)
       ML_ALLOW_FAST_MATH   compile in spite of -ffast-math (see NUMERICS)
 
-   MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc); after construction
-   nothing allocates. A mapped model takes no memory for its weights beyond the file's pages; a session's KV cache
-   takes 8 * L * max_seq_len * kv_dim bytes (fewer with cache_type), or, where the model has a window, 8 * L * kv_dim
-   for each position in the window and some more (max_batch or an eighth of it, and up to 64). A trainer is one
-   buffer: 12 bytes for each number that it trains, and the activations of its largest batch. An optimizer and a graph
-   are one buffer each: the same 12 bytes a number, and the activations of the pass that was measured.
+   MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc), and, until they
+   return, by functions that save and restore files (an arena does not get that back). A mapped model takes no memory
+   for its weights beyond the file's pages; a session's KV cache takes 8 * L * max_seq_len * kv_dim bytes (fewer with
+   cache_type), or, where the model has a window, 8 * L * kv_dim for each position in the window and some more
+   (max_batch or an eighth of it, and up to 64). A trainer is one buffer: 12 bytes for each number that it trains, and
+   the activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a number, and
+   the activations of the pass that was measured.
 
    ERRORS  A function that can fail returns an ml_result, and most fill in an ml_error with one sentence. None prints,
    exits or aborts. Files may be hostile: every size and offset in them is checked.
@@ -412,7 +413,8 @@ typedef struct ml_rope_desc {
     /* positions that the model was trained for: ML_ROPE_YARN, _LLAMA3 and _DYNAMIC need it */
     int original;
     float low, high; /* turns; default 1 and 32 (ML_ROPE_YARN), 1 and 4 (ML_ROPE_LLAMA3) */
-    float attention; /* the table is multiplied by this; default 1, ML_ROPE_YARN: 0.1 ln(scale) + 1 */
+    /* The table is multiplied by this; default 1, for ML_ROPE_YARN with scale above 1: 0.1 ln(scale) + 1 */
+    float attention;
     /* (hd / 2): each pair's frequency is also divided by this; default none */
     const float *factors;
 } ml_rope_desc;
@@ -437,7 +439,7 @@ typedef struct ml_config {
     /* How many times longer than trained; ML_ROPE_PLAIN: positions are divided by this; default 1. */
     float rope_scale;
     int head_dim;       /* hd, even; default D / A. Queries and what attention gives are (n, A * hd) */
-    int window;         /* a token sees at most so many keys back, itself included (Mistral); 0: all */
+    int window;         /* a token sees at most this many keys, counting its own (Mistral); 0: all */
     int attention_bias; /* the four matrices of attention have biases: n_layers * 4 tensors more, the last ones */
     /* The other fields of ml_rope_desc, with their defaults; rope_original's is max_seq_len. */
     ml_rope_kind rope_kind;
@@ -470,7 +472,8 @@ typedef struct ml_model_create_desc {
 } ml_model_create_desc;
 
 /* Makes a model with random weights, normal with standard deviation 0.02 (for training and measuring).
-   ML_ERROR_FORMAT if the configuration cannot be run. */
+   ML_ERROR_FORMAT if the configuration cannot be run, ML_ERROR_ARGUMENT if it names no norm or mask,
+   ML_ERROR_UNSUPPORTED for what ML_NO_ROPE_SCALING left out. */
 ML_DEF ml_result ml_model_create(const ml_model_create_desc *desc, ml_model **model, ml_error *error);
 ML_DEF void ml_model_free(ml_model *model);
 
@@ -648,7 +651,7 @@ typedef struct ml_likelihood_desc {
     const char *context, *continuation;
     ml_tokens context_ids, continuation_ids; /* or these, where continuation is NULL */
     float *log_probs;  /* out: log p of each token of the continuation; NULL: not wanted */
-    int max_log_probs; /* room for so many; ML_ERROR_MEMORY if the continuation has more */
+    int max_log_probs; /* room for this many; ML_ERROR_MEMORY if the continuation has more */
 } ml_likelihood_desc;
 
 typedef struct ml_likelihood {
@@ -755,8 +758,8 @@ ML_DEF void ml_graph_free(ml_graph *graph); /* nothing to do after ml_graph_init
 ML_DEF void ml_graph_begin(ml_graph *graph, int taping);
 /* Adds the gradients of loss (1, 1) to parameters and inputs. The records are used up, so that a second call is
    ML_ERROR_ARGUMENT; values and gradients can be read until the next begin. ML_ERROR_NUMBER, and no gradient is
-   computed (but those of a `whole` loss), when the loss is not finite. After an error the parameters' gradients are
-   undefined: set them to 0. Several losses: add them, or scale and add them. */
+   added (except those of a `whole` loss, which were before), when the loss is not finite. After an error the
+   parameters' gradients are undefined: set them to 0. Several losses: add them, or scale and add them. */
 ML_DEF ml_result ml_graph_backward(ml_graph *graph, ml_tensor loss, ml_error *error);
 /* Ends a pass that is not run backward, and returns its first error. */
 ML_DEF ml_result ml_graph_end(ml_graph *graph, ml_error *error);
@@ -769,8 +772,8 @@ ML_DEF ml_tensor ml_none(void); /* an operand that is left out, such as a bias *
 ML_DEF ml_tensor ml_input(ml_graph *g, const float *values, size_t rows, size_t cols);
 ML_DEF ml_tensor ml_stop_gradient(ml_graph *g, ml_tensor x); /* x, as a constant */
 /* y_i (n, cols) = row index_i of table (rows, cols), which may have any type of weights if it has no gradient. With a
-   token embedding as table: the embedding of tokens. No operation reads indices or targets while the graph
-   measures. */
+   token embedding as table: the embedding of tokens. No operation reads indices or targets while the graph measures
+   (but ml_llama reads its tokens, and every operation its rows and spans). */
 ML_DEF ml_tensor ml_gather(ml_graph *g, ml_tensor table, const int32_t *index, size_t n);
 /* y = x (n, cols), with row index_i replaced by row i of rows (m, cols), m <= n; no index may occur twice */
 ML_DEF ml_tensor ml_replace_rows(ml_graph *g, ml_tensor x, const int32_t *index, ml_tensor rows);
@@ -859,9 +862,9 @@ typedef struct ml_attention_desc {
     /* of k and v; default rows. Where a row has more keys than queries, the queries are its last positions */
     ml_rows key_rows;
     ml_mask mask; /* default causal */
-    /* a query sees at most so many keys back, itself included (with mask full, ahead as well); 0: all */
+    /* a query sees at most this many keys, itself and those before it (with mask full, ahead as well); 0: all */
     int window;
-    int sinks;   /* with a window: and always the first so many keys of its row (Xiao et al. 2023) */
+    int sinks;   /* with a window: this many keys at the start of a row are always seen (Xiao et al. 2023) */
     float scale; /* default 1 / sqrt(hd) */
     /* (n, S) for all heads or (n_heads * n, S), head after head: column j is the j-th key of the query's row, S at
        least the keys of the longest row; -INFINITY hides a key; default none */
@@ -1000,7 +1003,7 @@ typedef struct ml_check_desc {
    fourth-order central difference (8 (L(w + h d) - L(w - h d)) - (L(w + 2 h d) - L(w - 2 h d))) / 12 h, taken in
    double from losses that are F32. *worst is the largest difference, relative to the length of the tensor's gradient
    (of 2e-5 L / h if that is more: less cannot be told from rounding): below 0.01 for a right gradient, above 0.1 for
-   a wrong one. The corners of ml_relu make about 0.1 of a right one: check with a smooth function in its place, or
+   a wrong one. The kinks of ml_relu can raise a right one to about 0.1: check with a smooth function in its place, or
    with a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before afterwards (they wait in
    the memory of the gradients), and the gradients those of one pass. */
 ML_DEF ml_result ml_check_gradient(ml_graph *g, const ml_check_desc *desc, double *worst, ml_error *error);
@@ -1183,7 +1186,8 @@ typedef struct ml_lora_create_desc {
 ML_DEF ml_result ml_lora_create(const ml_model *model, const ml_lora_create_desc *desc, ml_lora **lora,
                                 ml_error *error);
 ML_DEF void ml_lora_free(ml_lora *lora);
-/* Multiplies alpha and all scales by a factor above 0: with 0.5 half of what was learned is added. A session that
+/* Multiplies alpha and all scales by a factor above 0: with 0.5 half of what was learned is added. (ML_ERROR_ARGUMENT
+   if one would leave 1e-30 .. 1e6, which no file could keep.) A session that
    holds tokens read with the adapter must start over, and what it was merged into can no longer be unmerged. */
 ML_DEF ml_result ml_lora_scale(ml_lora *lora, float factor, ml_error *error);
 /* W += scale * B A, and back (up to rounding). The model's weights must be its own and F32: see
@@ -1201,8 +1205,8 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
 
 /* Flags of encoding: bos in front, eos at the end (ML_ERROR_ARGUMENT where the tokenizer has none); or whichever of
    them the tokenizer's file asks for, which is what a model has seen in training. With ML_PARSE_SPECIAL, a control
-   piece that is written in the text ("<|eot_id|>") is read as that piece: for texts that you put together, and not
-   for those of strangers. (User-defined pieces always are.) */
+   piece that is written in the text ("<|eot_id|>") is read as that piece: use it for text that you put together
+   yourself, never for text of strangers. (User-defined pieces always are.) */
 enum { ML_ADD_BOS = 1, ML_ADD_EOS = 2, ML_ADD_SPECIAL = 4, ML_PARSE_SPECIAL = 8 };
 
 /* Numbered as in GGUF. */
@@ -1376,7 +1380,7 @@ typedef enum ml_chat_format {
 /* "plain", "llama2", ...; "?" for a wrong one. And back (in lower case): ML_CHAT_DEFAULT for an unknown one. */
 ML_DEF const char *ml_chat_format_name(ml_chat_format format);
 ML_DEF ml_chat_format ml_chat_format_from_name(const char *name);
-/* The format that a template (in Jinja, as files have it) describes, by the words that only this one has.
+/* The format that a template (in Jinja, as files have it) describes, recognized by words that no other has.
    ML_CHAT_DEFAULT if it is none of them. */
 ML_DEF ml_chat_format ml_chat_format_of_template(const char *chat_template);
 
@@ -1622,11 +1626,11 @@ ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, m
    config.json in the same folder and, if the model has a chat_template, chat_template.jinja, and holds no tokenizer.
    PyTorch is what torch.load reads, for the code of the course (see examples/run_llama), without a tokenizer, too:
    {"model": the weights under its names, "model_args": the configuration}, as its load_pretrained reads it; with a
-   head what its save_model leaves, whose "model" fits its classifier around a model of the same shape, and a
-   "model_config" that names stories42M.pt as that. What this code does not compute is ML_ERROR_UNSUPPORTED: an output
-   that is not tied, another rope_theta than 10000, rope_scale, a head_dim, window or biases of attention, a head of
-   means or without a bias. A model with a window is saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too:
-   safetensors of a model with rope_factors, for which a config.json has no place. */
+   head, what its save_model writes: a "model" that loads into its classifier over a pretrained model of the same
+   shape, and a "model_config" that names stories42M.pt as that pretrained model. What this code does not compute is
+   ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than 10000, rope_scale, a head_dim, window or
+   biases of attention, a head of means or without a bias. A model with a window is saved as Hugging Face's Mistral.
+   ML_ERROR_UNSUPPORTED, too: safetensors of a model with rope_factors, for which a config.json has no place. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
@@ -1634,14 +1638,15 @@ ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml
 
 /* Writes an adapter in the same way: a GGUF that llama.cpp reads (without a head; a scale that is not the file's
    alpha / rank becomes part of B), or, as safetensors, Hugging Face PEFT's adapter_model.safetensors; that also
-   replaces adapter_config.json in the same folder. PyTorch, where the course's code has merged an adapter when it
-   saves: the model with the adapter merged into it, as ml_model_save writes it. Types F32 (the default) to BF16. */
+   replaces adapter_config.json in the same folder. PyTorch: the model with the adapter merged into it, as
+   ml_model_save writes it, because the course's code merges adapters when it saves. Types F32 (the default) to
+   BF16. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_lora_save(const ml_lora *lora, const ml_model *model, const char *path,
                               const ml_save_desc *desc, ml_error *error);
 #endif
 
-/* Writes a head alone, as a GGUF for ml_head_load: what a training leaves that has not touched the model. */
+/* Writes a head alone, as a GGUF for ml_head_load: all there is to save when training left the model as it was. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_head_save(const ml_head *head, const char *path, ml_error *error);
 #endif
@@ -3673,7 +3678,7 @@ typedef struct mli_attention_op {
     int causal, n_heads, n_kv_heads, group; /* group = n_heads / n_kv_heads */
     size_t hd, hv;
     float scale; /* 1 / sqrt(hd) */
-    /* a query sees at most so many keys back, itself included, and ahead, if not causal; 0: all */
+    /* a query sees at most this many keys, itself and those before it, and ahead, if not causal; 0: all */
     size_t window;
 
     /* what a Llama itself does not use: see mli_is_special */
@@ -4654,10 +4659,21 @@ static ml_tensor mli_cached(const mli_kv *kv, int half, size_t n, size_t kv_dim)
     return t;
 }
 
-/* x (n, kv_dim), rounded into rows of the cache */
+/* Q8_0 has neither NaN nor infinity: a block of x that holds one gets NaN as its scale, 0x7e00. */
+static void mli_mark_not_finite(const float *x, size_t n, unsigned char *blocks) {
+    for (size_t i = 0; (i += mli_find_beyond(x + i, n - i, MLI_INFINITY_BITS)) < n; i += 32 - i % 32) {
+        unsigned char *scale = blocks + i / 32 * mli_type(ML_Q8_0)->bytes;
+        scale[0] = 0, scale[1] = 0x7e;
+    }
+}
+
+/* x (n, kv_dim), rounded into rows of the cache. What is too large for F16 becomes infinite. Numbers that are not
+   finite stay so: they are found in the logits. */
 static ml_tensor mli_narrow(mli_graph *g, ml_tensor x, ml_tensor rows) {
-    /* what is too large becomes infinite, and logits that are not finite are found later */
-    if (!mli_measuring(g)) mli_type(rows.type)->quantize((const float *)x.data, rows.data, mli_numbers(&x));
+    if (mli_measuring(g)) return rows;
+    mli_type(rows.type)->quantize((const float *)x.data, rows.data, mli_numbers(&x));
+    if (rows.type == ML_Q8_0)
+        mli_mark_not_finite((const float *)x.data, mli_numbers(&x), (unsigned char *)rows.data);
     return rows;
 }
 
@@ -5040,8 +5056,8 @@ static int mli_window_rows(const mli_session *s) {
     return window - 1 + MLI_MIN(window, MLI_SPARE_ROWS);
 }
 
-/* They move when as many more were written as a pass has, or an eighth of the window: seldom, beside what attention
-   reads of them in the meantime. */
+/* They move only after max_batch more, or an eighth as many as are kept, have been written: rarely, and cheaply next
+   to what attention reads in between. */
 static int mli_cache_rows(const mli_session *s) {
     int rows = mli_window_rows(s), most = s->shown.max_seq_len, more = MLI_MAX(s->shown.max_batch, rows / 8);
     return rows < most && more < most - rows ? rows + more : most;
@@ -5130,6 +5146,9 @@ static void mli_session_measure(mli_session *s) {
     ml_tensor hidden = mli_network(&s->graph, &pass);
     if (mli_has_output(shown->model))
         mli_output(&s->graph, shown->model, hidden, rows.start, shown->max_batch, NULL);
+    size_t mark = s->graph.used;
+    mli_new(&s->graph, (size_t)shown->max_batch, hidden.cols); /* of ml_head_eval and ml_session_lens */
+    mli_release(&s->graph, mark);
     size_t part = (size_t)MLI_MIN(shown->model->config.vocab_size, MLI_LOGITS_PART);
     if (s->no_logits) mli_graph_alloc(&s->graph, 1 + part, sizeof *s->logits);
     size_t text = shown->model->tokenizer ? ml_tokenizer_encode_size(s->max_text) : 0;
@@ -5342,7 +5361,7 @@ ML_DEF ml_result ml_session_eval_outputs(ml_session *session, const int32_t *tok
                                          const ml_outputs *out, ml_error *error) {
     if (!session || !tokens || n < 1 || !out)
         return mli_fail(error, ML_ERROR_ARGUMENT,
-                        "ml_session_eval_outputs: tokens or outputs is NULL, or n is less than 1");
+                        "reading tokens: session, tokens or outputs is NULL, or n is less than 1");
     mli_session *s = session->private_part;
     ml_result result = mli_check_tokens(session->model, tokens, n, error);
     if (!result && out->logits) result = mli_check_output(session->model, error);
@@ -5535,7 +5554,10 @@ static void mli_pool_row(float *out, ml_tensor x, size_t begin, size_t end, ml_p
     memcpy(out, mli_row(x, begin), x.cols * sizeof *out);
     if (pooling == ML_POOL_MAX) {
         for (size_t i = begin + 1; i < end; i++)
-            for (size_t j = 0; j < x.cols; j++) out[j] = MLI_MAX(out[j], mli_row(x, i)[j]);
+            for (size_t j = 0; j < x.cols; j++) {
+                float number = mli_row(x, i)[j];
+                if (!(number <= out[j]) && out[j] == out[j]) out[j] = number; /* NaN stays NaN */
+            }
         return;
     }
     for (size_t i = begin + 1; i < end; i++) mli_add(out, mli_row(x, i), x.cols);
@@ -5761,6 +5783,15 @@ static uint32_t mli_hash_weights(uint32_t hash, const ml_tensor *tensors, int n)
     return hash;
 }
 
+/* FNV-1a with a shift: scales that are all four times as large differ only in their highest bits. */
+static uint32_t mli_hash_scales(uint32_t hash, const ml_lora *lora) {
+    for (int i = 0; i < lora->n_tensors / 2; i++) {
+        hash = (hash ^ mli_float_bits(lora->scales[i])) * 0x01000193u;
+        hash ^= hash >> 15;
+    }
+    return hash;
+}
+
 /* The struct's fields in their order. Its bytes are not the same everywhere: on some microcontrollers an enumeration
    has one byte. */
 static void mli_config_numbers(const ml_config *c, uint32_t numbers[MLI_CONFIG_NUMBERS]) {
@@ -5780,14 +5811,16 @@ static mli_saved_header mli_header_of(const mli_session *s) {
     uint32_t weights = mli_hash_weights(0, model->tensors, model->n_tensors);
     if (s->lora) {
         weights = mli_hash_weights(weights, s->lora->tensors, s->lora->n_tensors);
-        for (int i = 0; i < s->lora->n_tensors / 2; i++)
-            weights = weights * 31 + mli_float_bits(s->lora->scales[i]);
+        weights = mli_hash_scales(weights, s->lora);
     }
     for (int j = 0; model->rope_factors && j < mli_head_size(&model->config) / 2; j++)
         weights = weights * 31 + mli_float_bits(model->rope_factors[j]);
     if (model->config.rope_kind == ML_ROPE_DYNAMIC) /* by which the keys were turned */
         weights = weights * 31 + mli_float_bits(mli_session_theta(s));
-    int read = MLI_MIN(s->read, s->shown.length), first = MLI_MAX(s->first, read - mli_window_rows(s));
+    /* as many rows as the smallest session needs, so that any can restore them */
+    int window = model->config.window, rows = mli_window_rows(s);
+    if (window) rows = MLI_MIN(rows, window - 1 + MLI_MIN(window, MLI_SPARE_ROWS));
+    int read = MLI_MIN(s->read, s->shown.length), first = MLI_MAX(s->first, read - rows);
     if (s->is_full || read <= first) first = read = 0;
     mli_saved_header header = {"mlsessn", 2,   (uint32_t)s->cache_type, weights, {0}, s->shown.length,
                                first,     read};
@@ -6216,7 +6249,7 @@ ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml
     ml_result result = mli_head_check(head, session->model, error);
     if (!result) result = mli_session_hidden(s, batch, &hidden, &rows, error);
     if (result) return result;
-    /* The pooled states fit where the network had its queries, which were as many numbers as `hidden` has. */
+    /* The pooled states fit: mli_session_measure left room for as many rows. */
     ml_tensor pooled = mli_pool(&s->graph, hidden, &rows, head->pooling);
     for (size_t r = 0; r < pooled.rows; r++, log_probs += n_classes) {
         mli_dots(log_probs, mli_row(pooled, r), (const float *)head->weight.data, dim, n_classes, dim);
@@ -6363,7 +6396,8 @@ static void mli_note_size(mli_open_graph *open) {
     size_t size = MLI_MAX(g->peak, g->used);
     if (size < SIZE_MAX && !mli_add_size(g->used, g->recompute, &size)) size = SIZE_MAX;
     size = MLI_MAX(size, g->peak);
-    if (!mli_add_size(size, g->work_size + sizeof *open + 3 * MLI_ALIGN, &size)) size = SIZE_MAX;
+    if (!mli_add_size(size, g->work_size, &size) || !mli_add_size(size, sizeof *open + 3 * MLI_ALIGN, &size))
+        size = SIZE_MAX;
     open->shown.size = MLI_MAX(open->shown.size, size);
 }
 
@@ -8872,6 +8906,8 @@ ML_DEF ml_result ml_lora_create(const ml_model *model, const ml_lora_create_desc
     if (!model || !desc || !desc->random || !lora)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_lora_create: model, desc, desc.random or lora is NULL");
     float sd = desc->init_sd == 0 ? 0.02f : desc->init_sd;
+    if (!(sd > 0) || !mli_is_finite((double)sd))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_lora_create: init_sd is not a finite number above 0");
     mli_lora_shape shape = {&model->config, desc->rank ? desc->rank : 4, desc->alpha,
                             desc->targets ? desc->targets : (unsigned)ML_LORA_ATTENTION, NULL};
     if (shape.alpha == 0) shape.alpha = (float)shape.rank;
@@ -8889,12 +8925,21 @@ ML_DEF void ml_lora_free(ml_lora *lora) {
     if (lora) mli_free(&lora->private_part->allocator, lora);
 }
 
+static int mli_is_scale(float x) { return fabsf(x) >= 1e-30f && fabsf(x) < 1e6f; }
+
 ML_DEF ml_result ml_lora_scale(ml_lora *lora, float factor, ml_error *error) {
     if (!lora || !(factor > 0) || !mli_is_finite((double)factor))
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "ml_lora_scale: lora is NULL, or the factor is not above 0");
+    float *scales = lora->private_part->scales;
+    int n = lora->n_tensors / 2, ok = mli_is_scale(lora->alpha * factor);
+    for (int pair = 0; pair < n; pair++)
+        ok = ok && (scales[pair] == 0 || mli_is_scale(scales[pair] * factor));
+    if (!ok)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "ml_lora_scale: alpha or a scale would not be between 1e-30 and 1e6");
     lora->alpha *= factor;
-    for (int pair = 0; pair < lora->n_tensors / 2; pair++) lora->private_part->scales[pair] *= factor;
+    for (int pair = 0; pair < n; pair++) scales[pair] *= factor;
     return mli_ok(error);
 }
 
@@ -10486,26 +10531,27 @@ static void mli_sink_candidate(ml_candidate *heap, int n, int at) {
    returns how many were moved. A heap costs O(n + k log n), and k is usually far below n. */
 static int mli_take_top(ml_candidate *candidates, int n, int top_k, float top_p) {
     int taken = 0, most = top_k > 0 ? MLI_MIN(top_k, n) : n;
-    float sum = 0;
+    double sum = 0;
     for (int i = n / 2 - 1; i >= 0; i--) mli_sink_candidate(candidates, n, i);
-    while (taken < most && (taken == 0 || top_p <= 0 || sum < top_p)) {
+    while (taken < most && (taken == 0 || top_p <= 0 || sum < (double)top_p)) {
         ml_candidate top = candidates[0];
         int last = n - 1 - taken++;
         candidates[0] = candidates[last];
         if (last) mli_sink_candidate(candidates, last, 0);
         candidates[last] = top;
-        sum += top.p;
+        sum += (double)top.p;
     }
     return taken;
 }
 
-/* Draws from candidates whose probabilities need not sum to 1. */
+/* Draws from candidates whose probabilities need not sum to 1. In double: the small ones of a large vocabulary would
+   be lost in an F32 sum, and their share would go to the last. */
 static int32_t mli_draw(ml_random *random, const ml_candidate *candidates, int n) {
-    float sum = 0;
-    for (int i = 0; i < n; i++) sum += candidates[i].p;
-    float target = ml_random_uniform(random) * sum;
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (double)candidates[i].p;
+    double target = (double)ml_random_uniform(random) * sum;
     for (int i = 0; i + 1 < n; i++) {
-        target -= candidates[i].p;
+        target -= (double)candidates[i].p;
         if (target < 0) return candidates[i].id;
     }
     return candidates[n - 1].id;
@@ -10672,7 +10718,11 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
 
 /* Whether the session can draw in this way. */
 static ml_result mli_check_sampler(const mli_session *s, const ml_sampler *sampler, ml_error *error) {
-    int draws = sampler->temperature > 0, penalizes = sampler->repetition_penalty > 0;
+    float penalty = sampler->repetition_penalty;
+    int draws = sampler->temperature > 0, penalizes = penalty > 0;
+    if (penalizes && (penalty < 1e-3f || penalty > 1e3f))
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "a repetition penalty is between 0.001 and 1000 (0 or 1: none)");
     if (draws && !sampler->random)
         return mli_fail(error, ML_ERROR_ARGUMENT, "a temperature above 0 needs a seeded sampler.random");
     if (!MLI_SAMPLER && (draws || penalizes))
@@ -20127,6 +20177,9 @@ static void mli_training_key(int index, char key[ML_NAME_SIZE]) {
     if (index > 1) mli_format(key, ML_NAME_SIZE, "minillama.train.progress.%d", index - 2);
 }
 
+/* A hash of the adapter's scales, with which its numbers were learned. */
+static const char mli_scales_key[] = "minillama.train.scales";
+
 static void mli_append_training_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
     const mli_trainer *t = (const mli_trainer *)object;
     (void)saver;
@@ -20137,6 +20190,7 @@ static void mli_append_training_keys(mli_writer *writer, const mli_saver *saver,
         mli_training_key(i, key);
         mli_append_key_i64(writer, key, state[i]);
     }
+    if (t->desc.lora) mli_append_key_i64(writer, mli_scales_key, mli_hash_scales(0, t->desc.lora));
 }
 
 static ml_result mli_save_trainer(const ml_trainer *trainer, mli_destination to, ml_error *error) {
@@ -20150,7 +20204,8 @@ static ml_result mli_save_trainer(const ml_trainer *trainer, mli_destination to,
     mli_add_part(&saver, mli_model_part(t->model));
     if (t->desc.head) mli_add_part(&saver, mli_head_part(t->desc.head));
     mli_add_part(&saver, training);
-    return mli_save_to(&saver, to);
+    ml_result result = mli_check_numbers(&saver);
+    return result ? result : mli_save_to(&saver, to);
 }
 
 #ifndef ML_NO_STDIO
@@ -20166,6 +20221,21 @@ ML_DEF ml_result ml_trainer_save_to(const ml_trainer *trainer, const ml_output *
     return mli_save_trainer(trainer, mli_to_output(output), error);
 }
 
+/* Whether its numbers are finite. (What lies about in pieces was not saved by these functions, and is not looked at.) */
+static int mli_array_is_finite(const ml_array *array) {
+    const unsigned char *data = (const unsigned char *)array->data;
+    size_t n = ml_array_count(array);
+    float numbers[256]; /* whole blocks */
+    if (!MLI_ONLY_GGUF && !array->is_contiguous) return 1;
+    for (size_t part, done = 0; done < n; done += part) {
+        mli_elements to = {numbers, NULL};
+        part = MLI_MIN(n - done, MLI_COUNT(numbers));
+        mli_take_elements(&to, array->type, data + ml_type_row_bytes(array->type, done), part);
+        if (mli_find_beyond(numbers, part, MLI_INFINITY_BITS) < part) return 0;
+    }
+    return 1;
+}
+
 /* Reads a tensor's numbers. Without `write` it is only checked that they are there and can be read. */
 static ml_result mli_restore_tensor(const ml_archive *archive, const char *name, const ml_tensor *tensor,
                                     int write, ml_error *error) {
@@ -20179,8 +20249,26 @@ static ml_result mli_restore_tensor(const ml_archive *archive, const char *name,
         return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has rows of %l numbers, not %z", name,
                         array->n_dims ? array->shape[array->n_dims - 1] : 1, tensor->cols);
     ml_result result = !mli_is_readable(array->type) ? ML_ERROR_UNSUPPORTED : ML_OK;
+    if (!result && !write && !mli_array_is_finite(array))
+        return mli_fail(error, ML_ERROR_NUMBER, "the checkpoint's %s has a number that is not finite", name);
     if (!result && write) result = ml_array_read_floats(array, (float *)tensor->data, n);
     return result ? mli_fail(error, result, "the checkpoint's %s cannot be read", name) : ML_OK;
+}
+
+/* Whether the file is of a trainer that trained as many tensors, and an adapter with the same scales. */
+static ml_result mli_check_trained(const mli_trainer *t, const ml_archive *archive, ml_error *error) {
+    const ml_value *scales = ml_archive_find_value(archive, mli_scales_key);
+    const char *moments = mli_trained_prefixes[1];
+    int n = 0;
+    for (size_t i = 0; i < archive->n_arrays; i++)
+        n += strncmp(archive->arrays[i].name, moments, strlen(moments)) == 0;
+    if (n != t->optimizer.n_trained)
+        return mli_fail(error, ML_ERROR_MISMATCH, "in the checkpoint %d tensors are trained, not %d", n,
+                        t->optimizer.n_trained);
+    if (!t->desc.lora || !scales || scales->kind != ML_VALUE_INT || /* none before version 0.9.2 */
+        scales->i == mli_hash_scales(0, t->desc.lora))
+        return ML_OK;
+    return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's adapter has other scales (its alpha)");
 }
 
 /* Reads all parts of all trained tensors. Without `write` it is only checked that they are there. */
@@ -20219,6 +20307,7 @@ static ml_result mli_restore_trainer(ml_trainer *trainer, const char *path, cons
     if (result) return mli_name_file(error, result, path);
     result = mli_read_training_state(archive, state, error);
     if (!result) result = mli_restore_trained(t, archive, 0, error); /* before anything is changed */
+    if (!result) result = mli_check_trained(t, archive, error);
     if (!result) result = mli_restore_trained(t, archive, 1, error);
     ml_archive_free(archive);
     if (result) return mli_name_file(error, result, path);
@@ -20280,7 +20369,8 @@ static ml_result mli_save_optimizer(const ml_optimizer *optimizer, mli_destinati
     saver.error = error;
     mli_part part = {o, MLI_TRAINED_PARTS * o->n_trained, mli_saved_optimized, mli_append_optimizer_keys};
     mli_add_part(&saver, part);
-    return mli_save_to(&saver, to);
+    result = mli_check_numbers(&saver);
+    return result ? result : mli_save_to(&saver, to);
 }
 
 #ifndef ML_NO_STDIO

@@ -875,6 +875,31 @@ TEST(a_new_adapter_changes_nothing) {
     ml_model_free(model);
 }
 
+/* A scale that no file could keep is refused, and so is an adapter of numbers that are none. */
+TEST(scales_stay_in_range) {
+    ml_model *model = some_model();
+    ml_lora_create_desc desc;
+    ml_lora *lora = NULL;
+    ml_random random;
+    ml_error error;
+    memset(&desc, 0, sizeof desc);
+    desc.rank = 2, desc.alpha = 4, desc.random = &random;
+    ml_random_seed(&random, 3);
+    REQUIRE(model && ml_lora_create(model, &desc, &lora, &error) == ML_OK);
+    CHECK(ml_lora_scale(lora, 1e6f, &error) == ML_ERROR_ARGUMENT && strstr(error.text, "1e-30 and 1e6"));
+    CHECK(ml_lora_scale(lora, 1e-29f, &error) == ML_OK &&
+          ml_lora_scale(lora, .001f, &error) == ML_ERROR_ARGUMENT);
+    CHECK_NEAR(lora->scales[0], 2e-29, 0, 1e-6);
+    CHECK_NEAR(lora->alpha, 4e-29, 0, 1e-6);
+    ml_lora_free(lora);
+    static const float wrong[] = {NAN, INFINITY, -1};
+    for (int i = 0; i < 3; i++) {
+        desc.init_sd = wrong[i];
+        CHECK(ml_lora_create(model, &desc, &lora, &error) == ML_ERROR_ARGUMENT && !lora);
+    }
+    ml_model_free(model);
+}
+
 /* An adapter that fits a model but for its very last pair is not computed with: nothing is read beyond its numbers. */
 TEST(the_last_pair_is_checked) {
     ml_config c = some_config();
@@ -1460,6 +1485,7 @@ int main(void) {
     RUN(patterns_written);
     RUN(training_pairs);
     RUN(a_new_adapter_changes_nothing);
+    RUN(scales_stay_in_range);
     RUN(the_last_pair_is_checked);
     RUN(sessions_know_scales);
     RUN(ggla);

@@ -194,6 +194,28 @@ TEST(top_sets_equal_a_sort) {
     }
 }
 
+/* One token has .997, the others of a large vocabulary share the rest: none of them may get what rounding loses. 3000
+   draws take one of the last 100 with a probability of .007. */
+TEST(small_probabilities_are_not_lost) {
+    enum { MANY = 128256, DRAWS = 3000 };
+    float *logits = (float *)malloc(MANY * sizeof *logits);
+    ml_candidate *work = (ml_candidate *)malloc(MANY * sizeof *work);
+    ml_sampler sampler;
+    ml_random random;
+    int last = 0, others = 0;
+    REQUIRE(logits && work);
+    ml_random_seed(&random, 1);
+    memset(&sampler, 0, sizeof sampler);
+    sampler.temperature = 1, sampler.random = &random;
+    for (int i = 0; i < DRAWS; i++) {
+        for (int j = 0; j < MANY; j++) logits[j] = j == 1000 ? 17.568f : 0; /* log(.997 / .003 * MANY) */
+        int32_t id = ml_sampler_sample(&sampler, logits, MANY, NULL, work);
+        last += id >= MANY - 100, others += id != 1000;
+    }
+    CHECK(last == 0 && others > 0 && others < 25); /* 9, with a deviation of 3 */
+    free(logits), free(work);
+}
+
 /* NaN and infinity say that something is broken: no token is drawn. -infinity says that a token must not come. */
 TEST(logits_that_are_not_finite) {
     static const struct {
@@ -693,6 +715,7 @@ int main(void) {
     RUN(what_is_ruled_out_is_no_candidate);
     RUN(repetition_penalty_weakens_what_was_seen);
     RUN(top_sets_equal_a_sort);
+    RUN(small_probabilities_are_not_lost);
     RUN(logits_that_are_not_finite);
     RUN(temperatures_at_the_ends);
     RUN(greedy_text_is_pytorchs);

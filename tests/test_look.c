@@ -270,6 +270,23 @@ TEST(the_lens_takes_max_batch_rows_of_a_model_with_an_output) {
     ml_model_free(model);
 }
 
+/* Where queries and the feed-forward layer have fewer numbers than the stream, its rows are the most of a pass. */
+TEST(the_lens_fits_a_narrow_model) {
+    static float stream[32][64], logits[32][V];
+    ml_config c;
+    ml_random random;
+    ml_model *model = NULL;
+    memset(&c, 0, sizeof c), memset(stream, 0, sizeof stream);
+    c.dim = 64, c.hidden_dim = 8, c.n_layers = c.n_heads = c.n_kv_heads = 1, c.head_dim = 2;
+    c.vocab_size = V, c.max_seq_len = 32, c.tied_output = 1;
+    ml_random_seed(&random, 4);
+    REQUIRE(!create_model(&c, ML_F32, &random, NULL, &model, &failure));
+    ml_session *session = open_session(model, NULL);
+    CHECK(ml_session_lens(session, &stream[0][0], 32, &logits[0][0], &failure) == ML_OK);
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
 /* ---- passes, batches, threads ---- */
 
 TEST(looking_changes_no_bit_and_no_look_takes_no_memory) {
@@ -367,6 +384,7 @@ int main(void) {
     RUN(the_second_half_adds_the_feed_forward_layer);
     RUN(the_lens_over_the_last_stream_gives_the_logits);
     RUN(the_lens_takes_max_batch_rows_of_a_model_with_an_output);
+    RUN(the_lens_fits_a_narrow_model);
     RUN(looking_changes_no_bit_and_no_look_takes_no_memory);
     RUN(a_sequence_in_several_passes_shows_the_same_weights);
     RUN(rows_of_a_batch_see_their_own_keys);

@@ -216,6 +216,30 @@ TEST(functions_at_the_ends) {
 
 /* ---- dropout ---- */
 
+static float three[3];
+static ml_tensor largest_build(ml_graph *g, void *user) {
+    static const ml_span all = {0, 3};
+    const ml_tensor *x = (const ml_tensor *)user;
+    return ml_pool_spans(g, *x, &all, 1, ML_POOL_MAX);
+}
+
+/* Wherever NaN is among the pooled, it is their largest: it must show in the loss. */
+TEST(largest_of_what_is_no_number) {
+    for (int at = 0; at < 4; at++) {
+        float gradients[3] = {0, 0, 0};
+        ml_tensor x = {ML_F32, 3, 1, three, gradients};
+        ml_graph *g = NULL;
+        ml_error error;
+        for (int i = 0; i < 3; i++) three[i] = i == at ? NAN : (float)i;
+        REQUIRE(!ml_graph_new(NULL, largest_build, &x, &g, &error));
+        ml_graph_begin(g, 1);
+        ml_tensor y = largest_build(g, &x);
+        CHECK(at < 3 ? isnan(*(const float *)y.data) : *(const float *)y.data == 2.0f);
+        CHECK(ml_graph_backward(g, y, &error) == (at < 3 ? ML_ERROR_NUMBER : ML_OK));
+        ml_graph_free(g);
+    }
+}
+
 static ml_tensor dropout_build(ml_graph *g, const ml_tensor *v, problem *p) {
     return ml_dropout(g, v[0], p->own.number, 42);
 }
@@ -1549,6 +1573,7 @@ int main(void) {
     RUN(functions);
     RUN(functions_by_pytorch);
     RUN(functions_at_the_ends);
+    RUN(largest_of_what_is_no_number);
     RUN(dropout);
     RUN(dropout_off_and_seeds);
     RUN(cross_entropy);

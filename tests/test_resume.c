@@ -192,6 +192,35 @@ TEST(wrong_checkpoints) {
     training_end(&adapter);
 }
 
+/* As many tensors, and an adapter with the same scales, are part of a checkpoint's shape; its numbers are finite. */
+TEST(checkpoints_of_more_than_is_trained) {
+    training first, second;
+    ml_error error;
+    training_begin(&first, 1), training_begin(&second, 1);
+    REQUIRE(training_step(&first) && training_step(&second) && training_step(&second));
+    REQUIRE(ml_trainer_save(second.trainer, checkpoint_path(), &error) == ML_OK);
+    ml_trainer_desc desc;
+    ml_trainer *head_only = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.max_tokens = ROW, desc.head = first.head, desc.frozen = 1, desc.adamw.lr = 1e-3f;
+    REQUIRE(ml_trainer_new(first.model, &desc, &head_only, &error) == ML_OK);
+    float before = ((const float *)first.head->weight.data)[3];
+    CHECK(ml_trainer_restore(head_only, checkpoint_path(), &error) == ML_ERROR_MISMATCH);
+    CHECK(strstr(error.text, "tensors are trained, not 2") != NULL);
+    REQUIRE(!ml_lora_scale(first.lora, 4, NULL));
+    CHECK(ml_trainer_restore(first.trainer, checkpoint_path(), &error) == ML_ERROR_MISMATCH);
+    CHECK(strstr(error.text, "other scales") != NULL);
+    CHECK(((const float *)first.head->weight.data)[3] == before && first.trainer->step == 1);
+    REQUIRE(!ml_lora_scale(first.lora, 0.25f, NULL));
+    ((float *)second.head->weight.data)[3] = NAN;
+    CHECK(ml_trainer_save(second.trainer, checkpoint_path(), &error) == ML_ERROR_NUMBER);
+    CHECK(ml_trainer_restore(first.trainer, checkpoint_path(), &error) == ML_OK && first.trainer->step == 2);
+    remove(checkpoint_path());
+    ml_trainer_free(head_only);
+    training_end(&first);
+    training_end(&second);
+}
+
 /* The checkpoint of a whole model is a model like any other. */
 TEST(checkpoint_is_a_model) {
     training t;
@@ -239,6 +268,7 @@ int main(void) {
     RUN(model_killed_and_resumed);
     RUN(adapter_and_head_killed_and_resumed);
     RUN(wrong_checkpoints);
+    RUN(checkpoints_of_more_than_is_trained);
     RUN(checkpoint_is_a_model);
     RUN(names_of_the_counts);
     return !folder_end() || test_report("test_resume");

@@ -566,6 +566,31 @@ TEST(restored_sessions_continue) {
     }
 }
 
+/* With a window a session keeps more rows than a smaller one has room for, and saves no more than that. */
+TEST(sessions_with_windows_fit_smaller_ones) {
+    ml_config c = small_config(ML_MASK_CAUSAL);
+    c.window = 8, c.max_seq_len = 256;
+    ml_model *model = random_model(&c, 11);
+    ml_session *session = new_session(model, 72, 0), *other = new_session(model, 200, 4);
+    const float *logits, *restored;
+    int32_t ids[64];
+    size_t size;
+    ml_random random;
+    ml_random_seed(&random, 12);
+    random_ids(&random, ids, 64);
+    REQUIRE(!ml_session_eval(session, ids, 60, NULL, NULL));
+    unsigned char *bytes = save(session, &size);
+    CHECK(ml_session_restore(other, bytes, size, &failure) == ML_OK && holds(other, ids, 60));
+    for (int i = 60; i < 64; i++) {
+        REQUIRE(!ml_session_eval(session, ids + i, 1, &logits, NULL));
+        REQUIRE(!ml_session_eval(other, ids + i, 1, &restored, NULL));
+        CHECK(memcmp(logits, restored, V * sizeof *logits) == 0);
+    }
+    free(bytes);
+    ml_session_free(session), ml_session_free(other);
+    ml_model_free(model);
+}
+
 TEST(wrong_saved_bytes_are_refused) {
     ml_model *model = letter_model(ML_MASK_CAUSAL, 9), *same_shape = letter_model(ML_MASK_CAUSAL, 10);
     ml_model *full = letter_model(ML_MASK_FULL, 9);
@@ -951,6 +976,7 @@ int main(void) {
     RUN(copies_continue);
     RUN(outputs_of_new_tokens);
     RUN(restored_sessions_continue);
+    RUN(sessions_with_windows_fit_smaller_ones);
     RUN(wrong_saved_bytes_are_refused);
     RUN(saved_for_one_configuration);
     RUN(conversations_continue);

@@ -159,6 +159,28 @@ TEST(narrow_caches_with_a_window) {
     ml_model_free(model);
 }
 
+/* A broken number of a key or a value is found in every cache: Q8_0 cannot hold it, and keeps it as its scale. */
+TEST(narrow_caches_show_what_is_not_finite) {
+    static const ml_type types[3] = {ML_F32, ML_F16, ML_Q8_0};
+    static const char *const names[2] = {"blk.0.attn_k.weight", "blk.0.attn_v.weight"};
+    static const float numbers[2] = {NAN, INFINITY};
+    ml_model *model = load_floats();
+    fill_ids(7, model->config.vocab_size);
+    for (int i = 0; i < 12; i++) {
+        ml_session *session = open_session(model, session_of(N, N, types[i % 3]));
+        float *weight = (float *)tensor_named(model, names[i / 3 % 2])->data + 5 * 128 + 3, kept = *weight;
+        ml_generate_desc how;
+        memset(&how, 0, sizeof how);
+        how.prompt = "Once", how.max_new_tokens = 2;
+        *weight = numbers[i / 6];
+        CHECK(ml_session_generate(session, &how, NULL, &failure) == ML_ERROR_NUMBER);
+        *weight = kept;
+        CHECK(ml_session_generate(session, &how, NULL, &failure) == ML_OK);
+        ml_session_free(session);
+    }
+    ml_model_free(model);
+}
+
 static int looked;
 static void on_layer(void *user, const ml_seen *seen) { (void)user, (void)seen, looked++; }
 
@@ -289,7 +311,10 @@ TEST(sessions_without_logits_refuse_what_needs_them) {
     how.prompt = "The cat", how.sampler.temperature = 1, how.sampler.random = &random;
     CHECK(ml_session_generate(session, &how, NULL, &failure) == ML_ERROR_ARGUMENT &&
           strstr(failure.text, "no_logits"));
-    how.sampler.temperature = 0, how.sampler.repetition_penalty = 1.5f;
+    how.sampler.temperature = 0, how.sampler.repetition_penalty = 1e-39f;
+    CHECK(ml_session_generate(session, &how, NULL, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(failure.text, "between 0.001 and 1000") != NULL);
+    how.sampler.repetition_penalty = 1.5f;
     CHECK(ml_session_generate(session, &how, NULL, &failure) == ML_ERROR_ARGUMENT &&
           strstr(failure.text, "penalty") && strstr(failure.text, "no_logits"));
     const float *last = expected;
@@ -685,10 +710,38 @@ TEST(optimizers_are_restored_whole) {
     free_bytes(&got);
 }
 
+/* Numbers that are not finite neither replace a good checkpoint nor come from a bad one. */
+TEST(optimizers_keep_finite_numbers) {
+    float numbers[4] = {1, 2, 3, 4};
+    bytes got = {NULL, 0, 0};
+    ml_output output = {take, &got};
+    ml_optimizer *optimizer = NULL;
+    ml_tensor tensor = {ML_F32, 1, 4, numbers, NULL};
+    ml_parameter parameter = {&tensor, 0};
+    ml_optimizer_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.parameters = &parameter, desc.n_parameters = 1, desc.adamw.lr = 0.1f;
+    REQUIRE(!ml_optimizer_new(&desc, &optimizer, &failure));
+    CHECK(!ml_optimizer_save_to(optimizer, &output, &failure));
+    size_t good = got.size;
+    numbers[1] = NAN;
+    CHECK(ml_optimizer_save_to(optimizer, &output, &failure) == ML_ERROR_NUMBER && got.size == good);
+    numbers[1] = 2.5f;
+    size_t at = good - 3 * 32; /* the numbers and the moments, each aligned to 32 bytes */
+    while (at < good && memcmp(got.data + at, "\0\0\200?\0\0\0@", 8) != 0) at++;
+    REQUIRE(at < good);
+    got.data[at + 3] = 0x7f, got.data[at + 2] = 0xc0; /* NaN in place of 1 */
+    CHECK(ml_optimizer_restore_memory(optimizer, got.data, good, &failure) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text, "parameter.0 has a number that is not finite") && numbers[1] == 2.5f);
+    ml_optimizer_free(optimizer);
+    free_bytes(&got);
+}
+
 int main(void) {
     RUN(narrow_caches_are_close);
     RUN(narrow_caches_are_saved);
     RUN(narrow_caches_with_a_window);
+    RUN(narrow_caches_show_what_is_not_finite);
     RUN(wrong_caches_are_refused);
     RUN(computed_rope_has_the_same_bits);
     RUN(greedy_sessions_do_not_draw);
@@ -704,6 +757,7 @@ int main(void) {
     RUN(trainers_continue_from_memory);
     RUN(optimizers_continue_from_memory);
     RUN(optimizers_are_restored_whole);
+    RUN(optimizers_keep_finite_numbers);
     free_bytes(&file);
     return test_report("test_small");
 }
