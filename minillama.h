@@ -1753,6 +1753,9 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #endif
 
 #include <limits.h>
+#if INT_MAX < 0x7fffffff
+#error "minillama.h needs an int of 32 bits: it is not for 8- and 16-bit processors"
+#endif
 #include <stdarg.h>
 #ifndef ML_NO_LIBM
 #include <math.h>

@@ -148,6 +148,7 @@ leave_out() {
         [ "$quick" ] && continue # `freestanding` has smaller ones
         job "$cc $std small" $cc $std "-march=native -Os" $here/one.c
         job "$cc $std small, plain" $cc $std "-Os -DML_NO_SIMD" $here/one.c
+        job "$cc $std ML_SMALL" $cc $std "-O2 -march=native -DML_SMALL" $here/one.c
     done
     [ ! "$quick" ] || job "gcc small" gcc c99 "-march=native -Os" $here/one.c
 }
@@ -338,6 +339,8 @@ fi
     [ "$quick" ] || { has arm-none-eabi-gcc && has qemu-arm; } || skip "Cortex-M4" "that takes arm-none-eabi-gcc and qemu-arm"
     accepts gcc -m32 -x c || has i686-linux-gnu-gcc || skip "32 bits" "that takes gcc-multilib or gcc-i686-linux-gnu"
     [ "$quick" ] || for cc in tcc musl-gcc; do has $cc || skip $cc "it is not installed"; done
+    absent=$(for cc in $newer; do has $cc || echo $cc; done)
+    [ "$quick" ] || [ -z "$absent" ] || skip "other versions" "not installed:" $absent
     { matrix && { [ "$quick" ] || more; } && leave_out && units && warnings && refusals && symbols && freestanding && windows; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job
     [ "$quick" ] || all_tests
 } | tee $out/log

@@ -13,17 +13,18 @@ out=${CROSS_BUILD:-build/cross}
 # TARGET|COMPILER|EMULATOR|FLAGS|WHAT IT SHOWS
 targets='aarch64|aarch64-linux-gnu-gcc|qemu-aarch64||NEON
 dotprod|aarch64-linux-gnu-gcc|qemu-aarch64|-march=armv8.2-a+dotprod|NEON with dot products of bytes
-armhf|arm-linux-gnueabihf-gcc|qemu-arm|-mfpu=neon-vfpv4|32 bits
+armhf|arm-linux-gnueabihf-gcc|qemu-arm|-mfpu=neon-vfpv4|32 bits (its vectors are not used)
 i686|i686-linux-gnu-gcc|qemu-i386|-msse2 -mfpmath=sse|32 bits
 riscv64|riscv64-linux-gnu-gcc|qemu-riscv64||64 bits without vectors
 s390x|s390x-linux-gnu-gcc|qemu-s390x|-fexcess-precision=fast|big-endian, 64 bits
 powerpc|powerpc-linux-gnu-gcc|qemu-ppc||big-endian, 32 bits
 mips|mips-linux-gnu-gcc|qemu-mips||big-endian, 32 bits'
 
-# Not among them: what takes minutes when it is emulated, and tests of programs, which are not about the processor.
-all_tests='adapters adversarial archive archive_save attention bpe byte_level decoding formats forward fuzz_archive
-fuzz_load fuzz_tokenizer gradients head_files hostile interpolate kernels llama load look operations optimizer parts plain
-quant regularize rope save'
+# Not among them: what takes a quarter of an hour and more when it is emulated (generate, resume, session, tokenizer,
+# train), and tests of programs and scripts, which are not about the processor.
+all_tests='adapters adversarial archive archive_save attention bpe byte_level chat decoding formats forward functions
+fuzz_archive fuzz_load fuzz_parts fuzz_tokenizer gradients head_files hostile interpolate kernels llama load look operations
+optimizer parts plain quant regularize rope save small'
 
 tests_of() {
     case $quick,$1 in

@@ -926,6 +926,28 @@ TEST(errors) {
           !exists(in_folder("none.gguf")));
 }
 
+/* The numbers between the braces are the bytes of the file, under the name that was given. */
+TEST(array_of_a_file) {
+    char arguments[1200];
+    bytes file = read_file("LICENSE");
+    snprintf(arguments, sizeof arguments, "LICENSE words_2 '%s'", in_folder("array.c"));
+    REQUIRE(runs("array", arguments, ""));
+    char *text = text_of(in_folder("array.c")), *at = strstr(text, "unsigned char words_2[] = {");
+    REQUIRE(at && strstr(text, "unsigned long words_2_size = "));
+    CHECK(strtoul(strstr(text, "words_2_size = ") + 15, NULL, 10) == file.size);
+    at = strchr(at, '{');
+    for (size_t i = 0; i < file.size && at; i++) {
+        CHECK(strtol(at + 1, &at, 10) == (long)file.data[i] && *at == ',');
+        if (test_current_failed) break;
+    }
+    CHECK(at && strcmp(at, ",\n};\n") == 0);
+    refuses("array", "LICENSE 9y x.c", "\"9y\" is not a name in C");
+    refuses("array", "LICENSE y ./LICENSE", "is also read (FILE)");
+    refuses("array", "absent y x.c", "absent: No such file");
+    free(text);
+    free_bytes(&file);
+}
+
 int main(int argc, char **argv) {
     const char *slash = argc ? strrchr(argv[0], '/') : NULL;
     snprintf(program_folder, sizeof program_folder, "%.*s", slash ? (int)(slash - argv[0]) : 1,
@@ -957,6 +979,7 @@ int main(int argc, char **argv) {
     RUN(tokenizer_of_a_windows_text);
     RUN(merge_lora);
     RUN(convert_to_a_mix);
+    RUN(array_of_a_file);
     RUN(help);
     RUN(errors);
     free(said), free(complained);

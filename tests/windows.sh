@@ -70,9 +70,9 @@ other_letters() {
 }
 
 # Without those that start or stop other programs, or run shell scripts.
-all_tests='adapters adversarial archive archive_save attention bpe byte_level components decoding efficient formats forward
-fuzz_archive fuzz_load fuzz_tokenizer generate gradients head_files hostile interpolate kernels llama load look operations
-optimizer parts plain plot quant regularize rope save session tokenizer train tuning yardsticks zero_shot'
+all_tests='adapters adversarial archive archive_save attention bpe byte_level chat components decoding efficient formats forward
+functions fuzz_archive fuzz_load fuzz_parts fuzz_tokenizer generate gradients head_files hostile interpolate kernels llama load look operations
+optimizer parts plain plot quant regularize rope save session small tokenizer train tuning yardsticks zero_shot'
 programs='all'
 [ "$1" = quick ] && all_tests='archive load' && programs="$out/generate $out/run_llama $out/table $out/convert $out/inspect"
 

@@ -39,7 +39,7 @@ sentence=$sentence
 paragraph=$paragraph
 category=Data Processing
 url=$url
-architectures=*
+architectures=esp32,esp8266,rp2040,mbed,mbed_nano,mbed_rp2040,mbed_portenta,mbed_giga,renesas_uno,renesas_portenta,sam,samd,stm32,nrf52,teensy
 includes=minillama.h
 END
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # size.sh [--switches]: how large the code of minillama.h is in a program that loads a GGUF, tokenizes and generates, with
 # -Os and without any library: for each feature what leaving it out saves, one after the other, and for the smallest
-# the sections of the header. For a Cortex-M4 (arm-none-eabi-gcc) and for this processor; what is missing is skipped.
+# the sections of the header, code and constants. For a Cortex-M4 (arm-none-eabi-gcc) and for this processor; what is missing is skipped.
 cd "$(dirname "$0")/.." || exit 1
 export LC_ALL=C
 build=${BUILD:-build/size}
@@ -37,18 +37,24 @@ bytes() {
         END { print code, constants - model }'
 }
 
-# Code by section of the header: its functions, under the last heading above them.
+# Code and constants by section of the header: functions and tables, under the last heading above them. Sentences have no
+# names, and are in no section.
 by_section() {
     { awk '/^\/\* ==== >>/ { sub(/.*>>/, ""); sub(/ .*/, ""); section = $0 }
            /^[a-zA-Z].*[ *]mli?_[a-z0-9_]*\(/ {
-               name = $0; sub(/\(.*/, "", name); sub(/.*[ *]/, "", name); print "in", name, section }' minillama.h
+               name = $0; sub(/\(.*/, "", name); sub(/.*[ *]/, "", name); print "in", name, section }
+           /^(static.*|})[ *]mli_[a-z0-9_]*(\[| =)/ {
+               name = $0; sub(/(\[| =).*/, "", name); sub(/.*[ *]/, "", name); print "in", name, section }' minillama.h
       "$1" -t d -S "$2"; } | awk '
         $1 == "in" { of[$2] = $3; next }
-        NF < 4 || $3 !~ /[tTwW]/ || seen[$1]++ { next }
+        NF < 4 || $3 !~ /[tTwWrRdDbB]/ || $4 ~ /^(model|memory|buffer|objects)/ || seen[$1]++ { next }
         { name = $4; sub(/\..*/, "", name)
-          section = name in of ? of[name] : name ~ /^(run|_start|write_)/ ? "(inlined into the program)" : "(compiler: libgcc)"
-          sum[section] += $2 }
-        END { for (section in sum) printf "    %-28s %7d\n", section, sum[section] }' | sort -k2 -n -r -t')' | sort -rn -k1.29
+          is_code = ($3 ~ /[tTwW]/)
+          others = name ~ /^(run|_start|write_)/ ? "(inlined into the program)" : "(compiler: libgcc)"
+          section = name in of ? of[name] : is_code ? others : "(tables of one function)"
+          if (is_code) code[section] += $2; else constants[section] += $2
+          all[section] = 1 }
+        END { for (section in all) printf "    %-28s %7d %9d\n", section, code[section], constants[section] }' | sort -rn -k1.29
 }
 
 report() { # report NAME SIZE NM COMPILER...
@@ -62,7 +68,7 @@ report() { # report NAME SIZE NM COMPILER...
         link "$build/program" "$*" $switches
         printf '    %-28s %7d %9d\n' "${feature:-files, malloc, libm}" $(bytes "$size" "$build/program")
     done
-    echo "  the last, by section"
+    printf '    %-28s %7s %9s\n' 'the last, by section' code constants
     by_section "$nm" "$build/program"
 }
 
