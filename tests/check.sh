@@ -340,7 +340,7 @@ fi
     accepts gcc -m32 -x c || has i686-linux-gnu-gcc || skip "32 bits" "that takes gcc-multilib or gcc-i686-linux-gnu"
     [ "$quick" ] || for cc in tcc musl-gcc; do has $cc || skip $cc "it is not installed"; done
     absent=$(for cc in $newer; do has $cc || echo $cc; done)
-    [ "$quick" ] || [ -z "$absent" ] || skip "other versions" "not installed:" $absent
+    [ "$quick" ] || [ -z "$absent" ] || skip "other versions" "not installed: $(echo $absent)"
     { matrix && { [ "$quick" ] || more; } && leave_out && units && warnings && refusals && symbols && freestanding && windows; } | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" sh "$0" --job
     [ "$quick" ] || all_tests
 } | tee $out/log
