@@ -1618,19 +1618,25 @@ ML_DEF ml_result ml_lora_save_to(const ml_lora *lora, const ml_model *model, con
                                  const ml_save_desc *desc, ml_error *error);
 ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, ml_error *error);
 
-/* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all. A model from a GGUF, saved
-   as GGUF, keeps the keys of its file that mean nothing here (author, license, chat template, ...). A tokenizer of
-   bytes keeps its pre-tokenizer and merges; one of characters that came from a tokenizer.json gets the ranks of its
-   merges as scores, since GGUF has no merges there: ids are then the same if any two of its pieces that make a third
-   are among the merges, as in the files of Llama 2. Safetensors is Hugging Face's layout; it also replaces
-   config.json in the same folder and, if the model has a chat_template, chat_template.jinja, and holds no tokenizer.
-   PyTorch is what torch.load reads, for the code of the course (see examples/run_llama), without a tokenizer, too:
-   {"model": the weights under its names, "model_args": the configuration}, as its load_pretrained reads it; with a
-   head, what its save_model writes: a "model" that loads into its classifier over a pretrained model of the same
-   shape, and a "model_config" that names stories42M.pt as that pretrained model. What this code does not compute is
-   ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than 10000, rope_scale, a head_dim, window or
-   biases of attention, a head of means or without a bias. A model with a window is saved as Hugging Face's Mistral.
-   ML_ERROR_UNSUPPORTED, too: safetensors of a model with rope_factors, for which a config.json has no place. */
+/* Writes PATH.tmp, syncs, then renames: an existing file is replaced whole or not at all, even if several save to
+   it at once. Where PATH.tmp is there already, which another save may be writing, the name is PATH.1.tmp, up to
+   PATH.99.tmp. A save that is interrupted leaves its file; a later one removes what is older than an hour. POSIX:
+   the new file gets the permissions of the old one, and a symbolic link stays: the file that it leads to is
+   replaced. (An adapter, a head and a trainer are saved in the same way.)
+
+   A model from a GGUF, saved as GGUF, keeps the keys of its file that mean nothing here (author, license, chat
+   template, ...). A tokenizer of bytes keeps its pre-tokenizer and merges; one of characters that came from a
+   tokenizer.json gets the ranks of its merges as scores, since GGUF has no merges there: ids are then the same if any
+   two of its pieces that make a third are among the merges, as in the files of Llama 2. Safetensors is Hugging Face's
+   layout; it also replaces config.json in the same folder and, if the model has a chat_template, chat_template.jinja,
+   and holds no tokenizer. PyTorch is what torch.load reads, for the code of the course (see examples/run_llama),
+   without a tokenizer, too: {"model": the weights under its names, "model_args": the configuration}, as its
+   load_pretrained reads it; with a head, what its save_model writes: a "model" that loads into its classifier over a
+   pretrained model of the same shape, and a "model_config" that names stories42M.pt as that pretrained model. What
+   this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than 10000,
+   rope_scale, a head_dim, window or biases of attention, a head of means or without a bias. A model with a window is
+   saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too: safetensors of a model with rope_factors, for which a
+   config.json has no place. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
@@ -1769,14 +1775,24 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #ifndef ML_NO_STDIO
 #include <errno.h>
 #include <stdio.h>
+#include <time.h>
 #if defined(__unix__) || defined(__APPLE__)
 #define MLI_POSIX
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/types.h>
 #include <unistd.h>
+#if defined(__linux__) && !defined(__ANDROID__) && !defined(__cplusplus)
+extern FILE *fdopen(int file, const char *mode); /* which -std=c99 hides, as the others */
+extern int fileno(FILE *stream);
+extern int fchmod(int file, mode_t mode);
+extern int fchown(int file, uid_t owner, gid_t group);
+extern ssize_t readlink(const char *path, char *text, size_t size);
+#endif
 #elif defined(_WIN32)
 #define MLI_WINDOWS
+#include <fcntl.h>
 #include <io.h>
 #include <wchar.h>
 #endif
@@ -11546,7 +11562,8 @@ static const mli_named *mli_find_named(const mli_named *items, size_t n, const c
 }
 
 /* ==== >>writing ====
-   A file appears whole or not at all: its bytes go to a temporary name and are synced to the disk, then renamed.
+   A file appears whole or not at all: its bytes go to a temporary file, which no other save writes to, and are synced
+   to the disk; then it is renamed.
    The format writers (>>gguf, >>safetensors) know nothing of models: parts of what is saved list tensors and keys. */
 
 /* The names of tensors in files: a prefix, then a name of the parameter table. */
@@ -11779,7 +11796,10 @@ static void mli_append_tensors(mli_writer *writer, const mli_saver *saver, unsig
 /* ---- a file that appears whole or not at all ---- */
 #ifndef ML_NO_STDIO
 
-/* All three return 0 or what errno names. */
+enum { MLI_TEMPORARIES = 100 /* names that a save tries */ };
+#define MLI_IDLE_SECONDS 3600.0 /* after which nobody is writing a temporary file */
+
+/* Those that return a number return 0 or what errno names. */
 #ifdef MLI_WINDOWS
 static int mli_remove(const char *path) {
     wchar_t wide[MLI_WIDE];
@@ -11800,12 +11820,27 @@ static int mli_rename(const char *from, const char *to) {
     }
 }
 
-static int mli_sync(const char *path) {
-    FILE *file = mli_fopen(path, "r+b");
-    if (!file) return errno;
-    int why = _commit(_fileno(file)) == 0 ? 0 : errno;
-    fclose(file);
-    return why;
+/* A new file, or NULL: EEXIST if there is one. (Not every C library there knows the "x" of fopen.) */
+static FILE *mli_create(const char *path, const char *old) {
+    wchar_t wide[MLI_WIDE];
+    const int how = _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY;
+    int file = mli_wide(path, wide) ? _wopen(wide, how, 0600) : -1; /* may be read and written */
+    FILE *stream = file < 0 ? NULL : _fdopen(file, "wb");
+    (void)old;
+    if (file >= 0 && !stream) _close(file), mli_remove(path);
+    return stream;
+}
+
+static int mli_sync(FILE *file) { return _commit(_fileno(file)) == 0 ? 0 : errno; }
+
+/* Whether a temporary file is of a save that was interrupted. */
+static int mli_is_left(const char *path) {
+    wchar_t wide[MLI_WIDE];
+    struct _wfinddata_t entry;
+    intptr_t handle = mli_wide(path, wide) ? _wfindfirst(wide, &entry) : -1;
+    if (handle == -1) return 0;
+    _findclose(handle);
+    return difftime(time(NULL), entry.time_write) > MLI_IDLE_SECONDS;
 }
 #else
 static int mli_remove(const char *path) { return remove(path) == 0 ? 0 : errno; }
@@ -11815,24 +11850,53 @@ static int mli_rename(const char *from, const char *to) {
     return rename(from, to) == 0 ? 0 : errno ? errno : EIO;
 }
 
+/* A new file, or NULL: EEXIST if there is one. It gets the permissions of the old file, if there is one, and its
+   owner and group where that is allowed. Another group may only do what everyone may. */
+static FILE *mli_create(const char *path, const char *old) {
+#ifdef MLI_POSIX
+    struct stat was, is;
+    int is_there = stat(old, &was) == 0;
+    int file = open(path, O_WRONLY | O_CREAT | O_EXCL, is_there ? 0600 : 0666);
+    FILE *stream = file < 0 ? NULL : fdopen(file, "wb");
+    if (file >= 0 && !stream) close(file), mli_remove(path);
+    if (!stream || !is_there || fstat(file, &is) != 0) return stream;
+    int is_same = was.st_uid == is.st_uid && was.st_gid == is.st_gid;
+    int is_kept =
+        is_same || fchown(file, was.st_uid, was.st_gid) == 0 || fchown(file, is.st_uid, was.st_gid) == 0;
+    fchmod(file, was.st_mode & (is_kept ? 0777 : 0707 | (was.st_mode & 7) << 3));
+    return stream;
+#else
+    return (void)old, fopen(path, "wb"); /* C alone cannot tell */
+#endif
+}
+
 /* Makes sure that the bytes are on the disk, so that the rename cannot get there before them. */
-static int mli_sync(const char *path) {
+static int mli_sync(FILE *file) {
     int why = 0;
 #ifdef MLI_POSIX
-    int fd = open(path, O_WRONLY);
-    if (fd < 0) return errno;
-    if (fsync(fd) != 0 && errno != EINVAL && errno != ENOSYS) why = errno; /* some file systems cannot */
-    close(fd);
+    if (fsync(fileno(file)) != 0 && errno != EINVAL && errno != ENOSYS) why = errno; /* some cannot */
 #else
-    (void)path;
+    (void)file;
 #endif
     return why;
+}
+
+/* Whether a temporary file is of a save that was interrupted. */
+static int mli_is_left(const char *path) {
+#ifdef MLI_POSIX
+    struct stat status;
+    return stat(path, &status) == 0 && S_ISREG(status.st_mode) &&
+           difftime(time(NULL), status.st_mtime) > MLI_IDLE_SECONDS;
+#else
+    return (void)path, 0;
+#endif
 }
 #endif
 
 typedef struct mli_target {
     const char *path;
-    char *temporary; /* path + ".tmp"; NULL: nothing to remove */
+    char *replaced;  /* the path, or what it leads to as a symbolic link */
+    char *temporary; /* NULL: nothing to remove */
     mli_writer writer;
 } mli_target;
 
@@ -11855,53 +11919,86 @@ static int mli_cannot_replace(const char *path) {
     return file || errno == ENOENT ? 0 : errno;
 }
 
-/* What an earlier run left under the temporary name may be what a model is mapped from: it is not written into. */
-static void mli_remove_old(const char *path) {
+/* Sets what a file of that name takes the place of, which may not be there: a rename would replace a link itself. */
+static int mli_target_follow(mli_saver *saver, mli_target *target) {
+    target->replaced = mli_join_path(saver->allocator, "", 0, target->path);
 #ifdef MLI_POSIX
-    struct stat status;
-    if (stat(path, &status) == 0 && S_ISREG(status.st_mode)) mli_remove(path);
-#else
-    (void)path;
+    char text[1024];
+    ssize_t n;
+    for (int i = 0; target->replaced && (n = readlink(target->replaced, text, sizeof text)) >= 0; i++) {
+        char *link = target->replaced;
+        if ((size_t)n == sizeof text || i == 40) return (size_t)n == sizeof text ? ENAMETOOLONG : ELOOP;
+        text[n] = 0;
+        size_t folder = *text == '/' ? 0 : mli_folder_length(link);
+        target->replaced = mli_join_path(saver->allocator, link, folder, text);
+        mli_free(saver->allocator, link);
+    }
 #endif
+    return 0;
+}
+
+/* The temporary name number i, after the path. */
+static void mli_end_temporary(char *ending, int i) {
+    mli_format(ending, sizeof ".99.tmp", i ? ".%d.tmp" : ".tmp", i);
+}
+
+/* Removes what an interrupted save left. It is not written into, since a model may be mapped from it. */
+static int mli_remove_left(const char *path) { return mli_is_left(path) && mli_remove(path) == 0; }
+
+/* Opens the first of the temporary names that nothing has. */
+static int mli_target_create(mli_saver *saver, mli_target *target) {
+    size_t n = strlen(target->replaced);
+    char *name = mli_join_path(saver->allocator, target->replaced, n, ".99.tmp");
+    int why = EEXIST, i = -1;
+    if (!name) return ENOMEM;
+    while (why == EEXIST && ++i < MLI_TEMPORARIES) {
+        mli_end_temporary(name + n, i);
+        mli_remove_left(name);
+        errno = 0;
+        target->writer.file = mli_create(name, target->replaced);
+        why = target->writer.file ? 0 : errno ? errno : EIO;
+    }
+    if (why) {
+        mli_free(saver->allocator, name);
+        return why;
+    }
+    for (int k = i + 1; k < MLI_TEMPORARIES; k++) {
+        mli_end_temporary(name + n, k);
+        if (!mli_remove_left(name)) break;
+    }
+    mli_end_temporary(name + n, i);
+    target->temporary = name;
+    return 0;
 }
 
 /* target is zero. */
 static void mli_target_open(mli_saver *saver, mli_target *target, const char *path) {
     int why = mli_cannot_replace(path);
     target->path = path;
-    if (why) {
-        mli_target_failed(saver, target, why);
-        return;
-    }
-    char *temporary = mli_join_path(saver->allocator, path, strlen(path), ".tmp");
-    if (!temporary) {
+    if (!why) why = mli_target_follow(saver, target);
+    if (!why) why = target->replaced ? mli_target_create(saver, target) : ENOMEM;
+    if (why == ENOMEM)
         saver->result = mli_fail(saver->error, ML_ERROR_MEMORY, "out of memory for a file's name");
-        return;
-    }
-    mli_remove_old(temporary);
-    errno = 0;
-    target->writer.file = mli_fopen(temporary, "wb");
-    if (target->writer.file) {
-        target->temporary = temporary;
-        return;
-    }
-    mli_target_failed(saver, target, errno);
-    mli_free(saver->allocator, temporary); /* what has that name was there before, and stays */
+    else if (why)
+        mli_target_failed(saver, target, why);
 }
 
 /* Everything is on the disk, under the temporary name; a full disk shows here at the latest. */
 static void mli_target_complete(mli_saver *saver, mli_target *target) {
     mli_writer *writer = &target->writer;
+    FILE *file = (FILE *)writer->file;
     errno = 0;
-    int why = fclose((FILE *)writer->file) == 0 ? 0 : errno ? errno : EIO;
+    if (!writer->why && fflush(file) != 0) writer->why = errno ? errno : EIO;
+    if (!writer->why) writer->why = mli_sync(file);
+    errno = 0;
+    if (fclose(file) != 0 && !writer->why) writer->why = errno ? errno : EIO;
     writer->file = NULL;
-    if (!writer->why) writer->why = why ? why : mli_sync(target->temporary);
     if (writer->why) mli_target_failed(saver, target, writer->why);
 }
 
 static void mli_target_publish(mli_saver *saver, mli_target *target) {
     errno = 0;
-    int why = mli_rename(target->temporary, target->path);
+    int why = mli_rename(target->temporary, target->replaced);
     if (why) {
         mli_target_failed(saver, target, why);
         return;
@@ -11915,6 +12012,7 @@ static void mli_target_close(mli_saver *saver, mli_target *target) {
     if (target->writer.file) fclose((FILE *)target->writer.file);
     if (target->temporary) mli_remove(target->temporary);
     mli_free(saver->allocator, target->temporary);
+    mli_free(saver->allocator, target->replaced);
 }
 #endif /* ML_NO_STDIO */
 #endif /* MLI_SAVING */
@@ -19723,6 +19821,12 @@ static void mli_append_beside(mli_writer *writer, const mli_saver *saver, int i)
         (saver->lora ? mli_append_adapter_json : mli_append_config_json)(writer, saver);
 }
 
+/* Whether a path may be one of the temporary names of another. */
+static int mli_is_temporary(const char *path, const char *of) {
+    size_t n = strlen(of);
+    return strncmp(path, of, n) == 0 && path[n] == '.' && mli_ends_with(path + n, strlen(path + n), ".tmp");
+}
+
 /* Sets the paths (n) of what is saved beside `path`, from the second on. Returns n. */
 static int mli_paths_beside(mli_saver *saver, const char *path, char *paths[MLI_SAVED_FILES]) {
     int n = 1;
@@ -19733,10 +19837,9 @@ static int mli_paths_beside(mli_saver *saver, const char *path, char *paths[MLI_
         else if (strcmp(paths[n], path) == 0)
             saver->result = mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the name of the %s", path,
                                      n == 1 ? "configuration" : "chat template");
-        else if (strncmp(path, paths[n], strlen(paths[n])) == 0 &&
-                 strcmp(path + strlen(paths[n]), ".tmp") == 0)
+        else if (mli_is_temporary(path, paths[n]))
             saver->result =
-                mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the temporary name of %s", path, name);
+                mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is a temporary name of %s", path, name);
     }
     return n;
 }

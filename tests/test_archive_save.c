@@ -301,7 +301,9 @@ TEST(wrong_tensors_and_values_are_refused) {
     check_refused(&e, ML_ERROR_ARGUMENT, "is the name of the configuration");
     e.desc.text_name = "w"; /* whose text would be lost in the place of the tensors */
     CHECK(ml_archive_save(in_folder("w.tmp"), &e.desc, &error) == ML_ERROR_ARGUMENT);
-    CHECK(strstr(error.text, "w.tmp is the temporary name of w") != NULL && !exists(in_folder("w.tmp")));
+    CHECK(strstr(error.text, "w.tmp is a temporary name of w") != NULL && !exists(in_folder("w.tmp")));
+    CHECK(ml_archive_save(in_folder("w.7.tmp"), &e.desc, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "w.7.tmp is a temporary name of w") != NULL && !exists(in_folder("w.7.tmp")));
 }
 
 TEST(paths_that_cannot_be_written_are_refused) {

@@ -120,6 +120,30 @@ TEST(inspect_folder) {
     free_bytes(&small), free_bytes(&pt);
 }
 
+/* What a file says of its types and classes reaches no terminal as it is. */
+TEST(inspect_prints_no_control_characters) {
+    static const char header[] = "{\"w\":{\"dtype\":\"\\u001b[31mBAD\\u001b]0;owned\\u0007\",\"shape\":[2],"
+                                 "\"data_offsets\":[0,8]}}";
+    static const char pickle[] = "\x80\x02}(X\x01\x00\x00\x00"
+                                 "ac__main__\nEvil\x1b]0;owned\x07\x1b[31m\n)\x81u.";
+    bytes files[2] = {safetensors_file(header, "........", 8), {NULL, 0, 0}};
+    zip z;
+    memset(&z, 0, sizeof z);
+    zip_add(&z, "archive/data.pkl", pickle, sizeof pickle - 1);
+    zip_add(&z, "archive/version", "3\n", 2);
+    files[1] = zip_end(&z, 0, "");
+    for (int i = 0; i < 2; i++) {
+        char arguments[700];
+        write_file(in_folder("escapes"), files[i].data, files[i].size);
+        snprintf(arguments, sizeof arguments, "'%s'", in_folder("escapes"));
+        CHECK(run("inspect", arguments, "") == 0 &&
+              strstr(said, i ? "?]0;owned??[31m>" : "?[31mBAD?]0;owned?"));
+        for (const char *c = said; *c; c++) CHECK(*c == '\n' || ((unsigned char)*c >= 32 && *c != 127));
+        for (const char *c = complained; *c; c++) CHECK(*c == '\n' || (unsigned char)*c >= 32);
+        free_bytes(&files[i]);
+    }
+}
+
 /* ---- chat ---- */
 
 /* Appends tokens one by one, and then the most likely ones, as text: what a turn must print. */
@@ -696,6 +720,26 @@ TEST(tools_try_outputs_first) {
     refuses("convert", arguments, "config.json is also read (next to IN)");
 }
 
+/* What is written takes the place of a file, with its permissions, through a link; not that of a temporary file. */
+TEST(whole_files) {
+    char arguments[4096];
+    struct stat status;
+    CHECK(make_folder(in_folder("whole")));
+    write_file(in_folder("curve.csv"), "step,loss,kept_back\n1,2,\n2,3,\n", 30);
+    write_file(in_folder("whole/a.svg"), "old", 3);
+    write_file(in_folder("whole/a.svg.tmp"), "other", 5);
+    CHECK(chmod(in_folder("whole/a.svg"), 0600) == 0 && symlink("whole/a.svg", in_folder("a.svg")) == 0);
+    snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("curve.csv"), in_folder("a.svg"));
+    CHECK(runs("draw_curve", arguments, ""));
+    CHECK(lstat(in_folder("a.svg"), &status) == 0 && S_ISLNK(status.st_mode));
+    CHECK(lstat(in_folder("whole/a.svg"), &status) == 0 && (status.st_mode & 0777) == 0600);
+    CHECK(status.st_size > 100 && !exists(in_folder("whole/a.svg.1.tmp")));
+    CHECK(stat(in_folder("whole/a.svg.tmp"), &status) == 0 && status.st_size == 5);
+    snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("whole/a.svg.7.tmp"), in_folder("a.svg"));
+    write_file(in_folder("whole/a.svg.7.tmp"), "step,loss,kept_back\n1,2,\n2,3,\n", 30);
+    refuses("draw_curve", arguments, "is also read (CURVE.csv)");
+}
+
 /* A file by which a folder, an index or the first part leads to a model, or that is read beside the model. */
 TEST(files_of_a_model_are_spared) {
     static const char *const cases[][3] = {
@@ -866,6 +910,102 @@ TEST(merge_lora) {
     refuses("convert", arguments, "is also read (--merge-lora)");
 }
 
+/* A folder with MODEL as safetensors, to which score.weight (n_classes, D) of one number is added; and to its
+   config.json the text `more`. */
+static void write_classifier(const char *name, int dim, int n_classes, float number, const char *more) {
+    char arguments[4096], path[700], text[200];
+    size_t n_added = (size_t)n_classes * (size_t)dim * 4;
+    snprintf(path, sizeof path, "%s", in_folder(name));
+    CHECK(make_folder(path));
+    snprintf(arguments, sizeof arguments, MODEL " '%s/model.safetensors' --type F16", path);
+    CHECK(run("convert", arguments, "") == 0);
+    snprintf(path, sizeof path, "%s/model.safetensors", in_folder(name));
+    bytes old = read_file(path), file = {NULL, 0, 0};
+    size_t n_header = 0;
+    for (int i = 0; i < 8; i++) n_header |= (size_t)old.data[i] << (8 * i);
+    size_t n_data = old.size - 8 - n_header;
+    snprintf(text, sizeof text,
+             "{\"score.weight\":{\"dtype\":\"F32\",\"shape\":[%d,%d],\"data_offsets\":[%zu,%zu]},", n_classes,
+             dim, n_data, n_data + n_added);
+    put_u64(&file, n_header + strlen(text) - 1);
+    put_text(&file, text);
+    put(&file, old.data + 9, old.size - 9);
+    for (size_t i = 0; i < n_added / 4; i++) put_f32(&file, number);
+    write_file(path, file.data, file.size);
+    free_bytes(&old), free_bytes(&file);
+    snprintf(path, sizeof path, "%s/config.json", in_folder(name));
+    bytes config = read_file(path), changed = {NULL, 0, 0};
+    put_text(&changed, more);
+    put(&changed, config.data + 1, config.size - 1);
+    write_file(path, changed.data, changed.size);
+    free_bytes(&config), free_bytes(&changed);
+}
+
+/* Adapters for MODEL, "good.gguf" and "bad.gguf", whose classifier has a number that is none. */
+static void write_adapters(const ml_model *model) {
+    ml_random random;
+    ml_lora_create_desc thin = {0};
+    ml_head_create_desc top = {0};
+    ml_save_desc save = {0};
+    ml_archive *archive;
+    ml_lora *lora;
+    ml_head *head;
+    ml_random_seed(&random, 1);
+    thin.random = top.random = &random;
+    top.n_classes = 3;
+    REQUIRE(ml_lora_create(model, &thin, &lora, NULL) == ML_OK);
+    REQUIRE(ml_head_create(model, &top, &head, NULL) == ML_OK);
+    save.head = head;
+    CHECK(ml_lora_save(lora, model, in_folder("good.gguf"), &save, NULL) == ML_OK);
+    bytes file = read_file(in_folder("good.gguf"));
+    REQUIRE(ml_archive_load_memory(file.data, file.size, NULL, &archive, NULL) == ML_OK);
+    const ml_array *weight = ml_archive_find_array(archive, "cls.output.weight");
+    REQUIRE(weight);
+    memset(file.data + ((const unsigned char *)weight->data - file.data), 0xff, 4);
+    ml_archive_free(archive);
+    write_file(in_folder("bad.gguf"), file.data, file.size);
+    free_bytes(&file);
+    ml_head_free(head);
+    ml_lora_free(lora);
+}
+
+/* A classifier is converted with its model, or it is said why it cannot be read. */
+TEST(classifiers_are_not_dropped) {
+    static const struct {
+        const char *name, *labels, *words;
+        int n_classes;
+        float number;
+    } cases[] = {{"two", "{\"id2label\":{\"0\":\"a\",\"1\":\"b\"},", NULL, 2, 0.5f},
+                 {"one", "{\"id2label\":{\"0\":\"a\"},", "1 classes, not 2 to", 1, 0.5f},
+                 {"short", "{\"id2label\":{\"0\":\"a\",\"1\":\"b\"},", "id2label.2 is missing", 3, 0.5f},
+                 {"nan", "{", "score.weight", 2, NAN}};
+    char arguments[4096];
+    ml_model *model;
+    REQUIRE(ml_model_load(MODEL, NULL, &model, NULL) == ML_OK);
+    for (int i = 0; i < 4; i++) {
+        write_classifier(cases[i].name, model->config.dim, cases[i].n_classes, cases[i].number,
+                         cases[i].labels);
+        snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder(cases[i].name),
+                 in_folder(i ? "new" : "head.gguf"));
+        if (i) strcat(arguments, ".gguf");
+        CHECK(run("convert", arguments, "") == (i != 0));
+        if (i) CHECK(strncmp(complained, "error: ", 7) == 0 && strstr(complained, cases[i].words));
+        CHECK(!exists(in_folder("new.gguf")) && !exists(in_folder("new.gguf.tmp")));
+        CHECK((strstr(said, "with its classifier of 2 labels") != NULL) == (i == 0));
+    }
+    write_adapters(model);
+    for (int i = 0; i < 2;
+         i++) { /* the model's own is not taken in the place of an adapter's that is broken */
+        snprintf(arguments, sizeof arguments, "'%s' '%s'%s", in_folder("head.gguf"), in_folder("new.gguf"),
+                 flag("--merge-lora", i ? "bad.gguf" : "good.gguf"));
+        CHECK(run("convert", arguments, "") == i && exists(in_folder("new.gguf")) == !i);
+        CHECK((strstr(said, "with its classifier of 3 labels") != NULL) == !i);
+        CHECK(!i || strstr(complained, "cls.output.weight"));
+        remove(in_folder("new.gguf"));
+    }
+    ml_model_free(model);
+}
+
 /* A mix of quantized types by llama.cpp's name: every matrix gets fewer bytes, and the file is a model. */
 TEST(convert_to_a_mix) {
     char arguments[4096];
@@ -955,6 +1095,7 @@ int main(int argc, char **argv) {
     if (!folder_begin("examples")) return 1;
     RUN(generate);
     RUN(inspect_folder);
+    RUN(inspect_prints_no_control_characters);
     RUN(chat);
     RUN(chat_outlives_the_context);
     RUN(chat_options);
@@ -974,10 +1115,12 @@ int main(int argc, char **argv) {
     RUN(output_is_full);
     RUN(outputs_are_tried_first);
     RUN(tools_try_outputs_first);
+    RUN(whole_files);
     RUN(files_of_a_model_are_spared);
     RUN(other_tokenizers_are_named);
     RUN(tokenizer_of_a_windows_text);
     RUN(merge_lora);
+    RUN(classifiers_are_not_dropped);
     RUN(convert_to_a_mix);
     RUN(array_of_a_file);
     RUN(help);

@@ -2,6 +2,7 @@
 #define MINILLAMA_IMPLEMENTATION
 #include "preamble.h"
 #include <signal.h>
+#include <utime.h>
 #ifndef _WIN32
 #include <sys/resource.h>
 #endif
@@ -813,37 +814,46 @@ static void write_old(const char *path) {
     fclose(file);
 }
 
-/* The temporary name leads to a device that is always full. The second model is so small that all of it waits in
-   stdio's buffer until the file is closed. */
+/* What waits in stdio's buffer until the end, since the model is so small; and the last of three files, when the
+   others are complete. */
 TEST(full_disk) {
+#ifdef _WIN32
+    SKIP("no limit for the size of files");
+#else
     ml_config c = some_config();
-    ml_model *models[2];
     ml_save_desc desc = save_as(ML_SAFETENSORS, ML_F32);
+    struct rlimit before, limit;
+    ml_model *model;
     ml_error error;
+    char long_template[20001];
     int i;
-    if (!exists("/dev/full")) SKIP("no /dev/full");
-    models[0] = make(&c, ML_F32);
     c.dim = c.hidden_dim = c.vocab_size = 2;
     c.n_heads = c.n_kv_heads = c.n_layers = 1;
-    models[1] = make(&c, ML_F32);
-    REQUIRE(models[0] && models[1]);
+    model = make(&c, ML_F32);
+    REQUIRE(model && getrlimit(RLIMIT_FSIZE, &before) == 0);
+    signal(SIGXFSZ, SIG_IGN);
+    memset(long_template, 'x', 20000);
+    long_template[20000] = 0;
     for (i = 0; i < 2; i++) {
-        write_old(in_folder("full.gguf"));
-        CHECK(symlink("/dev/full", in_folder("full.gguf.tmp")) == 0);
-        CHECK(ml_model_save(models[i], in_folder("full.gguf"), NULL, &error) == ML_ERROR_FILE);
-        CHECK(strstr(error.text, "full.gguf") && strstr(error.text, strerror(ENOSPC)));
-        check_untouched(in_folder("full.gguf"));
+        const char *path = in_folder(i ? "full.safetensors" : "full.gguf");
+        ml_result result;
+        write_old(path);
+        write_old(in_folder("config.json"));
+        model->chat_template = i ? long_template : NULL;
+        limit = before;
+        limit.rlim_cur = i ? 10000 : 0;
+        REQUIRE(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+        result = ml_model_save(model, path, i ? &desc : NULL, &error);
+        setrlimit(RLIMIT_FSIZE, &before);
+        CHECK(result == ML_ERROR_FILE && strstr(error.text, strerror(EFBIG)));
+        CHECK(strstr(error.text, i ? "chat_template.jinja" : "full.gguf") != NULL);
+        check_untouched(path);
+        check_untouched(in_folder("config.json"));
     }
-    write_old(in_folder(
-        "full.safetensors")); /* the weights fit, their configuration does not: both stay as they are */
-    write_old(in_folder("config.json"));
-    CHECK(symlink("/dev/full", in_folder("config.json.tmp")) == 0);
-    CHECK(ml_model_save(models[0], in_folder("full.safetensors"), &desc, &error) == ML_ERROR_FILE);
-    CHECK(strstr(error.text, "config.json") != NULL);
-    check_untouched(in_folder("full.safetensors"));
-    check_untouched(in_folder("config.json"));
-    ml_model_free(models[0]);
-    ml_model_free(models[1]);
+    CHECK(!exists(in_folder("chat_template.jinja")) && !exists(in_folder("chat_template.jinja.tmp")));
+    model->chat_template = NULL;
+    ml_model_free(model);
+#endif
 }
 
 /* No file may grow beyond a limit: every part of the writing fails once. */
@@ -929,12 +939,171 @@ TEST(folder_in_the_way) {
     CHECK(make_folder(in_folder("dir.gguf"))); /* rename cannot replace it */
     CHECK(ml_model_save(model, in_folder("dir.gguf"), NULL, &error) == ML_ERROR_FILE);
     CHECK(exists(in_folder("dir.gguf")) && !exists(in_folder("dir.gguf.tmp")));
-    CHECK(make_folder(in_folder("tmp.gguf.tmp"))); /* it has the temporary name, and is not removed */
-    CHECK(ml_model_save(model, in_folder("tmp.gguf"), NULL, &error) == ML_ERROR_FILE);
-    CHECK(exists(in_folder("tmp.gguf.tmp")) && !exists(in_folder("tmp.gguf")));
+    CHECK(make_folder(in_folder("tmp.gguf.tmp"))); /* it has the temporary name: the next one is taken */
+    CHECK(ml_model_save(model, in_folder("tmp.gguf"), NULL, &error) == ML_OK);
+    CHECK(exists(in_folder("tmp.gguf.tmp")) && !exists(in_folder("tmp.gguf.1.tmp")));
     rmdir(in_folder("dir.gguf")), rmdir(in_folder("tmp.gguf.tmp"));
     ml_model_free(model);
 }
+
+/* When the file was last written, in seconds before now. */
+static void set_age(const char *path, int seconds) {
+    struct utimbuf times;
+    times.actime = times.modtime = time(NULL) - seconds;
+    CHECK(utime(path, &times) == 0);
+}
+
+/* A file under a temporary name may be one that another save writes: it stays, until it is too old for that. */
+TEST(temporary_names_are_taken) {
+    static const char *const names[] = {"taken.gguf.tmp", "taken.gguf.1.tmp"};
+    ml_model *model = tiny(), *loaded;
+    ml_error error;
+    char path[700], name[40];
+    int i;
+    snprintf(path, sizeof path, "%s", in_folder("taken.gguf"));
+    REQUIRE(model);
+    write_old(path);
+    for (i = 0; i < 2; i++) write_old(in_folder(names[i]));
+    CHECK(ml_model_save(model, path, NULL, &error) == ML_OK);
+    for (i = 0; i < 2; i++) {
+        bytes b = read_file(in_folder(names[i]));
+        CHECK(b.size == 3);
+        free_bytes(&b);
+        set_age(in_folder(names[i]), i ? 1800 : 7200);
+    }
+    CHECK(!exists(in_folder("taken.gguf.2.tmp")));
+    CHECK(ml_model_save(model, path, NULL, &error) == ML_OK);
+    CHECK(!exists(in_folder(names[0])) && exists(in_folder(names[1])));
+    set_age(in_folder(names[1]), 7200); /* after a name that is free */
+    CHECK(ml_model_save(model, path, NULL, &error) == ML_OK);
+    CHECK(!exists(in_folder(names[0])) && !exists(in_folder(names[1])));
+    loaded = load(path);
+    REQUIRE(loaded);
+    compare(model, loaded, ML_GGUF, ML_F32);
+    ml_model_free(loaded);
+    for (i = 0; i < 100; i++) {
+        snprintf(name, sizeof name, i ? "taken.gguf.%d.tmp" : "taken.gguf.tmp", i);
+        write_old(in_folder(name));
+    }
+    write_old(path);
+    CHECK(ml_model_save(model, path, NULL, &error) == ML_ERROR_FILE && strstr(error.text, strerror(EEXIST)));
+    for (i = 0; i < 100; i++) {
+        snprintf(name, sizeof name, i ? "taken.gguf.%d.tmp" : "taken.gguf.tmp", i);
+        remove(in_folder(name));
+    }
+    check_untouched(path);
+    ml_model_free(model);
+}
+
+#ifdef _WIN32
+TEST(savers_of_one_path) { SKIP("Windows has no fork"); }
+TEST(permissions_stay) { SKIP("Windows has no permissions of POSIX"); }
+TEST(links_are_followed) { SKIP("Windows has no links of POSIX"); }
+#else
+/* Saves for a second what it makes; the exit status is how many saves failed. */
+static int saver(const char *path, int n_layers) {
+    ml_config c = some_config();
+    time_t start = time(NULL);
+    ml_model *model;
+    int n_failed = 0;
+    c.n_layers = n_layers;
+    model = make(&c, ML_F32);
+    do n_failed += ml_model_save(model, path, NULL, NULL) != ML_OK;
+    while (time(NULL) - start < 2);
+    ml_model_free(model);
+    return n_failed > 100 ? 100 : n_failed;
+}
+
+/* Whoever loads meanwhile gets the whole model of one of them. */
+TEST(savers_of_one_path) {
+    char path[700];
+    pid_t savers[3];
+    ml_error error, last;
+    int i, status, n_bad = 0;
+    time_t start = time(NULL);
+    snprintf(path, sizeof path, "%s", in_folder("race.gguf"));
+    fflush(stdout);
+    for (i = 0; i < 3; i++)
+        if ((savers[i] = fork()) == 0) _exit(saver(path, 1 + 3 * i));
+    while (!exists(path) && time(NULL) - start < 20) usleep(1000);
+    while (time(NULL) - start < 2) {
+        ml_model *model = NULL;
+        if (ml_model_load(path, NULL, &model, &error)) last = error, n_bad++;
+        ml_model_free(model);
+        usleep(500);
+    }
+    if (n_bad) printf("%d loads failed: %s\n", n_bad, last.text);
+    CHECK(n_bad == 0);
+    for (i = 0; i < 3; i++) {
+        CHECK(savers[i] > 0 && waitpid(savers[i], &status, 0) == savers[i]);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+    CHECK(!exists(in_folder("race.gguf.tmp")) && !exists(in_folder("race.gguf.1.tmp")));
+    CHECK(!exists(in_folder("race.gguf.2.tmp")));
+}
+
+static int mode_of(const char *path) {
+    struct stat status;
+    return lstat(path, &status) == 0 ? (int)(status.st_mode & 0777) : -1;
+}
+
+TEST(permissions_stay) {
+    static const mode_t modes[] = {0600, 0640, 0666, 0700};
+    const char *path = in_folder("mode.safetensors"), *json = in_folder("config.json");
+    ml_save_desc desc = save_as(ML_SAFETENSORS, ML_F32);
+    ml_model *model = tiny();
+    mode_t mask = umask(022);
+    int i;
+    REQUIRE(model);
+    remove(json);
+    CHECK(ml_model_save(model, path, &desc, NULL) == ML_OK);
+    CHECK(mode_of(path) == 0644 && mode_of(json) == 0644); /* of new files the usual ones */
+    for (i = 0; i < 4; i++) {
+        CHECK(chmod(path, modes[i]) == 0 && chmod(json, modes[3 - i]) == 0);
+        CHECK(ml_model_save(model, path, &desc, NULL) == ML_OK);
+        CHECK(mode_of(path) == (int)modes[i] && mode_of(json) == (int)modes[3 - i]);
+    }
+    umask(mask);
+    ml_model_free(model);
+}
+
+static int is_link(const char *path) {
+    struct stat status;
+    return lstat(path, &status) == 0 && S_ISLNK(status.st_mode);
+}
+
+/* Two links, of which one is in another folder, to a file that is there or not; and one that leads to itself. */
+TEST(links_are_followed) {
+    char first[700], second[700], file[700];
+    ml_model *model = tiny(), *loaded;
+    ml_error error;
+    int i;
+    snprintf(first, sizeof first, "%s", in_folder("first.gguf"));
+    snprintf(second, sizeof second, "%s", in_folder("links/second.gguf"));
+    snprintf(file, sizeof file, "%s", in_folder("links/file.gguf"));
+    REQUIRE(model && make_folder(in_folder("links")));
+    CHECK(symlink("links/second.gguf", first) == 0 && symlink("file.gguf", second) == 0);
+    for (i = 0; i < 3; i++) {
+        if (i == 1) write_old(file);
+        if (i == 2) CHECK(remove(second) == 0 && symlink(file, second) == 0);
+        CHECK(ml_model_save(model, first, NULL, &error) == ML_OK);
+        CHECK(is_link(first) && is_link(second) && !is_link(file));
+        loaded = load(file);
+        REQUIRE(loaded);
+        compare(model, loaded, ML_GGUF, ML_F32);
+        ml_model_free(loaded);
+        CHECK(!exists(in_folder("first.gguf.tmp")) && !exists(in_folder("links/file.gguf.tmp")));
+    }
+    CHECK(symlink("circle.gguf", in_folder("circle.gguf")) == 0);
+    save_refused(model, in_folder("circle.gguf"), ELOOP);
+    CHECK(symlink(file, in_folder("plain.gguf.tmp")) == 0); /* under a temporary name: not written into */
+    write_old(file);
+    CHECK(ml_model_save(model, in_folder("plain.gguf"), NULL, &error) == ML_OK);
+    check_untouched(file);
+    CHECK(!is_link(in_folder("plain.gguf")) && is_link(in_folder("plain.gguf.tmp")));
+    ml_model_free(model);
+}
+#endif
 
 /* Onto the file that the model itself uses: its mapping keeps the old bytes. */
 TEST(onto_itself) {
@@ -951,11 +1120,13 @@ TEST(onto_itself) {
     compare(model, narrow, ML_GGUF, ML_F16);
     ml_model_free(narrow);
     ml_model_free(mapped);
-    /* and onto what has the temporary name: a file that was rescued after a crash */
+    /* and onto what has the temporary name, left by a crash, from where it is removed */
     REQUIRE(ml_model_save(model, in_folder("rescued.gguf.tmp"), NULL, NULL) == ML_OK);
+    set_age(in_folder("rescued.gguf.tmp"), 10000);
     mapped = load(in_folder("rescued.gguf.tmp"));
     REQUIRE(mapped && (mapped->private_part->archive != NULL) == is_little_endian());
     CHECK(ml_model_save(mapped, in_folder("rescued.gguf"), &desc, NULL) == ML_OK);
+    CHECK(!exists(in_folder("rescued.gguf.tmp")));
     compare(model, mapped, ML_GGUF, ML_F32);
     ml_model_free(mapped);
     ml_model_free(model);
@@ -1366,6 +1537,10 @@ int main(void) {
     RUN(no_room);
     RUN(protected_paths);
     RUN(folder_in_the_way);
+    RUN(temporary_names_are_taken);
+    RUN(savers_of_one_path);
+    RUN(permissions_stay);
+    RUN(links_are_followed);
     RUN(onto_itself);
     RUN(out_of_memory);
     RUN(memory_of_saving);

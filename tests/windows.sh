@@ -40,7 +40,7 @@ msvc() {
 library=tests/compile/implementation.c
 read_as_msvc() {
     mkdir -p "$out/msvc"
-    for header in assert ctype direct errno io math process psapi shellapi signal stdio stdlib string time wchar windows; do
+    for header in assert ctype direct errno fcntl io math process psapi shellapi signal stdio stdlib string time wchar windows; do
         echo '#include "tests/compile/msvc.h"' >"$out/msvc/$header.h"
     done
     printf '#define near\n#define far\n' >>"$out/msvc/windows.h"

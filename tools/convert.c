@@ -51,13 +51,39 @@ static int merge(const settings *s, ml_model *model) {
     return ok;
 }
 
-/* The classifier that is saved with the adapter or the model; NULL if there is none. */
-static ml_head *find_head(const settings *s, const ml_model *model) {
-    ml_head *head = NULL;
-    if (s->adapter) ml_head_load(s->adapter, model, NULL, &head, NULL);
-    if (!head) ml_head_load(s->files[0], model, NULL, &head, NULL);
-    if (head) printf("with its classifier of %d labels\n", head->n_classes);
-    return head;
+/* Is a tensor named like a classifier's, whatever is before, between or after these words? */
+static int is_of_head(const char *name) {
+    static const char *const words[] = {"score.", "cls.output.", "classifier_head."};
+    for (; name; name = strchr(name, '.') ? strchr(name, '.') + 1 : NULL)
+        for (int i = 0; i < 3; i++)
+            if (strncmp(name, words[i], strlen(words[i])) == 0) return 1;
+    return 0;
+}
+
+/* Does a file have a classifier, even one that cannot be read? Not what is no archive: Meta's pieces of a model. */
+static int has_head(const char *path) {
+    ml_archive *archive = NULL;
+    int is_there = 0;
+    ml_archive_load(path, NULL, &archive, NULL);
+    for (size_t i = 0; archive && i < archive->n_arrays; i++) is_there |= is_of_head(archive->arrays[i].name);
+    ml_archive_free(archive);
+    return is_there;
+}
+
+/* The classifier of a file; NULL if it has none. Returns 0 after saying why one cannot be read. */
+static int load_head(const char *path, const ml_model *model, ml_head **head) {
+    ml_error error;
+    ml_result result = ml_head_load(path, model, NULL, head, &error);
+    return !result || (result != ML_ERROR_MEMORY && !has_head(path)) || loaded(path, result, &error);
+}
+
+/* The classifier that is saved, the adapter's or the model's; NULL if there is none. */
+static int find_head(const settings *s, const ml_model *model, ml_head **head) {
+    *head = NULL;
+    if (s->adapter && !load_head(s->adapter, model, head)) return 0;
+    if (!*head && !load_head(s->files[0], model, head)) return 0;
+    if (*head) printf("with its classifier of %d labels\n", (*head)->n_classes);
+    return 1;
 }
 
 static int convert(const settings *s) {
@@ -69,15 +95,17 @@ static int convert(const settings *s) {
     if (s->adapter) load.type = ML_F32;
     if (!loaded(in, ml_model_load(in, &load, &model, &error), &error)) return 0;
     ml_type type = s->type ? saved_type(s->type) : ML_TYPE_NONE;
-    ml_save_desc save = {format_of(out), type, s->name, find_head(s, model)};
-    int ok = merge(s, model) && loaded(out, ml_model_save(model, out, &save, &error), &error);
+    ml_head *head;
+    int ok = find_head(s, model, &head);
+    ml_save_desc save = {format_of(out), type, s->name, head};
+    ok = ok && merge(s, model) && loaded(out, ml_model_save(model, out, &save, &error), &error);
     if (ok && save.format != ML_GGUF && model->tokenizer)
         fprintf(stderr, "the tokenizer is not in %s: copy its file there, or use --tokenizer\n", out);
     if (ok && save.format == ML_GGUF && !model->tokenizer && has_other_tokenizer(in, &error))
         fprintf(stderr, "%s (--tokenizer FILE)\n", error.text);
     else if (ok && save.format == ML_GGUF && !model->tokenizer)
         fprintf(stderr, "no tokenizer was found, so none is in %s; name one by --tokenizer\n", out);
-    ml_head_free((ml_head *)(uintptr_t)save.head);
+    ml_head_free(head);
     ml_model_free(model);
     return ok;
 }

@@ -28,10 +28,15 @@ static void print_quoted(const char *s, size_t n) {
     putchar('"');
 }
 
-/* A name from a file, without control characters; padded to `width`. */
+/* Bytes from a file, without control characters. */
+static void print_plain(const char *s, size_t n) {
+    for (size_t i = 0; i < n; i++) putchar((unsigned char)s[i] < 32 || s[i] == 127 ? '?' : s[i]);
+}
+
+/* A name from a file; padded to `width`. */
 static void print_name(const char *name, int width) {
-    int n;
-    for (n = 0; name[n]; n++) putchar((unsigned char)name[n] < 32 || name[n] == 127 ? '?' : name[n]);
+    int n = (int)strlen(name);
+    print_plain(name, (size_t)n);
     while (n++ < width) putchar(' ');
 }
 
@@ -44,7 +49,11 @@ static void print_value(const ml_value *value) {
     case ML_VALUE_FLOAT: printf("%.9g\n", value->f); break;
     case ML_VALUE_BOOL: printf("%s\n", value->i ? "true" : "false"); break;
     case ML_VALUE_LIST: printf("list of %zu\n", value->length); break;
-    case ML_VALUE_OPAQUE: printf("<%.*s>\n", (int)value->length, value->s); break;
+    case ML_VALUE_OPAQUE:
+        printf("<");
+        print_plain(value->s, value->length);
+        printf(">\n");
+        break;
     case ML_VALUE_STRING:
         print_quoted(value->s, value->length < 100 ? value->length : 100);
         printf("%s\n", value->length < 100 ? "" : " ...");
@@ -103,7 +112,9 @@ static void print_array(const ml_array *array, int width) {
                       (long long)array->shape[d]);
     printf("  ");
     print_name(array->name, width);
-    printf(" %-5s (%s)", array->type_name, shape);
+    printf(" ");
+    print_name(array->type_name, 5);
+    printf(" (%s)", shape);
     if (array->type != ML_TYPE_NONE) printf(" %zu bytes", array_bytes(array));
     printf("%s%s\n", array->is_contiguous ? "" : ", strided",
            array->type == ML_TYPE_NONE ? ", a type that is not read" : "");

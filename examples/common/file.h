@@ -72,12 +72,47 @@ static inline char *text_file_read(const char *path, size_t *n) {
     return text;
 }
 
-/* A file being written: as PATH.tmp, which is renamed at the end, so that a full disk leaves the old file unchanged.
-   What is not a regular file (a pipe, /dev/stdout) is written to directly. */
+/* The files that are renamed to PATH when they are complete: PATH.tmp or, where that is there already, PATH.1.tmp and
+   so on, since another program may be writing it. ml_model_save has the same names. */
+enum { N_TEMPORARIES = 100, TEMPORARY_SIZE = 4096 + sizeof ".99.tmp" };
+
+static inline int temporary_name(const char *path, int i, char name[TEMPORARY_SIZE]) {
+    int n = i ? snprintf(name, TEMPORARY_SIZE, "%s.%d.tmp", path, i)
+              : snprintf(name, TEMPORARY_SIZE, "%s.tmp", path);
+    if (n < TEMPORARY_SIZE) return 1;
+    errno = ENAMETOOLONG;
+    return 0;
+}
+
+/* Removes what an interrupted program left: after a day, since a table may get its next line only after hours. */
+static inline int temporary_remove_left(const char *path) {
+    system_file about;
+    return system_look(path, &about) && about.is_regular && about.idle > 24 * 3600 &&
+           system_remove(path) == 0;
+}
+
+/* Creates the first of them that is not there. */
+static inline FILE *temporary_create(const char *path, char name[TEMPORARY_SIZE]) {
+    char next[TEMPORARY_SIZE];
+    FILE *file = NULL;
+    int i = 0;
+    errno = EEXIST;
+    for (; i < N_TEMPORARIES && !file && errno == EEXIST; i++) {
+        if (!temporary_name(path, i, name)) break;
+        temporary_remove_left(name);
+        file = system_create(name, path);
+    }
+    while (file && i < N_TEMPORARIES && temporary_name(path, i, next) && temporary_remove_left(next)) i++;
+    return file;
+}
+
+/* A file being written: under a temporary name, and renamed at the end, so that a full disk leaves the old file
+   unchanged. What is not a regular file (a pipe, /dev/stdout) is written to directly. */
 typedef struct whole_file {
     FILE *to;
     const char *path;
-    char temporary[4100]; /* empty: written to directly */
+    char replaced[4096];            /* the path, or what it leads to as a link */
+    char temporary[TEMPORARY_SIZE]; /* empty: written to directly */
 } whole_file;
 
 static inline int whole_file_failed(const char *path) {
@@ -87,12 +122,13 @@ static inline int whole_file_failed(const char *path) {
 static inline int whole_file_begin(whole_file *file, const char *path) {
     system_file about;
     int is_direct = system_look(path, &about) && !about.is_regular && !about.is_folder;
-    errno = 0;
     file->path = path;
-    if ((size_t)snprintf(file->temporary, sizeof file->temporary, "%s.tmp", path) >= sizeof file->temporary)
-        errno = ENAMETOOLONG;
-    file->to = errno ? NULL : system_open(is_direct ? path : file->temporary, "wb");
-    if (is_direct) file->temporary[0] = 0;
+    file->temporary[0] = 0;
+    file->to = NULL;
+    if (is_direct)
+        file->to = system_open(path, "wb");
+    else if (system_follow(path, file->replaced))
+        file->to = temporary_create(file->replaced, file->temporary);
     return file->to || whole_file_failed(path);
 }
 
@@ -103,7 +139,7 @@ static inline int whole_file_end(whole_file *file) {
     if (!why && *file->temporary && system_sync(file->to) != 0 && errno != EINVAL && errno != ENOSYS)
         why = errno;
     if (fclose(file->to) != 0 && !why) why = errno;
-    if (!why && *file->temporary && system_rename(file->temporary, file->path) != 0) why = errno;
+    if (!why && *file->temporary && system_rename(file->temporary, file->replaced) != 0) why = errno;
     if (!why) return 1;
     if (*file->temporary) system_remove(file->temporary);
     errno = why;
@@ -185,30 +221,30 @@ static inline int file_can_be_saved(const char *path) {
 /* Can a whole_file be written there? Leaves an existing file as it is, and no new one. */
 static inline int file_can_be_written(const char *path) {
     system_file about;
-    char temporary[4100];
+    char followed[4096], temporary[TEMPORARY_SIZE];
     int is_there = system_look(path, &about);
     errno = !*path ? ENOENT : is_there && about.is_folder ? EISDIR : 0;
     if (errno || (is_there && !system_may_write(path))) return whole_file_failed(path);
     if (is_there && !about.is_regular) return 1;
-    if ((size_t)snprintf(temporary, sizeof temporary, "%s.tmp", path) >= sizeof temporary)
-        errno = ENAMETOOLONG;
-    if (errno) return whole_file_failed(path);
-    int was_there = system_is_there(temporary);
-    FILE *file = system_open(temporary, "ab");
+    FILE *file = system_follow(path, followed) ? temporary_create(followed, temporary) : NULL;
     if (!file) return whole_file_failed(path);
     fclose(file);
-    if (!was_there) system_remove(temporary);
+    system_remove(temporary);
     return 1;
 }
 
 /* Would a whole_file at this path write to the other one? */
 static inline int would_write_to(const char *path, const char *other) {
-    char temporary[4100];
-    snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    return same_file(path, other) || same_file(temporary, other);
+    char followed[4096], temporary[TEMPORARY_SIZE];
+    const int n = ends_with(other, ".tmp") ? N_TEMPORARIES : 1; /* to the first, a link may lead */
+    if (same_file(path, other)) return 1;
+    if (!system_follow(path, followed)) return 0; /* it cannot be written */
+    for (int i = 0; i < n; i++)
+        if (temporary_name(followed, i, temporary) && same_file(temporary, other)) return 1;
+    return 0;
 }
 
-/* Refuses an output that is also read, or whose PATH.tmp is. */
+/* Refuses an output that is also read, or one of whose temporary names is. */
 static inline int spares_inputs(const used_file *output, const used_file *inputs, int n_inputs) {
     for (int i = 0; i < n_inputs; i++)
         if (inputs[i].path && would_write_to(output->path, inputs[i].path))

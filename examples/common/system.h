@@ -10,10 +10,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN
 #define NOMINMAX
 #include <direct.h>
+#include <fcntl.h>
 #include <io.h>
 #include <process.h>
 #include <windows.h>
@@ -28,11 +30,11 @@
 #undef OUT
 #else
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 #endif
 
@@ -41,6 +43,7 @@ typedef struct system_file {
     int is_regular, is_folder; /* a device or pipe is neither */
     uint64_t device, number;   /* the same for two names of one file */
     int64_t bytes;
+    double idle; /* seconds since something was written to it */
 } system_file;
 
 /* How a program ended that system_run started. */
@@ -119,15 +122,13 @@ static inline int system_look(const char *path, system_file *about) {
         about->device = found.dwVolumeSerialNumber;
         about->number = (uint64_t)found.nFileIndexHigh << 32 | found.nFileIndexLow;
         about->bytes = (int64_t)found.nFileSizeHigh << 32 | found.nFileSizeLow;
+        /* which are in units of 100 ns, from 1601 on */
+        uint64_t written =
+            (uint64_t)found.ftLastWriteTime.dwHighDateTime << 32 | found.ftLastWriteTime.dwLowDateTime;
+        about->idle = (double)time(NULL) + 11644473600.0 - (double)written * 1e-7;
     }
     CloseHandle(file);
     return 1;
-}
-
-/* Is there such a name, even if it is only a link? */
-static inline int system_is_there(const char *path) {
-    wchar_t wide[SYSTEM_PATH];
-    return GetFileAttributesW(system_wide(path, wide)) != INVALID_FILE_ATTRIBUTES;
 }
 
 static inline int system_may(const char *path, int mode) {
@@ -145,6 +146,22 @@ static inline int system_make_folder(const char *path) {
 static inline int system_remove(const char *path) {
     wchar_t wide[SYSTEM_PATH];
     return _wremove(system_wide(path, wide));
+}
+
+/* A new file, to be written; NULL with EEXIST if there is one. It gets the permissions of `old`. */
+static inline FILE *system_create(const char *path, const char *old) {
+    wchar_t wide[SYSTEM_PATH];
+    int file = _wopen(system_wide(path, wide), _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY, 0600);
+    (void)old;
+    return file < 0 ? NULL : _fdopen(file, "wb");
+}
+
+/* The path; 0 if it is too long. (Of a link, the link is replaced.) */
+static inline int system_follow(const char *path, char followed[4096]) {
+    size_t n = strlen(path);
+    if (n >= 4096) return errno = ENAMETOOLONG, 0;
+    memcpy(followed, path, n + 1);
+    return 1;
 }
 
 static inline int system_sync(FILE *file) { return _commit(_fileno(file)); }
@@ -241,19 +258,41 @@ static inline int system_look(const char *path, system_file *about) {
     about->device = (uint64_t)found.st_dev;
     about->number = (uint64_t)found.st_ino;
     about->bytes = (int64_t)found.st_size;
+    about->idle = difftime(time(NULL), found.st_mtime);
     return 1;
-}
-
-/* Is there such a name, even if it is only a link? */
-static inline int system_is_there(const char *path) {
-    struct stat found;
-    return lstat(path, &found) == 0;
 }
 
 static inline int system_may_read(const char *path) { return access(path, R_OK) == 0; }
 static inline int system_may_write(const char *path) { return access(path, W_OK) == 0; }
 static inline int system_make_folder(const char *path) { return mkdir(path, 0777); }
 static inline int system_remove(const char *path) { return remove(path); }
+/* A new file, to be written; NULL with EEXIST if there is one. It gets the permissions of `old`. */
+static inline FILE *system_create(const char *path, const char *old) {
+    struct stat was, is;
+    int is_there = stat(old, &was) == 0;
+    int file = open(path, O_WRONLY | O_CREAT | O_EXCL, is_there ? 0600 : 0666);
+    if (file < 0) return NULL;
+    if (is_there && fstat(file, &is) == 0) {
+        int is_same = was.st_uid == is.st_uid && was.st_gid == is.st_gid;
+        int is_kept =
+            is_same || fchown(file, was.st_uid, was.st_gid) == 0 || fchown(file, is.st_uid, was.st_gid) == 0;
+        /* another group may only do what everyone may */
+        fchmod(file, was.st_mode & (is_kept ? 0777 : 0707 | (was.st_mode & 7) << 3));
+    }
+    return fdopen(file, "wb");
+}
+
+/* The path, or what it leads to as a link; 0 if that is too long. */
+static inline int system_follow(const char *path, char followed[4096]) {
+    char *real = realpath(path, NULL);
+    const char *to = real ? real : path;
+    size_t n = strlen(to);
+    if (n < 4096) memcpy(followed, to, n + 1);
+    free(real);
+    if (n >= 4096) errno = ENAMETOOLONG;
+    return n < 4096;
+}
+
 static inline int system_sync(FILE *file) { return fsync(fileno(file)); }
 static inline int system_rename(const char *from, const char *to) { return rename(from, to); }
 

@@ -28,6 +28,12 @@ long long _ftelli64(FILE *file);
 void rewind(FILE *file);
 int _fileno(FILE *file);
 int _commit(int descriptor);
+int _wopen(const wchar_t *path, int how, ...);
+FILE *_fdopen(int descriptor, const char *mode);
+#define _O_WRONLY 1
+#define _O_CREAT 0x100
+#define _O_EXCL 0x400
+#define _O_BINARY 0x8000
 struct _wfinddata_t {
     unsigned attributes;
     long long created, accessed, written;
@@ -105,6 +111,7 @@ void (*signal(int number, void (*handler)(int)))(int);
 typedef long long time_t;
 typedef long clock_t;
 time_t time(time_t *t);
+double difftime(time_t end, time_t begin);
 clock_t clock(void);
 #define CLOCKS_PER_SEC 1000
 int isspace(int), isdigit(int), isalpha(int), isalnum(int), isupper(int), islower(int), ispunct(int),
@@ -198,11 +205,11 @@ typedef union LARGE_INTEGER {
     long long QuadPart;
 } LARGE_INTEGER;
 typedef struct FILETIME {
-    DWORD low, high;
+    DWORD dwLowDateTime, dwHighDateTime;
 } FILETIME;
 typedef struct BY_HANDLE_FILE_INFORMATION {
     DWORD dwFileAttributes;
-    FILETIME created, accessed, written;
+    FILETIME created, accessed, ftLastWriteTime;
     DWORD dwVolumeSerialNumber, nFileSizeHigh, nFileSizeLow, links, nFileIndexHigh, nFileIndexLow;
 } BY_HANDLE_FILE_INFORMATION;
 typedef struct WIN32_FIND_DATAW {
