@@ -57,7 +57,8 @@ data base | awk -F, '{ step = $1; if ($3 != "") loss = $3 } END { print "base_st
     data wise-cfimdb | awk -F, '{ print "CFIMDB," $1 "," $2 }'
 } | lines -v x_name="a" -v y_name="accuracy on dev" > "$parts/wise.svg"
 
-set -- "$here"/zero-shot*.csv # of MODEL, and of a smaller one
+set -- "$here/zero-shot.csv" "$here/zero-shot-small.csv" # of MODEL, and of a smaller one
+[ -f "$2" ] || set -- "$1"
 [ ! -f "$1" ] || awk -f "$here/zero_shot.awk" "$@" > "$parts/zero-shot"
 table -v first=method -v columns='method;setting;perplexity;rep-4, %;distinct-2;tokens/s;' > "$parts/decoding"
 table -v first=drafted > "$parts/speculation"
