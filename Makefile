@@ -11,6 +11,7 @@
 #   make demo       the model in examples/models labels film opinions: prompted, fine-tuned, with LoRA; a minute
 #   make table      MODEL=file DATA=folder: the assignment's settings on SST-5 and CFIMDB (TABLE="--seeds 10": more)
 #   make advanced   MODEL=file DATA=folder: the experiments of examples/advanced; hours, continued where it was stopped
+#                   (KNOWN=examples/report/results.csv: its runs count as done; see examples/advanced/run.sh)
 #   make report     examples/report/report.md and .pdf from the CSV files there; needs pandoc and weasyprint
 #                   (FROM=folder of make advanced: from its results; FROM2=folder: and those of a second base model)
 #   make lessons    the twelve programs of examples/lessons and the solutions of their exercises, with their checks
@@ -281,9 +282,11 @@ table: $(BUILD)/table $(BUILD)/run_llama
 
 ADVANCED ?= $(BUILD)/advanced/$(notdir $(basename $(MODEL)))
 advanced: $(PROGRAMS)
-	BUILD="$(BUILD)" sh examples/advanced/run.sh "$(MODEL)" "$(DATA)" "$(ADVANCED)" $(ROWS); status=$$?; \
-	for task in sst cfimdb; do echo; echo "$$task:"; \
-	    awk -f examples/advanced/statistics.awk -f examples/advanced/summary.awk -v task=$$task examples/advanced/rows.txt "$(ADVANCED)"/results.csv; done; \
+	$(if $(KNOWN),sh examples/advanced/run.sh --from "$(KNOWN)" "$(ADVANCED)")
+	BUILD="$(BUILD)" TOKENIZER="$(TOKENIZER)" sh examples/advanced/run.sh "$(MODEL)" "$(DATA)" "$(ADVANCED)" $(ROWS); status=$$?; \
+	if test -f "$(ADVANCED)/results.csv"; then for task in sst cfimdb; do echo; echo "$$task:"; \
+	    awk -f examples/advanced/csv.awk -f examples/advanced/statistics.awk -f examples/advanced/summary.awk \
+	        -v task=$$task examples/advanced/rows.txt "$(ADVANCED)"/results.csv; done; fi; \
 	exit $$status
 
 report:

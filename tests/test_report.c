@@ -7,7 +7,7 @@
 #define REPORT "examples/report/"
 
 static const char rows_txt[] = "# NAME TASKS SEEDS PROGRAM FLAGS...\n"
-                               "made thing {BUILD}/pretrain\n\n"
+                               "made thing {BUILD}/pretrain\nonce numbers.csv 1 {BUILD}/look\n\n"
                                "baseline sst,cfimdb 3 efficient --method full\n"
                                "# tricks, of all kinds\n"
                                "better sst,cfimdb 3 regularize --ema .9 --with {OUT}/thing\n"
@@ -15,20 +15,20 @@ static const char rows_txt[] = "# NAME TASKS SEEDS PROGRAM FLAGS...\n"
                                "not-run sst 3 regularize\n"
                                "# others\n"
                                "worse sst 3 regularize\n"
-                               "once sst 1 regularize\n"
+                               "single sst 1 regularize --curve {OUT}/{TASK}-{SEED}.csv\n"
                                "moved cfimdb 3 regularize --model {OUT}/sst-{SEED}.gguf\n";
 
 /* Accuracies of seeds 1 to 3 on dev; on CFIMDB they are the real test's, too. The deviations of .40 .42 .44 and of the
    like are .02. `better` than the baseline by .04, more than twice sqrt((.02^2 + 0) / 2) = .0141; `close` by .03, less
    than twice .02; `worse` by .1. On CFIMDB `better` by .1, less than twice sqrt((.1^2 + .1^2) / 2); `moved` by .15, more
-   than twice sqrt((.1^2 + 0) / 2) = .141. */
+   than twice sqrt((.1^2 + 0) / 2) = .141. Later seeds take longer. A field in quotes has commas. */
 static const struct {
     const char *name, *task;
     double dev[3]; /* 0: not run */
     int cpu_seconds;
 } runs[] = {{"baseline", "sst", {.40, .42, .44}, 40}, {"baseline", "cfimdb", {.7, .8, .9}, 80},
             {"better", "sst", {.46, .46, .46}, 60},   {"close", "sst", {.43, .45, .47}, 50},
-            {"worse", "sst", {.30, .32, .34}, 9},     {"once", "sst", {.415, 0, 0}, 9},
+            {"worse", "sst", {.30, .32, .34}, 9},     {"single", "sst", {.415, 0, 0}, 9},
             {"better", "cfimdb", {.8, .9, 1.0}, 30},  {"moved", "cfimdb", {.95, .95, .95}, 40}};
 enum { N_RUNS = sizeof runs / sizeof *runs };
 
@@ -45,13 +45,15 @@ static void write_text(const char *name, const char *text) {
 static void write_results(void) {
     FILE *file = fopen(in_folder("results.csv"), "w");
     REQUIRE(file != NULL);
-    fprintf(file, "name,program,method,model,task,seed,dev,test,gold,trained,seconds,cpu_seconds,peak_mb\n");
+    fprintf(
+        file,
+        "name,program,method,model,task,seed,dev,test,gold,trained,seconds,cpu_seconds,peak_mb,settings\n");
     for (int i = 0; i < N_RUNS; i++)
         for (int seed = 0; seed < 3 && runs[i].dev[seed] > 0; seed++) {
-            fprintf(file, "%s,p,m,m.gguf,%s,%d,%.4f,.3,", runs[i].name, runs[i].task, seed + 1,
-                    runs[i].dev[seed]);
+            fprintf(file, "%s,p,\"m,\"\"1,2\"\"\",m.gguf,%s,%d,%.4f,.3,", runs[i].name, runs[i].task,
+                    seed + 1, runs[i].dev[seed]);
             if (strcmp(runs[i].task, "cfimdb") == 0) fprintf(file, "%.4f", runs[i].dev[seed]);
-            fprintf(file, ",1296645,90,%d,50\n", runs[i].cpu_seconds);
+            fprintf(file, ",1296645,90,%d,50,\"efficient --targets q,v\"\n", runs[i].cpu_seconds + 10 * seed);
         }
     fclose(file);
     write_text("rows.txt", rows_txt);
@@ -78,7 +80,8 @@ static const char *printed(const char *command) {
 /* With the runs above. */
 static const char *printed_by(const char *programs) {
     char command[1024];
-    snprintf(command, sizeof command, "awk -f " ADVANCED "statistics.awk %s '{}/rows.txt' '{}/results.csv'",
+    snprintf(command, sizeof command,
+             "awk -f " ADVANCED "csv.awk -f " ADVANCED "statistics.awk %s '{}/rows.txt' '{}/results.csv'",
              programs);
     write_results();
     return printed(command);
@@ -92,12 +95,14 @@ static int times(const char *text, const char *part) {
 
 TEST(summary) {
     const char *all = printed_by("-f " ADVANCED "summary.awk -v task=sst");
-    CHECK(strstr(all, "| baseline | .420 (.020) | .300 (.000) |  | 1296645 | 90 | 50 | 3 |\n"));
+    CHECK(strstr(all, "| baseline | .420 (.020) | .300 (.000) |  | 1296645 | 90 | 50 | 3 | "
+                      "`efficient --method full` |\n"));
     CHECK(strstr(all, "| better | .460 (.000) | .300 (.000) | +0.040 | 1296645 |"));
     CHECK(strstr(all, "| close | .450 (.020) | .300 (.000) | +0.030, noise | 1296645 |"));
     CHECK(strstr(all, "| worse | .320 (.020) | .300 (.000) | -0.100 | 1296645 |"));
-    CHECK(strstr(all, "| once | .415 | .300 |  | 1296645 | 90 | 50 | 1 |\n"));
-    CHECK(!strstr(all, "not-run") && !strstr(all, "made") && times(all, "\n") == 7);
+    CHECK(strstr(all, "| single | .415 | .300 |  | 1296645 | 90 | 50 | 1 | `regularize --curve "));
+    CHECK(!strstr(all, "not-run") && !strstr(all, "made") && !strstr(all, "numbers") &&
+          times(all, "\n") == 7);
     all = printed_by("-f " ADVANCED "summary.awk -v task=cfimdb");
     CHECK(strstr(all, "| better | .900 (.100) | .300 (.000) | .900 (.100) | +0.100, noise | 1296645 |"));
     CHECK(times(all, "\n") == 5);
@@ -138,14 +143,16 @@ TEST(picture_of_differences) {
 
 /* Columns by name, whatever their order; only a file's first row. */
 TEST(runs_are_collected) {
-    write_text("a-b-sst-1.csv",
-               "program,task,seed,dev,trained,settings\np,sst,1,.5,7,\"--x\"\np,sst,1,.6,7,\n");
+    write_text("a-b-sst-1.csv", "program,task,method,seed,dev,trained,settings\n"
+                                "p,sst,\"1,2\",1,.5,7,\"x --y \"\"a,b\"\"\"\np,sst,,1,.6,7,\n");
     write_text("a-b-sst-12.csv", "seed,dev,task,cpu_seconds,gold\n12,.25,sst,3.5,\n");
-    const char *all = printed("awk -f " ADVANCED "collect.awk '{}'/*-[0-9]*.csv");
-    CHECK(strcmp(all,
-                 "name,program,method,model,task,seed,dev,test,gold,trained,seconds,cpu_seconds,peak_mb\n"
-                 "a-b,p,,,sst,1,.5,,,7,,,\n"
-                 "a-b,,,,sst,12,.25,,,,,3.5,\n") == 0);
+    write_text("curve-sst-1.csv", "a,dev,test,gold\n0.0,.25,.25,\n"); /* of no task: no run */
+    const char *all = printed("awk -f " ADVANCED "csv.awk -f " ADVANCED "collect.awk '{}'/*-[0-9]*.csv");
+    static const char expected[] =
+        "name,program,method,model,task,seed,dev,test,gold,trained,seconds,cpu_seconds,peak_mb,settings\n"
+        "a-b,p,\"1,2\",,sst,1,.5,,,7,,,,\"x --y \"\"a,b\"\"\"\n"
+        "a-b,,,,sst,12,.25,,,,,3.5,,\"\"\n";
+    CHECK(strcmp(all, expected) == 0);
 }
 
 /* Made again in a copy, it is the same, with its pictures. Otherwise: make report. */

@@ -66,5 +66,6 @@ essays() {
     done
 }
 
-{ brown; wordnet; essays; } > "$folder/general.txt"
+{ brown; wordnet; essays; } > "$folder/general.part" # until it is complete
+mv "$folder/general.part" "$folder/general.txt"
 wc -c "$folder/reviews.txt" "$folder/general.txt"

@@ -2,33 +2,65 @@
 # Runs the experiments of rows.txt, each with its seeds on its data sets, and skips those that are done already:
 #
 #     sh examples/advanced/run.sh MODEL DATA OUT [NAME...]
+#     sh examples/advanced/run.sh --from results.csv OUT        the runs of a former OUT count as done, on any machine
 #
-# DATA has sst-*.txt and cfimdb-*.txt. A run leaves OUT/NAME-TASK-SEED.csv (one row) and .log; it is done when the .csv
-# is there. NAME...: only these rows. All rows get their first seed before any gets its second. BUILD is where the
-# programs are (build), THREADS how many threads they use (2), TASKS the data sets (all), SEEDS the most seeds of a row
-# (10). What rows need is in lines "made FILE COMMAND...": such a command is run before the first row that names
-# {OUT}/FILE, if that file is not there.
-[ $# -ge 3 ] || { echo "usage: sh run.sh MODEL DATA OUT [NAME...]" >&2; exit 2; }
+# DATA has sst-*.txt and cfimdb-*.txt. A run leaves OUT/NAME-TASK-SEED.csv (its result, and the line of rows.txt that made
+# it) and .log; it is done when the .csv is there, unless rows.txt now has another command for it. NAME...: only these
+# rows. All rows get their first seed before any gets its second. BUILD is where the programs are (build), THREADS how
+# many threads they use (2), TASKS the data sets (all), SEEDS the most seeds of a row (10), TOKENIZER the model's, if
+# there is none in or next to it.
+#
+# Two kinds of lines are no rows. "made FILE COMMAND...": the command is run before the first line that names
+# {OUT}/FILE, if that file is not there. "once FILE SEEDS COMMAND...": it is run for each of these seeds, if
+# OUT/FILE is not there. {FILE} in either stands for the file until it is complete; without it, what a "once" command
+# prints becomes the file. What another row saves (--save_model {OUT}/FILE) is made by that row.
+#
+# Some "once" lines need what the repository does not have: SMALL, a model that is smaller than MODEL, with SMALL_TOKENIZER,
+# and STORIES, a file of TinyStories. They are left out without.
+here=$(dirname "$0")
+usage() { echo "usage: sh run.sh MODEL DATA OUT [NAME...], or sh run.sh --from results.csv OUT" >&2; exit 2; }
+if [ "$1" = --from ]; then
+    [ $# = 3 ] || usage
+    [ -f "$2" ] || { echo "$2: there is no such file" >&2; exit 1; }
+    mkdir -p "$3" || exit 1
+    awk -v out="$3" -f "$here/csv.awk" -f "$here/restore.awk" "$2"
+    exit
+fi
+[ $# -ge 3 ] || usage
 model=$1 data=$2 out=$3
 shift 3
 wanted=" $* "
 only=" ${TASKS:-} "
-build=${BUILD:-build} threads=${THREADS:-2} most=${SEEDS:-10} failed=0
-rows=$(dirname "$0")/rows.txt
+build=${BUILD:-build} threads=${THREADS:-2} most=${SEEDS:-10} failed=0 broken=' '
+rows=$here/rows.txt
 [ -f "$model" ] || { echo "$model: no such model" >&2; exit 1; }
 [ -f "$data/sst-train.txt" ] || { echo "$data: there is no sst-train.txt" >&2; exit 1; }
 mkdir -p "$out" || exit 1
 
-run() { # name task seed program flags...
-    file=$out/$1-$2-$3 task=$2 seed=$3 program=$4
-    shift 4
-    [ -s "$file.csv" ] && return 0
-    set -- --data "$data" --task "$task" --seed "$seed" --threads "$threads" "$@"
-    case $program in yardstick_*) ;; *) set -- --model "$model" "$@" ;; esac # which have none
-    set -- "$build/$program" "$@"
+# Whether a run is done by the command that rows.txt has now. Of runs whose file does not say it, it is believed.
+is_done() { # file command
+    [ -s "$1.csv" ] || return 1
+    made_by=$(awk -f "$here/csv.awk" -f "$here/settings.awk" "$1.csv")
+    case $made_by in '' | "$2") return 0 ;; esac
+    echo "$1.csv is from another command, and made again: $made_by"
+    return 1
+}
+
+run() { # name task seed command (a line of rows.txt)
+    file=$out/$1-$2-$3 task=$2 seed=$3 line=$4
+    # shellcheck disable=SC2046 # words
+    set -- --data "$data" --task "$task" --seed "$seed" --threads "$threads" $(filled "${line#"${line%% *}"}")
+    case $line in
+        yardstick_*) ;; # which have no model
+        *) set -- --model "$model" ${TOKENIZER:+--tokenizer "$TOKENIZER"} "$@" ;;
+    esac
+    set -- "$build/${line%% *}" "$@"
     echo "$*"
     rm -f "$file.part"
-    if "$@" --csv "$file.part" > "$file.log" 2>&1; then mv "$file.part" "$file.csv"; else
+    if "$@" --csv "$file.part" > "$file.log" 2>&1 </dev/null &&
+        COMMAND=$line awk -f "$here/csv.awk" -f "$here/settings.awk" "$file.part" > "$file.new"; then
+        mv "$file.new" "$file.csv" && rm -f "$file.part"
+    else
         echo "failed: see $file.log" >&2
         return 1
     fi
@@ -36,39 +68,88 @@ run() { # name task seed program flags...
 
 # Words of rows.txt that stand for what differs from run to run.
 filled() {
-    echo "$*" | sed -e "s|{OUT}|$out|g; s|{DATA}|$data|g; s|{MODEL}|$model|g; s|{BUILD}|$build|g; s|{SEED}|$seed|g"
+    echo "$*" | sed -e "s|{OUT}|$out|g; s|{DATA}|$data|g; s|{MODEL}|$model|g; s|{BUILD}|$build|g" \
+        -e "s|{SEED}|$seed|g; s|{TASK}|$task|g; s|{THREADS}|$threads|g; s|{STORIES}|$STORIES|g" \
+        -e "s|{TOKENIZER}|${TOKENIZER:+--tokenizer $TOKENIZER}|g" \
+        -e "s|{ITS_TOKENIZER}|--tokenizer ${TOKENIZER:-$model}|g" \
+        -e "s|{JUDGE_TOKENIZER}|${TOKENIZER:+--judge_tokenizer $TOKENIZER}|g" \
+        -e "s|{SMALL}|$SMALL${SMALL_TOKENIZER:+ --tokenizer $SMALL_TOKENIZER}|g"
+}
+
+# Runs the command of a file of OUT, which is there only when it is complete. 3: what it needs was not given.
+make_file() { # file command
+    part=$out/part.$1 log=$out/$1.log
+    for need in SMALL STORIES; do
+        eval "value=\$$need"
+        # shellcheck disable=SC2154 # value is set by eval
+        case $2 in *"{$need}"*) [ -n "$value" ] || { echo "$1 is left out: $need was not given"; return 3; } ;; esac
+    done
+    command=$(filled "$2" | sed "s|{FILE}|$part|g")
+    echo "$command"
+    # shellcheck disable=SC2086 # a command is words
+    $command > "$log" 2>&1 </dev/null || { echo "failed: see $log" >&2; return 1; }
+    case $2 in *'{FILE}'*) mv "$part" "$out/$1" ;; esac
 }
 
 # Makes the files that a command names and that are not there, first what their own commands name.
-make_files() ( # command
+make_needs() ( # command
     while read -r name file command; do
         [ "$name" = made ] && [ ! -s "$out/$file" ] || continue
         case " $1 " in *"{OUT}/$file "*) ;; *) continue ;; esac
-        make_files "$(echo "$command" | sed "s|{OUT}/$file||")" || exit 1
-        command=$(filled "$command")
-        echo "$command"
-        # shellcheck disable=SC2086 # a command is words
-        $command > "$out/$file.log" 2>&1 </dev/null || { echo "failed: see $out/$file.log" >&2; exit 1; }
+        make_needs "$(echo "$command" | sed "s|{OUT}/$file||")" && make_file "$file" "$command" || exit $?
+    done < "$rows"
+    while read -r name tasks seeds command; do
+        file=${command##* --save_model }
+        [ "$file" != "$command" ] || continue
+        file=${file%% *} task=${tasks%%,*}
+        case " ${1%% --save_model *} " in *" $file "*) ;; *) continue ;; esac
+        [ ! -s "$(filled "$file")" ] || continue
+        make_needs "$command" && run "$name" "$task" "$seed" "$command" || exit $?
     done < "$rows"
 )
 
+# A line of rows.txt whose needs could not be made is not tried again for every seed.
+is_broken() { case $broken in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+fail() { # line status
+    broken="$broken$1 "
+    [ "$2" = 3 ] || failed=$((failed + 1))
+}
+
+run_row() { # name tasks seeds command
+    rest=$3
+    for task in $(echo "$2" | tr , ' '); do
+        task_seeds=${rest%%,*} rest=${rest#*,}
+        case $only in '  ' | *" $task "*) ;; *) continue ;; esac
+        [ "$seed" -le "$task_seeds" ] && ! is_broken "$1" || continue
+        is_done "$out/$1-$task-$seed" "$4" && continue
+        make_needs "$4" || { fail "$1" $?; continue; }
+        run "$1" "$task" "$seed" "$4" || failed=$((failed + 1))
+    done
+}
+
+run_once() { # file seeds command
+    [ "$seed" -le "$2" ] && ! is_broken "$1" || return 0
+    file=$(filled "$1") name=${1%%.*}
+    name=${name%-\{SEED\}}
+    case $wanted in '  ' | *" $name "*) ;; *) return 0 ;; esac
+    [ ! -s "$out/$file" ] || return 0
+    make_needs "$3" && make_file "$file" "$3" || { fail "$1" $?; return 0; }
+    case $3 in *'{FILE}'*) ;; *) mv "$out/$file.log" "$out/$file" ;; esac
+}
+
 seed=1
 while [ "$seed" -le "$most" ]; do
-    while read -r name tasks seeds program flags; do
+    while read -r name tasks seeds command; do
         case $name in '' | '#'* | made) continue ;; esac
-        case $wanted in '  ' | *" $name "*) ;; *) continue ;; esac
-        for task in $(echo "$tasks" | tr , ' '); do
-            task_seeds=${seeds%%,*} seeds=${seeds#*,}
-            case $only in '  ' | *" $task "*) ;; *) continue ;; esac
-            [ "$seed" -le "$task_seeds" ] || continue
-            make_files "$flags" || exit 1
-            # shellcheck disable=SC2086 # flags are words
-            run "$name" "$task" "$seed" "$program" $(filled "$flags") </dev/null || failed=$((failed + 1))
-        done
+        # shellcheck disable=SC2086 # single spaces between words
+        set -- $command
+        if [ "$name" = once ]; then run_once "$tasks" "$seeds" "$*"; continue; fi
+        case $wanted in '  ' | *" $name "*) run_row "$name" "$tasks" "$seeds" "$*" ;; esac
     done < "$rows"
     seed=$((seed + 1))
 done
 # All runs in one file, with the row's name in front
-awk -f "$(dirname "$0")/collect.awk" "$out"/*-[0-9]*.csv > "$out/results.csv"
+set -- "$out"/*-[0-9]*.csv
+[ ! -f "$1" ] || awk -f "$here/csv.awk" -f "$here/collect.awk" "$@" > "$out/results.csv"
 
 [ "$failed" = 0 ] || { echo "$failed runs failed" >&2; exit 1; }

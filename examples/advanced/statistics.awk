@@ -1,13 +1,16 @@
 # Mean, deviation and verdict of the runs in a CSV file of run.sh, for the programs that follow on awk's command line:
 #
-#     awk -f statistics.awk -f PROGRAM.awk rows.txt results.csv
+#     awk -f csv.awk -f statistics.awk -f PROGRAM.awk rows.txt results.csv
 #
 # order[1 .. rows]: the names in rows.txt; group[name]: the comment above it, up to a comma; command[name]: its line; names that are
 # only in the results come last. runs[name, task]: how many runs there are. A field is a column of the CSV file, such as "dev".
+# Columns are found by their names.
 function mean(name, task, field,    k) {
     k = count[name, task, field]
     return k ? sum[name, task, field] / k : 0
 }
+# Of times: what else the machine did only adds to them.
+function least_of(name, task, field) { return least_run[name, task, field] + 0 }
 function deviation(name, task, field,    k, m, s) { # of a sample: the divisor is n - 1
     k = count[name, task, field]
     if (k < 2) return 0
@@ -35,23 +38,21 @@ function cell(name, task, field) {
     if (!count[name, task, field]) return ""
     return points(mean(name, task, field)) (count[name, task, field] > 1 ? " (" points(deviation(name, task, field)) ")" : "")
 }
-function read_head(    i) {
-    n_columns = split($0, head, ",")
-    for (i = 1; i <= n_columns; i++) column[head[i]] = i
-}
+function read_head() { find_columns($0, column); n_columns = fields($0, head) }
 function read_run(    value, name, task, i) {
-    split($0, value, ",")
+    fields($0, value)
     name = value[1]; task = value[column["task"]]
     if (!(name in group)) { order[++rows] = name; group[name] = "others" }
     runs[name, task]++; model_of[name, task] = value[column["model"]]
     for (i = 2; i <= n_columns; i++) {
         if (value[i] !~ /^-?[0-9.]+$/) continue
+        if (!((name, task, head[i]) in least_run) || value[i] + 0 < least_run[name, task, head[i]]) least_run[name, task, head[i]] = value[i] + 0
         count[name, task, head[i]]++; sum[name, task, head[i]] += value[i]; square[name, task, head[i]] += value[i] ^ 2
     }
 }
 FNR == 1 { is_rows = FILENAME ~ /rows\.txt$/ }
 !is_rows && FNR == 1 { read_head(); next }
 !is_rows { read_run(); next }
-/^# *NAME/ || $1 == "made" || !NF { next }
+/^# *NAME/ || $1 == "made" || $1 == "once" || !NF { next }
 /^#/ { heading = substr($0, 3); sub(/,.*/, "", heading); next }
 { order[++rows] = $1; group[$1] = heading ""; command[$1] = $0 }

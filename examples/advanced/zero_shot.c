@@ -1,5 +1,5 @@
 /* Labels without training, in every way of zero_shot.h: one table of all models, tasks, prompts and scores.
-   build/zero_shot stories42M.pt --tokenizer tokenizer.model --data data --test-gold gold.txt --csv zero-shot.csv
+   build/zero_shot stories42M.pt --tokenizer tokenizer.model --data data --csv zero-shot.csv
    A method is PROMPT/WORDS/SCORE, with /N-shot after it where examples are in the prompt. The batch calibration of a
    set sees all of its sentences, and no labels. The seconds are those of a prompt, which all of its scores share. */
 #include "zero_shot.h"
@@ -115,7 +115,7 @@ static int read_task(run *r) {
     sentiment *s = &r->s;
     if (!read_sets(s, &r->labels, r->set->data, r->task, r->path) ||
         !wordings_make(&r->words, &r->labels, synonyms, COUNT(synonyms)) ||
-        (r->set->test_gold && !read_gold(s, r->labels.n, r->set->test_gold, !strchr(r->set->tasks, ','))))
+        !read_gold(s, r->labels.n, r->set->test_gold, !strchr(r->set->tasks, ',')))
         return 0;
     s->labels = r->words.list;
     return sentiment_label_ids(s, &r->words.tokens) && scored_set_new(&r->dev, s->dev.n, &r->words) &&
@@ -177,7 +177,7 @@ int main(int argc, char **argv) {
         {"--data", OPTION_TEXT, &s.data, "folder of TASK-train.txt, -dev, -test, -label-mapping.json (data)"},
         {"--tasks", OPTION_TEXT, &s.tasks, "(sst,cfimdb)"},
         {"--template", OPTION_TEXT, &s.only, "only question, it-was, film or tone, and no reference (all)"},
-        {"--test_gold", OPTION_TEXT, &s.test_gold, "real labels where a test set has placeholders (none)"},
+        {"--test_gold", OPTION_TEXT, &s.test_gold, "labels in place of placeholders (TASK-test-gold.txt)"},
         {"--shots", OPTION_INT, &s.shots, "examples of each label, in the best template (1; 0: none)"},
         {"--seed", OPTION_INT, &s.seed, "of the choice of examples (1337)"},
         {"--seeds", OPTION_INT, &s.seeds, "choices of examples (3)"},

@@ -34,11 +34,19 @@ static inline int read_sets(sentiment *s, label_names *labels, const char *data,
            reviews_read(&s->dev, path[1], labels->n) && reviews_read(&s->test, path[2], labels->n);
 }
 
-/* s->gold where the labels of s->test are placeholders, all the same. `needed`: otherwise there is no use for it. */
-static inline int read_gold(sentiment *s, int n_labels, const char *path, int needed) {
+/* s->gold where the labels of s->test are placeholders, all the same: from `given`, for which otherwise there is no use
+   if it is `needed`; NULL: from TASK-test-gold.txt, if it is there. */
+static inline int read_gold(sentiment *s, int n_labels, const char *given, int needed) {
+    const char *path = given;
+    char beside[4096];
     int same = 1;
+    if (!given) {
+        snprintf(beside, sizeof beside, "%.*s-gold.txt", (int)(strlen(s->test.path) - strlen(".txt")),
+                 s->test.path);
+        if (!system_may_read(path = beside)) return 1;
+    }
     for (int i = 0; i < s->test.n; i++) same = same && s->test.rows[i].label == s->test.rows[0].label;
-    if (!same && needed)
+    if (!same && given && needed)
         return complain("%s: its labels are no placeholders, which those in %s are to replace", s->test.path,
                         path);
     if (same) s->gold = reviews_read_gold(&s->test, path, n_labels);

@@ -1,5 +1,5 @@
 # The difference of each row's accuracy on dev to the baseline's, as a picture: a dot with a bar of twice the deviation
-# to both sides, hollow where the bar reaches 0: noise. (awk -f statistics.awk -f svg.awk -f differences.awk rows.txt
+# to both sides, hollow where the bar reaches 0: noise. (awk -f csv.awk -f statistics.awk -f svg.awk -f differences.awk rows.txt
 # results.csv)
 function limit(task,    i, r, d, w) {
     x0 = -0.02; x1 = 0.02

@@ -1,4 +1,4 @@
-# What the text says in numbers, as lines "name<TAB>text" (awk -f statistics.awk -f facts.awk rows.txt CSV).
+# What the text says in numbers, as lines "name<TAB>text" (awk -f csv.awk -f statistics.awk -f facts.awk rows.txt CSV).
 # The CSV has the results on both base models; those on the second have a + after their names. A row is chosen by its
 # mean on dev, never on test. Rows with less than three runs are not chosen, unless none has as many; yardsticks are no
 # Llamas.
@@ -14,7 +14,7 @@ function best_of(task,    i, r, best) {
     return best
 }
 function seconds(name, task) {
-    return mean(name, task, count[name, task, "cpu_seconds"] ? "cpu_seconds" : "seconds")
+    return least_of(name, task, count[name, task, "cpu_seconds"] ? "cpu_seconds" : "seconds")
 }
 function fact(name, value) { print name "\t" value }
 function goal(name, row, task, field, enough) {
@@ -52,7 +52,7 @@ function commands(name, task,    s, model, set) {
     sub(/^[^ ]+ +[^ ]+ +[^ ]+ +/, "", s)
     sub(/ |$/, (s ~ / --model / ? "" : " --model " model) " --data DATA --task " task " --seed 1 --threads 2 ", s)
     gsub(/\{OUT\}/, "build/advanced/" base(model), s); gsub(/\{MODEL\}/, model, s); gsub(/\{DATA\}/, "DATA", s)
-    gsub(/\{SEED\}/, 1, s)
+    gsub(/\{SEED\}/, 1, s); gsub(/\{TASK\}/, task, s)
     fact("command_" task, "make advanced MODEL=" model " DATA=DATA ROWS=" plain(name))
     fact("command_" task "_one", "build/" s)
 }
@@ -64,6 +64,7 @@ function put_best(task,    r) {
     if (r != "") commands(r, task)
     return r
 }
+function accuracy(name, row, task, field) { fact(name, count[row, task, field] ? points(mean(row, task, field)) : "(not measured)") }
 function total(    key, n) { for (key in runs) n += runs[key]; return n }
 END {
     for (key in runs) if (runs[key] > enough_runs && enough_runs < 3) enough_runs = runs[key] < 3 ? runs[key] : 3
@@ -72,6 +73,13 @@ END {
     s = put_best("sst"); c = put_best("cfimdb")
     goal("goal_sst_dev", s, "sst", "dev", .47); goal("goal_sst_test", s, "sst", "test", .46)
     goal("goal_cfimdb_dev", c, "cfimdb", "dev", .93); goal("goal_cfimdb_gold", c, "cfimdb", "gold", .93)
+    accuracy("best_sst_dev", s, "sst", "dev"); accuracy("best_sst_test", s, "sst", "test")
+    accuracy("best_cfimdb_dev", c, "cfimdb", "dev"); accuracy("best_cfimdb_gold", c, "cfimdb", "gold")
+    accuracy("average_dev", "yardstick-average", "sst", "dev"); accuracy("average_test", "yardstick-average", "sst", "test")
+    accuracy("words_dev", "yardstick-words", "cfimdb", "dev"); accuracy("words_gold", "yardstick-words", "cfimdb", "gold")
+    twice = count["baseline+", "sst", "dev"] > 1 || count["baseline+", "cfimdb", "dev"] > 1
+    fact("second_verdicts", twice ? "▲ and ▼: against its own baseline" : "without verdicts: its baseline has not run with two seeds")
+    fact("long_note", runs["baseline-long", "sst"] ? "" : " (not run yet)")
     fastest("fastest_sst", "sst", .411); fastest("fastest_cfimdb", "cfimdb", .833)
     count_verdicts("sst"); count_verdicts("cfimdb")
 }

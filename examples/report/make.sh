@@ -4,7 +4,8 @@
 #     sh examples/report/make.sh BUILD/report [OUT [OUT2]]      (NO_PDF=1: only report.md)
 #
 # BUILD/report is for what is made on the way. OUT is a folder of run.sh (make advanced): its runs become results.csv
-# before; those of OUT2, with the second base model, results-base.csv. A CSV file that is not there leaves its part out. pandoc and weasyprint make the PDF.
+# before, and its other CSV files are copied; the runs of OUT2, with the second base model, become results-base.csv. A CSV
+# file that is not there leaves its part out. pandoc and weasyprint make the PDF.
 set -e
 LC_ALL=C # numbers with points, in every awk
 export LC_ALL
@@ -15,15 +16,21 @@ rm -f "$parts"/*
 collect() { # OUT CSV
     [ -n "$1" ] || return 0
     ls "$1"/*-[0-9]*.csv >/dev/null 2>&1 || { echo "$1: there are no runs in it (NAME-TASK-SEED.csv)" >&2; exit 1; }
-    awk -f "$advanced/collect.awk" "$1"/*-[0-9]*.csv > "$parts/runs" && cp "$parts/runs" "$2"
+    awk -f "$advanced/csv.awk" -f "$advanced/collect.awk" "$1"/*-[0-9]*.csv > "$parts/runs" && cp "$parts/runs" "$2"
 }
 collect "$2" "$here/results.csv"
 collect "$3" "$here/results-base.csv"
+for name in zero-shot zero-shot-small decoding positions-1 positions-2 positions-3 attention-1 attention-2 attention-3; do
+    if [ -n "$2" ] && [ -s "$2/$name.csv" ]; then cp "$2/$name.csv" "$here/"; fi
+done
+for task in sst cfimdb; do # WiSE-FT's curve of the first seed
+    if [ -n "$2" ] && [ -s "$2/wise-$task-1.csv" ]; then cp "$2/wise-$task-1.csv" "$here/wise-$task.csv"; fi
+done
 
 run() { # PROGRAM CSV OPTION...: a program over the results of the rows
     program=$1 csv=$2
     shift 2
-    [ ! -f "$csv" ] || awk -f "$advanced/statistics.awk" -f "$here/svg.awk" -f "$here/$program.awk" "$@" "$advanced/rows.txt" "$csv"
+    [ ! -f "$csv" ] || awk -f "$advanced/csv.awk" -f "$advanced/statistics.awk" -f "$here/svg.awk" -f "$here/$program.awk" "$@" "$advanced/rows.txt" "$csv"
 }
 # Lines "series,x,y" as a picture
 lines() { awk -f "$here/svg.awk" -f "$here/lines.awk" "$@"; }
@@ -50,19 +57,35 @@ data base | awk -F, '{ step = $1; if ($3 != "") loss = $3 } END { print "base_st
     data wise-cfimdb | awk -F, '{ print "CFIMDB," $1 "," $2 }'
 } | lines -v x_name="a" -v y_name="accuracy on dev" > "$parts/wise.svg"
 
-[ ! -f "$here/zero-shot.csv" ] || awk -f "$here/zero_shot.awk" "$here/zero-shot.csv" > "$parts/zero-shot"
+set -- "$here/zero-shot.csv" "$here/zero-shot-small.csv" # of MODEL, and of a smaller one
+[ -f "$2" ] || set -- "$1"
+[ ! -f "$1" ] || awk -f "$here/zero_shot.awk" "$@" > "$parts/zero-shot"
 table -v first=method -v columns='method;setting;perplexity;rep-4, %;distinct-2;tokens/s;' > "$parts/decoding"
 table -v first=drafted > "$parts/speculation"
 
-# Positions: loss by position in the longest texts, and the means of every length; attention: a mean for each kind
-data positions | sort -t, -k2,2n -s | awk -F, '{ line[NR] = $1 "," $3 "," $4; length_of[NR] = $2 }
+# Files with a number for each seed, as one with the means over the seeds in the last column; how many there are
+seeds() { # NAME
+    set -- "$here/$1"-[0-9]*.csv
+    if [ -f "$1" ]; then echo $#; else echo 0; fi
+}
+means() { # NAME
+    set -- "$here/$1"-[0-9]*.csv
+    [ ! -f "$1" ] || awk -F, 'FNR == 1 { next }
+        { key = $0; sub(/,[^,]*$/, "", key); if (!(key in n)) keys[++n_keys] = key; n[key]++; sum[key] += $NF }
+        END { for (i = 1; i <= n_keys; i++) printf "%s,%.4f\n", keys[i], sum[keys[i]] / n[keys[i]] }' "$@"
+}
+printf 'position_seeds\t%d\nattention_seeds\t%d\n' "$(seeds positions)" "$(seeds attention)" >> "$parts/facts"
+
+# Positions: loss by position in the longest texts, and the means of every length; attention: each kind's mean over
+# positions, its deviation over seeds, and its speed where the machine was least busy
+means positions > "$parts/positions.csv"
+sort -t, -k2,2n -s "$parts/positions.csv" | awk -F, '{ line[NR] = $1 "," $3 "," $4; length_of[NR] = $2 }
     END { for (i = 1; i <= NR; i++) if (length_of[i] == length_of[NR]) print line[i] }' > "$parts/longest"
-context=$(data positions | awk -F, 'NR == 1 { print $2 }')
+context=$(awk -F, 'NR == 1 { print $2 }' "$parts/positions.csv")
 lines -v x_name="position" -v y_name="loss (nats per token)" -v at="$context" "$parts/longest" > "$parts/positions.svg"
-data positions | awk -F, -f "$here/positions.awk" > "$parts/positions"
-data attention | awk -F, '!($1 in n) { name[++k] = $1 } { n[$1]++; sum[$1] += $3; speed[$1] = $4 }
-    END { if (k) print "| attention | loss | tokens a CPU second |\n| --- | --- | --- |"
-          for (i = 1; i <= k; i++) printf "| %s | %.3f | %d |\n", name[i], sum[name[i]] / n[name[i]], speed[name[i]] }' > "$parts/attention"
+awk -F, -f "$here/positions.awk" "$parts/positions.csv" > "$parts/positions"
+set -- "$here"/attention-[0-9]*.csv
+[ ! -f "$1" ] || awk -F, -f "$here/attention.awk" "$@" > "$parts/attention"
 
 rm -f "$here"/*.svg
 for picture in "$parts"/*.svg; do

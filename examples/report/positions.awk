@@ -1,4 +1,4 @@
-# Mean loss of each kind of position in texts of each length, as a table, from the lines of positions.csv (awk -F,).
+# Mean loss of each kind of position in texts of each length, as a table, from lines position,length,from,loss (awk -F,).
 !($1 in seen) { seen[$1] = 1; kind[++n_kinds] = $1 }
 !($2 in known) { known[$2] = 1; size[++n_sizes] = $2 }
 { n[$1, $2]++; sum[$1, $2] += $4 }

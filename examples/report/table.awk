@@ -1,4 +1,4 @@
-# All rows, both tasks side by side, as a table in HTML (awk -f statistics.awk -f table.awk rows.txt results.csv).
+# All rows, both tasks side by side, as a table in HTML (awk -f csv.awk -f statistics.awk -f table.awk rows.txt results.csv).
 # -v short=1: only accuracies, for half a page's width.
 function number(x) {
     return x >= 1e6 ? sprintf("%.2f M", x / 1e6) : x >= 1e4 ? sprintf("%.0f k", x / 1e3) : sprintf("%.0f", x)
@@ -7,9 +7,9 @@ function mark(name, task,    says) {
     says = verdict(name, task, "dev")
     return says == "better" ? " ▲" : says == "worse" ? " ▼" : ""
 }
-# Processor seconds, and wall seconds where a file has no other.
+# Processor seconds of the fastest run, and wall seconds where a file has no other.
 function seconds(name, task) {
-    return mean(name, task, count[name, task, "cpu_seconds"] ? "cpu_seconds" : "seconds")
+    return least_of(name, task, count[name, task, "cpu_seconds"] ? "cpu_seconds" : "seconds")
 }
 # sst / cfimdb, one of them where they are the same or only one was measured
 function both(a, b) { return a == "" || a == b ? b : b == "" ? a : a "/" b }

@@ -1,5 +1,5 @@
 # Accuracy on dev over how many numbers are trained, of the rows of efficient tuning and the baseline, as a picture.
-# (awk -f statistics.awk -f svg.awk -f trained.awk rows.txt results.csv)
+# (awk -f csv.awk -f statistics.awk -f svg.awk -f trained.awk rows.txt results.csv)
 function is_shown(name, task) { return runs[name, task] && (name == "baseline" || group[name] ~ /^efficient/) }
 # Its letter stands to the right of each dot, or lower where another letter stands.
 function letter(r) {

@@ -44,4 +44,6 @@ END {
     line = "| best"
     for (k = 1; k <= n_keys; k++) line = line " | `" winner[keys[k]] "`"
     print line " |"
+    for (k = 1; k <= n_keys && shots != ""; k++)
+        if (methods[keys[k], shots] == "") { print "\nBlank: with the prompt that was chosen, no example of every label fits half of the context."; break }
 }
