@@ -48,6 +48,13 @@ compare_bits() { # compare_bits TARGET COMPILER EMULATOR FLAGS
     bits "$2" "$3" "-static $4" "$out/$1/bits" && diff "$out/here.txt" "$out/$1/bits.txt"
 }
 
+# qemu-ppc 7.2 ends at an instruction in glibc's sine, which older processors take for another one; 10.0 runs it.
+runs_libm() { # runs_libm COMPILER EMULATOR FLAGS FILE
+    echo '#include <math.h>
+int main(int n, char **words) { return words == 0 || sin(n) < 0.8; }' >"$4.c"
+    $1 -std=c99 -static $3 "$4.c" -o "$4" -lm && $2 "$4" 2>/dev/null
+}
+
 run_target() { # run_target TARGET COMPILER EMULATOR FLAGS WHAT
     for program in "$2" "$3"; do
         has "$program" && continue
@@ -57,6 +64,11 @@ run_target() { # run_target TARGET COMPILER EMULATOR FLAGS WHAT
     done
     echo "== $1: $5"
     mkdir -p "$out/$1"
+    if ! runs_libm "$2" "$3" "$4" "$out/$1/libm"; then
+        echo "skipped $1: this $3 does not run the C library's sine; a newer one may"
+        count 0 0 1
+        return
+    fi
     [ "$quick" = bits ] || run_tests "$@"
     if compare_bits "$1" "$2" "$3" "$4"; then count 1 0 0; else echo "FAILED $1: other bits" && count 0 1 0; fi
 }
