@@ -16,7 +16,7 @@ static const char usage[] =
 typedef struct settings {
     const char *files[2], *type, *tokenizer, *name, *adapter;
     float scale; /* of the adapter */
-    int help;
+    int no_head, help;
 } settings;
 
 static int check_settings(const settings *s) {
@@ -80,6 +80,7 @@ static int load_head(const char *path, const ml_model *model, ml_head **head) {
 /* The classifier that is saved, the adapter's or the model's; NULL if there is none. */
 static int find_head(const settings *s, const ml_model *model, ml_head **head) {
     *head = NULL;
+    if (s->no_head) return 1;
     if (s->adapter && !load_head(s->adapter, model, head)) return 0;
     if (!*head && !load_head(s->files[0], model, head)) return 0;
     if (*head) printf("with its classifier of %d labels\n", (*head)->n_classes);
@@ -111,7 +112,7 @@ static int convert(const settings *s) {
 }
 
 int main(int argc, char **argv) {
-    settings s = {{NULL, NULL}, NULL, NULL, NULL, NULL, 1, 0};
+    settings s = {{NULL, NULL}, NULL, NULL, NULL, NULL, 1, 0, 0};
     char list[TYPE_LIST_SIZE], types[TYPE_LIST_SIZE + 40];
     snprintf(types, sizeof types, "%s for the matrices (as they are)", saved_types(list));
     const option options[] = {
@@ -121,6 +122,7 @@ int main(int argc, char **argv) {
         {"--name", OPTION_TEXT, &s.name, "general.name of a GGUF (that of IN)"},
         {"--merge-lora", OPTION_TEXT, &s.adapter, "adds this adapter to the weights (F32 unless --type)"},
         {"--lora-scale", OPTION_FLOAT, &s.scale, "how much of it (1)"},
+        {"--no-head", OPTION_FLAG, &s.no_head, "leaves a classifier out, even one that cannot be read"},
         {"--help", OPTION_FLAG, &s.help, "this list"},
     };
     const int n_options = (int)(sizeof options / sizeof *options);
