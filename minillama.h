@@ -2077,9 +2077,9 @@ static void mli_turn(ml_type type, void *numbers, size_t n) {
     size_t size = mli_is_turned(type) ? ml_type_row_bytes(type, 1) : 0;
     for (unsigned char *p = (unsigned char *)numbers; size > 1 && n; n--, p += size)
         for (size_t i = 0; i < size / 2; i++) {
-            unsigned char byte = p[i];
+            unsigned char moved = p[i];
             p[i] = p[size - 1 - i];
-            p[size - 1 - i] = byte;
+            p[size - 1 - i] = moved;
         }
 }
 
@@ -9020,10 +9020,10 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
 
 /* ---- the alphabet: bytes that are visible in Latin-1 stand for themselves, the others for U+0100 and on ---- */
 
-static uint32_t mli_spell_byte(unsigned byte) {
-    if (byte <= 32) return 0x100 + byte; /* a space is U+0120 */
-    if (byte >= 127 && byte <= 160) return 0x121 + (byte - 127);
-    return byte == 173 ? 0x143 : byte;
+static uint32_t mli_spell_byte(unsigned value) {
+    if (value <= 32) return 0x100 + value; /* a space is U+0120 */
+    if (value >= 127 && value <= 160) return 0x121 + (value - 127);
+    return value == 173 ? 0x143 : value;
 }
 
 static int mli_unspell_byte(uint32_t c) {
@@ -9043,9 +9043,9 @@ static size_t mli_unspell(const unsigned char *p, size_t n, char *to) {
             if (c < 0xc2 || c > 0xc5 || i + 1 == n || (p[i + 1] & 0xc0) != 0x80) return SIZE_MAX;
             c = (c & 31) << 6 | (p[++i] & 63u);
         }
-        int byte = mli_unspell_byte(c);
-        if (byte < 0) return SIZE_MAX;
-        if (to) to[m] = (char)byte;
+        int value = mli_unspell_byte(c);
+        if (value < 0) return SIZE_MAX;
+        if (to) to[m] = (char)value;
     }
     return m;
 }
@@ -11316,7 +11316,7 @@ static void mli_folder_open(mli_listing *listing, const char *folder) {
     listing->folder = opendir(folder);
 #elif defined(MLI_WINDOWS)
     wchar_t wide[MLI_WIDE];
-    size_t n = mli_wide(folder, wide) ? wcslen(wide) : MLI_WIDE;
+    size_t n = mli_wide(folder, wide) ? wcslen(wide) : (size_t)MLI_WIDE;
     listing->handle = -1;
     if (n + 3 > MLI_WIDE) return;
     memcpy(wide + n, L"/*", 3 * sizeof *wide);
@@ -23184,8 +23184,8 @@ MLI_INLINE mli_bytes mli_bytes_or(mli_bytes a, mli_bytes b) {
 }
 MLI_INLINE mli_bytes mli_bytes_shift(mli_bytes a, int left) {
     for (int i = 0; i < MLI_BLOCK; i++) {
-        int byte = a.q[i] & 255;
-        a.q[i] = (mli_q)((left >= 0 ? byte << left : byte >> -left) & 255);
+        int bits = a.q[i] & 255;
+        a.q[i] = (mli_q)((left >= 0 ? bits << left : bits >> -left) & 255);
     }
     return a;
 }
