@@ -4,6 +4,7 @@ import { $, alarm, color, inlineButton, make, named, roving } from './dom.mjs';
 import { storyText, usesAdapter } from './write.mjs';
 
 const most = 48;
+const strongest = 45; // percent of --heat under a word: more of it, and the word is hard to read where the page is dark
 let seen = null, layer = 0, head = 0, from = -1, newest = 0;
 
 const weight = (l, h, i, j) => seen.weights[((l * seen.heads + h) * seen.n + i) * seen.n + j];
@@ -69,7 +70,7 @@ function pickToken(i) {
     const buttons = [...$('look-tokens').children];
     buttons.forEach((button, j) => {
         press(button, j === i);
-        button.style.setProperty('--strength', `${j <= i ? Math.round(80 * Math.sqrt(weight(layer, head, i, j))) : 0}%`);
+        button.style.setProperty('--strength', `${j <= i ? Math.round(strongest * Math.sqrt(weight(layer, head, i, j))) : 0}%`);
     });
     const order = Array.from({ length: i + 1 }, (_, j) => j).sort((a, b) => weight(layer, head, i, b) - weight(layer, head, i, a));
     const parts = order.slice(0, 3).map(j => `${Math.round(100 * weight(layer, head, i, j))} % at ${j === i ? 'itself' : named(seen.tokens[j])}`);

@@ -91,6 +91,7 @@ export class Llama {
     alternatives(ids: ArrayLike<number>, k?: number): Alternative[];
     /** that token `id` follows */
     probability(ids: ArrayLike<number>, id: number): number;
+    /** of at most as many ids as the model's context has */
     attention(ids: ArrayLike<number>): Attention;
     likelihood(context: string, continuation: string): { logProbability: number; tokens: number };
     /** null: without an adapter */

@@ -348,7 +348,9 @@ export class Llama {
     /** How much each token attends to each: weights[((layer * heads + head) * n + from) * n + to]. */
     attention(ids) {
         ids = int32(ids);
-        const { run } = this, n = ids.length, { layers, heads } = this.config, size = layers * heads * n * n, at = run.alloc(4 * size);
+        const { run } = this, n = ids.length, { layers, heads, contextLength } = this.config, size = layers * heads * n * n;
+        if (n > contextLength) throw new RangeError(`${n} tokens do not fit a context of ${contextLength}`);
+        const at = run.alloc(4 * size);
         try {
             run.lend([ids], idsAt => run.check(run.call.attention(this.at, this.adapter?.at ?? 0, idsAt, n, at)));
             return { layers, heads, n, weights: run.floats(at, size).slice() };

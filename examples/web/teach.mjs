@@ -9,6 +9,9 @@ let job = null, paused = false, isUnsaved = false;
 /** Leaving the page would lose what is being learned, or what has not been downloaded. */
 export const wouldBeLost = () => isUnsaved;
 
+/** Asks the visitor, unless nothing would be lost. */
+const mayBeLost = what => !isUnsaved || confirm(`What the model has learned is not downloaded, and is lost. ${what} all the same?`);
+
 function busy(is) {
     $('teach').disabled = $('adapter-file').disabled = is;
     $('pause').disabled = $('cancel').disabled = !is;
@@ -27,6 +30,7 @@ async function teach() {
     const lines = $('lines').value.split('\n').map(line => line.trim()).filter(Boolean), losses = [];
     let note = '';
     if (!lines.length) return void ($('teach-status').textContent = 'Write a line first.');
+    if (!mayBeLost('Train again')) return;
     const passes = Math.max(1, Math.min(500, +$('passes').value || 1)), steps = passes * Math.ceil(lines.length / 8), wasUnsaved = isUnsaved, wasAfter = $('sample-after').textContent;
     const value = { lines, passes, rank: +$('rank').value, rate: +$('rate').value, sample };
     busy(true);
@@ -44,6 +48,7 @@ async function teach() {
     });
     try {
         learned(await job.done);
+        isUnsaved = true; // also if what was learned before has been downloaded meanwhile
         $('teach-status').textContent = `Done: the loss fell from ${losses[0].toFixed(2)} to ${losses.at(-1).toFixed(2)}.${note}`;
     } catch (error) {
         $('teach-status').textContent = error.stopped ? 'Canceled; nothing was kept.' : '';
@@ -76,7 +81,7 @@ async function download() {
 }
 
 async function openAdapter(file) {
-    if (isUnsaved && !confirm(`What the model has learned is not downloaded, and is lost. Open ${file.name} all the same?`)) return;
+    if (!mayBeLost(`Open ${file.name}`)) return;
     try {
         const opened = await ask('open', { bytes: new Uint8Array(await file.arrayBuffer()), sample });
         $('sample-before').textContent = sample + opened.before;

@@ -17,8 +17,12 @@ const surprise = p => `${Math.round(60 * Math.min(1, -Math.log(p) / Math.log(100
 
 function add(token) {
     const at = tokens.push(token) - 1;
-    if (!token.text) return;
-    const button = inlineButton(visible(token.text), () => choose(at));
+    if (!token.text && !token.ends) return;
+    const button = inlineButton(token.ends ? '∎' : visible(token.text), () => choose(at));
+    if (token.ends) {
+        button.classList.add('end');
+        button.ariaLabel = 'the end';
+    }
     button.dataset.at = at;
     button.tabIndex = $('story').children.length ? -1 : 0;
     if (token.given) button.classList.add('given');
@@ -73,7 +77,7 @@ async function write(from) {
     const mine = job = start('write', { ...from, options: options(), withAdapter: usesAdapter() }, event => {
         if (job !== mine) return;
         event.prompt?.forEach(token => add({ ...token, given: true }));
-        if (event.token && !event.token.ends) add(event.token);
+        if (event.token) add(event.token);
     });
     $('stop').disabled = false;
     $('write-status').textContent = 'Writing …';

@@ -58,6 +58,12 @@ await test('text becomes tokens and text again', () => {
         same(llama.decode(llama.encode(text)), text, 'not the same text');
 });
 
+await test('the modules are as small as examples/web/README.md promises', () => {
+    const bytes = name => readFileSync(path.join(web, `${name}.wasm`)), gzip = input => execFileSync('gzip', ['-9c'], { input }).length;
+    for (const [what, n] of [['minillama.wasm with gzip', gzip(bytes('minillama'))], ['minillama-small.wasm', bytes('minillama-small').length]])
+        check(n <= 100000, `${what}: ${n} bytes are more than 100,000`);
+});
+
 await test('attention: each row is a distribution over what came before', () => {
     const ids = llama.encode('Tom gave his ball to Lily.', { bos: true }), { layers, heads, n, weights } = llama.attention(ids);
     same(n, ids.length, 'tokens');
@@ -200,6 +206,8 @@ await test('ids, labels and numbers are checked', async () => {
     same(Array.from(llama.generate({ length: 1, 0: 1 }, { maxTokens: 3 })).length, 3, 'what is like an array');
     same(Array.from(llama.generate(Array(256).fill(5))).length, 0, 'of a full context');
     same(await failure(() => [...llama.generate(Array(257).fill(5))]), 'a prompt of 257 tokens does not fit a context of 256', 'prompt');
+    same(await failure(() => llama.attention(Array(257).fill(5))), '257 tokens do not fit a context of 256', 'attention');
+    same(llama.attention(Array(256).fill(5)).n, 256, 'attention of a full context');
     same(await failure(() => llama.createHead(2, { pooling: 'first' })), "pooling is 'last', 'mean' or 'max', not first", 'pooling');
     const head = llama.createHead(2), trainer = llama.createTrainer({ head, maxTokens: 8 });
     same(await failure(() => trainer.step([[1, 2], [1, 3]], [1])), '2 rows have 1 labels', 'labels');
@@ -278,6 +286,11 @@ await test('the types know what the module has', () => {
     const types = readFileSync(path.join(web, 'minillama.d.ts'), 'utf8');
     for (const name of Object.getOwnPropertyNames(Llama.prototype))
         check(name === 'constructor' || types.includes(`    ${name}(`), `minillama.d.ts lacks ${name}`);
+    const used = readFileSync(new URL('./types.ts', import.meta.url), 'utf8');
+    for (const [, name] of types.matchAll(/^export (?:function|class|interface|type|const) (\w+)/gm))
+        check(used.match(new RegExp(`\\b${name}\\b`, 'g'))?.length > 1, `types.ts does not use ${name}`);
+    for (const [, name] of types.matchAll(/^    (?:readonly )?(\w+)\??[:(]/gm))
+        check(name === 'constructor' || new RegExp(`\\b${name}\\b`).test(used), `types.ts does not use ${name}`);
 });
 
 await test('the package has what it needs, for bundlers and for TypeScript without the types of a browser', () => {

@@ -43,7 +43,7 @@ page.on('request', request => { if (!/^(blob|data):/.test(request.url()) && !req
 
 const text = id => page.textContent(`#${id}`);
 const says = (id, pattern) => page.waitForFunction(([id, pattern]) => new RegExp(pattern).test(document.getElementById(id).textContent), [id, pattern]);
-const story = async () => (await page.locator('#story > *').allTextContents()).join('').replaceAll('⏎', '');
+const story = async () => (await page.locator('#story > *').allTextContents()).join('').replaceAll(/[⏎∎]/g, '');
 const set = (id, value) => page.evaluate(([id, value]) => {
     const input = document.getElementById(id);
     input.value = value;
@@ -57,7 +57,6 @@ await test('the story is that of the native program', async () => {
     await set('temperature', 0);
     await set('length', 250);
     await page.click('#write');
-    await says('write-status', '^Writing');
     await says('write-status', 'a second');
     const expected = native(path.join(build, 'generate_plain'), model, 'Once upon a time');
     const written = (await story()).trim(); // the context has room for a few tokens more than the page asks for
@@ -177,6 +176,48 @@ await test('every field and button has a name', async () => {
 });
 
 await page.setViewportSize({ width: 1200, height: 900 });
+
+/** The least contrast (WCAG 2) of words in view to what is behind them, and of the borders of fields to both sides. */
+const contrasts = () => page.evaluate(() => {
+    const numbers = color => color.match(/[\d.]+/g).map(Number), over = ([r, g, b, a = 1], under) => [r, g, b].map((x, i) => a * x + (1 - a) * under[i]);
+    const behind = element => element ? over(numbers(getComputedStyle(element).backgroundColor), behind(element.parentElement)) : [255, 255, 255];
+    const light = color => color.map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0.05);
+    const contrast = (a, b) => Math.max(light(a) / light(b), light(b) / light(a));
+    const least = all => all.reduce((a, b) => b.contrast < a.contrast ? b : a);
+    const words = [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() && !e.closest('svg, option, :disabled') &&
+        [...e.childNodes].some(child => child.nodeType === 3 && child.data.trim()));
+    const fields = [...document.querySelectorAll('textarea, input[type=number], select')].filter(e => e.checkVisibility());
+    const of = element => numbers(getComputedStyle(element).color);
+    return {
+        word: least(words.map(e => ({ what: e.textContent, contrast: contrast(over(of(e), behind(e)), behind(e)) }))),
+        border: fields.length ? least(fields.map(e => ({ what: e.id, contrast: Math.min(...[e, e.parentElement].map(side =>
+            contrast(numbers(getComputedStyle(e).borderTopColor).slice(0, 3), behind(side)))) }))) : null,
+        shades: [...document.querySelectorAll('.tokens [role=button]')].filter(e => e.checkVisibility()).map(e => e.style.getPropertyValue('--strength')),
+    };
+});
+
+await test('words and borders are seen well, where the page is light and where it is dark', async () => {
+    await set('temperature', 1.5);
+    await page.click('#tab-write');
+    await page.click('#write'); // says "Writing" at once
+    await says('write-status', 'a second');
+    await page.click('#tab-look');
+    await page.locator('#look-tokens [role=button]').first().click(); // it can but look at itself: the strongest shade
+    for (const colorScheme of ['light', 'dark']) {
+        await page.emulateMedia({ colorScheme });
+        for (const tab of ['write', 'look', 'classify', 'teach']) {
+            await page.click(`#tab-${tab}`);
+            const { word, border, shades } = await contrasts();
+            if (tab === 'write') check(shades.includes('60%'), `no word is surprising: ${shades}`);
+            if (tab === 'look') check(parseInt(shades[0]) >= 30, `the strongest shade is ${shades[0]}`);
+            check(word.contrast >= 4.5, `${colorScheme}, ${tab}: “${word.what}” has a contrast of ${word.contrast.toFixed(2)}`);
+            check(border.contrast >= 3, `${colorScheme}, ${tab}: the border of ${border.what} has a contrast of ${border.contrast.toFixed(2)}`);
+        }
+    }
+    await page.emulateMedia({ colorScheme: null });
+});
+
 await page.click('#tab-write');
 
 /** Drops files on the page, as a mouse does. */
@@ -227,7 +268,6 @@ await test('a PyTorch file of the course is dropped with its tokenizer, and writ
     await set('temperature', 0);
     await set('length', 100);
     await page.click('#write');
-    await says('write-status', '^Writing');
     await says('write-status', 'a second');
     const written = (await story()).trim();
     check(written.length > 200, written);
@@ -239,14 +279,13 @@ await test('a GGUF of K-quants is dropped, and the larger module reads it', asyn
     await drop(small);
     await says('model-name', '^q4_k_m.gguf: 1.3 million');
     await page.click('#write');
-    await says('write-status', '^Writing');
     await says('write-status', 'a second');
     const written = (await story()).trim();
     same(written, native(path.join(build, 'generate_plain'), small, 'Once upon a time').slice(0, written.length), 'not the same text');
 });
 
 await test('of two models that are opened at once the last one is used', async () => {
-    await Promise.all([page.setInputFiles('#model-file', path.join(folder, 'wide.gguf')), page.setInputFiles('#model-file', model)]);
+    for (const name of [path.join(folder, 'wide.gguf'), model]) await page.setInputFiles('#model-file', name); // does not wait for the model
     await says('model-name', '^stories.gguf: 1.3 million');
     await says('write-status', 'a second');
     await page.waitForTimeout(500);
@@ -326,7 +365,7 @@ await test('after an alternative the keyboard is in the story, and the end is on
         await set('seed', seed);
         await page.click('#write'); // says "Writing" at once
         await says('write-status', 'a second');
-        n = await page.locator('#story [role=button]').count();
+        n = await page.locator('#story [role=button]:not(.end)').count();
     }
     const at = await page.locator('#story .given').count(), token = page.locator('#story [role=button]').nth(at);
     await token.press('Enter');
@@ -339,9 +378,32 @@ await test('after an alternative the keyboard is in the story, and the end is on
     same(await story(), 'The end.', 'the story goes on');
     same(await text('write-status'), 'The story ends here.', 'status');
     same(await text('alternatives-heading'), 'In place of the end', 'heading');
+    check(await page.evaluate(() => document.activeElement.classList.contains('end')), 'the focus is not at the end');
     await page.locator('#alternatives-list button').nth(1).press('Enter'); // and from the end back
     await says('write-status', 'a second');
     check((await story()).length > 9, 'the story does not go on');
+});
+
+await test('the token that ends a story is one of its tokens', async () => {
+    const end = page.locator('#story .end');
+    let seed = 1;
+    for (; seed < 40; seed++) {
+        await set('seed', seed);
+        await page.click('#write');
+        await says('write-status', 'a second');
+        if (await end.count()) break;
+    }
+    check(seed < 40, 'no story shows its end');
+    same(await end.getAttribute('aria-label'), 'the end', 'its name');
+    same(await page.locator('#story > *').last().textContent(), '∎', 'the last token');
+    check(!(await text('story-text')).includes('∎'), 'it is in the text');
+    await end.click();
+    same(await text('alternatives-heading'), 'In place of the end', 'heading');
+    same(await text('alternatives-hint'), 'Choose one to go on from there.', 'hint');
+    same(await page.locator('#alternatives-list [aria-current=true] .name').textContent(), '(the end)', 'what was written');
+    await page.locator('#alternatives-list button:not([aria-current])').first().click();
+    await says('write-status', 'a second|ends here');
+    same(await page.locator('#story .end ~ *').count(), 0, 'the end is not the last token');
 });
 
 await test('a text that is too long is refused or cut with a sentence', async () => {
@@ -381,8 +443,11 @@ await test('what was learned is not lost without a question, and a long line not
     await page.setInputFiles('#model-file', convert('wide.gguf', '--type', 'F32'));
     await page.setInputFiles('#adapter-file', { name: 'adapter.gguf', mimeType: 'x/y', buffer: Buffer.from('GGUF') });
     await page.waitForTimeout(500);
+    const done = await text('teach-status');
+    await page.click('#teach');
+    same(await text('teach-status'), done, 'it trains again');
     page.off('dialog', answer);
-    same(asked.length, 2, 'questions');
+    same(asked.length, 3, 'questions');
     check(asked.every(said => /is lost/.test(said)), asked.join());
     check(/^stories/.test(await text('model-name')) && await page.isEnabled('#download'), 'it is gone');
 });
