@@ -1701,7 +1701,8 @@ ML_DEF ml_result ml_optimizer_restore_memory(ml_optimizer *optimizer, const void
 
 /* A checkpoint: all that is trained, AdamW's moments, step, progress and the dropout counter, in one GGUF file that
    appears whole or not at all. ml_trainer_restore restores a trainer of the same description, and it continues bit
-   for bit; a checkpoint of another shape changes nothing. A checkpoint of a whole model is a model file, too. */
+   for bit; a checkpoint of another shape (other tensors, other scales of the adapter) changes nothing. A checkpoint
+   of a whole model is a model file, too. ML_ERROR_NUMBER if a number is not finite, when it is saved or restored. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml_error *error);
 ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_error *error);
@@ -20327,7 +20328,7 @@ ML_DEF ml_result ml_trainer_save_to(const ml_trainer *trainer, const ml_output *
     return mli_save_trainer(trainer, mli_to_output(output), error);
 }
 
-/* Whether its numbers are finite. (What lies about in pieces was not saved by these functions, and is not looked at.) */
+/* Whether its numbers are finite. (Views of larger arrays are not saved by these functions, nor looked at.) */
 static int mli_array_is_finite(const ml_array *array) {
     const unsigned char *data = (const unsigned char *)array->data;
     size_t n = ml_array_count(array);

@@ -659,19 +659,23 @@ TEST(trainers_continue_from_memory) {
     free_bytes(&got);
 }
 
+static ml_optimizer *new_optimizer(ml_tensor *tensor) {
+    ml_parameter parameter = {tensor, 0};
+    ml_optimizer_desc desc;
+    ml_optimizer *optimizer = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.parameters = &parameter, desc.n_parameters = 1, desc.adamw.lr = 0.1f;
+    if (ml_optimizer_new(&desc, &optimizer, &failure)) give_up();
+    return optimizer;
+}
+
 TEST(optimizers_continue_from_memory) {
     float numbers[2][4] = {{1, 2, 3, 4}, {0, 0, 0, 0}};
     bytes got = {NULL, 0, 0};
     ml_output output = {take, &got};
-    ml_optimizer *optimizers[2] = {NULL, NULL};
+    ml_optimizer *optimizers[2];
     ml_tensor tensors[2] = {{ML_F32, 1, 4, numbers[0], NULL}, {ML_F32, 1, 4, numbers[1], NULL}};
-    for (int i = 0; i < 2; i++) {
-        ml_parameter parameter = {&tensors[i], 0};
-        ml_optimizer_desc desc;
-        memset(&desc, 0, sizeof desc);
-        desc.parameters = &parameter, desc.n_parameters = 1, desc.adamw.lr = 0.1f;
-        REQUIRE(!ml_optimizer_new(&desc, &optimizers[i], &failure));
-    }
+    for (int i = 0; i < 2; i++) optimizers[i] = new_optimizer(&tensors[i]);
     tensors[0].grad[1] = 3;
     CHECK(!ml_optimizer_step(optimizers[0], NULL) && !ml_optimizer_save_to(optimizers[0], &output, &failure));
     CHECK(!ml_optimizer_restore_memory(optimizers[1], got.data, got.size, &failure) &&
@@ -689,13 +693,8 @@ TEST(optimizers_are_restored_whole) {
     float numbers[4] = {1, 2, 3, 4};
     bytes got = {NULL, 0, 0};
     ml_output output = {take, &got};
-    ml_optimizer *optimizer = NULL;
     ml_tensor tensor = {ML_F32, 1, 4, numbers, NULL};
-    ml_parameter parameter = {&tensor, 0};
-    ml_optimizer_desc desc;
-    memset(&desc, 0, sizeof desc);
-    desc.parameters = &parameter, desc.n_parameters = 1, desc.adamw.lr = 0.1f;
-    REQUIRE(!ml_optimizer_new(&desc, &optimizer, &failure));
+    ml_optimizer *optimizer = new_optimizer(&tensor);
     CHECK(!ml_optimizer_save_to(optimizer, &output, &failure));
     size_t at = 0, length = sizeof last - 1;
     while (at + length < got.size && memcmp(got.data + at, last, length) != 0) at++;
@@ -715,13 +714,8 @@ TEST(optimizers_keep_finite_numbers) {
     float numbers[4] = {1, 2, 3, 4};
     bytes got = {NULL, 0, 0};
     ml_output output = {take, &got};
-    ml_optimizer *optimizer = NULL;
     ml_tensor tensor = {ML_F32, 1, 4, numbers, NULL};
-    ml_parameter parameter = {&tensor, 0};
-    ml_optimizer_desc desc;
-    memset(&desc, 0, sizeof desc);
-    desc.parameters = &parameter, desc.n_parameters = 1, desc.adamw.lr = 0.1f;
-    REQUIRE(!ml_optimizer_new(&desc, &optimizer, &failure));
+    ml_optimizer *optimizer = new_optimizer(&tensor);
     CHECK(!ml_optimizer_save_to(optimizer, &output, &failure));
     size_t good = got.size;
     numbers[1] = NAN;
