@@ -166,8 +166,8 @@
    MEMORY  Nothing is allocated except by constructors, which take an allocator (default malloc), and, until they
    return, by functions that save and restore files (an arena does not get that back). A mapped model takes no memory
    for its weights beyond the file's pages; a session's KV cache takes 8 * L * max_seq_len * kv_dim bytes (fewer with
-   cache_type), or, where the model has a window, 8 * L * kv_dim for each position in the window and some more
-   (max_batch or an eighth of it, and up to 64). A trainer is one buffer: 12 bytes for each number that it trains, and
+   cache_type), or, where the model has a window, 8 * L * kv_dim for each position in the window and some more (the
+   larger of max_batch and an eighth of them, and up to 64). A trainer is one buffer: 12 bytes for each number that it trains, and
    the activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a number, and
    the activations of the pass that was measured.
 
@@ -1276,7 +1276,7 @@ typedef struct ml_sampler {
     float top_p;       /* keep the smallest set with probability >= p (Holtzman et al. 2020) */
     float min_p;       /* drop what is below min_p times the most likely (Nguyen et al. 2024) */
     float epsilon;     /* drop probabilities below epsilon (Hewitt et al. 2022) */
-    /* divide positive, multiply negative logits of tokens seen (Keskar et al. 2019) */
+    /* divide positive, multiply negative logits of tokens seen (Keskar et al. 2019): 0.001 to 1000; 0 or 1: none */
     float repetition_penalty;
     int repetition_window; /* how many of the last tokens count as seen; default 64 */
     ml_random *random;     /* required unless greedy; ml_sampler_sample without it is greedy */
@@ -13679,6 +13679,7 @@ static const struct mli_global {
     {"numpy._core.multiarray._reconstruct", MLI_NODE_OF_CLASS, 0},
     {"copyreg._reconstructor", MLI_NODE_OF_CLASS, 0}, {"copy_reg._reconstructor", MLI_NODE_OF_CLASS, 0},
     {"copyreg.__newobj__", MLI_NODE_OF_CLASS, 0}, {"copy_reg.__newobj__", MLI_NODE_OF_CLASS, 0},
+    {"torch._utils._rebuild_wrapper_subclass", MLI_NODE_OF_CLASS, 0}, /* a part of a DTensor, a torchao matrix */
     /* clang-format on */
 };
 
@@ -17446,6 +17447,15 @@ MLI_OPTIONAL int mli_take_prefix(mli_loader *loader, const char *array, const ch
     return 1;
 }
 
+/* A weight of a class that is not read: a sparse tensor, one without numbers, a part of a distributed one. */
+static void mli_refuse_object(mli_loader *loader, const ml_value *object) {
+    char text[2 * ML_NAME_SIZE];
+    size_t at = 0;
+    mli_put(text, sizeof text, &at, object->s, object->length);
+    mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of a kind that is not read: %s", object->name,
+               text);
+}
+
 #if MLI_ONLY_GGUF
 static void mli_detect_naming(mli_loader *loader) {
     loader->naming = MLI_NAMING_GGUF;
@@ -17474,6 +17484,27 @@ static int mli_rank_prefix(mli_loader *loader, int least) {
     return rank > least ? rank : 0;
 }
 
+/* The name of a token embedding, without the "model." that Hugging Face's base models do not have. */
+static const char *mli_embedding_name(mli_naming naming, char name[ML_NAME_SIZE]) {
+    mli_param_name(naming, MLI_TOKEN_EMBEDDING, 0, name);
+    return naming == MLI_NAMING_HF ? strchr(name, '.') + 1 : name;
+}
+
+static void mli_refuse_names(mli_loader *loader) {
+    const ml_archive *archive = loader->archive;
+    char embedding[ML_NAME_SIZE];
+    for (int naming = 0; naming < MLI_NAMINGS; naming++) {
+        const char *name = mli_embedding_name((mli_naming)naming, embedding);
+        for (size_t k = 0; k < archive->n_values; k++) {
+            const ml_value *value = &archive->values[k];
+            if (value->kind == ML_VALUE_OPAQUE && mli_ends_with(value->name, strlen(value->name), name))
+                mli_refuse_object(loader, value);
+        }
+    }
+    mli_refuse(loader, ML_ERROR_MISMATCH, "no Llama: none of %z tensors is named like a token embedding",
+               archive->n_arrays);
+}
+
 /* Detects whose names the tensors have. Whatever is in front of the embedding's name is the prefix ("module.", a
    dictionary's key): of several, the first that ranks highest. Names as they are in the file come first, then those
    without the words of wrappers. If the projection is nowhere, the error names what is missing from there. */
@@ -17485,8 +17516,7 @@ static void mli_detect_naming(mli_loader *loader) {
         int is_plain = i >= MLI_NAMINGS;
         size_t n = is_plain ? loader->n_plain : loader->archive->n_arrays;
         loader->naming = (mli_naming)(i % MLI_NAMINGS);
-        mli_param_name(loader->naming, MLI_TOKEN_EMBEDDING, 0, embedding);
-        const char *last = loader->naming == MLI_NAMING_HF ? strchr(embedding, '.') + 1 : embedding;
+        const char *last = mli_embedding_name(loader->naming, embedding);
         for (size_t k = 0; k < n && rank < 3 && !loader->result; k++) {
             const char *array = is_plain ? loader->plain[k].name : loader->archive->arrays[k].name;
             int found = mli_take_prefix(loader, array, last) ? mli_rank_prefix(loader, rank) : 0;
@@ -17496,9 +17526,7 @@ static void mli_detect_naming(mli_loader *loader) {
             memcpy(prefix, loader->prefix, sizeof prefix);
         }
     }
-    if (!rank)
-        mli_refuse(loader, ML_ERROR_MISMATCH, "no Llama: none of %z tensors is named like a token embedding",
-                   loader->archive->n_arrays);
+    if (!rank) mli_refuse_names(loader);
     loader->naming = (mli_naming)naming;
     memcpy(loader->prefix, prefix, sizeof prefix);
 }
@@ -17521,12 +17549,7 @@ static void mli_refuse_missing(mli_loader *loader, const char *name) {
     if (packed)
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is missing; %s: packed weights are not supported",
                    name, packed->name);
-    if (object && object->kind == ML_VALUE_OPAQUE) { /* a sparse tensor, one without numbers */
-        char text[2 * ML_NAME_SIZE];
-        size_t at = 0;
-        mli_put(text, sizeof text, &at, object->s, object->length);
-        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s is of a kind that is not read: %s", name, text);
-    }
+    if (object && object->kind == ML_VALUE_OPAQUE) mli_refuse_object(loader, object);
     mli_refuse(loader, ML_ERROR_MISMATCH, "tensor %s is missing", name);
 }
 

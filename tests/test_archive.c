@@ -543,17 +543,22 @@ TEST(rebuild_functions) {
     free_bytes(&file), free_bytes(&p);
 }
 
+/* A pickle of a model: its configuration, and the beginning of the dictionary of its weights. */
+static void put_model(bytes *p) {
+    static const char *const keys[] = {"dim", "hidden_dim", "n_layers", "vocab_size", "max_seq_len"};
+    put_literal(p, "\x80\2}(");
+    pk_text(p, "model_args"), put_text(p, "}(");
+    for (size_t i = 0; i < 5; i++) pk_text(p, keys[i]), put_literal(p, "K\2");
+    pk_text(p, "n_heads"), put_literal(p, "K\1u");
+    pk_text(p, "model"), put_text(p, "}(");
+}
+
 /* A weight that is no plain tensor is not called missing. */
 TEST(weight_of_another_kind) {
-    static const char *const keys[] = {"dim", "hidden_dim", "n_layers", "vocab_size", "max_seq_len"};
     ml_model *model = NULL;
     bytes file, p;
     memset(&p, 0, sizeof p);
-    put_literal(&p, "\x80\2}(");
-    pk_text(&p, "model_args"), put_text(&p, "}(");
-    for (size_t i = 0; i < 5; i++) pk_text(&p, keys[i]), put_literal(&p, "K\2");
-    pk_text(&p, "n_heads"), put_literal(&p, "K\1u");
-    pk_text(&p, "model"), put_text(&p, "}(");
+    put_model(&p);
     pk_text(&p, "tok_embeddings.weight"), pk_global(&p, "torch._utils", "_rebuild_tensor_v2"),
         put_text(&p, "(");
     put_storage(&p, "torch", "FloatStorage", 24), put_literal(&p, "K\0K\2K\2\x86K\2K\1\x86\x89}tR");
@@ -562,6 +567,24 @@ TEST(weight_of_another_kind) {
     file = pt_file(&p, 24);
     CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &failure) == ML_ERROR_UNSUPPORTED);
     CHECK(strstr(failure.text, "w1.weight is of a kind that is not read: torch._utils._rebuild_sparse_"));
+    free_bytes(&file), free_bytes(&p);
+}
+
+/* Nor if all of them are of a class of their own, as torch.save writes a part of a distributed tensor. */
+TEST(weights_of_a_class) {
+    ml_model *model = NULL;
+    bytes file, p;
+    memset(&p, 0, sizeof p);
+    put_model(&p);
+    pk_text(&p, "tok_embeddings.weight"), pk_global(&p, "torch._tensor", "_rebuild_from_type_v2");
+    put_text(&p, "("), pk_global(&p, "torch._utils", "_rebuild_wrapper_subclass");
+    pk_global(&p, "torch.distributed.tensor", "DTensor"), put_text(&p, "(");
+    pk_global(&p, "torch.distributed.tensor", "DTensor"), pk_global(&p, "torch", "float32");
+    put_literal(&p, "K\2K\2\x86t}tRuu.");
+    file = pt_file(&p, 24);
+    CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &failure) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(failure.text,
+                 "tok_embeddings.weight is of a kind that is not read: torch.distributed.tensor.DT"));
     free_bytes(&file), free_bytes(&p);
 }
 
@@ -1453,6 +1476,7 @@ int main(void) {
     RUN(odd_keys);
     RUN(rebuild_functions);
     RUN(weight_of_another_kind);
+    RUN(weights_of_a_class);
     RUN(pytorch_legacy);
     RUN(unknown_types);
 #if !defined(ML_NO_SAVE) && !defined(ML_NO_STDIO)

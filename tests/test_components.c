@@ -333,6 +333,17 @@ TEST(a_model_is_saved_without_its_classifier) {
     check_refused(phrases_main, flags, "--save and --save_model are the same file");
 }
 
+/* A step may hold nothing but a sentence that counts where it occurs first. */
+TEST(a_step_without_phrases) {
+    char flags[1024];
+    int status;
+    write_text("twice.txt", "(0 (1 the) (0 cat))\n(0 (1 the) (0 cat))\n");
+    snprintf(flags, sizeof flags, "--method spans --duplicates once --batch 1 --epochs 1 --trees %s",
+             in_folder("twice.txt"));
+    const char *said = run_program(phrases_main, flags, &status);
+    CHECK(status == 0 && !strstr(said, "there are no spans"));
+}
+
 /* The average of the steps stands in for the weights while they are measured. */
 TEST(phrases_are_averaged) {
     tuning_settings set = settings();
@@ -699,6 +710,7 @@ int main(void) {
     RUN(spans_are_the_tokens_of_their_words);
     RUN(phrases_are_learned);
     RUN(a_model_is_saved_without_its_classifier);
+    RUN(a_step_without_phrases);
     RUN(phrases_are_averaged);
     RUN(attention_pooling_and_mixed_layers_have_the_right_gradients);
     RUN(tasks_take_turns);

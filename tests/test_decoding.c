@@ -2,8 +2,12 @@
    one that looks at everything, and speculative decoding against the target model alone. */
 #include "preamble.h"
 #include "models.h"
+#include "temporary.h"
 #include "../examples/advanced/measures.h"
 #include "../examples/advanced/speculation.h"
+#define main decode_main
+#include "../examples/advanced/decode.c"
+#undef main
 
 enum { N = 12 };
 
@@ -646,6 +650,38 @@ TEST(columns_of_the_table) {
     scores_free(&s);
 }
 
+/* ---- the program ---- */
+
+/* Flags that make no sense, or would change nothing. */
+TEST(wrong_flags_are_refused) {
+    static const char *const wrong[][2] = {
+        {"beam --top_k 5", "--method beam: draws nothing"},
+        {"contrastive --top_p .9", "--method contrastive: draws nothing"},
+        {"dry --top_k 5", "--temperature: is 0"},
+        {"sample --top_p 90", "--top_p: is 90, not in 0 to 1"},
+        {"sample --top_k -1", "--top_k: is -1"},
+        {"sample --min_p 2", "--min_p: is 2"},
+        {"sample --epsilon -1", "--epsilon: is -1"},
+        {"beam --diversity 1", "--diversity: changes nothing without --groups 2 or more"},
+        {"sample --length_penalty 1", "--length_penalty: changes nothing without --beams"},
+        {"beam --alpha .5", "--alpha: changes nothing without --candidates"},
+        {"sample --rate .5", "--rate: changes nothing without --surprise"},
+        {"beam --dry_base 2", "--dry_base: changes nothing without --dry"},
+        {"beam --dry_length 2", "--dry_length: changes nothing without --dry"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        char line[256], *argv[16];
+        int argc = 0;
+        snprintf(line, sizeof line, "decode absent.gguf --method %s", wrong[i][0]);
+        for (char *word = strtok(line, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
+        capture_begin();
+        int status = decode_main(argc, argv);
+        const char *printed = capture_end();
+        CHECK(status == 1 && strstr(printed, wrong[i][1]));
+        if (!strstr(printed, wrong[i][1])) printf("%s: %s", wrong[i][0], printed);
+    }
+}
+
 int main(void) {
     RUN(typical_set);
     RUN(eta_bound);
@@ -667,5 +703,6 @@ int main(void) {
     RUN(looking_up);
     RUN(counts_of_ngrams);
     RUN(columns_of_the_table);
+    RUN(wrong_flags_are_refused);
     return test_report("test_decoding");
 }

@@ -171,13 +171,14 @@ static const char *run(const char *flags, int *status) {
     const option own[] = {
         {"--method", OPTION_TEXT, &e.set.method, ""},   {"--rank", OPTION_INT, &e.set.rank, ""},
         {"--targets", OPTION_TEXT, &e.set.targets, ""}, {"--length", OPTION_INT, &e.set.length, ""},
-        {"--layers", OPTION_INT, &e.set.layers, ""},    {"--load", OPTION_TEXT, &e.set.load, ""}};
+        {"--layers", OPTION_INT, &e.set.layers, ""},    {"--load", OPTION_TEXT, &e.set.load, ""},
+        {"--alpha", OPTION_FLOAT, &e.set.alpha, ""}};
     snprintf(line, sizeof line, "--model %s --train %s --dev %s --test %s --label-names %s --threads 1 %s",
              paths[0], paths[1], paths[1], paths[1], paths[2], flags);
     argv[0] = program;
     for (char *word = strtok(line, " "); word && argc < 64; word = strtok(NULL, " ")) argv[argc++] = word;
     capture_begin();
-    *status = tuning_main(argc, argv, &method, own, 6);
+    *status = tuning_main(argc, argv, &method, own, 7);
     efficient_free(&e);
     return capture_end();
 }
@@ -238,7 +239,7 @@ static void save_and_load(const char *method, const char *load_as) {
     check_names(method);
     if (!load_as) return;
     e = of_kind(load_as);
-    set_flags(&e);
+    if (!strstr(load_as, "lora")) set_flags(&e); /* its file says them */
     set.seed = 7;
     set.save = NULL;
     e.set.load = adapter_path();
@@ -269,9 +270,55 @@ TEST(a_file_must_fit_the_method) {
     CHECK(strstr(run(flags, &status), "its alpha is 6, not 4 (--alpha)") && status == 1);
     snprintf(flags, sizeof flags, "--method dora --rank 3 --targets q --load %s", adapter_path());
     CHECK(strstr(run(flags, &status), "q_proj.lora_A.weight is (2, 16), not (3, 16)") && status == 1);
+    snprintf(flags, sizeof flags, "--method lora --rank 2 --load %s", adapter_path());
+    CHECK(strstr(run(flags, &status), "the adapter's file says its --rank") && status == 1);
     save_and_load("prompt", NULL); /* three tokens */
     snprintf(flags, sizeof flags, "--method prompt --length 4 --load %s", adapter_path());
     CHECK(strstr(run(flags, &status), "prompt_embeddings is (3, 16), not (4, 16)") && status == 1);
+}
+
+/* DoRA has one rank and one scale, alpha / r: a file that says otherwise is refused. */
+TEST(other_scales_of_dora_are_refused) {
+    static const char *const keys[] = {"\"use_rslora\": true", "\"alpha_pattern\": { \"q_proj\": 8}",
+                                       "\"rank_pattern\": {\n\"q_proj\": 8}",
+                                       "\"use_rslora\": false, \"rank_pattern\": { }"};
+    char flags[2048];
+    save_and_load("dora", NULL);
+    snprintf(flags, sizeof flags, "--method dora --rank 2 --targets q,v,w2 --alpha 6 --epochs 0 --load %s",
+             adapter_path());
+    for (int i = 0; i < 4; i++) {
+        char config[256];
+        int status,
+            n = snprintf(config, sizeof config, "{\"peft_type\": \"LORA\", \"lora_alpha\": 6, %s}", keys[i]);
+        write_file(in_folder("adapter_config.json"), config, (size_t)n);
+        int is_refused = strstr(run(flags, &status), "is not known to --method dora") != NULL;
+        CHECK(is_refused == (i < 3) && status == is_refused);
+    }
+}
+
+/* With positions that are stretched, a prefix has no file. */
+TEST(prefixes_need_plain_positions) {
+    efficient e = of_kind("prefix");
+    tuning_settings set = settings();
+    tuning t;
+    set.save = adapter_path();
+    REQUIRE(open_method(&t, &e, &set));
+    t.model->config.rope_kind = ML_ROPE_NTK;
+    capture_begin();
+    int is_set_up = efficient_setup(&t);
+    CHECK(strstr(capture_end(), "stretches its rotary positions") && !is_set_up);
+    close_method(&t, &e);
+}
+
+/* Vectors do not decay: IA3's would go to 0, where it begins with 1. */
+TEST(vectors_do_not_decay) {
+    efficient e = of_kind("ia3");
+    tuning_settings set = settings();
+    tuning t;
+    REQUIRE(open_method(&t, &e, &set));
+    for (int i = 0; i < t.n_parameters; i++)
+        CHECK((t.parameters[i]->group == TUNING_NO_DECAY) == !strstr(t.parameters[i]->name, "head"));
+    close_method(&t, &e);
 }
 
 /* An array of the file that a method saves with parameters that are sines, and the parameter. */
@@ -371,6 +418,8 @@ TEST(wrong_combinations_are_refused_with_the_reason) {
         {"--method adapter --load x.safetensors", "not for --method adapter"},
         {"--method ia3 --load missing.safetensors", "missing.safetensors"},
         {"--method ia3 --mode reference", "unknown option --mode"},
+        {"--method lora --save_model x.gguf", "lora leaves the model's own weights as they are"},
+        {"--method head --save_model x.gguf", "head leaves the model's own weights as they are"},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         int status;
@@ -420,6 +469,9 @@ int main(void) {
     RUN(methods_begin_with_the_model_as_it_is);
     RUN(files_have_pefts_names_and_load_again);
     RUN(a_file_must_fit_the_method);
+    RUN(other_scales_of_dora_are_refused);
+    RUN(prefixes_need_plain_positions);
+    RUN(vectors_do_not_decay);
     RUN(rows_of_q_and_k_are_in_hugging_faces_order);
     RUN(a_prefix_key_gives_the_same_scores_in_peft);
     RUN(wrong_combinations_are_refused_with_the_reason);

@@ -122,10 +122,10 @@ TEST(inspect_folder) {
 
 /* What a file says of its types and classes reaches no terminal as it is. */
 TEST(inspect_prints_no_control_characters) {
-    static const char header[] = "{\"w\":{\"dtype\":\"\\u001b[31mBAD\\u001b]0;owned\\u0007\",\"shape\":[2],"
+    static const char header[] = "{\"w\":{\"dtype\":\"\\u001b[31mBAD\\u009b]0;owned\\u0007\",\"shape\":[2],"
                                  "\"data_offsets\":[0,8]}}";
     static const char pickle[] = "\x80\x02}(X\x01\x00\x00\x00"
-                                 "ac__main__\nEvil\x1b]0;owned\x07\x1b[31m\n)\x81u.";
+                                 "ac__main__\nEvil\xc2\x9d]0;owned\x07\x1b[31m\n)\x81u.";
     bytes files[2] = {safetensors_file(header, "........", 8), {NULL, 0, 0}};
     zip z;
     memset(&z, 0, sizeof z);
@@ -139,6 +139,7 @@ TEST(inspect_prints_no_control_characters) {
         CHECK(run("inspect", arguments, "") == 0 &&
               strstr(said, i ? "?]0;owned??[31m>" : "?[31mBAD?]0;owned?"));
         for (const char *c = said; *c; c++) CHECK(*c == '\n' || ((unsigned char)*c >= 32 && *c != 127));
+        CHECK(!strstr(said, "\xc2\x9b") && !strstr(said, "\xc2\x9d")); /* in UTF-8, 127 is not the last one */
         for (const char *c = complained; *c; c++) CHECK(*c == '\n' || (unsigned char)*c >= 32);
         free_bytes(&files[i]);
     }

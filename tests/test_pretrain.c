@@ -510,6 +510,25 @@ TEST(keeps_text_back) {
     CHECK(!strstr(said, "kept back 0.") && !strstr(said, "nan"));
 }
 
+/* Of a file that is named twice, the same texts are kept back twice: each choice among six texts of 1, 2, 4 ... words
+   has another sum. */
+TEST(keeps_back_the_same_texts) {
+    int n_train = 0, n_kept = 0, twice_train = 0, twice_kept = 0;
+    FILE *file = fopen("doubling.txt", "w");
+    REQUIRE(file != NULL);
+    for (int i = 0; i < 6; i++) {
+        for (int k = 0; k < 1 << i; k++) fprintf(file, "ball ");
+        fprintf(file, "\n<|endoftext|>\n");
+    }
+    fclose(file);
+    REQUIRE(trains("doubling.txt --model small.gguf --output kept.gguf" SMALL " --validation 0.25"));
+    CHECK(read_counts(&n_train, &n_kept));
+    REQUIRE(
+        trains("doubling.txt doubling.txt --model small.gguf --output kept.gguf" SMALL " --validation 0.25"));
+    CHECK(read_counts(&twice_train, &twice_kept));
+    CHECK(twice_kept == 2 * n_kept && twice_train == 2 * n_train);
+}
+
 /* The curve is drawn of what there is. */
 TEST(nothing_kept_back) {
     size_t n;
@@ -628,6 +647,23 @@ TEST(model_goes_on_learning) {
     CHECK(same_bytes("given.gguf", "small.gguf"));
     CHECK(same_tokenizers("further.gguf", "small.gguf"));
     check_model("further.gguf", ML_F32);
+}
+
+/* The shape is the model's, and the vocabulary that of the tokenizer: other ones are refused. */
+TEST(shapes_of_files) {
+    static const char *const refused[][2] = {
+        {"--model small.gguf --dim 32", "--model: --dim 32 is not that of small.gguf, which has 16"},
+        {"--model small.gguf --n_layers 2", "--model: --n_layers 2 is not that of small.gguf, which has 1"},
+        {"--model small.gguf --vocab_size 400", "--vocab_size 400 is not that of small.gguf, which has 300"},
+        {"--tokenizer small.gguf --vocab_size 400",
+         "--tokenizer: --vocab_size 400 is not that of small.gguf"},
+    };
+    for (int i = 0; i < 4; i++) {
+        char arguments[400];
+        snprintf(arguments, sizeof arguments, "stories.txt --output other.gguf" SMALL " %s", refused[i][0]);
+        pretrain(arguments);
+        CHECK(status == 1 && strstr(complained, refused[i][1]));
+    }
 }
 
 /* A context longer than the model's becomes the model's, and epochs are counted in its rows. */
@@ -927,12 +963,14 @@ int main(void) {
     RUN(only_measures);
     RUN(held_out_texts_are_apart);
     RUN(keeps_text_back);
+    RUN(keeps_back_the_same_texts);
     RUN(nothing_kept_back);
     RUN(threads_change_no_bit);
     RUN(interrupted_and_resumed);
     RUN(resumed_with_other_settings);
     RUN(killed_and_resumed);
     RUN(model_goes_on_learning);
+    RUN(shapes_of_files);
     RUN(context_of_the_model);
     RUN(any_bytes);
     RUN(texts_of_other_systems);

@@ -3,7 +3,8 @@
        build/adversarial --method smart --lambda 1      (Jiang et al. 2020, "SMART")
        build/adversarial --method r3f --noise 1e-5      (Aghajanyan et al. 2021, "Better Fine-Tuning by Reducing
                                                          Representational Collapse")
-   r3f takes the noise as it is drawn; smart first moves it to where the classes differ more, by the gradient. */
+   r3f takes the noise as it is drawn; smart first moves it to where the classes differ more, by the gradient. Of SMART
+   it is the half that makes the classifier smooth, without its Bregman proximal point. */
 #include <math.h>
 #include "common/tuning.h"
 #include "../common/report.h"

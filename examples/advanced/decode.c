@@ -25,7 +25,9 @@ static int in_range(const char *name, double value, double least, double most) {
 /* Settings that make no sense, alone or together. */
 static int check(const settings *s) {
     const decoding *h = &s->how;
-    int is_drawn = h->typical > 0 || h->eta > 0 || h->surprise > 0;
+    const ml_sampler *filter = &h->sampler;
+    int is_drawn = h->typical > 0 || h->eta > 0 || h->surprise > 0 || filter->top_k > 0 ||
+                   filter->top_p > 0 || filter->min_p > 0 || filter->epsilon > 0;
     if (!in_range("--beams", h->beams, 0, MAX_BEAMS) || !in_range("--groups", h->groups, 0, MAX_BEAMS) ||
         !in_range("--candidates", h->candidates, 0, MAX_CANDIDATES) ||
         !in_range("--alpha", (double)h->similarity, 0, 1) ||
@@ -36,7 +38,11 @@ static int check(const settings *s) {
         !in_range("--dry_length", h->dry_length, 0, INT_MAX) ||
         !in_range("--length_penalty", (double)h->length_penalty, -10, 10) ||
         !in_range("--diversity", (double)h->diversity, 0, 1e6) ||
-        !in_range("--temperature", (double)h->sampler.temperature, 0, 1e6) ||
+        !in_range("--temperature", (double)filter->temperature, 0, 1e6) ||
+        !in_range("--top_k", filter->top_k, 0, INT_MAX) ||
+        !in_range("--top_p", (double)filter->top_p, 0, 1) ||
+        !in_range("--min_p", (double)filter->min_p, 0, 1) ||
+        !in_range("--epsilon", (double)filter->epsilon, 0, 1) ||
         !in_range("--max_new_tokens", s->max_new_tokens, 1, INT_MAX) ||
         !in_range("--n_best", s->n_best, 1, MAX_BEAMS) || !in_range("--threads", s->threads, 1, 1024))
         return 0;
@@ -50,6 +56,23 @@ static int check(const settings *s) {
         return complain("--n_best: is %d, more than there are beams", s->n_best);
     return !(is_drawn && !(h->sampler.temperature > 0)) ||
            complain("--temperature: is 0, and then nothing is drawn from what a filter leaves");
+}
+
+/* An option that would change nothing is refused. */
+static int check_uses(const decoding *h, int argc, char **argv, const option *options, int n) {
+    const struct {
+        const char *name, *needed;
+        int is_used;
+    } given[] = {{"--length_penalty", "--beams", h->beams > 0},
+                 {"--diversity", "--groups 2 or more", h->groups > 1},
+                 {"--alpha", "--candidates", h->candidates > 0},
+                 {"--rate", "--surprise", h->surprise > 0},
+                 {"--dry_base", "--dry", h->dry > 0},
+                 {"--dry_length", "--dry", h->dry > 0}};
+    for (size_t i = 0; i < sizeof given / sizeof *given; i++)
+        if (!given[i].is_used && option_given(argc, argv, options, n, given[i].name))
+            return complain("%s: changes nothing without %s", given[i].name, given[i].needed);
+    return 1;
 }
 
 /* Prints the n best texts, the best first. */
@@ -142,7 +165,7 @@ int main(int argc, char **argv) {
         {"--rate", OPTION_FLOAT, &s.how.rate, "its learning rate"},
         {"--dry", OPTION_FLOAT, &s.how.dry, "multiplier of DRY's penalty"},
         {"--dry_base", OPTION_FLOAT, &s.how.dry_base, "its growth by token of the repetition"},
-        {"--dry_length", OPTION_INT, &s.how.dry_length, "repetitions shorter than this cost nothing"},
+        {"--dry_length", OPTION_INT, &s.how.dry_length, "tokens that repeat before the next one costs"},
         {"--no_repeat", OPTION_INT, &s.how.no_repeat, "no n-gram of this length occurs twice"},
         {"--beams", OPTION_INT, &s.how.beams, "width of the beam search"},
         {"--groups", OPTION_INT, &s.how.groups, "its groups (diverse beam search)"},
@@ -161,6 +184,6 @@ int main(int argc, char **argv) {
     if (!chosen) return 2;
     s.how = chosen->how;
     s.how.dry_base = 1.75f, s.how.dry_length = 2, s.how.rate = 0.1f; /* for methods that do not use them */
-    return options_read(argc, argv, options, n, s.words, 2) && run(&s) ? 0
-                                                                       : 1; /* over the method's defaults */
+    if (!options_read(argc, argv, options, n, s.words, 2)) return 2; /* over the method's defaults */
+    return !check_uses(&s.how, argc, argv, options, n) || !run(&s);
 }

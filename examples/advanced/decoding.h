@@ -21,7 +21,7 @@ typedef struct decoding {
     float rate;         /* and its learning rate */
     float dry;          /* multiplier of DRY ("don't repeat yourself", p-e-w 2024) */
     float dry_base;     /* its penalty grows by this for each token of the repetition */
-    int dry_length;     /* the longest repetition that costs nothing */
+    int dry_length;     /* tokens that must repeat before the next one costs */
     int no_repeat;      /* no n-gram of this length occurs twice (Paulus et al. 2017, arXiv 1705.04304) */
     int beams,
         groups; /* width of a beam search, and its groups (Vijayakumar et al. 2016, arXiv 1610.02424) */

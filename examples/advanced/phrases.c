@@ -103,6 +103,7 @@ static int spans_backward(tuning *t, const tuning_batch *batch, float *loss) {
     s->n_spans = 0;
     for (int r = 0; r < batch->rows.n_rows; r++)
         if (!add_spans(t, batch, r)) return 0;
+    if (!s->n_spans) return *loss = 0, 1; /* nothing but sentences that count elsewhere */
     return tuning_backward(t, batch, loss);
 }
 

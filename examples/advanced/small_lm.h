@@ -146,7 +146,7 @@ static inline ml_tensor small_shape(const small_lm *lm, int i) {
     return part == 8 ? down : part > 8 ? extra : square;
 }
 
-/* New weights, drawn by the seed: the same ones for everything that is compared. */
+/* New weights, drawn by the seed: the same ones for everything that has the same weights. */
 static inline int small_create(small_lm *lm) {
     ml_random random;
     float *at;

@@ -56,15 +56,17 @@ static void print_row(run *r, const char *method, int seed, double seconds) {
     double dev = sentiment_measure(&r->s.dev, r->dev.predicted, r->labels.n).accuracy;
     double test = sentiment_measure(&r->s.test, r->test.predicted, r->labels.n).accuracy;
     const char *model = file_name(r->model);
-    char gold[16] = "";
-    if (r->s.gold)
-        snprintf(gold, sizeof gold, "%.3f",
-                 sentiment_measure_by(r->s.gold, &r->s.test, r->test.predicted, r->labels.n).accuracy);
+    char gold[16] = "", gold_shown[16] = "";
+    if (r->s.gold) {
+        double x = sentiment_measure_by(r->s.gold, &r->s.test, r->test.predicted, r->labels.n).accuracy;
+        snprintf(gold, sizeof gold, "%.6f", x);
+        snprintf(gold_shown, sizeof gold_shown, "%.3f", x);
+    }
     printf("| %-16s | %-6s | %-32s | %4d | %.3f | %.3f | %5s | %6.1f |\n", model, r->task, method, seed, dev,
-           test, gold, seconds);
+           test, gold_shown, seconds);
     fflush(stdout);
     if (r->set->csv_file)
-        fprintf(r->set->csv_file, "%s,%s,%s,%d,%.4f,%.4f,%s,%.2f\n", method, model, r->task, seed, dev, test,
+        fprintf(r->set->csv_file, "%s,%s,%s,%d,%.6f,%.6f,%s,%.2f\n", method, model, r->task, seed, dev, test,
                 gold, seconds);
     if (dev > r->best) snprintf(r->best_method, sizeof r->best_method, "%s", method);
     r->best = fmax(r->best, dev);
@@ -196,5 +198,6 @@ int main(int argc, char **argv) {
     if (s.csv && !whole_file_begin(&csv, s.csv)) return 1;
     if (s.csv) fputs("method,model,task,seed,dev,test,gold,seconds\n", s.csv_file = csv.to);
     int ok = run_all(&s, models);
-    return s.csv && !whole_file_end(&csv) ? 1 : !ok;
+    if (!ok && s.csv) whole_file_drop(&csv);
+    return !ok || (s.csv && !whole_file_end(&csv));
 }

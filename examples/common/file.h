@@ -146,6 +146,12 @@ static inline int whole_file_end(whole_file *file) {
     return whole_file_failed(file->path);
 }
 
+/* Leaves the old file. */
+static inline void whole_file_drop(whole_file *file) {
+    fclose(file->to);
+    if (*file->temporary) system_remove(file->temporary);
+}
+
 /* The next line without its end; 0 at the end of the file, or without memory. */
 static inline int line_read(FILE *file, buffer *line) {
     int c;

@@ -148,13 +148,26 @@ static int read_texts(void) {
     return !r.set.validation_text || text_read(r.set.validation_text, &r.held_back);
 }
 
+/* The texts to tokens. Of a file that is named several times, which makes it weigh more, the same texts are kept back
+   each time: none of them is learned from. */
+static int encode_files(double share) {
+    const settings *set = &r.set;
+    double due[MAX_TEXTS];
+    for (int i = 0, first = 0; i < r.n_texts; i++, first = 0) {
+        while (strcmp(set->texts[first], set->texts[i]) != 0) first++;
+        if (first < i) r.valid.due = due[first];
+        due[i] = r.valid.due;
+        if (!corpus_add(&r.train, &r.valid, r.model->tokenizer, &r.texts[i], set->separator, share)) return 0;
+    }
+    return 1;
+}
+
 /* All texts to tokens. */
 static int encode_texts(void) {
     const settings *set = &r.set;
     const ml_tokenizer *tokenizer = r.model->tokenizer;
     double share = set->validation_text ? 0 : (double)set->validation;
-    for (int i = 0; i < r.n_texts; i++)
-        if (!corpus_add(&r.train, &r.valid, tokenizer, &r.texts[i], set->separator, share)) return 0;
+    if (!encode_files(share)) return 0;
     if (r.held_back.data && !corpus_add(&r.valid, &r.valid, tokenizer, &r.held_back, set->separator, 0))
         return 0;
     printf("%zu tokens to train on (%.2f bytes each), %zu kept back\n", r.train.n,
@@ -182,7 +195,7 @@ static int finish_settings(settings *set) {
     return 1;
 }
 
-/* Does argv ask for the shape that the model of the resumed run has? */
+/* Does argv ask for another shape than that of the model, where a file has it? */
 static int same_shape(int argc, char **argv) {
     const settings *set = &r.set;
     const ml_config *c = &r.model->config;
@@ -193,11 +206,14 @@ static int same_shape(int argc, char **argv) {
                  {"--hidden_dim", set->hidden_dim, c->hidden_dim},
                  {"--n_layers", set->n_layers, c->n_layers},
                  {"--n_heads", set->n_heads, c->n_heads},
-                 {"--n_kv_heads", set->n_kv_heads, c->n_kv_heads}};
-    for (int i = 0; set->resume && i < 5; i++)
+                 {"--n_kv_heads", set->n_kv_heads, c->n_kv_heads},
+                 {"--vocab_size", set->vocab_size, c->vocab_size}};
+    const char *file = set->resume ? r.checkpoint : set->model ? set->model : set->tokenizer;
+    const char *source = set->resume ? "--resume" : set->model ? "--model" : "--tokenizer";
+    for (int i = 0; file && i < 6; i++)
         if (sizes[i].wanted != sizes[i].is && option_given(argc, argv, options, N_OPTIONS, sizes[i].name))
-            return complain("--resume: %s %d is not that of %s, which has %d", sizes[i].name, sizes[i].wanted,
-                            r.checkpoint, sizes[i].is);
+            return complain("%s: %s %d is not that of %s, which has %d", source, sizes[i].name,
+                            sizes[i].wanted, file, sizes[i].is);
     return 1;
 }
 

@@ -53,7 +53,7 @@ function commands(name, task,    s, model, set) {
     sub(/ |$/, (s ~ / --model / ? "" : " --model " model) " --data DATA --task " task " --seed 1 --threads 2 ", s)
     gsub(/\{OUT\}/, "build/advanced/" base(model), s); gsub(/\{MODEL\}/, model, s); gsub(/\{DATA\}/, "DATA", s)
     gsub(/\{SEED\}/, 1, s); gsub(/\{TASK\}/, task, s)
-    fact("command_" task, "make advanced MODEL=" model " DATA=DATA ROWS=" plain(name))
+    fact("command_" task, "make advanced MODEL=" model " DATA=DATA SEEDS=3 ROWS=" plain(name))
     fact("command_" task "_one", "build/" s)
 }
 function base(path) { sub(/.*\//, "", path); sub(/\.[^.]*$/, "", path); return path }

@@ -81,7 +81,7 @@ static const option options[] = {
      "predict the training set after each epoch, too"},
     {"--lora_rank", OPTION_INT, &set.sentiment.lora_rank, "(4)"},
     {"--lora_alpha", OPTION_FLOAT, &set.sentiment.lora_alpha, "(1)"},
-    {"--seeds", OPTION_INT, &set.seeds, "repeat with this many seeds, and print mean and deviation (1)"},
+    {"--seeds", OPTION_INT, &set.seeds, "repeat with this many seeds, and print mean and deviation; files keep the last (1)"},
     {"--score", OPTION_TEXT, &set.sentiment.score,
      "prompting in mode llama: sum, mean, calibrated or pmi (sum)"},
     {"--state", OPTION_TEXT, &set.sentiment.model_out,

@@ -1,5 +1,6 @@
 /* The methods of efficient tuning by name, and which options go with which. */
 #include "methods.h"
+#include "peft.h"
 #include "../../common/report.h"
 
 enum {
@@ -144,6 +145,8 @@ int efficient_check(tuning *t) {
         if (e->targets >> i & 1) t->method.places |= 1u << efficient_place(i);
     if (strcmp(e->kind->name, "prompt") == 0) t->front = efficient_length(e);
     if (!e->set.load) return 1;
+    if (e->kind->setup == lora_setup && (e->set.rank || e->set.alpha != 0 || e->set.targets))
+        return complain("--load: the adapter's file says its --rank, --alpha and --targets");
     t->method.ready = efficient_load;
     if (e->kind->setup == prefix_mlp_setup)
         return complain(
@@ -152,8 +155,18 @@ int efficient_check(tuning *t) {
            complain("--load is for what PEFT has a format for, not for --method %s", e->kind->name);
 }
 
+/* peft_turn_keys knows plain positions. */
+static int check_positions(const tuning *t) {
+    const efficient *e = efficient_of(t);
+    int is_plain = t->model->config.rope_kind == ML_ROPE_PLAIN && !t->model->rope_factors;
+    if (is_plain || !e->kind->peft || !peft_is_prefix(e) || (!t->set.save && !e->set.load)) return 1;
+    return complain("%s: stretches its rotary positions, and then a prefix has no file of PEFT's",
+                    t->set.model);
+}
+
 int efficient_setup(tuning *t) {
     efficient *e = efficient_of(t);
+    if (!check_positions(t)) return 0;
     e->at =
         (ml_tensor **)calloc((size_t)t->model->config.n_layers * ML_PLACES * EFFICIENT_PARTS, sizeof *e->at);
     return (e->at || no_memory("parameters")) && e->kind->setup(t);

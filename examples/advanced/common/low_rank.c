@@ -57,7 +57,7 @@ enum { DORA_A, DORA_B, DORA_M };
 
 static float dora_scale(const efficient *e) { return efficient_alpha(e) / (float)efficient_rank(e); }
 
-/* 1 / ||row i of W + s B A|| for each of the `out` rows. `sum` (in) is scratch. */
+/* 1 / ||row i of W + s B A|| for each of the `out` rows, or 0 for a row of zeros. `sum` (in) is scratch. */
 static void inverse_norms(const tuning *t, int layer, int target, float *sum) {
     const efficient *e = efficient_of(t);
     int place = efficient_place(target);
@@ -71,7 +71,7 @@ static void inverse_norms(const tuning *t, int layer, int target, float *sum) {
         for (size_t k = 0; k < rank; k++)
             for (size_t j = 0; j < w.cols; j++) sum[j] += scale * b[i * rank + k] * a[k * w.cols + j];
         for (size_t j = 0; j < w.cols; j++) square += (double)sum[j] * (double)sum[j];
-        to[i] = (float)(1 / sqrt(square));
+        to[i] = square > 0 ? (float)(1 / sqrt(square)) : 0;
     }
 }
 
@@ -95,7 +95,10 @@ static int dora_add(tuning *t, int layer, int target) {
     float *sum = (float *)malloc(w.cols * sizeof *sum);
     if (!norm->data || !sum) return free(sum), no_memory("DoRA's norms");
     inverse_norms(t, layer, target, sum);
-    for (size_t i = 0; i < w.rows; i++) ((float *)m->data)[i] = 1 / ((const float *)norm->data)[i];
+    for (size_t i = 0; i < w.rows; i++) {
+        float inverse = ((const float *)norm->data)[i];
+        ((float *)m->data)[i] = inverse > 0 ? 1 / inverse : 0;
+    }
     free(sum);
     return 1;
 }

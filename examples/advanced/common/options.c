@@ -37,7 +37,7 @@ int tuning_options(tuning_settings *set, option *to) {
         {"--schedule", OPTION_TEXT, &set->schedule, "linear (default), cosine or constant"},
         {"--warmup", OPTION_FLOAT, &set->warmup, "share of the steps with a rising rate (0.06)"},
         {"--clip", OPTION_FLOAT, &set->clip, "largest norm of the gradient; 0: any (1)"},
-        {"--weight_decay", OPTION_FLOAT, &set->weight_decay, "not of norms and biases (0)"},
+        {"--weight_decay", OPTION_FLOAT, &set->weight_decay, "of matrices and the classifier (0)"},
         {"--dropout", OPTION_FLOAT, &set->dropout, "of the classifier's input (0)"},
         {"--word_dropout", OPTION_FLOAT, &set->word_dropout,
          "share of the tokens that training leaves out (0)"},

@@ -19,6 +19,7 @@ int tuning_adopt(tuning *t, const char *name, ml_tensor *tensor) { return add(t,
 
 ml_tensor *tuning_parameter(tuning *t, const char *name, size_t rows, size_t cols, float sd) {
     tuning_weight *w = add(t, name, NULL);
+    if (w && rows == 1 && w->group == TUNING_WEIGHTS) w->group = TUNING_NO_DECAY;
     float *data = w ? (float *)calloc(rows * cols, sizeof *data) : NULL;
     if (!data) return no_memory(name), NULL;
     for (size_t i = 0; sd > 0 && i < rows * cols; i++) data[i] = sd * ml_random_normal(&t->random);

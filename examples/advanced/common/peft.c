@@ -101,7 +101,7 @@ void peft_permute(const ml_config *c, const peft_tensor *from, float *to, int is
    order. To Hugging Face's with positions > 0, back with positions < 0. */
 void peft_turn_keys(const ml_config *c, ml_tensor *x, double positions) {
     size_t hd = (size_t)c->head_dim, kv_dim = hd * (size_t)c->n_kv_heads;
-    float head[1024];
+    float head[PEFT_MAX_HEAD];
     for (size_t i = 0; i < x->rows * x->cols / hd; i++) {
         float *at = (float *)x->data + i * hd;
         if (i * hd / kv_dim % 2) continue; /* values */
@@ -135,8 +135,9 @@ ml_tensor peft_prefix(tuning *t, ml_graph *g, const tuning_batch *batch) {
 static int new_prefix(const tuning *t, ml_tensor *x) {
     const ml_config *c = &t->model->config;
     const efficient *e = efficient_of(t);
-    if (c->n_layers > PEFT_MAX_LAYERS || c->head_dim > 1024)
-        return complain("a prefix of more than %d layers", PEFT_MAX_LAYERS);
+    if (c->n_layers > PEFT_MAX_LAYERS || c->head_dim > PEFT_MAX_HEAD)
+        return complain("a prefix of more than %d layers, or heads of more than %d numbers", PEFT_MAX_LAYERS,
+                        PEFT_MAX_HEAD);
     x->type = ML_F32;
     x->rows = (size_t)efficient_length(e);
     x->cols = 2 * (size_t)c->n_layers * (size_t)(c->head_dim * c->n_kv_heads);

@@ -4,7 +4,7 @@
 
 #include "methods.h"
 
-enum { PEFT_MAX_LAYERS = 128 };
+enum { PEFT_MAX_LAYERS = 128, PEFT_MAX_HEAD = 1024 };
 
 typedef struct peft_tensor {
     char name[128];

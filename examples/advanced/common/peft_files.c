@@ -134,6 +134,17 @@ static const char *value_of(const char *json, const char *key) {
     return at + strspn(at, " \t\n:");
 }
 
+/* DoRA here has one rank, and one scale alpha / r. */
+static int check_scales(const char *path, const char *json) {
+    static const char *const keys[] = {"\"use_rslora\"", "\"rank_pattern\"", "\"alpha_pattern\""};
+    for (int i = 0; i < 3; i++) {
+        const char *value = value_of(json, keys[i]);
+        int is_on = i ? *value == '{' && value[1 + strspn(value + 1, " \t\r\n")] != '}' : *value == 't';
+        if (is_on) return complain("%s: %s is not known to --method dora", path, keys[i]);
+    }
+    return 1;
+}
+
 /* Whether adapter_config.json says what the options say. Without that file nothing is known. */
 static int check_config(const tuning *t) {
     const efficient *e = efficient_of(t);
@@ -150,6 +161,7 @@ static int check_config(const tuning *t) {
     if (ok && e->kind->setup == dora_setup && strtof(alpha, NULL) != efficient_alpha(e))
         ok = complain("%s: its alpha is %.*s, not %g (--alpha)", path, (int)strcspn(alpha, ",\n}"), alpha,
                       (double)efficient_alpha(e));
+    if (ok && e->kind->setup == dora_setup) ok = check_scales(path, json);
     free(json);
     return ok;
 }

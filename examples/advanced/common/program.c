@@ -113,6 +113,14 @@ static void write_line(char *to, size_t size, int argc, char **argv) {
     }
 }
 
+/* Whether any of the model's own weights learns, and not only what a method adds. */
+static int model_learns(const tuning *t) {
+    for (int i = 0; i < t->n_parameters; i++)
+        for (int k = 0; k < t->model->n_tensors; k++)
+            if (t->parameters[i]->tensor == &t->weights[k]) return 1;
+    return 0;
+}
+
 /* The model alone, for training on another task. */
 static int save_model(const tuning *t, const char *path) {
     ml_save_desc desc = {format_of(path), ML_TYPE_NONE, NULL, NULL};
@@ -123,6 +131,8 @@ static int save_model(const tuning *t, const char *path) {
 static int run(tuning *t, const tuning_settings *set, const tuning_method *method, const char *line) {
     if (!tuning_open(t, set, method) || (set->save && !tuning_can_save(t))) return 0;
     if (set->save_model && !t->model) return complain("--save_model: %s has no model", method->program);
+    if (set->save_model && !model_learns(t))
+        return complain("--save_model: %s leaves the model's own weights as they are", t->method.name);
     strcpy(t->line, line);
     return tuning_train(t) && (!t->method.trained || t->method.trained(t)) &&
            tuning_report(t, t->method.name, &t->result) && (!t->method.finish || t->method.finish(t)) &&

@@ -2,7 +2,7 @@
    Prompt Tuning"): embeddings of P tokens that are not in the vocabulary. Prefix tuning (Li & Liang 2021,
    "Prefix-Tuning: Optimizing Continuous Prompts for Generation"): keys and values of P tokens in every layer, learned
    directly, or through a network of two layers that is not needed afterwards. A prefix takes no position: its keys
-   are not rotated. Both begin as what P tokens of the training text give. */
+   are not rotated. Learned directly, both begin as what P tokens of the training text give. */
 #include <math.h>
 #include "methods.h"
 #include "../../common/report.h"
