@@ -1308,7 +1308,7 @@ typedef enum ml_overflow {
 
 typedef enum ml_stop {
     ML_STOP_LENGTH = 1, /* max_new_tokens reached */
-    ML_STOP_END,        /* the model ended its text: one of tokenizer->ends, or the bos of a next one */
+    ML_STOP_END,        /* the model ended its text: one of ->ends, or the bos of a next one, if no text */
     ML_STOP_CALLER,     /* on_token said so */
     ML_STOP_CONTEXT     /* the context is full */
 } ml_stop;
@@ -9244,10 +9244,13 @@ typedef struct mli_word_rule {
 } mli_word_rule;
 
 static const mli_word_rule mli_word_rules[] = {
-    {"gpt-2", 1, 0, 0, 0},     {"llama-bpe", 0, 3, 1, 1},       {"smollm", 1, 1, 0, 0},
-    {"qwen2", 0, 1, 0, 0},     {"phi-2", 1, 0, 0, 0},           {"llama3", 0, 3, 1, 1},
-    {"llama-v3", 0, 3, 1, 1},  {"starcoder", 1, 1, 0, 0},       {"refact", 1, 1, 0, 0},
-    {"command-r", 1, 1, 0, 0}, {"deepseek-r1-qwen", 0, 1, 0, 0}};
+    /* clang-format off */
+    {"gpt-2", 1, 0, 0, 0}, {"smollm", 1, 1, 0, 0}, {"phi-2", 1, 0, 0, 0}, {"starcoder", 1, 1, 0, 0},
+    {"refact", 1, 1, 0, 0}, {"command-r", 1, 1, 0, 0}, {"qwen2", 0, 1, 0, 0}, {"deepseek-r1-qwen", 0, 1, 0, 0},
+    {"llama-bpe", 0, 3, 1, 1}, {"llama3", 0, 3, 1, 1}, {"llama-v3", 0, 3, 1, 1}, {"falcon3", 0, 3, 1, 1},
+    {"pixtral", 0, 3, 1, 1},
+    /* clang-format on */
+};
 
 static const mli_word_rule *mli_find_word_rule(const char *name, size_t n) {
     for (size_t i = 0; i < MLI_COUNT(mli_word_rules); i++)
@@ -9424,6 +9427,7 @@ typedef struct mli_vocabulary {
     void *context;
     size_t n_pieces;
     int has_plain_spaces; /* pieces are written with ' ' where SentencePiece has U+2581 */
+    int has_raw_specials; /* special pieces are written as they are in a text, with ' ' (GGUF, tokenizer.json) */
     int32_t bos, eos, unknown, padding;
     int adds_bos, adds_eos;
     mli_text_rules rules;
@@ -9833,8 +9837,11 @@ static ml_result mli_fill_pieces(mli_tokenizer *t, const mli_vocabulary *vocabul
         if (piece.kind == ML_PIECE_BYTE) b = mli_byte_of_piece(piece.bytes, piece.length);
         if (b >= 0 && t->byte_ids[b] < 0) t->byte_ids[b] = id;
         if ((!merges && !mli_is_special_kind(piece.kind)) || !piece.length) continue;
-        /* a piece written with a plain space never matches: SentencePiece's text has marks instead */
-        if (!vocabulary->rules.words && memchr(piece.bytes, ' ', piece.length)) continue;
+        if (!vocabulary->rules.words && memchr(piece.bytes, ' ', piece.length)) {
+            /* never matches, as SentencePiece's text has marks instead, unless it is found before the text gets them */
+            if (!vocabulary->has_raw_specials || !mli_is_special_kind(piece.kind)) continue;
+            merges = 0;
+        }
         result = mli_index_piece(t, id, merges, error);
         if (result) return result;
     }
@@ -10659,9 +10666,10 @@ static ml_result mli_read_prompt(mli_session *s, const ml_generate_desc *desc, m
     return mli_session_append(s, desc->overflow, ids, &logits, error);
 }
 
-/* bos ends a text, too: for models trained on concatenated texts it marks the beginning of the next one. */
+/* bos ends a text, too: for models trained on concatenated texts it marks the beginning of the next one. But not a
+   piece of text, which is bos where a configuration says 1 for a tokenizer that has something else there. */
 static int mli_is_end(const ml_tokenizer *t, int32_t id) {
-    int is_end = id == t->bos;
+    int is_end = id >= 0 && id == t->bos && mli_is_special_kind(mli_kind_of(t->private_part, id));
     for (int i = 0; i < t->n_ends; i++) is_end |= id == t->ends[i];
     return is_end && id >= 0;
 }
@@ -16073,6 +16081,7 @@ static ml_result mli_tokenizer_from_archive(const ml_archive *archive, int compa
                         "no tokenizer in this file: key %s is %s",
                         tokens ? MLI_KEY_TOKENIZER : MLI_KEY_TOKENS, tokens && model ? "no text" : "absent");
     v.n_pieces = tokens->length;
+    v.has_raw_specials = 1;
     v.get = mli_gguf_get;
     v.context = &source;
     source.data = (const unsigned char *)tokens->s;
@@ -16658,6 +16667,7 @@ static ml_result mli_hf_create(mli_hf *hf, ml_tokenizer **tokenizer, ml_error *e
     for (size_t i = 0; i < MLI_COUNT(steps) && !hf->archive->result; i++) steps[i](hf);
     if (hf->archive->result) return hf->archive->result;
     v->context = hf;
+    v->has_raw_specials = 1;
     v->get = mli_hf_get;
     v->get_merge = mli_hf_get_merge;
     v->n_merges = hf->merges.n;
@@ -20351,8 +20361,9 @@ ML_DEF ml_result ml_trainer_save_to(const ml_trainer *trainer, const ml_output *
     return mli_save_trainer(trainer, mli_to_output(output), error);
 }
 
-/* Whether its numbers are finite. (Views of larger arrays are not saved by these functions, nor looked at.) */
-static int mli_array_is_finite(const ml_array *array) {
+/* Whether its numbers are finite, and at least 0 if they are of squares. (Views of larger arrays are not saved by these
+   functions, nor looked at.) */
+static int mli_array_is_valid(const ml_array *array, int of_squares) {
     const unsigned char *data = (const unsigned char *)array->data;
     size_t n = ml_array_count(array);
     float numbers[256]; /* whole blocks */
@@ -20362,6 +20373,8 @@ static int mli_array_is_finite(const ml_array *array) {
         part = MLI_MIN(n - done, MLI_COUNT(numbers));
         mli_take_elements(&to, array->type, data + ml_type_row_bytes(array->type, done), part);
         if (mli_find_beyond(numbers, part, MLI_INFINITY_BITS) < part) return 0;
+        for (size_t i = 0; of_squares && i < part; i++)
+            if (numbers[i] < 0) return 0; /* its root would be none */
     }
     return 1;
 }
@@ -20379,8 +20392,10 @@ static ml_result mli_restore_tensor(const ml_archive *archive, const char *name,
         return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's %s has rows of %l numbers, not %z", name,
                         array->n_dims ? array->shape[array->n_dims - 1] : 1, tensor->cols);
     ml_result result = !mli_is_readable(array->type) ? ML_ERROR_UNSUPPORTED : ML_OK;
-    if (!result && !write && !mli_array_is_finite(array))
-        return mli_fail(error, ML_ERROR_NUMBER, "the checkpoint's %s has a number that is not finite", name);
+    int of_squares = mli_begins_with(name, mli_trained_prefixes[2]);
+    if (!result && !write && !mli_array_is_valid(array, of_squares))
+        return mli_fail(error, ML_ERROR_NUMBER, "the checkpoint's %s has a number that is not finite%s", name,
+                        of_squares ? ", or below 0" : "");
     if (!result && write) result = ml_array_read_floats(array, (float *)tensor->data, n);
     return result ? mli_fail(error, result, "the checkpoint's %s cannot be read", name) : ML_OK;
 }
@@ -22760,7 +22775,7 @@ static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, 
     const mli_type_info *in = mli_type(from), *out = mli_type(to);
     float part[MLI_LARGEST_BLOCK];
     uint16_t raw[2 * MLI_LARGEST_BLOCK]; /* src and dst may have odd addresses */
-    const size_t most = in->bytes == 8 ? MLI_COUNT(part) / 2 : MLI_COUNT(part);
+    const size_t most = in->bytes == 8 ? MLI_COUNT(part) / 2 : MLI_COUNT(part); /* `raw` holds no more */
     size_t first = n;
     if (from == to && mli_is_quantized(to)) { /* as they are: rounded again they might change */
         memmove(dst, src, n / in->block * in->bytes);
@@ -22769,9 +22784,13 @@ static size_t mli_convert(ml_type to, void *dst, ml_type from, const void *src, 
         return first;
     }
     for (size_t count, done = 0; done < n; done += count) {
-        count = MLI_MIN(n - done, most);
-        memcpy(raw, (const uint8_t *)src + done / in->block * in->bytes, count / in->block * in->bytes);
-        mli_get_floats(from, raw, part, count, to == ML_F16 || to == ML_BF16);
+        count = MLI_MIN(n - done, MLI_COUNT(part)); /* whole blocks of `to` */
+        for (size_t some, got = 0; got < count; got += some) {
+            some = MLI_MIN(count - got, most);
+            memcpy(raw, (const uint8_t *)src + (done + got) / in->block * in->bytes,
+                   some / in->block * in->bytes);
+            mli_get_floats(from, raw, part + got, some, to == ML_F16 || to == ML_BF16);
+        }
         size_t beyond = first < n ? count : mli_find_beyond(part, count, out->limit);
         if (beyond < count) {
             first = done + beyond;

@@ -578,7 +578,8 @@ TEST(meta_lines) {
 
 static bytes write_spm(const char *steps) {
     bytes b = {NULL, 0, 0};
-    put_text(&b, "{\"added_tokens\": [{\"id\": 1, \"content\": \"<s>\", \"special\": true}], ");
+    put_text(&b, "{\"added_tokens\": [{\"id\": 1, \"content\": \"<s>\", \"special\": true}, "
+                 "{\"id\": 266, \"content\": \"a  \", \"special\": false}], ");
     put_text(&b, steps);
     put_text(
         &b,
@@ -605,6 +606,7 @@ TEST(sentencepiece_in_json) {
     ENCODES(t, "a\n\xC3\xA9", 0, 262, 12, 0xC3 + 2, 0xA9 + 2);
     ENCODES(t, "<s>ab<s><s>", ML_PARSE_SPECIAL, 1, 264, 1, 1); /* each text between has its space */
     ENCODES(t, "ab<s>ab", ML_PARSE_SPECIAL, 264, 1, 264);
+    ENCODES(t, "aba  ", 0, 264, 266); /* added to the vocabulary, with plain spaces */
     CHECK(t->bos == 1 && t->unknown == 0 && round_trips(t, " ab  b\xFF", 7));
     ml_tokenizer_free(t);
     t = load(write_spm("\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\xE2\x96\x81\", "
@@ -626,7 +628,7 @@ TEST(sentencepiece_saved_by_scores) {
     REQUIRE(ml_model_save(model, in_folder("spm.gguf"), NULL, &failure) == ML_OK);
     REQUIRE(ml_model_load(in_folder("spm.gguf"), NULL, &again, &failure) == ML_OK);
     REQUIRE(again->tokenizer);
-    CHECK(same_ids(t, again->tokenizer, "ab a bab\n\xC3\xA9 abab", 0));
+    CHECK(same_ids(t, again->tokenizer, "ab a bab\n\xC3\xA9 ababa  ", 0));
     ml_model_free(again);
     ml_model_free(model);
     t = load(write_spm("\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\xE2\x96\x81\", "

@@ -364,6 +364,31 @@ TEST(convert_rounds_once) {
     CHECK(half[0] == 0x4e81);
 }
 
+/* Numbers of 8 bytes are taken in smaller parts than a block: whole numbers, so that all three say the same. */
+TEST(convert_from_wide_numbers) {
+    enum { N = 512 };
+    static const ml_type from[3] = {ML_F32, ML_F64, ML_I64};
+    float f32[N];
+    double f64[N];
+    int64_t i64[N];
+    const void *const numbers[3] = {f32, f64, i64};
+    int n_types = 0;
+    for (int i = 0; i < N; i++) f32[i] = (float)(i64[i] = i * 37 % 101 - 50), f64[i] = (double)i64[i];
+    for (int type = 0; type < 64; type++) {
+        unsigned char block[3][4 * N];
+        size_t size = ml_type_row_bytes((ml_type)type, N);
+        for (int i = 0; i < 3; i++) memset(block[i], 0xaa, sizeof block[i]);
+        if (!size || size > sizeof block[0] || ml_type_convert((ml_type)type, block[0], ML_F32, f32, N))
+            continue;
+        n_types++;
+        for (int i = 1; i < 3; i++) {
+            CHECK(ml_type_convert((ml_type)type, block[i], from[i], numbers[i], N) == ML_OK);
+            CHECK(memcmp(block[i], block[0], size) == 0);
+        }
+    }
+    CHECK(n_types >= 5); /* F32, F16, BF16, Q8_0 and Q4_0, whatever is left out */
+}
+
 TEST(convert_integers) {
     static const int64_t i64[3] = {INT64_MIN, INT64_MAX, (1 << 24) + 1};
     static const uint8_t bytes[2] = {128, 255};
@@ -404,6 +429,7 @@ int main(void) {
     RUN(strange_numbers);
     RUN(convert_pairs);
     RUN(convert_rounds_once);
+    RUN(convert_from_wide_numbers);
     RUN(convert_integers);
     RUN(convert_refuses);
     return test_report("formats");

@@ -727,6 +727,12 @@ TEST(optimizers_keep_finite_numbers) {
     got.data[at + 3] = 0x7f, got.data[at + 2] = 0xc0; /* NaN in place of 1 */
     CHECK(ml_optimizer_restore_memory(optimizer, got.data, good, &failure) == ML_ERROR_NUMBER);
     CHECK(strstr(failure.text, "parameter.0 has a number that is not finite") && numbers[1] == 2.5f);
+    got.data[at + 3] = 0x3f, got.data[at + 2] = 0x80;
+    got.data[at + 64 + 3] = 0xbf, got.data[at + 64 + 2] = 0x80; /* -1 as a mean of squares */
+    CHECK(ml_optimizer_restore_memory(optimizer, got.data, good, &failure) == ML_ERROR_NUMBER);
+    CHECK(strstr(failure.text, "adamw.v.parameter.0 has a number that is not finite, or below 0"));
+    got.data[at + 64 + 3] = 0x3f;
+    CHECK(ml_optimizer_restore_memory(optimizer, got.data, good, &failure) == ML_OK && numbers[1] == 2);
     ml_optimizer_free(optimizer);
     free_bytes(&got);
 }

@@ -860,6 +860,27 @@ TEST(no_piece_for_space) {
     free(v.pieces);
 }
 
+/* In a GGUF, special pieces are written as they are in a text: llama.cpp's converter puts plain spaces into them. */
+TEST(plain_spaces_in_special_pieces) {
+    static const entry more[] = {{"a", -1, 1},
+                                 {MARK, -2, 1},
+                                 {"   ", 0, ML_PIECE_USER_DEFINED},
+                                 {MARK MARK MARK, -3, 1},
+                                 {"<c d>", 0, 3}};
+    vocabulary v = make_vocabulary(more, COUNT(more), 1);
+    ml_tokenizer *t = load_and_free(write_gguf(&v, 0));
+    REQUIRE(t);
+    ENCODES(t, "a   ", FIRST + 1, FIRST, FIRST + 2);
+    ENCODES(t, "a    ", FIRST + 1, FIRST, FIRST + 2, FIRST + 1);
+    encoded e = encode(t, "<c d>", 5, ML_PARSE_SPECIAL);
+    CHECK(e.n == 1 && e.ids[0] == FIRST + 4);
+    free(e.work);
+    CHECK(ml_tokenizer_find(t, "   ", 3) == FIRST + 2 && ml_tokenizer_find(t, "<c d>", 5) == FIRST + 4);
+    CHECK(round_trips(t, "a   a    a", 10));
+    ml_tokenizer_free(t);
+    free(v.pieces);
+}
+
 /* SentencePiece writes no piece with a plain space; if there is one, it is decoded, but text never becomes it. */
 TEST(plain_space_in_a_piece) {
     static const entry more[] = {{"a", -1, 1}, {MARK, -2, 1}, {"a b", 5, 1},
@@ -1729,6 +1750,7 @@ int main(void) {
     RUN(user_defined);
     RUN(unused);
     RUN(no_piece_for_space);
+    RUN(plain_spaces_in_special_pieces);
     RUN(plain_space_in_a_piece);
     RUN(flags_of_the_file_are_obeyed);
     RUN(several_ids_end_a_text);
