@@ -19317,10 +19317,15 @@ static int mli_is_padding(const mli_saver *saver, int32_t id) {
     return id >= saver->model->tokenizer->n_pieces || saver->is_repeated[id];
 }
 
+/* A user-defined piece is written as it is in a text, because llama.cpp finds it before the text gets its marks. */
 static void mli_append_piece(mli_writer *writer, const mli_saver *saver, int32_t id) {
+    const ml_tokenizer *tokenizer = saver->model->tokenizer;
     size_t length;
-    const char *piece = ml_tokenizer_piece(saver->model->tokenizer, id, &length, NULL, NULL);
+    ml_piece_kind kind;
+    const char *piece = ml_tokenizer_piece(tokenizer, id, &length, NULL, &kind);
     char pad[32];
+    if (kind == ML_PIECE_USER_DEFINED && !tokenizer->private_part->rules.words)
+        piece = mli_text_of(tokenizer->private_part, id, &length);
     mli_format(pad, sizeof pad, "[PAD%d]", (int)id);
     if (mli_is_padding(saver, id))
         mli_append_string(writer, pad, strlen(pad));

@@ -1081,6 +1081,24 @@ TEST(all_ends_are_saved) {
     free(v.pieces);
 }
 
+/* A user-defined piece of SentencePiece's, which has marks, has plain spaces in a GGUF, and is found as before. */
+TEST(user_defined_pieces_are_saved_as_text) {
+    static const entry more[] = {{"a", -1, 1}, {MARK, -2, 1}, {MARK MARK, 0, ML_PIECE_USER_DEFINED}};
+    vocabulary v = make_vocabulary(more, COUNT(more), 1);
+    ml_tokenizer *t = load_vocabulary(&v);
+    size_t n;
+    ENCODES(t, "a  a", FIRST + 1, FIRST, FIRST + 2, FIRST);
+    ml_model *model = model_for(t);
+    REQUIRE(ml_model_save(model, in_folder("user.gguf"), NULL, &failure) == ML_OK);
+    ml_model_free(model);
+    REQUIRE(ml_model_load(in_folder("user.gguf"), NULL, &model, &failure) == ML_OK && model->tokenizer);
+    ENCODES(model->tokenizer, "a  a", FIRST + 1, FIRST, FIRST + 2, FIRST);
+    const char *piece = ml_tokenizer_piece(model->tokenizer, FIRST + 2, &n, NULL, NULL);
+    CHECK(n == 2 && memcmp(piece, "  ", 2) == 0);
+    ml_model_free(model);
+    free(v.pieces);
+}
+
 /* Only what the tokenizer has is written, and it is the same when it is loaded again. */
 TEST(saving_invents_nothing) {
     static const int32_t ends[] = {2, FIRST, FIRST + 1};
@@ -1757,6 +1775,7 @@ int main(void) {
     RUN(names_that_end_a_text);
     RUN(without_bos);
     RUN(all_ends_are_saved);
+    RUN(user_defined_pieces_are_saved_as_text);
     RUN(saving_invents_nothing);
     RUN(hugging_faces_files);
     RUN(damaged_files);
