@@ -140,7 +140,7 @@ static double exact(const problem *p, size_t row_x, size_t row_w, double *size) 
     for (i = 0; i < p->k; i += n, w += mli_type(p->type)->bytes) {
         unpack_plainly(p->type, w, &block);
         for (j = 0; j < n; j++) {
-            double q = (double)x_scale[(i + j) / 32] * (double)x[(i + j) / 32].q[j % 32];
+            double q = (double)x_scale[(i + j) / 32] * (double)x[(i + j) / 32].q[MLI_IN_BLOCK(j % 32)];
             sum += q * (block.scale[j] * block.q[j] - block.less[j]);
             *size += fabs(q) * (fabs(block.scale[j] * block.q[j]) + fabs(block.less[j]));
         }
@@ -197,7 +197,8 @@ static void plain_rows(const problem *p, float *y, size_t stride) {
                 int j;
                 mli_dequantize_row(p->type, w, q, 32);
                 for (j = 0; j < 32; j++) q[j] /= mli_load_scale(w); /* whole numbers again, up to rounding */
-                for (j = 0; j < 32; j++) dot += roundf(q[j]) * (float)p->q.q[i * blocks + b].q[j];
+                for (j = 0; j < 32; j++)
+                    dot += roundf(q[j]) * (float)p->q.q[i * blocks + b].q[MLI_IN_BLOCK(j)];
                 sum += mli_load_scale(w) * p->q.scale[i * blocks + b] * dot;
             }
             y[i * stride + row] = sum;
