@@ -167,9 +167,9 @@
    return, by functions that save and restore files (an arena does not get that back). A mapped model takes no memory
    for its weights beyond the file's pages; a session's KV cache takes 8 * L * max_seq_len * kv_dim bytes (fewer with
    cache_type), or, where the model has a window, 8 * L * kv_dim for each position in the window and some more (the
-   larger of max_batch and an eighth of them, and up to 64). A trainer is one buffer: 12 bytes for each number that it trains, and
-   the activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a number, and
-   the activations of the pass that was measured.
+   larger of max_batch and an eighth of them, and up to 64). A trainer is one buffer: 12 bytes for each number that it
+   trains, and the activations of its largest batch. An optimizer and a graph are one buffer each: the same 12 bytes a
+   number, and the activations of the pass that was measured.
 
    ERRORS  A function that can fail returns an ml_result, and most fill in an ml_error with one sentence. None prints,
    exits or aborts. Files may be hostile: every size and offset in them is checked.
@@ -9838,7 +9838,7 @@ static ml_result mli_fill_pieces(mli_tokenizer *t, const mli_vocabulary *vocabul
         if (b >= 0 && t->byte_ids[b] < 0) t->byte_ids[b] = id;
         if ((!merges && !mli_is_special_kind(piece.kind)) || !piece.length) continue;
         if (!vocabulary->rules.words && memchr(piece.bytes, ' ', piece.length)) {
-            /* never matches, as SentencePiece's text has marks instead, unless it is found before the text gets them */
+            /* never matches, as SentencePiece's text has marks instead, unless it is found before they are made */
             if (!vocabulary->has_raw_specials || !mli_is_special_kind(piece.kind)) continue;
             merges = 0;
         }
@@ -20366,8 +20366,8 @@ ML_DEF ml_result ml_trainer_save_to(const ml_trainer *trainer, const ml_output *
     return mli_save_trainer(trainer, mli_to_output(output), error);
 }
 
-/* Whether its numbers are finite, and at least 0 if they are of squares. (Views of larger arrays are not saved by these
-   functions, nor looked at.) */
+/* Whether its numbers are finite, and at least 0 if they are of squares. (Views of larger arrays are not saved by
+   these functions, nor looked at.) */
 static int mli_array_is_valid(const ml_array *array, int of_squares) {
     const unsigned char *data = (const unsigned char *)array->data;
     size_t n = ml_array_count(array);
