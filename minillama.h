@@ -12596,7 +12596,8 @@ static void mli_check_index(mli_archive *archive, const ml_archive *index) {
         if (!mli_begins_with(value->name, MLI_WEIGHT_MAP)) continue;
         const char *name = value->name + sizeof MLI_WEIGHT_MAP - 1;
         const ml_array *array = ml_archive_find_array(&archive->shown, name);
-        const char *in = array ? mli_shard_of(archive, array) : NULL;
+        /* one without numbers, at the end of a mapping, may be where another begins */
+        const char *in = array && ml_array_count(array) ? mli_shard_of(archive, array) : NULL;
         if (in && strcmp(in, value->s) != 0)
             mli_stop(archive, ML_ERROR_MISMATCH, "tensor %s is not in %s, as the index says", name, value->s);
     }
@@ -12949,7 +12950,7 @@ ML_DEF const ml_value *ml_archive_find_value(const ml_archive *archive, const ch
 /* ---- the elements of an array ---- */
 
 ML_DEF size_t ml_array_count(const ml_array *array) {
-    size_t count = array != NULL; /* the product fits: see mli_set_contiguous */
+    size_t count = array != NULL; /* the product fits: see mli_set_contiguous, and mli_torch_extent */
     for (int i = 0; array && i < array->n_dims; i++) count *= (size_t)array->shape[i];
     return count;
 }
@@ -14240,6 +14241,11 @@ static void mli_torch_extent(mli_torch *torch, ml_array *array, int64_t offset, 
     mli_set_contiguous(torch->archive, &dense);
     int has_numbers = 1;
     for (int i = 0; i < array->n_dims; i++) has_numbers = has_numbers && array->shape[i] > 0;
+    uint64_t count = 1;
+    /* with strides of 0 there are more than the storage has, but a caller must be able to hold them */
+    for (int i = 0; i < array->n_dims && has_numbers; i++)
+        if (!mli_mul_up_to(SIZE_MAX / sizeof(int64_t), (uint64_t)array->shape[i], &count))
+            mli_stop(torch->archive, ML_ERROR_FORMAT, "tensor %s: its shape overflows", array->name);
     int64_t left = n - has_numbers; /* numbers that may follow the first element */
     int fits = offset >= 0 && offset <= left;
     left -= fits ? offset : left;
@@ -14549,7 +14555,8 @@ static void mli_torch_cut(mli_torch *torch) {
         header = found;
         size_t next = (size_t)(in.p - archive->data); /* after names and extra fields: none is read twice */
         archive->error = NULL;                        /* what is wrong with the pickle does not matter */
-        if (at == 0 && mli_pickle_run(torch, in.p, mli_left(&in))) bytes = mli_torch_storage_bytes(torch);
+        if (at == 0 && mli_pickle_run(torch, in.p, MLI_MIN(mli_left(&in), (size_t)INT32_MAX)))
+            bytes = mli_torch_storage_bytes(torch);
         at = next - 1;
     }
     archive->error = error;
@@ -16921,6 +16928,7 @@ typedef struct mli_loader {
     int is_odd;              /* some weights are copied because they are not aligned */
     int is_joined;           /* of Meta's pieces: see mli_join_pieces */
     uint64_t joined_bytes;   /* of their matrices */
+    int pattern_steps;       /* left for all patterns of an adapter: see mli_pattern_fits */
     ml_error *error;
     ml_result result; /* of the first step that failed; those after it do nothing */
 } mli_loader;
@@ -18723,7 +18731,7 @@ typedef struct mli_pattern {
     int failed;       /* there is something that is not understood */
 } mli_pattern;
 
-enum { MLI_PATTERN_DEPTH = 8, MLI_PATTERN_STEPS = 10000 };
+enum { MLI_PATTERN_DEPTH = 8, MLI_PATTERN_STEPS = 10000, MLI_ALL_PATTERN_STEPS = 100000000 };
 
 static int mli_is_word_character(char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
@@ -18855,13 +18863,15 @@ static uint64_t mli_match_choice(mli_pattern *r, uint64_t from) {
     }
 }
 
-/* Whether a pattern fits a name; -1: it is not understood. */
-static int mli_pattern_fits(const char *pattern, const char *module) {
-    mli_pattern r = {pattern, module, strlen(module), 0, MLI_PATTERN_STEPS, 0};
+/* Whether a pattern fits a name; -1: it is not understood, or takes more than what is left of *steps. */
+static int mli_pattern_fits(const char *pattern, const char *module, int *steps) {
+    const int most = MLI_MIN(*steps, (int)MLI_PATTERN_STEPS);
+    mli_pattern r = {pattern, module, strlen(module), 0, most, 0};
     uint64_t from = 1;
     for (size_t i = 0; i < r.length; i++)
         if (module[i] == '.') from |= (uint64_t)2 << i;
     uint64_t to = mli_match_choice(&r, from);
+    *steps -= most - MLI_MAX(r.steps, 0);
     return r.failed || *r.p ? -1 : (int)(to >> r.length & 1);
 }
 
@@ -18873,7 +18883,7 @@ static const ml_value *mli_peft_value(mli_loader *loader, const char *patterns, 
     for (size_t i = 0; i < loader->archive->n_values && !loader->result; i++) {
         const ml_value *value = &loader->archive->values[i];
         if (strncmp(value->name, patterns, n) != 0) continue;
-        int fits = mli_pattern_fits(value->name + n, module);
+        int fits = mli_pattern_fits(value->name + n, module, &loader->pattern_steps);
         if (fits < 0)
             mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s: that regular expression is not understood",
                        value->name);
@@ -18945,6 +18955,7 @@ static ml_result mli_load_adapter(mli_loader *loader, const ml_model *model, con
                                   ml_lora **lora) {
     if (lora) *lora = NULL;
     if (mli_loader_begin(loader, model, desc, lora != NULL)) return loader->result;
+    loader->pattern_steps = MLI_ALL_PATTERN_STEPS;
     mli_find_pairs(loader);
     if (loader->naming == MLI_NAMING_HF) mli_load_json(loader, MLI_PEFT_JSON, "of an adapter");
     mli_check_adapter(loader);
@@ -19948,10 +19959,31 @@ static ml_result mli_check_course(const mli_saver *saver) {
                     "a PyTorch file is for the course's code, which does not know %s", what);
 }
 
-static ml_result mli_check_pooling(const mli_saver *saver) {
-    if (!saver->desc.head || saver->desc.head->pooling != ML_POOL_MAX) return ML_OK;
-    return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
-                    "a head that pools by ML_POOL_MAX cannot be saved: no format has a name for it");
+/* Whether n bytes are UTF-8, as JSON and GGUF want it: no overlong form, no surrogate, nothing above 10FFFF. */
+static int mli_is_utf8(const char *text, size_t n) {
+    const unsigned char *p = (const unsigned char *)text, *end = p + n;
+    for (int32_t size; p < end; p += size) {
+        char again[4];
+        uint32_t c = p[0];
+        size = mli_character_size(p, (size_t)(end - p));
+        if (c < 0x80) continue;
+        if (size == 1 || c > 0xf4) return 0;
+        c &= 0x7fu >> size;
+        for (int32_t i = 1; i < size; i++) c = c << 6 | (p[i] & 63);
+        if ((c >= 0xd800 && c < 0xe000) || c > 0x10ffff || mli_put_utf8(again, c) != (size_t)size) return 0;
+    }
+    return 1;
+}
+
+static ml_result mli_check_saved_head(const mli_saver *saver) {
+    const ml_head *head = saver->desc.head;
+    if (head && head->pooling == ML_POOL_MAX)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                        "a head that pools by ML_POOL_MAX cannot be saved: no format has a name for it");
+    for (int i = 0; head && head->labels && i < head->n_classes; i++)
+        if (!mli_is_utf8(head->labels[i], strlen(head->labels[i])))
+            return mli_fail(saver->error, ML_ERROR_ARGUMENT, "label %d of the head is not UTF-8", i);
+    return ML_OK;
 }
 
 static ml_result mli_check_saving(const mli_saver *saver) {
@@ -19983,7 +20015,7 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (saver->is_hf && !saver->lora && c->window && c->attention_bias)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
                         "no config.json stands for a window and biases of attention together: save as GGUF");
-    ml_result result = mli_check_pooling(saver);
+    ml_result result = mli_check_saved_head(saver);
     return result ? result : mli_check_course(saver);
 }
 
@@ -20093,7 +20125,7 @@ static ml_result mli_save_head(const ml_head *head, mli_destination to, ml_error
     saver.error = error;
     mli_add_part(&saver, lone);
     mli_add_part(&saver, mli_head_part(head));
-    ml_result result = mli_check_pooling(&saver);
+    ml_result result = mli_check_saved_head(&saver);
     if (!result) result = mli_check_numbers(&saver);
     return result ? result : mli_save_to(&saver, to);
 }
@@ -20137,22 +20169,6 @@ static void mli_append_values(mli_writer *writer, const mli_saver *saver, const 
             mli_append_string(writer, value->s, value->length);
         }
     }
-}
-
-/* Whether n bytes are UTF-8, as JSON and GGUF want it: no overlong form, no surrogate, nothing above 10FFFF. */
-static int mli_is_utf8(const char *text, size_t n) {
-    const unsigned char *p = (const unsigned char *)text, *end = p + n;
-    for (int32_t size; p < end; p += size) {
-        char again[4];
-        uint32_t c = p[0];
-        size = mli_character_size(p, (size_t)(end - p));
-        if (c < 0x80) continue;
-        if (size == 1 || c > 0xf4) return 0;
-        c &= 0x7fu >> size;
-        for (int32_t i = 1; i < size; i++) c = c << 6 | (p[i] & 63);
-        if ((c >= 0xd800 && c < 0xe000) || c > 0x10ffff || mli_put_utf8(again, c) != (size_t)size) return 0;
-    }
-    return 1;
 }
 
 /* Whether text can be a name in any format, without escapes. */

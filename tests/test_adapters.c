@@ -623,6 +623,19 @@ TEST(patterns) {
     free_bytes(&file);
 }
 
+/* All patterns of a file together may take so many steps, and one that begins after that is not understood. */
+TEST(patterns_have_a_bound) {
+    const char *pattern = ".*.*.*.*.*!";
+    int steps = 1000, all = 1000, n = 0;
+    CHECK(mli_pattern_fits(pattern, "layers.0", &steps) == 0 && steps < all && steps > all - 100);
+    for (int before = steps; steps > 0; before = steps, n++) {
+        int fits = mli_pattern_fits(pattern, "layers.0", &steps);
+        CHECK(steps < before && (fits == 0 || (fits == -1 && steps <= 0)));
+    }
+    CHECK(n > 10 && n < 1000);
+    CHECK(mli_pattern_fits("layers", "layers", &steps) == -1);
+}
+
 /* ---- every pair with its own rank and scale ---- */
 
 static int rank_of(int pair) { return 1 + pair % 3; }
@@ -1495,6 +1508,7 @@ int main(void) {
     RUN(words_in_names);
     RUN(scales);
     RUN(patterns);
+    RUN(patterns_have_a_bound);
     RUN(ranks_and_scales_of_pairs);
     RUN(patterns_written);
     RUN(training_pairs);

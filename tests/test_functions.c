@@ -72,11 +72,19 @@ TEST(floats) {
     CHECK(largest_error(root_in_integers, sqrt, 4099) <= 0.5);
     CHECK(largest_error(mli_expf, exp, 4099) < 0.501);
     CHECK(largest_error(mli_logf, log, 4099) < 0.501);
-    CHECK(largest_error(mli_sinf, sin, 4099) < 0.501);
-    CHECK(largest_error(mli_cosf, cos, 4099) < 0.501);
     CHECK(largest_error(mli_sqrtf, sqrt, 4099) <= 0.5);
     CHECK(largest_error(mli_tanhf, tanh, 8191) < 0.51);
     CHECK(largest_error(mli_erfcf, erfc, 16381) < 0.51);
+}
+
+/* Whether the C library rounds doubles rightly. mingw-w64's uses instructions of the x87, which round twice, and have no
+   sine of 1e22 (Muller et al. 2010, "Handbook of Floating-Point Arithmetic"). */
+static int has_right_doubles(void) { return fabs(sin(1e22) + 0.8522008497671888) < 1e-15; }
+
+TEST(sines) {
+    if (!has_right_doubles()) SKIP("the C library's sine is wrong for large angles");
+    CHECK(largest_error(mli_sinf, sin, 4099) < 0.501);
+    CHECK(largest_error(mli_cosf, cos, 4099) < 0.501);
 }
 
 /* Angles of a long context. */
@@ -110,11 +118,12 @@ TEST(powers) {
 }
 
 TEST(doubles) {
+    const double of_root = has_right_doubles() ? 0 : 2.3e-16; /* the last bit */
     for (int i = -2000000; i < 2000000; i++) {
         double x = i * 3.5e-4 + 1e-9, y = fabs(x) * 1e3;
         CHECK_NEAR(mli_exp(x), exp(x), 1e-320, 1e-15);
         CHECK_NEAR(mli_log(y), log(y), 5e-16, 5e-16);
-        CHECK_NEAR(mli_sqrt(y), sqrt(y), 0, 0);
+        CHECK_NEAR(mli_sqrt(y), sqrt(y), 0, of_root);
         CHECK(mli_floor(x) == floor(x) && mli_ceil(y) == ceil(y));
     }
     for (int i = 0; i <= 1000; i++) {
@@ -131,6 +140,7 @@ TEST(doubles) {
 
 int main(void) {
     RUN(floats);
+    RUN(sines);
     RUN(angles);
     RUN(powers);
     RUN(doubles);

@@ -278,6 +278,25 @@ TEST(json) {
 }
 
 /* Labels so long that they could not be keys of our own reader: the file is written, and can be read. */
+/* Python would read neither config.json nor the pickle. */
+TEST(labels_that_are_not_utf8) {
+    static const char *const labels[] = {"good", "gem\xfctlich", "bad", "x", "y", "z"};
+    ml_model *model = some_model(DIM);
+    REQUIRE(model && CLASSES <= 6);
+    ml_head *head = some_head(model, labels, ML_POOL_LAST, 0);
+    for (int place = 0; place < PLACES; place++) {
+        ml_error error;
+        remove(path_of(place));
+        CHECK(save(place, model, head, &error) == ML_ERROR_ARGUMENT);
+        CHECK(strstr(error.text, "label 1 of the head is not UTF-8"));
+        FILE *written = fopen(path_of(place), "rb");
+        CHECK(!written);
+        if (written) fclose(written);
+    }
+    ml_head_free(head);
+    ml_model_free(model);
+}
+
 TEST(long_labels) {
     static char text[CLASSES][2000];
     const char *labels[CLASSES];
@@ -923,6 +942,7 @@ int main(void) {
     RUN(without_head);
     RUN(names_in_files);
     RUN(json);
+    RUN(labels_that_are_not_utf8);
     RUN(long_labels);
     RUN(pickled);
     RUN(torch_round_trips);

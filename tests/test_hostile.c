@@ -352,6 +352,7 @@ TEST(tensors_outside_of_their_storage) {
         {24, 0, 2, {1ll << 32, 1ll << 32}, {0, 0}, ML_ERROR_FORMAT, "overflows"},
         {24, 0, 2, {3, INT64_MAX}, {1, 2}, ML_ERROR_FORMAT, "overflows"},
         {24, 0, 2, {0, INT64_MAX}, {1, 2}, ML_OK, ""},
+        {24, 0, 2, {(1 << 30) + 1, 4}, {0, 1}, sizeof(size_t) == 4 ? ML_ERROR_FORMAT : ML_OK, "overflows"},
         {24, 0, 9, {1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1, 1, 1, 1}, ML_OK, ""},
         {25, 0, 1, {1}, {1}, ML_ERROR_FORMAT, "storage of 25 numbers has 96 bytes"},
         {INT64_MAX, 0, 1, {1}, {1}, ML_ERROR_FORMAT, "storage of 9223372036854775807 numbers"},
