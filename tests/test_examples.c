@@ -551,6 +551,25 @@ TEST(how_to_train) {
     free(first);
 }
 
+/* A question that is longer than --max_sentence_len does not fit, and nothing is written beyond the rows. */
+TEST(prompts_have_room) {
+    for (int n = 2; n <= 12; n += 5) {
+        char arguments[512];
+        snprintf(arguments, sizeof arguments,
+                 "--option prompt --mode llama --max_sentence_len %d --pretrained-model-path " MODEL SHORT,
+                 n);
+        CHECK(run("run_llama", arguments, "") == 1 && strstr(complained, ", but there is room for "));
+    }
+}
+
+/* Where no label of dev is known, none of the epochs is the best: the last one is kept. */
+TEST(unknown_labels_choose_nothing) {
+    write_file(in_folder("unknown.txt"), "-1 ||| once\n-1 ||| twice\n", 25);
+    CHECK(runs_llama("--option finetune --pretrained-model-path " MODEL SHORT " --epochs 2",
+                     flag("--dev", "unknown.txt"), flag("--state", "last.gguf"), "") == 0);
+    CHECK(strstr(said, "epoch 1 is kept, the last: the labels of --dev are not known"));
+}
+
 /* A model writes something else with an adapter. */
 TEST(adapter_writes) {
     char arguments[2048];
@@ -1113,6 +1132,8 @@ int main(int argc, char **argv) {
     RUN(embed);
     RUN(predict);
     RUN(how_to_train);
+    RUN(prompts_have_room);
+    RUN(unknown_labels_choose_nothing);
     RUN(adapter_writes);
     RUN(context_is_full);
     RUN(look);

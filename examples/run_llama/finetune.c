@@ -132,6 +132,13 @@ typedef struct best_epoch {
 } best_epoch;
 
 /* Trains for one epoch and measures; saves the state if it is the best so far. */
+/* Whether any label of a set is known; if not, the last epoch is kept. */
+static int has_labels(const reviews *set) {
+    int n = 0;
+    for (int i = 0; i < set->n; i++) n += set->rows[i].label >= 0;
+    return n > 0;
+}
+
 static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, best_epoch *best) {
     double loss;
     const char *path = s->set.model_out;
@@ -145,7 +152,7 @@ static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, best
     }
     if (!sentiment_predict(s, &s->dev, "eval dev")) return 0;
     sentiment_result on_dev = sentiment_measure(&s->dev, s->predicted, s->labels.n);
-    if (on_dev.accuracy > best->accuracy) {
+    if (on_dev.accuracy > best->accuracy || !has_labels(&s->dev)) {
         best->accuracy = on_dev.accuracy;
         best->epoch = epoch;
         if (!loaded(path, ml_trainer_save(s->trainer, path, &error), &error)) return 0;
@@ -179,7 +186,10 @@ int sentiment_finetune(sentiment *s) {
     for (int epoch = 0; ok && epoch < s->set.epochs; epoch++) ok = do_epoch(s, &random, order, epoch, &best);
     free(order);
     if (!ok || !keep_best(s)) return 0;
-    printf("best epoch %d, dev acc %.3f, is kept\n", best.epoch, best.accuracy);
+    if (has_labels(&s->dev))
+        printf("best epoch %d, dev acc %.3f, is kept\n", best.epoch, best.accuracy);
+    else
+        printf("epoch %d is kept, the last: the labels of --dev are not known\n", best.epoch);
     printf("load model from %s\n", s->set.model_out);
     if (format_of(s->set.model_out) == ML_PYTORCH)
         fprintf(stderr, "%s is a whole model: use it as --pretrained-model-path, with --tokenizer\n",

@@ -123,13 +123,17 @@ void label_rows_free(label_rows *rows, int n_labels) {
 }
 
 int sentiment_label_rows(const sentiment *s, const char *prompt, label_rows *rows) {
-    int most = s->model->config.max_seq_len;
+    int most = s->session->max_seq_len; /* also of a row of s->tokens */
     memset(rows, 0, sizeof *rows);
     for (int i = 0; i < s->labels.n; i++) {
         int *n = &rows->n[i];
         rows->ids[i] = encode_with_label(s, prompt, i, n);
         if (!rows->ids[i]) return 0;
-        if (*n > most) return complain("a prompt of %d tokens, but the context has %d", *n, most);
+        if (*n > most)
+            return complain(
+                "a prompt of %d tokens, but there is room for %d: the context, or --max_sentence_len, "
+                "which counts the question",
+                *n, most);
         rows->shared = i ? min_int(rows->shared, *n - 1) : *n - 1;
         while (i && memcmp(rows->ids[0], rows->ids[i], (size_t)rows->shared * sizeof **rows->ids) != 0)
             rows->shared--;
