@@ -56,10 +56,7 @@ EXPORT("model_eos") int web_model_eos(const ml_model *model) {
 
 /* Whether the token ends a text, as ml_session_generate decides it. */
 EXPORT("model_ends") int web_model_ends(const ml_model *model, int32_t id) {
-    const ml_tokenizer *t = model->tokenizer;
-    for (int i = 0; t && i < t->n_ends; i++)
-        if (t->ends[i] == id) return 1;
-    return t && id == t->bos;
+    return model->tokenizer && mli_is_end(model->tokenizer, id);
 }
 
 /* Ids of the text in memory of `ids`, which has room for web_encode_size(n) bytes; returns how many, or -1. */
