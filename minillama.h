@@ -21048,7 +21048,8 @@ MLI_INLINE float mli_v_largest(mli_v a) {
 #endif
 MLI_INLINE mli_v mli_v_round(mli_v a) {
 #if defined(MLI_AVX512)
-    return _mm512_roundscale_ps(a, 8);
+    /* of all lanes; for the one without a mask, g++ 12 warns of its own header */
+    return _mm512_maskz_roundscale_ps(0xffff, a, 8);
 #elif defined(MLI_AVX2)
     return _mm256_round_ps(a, 8);
 #else
