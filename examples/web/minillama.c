@@ -54,6 +54,11 @@ EXPORT("model_eos") int web_model_eos(const ml_model *model) {
     return model->tokenizer ? model->tokenizer->eos : -1;
 }
 
+/* Whether a text begins with bos, as ml_session_generate decides it. */
+EXPORT("model_adds_bos") int web_model_adds_bos(const ml_model *model) {
+    return model->tokenizer && model->tokenizer->adds_bos;
+}
+
 /* Whether the token ends a text, as ml_session_generate decides it. */
 EXPORT("model_ends") int web_model_ends(const ml_model *model, int32_t id) {
     return model->tokenizer && mli_is_end(model->tokenizer, id);

@@ -78,7 +78,10 @@ export class Llama {
     /** token ids; -1: there is none */
     readonly bos: number;
     readonly eos: number;
+    /** whether texts begin with bos, by the tokenizer's file */
+    readonly addsBos: boolean;
     readonly adapter: Adapter | null;
+    /** `bos` is put in front where addsBos says so, `eos` behind where there is one */
     encode(text: string, options?: { bos?: boolean; eos?: boolean }): Int32Array;
     decode(ids: ArrayLike<number>): string;
     /** the bytes that each token adds */

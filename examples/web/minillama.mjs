@@ -229,6 +229,7 @@ export class Llama {
         this.type = run.text(run.call.model_type(at));
         this.bos = run.call.model_bos(at);
         this.eos = run.call.model_eos(at);
+        this.addsBos = !!run.call.model_adds_bos(at);
         this.adapter = null;
         this.session = 0;
         this.forget();
@@ -249,13 +250,13 @@ export class Llama {
         this.session = this.run.check(this.run.call.session_new(this.at, this.adapter?.at ?? 0, this.contextLength));
     }
 
-    /** Token ids of a text. */
+    /** Token ids of a text; with `bos` in front where the model's tokenizer wants it there. */
     encode(text, { bos = false, eos = false } = {}) {
         const { run } = this, bytes = run.writer.encode(text), size = run.call.encode_size(bytes.length), ids = run.alloc(size);
         try {
             const n = run.lend([bytes], at => run.call.encode(this.at, at, bytes.length, 0, ids, size));
             if (n < 0) run.fail();
-            return Int32Array.from([...(bos && this.bos >= 0 ? [this.bos] : []), ...run.ints(ids, n), ...(eos && this.eos >= 0 ? [this.eos] : [])]);
+            return Int32Array.from([...(bos && this.addsBos ? [this.bos] : []), ...run.ints(ids, n), ...(eos && this.eos >= 0 ? [this.eos] : [])]);
         } finally {
             run.call.free(ids);
         }

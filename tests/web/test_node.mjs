@@ -28,6 +28,17 @@ await test('... and for other prompts at least at first', () => {
     }
 });
 
+await test('a text begins with bos only where the file says so', async () => {
+    const bytes = Buffer.from(readFileSync(file)), key = 'tokenizer.ggml.add_bos_token';
+    bytes[bytes.indexOf(key) + key.length + 4] = 0; // behind the type, a bool
+    const without = await load(bytes);
+    same([llama.addsBos, without.addsBos].join(), 'true,false', 'what the files say');
+    same([...without.encode('Once upon', { bos: true })].join(), [...llama.encode('Once upon')].join(), 'ids');
+    const options = { maxTokens: 8 };
+    same(write(without, 'Once upon', options), write(llama, llama.encode('Once upon'), options), 'not the same text');
+    without.free();
+});
+
 await test('the module without training writes the same', async () => {
     const small = await load(readFileSync(file), { wasm: path.join(web, 'minillama-small.wasm') });
     same(write(small, 'Once upon a time', { maxTokens: 60 }), write(llama, 'Once upon a time', { maxTokens: 60 }), 'not the same text');

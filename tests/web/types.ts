@@ -20,7 +20,7 @@ export function write(llama: Llama): string {
         const { id, p, ends, alternatives }: Token = token, first: Alternative | undefined = alternatives[0];
         if (!ends && first && first.id === id && first.p === p) text += token.text + first.text;
     }
-    const ids: Int32Array = llama.encode(text, { bos: true, eos: false }), pieces: Uint8Array[] = llama.pieces(ids);
+    const ids: Int32Array = llama.encode(text, { bos: llama.addsBos, eos: false }), pieces: Uint8Array[] = llama.pieces(ids);
     const best: Alternative[] = llama.alternatives(ids, 5), p: number = llama.probability([1, 2], 3);
     const { logProbability, tokens } = llama.likelihood('Once', ' upon');
     const { layers, heads, n, weights }: Attention = llama.attention(ids), sum: number = layers + heads + n + (weights[0] ?? 0);
