@@ -1,10 +1,11 @@
-/* minillama.h - v0.9.3 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.9.4 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
       #define MINILLAMA_IMPLEMENTATION
    in one C or C++ file before including this header; include it anywhere else without. Link with -lm. Compile with
-   -O3 and -march=native (or whatever your target has): the instruction set is chosen at compile time.
+   -O3 and -march=native (or whatever your target has): the instruction set is chosen at compile time. On Linux with
+   32 bits, files of 2 GB and more take -D_FILE_OFFSET_BITS=64.
 
    SHAPES  Matrices are row-major, outermost dimension first, and every operand in this file has its shape beside it:
       n  tokens in a pass     D  dim, the width      A   heads, of size hd              V  vocab_size
@@ -208,8 +209,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 903 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.9.3"
+#define ML_VERSION 904 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.9.4"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS

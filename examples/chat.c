@@ -4,6 +4,7 @@
    the one in examples/models, continues a story instead, to which each line is added.
    cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/chat.c -o chat -lm && ./chat MODEL */
 #include <ctype.h>
+#include <math.h>
 #include <signal.h>
 #include "minillama.h"
 #include "common/file.h"
@@ -91,12 +92,25 @@ static void set_defaults(settings *s, const ml_model *model, ml_random *random) 
     ml_chat_format format = ml_chat_format_from_name(s->format);
     if (!format) format = ml_chat_format_of_template(model->chat_template);
     int is_story = format <= ML_CHAT_PLAIN, most = model->config.max_seq_len;
-    if (s->sampler.temperature < 0) s->sampler.temperature = is_story ? 0 : 0.7f;
+    if (isnan(s->sampler.temperature)) s->sampler.temperature = is_story ? 0 : 0.7f;
     if (!s->max_new_tokens && is_story) s->max_new_tokens = 30;
     if (!s->context) s->context = most < USUAL_CONTEXT ? most : USUAL_CONTEXT;
     if (!s->threads) s->threads = default_threads();
     ml_random_seed(random, (uint64_t)s->seed);
     s->sampler.random = random;
+}
+
+/* temperature: NAN if it was not given. */
+static int check_settings(const settings *s) {
+    const ml_sampler *p = &s->sampler;
+    if (s->format && !ml_chat_format_from_name(s->format))
+        return complain("--template is plain, llama2, llama3, chatml or zephyr, not %s", s->format);
+    if (p->temperature < 0 || p->top_k < 0 || p->repetition_penalty < 0)
+        return complain("--temperature, --top-k and --repetition-penalty are not negative");
+    if (p->top_p < 0 || p->top_p > 1 || p->min_p < 0 || p->min_p > 1)
+        return complain("--top-p and --min-p are between 0 and 1");
+    if (s->max_new_tokens < 0) return complain("--max-new-tokens is not negative");
+    return 1;
 }
 
 static int chat(settings *s) {
@@ -113,8 +127,7 @@ static int chat(settings *s) {
         if (!ml_session_new(model, &desc, &session, &error)) talk(session, s, &error);
     }
     if (error.code) fprintf(stderr, "\n%s\n", error.text);
-    int is_written = !fflush(stdout) && !ferror(stdout);
-    if (!is_written) fprintf(stderr, "standard output cannot be written\n");
+    int is_written = output_written();
     ml_session_free(session);
     ml_model_free(model);
     return error.code || !is_written;
@@ -122,7 +135,7 @@ static int chat(settings *s) {
 
 int main(int argc, char **argv) {
     settings s = {0};
-    s.sampler.temperature = -1, s.sampler.top_p = 0.9f, s.seed = 1;
+    s.sampler.temperature = NAN, s.sampler.top_p = 0.9f, s.seed = 1;
     const option options[] = {
         {"--system", OPTION_TEXT, &s.system, "what the model is told first (nothing)"},
         {"--template", OPTION_TEXT, &s.format,
@@ -147,8 +160,5 @@ int main(int argc, char **argv) {
         options_print(s.help ? stdout : stderr, options, n);
         return s.help ? 0 : 2;
     }
-    if (s.format && !ml_chat_format_from_name(s.format))
-        return fprintf(stderr, "--template is plain, llama2, llama3, chatml or zephyr, not %s\n", s.format),
-               2;
-    return chat(&s);
+    return check_settings(&s) ? chat(&s) : 2;
 }

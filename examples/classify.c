@@ -4,15 +4,14 @@
    ./classify MODEL < sentences.txt             a fine-tuned model
    ./classify MODEL ADAPTER < sentences.txt     a model with an adapter, as examples/lora.c saves it */
 #include <math.h>
-#include <stdio.h>
-#include <string.h>
 #include "minillama.h"
+#include "common/file.h"
 
 enum { MAX_CLASSES = 64 };
 
 static ml_result classify(ml_session *session, const ml_head *head, const char *sentence, ml_error *error) {
     float log_probs[MAX_CLASSES];
-    static int32_t work[1 << 16];
+    static int32_t work[1 << 18]; /* for 29 KB */
     ml_encode_desc text = {sentence, strlen(sentence), ML_ADD_SPECIAL, work, sizeof work};
     ml_tokens tokens;
     ml_batch batch = {0};
@@ -38,7 +37,7 @@ int main(int argc, char **argv) {
     ml_head *head = NULL;
     ml_session *session = NULL;
     ml_session_desc desc = {0};
-    char line[4096];
+    buffer line = {NULL, 0, 0};
     if (argc < 2 || argc > 3 || *argv[1] == '-')
         return fprintf(stderr, "usage: classify MODEL [ADAPTER] < SENTENCES\n"), 2;
     int ok = !ml_model_load(argv[1], NULL, &model, &error) &&
@@ -47,11 +46,10 @@ int main(int argc, char **argv) {
     desc.lora = lora;
     if (ok && head->n_classes > MAX_CLASSES) ok = 0, strcpy(error.text, "too many classes");
     ok = ok && !ml_session_new(model, &desc, &session, &error);
-    while (ok && fgets(line, sizeof line, stdin)) {
-        line[strcspn(line, "\r\n")] = 0;
-        ok = !classify(session, head, line, &error);
-    }
+    while (ok && line_read(stdin, &line)) ok = !classify(session, head, line.bytes, &error);
     if (!ok) fprintf(stderr, "%s\n", error.text);
+    ok = ok && output_written();
+    buffer_free(&line);
     ml_session_free(session);
     ml_head_free(head);
     ml_lora_free(lora);

@@ -2,15 +2,13 @@
    tokens' hidden states, of length 1, so that the dot product of two is the cosine of their angle.
    cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/embed.c -o embed -lm
    ./embed MODEL "The dog ran home." < sentences.txt */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include "minillama.h"
+#include "common/file.h"
 
 /* embedding (D) of one sentence. */
 static ml_result embed(ml_session *session, const char *sentence, float *embedding, ml_error *error) {
     ml_embed_desc desc = {ML_POOL_MEAN, 1};
-    static int32_t work[1 << 16];
+    static int32_t work[1 << 18]; /* for 29 KB */
     ml_encode_desc text = {sentence, strlen(sentence), ML_ADD_SPECIAL, work, sizeof work};
     ml_tokens tokens;
     ml_batch batch = {0};
@@ -21,30 +19,45 @@ static ml_result embed(ml_session *session, const char *sentence, float *embeddi
     return ml_session_embed(session, &batch, &desc, embedding, error);
 }
 
+/* Prints each sentence of standard input with its similarity to `wanted` (D); *nearest = the most similar one.
+   `found` is room for D numbers. */
+static int compare(ml_session *session, const float *wanted, float *found, buffer *nearest, ml_error *error) {
+    buffer line = {NULL, 0, 0};
+    double best = -2;
+    int ok = 1;
+    while (ok && line_read(stdin, &line)) {
+        double cosine = 0;
+        ok = !embed(session, line.bytes, found, error);
+        if (!ok) break;
+        for (int i = 0; i < session->model->config.dim; i++) cosine += (double)wanted[i] * (double)found[i];
+        printf("%.4f %s\n", cosine, line.bytes);
+        if (cosine <= best) continue;
+        best = cosine, nearest->length = 0;
+        ok = buffer_append(nearest, line.bytes, line.length);
+        if (!ok) strcpy(error->text, "not enough memory");
+    }
+    buffer_free(&line);
+    return ok;
+}
+
 int main(int argc, char **argv) {
     ml_error error = {ML_OK, ""};
     ml_model *model = NULL;
     ml_session *session = NULL;
-    char line[4096], nearest[4096] = "";
-    double best = -2;
+    buffer nearest = {NULL, 0, 0};
     if (argc != 3) return fprintf(stderr, "usage: embed MODEL SENTENCE < SENTENCES\n"), 2;
     int ok = !ml_model_load(argv[1], NULL, &model, &error) && !ml_session_new(model, NULL, &session, &error);
     int dim = ok ? model->config.dim : 1;
     float *wanted = (float *)malloc((size_t)dim * 2 * sizeof *wanted), *found = wanted ? wanted + dim : NULL;
     if (!wanted) ok = 0, strcpy(error.text, "not enough memory");
-    ok = ok && !embed(session, argv[2], wanted, &error);
-    while (ok && fgets(line, sizeof line, stdin)) {
-        double cosine = 0;
-        line[strcspn(line, "\r\n")] = 0;
-        ok = !embed(session, line, found, &error);
-        for (int i = 0; ok && i < dim; i++) cosine += (double)wanted[i] * (double)found[i];
-        if (ok) printf("%.4f %s\n", cosine, line);
-        if (ok && cosine > best) best = cosine, strcpy(nearest, line);
-    }
+    ok = ok && !embed(session, argv[2], wanted, &error) && compare(session, wanted, found, &nearest, &error);
+    if (ok && !nearest.bytes) ok = 0, strcpy(error.text, "standard input has no sentence");
     if (ok)
-        printf("nearest: %s\n", nearest);
+        printf("nearest: %s\n", nearest.bytes);
     else
         fprintf(stderr, "%s\n", error.text);
+    ok = ok && output_written();
+    buffer_free(&nearest);
     free(wanted);
     ml_session_free(session);
     ml_model_free(model);

@@ -24,5 +24,6 @@ int main(int argc, char **argv) {
     printf("\n");
     ml_session_free(session);
     ml_model_free(model);
+    if (fflush(stdout) || ferror(stdout)) return perror("standard output"), 1;
     return error.code != ML_OK;
 }

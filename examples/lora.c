@@ -1,43 +1,49 @@
 /* Trains a classifier with LoRA on lines of "label ||| sentence" (labels 0, 1, ...); saves adapter and head.
    cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/lora.c -o lora -lm
    ./lora MODEL examples/data/opinions2-train.txt 2 adapter.gguf     (2 classes; then see classify.c) */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include "minillama.h"
+#include "common/file.h"
 
 enum { EPOCHS = 6, BATCH = 10 };
 
+/* Adds the gradients of "label ||| sentence", the line of this number, and its share of the batch's loss to *sum. */
+static ml_result learn(ml_trainer *trainer, const ml_model *model, char *line, int number, double *sum,
+                       ml_error *error) {
+    static int32_t work[1 << 18]; /* for 29 KB */
+    char *bar = strstr(line, " ||| "), *end;
+    if (number == 1 && strncmp(line, "\xef\xbb\xbf", 3) == 0) line += 3; /* as Windows begins a file */
+    int32_t label = (int32_t)strtol(line, &end, 10);
+    ml_tokens tokens;
+    float loss;
+    if (!bar || end == line || end != bar) {
+        const char *what = bar ? "does not begin with a label" : "has no \" ||| \"";
+        snprintf(error->text, sizeof error->text, "line %d %s", number, what);
+        return error->code = ML_ERROR_ARGUMENT;
+    }
+    ml_encode_desc text = {bar + 5, strlen(bar + 5), ML_ADD_SPECIAL, work, sizeof work};
+    if (ml_tokenizer_encode(model->tokenizer, &text, &tokens, error)) return error->code;
+    const int most = model->config.max_seq_len; /* the end may be cut off */
+    ml_batch batch = {tokens.ids, tokens.n < most ? tokens.n : most, NULL, 1, NULL, &label, BATCH};
+    if (ml_trainer_backward(trainer, &batch, NULL, &loss, error)) return error->code;
+    *sum += (double)loss;
+    return ML_OK;
+}
+
 /* One epoch, with a step after every BATCH lines. */
 static ml_result train(ml_trainer *trainer, const ml_model *model, FILE *file, int epoch, ml_error *error) {
-    static int32_t work[1 << 16];
-    char line[4096], *bar, *end;
+    buffer line = {NULL, 0, 0};
+    ml_result result = ML_OK;
     double sum = 0;
     int n = 0;
-    for (rewind(file); fgets(line, sizeof line, file); n++) {
-        if (!(bar = strstr(line, " ||| ")))
-            return snprintf(error->text, sizeof error->text, "line %d has no \" ||| \"", n + 1),
-                   error->code = ML_ERROR_ARGUMENT;
-        ml_encode_desc text = {bar + 5, strcspn(bar + 5, "\r\n"), ML_ADD_SPECIAL, work, sizeof work};
-        const char *number =
-            strncmp(line, "\xef\xbb\xbf", 3) ? line : line + 3; /* as Windows begins a file */
-        int32_t label = (int32_t)strtol(number, &end, 10);
-        ml_tokens tokens;
-        float loss;
-        if (end == number || end != bar)
-            return snprintf(error->text, sizeof error->text, "line %d does not begin with a label", n + 1),
-                   error->code = ML_ERROR_ARGUMENT;
-        if (ml_tokenizer_encode(model->tokenizer, &text, &tokens, error)) return error->code;
-        ml_batch batch = {tokens.ids, tokens.n, NULL, 1, NULL, &label, BATCH};
-        if (ml_trainer_backward(trainer, &batch, NULL, &loss, error)) return error->code;
-        if (n % BATCH == BATCH - 1 && ml_trainer_step(trainer, error)) return error->code;
-        sum += (double)loss;
+    for (rewind(file); !result && line_read(file, &line); n++) {
+        result = learn(trainer, model, line.bytes, n + 1, &sum, error);
+        if (!result && n % BATCH == BATCH - 1) result = ml_trainer_step(trainer, error);
     }
-    if (!n)
-        return snprintf(error->text, sizeof error->text, "there are no lines"),
-               error->code = ML_ERROR_ARGUMENT;
-    printf("epoch %d: loss %.3f\n", epoch, sum * BATCH / n);
-    return n % BATCH ? ml_trainer_step(trainer, error) : ML_OK;
+    buffer_free(&line);
+    if (!n) strcpy(error->text, "there are no lines"), result = error->code = ML_ERROR_ARGUMENT;
+    if (!result && n % BATCH) result = ml_trainer_step(trainer, error);
+    if (!result) printf("epoch %d: loss %.3f\n", epoch, sum * BATCH / n);
+    return result;
 }
 
 int main(int argc, char **argv) {

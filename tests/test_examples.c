@@ -219,6 +219,19 @@ TEST(chat_options) {
     CHECK(run("chat", MODEL " --template alpaca", "") == 2);
     CHECK(strstr(complained, "plain, llama2, llama3, chatml or zephyr, not alpaca") != NULL);
     CHECK(run("chat", MODEL " >/dev/full", "Hi\n") == 1 && strstr(complained, "cannot be written"));
+    static const char *const refused[][2] = {
+        {"--temperature -1", "not negative"},
+        {"--top-k -3", "not negative"},
+        {"--repetition-penalty -1", "not negative"},
+        {"--top-p 7", "--top-p and --min-p are between 0 and 1"},
+        {"--min-p -0.1", "between 0 and 1"},
+        {"--max-new-tokens -5", "--max-new-tokens is not negative"},
+        {"--top-p 1e39", "takes a number"},
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        snprintf(arguments, sizeof arguments, MODEL " %s", refused[i][0]);
+        CHECK(run("chat", arguments, "Hi\n") == 2 && strstr(complained, refused[i][1]));
+    }
 }
 
 /* A chat that runs, with a pipe at each end. */
@@ -310,6 +323,12 @@ static void sentences_of(const char *lines, bytes *to) {
     put_u8(to, 0);
 }
 
+static int n_lines(const char *text) {
+    int n = 0;
+    for (; *text; text++) n += *text == '\n';
+    return n;
+}
+
 /* One process trains and saves, another loads and labels opinions that the first has not seen. Of 60, chance finds
    half, give or take 4. */
 TEST(lora_and_classify) {
@@ -329,14 +348,16 @@ TEST(lora_and_classify) {
     REQUIRE(runs("classify", arguments, (const char *)sentences.data));
     int right = count_right(truth, said, &n);
     CHECK(n == 60 && right >= 42);
-    sentences.size = 0; /* one that is longer than the context is cut off */
+    sentences.size = 0; /* one that is longer than the context is cut off, but remains one */
     for (int i = 0; i < 500; i++) put_text(&sentences, "good film ");
-    sentences.size = 4000;
     put_literal(&sentences, "\nbad film\n\0");
     REQUIRE(runs("classify", arguments, (const char *)sentences.data));
-    CHECK(strchr(said, '\n') && strstr(said, " bad film\n"));
+    CHECK(strchr(said, '\n') && strstr(strchr(said, '\n'), " bad film\n") && n_lines(said) == 2);
     REQUIRE(runs("embed", MODEL " 'a film'", (const char *)sentences.data));
-    CHECK(strstr(said, " bad film\n") != NULL);
+    CHECK(strstr(said, " bad film\n") && n_lines(said) == 3);
+    strcat(arguments, " >/dev/full");
+    CHECK(!exists("/dev/full") || run("classify", arguments, "good film\n") == 1);
+    CHECK(!exists("/dev/full") || strstr(complained, "standard output cannot be written"));
     free_bytes(&sentences);
     free(truth);
 }
@@ -360,6 +381,13 @@ TEST(lora_of_few_lines) {
         if (!first) first = text_of(in_folder("said"));
     }
     free(first);
+    bytes longer = {NULL, 0, 0}; /* than the context */
+    put_text(&longer, "1 |||");
+    for (int i = 0; i < 1000; i++) put_text(&longer, " good film");
+    put_text(&longer, "\n0 ||| bad film\n");
+    write_file(in_folder("few.txt"), longer.data, longer.size);
+    CHECK(runs("lora", arguments, "") && strstr(said, "epoch 5:"));
+    free_bytes(&longer);
     write_file(in_folder("few.txt"), "one ||| good film\n", 18);
     CHECK(run("lora", arguments, "") == 1 && strstr(complained, "line 1 does not begin with a label"));
     write_file(in_folder("few.txt"), "", 0);
@@ -441,6 +469,7 @@ TEST(embed) {
     CHECK_NEAR(same, 1, 1e-4, 0);
     CHECK(close < 1 && far < close && far > -1);
     CHECK(strstr(said, "\nnearest: The dog ran to the park.\n") != NULL);
+    CHECK(run("embed", MODEL " x", "") == 1 && strstr(complained, "standard input has no sentence"));
 }
 
 /* ---- run_llama ---- */
@@ -500,6 +529,10 @@ TEST(predict) {
     snprintf(model, sizeof model, "--mode llama --pretrained-model-path " MODEL "%s",
              flag("--lora", "thin.gguf"));
     trains_and_predicts("--option lora --lr 3e-3 --mode llama", "thin.gguf", model);
+    snprintf(model, sizeof model, "--option predict --pretrained-model-path " MODEL "%s" OPINIONS(2),
+             flag("--lora", "thin.gguf"));
+    CHECK(runs_llama(model, flag("--dev_out", "dev2"), flag("--test_out", "test2"), "") == 0);
+    CHECK(strstr(complained, "no file says the mode: reference, or --mode llama if that was trained"));
     CHECK(run("run_llama", "--option predict --pretrained-model-path " MODEL OPINIONS(2), "") == 1);
     CHECK(strstr(complained, MODEL) && strstr(complained, "head"));
     CHECK(run("run_llama", "--option lora --lora x --pretrained-model-path " MODEL SHORT, "") == 2);
@@ -565,8 +598,11 @@ TEST(prompts_have_room) {
 /* Where no label of dev is known, none of the epochs is the best: the last one is kept. */
 TEST(unknown_labels_choose_nothing) {
     write_file(in_folder("unknown.txt"), "-1 ||| once\n-1 ||| twice\n", 25);
-    CHECK(runs_llama("--option finetune --pretrained-model-path " MODEL SHORT " --epochs 2",
-                     flag("--dev", "unknown.txt"), flag("--state", "last.gguf"), "") == 0);
+    char arguments[4096];
+    snprintf(arguments, sizeof arguments,
+             "--option finetune --pretrained-model-path " MODEL SHORT " --epochs 2%s%s",
+             flag("--dev", "unknown.txt"), flag("--state", "last.gguf"));
+    CHECK(runs_llama(arguments, flag("--dev_out", "dev"), flag("--test_out", "test"), "") == 0);
     CHECK(strstr(said, "epoch 1 is kept, the last: the labels of --dev are not known"));
 }
 
@@ -653,9 +689,18 @@ TEST(look) {
 
 /* A text that cannot be written is an error: on a full disk, here a device that is always full. */
 TEST(output_is_full) {
+    char arguments[4096];
     if (!exists("/dev/full")) SKIP("there is no /dev/full");
     CHECK(run("run_llama", "--prompt Once --pretrained-model-path " MODEL " >/dev/full", "") == 1);
     CHECK(strstr(complained, "error: standard output cannot be written: No space left") != NULL);
+    snprintf(arguments, sizeof arguments,
+             "--option prompt --pretrained-model-path " MODEL OPINIONS(2) "%s%s >/dev/full",
+             flag("--dev_out", "dev"), flag("--test_out", "test"));
+    CHECK(run("run_llama", arguments, "") == 1);
+    CHECK(strstr(complained, "standard output cannot be written") != NULL);
+    CHECK(run("generate", MODEL " >/dev/full", "") == 1 && strstr(complained, "standard output"));
+    CHECK(run("embed", MODEL " x >/dev/full", "y\n") == 1 && strstr(complained, "standard output"));
+    CHECK(run("inspect", MODEL " >/dev/full", "") == 1 && strstr(complained, "standard output"));
 }
 
 /* ---- files before the work ---- */
@@ -928,6 +973,10 @@ TEST(merge_lora) {
     snprintf(arguments, sizeof arguments, MODEL " '%s'%s", in_folder("learned.gguf"),
              flag("--merge_lora", "learned.gguf"));
     refuses("convert", arguments, "is also read (--merge-lora)");
+    snprintf(arguments, sizeof arguments, MODEL " '%s' --lora-scale 2", in_folder("scaled.gguf"));
+    CHECK(run("convert", arguments, "") == 2 && strstr(complained, "--lora-scale is for --merge-lora"));
+    snprintf(arguments, sizeof arguments, MODEL " '%s' --name x", in_folder("named.safetensors"));
+    CHECK(run("convert", arguments, "") == 2 && strstr(complained, "--name is for a GGUF"));
 }
 
 /* A folder with MODEL as safetensors, to which score.weight (n_classes, D) of one number is added; and to its

@@ -105,7 +105,9 @@ TEST(likelihood_by_the_chain_rule) {
         REQUIRE(ml_session_eval_batch(s.session, &batch, &outputs, &error) == ML_OK);
         for (int j = rows.shared; j < rows.n[i]; j++) {
             const float *row = logits + (j - 1) * model->config.vocab_size;
-            sum += (double)row[rows.ids[i][j]] - sentiment_log_sum(row, model->config.vocab_size);
+            double log_sum;
+            REQUIRE(sentiment_log_sum(row, model->config.vocab_size, &log_sum));
+            sum += (double)row[rows.ids[i][j]] - log_sum;
         }
         CHECK_NEAR(scores[i], sum, 1e-3, 0); /* several log-probabilities, each right to 1e-4 */
     }
@@ -114,6 +116,22 @@ TEST(likelihood_by_the_chain_rule) {
     free(logits);
     ml_session_free(s.session);
     ml_model_free(model);
+}
+
+/* Where a logit is no number, no label is likely. */
+TEST(logits_that_are_not_finite) {
+    static const float logits[3] = {1, 2, 3};
+    double log_sum;
+    CHECK(sentiment_log_sum(logits, 3, &log_sum));
+    CHECK_NEAR(log_sum, log(exp(1) + exp(2) + exp(3)), 1e-12, 0); /* double */
+    static const float wrong[] = {NAN, INFINITY};
+    for (int i = 0; i < 4; i++) {
+        float broken[3] = {1, 2, 3};
+        broken[i / 2] = wrong[i % 2];
+        capture_begin();
+        int is_finite = sentiment_log_sum(broken, 3, &log_sum);
+        CHECK(strstr(capture_end(), "the logits are not finite") && !is_finite);
+    }
 }
 
 /* A vocabulary without pieces for bytes has no padding either: its first piece, unknown, fills up. */
@@ -738,6 +756,7 @@ int main(void) {
     RUN(label_names_of_python);
     RUN(bad_label_names);
     RUN(cut_to_the_context);
+    RUN(logits_that_are_not_finite);
     RUN(sentence_length_in_mode_reference);
     RUN(sentence_length_in_mode_llama);
     RUN(neither_bos_nor_padding);

@@ -27,6 +27,8 @@ static int check_settings(const settings *s) {
         return complain("OUT must end in .gguf, .safetensors or .pt, not %s", out);
     if (s->type && !saved_type(s->type)) return complain("--type is %s, not %s", saved_types(list), s->type);
     if (!(s->scale > 0)) return complain("--lora-scale is above 0");
+    if (s->scale != 1 && !s->adapter) return complain("--lora-scale is for --merge-lora");
+    if (s->name && format_of(out) != ML_GGUF) return complain("--name is for a GGUF, not %s", out);
     return 1;
 }
 

@@ -1,7 +1,7 @@
 /* inspect: what is in a file: configuration, tensors, tokenizer.
    cc -O2 -DMINILLAMA_IMPLEMENTATION -I.. inspect.c -o inspect -lm */
+#include "../examples/common/file.h"
 #include "../examples/common/options.h"
-#include "../examples/common/report.h"
 #include "inspect_folder.h"
 
 static const char usage[] =
@@ -286,5 +286,6 @@ int main(int argc, char **argv) {
         options_print(help ? stdout : stderr, options, 2);
         return help ? 0 : 2;
     }
-    return !inspect(path, tokenizer);
+    int ok = inspect(path, tokenizer);
+    return !(output_written() && ok);
 }

@@ -91,7 +91,7 @@ static int print_texts(decoder *d, const ml_tokens *prompt, int n_best) {
         h->state = BEAM_FREE; /* printed */
         if (!best_hypothesis(d)) break;
     }
-    return fflush(stdout) == 0 || whole_file_failed("standard output");
+    return output_written();
 }
 
 /* Continues one prompt; *n_new counts the new tokens. */

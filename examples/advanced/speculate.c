@@ -107,7 +107,7 @@ static int write_one(writer *w, const char *prompt) {
     int ok = append_text(t, &nothing, &ids, &text) && append_text(t, &ids, &written, &text);
     if (ok) printf("%s%s\n", w->n_texts > 1 ? "\n" : "", text.bytes);
     buffer_free(&text);
-    return (ok || no_memory("the text")) && (fflush(stdout) == 0 || whole_file_failed("standard output"));
+    return (ok || no_memory("the text")) && output_written();
 }
 
 static void report(const writer *w) {

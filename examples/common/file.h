@@ -119,6 +119,11 @@ static inline int whole_file_failed(const char *path) {
     return complain("%s cannot be written: %s", path, strerror(errno));
 }
 
+/* Has everything that was printed been written? */
+static inline int output_written(void) {
+    return (fflush(stdout) == 0 && !ferror(stdout)) || whole_file_failed("standard output");
+}
+
 static inline int whole_file_begin(whole_file *file, const char *path) {
     system_file about;
     int is_direct = system_look(path, &about) && !about.is_regular && !about.is_folder;

@@ -76,10 +76,10 @@ static inline int option_set(const option *o, const char *text) {
             return fprintf(stderr, "%s takes a whole number, not \"%s\"\n", o->name, text), 0;
         *(int *)o->value = (int)value;
     } else {
-        double value = strtod(text, &end);
+        float value = strtof(text, &end);
         if (end == text || *end || !isfinite(value))
             return fprintf(stderr, "%s takes a number, not \"%s\"\n", o->name, text), 0;
-        *(float *)o->value = (float)value;
+        *(float *)o->value = value;
     }
     return 1;
 }

@@ -85,8 +85,8 @@ static int generate_one(ml_session *session, const settings *s) {
     int ok = write_on(session, s, s->prompt, s->sampler.temperature, &out, &made);
     buffer_free(&out.made);
     if (!ok) return 0;
-    if (ferror(stdout) || printf("\n") < 0 || fflush(stdout) != 0)
-        return whole_file_failed("standard output");
+    printf("\n");
+    if (!output_written()) return 0;
     explain_end(session, s, &made);
     fprintf(stderr, "(%d tokens read, %d written, %.2f s of processor time)\n", made.n_prompt, made.n_new,
             (double)(clock() - begin) / CLOCKS_PER_SEC);

@@ -51,7 +51,8 @@ static const option options[] = {
     {"--lora-scale", OPTION_FLOAT, &set.sentiment.lora_scale, "how much of it is added (1)"},
     {"--mode", OPTION_TEXT, &set.mode,
      "llama (RMSNorm, causal; default to generate) or reference\n" INDENT
-     "(LayerNorm, full attention; default else; predict: as the file says)"},
+     "(LayerNorm, full attention; default else; predict: as the model's\n" INDENT
+     "file says, but a .pt and an adapter do not say it)"},
     {"--seed", OPTION_INT, &set.seed, "seed of the random choices (1337)"},
     {"--train", OPTION_TEXT, &set.sentiment.train, "lines of \"label ||| sentence\" (data/cfimdb-train.txt)"},
     {"--dev", OPTION_TEXT, &set.sentiment.dev, "(data/cfimdb-dev.txt)"},
@@ -148,6 +149,14 @@ static int says_its_mode(const char *path) {
         ml_archive_load(path, NULL, &archive, NULL) == ML_OK && strcmp(archive->format, "PyTorch") != 0;
     ml_archive_free(archive);
     return says;
+}
+
+/* The mode, where none is given; NULL is that of the file. Is it one that a file should have said? */
+static int choose_mode(settings *s) {
+    int predicts = s->sentiment.predicting;
+    if (s->mode || (predicts && !s->adapter && says_its_mode(s->model))) return 0;
+    s->mode = strcmp(s->option, "generate") == 0 ? "llama" : "reference";
+    return predicts;
 }
 
 /* All files of --option OPTION, tried before the work. */
@@ -344,12 +353,13 @@ int main(int argc, char **argv) {
     set.sentiment.lora = strcmp(set.option, "lora") == 0;
     set.sentiment.adapter = set.adapter;
     set.sentiment.classifier = set.adapter ? set.adapter : set.model;
-    if (!set.mode && (!set.sentiment.predicting || set.adapter || !says_its_mode(set.model)))
-        set.mode = generates ? "llama" : "reference";
+    int is_guess = choose_mode(&set);
     set.sentiment.reference = set.mode && strcmp(set.mode, "reference") == 0;
     set.sentiment.threads = set.threads ? set.threads : default_threads();
     if (!check_settings(argc, argv)) return 2;
     fill_training(&set);
+    if (is_guess) fprintf(stderr, "no file says the mode: reference, or --mode llama if that was trained\n");
     if (set.use_gpu) fprintf(stderr, "--use_gpu: there is no GPU code here; the processor is used\n");
-    return generates ? generate(&set) : label_sentences(&set);
+    int result = generates ? generate(&set) : label_sentences(&set);
+    return result || !output_written();
 }

@@ -13,12 +13,13 @@ void sentiment_question(const label_names *labels, char *to, size_t size) {
     if (n < size) snprintf(to + n, size - n, "? This movie is ");
 }
 
-double sentiment_log_sum(const float *logits, int n) {
+int sentiment_log_sum(const float *logits, int n, double *log_sum) {
     double sum = 0;
     float max = logits[0];
     for (int i = 1; i < n; i++) max = logits[i] > max ? logits[i] : max;
     for (int i = 0; i < n; i++) sum += exp((double)(logits[i] - max));
-    return (double)max + log(sum);
+    *log_sum = (double)max + log(sum);
+    return isfinite(*log_sum) || complain("the logits are not finite (a broken model or adapter?)");
 }
 
 /* ---- mode reference ---- */
@@ -70,7 +71,8 @@ int sentiment_prompt_batch(sentiment *s, const reviews *set, int from, int n, co
     if (!succeeded(ml_session_eval_batch(s->session, &batch, &outputs, &error), &error)) return 0;
     for (int i = 0; i < n; i++) {
         const float *row = logits + (size_t)i * (size_t)vocab;
-        double log_sum = sentiment_log_sum(row, vocab);
+        double log_sum;
+        if (!sentiment_log_sum(row, vocab, &log_sum)) return 0;
         for (int j = 0; j < s->labels.n; j++) {
             double score = 0;
             for (int k = 0; k < labels->n[j]; k++) score += (double)row[labels->ids[j][k]] - log_sum;
@@ -147,7 +149,9 @@ static int continue_text(sentiment *s, const int32_t *ids, int from, int n, cons
                          double *sum) {
     ml_error error;
     for (*sum = 0;; from++) {
-        *sum += (double)logits[ids[from]] - sentiment_log_sum(logits, s->model->config.vocab_size);
+        double log_sum;
+        if (!sentiment_log_sum(logits, s->model->config.vocab_size, &log_sum)) return 0;
+        *sum += (double)logits[ids[from]] - log_sum;
         if (from + 1 == n) return 1;
         if (!succeeded(ml_session_eval(s->session, ids + from, 1, &logits, &error), &error)) return 0;
     }
@@ -197,8 +201,9 @@ static int packed_likelihoods(sentiment *s, const label_rows *rows, int n, doubl
     int ok = succeeded(ml_session_eval_batch(s->session, &batch, &outputs, &error), &error);
     for (int i = 0; i < n && ok; i++) {
         const float *row = logits + (size_t)i * vocab;
-        double log_sum = sentiment_log_sum(row, (int)vocab);
-        for (int j = 0; j < s->labels.n; j++)
+        double log_sum;
+        ok = sentiment_log_sum(row, (int)vocab, &log_sum);
+        for (int j = 0; j < s->labels.n && ok; j++)
             scores[i * s->labels.n + j] = (double)row[rows[i].ids[j][rows[i].shared]] - log_sum;
     }
     free(logits);

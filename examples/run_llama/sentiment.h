@@ -113,6 +113,7 @@ int sentiment_label_rows(const sentiment *s, const char *text, label_rows *rows)
 void label_rows_free(label_rows *rows, int n_labels);
 /* scores (n_labels): log p(label | text). The text is read once, and each label continues from there. */
 int sentiment_likelihoods(sentiment *s, const label_rows *rows, double *scores);
-double sentiment_log_sum(const float *logits, int n); /* log of the sum of exp(logits) */
+/* *log_sum = log of the sum of exp(logits); 0 after saying that they are not finite. */
+int sentiment_log_sum(const float *logits, int n, double *log_sum);
 
 #endif

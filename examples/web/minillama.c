@@ -64,6 +64,16 @@ EXPORT("model_ends") int web_model_ends(const ml_model *model, int32_t id) {
     return model->tokenizer && mli_is_end(model->tokenizer, id);
 }
 
+/* From how many tokens ml_session_generate draws: the rest of a padded vocabulary means nothing. */
+EXPORT("model_drawn") int web_model_drawn(const ml_model *model) {
+    return model->tokenizer ? model->tokenizer->n_pieces : model->config.vocab_size;
+}
+
+/* Whether these ids began a text, for web_decode. */
+EXPORT("model_has_begun") int web_model_has_begun(const ml_model *model, const int32_t *ids, int n) {
+    return model->tokenizer && mli_has_begun(model->tokenizer, ids, n);
+}
+
 /* Ids of the text in memory of `ids`, which has room for web_encode_size(n) bytes; returns how many, or -1. */
 EXPORT("encode_size") size_t web_encode_size(size_t n) { return ml_tokenizer_encode_size(n); }
 EXPORT("encode")
@@ -80,7 +90,7 @@ int web_encode(const ml_model *model, const char *text, size_t n, int flags, voi
     return tokens.n;
 }
 
-/* The bytes that a token adds to a text. state: two integers, has_begun (0 at first) and how many bytes. */
+/* The bytes that a token adds to a text. state: two integers, has_begun and how many bytes. */
 EXPORT("decode") const char *web_decode(const ml_model *model, int32_t id, int32_t state[2]) {
     size_t n = 0;
     int has_begun = state[0];

@@ -323,11 +323,11 @@ export class Llama {
      * that the model gave the token, and ends says that it ended the text (its `text` is empty).
      */
     *generate(prompt, { maxTokens = Infinity, temperature = 0, topK = 0, topP = 0, minP = 0, penalty = 0, seed = 1, alternatives = 1 } = {}) {
-        const { run } = this, n = this.config.vocabSize, k = this.#rows(alternatives);
+        const { run } = this, n = run.call.model_drawn(this.at), k = this.#rows(alternatives);
         const ids = [...typeof prompt === 'string' ? this.encode(prompt, { bos: true }) : int32(prompt)];
         if (ids.length > this.contextLength) throw new RangeError(`a prompt of ${ids.length} tokens does not fit a context of ${this.contextLength}`);
         const work = run.alloc(12 * n), random = run.check(run.call.random_new(seed)), reader = new TextDecoder();
-        const state = run.put(Int32Array.of(ids.length > 1 ? 1 : 0, 0));
+        const state = run.lend([Int32Array.from(ids)], at => run.put(Int32Array.of(run.call.model_has_begun(this.at, at, ids.length), 0)));
         try {
             for (let count = 0; count < maxTokens && ids.length < this.contextLength; count++) {
                 const found = this.#read(ids, (logits, at) => {

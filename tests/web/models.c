@@ -1,6 +1,6 @@
-/* web_models FOLDER: for each type of weights that is written a small model of random numbers, FOLDER/TYPE.gguf, and
-   the logits of plain C, FOLDER/TYPE.logits: those after a prompt that is read at once, and those of three tokens that
-   are read one by one. */
+/* web_models FOLDER MODEL: for each type of weights that is written a small model of random numbers, FOLDER/TYPE.gguf,
+   and the logits of plain C, FOLDER/TYPE.logits: those after a prompt that is read at once, and those of three tokens
+   that are read one by one. FOLDER/padded.gguf has the tokenizer of MODEL, and four times as many tokens. */
 #define ML_NO_SIMD
 #define MINILLAMA_IMPLEMENTATION
 #include "minillama.h"
@@ -38,6 +38,22 @@ static int write_model(const ml_model *model, const char *folder, ml_type type, 
     return ok;
 }
 
+static int write_padded(ml_model_create_desc *desc, const char *folder, const char *of, ml_error *error) {
+    ml_tokenizer *tokenizer = NULL;
+    ml_model *model = NULL;
+    char name[1000];
+    snprintf(name, sizeof name, "%s/padded.gguf", folder);
+    int ok = !ml_tokenizer_load(of, NULL, &tokenizer, error);
+    if (ok) desc->config.vocab_size = 4 * tokenizer->n_pieces;
+    ok = ok && !ml_model_create(desc, &model, error);
+    ok = ok && !ml_model_set_tokenizer(model, tokenizer, error);
+    if (ok) tokenizer = NULL; /* it is the model's */
+    ok = ok && !ml_model_save(model, name, NULL, error);
+    ml_tokenizer_free(tokenizer);
+    ml_model_free(model);
+    return ok;
+}
+
 int main(int argc, char **argv) {
     static const ml_type types[] = {ML_F32,  ML_F16,  ML_BF16, ML_Q8_0, ML_Q4_0,
                                     ML_Q5_0, ML_Q5_1, ML_Q4_K, ML_Q5_K, ML_Q6_K};
@@ -51,10 +67,11 @@ int main(int argc, char **argv) {
     desc.config.dim = 256, desc.config.hidden_dim = 512; /* blocks of 256 */
     desc.config.n_layers = desc.config.n_kv_heads = 2, desc.config.n_heads = 4;
     desc.config.vocab_size = VOCABULARY, desc.config.max_seq_len = 32;
-    int ok = argc == 2 && !ml_model_create(&desc, &model, &error);
+    int ok = argc == 3 && !ml_model_create(&desc, &model, &error);
     for (size_t i = 0; ok && i < sizeof types / sizeof *types; i++)
         ok = write_model(model, argv[1], types[i], &error);
-    if (!ok) fprintf(stderr, "web_models: %s\n", argc == 2 ? error.text : "name a folder");
+    ok = ok && write_padded(&desc, argv[1], argv[2], &error);
+    if (!ok) fprintf(stderr, "web_models: %s\n", argc == 3 ? error.text : "name a folder and a model");
     ml_model_free(model);
     return !ok;
 }

@@ -143,7 +143,7 @@ function logitsOf(llama) {
 }
 
 await test('every type of weights has the logits of plain C, with and without SIMD', async () => {
-    execFileSync(path.join(build, 'web_models'), [folder]);
+    execFileSync(path.join(build, 'web_models'), [folder, file]);
     for (const type of ['F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q5_0', 'Q5_1', 'Q4_K', 'Q5_K', 'Q6_K']) {
         const bytes = readFileSync(path.join(folder, `${type}.logits`)), expected = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
         for (const kind of ['all', 'plain']) {
@@ -155,6 +155,21 @@ await test('every type of weights has the logits of plain C, with and without SI
             of.free();
         }
     }
+});
+
+await test('of a padded vocabulary only tokens with a piece are drawn', async () => {
+    const padded = await load(path.join(folder, 'padded.gguf')); // of random weights: a token of four has a piece
+    for (const temperature of [0, 1]) {
+        const drawn = Array.from(padded.generate([1], { temperature, maxTokens: 20 }));
+        check(drawn.length && drawn.every(({ id }) => id < padded.config.vocabSize / 4), `drawn: ${drawn.map(({ id }) => id)}`);
+    }
+    padded.free();
+});
+
+await test('a prompt of one token began the text, and the next keeps its space', () => {
+    const [once] = llama.encode('Once'), [next] = llama.generate([once], { maxTokens: 1 });
+    same(next.text, llama.show(next.id), 'its text');
+    check(next.text.startsWith(' '), `no word comes next, but ${next.text}`);
 });
 
 /** The sentence with which something fails. */
