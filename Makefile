@@ -285,7 +285,7 @@ advanced: $(PROGRAMS)
 	$(if $(KNOWN),sh examples/advanced/run.sh --from "$(KNOWN)" "$(ADVANCED)")
 	BUILD="$(BUILD)" TOKENIZER="$(TOKENIZER)" sh examples/advanced/run.sh "$(MODEL)" "$(DATA)" "$(ADVANCED)" $(ROWS); status=$$?; \
 	if test -f "$(ADVANCED)/results.csv"; then for task in sst cfimdb; do echo; echo "$$task:"; \
-	    awk -f examples/advanced/csv.awk -f examples/advanced/statistics.awk -f examples/advanced/summary.awk \
+	    LC_ALL=C awk -f examples/advanced/csv.awk -f examples/advanced/statistics.awk -f examples/advanced/summary.awk \
 	        -v task=$$task examples/advanced/rows.txt "$(ADVANCED)"/results.csv; done; fi; \
 	exit $$status
 

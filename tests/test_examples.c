@@ -1154,6 +1154,8 @@ TEST(array_of_a_file) {
     }
     CHECK(at && strcmp(at, ",\n};\n") == 0);
     refuses("array", "LICENSE 9y x.c", "\"9y\" is not a name in C");
+    snprintf(arguments, sizeof arguments, "LICENSE q8_0_model '%s'", in_folder("named.c"));
+    CHECK(runs("array", arguments, ""));
     refuses("array", "LICENSE y ./LICENSE", "is also read (FILE)");
     refuses("array", "absent y x.c", "absent: No such file");
     free(text);

@@ -6,9 +6,9 @@
 #include "../examples/common/file.h"
 
 static int is_name(const char *name) {
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_";
-    size_t n = strspn(name, letters);
-    return n > 0 && name[n + strspn(name + n, "0123456789")] == 0;
+    static const char all[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_";
+    size_t n = strspn(name, all);
+    return n > 0 && !name[n] && (*name < '0' || *name > '9');
 }
 
 /* Aligned as model_file of examples/microcontroller/model.S, so that weights can be used where they are. */
@@ -35,7 +35,7 @@ int main(int argc, char **argv) {
     const used_file in = {"FILE", argv[1]}, out = {"ARRAY.c", argv[3]};
     const char *name = argv[2];
     size_t n = 0;
-    if (!is_name(name)) return !complain("\"%s\" is not a name in C: letters or _, then digits", name);
+    if (!is_name(name)) return !complain("\"%s\" is not a name in C: letters, _ and digits, no digit first", name);
     if (!outputs_ready(&out, 1, &in, 1)) return 1;
     char *data = file_read(in.path, &n);
     int ok = data && (n || complain("%s is empty", in.path)) &&

@@ -10,6 +10,9 @@
 set -e
 [ $# = 2 ] || [ "$3" = reviews ] || { echo "usage: sh corpus.sh DATA FOLDER [reviews]" >&2; exit 2; }
 data=$1 folder=$2
+for task in sst cfimdb; do
+    [ -r "$data/$task-train.txt" ] || { echo "$data/$task-train.txt cannot be read" >&2; exit 1; }
+done
 mkdir -p "$folder/packages"
 end='<|endoftext|>'
 
@@ -21,7 +24,8 @@ treebank() {
 # ---- the task's own sentences, without their labels ----
 review() { sed -e 's/^[^|]*||| *//; s/\\\//\//g; s/"" *""/"/g; s/""* *//g' "$1"; }
 { review "$data/sst-train.txt"; review "$data/cfimdb-train.txt"; } | awk -v end="$end" 'NR > 1 { print end } { print }' \
-    > "$folder/reviews.txt"
+    > "$folder/reviews.part" # until it is complete
+mv "$folder/reviews.part" "$folder/reviews.txt"
 
 [ "$3" = reviews ] && exit 0 # general.txt is not wanted
 
@@ -66,6 +70,6 @@ essays() {
     done
 }
 
-{ brown; wordnet; essays; } > "$folder/general.part" # until it is complete
+{ brown; wordnet; essays; } > "$folder/general.part"
 mv "$folder/general.part" "$folder/general.txt"
 wc -c "$folder/reviews.txt" "$folder/general.txt"

@@ -17,6 +17,9 @@
 #
 # Some "once" lines need what the repository does not have: SMALL, a model that is smaller than MODEL, with SMALL_TOKENIZER,
 # and STORIES, a file of TinyStories. They are left out without.
+LC_ALL=C # numbers with points, in every awk
+export LC_ALL
+unset COMMAND # settings.awk reads it
 here=$(dirname "$0")
 usage() { echo "usage: sh run.sh MODEL DATA OUT [NAME...], or sh run.sh --from results.csv OUT" >&2; exit 2; }
 if [ "$1" = --from ]; then
@@ -33,9 +36,34 @@ wanted=" $* "
 only=" ${TASKS:-} "
 build=${BUILD:-build} threads=${THREADS:-2} most=${SEEDS:-10} failed=0 broken=' '
 rows=$here/rows.txt
+refuse() { echo "run.sh: $*" >&2; exit 2; }
+case $most in '' | *[!0-9]*) refuse "SEEDS is a number, not $most" ;; esac
+case $model$data$out$build$TOKENIZER$SMALL$SMALL_TOKENIZER$STORIES in
+    *[[:space:]\|\&]*) refuse "paths have neither spaces nor | nor &: the commands of rows.txt are words" ;;
+esac
+for task in $TASKS; do
+    case $task in sst | cfimdb) ;; *) refuse "TASKS are sst and cfimdb, not $task" ;; esac
+done
+for name; do
+    awk -v wanted="$name" '{ name = $1 } $1 == "once" { name = $2; sub(/[.].*/, "", name); sub(/-[{]SEED[}]$/, "", name) }
+                           name == wanted && name != "made" { found = 1 } END { exit !found }' "$rows" || refuse "rows.txt has no $name"
+done
 [ -f "$model" ] || { echo "$model: no such model" >&2; exit 1; }
 [ -f "$data/sst-train.txt" ] || { echo "$data: there is no sst-train.txt" >&2; exit 1; }
 mkdir -p "$out" || exit 1
+
+# The runs of OUT are those of one model on one set of data: another file of the same name is another model.
+for file in "$out"/baseline-*-1.csv; do
+    [ -f "$file" ] || continue
+    of=$(awk -v column=model -f "$here/csv.awk" -f "$here/settings.awk" "$file")
+    [ "$of" = "${model##*/}" ] || { echo "$file is a run of $of, not of ${model##*/}: choose another folder" >&2; exit 1; }
+done
+made_from=$(cat "$model" "$data"/sst-*.txt "$data"/cfimdb-*.txt 2>/dev/null | cksum)
+[ -s "$out/made-from" ] || echo "$made_from" > "$out/made-from"
+[ "$(cat "$out/made-from")" = "$made_from" ] || {
+    echo "$out has runs of another model or other data than $model and $data: choose another folder, or remove it" >&2
+    exit 1
+}
 
 # Whether a run is done by the command that rows.txt has now. Of runs whose file does not say it, it is believed.
 is_done() { # file command
@@ -150,6 +178,9 @@ while [ "$seed" -le "$most" ]; do
 done
 # All runs in one file, with the row's name in front
 set -- "$out"/*-[0-9]*.csv
-[ ! -f "$1" ] || awk -f "$here/csv.awk" -f "$here/collect.awk" "$@" > "$out/results.csv"
+if [ -f "$1" ]; then
+    awk -f "$here/csv.awk" -f "$here/collect.awk" "$@" > "$out/results.part" && mv "$out/results.part" "$out/results.csv" ||
+        failed=$((failed + 1))
+fi
 
 [ "$failed" = 0 ] || { echo "$failed runs failed" >&2; exit 1; }

@@ -12,7 +12,8 @@ set -e
 awk -v folder="$2" 'BEGIN { RS = "<[|]endoftext[|]>" }
     { gsub(/^[ \n]+|[ \n]+$/, "") }
     $0 == "" { next }
-    ++n <= 1555 { printf "%s%s\n", (n > 1 ? "<|endoftext|>\n" : ""), $0 > (folder "/stories.txt"); next }
-    { gsub(/[ \n]+/, " "); print > (folder "/held.txt") }
-    n <= 1555 + 60 { split($0, word, " "); print word[1], word[2], word[3], word[4], word[5], word[6] > (folder "/prompts.txt") }
+    ++n <= 1555 { printf "%s%s\n", (n > 1 ? "<|endoftext|>\n" : ""), $0 > (folder "/stories.part"); next }
+    { gsub(/[ \n]+/, " "); print > (folder "/held.part") }
+    n <= 1555 + 60 { split($0, word, " "); print word[1], word[2], word[3], word[4], word[5], word[6] > (folder "/prompts.part") }
     END { if (n <= 1555) { print "there are only " n + 0 " stories, not more than 1555" > "/dev/stderr"; exit 1 } }' "$1"
+for name in stories held prompts; do mv "$2/$name.part" "$2/$name.txt"; done # they are complete
