@@ -129,7 +129,7 @@ $(foreach file,$(wildcard tests/fuzz_*.c),$(eval $(call program,test_$(notdir $(
 $(foreach file,$(LESSONS),$(eval $(call program,$(notdir $(call lesson,$(file))),$(file))))
 $(foreach file,$(SOLUTIONS),$(eval $(call program,solution_$(notdir $(file:.c=)),$(file))))
 $(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed xor characters own_head run_llama convert \
-                            inspect train_tokenizer write_stories draw_curve look array) # which it runs
+                            inspect train_tokenizer write_stories draw_curve look array bench efficient positions attention) # which it runs
 
 # The programs for a microcontroller, where their compiler and the emulator are.
 BOARD_TOOLS := $(shell command -v arm-none-eabi-gcc >/dev/null && command -v qemu-system-arm >/dev/null && echo yes)
@@ -170,11 +170,15 @@ $(BUILD)/flags: FORCE
 MODEL ?= $(firstword $(wildcard examples/models/*.gguf ../shared/models/stories260K.pt))
 TOKENIZER ?= $(if $(filter %/stories260K.pt,$(MODEL)),$(wildcard $(dir $(MODEL))tok512.bin))
 PROMPT ?= Once upon a time
+ifeq ($(OS)$(origin PROMPT),Windows_NTenvironment) # cmd.exe's own
+PROMPT := Once upon a time
+endif
 
+run: export PROMPT := $(PROMPT)
 run: $(BUILD)/run_llama
 	@test -n "$(MODEL)" || { echo "Which model? Try: make run MODEL=path/to/stories42M.pt"; exit 1; }
 	$< --option generate --pretrained-model-path "$(MODEL)" \
-	    $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") --prompt "$(PROMPT)" \
+	    $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") --prompt "$$PROMPT" \
 	    --temperature 0.5 --epsilon 0.02
 
 test: $(filter-out $(LONG),$(TESTS))

@@ -744,6 +744,8 @@ TEST(outputs_are_tried_first) {
             "/nowhere/g cannot be written");
 }
 
+#define OPINIONS_OF_EFFICIENT "--task opinions2 --data examples/data --threads 1 "
+
 TEST(tools_try_outputs_first) {
     char arguments[4096];
     bytes model = read_file(MODEL);
@@ -783,6 +785,15 @@ TEST(tools_try_outputs_first) {
     snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("a.safetensors"),
              in_folder("b.safetensors"));
     refuses("convert", arguments, "config.json is also read (next to IN)");
+    snprintf(arguments, sizeof arguments,
+             OPINIONS_OF_EFFICIENT "--method full --tokenizer " MODEL " --model '%s'%s",
+             in_folder("a.safetensors"), flag("--save_model", "b.safetensors"));
+    refuses("efficient", arguments, "config.json is also read (next to --model)");
+    refuses("efficient", OPINIONS_OF_EFFICIENT "--csv /nowhere/x", "/nowhere/x cannot be written");
+    refuses("positions", "--text LICENSE --csv /nowhere/x", "/nowhere/x cannot be written");
+    refuses("attention", "--text LICENSE --svg ./LICENSE", "is also read (--text)");
+    CHECK(run("bench", "types --model " MODEL, "") == 2 && strstr(complained, "not types"));
+    CHECK(run("bench", "--threads ''", "") == 2 && strstr(complained, "numbers like 1,2"));
 }
 
 /* What is written takes the place of a file, with its permissions, through a link; not that of a temporary file. */

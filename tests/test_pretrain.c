@@ -579,6 +579,9 @@ TEST(interrupted_and_resumed) {
     CHECK(strstr(said, "stopped at step 25") && strstr(said, "--resume"));
     check_model("stopped.gguf", ML_F32);
     CHECK(exists("stopped.gguf.train") && !same_bytes("stopped.gguf", "small.gguf"));
+    pretrain(STOPPED);
+    CHECK(status == 1 &&
+          strstr(complained, "stopped.gguf.train has this run up to step 25: --resume goes on"));
     pretrain_until(STOPPED " --resume", 47, SIGTERM);
     CHECK(status == 0 && strstr(said, "stopped at step 47") && strstr(said, "--resume"));
     REQUIRE(trains(STOPPED " --resume"));

@@ -463,6 +463,10 @@ int main(int argc, char **argv) {
         options_print(stdout, options, n_options);
         return 0;
     }
+    for (int i = 0; i < N_WORDS && model; i++)
+        if (words[i] && strcmp(words[i], "decode") && strcmp(words[i], "prompt"))
+            return fprintf(stderr, "of --model, decode and prompt are measured, not %s\n", words[i]), 2;
+    if (!*threads) return fprintf(stderr, "--threads takes numbers like 1,2\n"), 2;
     float *read_data = random_floats(READ_FLOATS);
     for (; *threads; threads += strcspn(threads, ","), threads += *threads == ',') {
         bench b = {{0}, read_data};

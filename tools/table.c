@@ -281,11 +281,11 @@ static void print_accuracy(FILE *to, double mean, double sd, int n) {
 }
 
 static void print_table(const settings *s, FILE *to) {
-    fprintf(
-        to,
-        "%s: accuracy and macro F1; over several seeds the mean and, in brackets, the standard deviation.\n"
-        "Beside them the assignment's accuracies with stories42M.pt. Time and memory are of one run.\n\n",
-        s->model);
+    fprintf(to,
+            "%s: accuracy and macro F1; over several seeds the mean and, in brackets, the standard deviation "
+            "(divisor n).\n"
+            "Beside them the assignment's accuracies with stories42M.pt. Time and memory are of one run.\n\n",
+            s->model);
     fprintf(to, "| data | setting | mode | seeds | dev | dev F1 | test | assignment: dev | test | s | MB |\n"
                 "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
     for (int i = 0; i < N_ROWS; i++) {

@@ -161,5 +161,5 @@ int main(int argc, char **argv) {
     if (window < 1 || lm.n_heads % 2) return !complain("--window is at least 1, and --heads even");
     int ok = small_read(&lm, lm.context + 1) && run_all(&lm, attention, window);
     small_free(&lm);
-    return !ok;
+    return !(ok && output_written());
 }

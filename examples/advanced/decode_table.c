@@ -185,5 +185,5 @@ int main(int argc, char **argv) {
     ml_model_free(t.model), ml_model_free(t.other);
     scores_free(&t.scores);
     free(t.lines), free(t.work), free(t.text);
-    return !ok;
+    return !(ok && output_written());
 }

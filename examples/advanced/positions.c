@@ -170,5 +170,5 @@ int main(int argc, char **argv) {
     if (help) return options_print(stdout, options, n + 2), 0;
     int ok = small_read(&lm, LONGER * lm.context + 1) && run_all(&lm, position);
     small_free(&lm);
-    return !ok;
+    return !(ok && output_written());
 }

@@ -94,8 +94,11 @@ static inline int small_encode(small_lm *lm, const char *text, size_t n) {
 
 /* Reads the text; `longest` is the longest row that will be evaluated. */
 static inline int small_read(small_lm *lm, int longest) {
+    const used_file inputs[] = {{"--text", lm->text_path}, {"--tokenizer", lm->tokenizer}};
+    const used_file outputs[] = {{"--csv", lm->csv}, {"--svg", lm->svg}};
     size_t n = 0;
     if (!lm->text_path) return complain("--text is missing");
+    if (!outputs_ready(outputs, 2, inputs, 2)) return 0;
     if (lm->context < 8 || lm->context % 8 || lm->rows < 1 || lm->steps < 1 || lm->n_layers < 1 ||
         lm->n_layers > SMALL_LAYERS || lm->n_heads < 1 || lm->dim < 4 || lm->dim % (2 * lm->n_heads) ||
         lm->context > 1 << 14 || lm->rows > 1 << 12 || lm->dim > 1 << 12 || !(lm->lr > 0) || lm->threads < 1)

@@ -186,5 +186,5 @@ int main(int argc, char **argv) {
     speculation_close(&w.fast);
     ml_session_free(w.plain);
     ml_model_free(w.model), ml_model_free(w.draft_model);
-    return !ok;
+    return !(ok && output_written());
 }

@@ -199,5 +199,5 @@ int main(int argc, char **argv) {
     if (s.csv) fputs("method,model,task,seed,dev,test,gold,seconds\n", s.csv_file = csv.to);
     int ok = run_all(&s, models);
     if (!ok && s.csv) whole_file_drop(&csv);
-    return !ok || (s.csv && !whole_file_end(&csv));
+    return !ok || (s.csv && !whole_file_end(&csv)) || !output_written();
 }

@@ -254,9 +254,24 @@ static int same_text(void) {
     return 1;
 }
 
+/* Whether --output has no unfinished run of these settings: hours of work are not replaced without a word. */
+static int spares_unfinished(void) {
+    ml_archive *archive = NULL;
+    int is_spared = 1;
+    if (r.set.resume || !r.set.steps || ml_archive_load(r.checkpoint, NULL, &archive, NULL)) return 1;
+    const ml_value *step = ml_archive_find_value(archive, "minillama.train.step");
+    const ml_value *how = ml_archive_find_value(archive, "minillama.train.progress.7");
+    if (step && how && step->i < r.set.steps && (uint64_t)how->i == hash_settings(&r.set))
+        is_spared =
+            complain("%s has this run up to step %lld: --resume goes on with it; remove it to begin again",
+                     r.checkpoint, (long long)step->i);
+    ml_archive_free(archive);
+    return is_spared;
+}
+
 static int prepare(int argc, char **argv) {
     if (!name_files() || !files_ready() || !read_texts() || !make_model(&r) || !same_shape(argc, argv) ||
-        !encode_texts() || !finish_settings(&r.set))
+        !encode_texts() || !finish_settings(&r.set) || !spares_unfinished())
         return 0;
     size_t n = (size_t)r.set.rows * (size_t)r.set.context;
     r.tokens = (int32_t *)malloc(n * sizeof *r.tokens);
@@ -293,5 +308,5 @@ int main(int argc, char **argv) {
         ok = train(&r);
     }
     clean_up();
-    return !ok;
+    return !(ok && output_written());
 }

@@ -128,10 +128,10 @@ static int make_trainer(sentiment *s) {
 
 typedef struct best_epoch {
     int epoch;
-    double accuracy; /* on dev */
+    double accuracy;  /* on dev */
+    uint64_t mark[3]; /* in the checkpoint's progress: whose it is */
 } best_epoch;
 
-/* Trains for one epoch and measures; saves the state if it is the best so far. */
 /* Whether any label of a set is known; if not, the last epoch is kept. */
 static int has_labels(const reviews *set) {
     int n = 0;
@@ -139,11 +139,17 @@ static int has_labels(const reviews *set) {
     return n > 0;
 }
 
+/* The state, with a mark that a run with other data or another seed would not make. */
+static int save_state(sentiment *s, const best_epoch *best) {
+    ml_error error;
+    memcpy(s->trainer->progress, best->mark, sizeof best->mark);
+    return loaded(s->set.model_out, ml_trainer_save(s->trainer, s->set.model_out, &error), &error);
+}
+
+/* Trains for one epoch and measures; saves the state if it is the best so far. */
 static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, best_epoch *best) {
     double loss;
-    const char *path = s->set.model_out;
     char on_train[64] = "";
-    ml_error error;
     if (!train_epoch(s, random, order, epoch, &loss)) return 0;
     if (s->set.eval_train) {
         if (!sentiment_predict(s, &s->train, "eval train")) return 0;
@@ -155,7 +161,9 @@ static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, best
     if (on_dev.accuracy > best->accuracy || !has_labels(&s->dev)) {
         best->accuracy = on_dev.accuracy;
         best->epoch = epoch;
-        if (!loaded(path, ml_trainer_save(s->trainer, path, &error), &error)) return 0;
+        best->mark[0] = (uint64_t)s->set.seed, best->mark[1] = (uint64_t)epoch;
+        memcpy(&best->mark[2], &loss, sizeof loss);
+        if (!save_state(s, best)) return 0;
     }
     printf("epoch %d: train loss :: %.3f%s, dev acc :: %.3f, dev f1 :: %.3f\n", epoch, loss, on_train,
            on_dev.accuracy, on_dev.f1);
@@ -165,11 +173,13 @@ static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, best
 
 /* The best epoch's weights again; and model_out, until then a checkpoint with all that a trainer needs, becomes a
    file to load: the model or the adapter (in a .pt the model with it), and the head. */
-static int keep_best(sentiment *s) {
+static int keep_best(sentiment *s, const best_epoch *best) {
     const char *path = s->set.model_out;
     ml_save_desc desc = {format_of(path), ML_TYPE_NONE, NULL, s->head};
     ml_error error;
     if (!loaded(path, ml_trainer_restore(s->trainer, path, &error), &error)) return 0;
+    if (memcmp(s->trainer->progress, best->mark, sizeof best->mark) != 0)
+        return complain("%s: another program wrote it meanwhile; give each its own --state", path);
     return loaded(path,
                   s->lora ? ml_lora_save(s->lora, s->model, path, &desc, &error)
                           : ml_model_save(s->model, path, &desc, &error),
@@ -178,14 +188,14 @@ static int keep_best(sentiment *s) {
 
 int sentiment_finetune(sentiment *s) {
     int *order = (int *)malloc((size_t)s->train.n * sizeof *order);
-    best_epoch best = {0, -1};
+    best_epoch best = {0, -1, {0, 0, 0}};
     ml_random random;
     int ok = order ? fits_format(s) && make_trainer(s) : no_memory("an epoch");
     for (int i = 0; ok && i < s->train.n; i++) order[i] = i;
     ml_random_seed(&random, (uint64_t)s->set.seed + 1);
     for (int epoch = 0; ok && epoch < s->set.epochs; epoch++) ok = do_epoch(s, &random, order, epoch, &best);
     free(order);
-    if (!ok || !keep_best(s)) return 0;
+    if (!ok || !keep_best(s, &best)) return 0;
     if (has_labels(&s->dev))
         printf("best epoch %d, dev acc %.3f, is kept\n", best.epoch, best.accuracy);
     else

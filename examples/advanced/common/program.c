@@ -128,28 +128,35 @@ static int save_model(const tuning *t, const char *path) {
     return loaded(path, ml_model_save(t->model, path, &desc, &error), &error);
 }
 
+/* Whether the files that the options name can be written, and none is also read or belongs to the model. */
+static int can_write(const tuning_settings *set, int is_adapter) {
+    char configs[2][4096];
+    const used_file inputs[] = {{"--model", set->model},       {"--tokenizer", set->tokenizer},
+                                {"--train", set->train},       {"--dev", set->dev},
+                                {"--test", set->test},         {"--test-gold", set->test_gold},
+                                {"--label-names", set->labels}};
+    const used_file outputs[] = {{"--save", set->save},
+                                 {"--save_model", set->save_model},
+                                 {"--csv", set->csv},
+                                 {"next to --save", config_beside(set->save, is_adapter, configs[0])},
+                                 {"next to --save_model", config_beside(set->save_model, 0, configs[1])}};
+    return outputs_ready(outputs, 5, inputs, 7) && models_spared(outputs, 5, inputs, 1) &&
+           file_can_be_saved(set->save) && file_can_be_saved(set->save_model);
+}
+
 static int run(tuning *t, const tuning_settings *set, const tuning_method *method, const char *line) {
-    if (!tuning_open(t, set, method) || (set->save && !tuning_can_save(t))) return 0;
+    if (!tuning_open(t, set, method) || !can_write(set, t->method.save != NULL) ||
+        (set->save && !tuning_can_save(t)))
+        return 0;
     if (set->save_model && !t->model) return complain("--save_model: %s has no model", method->program);
     if (set->save_model && !model_learns(t))
         return complain("--save_model: %s leaves the model's own weights as they are", t->method.name);
     strcpy(t->line, line);
-    return tuning_train(t) && (!t->method.trained || t->method.trained(t)) &&
-           tuning_report(t, t->method.name, &t->result) && (!t->method.finish || t->method.finish(t)) &&
-           (!set->save || (t->method.save ? t->method.save(t, set->save) : tuning_save(t, set->save))) &&
-           (!set->save_model || save_model(t, set->save_model));
-}
-
-/* Whether the files of --save and --save_model can be written, and none is also read. */
-static int can_write(const tuning_settings *set) {
-    const used_file inputs[] = {{"--model", set->model},
-                                {"--train", set->train},
-                                {"--dev", set->dev},
-                                {"--test", set->test},
-                                {"--csv", set->csv}};
-    const used_file outputs[] = {{"--save", set->save}, {"--save_model", set->save_model}};
-    return outputs_ready(outputs, 2, inputs, 5) && (!set->save || file_can_be_saved(set->save)) &&
-           (!set->save_model || file_can_be_saved(set->save_model));
+    int ok = tuning_train(t) && (!t->method.trained || t->method.trained(t));
+    ok = ok && (!set->save || (t->method.save ? t->method.save(t, set->save) : tuning_save(t, set->save)));
+    ok = ok && (!set->save_model || save_model(t, set->save_model));
+    return ok && tuning_report(t, t->method.name, &t->result) && (!t->method.finish || t->method.finish(t)) &&
+           output_written();
 }
 
 int tuning_main(int argc, char **argv, const tuning_method *method, const option *own, int n_own) {
@@ -174,7 +181,6 @@ int tuning_main(int argc, char **argv, const tuning_method *method, const option
         return 0;
     }
     if (!tuning_check_settings(&set)) return 2;
-    if (!can_write(&set)) return 1;
     write_line(line, sizeof line, argc, argv);
     int ok = run(&t, &set, method, line);
     tuning_close(&t);
