@@ -131,7 +131,7 @@ static void begin(void) {
     ml_model_create_desc desc;
     ml_lora_create_desc thin;
     ml_save_desc as = {ML_SAFETENSORS, ML_TYPE_NONE, NULL, NULL};
-    ml_lora *lora;
+    ml_lora *lora = NULL;
     ml_random random;
     ml_archive *hf, *gguf;
     check(folder_begin("fuzz-parts") && make_folder(in_folder("meta")) && make_folder(in_folder("peft")));
