@@ -1006,7 +1006,8 @@ typedef struct ml_check_desc {
    (of 2e-5 L / h if that is more: less cannot be told from rounding): below 0.01 for a right gradient, above 0.1 for
    a wrong one. The kinks of ml_relu can raise a right one to about 0.1: check with a smooth function in its place, or
    with a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before afterwards (they wait in
-   the memory of the gradients), and the gradients those of one pass. */
+   the memory of the gradients), and the gradients those of one pass; other parameters get those of two passes on top
+   of what they had: set all to 0 before you train. */
 ML_DEF ml_result ml_check_gradient(ml_graph *g, const ml_check_desc *desc, double *worst, ml_error *error);
 
 /* ==== >>training ====
@@ -1207,7 +1208,7 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
 /* Flags of encoding: bos in front, eos at the end (ML_ERROR_ARGUMENT where the tokenizer has none); or whichever of
    them the tokenizer's file asks for, which is what a model has seen in training. With ML_PARSE_SPECIAL, a control
    piece that is written in the text ("<|eot_id|>") is read as that piece: use it for text that you put together
-   yourself, never for text of strangers. (User-defined pieces always are.) */
+   yourself, never for text of strangers. (User-defined pieces always are, the unknown piece never.) */
 enum { ML_ADD_BOS = 1, ML_ADD_EOS = 2, ML_ADD_SPECIAL = 4, ML_PARSE_SPECIAL = 8 };
 
 /* Numbered as in GGUF. */
@@ -1245,7 +1246,8 @@ typedef struct ml_encode_desc {
     size_t work_size; /* at least ml_tokenizer_encode_size(n_bytes) */
 } ml_encode_desc;
 ML_DEF size_t ml_tokenizer_encode_size(size_t n_bytes);
-/* tokens->ids point into desc->work. ML_ERROR_MEMORY if that is too small; any bytes can be encoded. */
+/* tokens->ids point into desc->work. ML_ERROR_MEMORY if that is too small. Any bytes can be encoded where there are
+   pieces for bytes or an unknown one; without, ML_ERROR_UNSUPPORTED names what cannot. */
 ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_encode_desc *desc,
                                      ml_tokens *tokens, ml_error *error);
 
@@ -1345,7 +1347,7 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
    only in that. The formats here, with the system text S, what the user says U, and the answers A:
 
       plain     S U A U A ...: a text that is told in turns, for a model that was never trained to chat
-      llama2    <s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] U [/INST] A </s>...    (Meta's Llama 2)
+      llama2    <s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A</s><s>[INST] U [/INST] A</s>...      (Meta's Llama 2)
       llama3    <|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>         (Meta's Llama 3)
                 <|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>
                 <|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>...          (\n are its only line breaks)
@@ -1478,10 +1480,11 @@ typedef struct ml_load_desc {
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which means
    the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
    pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors, adapter_model.safetensors,
-   adapter_model.bin, or (with POSIX) its only .index.json, .gguf, .safetensors, .pth or .pt, with the others if it is
-   NAME-00001-of-00003.safetensors. A model is joined from Meta's consolidated.00.pth, consolidated.01.pth, ...; an
-   archive is the one that is named. The values are those of the first file. ML_ERROR_MISMATCH where the files do not
-   fit together. Models, adapters and heads are loaded from such paths, too; bytes in memory are always one file. */
+   adapter_model.bin, or (with POSIX or Windows) its only .index.json, .gguf, .safetensors, .pth or .pt, with the others
+   if it is NAME-00001-of-00003.safetensors. A model is joined from Meta's consolidated.00.pth, consolidated.01.pth,
+   ...; an archive is the one that is named. The values are those of the first file. ML_ERROR_MISMATCH where the files
+   do not fit together. Models, adapters and heads are loaded from such paths, too; bytes in memory are always one
+   file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -1514,8 +1517,9 @@ ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t 
    Hugging Face's tokenizer.json. Any other model, pre-tokenizer, normalizer or decoder is ML_ERROR_UNSUPPORTED, with
    a sentence that names it; so is everything but SentencePiece with ML_NO_BPE. A normalizer "NFC" is accepted and
    left out, as in llama.cpp: texts are taken as they are. A tokenizer.json names no bos and eos: they are those of
-   its template, or spelled as in Llama 2 and 3 or GPT-2; beside a model, those of config.json. The bytes need not
-   outlive the call. */
+   its template; where that has none, those of a config.json beside it, or spelled as in Llama 2 and 3 or GPT-2. What
+   it says of white space beside special pieces (lstrip, rstrip) is left out: that stays. The bytes need not outlive
+   the call. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_load_desc *desc, ml_tokenizer **tokenizer,
                                    ml_error *error);
@@ -1629,8 +1633,8 @@ ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, m
    template, ...). A tokenizer of bytes keeps its pre-tokenizer and merges; one of characters that came from a
    tokenizer.json gets the ranks of its merges as scores, since GGUF has no merges there: ids are then the same if any
    two of its pieces that make a third are among the merges, as in the files of Llama 2. Safetensors is Hugging Face's
-   layout; it also replaces config.json in the same folder and, if the model has a chat_template, chat_template.jinja,
-   and holds no tokenizer. PyTorch is what torch.load reads, for the code of the course (see examples/run_llama),
+   layout; it also replaces config.json in the same folder and, if the model has a chat_template, chat_template.jinja (an
+   older one stays if it has none), and holds no tokenizer. PyTorch is what torch.load reads, for the code of the course (see examples/run_llama),
    without a tokenizer, too: {"model": the weights under its names, "model_args": the configuration}, as its
    load_pretrained reads it; with a head, what its save_model writes: a "model" that loads into its classifier over a
    pretrained model of the same shape, and a "model_config" that names stories42M.pt as that pretrained model. What
@@ -5208,6 +5212,7 @@ static ml_result mli_session_plan(const ml_model *model, const ml_session_desc *
     if (result) return result;
     mli_session_measure(s);
     if (mli_add_size(mli_session_layout(s, NULL), MLI_ALIGN, size)) return mli_ok(error);
+    *size = 0;
     return mli_fail(error, ML_ERROR_MEMORY, "this session takes more memory than can be addressed");
 }
 
@@ -5839,7 +5844,7 @@ static mli_saved_header mli_header_of(const mli_session *s) {
     if (model->config.rope_kind == ML_ROPE_DYNAMIC) /* by which the keys were turned */
         weights = weights * 31 + mli_float_bits(mli_session_theta(s));
     /* as many rows as the smallest session needs, so that any can restore them */
-    int window = model->config.window, rows = mli_window_rows(s);
+    int window = MLI_MIN(model->config.window, MLI_MAX_TOKENS), rows = mli_window_rows(s);
     if (window) rows = MLI_MIN(rows, window - 1 + MLI_MIN(window, MLI_SPARE_ROWS));
     int read = MLI_MIN(s->read, s->shown.length), first = MLI_MAX(s->first, read - rows);
     if (s->is_full || read <= first) first = read = 0;
@@ -6430,7 +6435,7 @@ ML_DEF void ml_graph_begin(ml_graph *graph, int taping) {
     graph->result = ML_OK;
     graph->measuring = !open->block;
     graph->taping = g->taping = open->dropping = taping;
-    if (!g->memory) g->size = open->room, g->work_size = 0; /* as after an overflow */
+    g->size = open->room, g->work_size = 0; /* scratch of the pass before is free, too */
     g->memory = open->block;
     g->used = g->peak = g->recompute = 0;
     g->newest = NULL;
@@ -7507,7 +7512,7 @@ ML_DEF ml_tensor ml_attention(ml_graph *graph, const ml_attention_desc *d) {
     if (g->open->dropping) op.dropout = d->dropout, op.seed = d->seed;
     if (d->scale > 0) op.scale = d->scale;
     int learns = d->q.grad || d->k.grad || d->v.grad || d->bias.grad;
-    ml_tensor out = mli_result(g, d->q.rows, op.hv * (size_t)d->n_heads, learns);
+    ml_tensor out = mli_result(g, d->q.rows, mli_product_or_most(op.hv, (size_t)d->n_heads), learns);
     g->taping = taping && learns;
     mli_run_attention(g, &op, out);
     g->taping = taping;
@@ -7784,6 +7789,7 @@ typedef struct mli_llama {
     ml_lora lora;   /* over desc.lora_weights */
     mli_rows rows;
     mli_pass pass;
+    int taping; /* as when the pass began: off where it is inserted in a layer that will be computed again */
 } mli_llama;
 
 /* Places inside a layer. */
@@ -7823,7 +7829,7 @@ static ml_tensor mli_tap(mli_graph *g, ml_tensor x) {
 static ml_tensor mli_stream_at(mli_graph *g, const mli_pass *pass, unsigned at, int part, ml_tensor x) {
     if (!pass->llama) return x;
     ml_tensor *states = pass->llama->desc.states;
-    g->taping = g->open->shown.taping;
+    g->taping = pass->llama->taping;
     if (mli_wants(pass, at)) {
         ml_tensor y = mli_tap(g, x);
         x = mli_tap(g, mli_insert(g, pass, at, MLI_MAX(0, part - 1), y, y));
@@ -7878,9 +7884,11 @@ static int mli_count_frozen(const mli_llama *own) {
 static ml_tensor mli_llama_pass(ml_graph *graph, const ml_llama_desc *desc, const mli_rows *rows,
                                 int n_frozen) {
     mli_graph *g = mli_graph_of(graph);
+    const int taping = g->taping, checkpointing = g->checkpointing; /* those of a pass around this one */
     mli_llama plan, *own = (mli_llama *)mli_graph_alloc(g, 1, sizeof *own);
     if (mli_measuring(g)) own = &plan; /* nothing is recorded */
     memset(own, 0, sizeof *own);
+    own->taping = taping;
     own->desc = *desc;
     own->model = *desc->model;
     if (desc->weights) own->model.tensors = desc->weights;
@@ -7896,8 +7904,8 @@ static ml_tensor mli_llama_pass(ml_graph *graph, const ml_llama_desc *desc, cons
     own->pass.n_frozen = n_frozen < 0 ? mli_count_frozen(own) : n_frozen;
     g->checkpointing = desc->checkpointing;
     ml_tensor hidden = mli_network(g, &own->pass);
-    g->taping = graph->taping;
-    g->checkpointing = 0;
+    g->taping = taping;
+    g->checkpointing = checkpointing;
     return hidden;
 }
 
@@ -7992,6 +8000,8 @@ ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
     if (has_table && (!mli_accepts(graph, "ml_llama: rope", desc.rope) || desc.rope.cols != hd))
         return mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: rope is (%z, %z), not (positions, %z)",
                           desc.rope.rows, desc.rope.cols, hd);
+    if (has_table && desc.rope.grad)
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: rope is a constant (see ml_stop_gradient)");
     if (has_table) most.row = (int)MLI_MIN(desc.rope.rows, MLI_MAX_TOKENS);
     if (mli_check_batch(desc.model, desc.batch, &most, &rows, &error))
         return mli_cannot(graph, error.code, "%s", error.text);
@@ -8671,6 +8681,7 @@ ML_DEF ml_result ml_trainer_size(const ml_model *model, const ml_trainer_desc *d
     if (!size) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_trainer_size: size is NULL");
     *size = 0;
     ml_result result = mli_trainer_plan(model, desc, &plan, size, error);
+    if (result) *size = 0;
     return result ? result : mli_ok(error);
 }
 
@@ -10340,7 +10351,8 @@ static void mli_encode_plain(mli_encoder *e, size_t at) {
 
 /* Where to go on after a control piece, or, with `special` 0, where to begin. As in llama.cpp and in Hugging Face's
    tokenizers, each text between control pieces gets the space that is put before a text, and they themselves none. It
-   takes the place of the last of the `special` bytes of the piece that is done. */
+   takes the place of the last of the `special` bytes of the piece that is done. After a user-defined piece there is
+   none, as in SentencePiece; llama.cpp puts one there, too. */
 static size_t mli_begin_part(mli_encoder *e, size_t at, size_t special) {
     const mli_text_rules *rules = &e->t->rules;
     int32_t id;
@@ -10996,13 +11008,13 @@ static void mli_turn_put_byte(mli_chat_turn *turn, char c) {
                                 turn->n_bytes, turn->session->shown.max_seq_len);
 }
 
-/* A piece of the format. After a control piece some tokenizers begin a text again, and after bos all do. */
+/* A piece of the format. After it some tokenizers begin a text again, and after bos all do; of what kind it is does
+   not matter to llama.cpp and to Hugging Face's tokenizers. */
 static void mli_turn_put_special(mli_chat_turn *turn, int32_t id) {
     const mli_tokenizer *t = turn->tokenizer->private_part;
     mli_turn_flush(turn);
     mli_turn_put_id(turn, id);
-    int is_control = mli_kind_of(t, id) == ML_PIECE_CONTROL;
-    turn->has_prefix = id == turn->tokenizer->bos || (is_control && !t->rules.only_first);
+    turn->has_prefix = id == turn->tokenizer->bos || !t->rules.only_first;
 }
 
 /* A text of the format. */
@@ -11206,7 +11218,9 @@ ML_DEF ml_result ml_chat_reply(ml_chat *chat, const char *text, const ml_generat
     how.overflow = ML_OVERFLOW_ERROR;
     how.on_token = mli_answer_token;
     how.user = &answer;
-    ml_result result = mli_fit_turn(chat, text, &how.prompt_ids, &n_before, error);
+    ml_result result = mli_check_sampler(session->private_part, &given.sampler, error);
+    if (!result) result = mli_check_output(session->model, error);
+    if (!result) result = mli_fit_turn(chat, text, &how.prompt_ids, &n_before, error);
     if (result) return result;
     result = mli_answer_turn(chat, n_before, how, &out, error);
     if (!result && answer.has_ended) { /* the next turn writes it */
@@ -11908,7 +11922,22 @@ typedef struct mli_target {
     char *replaced;  /* the path, or what it leads to as a symbolic link */
     char *temporary; /* NULL: nothing to remove */
     mli_writer writer;
+#ifdef MLI_POSIX
+    struct stat written; /* the temporary file, once it is open */
+#endif
 } mli_target;
+
+/* Whether the temporary name is still that of the file that was written: another save may take one that seems to be
+   left, as that of a program that was stopped for hours. */
+static int mli_target_is_ours(const mli_target *target) {
+#ifdef MLI_POSIX
+    struct stat is;
+    return stat(target->temporary, &is) == 0 && is.st_dev == target->written.st_dev &&
+           is.st_ino == target->written.st_ino;
+#else
+    return target->temporary != NULL;
+#endif
+}
 
 static void mli_target_failed(mli_saver *saver, const mli_target *target, int why) {
     saver->result = mli_fail(saver->error, ML_ERROR_FILE, "%s cannot be written: %s", target->path,
@@ -11978,6 +12007,9 @@ static int mli_target_create(mli_saver *saver, mli_target *target) {
     }
     mli_end_temporary(name + n, i);
     target->temporary = name;
+#ifdef MLI_POSIX
+    if (fstat(fileno((FILE *)target->writer.file), &target->written) != 0) return errno;
+#endif
     return 0;
 }
 
@@ -12008,7 +12040,7 @@ static void mli_target_complete(mli_saver *saver, mli_target *target) {
 
 static void mli_target_publish(mli_saver *saver, mli_target *target) {
     errno = 0;
-    int why = mli_rename(target->temporary, target->replaced);
+    int why = mli_target_is_ours(target) ? mli_rename(target->temporary, target->replaced) : EBUSY;
     if (why) {
         mli_target_failed(saver, target, why);
         return;
@@ -12020,7 +12052,7 @@ static void mli_target_publish(mli_saver *saver, mli_target *target) {
 /* Removes what has not been published. */
 static void mli_target_close(mli_saver *saver, mli_target *target) {
     if (target->writer.file) fclose((FILE *)target->writer.file);
-    if (target->temporary) mli_remove(target->temporary);
+    if (target->temporary && mli_target_is_ours(target)) mli_remove(target->temporary);
     mli_free(saver->allocator, target->temporary);
     mli_free(saver->allocator, target->replaced);
 }
@@ -12620,13 +12652,15 @@ static size_t mli_list_indexed(mli_archive *archive, const ml_archive *index, ml
     return n;
 }
 
-static void mli_read_index(mli_archive *archive, const mli_file *file) {
+/* name: the index's, in front of what is wrong with it; NULL where the caller named it. */
+static void mli_read_index(mli_archive *archive, const char *name, const mli_file *file) {
     mli_archive *index = mli_archive_new(&archive->allocator, archive->error);
     mli_named *files = NULL;
     if (!index)
         mli_no_memory(archive);
     else
-        archive->result = mli_json_values(index, "", file->data, file->size, archive->error);
+        archive->result = mli_name_file(
+            archive->error, mli_json_values(index, "", file->data, file->size, archive->error), name);
     if (!archive->result) {
         files = (mli_named *)mli_alloc(&archive->allocator, index->values.n, sizeof *files);
         if (!files) mli_no_memory(archive);
@@ -12801,16 +12835,19 @@ static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
 /* Maps what the path leads to, and reads it or the shards that it names. */
 static void mli_read_path(mli_archive *archive, const char *path) {
     mli_file file = {NULL, 0, 0};
+    const char *name = NULL; /* of the file in the folder */
     archive->file_path = mli_keep_name(archive, path, strlen(path));
     if (archive->result) return;
-    if (mli_is_folder(path))
+    if (mli_is_folder(path)) {
         mli_map_in_folder(archive, &file);
-    else
-        archive->result = mli_map_file(path, &archive->allocator, &file, archive->error);
-    if (archive->result || !mli_is_index(file.data, file.size)) {
-        mli_add_shard(archive, NULL, &file);
+        name = archive->file_path + mli_folder_length(archive->file_path);
     } else {
-        mli_read_index(archive, &file);
+        archive->result = mli_map_file(path, &archive->allocator, &file, archive->error);
+    }
+    if (archive->result || !mli_is_index(file.data, file.size)) {
+        mli_add_shard(archive, name, &file);
+    } else {
+        mli_read_index(archive, name, &file);
         mli_unmap_file(&archive->allocator, &file);
     }
 }
@@ -15995,6 +16032,7 @@ static ml_result mli_gguf_flags(const ml_archive *archive, mli_vocabulary *v, ml
             return mli_fail(error, ML_ERROR_FORMAT, "key %s is no bool", mli_flag_keys[i]);
         if (value) *flags[i] = value->i != 0;
     }
+    if (rules->words) rules->adds_space_prefix = rules->removes_extra_spaces = 0; /* every byte counts */
     if (!v->adds_bos && !ml_archive_find_value(archive, mli_id_keys[0])) v->bos = -1;
     return ML_OK;
 }
@@ -16876,6 +16914,7 @@ static const mli_demand mli_demands[] = {
     {"general.architecture", "llama"},
     {"general.type", "model"},
     {"llama.expert_count", NULL},
+    {MLI_CONFIG_JSON ".quantization.", MLI_PACKED},
 #if MLI_ROPE_SCALING
     {"llama.rope.scaling.yarn_ext_factor", "1"},
 #endif
@@ -17137,6 +17176,7 @@ static void mli_load_int(mli_loader *loader, mli_field field, int *number) {
     if (!value) return;
     int is_int = mli_value_int(value, &n);
     if (field == MLI_FIELD_VOCAB && is_int && n == -1) return; /* Meta's params.json: the tokenizer's */
+    if (field == MLI_FIELD_ROPE_ORIGINAL && is_int && n == 0) return; /* GGUF: the context's */
     if (!is_int && value->kind == ML_VALUE_LIST)
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is a list: layers that differ are not supported",
                    value->name);
@@ -17233,16 +17273,23 @@ static void mli_load_rope_attention(mli_loader *loader) {
         c->rope_attention = is_gguf && c->rope_kind == ML_ROPE_YARN ? scale * (log_scale + 1) : scale;
 }
 
-/* Meta's params.json only says that Llama 3.1's positions are scaled: by its code's constants, unless it
-   has others. */
+/* Meta's params.json only says that Llama 3.1's positions are scaled: by its code's constants, unless it has others.
+   Of Llama 3.2's small models, whose widths are 2048 and 3072, the factor is 32, as their config.json says. */
 static int mli_load_meta_rope(mli_loader *loader) {
-    const ml_value *value = MLI_ONLY_GGUF ? NULL : mli_find_key(loader, ".use_scaled_rope");
+    static const char *const keys[] = {MLI_PARAMS_JSON ".use_scaled_rope",
+                                       MLI_PARAMS_JSON ".rope_scaling_factor",
+                                       MLI_PARAMS_JSON ".rope_high_freq_factor"};
+    const ml_value *values[3];
     ml_config *c = &loader->config;
-    if (!value) value = mli_find_other(loader, MLI_PARAMS_JSON ".use_scaled_rope");
-    if (!mli_value_bool(loader, value)) return 0;
-    c->rope_kind = ML_ROPE_LLAMA3, c->rope_scale = 8, c->rope_original = 8192;
-    c->rope_scale = mli_rope_json(loader, MLI_PARAMS_JSON ".rope_scaling_factor", "", c->rope_scale);
-    c->rope_high = mli_rope_json(loader, MLI_PARAMS_JSON ".rope_high_freq_factor", "", 0);
+    for (int i = 0; i < 3; i++) {
+        values[i] = mli_find_other(loader, keys[i]);
+        if (!values[i] && !MLI_ONLY_GGUF)
+            values[i] = mli_find_key(loader, keys[i] + sizeof MLI_PARAMS_JSON - 1);
+    }
+    if (!mli_value_bool(loader, values[0])) return 0;
+    c->rope_kind = ML_ROPE_LLAMA3, c->rope_scale = c->dim < 4096 ? 32 : 8, c->rope_original = 8192;
+    if (values[1]) c->rope_scale = mli_value_float(loader, values[1], 0);
+    if (values[2]) c->rope_high = mli_value_float(loader, values[2], 0);
     return 1;
 }
 
@@ -17305,6 +17352,22 @@ static ml_mask mli_load_mask(mli_loader *loader) {
     return is_full ? ML_MASK_FULL : ML_MASK_CAUSAL;
 }
 
+/* Meta's params.json does not say for which lengths the model was trained; which model it is shows in other values. */
+static void mli_load_meta_seq_len(mli_loader *loader) {
+    ml_config *c = &loader->config;
+    int is_meta =
+        mli_find_other(loader, MLI_PARAMS_JSON ".dim") || mli_find_other(loader, MLI_CONFIG_JSON ".dim");
+    if (!is_meta || mli_field_value(loader, MLI_FIELD_SEQ_LEN)) return;
+    if (c->rope_kind == ML_ROPE_LLAMA3)
+        c->max_seq_len = 131072; /* Llama 3.1 and later */
+    else if (c->rope_theta == 500000)
+        c->max_seq_len = 8192; /* Llama 3 */
+    else if (c->rope_theta == 1000000)
+        c->max_seq_len = 16384; /* Code Llama */
+    else if (c->norm_eps == 1e-5f)
+        c->max_seq_len = 4096; /* Llama 2 */
+}
+
 /* Everything except what the tensors' shapes tell: hidden_dim and vocab_size may stay 0, tied_output -1. */
 static void mli_load_config(mli_loader *loader) {
     if (loader->result) return;
@@ -17326,6 +17389,7 @@ static void mli_load_config(mli_loader *loader) {
     mli_load_float(loader, MLI_FIELD_ROPE_THETA, &config->rope_theta);
     mli_load_int(loader, MLI_FIELD_HEAD_DIM, &config->head_dim);
     mli_load_rope(loader);
+    mli_load_meta_seq_len(loader);
     mli_load_window(loader);
     const ml_value *tied = mli_field_value(loader, MLI_FIELD_TIED),
                    *norm = mli_field_value(loader, MLI_FIELD_NORM);
@@ -18252,12 +18316,13 @@ static void mli_try_json(mli_loader *loader, const char *name) {
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
 }
 
-/* A tokenizer.json does not say which of its pieces are bos and eos. */
+/* A tokenizer.json says which of its pieces are bos and eos only where its template puts them. */
 static void mli_load_bos_eos(mli_loader *loader, ml_tokenizer *t) {
     static const char *const keys[] = {MLI_CONFIG_JSON ".bos_token_id", MLI_CONFIG_JSON ".eos_token_id",
                                        MLI_CONFIG_JSON ".eos_token_id.0"};
     for (size_t i = 0; i < MLI_COUNT(keys); i++) {
         const ml_value *id = ml_archive_find_value(loader->archive, keys[i]);
+        if (i ? t->adds_eos : t->adds_bos) continue; /* its template names it */
         if (id && id->kind == ML_VALUE_INT && id->i >= 0 && id->i < t->n_pieces)
             *(i ? &t->eos : &t->bos) = (int32_t)id->i;
     }
@@ -18553,7 +18618,6 @@ static const mli_demand mli_lora_demands[] = {{"general.architecture", "llama"},
                                               {MLI_PEFT_JSON ".use_dora", NULL},
                                               {MLI_PEFT_JSON ".lora_bias", NULL},
                                               {MLI_PEFT_JSON ".use_qalora", NULL},
-                                              {MLI_PEFT_JSON ".fan_in_fan_out", NULL},
                                               {MLI_PEFT_JSON ".layer_replication.", "repeated layers are"},
                                               /* adapters for a part of the text */
                                               {"adapter.alora.", NULL},
@@ -21069,7 +21133,7 @@ MLI_INLINE mli_v mli_v_power_of_2(mli_v n) {
 
 /* e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln(2) / 2, as in Cody and Waite 1980, "Software Manual for the
    Elementary Functions": n ln 2 is subtracted in two parts, the first of which is short enough for its product with
-   n to be exact. e^r = 1 + r + r^2 q(r), where q is the polynomial with the smallest maximal relative error (3e-9,
+   n to be exact. e^r = 1 + r + r^2 q(r), where q is the polynomial with the smallest maximal relative error (4e-9,
    so that rounding dominates: about 1 ulp). 2^n is applied in two factors, since 2^128 and 2^-150 are not floats:
    too large an x gives infinity, too small a one 0. As the second operand of max and min a NaN survives. */
 MLI_INLINE mli_v mli_v_exp(mli_v x) {

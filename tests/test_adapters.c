@@ -1033,7 +1033,7 @@ TEST(configurations) {
         {"{\"r\":2,\"lora_alpha\":4,\"use_dora\":true}", ML_ERROR_UNSUPPORTED, "use_dora"},
         {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":true}", ML_OK, ""},
         {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":1}", ML_ERROR_FORMAT, "use_rslora"},
-        {"{\"r\":2,\"lora_alpha\":4,\"fan_in_fan_out\":true}", ML_ERROR_UNSUPPORTED, "fan_in_fan_out"},
+        {"{\"r\":2,\"lora_alpha\":4,\"fan_in_fan_out\":true}", ML_OK, ""}, /* PEFT: not for nn.Linear */
         {"{\"r\":2,\"lora_alpha\":4,\"lora_bias\":true}", ML_ERROR_UNSUPPORTED, "lora_bias"},
         {"{\"r\":2,\"lora_alpha\":4,\"use_qalora\":true}", ML_ERROR_UNSUPPORTED, "use_qalora"},
         {"{\"r\":2,\"lora_alpha\":4,\"bias\":\"all\"}", ML_ERROR_UNSUPPORTED, "bias is all"},

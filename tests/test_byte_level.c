@@ -511,6 +511,15 @@ TEST(beside_a_model) {
     CHECK(loaded->tokenizer->bos == 104 && loaded->tokenizer->eos == 119);
     CHECK(loaded->tokenizer->n_ends == 3 && loaded->tokenizer->n_pieces == ALL);
     ml_model_free(loaded);
+    static const char post[] = /* its template names bos, whatever config.json says */
+        ", \"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": "
+        "\"<|eot_id|>\", \"type_id\": 0}}, {\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}]}";
+    file = write_json(LLAMA3, 0, post);
+    write_file(in_folder("tokenizer.json"), file.data, file.size);
+    free(file.data);
+    REQUIRE(ml_model_load(folder, NULL, &loaded, &failure) == ML_OK);
+    CHECK(loaded->tokenizer && loaded->tokenizer->bos == CONTROL && loaded->tokenizer->eos == 119);
+    ml_model_free(loaded);
     static const char fewer[] = HEAD "{\"a\": 0, \"b\": 1}}}"; /* without what was added later */
     write_file(in_folder("tokenizer.model"), fewer, sizeof fewer - 1);
     REQUIRE(ml_model_load(folder, NULL, &loaded, &failure) == ML_OK);

@@ -115,10 +115,16 @@ TEST(chatml_turns) {
     no_space.adds_space = 0;
     check_turns(&no_space, ML_CHAT_CHATML, NULL,
                 "{<s>}{<|im_start|>}user\nHi{<|im_end|>}\n{<|im_start|>}assistant\n", second);
-    /* each text between control pieces begins with a space, as in Hugging Face's tokenizers */
-    check_turns(&sentencepiece, ML_CHAT_CHATML, NULL,
-                "{<s>}{<|im_start|>} user\nHi{<|im_end|>} \n{<|im_start|>} assistant\n",
-                "{<|im_end|>} \n{<|im_start|>} user\nWho?{<|im_end|>} \n{<|im_start|>} assistant\n");
+    for (int kind = 3; kind <= 4; kind++) {
+        /* each text between the format's pieces begins with a space, as in Hugging Face's tokenizers */
+        sentencepiece.kind = kind;
+        check_turns(&sentencepiece, ML_CHAT_CHATML, NULL,
+                    "{<s>}{<|im_start|>} user\nHi{<|im_end|>} \n{<|im_start|>} assistant\n",
+                    "{<|im_end|>} \n{<|im_start|>} user\nWho?{<|im_end|>} \n{<|im_start|>} assistant\n");
+    }
+    vocabulary spaced = qwen2; /* what a GGUF says of spaces is not for bytes */
+    spaced.adds_space = 1;
+    check_turns(&spaced, ML_CHAT_CHATML, NULL, user, second);
 }
 
 /* TinyLlama-1.1B-Chat: <|user|> is text there, </s> a piece. */
@@ -412,6 +418,19 @@ TEST(failed_turns) {
     output[0] = 0;
     say(&chat, "b", &h, 0);
     CHECK(strcmp(h.text, "OK") == 0 && chat.n_turns == 2);
+    /* also where it would have made room first */
+    ml_chat before = chat;
+    do {
+        before = chat, held = session->length;
+        say(&chat, "b", &h, 0);
+    } while (session->length > held);
+    held = session->length;
+    before = chat;
+    desc.sampler.temperature = 1;
+    for (int i = 0; i < 3; i++)
+        CHECK(ml_chat_reply(&chat, "bb", &desc, NULL, &failure) == ML_ERROR_ARGUMENT &&
+              session->length == held);
+    CHECK(chat.n_turns == before.n_turns && memcmp(chat.turns, before.turns, sizeof chat.turns) == 0);
     end_session(session);
 }
 

@@ -634,6 +634,74 @@ TEST(calls_of_an_insertion) {
     setup_end(&s);
 }
 
+/* Adds a tenth of what a second pass gives, over the same weights. */
+static ml_tensor insert_another(ml_graph *g, const ml_insertion *at, void *user) {
+    setup *s = (setup *)user;
+    ml_llama_desc desc;
+    ml_batch batch;
+    memset(&batch, 0, sizeof batch);
+    memset(&desc, 0, sizeof desc);
+    batch.tokens = s->tokens[1], batch.n_tokens = TOKENS, batch.row_start = row_start, batch.n_rows = ROWS;
+    desc.model = s->model, desc.batch = &batch, desc.weights = s->view, desc.checkpointing = s->twice;
+    return ml_add(g, at->y, ml_scale(g, ml_llama(g, &desc), .1f));
+}
+
+static ml_tensor build_nested(ml_graph *g, void *user) {
+    setup *s = (setup *)user;
+    ml_llama_desc desc;
+    ml_batch batch;
+    memset(&batch, 0, sizeof batch);
+    memset(&desc, 0, sizeof desc);
+    batch.tokens = s->tokens[0], batch.n_tokens = TOKENS, batch.row_start = row_start, batch.n_rows = ROWS;
+    desc.model = s->model, desc.batch = &batch, desc.weights = s->view, desc.checkpointing = s->checkpointing;
+    desc.places = s->places, desc.insert = insert_another, desc.user = s;
+    return weighted_sum(g, s, 0, ml_llama(g, &desc));
+}
+
+/* The loss of that, with its gradients in all parameters. */
+static float nested_loss(setup *s, int outer, int inner) {
+    ml_graph *g;
+    float loss;
+    s->checkpointing = outer, s->twice = inner;
+    for (int i = 0; i < MODEL; i++)
+        if (s->p[i].t.data) memset(s->p[i].t.grad, 0, s->p[i].t.rows * s->p[i].t.cols * sizeof(float));
+    set_view(s);
+    if (ml_graph_new(NULL, build_nested, s, &g, NULL)) exit(2);
+    ml_graph_begin(g, 1);
+    ml_tensor y = build_nested(g, s);
+    loss = y.data ? *(float *)y.data : -1;
+    CHECK(ml_graph_backward(g, y, NULL) == ML_OK);
+    ml_graph_free(g);
+    return loss;
+}
+
+/* A pass inside of a layer of another one: computing layers again changes no bit, whichever does it. */
+TEST(a_pass_inside_of_a_pass) {
+    static const unsigned places[] = {1u << ML_PLACE_FFN, 1u << ML_PLACE_BLOCK, 1u << ML_PLACE_ATTENTION};
+    for (int turn = 0; turn < 3; turn++) {
+        setup s;
+        float *plain[MODEL] = {NULL};
+        setup_begin(&s, 407, ML_NORM_RMS, ML_MASK_CAUSAL);
+        s.places = places[turn];
+        const float loss = nested_loss(&s, 0, 0);
+        for (int i = 0; i < MODEL; i++) {
+            size_t size = s.p[i].t.rows * s.p[i].t.cols * sizeof(float);
+            if (!s.p[i].t.data) continue;
+            plain[i] = (float *)allocate(size, 1);
+            memcpy(plain[i], s.p[i].t.grad, size);
+        }
+        for (int way = 1; way < 4; way++) {
+            CHECK(nested_loss(&s, way & 1, way >> 1) == loss);
+            for (int i = 0; i < MODEL; i++)
+                if (plain[i])
+                    CHECK(memcmp(plain[i], s.p[i].t.grad, s.p[i].t.rows * s.p[i].t.cols * sizeof(float)) ==
+                          0);
+        }
+        for (int i = 0; i < MODEL; i++) free(plain[i]);
+        setup_end(&s);
+    }
+}
+
 /* ---- ml_check_gradient of the whole ---- */
 
 /* The windowed network by the public check, with ALiBi, a window and a sink. */
@@ -855,6 +923,9 @@ TEST(what_does_not_fit_is_refused) {
     check_refused(&r, ML_ERROR_MISMATCH, "rope is (2, 2), not (positions, 4)");
     r.desc.rope.type = ML_F32, r.desc.rope.data = table, r.desc.rope.rows = 1, r.desc.rope.cols = SIZE;
     check_refused(&r, ML_ERROR_CONTEXT, "row 1 has 8 tokens; the graph's table of rotations is 1");
+    r.desc.rope.type = ML_F32, r.desc.rope.data = r.desc.rope.grad = table, r.desc.rope.rows = 1;
+    r.desc.rope.cols = SIZE;
+    check_refused(&r, ML_ERROR_ARGUMENT, "rope is a constant (see ml_stop_gradient)");
     r.desc.places = 1u << ML_PLACE_W2, r.wrong_place = ML_PLACE_W2;
     check_refused(&r, ML_ERROR_MISMATCH, "ML_PLACE_W2 of layer 1 is (13, 17), not (13, 16)");
     r.desc.places = 1u << ML_PLACE_BLOCK, r.wrong_place = ML_PLACE_BLOCK;
@@ -872,6 +943,7 @@ int main(void) {
     RUN(frozen_parts_need_no_tape);
     RUN(nothing_learns);
     RUN(calls_of_an_insertion);
+    RUN(a_pass_inside_of_a_pass);
     RUN(public_check_with_a_window);
     RUN(dropout_has_the_right_gradient);
     RUN(each_layer_drops_other_weights);

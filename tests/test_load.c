@@ -346,6 +346,8 @@ TEST(hf_refused) {
     CHECK_KEY_REFUSED("partial_rotary_factor", "0.5", ML_ERROR_UNSUPPORTED, "partial_rotary_factor");
     CHECK_KEY_REFUSED("quantization_config", "{\"quant_method\": \"fp8\"}", ML_ERROR_UNSUPPORTED,
                       "quant_method");
+    CHECK_KEY_REFUSED("quantization", "{\"group_size\": 64, \"bits\": 4}", ML_ERROR_UNSUPPORTED, /* MLX's */
+                      "quantization.group_size is set: weights quantized by other programs");
     CHECK_KEY_REFUSED("is_causal", "\"no\"", ML_ERROR_FORMAT, "is_causal");
     CHECK_KEY_REFUSED("rms_norm_eps", "\"small\"", ML_ERROR_FORMAT, "rms_norm_eps");
     CHECK_KEY_REFUSED("rope_theta", "-1", ML_ERROR_FORMAT, "rope_theta");
@@ -780,6 +782,15 @@ TEST(params_json) {
         "\"ffn_dim_multiplier\": 1.3, \"norm_eps\": 3e-05, \"rope_theta\": 500000.0, "
         "\"vocab_size\": -1}";
     static const char scaled[] = "{\"dim\": 4, \"n_heads\": 2, \"n_layers\": 1, \"use_scaled_rope\": true}";
+    static const char of_8[] = "{\"dim\": 4, \"n_heads\": 2, \"n_layers\": 1, \"use_scaled_rope\": true, "
+                               "\"rope_scaling_factor\": 8, \"max_seq_len\": 77}";
+    static const struct {
+        const char *more;
+        int max_seq_len;
+    } known[] = {{"", 4096},
+                 {", \"norm_eps\": 1e-06", 2048},
+                 {", \"rope_theta\": 500000.0", 8192},
+                 {", \"rope_theta\": 1000000", 16384}};
     pt_change c = no_pt_change();
     ml_model_load_desc desc = no_desc();
     ml_model *model = NULL;
@@ -793,9 +804,22 @@ TEST(params_json) {
     ml_model_free(model);
     desc.config_json = scaled, desc.config_json_size = strlen(scaled);
     CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
-    CHECK(model && model->config.rope_kind == ML_ROPE_LLAMA3 && model->config.rope_scale == 8);
+    CHECK(model && model->config.rope_kind == ML_ROPE_LLAMA3 && model->config.rope_scale == 32);
     CHECK(model && model->config.rope_original == 8192 && model->config.rope_high == 4);
+    CHECK(model && model->config.max_seq_len == 131072);
     ml_model_free(model);
+    desc.config_json = of_8, desc.config_json_size = strlen(of_8);
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
+    CHECK(model && model->config.rope_scale == 8 && model->config.max_seq_len == 77);
+    ml_model_free(model);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        char text[200];
+        snprintf(text, sizeof text, "{\"dim\": 4, \"n_heads\": 2, \"n_layers\": 1%s}", known[i].more);
+        desc.config_json = text, desc.config_json_size = strlen(text);
+        CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
+        CHECK(model && model->config.max_seq_len == known[i].max_seq_len);
+        ml_model_free(model);
+    }
 
     char path[800];
     REQUIRE(make_folder(in_folder("meta")));
@@ -809,7 +833,7 @@ TEST(params_json) {
     REQUIRE(model);
     CHECK(model->config.dim == 4 && model->config.n_layers == 1 && model->config.n_heads == 2);
     CHECK(model->config.vocab_size == 3 && model->config.hidden_dim == 6);
-    CHECK(model->config.max_seq_len == 2048 && model->config.norm_eps == 3e-5f);
+    CHECK(model->config.max_seq_len == 8192 && model->config.norm_eps == 3e-5f);
     ml_model_free(model);
     write_file(in_folder("meta/config.json"), "{}", 2); /* of something else */
     CHECK(ml_model_load(path, NULL, &model, &error) == ML_OK);
@@ -1532,6 +1556,14 @@ TEST(errors_name_the_file) {
           contains(&error, "78/\xc3\xa4nd.gguf: not a known model file"));
     CHECK(contains(&error, "a text file, not a model") && strlen(error.text) == sizeof error.text - 1);
 #endif
+    REQUIRE(make_folder(in_folder("broken")));
+    static const char index[] = "{\"weight_map\": {\"a\"";
+    write_file(in_folder("broken/pytorch_model.bin.index.json"), index, sizeof index - 1);
+    CHECK(ml_model_load(in_folder("broken"), NULL, &model, &error) == ML_ERROR_FORMAT);
+    CHECK(contains(&error, "broken: pytorch_model.bin.index.json: JSON"));
+    write_file(in_folder("broken/model.safetensors"), "\10\0\0\0\0\0\0\0{", 9);
+    CHECK(ml_model_load(in_folder("broken"), NULL, &model, &error) != ML_OK);
+    CHECK(contains(&error, "broken: model.safetensors: "));
     free_bytes(&file), free_bytes(&large);
 
     write_file(in_folder("empty"), "", 0); /* a name that the sentence has for another reason */

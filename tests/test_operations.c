@@ -1567,6 +1567,39 @@ TEST(custom_that_is_not_finite) {
     ml_optimizer_free(optimizer);
 }
 
+/* A pass that needs much scratch, and one that needs none but keeps more. */
+static ml_tensor wide_product(ml_graph *g, void *user) {
+    (void)user;
+    return ml_sum(g, ml_linear(g, ml_input(g, NULL, 64, 256), ml_input(g, NULL, 512, 256), ml_none()));
+}
+
+static ml_tensor many_results(ml_graph *g, void *user) {
+    ml_tensor x = ml_input(g, NULL, 64, 512);
+    for (int i = 0; i < *(int *)user; i++) x = ml_tanh(g, x);
+    return ml_sum(g, x);
+}
+
+/* Memory for the larger of two passes is enough for either, in any order. */
+TEST(scratch_is_free_in_the_next_pass) {
+    size_t wide, many = 0;
+    int n = 0;
+    ml_graph *g = NULL;
+    REQUIRE(ml_graph_size(NULL, wide_product, NULL, &wide, NULL) == ML_OK);
+    for (; many < wide; n++) REQUIRE(ml_graph_size(NULL, many_results, &n, &many, NULL) == ML_OK);
+    n--; /* that of `many` */
+    void *memory = malloc(many);
+    REQUIRE(memory && ml_graph_init(NULL, memory, many, &g, NULL) == ML_OK);
+    for (int i = 0; i < 3; i++) {
+        ml_graph_begin(g, 1);
+        CHECK(ml_graph_backward(g, wide_product(g, NULL), NULL) == ML_OK);
+        ml_graph_begin(g, 1);
+        CHECK(ml_graph_backward(g, many_results(g, &n), NULL) == ML_OK);
+    }
+    ml_graph_begin(g, 0);
+    CHECK(g->size <= many);
+    free(memory);
+}
+
 int main(void) {
     RUN(add_sub_mul_div);
     RUN(scale_shift_and_sums);
@@ -1600,5 +1633,6 @@ int main(void) {
     RUN(measured_size);
     RUN(one_allocation);
     RUN(custom_that_is_not_finite);
+    RUN(scratch_is_free_in_the_next_pass);
     return test_report("test_operations");
 }

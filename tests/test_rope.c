@@ -794,6 +794,25 @@ TEST(keys_of_other_programs) {
     ml_model_free(model);
 }
 
+/* llama.cpp reads 0 as the context's length. */
+TEST(no_original_length) {
+    ml_config c = variant(2);
+    ml_model *model = make(c), *loaded = NULL;
+    ml_error error;
+    REQUIRE(model && ml_model_save(model, in_folder("zero.gguf"), NULL, NULL) == ML_OK);
+    bytes file = read_file(in_folder("zero.gguf"));
+    static const char key[] = "llama.rope.scaling.original_context_length";
+    size_t at = 0, n = sizeof key - 1;
+    while (at + n < file.size && memcmp(file.data + at, key, n) != 0) at++;
+    REQUIRE(at + n + 8 < file.size && file.data[at + n + 4] == 64); /* after the type */
+    file.data[at + n + 4] = 0;
+    CHECK(ml_model_load_memory(file.data, file.size, NULL, &loaded, &error) == ML_OK);
+    CHECK(loaded && loaded->config.rope_original == c.max_seq_len);
+    ml_model_free(loaded);
+    ml_model_free(model);
+    free_bytes(&file);
+}
+
 /* Factors that are no Llama 3.1's stay as they are, and only a GGUF has a place for them. */
 TEST(factors_of_any_kind) {
     static const float factors[3] = {1, 1.5f, 7};
@@ -1211,6 +1230,7 @@ int main(void) {
     RUN(no_stretched_positions_in_torch);
     RUN(no_theta_beyond_files);
     RUN(keys_of_other_programs);
+    RUN(no_original_length);
     RUN(factors_of_any_kind);
     RUN(words_of_config_json);
     RUN(biases_and_mistral);

@@ -997,6 +997,7 @@ TEST(temporary_names_are_taken) {
 
 #ifdef _WIN32
 TEST(savers_of_one_path) { SKIP("Windows has no fork"); }
+TEST(temporary_file_of_another) { SKIP("Windows does not replace open files"); }
 TEST(permissions_stay) { SKIP("Windows has no permissions of POSIX"); }
 TEST(links_are_followed) { SKIP("Windows has no links of POSIX"); }
 #else
@@ -1040,6 +1041,50 @@ TEST(savers_of_one_path) {
     }
     CHECK(!exists(in_folder("race.gguf.tmp")) && !exists(in_folder("race.gguf.1.tmp")));
     CHECK(!exists(in_folder("race.gguf.2.tmp")));
+}
+
+/* Another program takes the temporary name, as it does of a save that seems to have been interrupted: at the first
+   call of the allocator after the file is there. */
+typedef struct thief {
+    char temporary[800];
+    int has_stolen;
+} thief;
+
+static void steal(thief *t) {
+    if (!t->has_stolen && *t->temporary && exists(t->temporary)) {
+        remove(t->temporary);
+        write_file(t->temporary, "other", 5);
+        t->has_stolen = 1;
+    }
+}
+
+static void *stealing_alloc(size_t size, void *user) { return steal((thief *)user), malloc(size); }
+static void stealing_free(void *memory, void *user) { steal((thief *)user), free(memory); }
+
+/* Then neither takes the other's file for its own: not into the place of the path, and not away. */
+TEST(temporary_file_of_another) {
+    ml_config c = some_config();
+    thief t = {"", 0};
+    ml_allocator allocator = {stealing_alloc, stealing_free, &t};
+    ml_save_desc desc = save_as(ML_PYTORCH, ML_F32);
+    ml_random random;
+    ml_model *model;
+    ml_error error;
+    char path[700];
+    c.tied_output = 1, c.rope_scale = 1, c.rope_theta = 10000;
+    snprintf(path, sizeof path, "%s", in_folder("stolen"));
+    ml_random_seed(&random, 1);
+    REQUIRE(create_model(&c, ML_F32, &random, &allocator, &model, NULL) == ML_OK);
+    write_file(path, "old", 3);
+    snprintf(t.temporary, sizeof t.temporary, "%s.tmp", path);
+    CHECK(ml_model_save(model, path, &desc, &error) == ML_ERROR_FILE &&
+          strstr(error.text, "cannot be written"));
+    CHECK(t.has_stolen);
+    bytes is = read_file(path), theirs = read_file(t.temporary);
+    CHECK(is.size == 3 && theirs.size == 5);
+    free_bytes(&is), free_bytes(&theirs);
+    remove(t.temporary);
+    ml_model_free(model);
 }
 
 static int mode_of(const char *path) {
@@ -1539,6 +1584,7 @@ int main(void) {
     RUN(folder_in_the_way);
     RUN(temporary_names_are_taken);
     RUN(savers_of_one_path);
+    RUN(temporary_file_of_another);
     RUN(permissions_stay);
     RUN(links_are_followed);
     RUN(onto_itself);

@@ -2,6 +2,7 @@
    holds. */
 #include "preamble.h"
 #include "models.h"
+#include <limits.h>
 #include "shared.h"
 
 #define N_LETTERS 26
@@ -566,6 +567,23 @@ TEST(restored_sessions_continue) {
     }
 }
 
+/* A window that is longer than any text is none. */
+TEST(window_without_end) {
+    size_t sizes[2];
+    for (int i = 0; i < 2; i++) {
+        ml_config c = small_config(ML_MASK_CAUSAL);
+        c.window = i ? INT_MAX : 1 << 24;
+        ml_model *model = random_model(&c, 11);
+        ml_session *session = new_session(model, 72, 0);
+        int32_t ids[3] = {1, 2, 3};
+        CHECK(ml_session_eval(session, ids, 3, NULL, &failure) == ML_OK);
+        sizes[i] = ml_session_save_size(session);
+        ml_session_free(session);
+        ml_model_free(model);
+    }
+    CHECK(sizes[0] == sizes[1]);
+}
+
 /* With a window a session keeps more rows than a smaller one has room for, and saves no more than that. */
 TEST(sessions_with_windows_fit_smaller_ones) {
     ml_config c = small_config(ML_MASK_CAUSAL);
@@ -976,6 +994,7 @@ int main(void) {
     RUN(copies_continue);
     RUN(outputs_of_new_tokens);
     RUN(restored_sessions_continue);
+    RUN(window_without_end);
     RUN(sessions_with_windows_fit_smaller_ones);
     RUN(wrong_saved_bytes_are_refused);
     RUN(saved_for_one_configuration);

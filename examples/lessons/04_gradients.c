@@ -67,8 +67,10 @@ static void draw(const char *path, const tape *t, double errors[2][STEPS]) {
     svg_begin(&s, path, 960, 320, "A neuron on the tape, and how far finite differences can be trusted");
     for (int i = 0; i < t->n; i++) {
         double x = 20 + 90 * column[i], y = 70 + 72 * row[i];
-        for (int k = 0, from; from = t->at[i].from[k], k < t->at[i].n_from; k++)
+        for (int k = 0; k < t->at[i].n_from; k++) {
+            int from = t->at[i].from[k];
             svg_line(&s, 84 + 90 * column[from], 92 + 72 * row[from], x, y + 18 + 8 * k, "#888", 1);
+        }
         svg_gray(&s, x, y, 64, 44, t->at[i].n_from ? 0.15 : 0);
         svg_text(&s, x + 32, y - 4, "middle", 13, "%s", i == t->n - 1 ? "* = L" : t->at[i].name);
         svg_text(&s, x + 32, y + 18, "middle", 12, "%.3f", t->at[i].value);

@@ -11,7 +11,7 @@ function shape(tag, attributes, text) {
 /** losses of the steps so far, of `steps` that there will be. */
 export function drawCurve(svg, losses, steps) {
     const [left, right, top, bottom] = [36, 470, 12, 190];
-    const high = Math.max(1, ...losses.map(Math.ceil)), every = high > 6 ? 2 : 1;
+    const high = losses.reduce((high, loss) => Math.max(high, Math.ceil(loss)), 1), every = high > 6 ? 2 : 1;
     const x = i => left + (right - left) * (steps > 1 ? i / (steps - 1) : 0), y = loss => bottom - (bottom - top) * loss / high;
     const parts = [];
     for (let loss = 0; loss <= high; loss += every) {

@@ -43,7 +43,9 @@ static int web_grow(size_t size) {
     const uintptr_t had = (uintptr_t)__builtin_wasm_memory_size(0) * WEB_PAGE;
     const size_t missing = had - web_end < size ? size - (had - web_end) : 0;
     const size_t pages = missing / WEB_PAGE + (missing % WEB_PAGE != 0);
-    if (pages && __builtin_wasm_memory_grow(0, pages) == (size_t)-1) return 0;
+    /* never the last page: web_end, the end of it all, would be 0 */
+    const size_t most = 65535 - __builtin_wasm_memory_size(0);
+    if (pages && (pages > most || __builtin_wasm_memory_grow(0, pages) == (size_t)-1)) return 0;
     web_block *block = (web_block *)web_end;
     block->size = (had - web_end + pages * WEB_PAGE) & ~(size_t)(WEB_UNIT - 1);
     web_end += block->size;

@@ -28,7 +28,14 @@ export interface Config {
     dim: number; hiddenDim: number; layers: number; heads: number; kvHeads: number; vocabSize: number; contextLength: number;
 }
 
-export interface Alternative { id: number; p: number; text: string }
+export interface Alternative {
+    id: number;
+    p: number;
+    /** empty for a token without text */
+    text: string;
+    /** that it would end the text */
+    ends: boolean;
+}
 
 export interface Token {
     id: number;

@@ -222,7 +222,7 @@ class Trainer {
 export class Llama {
     constructor(run, at, data, { contextLength } = {}) {
         Object.assign(this, { run, at, data });
-        const c = run.ints(run.call.model_config(at), 7);
+        const c = run.ints(run.call.model_config(at) >>> 0, 7);
         this.config = { dim: c[0], hiddenDim: c[1], layers: c[2], heads: c[3], kvHeads: c[4], vocabSize: c[5], contextLength: c[6] };
         this.contextLength = Math.min(contextLength || 1024, c[6]);
         this.parameters = run.call.model_parameters(at);
@@ -300,14 +300,14 @@ export class Llama {
     #ranked(logits, k, id = 0) {
         const { run } = this, at = run.alloc(8 * k + 4);
         run.call.rank(logits, this.config.vocabSize, at, k, id, at + 8 * k);
-        const p = run.floats(at, 2 * k + 1), ids = run.ints(at, 2 * k);
-        const best = Array.from({ length: k }, (_, i) => ({ id: ids[2 * i + 1], p: p[2 * i], text: this.show(ids[2 * i + 1]) }));
+        const p = run.floats(at, 2 * k + 1).slice(), ids = run.ints(at, 2 * k).slice(); // copies: show() may let memory grow
+        const best = Array.from({ length: k }, (_, i) => ({ id: ids[2 * i + 1], p: p[2 * i], text: this.show(ids[2 * i + 1]), ends: !!run.call.model_ends(this.at, ids[2 * i + 1]) }));
         const found = { best, p: p[2 * k] };
         run.call.free(at);
         return found;
     }
 
-    /** The k most likely tokens after these ids: [{ id, p, text }]. */
+    /** The k most likely tokens after these ids: [{ id, p, text, ends }]. */
     alternatives(ids, k = 5) {
         return this.#read(ids, logits => this.#ranked(logits, this.#rows(k)).best);
     }

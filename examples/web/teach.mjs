@@ -4,15 +4,16 @@ import { $, alarm, onFiles } from './dom.mjs';
 import { drawCurve } from './curve.mjs';
 
 const sample = 'Once upon a time';
-let job = null, paused = false, isUnsaved = false;
+let job = null, paused = false, isRunning = false, isUnsaved = false;
 
 /** Leaving the page would lose what is being learned, or what has not been downloaded. */
-export const wouldBeLost = () => isUnsaved;
+export const wouldBeLost = () => isRunning || isUnsaved;
 
 /** Asks the visitor, unless nothing would be lost. */
 const mayBeLost = what => !isUnsaved || confirm(`What the model has learned is not downloaded, and is lost. ${what} all the same?`);
 
 function busy(is) {
+    isRunning = is;
     $('teach').disabled = $('adapter-file').disabled = is;
     $('pause').disabled = $('cancel').disabled = !is;
     paused = false;
@@ -31,10 +32,9 @@ async function teach() {
     let note = '';
     if (!lines.length) return void ($('teach-status').textContent = 'Write a line first.');
     if (!mayBeLost('Train again')) return;
-    const passes = Math.max(1, Math.min(500, +$('passes').value || 1)), steps = passes * Math.ceil(lines.length / 8), wasUnsaved = isUnsaved, wasAfter = $('sample-after').textContent;
+    const passes = Math.max(1, Math.min(500, +$('passes').value || 1)), steps = passes * Math.ceil(lines.length / 8), wasAfter = $('sample-after').textContent;
     const value = { lines, passes, rank: +$('rank').value, rate: +$('rate').value, sample };
     busy(true);
-    isUnsaved = true;
     drawCurve($('curve'), losses, steps);
     $('sample-after').textContent = '…';
     $('teach-status').textContent = 'Training …';
@@ -48,11 +48,10 @@ async function teach() {
     });
     try {
         learned(await job.done);
-        isUnsaved = true; // also if what was learned before has been downloaded meanwhile
+        isUnsaved = true;
         $('teach-status').textContent = `Done: the loss fell from ${losses[0].toFixed(2)} to ${losses.at(-1).toFixed(2)}.${note}`;
     } catch (error) {
         $('teach-status').textContent = error.stopped ? 'Canceled; nothing was kept.' : '';
-        isUnsaved = wasUnsaved;
         $('sample-after').textContent = wasAfter;
         if (!error.stopped) alarm(error);
     }

@@ -2,7 +2,7 @@
 // every token and every step, which is when the page can stop it, pause it, or begin another one.
 import { load } from './minillama.mjs';
 
-let llama = null, adapter = null, classifier = null, endOfText = -1, newest = null;
+let llama = null, adapter = null, classifier = null, endOfText = -1, newest = null, begun = 0;
 const jobs = new Map(); // by the number that the page gave them
 
 const { port1, port2 } = new MessageChannel(), waiting = [];
@@ -42,10 +42,14 @@ function greedy(text, maxTokens) {
 
 const actions = {
     async load({ source, tokenizer, config }, emit, job) {
-        newest = job;
-        const loaded = await load(source, { tokenizer, config });
+        const order = ++begun;
+        let loaded;
         try {
+            loaded = await load(source, { tokenizer, config });
             loaded.encode(''); // fails without a tokenizer
+            if (newest?.order > order) throw new Error('stopped');
+            job.order = order;
+            newest = job;
             while (jobs.size > 1 && newest === job) { // until nothing uses the last model any more
                 for (const other of jobs.values()) // some may have begun meanwhile
                     if (other !== job) other.stopped = true, other.wake?.();
@@ -53,8 +57,8 @@ const actions = {
             }
             if (newest !== job) throw new Error('stopped');
         } catch (error) {
-            job.stopped = newest !== job; // another model was opened while this one was loaded
-            loaded.free();
+            job.stopped = newest?.order > order; // another model was opened while this one was loaded
+            loaded?.free();
             throw error;
         }
         llama?.free();
@@ -131,12 +135,12 @@ const actions = {
     /** Trains a head and an adapter on labeled texts. */
     async trainClassifier({ examples, test, classes, passes }, emit, job) {
         const head = { adapter: llama.createAdapter({ rank: 8, alpha: 16 }) };
-        head.head = llama.createHead(classes, { adapter: head.adapter });
         const batches = chunks(examples.map(e => ({ row: row(e.text), label: e.label })), 10), all = batches.length * passes;
-        const trainer = llama.createTrainer({ ...head, maxTokens: longest(batches.map(batch => batch.map(e => e.row))), maxRows: 10,
-            learningRate: 4e-3, steps: all });
-        let done = 0;
+        let trainer, done = 0;
         try {
+            head.head = llama.createHead(classes, { adapter: head.adapter });
+            trainer = llama.createTrainer({ ...head, maxTokens: longest(batches.map(batch => batch.map(e => e.row))), maxRows: 10,
+                learningRate: 4e-3, steps: all });
             for (let pass = 0; pass < passes; pass++)
                 for (const batch of batches) {
                     const loss = trainer.step(batch.map(e => e.row), batch.map(e => e.label));
@@ -144,11 +148,11 @@ const actions = {
                     if (!await goesOn(job)) throw new Error('stopped');
                 }
         } catch (error) {
-            head.head.free();
+            head.head?.free();
             head.adapter.free();
             throw error;
         } finally {
-            trainer.free();
+            trainer?.free();
         }
         classifier?.head.free();
         classifier?.adapter.free();

@@ -44,13 +44,13 @@ function choose(at) {
     const all = token.alternatives.some(a => a.id === token.id) ? token.alternatives : [...token.alternatives, token];
     $('alternatives-hint').textContent = 'Choose one to go on from there.';
     bars($('alternatives-list'), all.map(a => ({
-        name: a.text ? visible(a.text) : '(the end)', p: a.p, current: a.id === token.id, choose: () => goOn(at, a),
+        name: a.ends ? '(the end)' : a.text ? visible(a.text) : '(no text)', p: a.p, current: a.id === token.id, choose: () => goOn(at, a),
     })));
 }
 
 /** Writes on from another token at this place, or ends the story there. */
 function goOn(at, alternative) {
-    const { p, id, text } = alternative, { alternatives } = tokens[at], ends = !text;
+    const { p, id, text, ends } = alternative, { alternatives } = tokens[at];
     truncate(at);
     add({ p, id, text, alternatives, ends });
     choose(at);

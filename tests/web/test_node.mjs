@@ -167,9 +167,19 @@ await test('of a padded vocabulary only tokens with a piece are drawn', async ()
 });
 
 await test('a prompt of one token began the text, and the next keeps its space', () => {
+    const ends = llama.alternatives(llama.encode('Once'), llama.config.vocabSize).filter(a => a.ends);
+    check(ends.some(a => a.id === llama.eos) && ends.length < 4 && ends.every(a => !a.text), 'which tokens end a text');
     const [once] = llama.encode('Once'), [next] = llama.generate([once], { maxTokens: 1 });
     same(next.text, llama.show(next.id), 'its text');
     check(next.text.startsWith(' '), `no word comes next, but ${next.text}`);
+});
+
+await test('no more than 4 GB are handed out, and nothing twice', async () => {
+    const { run } = await load(file, { contextLength: 16 }), large = [2 ** 31 - 2 ** 20, 2 ** 31 - 2 ** 22].map(n => [run.call.alloc(n, 0) >>> 0, n]);
+    let count = 0;
+    for (let at; (at = run.call.alloc(60000, 0) >>> 0) && count < 200; count++)
+        check(large.every(([begin, n]) => !begin || at + 60000 <= begin || at >= begin + n), `${at} is in use`);
+    check(count < 200, 'it never ends');
 });
 
 /** The sentence with which something fails. */
