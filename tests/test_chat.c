@@ -124,7 +124,13 @@ TEST(chatml_turns) {
     }
     vocabulary spaced = qwen2; /* what a GGUF says of spaces is not for bytes */
     spaced.adds_space = 1;
-    check_turns(&spaced, ML_CHAT_CHATML, NULL, user, second);
+    ml_model *model = random_model(&spaced, 1);
+    int32_t work[400];
+    ml_encode_desc text = {"\n<|im_end|>a", 12, ML_PARSE_SPECIAL, work, sizeof work};
+    ml_tokens tokens;
+    CHECK(ml_tokenizer_encode(model->tokenizer, &text, &tokens, &failure) == ML_OK);
+    CHECK(same(&spaced, tokens.ids, tokens.n, "\n{<|im_end|>}a"));
+    ml_model_free(model);
 }
 
 /* TinyLlama-1.1B-Chat: <|user|> is text there, </s> a piece. */
@@ -418,19 +424,18 @@ TEST(failed_turns) {
     output[0] = 0;
     say(&chat, "b", &h, 0);
     CHECK(strcmp(h.text, "OK") == 0 && chat.n_turns == 2);
-    /* also where it would have made room first */
-    ml_chat before = chat;
-    do {
-        before = chat, held = session->length;
+    int n_forgotten = 0; /* also where a turn would make room first */
+    for (int i = 0; i < 12; i++) {
+        const ml_chat before = chat;
+        held = session->length;
+        desc.sampler.temperature = 1;
+        CHECK(ml_chat_reply(&chat, "b", &desc, NULL, &failure) == ML_ERROR_ARGUMENT);
+        CHECK(session->length == held && chat.n_turns == before.n_turns);
+        CHECK(memcmp(chat.turns, before.turns, sizeof chat.turns) == 0);
         say(&chat, "b", &h, 0);
-    } while (session->length > held);
-    held = session->length;
-    before = chat;
-    desc.sampler.temperature = 1;
-    for (int i = 0; i < 3; i++)
-        CHECK(ml_chat_reply(&chat, "bb", &desc, NULL, &failure) == ML_ERROR_ARGUMENT &&
-              session->length == held);
-    CHECK(chat.n_turns == before.n_turns && memcmp(chat.turns, before.turns, sizeof chat.turns) == 0);
+        n_forgotten += session->length <= held;
+    }
+    CHECK(n_forgotten > 0);
     end_session(session);
 }
 
