@@ -1633,9 +1633,9 @@ ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, m
    template, ...). A tokenizer of bytes keeps its pre-tokenizer and merges; one of characters that came from a
    tokenizer.json gets the ranks of its merges as scores, since GGUF has no merges there: ids are then the same if any
    two of its pieces that make a third are among the merges, as in the files of Llama 2. Safetensors is Hugging Face's
-   layout; it also replaces config.json in the same folder and, if the model has a chat_template, chat_template.jinja (an
-   older one stays if it has none), and holds no tokenizer. PyTorch is what torch.load reads, for the code of the course (see examples/run_llama),
-   without a tokenizer, too: {"model": the weights under its names, "model_args": the configuration}, as its
+   layout; it also replaces config.json in the same folder and, if the model has a chat_template, chat_template.jinja
+   (an older one stays if it has none), and holds no tokenizer. PyTorch is what torch.load reads, for the code of the
+   course (see examples/run_llama), without a tokenizer, too: {"model": the weights under its names, "model_args": the configuration}, as its
    load_pretrained reads it; with a head, what its save_model writes: a "model" that loads into its classifier over a
    pretrained model of the same shape, and a "model_config" that names stories42M.pt as that pretrained model. What
    this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than 10000,
