@@ -1480,8 +1480,8 @@ typedef struct ml_load_desc {
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which means
    the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
    pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors, adapter_model.safetensors,
-   adapter_model.bin, or (with POSIX or Windows) its only .index.json, .gguf, .safetensors, .pth or .pt, with the others
-   if it is NAME-00001-of-00003.safetensors. A model is joined from Meta's consolidated.00.pth, consolidated.01.pth,
+   adapter_model.bin, or (with POSIX or Windows) its only .index.json, .gguf, .safetensors, .pth or .pt, with the
+   others if it is NAME-00001-of-00003.safetensors. A model is joined from Meta's consolidated.00.pth, consolidated.01.pth,
    ...; an archive is the one that is named. The values are those of the first file. ML_ERROR_MISMATCH where the files
    do not fit together. Models, adapters and heads are loaded from such paths, too; bytes in memory are always one
    file. */
@@ -1635,8 +1635,8 @@ ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, m
    two of its pieces that make a third are among the merges, as in the files of Llama 2. Safetensors is Hugging Face's
    layout; it also replaces config.json in the same folder and, if the model has a chat_template, chat_template.jinja
    (an older one stays if it has none), and holds no tokenizer. PyTorch is what torch.load reads, for the code of the
-   course (see examples/run_llama), without a tokenizer, too: {"model": the weights under its names, "model_args": the configuration}, as its
-   load_pretrained reads it; with a head, what its save_model writes: a "model" that loads into its classifier over a
+   course (see examples/run_llama), without a tokenizer, too: {"model": the weights under its names, "model_args": the
+   configuration}, as its load_pretrained reads it; with a head, what its save_model writes: a "model" that loads into its classifier over a
    pretrained model of the same shape, and a "model_config" that names stories42M.pt as that pretrained model. What
    this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than 10000,
    rope_scale, a head_dim, window or biases of attention, a head of means or without a bias. A model with a window is
@@ -17352,7 +17352,7 @@ static ml_mask mli_load_mask(mli_loader *loader) {
     return is_full ? ML_MASK_FULL : ML_MASK_CAUSAL;
 }
 
-/* Meta's params.json does not say for which lengths the model was trained; which model it is shows in other values. */
+/* Meta's params.json does not say for which lengths a model was trained; which model it is shows in other values. */
 static void mli_load_meta_seq_len(mli_loader *loader) {
     ml_config *c = &loader->config;
     int is_meta =
