@@ -1481,10 +1481,10 @@ typedef struct ml_load_desc {
    the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
    pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors, adapter_model.safetensors,
    adapter_model.bin, or (with POSIX or Windows) its only .index.json, .gguf, .safetensors, .pth or .pt, with the
-   others if it is NAME-00001-of-00003.safetensors. A model is joined from Meta's consolidated.00.pth, consolidated.01.pth,
-   ...; an archive is the one that is named. The values are those of the first file. ML_ERROR_MISMATCH where the files
-   do not fit together. Models, adapters and heads are loaded from such paths, too; bytes in memory are always one
-   file. */
+   others if it is NAME-00001-of-00003.safetensors. A model is joined from Meta's consolidated.00.pth,
+   consolidated.01.pth, ...; an archive is the one that is named. The values are those of the first file.
+   ML_ERROR_MISMATCH where the files do not fit together. Models, adapters and heads are loaded from such paths, too;
+   bytes in memory are always one file. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_archive_load(const char *path, const ml_load_desc *desc, ml_archive **archive,
                                  ml_error *error);
@@ -1636,12 +1636,12 @@ ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, m
    layout; it also replaces config.json in the same folder and, if the model has a chat_template, chat_template.jinja
    (an older one stays if it has none), and holds no tokenizer. PyTorch is what torch.load reads, for the code of the
    course (see examples/run_llama), without a tokenizer, too: {"model": the weights under its names, "model_args": the
-   configuration}, as its load_pretrained reads it; with a head, what its save_model writes: a "model" that loads into its classifier over a
-   pretrained model of the same shape, and a "model_config" that names stories42M.pt as that pretrained model. What
-   this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another rope_theta than 10000,
-   rope_scale, a head_dim, window or biases of attention, a head of means or without a bias. A model with a window is
-   saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too: safetensors of a model with rope_factors, for which a
-   config.json has no place. */
+   configuration}, as its load_pretrained reads it; with a head, what its save_model writes: a "model" that loads into
+   its classifier over a pretrained model of the same shape, and a "model_config" that names stories42M.pt as that
+   pretrained model. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another
+   rope_theta than 10000, rope_scale, a head_dim, window or biases of attention, a head of means or without a bias. A
+   model with a window is saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too: safetensors of a model with
+   rope_factors, for which a config.json has no place. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
