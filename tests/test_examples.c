@@ -792,6 +792,15 @@ TEST(tools_try_outputs_first) {
     refuses("efficient", OPINIONS_OF_EFFICIENT "--csv /nowhere/x", "/nowhere/x cannot be written");
     refuses("positions", "--text LICENSE --csv /nowhere/x", "/nowhere/x cannot be written");
     refuses("attention", "--text LICENSE --svg ./LICENSE", "is also read (--text)");
+    bytes model_again = read_file(MODEL); /* a name with a comma divides no fields */
+    write_file(in_folder("a,b.gguf"), model_again.data, model_again.size);
+    free_bytes(&model_again);
+    snprintf(arguments, sizeof arguments, OPINIONS_OF_EFFICIENT "--method head --epochs 0 --model '%s'%s",
+             in_folder("a,b.gguf"), flag("--csv", "row.csv"));
+    CHECK(run("efficient", arguments, "") == 0);
+    char *row = text_of(in_folder("row.csv"));
+    CHECK(strstr(row, "\nefficient,head,\"a,b.gguf\",opinions2,1,") != NULL);
+    free(row);
     CHECK(run("bench", "types --model " MODEL, "") == 2 && strstr(complained, "not types"));
     CHECK(run("bench", "--threads ''", "") == 2 && strstr(complained, "numbers like 1,2"));
 }

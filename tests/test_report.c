@@ -193,7 +193,7 @@ TEST(rows_are_run_once) {
 TEST(wrong_rows_are_refused) {
     static const char *const wrong[][3] = {
         {"SEEDS=ten", "m.gguf data out", "SEEDS is a number, not ten\nstatus 2"},
-        {"TASKS=SST", "m.gguf data out", "TASKS are sst and cfimdb, not SST\nstatus 2"},
+        {"TASKS=SST", "m.gguf data out", "TASKS: rows.txt has no row for SST\nstatus 2"},
         {"", "m.gguf data out baselin", "rows.txt has no baselin\nstatus 2"},
         {"", "m.gguf data 'o ut'", "paths have neither spaces nor | nor &"},
         {"", "other.gguf data out", "out/baseline-sst-1.csv is a run of m.gguf, not of other.gguf"},

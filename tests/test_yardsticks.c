@@ -309,6 +309,7 @@ static void make_table(const char *rows) {
         free_bytes(&copy);
     }
     write_text("rows.txt", rows);
+    write_text("a.model", "weights");
     write_text("sst-train.txt", "0 ||| x\n");
     write_text("calls", "");
     if (!exists(in_folder("build"))) CHECK(make_folder(in_folder("build")));
@@ -327,7 +328,7 @@ static void make_table(const char *rows) {
 static int run_table(const char *out, const char *environment, const char *names) {
     char command[4000];
     snprintf(command, sizeof command, "BUILD='%s' THREADS=1 %s sh '%s' '%s' '%s' '%s' %s >'%s' 2>&1",
-             in_folder("build"), environment, in_folder("run.sh"), in_folder("rows.txt"), folder,
+             in_folder("build"), environment, in_folder("run.sh"), in_folder("a.model"), folder,
              in_folder(out), names, in_folder("said"));
     return system(command);
 }
@@ -361,9 +362,9 @@ TEST(rows_are_run) {
     char starts[4][1200];
     snprintf(starts[0], sizeof starts[0], "--data %s --task toy --seed 1 --threads 1 --lower --csv", folder);
     snprintf(starts[1], sizeof starts[1],
-             "--model %s/rows.txt --data %s --task toy --seed 1 --threads 1 --save %s/1.gguf", folder, folder,
+             "--model %s/a.model --data %s --task toy --seed 1 --threads 1 --save %s/1.gguf", folder, folder,
              in_folder("out"));
-    snprintf(starts[2], sizeof starts[2], "--model %s/rows.txt --data %s --task three --seed 1", folder,
+    snprintf(starts[2], sizeof starts[2], "--model %s/a.model --data %s --task three --seed 1", folder,
              folder);
     snprintf(starts[3], sizeof starts[3], "--data %s --task toy --seed 2 --threads 1 --lower --csv", folder);
     for (int i = 0; i < 4 && line; i++) {
@@ -392,7 +393,7 @@ TEST(runs_are_known_by_their_commands) {
     if (WITHOUT_SH) SKIP("Windows has no sh");
     make_table("one toy 2 regularize --targets q,v\nother toy 1 regularize\n");
     CHECK(run_table("known", "SEEDS=1 TOKENIZER=t.bin", "") == 0 && lines_of("calls") == 2);
-    CHECK(has("calls", "/rows.txt --tokenizer t.bin --data ") && has("calls", " --threads 1 --csv "));
+    CHECK(has("calls", "/a.model --tokenizer t.bin --data ") && has("calls", " --threads 1 --csv "));
     CHECK(has("known/results.csv", "one,,,,toy,1,.5,,,,,,,\"regularize --targets q,v\"\n"));
     write_text("results.csv", "name,task,seed,dev\none,toy,2,.7\nother,toy,1,.8\n");
     for (int i = 0; i < 2; i++) { /* the second time nothing is new */

@@ -6,8 +6,7 @@
    the gradient where counting is impossible. Last, minillama.h learns the same with embeddings of eight numbers.
 
    softmax    p_b = e^z_b / (e^z_0 + ... + e^z_(V-1)), the same if a number is added to all z
-   loss       the mean over the pairs (a, b) of -log p(b | a): 0 if every guess is certain and right, log V if nothing
-              is known
+   loss       the mean over the pairs (a, b) of -log p(b | a): 0 if p is always 1, log V if nothing is known
    gradient   d loss / d z_ab = (pairs that begin with a / pairs) (p(b | a) - share of b among them)
 
    Paper: Bengio, Ducharme, Vincent & Jauvin 2003, "A Neural Probabilistic Language Model". */

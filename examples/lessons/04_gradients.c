@@ -20,7 +20,6 @@ typedef struct tape {
     int n;
     node at[MOST]; /* in the order of computation: operands come before results */
 } tape;
-
 static int put(tape *t, node v) { return assert(t->n < MOST), t->at[t->n] = v, t->n++; }
 static int leaf(tape *t, const char *name, double x) { return put(t, (node){name, x, 0, {0}, 0, {0}}); }
 static int add(tape *t, int a, int b) {
@@ -66,15 +65,14 @@ static void draw(const char *path, const tape *t, double errors[2][STEPS]) {
     svg s;
     svg_begin(&s, path, 960, 320, "A neuron on the tape, and how far finite differences can be trusted");
     for (int i = 0; i < t->n; i++) {
+        node v = t->at[i];
         double x = 20 + 90 * column[i], y = 70 + 72 * row[i];
-        for (int k = 0; k < t->at[i].n_from; k++) {
-            int from = t->at[i].from[k];
-            svg_line(&s, 84 + 90 * column[from], 92 + 72 * row[from], x, y + 18 + 8 * k, "#888", 1);
-        }
-        svg_gray(&s, x, y, 64, 44, t->at[i].n_from ? 0.15 : 0);
-        svg_text(&s, x + 32, y - 4, "middle", 13, "%s", i == t->n - 1 ? "* = L" : t->at[i].name);
-        svg_text(&s, x + 32, y + 18, "middle", 12, "%.3f", t->at[i].value);
-        svg_text(&s, x + 32, y + 36, "middle", 12, "d %.3f", t->at[i].grad);
+        for (int k = 0, *from = v.from; k < v.n_from; k++)
+            svg_line(&s, 84 + 90 * column[from[k]], 92 + 72 * row[from[k]], x, y + 18 + 8 * k, "#888", 1);
+        svg_gray(&s, x, y, 64, 44, v.n_from ? 0.15 : 0);
+        svg_text(&s, x + 32, y - 4, "middle", 13, "%s", i == t->n - 1 ? "* = L" : v.name);
+        svg_text(&s, x + 32, y + 18, "middle", 12, "%.3f", v.value);
+        svg_text(&s, x + 32, y + 36, "middle", 12, "d %.3f", v.grad);
     }
     svg_text(&s, 20, 300, "start", 12, "L = (tanh(w x + b) - y)^2. Upper number: the value; d: dL / d value");
     svg_axes(&s, 620, 60, 310, 200, range, "log10 of the step h", "log10 of the error");

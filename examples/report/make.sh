@@ -5,7 +5,8 @@
 #
 # BUILD/report is for what is made on the way. OUT is a folder of run.sh (make advanced): its runs become results.csv
 # before, and its other CSV files are copied; the runs of OUT2, with the second base model, become results-base.csv. A CSV
-# file that is not there leaves its part out. pandoc and weasyprint make the PDF.
+# file that is not there leaves its part out. Decoding and speculative decoding come from examples/advanced/decoding.md; what
+# the text says of the results is said of the CSV files of this repository. pandoc and weasyprint make the PDF.
 set -e
 LC_ALL=C # numbers with points, in every awk
 export LC_ALL

@@ -12,6 +12,15 @@ static void put_quoted(FILE *file, const char *text) {
     fputc('"', file);
 }
 
+/* A field; in quotes only where it has to be. */
+static void put_field(FILE *file, const char *text) {
+    if (strpbrk(text, ",\"\n"))
+        put_quoted(file, text);
+    else
+        fputs(text, file);
+    fputc(',', file);
+}
+
 static int append_row(const tuning *t, const char *method, const tuning_result *r) {
     FILE *file = system_open(t->set.csv, "a");
     if (!file) return whole_file_failed(t->set.csv);
@@ -20,8 +29,10 @@ static int append_row(const tuning *t, const char *method, const tuning_result *
         fprintf(
             file,
             "program,method,model,task,seed,dev,test,gold,trained,seconds,cpu_seconds,peak_mb,settings\n");
-    fprintf(file, "%s,%s,%s,%s,%d,%.4f,%.4f,", t->method.program, method, file_name(t->set.model),
-            t->set.task, t->set.seed, r->dev, r->test);
+    fprintf(file, "%s,%s,", t->method.program, method);
+    put_field(file, file_name(t->set.model));
+    put_field(file, t->set.task);
+    fprintf(file, "%d,%.4f,%.4f,", t->set.seed, r->dev, r->test);
     if (r->gold >= 0) fprintf(file, "%.4f", r->gold);
     fprintf(file, ",%lld,%.1f,%.1f,%.1f,", (long long)tuning_count(t), r->seconds, r->cpu_seconds,
             system_peak_mb());
