@@ -464,5 +464,5 @@ int main(int argc, char **argv) {
     if (!make_folders(s.out) || !files_ready(&s) || !run_all(&s)) return 1;
     print_table(&s, stdout);
     fprintf(stderr, "(also in %s, with a picture of the epochs in accuracy.svg)\n", s.out);
-    return 0;
+    return !output_written();
 }
