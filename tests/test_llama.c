@@ -634,26 +634,29 @@ TEST(calls_of_an_insertion) {
     setup_end(&s);
 }
 
+/* A pass over one of the two texts; *batch is for it. */
+static ml_llama_desc plain_pass(const setup *s, int text, int checkpointing, ml_batch *batch) {
+    ml_llama_desc desc;
+    memset(batch, 0, sizeof *batch);
+    memset(&desc, 0, sizeof desc);
+    batch->tokens = s->tokens[text], batch->n_tokens = TOKENS, batch->row_start = row_start,
+    batch->n_rows = ROWS;
+    desc.model = s->model, desc.batch = batch, desc.weights = s->view, desc.checkpointing = checkpointing;
+    return desc;
+}
+
 /* Adds a tenth of what a second pass gives, over the same weights. */
 static ml_tensor insert_another(ml_graph *g, const ml_insertion *at, void *user) {
-    setup *s = (setup *)user;
-    ml_llama_desc desc;
+    const setup *s = (const setup *)user;
     ml_batch batch;
-    memset(&batch, 0, sizeof batch);
-    memset(&desc, 0, sizeof desc);
-    batch.tokens = s->tokens[1], batch.n_tokens = TOKENS, batch.row_start = row_start, batch.n_rows = ROWS;
-    desc.model = s->model, desc.batch = &batch, desc.weights = s->view, desc.checkpointing = s->twice;
+    ml_llama_desc desc = plain_pass(s, 1, s->twice, &batch);
     return ml_add(g, at->y, ml_scale(g, ml_llama(g, &desc), .1f));
 }
 
 static ml_tensor build_nested(ml_graph *g, void *user) {
     setup *s = (setup *)user;
-    ml_llama_desc desc;
     ml_batch batch;
-    memset(&batch, 0, sizeof batch);
-    memset(&desc, 0, sizeof desc);
-    batch.tokens = s->tokens[0], batch.n_tokens = TOKENS, batch.row_start = row_start, batch.n_rows = ROWS;
-    desc.model = s->model, desc.batch = &batch, desc.weights = s->view, desc.checkpointing = s->checkpointing;
+    ml_llama_desc desc = plain_pass(s, 0, s->checkpointing, &batch);
     desc.places = s->places, desc.insert = insert_another, desc.user = s;
     return weighted_sum(g, s, 0, ml_llama(g, &desc));
 }
