@@ -44,8 +44,9 @@ endif
 
 # This machine's own instructions and OpenMP, where the compiler has them: the first time that the flags are needed, a
 # program is compiled with the flag, linked and run. (musl-gcc links GNU's OpenMP, which then does not load.)
-accepted = $(shell { mkdir -p $(BUILD) && $(CC) $(CFLAGS) $(1) $(2) -o $(BUILD)/probe tests/compile/probe.c && \
-                     $(RUNNER) $(BUILD)/probe; } >/dev/null 2>&1 && echo $(1); rm -f $(BUILD)/probe*)
+PROBE = $(BUILD)/probe-$$$$
+accepted = $(shell { mkdir -p $(BUILD) && $(CC) $(CFLAGS) $(1) $(2) -o $(PROBE) tests/compile/probe.c && \
+                     $(RUNNER) $(PROBE); } >/dev/null 2>&1 && echo $(1); rm -f $(PROBE) $(PROBE).*)
 ifeq ($(origin ARCH),undefined)
 ARCH = $(eval ARCH := $(call accepted,-march=native))$(ARCH)
 endif

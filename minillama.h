@@ -1,4 +1,4 @@
-/* minillama.h - v0.9.4 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.9.5 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -209,8 +209,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 904 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.9.4"
+#define ML_VERSION 905 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.9.5"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS
@@ -3440,6 +3440,7 @@ static ml_tensor mli_add_to_stream(mli_graph *g, ml_tensor stream, ml_tensor y) 
 
 typedef struct mli_gated_op {
     ml_tensor gate, up, y; /* (n, H) */
+    int is_up;             /* of mli_gated_part_rows: the gradient of up, not that of gate */
 } mli_gated_op;
 
 static void mli_gated_rows(const void *record, size_t begin, size_t end) {
@@ -3459,30 +3460,40 @@ static void mli_give(ml_tensor x, size_t at, const float *d, size_t n) {
 /* with s = 1 / (1 + e^-gate):  dup = dy silu(gate);  dgate = dy up s (1 + gate (1 - s)) */
 static void mli_gated_gradient_rows(const void *record, size_t begin, size_t end) {
     const mli_gated_op *op = (const mli_gated_op *)record;
-    size_t at = begin * op->y.cols, n = end * op->y.cols - at, part;
-    const float *dy = op->y.grad + at, *gate = mli_row(op->gate, begin), *up = mli_row(op->up, begin);
-    float d_gate[256], d_up[256];
-    if (mli_is_shared(op->gate) && mli_is_shared(op->up)) {
-        mli_swiglu_gradient(op->gate.grad + at, op->up.grad + at, dy, gate, up, n);
-        return;
-    }
-    for (; n; at += part, dy += part, gate += part, up += part, n -= part) {
-        part = MLI_MIN(n, MLI_COUNT(d_gate));
-        mli_swiglu_gradient(d_gate, d_up, dy, gate, up, part);
-        if (op->gate.grad) mli_give(op->gate, at, d_gate, part);
-        if (op->up.grad) mli_give(op->up, at, d_up, part);
+    mli_swiglu_gradient(mli_grad_row(op->gate, begin), mli_grad_row(op->up, begin),
+                        mli_grad_row(op->y, begin), mli_row(op->gate, begin), mli_row(op->up, begin),
+                        (end - begin) * op->y.cols);
+}
+
+static void mli_gated_part_rows(const void *record, size_t begin, size_t end) {
+    const mli_gated_op *op = (const mli_gated_op *)record;
+    const float *gate = (const float *)op->gate.data, *up = (const float *)op->up.data;
+    float d[2][256];
+    for (size_t i = begin * op->y.cols, n, last = end * op->y.cols; i < last; i += n) {
+        n = MLI_MIN(last - i, MLI_COUNT(d[0]));
+        mli_swiglu_gradient(d[0], d[1], op->y.grad + i, gate + i, up + i, n);
+        mli_give(op->is_up ? op->up : op->gate, i, d[op->is_up], n);
     }
 }
 
+/* Gradients that are apart may overlap, as those of slices do: one is added after the other. A gradient that replaces
+   its value comes last. */
 static void mli_gated_backward(mli_graph *g, const void *record) {
-    const mli_gated_op *op = (const mli_gated_op *)record;
-    mli_for_rows(g, mli_gated_gradient_rows, op, op->y.rows, op->y.cols);
+    mli_gated_op op = *(const mli_gated_op *)record;
+    op.is_up = mli_is_shared(op.gate);
+    if (op.is_up && mli_is_shared(op.up)) {
+        mli_for_rows(g, mli_gated_gradient_rows, &op, op.y.rows, op.y.cols);
+        return;
+    }
+    for (int i = 0; i < 2; i++, op.is_up = !op.is_up)
+        if (op.is_up ? op.up.grad : op.gate.grad)
+            mli_for_rows(g, mli_gated_part_rows, &op, op.y.rows, op.y.cols);
 }
 
 /* gate (n, H), up (n, H) -> (n, H), written over gate unless that is needed again */
 static ml_tensor mli_gated(mli_graph *g, ml_tensor gate, ml_tensor up) {
     int is_needed = mli_taping(g) || g->separate;
-    mli_gated_op op = {gate, up, is_needed ? mli_new(g, gate.rows, gate.cols) : gate};
+    mli_gated_op op = {gate, up, is_needed ? mli_new(g, gate.rows, gate.cols) : gate, 0};
     mli_for_rows(g, mli_gated_rows, &op, gate.rows, gate.cols);
     mli_record(g, mli_gated_backward, &op, sizeof op);
     return op.y;
@@ -6969,42 +6980,13 @@ ML_DEF ml_tensor ml_div(ml_graph *graph, ml_tensor a, ml_tensor b) {
     return mli_pair(graph, "ml_div", a, mli_apply(graph, mli_function_at(8), b), MLI_TIMES);
 }
 
-typedef struct mli_swiglu_op {
-    ml_tensor gate, up, y; /* (n, c) */
-    int is_up;             /* the gradient of up is computed, not that of gate: the two may overlap */
-} mli_swiglu_op;
-
-static void mli_swiglu_rows(const void *record, size_t begin, size_t end) {
-    const mli_swiglu_op *op = (const mli_swiglu_op *)record;
-    mli_swiglu(mli_row(op->y, begin), mli_row(op->gate, begin), mli_row(op->up, begin),
-               (end - begin) * op->y.cols);
-}
-
-static void mli_swiglu_gradient_rows(const void *record, size_t begin, size_t end) {
-    const mli_swiglu_op *op = (const mli_swiglu_op *)record;
-    const float *gate = (const float *)op->gate.data, *up = (const float *)op->up.data;
-    float *d = op->is_up ? op->up.grad : op->gate.grad, part[2][128];
-    for (size_t i = begin * op->y.cols, n, last = end * op->y.cols; i < last; i += n) {
-        n = MLI_MIN(last - i, MLI_COUNT(part[0]));
-        mli_swiglu_gradient(part[0], part[1], op->y.grad + i, gate + i, up + i, n);
-        mli_add(d + i, part[op->is_up], n);
-    }
-}
-
-static void mli_swiglu_backward(mli_graph *g, const void *record) {
-    mli_swiglu_op op = *(const mli_swiglu_op *)record;
-    if (op.gate.grad) mli_for_rows(g, mli_swiglu_gradient_rows, &op, op.y.rows, op.y.cols);
-    op.is_up = 1;
-    if (op.up.grad) mli_for_rows(g, mli_swiglu_gradient_rows, &op, op.y.rows, op.y.cols);
-}
-
 ML_DEF ml_tensor ml_swiglu(ml_graph *graph, ml_tensor gate, ml_tensor up) {
     mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, "ml_swiglu", gate) || !mli_accepts(graph, "ml_swiglu", up)) return ml_none();
     if (gate.rows != up.rows || gate.cols != up.cols) return mli_cannot_fit(graph, "ml_swiglu", gate, up);
-    mli_swiglu_op op = {gate, up, mli_result(g, up.rows, up.cols, gate.grad || up.grad), 0};
-    mli_for_rows(g, mli_swiglu_rows, &op, up.rows, up.cols);
-    mli_record_of(g, op.y, mli_swiglu_backward, &op, sizeof op);
+    mli_gated_op op = {gate, up, mli_result(g, up.rows, up.cols, gate.grad || up.grad), 0};
+    mli_for_rows(g, mli_gated_rows, &op, up.rows, up.cols);
+    mli_record_of(g, op.y, mli_gated_backward, &op, sizeof op);
     return op.y;
 }
 
@@ -7347,25 +7329,33 @@ static void mli_weighted_rows(const void *record, size_t first, size_t last) {
     }
 }
 
-/* dx_i += p_i dy;  dscore_i += p_i (x_i - y) . dy */
-static void mli_weighted_gradient_rows(const void *record, size_t first, size_t last) {
+/* dscore_i += p_i (x_i - y) . dy */
+static void mli_score_gradient_rows(const void *record, size_t first, size_t last) {
     const mli_weighted_op *op = (const mli_weighted_op *)record;
     size_t dim = op->x.cols;
     for (size_t r = first; r < last; r++) {
         const float *dy = mli_grad_row(op->y, r);
         size_t i = mli_row_start(op->rows, (int)r), end = mli_row_start(op->rows, (int)r + 1);
         float mean = mli_dot(mli_row(op->y, r), dy, dim);
-        for (; i < end; i++) {
-            if (op->scores.grad)
-                op->scores.grad[i] += op->p[i] * (mli_dot(mli_row(op->x, i), dy, dim) - mean);
-            if (op->x.grad) mli_axpy(mli_grad_row(op->x, i), op->p[i], dy, dim);
-        }
+        for (; i < end; i++) op->scores.grad[i] += op->p[i] * (mli_dot(mli_row(op->x, i), dy, dim) - mean);
     }
 }
 
+/* dx_i += p_i dy */
+static void mli_weighted_gradient_rows(const void *record, size_t first, size_t last) {
+    const mli_weighted_op *op = (const mli_weighted_op *)record;
+    for (size_t r = first; r < last; r++) {
+        size_t i = mli_row_start(op->rows, (int)r), end = mli_row_start(op->rows, (int)r + 1);
+        for (; i < end; i++) mli_axpy(mli_grad_row(op->x, i), op->p[i], mli_grad_row(op->y, r), op->x.cols);
+    }
+}
+
+/* One after the other: the gradients of x and the scores may overlap, as those of slices do. */
 static void mli_weighted_backward(mli_graph *g, const void *record) {
     const mli_weighted_op *op = (const mli_weighted_op *)record;
-    mli_for_rows(g, mli_weighted_gradient_rows, op, op->y.rows, op->x.cols * op->x.rows / op->y.rows);
+    size_t size = op->x.cols * op->x.rows / op->y.rows;
+    if (op->scores.grad) mli_for_rows(g, mli_score_gradient_rows, op, op->y.rows, size);
+    if (op->x.grad) mli_for_rows(g, mli_weighted_gradient_rows, op, op->y.rows, size);
 }
 
 ML_DEF ml_tensor ml_pool_weighted(ml_graph *graph, ml_tensor x, ml_tensor scores, ml_rows given) {

@@ -155,57 +155,6 @@ TEST(runs_are_collected) {
     CHECK(strcmp(all, expected) == 0);
 }
 
-/* run.sh over a program that only writes its result, whatever it is given. */
-static void write_fake_rows(void) {
-    printed("mkdir -p '{}/data' '{}/bin' && cp " ADVANCED "run.sh " ADVANCED "*.awk '{}' && "
-            "echo s > '{}/data/sst-train.txt' && echo m > '{}/m.gguf' && echo other > '{}/other.gguf'");
-    write_text("rows.txt", "made tales.txt {BUILD}/fake --csv {FILE}\n"
-                           "baseline sst 2 fake --x\n"
-                           "noted sst 1 fake --x {OUT}/tales.txt\n"
-                           "once table-{SEED}.csv 1 {BUILD}/fake --csv {FILE}\n");
-    write_text("bin/fake",
-               "#!/bin/sh\nmodel= seed=1\n"
-               "while [ $# -gt 0 ]; do case $1 in --csv) to=$2 ;; --seed) seed=$2 ;; "
-               "--model) model=${2##*/} ;; esac; shift; done\n"
-               "printf 'program,model,task,seed,dev\\nfake,%s,sst,%s,.5\\n' \"$model\" $seed > \"$to\"\n");
-    printed("chmod +x '{}/bin/fake'");
-}
-
-/* What run.sh says, after its exit status. */
-static const char *run_sh(const char *variables, const char *arguments) {
-    char command[1024];
-    snprintf(command, sizeof command, "cd '{}' && { %s BUILD=bin sh run.sh %s; echo \"status $?\"; }",
-             variables, arguments);
-    return printed(command);
-}
-
-TEST(rows_are_run_once) {
-    write_fake_rows();
-    const char *all = run_sh("COMMAND=x", "m.gguf data out");
-    CHECK(strstr(all, "status 0") && times(all, "--seed 1 ") == 2 && times(all, "--seed 2 ") == 1);
-    CHECK(strstr(all, "--csv out/part.tales.txt") && strstr(all, "--csv out/part.table-1.csv"));
-    CHECK(times(printed("cat '{}/out/results.csv'"), ",m.gguf,sst,") == 3);
-    CHECK(strcmp(run_sh("COMMAND=x", "m.gguf data out"), "status 0\n") == 0);
-    CHECK(strcmp(run_sh("", "m.gguf data out table baseline"), "status 0\n") == 0);
-}
-
-/* What would run nothing, or mix the runs of two models, is refused. */
-TEST(wrong_rows_are_refused) {
-    static const char *const wrong[][3] = {
-        {"SEEDS=ten", "m.gguf data out", "SEEDS is a number, not ten\nstatus 2"},
-        {"TASKS=SST", "m.gguf data out", "TASKS: rows.txt has no row for SST\nstatus 2"},
-        {"", "m.gguf data out baselin", "rows.txt has no baselin\nstatus 2"},
-        {"", "m.gguf data 'o ut'", "paths have neither spaces nor | nor &"},
-        {"", "other.gguf data out", "out/baseline-sst-1.csv is a run of m.gguf, not of other.gguf"},
-    };
-    write_fake_rows();
-    run_sh("", "m.gguf data out");
-    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
-        CHECK(strstr(run_sh(wrong[i][0], wrong[i][1]), wrong[i][2]));
-    printed("echo changed > '{}/m.gguf'");
-    CHECK(strstr(run_sh("", "m.gguf data out"), "out has runs of another model or other data than m.gguf"));
-}
-
 /* A text that was not made to its end is not there. */
 TEST(texts_are_complete) {
     printed("mkdir -p '{}/half' && printf '1 ||| good .\\n' > '{}/half/sst-train.txt'");
@@ -236,8 +185,6 @@ int main(void) {
     RUN(facts);
     RUN(picture_of_differences);
     RUN(runs_are_collected);
-    RUN(rows_are_run_once);
-    RUN(wrong_rows_are_refused);
     RUN(texts_are_complete);
     RUN(report_is_up_to_date);
     return !folder_end() || test_report("test_report");
