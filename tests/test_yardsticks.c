@@ -294,6 +294,31 @@ static void check_refused(int (*program)(int, char **), const char *task, const 
     if (!strstr(said, reason)) printf("%s: %s", flags, said);
 }
 
+/* No file of a task is replaced. */
+TEST(inputs_are_spared) {
+    static const char *const outputs[] = {"--csv", "--save", "--save_model"};
+    static const char *const parts[] = {"train.txt",     "dev.txt",     "test.txt",
+                                        "test-gold.txt", "labels.json", "trees-train.txt"};
+    char flags[1000], reason[100];
+    for (int i = 0; i < 18; i++) {
+        snprintf(flags, sizeof flags, "%s %s/toy-%s", outputs[i / 6], folder, parts[i % 6]);
+        snprintf(reason, sizeof reason, "toy-%s is also read", parts[i % 6]);
+        check_refused(average_main, "toy", flags, reason);
+    }
+}
+
+/* Where no label of dev is known, no weights are better than the last ones. */
+TEST(dev_without_labels) {
+    char flags[700];
+    int status;
+    write_text("unlabeled.txt", "-1 ||| good film\n-1 ||| bad\n");
+    snprintf(flags, sizeof flags, "%s --epochs 3 --dev %s", average_flags, in_folder("unlabeled.txt"));
+    const char *said = run_on(average_main, "toy", flags, &status);
+    CHECK(status == 0 && strstr(said, "unlabeled.txt: no label is known: the last weights are kept"));
+    CHECK(strstr(said, "; best at step 9 of 9"));
+    if (!strstr(said, "; best at step 9 of 9")) printf("%s", said);
+}
+
 TEST(wrong_input_is_refused) {
     int (*const both[2])(int, char **) = {words_main, average_main};
     for (int i = 0; i < 2; i++) {
@@ -325,6 +350,8 @@ int main(void) {
     RUN(dropouts_are_for_training);
     RUN(the_average_is_learned);
     RUN(rows_of_csv);
+    RUN(inputs_are_spared);
+    RUN(dev_without_labels);
     RUN(wrong_input_is_refused);
     return test_report("test_yardsticks");
 }

@@ -138,14 +138,19 @@ static int find_lines(table *t) {
 
 static int run(table *t, const settings *s) {
     ml_error error;
-    const used_file inputs[] = {{"MODEL", s->words[0]}, {"--judge", s->judge}, {"--texts", s->texts}};
+    const used_file inputs[] = {{"MODEL", s->words[0]},
+                                {"--judge", s->judge},
+                                {"--texts", s->texts},
+                                {"--tokenizer", s->tokenizer},
+                                {"--judge_tokenizer", s->judge_tokenizer}};
     const used_file output = {"--csv", s->csv};
     double began = seconds_now();
     if (s->n_words < 1 || s->n_texts < 1 || s->max_new_tokens < 1 || s->n_texts > INT_MAX / s->max_new_tokens)
         return complain("--words, --n_texts and --max_new_tokens: are above 0");
     t->set = s;
-    int ok = outputs_ready(&output, 1, inputs, 3) && (t->text = text_file_read(s->texts, NULL)) != NULL &&
-             find_lines(t) && scores_new(&t->scores, t->n_lines, s->max_new_tokens) &&
+    int ok = outputs_ready(&output, 1, inputs, 5) && models_spared(&output, 1, inputs, 2) &&
+             (t->text = text_file_read(s->texts, NULL)) != NULL && find_lines(t) &&
+             scores_new(&t->scores, t->n_lines, s->max_new_tokens) &&
              (t->model = load_with_tokenizer(s->words[0], s->tokenizer, ML_TYPE_NONE)) != NULL &&
              (t->other = load_with_tokenizer(s->judge, s->judge_tokenizer, ML_TYPE_NONE)) != NULL &&
              succeeded(ml_session_new(t->other, NULL, &t->judge, &error), &error) && measure(t, NULL);

@@ -2,7 +2,6 @@
    (1 - a) before + a after for a = 0, 0.1 ... 1, with the classifier as it was trained. What is best on dev is kept.
        build/interpolate --task sst --curve wise.csv --picture wise.svg */
 #include "common/tuning.h"
-#include "../common/file.h"
 #include "../common/plot.h"
 #include "../common/report.h"
 
@@ -19,13 +18,15 @@ typedef struct interpolation {
 static interpolation *interpolation_of(tuning *t) { return (interpolation *)t->method.state; }
 
 /* The files are tried before the training, which they would come too late for. */
-static int check(tuning *t) {
+static int ready(tuning *t) {
     const interpolation *s = interpolation_of(t);
     const tuning_settings *set = &t->set;
-    const used_file outputs[] = {{"--curve", s->curve}, {"--picture", s->picture}},
-                    others[] = {{"--model", set->model}, {"--train", set->train}, {"--dev", set->dev},
-                                {"--test", set->test},   {"--csv", set->csv},     {"--save", set->save}};
-    return outputs_ready(outputs, 2, others, 6);
+    const used_file outputs[] = {{"--curve", s->curve},
+                                 {"--picture", s->picture},
+                                 {"--csv", set->csv},
+                                 {"--save", set->save},
+                                 {"--save_model", set->save_model}};
+    return tuning_spares_inputs(t, outputs, 5);
 }
 
 static int setup(tuning *t) {
@@ -119,7 +120,7 @@ static tuning_method method_of(interpolation *state) {
     method.program = "interpolate";
     method.name = "wise-ft";
     method.state = state;
-    method.check = check;
+    method.ready = ready;
     method.setup = setup;
     method.trained = interpolate;
     return method;

@@ -20,6 +20,7 @@
 LC_ALL=C # numbers with points, in every awk
 export LC_ALL
 unset COMMAND # settings.awk reads it
+trap 'exit 130' INT TERM # also where a program saves and ends normally, after which bash would go on
 here=$(dirname "$0")
 usage() { echo "usage: sh run.sh MODEL DATA OUT [NAME...], or sh run.sh --from results.csv OUT" >&2; exit 2; }
 if [ "$1" = --from ]; then

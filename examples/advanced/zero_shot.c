@@ -2,6 +2,7 @@
    build/zero_shot stories42M.pt --tokenizer tokenizer.model --data data --csv zero-shot.csv
    A method is PROMPT/WORDS/SCORE, with /N-shot after it where examples are in the prompt. The batch calibration of a
    set sees all of its sentences, and no labels. The seconds are those of a prompt, which all of its scores share. */
+#include <limits.h>
 #include "zero_shot.h"
 #include "../common/options.h"
 #include "../common/threads.h"
@@ -149,25 +150,44 @@ static int run_task(const settings *set, const char *model, const char *task) {
     return ok;
 }
 
+/* Whether --csv replaces nothing that is read. */
+static int spares_task(const settings *s, const char *model, const char *task) {
+    char path[4][4096];
+    const used_file csv = {"--csv", s->csv},
+                    inputs[] = {
+                        {"MODEL", model},    {"--tokenizer", s->tokenizer}, {"--test_gold", s->test_gold},
+                        {"--data", path[0]}, {"--data", path[1]},           {"--data", path[2]},
+                        {"--data", path[3]}};
+    name_sets(s->data, task, path);
+    return outputs_ready(&csv, 1, inputs, 7) && models_spared(&csv, 1, inputs, 1);
+}
+
 /* Every task of every model. */
-static int run_all(const settings *s, const char *const *models) {
+static int for_all(const settings *s, const char *const *models,
+                   int (*with)(const settings *, const char *model, const char *task)) {
     char task[64];
-    printf("| %-16s | %-6s | %-32s | %4s | %-5s | %-5s | %-5s | %6s |\n", "model", "task", "method", "seed",
-           "dev", "test", "gold", "s");
-    puts("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for (; *models; models++)
         for (const char *at = s->tasks; *at; at += strcspn(at, ","), at += *at == ',') {
             snprintf(task, sizeof task, "%.*s", (int)strcspn(at, ","), at);
-            if (!run_task(s, *models, task)) return 0;
+            if (!with(s, *models, task)) return 0;
         }
     return 1;
+}
+
+static int run_all(const settings *s, const char *const *models) {
+    printf("| %-16s | %-6s | %-32s | %4s | %-5s | %-5s | %-5s | %6s |\n", "model", "task", "method", "seed",
+           "dev", "test", "gold", "s");
+    puts("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    return for_all(s, models, run_task);
 }
 
 static int check(const settings *s) {
     int known = !s->only;
     for (int i = 0; i < COUNT(templates) && !known; i++) known = strcmp(s->only, templates[i].name) == 0;
     if (!known) return complain("--template is question, it-was, film or tone, not %s", s->only);
-    return (s->shots >= 0 && s->shots <= MAX_SHOTS && s->seeds > 0 && s->threads > 0 && s->threads <= 1024) ||
+    if (!*s->tasks) return complain("--tasks is empty");
+    return (s->shots >= 0 && s->shots <= MAX_SHOTS && s->seeds > 0 && s->seed <= INT_MAX - s->seeds &&
+            s->threads > 0 && s->threads <= 1024) ||
            complain("--shots is 0 to %d, --seeds positive, --threads 1 to 1024", MAX_SHOTS);
 }
 
@@ -195,7 +215,7 @@ int main(int argc, char **argv) {
     }
     whole_file csv;
     if (!check(&s)) return 2;
-    if (s.csv && !whole_file_begin(&csv, s.csv)) return 1;
+    if (!for_all(&s, models, spares_task) || (s.csv && !whole_file_begin(&csv, s.csv))) return 1;
     if (s.csv) fputs("method,model,task,seed,dev,test,gold,seconds\n", s.csv_file = csv.to);
     int ok = run_all(&s, models);
     if (!ok && s.csv) whole_file_drop(&csv);

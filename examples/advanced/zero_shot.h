@@ -25,11 +25,15 @@ static inline ml_model *load_as(const char *path, const char *tokenizer, int ref
 }
 
 /* TASK-train.txt, -dev and -test of a folder, and TASK-label-mapping.json or -labels.json. The paths stay in use. */
-static inline int read_sets(sentiment *s, label_names *labels, const char *data, const char *task,
-                            char path[4][4096]) {
+static inline void name_sets(const char *data, const char *task, char path[4][4096]) {
     static const char *const parts[] = {"train.txt", "dev.txt", "test.txt", "label-mapping.json"};
     for (int i = 0; i < 4; i++) snprintf(path[i], sizeof path[i], "%.3900s/%.90s-%s", data, task, parts[i]);
     if (!system_may_read(path[3])) snprintf(path[3], sizeof path[3], "%.3900s/%.90s-labels.json", data, task);
+}
+
+static inline int read_sets(sentiment *s, label_names *labels, const char *data, const char *task,
+                            char path[4][4096]) {
+    name_sets(data, task, path);
     return label_names_read(labels, path[3]) && reviews_read(&s->train, path[0], labels->n) &&
            reviews_read(&s->dev, path[1], labels->n) && reviews_read(&s->test, path[2], labels->n);
 }

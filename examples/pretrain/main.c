@@ -72,11 +72,6 @@ static const option options[] = {
 };
 enum { N_OPTIONS = sizeof options / sizeof *options };
 
-static void on_signal(int number) {
-    (void)number;
-    stop_training();
-}
-
 static int in_range(const char *name, double value, double least, double most) {
     return (value >= least && value <= most) ||
            complain("%s goes from %.9g to %.9g, not %.9g", name, least, most, value);
@@ -86,6 +81,7 @@ static int check_settings(const settings *set) {
     if (!in_range("--rows", set->rows, 1, MAX_BATCH) || !in_range("--context", set->context, 2, MAX_BATCH) ||
         !in_range("--dim", set->dim, 1, 1 << 16) || !in_range("--every", set->every, 1, INT_MAX) ||
         !in_range("--save_every", set->save_every, 1, INT_MAX) ||
+        !in_range("--sample_every", set->sample_every, 0, INT_MAX) ||
         !in_range("--warmup", set->warmup, 0, INT_MAX) ||
         (set->steps != -1 && !in_range("--steps", set->steps, 0, INT_MAX)) ||
         !in_range("--validation", (double)set->validation, 0, 0.999) ||
@@ -93,6 +89,7 @@ static int check_settings(const settings *set) {
         !in_range("--clip", (double)set->clip, 0, 1e6) || !in_range("--threads", set->threads, 1, 1024))
         return 0;
     if (!(set->lr > 0)) return complain("--lr: must be above 0");
+    if (set->final_lr != -1 && !in_range("--final_lr", (double)set->final_lr, 0, (double)set->lr)) return 0;
     if (!(set->epochs > 0)) return complain("--epochs: must be above 0");
     char list[TYPE_LIST_SIZE];
     if (!saved_type(set->type)) return complain("--type is %s, not %s", saved_types(list), set->type);
@@ -269,9 +266,24 @@ static int spares_unfinished(void) {
     return is_spared;
 }
 
+/* Samples begin with a given --prompt that fits into the context, or where the default does not, with nothing. */
+static int prompt_fits(int argc, char **argv) {
+    const int most = r.model->config.max_seq_len;
+    size_t n_bytes = strlen(r.set.prompt), size = ml_tokenizer_encode_size(n_bytes);
+    ml_encode_desc desc = {r.set.prompt, n_bytes, ML_ADD_SPECIAL, malloc(size), size};
+    ml_tokens tokens = {0};
+    ml_error error;
+    int ok = desc.work && succeeded(ml_tokenizer_encode(r.model->tokenizer, &desc, &tokens, &error), &error);
+    free(desc.work);
+    if (!ok || tokens.n < most) return ok;
+    r.set.prompt = "";
+    return !option_given(argc, argv, options, N_OPTIONS, "--prompt") ||
+           complain("--prompt: has %d tokens, and does not fit the model's %d positions", tokens.n, most);
+}
+
 static int prepare(int argc, char **argv) {
     if (!name_files() || !files_ready() || !read_texts() || !make_model(&r) || !same_shape(argc, argv) ||
-        !encode_texts() || !finish_settings(&r.set) || !spares_unfinished())
+        !prompt_fits(argc, argv) || !encode_texts() || !finish_settings(&r.set) || !spares_unfinished())
         return 0;
     size_t n = (size_t)r.set.rows * (size_t)r.set.context;
     r.tokens = (int32_t *)malloc(n * sizeof *r.tokens);
@@ -300,7 +312,7 @@ int main(int argc, char **argv) {
     if (!read_settings(argc, argv, &r.set)) return r.set.help ? 0 : 2;
     int ok = prepare(argc, argv);
     if (ok && r.set.steps)
-        signal(SIGINT, on_signal), signal(SIGTERM, on_signal); /* now there is something to save */
+        signal(SIGINT, stop_training), signal(SIGTERM, stop_training); /* now there is something to save */
     if (ok && r.set.steps == 0) {
         ok = validate(&r, &per_token, &per_byte);
         if (ok) printf("loss %.4f a token, %.4f a byte\n", per_token, per_byte);
@@ -308,5 +320,6 @@ int main(int argc, char **argv) {
         ok = train(&r);
     }
     clean_up();
-    return !(ok && output_written());
+    if (!ok || !output_written()) return 1;
+    return stopped_by() ? 128 + stopped_by() : 0; /* as a shell counts signals: a script does not go on */
 }

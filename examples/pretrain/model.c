@@ -63,7 +63,10 @@ int make_model(run *r) {
     const char *from = r->set.resume ? r->checkpoint : r->set.model;
     if (!(from ? load_model(r, from) : create_model(r))) return 0;
     const ml_config *c = &r->model->config;
-    if (r->set.context > c->max_seq_len) r->set.context = c->max_seq_len;
+    if (r->set.context > c->max_seq_len) {
+        r->set.context = c->max_seq_len;
+        printf("rows of %d tokens: the model has no more positions\n", c->max_seq_len);
+    }
     printf("%lld parameters, dim %d, %d layers, %d pieces\n", (long long)r->model->n_parameters, c->dim,
            c->n_layers, c->vocab_size);
     return 1;

@@ -34,9 +34,10 @@ typedef struct run {
 int make_model(run *r);
 int make_trainer(run *r);
 
-/* training.c: steps until the last, or until stop_training is called (by a signal handler) */
+/* training.c: steps until the last, or until stop_training is called (by the handler of a signal of this number) */
 int train(run *r);
-void stop_training(void);
+void stop_training(int number);
+int stopped_by(void); /* 0: nothing */
 /* The loss over the held-out text. */
 int validate(run *r, double *per_token, double *per_byte);
 

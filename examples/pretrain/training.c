@@ -4,9 +4,10 @@
 #include "../common/progress.h"
 #include "../common/types.h"
 
-static volatile sig_atomic_t interrupted;
+static volatile sig_atomic_t interrupted; /* by the signal of this number */
 
-void stop_training(void) { interrupted = 1; }
+void stop_training(int number) { interrupted = number; }
+int stopped_by(void) { return interrupted; }
 
 /* Rows from random positions. The random state is in the trainer's progress, and so in its checkpoints. */
 static ml_batch next_batch(run *r) {

@@ -132,13 +132,6 @@ typedef struct best_epoch {
     uint64_t mark[3]; /* in the checkpoint's progress: whose it is */
 } best_epoch;
 
-/* Whether any label of a set is known; if not, the last epoch is kept. */
-static int has_labels(const reviews *set) {
-    int n = 0;
-    for (int i = 0; i < set->n; i++) n += set->rows[i].label >= 0;
-    return n > 0;
-}
-
 /* The state, with a mark that a run with other data or another seed would not make. */
 static int save_state(sentiment *s, const best_epoch *best) {
     ml_error error;
@@ -158,7 +151,7 @@ static int do_epoch(sentiment *s, ml_random *random, int *order, int epoch, best
     }
     if (!sentiment_predict(s, &s->dev, "eval dev")) return 0;
     sentiment_result on_dev = sentiment_measure(&s->dev, s->predicted, s->labels.n);
-    if (on_dev.accuracy > best->accuracy || !has_labels(&s->dev)) {
+    if (on_dev.accuracy > best->accuracy || !reviews_have_labels(&s->dev)) {
         best->accuracy = on_dev.accuracy;
         best->epoch = epoch;
         best->mark[0] = (uint64_t)s->set.seed, best->mark[1] = (uint64_t)epoch;
@@ -196,7 +189,7 @@ int sentiment_finetune(sentiment *s) {
     for (int epoch = 0; ok && epoch < s->set.epochs; epoch++) ok = do_epoch(s, &random, order, epoch, &best);
     free(order);
     if (!ok || !keep_best(s, &best)) return 0;
-    if (has_labels(&s->dev))
+    if (reviews_have_labels(&s->dev))
         printf("best epoch %d, dev acc %.3f, is kept\n", best.epoch, best.accuracy);
     else
         printf("epoch %d is kept, the last: the labels of --dev are not known\n", best.epoch);

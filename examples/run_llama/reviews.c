@@ -189,6 +189,12 @@ int reviews_read(reviews *all, const char *path, int n_labels) {
     return all->n > 0 || complain("%s: it has no lines", path);
 }
 
+int reviews_have_labels(const reviews *all) {
+    int n = 0;
+    for (int i = 0; i < all->n; i++) n += all->rows[i].label >= 0;
+    return n > 0;
+}
+
 int *reviews_read_gold(const reviews *set, const char *path, int n_labels) {
     int *gold = (int *)malloc((size_t)set->n * sizeof *gold), n = 0, number = 0, ok = gold || no_memory(path);
     char *text = ok ? read_lines(path) : NULL, *end;

@@ -1,6 +1,5 @@
 /* The sentences of a task, their labels' names, and the real labels of a test set whose own are placeholders. */
 #include "tuning.h"
-#include "../../common/file.h"
 
 static int file_exists(const char *path) {
     system_file about;
@@ -8,13 +7,14 @@ static int file_exists(const char *path) {
 }
 
 const char *tuning_path(tuning *t, const char *given, const char *name) {
-    if (given) return given;
     const char *folder = t->set.data ? t->set.data : file_exists("data") ? "data" : "../shared/data";
     tuning_private *p = t->private_part;
-    if (p->n_paths == TUNING_PATHS) return name;
-    char *path = p->paths[p->n_paths++];
+    if (p->n_paths == TUNING_PATHS) return given ? given : name;
+    char *path = p->paths[p->n_paths];
     snprintf(path, sizeof p->paths[0], "%s/%s-%s", folder, t->set.task, name);
-    return path;
+    const used_file input = {name, given ? given : path};
+    p->inputs[p->n_paths++] = input;
+    return input.path;
 }
 
 /* A word without the escapes of the Penn Treebank. Returns its new end. */

@@ -148,6 +148,7 @@ int efficient_check(tuning *t) {
     if (e->kind->setup == lora_setup && (e->set.rank || e->set.alpha != 0 || e->set.targets))
         return complain("--load: the adapter's file says its --rank, --alpha and --targets");
     t->method.ready = efficient_load;
+    tuning_path(t, e->set.load, "--load");
     if (e->kind->setup == prefix_mlp_setup)
         return complain(
             "--load: what prefix_mlp saves is the prefix, without its network: use --method prefix");

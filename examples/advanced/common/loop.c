@@ -63,12 +63,12 @@ static int do_step(tuning *t, tuning_step rows, double *loss) {
            (!t->method.after_step || t->method.after_step(t));
 }
 
-/* Measures dev, and keeps the weights if they are the best so far. */
+/* Measures dev, and keeps the weights if they are the best so far, or no one knows. */
 static int measure_dev(tuning *t, double loss) {
     if (t->method.measuring && !t->method.measuring(t, 1)) return 0;
     double dev = tuning_measure(t, &t->dev, NULL);
     if (dev < 0) return 0;
-    int is_best = dev > t->result.dev;
+    int is_best = dev > t->result.dev || !reviews_have_labels(&t->dev);
     if (is_best) {
         t->result.dev = dev;
         t->result.best_step = t->result.steps;
@@ -104,6 +104,8 @@ int tuning_train(tuning *t) {
     tuning_private *p = t->private_part;
     t->result.dev = -1;
     t->result.gold = -1;
+    if (!reviews_have_labels(&t->dev))
+        fprintf(stderr, "%s: no label is known: the last weights are kept, and not the best\n", t->dev.path);
     if (!plan_epoch(t, 0) || !make_optimizer(t, p->n_steps * t->set.epochs)) return 0;
     if (!t->set.epochs && !measure_dev(t, 0)) return 0;
     for (int epoch = 0; epoch < t->set.epochs && !is_over(t); epoch++)

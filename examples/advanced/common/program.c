@@ -1,6 +1,5 @@
 /* The order of an experiment's steps. */
 #include "tuning.h"
-#include "../../common/file.h"
 #include "../../common/threads.h"
 
 enum { MAX_OWN = 40 };
@@ -92,11 +91,11 @@ void tuning_close(tuning *t) {
 /* How many words of a command line name a file that is written: 0, or 1 as in --csv=FILE, or 2. */
 static int output_words(const char *word) {
     static const char *const outputs[] = {"--csv", "--save", "--save_model"};
-    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++) {
-        size_t n = strlen(outputs[i]);
-        if (option_same(word, outputs[i])) return 2;
-        if (strncmp(word, outputs[i], n) == 0 && word[n] == '=') return 1;
-    }
+    char name[16];
+    size_t n = strcspn(word, "=");
+    snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name), word);
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++)
+        if (option_same(name, outputs[i])) return word[n] ? 1 : 2;
     return 0;
 }
 
@@ -128,24 +127,34 @@ static int save_model(const tuning *t, const char *path) {
     return loaded(path, ml_model_save(t->model, path, &desc, &error), &error);
 }
 
-/* Whether the files that the options name can be written, and none is also read or belongs to the model. */
-static int can_write(const tuning_settings *set, int is_adapter) {
-    char configs[2][4096];
-    const used_file inputs[] = {{"--model", set->model},       {"--tokenizer", set->tokenizer},
-                                {"--train", set->train},       {"--dev", set->dev},
-                                {"--test", set->test},         {"--test-gold", set->test_gold},
+int tuning_spares_inputs(const tuning *t, const used_file *outputs, int n) {
+    const tuning_settings *set = &t->set;
+    const used_file inputs[] = {{"--model", t->model ? set->model : NULL},
+                                {"--tokenizer", set->tokenizer},
+                                {"--train", set->train},
+                                {"--dev", set->dev},
+                                {"--test", set->test},
+                                {"--test-gold", set->test_gold},
                                 {"--label-names", set->labels}};
+    return outputs_ready(outputs, n, inputs, 7) &&
+           outputs_ready(outputs, n, t->private_part->inputs, t->private_part->n_paths) &&
+           models_spared(outputs, n, inputs, 1);
+}
+
+/* Whether the files that the options name can be written, and none is also read or belongs to the model. */
+static int can_write(const tuning *t, const tuning_settings *set, int is_adapter) {
+    char configs[2][4096];
     const used_file outputs[] = {{"--save", set->save},
                                  {"--save_model", set->save_model},
                                  {"--csv", set->csv},
                                  {"next to --save", config_beside(set->save, is_adapter, configs[0])},
                                  {"next to --save_model", config_beside(set->save_model, 0, configs[1])}};
-    return outputs_ready(outputs, 5, inputs, 7) && models_spared(outputs, 5, inputs, 1) &&
-           file_can_be_saved(set->save) && file_can_be_saved(set->save_model);
+    return tuning_spares_inputs(t, outputs, 5) && file_can_be_saved(set->save) &&
+           file_can_be_saved(set->save_model);
 }
 
 static int run(tuning *t, const tuning_settings *set, const tuning_method *method, const char *line) {
-    if (!tuning_open(t, set, method) || !can_write(set, t->method.save != NULL) ||
+    if (!tuning_open(t, set, method) || !can_write(t, set, t->method.save != NULL) ||
         (set->save && !tuning_can_save(t)))
         return 0;
     if (set->save_model && !t->model) return complain("--save_model: %s has no model", method->program);

@@ -14,6 +14,7 @@
 #define TUNING_H
 
 #include "minillama.h"
+#include "../../common/file.h"
 #include "../../common/options.h"
 #include "../../run_llama/reviews.h"
 
@@ -189,6 +190,8 @@ int tuning_read(tuning *t, reviews *set, const char *path, int n_labels);
 int tuning_read_data(tuning *t); /* what --task names: labels, train, dev, test, gold */
 /* `given`, or FOLDER/TASK-name by --data and --task, which t keeps. */
 const char *tuning_path(tuning *t, const char *given, const char *name);
+/* Whether no output is read by an option of the frame or as a path of tuning_path, and each can be written. */
+int tuning_spares_inputs(const tuning *t, const used_file *outputs, int n);
 void tuning_tidy(const tuning *t, reviews *set); /* by --lower and --plain, in place */
 int tuning_encode(tuning *t, reviews *set);      /* the tokens of a set that was not read from a file */
 /* Rows index[0 .. n-1] of a set as a batch of at most --max_tokens tokens: how many rows fit, at least one. */
@@ -211,6 +214,7 @@ enum { TUNING_PATHS = 16 };
 
 typedef struct tuning_private {
     char paths[TUNING_PATHS][1024]; /* of files that were found by --task */
+    used_file inputs[TUNING_PATHS]; /* all paths, and their names */
     int n_paths;
     ml_tensor *head, *head_bias, *hidden, *hidden_bias, *pool, *mix; /* parameters of head and pooling */
     ml_tensor *states;                                               /* (L + 1), with --pooling layers */
