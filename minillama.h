@@ -727,7 +727,7 @@ ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml
 typedef struct ml_graph {
     int taping;       /* this pass can be run backward, and was not yet */
     int measuring;    /* there is no memory, or no longer: only shapes and sizes */
-    size_t size;      /* bytes that the largest pass so far took */
+    size_t size;      /* bytes that the largest pass so far took; of one that did not fit, at least */
     ml_result result; /* of this pass so far */
     struct ml_graph_private *private_part;
 } ml_graph;
@@ -806,8 +806,8 @@ ML_DEF ml_tensor ml_exp(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_log(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_sqrt(ml_graph *g, ml_tensor x);
 ML_DEF ml_tensor ml_swiglu(ml_graph *g, ml_tensor gate, ml_tensor up); /* silu(gate) * up */
-/* Each number is 0 with probability p, otherwise divided by 1 - p; which ones depends on seed and position alone.
-   Without taping: x. */
+/* Each number is 0 with probability p, at least 0 and below 1, otherwise divided by 1 - p; which ones depends on seed
+   and position alone. Without taping: x. */
 ML_DEF ml_tensor ml_dropout(ml_graph *g, ml_tensor x, float p, uint64_t seed);
 
 /* ---- functions of rows ---- */
@@ -914,8 +914,8 @@ typedef struct ml_custom {
     void *kept;                      /* `keep` bytes from the forward to the backward pass */
     void *user;
 } ml_custom;
-/* Forward: fills output.data. Backward: adds to inputs[i].grad, where it is not NULL, from output.grad. Both return
-   ML_OK; anything else ends the pass with that error. */
+/* Forward: fills output.data. Backward: adds to inputs[i].grad, where it is not NULL, from output.grad; it is not
+   called where that is 0 everywhere. Both return ML_OK; anything else ends the pass with that error. */
 typedef ml_result (*ml_custom_function)(const ml_custom *op);
 typedef struct ml_custom_desc {
     const char *name;
@@ -1004,8 +1004,8 @@ typedef struct ml_check_desc {
    fourth-order central difference (8 (L(w + h d) - L(w - h d)) - (L(w + 2 h d) - L(w - 2 h d))) / 12 h, taken in
    double from losses that are F32. *worst is the largest difference, relative to the length of the tensor's gradient
    (of 2e-5 L / h if that is more: less cannot be told from rounding): below 0.01 for a right gradient, above 0.1 for
-   a wrong one. The kinks of ml_relu can raise a right one to about 0.1: check with a smooth function in its place, or
-   with a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before afterwards (they wait in
+   a wrong one. The kinks of ml_relu and ML_POOL_MAX can raise a right one to about 0.1: check with a smooth function
+   in their place, or with a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before afterwards (they wait in
    the memory of the gradients), and the gradients those of one pass; other parameters get those of two passes on top
    of what they had: set all to 0 before you train. */
 ML_DEF ml_result ml_check_gradient(ml_graph *g, const ml_check_desc *desc, double *worst, ml_error *error);
@@ -3022,6 +3022,8 @@ typedef void (*mli_backward)(mli_graph *g, const void *op);
 typedef struct mli_taped {
     struct mli_taped *previous;
     mli_backward backward;
+    const float *grad; /* (n): the result's gradient, of an operation of a caller's graph; otherwise n = 0 */
+    size_t n;
 } mli_taped; /* the operation's struct follows */
 
 #ifdef ML_NO_TRAINING /* nothing is ever recorded, and the compiler drops the backward functions */
@@ -3037,8 +3039,16 @@ static void mli_record(mli_graph *g, mli_backward backward, const void *op, size
     if (mli_measuring(g)) return;
     entry->previous = g->newest;
     entry->backward = backward;
+    entry->grad = NULL, entry->n = 0;
     memcpy(entry + 1, op, size);
     g->newest = entry;
+}
+
+/* Whether a loss depends on the result. If not, its gradient is 0, which times an infinite slope would be NaN. */
+MLI_OPTIONAL int mli_is_needed(const mli_taped *entry) {
+    size_t i = 0;
+    while (i < entry->n && entry->grad[i] == 0) i++;
+    return !entry->n || i < entry->n;
 }
 
 /* Runs everything recorded after `until`. */
@@ -3046,7 +3056,7 @@ MLI_OPTIONAL void mli_run_backward(mli_graph *g, mli_taped *until) {
     while (g->newest != until) {
         mli_taped *entry = g->newest;
         g->newest = entry->previous;
-        entry->backward(g, entry + 1);
+        if (mli_is_needed(entry)) entry->backward(g, entry + 1);
     }
 }
 
@@ -3211,19 +3221,23 @@ static void mli_norm_gradient_rows(const void *record, size_t begin, size_t end)
 }
 
 /* dw += dy z, db += dy: columns [begin, end) of all rows */
-static void mli_norm_gradient_columns(const void *record, size_t begin, size_t end) {
+static void mli_norm_weight_columns(const void *record, size_t begin, size_t end) {
     const mli_norm_op *op = (const mli_norm_op *)record;
-    for (size_t i = 0; i < op->x.rows; i++) {
-        const float *x = mli_row(op->x, i) + begin, *dy = mli_grad_row(op->y, i) + begin;
-        if (op->w.grad)
-            mli_norm_weight_gradient(op->w.grad + begin, dy, x, end - begin, mli_norm_moments_of(op, i));
-        if (op->b.grad) mli_add(op->b.grad + begin, dy, end - begin);
-    }
+    for (size_t i = 0; i < op->x.rows; i++)
+        mli_norm_weight_gradient(op->w.grad + begin, mli_grad_row(op->y, i) + begin, mli_row(op->x, i) + begin,
+                                 end - begin, mli_norm_moments_of(op, i));
+}
+
+static void mli_norm_bias_columns(const void *record, size_t begin, size_t end) {
+    const mli_norm_op *op = (const mli_norm_op *)record;
+    for (size_t i = 0; i < op->x.rows; i++)
+        mli_add(op->b.grad + begin, mli_grad_row(op->y, i) + begin, end - begin);
 }
 
 static void mli_norm_backward(mli_graph *g, const void *record) {
     const mli_norm_op *op = (const mli_norm_op *)record;
-    if (op->w.grad || op->b.grad) mli_for_rows(g, mli_norm_gradient_columns, op, op->x.cols, op->x.rows);
+    if (op->w.grad) mli_for_rows(g, mli_norm_weight_columns, op, op->x.cols, op->x.rows);
+    if (op->b.grad) mli_for_rows(g, mli_norm_bias_columns, op, op->x.cols, op->x.rows);
     if (op->x.grad) mli_for_rows(g, mli_norm_gradient_rows, op, op->x.rows, op->x.cols);
 }
 
@@ -3885,7 +3899,9 @@ static void mli_special_softmax(const mli_attention_op *op, const mli_tile *t, s
     if (op->bias.data) mli_add_bias(t, p, (const float *)op->bias.data + mli_bias_at(op, t, i));
     if (op->window) mli_hide(t, p, op->sinks, begin);
     mli_hide(t, p, op->window && !op->causal ? MLI_MAX(op->sinks, end) : end, SIZE_MAX);
-    if (mli_max(p, n) == -INFINITY)
+    size_t hidden = 0; /* mli_max may pass over NaN, which is to show */
+    while (hidden < n && p[hidden] == -INFINITY) hidden++;
+    if (hidden == n)
         memset(p, 0, n * sizeof *p);
     else
         mli_softmax(p, n);
@@ -4132,9 +4148,21 @@ static void mli_attention_backward_task(void *arg, int index) {
         }
 }
 
+/* Whether two gradients share numbers, other than as one matrix, whose parts the same task adds to. */
+MLI_OPTIONAL int mli_gradients_meet(ml_tensor a, ml_tensor b) {
+    uintptr_t from_a = (uintptr_t)a.grad, from_b = (uintptr_t)b.grad;
+    if (!a.grad || !b.grad || (from_a == from_b && a.rows == b.rows && a.cols == b.cols)) return 0;
+    return from_a < from_b + mli_numbers(&b) * sizeof(float) && from_b < from_a + mli_numbers(&a) * sizeof(float);
+}
+
+/* One task where the gradients of slices overlap. */
 static void mli_attention_backward(mli_graph *g, const void *record) {
-    const mli_attention_op *op = (const mli_attention_op *)record;
-    mli_parallel(g->threads, op->n_tasks, mli_attention_backward_task, (void *)(uintptr_t)record);
+    mli_attention_op op = *(const mli_attention_op *)record;
+    const ml_tensor parts[4] = {op.q, op.k, op.v, op.bias};
+    for (int i = 1; i < 4; i++)
+        for (int j = 0; j < i; j++)
+            if (mli_gradients_meet(parts[i], parts[j])) op.n_tasks = 1;
+    mli_parallel(g->threads, op.n_tasks, mli_attention_backward_task, &op);
 }
 
 /* Cuts the work into tasks, and sizes their scratch. */
@@ -6422,7 +6450,9 @@ static ml_tensor mli_result(mli_graph *g, size_t rows, size_t cols, int learns) 
 
 /* Records an operation whose result is y. */
 static void mli_record_of(mli_graph *g, ml_tensor y, mli_backward backward, const void *op, size_t size) {
+    const mli_taped *before = g->newest;
     if (y.grad) mli_record(g, backward, op, size);
+    if (g->newest != before) g->newest->grad = y.grad, g->newest->n = mli_numbers(&y);
 }
 
 /* ---- graphs ---- */
@@ -6539,7 +6569,7 @@ ML_DEF ml_result ml_graph_end(ml_graph *graph, ml_error *error) {
     if (graph->measuring && graph->size > SIZE_MAX / 2)
         mli_cannot(graph, ML_ERROR_MEMORY, "a pass of this size takes more memory than can be addressed");
     if (open->block && mli_measuring(&open->graph))
-        mli_cannot(graph, ML_ERROR_MEMORY, "the pass takes %z bytes, the graph has less (ml_graph_size)",
+        mli_cannot(graph, ML_ERROR_MEMORY, "the pass takes at least %z bytes, the graph has less (ml_graph_size)",
                    graph->size);
     if (!graph->result) return mli_ok(error);
     if (error) *error = open->error;
@@ -7020,7 +7050,7 @@ ML_DEF ml_tensor ml_dropout(ml_graph *graph, ml_tensor x, float p, uint64_t seed
     mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, "ml_dropout", x)) return ml_none();
     if (!(p >= 0 && p < 1))
-        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not in 0 to 1");
+        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not at least 0 and below 1");
     if (!g->open->dropping || !(p > 0)) return x;
     mli_dropped_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), p, seed};
     mli_for_rows(g, mli_dropped_rows, &op, x.rows, x.cols);
@@ -8504,7 +8534,7 @@ static ml_result mli_check_trainer(const ml_model *model, const ml_trainer_desc 
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: a number of AdamW is out of range (lr must be given, and be at most 1e6)");
     if (!(desc->dropout >= 0 && desc->dropout < 1))
-        return mli_fail(error, ML_ERROR_ARGUMENT, "trainer: dropout is not in 0 to 1");
+        return mli_fail(error, ML_ERROR_ARGUMENT, "trainer: dropout is not at least 0 and below 1");
     if (desc->frozen && !desc->head && !desc->lora)
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: frozen, without adapter or head, it learns nothing");

@@ -273,6 +273,55 @@ TEST(dropout_while_a_gradient_is_checked) {
     end_problem(&p);
 }
 
+/* Queries, keys and values that are rows of one matrix, each from another row on: their gradients share numbers, and
+   are the same bits for any number of threads, in whatever order these run. */
+static ml_tensor overlapping_build(ml_graph *g, const ml_tensor *v, problem *p) {
+    ml_attention_desc desc = p->own.attention;
+    size_t n = v[0].rows - 2;
+    desc.q = ml_slice(g, v[0], ML_ROWS, 2, n + 2);
+    desc.k = ml_slice(g, v[0], ML_ROWS, 1, n + 1);
+    desc.v = ml_slice(g, v[0], ML_ROWS, 0, n);
+    desc.rows = rows_of(p);
+    return ml_attention(g, &desc);
+}
+
+TEST(operands_that_overlap) {
+    static const int lengths[] = {120, 130, 125, 0};
+    problem p;
+    begin_problem(&p, overlapping_build, NULL);
+    size_t n = set_rows(&p, lengths, 0);
+    p.own.attention.n_heads = 4;
+    add(&p, n + 2, 32, 0, 1);
+    set_output(&p, n, 32);
+    run_pass(&p, 1, 0);
+    pass_numbers first = numbers_of(&p);
+    run_pass(&p, 3, 0);
+    CHECK(parallel_operations >= 1); /* the forward pass */
+    check_same_bits(&p, &first);
+    free_numbers(&first);
+    end_problem(&p);
+}
+
+/* A number that is not finite shows in all that depends on it, also where some keys are hidden. */
+TEST(a_query_that_is_not_finite) {
+    for (int way = 0; way < 4; way++) {
+        setting s = {ML_MASK_CAUSAL, 2, 2, 6, 6, 0, way == 2 ? 9 : 0, way == 2, way == 1, 0};
+        problem p;
+        ml_graph *g;
+        ml_error error;
+        begin_attention(&p, s, one_row);
+        if (way == 3) p.own.attention.dropout = .1f;
+        for (size_t i = 0; i < p.v[Q].n; i++) p.v[Q].given[i] = NAN;
+        REQUIRE(ml_graph_new(NULL, build_problem, &p, &g, &error) == ML_OK);
+        ml_graph_begin(g, 1);
+        CHECK(ml_graph_backward(g, build_problem(g, &p), &error) == ML_ERROR_NUMBER);
+        const float *y = (const float *)passed.y.data;
+        for (size_t i = 0; i < p.rows * p.cols; i++) CHECK(!(y[i] == y[i]));
+        ml_graph_free(g);
+        end_problem(&p);
+    }
+}
+
 /* Two settings of the same operands: results and gradients agree to rounding. */
 static void check_same(setting a, setting b, const int *lengths) {
     problem p[2];
@@ -714,6 +763,8 @@ int main(void) {
     RUN(attention_with_dropout);
     RUN(dropout_is_drawn_by_seed);
     RUN(dropout_while_a_gradient_is_checked);
+    RUN(operands_that_overlap);
+    RUN(a_query_that_is_not_finite);
     RUN(a_window_of_all_is_none);
     RUN(block_sparse_by_bias);
     RUN(alibi);

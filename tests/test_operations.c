@@ -871,6 +871,50 @@ TEST(values_read_by_several) {
         }
 }
 
+/* The slopes of what no loss depends on, infinite at 0, do not matter. */
+static ml_tensor unused_build(ml_graph *g, const ml_tensor *v, problem *p) {
+    ml_sqrt(g, v[0]);
+    ml_sum(g, ml_mul(g, v[0], ml_log(g, v[0])));
+    ml_div(g, v[0], v[0]);
+    (void)p;
+    return ml_sum(g, v[0]);
+}
+
+TEST(values_that_are_not_used) {
+    problem p;
+    begin_problem(&p, unused_build, NULL);
+    p.is_loss = 1;
+    variable *x = add(&p, 2, 3, 2, .1);
+    x->given[1] = 0;
+    set_output(&p, 1, 1);
+    run_pass(&p, 1, 0);
+    for (size_t i = 0; i < x->n; i++) CHECK(x->grad[i] == 1);
+    end_problem(&p);
+}
+
+/* Weight and bias of a norm that are views of one vector: its gradients are the same bits for any number of threads. */
+static ml_tensor norm_build(ml_graph *g, const ml_tensor *v, problem *p) {
+    size_t n = v[0].cols;
+    ml_tensor w = ml_reshape(g, ml_slice(g, v[1], ML_ROWS, 0, n), 1, n);
+    ml_tensor b = ml_reshape(g, ml_slice(g, v[1], ML_ROWS, 5, n + 5), 1, n);
+    (void)p;
+    return ml_layer_norm(g, v[0], w, b, 1e-5f);
+}
+
+TEST(norms_of_overlapping_weights) {
+    problem p;
+    begin_problem(&p, norm_build, NULL);
+    add(&p, 200, 300, 0, 1), add(&p, 305, 1, 0, 1);
+    set_output(&p, 200, 300);
+    run_pass(&p, 1, 0);
+    pass_numbers first = numbers_of(&p);
+    run_pass(&p, 3, 0);
+    CHECK(parallel_operations >= 2);
+    check_same_bits(&p, &first);
+    free_numbers(&first);
+    end_problem(&p);
+}
+
 /* ---- formulas composed of operations, by PyTorch's arithmetic ----
 
    The numbers below are the loss and all gradients in float64 that PyTorch 1.13 computes from
@@ -1287,7 +1331,7 @@ static const struct {
     {wrong_type, ML_ERROR_ARGUMENT, "ml_exp: an operand is F16, not F32"},
     {no_weight, ML_ERROR_ARGUMENT, "ml_linear: an operand is I64, not F32"},
     {no_blocks, ML_ERROR_ARGUMENT, "ml_gather: an operand is Q8_0, not F32"},
-    {wrong_dropout, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not in 0 to 1"},
+    {wrong_dropout, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not at least 0 and below 1"},
     {wrong_input, ML_ERROR_ARGUMENT, "ml_input: the shape is (0, 3)"},
     {wrong_target, ML_ERROR_ARGUMENT, "ml_cross_entropy: target 1 is 3, not below 3"},
     {wrong_linear_target, ML_ERROR_ARGUMENT, "ml_linear_cross_entropy: target 1 is 3, not below 3"},
@@ -1306,7 +1350,7 @@ static const struct {
     {whole_twice, ML_ERROR_ARGUMENT, "ml_cross_entropy: another loss was said to be the whole"},
     {whole_and_another, ML_ERROR_ARGUMENT, "ml_graph_backward: another loss was said to be the whole"},
     {not_a_loss, ML_ERROR_MISMATCH, "ml_graph_backward: the loss is (2, 3), not (1, 1)"},
-    {too_large, ML_ERROR_MEMORY, "the pass takes "},
+    {too_large, ML_ERROR_MEMORY, "the pass takes at least "},
     {larger_than_memory, ML_ERROR_MEMORY, "a pass of this size takes more memory than can be addressed"},
     {empty_mean, ML_ERROR_ARGUMENT, "ml_mean: an operand has the shape (0, 3)"},
     {empty_rows, ML_ERROR_ARGUMENT, "ml_sum_rows: an operand has the shape (0, 3)"},
@@ -1623,6 +1667,8 @@ int main(void) {
     RUN(custom);
     RUN(custom_errors);
     RUN(values_read_by_several);
+    RUN(values_that_are_not_used);
+    RUN(norms_of_overlapping_weights);
     RUN(compositions);
     RUN(mixout);
     RUN(errors);
