@@ -275,7 +275,7 @@ ML_DEF const char *ml_result_string(ml_result result); /* the text beside its na
 typedef void (*ml_task)(void *arg, int index);
 
 typedef struct ml_threads {
-    int count; /* default 1 */
+    int count; /* 1 to 1024; default 1 */
     /* Calls task(arg, i) once for each i in 0..n_tasks-1, in any order or concurrently, and returns when all are
        done. Default: OpenMP where the compiler enables it (-fopenmp), else a plain loop. */
     void (*parallel_for)(void *user, int n_tasks, ml_task task, void *arg);
@@ -585,9 +585,9 @@ ML_DEF ml_result ml_session_encode(ml_session *session, const char *text, int fl
 
 /* Tokens, keys and values held, as bytes in memory: restored into a session over the same model and adapter with the
    same cache_type and, with ML_ROPE_DYNAMIC, max_seq_len (otherwise ML_ERROR_MISMATCH), it continues as if it had
-   read the tokens itself. The bytes are little-endian everywhere, for builds of one version of this file. Bytes that
-   are no saved session: ML_ERROR_FORMAT or ML_ERROR_TRUNCATED; more tokens than max_seq_len: ML_ERROR_CONTEXT. After
-   an error the session is unchanged. */
+   read the tokens itself. The bytes are little-endian everywhere; those of a version of this file that lays them out
+   otherwise are ML_ERROR_MISMATCH, too. Bytes that are no saved session: ML_ERROR_FORMAT or ML_ERROR_TRUNCATED; more
+   tokens than max_seq_len: ML_ERROR_CONTEXT. After an error the session is unchanged. */
 ML_DEF size_t ml_session_save_size(const ml_session *session);
 ML_DEF ml_result ml_session_save(const ml_session *session, void *memory, size_t size, ml_error *error);
 ML_DEF ml_result ml_session_restore(ml_session *session, const void *memory, size_t size, ml_error *error);
@@ -677,7 +677,7 @@ struct ml_head {
 };
 
 typedef struct ml_head_create_desc {
-    int n_classes;             /* 2 or more */
+    int n_classes;             /* 2 to 65536 */
     const char *const *labels; /* (n_classes), copied; default none */
     ml_pooling pooling;
     int no_bias;       /* like the classification head of Hugging Face's Llama */
@@ -1005,9 +1005,9 @@ typedef struct ml_check_desc {
    double from losses that are F32. *worst is the largest difference, relative to the length of the tensor's gradient
    (of 2e-5 L / h if that is more: less cannot be told from rounding): below 0.01 for a right gradient, above 0.1 for
    a wrong one. The kinks of ml_relu and ML_POOL_MAX can raise a right one to about 0.1: check with a smooth function
-   in their place, or with a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before afterwards (they wait in
-   the memory of the gradients), and the gradients those of one pass; other parameters get those of two passes on top
-   of what they had: set all to 0 before you train. */
+   in their place, or with a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before
+   afterwards (they wait in the memory of the gradients), and the gradients those of one pass; other parameters get
+   those of two passes on top of what they had: set all to 0 before you train. */
 ML_DEF ml_result ml_check_gradient(ml_graph *g, const ml_check_desc *desc, double *worst, ml_error *error);
 
 /* ==== >>training ====
@@ -1223,7 +1223,7 @@ typedef enum ml_piece_kind {
 
 #define ML_MAX_ENDS 8
 struct ml_tokenizer {
-    int n_pieces;              /* V, or fewer where the model's vocabulary is padded */
+    int n_pieces; /* V, or fewer where the model's is padded; special ones beyond that are left out */
     int32_t bos, eos, unknown; /* -1: there is none */
     int32_t padding;           /* the id of byte 0 where the file gives none */
     int adds_bos, adds_eos;    /* whether a text is to begin with bos, to end with eos: see ML_ADD_SPECIAL */
@@ -1239,7 +1239,9 @@ ML_DEF const char *ml_tokenizer_piece(const ml_tokenizer *tokenizer, int32_t id,
 ML_DEF void ml_tokenizer_free(ml_tokenizer *tokenizer);
 
 typedef struct ml_encode_desc {
-    const char *text; /* (n_bytes) UTF-8, but ml_tokenizer_decode restores any bytes */
+    /* (n_bytes) UTF-8, but ml_tokenizer_decode restores any bytes for which there are pieces. SentencePiece's sign
+       for a space, U+2581, comes back as a space. */
+    const char *text;
     size_t n_bytes;
     int flags;        /* a sum of ML_ADD_BOS, ML_ADD_EOS, ML_ADD_SPECIAL, ML_PARSE_SPECIAL */
     void *work;       /* aligned for int32_t; the ids are in it afterwards */
@@ -1306,7 +1308,9 @@ typedef enum ml_start {
 
 typedef enum ml_overflow {
     ML_OVERFLOW_ERROR = 0, /* ML_ERROR_CONTEXT if the prompt does not fit; new tokens end with the context */
-    ML_OVERFLOW_SLIDE      /* drop the older half of what follows bos, read the newer half again, and go on */
+    /* Drop the older half of what follows bos, read the newer half again, and go on. ML_ERROR_CONTEXT only if the
+       prompt alone is longer than the context, or as long and follows what the session holds. */
+    ML_OVERFLOW_SLIDE
 } ml_overflow;
 
 typedef enum ml_stop {
@@ -1517,9 +1521,9 @@ ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t 
    Hugging Face's tokenizer.json. Any other model, pre-tokenizer, normalizer or decoder is ML_ERROR_UNSUPPORTED, with
    a sentence that names it; so is everything but SentencePiece with ML_NO_BPE. A normalizer "NFC" is accepted and
    left out, as in llama.cpp: texts are taken as they are. A tokenizer.json names no bos and eos: they are those of
-   its template; where that has none, those of a config.json beside it, or spelled as in Llama 2 and 3 or GPT-2. What
-   it says of white space beside special pieces (lstrip, rstrip) is left out: that stays. The bytes need not outlive
-   the call. */
+   its template; where that has none, those of the config.json of the model that it is loaded with (ml_model_load), or
+   spelled as in Llama 2 and 3 or GPT-2. What it says of white space beside special pieces (lstrip, rstrip) is left
+   out: that stays. The bytes need not outlive the call. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_load_desc *desc, ml_tokenizer **tokenizer,
                                    ml_error *error);
@@ -2205,7 +2209,7 @@ static ml_result mli_name_file(ml_error *error, ml_result result, const char *pa
     const size_t least = 48; /* bytes of the path, even where the end of the sentence does not fit */
     char text[sizeof error->text];
     size_t at = 0;
-    if (!result || !error || !path || mli_names_file(error->text, path)) return result;
+    if (!result || !error || !path || !*path || mli_names_file(error->text, path)) return result;
     size_t n = strlen(path), length = strlen(error->text), room = sizeof text - sizeof ": ";
     size_t most = room > length ? room - length : 0;
     if (most < least) most = least;
@@ -2770,6 +2774,11 @@ ML_DEF uint64_t ml_random_u64(ml_random *random) {
 static float mli_uniform_of(uint64_t bits) { return (float)(bits >> 40) * (1.0f / 16777216.0f); }
 
 ML_DEF float ml_random_uniform(ml_random *random) { return mli_uniform_of(ml_random_u64(random)); }
+
+/* Zeros give zeros forever: that is a state that was never seeded. */
+MLI_OPTIONAL int mli_is_seeded(const ml_random *random) {
+    return random && (random->state[0] | random->state[1] | random->state[2] | random->state[3]) != 0;
+}
 
 ML_DEF float ml_random_normal(ml_random *random) {
     /* Box & Muller 1958, "A Note on the Generation of Random Normal Deviates"; the logarithm of 1 - u is finite */
@@ -3633,6 +3642,8 @@ ML_DEF ml_result ml_rope_table(const ml_rope_desc *given, float *table, int n_po
     mli_rope_defaults(&desc);
     if (mli_rope_is_left_out(&desc)) return ML_ERROR_UNSUPPORTED;
     if (!mli_rope_in_range(&desc) || !(desc.theta > 1)) return ML_ERROR_ARGUMENT;
+    for (size_t j = 0; desc.factors && j < desc.hd / 2; j++)
+        if (!(desc.factors[j] > 0) || !mli_is_finite((double)desc.factors[j])) return ML_ERROR_ARGUMENT;
     mli_rope_table(table, mli_all_positions(n_positions), &desc);
     return ML_OK;
 }
@@ -4461,6 +4472,13 @@ static ml_result mli_check_config(const ml_config *c, ml_error *error) {
 
 /* ---- the model ---- */
 
+/* What a config.json says of ids, for the next one that is written. */
+typedef struct mli_json_ids {
+    int32_t bos, padding; /* -1: nothing */
+    int n_ends;
+    int32_t ends[ML_MAX_ENDS];
+} mli_json_ids;
+
 struct ml_model_private {
     ml_model shown;
     ml_allocator allocator;
@@ -4476,6 +4494,7 @@ struct ml_model_private {
     size_t keys_size;
     void *own_keys;      /* their memory, unless they are in the file */
     void *chat_template; /* the memory of shown.chat_template */
+    mli_json_ids json_ids;
 };
 
 /* A model without weights: every tensor has its shape, and no data. */
@@ -4502,6 +4521,7 @@ static ml_result mli_model_new(const ml_config *config, const ml_allocator *allo
         own->rope_factors[j] = mli_llama3_factor(&rope, j);
     own->shown = model;
     own->allocator = *allocator;
+    own->json_ids.bos = own->json_ids.padding = -1;
     *out = &own->shown;
     return ML_OK;
 }
@@ -5019,8 +5039,9 @@ static ml_result mli_create_weights(ml_model *model, ml_type type, ml_random *ra
 
 ML_DEF ml_result ml_model_create(const ml_model_create_desc *desc, ml_model **model, ml_error *error) {
     if (model) *model = NULL;
-    if (!desc || !desc->random || !model)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_model_create: desc, desc.random or model is NULL");
+    if (!desc || !mli_is_seeded(desc->random) || !model)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "ml_model_create: desc or model is NULL, or desc.random not seeded");
     ml_type type = desc->type ? desc->type : ML_F32;
     if (!mli_type(type)->quantize)
         return mli_fail(error, ML_ERROR_ARGUMENT, "weights cannot be held as %s", ml_type_name(type));
@@ -5493,8 +5514,9 @@ static int mli_common_prefix(const int32_t *a, const int32_t *b, int most) {
 ML_DEF ml_result ml_session_keep_prefix(ml_session *session, const ml_tokens *tokens, int *kept,
                                         ml_error *error) {
     if (kept) *kept = 0;
-    if (!session || !tokens || tokens->n < 0 || (!tokens->ids && tokens->n))
-        return mli_null(error, "ml_session_keep_prefix");
+    if (!session || !tokens || (!tokens->ids && tokens->n)) return mli_null(error, "ml_session_keep_prefix");
+    if (tokens->n < 0)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_keep_prefix: %d tokens", tokens->n);
     int most = MLI_MIN(session->length, tokens->n - 1);
     session->length = mli_common_prefix(session->tokens, tokens->ids, most);
     if (kept) *kept = session->length;
@@ -5667,6 +5689,9 @@ static ml_result mli_session_ids(mli_session *s, size_t at, const char *text, co
     size_t n = strlen(text), n_bytes = n + strlen(more), size = ml_tokenizer_encode_size(n_bytes);
     if (!tokenizer)
         return mli_fail(error, ML_ERROR_ARGUMENT, "the model has no tokenizer: load one, or give ids");
+    if (size > s->graph.size - at && n_bytes <= s->max_text)
+        return mli_fail(error, ML_ERROR_CONTEXT,
+                        "the session was made before the model had its tokenizer: make another one");
     if (size > s->graph.size - at)
         return mli_fail(error, ML_ERROR_CONTEXT,
                         "a text of %z bytes is too long for this session: max_text is %z", n_bytes,
@@ -5941,14 +5966,16 @@ static ml_result mli_check_saved(const mli_session *s, const unsigned char *byte
     memcpy(&saved, bytes, sizeof saved);
     mli_turn_header(&saved);
     here.length = saved.length, here.first = saved.first, here.read = saved.read;
+    if (saved.version != here.version)
+        return mli_fail(error, ML_ERROR_MISMATCH, "the session was saved by another version of minillama.h");
     if (memcmp(&saved, &here, sizeof saved) != 0)
         return mli_fail(error, ML_ERROR_MISMATCH,
                         "the session was saved over another model or adapter, or another type of cache");
     int length = (int)saved.length;
-    if (length < 0 || length > s->shown.max_seq_len)
+    if (length > s->shown.max_seq_len)
         return mli_fail(error, ML_ERROR_CONTEXT, "the saved session has %d tokens; the context holds %d",
                         length, s->shown.max_seq_len);
-    if (saved.first < 0 || saved.first > saved.read || saved.read > length ||
+    if (length < 0 || saved.first < 0 || saved.first > saved.read || saved.read > length ||
         saved.read - saved.first > s->capacity || (saved.first && !s->shown.model->config.window) ||
         (s->is_full && saved.read))
         return mli_fail(error, ML_ERROR_FORMAT, "a saved session of %d tokens cannot hold keys of %d to %d",
@@ -6278,8 +6305,9 @@ static ml_result mli_head_new(const mli_head_shape *shape, const ml_allocator *g
 ML_DEF ml_result ml_head_create(const ml_model *model, const ml_head_create_desc *desc, ml_head **head,
                                 ml_error *error) {
     if (head) *head = NULL;
-    if (!model || !desc || !desc->random || !head)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_head_create: model, desc, desc.random or head is NULL");
+    if (!model || !desc || !mli_is_seeded(desc->random) || !head)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "ml_head_create: model, desc or head is NULL, or desc.random not seeded");
     mli_head_shape shape = {(size_t)model->config.dim, desc->n_classes, !desc->no_bias, desc->labels,
                             desc->pooling};
     ml_result result = mli_head_new(&shape, &desc->allocator, head, error);
@@ -8955,8 +8983,9 @@ static ml_result mli_lora_new(const mli_lora_shape *shape, const ml_allocator *g
 ML_DEF ml_result ml_lora_create(const ml_model *model, const ml_lora_create_desc *desc, ml_lora **lora,
                                 ml_error *error) {
     if (lora) *lora = NULL;
-    if (!model || !desc || !desc->random || !lora)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_lora_create: model, desc, desc.random or lora is NULL");
+    if (!model || !desc || !mli_is_seeded(desc->random) || !lora)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "ml_lora_create: model, desc or lora is NULL, or desc.random not seeded");
     float sd = desc->init_sd == 0 ? 0.02f : desc->init_sd;
     if (!(sd > 0) || !mli_is_finite((double)sd))
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_lora_create: init_sd is not a finite number above 0");
@@ -9777,9 +9806,14 @@ static mli_piece_slot *mli_find_slot(const mli_tokenizer *t, const mli_piece_tab
 /* The id of the piece with this text, or -1. */
 static int32_t mli_find_hashed(const mli_tokenizer *t, const mli_piece_table *table,
                                const unsigned char *text, size_t n, uint32_t hash) {
-    if (t->listed.strings) return mli_find_listed(t, table == &t->specials, text, n);
-    const mli_piece_slot *slot = mli_find_slot(t, table, text, n, hash);
-    return slot ? slot->id : -1;
+    int32_t id = -1;
+    if (t->listed.strings) {
+        id = mli_find_listed(t, table == &t->specials, text, n);
+    } else {
+        const mli_piece_slot *slot = mli_find_slot(t, table, text, n, hash);
+        if (slot) id = slot->id;
+    }
+    return id < t->shown.n_pieces ? id : -1; /* see mli_fit_tokenizer */
 }
 
 static int32_t mli_find_piece(const mli_tokenizer *t, const unsigned char *text, size_t n) {
@@ -10434,7 +10468,10 @@ static int mli_special_flags(const ml_tokenizer *tokenizer, int flags) {
 ML_DEF ml_result ml_tokenizer_encode(const ml_tokenizer *tokenizer, const ml_encode_desc *desc,
                                      ml_tokens *tokens, ml_error *error) {
     const ml_tokens none = {NULL, 0};
-    if (!tokenizer || !desc || !tokens) return mli_null(error, "ml_tokenizer_encode");
+    if (!tokenizer)
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "ml_tokenizer_encode: tokenizer is NULL (the model has none?)");
+    if (!desc || !tokens) return mli_null(error, "ml_tokenizer_encode");
     *tokens = none;
     ml_result result = mli_check_encode(tokenizer, desc, error);
     if (result) return result;
@@ -10500,8 +10537,10 @@ ML_DEF const char *ml_tokenizer_decode_token(const ml_tokenizer *tokenizer, int 
 
 ML_DEF ml_result ml_tokenizer_decode(const ml_tokenizer *tokenizer, const ml_tokens *tokens, char *text,
                                      size_t size, size_t *n_bytes, ml_error *error) {
-    if (!tokenizer || !tokens || (!tokens->ids && tokens->n) || tokens->n < 0 || (!text && size) || !n_bytes)
+    if (n_bytes) *n_bytes = 0;
+    if (!tokenizer || !tokens || (!tokens->ids && tokens->n) || (!text && size) || !n_bytes)
         return mli_null(error, "ml_tokenizer_decode");
+    if (tokens->n < 0) return mli_fail(error, ML_ERROR_ARGUMENT, "ml_tokenizer_decode: %d tokens", tokens->n);
     for (int writes = 0; writes < 2; writes++) { /* counts first: on failure nothing is written */
         int has_begun = 0;
         *n_bytes = 0;
@@ -10509,9 +10548,11 @@ ML_DEF ml_result ml_tokenizer_decode(const ml_tokenizer *tokenizer, const ml_tok
             size_t n;
             int32_t id = tokens->ids[i];
             const char *piece = ml_tokenizer_decode_token(tokenizer, &has_begun, id, &n);
-            if (!piece)
+            if (!piece) {
+                *n_bytes = 0;
                 return mli_fail(error, ML_ERROR_ARGUMENT, "id %d at index %d is outside the vocabulary of %d",
                                 (int)id, i, tokenizer->n_pieces);
+            }
             if (writes && n) memcpy(text + *n_bytes, piece, n);
             if (!mli_add_size(*n_bytes, n, n_bytes))
                 return mli_fail(error, ML_ERROR_MEMORY, "ml_tokenizer_decode: the text is too long");
@@ -10780,11 +10821,14 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
 /* Whether the session can draw in this way. */
 static ml_result mli_check_sampler(const mli_session *s, const ml_sampler *sampler, ml_error *error) {
     float penalty = sampler->repetition_penalty;
-    int draws = sampler->temperature > 0, penalizes = penalty > 0;
+    int draws = sampler->temperature > 0, penalizes = penalty > 0 && penalty != 1;
+    if (!(sampler->temperature >= 0 && sampler->top_p >= 0 && sampler->min_p >= 0 && sampler->epsilon >= 0 &&
+          penalty >= 0 && sampler->top_k >= 0 && sampler->repetition_window >= 0))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "a sampler's setting is negative or NaN");
     if (penalizes && (penalty < 1e-3f || penalty > 1e3f))
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "a repetition penalty is between 0.001 and 1000 (0 or 1: none)");
-    if (draws && !sampler->random)
+    if (draws && !mli_is_seeded(sampler->random))
         return mli_fail(error, ML_ERROR_ARGUMENT, "a temperature above 0 needs a seeded sampler.random");
     if (!MLI_SAMPLER && (draws || penalizes))
         return mli_fail(error, ML_ERROR_UNSUPPORTED, "a sampler, which ML_NO_SAMPLER left out");
@@ -10805,6 +10849,9 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     if ((unsigned)desc->start > ML_START_PREFIX || (unsigned)desc->overflow > ML_OVERFLOW_SLIDE)
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "ml_session_generate: start or overflow is not one of its names");
+    if (limit < 0) return mli_fail(error, ML_ERROR_ARGUMENT, "max_new_tokens is %d", limit);
+    if (desc->overflow == ML_OVERFLOW_SLIDE && session->max_seq_len < 2)
+        return mli_fail(error, ML_ERROR_CONTEXT, "a context of one token cannot slide");
     ml_tokens ids = {NULL, 0};
     ml_result result = mli_check_sampler(s, &desc->sampler, error);
     if (!result) result = mli_check_output(session->model, error);
@@ -10816,7 +10863,7 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
     ml_generated out = {ids.n, 0, ML_STOP_LENGTH};
     result = mli_read_prompt(s, desc, ids, error);
     int room = session->max_seq_len - session->length;
-    int is_bounded = limit <= 0 || (limit > room && desc->overflow == ML_OVERFLOW_ERROR); /* by the room */
+    int is_bounded = !limit || (limit > room && desc->overflow == ML_OVERFLOW_ERROR); /* by the room */
     if (!result) result = mli_generate_tokens(s, desc, is_bounded ? room : limit, &out, error);
     if (!result && is_bounded && out.stop == ML_STOP_LENGTH) out.stop = ML_STOP_CONTEXT;
     if (generated) *generated = out;
@@ -11024,8 +11071,8 @@ static void mli_turn_put_byte(mli_chat_turn *turn, char c) {
         waiting[turn->n_bytes++] = c;
     else
         turn->result = mli_fail(turn->error, ML_ERROR_CONTEXT,
-                                "a turn of over %z bytes is too long for a context of %d tokens",
-                                turn->n_bytes, turn->session->shown.max_seq_len);
+                                "a turn of over %z bytes is too long for this session: max_text is %z",
+                                turn->n_bytes, turn->session->max_text);
 }
 
 /* A piece of the format. After it some tokenizers begin a text again, and after bos all do; of what kind it is does
@@ -11125,6 +11172,8 @@ static ml_result mli_turn_ids(const ml_chat *chat, const char *text, int is_firs
 }
 
 ML_DEF ml_result ml_chat_encode(const ml_chat *chat, const char *text, ml_tokens *tokens, ml_error *error) {
+    const ml_tokens none = {NULL, 0};
+    if (tokens) *tokens = none;
     if (!chat || !chat->session || !text || !tokens) return mli_null(error, "ml_chat_encode");
     ml_result result = mli_turn_ids(chat, text, !chat->n_turns, tokens, NULL, error);
     return result ? result : mli_ok(error);
@@ -11238,6 +11287,8 @@ ML_DEF ml_result ml_chat_reply(ml_chat *chat, const char *text, const ml_generat
     how.overflow = ML_OVERFLOW_ERROR;
     how.on_token = mli_answer_token;
     how.user = &answer;
+    if (given.max_new_tokens < 0)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "max_new_tokens is %d", given.max_new_tokens);
     ml_result result = mli_check_sampler(session->private_part, &given.sampler, error);
     if (!result) result = mli_check_output(session->model, error);
     if (!result) result = mli_fit_turn(chat, text, &how.prompt_ids, &n_before, error);
@@ -13055,7 +13106,7 @@ static void mli_array_walk(const ml_array *array, int dim, const unsigned char *
 
 ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t n) {
     mli_elements to = {dst, NULL};
-    if (!array || !dst || n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
+    if (!array || (!dst && n) || n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
     if (!mli_is_readable(array->type)) return ML_ERROR_UNSUPPORTED;
     if (n) mli_array_walk(array, 0, (const unsigned char *)array->data, &to);
     return ML_OK;
@@ -13063,7 +13114,7 @@ ML_DEF ml_result ml_array_read_floats(const ml_array *array, float *dst, size_t 
 
 ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t n) {
     mli_elements to = {NULL, dst};
-    if (!array || !dst || n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
+    if (!array || (!dst && n) || n != ml_array_count(array)) return ML_ERROR_ARGUMENT;
     if (array->type == ML_TYPE_NONE) return ML_ERROR_UNSUPPORTED;
     if (array->type < ML_I64 || array->type > ML_BOOL) return ML_ERROR_MISMATCH; /* floats are not rounded */
     if (n) mli_array_walk(array, 0, (const unsigned char *)array->data, &to);
@@ -14351,8 +14402,9 @@ static size_t mli_torch_type(mli_torch *torch, const mli_node *tensor, const mli
 static int mli_torch_is_changed(const mli_torch *torch, const mli_node *const *arg, int n) {
     const mli_node *items[16];
     int n_items = n > 6 && arg[6]->kind == MLI_NODE_DICT ? mli_children(torch, arg[6], items, 16) : 0;
-    for (int i = 0; i < n_items; i += 2)
+    for (int i = 0; i + 1 < n_items; i += 2)
         if (items[i]->kind == MLI_NODE_STRING &&
+            !(items[i + 1]->kind == MLI_NODE_BOOL && !items[i + 1]->as.i) &&
             (mli_text_is(items[i], "neg") || mli_text_is(items[i], "conj")))
             return 1;
     return 0;
@@ -16875,7 +16927,7 @@ typedef enum mli_field {
 #define MLI_PARAMS_JSON "params.json"
 #define MLI_ROPE_JSON MLI_CONFIG_JSON ".rope_scaling" /* or, since version 5 of their library, ... */
 #define MLI_ROPE_JSON_5 MLI_CONFIG_JSON ".rope_parameters"
-enum { MLI_FIELD_KEYS = MLI_OTHER_NAMES ? 5 : 3 };
+enum { MLI_FIELD_KEYS = MLI_OTHER_NAMES ? 6 : 3 };
 static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format off */
     {"llama.embedding_length", MLI_OTHERS(MLI_CONFIG_JSON ".hidden_size", ".dim", "model_config.dim",
@@ -16898,7 +16950,7 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     {"llama.attention.layer_norm_rms_epsilon", MLI_OTHERS(MLI_CONFIG_JSON ".rms_norm_eps", ".norm_eps",
      "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps")},
     {"llama.rope.freq_base", MLI_OTHERS(MLI_CONFIG_JSON ".rope_theta", MLI_ROPE_JSON_5 ".rope_theta", ".rope_theta",
-     MLI_PARAMS_JSON ".rope_theta")},
+     MLI_PARAMS_JSON ".rope_theta", MLI_ROPE_JSON ".rope_theta")},
     {"llama.rope.scaling.type", MLI_OTHERS(MLI_ROPE_JSON ".rope_type", MLI_ROPE_JSON ".type",
      MLI_ROPE_JSON_5 ".rope_type",) "minillama.rope.scaling.type"},
     {"llama.rope.scaling.factor", MLI_OTHERS(MLI_ROPE_JSON ".factor", MLI_ROPE_JSON_5 ".factor",)
@@ -16942,6 +16994,8 @@ static const mli_demand mli_demands[] = {
     {MLI_CONFIG_JSON ".mlp_bias", NULL},
     {MLI_CONFIG_JSON ".partial_rotary_factor", "1"},
     {MLI_ROPE_JSON_5 ".partial_rotary_factor", "1"},
+    {MLI_ROPE_JSON_5 ".full_attention.", "a dictionary for each kind of layer is"},
+    {MLI_ROPE_JSON_5 ".sliding_attention.", "a dictionary for each kind of layer is"},
     {MLI_CONFIG_JSON ".quantization_config.", MLI_PACKED},
     {MLI_CONFIG_JSON ".compression_config.", MLI_PACKED},
 #endif
@@ -17045,8 +17099,8 @@ static void mli_explain_shard(mli_loader *loader) {
 static ml_result mli_loader_open(mli_loader *loader) {
     ml_error *error = loader->error;
     ml_result result = mli_resolve_allocator(&loader->desc.allocator, &loader->allocator, error);
-    const ml_allocator *given =
-        loader->desc.scratch.alloc && !mli_has_path(loader) ? &loader->desc.scratch : NULL;
+    int has_scratch = loader->desc.scratch.alloc || loader->desc.scratch.free;
+    const ml_allocator *given = has_scratch && !mli_has_path(loader) ? &loader->desc.scratch : NULL;
     if (!result) result = mli_resolve_allocator(given ? given : &loader->allocator, &loader->scratch, error);
     if (!result)
         result =
@@ -18308,6 +18362,27 @@ MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
 /* Most rows that a vocabulary has beyond the pieces of a tokenizer that is only found beside it. */
 #define MLI_MAX_EXTRA_ROWS 1024
 
+/* Leaves out special pieces for which the model has no rows: added, as "[PAD]" often is, without resizing it. */
+static ml_result mli_fit_tokenizer(ml_tokenizer *t, int vocab_size, ml_error *error) {
+    int32_t *const ids[] = {&t->bos, &t->eos, &t->unknown, &t->padding};
+    int n_ends = t->n_ends;
+    if (t->n_pieces <= vocab_size) return ML_OK;
+    for (int32_t id = vocab_size; id < t->n_pieces; id++)
+        if (!mli_is_special_kind(mli_kind_of(t->private_part, id)))
+            return mli_fail(error, ML_ERROR_MISMATCH,
+                            "the tokenizer has %d pieces, but the model's vocab_size is %d", t->n_pieces,
+                            vocab_size);
+    t->n_pieces = vocab_size;
+    t->private_part->has_padding &= t->padding < vocab_size;
+    for (size_t i = 0; i < MLI_COUNT(ids); i++)
+        if (*ids[i] >= vocab_size) *ids[i] = -1;
+    t->adds_bos &= t->bos >= 0, t->adds_eos &= t->eos >= 0;
+    t->n_ends = 0;
+    for (int i = 0; i < n_ends; i++)
+        if (t->ends[i] < vocab_size) t->ends[t->n_ends++] = t->ends[i];
+    return ML_OK;
+}
+
 /* Tries a tokenizer beside the model: it counts only if it is one, and of the right size. */
 static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
     const ml_allocator *allocator = &loader->allocator;
@@ -18318,8 +18393,8 @@ static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
     mli_unmap_file(allocator, &file);
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
     if (result) return NULL;
-    int n_extra = loader->config.vocab_size - tokenizer->n_pieces;
-    if (n_extra >= 0 && n_extra <= MLI_MAX_EXTRA_ROWS) return tokenizer;
+    result = mli_fit_tokenizer(tokenizer, loader->config.vocab_size, NULL);
+    if (!result && loader->config.vocab_size - tokenizer->n_pieces <= MLI_MAX_EXTRA_ROWS) return tokenizer;
     ml_tokenizer_free(tokenizer);
     return NULL;
 }
@@ -18336,39 +18411,46 @@ static void mli_try_json(mli_loader *loader, const char *name) {
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
 }
 
+/* An id below `most` in one of the JSON files; -1: there is none. */
+static int32_t mli_json_id(const mli_loader *loader, const char *name, int most) {
+    const ml_value *id = ml_archive_find_value(loader->archive, name);
+    return id && id->kind == ML_VALUE_INT && id->i >= 0 && id->i < most ? (int32_t)id->i : -1;
+}
+
 /* A tokenizer.json says which of its pieces are bos and eos only where its template puts them. */
 static void mli_load_bos_eos(mli_loader *loader, ml_tokenizer *t) {
     static const char *const keys[] = {MLI_CONFIG_JSON ".bos_token_id", MLI_CONFIG_JSON ".eos_token_id",
                                        MLI_CONFIG_JSON ".eos_token_id.0"};
     for (size_t i = 0; i < MLI_COUNT(keys); i++) {
-        const ml_value *id = ml_archive_find_value(loader->archive, keys[i]);
+        int32_t id = mli_json_id(loader, keys[i], t->n_pieces);
         if (i ? t->adds_eos : t->adds_bos) continue; /* its template names it */
-        if (id && id->kind == ML_VALUE_INT && id->i >= 0 && id->i < t->n_pieces)
-            *(i ? &t->eos : &t->bos) = (int32_t)id->i;
+        if (id >= 0) *(i ? &t->eos : &t->bos) = id;
     }
 }
 
-/* Hugging Face says in three files what tokenizer.model does not: eos_token_id, a number or a list, and whether a
-   text begins with bos and a space, and ends with eos. */
+/* Adds the ids of a file's eos_token_id, a number or a list. */
+static void mli_json_ends(const mli_loader *loader, const char *file, int most, int32_t *ends, int *n_ends) {
+    char name[ML_NAME_SIZE];
+    for (int i = -1; i < ML_MAX_ENDS; i++) {
+        if (i < 0) mli_format(name, sizeof name, "%s.eos_token_id", file);
+        if (i >= 0) mli_format(name, sizeof name, "%s.eos_token_id.%d", file, i);
+        mli_add_end(ends, n_ends, mli_json_id(loader, name, most));
+    }
+}
+
+/* Hugging Face says in three files what tokenizer.model does not: eos_token_id, and whether a text begins with bos
+   and a space, and ends with eos. */
 static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
-    static const char *const ends[] = {MLI_CONFIG_JSON, MLI_GENERATION_JSON};
     static const char *const flags[] = {MLI_TOKENIZER_JSON ".add_bos_token",
                                         MLI_TOKENIZER_JSON ".add_eos_token",
                                         MLI_TOKENIZER_JSON ".add_prefix_space"};
     int *const set[] = {&t->adds_bos, &t->adds_eos, &t->private_part->rules.adds_space_prefix};
-    char name[ML_NAME_SIZE];
     if (!mli_is_hugging_face(loader)) return;
     mli_try_json(loader, MLI_GENERATION_JSON);
     mli_try_json(loader, MLI_TOKENIZER_JSON);
     if (t->private_part->rules.is_ranked) mli_load_bos_eos(loader, t);
-    for (size_t file = 0; file < MLI_COUNT(ends); file++)
-        for (int i = -1; i < ML_MAX_ENDS; i++) {
-            if (i < 0) mli_format(name, sizeof name, "%s.eos_token_id", ends[file]);
-            if (i >= 0) mli_format(name, sizeof name, "%s.eos_token_id.%d", ends[file], i);
-            const ml_value *id = ml_archive_find_value(loader->archive, name);
-            if (id && id->kind == ML_VALUE_INT && id->i >= 0 && id->i < t->n_pieces)
-                mli_add_end(t->ends, &t->n_ends, (int32_t)id->i);
-        }
+    mli_json_ends(loader, MLI_CONFIG_JSON, t->n_pieces, t->ends, &t->n_ends);
+    mli_json_ends(loader, MLI_GENERATION_JSON, t->n_pieces, t->ends, &t->n_ends);
     for (size_t i = 0; i < MLI_COUNT(flags); i++) {
         const ml_value *flag = ml_archive_find_value(loader->archive, flags[i]);
         /* tokenizer.model may say no, too */
@@ -18404,12 +18486,21 @@ static void mli_load_tokenizer(mli_loader *loader) {
             if (is_larger) tokenizer = other;
         }
     }
-    if (tokenizer) mli_load_special(loader, tokenizer);
     loader->model->private_part->tokenizer = tokenizer; /* ml_model_free frees it from here on */
     loader->model->tokenizer = tokenizer;
-    if (tokenizer && tokenizer->n_pieces > loader->config.vocab_size)
-        mli_refuse(loader, ML_ERROR_MISMATCH, "the tokenizer has %d pieces, but the model's vocab_size is %d",
-                   tokenizer->n_pieces, loader->config.vocab_size);
+    if (tokenizer && !loader->result)
+        loader->result = mli_fit_tokenizer(tokenizer, loader->config.vocab_size, error);
+    if (tokenizer && !loader->result) mli_load_special(loader, tokenizer);
+}
+
+/* Keeps the ids that a config.json names: a tokenizer may be absent, and often knows of no padding. */
+static void mli_keep_json_ids(mli_loader *loader) {
+    if (loader->result || !mli_is_hugging_face(loader)) return;
+    mli_json_ids *ids = &loader->model->private_part->json_ids;
+    const int most = loader->config.vocab_size;
+    ids->bos = mli_json_id(loader, MLI_CONFIG_JSON ".bos_token_id", most);
+    ids->padding = mli_json_id(loader, MLI_CONFIG_JSON ".pad_token_id", most);
+    mli_json_ends(loader, MLI_CONFIG_JSON, most, ids->ends, &ids->n_ends);
 }
 
 /* The text of the chat template in Hugging Face's folder: the one template, or of several the one named "default". */
@@ -18579,8 +18670,8 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
         return mli_fail(loader->error, ML_ERROR_ARGUMENT, "loading a model: path, data or model is NULL");
     if (desc) loader->desc = *desc;
     if (loader->desc.type && !mli_type(loader->desc.type)->quantize)
-        return mli_fail(loader->error, ML_ERROR_ARGUMENT, "weights cannot be held as %s",
-                        ml_type_name(loader->desc.type));
+        return mli_fail(loader->error, ML_ERROR_ARGUMENT, "weights cannot be held as %s%s",
+                        ml_type_name(loader->desc.type), mli_left_out(loader->desc.type));
     if (mli_loader_open(loader)) return loader->result;
     mli_find_config(loader);
     mli_join_pieces(loader);
@@ -18598,6 +18689,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
     mli_find_sources(loader);
     mli_refuse_unmerged(loader);
     mli_load_tokenizer(loader); /* before the weights, which may take the archive */
+    mli_keep_json_ids(loader);
     mli_keep_template(loader);
     mli_load_weights(loader);
 #ifdef MLI_SAVING
@@ -19186,6 +19278,18 @@ static ml_pooling mli_load_pooling(mli_loader *loader, const char *key, int is_g
     return value->i == MLI_POOLING_MEAN ? ML_POOL_MEAN : ML_POOL_LAST;
 }
 
+/* What a config.json says of its head: other problems have other probabilities, and a class for each token is none of
+   a text. */
+static void mli_check_problem(mli_loader *loader) {
+    static const mli_demand demand = {MLI_CONFIG_JSON ".problem_type", "single_label_classification"};
+    const ml_value *made_for = ml_archive_find_value(loader->archive, MLI_CONFIG_JSON ".architectures.0");
+    mli_check_demands(loader, &demand, 1);
+    if (made_for && made_for->kind == ML_VALUE_STRING &&
+        mli_ends_with(made_for->s, made_for->length, "ForTokenClassification"))
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s: a class for each token is not supported",
+                   made_for->name);
+}
+
 /* Labels and pooling: from the keys of a GGUF, or from the JSON that belongs to tensors of Hugging Face's names. */
 static void mli_load_head_values(mli_loader *loader, int naming, mli_head_shape *shape, const char **labels) {
     if (loader->result) return;
@@ -19201,6 +19305,7 @@ static void mli_load_head_values(mli_loader *loader, int naming, mli_head_shape 
         char key[ML_NAME_SIZE];
         int is_needed = is_peft || strcmp(format, "safetensors") == 0;
         mli_load_json(loader, json, is_needed ? "of a head" : NULL);
+        mli_check_problem(loader);
         mli_format(key, sizeof key, "%s." MLI_JSON_POOLING, json);
         shape->pooling = mli_load_pooling(loader, key, 0);
         mli_load_json_labels(loader, json, is_peft ? MLI_PEFT_JSON_LABELS : MLI_JSON_LABELS, shape->n_classes,
@@ -19694,13 +19799,21 @@ static void mli_append_json_field(mli_writer *writer, mli_field field, const cha
     mli_append_format(writer, ",\n  \"%s\": %s", mli_field_keys[field][1] + sizeof MLI_CONFIG_JSON, value);
 }
 
-/* eos, or, where other ids end a text, too, the list of them. */
-static void mli_append_json_ends(mli_writer *writer, const ml_tokenizer *tokenizer) {
-    int n = tokenizer ? tokenizer->n_ends : 0;
-    if (n)
-        mli_append_format(writer, ",\n  \"eos_token_id\": %s%d", n > 1 ? "[" : "", (int)tokenizer->ends[0]);
-    for (int i = 1; i < n; i++) mli_append_format(writer, ", %d", (int)tokenizer->ends[i]);
+/* bos; eos, or, where other ids end a text, too, the list of them; and padding, without which a classifier takes no
+   batch in Hugging Face's library. As the tokenizer has them, else the file that was loaded. */
+static void mli_append_json_ids(mli_writer *writer, const mli_saver *saver) {
+    const ml_tokenizer *t = saver->model->tokenizer;
+    const mli_json_ids *ids = &saver->model->private_part->json_ids;
+    int32_t bos = t ? t->bos : ids->bos, padding = t && t->private_part->has_padding ? t->padding : -1;
+    const int32_t *ends = t ? t->ends : ids->ends;
+    int n = t ? t->n_ends : ids->n_ends;
+    if (ids->padding >= 0) padding = ids->padding;
+    if (padding < 0 && saver->desc.head && n) padding = ends[0];
+    if (bos >= 0) mli_append_format(writer, ",\n  \"bos_token_id\": %d", (int)bos);
+    if (n) mli_append_format(writer, ",\n  \"eos_token_id\": %s%d", n > 1 ? "[" : "", (int)ends[0]);
+    for (int i = 1; i < n; i++) mli_append_format(writer, ", %d", (int)ends[i]);
     if (n > 1) mli_append_text(writer, "]");
+    if (padding >= 0) mli_append_format(writer, ",\n  \"pad_token_id\": %d", (int)padding);
 }
 
 /* A number in the dictionary of rotary positions. */
@@ -19755,7 +19868,6 @@ static void mli_append_json_numbers(mli_writer *writer, ml_config c) {
 MLI_OPTIONAL void mli_append_config_json(mli_writer *writer, const mli_saver *saver) {
     const ml_config c = mli_saved_config(saver);
     const char *family = c.window ? "Mistral" : "Llama", *type_name = c.window ? "mistral" : "llama";
-    const ml_tokenizer *tokenizer = saver->model->tokenizer;
     const ml_head *head = saver->desc.head;
     ml_type type = mli_saved_type(saver, (int)MLI_W1);
     mli_append_format(writer, "{\n  \"architectures\": [\"%s%s\"],\n  \"model_type\": \"%s\"", family,
@@ -19772,9 +19884,7 @@ MLI_OPTIONAL void mli_append_config_json(mli_writer *writer, const mli_saver *sa
                       type == ML_F32   ? "float32"
                       : type == ML_F16 ? "float16"
                                        : "bfloat16");
-    if (tokenizer && tokenizer->bos >= 0)
-        mli_append_format(writer, ",\n  \"bos_token_id\": %d", (int)tokenizer->bos);
-    mli_append_json_ends(writer, tokenizer);
+    mli_append_json_ids(writer, saver);
     if (c.norm == ML_NORM_LAYER) mli_append_json_field(writer, MLI_FIELD_NORM, "\"layer\"");
     if (c.mask == ML_MASK_FULL) {
         mli_append_json_field(writer, MLI_FIELD_MASK, "\"full\"");
@@ -20085,6 +20195,8 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (desc->format != ML_GGUF && mli_is_quantized(desc->type))
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "%s no type %s",
                         saver->is_hf ? "safetensors has" : "PyTorch files have", type);
+    if (!mli_is_utf8(desc->name, strlen(desc->name)))
+        return mli_fail(saver->error, ML_ERROR_ARGUMENT, "ml_save_desc.name is not UTF-8");
     if (desc->head && desc->head->weight.cols != (size_t)saver->model->config.dim)
         return mli_fail(saver->error, ML_ERROR_MISMATCH, "the head is for a dim of %z, the model's is %d",
                         desc->head->weight.cols, saver->model->config.dim);
@@ -22734,9 +22846,9 @@ static int mli_is_readable(ml_type type) {
 }
 
 static const char *mli_left_out(ml_type type) {
-    return mli_is_readable(type)    ? ""
-           : mli_is_quantized(type) ? ", which ML_NO_K_QUANTS left out"
-                                    : ", which ML_NO_F16_WEIGHTS left out";
+    return type == ML_TYPE_NONE || mli_is_readable(type) ? ""
+           : mli_is_quantized(type)                      ? ", which ML_NO_K_QUANTS left out"
+                                                         : ", which ML_NO_F16_WEIGHTS left out";
 }
 
 static ml_type mli_type_from_gguf(uint32_t number) {

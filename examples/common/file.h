@@ -367,7 +367,7 @@ static inline int models_spared(const used_file *outputs, int n_outputs, const u
     return 1;
 }
 
-/* Why a model came without a tokenizer, if it has one of a kind that is not read: 1, and the reason is in `error`. */
+/* Why a model came without a tokenizer, if there is a file of one: 1, and the reason is in `error`. */
 static inline int has_other_tokenizer(const char *model, ml_error *error) {
     static const char *const names[] = {"tokenizer.model", "tokenizer.json"};
     char directory[4096], path[4096 + 32];
@@ -376,8 +376,11 @@ static inline int has_other_tokenizer(const char *model, ml_error *error) {
         ml_tokenizer *tokenizer = NULL;
         snprintf(path, sizeof path, "%s%s", i ? directory : model, i ? names[i - 1] : "");
         ml_result result = ml_tokenizer_load(path, NULL, &tokenizer, error);
+        if (!result && i)
+            snprintf(error->text, sizeof error->text, "%.200s: its %d pieces are not those of the model", path,
+                     tokenizer->n_pieces);
         ml_tokenizer_free(tokenizer);
-        if (result == ML_ERROR_UNSUPPORTED) return 1;
+        if (result == ML_ERROR_UNSUPPORTED || (i && result != ML_ERROR_FILE)) return 1;
     }
     return 0;
 }
