@@ -117,6 +117,11 @@ TEST(inspect_folder) {
     snprintf(arguments, sizeof arguments, "'%s'", in_folder("kit"));
     CHECK(run("inspect", arguments, "") == 0 && says("weights", "model.safetensors", size));
     CHECK(strstr(said, "format: safetensors") != NULL);
+    CHECK(make_folder(in_folder("k\033[32mit"))); /* names are shown without what a terminal obeys */
+    write_file(in_folder("k\033[32mit/b\033[31m.gguf"), "?", 1);
+    snprintf(arguments, sizeof arguments, "'%s'", in_folder("k\033[32mit"));
+    CHECK(run("inspect", arguments, "") == 1 && says("weights", "b?[31m.gguf", "1 bytes"));
+    CHECK(strstr(said, "k?[32mit:\n") && !strchr(said, 27));
     free_bytes(&small), free_bytes(&pt);
 }
 
