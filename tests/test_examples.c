@@ -224,6 +224,7 @@ TEST(chat_options) {
     CHECK(run("chat", MODEL " --template alpaca", "") == 2);
     CHECK(strstr(complained, "plain, llama2, llama3, chatml or zephyr, not alpaca") != NULL);
     CHECK(run("chat", MODEL " >/dev/full", "Hi\n") == 1 && strstr(complained, "cannot be written"));
+    CHECK(run("chat", MODEL " <.", "") == 1 && strstr(complained, "standard input cannot be read: Is a"));
     static const char *const refused[][2] = {
         {"--temperature -1", "not negative"},
         {"--top-k -3", "not negative"},
@@ -360,6 +361,11 @@ TEST(lora_and_classify) {
     CHECK(strchr(said, '\n') && strstr(strchr(said, '\n'), " bad film\n") && n_lines(said) == 2);
     REQUIRE(runs("embed", MODEL " 'a film'", (const char *)sentences.data));
     CHECK(strstr(said, " bad film\n") && n_lines(said) == 3);
+    REQUIRE(runs("classify", arguments, "\xef\xbb\xbfgood film\ngood film\n")); /* as Windows begins a text */
+    CHECK(n_lines(said) == 2 && strncmp(said, strchr(said, '\n') + 1, strcspn(said, "\n") + 1) == 0);
+    strcat(arguments, " <.");
+    CHECK(run("classify", arguments, "") == 1 && strstr(complained, "standard input cannot be read: Is a"));
+    arguments[strlen(arguments) - 3] = 0;
     strcat(arguments, " >/dev/full");
     CHECK(!exists("/dev/full") || run("classify", arguments, "good film\n") == 1);
     CHECK(!exists("/dev/full") || strstr(complained, "standard output cannot be written"));
@@ -397,6 +403,10 @@ TEST(lora_of_few_lines) {
     CHECK(run("lora", arguments, "") == 1 && strstr(complained, "line 1 does not begin with a label"));
     write_file(in_folder("few.txt"), "", 0);
     CHECK(run("lora", arguments, "") == 1 && strstr(complained, "there are no lines"));
+    CHECK(run("lora", MODEL " . 2 none.gguf", "") == 1 &&
+          strstr(complained, "TRAINING cannot be read: Is a"));
+    CHECK(run("lora", MODEL " examples/data/opinions2-dev.txt 2x none.gguf", "") == 2);
+    CHECK(strstr(complained, "N_CLASSES cannot be \"2x\"") && !exists("none.gguf"));
 }
 
 /* ---- train ---- */
@@ -474,7 +484,10 @@ TEST(embed) {
     CHECK_NEAR(same, 1, 1e-4, 0);
     CHECK(close < 1 && far < close && far > -1);
     CHECK(strstr(said, "\nnearest: The dog ran to the park.\n") != NULL);
+    REQUIRE(runs("embed", MODEL " x", "\xef\xbb\xbfThe dog\nThe dog\n"));
+    CHECK(strncmp(said, strchr(said, '\n') + 1, strcspn(said, "\n") + 1) == 0);
     CHECK(run("embed", MODEL " x", "") == 1 && strstr(complained, "standard input has no sentence"));
+    CHECK(run("embed", MODEL " x <.", "") == 1 && strstr(complained, "standard input cannot be read: Is a"));
 }
 
 /* ---- run_llama ---- */
