@@ -449,6 +449,18 @@ TEST(characters) {
     const char *line = strstr(said, "step 100: ");
     CHECK(line && sscanf(line, "step 100: loss %lf", &loss) == 1 && loss < 2.9);
     CHECK(strstr(said, "\nThe film ") != NULL);
+    char *texts[2]; /* of long first words all are shown, and the last 64 bytes are read */
+    for (int i = 0; i < 2; i++) {
+        char arguments[512],
+            words[] = "............................ and then the film that we had seen was over and";
+        words[0] = (char)('a' + i);
+        snprintf(arguments, sizeof arguments, "examples/data/opinions5-train.txt 1 '%s'", words);
+        REQUIRE(runs("characters", arguments, ""));
+        CHECK(strncmp(said, words, strlen(words)) == 0 && strlen(said) == strlen(words) + 301);
+        texts[i] = said, said = NULL;
+    }
+    CHECK(strcmp(texts[0] + 1, texts[1] + 1) == 0);
+    free(texts[0]), free(texts[1]);
 }
 
 /* Of 60, chance finds half, give or take 4; the fourth epoch labels 42 rightly at least. */
@@ -467,7 +479,12 @@ TEST(own_head) {
     write_file(in_folder("bad.txt"), "1 ||| good\nbad\n", 15);
     snprintf(arguments, sizeof arguments, MODEL " '%s' examples/data/opinions2-dev.txt",
              in_folder("bad.txt"));
-    CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "a line is not \"label ||| sentence\""));
+    CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "one without \"label |||\""));
+    write_file(in_folder("bad.txt"), "1 ||| good\n1 ||| \n0 ||| bad\n", 28); /* the second one is empty */
+    REQUIRE(runs("own_head", arguments, ""));
+    CHECK(strstr(said, "of 3, unseen"));
+    write_file(in_folder("bad.txt"), "", 0);
+    CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "no line, or one") && !*said);
     CHECK(run("own_head", "", "") == 2 && run("characters", "", "") == 2);
     CHECK(run("characters", "absent.txt", "") == 1 && strstr(complained, "absent.txt"));
 }
@@ -705,6 +722,37 @@ TEST(look) {
     ml_model_free(model);
 }
 
+/* The same for programs whose files could be written, and for the list of the options. */
+static void fills_the_output(void) {
+    char learns[1024], trains[1024], converts[2048], learns_pieces[1024];
+    snprintf(learns, sizeof learns, MODEL " '%s' 2 '%s'", in_folder("line.txt"), in_folder("f.gguf"));
+    snprintf(trains, sizeof trains, MODEL " examples/data/opinions5-train.txt '%s'", in_folder("t.gguf"));
+    snprintf(converts, sizeof converts, MODEL " --merge-lora '%s' '%s'", in_folder("f.gguf"),
+             in_folder("g.gguf"));
+    snprintf(learns_pieces, sizeof learns_pieces,
+             "--vocab_size 400 examples/data/opinions5-train.txt --output '%s'", in_folder("f.model"));
+    const char *const cases[][2] = {
+        {"bench", "decode --threads 1 --model " MODEL},
+        {"xor", ""},
+        {"characters", "examples/data/opinions5-train.txt 1"},
+        {"own_head", MODEL " examples/data/opinions2-dev.txt examples/data/opinions2-dev.txt"},
+        {"train", trains},
+        {"lora", learns},
+        {"convert", converts}, /* says that there is a classifier */
+        {"look", flag(MODEL " Once --out", "page.html")},
+        {"train_tokenizer", learns_pieces},
+        {"convert", "--help"},
+        {"inspect", "--help"},
+        {"run_llama", "--help"}};
+    write_file(in_folder("line.txt"), "1 ||| good film\n0 ||| bad film\n", 31);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char arguments[2100];
+        snprintf(arguments, sizeof arguments, "%s >/dev/full", cases[i][1]);
+        CHECK(run(cases[i][0], arguments, "") == 1 && strstr(complained, "output"));
+        if (!strstr(complained, "output")) printf("%s said: %s\n", cases[i][0], complained);
+    }
+}
+
 /* A text that cannot be written is an error: on a full disk, here a device that is always full. */
 TEST(output_is_full) {
     char arguments[4096];
@@ -719,6 +767,7 @@ TEST(output_is_full) {
     CHECK(run("generate", MODEL " >/dev/full", "") == 1 && strstr(complained, "standard output"));
     CHECK(run("embed", MODEL " x >/dev/full", "y\n") == 1 && strstr(complained, "standard output"));
     CHECK(run("inspect", MODEL " >/dev/full", "") == 1 && strstr(complained, "standard output"));
+    fills_the_output();
 }
 
 /* ---- files before the work ---- */
