@@ -588,6 +588,8 @@ TEST(how_to_train) {
         {"--prompt Once --test_gold x", "--test-gold is for a test set; this is --option generate"},
         {"--option generate --seeds 3", "--seeds is for training; this is --option generate"},
         {"--option finetune --seeds 101", "--seeds is from 1 to 100"},
+        {"--option lora --seed 2147483647 --seeds 2", "--seed is at most 2147483646, with --seeds 2"},
+        {"--option generate --threads 0", "--threads is between 1 and 1024"},
         {"--option predict --state x.gguf", "--state is for training; this is --option predict"},
         {"--option finetune --prompt Once", "--prompt is for --option generate; this is --option finetune"},
         {"--option prompt --top-k=5", "--top_k is for --option generate; this is --option prompt"},
@@ -836,8 +838,12 @@ TEST(tools_try_outputs_first) {
     write_file(in_folder("flat.csv"), "step,loss,kept_back\n1,2,\n2,2,\n3,nan,\n", 40);
     snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("flat.csv"), in_folder("new"));
     refuses("draw_curve", arguments, "the losses are all the same or no numbers");
+    write_file(in_folder("flat.csv"), "step,loss,kept_back\n0,1,\n0,2,\n", 30);
+    refuses("draw_curve", arguments, "the last step is not above 0, so there is no curve");
     snprintf(arguments, sizeof arguments, MODEL " --megabytes -3 --output '%s'", in_folder("new"));
-    refuses("write_stories", arguments, "--megabytes is above 0, --temperature 0 or more, --top_p 0 to 1");
+    refuses("write_stories", arguments, "--megabytes is above 0 and at most 1e9, --temperature 0 or more");
+    snprintf(arguments, sizeof arguments, MODEL " --megabytes 1e30 --output '%s'", in_folder("new"));
+    refuses("write_stories", arguments, "--megabytes is above 0 and at most 1e9");
     snprintf(arguments, sizeof arguments, "'%s' text%s", in_folder("model.gguf"),
              flag("--out", "model.gguf"));
     refuses("look", arguments, "is also read (MODEL)");
@@ -869,7 +875,41 @@ TEST(tools_try_outputs_first) {
     CHECK(strstr(row, "\nefficient,head,\"a,b.gguf\",opinions2,1,") != NULL);
     free(row);
     CHECK(run("bench", "types --model " MODEL, "") == 2 && strstr(complained, "not types"));
-    CHECK(run("bench", "--threads ''", "") == 2 && strstr(complained, "numbers like 1,2"));
+}
+
+/* What would be ignored, or would fail only after a part of the work. */
+TEST(settings_are_checked_first) {
+    char arguments[1024];
+    static const char *const counts[] = {"''", "1x", "1,0", "65", "1,,2"};
+    for (int i = 0; i < 5; i++) {
+        snprintf(arguments, sizeof arguments, "decode --model " MODEL " --threads %s", counts[i]);
+        CHECK(run("bench", arguments, "") == 2 && strstr(complained, "numbers like 1,2") && !*said);
+    }
+    refuses("attention", "--text LICENSE --attention standard --window 8", "standard has none");
+    refuses("attention", "--text LICENSE --attention differential --window 8", "differential has none");
+    snprintf(arguments, sizeof arguments, "%s/speculate", program_folder);
+    if (exists(arguments)) /* which this test does not build */
+        refuses("speculate", MODEL " --draft " MODEL " --n_gram 2", "--n_gram: is for drafts from the text");
+}
+
+/* The examples that learn replace neither what they learn from, nor the model. */
+TEST(examples_spare_what_they_read) {
+    static const char *const cases[][2] = {{"lora", "'%s' '%s' 2 '%s'"}, {"train", "'%s' '%s' '%s'"}};
+    bytes model = read_file(MODEL);
+    char name[2][600], arguments[2048];
+    bytes text = read_file("examples/data/opinions2-dev.txt");
+    for (int i = 0; i < 2; i++)
+        snprintf(name[i], sizeof name[i], "%s", in_folder(i ? "read.txt" : "read.gguf"));
+    write_file(in_folder("read.copy"), model.data, model.size);
+    write_file(in_folder("text.copy"), text.data, text.size);
+    for (int i = 0; i < 4; i++) {
+        write_file(name[0], model.data, model.size);
+        write_file(name[1], text.data, text.size);
+        snprintf(arguments, sizeof arguments, cases[i / 2][1], name[0], name[1], name[i % 2]);
+        CHECK(run(cases[i / 2][0], arguments, "") != 0 && *complained);
+        CHECK(same_files("read.gguf", "read.copy") && same_files("read.txt", "text.copy"));
+    }
+    free_bytes(&model), free_bytes(&text);
 }
 
 /* What is written takes the place of a file, with its permissions, through a link; not that of a temporary file. */
@@ -1278,6 +1318,8 @@ int main(int argc, char **argv) {
     RUN(output_is_full);
     RUN(outputs_are_tried_first);
     RUN(tools_try_outputs_first);
+    RUN(settings_are_checked_first);
+    RUN(examples_spare_what_they_read);
     RUN(whole_files);
     RUN(files_of_a_model_are_spared);
     RUN(other_tokenizers_are_named);
