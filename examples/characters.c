@@ -72,8 +72,8 @@ static int train(gpt *m, ml_graph *g, ml_optimizer *optimizer, int steps, ml_err
 
 /* Continues a text by drawing from softmax(logits / 0.7); reads the last CONTEXT bytes anew for each. */
 static int sample(gpt *m, ml_graph *g, const char *text, ml_error *error) {
-    size_t n = 0;
-    for (; *text && n < CONTEXT; text++) m->tokens[n++] = (unsigned char)*text, putchar(*text);
+    size_t n = 0, length = strlen(text), from = length > CONTEXT ? length - CONTEXT : 0;
+    for (fputs(text, stdout); text[from + n]; n++) m->tokens[n] = (unsigned char)text[from + n];
     for (int i = 0, next = 0; i < 300; i++, next = 0) {
         m->n_rows = 1, m->row_start[1] = (int32_t)n;
         ml_graph_begin(g, 0);
@@ -86,7 +86,7 @@ static int sample(gpt *m, ml_graph *g, const char *text, ml_error *error) {
         if (n == CONTEXT) memmove(m->tokens, m->tokens + 1, --n * sizeof *m->tokens);
         putchar(next), m->tokens[n++] = next;
     }
-    return putchar('\n') == '\n';
+    return putchar('\n'), 1;
 }
 
 int main(int argc, char **argv) {
@@ -99,7 +99,7 @@ int main(int argc, char **argv) {
     if (m.size <= CONTEXT) return fprintf(stderr, "%s: too short a text\n", argv[1]), 1;
     ml_optimizer *optimizer = NULL;
     ml_graph *g = NULL;
-    ml_error error = {ML_OK, "cannot write"};
+    ml_error error;
     ml_random_seed(&m.random, 1);
     m.w[EMBEDDING] = random_matrix(&m, BYTES, DIM), m.w[POSITIONS] = random_matrix(&m, CONTEXT, DIM);
     for (ml_tensor *w = m.w + FIRST; w < m.w + MATRICES; w += PER_LAYER) {
@@ -116,5 +116,5 @@ int main(int argc, char **argv) {
              sample(&m, g, argc > 3 && *argv[3] ? argv[3] : "The ", &error);
     if (!ok) fprintf(stderr, "%s\n", error.text);
     ml_graph_free(g), ml_optimizer_free(optimizer);
-    return !ok;
+    return fflush(stdout) || ferror(stdout) ? perror("standard output"), 1 : !ok;
 }

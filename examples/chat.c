@@ -30,13 +30,14 @@ static void on_interrupt(int number) { interrupted = number; }
 
 /* Shows the prompt and reads a line; 0 at the end of the input, or when interrupted. Ctrl-C ends the wait for it, but
    no other call. */
-static int read_line(buffer *line) {
+static int read_line(buffer *line, ml_error *error) {
     printf("> ");
     if (fflush(stdout)) return 0;
     interrupted = 0; /* pressed when an answer had just ended */
     system_on_interrupt(on_interrupt, 1);
-    int is_read = line_read(stdin, line);
+    int is_read = line_read(stdin, "standard input", line, error);
     system_on_interrupt(on_interrupt, 0);
+    if (interrupted) error->code = ML_OK; /* that is why nothing was read */
     return is_read && !interrupted;
 }
 
@@ -76,7 +77,7 @@ static ml_result talk(ml_session *session, const settings *s, ml_error *error) {
     if (!result && system_is_terminal(stdin))
         fprintf(stderr, "%s, %d tokens; Ctrl-C stops an answer, Ctrl-D ends, /reset begins again\n",
                 ml_chat_format_name(chat.format), session->max_seq_len);
-    while (!result && !ferror(stdout) && read_line(&line)) {
+    while (!result && !ferror(stdout) && read_line(&line, error)) {
         if (strcmp(line.bytes, "/reset") == 0)
             result = ml_chat_begin(session, &desc, &chat, error);
         else if (*line.bytes)
@@ -84,7 +85,7 @@ static ml_result talk(ml_session *session, const settings *s, ml_error *error) {
     }
     if (!result && system_is_terminal(stdin)) printf("\n");
     buffer_free(&line);
-    return result;
+    return result ? result : error->code;
 }
 
 /* Samples by default where a model was trained to chat; a story is told with the most likely words. */

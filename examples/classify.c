@@ -46,7 +46,9 @@ int main(int argc, char **argv) {
     desc.lora = lora;
     if (ok && head->n_classes > MAX_CLASSES) ok = 0, strcpy(error.text, "too many classes");
     ok = ok && !ml_session_new(model, &desc, &session, &error);
-    while (ok && line_read(stdin, &line)) ok = !classify(session, head, line.bytes, &error);
+    while (ok && line_read(stdin, "standard input", &line, &error))
+        ok = !classify(session, head, line.bytes, &error);
+    ok = ok && !error.code;
     if (!ok) fprintf(stderr, "%s\n", error.text);
     ok = ok && output_written();
     buffer_free(&line);

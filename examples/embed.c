@@ -25,7 +25,7 @@ static int compare(ml_session *session, const float *wanted, float *found, buffe
     buffer line = {NULL, 0, 0};
     double best = -2;
     int ok = 1;
-    while (ok && line_read(stdin, &line)) {
+    while (ok && line_read(stdin, "standard input", &line, error)) {
         double cosine = 0;
         ok = !embed(session, line.bytes, found, error);
         if (!ok) break;
@@ -37,7 +37,7 @@ static int compare(ml_session *session, const float *wanted, float *found, buffe
         if (!ok) strcpy(error->text, "not enough memory");
     }
     buffer_free(&line);
-    return ok;
+    return ok && !error->code;
 }
 
 int main(int argc, char **argv) {

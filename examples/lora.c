@@ -11,7 +11,6 @@ static ml_result learn(ml_trainer *trainer, const ml_model *model, char *line, i
                        ml_error *error) {
     static int32_t work[1 << 18]; /* for 29 KB */
     char *bar = strstr(line, " ||| "), *end;
-    if (number == 1 && strncmp(line, "\xef\xbb\xbf", 3) == 0) line += 3; /* as Windows begins a file */
     int32_t label = (int32_t)strtol(line, &end, 10);
     ml_tokens tokens;
     float loss;
@@ -32,27 +31,30 @@ static ml_result learn(ml_trainer *trainer, const ml_model *model, char *line, i
 /* One epoch, with a step after every BATCH lines. */
 static ml_result train(ml_trainer *trainer, const ml_model *model, FILE *file, int epoch, ml_error *error) {
     buffer line = {NULL, 0, 0};
-    ml_result result = ML_OK;
     double sum = 0;
     int n = 0;
-    for (rewind(file); !result && line_read(file, &line); n++) {
-        result = learn(trainer, model, line.bytes, n + 1, &sum, error);
-        if (!result && n % BATCH == BATCH - 1) result = ml_trainer_step(trainer, error);
-    }
+    for (rewind(file); !error->code && line_read(file, "TRAINING", &line, error); n++)
+        if (!learn(trainer, model, line.bytes, n + 1, &sum, error) && n % BATCH == BATCH - 1)
+            ml_trainer_step(trainer, error);
     buffer_free(&line);
-    if (!n) strcpy(error->text, "there are no lines"), result = error->code = ML_ERROR_ARGUMENT;
-    if (!result && n % BATCH) result = ml_trainer_step(trainer, error);
-    if (!result) printf("epoch %d: loss %.3f\n", epoch, sum * BATCH / n);
-    return result;
+    if (!error->code && !n) strcpy(error->text, "there are no lines"), error->code = ML_ERROR_ARGUMENT;
+    if (!error->code && n % BATCH) ml_trainer_step(trainer, error);
+    if (!error->code) printf("epoch %d: loss %.3f\n", epoch, sum * BATCH / n);
+    return error->code;
 }
 
 int main(int argc, char **argv) {
     if (argc != 5) return fprintf(stderr, "usage: lora MODEL TRAINING N_CLASSES ADAPTER.gguf\n"), 2;
+    char *end;
+    const unsigned long n_classes = strtoul(argv[3], &end, 10);
+    if (*end || n_classes > INT16_MAX) return complain("N_CLASSES cannot be \"%s\"", argv[3]), 2;
+    const used_file inputs[] = {{"MODEL", argv[1]}, {"TRAINING", argv[2]}}, output = {"ADAPTER", argv[4]};
+    if (!outputs_ready(&output, 1, inputs, 2) || !models_spared(&output, 1, inputs, 1)) return 1;
     FILE *file = fopen(argv[2], "r");
     if (!file) return perror(argv[2]), 1;
     ml_error error = {ML_OK, ""};
     ml_random random;
-    ml_head_create_desc head = {atoi(argv[3]), NULL, ML_POOL_LAST, 0, &random, {0}};
+    ml_head_create_desc head = {(int)n_classes, NULL, ML_POOL_LAST, 0, &random, {0}};
     ml_lora_create_desc lora = {8, 16, ML_LORA_ATTENTION, 0, &random, {0}};
     ml_trainer_desc desc = {0};
     ml_trainer *trainer = NULL;
@@ -67,8 +69,7 @@ int main(int argc, char **argv) {
     if (!ok || ml_lora_save(desc.lora, model, argv[4], &save, &error)) fprintf(stderr, "%s\n", error.text);
     fclose(file);
     ml_trainer_free(trainer);
-    ml_lora_free(desc.lora);
-    ml_head_free(desc.head);
+    ml_lora_free(desc.lora), ml_head_free(desc.head);
     ml_model_free(model);
-    return error.code != ML_OK;
+    return error.code || !output_written();
 }

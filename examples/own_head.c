@@ -1,5 +1,4 @@
-/* A head of one's own on a Llama, which stays as it is: attention pooling over the words, then a linear layer. A line
-   of the files is "label ||| sentence", with labels 0 and 1.
+/* A head of one's own on a frozen Llama: attention pooling, then a linear layer. Lines are "0 or 1 ||| sentence".
    cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/own_head.c -o own_head -lm
    ./own_head MODEL examples/data/opinions2-train.txt examples/data/opinions2-dev.txt */
 #include <stdio.h>
@@ -23,10 +22,11 @@ static ml_tensor loss_of(ml_graph *g, void *user) {
 
 /* Reads all lines, and learns from them if there is an optimizer. Prints how many were labeled right. */
 static int pass(FILE *file, ml_graph *g, ml_optimizer *optimizer, ml_error *error) {
-    char text[4096];
-    int right = 0, n = 0;
-    for (rewind(file); fscanf(file, "%d ||| %4095[^\r\n]", &label, text) == 2; n++) {
-        ml_encode_desc desc = {text, strlen(text), ML_ADD_SPECIAL, work, sizeof work};
+    char line[4096];
+    int right = 0, n = 0, at = 0; /* where the sentence begins, which may be empty */
+    for (rewind(file); fgets(line, sizeof line, file); n++, at = 0) {
+        if (sscanf(line, "%d ||| %n", &label, &at) != 1 || !at) return 0;
+        ml_encode_desc desc = {line + at, strcspn(line + at, "\r\n"), ML_ADD_SPECIAL, work, sizeof work};
         ml_tokens tokens;
         if (ml_tokenizer_encode(model->tokenizer, &desc, &tokens, error)) return 0;
         batch.tokens = tokens.ids, batch.n_tokens = tokens.n < LONGEST ? tokens.n : LONGEST;
@@ -36,7 +36,7 @@ static int pass(FILE *file, ml_graph *g, ml_optimizer *optimizer, ml_error *erro
         if (optimizer && (ml_graph_backward(g, loss, error) || ml_optimizer_step(optimizer, error))) return 0;
         right += label == (log_probs[1] > log_probs[0]);
     }
-    return printf(optimizer ? "right %d of %d, " : "unseen %d of %d\n", right, n) > 0 && feof(file);
+    return n && !ferror(file) && printf(optimizer ? "right %d of %d, " : "unseen %d of %d\n", right, n) > 0;
 }
 
 int main(int argc, char **argv) {
@@ -54,7 +54,7 @@ int main(int argc, char **argv) {
     int ok = !ml_optimizer_new(&how, &optimizer, &error) && !ml_graph_new(NULL, loss_of, NULL, &g, &error);
     for (int epoch = 1; ok && epoch <= 4; epoch++)
         ok = pass(train, g, optimizer, &error) && pass(dev, g, NULL, &error);
-    if (!ok) fprintf(stderr, "%s\n", *error.text ? error.text : "a line is not \"label ||| sentence\"");
-    ml_graph_free(g), ml_optimizer_free(optimizer), ml_model_free(model);
-    return fclose(train), fclose(dev), !ok;
+    if (!ok) fprintf(stderr, "%s\n", *error.text ? error.text : "no line, or one without \"label |||\"");
+    ml_graph_free(g), ml_optimizer_free(optimizer), ml_model_free(model), fclose(train), fclose(dev);
+    return fflush(stdout) || ferror(stdout) ? perror("standard output"), 1 : !ok;
 }

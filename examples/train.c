@@ -38,7 +38,8 @@ int main(int argc, char **argv) {
     ml_random random;
     ml_trainer_desc how = {0};
     if (argc != 4) return fprintf(stderr, "usage: train TOKENIZER TEXT MODEL.gguf\n"), 2;
-    if (strcmp(argv[1], argv[3]) == 0) return fprintf(stderr, "%s would be replaced\n", argv[3]), 2;
+    if (strcmp(argv[1], argv[3]) == 0 || strcmp(argv[2], argv[3]) == 0)
+        return fprintf(stderr, "%s would be replaced\n", argv[3]), 2;
     FILE *file = fopen(argv[2], "rb");
     if (!file) return perror(argv[2]), 1;
     ml_encode_desc encode = {text, fread(text, 1, MAX_TEXT, file), ML_ADD_SPECIAL, work, sizeof work};
@@ -58,5 +59,6 @@ int main(int argc, char **argv) {
     fclose(file);
     ml_trainer_free(trainer);
     ml_model_free(model);
+    if (fflush(stdout) || ferror(stdout)) return perror("standard output"), 1;
     return !ok;
 }

@@ -36,5 +36,5 @@ int main(void) {
         printf("%d xor %d = %.3f\n", i / 2, i % 2, (double)((float *)y.data)[i]);
     if (!ok) fprintf(stderr, "%s\n", error.text);
     ml_graph_free(g), ml_optimizer_free(optimizer);
-    return !ok;
+    return fflush(stdout) || ferror(stdout) ? perror("standard output"), 1 : !ok;
 }

@@ -117,6 +117,11 @@ TEST(inspect_folder) {
     snprintf(arguments, sizeof arguments, "'%s'", in_folder("kit"));
     CHECK(run("inspect", arguments, "") == 0 && says("weights", "model.safetensors", size));
     CHECK(strstr(said, "format: safetensors") != NULL);
+    CHECK(make_folder(in_folder("k\033[32mit"))); /* names are shown without what a terminal obeys */
+    write_file(in_folder("k\033[32mit/b\033[31m.gguf"), "?", 1);
+    snprintf(arguments, sizeof arguments, "'%s'", in_folder("k\033[32mit"));
+    CHECK(run("inspect", arguments, "") == 1 && says("weights", "b?[31m.gguf", "1 bytes"));
+    CHECK(strstr(said, "k?[32mit:\n") && !strchr(said, 27));
     free_bytes(&small), free_bytes(&pt);
 }
 
@@ -219,6 +224,7 @@ TEST(chat_options) {
     CHECK(run("chat", MODEL " --template alpaca", "") == 2);
     CHECK(strstr(complained, "plain, llama2, llama3, chatml or zephyr, not alpaca") != NULL);
     CHECK(run("chat", MODEL " >/dev/full", "Hi\n") == 1 && strstr(complained, "cannot be written"));
+    CHECK(run("chat", MODEL " <.", "") == 1 && strstr(complained, "standard input cannot be read: Is a"));
     static const char *const refused[][2] = {
         {"--temperature -1", "not negative"},
         {"--top-k -3", "not negative"},
@@ -355,6 +361,11 @@ TEST(lora_and_classify) {
     CHECK(strchr(said, '\n') && strstr(strchr(said, '\n'), " bad film\n") && n_lines(said) == 2);
     REQUIRE(runs("embed", MODEL " 'a film'", (const char *)sentences.data));
     CHECK(strstr(said, " bad film\n") && n_lines(said) == 3);
+    REQUIRE(runs("classify", arguments, "\xef\xbb\xbfgood film\ngood film\n")); /* as Windows begins a text */
+    CHECK(n_lines(said) == 2 && strncmp(said, strchr(said, '\n') + 1, strcspn(said, "\n") + 1) == 0);
+    strcat(arguments, " <.");
+    CHECK(run("classify", arguments, "") == 1 && strstr(complained, "standard input cannot be read: Is a"));
+    arguments[strlen(arguments) - 3] = 0;
     strcat(arguments, " >/dev/full");
     CHECK(!exists("/dev/full") || run("classify", arguments, "good film\n") == 1);
     CHECK(!exists("/dev/full") || strstr(complained, "standard output cannot be written"));
@@ -392,6 +403,10 @@ TEST(lora_of_few_lines) {
     CHECK(run("lora", arguments, "") == 1 && strstr(complained, "line 1 does not begin with a label"));
     write_file(in_folder("few.txt"), "", 0);
     CHECK(run("lora", arguments, "") == 1 && strstr(complained, "there are no lines"));
+    CHECK(run("lora", MODEL " . 2 none.gguf", "") == 1 &&
+          strstr(complained, "TRAINING cannot be read: Is a"));
+    CHECK(run("lora", MODEL " examples/data/opinions2-dev.txt 2x none.gguf", "") == 2);
+    CHECK(strstr(complained, "N_CLASSES cannot be \"2x\"") && !exists("none.gguf"));
 }
 
 /* ---- train ---- */
@@ -434,6 +449,18 @@ TEST(characters) {
     const char *line = strstr(said, "step 100: ");
     CHECK(line && sscanf(line, "step 100: loss %lf", &loss) == 1 && loss < 2.9);
     CHECK(strstr(said, "\nThe film ") != NULL);
+    char *texts[2]; /* of long first words all are shown, and the last 64 bytes are read */
+    for (int i = 0; i < 2; i++) {
+        char arguments[512],
+            words[] = "............................ and then the film that we had seen was over and";
+        words[0] = (char)('a' + i);
+        snprintf(arguments, sizeof arguments, "examples/data/opinions5-train.txt 1 '%s'", words);
+        REQUIRE(runs("characters", arguments, ""));
+        CHECK(strncmp(said, words, strlen(words)) == 0 && strlen(said) == strlen(words) + 301);
+        texts[i] = said, said = NULL;
+    }
+    CHECK(strcmp(texts[0] + 1, texts[1] + 1) == 0);
+    free(texts[0]), free(texts[1]);
 }
 
 /* Of 60, chance finds half, give or take 4; the fourth epoch labels 42 rightly at least. */
@@ -452,7 +479,12 @@ TEST(own_head) {
     write_file(in_folder("bad.txt"), "1 ||| good\nbad\n", 15);
     snprintf(arguments, sizeof arguments, MODEL " '%s' examples/data/opinions2-dev.txt",
              in_folder("bad.txt"));
-    CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "a line is not \"label ||| sentence\""));
+    CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "one without \"label |||\""));
+    write_file(in_folder("bad.txt"), "1 ||| good\n1 ||| \n0 ||| bad\n", 28); /* the second one is empty */
+    REQUIRE(runs("own_head", arguments, ""));
+    CHECK(strstr(said, "of 3, unseen"));
+    write_file(in_folder("bad.txt"), "", 0);
+    CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "no line, or one") && !*said);
     CHECK(run("own_head", "", "") == 2 && run("characters", "", "") == 2);
     CHECK(run("characters", "absent.txt", "") == 1 && strstr(complained, "absent.txt"));
 }
@@ -469,7 +501,10 @@ TEST(embed) {
     CHECK_NEAR(same, 1, 1e-4, 0);
     CHECK(close < 1 && far < close && far > -1);
     CHECK(strstr(said, "\nnearest: The dog ran to the park.\n") != NULL);
+    REQUIRE(runs("embed", MODEL " x", "\xef\xbb\xbfThe dog\nThe dog\n"));
+    CHECK(strncmp(said, strchr(said, '\n') + 1, strcspn(said, "\n") + 1) == 0);
     CHECK(run("embed", MODEL " x", "") == 1 && strstr(complained, "standard input has no sentence"));
+    CHECK(run("embed", MODEL " x <.", "") == 1 && strstr(complained, "standard input cannot be read: Is a"));
 }
 
 /* ---- run_llama ---- */
@@ -553,6 +588,8 @@ TEST(how_to_train) {
         {"--prompt Once --test_gold x", "--test-gold is for a test set; this is --option generate"},
         {"--option generate --seeds 3", "--seeds is for training; this is --option generate"},
         {"--option finetune --seeds 101", "--seeds is from 1 to 100"},
+        {"--option lora --seed 2147483647 --seeds 2", "--seed is at most 2147483646, with --seeds 2"},
+        {"--option generate --threads 0", "--threads is between 1 and 1024"},
         {"--option predict --state x.gguf", "--state is for training; this is --option predict"},
         {"--option finetune --prompt Once", "--prompt is for --option generate; this is --option finetune"},
         {"--option prompt --top-k=5", "--top_k is for --option generate; this is --option prompt"},
@@ -687,6 +724,37 @@ TEST(look) {
     ml_model_free(model);
 }
 
+/* The same for programs whose files could be written, and for the list of the options. */
+static void fills_the_output(void) {
+    char learns[1024], trains[1024], converts[2048], learns_pieces[1024];
+    snprintf(learns, sizeof learns, MODEL " '%s' 2 '%s'", in_folder("line.txt"), in_folder("f.gguf"));
+    snprintf(trains, sizeof trains, MODEL " examples/data/opinions5-train.txt '%s'", in_folder("t.gguf"));
+    snprintf(converts, sizeof converts, MODEL " --merge-lora '%s' '%s'", in_folder("f.gguf"),
+             in_folder("g.gguf"));
+    snprintf(learns_pieces, sizeof learns_pieces,
+             "--vocab_size 400 examples/data/opinions5-train.txt --output '%s'", in_folder("f.model"));
+    const char *const cases[][2] = {
+        {"bench", "decode --threads 1 --model " MODEL},
+        {"xor", ""},
+        {"characters", "examples/data/opinions5-train.txt 1"},
+        {"own_head", MODEL " examples/data/opinions2-dev.txt examples/data/opinions2-dev.txt"},
+        {"train", trains},
+        {"lora", learns},
+        {"convert", converts}, /* says that there is a classifier */
+        {"look", flag(MODEL " Once --out", "page.html")},
+        {"train_tokenizer", learns_pieces},
+        {"convert", "--help"},
+        {"inspect", "--help"},
+        {"run_llama", "--help"}};
+    write_file(in_folder("line.txt"), "1 ||| good film\n0 ||| bad film\n", 31);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char arguments[2100];
+        snprintf(arguments, sizeof arguments, "%s >/dev/full", cases[i][1]);
+        CHECK(run(cases[i][0], arguments, "") == 1 && strstr(complained, "output"));
+        if (!strstr(complained, "output")) printf("%s said: %s\n", cases[i][0], complained);
+    }
+}
+
 /* A text that cannot be written is an error: on a full disk, here a device that is always full. */
 TEST(output_is_full) {
     char arguments[4096];
@@ -701,6 +769,7 @@ TEST(output_is_full) {
     CHECK(run("generate", MODEL " >/dev/full", "") == 1 && strstr(complained, "standard output"));
     CHECK(run("embed", MODEL " x >/dev/full", "y\n") == 1 && strstr(complained, "standard output"));
     CHECK(run("inspect", MODEL " >/dev/full", "") == 1 && strstr(complained, "standard output"));
+    fills_the_output();
 }
 
 /* ---- files before the work ---- */
@@ -769,8 +838,12 @@ TEST(tools_try_outputs_first) {
     write_file(in_folder("flat.csv"), "step,loss,kept_back\n1,2,\n2,2,\n3,nan,\n", 40);
     snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("flat.csv"), in_folder("new"));
     refuses("draw_curve", arguments, "the losses are all the same or no numbers");
+    write_file(in_folder("flat.csv"), "step,loss,kept_back\n0,1,\n0,2,\n", 30);
+    refuses("draw_curve", arguments, "the last step is not above 0, so there is no curve");
     snprintf(arguments, sizeof arguments, MODEL " --megabytes -3 --output '%s'", in_folder("new"));
-    refuses("write_stories", arguments, "--megabytes is above 0, --temperature 0 or more, --top_p 0 to 1");
+    refuses("write_stories", arguments, "--megabytes is above 0 and at most 1e9, --temperature 0 or more");
+    snprintf(arguments, sizeof arguments, MODEL " --megabytes 1e30 --output '%s'", in_folder("new"));
+    refuses("write_stories", arguments, "--megabytes is above 0 and at most 1e9");
     snprintf(arguments, sizeof arguments, "'%s' text%s", in_folder("model.gguf"),
              flag("--out", "model.gguf"));
     refuses("look", arguments, "is also read (MODEL)");
@@ -802,7 +875,41 @@ TEST(tools_try_outputs_first) {
     CHECK(strstr(row, "\nefficient,head,\"a,b.gguf\",opinions2,1,") != NULL);
     free(row);
     CHECK(run("bench", "types --model " MODEL, "") == 2 && strstr(complained, "not types"));
-    CHECK(run("bench", "--threads ''", "") == 2 && strstr(complained, "numbers like 1,2"));
+}
+
+/* What would be ignored, or would fail only after a part of the work. */
+TEST(settings_are_checked_first) {
+    char arguments[1024];
+    static const char *const counts[] = {"''", "1x", "1,0", "65", "1,,2"};
+    for (int i = 0; i < 5; i++) {
+        snprintf(arguments, sizeof arguments, "decode --model " MODEL " --threads %s", counts[i]);
+        CHECK(run("bench", arguments, "") == 2 && strstr(complained, "numbers like 1,2") && !*said);
+    }
+    refuses("attention", "--text LICENSE --attention standard --window 8", "standard has none");
+    refuses("attention", "--text LICENSE --attention differential --window 8", "differential has none");
+    snprintf(arguments, sizeof arguments, "%s/speculate", program_folder);
+    if (exists(arguments)) /* which this test does not build */
+        refuses("speculate", MODEL " --draft " MODEL " --n_gram 2", "--n_gram: is for drafts from the text");
+}
+
+/* The examples that learn replace neither what they learn from, nor the model. */
+TEST(examples_spare_what_they_read) {
+    static const char *const cases[][2] = {{"lora", "'%s' '%s' 2 '%s'"}, {"train", "'%s' '%s' '%s'"}};
+    bytes model = read_file(MODEL);
+    char name[2][600], arguments[2048];
+    bytes text = read_file("examples/data/opinions2-dev.txt");
+    for (int i = 0; i < 2; i++)
+        snprintf(name[i], sizeof name[i], "%s", in_folder(i ? "read.txt" : "read.gguf"));
+    write_file(in_folder("read.copy"), model.data, model.size);
+    write_file(in_folder("text.copy"), text.data, text.size);
+    for (int i = 0; i < 4; i++) {
+        write_file(name[0], model.data, model.size);
+        write_file(name[1], text.data, text.size);
+        snprintf(arguments, sizeof arguments, cases[i / 2][1], name[0], name[1], name[i % 2]);
+        CHECK(run(cases[i / 2][0], arguments, "") != 0 && *complained);
+        CHECK(same_files("read.gguf", "read.copy") && same_files("read.txt", "text.copy"));
+    }
+    free_bytes(&model), free_bytes(&text);
 }
 
 /* What is written takes the place of a file, with its permissions, through a link; not that of a temporary file. */
@@ -1211,6 +1318,8 @@ int main(int argc, char **argv) {
     RUN(output_is_full);
     RUN(outputs_are_tried_first);
     RUN(tools_try_outputs_first);
+    RUN(settings_are_checked_first);
+    RUN(examples_spare_what_they_read);
     RUN(whole_files);
     RUN(files_of_a_model_are_spared);
     RUN(other_tokenizers_are_named);

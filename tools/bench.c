@@ -3,6 +3,7 @@
    build/bench [kernels] [types] [decode] [prompt] [train] [--threads 1,2] [--model FILE] */
 #define MINILLAMA_IMPLEMENTATION
 #include "minillama.h"
+#include "../examples/common/file.h"
 #include "../examples/common/options.h"
 #include "../examples/common/types.h"
 #include "bench_kernels.h"
@@ -444,6 +445,25 @@ static void bench_all(const bench *b, const char *const *words, const char *mode
     printf("\n");
 }
 
+/* The next number of a list like "1,2", which then begins after it; 0 if it is none. */
+static int next_count(const char **list) {
+    char *end;
+    long n = strtol(*list, &end, 10);
+    int is_one = end != *list && (!*end || *end == ',') && n >= 1 && n <= 64;
+    *list = end + (*end == ',');
+    return is_one ? (int)n : 0;
+}
+
+/* Whether the whole list can be measured; otherwise says so. */
+static int check_counts(const char *list) {
+    int ok = 1;
+    do {
+        ok = next_count(&list) != 0;
+    } while (ok && *list);
+    if (!ok) fprintf(stderr, "--threads takes numbers like 1,2, at most 64\n");
+    return ok;
+}
+
 int main(int argc, char **argv) {
     const char *words[N_WORDS] = {NULL}, *threads = "1,2", *model = NULL;
     int help = 0;
@@ -466,15 +486,13 @@ int main(int argc, char **argv) {
     for (int i = 0; i < N_WORDS && model; i++)
         if (words[i] && strcmp(words[i], "decode") && strcmp(words[i], "prompt"))
             return fprintf(stderr, "of --model, decode and prompt are measured, not %s\n", words[i]), 2;
-    if (!*threads) return fprintf(stderr, "--threads takes numbers like 1,2\n"), 2;
+    if (!check_counts(threads)) return 2;
     float *read_data = random_floats(READ_FLOATS);
-    for (; *threads; threads += strcspn(threads, ","), threads += *threads == ',') {
+    while (*threads) {
         bench b = {{0}, read_data};
-        b.threads.count = atoi(threads);
-        if (b.threads.count < 1 || b.threads.count > 64)
-            return fprintf(stderr, "--threads takes numbers like 1,2\n"), 2;
+        b.threads.count = next_count(&threads);
         bench_all(&b, words, model);
     }
     free(read_data);
-    return 0;
+    return !output_written();
 }

@@ -135,5 +135,5 @@ int main(int argc, char **argv) {
         return 0;
     }
     if (!check_settings(&s)) return 2;
-    return !(files_ready(&s) && convert(&s));
+    return !(files_ready(&s) && convert(&s) && output_written());
 }

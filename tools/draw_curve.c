@@ -15,6 +15,8 @@ int main(int argc, char **argv) {
                       c.n ? "fewer than two" : "no");
     if (ok && !curve_is_drawn(&c))
         ok = complain("%s: the losses are all the same or no numbers, so there is no curve", csv.path);
+    if (ok && !(curve_last_step(&c) > 0))
+        ok = complain("%s: the last step is not above 0, so there is no curve", csv.path);
     ok = ok && curve_svg(&c, picture.path);
     curve_free(&c);
     return !ok;

@@ -11,14 +11,6 @@ static const char usage[] =
     "               or a tokenizer (tokenizer.model, tokenizer.json, llama2.c's .bin)\n"
     "  FOLDER       with such files: first, which of them are used and what is missing\n";
 
-/* The code of the control character that s[0..n) begins with, or -1. Those above 127 have two bytes in UTF-8, and some
-   terminals obey them, too. */
-static int control_at(const char *s, size_t n) {
-    const unsigned char *c = (const unsigned char *)s;
-    if (c[0] < 32 || c[0] == 127) return c[0];
-    return n > 1 && c[0] == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0 ? c[1] : -1;
-}
-
 /* Bytes as a quoted string; control characters are escaped, UTF-8 is left as it is. */
 static void print_quoted(const char *s, size_t n) {
     putchar('"');
@@ -35,22 +27,6 @@ static void print_quoted(const char *s, size_t n) {
         i += control > 127;
     }
     putchar('"');
-}
-
-/* Bytes from a file, without control characters. */
-static void print_plain(const char *s, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        int control = control_at(s + i, n - i);
-        putchar(control >= 0 ? '?' : s[i]);
-        i += control > 127;
-    }
-}
-
-/* A name from a file; padded to `width`. */
-static void print_name(const char *name, int width) {
-    int n = (int)strlen(name);
-    print_plain(name, (size_t)n);
-    while (n++ < width) putchar(' ');
 }
 
 static void print_value(const ml_value *value) {

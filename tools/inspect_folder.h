@@ -1,9 +1,38 @@
-/* What a folder has of a model: which of its files are read, how large they are, and what is missing. */
+/* What a folder has of a model: which of its files are read, how large they are, and what is missing. Names are
+   printed without control characters. */
 #ifndef INSPECT_FOLDER_H
 #define INSPECT_FOLDER_H
 
 #include "../examples/common/report.h"
 #include "../examples/common/system.h"
+
+/* ---- names from outside, on the terminal ---- */
+
+/* The code of the control character that s[0..n) begins with, or -1. Those above 127 have two bytes in UTF-8, and some
+   terminals obey them, too. */
+static inline int control_at(const char *s, size_t n) {
+    const unsigned char *c = (const unsigned char *)s;
+    if (c[0] < 32 || c[0] == 127) return c[0];
+    return n > 1 && c[0] == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0 ? c[1] : -1;
+}
+
+/* Bytes from a file, without control characters. */
+static inline void print_plain(const char *s, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        int control = control_at(s + i, n - i);
+        putchar(control >= 0 ? '?' : s[i]);
+        i += control > 127;
+    }
+}
+
+/* A name from a file; padded to `width`. */
+static inline void print_name(const char *name, int width) {
+    int n = (int)strlen(name);
+    print_plain(name, (size_t)n);
+    while (n++ < width) putchar(' ');
+}
+
+/* ---- the folder ---- */
 
 typedef struct inspected {
     const char *folder;
@@ -21,7 +50,9 @@ static inline long long bytes_of(const char *folder, const char *name) {
 /* A line for a file; a missing one is counted. Returns whether it is there. */
 static inline int print_file(inspected *in, const char *what, const char *name) {
     long long n = bytes_of(in->folder, name);
-    printf("  %-14s %-34s ", what, name);
+    printf("  %-14s ", what);
+    print_name(name, 34);
+    putchar(' ');
     if (n < 0)
         printf("missing\n"), in->n_missing++;
     else
@@ -109,7 +140,9 @@ static inline int print_folder(const char *folder, const ml_archive *archive) {
     inspected in = {folder, 0, 0};
     const char *name = archive ? ml_archive_file(archive, 0) : NULL;
     int is_gguf = archive && strcmp(archive->format, "GGUF") == 0;
-    printf("files of %s:\n", folder);
+    printf("files of ");
+    print_name(folder, 0);
+    printf(":\n");
     for (size_t i = 0; name; name = ml_archive_file(archive, ++i))
         print_file(&in, strstr(name, ".index.json") ? "index" : "weights", name);
     if (!archive && !print_pieces(&in)) system_list(folder, print_found, &in);

@@ -365,5 +365,5 @@ int main(int argc, char **argv) {
     }
     if (s.top < 1 || s.top > MAX_TOP || s.max_tokens < 1 || s.threads < 1)
         return !complain("--top must be 1 to %d, --max_tokens and --threads 1 or more", (int)MAX_TOP);
-    return !(files_ready(&s, paths) && show(&s, paths));
+    return !(files_ready(&s, paths) && show(&s, paths) && output_written());
 }

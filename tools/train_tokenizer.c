@@ -121,5 +121,5 @@ int main(int argc, char **argv) {
     }
     int ok = n_read == s.n_paths && train(&s, texts, (size_t)n_read);
     while (n_read > 0) free((char *)(uintptr_t)texts[--n_read].data);
-    return !ok;
+    return !(ok && output_written());
 }

@@ -53,9 +53,9 @@ static int write_stories(const settings *s) {
     ml_random random;
     ml_error error;
     writer out = {stdout, 0};
-    if (!(s->megabytes > 0) || !(s->sampler.temperature >= 0) ||
+    if (!(s->megabytes > 0 && s->megabytes <= 1e9f) || !(s->sampler.temperature >= 0) ||
         !(s->sampler.top_p >= 0 && s->sampler.top_p <= 1))
-        return complain("--megabytes is above 0, --temperature 0 or more, --top_p 0 to 1");
+        return complain("--megabytes is above 0 and at most 1e9, --temperature 0 or more, --top_p 0 to 1");
     if (!files_ready(s)) return 0;
     ml_random_seed(&random, (uint64_t)s->seed);
     load.tokenizer = s->tokenizer;

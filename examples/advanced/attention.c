@@ -60,10 +60,12 @@ static ml_tensor attend(ml_graph *g, small_lm *lm, int layer, ml_tensor q, ml_te
 
 /* Row t: 0 for the keys of the first block and of the query's own, -infinity for the others. */
 static void fill_blocks(const small_lm *lm, run *now) {
-    for (int t = 0; t < lm->rows * lm->context; t++)
-        for (int j = 0; j < lm->context; j++) {
-            int block = j / now->window, is_seen = block == 0 || block == t % lm->context / now->window;
-            now->hidden[t * lm->context + j] = is_seen ? 0 : -INFINITY;
+    size_t context = (size_t)lm->context, window = (size_t)now->window;
+    for (size_t t = 0; t < (size_t)lm->rows * context; t++)
+        for (size_t j = 0; j < context; j++) {
+            size_t block = j / window;
+            int is_seen = block == 0 || block == t % context / window;
+            now->hidden[t * context + j] = is_seen ? 0 : -INFINITY;
         }
 }
 
@@ -115,21 +117,28 @@ static int draw(const small_lm *lm, const double *losses, const double *speeds) 
     return plot_end(&p);
 }
 
+static int is_wanted(const char *attention, int kind) {
+    return strcmp(attention, "all") == 0 || option_same(attention, names[kind]);
+}
+
 /* All kinds that were asked for. */
 static int run_all(small_lm *lm, const char *attention, int window) {
     size_t context = (size_t)lm->context, hd = (size_t)(lm->dim / lm->n_heads),
            n = context * (size_t)lm->rows;
     double *losses = (double *)calloc(KINDS * context, sizeof *losses), speeds[KINDS] = {0};
     float *table = (float *)malloc(context * hd * sizeof *table);
-    run now = {0, window, {ML_F32, context, hd, table, NULL}, (float *)malloc(n * context * sizeof(float))};
+    int has_blocks = is_wanted(attention, BLOCK);
+    float *hidden = has_blocks ? (float *)malloc(n * context * sizeof *hidden) : NULL;
+    run now = {0, window, {ML_F32, context, hd, table, NULL}, hidden};
     ml_rope_desc rope = {ML_ROPE_PLAIN, hd, 0, 0, 0, 0, 0, 0, NULL};
-    int found = 0, ok = (losses && table && now.hidden) || no_memory("results");
-    if (ok) ml_rope_table(&rope, table, lm->context), fill_blocks(lm, &now);
+    int found = 0, ok = (losses && table && (hidden || !has_blocks)) || no_memory("results");
+    if (ok) ml_rope_table(&rope, table, lm->context);
+    if (ok && has_blocks) fill_blocks(lm, &now);
     lm->user = &now;
     lm->attend = attend;
     printf("attention    parameters    loss  tokens/s of processor time\n");
     for (int kind = 0; kind < KINDS && ok; kind++) {
-        if (strcmp(attention, "all") != 0 && !option_same(attention, names[kind])) continue;
+        if (!is_wanted(attention, kind)) continue;
         now.kind = kind;
         ok = run_kind(lm, &now, losses + (size_t)kind * context, &speeds[kind]);
         found = 1;
@@ -139,7 +148,7 @@ static int run_all(small_lm *lm, const char *attention, int window) {
     ok = ok && (!lm->csv || write_csv(lm, losses, speeds)) && (!lm->svg || draw(lm, losses, speeds));
     free(losses);
     free(table);
-    free(now.hidden);
+    free(hidden);
     return ok;
 }
 
@@ -159,6 +168,9 @@ int main(int argc, char **argv) {
     if (!options_read(argc, argv, options, n + 3, NULL, 0)) return 2;
     if (help) return options_print(stdout, options, n + 3), 0;
     if (window < 1 || lm.n_heads % 2) return !complain("--window is at least 1, and --heads even");
+    if ((option_same(attention, names[STANDARD]) || option_same(attention, names[DIFFERENTIAL])) &&
+        option_given(argc, argv, options, n + 3, "--window"))
+        return !complain("--window: --attention %s has none", attention);
     int ok = small_read(&lm, lm.context + 1) && run_all(&lm, attention, window);
     small_free(&lm);
     return !(ok && output_written());

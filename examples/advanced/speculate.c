@@ -182,6 +182,8 @@ int main(int argc, char **argv) {
         options_print(s.help ? stdout : stderr, options, n);
         return s.help ? 0 : 2;
     }
+    if (s.draft && option_given(argc, argv, options, n, "--n_gram"))
+        return !complain("--n_gram: is for drafts from the text so far, and there is --draft");
     int ok = run(&w, &s);
     speculation_close(&w.fast);
     ml_session_free(w.plain);

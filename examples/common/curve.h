@@ -117,7 +117,15 @@ static inline int curve_is_drawn(const curve *c) {
     return range[1] - range[0] > 1e-6 * fmax(1, fabs(range[1]));
 }
 
-/* Draws loss and validation loss over steps. Fewer than two points, or a flat line, give no picture. */
+/* The step of the last loss, at which a picture ends. */
+static inline double curve_last_step(const curve *c) {
+    size_t n = c->n;
+    while (n && !isfinite(c->points[n - 1].loss)) n--;
+    return n ? c->points[n - 1].step : 0;
+}
+
+/* Draws loss and validation loss over steps. Fewer than two points, a flat line, or a last step that is not above 0
+   give no picture. */
 static inline int curve_svg(const curve *c, const char *path) {
     size_t n = 0;
     double range[2] = {1e30, -1e30}, *data = (double *)malloc((c->n ? c->n : 1) * 4 * sizeof *data);

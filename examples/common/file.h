@@ -121,7 +121,10 @@ static inline int whole_file_failed(const char *path) {
 
 /* Has everything that was printed been written? */
 static inline int output_written(void) {
-    return (fflush(stdout) == 0 && !ferror(stdout)) || whole_file_failed("standard output");
+    int is_flushed = fflush(stdout) == 0;
+    if (is_flushed && !ferror(stdout)) return 1;
+    if (is_flushed) errno = EIO; /* an earlier write failed, and other calls have set errno since */
+    return whole_file_failed("standard output");
 }
 
 static inline int whole_file_begin(whole_file *file, const char *path) {
@@ -157,16 +160,30 @@ static inline void whole_file_drop(whole_file *file) {
     if (*file->temporary) system_remove(file->temporary);
 }
 
-/* The next line without its end; 0 at the end of the file, or without memory. */
-static inline int line_read(FILE *file, buffer *line) {
-    int c;
+/* Why a line of the file that is called `name` was not read; 0. */
+static inline int line_failed(const char *name, const char *why, ml_error *error) {
+    snprintf(error->text, sizeof error->text, "%s cannot be read: %s", name, why);
+    error->code = ML_ERROR_FILE;
+    return 0;
+}
+
+/* The next line without its end. Into a buffer that is still empty a file's first line is read, and so without the byte
+   order mark that Windows puts in front. 0 at the end of the file, and with an error if that is not why. */
+static inline int line_read(FILE *file, const char *name, buffer *line, ml_error *error) {
+    static const char mark[] = "\xef\xbb\xbf";
+    int c, is_first = !line->bytes;
     line->length = 0;
     while ((c = getc(file)) != EOF && c != '\n') {
         char byte = (char)c;
-        if (!buffer_append(line, &byte, 1)) return 0;
+        if (!buffer_append(line, &byte, 1)) return line_failed(name, strerror(ENOMEM), error);
     }
+    if (c == EOF && ferror(file)) return line_failed(name, strerror(errno), error);
+    if (c == EOF && !line->length) return 0;
     if (line->length && line->bytes[line->length - 1] == '\r') line->length--;
-    return (c != EOF || line->length) && buffer_append(line, "", 0);
+    if (!buffer_append(line, "", 0)) return line_failed(name, strerror(ENOMEM), error);
+    if (is_first && strncmp(line->bytes, mark, 3) == 0)
+        memmove(line->bytes, line->bytes + 3, (line->length -= 3) + 1);
+    return 1;
 }
 
 /* n bytes as a whole file. */

@@ -42,6 +42,7 @@ static inline int option_distance(const char *a, const char *b) {
     return row[n];
 }
 
+/* Ends the program if standard output cannot be written: otherwise its status would be that of --help, 0. */
 static inline void options_print(FILE *file, const option *options, int n) {
     for (int i = 0; i < n; i++) {
         static const char *const values[] = {"", " N", " X", " TEXT"};
@@ -49,6 +50,9 @@ static inline void options_print(FILE *file, const option *options, int n) {
         snprintf(head, sizeof head, "%s%s", options[i].name, values[options[i].kind]);
         fprintf(file, "  %-42s %s\n", head, options[i].help);
     }
+    if (file != stdout || (fflush(file) == 0 && !ferror(file))) return;
+    fprintf(stderr, "standard output cannot be written\n");
+    exit(1);
 }
 
 static inline int option_unknown(const char *given, const option *options, int n) {

@@ -228,6 +228,8 @@ static int check_sentiment(const sentiment_settings *t) {
         return complain("--max_sentence_len, --epochs, --batch_size and --lora_rank are positive, "
                         "--batch_size at most 65536");
     if (set.seeds < 1 || set.seeds > MAX_SEEDS) return complain("--seeds is from 1 to %d", MAX_SEEDS);
+    if (set.seed > INT_MAX - (set.seeds - 1))
+        return complain("--seed is at most %d, with --seeds %d", INT_MAX - (set.seeds - 1), set.seeds);
     if (!(t->dropout >= 0 && t->dropout < 1)) return complain("--hidden_dropout_prob is between 0 and 1");
     if (!(t->lr > 0) || !(t->lora_alpha > 0)) return complain("--lr and --lora_alpha are positive");
     return 1;
@@ -335,7 +337,8 @@ static int check_settings(int argc, char **argv) {
         return 0;
     if (!(set.sentiment.lora_scale > 0)) return complain("--lora-scale is above 0");
     if (set.max_new_tokens < 0) return complain("--max_new_tokens must not be negative");
-    if (set.threads < 0 || set.threads > 1024) return complain("--threads is between 1 and 1024");
+    int is_zero = set.threads == 0 && option_given(argc, argv, options, N_OPTIONS, "--threads");
+    if (set.threads < 0 || set.threads > 1024 || is_zero) return complain("--threads is between 1 and 1024");
     return 1;
 }
 
