@@ -38,11 +38,14 @@ TEST(the_ends_of_a_run_are_the_model_and_the_result) {
     capture_begin();
     REQUIRE(tuning_train(&t));
     tuning_copy(&t, trained);
+    t.result.seconds = -1000, t.result.cpu_seconds = -1000;
     REQUIRE(interpolate(&t));
     capture_end();
     tuning_copy(
         &t, kept); /* 1 is the best on three sentences that are learned by heart, and the last of several */
     CHECK(memcmp(kept, trained, n * sizeof *w) == 0);
+    /* the mixtures' time is the run's, too */
+    CHECK(t.result.seconds > -1000 && t.result.cpu_seconds > -1000);
     CHECK(s.at[TENTHS].dev == t.result.dev && s.at[TENTHS].test == t.result.test && t.result.dev == 1);
     memcpy(trained, w, s.n_model * sizeof *w); /* the model before, with the trained classifier */
     tuning_paste(&t, trained);

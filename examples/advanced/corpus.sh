@@ -14,6 +14,7 @@ for task in sst cfimdb; do
     [ -r "$data/$task-train.txt" ] || { echo "$data/$task-train.txt cannot be read" >&2; exit 1; }
 done
 mkdir -p "$folder/packages"
+trap 'rm -f "$folder"/*.part.$$' EXIT # where another of these may write, too
 end='<|endoftext|>'
 
 treebank() {
@@ -24,8 +25,8 @@ treebank() {
 # ---- the task's own sentences, without their labels ----
 review() { sed -e 's/^[^|]*||| *//; s/\\\//\//g; s/"" *""/"/g; s/""* *//g' "$1"; }
 { review "$data/sst-train.txt"; review "$data/cfimdb-train.txt"; } | awk -v end="$end" 'NR > 1 { print end } { print }' \
-    > "$folder/reviews.part" # until it is complete
-mv "$folder/reviews.part" "$folder/reviews.txt"
+    > "$folder/reviews.part.$$" # until it is complete
+mv "$folder/reviews.part.$$" "$folder/reviews.txt"
 
 [ "$3" = reviews ] && exit 0 # general.txt is not wanted
 
@@ -70,6 +71,6 @@ essays() {
     done
 }
 
-{ brown; wordnet; essays; } > "$folder/general.part"
-mv "$folder/general.part" "$folder/general.txt"
+{ brown; wordnet; essays; } > "$folder/general.part.$$"
+mv "$folder/general.part.$$" "$folder/general.txt"
 wc -c "$folder/reviews.txt" "$folder/general.txt"

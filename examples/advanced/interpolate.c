@@ -3,6 +3,7 @@
        build/interpolate --task sst --curve wise.csv --picture wise.svg */
 #include "common/tuning.h"
 #include "../common/plot.h"
+#include "../common/progress.h"
 #include "../common/report.h"
 
 enum { TENTHS = 10 };
@@ -104,13 +105,17 @@ static int interpolate(tuning *t) {
     interpolation *s = interpolation_of(t);
     size_t n = (size_t)tuning_count(t);
     float *mixed = (float *)malloc(n * sizeof *mixed);
+    double began = seconds_now(), cpu_began = cpu_seconds_now();
     int best;
     s->after = (float *)malloc(n * sizeof *s->after);
     if (!mixed || !s->after) return free(mixed), no_memory("the weights");
     tuning_copy(t, s->after);
-    int ok = measure(t, mixed, &best) && (!s->curve || write_curve(s)) && (!s->picture || draw_curve(s));
+    int ok = measure(t, mixed, &best);
+    double seconds = seconds_now() - began, cpu_seconds = cpu_seconds_now() - cpu_began;
+    ok = ok && (!s->curve || write_curve(s)) && (!s->picture || draw_curve(s));
     if (ok) printf("fine-tuned: dev %.3f; kept: a = %.1f\n", t->result.dev, (double)best / TENTHS);
     if (ok) t->result = s->at[best];
+    t->result.seconds += seconds, t->result.cpu_seconds += cpu_seconds; /* the choice is part of the method */
     free(mixed);
     return ok;
 }

@@ -6,7 +6,7 @@ FNR == 1 { find_columns($0, at); head = $0; sub(/^[^,]*,/, "", head); next }
     file = field[1] "-" field[at["task"]] "-" field[at["seed"]] ".csv"
     if (file !~ /^[A-Za-z0-9._]+(-[A-Za-z0-9._]+)*-[0-9]+\.csv$/) { print "no run: " $0 > "/dev/stderr"; failed = 1; next }
     file = out "/" file
-    is_there = (getline line < file) >= 0
+    is_there = (getline line < file) > 0 # an empty file is no run
     close(file)
     if (is_there) next
     row = $0

@@ -2,13 +2,16 @@
 # Runs the experiments of rows.txt, each with its seeds on its data sets, and skips those that are done already:
 #
 #     sh examples/advanced/run.sh MODEL DATA OUT [NAME...]
-#     sh examples/advanced/run.sh --from results.csv OUT        the runs of a former OUT count as done, on any machine
+#     sh examples/advanced/run.sh --from results.csv OUT [MODEL]
+#
+# The second form: the runs of a former OUT count as done, on any machine; they are refused if MODEL is not theirs, or if
+# OUT has runs of another one.
 #
 # DATA has sst-*.txt and cfimdb-*.txt. A run leaves OUT/NAME-TASK-SEED.csv (its result, and the line of rows.txt that made
 # it) and .log; it is done when the .csv is there, unless rows.txt now has another command for it. NAME...: only these
 # rows. All rows get their first seed before any gets its second. BUILD is where the programs are (build), THREADS how
-# many threads they use (2), TASKS the data sets (all), SEEDS the most seeds of a row (10), TOKENIZER the model's, if
-# there is none in or next to it.
+# many threads they use (2), TASKS the data sets (sst,cfimdb; all), SEEDS the most seeds of a row (10), TOKENIZER the
+# model's, if there is none in or next to it. Two may run at once in one OUT, with different rows.
 #
 # Two kinds of lines are no rows. "made FILE COMMAND...": the command is run before the first line that names
 # {OUT}/FILE, if that file is not there. "once FILE SEEDS COMMAND...": it is run for each of these seeds, if
@@ -22,11 +25,26 @@ export LC_ALL
 unset COMMAND # settings.awk reads it
 trap 'exit 130' INT TERM # also where a program saves and ends normally, after which bash would go on
 here=$(dirname "$0")
-usage() { echo "usage: sh run.sh MODEL DATA OUT [NAME...], or sh run.sh --from results.csv OUT" >&2; exit 2; }
+usage() { echo "usage: sh run.sh MODEL DATA OUT [NAME...], or sh run.sh --from results.csv OUT [MODEL]" >&2; exit 2; }
+rows=$here/rows.txt
+
+# The runs of OUT are those of one model: of this name or, if it is "", of the first run's.
+same_model() { # name file...
+    of=$1
+    shift
+    for file; do # without patterns that matched nothing
+        shift
+        [ ! -f "$file" ] || set -- "$@" "$file"
+    done
+    other=$(awk -v model="$of" -f "$here/csv.awk" -f "$here/models.awk" "$rows" "$@") || exit 1
+    [ -z "$other" ] || { echo "$other: choose another folder" >&2; exit 1; }
+}
+
 if [ "$1" = --from ]; then
-    [ $# = 3 ] || usage
+    [ $# = 3 ] || [ $# = 4 ] || usage
     [ -f "$2" ] || { echo "$2: there is no such file" >&2; exit 1; }
     mkdir -p "$3" || exit 1
+    same_model "${4##*/}" "$2" "$3"/*-[0-9]*.csv
     awk -v out="$3" -f "$here/csv.awk" -f "$here/restore.awk" "$2"
     exit
 fi
@@ -34,15 +52,15 @@ fi
 model=$1 data=$2 out=$3
 shift 3
 wanted=" $* "
-only=" ${TASKS:-} "
+tasks=$(echo "$TASKS" | tr , ' ')
+only=" $tasks "
 build=${BUILD:-build} threads=${THREADS:-2} most=${SEEDS:-10} failed=0 broken=' '
-rows=$here/rows.txt
 refuse() { echo "run.sh: $*" >&2; exit 2; }
 case $most in '' | *[!0-9]*) refuse "SEEDS is a number, not $most" ;; esac
-case $model$data$out$build$TOKENIZER$SMALL$SMALL_TOKENIZER$STORIES in
+case $here$model$data$out$build$TOKENIZER$SMALL$SMALL_TOKENIZER$STORIES in
     *[[:space:]\|\&]*) refuse "paths have neither spaces nor | nor &: the commands of rows.txt are words" ;;
 esac
-for task in $TASKS; do
+for task in $tasks; do
     awk -v task="$task" '$1 != "made" && $1 != "once" && index("," $2 ",", "," task ",") { found = 1 } END { exit !found }' "$rows" ||
         refuse "TASKS: rows.txt has no row for $task"
 done
@@ -53,19 +71,31 @@ done
 [ -f "$model" ] || { echo "$model: no such model" >&2; exit 1; }
 [ -f "$data/sst-train.txt" ] || { echo "$data: there is no sst-train.txt" >&2; exit 1; }
 mkdir -p "$out" || exit 1
+parts=$out/.part.$$ # the beginning of a file's name, until it is complete
+trap 'rm -f "$parts".*' EXIT
+same_model "${model##*/}" "$out"/*-[0-9]*.csv
 
-# The runs of OUT are those of one model on one set of data: another file of the same name is another model.
-for file in "$out"/baseline-*-1.csv; do
-    [ -f "$file" ] || continue
-    of=$(awk -v column=model -f "$here/csv.awk" -f "$here/settings.awk" "$file")
-    [ "$of" = "${model##*/}" ] || { echo "$file is a run of $of, not of ${model##*/}: choose another folder" >&2; exit 1; }
-done
-made_from=$(cat "$model" "$data"/sst-*.txt "$data"/cfimdb-*.txt 2>/dev/null | cksum)
-[ -s "$out/made-from" ] || echo "$made_from" > "$out/made-from"
-[ "$(cat "$out/made-from")" = "$made_from" ] || {
-    echo "$out has runs of another model or other data than $model and $data: choose another folder, or remove it" >&2
+# made-from: a line with sum, size and name for the model, which comes first, and for each file of the data. Another file
+# of the same name is another model, or other data. A new file changes no run: those without real test labels, say, stay
+# as they are when labels come. A line without a name is of a former form, and says nothing.
+sums() {
+    for file in "$model" "$data"/sst-*.txt "$data"/cfimdb-*.txt; do
+        [ -f "$file" ] || continue
+        sum=$(cksum < "$file") && echo "$sum ${file##*/}" || return 1
+    done
+}
+sums=$(sums) || exit 1
+made_from=$({ cat "$out/made-from" 2>/dev/null; echo; echo "$sums"; } | awk '
+    NF == 2 { next }
+    NF == 0 { is_now = 1; next }
+    { sum = $1 " " $2; name = $0; sub(/^[^ ]* [^ ]* /, "", name); key = n[is_now]++ ? name : "model" }
+    is_now && key in was && was[key] != sum { changed = 1; all = name; exit }
+    !(key in was) { was[key] = sum; all = all $0 "\n" }
+    END { printf "%s", all; exit changed }') || {
+    echo "$out has runs of another $made_from: choose another folder, or remove it" >&2
     exit 1
 }
+echo "$made_from" > "$out/made-from" || { echo "$out/made-from cannot be written" >&2; exit 1; }
 
 # Whether a run is done by the command that rows.txt has now. Of runs whose file does not say it, it is believed.
 is_done() { # file command
@@ -77,7 +107,7 @@ is_done() { # file command
 }
 
 run() { # name task seed command (a line of rows.txt)
-    file=$out/$1-$2-$3 task=$2 seed=$3 line=$4
+    file=$out/$1-$2-$3 part=$parts.$1-$2-$3 task=$2 seed=$3 line=$4
     # shellcheck disable=SC2046 # words
     set -- --data "$data" --task "$task" --seed "$seed" --threads "$threads" $(filled "${line#"${line%% *}"}")
     case $line in
@@ -86,10 +116,10 @@ run() { # name task seed command (a line of rows.txt)
     esac
     set -- "$build/${line%% *}" "$@"
     echo "$*"
-    rm -f "$file.part"
-    if "$@" --csv "$file.part" > "$file.log" 2>&1 </dev/null &&
-        COMMAND=$line awk -f "$here/csv.awk" -f "$here/settings.awk" "$file.part" > "$file.new"; then
-        mv "$file.new" "$file.csv" && rm -f "$file.part"
+    rm -f "$part"
+    if "$@" --csv "$part" > "$file.log" 2>&1 </dev/null &&
+        COMMAND=$line awk -f "$here/csv.awk" -f "$here/settings.awk" "$part" > "$part.new"; then
+        mv "$part.new" "$file.csv" && rm -f "$part"
     else
         echo "failed: see $file.log" >&2
         return 1
@@ -98,7 +128,7 @@ run() { # name task seed command (a line of rows.txt)
 
 # Words of rows.txt that stand for what differs from run to run.
 filled() {
-    echo "$*" | sed -e "s|{OUT}|$out|g; s|{DATA}|$data|g; s|{MODEL}|$model|g; s|{BUILD}|$build|g" \
+    echo "$*" | sed -e "s|{HERE}|$here|g; s|{OUT}|$out|g; s|{DATA}|$data|g; s|{MODEL}|$model|g; s|{BUILD}|$build|g" \
         -e "s|{SEED}|$seed|g; s|{TASK}|$task|g; s|{THREADS}|$threads|g; s|{STORIES}|$STORIES|g" \
         -e "s|{TOKENIZER}|${TOKENIZER:+--tokenizer $TOKENIZER}|g" \
         -e "s|{ITS_TOKENIZER}|--tokenizer ${TOKENIZER:-$model}|g" \
@@ -108,7 +138,7 @@ filled() {
 
 # Runs the command of a file of OUT, which is there only when it is complete. 3: what it needs was not given.
 make_file() { # file command
-    part=$out/part.$1 log=$out/$1.log
+    part=$parts.$1 log=$out/$1.log
     for need in SMALL STORIES; do
         eval "value=\$$need"
         # shellcheck disable=SC2154 # value is set by eval
@@ -181,7 +211,7 @@ done
 # All runs in one file, with the row's name in front
 set -- "$out"/*-[0-9]*.csv
 if [ -f "$1" ]; then
-    awk -f "$here/csv.awk" -f "$here/collect.awk" "$@" > "$out/results.part" && mv "$out/results.part" "$out/results.csv" ||
+    awk -f "$here/csv.awk" -f "$here/collect.awk" "$@" > "$parts.results" && mv "$parts.results" "$out/results.csv" ||
         failed=$((failed + 1))
 fi
 

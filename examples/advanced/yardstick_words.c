@@ -3,7 +3,8 @@
    C) and r the naive Bayes ratios (Wang & Manning 2012, "Baselines and Bigrams"): what says more learns faster. With
    a --batch of the whole training set each epoch is one step.
        build/yardstick_words --task cfimdb --lower --batch 4096 --max_tokens 4000000 --lr .05 --epochs 40
-   On CFIMDB this has .931 on dev, .928 on test by its real labels. */
+   On CFIMDB this has .931 on dev, .928 on test by its real labels, with every seed: weights begin at 0, and all of the
+   set is one batch, whose order is all that a seed changes. */
 #include <math.h>
 #include "common/tuning.h"
 #include "common/words.h"

@@ -36,12 +36,16 @@ run() { # PROGRAM CSV OPTION...: a program over the results of the rows
 # Lines "series,x,y" as a picture
 lines() { awk -f "$here/svg.awk" -f "$here/lines.awk" "$@"; }
 # What is in a CSV file, without its first line; nothing if it is not there
-data() { [ ! -f "$here/$1.csv" ] || sed 1d "$here/$1.csv"; }
+data() { [ ! -f "$here/$1.csv" ] || awk 'NR > 1' "$here/$1.csv"; } # the last line may have no end
 table() { awk -f "$here/columns.awk" "$@" "$advanced/decoding.md"; }
 
 # others.csv: results of programs that rows.txt does not run, as the yardsticks
-[ ! -f "$here/results.csv" ] || { cat "$here/results.csv"; data others; } > "$parts/runs.csv"
+[ ! -f "$here/results.csv" ] || { awk 1 "$here/results.csv"; data others; } > "$parts/runs.csv"
 [ ! -f "$parts/runs.csv" ] || { cat "$parts/runs.csv"; data results-base | sed 's/,/+,/'; } > "$parts/all.csv"
+for name in results results-base; do
+    data $name | awk -v csv="$name.csv" 'NR == FNR { row[$1] = 1; next } { sub(/,.*/, "") }
+        !($0 in row) { row[$0] = 1; print csv ": rows.txt has no row " $0 > "/dev/stderr" }' "$advanced/rows.txt" -
+done
 run facts "$parts/all.csv" > "$parts/facts"
 awk -F'\t' -v width=62 -f "$here/commands.awk" "$parts/facts" > "$parts/commands"
 run table "$parts/runs.csv" > "$parts/results"

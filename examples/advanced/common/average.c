@@ -18,6 +18,8 @@ int average_add(tuning *t, weight_average *a, float share) {
     return 1;
 }
 
+/* Early steps weigh more, as the average starts from the first weights: the share of step n, from 0, is 1 - decay only
+   from n = 9 / (1 - decay) - 10 on. In a run that is shorter, a larger decay changes nothing. */
 int average_step(tuning *t, weight_average *a, float decay) {
     float usual = 1 - decay, early = 9 / (10 + (float)a->n);
     return average_add(t, a, !a->n ? 1 : usual > early ? usual : early);

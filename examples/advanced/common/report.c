@@ -42,12 +42,25 @@ static int append_row(const tuning *t, const char *method, const tuning_result *
     return (fclose(file) == 0 && !bad) || whole_file_failed(t->set.csv);
 }
 
+/* Of the model, and of what was added to it. */
+static int64_t count_all(const tuning *t) {
+    int64_t n = t->model ? t->model->n_parameters : 0;
+    for (int i = 0; i < t->n_parameters; i++) {
+        const ml_tensor *x = t->parameters[i]->tensor;
+        int is_own = 1;
+        for (int j = 0; t->model && j < t->model->n_tensors; j++)
+            if (x == &t->weights[j]) is_own = 0;
+        if (is_own) n += (int64_t)(x->rows * x->cols);
+    }
+    return n;
+}
+
 int tuning_report(tuning *t, const char *method, const tuning_result *r) {
     printf("%s %s: dev %.3f, test %.3f", t->method.program, method, r->dev, r->test);
     if (r->gold >= 0) printf(", real test %.3f", r->gold);
     printf("; %lld of %lld numbers trained, %.1f s (%.1f s of processors), %.0f MB; best at step %d of %d\n",
-           (long long)tuning_count(t), (long long)(t->model ? t->model->n_parameters : tuning_count(t)),
-           r->seconds, r->cpu_seconds, system_peak_mb(), r->best_step, r->steps);
+           (long long)tuning_count(t), (long long)count_all(t), r->seconds, r->cpu_seconds, system_peak_mb(),
+           r->best_step, r->steps);
     fflush(stdout);
     return !t->set.csv || append_row(t, method, r);
 }
