@@ -130,7 +130,7 @@ $(foreach file,$(wildcard tests/fuzz_*.c),$(eval $(call program,test_$(notdir $(
 $(foreach file,$(LESSONS),$(eval $(call program,$(notdir $(call lesson,$(file))),$(file))))
 $(foreach file,$(SOLUTIONS),$(eval $(call program,solution_$(notdir $(file:.c=)),$(file))))
 $(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed xor characters own_head run_llama convert \
-                            inspect train_tokenizer write_stories draw_curve look array bench efficient positions attention) # which it runs
+                            inspect train_tokenizer write_stories draw_curve look array bench efficient positions attention speculate) # which it runs
 
 # The programs for a microcontroller, where their compiler and the emulator are.
 BOARD_TOOLS := $(shell command -v arm-none-eabi-gcc >/dev/null && command -v qemu-system-arm >/dev/null && echo yes)
@@ -287,7 +287,7 @@ table: $(BUILD)/table $(BUILD)/run_llama
 
 ADVANCED ?= $(BUILD)/advanced/$(notdir $(basename $(MODEL)))
 advanced: $(PROGRAMS)
-	$(if $(KNOWN),sh examples/advanced/run.sh --from "$(KNOWN)" "$(ADVANCED)")
+	$(if $(KNOWN),sh examples/advanced/run.sh --from "$(KNOWN)" "$(ADVANCED)" "$(MODEL)")
 	BUILD="$(BUILD)" TOKENIZER="$(TOKENIZER)" sh examples/advanced/run.sh "$(MODEL)" "$(DATA)" "$(ADVANCED)" $(ROWS); status=$$?; \
 	if test -f "$(ADVANCED)/results.csv"; then for task in sst cfimdb; do echo; echo "$$task:"; \
 	    LC_ALL=C awk -f examples/advanced/csv.awk -f examples/advanced/statistics.awk -f examples/advanced/summary.awk \

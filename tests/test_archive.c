@@ -501,6 +501,9 @@ TEST(rebuild_functions) {
     pk_text(&p, "neg"), pk_global(&p, "torch._utils", "_rebuild_tensor_v2"), put_text(&p, "(");
     put_storage(&p, "torch", "FloatStorage", 24);
     put_literal(&p, "K\2K\2K\3\x86K\3K\1\x86\x89}}U\3neg\x88stR");
+    pk_text(&p, "not neg"), pk_global(&p, "torch._utils", "_rebuild_tensor_v2"), put_text(&p, "(");
+    put_storage(&p, "torch", "FloatStorage", 24);
+    put_literal(&p, "K\2K\2K\3\x86K\3K\1\x86\x89}}U\3neg\x89stR");
     pk_text(&p, "q"), pk_global(&p, "torch._utils", "_rebuild_qtensor"), put_text(&p, "(");
     put_storage(&p, "torch", "QInt8Storage", 96), put_literal(&p, "K\0K\6\x85K\1\x85N\x89}tR");
     pk_text(&p, "c"), pk_global(&p, "torch._utils", "_rebuild_tensor_v2"), put_text(&p, "(");
@@ -524,7 +527,7 @@ TEST(rebuild_functions) {
     REQUIRE(a);
     CHECK(has_floats(a, "v1", from_2, 6) && has_floats(a, "v3", from_2, 6) &&
           has_floats(a, "type", from_2, 6));
-    CHECK(has_floats(a, "param", counting_floats, 6) && a->n_arrays == 11);
+    CHECK(has_floats(a, "param", counting_floats, 6) && a->n_arrays == 12);
     CHECK(has_shape(a, "past", ML_TYPE_NONE, 1, 1000, 0));
     CHECK(has_shape(a, "u16", ML_TYPE_NONE, 1, 46, 0) && has_shape(a, "q", ML_TYPE_NONE, 1, 6, 0));
     CHECK(has_shape(a, "c", ML_TYPE_NONE, 1, 3, 0) && has_shape(a, "f4", ML_TYPE_NONE, 1, 5, 0));
@@ -534,7 +537,7 @@ TEST(rebuild_functions) {
     CHECK(strcmp(ml_archive_find_array(a, "q")->type_name, "QInt8") == 0);
     CHECK(strcmp(ml_archive_find_array(a, "new")->type_name, "New") == 0);
     CHECK(strcmp(ml_archive_find_array(a, "v1")->type_name, "F32") == 0);
-    CHECK(has_shape(a, "neg", ML_TYPE_NONE, 2, 2, 3));
+    CHECK(has_shape(a, "neg", ML_TYPE_NONE, 2, 2, 3) && has_floats(a, "not neg", from_2, 6));
     CHECK(is_opaque(a, "sparse", "torch._utils._rebuild_sparse_tensor"));
     CHECK(is_opaque(a, "meta", "torch._utils._rebuild_meta_tensor_no_storage"));
     CHECK(is_opaque(a, "far", "torch._utils._rebuild_tensor_v2") && has_text(a, "dtype", "complex64"));

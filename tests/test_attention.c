@@ -492,6 +492,11 @@ TEST(rope_tables_that_are_refused) {
     float table[64];
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         CHECK(ml_rope_table(&wrong[i], table, 4) == ML_ERROR_ARGUMENT);
+    for (int i = 0; i < 4; i++) {
+        const float factors[4] = {1, 1, i == 0 ? 0 : i == 1 ? -1 : i == 2 ? NAN : INFINITY, 1};
+        ml_rope_desc desc = {ML_ROPE_PLAIN, 8, 0, 0, 0, 0, 0, 0, factors};
+        CHECK(ml_rope_table(&desc, table, 4) == ML_ERROR_ARGUMENT);
+    }
 }
 
 /* The plain table is that of the model. */

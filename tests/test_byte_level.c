@@ -532,6 +532,39 @@ TEST(beside_a_model) {
     CHECK(remove(in_folder("tokenizer.model")) == 0);
 }
 
+/* Special pieces for which the model has no rows are left out, and other pieces are another model's. */
+TEST(more_pieces_than_rows) {
+    bytes file = write_json(LLAMA3, 0, "");
+    ml_tokenizer *t = load(write_json(LLAMA3, 0, ""));
+    ml_model *model = model_for(t), *loaded = NULL;
+    ml_model_load_desc desc;
+    memset(&desc, 0, sizeof desc);
+    for (int cut = 1; cut < 4; cut++) { /* the last ones are user-defined, control and normal */
+        ml_model_create_desc of;
+        ml_model *small = NULL;
+        ml_random random;
+        memset(&of, 0, sizeof of);
+        of.config = model->config, of.config.vocab_size = ALL - cut, of.random = &random;
+        ml_random_seed(&random, 1);
+        REQUIRE(ml_model_create(&of, &small, &failure) == ML_OK);
+        REQUIRE(ml_model_save(small, in_folder("small.gguf"), NULL, &failure) == ML_OK);
+        ml_model_free(small);
+        desc.tokenizer_data = file.data, desc.tokenizer_size = file.size;
+        ml_result result = ml_model_load(in_folder("small.gguf"), &desc, &loaded, &failure);
+        CHECK(result == (ALL - cut >= CONTROL ? ML_OK : ML_ERROR_MISMATCH));
+        if (result) continue;
+        const ml_tokenizer *fitting = loaded->tokenizer;
+        CHECK(fitting && fitting->n_pieces == ALL - cut &&
+              !ml_tokenizer_piece(fitting, USER, NULL, NULL, NULL));
+        CHECK(ml_tokenizer_find(fitting, (const char *)pieces[USER].text, pieces[USER].n) == -1);
+        for (int i = 0; i < fitting->n_ends; i++) CHECK(fitting->ends[i] < fitting->n_pieces);
+        CHECK(fitting->bos < fitting->n_pieces && fitting->eos < fitting->n_pieces);
+        ml_model_free(loaded);
+    }
+    free(file.data);
+    ml_model_free(model);
+}
+
 /* ---- Meta's tokenizer.model of Llama 3 ---- */
 
 static void put_base64(bytes *b, const unsigned char *p, size_t n) {
@@ -925,6 +958,7 @@ int main(void) {
     RUN(templates);
     RUN(saved_as_gguf);
     RUN(beside_a_model);
+    RUN(more_pieces_than_rows);
     RUN(meta_lines);
     RUN(sentencepiece_in_json);
     RUN(sentencepiece_saved_by_scores);

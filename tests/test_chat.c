@@ -550,10 +550,10 @@ TEST(wrong_arguments) {
     ml_chat_desc desc = {ML_CHAT_LLAMA3, NULL};
     ml_generate_desc generate = {0};
     ml_chat chat;
-    ml_tokens turn;
+    ml_tokens turn = {NULL, -77};
     CHECK(ml_chat_begin(session, &desc, &chat, &failure) == ML_ERROR_MISMATCH);
     CHECK(strstr(failure.text, "llama3 needs the piece <|eot_id|>") != NULL);
-    CHECK(ml_chat_encode(&chat, "a", &turn, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(ml_chat_encode(&chat, "a", &turn, &failure) == ML_ERROR_ARGUMENT && turn.n == 0);
     CHECK(ml_chat_reply(&chat, "a", &generate, NULL, &failure) == ML_ERROR_ARGUMENT);
     desc.format = ML_CHAT_FORMATS;
     CHECK(ml_chat_begin(session, &desc, &chat, &failure) == ML_ERROR_ARGUMENT);
@@ -562,6 +562,9 @@ TEST(wrong_arguments) {
     CHECK(ml_chat_begin(session, NULL, &chat, NULL) == ML_OK);
     CHECK(ml_chat_encode(&chat, NULL, &turn, NULL) == ML_ERROR_ARGUMENT);
     CHECK(ml_chat_reply(&chat, NULL, &generate, NULL, NULL) == ML_ERROR_ARGUMENT);
+    generate.max_new_tokens = -5;
+    CHECK(ml_chat_reply(&chat, "a", &generate, NULL, &failure) == ML_ERROR_ARGUMENT && session->length == 0);
+    CHECK(strstr(failure.text, "max_new_tokens is -5"));
     end_session(session);
 }
 

@@ -377,11 +377,13 @@ TEST(lora_and_classify) {
 TEST(lora_of_few_lines) {
     static const char *const texts[] = {"1 ||| good film\n0 ||| bad film\n",
                                         "\xef\xbb\xbf"
-                                        "1 ||| good film\n0 ||| bad film\n"};
+                                        "1 ||| good film\n0 ||| bad film\n",
+                                        "1 ||| good film\r\n0 ||| bad film\r\n",
+                                        "1 ||| good film\r0 ||| bad film\r"};
     char arguments[2048], *first = NULL;
     double losses[2];
     snprintf(arguments, sizeof arguments, MODEL " '%s' 2 '%s'", in_folder("few.txt"), in_folder("few.gguf"));
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
         write_file(in_folder("few.txt"), texts[i], strlen(texts[i]));
         REQUIRE(runs("lora", arguments, ""));
         const char *last = strstr(said, "epoch 5:");
@@ -403,6 +405,8 @@ TEST(lora_of_few_lines) {
     CHECK(run("lora", arguments, "") == 1 && strstr(complained, "line 1 does not begin with a label"));
     write_file(in_folder("few.txt"), "", 0);
     CHECK(run("lora", arguments, "") == 1 && strstr(complained, "there are no lines"));
+    write_file(in_folder("few.txt"), "1\0 \0|\0", 6);
+    CHECK(run("lora", arguments, "") == 1 && strstr(complained, "a zero byte: this is no text, or UTF-16"));
     CHECK(run("lora", MODEL " . 2 none.gguf", "") == 1 &&
           strstr(complained, "TRAINING cannot be read: Is a"));
     CHECK(run("lora", MODEL " examples/data/opinions2-dev.txt 2x none.gguf", "") == 2);

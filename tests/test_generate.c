@@ -530,6 +530,99 @@ TEST(slides_when_told_to) {
     ml_model_free(model);
 }
 
+/* What does not fit, even so: a prompt that is longer than the context, or as long after something. */
+TEST(prompts_that_cannot_slide) {
+    ml_model *model = random_model();
+    int32_t ids[25] = {1};
+    ml_session_desc one;
+    ml_session *session, *single;
+    ml_generate_desc desc;
+    collected c;
+    ml_error error;
+    memset(&one, 0, sizeof one);
+    memset(&desc, 0, sizeof desc);
+    memset(&c, 0, sizeof c);
+    one.max_seq_len = 1;
+    REQUIRE(model && ml_session_new(model, NULL, &session, NULL) == ML_OK);
+    REQUIRE(ml_session_new(model, &one, &single, NULL) == ML_OK);
+    desc.overflow = ML_OVERFLOW_SLIDE, desc.max_new_tokens = 1, desc.on_token = collect, desc.user = &c;
+    desc.prompt_ids.ids = ids, desc.prompt_ids.n = 25;
+    CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_CONTEXT);
+    REQUIRE(ml_session_eval(session, ids, 3, NULL, NULL) == ML_OK);
+    desc.start = ML_START_APPEND, desc.prompt_ids.n = 24;
+    CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_CONTEXT && session->length == 3);
+    desc.prompt_ids.n = 23;
+    CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_OK && c.n == 1);
+    desc.prompt_ids.n = 1;
+    CHECK(ml_session_generate(single, &desc, NULL, &error) == ML_ERROR_CONTEXT && c.n == 1);
+    ml_session_free(session), ml_session_free(single);
+    ml_model_free(model);
+}
+
+/* ---- settings ---- */
+
+TEST(wrong_settings_are_refused) {
+    static const size_t floats[] = {offsetof(ml_sampler, temperature), offsetof(ml_sampler, top_p),
+                                    offsetof(ml_sampler, min_p), offsetof(ml_sampler, epsilon),
+                                    offsetof(ml_sampler, repetition_penalty)};
+    ml_model *model = random_model();
+    int32_t prompt[2] = {1, 7};
+    ml_session *session = NULL;
+    ml_generate_desc desc, usual;
+    ml_random random, zeros;
+    ml_error error;
+    REQUIRE(model && ml_session_new(model, NULL, &session, NULL) == ML_OK);
+    memset(&usual, 0, sizeof usual);
+    memset(&zeros, 0, sizeof zeros);
+    ml_random_seed(&random, 1);
+    usual.prompt_ids.ids = prompt, usual.prompt_ids.n = 2, usual.max_new_tokens = 3;
+    usual.sampler.random = &random, usual.sampler.temperature = 1;
+    for (int i = 0; i < 10; i++) {
+        float value = i % 2 ? NAN : -1;
+        desc = usual;
+        memcpy((char *)&desc.sampler + floats[i / 2], &value, sizeof value);
+        CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_ARGUMENT);
+        CHECK(strstr(error.text, "negative or NaN"));
+    }
+    desc = usual, desc.sampler.top_k = -1;
+    CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_ARGUMENT);
+    desc = usual, desc.sampler.repetition_window = -1;
+    CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_ARGUMENT);
+    desc = usual, desc.max_new_tokens = -1;
+    CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "max_new_tokens is -1"));
+    desc = usual, desc.sampler.random = &zeros; /* would give zeros forever */
+    CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "seeded") && session->length == 0);
+    CHECK(ml_session_generate(session, &usual, NULL, &error) == ML_OK);
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
+/* A penalty of 1 is none, also for a session that has no logits to change. */
+TEST(a_penalty_of_1_is_none) {
+    ml_model *model = random_model();
+    int32_t prompt[2] = {1, 7};
+    ml_session_desc how;
+    ml_session *session = NULL;
+    ml_generate_desc desc;
+    static collected c[2];
+    memset(&how, 0, sizeof how);
+    memset(&desc, 0, sizeof desc);
+    how.no_logits = 1;
+    REQUIRE(model && ml_session_new(model, &how, &session, NULL) == ML_OK);
+    desc.prompt_ids.ids = prompt, desc.prompt_ids.n = 2, desc.max_new_tokens = 9, desc.on_token = collect;
+    for (int i = 0; i < 2; i++) {
+        desc.sampler.repetition_penalty = (float)i, desc.user = &c[i];
+        CHECK(ml_session_generate(session, &desc, NULL, NULL) == ML_OK);
+    }
+    CHECK(c[0].n == 9 && memcmp(c[0].ids, c[1].ids, sizeof c[0].ids) == 0);
+    desc.sampler.repetition_penalty = 1.5f;
+    CHECK(ml_session_generate(session, &desc, NULL, NULL) == ML_ERROR_ARGUMENT);
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
 /* ---- with a tokenizer: what begins and what ends a text ---- */
 
 /* n pieces: <unk>, <s>, </s>, the space, then "a", "b" and so on; llama2.c's file. */
@@ -729,6 +822,9 @@ int main(void) {
     RUN(greedy_story_is_llama2cs);
     RUN(stops_where_it_should);
     RUN(slides_when_told_to);
+    RUN(prompts_that_cannot_slide);
+    RUN(wrong_settings_are_refused);
+    RUN(a_penalty_of_1_is_none);
     RUN(bos_is_added_only_where_it_is_wanted);
     RUN(every_end_ends_a_text);
     RUN(ids_without_a_piece_are_never_drawn);

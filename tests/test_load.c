@@ -286,6 +286,10 @@ TEST(hf_keys) {
     model = load_with_key("rope_parameters", "{\"rope_type\": \"default\", \"rope_theta\": 777.0}");
     if (model) CHECK(model->config.rope_scale == 1 && model->config.rope_theta == 5000);
     ml_model_free(model);
+    model = load_with_key("rope_theta", /* only within; the one on top comes first where there are both */
+                          "null, \"rope_scaling\": {\"rope_type\": \"default\", \"rope_theta\": 500.0}");
+    if (model) CHECK(model->config.rope_theta == 500);
+    ml_model_free(model);
     model = load_with_key("hidden_size", "8.0");
     if (model) CHECK(model->config.dim == 8);
     ml_model_free(model);
@@ -319,6 +323,9 @@ TEST(hf_refused) {
                       "rope_scaling.factor");
     CHECK_KEY_REFUSED("rope_scaling", "{\"type\": \"linear\", \"factor\": -1}", ML_ERROR_FORMAT,
                       "rope_scaling.factor");
+    CHECK_KEY_REFUSED("rope_parameters", "{\"full_attention\": {\"rope_theta\": 500.0}}",
+                      ML_ERROR_UNSUPPORTED,
+                      "full_attention.rope_theta is set: a dictionary for each kind of layer");
     CHECK_KEY_REFUSED("attention_bias", "true", ML_ERROR_MISMATCH,
                       "layers.0.self_attn.q_proj.bias is missing");
     CHECK_KEY_REFUSED("mlp_bias", "true", ML_ERROR_UNSUPPORTED, "mlp_bias");
@@ -441,6 +448,13 @@ TEST(tensors_refused) {
     current = no_change();
     current.dtype = "I64";
     CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "type I64");
+    current.dtype = "C64";
+    {
+        ml_model *model = NULL;
+        ml_error error;
+        CHECK(load_current(&model, &error) == ML_ERROR_UNSUPPORTED && contains(&error, "is of type C64"));
+        CHECK(!contains(&error, "ML_NO_")); /* no switch has left it out */
+    }
 }
 
 /* Without an output matrix a model is tied if its configuration says so, and otherwise it has no output layer. */
@@ -1353,6 +1367,7 @@ TEST(arguments) {
     CHECK(ml_model_load_memory(NULL, 0, NULL, &model, NULL) == ML_ERROR_ARGUMENT);
     CHECK(ml_model_load("no/such/file", NULL, &model, &error) == ML_ERROR_FILE &&
           contains(&error, "no/such/file"));
+    CHECK(ml_model_load("", NULL, &model, &error) == ML_ERROR_FILE && error.text[0] != ':');
     CHECK(model == NULL);
     {
         bytes b;
@@ -1366,6 +1381,10 @@ TEST(arguments) {
         free_bytes(&b);
     }
     desc.allocator.alloc = counting_alloc; /* but no free */
+    CHECK(ml_model_load_memory("x", 1, &desc, &model, &error) == ML_ERROR_ARGUMENT &&
+          contains(&error, "free"));
+    desc = no_desc();
+    desc.scratch.free = counting_free; /* but no alloc */
     CHECK(ml_model_load_memory("x", 1, &desc, &model, &error) == ML_ERROR_ARGUMENT &&
           contains(&error, "free"));
     ml_model_free(NULL);
@@ -1715,6 +1734,11 @@ TEST(create_refused) {
     ml_random_seed(&random, 1);
     CHECK(create_model(NULL, ML_F32, &random, NULL, &model, &error) == ML_ERROR_ARGUMENT);
     CHECK(create_model(&c, ML_F32, NULL, NULL, &model, &error) == ML_ERROR_ARGUMENT);
+    const ml_random seeded = random;
+    memset(&random, 0, sizeof random);
+    CHECK(create_model(&c, ML_F32, &random, NULL, &model, &error) == ML_ERROR_ARGUMENT &&
+          contains(&error, "not seeded"));
+    random = seeded;
     CHECK(create_model(&c, ML_F64, &random, NULL, &model, &error) == ML_ERROR_ARGUMENT &&
           contains(&error, "F64"));
     c.n_heads = 7;

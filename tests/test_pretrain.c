@@ -214,6 +214,8 @@ static void write_inputs(void) {
     write_stories("others.txt", 60, 1, "\r\n");
     write_text("empty.txt", "");
     write_text("separators.txt", "<|endoftext|>\n<|endoftext|>\r\n\n<|endoftext|>");
+    write_text("spaced.txt", "One day.\n  <|endoftext|> \nTwo.\n<|endoftext|>\t\r\nThree.\n");
+    write_text("tight.txt", "One day.\n<|endoftext|>\nTwo.\n<|endoftext|>\nThree.\n");
     write_text("one.txt", "a");
     write_bytes("zeros.bin", zeros, sizeof zeros);
     CHECK(trains("stories.txt --output small.gguf" SMALL));
@@ -508,6 +510,11 @@ TEST(keeps_text_back) {
     REQUIRE(trains("stories.txt --output kept.gguf" SMALL " --validation 0"));
     CHECK(read_counts(&n_train, &n_kept) && n_kept == 0);
     CHECK(!strstr(said, "kept back 0.") && !strstr(said, "nan"));
+    int n_tight = 0; /* white space around a separator does not make it a text */
+    REQUIRE(trains("tight.txt --model small.gguf --output kept.gguf" SMALL " --context 4 --validation 0"));
+    CHECK(read_counts(&n_tight, &n_kept));
+    REQUIRE(trains("spaced.txt --model small.gguf --output kept.gguf" SMALL " --context 4 --validation 0"));
+    CHECK(read_counts(&n_train, &n_kept) && n_train == n_tight);
 }
 
 /* Of a file that is named twice, the same texts are kept back twice: each choice among six texts of 1, 2, 4 ... words

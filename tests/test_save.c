@@ -1344,6 +1344,37 @@ TEST(beside_hugging_face) {
     ml_archive_free(theirs);
 }
 
+/* What a config.json says of bos, eos and padding stays, with a tokenizer that knows less, and without one; a
+   classifier always has a padding, without which Hugging Face's library takes no batches. */
+TEST(ids_of_a_config) {
+    static const char ids[] = ", \"bos_token_id\": 3, \"eos_token_id\": [2, 5], \"pad_token_id\": 7}";
+    ml_save_desc desc = save_as(ML_SAFETENSORS, ML_TYPE_NONE);
+    ml_model *model = NULL;
+    ml_config c = some_config();
+    ml_random random;
+    ml_random_seed(&random, 1);
+    REQUIRE(create_model(&c, ML_F32, &random, NULL, &model, NULL) == ML_OK);
+    for (int turn = 0; turn < 3; turn++) {
+        CHECK(ml_model_save(model, in_folder("ids.safetensors"), &desc, NULL) == ML_OK);
+        ml_model_free(model);
+        bytes json = read_file(in_folder("config.json"));
+        put_u8(&json, 0);
+        char *text = (char *)json.data;
+        CHECK((strstr(text, "\"pad_token_id\": 7") != NULL) == (turn > 0));
+        CHECK((strstr(text, "\"eos_token_id\": [2, 5]") != NULL) == (turn > 0));
+        CHECK((strstr(text, "\"bos_token_id\": 3") != NULL) == (turn > 0));
+        if (!turn) {
+            *strrchr(text, '}') = 0;
+            json.size = strlen(text);
+            put(&json, ids, sizeof ids - 1);
+            write_file(in_folder("config.json"), json.data, json.size);
+        }
+        free_bytes(&json);
+        REQUIRE(ml_model_load(in_folder("ids.safetensors"), NULL, &model, NULL) == ML_OK);
+    }
+    ml_model_free(model);
+}
+
 /* A vocabulary of 32000 pieces goes through a GGUF unchanged. */
 TEST(llama_tokenizer) {
     ml_config c = some_config();
@@ -1592,6 +1623,7 @@ int main(void) {
     RUN(memory_of_saving);
     RUN(beside_llamacpp);
     RUN(beside_hugging_face);
+    RUN(ids_of_a_config);
     RUN(llama_tokenizer);
     RUN(kept_keys);
     RUN(kept_tokenizer);

@@ -155,6 +155,9 @@ TEST(common_prefix_is_kept) {
     CHECK(ml_session_keep_prefix(NULL, &tokens, &kept, NULL) == ML_ERROR_ARGUMENT);
     CHECK(ml_session_keep_prefix(session, NULL, &kept, NULL) == ML_ERROR_ARGUMENT);
     CHECK(ml_session_keep_prefix(session, &tokens, NULL, NULL) == ML_OK);
+    const ml_tokens wrong = {session->tokens, -1};
+    CHECK(ml_session_keep_prefix(session, &wrong, NULL, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(failure.text, "-1 tokens"));
     ml_session_free(session);
     ml_session_free(fresh);
     ml_model_free(model);
@@ -633,6 +636,10 @@ TEST(wrong_saved_bytes_are_refused) {
         free(cut);
     }
     CHECK(ml_session_restore(target, large, size, &failure) == ML_ERROR_CONTEXT);
+    bytes[8] ^= 1; /* the version of the layout */
+    CHECK(ml_session_restore(target, bytes, size, &failure) == ML_ERROR_MISMATCH);
+    CHECK(strstr(failure.text, "another version of minillama.h"));
+    bytes[8] ^= 1;
     CHECK(holds(target, ids + 3, 2));
     ml_session *sessions[2] = {new_session(same_shape, 0, 0), new_session(full, 0, 0)};
     ml_lora_create_desc lora_desc;

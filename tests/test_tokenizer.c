@@ -554,6 +554,12 @@ TEST(arguments) {
     CHECK(encode_into((char *)work + 1, size, t, "ab", 2, 0, &tokens) == ML_ERROR_ARGUMENT);
     CHECK(encode_into(work, size, t, "ab", 2, 16, &tokens) == ML_ERROR_ARGUMENT);
     CHECK(encode_into(work, size, NULL, "ab", 2, 0, &tokens) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(failure.text, "tokenizer is NULL")); /* of a model that has none */
+    tokens.ids = work, tokens.n = -1, n = 77;
+    CHECK(ml_tokenizer_decode(t, &tokens, NULL, 0, &n, &failure) == ML_ERROR_ARGUMENT && n == 0);
+    CHECK(strstr(failure.text, "-1 tokens"));
+    work[0] = 4, work[1] = v.n, tokens.n = 2, n = 77;
+    CHECK(ml_tokenizer_decode(t, &tokens, NULL, 0, &n, &failure) == ML_ERROR_ARGUMENT && n == 0);
     CHECK(encode_into(work, size, t, NULL, 2, 0, &tokens) == ML_ERROR_ARGUMENT);
     CHECK(encode_into(work, SIZE_MAX, t, "ab", SIZE_MAX, 0, &tokens) == ML_ERROR_ARGUMENT);
     CHECK(ml_tokenizer_encode_size(SIZE_MAX) == SIZE_MAX &&

@@ -1500,7 +1500,7 @@ TEST(wrong_heads) {
     ml_random_seed(&random, 1);
     memset(&desc, 0, sizeof desc);
     desc.n_classes = 2;
-    REFUSED(ml_head_create(model, &desc, &none, &error), ML_ERROR_ARGUMENT, "NULL"); /* no random numbers */
+    REFUSED(ml_head_create(model, &desc, &none, &error), ML_ERROR_ARGUMENT, "not seeded");
     desc.random = &random;
     REFUSED(ml_head_create(NULL, &desc, &none, &error), ML_ERROR_ARGUMENT, "NULL");
     REFUSED(ml_head_create(model, NULL, &none, &error), ML_ERROR_ARGUMENT, "NULL");

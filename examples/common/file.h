@@ -167,19 +167,21 @@ static inline int line_failed(const char *name, const char *why, ml_error *error
     return 0;
 }
 
-/* The next line without its end. Into a buffer that is still empty a file's first line is read, and so without the byte
-   order mark that Windows puts in front. 0 at the end of the file, and with an error if that is not why. */
+/* The next line without its end, which is LF, CR LF or CR. Into a buffer that is still empty a file's first line is read,
+   and so without the byte order mark that Windows puts in front. 0 at the end of the file, and with an error if that is
+   not why. */
 static inline int line_read(FILE *file, const char *name, buffer *line, ml_error *error) {
     static const char mark[] = "\xef\xbb\xbf";
     int c, is_first = !line->bytes;
     line->length = 0;
-    while ((c = getc(file)) != EOF && c != '\n') {
+    while ((c = getc(file)) != EOF && c != '\n' && c != '\r') {
         char byte = (char)c;
+        if (!c) return line_failed(name, "a zero byte: this is no text, or UTF-16", error);
         if (!buffer_append(line, &byte, 1)) return line_failed(name, strerror(ENOMEM), error);
     }
     if (c == EOF && ferror(file)) return line_failed(name, strerror(errno), error);
     if (c == EOF && !line->length) return 0;
-    if (line->length && line->bytes[line->length - 1] == '\r') line->length--;
+    if (c == '\r' && (c = getc(file)) != '\n' && c != EOF) ungetc(c, file);
     if (!buffer_append(line, "", 0)) return line_failed(name, strerror(ENOMEM), error);
     if (is_first && strncmp(line->bytes, mark, 3) == 0)
         memmove(line->bytes, line->bytes + 3, (line->length -= 3) + 1);
@@ -394,8 +396,8 @@ static inline int has_other_tokenizer(const char *model, ml_error *error) {
         snprintf(path, sizeof path, "%s%s", i ? directory : model, i ? names[i - 1] : "");
         ml_result result = ml_tokenizer_load(path, NULL, &tokenizer, error);
         if (!result && i)
-            snprintf(error->text, sizeof error->text, "%.200s: its %d pieces are not those of the model", path,
-                     tokenizer->n_pieces);
+            snprintf(error->text, sizeof error->text, "%.200s: its %d pieces are not those of the model",
+                     path, tokenizer->n_pieces);
         ml_tokenizer_free(tokenizer);
         if (result == ML_ERROR_UNSUPPORTED || (i && result != ML_ERROR_FILE)) return 1;
     }

@@ -9,21 +9,24 @@ int text_read(const char *path, bpe_text *text) {
     return 1;
 }
 
-/* Where the next line that is the separator begins, or the end. *next: what follows it. */
+static int is_space(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+
+/* Where the next line that is the separator, beside white space, begins, or the end. *next: what follows it. */
 static const char *find_separator(const char *p, const char *end, const char *separator, const char **next) {
     size_t n = strlen(separator);
     while (p < end) {
         const char *line_end = (const char *)memchr(p, '\n', (size_t)(end - p));
         size_t length = line_end ? (size_t)(line_end - p) : (size_t)(end - p);
+        const char *text = p;
         *next = line_end ? line_end + 1 : end;
-        if (n && length == n && memcmp(p, separator, n) == 0) return p;
+        while (length && is_space(text[length - 1])) length--;
+        while (length && is_space(*text)) text++, length--;
+        if (n && length == n && memcmp(text, separator, n) == 0) return p;
         p = *next;
     }
     *next = end;
     return end;
 }
-
-static int is_space(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
 
 static int append_text(corpus *c, const ml_tokens *tokens) {
     size_t n = (size_t)tokens->n;
