@@ -3233,8 +3233,8 @@ static void mli_norm_gradient_rows(const void *record, size_t begin, size_t end)
 static void mli_norm_weight_columns(const void *record, size_t begin, size_t end) {
     const mli_norm_op *op = (const mli_norm_op *)record;
     for (size_t i = 0; i < op->x.rows; i++)
-        mli_norm_weight_gradient(op->w.grad + begin, mli_grad_row(op->y, i) + begin, mli_row(op->x, i) + begin,
-                                 end - begin, mli_norm_moments_of(op, i));
+        mli_norm_weight_gradient(op->w.grad + begin, mli_grad_row(op->y, i) + begin,
+                                 mli_row(op->x, i) + begin, end - begin, mli_norm_moments_of(op, i));
 }
 
 static void mli_norm_bias_columns(const void *record, size_t begin, size_t end) {
@@ -4163,7 +4163,8 @@ static void mli_attention_backward_task(void *arg, int index) {
 MLI_OPTIONAL int mli_gradients_meet(ml_tensor a, ml_tensor b) {
     uintptr_t from_a = (uintptr_t)a.grad, from_b = (uintptr_t)b.grad;
     if (!a.grad || !b.grad || (from_a == from_b && a.rows == b.rows && a.cols == b.cols)) return 0;
-    return from_a < from_b + mli_numbers(&b) * sizeof(float) && from_b < from_a + mli_numbers(&a) * sizeof(float);
+    return from_a < from_b + mli_numbers(&b) * sizeof(float) &&
+           from_b < from_a + mli_numbers(&a) * sizeof(float);
 }
 
 /* One task where the gradients of slices overlap. */
@@ -6597,8 +6598,8 @@ ML_DEF ml_result ml_graph_end(ml_graph *graph, ml_error *error) {
     if (graph->measuring && graph->size > SIZE_MAX / 2)
         mli_cannot(graph, ML_ERROR_MEMORY, "a pass of this size takes more memory than can be addressed");
     if (open->block && mli_measuring(&open->graph))
-        mli_cannot(graph, ML_ERROR_MEMORY, "the pass takes at least %z bytes, the graph has less (ml_graph_size)",
-                   graph->size);
+        mli_cannot(graph, ML_ERROR_MEMORY,
+                   "the pass takes at least %z bytes, the graph has less (ml_graph_size)", graph->size);
     if (!graph->result) return mli_ok(error);
     if (error) *error = open->error;
     return graph->result;
@@ -7078,7 +7079,8 @@ ML_DEF ml_tensor ml_dropout(ml_graph *graph, ml_tensor x, float p, uint64_t seed
     mli_graph *g = mli_graph_of(graph);
     if (!mli_accepts(graph, "ml_dropout", x)) return ml_none();
     if (!(p >= 0 && p < 1))
-        return mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_dropout: the probability is not at least 0 and below 1");
+        return mli_cannot(graph, ML_ERROR_ARGUMENT,
+                          "ml_dropout: the probability is not at least 0 and below 1");
     if (!g->open->dropping || !(p > 0)) return x;
     mli_dropped_op op = {x, mli_result(g, x.rows, x.cols, x.grad != NULL), p, seed};
     mli_for_rows(g, mli_dropped_rows, &op, x.rows, x.cols);

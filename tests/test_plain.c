@@ -189,7 +189,7 @@ TEST(other_models_are_refused) {
     for (int i = 0; i < 6; i++) {
         ml_random random;
         ml_model *model = NULL;
-        plain_llama plain;
+        plain_llama plain = {0};
         ml_config c;
         memset(&c, 0, sizeof c);
         c.dim = 24, c.hidden_dim = 20, c.n_layers = 2, c.n_heads = 6, c.n_kv_heads = 2, c.vocab_size = VOCAB;
