@@ -24,6 +24,7 @@ collect "$3" "$here/results-base.csv"
 for name in zero-shot zero-shot-small decoding positions-1 positions-2 positions-3 attention-1 attention-2 attention-3; do
     if [ -n "$2" ] && [ -s "$2/$name.csv" ]; then cp "$2/$name.csv" "$here/"; fi
 done
+if [ -n "$3" ] && [ -s "$3/zero-shot.csv" ]; then cp "$3/zero-shot.csv" "$here/zero-shot-base.csv"; fi
 for task in sst cfimdb; do # WiSE-FT's curve of the first seed
     if [ -n "$2" ] && [ -s "$2/wise-$task-1.csv" ]; then cp "$2/wise-$task-1.csv" "$here/wise-$task.csv"; fi
 done
@@ -62,9 +63,11 @@ data base | awk -F, '{ step = $1; if ($3 != "") loss = $3 } END { print "base_st
     data wise-cfimdb | awk -F, '{ print "CFIMDB," $1 "," $2 }'
 } | lines -v x_name="a" -v y_name="accuracy on dev" > "$parts/wise.svg"
 
-set -- "$here/zero-shot.csv" "$here/zero-shot-small.csv" # of MODEL, and of a smaller one
-[ -f "$2" ] || set -- "$1"
-[ ! -f "$1" ] || awk -f "$here/zero_shot.awk" "$@" > "$parts/zero-shot"
+set -- # of MODEL, of the second base model, and of a smaller one
+for name in zero-shot zero-shot-base zero-shot-small; do
+    [ ! -f "$here/$name.csv" ] || set -- "$@" "$here/$name.csv"
+done
+[ $# = 0 ] || awk -f "$here/zero_shot.awk" "$@" > "$parts/zero-shot"
 table -v first=method -v columns='method;setting;perplexity;rep-4, %;distinct-2;tokens/s;' > "$parts/decoding"
 table -v first=drafted > "$parts/speculation"
 

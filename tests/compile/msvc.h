@@ -56,6 +56,7 @@ FILE *__acrt_iob_func(unsigned index);
 #define stdout __acrt_iob_func(1)
 #define stderr __acrt_iob_func(2)
 int getc(FILE *file);
+int ungetc(int c, FILE *file);
 int putchar(int c);
 int fputc(int c, FILE *file);
 int puts(const char *text);
@@ -140,6 +141,7 @@ char *strrchr(const char *s, int c);
 char *strstr(const char *s, const char *text);
 #endif
 size_t strcspn(const char *s, const char *set);
+char *strpbrk(const char *s, const char *set);
 size_t strspn(const char *s, const char *set);
 char *strcpy(char *to, const char *from);
 char *strcat(char *to, const char *from);
@@ -177,6 +179,7 @@ int *_errno(void);
 #define EIO 5
 #define ENOMEM 12
 #define EACCES 13
+#define EBUSY 16
 #define EEXIST 17
 #define EISDIR 21
 #define EINVAL 22
