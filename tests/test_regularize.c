@@ -319,7 +319,7 @@ TEST(wrong_combinations_are_refused) {
         {"--layer_decay 1.5", "more than 0 and at most 1"},
         {"--ema .9 --swa 1", "choose one"},
         {"--swa 2 --eval_every 1", "leave out --eval_every"},
-        {"--swa 2 --patience 1", "leave out --patience"},
+        {"--swa 2 --patience 1", "and --patience"},
         {"--swa 4 --epochs 3", "--swa 4: there are 3 epochs"},
     };
     check_refusals(regularize_main, wrong, sizeof wrong / sizeof *wrong);

@@ -88,7 +88,7 @@ static int open_opinions(sentiment *s, label_names *labels, wordings *w) {
     if (ml_model_load(MODEL, &load, &model, NULL) || ml_session_new(model, NULL, &s->session, NULL)) return 0;
     s->model = model;
     int ok = read_sets(s, labels, "examples/data", "opinions5", path) &&
-             wordings_make(w, labels, synonyms, COUNT(synonyms));
+             wordings_make(w, labels, label_synonyms, COUNT(label_synonyms));
     s->labels = w->list;
     return ok;
 }
@@ -282,6 +282,26 @@ TEST(table_and_csv) {
     fclose(file);
 }
 
+/* No table replaces what is read, and that is seen before the work. */
+TEST(inputs_are_spared) {
+    static const char *const names[] = {"any.bin", "spared-dev.txt", "spared-labels.json"};
+    for (int i = 0; i < 3; i++) {
+        char path[700], tokenizer[700], reason[64];
+        int status;
+        snprintf(tokenizer, sizeof tokenizer, "%s", in_folder("any.bin"));
+        snprintf(path, sizeof path, "%s", in_folder(names[i]));
+        snprintf(reason, sizeof reason, "%s is also read (%s)", names[i], i ? "--data" : "--tokenizer");
+        write_file(path, "x", 1);
+        const char *const words[] = {"--tokenizer", tokenizer, "--data", folder, "--tasks",
+                                     "spared",      "--csv",   path,     NULL};
+        const char *printed = run_program(words, &status);
+        CHECK(status == 1 && strstr(printed, reason));
+        bytes b = read_file(path);
+        CHECK(b.size == 1);
+        free_bytes(&b);
+    }
+}
+
 /* The task "film": opinions whose test set is dev, with placeholders in place of its labels, and these as `gold`. */
 static int make_film(bytes *gold) {
     static const char *const parts[] = {"train.txt", "dev.txt", "labels.json"};
@@ -395,6 +415,7 @@ int main(void) {
     RUN(scores_from_the_cache);
     RUN(long_sentences);
     RUN(table_and_csv);
+    RUN(inputs_are_spared);
     RUN(gold_labels);
     RUN(failing_keeps_the_old_table);
     RUN(refusals);

@@ -152,10 +152,8 @@ static int check(tuning *t) {
     if (r->rdrop > 0 && !has_dropout(t))
         return complain("--rdrop compares two passes that differ by dropout: give --dropout, too");
     if (r->ema > 0 && r->swa) return complain("--ema and --swa are two averages: choose one");
-    if (r->swa && t->set.eval_every)
-        return complain("--swa averages the ends of epochs: leave out --eval_every");
-    if (r->swa && t->set.patience)
-        return complain("--swa averages the last epochs, which may not come: leave out --patience");
+    if (r->swa && (t->set.eval_every || t->set.patience))
+        return complain("--swa averages the ends of the last epochs: leave out --eval_every and --patience");
     if (r->swa > t->set.epochs) return complain("--swa %d: there are %d epochs", r->swa, t->set.epochs);
     if (r->rdrop > 0) t->method.loss = rdrop_loss;
     t->method.places = places_of(r);
@@ -192,7 +190,7 @@ int main(int argc, char **argv) {
         {"--mixout", OPTION_FLOAT, &r.mixout, "share of the weights that are as before fine-tuning (0)"},
         {"--rdrop", OPTION_FLOAT, &r.rdrop, "weight of the divergence of two passes (0)"},
         {"--ema", OPTION_FLOAT, &r.ema,
-         "decay d of the running average of the weights, reached at step 9/(1-d) - 10 (.99: 890; 0: none)"},
+         "decay d of the weights' average, from step 9/(1-d) - 10 on (0: none)"},
         {"--swa", OPTION_INT, &r.swa, "average over the ends of so many last epochs (0)"},
         {"--layer_decay", OPTION_FLOAT, &r.layer_decay, "of the rate, from a layer to the one below (1)"},
     };

@@ -7,23 +7,6 @@
 #include "../common/options.h"
 #include "../common/threads.h"
 
-/* Words of the same meaning as a label. */
-static const char *const synonyms[][MAX_SYNONYMS] = {{"awful", "terrible", "horrible", "dreadful"},
-                                                     {"bad", "poor", "boring", "sad"},
-                                                     {"average", "okay", "fine", "ordinary"},
-                                                     {"good", "nice", "fun", "lovely"},
-                                                     {"excellent", "great", "wonderful", "amazing"}};
-
-/* What follows a sentence, before a label (NULL: the assignment's question), and its end alone. */
-static const struct {
-    const char *name, *ask, *premise;
-} templates[] = {
-    {"question", NULL, "This movie is"},
-    {"it-was", " It was", "It was"},
-    {"film", " All in all, the film was", "The film was"},
-    {"tone", " The quote has a tone that is", "The quote has a tone that is"}, /* Holtzman et al. 2021 */
-};
-
 /* Each by the name of a label, and by all its words. */
 static const scoring scorings[] = {{"sum", 0, 0, BASE_NONE},
                                    {"mean", 0, 1, BASE_NONE},
@@ -117,7 +100,7 @@ static int run_reference(run *r) {
 static int read_task(run *r) {
     sentiment *s = &r->s;
     if (!read_sets(s, &r->labels, r->set->data, r->task, r->path) ||
-        !wordings_make(&r->words, &r->labels, synonyms, COUNT(synonyms)) ||
+        !wordings_make(&r->words, &r->labels, label_synonyms, COUNT(label_synonyms)) ||
         !read_gold(s, r->labels.n, r->set->test_gold, !strchr(r->set->tasks, ',')))
         return 0;
     s->labels = r->words.list;
@@ -150,16 +133,8 @@ static int run_task(const settings *set, const char *model, const char *task) {
     return ok;
 }
 
-/* Whether --csv replaces nothing that is read. */
 static int spares_task(const settings *s, const char *model, const char *task) {
-    char path[4][4096];
-    const used_file csv = {"--csv", s->csv},
-                    inputs[] = {
-                        {"MODEL", model},    {"--tokenizer", s->tokenizer}, {"--test_gold", s->test_gold},
-                        {"--data", path[0]}, {"--data", path[1]},           {"--data", path[2]},
-                        {"--data", path[3]}};
-    name_sets(s->data, task, path);
-    return outputs_ready(&csv, 1, inputs, 7) && models_spared(&csv, 1, inputs, 1);
+    return spares_sets(s->csv, model, s->tokenizer, s->test_gold, s->data, task);
 }
 
 /* Every task of every model. */

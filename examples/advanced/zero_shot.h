@@ -31,6 +31,18 @@ static inline void name_sets(const char *data, const char *task, char path[4][40
     if (!system_may_read(path[3])) snprintf(path[3], sizeof path[3], "%.3900s/%.90s-labels.json", data, task);
 }
 
+/* Whether --csv replaces nothing that is read. */
+static inline int spares_sets(const char *to, const char *model, const char *tokenizer, const char *gold,
+                              const char *data, const char *task) {
+    char path[4][4096];
+    const used_file csv = {"--csv", to},
+                    inputs[] = {{"MODEL", model},    {"--tokenizer", tokenizer}, {"--test_gold", gold},
+                                {"--data", path[0]}, {"--data", path[1]},        {"--data", path[2]},
+                                {"--data", path[3]}};
+    name_sets(data, task, path);
+    return outputs_ready(&csv, 1, inputs, 7) && models_spared(&csv, 1, inputs, 1);
+}
+
 static inline int read_sets(sentiment *s, label_names *labels, const char *data, const char *task,
                             char path[4][4096]) {
     name_sets(data, task, path);
@@ -62,6 +74,23 @@ static inline int read_gold(sentiment *s, int n_labels, const char *given, int n
 /* The words that describe each label: its name, followed by others. All are in one list (W), where those of label j
    are words start[j] .. start[j + 1] - 1. */
 enum { MAX_SYNONYMS = 4 };
+
+/* Words of the same meaning as a label. */
+static const char *const label_synonyms[][MAX_SYNONYMS] = {{"awful", "terrible", "horrible", "dreadful"},
+                                                           {"bad", "poor", "boring", "sad"},
+                                                           {"average", "okay", "fine", "ordinary"},
+                                                           {"good", "nice", "fun", "lovely"},
+                                                           {"excellent", "great", "wonderful", "amazing"}};
+
+/* What follows a sentence, before a label (NULL: the assignment's question), and its end alone. */
+static const struct {
+    const char *name, *ask, *premise;
+} templates[] = {
+    {"question", NULL, "This movie is"},
+    {"it-was", " It was", "It was"},
+    {"film", " All in all, the film was", "The film was"},
+    {"tone", " The quote has a tone that is", "The quote has a tone that is"}, /* Holtzman et al. 2021 */
+};
 typedef struct wordings {
     label_names list;
     int n_labels, start[REVIEWS_MAX_LABELS + 1];
