@@ -440,7 +440,7 @@ typedef struct ml_config {
     /* How many times longer than trained; ML_ROPE_PLAIN: positions are divided by this; default 1. */
     float rope_scale;
     int head_dim;       /* hd, even; default D / A. Queries and what attention gives are (n, A * hd) */
-    int window;         /* a token sees at most this many keys, counting its own (Mistral); 0: all */
+    int window;         /* a token sees itself and the window - 1 before it (mask full: as many after it); 0: all */
     int attention_bias; /* the four matrices of attention have biases: n_layers * 4 tensors more, the last ones */
     /* The other fields of ml_rope_desc, with their defaults; rope_original's is max_seq_len. */
     ml_rope_kind rope_kind;
@@ -863,7 +863,7 @@ typedef struct ml_attention_desc {
     /* of k and v; default rows. Where a row has more keys than queries, the queries are its last positions */
     ml_rows key_rows;
     ml_mask mask; /* default causal */
-    /* a query sees at most this many keys, itself and those before it (with mask full, ahead as well); 0: all */
+    /* a query sees its own key and the window - 1 before it (with mask full, as many after it, too); 0: all */
     int window;
     int sinks;   /* with a window: this many keys at the start of a row are always seen (Xiao et al. 2023) */
     float scale; /* default 1 / sqrt(hd) */
@@ -3739,7 +3739,7 @@ typedef struct mli_attention_op {
     int causal, n_heads, n_kv_heads, group; /* group = n_heads / n_kv_heads */
     size_t hd, hv;
     float scale; /* 1 / sqrt(hd) */
-    /* a query sees at most this many keys, itself and those before it, and ahead, if not causal; 0: all */
+    /* a query sees its own key and the window - 1 before it, and as many after it, if not causal; 0: all */
     size_t window;
 
     /* what a Llama itself does not use: see mli_is_special */

@@ -116,5 +116,5 @@ int main(int argc, char **argv) {
 }
 /* EXERCISES
    1. Change OUT to 500 and IN to 2048. Predict which of the three ways becomes slower, then run it.
-   2. Sum in four accumulators, sum[i % 4]. Predict: is it faster, and are the bits the same?
-   3. make exercise-01: write that dot product, and the product dW += dY^T X, which lesson 9 needs. */
+   2. Sum in four variables, four products in each turn of the loop. Predict: is it faster, and are the bits the
+      same? Then try an array, sum[i % 4].  3. make exercise-01: that sum, and the product dW += dY^T X of lesson 9. */

@@ -114,7 +114,7 @@ int main(int argc, char **argv) {
     return lesson_end();
 }
 /* EXERCISES
-   1. Divide the position by 2 in angle_of (position interpolation, Chen et al. 2023: for texts twice as long as those
+   1. Divide the position by 2.0 in angle_of (position interpolation, Chen et al. 2023: for texts twice as long as those
       trained on). Predict which checks still hold, and what happens to the picture.
    2. Change 10000 to 10. Which pair's row of clocks stays the same, and why do models of long texts use 500000?
    3. Write apply_rotary, which turns the queries and keys of a whole text with several heads: make exercise-06. */

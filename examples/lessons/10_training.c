@@ -116,5 +116,5 @@ int main(int argc, char **argv) {
     return ml_model_free(a), ml_model_free(b), ml_model_free(c), ml_model_free(d), lesson_end();
 }
 /* EXERCISES 1. Predict, then try: lr = 0.06, and b2 = 0.999. What does each do to the beginning of the curve?
-   2. Give the trainer how.schedule = {ML_DECAY_NONE, 20, 0, 0}, 20 steps of warm-up, and adamw the same rates.
-   3. make exercise-10: write AdamW yourself, the assignment's part "optimizer". */
+   2. Warm up for 20 steps: how needs .schedule = {ML_DECAY_NONE, 20, 0, 0}, and adamw the same rates. (Why do the
+      first two checks fail then?)  3. make exercise-10: write AdamW yourself, the assignment's part "optimizer". */

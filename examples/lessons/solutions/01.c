@@ -1,7 +1,7 @@
 /* Exercise 1: a dot product in four accumulators, and the product that gives the gradient of a matrix. */
 #include "examples/lessons/lesson.h"
 
-/* a (k) . b (k). The four sums do not wait for each other. */
+/* a (k) . b (k). The four sums need not wait for each other; to be fast, they must be four variables. */
 static float dot(const float *a, const float *b, int k) {
     float sum[4] = {0, 0, 0, 0};
     /* your turn: add product i to sum[i % 4], for every i from 0 to k - 1; k may be any number, 0 too */
