@@ -17023,6 +17023,7 @@ static int *mli_field_int(ml_config *c, mli_field field) {
 #define MLI_ROPE_TENSOR "rope_freqs.weight"             /* see ml_model.rope_factors */
 #define MLI_KEY_LABELS "llama.classifier.output_labels" /* of a head */
 #define MLI_KEY_POOLING "llama.pooling_type"
+#define MLI_ADAMW "adamw." /* begins the names of what a checkpoint has beside the weights */
 
 /* ---- the loader ---- */
 
@@ -17378,7 +17379,8 @@ static void mli_load_rope(mli_loader *loader) {
     c->rope_kind = mli_load_rope_kind(loader, &is_scaled);
     if (!MLI_ROPE_SCALING && is_scaled) mli_load_float(loader, MLI_FIELD_ROPE_FACTOR, &c->rope_scale);
     if (!MLI_ROPE_SCALING) return; /* and the configuration is refused if it is scaled */
-    mli_load_int(loader, MLI_FIELD_ROPE_ORIGINAL, &c->rope_original);
+    if (c->rope_kind != ML_ROPE_DYNAMIC || !mli_is_hugging_face(loader)) /* whose "dynamic" does not read it */
+        mli_load_int(loader, MLI_FIELD_ROPE_ORIGINAL, &c->rope_original);
     if (!is_scaled) return;
     const ml_value *type = mli_field_value(loader, MLI_FIELD_ROPE_TYPE);
     int is_gguf = strcmp(loader->archive->format, "GGUF") == 0;
@@ -18839,7 +18841,7 @@ static int mli_is_of_vocabulary(const char *name) {
     return 0;
 }
 
-/* A tensor that is left over would change the results. */
+/* A tensor that is left over would change the results, unless it is a moment of a checkpoint. */
 static void mli_check_all_used(mli_loader *loader) {
     int n = mli_count_halves(&loader->config) + 2;
     size_t n_used = 0;
@@ -18850,7 +18852,7 @@ static void mli_check_all_used(mli_loader *loader) {
         const ml_array *array = &loader->archive->arrays[k];
         int i = 0;
         while (i < n && loader->sources[i] != array) i++;
-        if (i < n) continue;
+        if (i < n || mli_begins_with(array->name, MLI_ADAMW)) continue;
         if (mli_is_of_vocabulary(array->name))
             mli_refuse(loader, ML_ERROR_UNSUPPORTED,
                        "tensor %s: adapters of the embedding and of the output are not supported",
@@ -20206,6 +20208,11 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (!(saved.rope_theta < 1e12f))
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
                         "ML_ROPE_NTK makes a rope_theta that is too large for a file");
+    if (saver->is_hf && !saver->lora && c->rope_kind == ML_ROPE_DYNAMIC && c->rope_original != c->max_seq_len)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                        "a config.json has no place for ML_ROPE_DYNAMIC with a rope_original, %d, that is not "
+                        "max_seq_len, %d: save as GGUF",
+                        c->rope_original, c->max_seq_len);
     int has_place = !saver->model->rope_factors && (c->rope_kind == ML_ROPE_YARN || c->rope_attention == 1);
     if (saver->is_hf && !saver->lora && !has_place)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "a config.json has no place for %s: save as GGUF",
@@ -20499,7 +20506,7 @@ ML_DEF ml_result ml_archive_save_to(const ml_output *output, const ml_archive_sa
 
 /* Each trained tensor has three parts: its numbers and the two moments. Part `index` of all, under its name. */
 enum { MLI_TRAINED_PARTS = 3 };
-static const char *const mli_trained_prefixes[MLI_TRAINED_PARTS] = {"", "adamw.m.", "adamw.v."};
+static const char *const mli_trained_prefixes[MLI_TRAINED_PARTS] = {"", MLI_ADAMW "m.", MLI_ADAMW "v."};
 
 static ml_tensor mli_trained_part(const mli_trainer *t, int index, char name[ML_NAME_SIZE]) {
     const mli_trained *trained = &t->optimizer.trained[index / MLI_TRAINED_PARTS];

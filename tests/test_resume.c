@@ -238,6 +238,30 @@ TEST(checkpoint_is_a_model) {
     training_end(&t);
 }
 
+/* The checkpoint of an adapter and a head is an adapter's file and a head's. */
+TEST(checkpoint_is_an_adapter) {
+    training t;
+    ml_lora *lora = NULL;
+    ml_head *head = NULL;
+    ml_error error;
+    training_begin(&t, 1);
+    REQUIRE(training_step(&t));
+    REQUIRE(ml_trainer_save(t.trainer, checkpoint_path(), &error) == ML_OK);
+    REQUIRE(ml_lora_load(checkpoint_path(), t.model, NULL, &lora, &error) == ML_OK);
+    REQUIRE(ml_head_load(checkpoint_path(), t.model, NULL, &head, &error) == ML_OK);
+    REQUIRE(lora->n_tensors == t.lora->n_tensors);
+    for (int i = 0; i < lora->n_tensors; i++) {
+        const ml_tensor *is = &lora->tensors[i], *was = &t.lora->tensors[i];
+        REQUIRE(mli_numbers(is) == mli_numbers(was) && lora->scales[i / 2] == t.lora->scales[i / 2]);
+        CHECK(!is->data || !memcmp(is->data, was->data, mli_numbers(is) * sizeof(float)));
+    }
+    CHECK(!memcmp(head->weight.data, t.head->weight.data, mli_numbers(&head->weight) * sizeof(float)));
+    ml_head_free(head);
+    ml_lora_free(lora);
+    remove(checkpoint_path());
+    training_end(&t);
+}
+
 /* The counts are under the names that earlier versions wrote, so that their checkpoints go on. */
 TEST(names_of_the_counts) {
     static const char *const names[] = {"step", "passes", "progress.0", "progress.7"};
@@ -270,6 +294,7 @@ int main(void) {
     RUN(wrong_checkpoints);
     RUN(checkpoints_of_more_than_is_trained);
     RUN(checkpoint_is_a_model);
+    RUN(checkpoint_is_an_adapter);
     RUN(names_of_the_counts);
     return !folder_end() || test_report("test_resume");
 }

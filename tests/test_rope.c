@@ -696,9 +696,11 @@ TEST(variants_in_files) {
             ml_save_desc save = save_as((ml_format)format, ML_F32);
             ml_error error;
             const char *path = in_folder(format == ML_GGUF ? "variant.gguf" : "variant.safetensors");
-            if (format == ML_SAFETENSORS && model->config.window && model->config.attention_bias) {
+            int has_both = model->config.window && model->config.attention_bias;
+            if (format == ML_SAFETENSORS && (has_both || model->config.rope_kind == ML_ROPE_DYNAMIC)) {
                 CHECK(ml_model_save(model, path, &save, &error) == ML_ERROR_UNSUPPORTED);
-                CHECK(strstr(error.text, "a window and biases of attention together: save as GGUF") != NULL);
+                CHECK(strstr(error.text, has_both ? "a window and biases of attention together: save as GGUF"
+                                                  : "a rope_original, 50, that is not max_seq_len, 320") != NULL);
                 ml_model_free(model);
                 continue;
             }
@@ -874,6 +876,8 @@ TEST(words_of_config_json) {
     } cases[] = {
         {"\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}", ML_ROPE_DYNAMIC, 2, 1, 4, 1, 320, 0,
          NULL},
+        {"\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2, \"original_max_position_embeddings\": 99}",
+         ML_ROPE_DYNAMIC, 2, 1, 4, 1, 320, 0, NULL}, /* which transformers does not read there */
         {"\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4}", ML_ROPE_YARN, 4, 1, 32, 1.13862944f,
          320, 0, NULL},
         {"\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4, \"attention_factor\": 1.25, "
