@@ -778,13 +778,17 @@ TEST(output_is_full) {
 
 /* ---- files before the work ---- */
 
-/* Fails before anything is done, with these words, and leaves no new file. */
-static void refuses(const char *program, const char *arguments, const char *words) {
+/* Fails with this status before anything is done, with these words, and leaves no new file. */
+static void refuses_with(int status, const char *program, const char *arguments, const char *words) {
     static const char *const names[] = {"new", "new.tmp", "other", "other.tmp"};
-    CHECK(run(program, arguments, "") == 1);
+    CHECK(run(program, arguments, "") == status);
     CHECK(strncmp(complained, "error: ", 7) == 0 && strstr(complained, words) && !*said);
     if (!strstr(complained, words)) printf("%s %s said: %s\n", program, arguments, complained);
     for (int i = 0; i < 4; i++) CHECK(!exists(in_folder(names[i])));
+}
+
+static void refuses(const char *program, const char *arguments, const char *words) {
+    refuses_with(1, program, arguments, words);
 }
 
 static void refuses_llama(const char *a, const char *b, const char *c, const char *words) {
@@ -845,16 +849,21 @@ TEST(tools_try_outputs_first) {
     write_file(in_folder("flat.csv"), "step,loss,kept_back\n0,1,\n0,2,\n", 30);
     refuses("draw_curve", arguments, "the last step is not above 0, so there is no curve");
     snprintf(arguments, sizeof arguments, MODEL " --megabytes -3 --output '%s'", in_folder("new"));
-    refuses("write_stories", arguments, "--megabytes is above 0 and at most 1e9, --temperature 0 or more");
+    refuses_with(2, "write_stories", arguments,
+                 "--megabytes is above 0 and at most 1e9, --temperature above 0");
     snprintf(arguments, sizeof arguments, MODEL " --megabytes 1e30 --output '%s'", in_folder("new"));
-    refuses("write_stories", arguments, "--megabytes is above 0 and at most 1e9");
+    refuses_with(2, "write_stories", arguments, "--megabytes is above 0 and at most 1e9");
+    snprintf(arguments, sizeof arguments, MODEL " --temperature 0 --megabytes 0.001 --output '%s'",
+             in_folder("new"));
+    refuses_with(2, "write_stories", arguments, "--temperature above 0 (at 0 all texts are the same)");
+    refuses_with(2, "write_stories", MODEL " --output ''", "--output: the file's name is empty");
     snprintf(arguments, sizeof arguments, "'%s' text%s", in_folder("model.gguf"),
              flag("--out", "model.gguf"));
     refuses("look", arguments, "is also read (MODEL)");
     refuses("look", MODEL " text --out /nowhere/p.html", "/nowhere/p.html cannot be written");
-    refuses("look", MODEL " text --top 0", "--top must be 1 to 20");
-    refuses("look", MODEL " ''", "the text is empty");
-    refuses("look", MODEL " text --out ''", "--out: the file's name is empty");
+    refuses_with(2, "look", MODEL " text --top 0", "--top must be 1 to 20");
+    refuses_with(2, "look", MODEL " ''", "the text is empty");
+    refuses_with(2, "look", MODEL " text --out ''", "--out: the file's name is empty");
     CHECK(same_files("model.gguf", "model.copy"));
     /* a safetensors brings a config.json, which would replace that of the input */
     snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("a.safetensors"));
@@ -936,6 +945,28 @@ TEST(whole_files) {
     refuses("draw_curve", arguments, "is also read (CURVE.csv)");
 }
 
+/* An older file is kept until write_stories has finished, here by a signal after its first bytes. */
+TEST(stories_replace_whole_files) {
+    char arguments[4096], path[600];
+    snprintf(path, sizeof path, "%s", in_folder("stories.txt"));
+    write_file(path, "old", 3);
+    snprintf(arguments, sizeof arguments,
+             MODEL
+             " --megabytes 1000 --output '%s' & child=$!; exec 2>/dev/null; for i in 1 2 3 4 5 6 7 8 9; do"
+             " test -s '%s.tmp' && break; sleep 1; done; kill $child; wait $child",
+             path, path);
+    CHECK(run("write_stories", arguments, "") != 0);
+    char *text = text_of(path);
+    CHECK(strcmp(text, "old") == 0);
+    free(text);
+    remove(in_folder("stories.txt.tmp"));
+    snprintf(arguments, sizeof arguments, MODEL " --megabytes 0.001 --output '%s'", path);
+    CHECK(runs("write_stories", arguments, "") && runs("write_stories", arguments, ""));
+    text = text_of(path);
+    CHECK(strlen(text) >= 1000 && strstr(text, "\n<|endoftext|>\n") && !exists(in_folder("stories.txt.tmp")));
+    free(text);
+}
+
 /* A file by which a folder, an index or the first part leads to a model, or that is read beside the model. */
 TEST(files_of_a_model_are_spared) {
     static const char *const cases[][3] = {
@@ -1013,6 +1044,32 @@ TEST(tokenizer_of_a_windows_text) {
              flag("--output", "windows.model"));
     REQUIRE(runs("train_tokenizer", arguments, ""));
     CHECK(same_files("plain.model", "windows.model"));
+}
+
+/* 0 is no default, but out of range; and what is too small a vocabulary says what helps. */
+TEST(settings_of_a_tokenizer) {
+    static const struct {
+        int status;
+        const char *settings, *words;
+    } cases[] = {
+        {2, "--vocab_size 290 --character-coverage 0",
+         "--character-coverage is above 0 and at most 1, not 0"},
+        {2, "--vocab_size 290 --character-coverage -1",
+         "--character-coverage is above 0 and at most 1, not -1"},
+        {2, "--vocab_size 290 --max-piece-chars 0", "--max-piece-chars is 1 to 64, not 0"},
+        {2, "--vocab_size 290 --max-piece-chars 65", "--max-piece-chars is 1 to 64, not 65"},
+        {1, "--vocab_size 260", "(a lower --character-coverage leaves out rare characters)"},
+    };
+    char arguments[2048];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        snprintf(arguments, sizeof arguments, "%s '%s'%s", cases[i].settings, in_folder("plain.txt"),
+                 flag("--output", "new"));
+        refuses_with(cases[i].status, "train_tokenizer", arguments, cases[i].words);
+    }
+    refuses_with(2, "train_tokenizer", "--vocab_size 290 LICENSE --output ''", "--output FILE is needed");
+    snprintf(arguments, sizeof arguments, "--vocab_size 290 --max-piece-chars 16 '%s'%s",
+             in_folder("plain.txt"), flag("--output", "new.model"));
+    CHECK(runs("train_tokenizer", arguments, "") && same_files("new.model", "plain.model"));
 }
 
 /* ---- convert ---- */
@@ -1230,6 +1287,30 @@ TEST(convert_to_a_mix) {
                  "--type is F32, F16, BF16, Q8_0, Q4_0, Q5_0, Q5_1, Q4_K_M, Q5_K_M or Q6_K, not Q6_K_M"));
 }
 
+/* Rows that are no whole blocks get no quantized type, which is said: of 20 numbers none are, of 64 all. */
+TEST(convert_what_has_no_blocks) {
+    char arguments[4096];
+    ml_model_create_desc desc = {0};
+    ml_model *model = NULL;
+    ml_random random;
+    ml_random_seed(&random, 1);
+    desc.random = &random;
+    desc.config.dim = 20, desc.config.hidden_dim = 64, desc.config.n_layers = 1, desc.config.n_heads = 2;
+    desc.config.vocab_size = 300, desc.config.max_seq_len = 16, desc.config.tied_output = 1;
+    REQUIRE(ml_model_create(&desc, &model, NULL) == ML_OK);
+    CHECK(ml_model_save(model, in_folder("narrow.gguf"), NULL, NULL) == ML_OK);
+    ml_model_free(model);
+    snprintf(arguments, sizeof arguments, "'%s' '%s' --type Q4_0", in_folder("narrow.gguf"),
+             in_folder("narrow4.gguf"));
+    CHECK(run("convert", arguments, "") == 0);
+    CHECK(strncmp(complained, "7 of 8 matrices become F16: their rows are not multiples of 32\n", 63) == 0);
+    REQUIRE(ml_model_load(in_folder("narrow4.gguf"), NULL, &model, NULL) == ML_OK);
+    int n = 0; /* the tied output among them */
+    for (int i = 0; i < model->n_tensors; i++) n += model->tensors[i].type == ML_F16;
+    CHECK(n == 8);
+    ml_model_free(model);
+}
+
 /* ---- what goes wrong ---- */
 
 TEST(help) {
@@ -1284,7 +1365,7 @@ TEST(array_of_a_file) {
         if (test_current_failed) break;
     }
     CHECK(at && strcmp(at, ",\n};\n") == 0);
-    refuses("array", "LICENSE 9y x.c", "\"9y\" is not a name in C");
+    refuses_with(2, "array", "LICENSE 9y x.c", "\"9y\" is not a name in C");
     snprintf(arguments, sizeof arguments, "LICENSE q8_0_model '%s'", in_folder("named.c"));
     CHECK(runs("array", arguments, ""));
     refuses("array", "LICENSE y ./LICENSE", "is also read (FILE)");
@@ -1325,12 +1406,15 @@ int main(int argc, char **argv) {
     RUN(settings_are_checked_first);
     RUN(examples_spare_what_they_read);
     RUN(whole_files);
+    RUN(stories_replace_whole_files);
     RUN(files_of_a_model_are_spared);
     RUN(other_tokenizers_are_named);
     RUN(tokenizer_of_a_windows_text);
+    RUN(settings_of_a_tokenizer);
     RUN(merge_lora);
     RUN(classifiers_are_not_dropped);
     RUN(convert_to_a_mix);
+    RUN(convert_what_has_no_blocks);
     RUN(array_of_a_file);
     RUN(help);
     RUN(errors);

@@ -16,9 +16,10 @@ static ml_result step_and_wait(ml_trainer *trainer, ml_error *error);
 #undef main
 
 /* A model that learns in milliseconds. */
-#define SMALL                                                                                                \
-    " --vocab_size 300 --dim 16 --n_layers 1 --context 32 --rows 4 --steps 60 --warmup 5 --every 10"         \
-    " --lr 0.02 --validation 0.1 --prompt=Tom"
+#define TINY                                                                                                 \
+    " --vocab_size 300 --dim 16 --n_layers 1 --context 32 --rows 4 --warmup 5 --every 10 --lr 0.02"          \
+    " --prompt=Tom"
+#define SMALL TINY " --steps 60 --validation 0.1"
 
 static int wait_after_step; /* a run waits there until it is interrupted; 0: nowhere */
 static int largest_file;    /* bytes that a run may write into a file, as on a full disk; 0: any number */
@@ -98,16 +99,31 @@ static int trains(const char *arguments) {
     return 0;
 }
 
-/* A run that gets a signal after a step, when it has told of the tenth before. */
-static void pretrain_until(const char *arguments, int step, int signal_number) {
-    char progress[32];
+/* The same for an OUTPUT that has a run. */
+static int trains_anew(const char *arguments) {
+    char checkpoint[64];
+    const char *output = strstr(arguments, "--output ") + strlen("--output ");
+    snprintf(checkpoint, sizeof checkpoint, "%.*s.train", (int)strcspn(output, " "), output);
+    CHECK(remove(checkpoint) == 0);
+    return trains(arguments);
+}
+
+/* A run that waits after a step. */
+static pid_t start_and_wait(const char *arguments, int step) {
     struct stat about;
-    snprintf(progress, sizeof progress, "step %d of 60", (step - 1) / 10 * 10);
     wait_after_step = step;
     pid_t pid = start(arguments);
     wait_after_step = 0;
     for (int waited = 0; stat("waiting", &about) != 0 && waited < 30000; waited++) pause_a_millisecond();
     rmdir("waiting");
+    return pid;
+}
+
+/* A run that gets a signal after a step, when it has told of the tenth before. */
+static void pretrain_until(const char *arguments, int step, int signal_number) {
+    char progress[32];
+    snprintf(progress, sizeof progress, "step %d of 60", (step - 1) / 10 * 10);
+    pid_t pid = start_and_wait(arguments, step);
     if (pid > 0) kill(pid, signal_number);
     finish(pid);
     CHECK(strstr(said, progress) != NULL);
@@ -491,7 +507,7 @@ TEST(keeps_text_back) {
     REQUIRE(trains("stories.txt --output kept.gguf" SMALL));
     CHECK(read_counts(&n_train, &n_kept));
     CHECK_NEAR(n_kept, n_train / 9.0, 0, 0.1);
-    REQUIRE(trains("single.txt --output kept.gguf" SMALL " --vocab_size 280"));
+    REQUIRE(trains_anew("single.txt --output kept.gguf" SMALL " --vocab_size 280"));
     CHECK(read_counts(&n_train, &n_kept));
     CHECK_NEAR(n_kept, n_train / 9.0, 0, 0.1);
     char few[400] = ""; /* of many files as of one: with 8 of 2 texts each, 1 or 2 of the 16 */
@@ -504,16 +520,18 @@ TEST(keeps_text_back) {
         snprintf(few + strlen(few), sizeof few - strlen(few), "%s ", name);
     }
     strcat(few, "--output kept.gguf" SMALL " --vocab_size 280");
-    REQUIRE(trains(few));
+    REQUIRE(trains_anew(few));
     CHECK(read_counts(&n_train, &n_kept));
     CHECK(n_kept * 10 > n_train / 2 && n_kept * 6 < n_train);
-    REQUIRE(trains("stories.txt --output kept.gguf" SMALL " --validation 0"));
+    REQUIRE(trains_anew("stories.txt --output kept.gguf" SMALL " --validation 0"));
     CHECK(read_counts(&n_train, &n_kept) && n_kept == 0);
     CHECK(!strstr(said, "kept back 0.") && !strstr(said, "nan"));
     int n_tight = 0; /* white space around a separator does not make it a text */
-    REQUIRE(trains("tight.txt --model small.gguf --output kept.gguf" SMALL " --context 4 --validation 0"));
+    REQUIRE(
+        trains_anew("tight.txt --model small.gguf --output kept.gguf" SMALL " --context 4 --validation 0"));
     CHECK(read_counts(&n_tight, &n_kept));
-    REQUIRE(trains("spaced.txt --model small.gguf --output kept.gguf" SMALL " --context 4 --validation 0"));
+    REQUIRE(
+        trains_anew("spaced.txt --model small.gguf --output kept.gguf" SMALL " --context 4 --validation 0"));
     CHECK(read_counts(&n_train, &n_kept) && n_train == n_tight);
 }
 
@@ -528,10 +546,10 @@ TEST(keeps_back_the_same_texts) {
         fprintf(file, "\n<|endoftext|>\n");
     }
     fclose(file);
-    REQUIRE(trains("doubling.txt --model small.gguf --output kept.gguf" SMALL " --validation 0.25"));
+    REQUIRE(trains_anew("doubling.txt --model small.gguf --output kept.gguf" SMALL " --validation 0.25"));
     CHECK(read_counts(&n_train, &n_kept));
-    REQUIRE(
-        trains("doubling.txt doubling.txt --model small.gguf --output kept.gguf" SMALL " --validation 0.25"));
+    REQUIRE(trains_anew("doubling.txt doubling.txt --model small.gguf --output kept.gguf" SMALL
+                        " --validation 0.25"));
     CHECK(read_counts(&twice_train, &twice_kept));
     CHECK(twice_kept == 2 * n_kept && twice_train == 2 * n_train);
 }
@@ -564,7 +582,7 @@ TEST(threads_change_no_bit) {
     CHECK(same_bytes("one.gguf", "two.gguf"));
     CHECK(same_bytes("one.gguf.train", "two.gguf.train"));
     CHECK(same_bytes("one.gguf.csv", "two.gguf.csv"));
-    REQUIRE(trains("stories.txt --output two.gguf --threads 2 --seed 2" WIDE));
+    REQUIRE(trains_anew("stories.txt --output two.gguf --threads 2 --seed 2" WIDE));
     CHECK(!same_bytes("one.gguf", "two.gguf")); /* or the bytes would say nothing */
 }
 
@@ -587,8 +605,7 @@ TEST(interrupted_and_resumed) {
     check_model("stopped.gguf", ML_F32);
     CHECK(exists("stopped.gguf.train") && !same_bytes("stopped.gguf", "small.gguf"));
     pretrain(STOPPED);
-    CHECK(status == 1 &&
-          strstr(complained, "stopped.gguf.train has this run up to step 25: --resume goes on"));
+    CHECK(status == 1 && strstr(complained, "stopped.gguf.train has a run of 25 steps: --resume goes on"));
     pretrain_until(STOPPED " --resume", 47, SIGTERM);
     CHECK(status == 128 + SIGTERM && strstr(said, "stopped at step 47") && strstr(said, "--resume"));
     REQUIRE(trains(STOPPED " --resume"));
@@ -596,6 +613,48 @@ TEST(interrupted_and_resumed) {
     check_as_if_undisturbed();
     REQUIRE(trains(STOPPED " --resume")); /* where nothing is left to do */
     check_as_if_undisturbed();
+}
+
+/* A finished run is not begun again over what it has left, by the same command or another. */
+TEST(earlier_runs_are_spared) {
+    static const char *const ends[] = {"", ".train", ".csv", ".svg"};
+    static const char *const others[] = {"", " --lr 0.01", " --steps 20", " --steps 900"};
+    char path[2][64], arguments[400];
+    for (int i = 0; i < 4; i++) {
+        snprintf(path[0], sizeof path[0], "stopped.gguf%s", ends[i]);
+        snprintf(path[1], sizeof path[1], "kept%s.copy", ends[i]);
+        copy_file(path[0], path[1]);
+    }
+    for (int k = 0; k < 4; k++) {
+        snprintf(arguments, sizeof arguments, STOPPED "%s", others[k]);
+        pretrain(arguments);
+        CHECK(status == 1 && strstr(complained, "stopped.gguf.train has a run of 60 steps"));
+        for (int i = 0; i < 4; i++) {
+            snprintf(path[0], sizeof path[0], "stopped.gguf%s", ends[i]);
+            snprintf(path[1], sizeof path[1], "kept%s.copy", ends[i]);
+            CHECK(same_bytes(path[0], path[1]));
+        }
+    }
+}
+
+/* Of two runs at once, from the beginning and resumed, that which saves later says so, and saves nothing. */
+TEST(two_runs_at_once) {
+#define TWICE "stories.txt --output twice.gguf" SMALL
+    pid_t late = start_and_wait(TWICE, 25);
+    CHECK(trains(TWICE));
+    for (int i = 0; i < 2; i++) {
+        if (late > 0) kill(late, SIGTERM);
+        finish(late);
+        CHECK(status == 1 && strstr(complained, "twice.gguf.train: another program wrote it meanwhile"));
+        CHECK(!strstr(complained, "the state after step"));
+        CHECK(same_bytes("twice.gguf", "small.gguf") && same_bytes("twice.gguf.train", "small.gguf.train"));
+        CHECK(same_bytes("twice.gguf.csv", "small.gguf.csv") && count_files(".tmp") == 0);
+        if (i) break;
+        remove("twice.gguf.train");
+        pretrain_until(TWICE, 25, SIGTERM);
+        late = start_and_wait(TWICE " --resume", 35);
+        CHECK(trains(TWICE " --resume"));
+    }
 }
 
 /* A run goes on with the text and the shape it began with; with other rates, and says so. Any text may be measured. */
@@ -685,7 +744,7 @@ TEST(context_of_the_model) {
     CHECK(read_counts(&n_train, &n_kept));
     REQUIRE(read_progress(&p, 1) == 1);
     CHECK(p.steps == 2 * n_train / (4 * 32) + 1);
-    REQUIRE(trains("others.txt --tokenizer small.gguf --output far.gguf" SMALL));
+    REQUIRE(trains_anew("others.txt --tokenizer small.gguf --output far.gguf" SMALL));
     CHECK(same_tokenizers("far.gguf", "small.gguf"));
 }
 
@@ -697,7 +756,7 @@ TEST(any_bytes) {
     CHECK(read_counts(&n_train, &n_kept) && n_train >= 4000);
     for (int i = 0; i < 8192; i++) bytes[i] = (unsigned char)(i * 89 + i / 251);
     write_bytes("noise.bin", bytes, sizeof bytes);
-    REQUIRE(trains("noise.bin --output bytes.gguf" SMALL " --vocab_size 360"));
+    REQUIRE(trains_anew("noise.bin --output bytes.gguf" SMALL " --vocab_size 360"));
 }
 
 /* A text as Windows and old Macs write it, with a byte order mark or not, is the same text. */
@@ -708,13 +767,14 @@ TEST(texts_of_other_systems) {
     REQUIRE(text && marked);
     for (int i = 0; i < 2; i++) {
         write_stories("foreign.txt", 80, 0, line_ends[i]);
-        REQUIRE(trains("foreign.txt --output foreign.gguf" SMALL));
+        REQUIRE(i ? trains_anew("foreign.txt --output foreign.gguf" SMALL)
+                  : trains("foreign.txt --output foreign.gguf" SMALL));
         CHECK(same_bytes("foreign.gguf", "small.gguf"));
     }
     memcpy(marked, "\xef\xbb\xbf", 3);
     memcpy(marked + 3, text, n);
     write_bytes("foreign.txt", marked, n + 3);
-    REQUIRE(trains("foreign.txt --output foreign.gguf" SMALL));
+    REQUIRE(trains_anew("foreign.txt --output foreign.gguf" SMALL));
     CHECK(same_bytes("foreign.gguf", "small.gguf"));
     free(text);
     free(marked);
@@ -752,6 +812,27 @@ TEST(smaller_types) {
     check_model("half.gguf", ML_F16);
     CHECK(size_of("half.gguf") < size_of("small.gguf"));
     CHECK(same_bytes("half.gguf.train", "small.gguf.train"));
+}
+
+/* Q4_0 needs rows of whole blocks: of 16 numbers none are, and the second matrix of the feed-forward layer has 64. */
+TEST(types_that_rows_do_not_fill) {
+    pretrain("stories.txt --output halves.gguf --type Q4_0" SMALL " --hidden_dim 64");
+    CHECK(status == 0 &&
+          strcmp(complained, "7 of 8 matrices become F16: their rows are not multiples of 32\n") == 0);
+    check_model("halves.gguf", ML_F16);
+    REQUIRE(trains("--steps 0 --model small.gguf --type Q4_0 --validation_text others.txt"));
+}
+
+/* A rate that rises for longer than a run lasts is one that is not reached: not by default, and otherwise it is said. */
+TEST(warmup_of_a_short_run) {
+#define SHORT_RUN                                                                                            \
+    "stories.txt --vocab_size 300 --dim 16 --n_layers 1 --context 32 --rows 4 --validation 0.1 --output "
+    REQUIRE(trains(SHORT_RUN "warm.gguf --steps 50"));
+    REQUIRE(trains(SHORT_RUN "warm5.gguf --steps 50 --warmup 5"));
+    CHECK(same_bytes("warm.gguf", "warm5.gguf"));
+    pretrain(SHORT_RUN "cold.gguf --steps 20 --warmup 20");
+    CHECK(status == 0 && strcmp(complained, "--warmup: 20 of 20 steps: the rate does not reach --lr\n") == 0);
+    REQUIRE(trains(SHORT_RUN "late.gguf --steps 20 --warmup 19"));
 }
 
 TEST(help_is_no_error) {
@@ -801,8 +882,9 @@ TEST(wrong_texts) {
     refuses_also("utf16.txt", "utf16.txt: the text is UTF-16: save it as UTF-8");
     refuses_also("stories.txt absent.txt", "absent.txt: No such file");
     refuses_also("empty.txt", "empty.txt: is empty");
-    refuses_also("stories.txt --validation_text empty.txt", "empty.txt: is empty");
-    refuses_also("stories.txt --validation_text absent.txt", "absent.txt: No such file");
+    refuses("--output valued.gguf" TINY " stories.txt --validation_text empty.txt", "empty.txt: is empty");
+    refuses("--output valued.gguf" TINY " stories.txt --validation_text absent.txt",
+            "absent.txt: No such file");
     refuses_also("separators.txt", "tokenizer: the text fills no vocabulary of 300 pieces");
     refuses_also("separators.txt --model small.gguf", "training text: fewer than two tokens");
     refuses_also("one.txt", "tokenizer: the text fills no vocabulary");
@@ -810,8 +892,15 @@ TEST(wrong_texts) {
     refuses_also("one.txt --model small.gguf --validation 0", "training text: shorter than one row");
     refuses_also("zeros.bin", "tokenizer: the text fills no vocabulary");
     refuses_also("stories.txt --context 30000", "training text: shorter than one row");
-    refuses_also("stories.txt --steps 0 --validation 0", "--steps 0: no text is kept back");
+    refuses_also("stories.txt --steps 0 --model small.gguf --validation 0",
+                 "--steps 0: no text is kept back");
     refuses_also("--steps 0 --model small.gguf", "--steps 0: no text is kept back");
+}
+
+/* The same for what argv alone says. */
+static void refuses_option(const char *arguments, const char *words) {
+    refuses_also(arguments, words);
+    CHECK(status == 2);
 }
 
 TEST(wrong_options) {
@@ -840,9 +929,24 @@ TEST(wrong_options) {
     refuses_also("stories.txt --threads 0", "--threads goes from 1");
     refuses_also("stories.txt --lr 0", "--lr: must be above 0");
     refuses_also("stories.txt --epochs 0", "--epochs: must be above 0");
-    refuses_also("stories.txt --steps -1 --epochs 1e30", "--epochs: that is too many steps");
+    refuses("stories.txt --output valued.gguf" TINY " --epochs 1e30", "--epochs: that is too many steps");
     refuses_also("stories.txt --type I8", "--type is F32, F16");
-    refuses_also("stories.txt --output x.pt", "--output: is a GGUF: call it .gguf");
+    refuses_option("stories.txt --output x.pt", "--output: is a GGUF: call it .gguf");
+}
+
+/* What would be ignored, or taken for something else. */
+TEST(options_that_are_no_help) {
+    value_a_file();
+    refuses_option("stories.txt --epochs 2", "--steps or --epochs is given, not both");
+    refuses_option("stories.txt --validation_text others.txt", "--validation or --validation_text is given");
+    refuses_option("stories.txt --steps -1", "--steps goes from 0 to 2147483647, not -1");
+    refuses_option("stories.txt --final_lr -1", "--final_lr goes from 0 to 0.0");
+    refuses_option("stories.txt --every 0", "--every goes from 1 to 2147483647, not 0");
+    refuses_option("stories.txt --steps 0", "--steps 0 measures what --model or --resume names");
+    refuses_option("stories.txt --seed --resume", "--seed needs a value (--seed=--resume if that is it)");
+    refuses_option("stories.txt --output --lr=1", "--output needs a value (--output=--lr=1 if that is it)");
+    pretrain("stories.txt --steps 0 --model small.gguf --validation 0.1 --prompt=--resume --output --x.gguf");
+    CHECK(status == 0 && !*complained);
 }
 
 TEST(wrong_shapes) {
@@ -891,12 +995,12 @@ TEST(wrong_files) {
     refuses_also("stories.txt --output hard.txt", "--output: hard.txt is also read");
     refuses_also("stories.txt --model small.gguf --output small.gguf", "small.gguf is also read (--model)");
     refuses_also("small.gguf.csv --output small.gguf", "small.gguf.csv is also read (a text)");
-    refuses_also("stories.txt --validation_text small.gguf.tmp --output small.gguf", "--validation_text");
+    refuses("stories.txt --validation_text small.gguf.tmp --output small.gguf" TINY, "(--validation_text)");
     memset(name, 'x', sizeof name);
     name[sizeof name - 1] = 0;
     snprintf(all, sizeof all, "stories.txt --output %s", name);
     refuses_also(all, "--output: is empty or too long");
-    refuses_also("stories.txt --output=", "--output: is empty or too long");
+    refuses_option("stories.txt --output=", "--output: is empty or too long");
 }
 
 /* Shows before anything is read, and leaves no file. */
@@ -908,7 +1012,8 @@ TEST(output_is_a_folder) {
     refuses("stories.txt --output picture.gguf" SMALL, "picture.gguf.svg cannot be written: Is a directory");
 }
 
-/* A model that is broken fails at the first step: nothing is saved over what is there, or said to be. */
+/* A model that is broken fails at the first step: nothing is saved over what is there, the curve of an earlier run
+   included, or said to be. */
 TEST(loss_is_not_finite) {
     ml_model_load_desc desc = {0};
     ml_model *model = NULL;
@@ -921,10 +1026,12 @@ TEST(loss_is_not_finite) {
     for (size_t i = 0; i < model->tensors[1].cols; i++) norm[i] = 3e38f;
     CHECK(ml_model_save(model, "broken.gguf", NULL, NULL) == ML_OK);
     ml_model_free(model);
+    copy_file("valued.gguf", "valued.gguf.csv");
     pretrain("stories.txt --model broken.gguf --output valued.gguf" SMALL);
     CHECK(status == 1 && strstr(complained, "the loss is not finite"));
     CHECK(!strstr(complained, "the state after step") && !exists("valued.gguf.train"));
     CHECK(same_bytes("valued.gguf", "valued.copy") && count_files(".tmp") == 0);
+    CHECK(same_bytes("valued.gguf.csv", "valued.copy"));
 }
 
 /* ---- a full disk ---- */
@@ -981,6 +1088,8 @@ int main(void) {
     RUN(nothing_kept_back);
     RUN(threads_change_no_bit);
     RUN(interrupted_and_resumed);
+    RUN(earlier_runs_are_spared);
+    RUN(two_runs_at_once);
     RUN(resumed_with_other_settings);
     RUN(killed_and_resumed);
     RUN(model_goes_on_learning);
@@ -991,9 +1100,12 @@ int main(void) {
     RUN(text_from_a_pipe);
     RUN(as_many_threads_as_openmp_says);
     RUN(smaller_types);
+    RUN(types_that_rows_do_not_fill);
+    RUN(warmup_of_a_short_run);
     RUN(help_is_no_error);
     RUN(wrong_texts);
     RUN(wrong_options);
+    RUN(options_that_are_no_help);
     RUN(wrong_shapes);
     RUN(wrong_checkpoints);
     RUN(wrong_files);

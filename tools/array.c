@@ -36,7 +36,7 @@ int main(int argc, char **argv) {
     const char *name = argv[2];
     size_t n = 0;
     if (!is_name(name))
-        return !complain("\"%s\" is not a name in C: letters, _ and digits, no digit first", name);
+        return complain("\"%s\" is not a name in C: letters, _ and digits, no digit first", name), 2;
     if (!outputs_ready(&out, 1, &in, 1)) return 1;
     char *data = file_read(in.path, &n);
     int ok = data && (n || complain("%s is empty", in.path)) &&

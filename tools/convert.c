@@ -102,6 +102,7 @@ static int convert(const settings *s) {
     int ok = find_head(s, model, &head);
     ml_save_desc save = {format_of(out), type, s->name, head};
     ok = ok && merge(s, model) && loaded(out, ml_model_save(model, out, &save, &error), &error);
+    if (ok) say_halves(model, type);
     if (ok && save.format != ML_GGUF && model->tokenizer)
         fprintf(stderr, "the tokenizer is not in %s: copy its file there, or use --tokenizer\n", out);
     if (ok && save.format == ML_GGUF && !model->tokenizer && has_other_tokenizer(in, &error))

@@ -329,10 +329,15 @@ static int show(const settings *s, char (*paths)[4096]) {
     return ok;
 }
 
-/* Whether there is a text, all files can be written, and none is one that is read. */
-static int files_ready(const settings *s, char (*paths)[4096]) {
+static int check_settings(const settings *s) {
+    if (s->top < 1 || s->top > MAX_TOP || s->max_tokens < 1 || s->threads < 1)
+        return complain("--top must be 1 to %d, --max_tokens and --threads 1 or more", (int)MAX_TOP);
     if (!*s->words[1]) return complain("the text is empty");
-    if (!*s->out) return complain("--out: the file's name is empty");
+    return *s->out || complain("--out: the file's name is empty");
+}
+
+/* Whether all files can be written, and none is one that is read. */
+static int files_ready(const settings *s, char (*paths)[4096]) {
     const used_file inputs[] = {{"MODEL", s->words[0]}, {"--tokenizer", s->tokenizer}, {"--lora", s->lora}};
     used_file outputs[4] = {{"--out", s->out}, {"--csv", NULL}, {"--csv", NULL}, {"--csv", NULL}};
     for (int i = 0; i < 3 && s->csv; i++) {
@@ -363,7 +368,6 @@ int main(int argc, char **argv) {
         options_print(s.help ? stdout : stderr, options, n_options);
         return s.help ? 0 : 2;
     }
-    if (s.top < 1 || s.top > MAX_TOP || s.max_tokens < 1 || s.threads < 1)
-        return !complain("--top must be 1 to %d, --max_tokens and --threads 1 or more", (int)MAX_TOP);
+    if (!check_settings(&s)) return 2;
     return !(files_ready(&s, paths) && show(&s, paths) && output_written());
 }

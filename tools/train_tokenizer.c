@@ -63,6 +63,17 @@ static int report(const bpe_vocabulary *v, const unsigned char *model, size_t si
     return 1;
 }
 
+/* Zeros in the description would be bpe_train's defaults. */
+static int check_settings(settings *s) {
+    if (!isnan(s->coverage)) {
+        if (!(s->coverage > 0 && s->coverage <= 1))
+            return complain("--character-coverage is above 0 and at most 1, not %g", (double)s->coverage);
+        s->desc.character_coverage = (double)s->coverage;
+    }
+    return (s->desc.max_piece_chars >= 1 && s->desc.max_piece_chars <= BPE_MAX_WORD) ||
+           complain("--max-piece-chars is 1 to %d, not %d", BPE_MAX_WORD, s->desc.max_piece_chars);
+}
+
 /* 0, or the exit status after saying what is wrong. */
 static int parse(settings *s, int argc, char **argv) {
     const option options[] = {
@@ -83,10 +94,9 @@ static int parse(settings *s, int argc, char **argv) {
     while (s->n_paths < MAX_TEXTS && s->paths[s->n_paths]) s->n_paths++;
     if (s->desc.vocab_size <= 0)
         return complain("--vocab_size N, above 259, is needed"), fputs(usage, stderr), 2;
-    if (!s->output) return complain("--output FILE is needed"), fputs(usage, stderr), 2;
+    if (!s->output || !*s->output) return complain("--output FILE is needed"), fputs(usage, stderr), 2;
     if (!s->n_paths) return complain("no TEXT is given"), fputs(usage, stderr), 2;
-    s->desc.character_coverage = (double)s->coverage;
-    return 0;
+    return check_settings(s) ? 0 : 2;
 }
 
 static int train(const settings *s, const bpe_text *texts, size_t n_texts) {
@@ -94,8 +104,11 @@ static int train(const settings *s, const bpe_text *texts, size_t n_texts) {
     size_t size;
     bpe_vocabulary *v = bpe_train(&s->desc, texts, n_texts, error, sizeof error);
     unsigned char *model = v ? bpe_write(v, &size, error, sizeof error) : NULL;
+    const char *hint = strstr(error, "pieces is too small")
+                           ? " (a lower --character-coverage leaves out rare characters)"
+                           : "";
     int ok = model ? file_write(s->output, model, size) && report(v, model, size, texts, n_texts)
-                   : complain("%s", error);
+                   : complain("%s%s", error, hint);
     free(model);
     bpe_free(v);
     return ok;
@@ -109,7 +122,7 @@ static int files_ready(const settings *s) {
 }
 
 int main(int argc, char **argv) {
-    static settings s;
+    static settings s = {.desc = {.max_piece_chars = 16}, .coverage = NAN};
     bpe_text texts[MAX_TEXTS];
     int n_read = 0, status = parse(&s, argc, argv);
     if (status || s.help) return status;

@@ -45,6 +45,29 @@ static int files_ready(const settings *s) {
     return outputs_ready(&output, 1, inputs, 2) && models_spared(&output, 1, inputs, 1);
 }
 
+static int check_settings(const settings *s) {
+    if (!(s->megabytes > 0 && s->megabytes <= 1e9f) || !(s->sampler.temperature > 0) ||
+        !(s->sampler.top_p >= 0 && s->sampler.top_p <= 1))
+        return complain(
+            "--megabytes is above 0 and at most 1e9, --temperature above 0 (at 0 all texts are the "
+            "same), --top_p 0 to 1");
+    return !s->output || *s->output || complain("--output: the file's name is empty");
+}
+
+/* A file is replaced only when the texts are complete. */
+static int write_out(const settings *s, ml_session *session, ml_generate_desc *desc) {
+    writer out = {stdout, 0};
+    whole_file file;
+    if (s->output && !whole_file_begin(&file, s->output)) return 0;
+    if (s->output) out.file = file.to;
+    desc->user = &out;
+    int ok = write_all(session, desc, &out, (long long)((double)s->megabytes * 1e6), s->separator);
+    if (!s->output) return ok && output_written();
+    if (ok) return whole_file_end(&file);
+    whole_file_drop(&file);
+    return 0;
+}
+
 static int write_stories(const settings *s) {
     ml_model_load_desc load = {0};
     ml_generate_desc desc = {0};
@@ -52,10 +75,6 @@ static int write_stories(const settings *s) {
     ml_session *session = NULL;
     ml_random random;
     ml_error error;
-    writer out = {stdout, 0};
-    if (!(s->megabytes > 0 && s->megabytes <= 1e9f) || !(s->sampler.temperature >= 0) ||
-        !(s->sampler.top_p >= 0 && s->sampler.top_p <= 1))
-        return complain("--megabytes is above 0 and at most 1e9, --temperature 0 or more, --top_p 0 to 1");
     if (!files_ready(s)) return 0;
     ml_random_seed(&random, (uint64_t)s->seed);
     load.tokenizer = s->tokenizer;
@@ -63,14 +82,9 @@ static int write_stories(const settings *s) {
     desc.sampler = s->sampler;
     desc.sampler.random = &random;
     desc.on_token = write_token;
-    desc.user = &out;
     int ok = loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error) &&
              (model->tokenizer || complain("%s has no tokenizer; see --tokenizer", s->model)) &&
-             succeeded(ml_session_new(model, NULL, &session, &error), &error);
-    if (ok && s->output && !(out.file = system_open(s->output, "wb"))) ok = whole_file_failed(s->output);
-    ok = ok && write_all(session, &desc, &out, (long long)((double)s->megabytes * 1e6), s->separator);
-    if (out.file && fclose(out.file) != 0 && ok)
-        ok = whole_file_failed(s->output ? s->output : "standard output");
+             succeeded(ml_session_new(model, NULL, &session, &error), &error) && write_out(s, session, &desc);
     ml_session_free(session);
     ml_model_free(model);
     return ok;
@@ -82,7 +96,7 @@ int main(int argc, char **argv) {
         {"--output", OPTION_TEXT, &s.output, "where to write (standard output)"},
         {"--megabytes", OPTION_FLOAT, &s.megabytes, "how much (1)"},
         {"--seed", OPTION_INT, &s.seed, "of the random choices (1)"},
-        {"--temperature", OPTION_FLOAT, &s.sampler.temperature, "as in run_llama (1)"},
+        {"--temperature", OPTION_FLOAT, &s.sampler.temperature, "above 0, as in run_llama (1)"},
         {"--top_p", OPTION_FLOAT, &s.sampler.top_p, "as in run_llama (off)"},
         {"--tokenizer", OPTION_TEXT, &s.tokenizer, "for a model that has none"},
         {"--separator", OPTION_TEXT, &s.separator, "the line between two texts (<|endoftext|>)"},
@@ -95,5 +109,6 @@ int main(int argc, char **argv) {
         options_print(s.help ? stdout : stderr, options, n_options);
         return s.help ? 0 : 2;
     }
+    if (!check_settings(&s)) return 2;
     return !write_stories(&s);
 }

@@ -145,6 +145,7 @@ make_file() { # file command
         case $2 in *"{$need}"*) [ -n "$value" ] || { echo "$1 is left out: $need was not given"; return 3; } ;; esac
     done
     command=$(filled "$2" | sed "s|{FILE}|$part|g")
+    rm -f "$part" "$part".* # of a process of this number that was killed: pretrain begins no run over another
     echo "$command"
     # shellcheck disable=SC2086 # a command is words
     $command > "$log" 2>&1 </dev/null || { echo "failed: see $log" >&2; return 1; }

@@ -42,9 +42,8 @@ static inline int curve_read(curve *c, const char *path, double last_step) {
     return 1;
 }
 
-/* Begins a CSV, or with last_step >= 0 continues one: its lines up to that step are kept. */
-static inline int curve_open(curve *c, const char *path, double last_step) {
-    if (last_step >= 0 && !curve_read(c, path, last_step)) return 0;
+/* Begins a CSV with the points so far, in place of what was there. */
+static inline int curve_begin(const curve *c, const char *path) {
     whole_file whole;
     if (!whole_file_begin(&whole, path)) return 0;
     fprintf(whole.to, "step,loss,kept_back\n");

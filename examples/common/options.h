@@ -109,7 +109,10 @@ static inline int option_read(int argc, char **argv, int *at, const option *opti
     }
     if (equals) return option_set(o, equals + 1);
     if (*at + 1 == argc) return fprintf(stderr, "%s needs a value\n", o->name), 0;
-    return option_set(o, argv[++*at]);
+    const char *value = argv[++*at];
+    if (strncmp(value, "--", 2) == 0 && option_of(value, options, n))
+        return fprintf(stderr, "%s needs a value (%s=%s if that is it)\n", o->name, o->name, value), 0;
+    return option_set(o, value);
 }
 
 /* Does argv, which options_read has accepted, give the option of this name? */

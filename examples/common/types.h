@@ -43,4 +43,17 @@ static inline const char *saved_types(char list[TYPE_LIST_SIZE]) {
     return list;
 }
 
+/* Says which matrices of a model are not saved as a quantized type: a row is cut into blocks of 32 numbers at least. */
+static inline void say_halves(const ml_model *model, ml_type type) {
+    int n = 0, n_halves = 0;
+    for (int i = 0; i < model->n_tensors && ml_type_block(type) > 1; i++) {
+        const ml_tensor *t = &model->tensors[i];
+        if (!t->data || t->rows < 2 || (i && t->data == model->tensors[0].data))
+            continue; /* a vector, or a tied output */
+        n++, n_halves += t->cols % 32 != 0;
+    }
+    if (n_halves)
+        fprintf(stderr, "%d of %d matrices become F16: their rows are not multiples of 32\n", n_halves, n);
+}
+
 #endif

@@ -5,7 +5,8 @@
 
    It learns a tokenizer, holds out some text for validation, trains, and occasionally writes a sample. Next to
    OUTPUT it leaves OUTPUT.train (the whole state: run again with --resume to continue), OUTPUT.csv and OUTPUT.svg
-   (the loss). Ctrl-C saves and stops. */
+   (the loss). Ctrl-C saves and stops. Where OUTPUT.train is there already, a new run is refused: take --resume, or
+   remove it. */
 #include <signal.h>
 #include "pretrain.h"
 #include "../common/options.h"
@@ -22,11 +23,11 @@ static run r = {.set = {.output = "pretrained.gguf",
                         .n_heads = 4,
                         .context = 256,
                         .rows = 16,
-                        .steps = -1,
+                        .steps = INT_MIN, /* as --epochs says */
                         .epochs = 3,
                         .lr = 0.002f,
-                        .final_lr = -1,
-                        .warmup = 100,
+                        .final_lr = NAN,   /* depends on lr */
+                        .warmup = INT_MIN, /* depends on steps */
                         .weight_decay = 0.1f,
                         .clip = 1,
                         .validation = 0.02f,
@@ -50,10 +51,10 @@ static const option options[] = {
     {"--context", OPTION_INT, &r.set.context, "tokens of a row (256)"},
     {"--rows", OPTION_INT, &r.set.rows, "rows of a batch (16)"},
     {"--steps", OPTION_INT, &r.set.steps, "steps in all (as --epochs says); 0: only measure"},
-    {"--epochs", OPTION_FLOAT, &r.set.epochs, "passes over the text (3)"},
+    {"--epochs", OPTION_FLOAT, &r.set.epochs, "or passes over the text (3)"},
     {"--lr", OPTION_FLOAT, &r.set.lr, "highest learning rate (0.002)"},
     {"--final_lr", OPTION_FLOAT, &r.set.final_lr, "the last one (lr / 20)"},
-    {"--warmup", OPTION_INT, &r.set.warmup, "steps until lr is reached (100)"},
+    {"--warmup", OPTION_INT, &r.set.warmup, "steps until lr is reached (100, or a tenth of fewer than 1000)"},
     {"--weight_decay", OPTION_FLOAT, &r.set.weight_decay, "of the matrices (0.1)"},
     {"--clip", OPTION_FLOAT, &r.set.clip, "largest norm of the gradient (1)"},
     {"--validation", OPTION_FLOAT, &r.set.validation, "share of the texts that is kept back (0.02)"},
@@ -74,7 +75,7 @@ enum { N_OPTIONS = sizeof options / sizeof *options };
 
 static int in_range(const char *name, double value, double least, double most) {
     return (value >= least && value <= most) ||
-           complain("%s goes from %.9g to %.9g, not %.9g", name, least, most, value);
+           complain("%s goes from %.10g to %.10g, not %.10g", name, least, most, value);
 }
 
 static int check_settings(const settings *set) {
@@ -82,29 +83,26 @@ static int check_settings(const settings *set) {
         !in_range("--dim", set->dim, 1, 1 << 16) || !in_range("--every", set->every, 1, INT_MAX) ||
         !in_range("--save_every", set->save_every, 1, INT_MAX) ||
         !in_range("--sample_every", set->sample_every, 0, INT_MAX) ||
-        !in_range("--warmup", set->warmup, 0, INT_MAX) ||
-        (set->steps != -1 && !in_range("--steps", set->steps, 0, INT_MAX)) ||
+        (set->warmup != INT_MIN && !in_range("--warmup", set->warmup, 0, INT_MAX)) ||
+        (set->steps != INT_MIN && !in_range("--steps", set->steps, 0, INT_MAX)) ||
         !in_range("--validation", (double)set->validation, 0, 0.999) ||
         !in_range("--weight_decay", (double)set->weight_decay, 0, 1e6) ||
         !in_range("--clip", (double)set->clip, 0, 1e6) || !in_range("--threads", set->threads, 1, 1024))
         return 0;
     if (!(set->lr > 0)) return complain("--lr: must be above 0");
-    if (set->final_lr != -1 && !in_range("--final_lr", (double)set->final_lr, 0, (double)set->lr)) return 0;
+    if (!isnan(set->final_lr) && !in_range("--final_lr", (double)set->final_lr, 0, (double)set->lr)) return 0;
     if (!(set->epochs > 0)) return complain("--epochs: must be above 0");
     char list[TYPE_LIST_SIZE];
     if (!saved_type(set->type)) return complain("--type is %s, not %s", saved_types(list), set->type);
+    if (set->steps == 0 && !set->model && !set->resume)
+        return complain("--steps 0 measures what --model or --resume names");
     return 1;
 }
 
-static int read_settings(int argc, char **argv, settings *set) {
-    if (!options_read(argc, argv, options, N_OPTIONS, set->texts, MAX_TEXTS)) return 0;
-    if (set->help || (!set->texts[0] && set->steps != 0)) {
-        fprintf(set->help ? stdout : stderr, "usage: pretrain TEXT... [options]\n");
-        options_print(set->help ? stdout : stderr, options, N_OPTIONS);
-        return 0;
-    }
-    if (set->threads == INT_MIN) set->threads = default_threads();
-    return check_settings(set);
+/* Of two options that set the same, one would be ignored. */
+static int are_alternatives(int argc, char **argv, const char *a, const char *b) {
+    return !option_given(argc, argv, options, N_OPTIONS, a) ||
+           !option_given(argc, argv, options, N_OPTIONS, b) || complain("%s or %s is given, not both", a, b);
 }
 
 /* The names of the files next to OUTPUT. */
@@ -118,6 +116,18 @@ static int name_files(void) {
     snprintf(r.csv, sizeof r.csv, "%s.csv", output);
     snprintf(r.svg, sizeof r.svg, "%s.svg", output);
     return 1;
+}
+
+static int read_settings(int argc, char **argv, settings *set) {
+    if (!options_read(argc, argv, options, N_OPTIONS, set->texts, MAX_TEXTS)) return 0;
+    if (set->help || (!set->texts[0] && set->steps != 0)) {
+        fprintf(set->help ? stdout : stderr, "usage: pretrain TEXT... [options]\n");
+        options_print(set->help ? stdout : stderr, options, N_OPTIONS);
+        return 0;
+    }
+    if (set->threads == INT_MIN) set->threads = default_threads();
+    return check_settings(set) && are_alternatives(argc, argv, "--steps", "--epochs") &&
+           are_alternatives(argc, argv, "--validation", "--validation_text") && name_files();
 }
 
 /* The files next to OUTPUT that a run writes, tried before it reads. With --resume it reads the checkpoint, too. */
@@ -178,17 +188,21 @@ static int encode_texts(void) {
     return 1;
 }
 
-/* The settings that depend on the data: steps from --epochs, the last learning rate. */
+/* The settings that depend on the data or on others: steps from --epochs, the warmup, the last learning rate. */
 static int finish_settings(settings *set) {
     double n = (double)set->rows * set->context; /* which the model may have made smaller */
     if (n > MAX_BATCH)
         return complain("--rows: and --context make a batch of more than %d tokens", MAX_BATCH);
-    if (set->steps < 0) {
+    if (set->steps == INT_MIN) {
         double steps = (double)set->epochs * (double)r.train.n / n + 1;
         if (steps > INT_MAX) return complain("--epochs: that is too many steps");
         set->steps = (int)steps;
     }
-    if (set->final_lr < 0) set->final_lr = set->lr / 20;
+    if (set->warmup == INT_MIN)
+        set->warmup = set->steps < 1000 ? set->steps / 10 : 100;
+    else if (set->steps && set->warmup >= set->steps)
+        fprintf(stderr, "--warmup: %d of %d steps: the rate does not reach --lr\n", set->warmup, set->steps);
+    if (isnan(set->final_lr)) set->final_lr = set->lr / 20;
     return 1;
 }
 
@@ -251,19 +265,13 @@ static int same_text(void) {
     return 1;
 }
 
-/* Whether --output has no unfinished run of these settings: hours of work are not replaced without a word. */
-static int spares_unfinished(void) {
-    ml_archive *archive = NULL;
-    int is_spared = 1;
-    if (r.set.resume || !r.set.steps || ml_archive_load(r.checkpoint, NULL, &archive, NULL)) return 1;
-    const ml_value *step = ml_archive_find_value(archive, "minillama.train.step");
-    const ml_value *how = ml_archive_find_value(archive, "minillama.train.progress.7");
-    if (step && how && step->i < r.set.steps && (uint64_t)how->i == hash_settings(&r.set))
-        is_spared =
-            complain("%s has this run up to step %lld: --resume goes on with it; remove it to begin again",
-                     r.checkpoint, (long long)step->i);
-    ml_archive_free(archive);
-    return is_spared;
+/* Whether --output has no run yet: hours of work are not replaced without a word. */
+static int spares_runs(void) {
+    uint64_t random;
+    int64_t step = r.set.resume || !r.set.steps ? -1 : read_checkpoint(r.checkpoint, &random);
+    return step < 1 || complain("%s has a run of %lld steps: --resume goes on with it, up to --steps; remove "
+                                "it to begin again",
+                                r.checkpoint, (long long)step);
 }
 
 /* Samples begin with a given --prompt that fits into the context, or where the default does not, with nothing. */
@@ -282,16 +290,17 @@ static int prompt_fits(int argc, char **argv) {
 }
 
 static int prepare(int argc, char **argv) {
-    if (!name_files() || !files_ready() || !read_texts() || !make_model(&r) || !same_shape(argc, argv) ||
-        !prompt_fits(argc, argv) || !encode_texts() || !finish_settings(&r.set) || !spares_unfinished())
+    if (!files_ready() || !spares_runs() || !read_texts() || !make_model(&r) || !same_shape(argc, argv) ||
+        !prompt_fits(argc, argv) || !encode_texts() || !finish_settings(&r.set))
         return 0;
+    if (r.set.steps) say_halves(r.model, saved_type(r.set.type));
     size_t n = (size_t)r.set.rows * (size_t)r.set.context;
     r.tokens = (int32_t *)malloc(n * sizeof *r.tokens);
     r.targets = (int32_t *)malloc(n * sizeof *r.targets);
     r.starts = (int32_t *)calloc((size_t)r.set.rows + 1, sizeof *r.starts);
     if (!r.tokens || !r.targets || !r.starts) return no_memory("a batch");
     if (!make_trainer(&r) || !same_text()) return 0;
-    return r.set.steps == 0 || curve_open(&r.losses, r.csv, r.set.resume ? (double)r.trainer->step : -1);
+    return r.set.steps == 0 || !r.set.resume || curve_read(&r.losses, r.csv, (double)r.trainer->step);
 }
 
 static void clean_up(void) {

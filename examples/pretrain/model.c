@@ -92,6 +92,17 @@ static ml_trainer_desc describe_trainer(const settings *set) {
     return desc;
 }
 
+int64_t read_checkpoint(const char *path, uint64_t *random) {
+    ml_archive *archive = NULL;
+    if (ml_archive_load(path, NULL, &archive, NULL)) return -1;
+    const ml_value *step = ml_archive_find_value(archive, "minillama.train.step");
+    const ml_value *state = ml_archive_find_value(archive, "minillama.train.progress.0");
+    int64_t at = step && state ? step->i : -1;
+    *random = state ? (uint64_t)state->i : 0;
+    ml_archive_free(archive);
+    return at;
+}
+
 int make_trainer(run *r) {
     ml_trainer_desc desc = describe_trainer(&r->set);
     ml_error error;
@@ -104,5 +115,6 @@ int make_trainer(run *r) {
     if (!r->set.resume) return 1;
     if (!loaded(r->checkpoint, ml_trainer_restore(r->trainer, r->checkpoint, &error), &error)) return 0;
     r->saved_at = r->trainer->step;
+    r->saved_random = r->trainer->progress[0];
     return 1;
 }

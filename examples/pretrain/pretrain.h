@@ -27,12 +27,15 @@ typedef struct run {
     curve losses;
     double began; /* seconds, at the first step since this start */
     int64_t began_at;
-    int64_t saved_at; /* the step of the last checkpoint of this run; -1: there is none */
+    int64_t saved_at;      /* the step of the last checkpoint of this run; -1: there is none */
+    uint64_t saved_random; /* and its random state, which no other run has there */
 } run;
 
 /* model.c: from --resume's checkpoint, from --model, or new; and its trainer */
 int make_model(run *r);
 int make_trainer(run *r);
+/* The step of a checkpoint and the beginning of its random state; -1: there is none. */
+int64_t read_checkpoint(const char *path, uint64_t *random);
 
 /* training.c: steps until the last, or until stop_training is called (by the handler of a signal of this number) */
 int train(run *r);

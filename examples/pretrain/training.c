@@ -108,12 +108,24 @@ static void print_sample(run *r) {
     ml_session_free(session);
 }
 
+/* Whether OUTPUT's checkpoint is still this run's last one: of two runs at once, each would replace what the other has
+   learned. One that was removed may be written again. */
+static int is_alone(run *r) {
+    uint64_t random = 0;
+    int64_t step = read_checkpoint(r->checkpoint, &random);
+    if (step < 1 || (step == r->saved_at && random == r->saved_random)) return 1;
+    r->saved_at = -1;
+    return complain("%s: another program wrote it meanwhile; give each its own --output", r->checkpoint);
+}
+
 /* The checkpoint, the model for its users, and the curve. */
 static int save_all(run *r) {
     ml_save_desc desc = {ML_GGUF, saved_type(r->set.type), NULL, NULL};
     ml_error error;
-    if (!loaded(r->checkpoint, ml_trainer_save(r->trainer, r->checkpoint, &error), &error)) return 0;
+    if (!is_alone(r) || !loaded(r->checkpoint, ml_trainer_save(r->trainer, r->checkpoint, &error), &error))
+        return 0;
     r->saved_at = r->trainer->step;
+    r->saved_random = r->trainer->progress[0];
     return loaded(r->set.output, ml_model_save(r->model, r->set.output, &desc, &error), &error) &&
            curve_svg(&r->losses, r->svg);
 }
@@ -150,6 +162,7 @@ static int take_steps(run *r) {
         float loss;
         if (!take_step(r, &loss)) return 0;
         int64_t step = r->trainer->step;
+        if (step == r->began_at + 1 && !curve_begin(&r->losses, r->csv)) return 0;
         int is_full = step % set->every == 0 || step == set->steps;
         if ((is_full || system_is_terminal(stdout)) && !report(r, loss, is_full)) return 0;
         if (set->sample_every && step % set->sample_every == 0 && step < set->steps) print_sample(r);

@@ -751,8 +751,7 @@ static int bpe_learn(bpe_trainer *t, const bpe_text *texts, size_t n_texts, char
     if (t->desc.vocab_size < 0 || (size_t)t->desc.vocab_size < least)
         return bpe_fail(error, error_size,
                         "a vocabulary of %d pieces is too small: <unk>, <s>, </s>, the 256 bytes and %lu "
-                        "characters "
-                        "of the text need %lu (a lower character coverage leaves out rare characters)",
+                        "characters of the text need %lu",
                         t->desc.vocab_size, (unsigned long)t->n_codes, (unsigned long)least),
                0;
     size_t wanted = (size_t)t->desc.vocab_size - least;
