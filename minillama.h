@@ -401,7 +401,9 @@ typedef enum ml_rope_kind {
     /* Llama 3.1: as YaRN, but those between are mixed by how often they turn, and nothing is multiplied */
     ML_ROPE_LLAMA3,
     /* Hugging Face's "dynamic": NTK with scale * n / original - (scale - 1) in place of scale, for a table of n
-       positions, if they are more than `original`; else theta. A session's table has its max_seq_len positions. */
+       positions, if they are more than `original`; else theta. A session's table has its max_seq_len positions; a
+       trainer's and ml_llama's default as many as the model's max_seq_len, or as max_row, or the longest row, if that
+       is more. */
     ML_ROPE_DYNAMIC,
     ML_ROPE_KINDS
 } ml_rope_kind;
@@ -3677,6 +3679,13 @@ static int mli_is_llama3(const ml_config *c, const float *factors) {
 
 /* The table of a model. */
 static void mli_model_rope(const ml_model *model, float *table, mli_positions of) {
+/* All of a table for rows of up to n positions: as long a context as the model's at least, so that with
+   ML_ROPE_DYNAMIC shorter rows are turned as in a session. */
+MLI_OPTIONAL mli_positions mli_positions_of(const ml_model *model, int n) {
+    mli_positions all = {0, n, MLI_MAX(n, model->config.max_seq_len)};
+    return all;
+}
+
     ml_rope_desc desc = mli_rope_desc_of(&model->config, model->rope_factors);
     mli_rope_defaults(&desc);
     mli_rope_table(table, of, &desc);
@@ -8034,7 +8043,8 @@ static int mli_accepts_keys_of(ml_graph *graph, const ml_llama_desc *desc, const
 /* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
 static ml_tensor mli_make_rope(mli_graph *g, const ml_model *model, size_t n_positions) {
     ml_tensor table = mli_result(g, n_positions, (size_t)mli_head_size(&model->config), 0);
-    if (!mli_measuring(g)) mli_model_rope(model, (float *)table.data, mli_all_positions((int)n_positions));
+    if (!mli_measuring(g))
+        mli_model_rope(model, (float *)table.data, mli_positions_of(model, (int)n_positions));
     return table;
 }
 
@@ -8763,7 +8773,7 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
     mli_list_trained(t);
     if (model->config.tied_output) t->tensors[MLI_OUTPUT].grad = t->tensors[MLI_TOKEN_EMBEDDING].grad;
     memset(o->moments, 0, o->n_numbers * 2 * sizeof *o->moments);
-    mli_model_rope(model, t->rope, mli_all_positions(t->desc.max_row));
+    mli_model_rope(model, t->rope, mli_positions_of(model, t->desc.max_row));
     t->shown.private_part = t;
     *trainer = &t->shown;
     ml_trainer_zero_gradients(*trainer);

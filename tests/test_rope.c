@@ -425,6 +425,67 @@ TEST(keys_of_another_length) {
     }
 }
 
+/* A model of 64 positions, trained for 16. */
+static ml_model *make_dynamic(void) {
+    ml_config c = base_config();
+    c.max_seq_len = 64, c.rope_kind = ML_ROPE_DYNAMIC, c.rope_original = 16, c.rope_scale = 2;
+    return make(c);
+}
+
+/* How long rows may be changes nothing: a trainer learns the network that a session computes. */
+TEST(dynamic_positions_of_a_trainer) {
+    ml_model *model = make_dynamic();
+    ml_session *session = open_session(model, 0, 0);
+    const int32_t *tokens = some_tokens();
+    ml_batch batch = {tokens, 8, NULL, 0, tokens + 1, NULL, 0};
+    ml_likelihood_desc desc;
+    ml_likelihood likelihood;
+    float loss[2] = {0, 0};
+    for (int i = 0; i < 2; i++) {
+        ml_trainer_desc train;
+        ml_trainer *trainer = NULL;
+        memset(&train, 0, sizeof train);
+        train.max_tokens = 64, train.max_row = i ? 64 : 8, train.adamw.lr = 1e-3f;
+        REQUIRE(ml_trainer_new(model, &train, &trainer, NULL) == ML_OK);
+        CHECK(ml_trainer_eval(trainer, &batch, NULL, &loss[i], NULL) == ML_OK);
+        ml_trainer_free(trainer);
+    }
+    CHECK(loss[0] == loss[1]);
+    memset(&desc, 0, sizeof desc);
+    desc.context_ids.ids = tokens, desc.context_ids.n = 1;
+    desc.continuation_ids.ids = tokens + 1, desc.continuation_ids.n = 8;
+    REQUIRE(ml_session_likelihood(session, &desc, &likelihood, NULL) == ML_OK);
+    CHECK_NEAR(loss[0], -likelihood.sum / 8, 1e-5, 1e-5);
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
+/* With the model's own table a row is the same beside a longer one. */
+TEST(dynamic_positions_of_a_graph) {
+    static unsigned char memory[1 << 20];
+    static const int32_t starts[] = {0, 8, 48};
+    float alone[8 * MAX_DIM];
+    ml_model *model = make_dynamic();
+    ml_graph *g = NULL;
+    REQUIRE(ml_graph_init(NULL, memory, sizeof memory, &g, NULL) == ML_OK);
+    for (int n_rows = 1; n_rows <= 2; n_rows++) {
+        ml_batch batch = {some_tokens(), starts[n_rows], starts, n_rows, NULL, NULL, 0};
+        ml_llama_desc desc;
+        memset(&desc, 0, sizeof desc);
+        desc.model = model, desc.batch = &batch;
+        ml_graph_begin(g, 0);
+        const float *hidden = (const float *)ml_llama(g, &desc).data;
+        REQUIRE(ml_graph_end(g, NULL) == ML_OK);
+        for (int i = 0; i < 8 * 16; i++)
+            if (n_rows == 1)
+                alone[i] = hidden[i];
+            else
+                CHECK_NEAR(hidden[i], alone[i], 1e-5, 1e-5);
+    }
+    ml_graph_free(g);
+    ml_model_free(model);
+}
+
 TEST(saved_windows_that_are_refused) {
     static float hidden[MAX_TOKENS * MAX_DIM];
     static const int32_t wrong[][2] = {{-1, 200}, {150, 149}, {0, 201},
@@ -1243,3 +1304,5 @@ int main(void) {
     RUN(llama3_of_hugging_face);
     return test_report("test_rope");
 }
+    RUN(dynamic_positions_of_a_trainer);
+    RUN(dynamic_positions_of_a_graph);
