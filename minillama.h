@@ -1286,7 +1286,7 @@ typedef struct ml_sampler {
     /* divide positive, multiply negative logits of tokens seen (Keskar et al. 2019): 0.001 to 1000; 0 or 1: none */
     float repetition_penalty;
     int repetition_window; /* how many of the last tokens count as seen; default 64 */
-    ml_random *random;     /* required unless greedy; ml_sampler_sample without it is greedy */
+    ml_random *random;     /* required unless greedy; without it, or unseeded, ml_sampler_sample is greedy */
 } ml_sampler;
 
 typedef struct ml_candidate {
@@ -8153,8 +8153,9 @@ static ml_result mli_check_tensor(ml_graph *g, const ml_check_desc *given, const
 }
 
 static ml_result mli_check_check(const ml_check_desc *desc, ml_error *error) {
-    if (!desc->build || !desc->tensors || desc->n_tensors < 1 || !desc->random)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient needs build, tensors and random");
+    if (!desc->build || !desc->tensors || desc->n_tensors < 1 || !mli_is_seeded(desc->random))
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "ml_check_gradient needs build, tensors and a seeded random");
     if (desc->n_directions < 0 || desc->n_directions > MLI_MAX_DIRECTIONS)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: n_directions is %d, not 0 to %d",
                         desc->n_directions, MLI_MAX_DIRECTIONS);
