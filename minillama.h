@@ -1180,7 +1180,7 @@ struct ml_lora {
 
 typedef struct ml_lora_create_desc {
     int rank;          /* default 4 */
-    float alpha;       /* default rank */
+    float alpha;       /* default rank; 1e-30 to 1e6 */
     unsigned targets;  /* default ML_LORA_ATTENTION */
     float init_sd;     /* standard deviation of A; default 0.02 */
     ml_random *random; /* required */
@@ -8979,8 +8979,8 @@ static ml_result mli_lora_new(const mli_lora_shape *shape, const ml_allocator *g
     if (!shape->targets || shape->targets > ML_LORA_ALL)
         return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: targets is %d, not a sum of ML_LORA_Q ... W3",
                         (int)shape->targets);
-    if (!(shape->alpha > 0 && shape->alpha < 1e6f))
-        return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: alpha is out of range");
+    if (!(shape->alpha >= 1e-30f && shape->alpha < 1e6f)) /* what a file may say */
+        return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: alpha is not between 1e-30 and 1e6");
     ml_allocator allocator;
     ml_result result = mli_resolve_allocator(given, &allocator, error);
     if (result) return result;
