@@ -1712,8 +1712,10 @@ ML_DEF ml_result ml_optimizer_restore_memory(ml_optimizer *optimizer, const void
 
 /* A checkpoint: all that is trained, AdamW's moments, step, progress and the dropout counter, in one GGUF file that
    appears whole or not at all. ml_trainer_restore restores a trainer of the same description, and it continues bit
-   for bit; a checkpoint of another shape (other tensors, other scales of the adapter) changes nothing. A checkpoint
-   of a whole model is a model file, too. ML_ERROR_NUMBER if a number is not finite, when it is saved or restored. */
+   for bit; a checkpoint of another kind (other tensors, another pooling, other labels, other scales of the adapter)
+   is ML_ERROR_MISMATCH and changes nothing. A checkpoint of a whole model is a model file, too (with a head, one
+   without the output matrix, unless that is tied). ML_ERROR_NUMBER if a number is not finite, when it is saved or
+   restored. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml_error *error);
 ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_error *error);
@@ -3677,8 +3679,6 @@ static int mli_is_llama3(const ml_config *c, const float *factors) {
     return 1;
 }
 
-/* The table of a model. */
-static void mli_model_rope(const ml_model *model, float *table, mli_positions of) {
 /* All of a table for rows of up to n positions: as long a context as the model's at least, so that with
    ML_ROPE_DYNAMIC shorter rows are turned as in a session. */
 MLI_OPTIONAL mli_positions mli_positions_of(const ml_model *model, int n) {
@@ -3686,6 +3686,8 @@ MLI_OPTIONAL mli_positions mli_positions_of(const ml_model *model, int n) {
     return all;
 }
 
+/* The table of a model. */
+static void mli_model_rope(const ml_model *model, float *table, mli_positions of) {
     ml_rope_desc desc = mli_rope_desc_of(&model->config, model->rope_factors);
     mli_rope_defaults(&desc);
     mli_rope_table(table, of, &desc);
@@ -10677,7 +10679,8 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
     int32_t best = mli_most_likely(logits, n);
     if (best < 0) return best;
     /* below the second, 1 / temperature would be infinite, and the most likely is all that is left long before */
-    if (!(sampler->temperature > 0) || sampler->temperature < 1e-37f || !sampler->random) return best;
+    if (!(sampler->temperature > 0) || sampler->temperature < 1e-37f || !mli_is_seeded(sampler->random))
+        return best;
     float most = logits[best], inverse = 1.0f / MLI_MIN(sampler->temperature, 1e30f);
     for (int i = 0; i < n; i++) logits[i] = (logits[i] - most) * inverse; /* at most 0: none can overflow */
     mli_softmax(logits, (size_t)n);
@@ -19733,13 +19736,16 @@ static int mli_saved_head(const mli_saver *saver, const void *object, int index,
     return saved->tensor.data != NULL;
 }
 
+static int mli_pooling_number(const ml_head *head) {
+    return head->pooling == ML_POOL_MEAN   ? MLI_POOLING_MEAN
+           : head->pooling == ML_POOL_LAST ? MLI_POOLING_LAST
+                                           : MLI_POOLING_NONE;
+}
+
 static void mli_append_head_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
     const ml_head *head = (const ml_head *)object;
-    int pooling = head->pooling == ML_POOL_MEAN   ? MLI_POOLING_MEAN
-                  : head->pooling == ML_POOL_LAST ? MLI_POOLING_LAST
-                                                  : MLI_POOLING_NONE;
     (void)saver;
-    mli_append_key_u32(writer, MLI_KEY_POOLING, pooling);
+    mli_append_key_u32(writer, MLI_KEY_POOLING, mli_pooling_number(head));
     if (!head->labels) return;
     mli_append_key_list(writer, MLI_KEY_LABELS, MLI_GGUF_STRING, head->n_classes);
     for (int i = 0; i < head->n_classes; i++)
@@ -20183,15 +20189,26 @@ static int mli_is_utf8(const char *text, size_t n) {
     return 1;
 }
 
+static ml_result mli_check_saved_labels(const mli_saver *saver) {
+    const ml_head *head = saver->desc.head;
+    for (int i = 0; head && head->labels && i < head->n_classes; i++)
+        if (!mli_is_utf8(head->labels[i], strlen(head->labels[i])))
+            return mli_fail(saver->error, ML_ERROR_ARGUMENT, "label %d of the head is not UTF-8", i);
+    return ML_OK;
+}
+
 static ml_result mli_check_saved_head(const mli_saver *saver) {
     const ml_head *head = saver->desc.head;
     if (head && head->pooling == ML_POOL_MAX)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
                         "a head that pools by ML_POOL_MAX cannot be saved: no format has a name for it");
-    for (int i = 0; head && head->labels && i < head->n_classes; i++)
-        if (!mli_is_utf8(head->labels[i], strlen(head->labels[i])))
-            return mli_fail(saver->error, ML_ERROR_ARGUMENT, "label %d of the head is not UTF-8", i);
-    return ML_OK;
+    return mli_check_saved_labels(saver);
+}
+
+static ml_result mli_check_saved_theta(const mli_saver *saver) {
+    if (mli_saved_config(saver).rope_theta < 1e12f) return ML_OK;
+    return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                    "ML_ROPE_NTK makes a rope_theta that is too large for a file");
 }
 
 static ml_result mli_check_saving(const mli_saver *saver) {
@@ -20213,10 +20230,9 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (desc->head && desc->head->weight.cols != (size_t)saver->model->config.dim)
         return mli_fail(saver->error, ML_ERROR_MISMATCH, "the head is for a dim of %z, the model's is %d",
                         desc->head->weight.cols, saver->model->config.dim);
-    const ml_config *c = &saver->model->config, saved = mli_saved_config(saver);
-    if (!(saved.rope_theta < 1e12f))
-        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
-                        "ML_ROPE_NTK makes a rope_theta that is too large for a file");
+    const ml_config *c = &saver->model->config;
+    ml_result result = mli_check_saved_theta(saver);
+    if (result) return result;
     int has_place = !saver->model->rope_factors && (c->rope_kind == ML_ROPE_YARN || c->rope_attention == 1);
     if (saver->is_hf && !saver->lora && !has_place)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "a config.json has no place for %s: save as GGUF",
@@ -20225,7 +20241,7 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (saver->is_hf && !saver->lora && c->window && c->attention_bias)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
                         "no config.json stands for a window and biases of attention together: save as GGUF");
-    ml_result result = mli_check_saved_head(saver);
+    result = mli_check_saved_head(saver);
     return result ? result : mli_check_course(saver);
 }
 
@@ -20504,7 +20520,8 @@ ML_DEF ml_result ml_archive_save_to(const ml_output *output, const ml_archive_sa
 /* ==== >>checkpoints ====
    A checkpoint is a GGUF file with every trained tensor, AdamW's moments of it ("adamw.m." and "adamw.v." before its
    name), and the state of the training: the step, the dropout counter and the caller's progress. If the model itself
-   is trained, the file is also a model like any other; a trained head can be loaded from it, too. */
+   is trained, the file is also a model, but with a head it has no output matrix of its own; a trained head can be
+   loaded from it, too. */
 
 #if defined(MLI_SAVING) && !defined(ML_NO_TRAINING)
 
@@ -20570,12 +20587,16 @@ static ml_result mli_save_trainer(const ml_trainer *trainer, mli_destination to,
     mli_part training = {t, n_parts, mli_checkpointed_at, mli_append_training_keys};
     ml_save_desc desc;
     memset(&desc, 0, sizeof desc);
+    desc.head = t->desc.head;
     mli_saver saver = mli_saver_of(t->model, &desc, error);
     saver.trained = trainer->model;
     mli_add_part(&saver, mli_model_part(t->model));
-    if (t->desc.head) mli_add_part(&saver, mli_head_part(t->desc.head));
+    if (desc.head) mli_add_part(&saver, mli_head_part(desc.head));
     mli_add_part(&saver, training);
-    ml_result result = mli_check_numbers(&saver);
+    int is_model = !t->desc.lora && !t->desc.frozen; /* the file is one, too */
+    ml_result result = is_model ? mli_check_saved_theta(&saver) : ML_OK;
+    if (!result) result = mli_check_saved_labels(&saver);
+    if (!result) result = mli_check_numbers(&saver);
     return result ? result : mli_save_to(&saver, to);
 }
 
@@ -20631,7 +20652,35 @@ static ml_result mli_restore_tensor(const ml_archive *archive, const char *name,
     return result ? mli_fail(error, result, "the checkpoint's %s cannot be read", name) : ML_OK;
 }
 
-/* Whether the file is of a trainer that trained as many tensors, and an adapter with the same scales. */
+/* Whether the file's labels, if it has any, are those that the head has. */
+static ml_result mli_check_trained_labels(const ml_head *head, const ml_archive *archive, ml_error *error) {
+    const mli_archive *own = archive->private_part;
+    const ml_value *list;
+    size_t n = (size_t)head->n_classes, length;
+    if (!head->labels) return ML_OK;
+    ml_result result = mli_gguf_find_list(archive, MLI_KEY_LABELS, MLI_GGUF_STRING, n, &list, error);
+    if (result || !list) return result;
+    const unsigned char *begin = (const unsigned char *)list->s;
+    mli_reader in = mli_reader_at(begin, 0, (size_t)(own->data + own->size - begin));
+    for (int i = 0; i < head->n_classes; i++) {
+        const char *s = mli_gguf_string(&in, &length);
+        if (!s || !mli_is_text(s, length, head->labels[i]))
+            return mli_fail(error, ML_ERROR_MISMATCH,
+                            "label %d of the head is \"%s\", the checkpoint's is another", i, head->labels[i]);
+    }
+    return ML_OK;
+}
+
+/* Whether the file's head is used as this one is: its numbers were learned for that pooling, and those labels. */
+static ml_result mli_check_trained_head(const ml_head *head, const ml_archive *archive, ml_error *error) {
+    const ml_value *pooling = ml_archive_find_value(archive, MLI_KEY_POOLING);
+    if (pooling && (pooling->kind != ML_VALUE_INT || pooling->i != mli_pooling_number(head)))
+        return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's head pools otherwise");
+    return mli_check_trained_labels(head, archive, error);
+}
+
+/* Whether the file is of a trainer that trained as many tensors, a head that is used in the same way, and an adapter
+   with the same scales. */
 static ml_result mli_check_trained(const mli_trainer *t, const ml_archive *archive, ml_error *error) {
     const ml_value *scales = ml_archive_find_value(archive, mli_scales_key);
     const char *moments = mli_trained_prefixes[1];
@@ -20641,6 +20690,8 @@ static ml_result mli_check_trained(const mli_trainer *t, const ml_archive *archi
     if (n != t->optimizer.n_trained)
         return mli_fail(error, ML_ERROR_MISMATCH, "in the checkpoint %d tensors are trained, not %d", n,
                         t->optimizer.n_trained);
+    ml_result result = t->desc.head ? mli_check_trained_head(t->desc.head, archive, error) : ML_OK;
+    if (result) return result;
     if (!t->desc.lora || !scales || scales->kind != ML_VALUE_INT || /* none before version 0.9.2 */
         scales->i == mli_hash_scales(0, t->desc.lora))
         return ML_OK;

@@ -803,6 +803,25 @@ TEST(no_stretched_positions_in_torch) {
     }
 }
 
+/* Where only a head is trained, the checkpoint is no model file, and its model may be any. */
+static void check_checkpoint_of_head(ml_model *model) {
+    ml_random random;
+    ml_head_create_desc create;
+    ml_trainer_desc train;
+    ml_head *head = NULL;
+    ml_trainer *trainer = NULL;
+    memset(&create, 0, sizeof create), memset(&train, 0, sizeof train);
+    ml_random_seed(&random, 2);
+    create.n_classes = 2, create.random = &random;
+    REQUIRE(ml_head_create(model, &create, &head, NULL) == ML_OK);
+    train.max_tokens = 8, train.head = head, train.frozen = 1, train.adamw.lr = 1e-3f;
+    REQUIRE(ml_trainer_new(model, &train, &trainer, NULL) == ML_OK);
+    CHECK(ml_trainer_save(trainer, in_folder("theta.gguf"), NULL) == ML_OK);
+    CHECK(ml_trainer_restore(trainer, in_folder("theta.gguf"), NULL) == ML_OK);
+    ml_trainer_free(trainer);
+    ml_head_free(head);
+}
+
 /* NTK's theta, 10000 3e5^(4/2), would not be loaded again. */
 TEST(no_theta_beyond_files) {
     ml_config c = variant(0);
@@ -812,6 +831,15 @@ TEST(no_theta_beyond_files) {
     REQUIRE(model);
     CHECK(ml_model_save(model, in_folder("theta.gguf"), NULL, &error) == ML_ERROR_UNSUPPORTED);
     CHECK(strstr(error.text, "ML_ROPE_NTK makes a rope_theta that is too large for a file") != NULL);
+    ml_trainer_desc train;
+    ml_trainer *trainer = NULL;
+    memset(&train, 0, sizeof train), memset(&error, 0, sizeof error);
+    train.max_tokens = 8, train.adamw.lr = 1e-3f;
+    REQUIRE(ml_trainer_new(model, &train, &trainer, NULL) == ML_OK);
+    CHECK(ml_trainer_save(trainer, in_folder("theta.gguf"), &error) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(error.text, "ML_ROPE_NTK makes a rope_theta that is too large for a file") != NULL);
+    ml_trainer_free(trainer);
+    check_checkpoint_of_head(model);
     ml_model_free(model);
 }
 
@@ -1281,6 +1309,8 @@ int main(void) {
     RUN(copies_with_a_window);
     RUN(saved_windows_that_are_refused);
     RUN(keys_of_another_length);
+    RUN(dynamic_positions_of_a_trainer);
+    RUN(dynamic_positions_of_a_graph);
     RUN(likelihood_with_a_window);
     RUN(sliding_with_a_window);
     RUN(looking_through_a_window);
@@ -1304,5 +1334,3 @@ int main(void) {
     RUN(llama3_of_hugging_face);
     return test_report("test_rope");
 }
-    RUN(dynamic_positions_of_a_trainer);
-    RUN(dynamic_positions_of_a_graph);
