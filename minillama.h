@@ -401,7 +401,9 @@ typedef enum ml_rope_kind {
     /* Llama 3.1: as YaRN, but those between are mixed by how often they turn, and nothing is multiplied */
     ML_ROPE_LLAMA3,
     /* Hugging Face's "dynamic": NTK with scale * n / original - (scale - 1) in place of scale, for a table of n
-       positions, if they are more than `original`; else theta. A session's table has its max_seq_len positions. */
+       positions, if they are more than `original`; else theta. A session's table has its max_seq_len positions; a
+       trainer's and ml_llama's default as many as the model's max_seq_len, or as max_row, or the longest row, if that
+       is more. */
     ML_ROPE_DYNAMIC,
     ML_ROPE_KINDS
 } ml_rope_kind;
@@ -1178,7 +1180,7 @@ struct ml_lora {
 
 typedef struct ml_lora_create_desc {
     int rank;          /* default 4 */
-    float alpha;       /* default rank */
+    float alpha;       /* default rank; 1e-30 to 1e6 */
     unsigned targets;  /* default ML_LORA_ATTENTION */
     float init_sd;     /* standard deviation of A; default 0.02 */
     ml_random *random; /* required */
@@ -1284,7 +1286,7 @@ typedef struct ml_sampler {
     /* divide positive, multiply negative logits of tokens seen (Keskar et al. 2019): 0.001 to 1000; 0 or 1: none */
     float repetition_penalty;
     int repetition_window; /* how many of the last tokens count as seen; default 64 */
-    ml_random *random;     /* required unless greedy; ml_sampler_sample without it is greedy */
+    ml_random *random;     /* required unless greedy; without it, or unseeded, ml_sampler_sample is greedy */
 } ml_sampler;
 
 typedef struct ml_candidate {
@@ -1710,8 +1712,10 @@ ML_DEF ml_result ml_optimizer_restore_memory(ml_optimizer *optimizer, const void
 
 /* A checkpoint: all that is trained, AdamW's moments, step, progress and the dropout counter, in one GGUF file that
    appears whole or not at all. ml_trainer_restore restores a trainer of the same description, and it continues bit
-   for bit; a checkpoint of another shape (other tensors, other scales of the adapter) changes nothing. A checkpoint
-   of a whole model is a model file, too. ML_ERROR_NUMBER if a number is not finite, when it is saved or restored. */
+   for bit; a checkpoint of another kind (other tensors, another pooling, other labels, other scales of the adapter)
+   is ML_ERROR_MISMATCH and changes nothing. A checkpoint of a whole model is a model file, too (with a head, one
+   without the output matrix, unless that is tied), and one of an adapter over a frozen model an adapter's file.
+   ML_ERROR_NUMBER if a number is not finite, when it is saved or restored. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml_error *error);
 ML_DEF ml_result ml_trainer_restore(ml_trainer *trainer, const char *path, ml_error *error);
@@ -3673,6 +3677,13 @@ static int mli_is_llama3(const ml_config *c, const float *factors) {
         if (!(fabsf(factors[j] - factor) < 1e-4f * factor)) return 0;
     }
     return 1;
+}
+
+/* All of a table for rows of up to n positions: as long a context as the model's at least, so that with
+   ML_ROPE_DYNAMIC shorter rows are turned as in a session. */
+MLI_OPTIONAL mli_positions mli_positions_of(const ml_model *model, int n) {
+    mli_positions all = {0, n, MLI_MAX(n, model->config.max_seq_len)};
+    return all;
 }
 
 /* The table of a model. */
@@ -8034,7 +8045,8 @@ static int mli_accepts_keys_of(ml_graph *graph, const ml_llama_desc *desc, const
 /* The table of rotations by the model's configuration, for rows of up to n_positions tokens. */
 static ml_tensor mli_make_rope(mli_graph *g, const ml_model *model, size_t n_positions) {
     ml_tensor table = mli_result(g, n_positions, (size_t)mli_head_size(&model->config), 0);
-    if (!mli_measuring(g)) mli_model_rope(model, (float *)table.data, mli_all_positions((int)n_positions));
+    if (!mli_measuring(g))
+        mli_model_rope(model, (float *)table.data, mli_positions_of(model, (int)n_positions));
     return table;
 }
 
@@ -8143,8 +8155,9 @@ static ml_result mli_check_tensor(ml_graph *g, const ml_check_desc *given, const
 }
 
 static ml_result mli_check_check(const ml_check_desc *desc, ml_error *error) {
-    if (!desc->build || !desc->tensors || desc->n_tensors < 1 || !desc->random)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient needs build, tensors and random");
+    if (!desc->build || !desc->tensors || desc->n_tensors < 1 || !mli_is_seeded(desc->random))
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "ml_check_gradient needs build, tensors and a seeded random");
     if (desc->n_directions < 0 || desc->n_directions > MLI_MAX_DIRECTIONS)
         return mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: n_directions is %d, not 0 to %d",
                         desc->n_directions, MLI_MAX_DIRECTIONS);
@@ -8763,7 +8776,7 @@ ML_DEF ml_result ml_trainer_init(ml_model *model, const ml_trainer_desc *desc, v
     mli_list_trained(t);
     if (model->config.tied_output) t->tensors[MLI_OUTPUT].grad = t->tensors[MLI_TOKEN_EMBEDDING].grad;
     memset(o->moments, 0, o->n_numbers * 2 * sizeof *o->moments);
-    mli_model_rope(model, t->rope, mli_all_positions(t->desc.max_row));
+    mli_model_rope(model, t->rope, mli_positions_of(model, t->desc.max_row));
     t->shown.private_part = t;
     *trainer = &t->shown;
     ml_trainer_zero_gradients(*trainer);
@@ -8968,8 +8981,8 @@ static ml_result mli_lora_new(const mli_lora_shape *shape, const ml_allocator *g
     if (!shape->targets || shape->targets > ML_LORA_ALL)
         return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: targets is %d, not a sum of ML_LORA_Q ... W3",
                         (int)shape->targets);
-    if (!(shape->alpha > 0 && shape->alpha < 1e6f))
-        return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: alpha is out of range");
+    if (!(shape->alpha >= 1e-30f && shape->alpha < 1e6f)) /* what a file may say */
+        return mli_fail(error, ML_ERROR_ARGUMENT, "adapter: alpha is not between 1e-30 and 1e6");
     ml_allocator allocator;
     ml_result result = mli_resolve_allocator(given, &allocator, error);
     if (result) return result;
@@ -10666,7 +10679,8 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
     int32_t best = mli_most_likely(logits, n);
     if (best < 0) return best;
     /* below the second, 1 / temperature would be infinite, and the most likely is all that is left long before */
-    if (!(sampler->temperature > 0) || sampler->temperature < 1e-37f || !sampler->random) return best;
+    if (!(sampler->temperature > 0) || sampler->temperature < 1e-37f || !mli_is_seeded(sampler->random))
+        return best;
     float most = logits[best], inverse = 1.0f / MLI_MIN(sampler->temperature, 1e30f);
     for (int i = 0; i < n; i++) logits[i] = (logits[i] - most) * inverse; /* at most 0: none can overflow */
     mli_softmax(logits, (size_t)n);
@@ -19724,13 +19738,16 @@ static int mli_saved_head(const mli_saver *saver, const void *object, int index,
     return saved->tensor.data != NULL;
 }
 
+static int mli_pooling_number(const ml_head *head) {
+    return head->pooling == ML_POOL_MEAN   ? MLI_POOLING_MEAN
+           : head->pooling == ML_POOL_LAST ? MLI_POOLING_LAST
+                                           : MLI_POOLING_NONE;
+}
+
 static void mli_append_head_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
     const ml_head *head = (const ml_head *)object;
-    int pooling = head->pooling == ML_POOL_MEAN   ? MLI_POOLING_MEAN
-                  : head->pooling == ML_POOL_LAST ? MLI_POOLING_LAST
-                                                  : MLI_POOLING_NONE;
     (void)saver;
-    mli_append_key_u32(writer, MLI_KEY_POOLING, pooling);
+    mli_append_key_u32(writer, MLI_KEY_POOLING, mli_pooling_number(head));
     if (!head->labels) return;
     mli_append_key_list(writer, MLI_KEY_LABELS, MLI_GGUF_STRING, head->n_classes);
     for (int i = 0; i < head->n_classes; i++)
@@ -20174,14 +20191,46 @@ static int mli_is_utf8(const char *text, size_t n) {
     return 1;
 }
 
+static ml_result mli_check_saved_labels(const mli_saver *saver) {
+    const ml_head *head = saver->desc.head;
+    for (int i = 0; head && head->labels && i < head->n_classes; i++)
+        if (!mli_is_utf8(head->labels[i], strlen(head->labels[i])))
+            return mli_fail(saver->error, ML_ERROR_ARGUMENT, "label %d of the head is not UTF-8", i);
+    return ML_OK;
+}
+
 static ml_result mli_check_saved_head(const mli_saver *saver) {
     const ml_head *head = saver->desc.head;
     if (head && head->pooling == ML_POOL_MAX)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
                         "a head that pools by ML_POOL_MAX cannot be saved: no format has a name for it");
-    for (int i = 0; head && head->labels && i < head->n_classes; i++)
-        if (!mli_is_utf8(head->labels[i], strlen(head->labels[i])))
-            return mli_fail(saver->error, ML_ERROR_ARGUMENT, "label %d of the head is not UTF-8", i);
+    return mli_check_saved_labels(saver);
+}
+
+static ml_result mli_check_saved_theta(const mli_saver *saver) {
+    if (mli_saved_config(saver).rope_theta < 1e12f) return ML_OK;
+    return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                    "ML_ROPE_NTK makes a rope_theta that is too large for a file");
+}
+
+/* What a GGUF may say of a model, but no config.json. */
+static ml_result mli_check_config_json(const mli_saver *saver) {
+    const ml_config *c = &saver->model->config;
+    const float *factors = saver->model->rope_factors;
+    int has_place = !factors && (c->rope_kind == ML_ROPE_YARN || c->rope_attention == 1);
+    if (!saver->is_hf || saver->lora) return ML_OK;
+    if (c->rope_kind == ML_ROPE_DYNAMIC && c->rope_original != c->max_seq_len)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                        "a config.json has no place for ML_ROPE_DYNAMIC with a rope_original, %d, that is not "
+                        "max_seq_len, %d: save as GGUF",
+                        c->rope_original, c->max_seq_len);
+    if (!has_place)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "a config.json has no place for %s: save as GGUF",
+                        factors ? "these factors of rotary positions (" MLI_ROPE_TENSOR ")"
+                                : "a rope_attention without ML_ROPE_YARN");
+    if (c->window && c->attention_bias)
+        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
+                        "no config.json stands for a window and biases of attention together: save as GGUF");
     return ML_OK;
 }
 
@@ -20204,24 +20253,9 @@ static ml_result mli_check_saving(const mli_saver *saver) {
     if (desc->head && desc->head->weight.cols != (size_t)saver->model->config.dim)
         return mli_fail(saver->error, ML_ERROR_MISMATCH, "the head is for a dim of %z, the model's is %d",
                         desc->head->weight.cols, saver->model->config.dim);
-    const ml_config *c = &saver->model->config, saved = mli_saved_config(saver);
-    if (!(saved.rope_theta < 1e12f))
-        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
-                        "ML_ROPE_NTK makes a rope_theta that is too large for a file");
-    if (saver->is_hf && !saver->lora && c->rope_kind == ML_ROPE_DYNAMIC && c->rope_original != c->max_seq_len)
-        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
-                        "a config.json has no place for ML_ROPE_DYNAMIC with a rope_original, %d, that is not "
-                        "max_seq_len, %d: save as GGUF",
-                        c->rope_original, c->max_seq_len);
-    int has_place = !saver->model->rope_factors && (c->rope_kind == ML_ROPE_YARN || c->rope_attention == 1);
-    if (saver->is_hf && !saver->lora && !has_place)
-        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "a config.json has no place for %s: save as GGUF",
-                        saver->model->rope_factors ? "these factors of rotary positions (" MLI_ROPE_TENSOR ")"
-                                                   : "a rope_attention without ML_ROPE_YARN");
-    if (saver->is_hf && !saver->lora && c->window && c->attention_bias)
-        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
-                        "no config.json stands for a window and biases of attention together: save as GGUF");
-    ml_result result = mli_check_saved_head(saver);
+    ml_result result = mli_check_saved_theta(saver);
+    if (!result) result = mli_check_config_json(saver);
+    if (!result) result = mli_check_saved_head(saver);
     return result ? result : mli_check_course(saver);
 }
 
@@ -20500,7 +20534,8 @@ ML_DEF ml_result ml_archive_save_to(const ml_output *output, const ml_archive_sa
 /* ==== >>checkpoints ====
    A checkpoint is a GGUF file with every trained tensor, AdamW's moments of it ("adamw.m." and "adamw.v." before its
    name), and the state of the training: the step, the dropout counter and the caller's progress. If the model itself
-   is trained, the file is also a model like any other; a trained head can be loaded from it, too. */
+   is trained, the file is also a model, but with a head it has no output matrix of its own; a trained head can be
+   loaded from it, too. */
 
 #if defined(MLI_SAVING) && !defined(ML_NO_TRAINING)
 
@@ -20566,12 +20601,16 @@ static ml_result mli_save_trainer(const ml_trainer *trainer, mli_destination to,
     mli_part training = {t, n_parts, mli_checkpointed_at, mli_append_training_keys};
     ml_save_desc desc;
     memset(&desc, 0, sizeof desc);
+    desc.head = t->desc.head;
     mli_saver saver = mli_saver_of(t->model, &desc, error);
     saver.trained = trainer->model;
     mli_add_part(&saver, mli_model_part(t->model));
-    if (t->desc.head) mli_add_part(&saver, mli_head_part(t->desc.head));
+    if (desc.head) mli_add_part(&saver, mli_head_part(desc.head));
     mli_add_part(&saver, training);
-    ml_result result = mli_check_numbers(&saver);
+    int is_model = !t->desc.lora && !t->desc.frozen; /* the file is one, too */
+    ml_result result = is_model ? mli_check_saved_theta(&saver) : ML_OK;
+    if (!result) result = mli_check_saved_labels(&saver);
+    if (!result) result = mli_check_numbers(&saver);
     return result ? result : mli_save_to(&saver, to);
 }
 
@@ -20627,7 +20666,35 @@ static ml_result mli_restore_tensor(const ml_archive *archive, const char *name,
     return result ? mli_fail(error, result, "the checkpoint's %s cannot be read", name) : ML_OK;
 }
 
-/* Whether the file is of a trainer that trained as many tensors, and an adapter with the same scales. */
+/* Whether the file's labels, if it has any, are those that the head has. */
+static ml_result mli_check_trained_labels(const ml_head *head, const ml_archive *archive, ml_error *error) {
+    const mli_archive *own = archive->private_part;
+    const ml_value *list;
+    size_t n = (size_t)head->n_classes, length;
+    if (!head->labels) return ML_OK;
+    ml_result result = mli_gguf_find_list(archive, MLI_KEY_LABELS, MLI_GGUF_STRING, n, &list, error);
+    if (result || !list) return result;
+    const unsigned char *begin = (const unsigned char *)list->s;
+    mli_reader in = mli_reader_at(begin, 0, (size_t)(own->data + own->size - begin));
+    for (int i = 0; i < head->n_classes; i++) {
+        const char *s = mli_gguf_string(&in, &length);
+        if (!s || !mli_is_text(s, length, head->labels[i]))
+            return mli_fail(error, ML_ERROR_MISMATCH,
+                            "label %d of the head is \"%s\", the checkpoint's is another", i, head->labels[i]);
+    }
+    return ML_OK;
+}
+
+/* Whether the file's head is used as this one is: its numbers were learned for that pooling, and those labels. */
+static ml_result mli_check_trained_head(const ml_head *head, const ml_archive *archive, ml_error *error) {
+    const ml_value *pooling = ml_archive_find_value(archive, MLI_KEY_POOLING);
+    if (pooling && (pooling->kind != ML_VALUE_INT || pooling->i != mli_pooling_number(head)))
+        return mli_fail(error, ML_ERROR_MISMATCH, "the checkpoint's head pools otherwise");
+    return mli_check_trained_labels(head, archive, error);
+}
+
+/* Whether the file is of a trainer that trained as many tensors, a head that is used in the same way, and an adapter
+   with the same scales. */
 static ml_result mli_check_trained(const mli_trainer *t, const ml_archive *archive, ml_error *error) {
     const ml_value *scales = ml_archive_find_value(archive, mli_scales_key);
     const char *moments = mli_trained_prefixes[1];
@@ -20637,6 +20704,8 @@ static ml_result mli_check_trained(const mli_trainer *t, const ml_archive *archi
     if (n != t->optimizer.n_trained)
         return mli_fail(error, ML_ERROR_MISMATCH, "in the checkpoint %d tensors are trained, not %d", n,
                         t->optimizer.n_trained);
+    ml_result result = t->desc.head ? mli_check_trained_head(t->desc.head, archive, error) : ML_OK;
+    if (result) return result;
     if (!t->desc.lora || !scales || scales->kind != ML_VALUE_INT || /* none before version 0.9.2 */
         scales->i == mli_hash_scales(0, t->desc.lora))
         return ML_OK;

@@ -914,6 +914,13 @@ TEST(scales_stay_in_range) {
         desc.init_sd = wrong[i];
         CHECK(ml_lora_create(model, &desc, &lora, &error) == ML_ERROR_ARGUMENT && !lora);
     }
+    static const float alphas[] = {1e-35f, 9.9e-31f, 1e6f, NAN, -1};
+    desc.init_sd = 0;
+    for (int i = 0; i < 5; i++) {
+        desc.alpha = alphas[i];
+        CHECK(ml_lora_create(model, &desc, &lora, &error) == ML_ERROR_ARGUMENT && !lora);
+        CHECK(strstr(error.text, "alpha is not between 1e-30 and 1e6") != NULL);
+    }
     ml_model_free(model);
 }
 

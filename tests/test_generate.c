@@ -69,9 +69,15 @@ static void check_shares(const ml_sampler *sampler, const double *expected) {
 
 TEST(greedy_takes_the_most_likely) {
     ml_sampler sampler;
+    ml_random unseeded;
     float logits[5] = {0.5f, 2, -1, 2, 1};
     ml_candidate work[5];
     memset(&sampler, 0, sizeof sampler);
+    CHECK(ml_sampler_sample(&sampler, logits, 5, NULL, work) == 1);
+    sampler.temperature = 1; /* as it is without a random, and with one that was never seeded */
+    CHECK(ml_sampler_sample(&sampler, logits, 5, NULL, work) == 1);
+    memset(&unseeded, 0, sizeof unseeded);
+    sampler.random = &unseeded;
     CHECK(ml_sampler_sample(&sampler, logits, 5, NULL, work) == 1);
 }
 

@@ -425,11 +425,12 @@ TEST(right_gradients_are_told_from_wrong_ones) {
     float before[sizeof n.numbers / sizeof(float)], grads[sizeof n.grads / sizeof(float)];
     ml_check_desc desc;
     ml_graph *g;
-    ml_random random;
+    ml_random random, unseeded;
     ml_error error;
     double worst;
     int i;
     make_network(&n);
+    memset(&unseeded, 0, sizeof unseeded);
     memset(&desc, 0, sizeof desc);
     tensors[0] = &n.w1;
     tensors[1] = &n.b1;
@@ -470,6 +471,9 @@ TEST(right_gradients_are_told_from_wrong_ones) {
     desc.step = 0;
     desc.random = NULL;
     CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_ERROR_ARGUMENT);
+    desc.random = &unseeded; /* by which all directions would be the same */
+    CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "needs build, tensors and a seeded random") != NULL);
     desc.random = &random;
     n.b1.grad = NULL;
     CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_ERROR_ARGUMENT);

@@ -221,6 +221,69 @@ TEST(checkpoints_of_more_than_is_trained) {
     training_end(&second);
 }
 
+/* A trainer of a head alone, over any model. */
+static ml_trainer *head_trainer(ml_model *model, ml_pooling pooling, const char *const *labels,
+                                ml_head **head) {
+    ml_random random;
+    ml_head_create_desc create;
+    ml_trainer_desc desc;
+    ml_trainer *trainer = NULL;
+    memset(&create, 0, sizeof create), memset(&desc, 0, sizeof desc);
+    ml_random_seed(&random, labels ? 2 : 3);
+    create.n_classes = 3, create.random = &random, create.pooling = pooling, create.labels = labels;
+    CHECK(ml_head_create(model, &create, head, NULL) == ML_OK);
+    desc.max_tokens = ROW, desc.head = *head, desc.frozen = 1, desc.adamw.lr = 1e-3f;
+    CHECK(ml_trainer_new(model, &desc, &trainer, NULL) == ML_OK);
+    return trainer;
+}
+
+/* A head is restored as it was trained: with the same pooling, and, where both have labels, the same. */
+TEST(checkpoints_of_another_head) {
+    static const char *const good[] = {"bad", "good", "\xc3\xbc"}, *const other[] = {"bad", "goo", "x"},
+                             *const broken[] = {"bad", "\xff", "x"};
+    static const struct {
+        ml_pooling pooling;
+        const char *const *labels;
+        const char *text; /* NULL: is restored */
+    } cases[] = {{ML_POOL_MEAN, good, NULL},
+                 {ML_POOL_MEAN, NULL, NULL},
+                 {ML_POOL_LAST, good, "the checkpoint's head pools otherwise"},
+                 {ML_POOL_MAX, good, "the checkpoint's head pools otherwise"},
+                 {ML_POOL_MEAN, other, "label 1 of the head is \"goo\", the checkpoint's is another"}};
+    training t;
+    ml_head *heads[2];
+    ml_error error;
+    training_begin(&t, 0);
+    for (int without = 0; without < 2; without++) {
+        ml_trainer *saved = head_trainer(t.model, ML_POOL_MEAN, without ? NULL : good, &heads[0]);
+        saved->step = 4;
+        REQUIRE(saved && ml_trainer_save(saved, checkpoint_path(), &error) == ML_OK);
+        for (int i = 0; i < 5; i++) {
+            ml_trainer *to = head_trainer(t.model, cases[i].pooling, cases[i].labels, &heads[1]);
+            float *weight = (float *)heads[1]->weight.data, expected;
+            int fits = !cases[i].text || (without && cases[i].pooling == ML_POOL_MEAN);
+            weight[5] = 7;
+            expected = fits ? ((const float *)heads[0]->weight.data)[5] : 7;
+            CHECK(ml_trainer_restore(to, checkpoint_path(), &error) == (fits ? ML_OK : ML_ERROR_MISMATCH));
+            CHECK(fits || strstr(error.text, cases[i].text));
+            CHECK(weight[5] == expected && to->step == (fits ? 4 : 0));
+            ml_trainer_free(to), ml_head_free(heads[1]);
+        }
+        ml_trainer_free(saved), ml_head_free(heads[0]);
+    }
+    remove(checkpoint_path());
+    ml_trainer *saved = head_trainer(t.model, ML_POOL_MAX, broken, &heads[0]);
+    CHECK(ml_trainer_save(saved, checkpoint_path(), &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "label 1 of the head is not UTF-8") != NULL);
+    ml_trainer_free(saved), ml_head_free(heads[0]);
+    saved = head_trainer(t.model, ML_POOL_MAX, good, &heads[0]); /* for which only other files have no name */
+    CHECK(ml_trainer_save(saved, checkpoint_path(), &error) == ML_OK);
+    CHECK(ml_trainer_restore(saved, checkpoint_path(), &error) == ML_OK);
+    ml_trainer_free(saved), ml_head_free(heads[0]);
+    remove(checkpoint_path());
+    training_end(&t);
+}
+
 /* The checkpoint of a whole model is a model like any other. */
 TEST(checkpoint_is_a_model) {
     training t;
@@ -293,6 +356,7 @@ int main(void) {
     RUN(adapter_and_head_killed_and_resumed);
     RUN(wrong_checkpoints);
     RUN(checkpoints_of_more_than_is_trained);
+    RUN(checkpoints_of_another_head);
     RUN(checkpoint_is_a_model);
     RUN(checkpoint_is_an_adapter);
     RUN(names_of_the_counts);

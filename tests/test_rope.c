@@ -425,6 +425,67 @@ TEST(keys_of_another_length) {
     }
 }
 
+/* A model of 64 positions, trained for 16. */
+static ml_model *make_dynamic(void) {
+    ml_config c = base_config();
+    c.max_seq_len = 64, c.rope_kind = ML_ROPE_DYNAMIC, c.rope_original = 16, c.rope_scale = 2;
+    return make(c);
+}
+
+/* How long rows may be changes nothing: a trainer learns the network that a session computes. */
+TEST(dynamic_positions_of_a_trainer) {
+    ml_model *model = make_dynamic();
+    ml_session *session = open_session(model, 0, 0);
+    const int32_t *tokens = some_tokens();
+    ml_batch batch = {tokens, 8, NULL, 0, tokens + 1, NULL, 0};
+    ml_likelihood_desc desc;
+    ml_likelihood likelihood;
+    float loss[2] = {0, 0};
+    for (int i = 0; i < 2; i++) {
+        ml_trainer_desc train;
+        ml_trainer *trainer = NULL;
+        memset(&train, 0, sizeof train);
+        train.max_tokens = 64, train.max_row = i ? 64 : 8, train.adamw.lr = 1e-3f;
+        REQUIRE(ml_trainer_new(model, &train, &trainer, NULL) == ML_OK);
+        CHECK(ml_trainer_eval(trainer, &batch, NULL, &loss[i], NULL) == ML_OK);
+        ml_trainer_free(trainer);
+    }
+    CHECK(loss[0] == loss[1]);
+    memset(&desc, 0, sizeof desc);
+    desc.context_ids.ids = tokens, desc.context_ids.n = 1;
+    desc.continuation_ids.ids = tokens + 1, desc.continuation_ids.n = 8;
+    REQUIRE(ml_session_likelihood(session, &desc, &likelihood, NULL) == ML_OK);
+    CHECK_NEAR(loss[0], -likelihood.sum / 8, 1e-5, 1e-5);
+    ml_session_free(session);
+    ml_model_free(model);
+}
+
+/* With the model's own table a row is the same beside a longer one. */
+TEST(dynamic_positions_of_a_graph) {
+    static unsigned char memory[1 << 20];
+    static const int32_t starts[] = {0, 8, 48};
+    float alone[8 * MAX_DIM];
+    ml_model *model = make_dynamic();
+    ml_graph *g = NULL;
+    REQUIRE(ml_graph_init(NULL, memory, sizeof memory, &g, NULL) == ML_OK);
+    for (int n_rows = 1; n_rows <= 2; n_rows++) {
+        ml_batch batch = {some_tokens(), starts[n_rows], starts, n_rows, NULL, NULL, 0};
+        ml_llama_desc desc;
+        memset(&desc, 0, sizeof desc);
+        desc.model = model, desc.batch = &batch;
+        ml_graph_begin(g, 0);
+        const float *hidden = (const float *)ml_llama(g, &desc).data;
+        REQUIRE(ml_graph_end(g, NULL) == ML_OK);
+        for (int i = 0; i < 8 * 16; i++)
+            if (n_rows == 1)
+                alone[i] = hidden[i];
+            else
+                CHECK_NEAR(hidden[i], alone[i], 1e-5, 1e-5);
+    }
+    ml_graph_free(g);
+    ml_model_free(model);
+}
+
 TEST(saved_windows_that_are_refused) {
     static float hidden[MAX_TOKENS * MAX_DIM];
     static const int32_t wrong[][2] = {{-1, 200}, {150, 149}, {0, 201},
@@ -744,6 +805,25 @@ TEST(no_stretched_positions_in_torch) {
     }
 }
 
+/* Where only a head is trained, the checkpoint is no model file, and its model may be any. */
+static void check_checkpoint_of_head(ml_model *model) {
+    ml_random random;
+    ml_head_create_desc create;
+    ml_trainer_desc train;
+    ml_head *head = NULL;
+    ml_trainer *trainer = NULL;
+    memset(&create, 0, sizeof create), memset(&train, 0, sizeof train);
+    ml_random_seed(&random, 2);
+    create.n_classes = 2, create.random = &random;
+    REQUIRE(ml_head_create(model, &create, &head, NULL) == ML_OK);
+    train.max_tokens = 8, train.head = head, train.frozen = 1, train.adamw.lr = 1e-3f;
+    REQUIRE(ml_trainer_new(model, &train, &trainer, NULL) == ML_OK);
+    CHECK(ml_trainer_save(trainer, in_folder("theta.gguf"), NULL) == ML_OK);
+    CHECK(ml_trainer_restore(trainer, in_folder("theta.gguf"), NULL) == ML_OK);
+    ml_trainer_free(trainer);
+    ml_head_free(head);
+}
+
 /* NTK's theta, 10000 3e5^(4/2), would not be loaded again. */
 TEST(no_theta_beyond_files) {
     ml_config c = variant(0);
@@ -753,6 +833,15 @@ TEST(no_theta_beyond_files) {
     REQUIRE(model);
     CHECK(ml_model_save(model, in_folder("theta.gguf"), NULL, &error) == ML_ERROR_UNSUPPORTED);
     CHECK(strstr(error.text, "ML_ROPE_NTK makes a rope_theta that is too large for a file") != NULL);
+    ml_trainer_desc train;
+    ml_trainer *trainer = NULL;
+    memset(&train, 0, sizeof train), memset(&error, 0, sizeof error);
+    train.max_tokens = 8, train.adamw.lr = 1e-3f;
+    REQUIRE(ml_trainer_new(model, &train, &trainer, NULL) == ML_OK);
+    CHECK(ml_trainer_save(trainer, in_folder("theta.gguf"), &error) == ML_ERROR_UNSUPPORTED);
+    CHECK(strstr(error.text, "ML_ROPE_NTK makes a rope_theta that is too large for a file") != NULL);
+    ml_trainer_free(trainer);
+    check_checkpoint_of_head(model);
     ml_model_free(model);
 }
 
@@ -1224,6 +1313,8 @@ int main(void) {
     RUN(copies_with_a_window);
     RUN(saved_windows_that_are_refused);
     RUN(keys_of_another_length);
+    RUN(dynamic_positions_of_a_trainer);
+    RUN(dynamic_positions_of_a_graph);
     RUN(likelihood_with_a_window);
     RUN(sliding_with_a_window);
     RUN(looking_through_a_window);
