@@ -1,7 +1,7 @@
 /* A language model of one's own, of operations only: a small GPT (Radford et al. 2018) over the bytes of a text, which
    it then continues. Half a minute for 600 steps.
    cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/characters.c -o characters -lm
-   ./characters TEXT [STEPS [FIRST WORDS]] */
+   ./characters TEXT [STEPS [FIRST_WORDS]] */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +12,8 @@ enum { QKV, OUT, UP, DOWN, PER_LAYER }; /* the matrices of a layer */
 enum { EMBEDDING, POSITIONS, FIRST, MATRICES = FIRST + LAYERS * PER_LAYER };
 
 typedef struct gpt {
-    ml_tensor w[MATRICES];
+    ml_tensor w[MATRICES], logits;
     int32_t tokens[N], positions[N], targets[N], row_start[ROWS + 1], n_rows;
-    ml_tensor logits;
     float numbers[(BYTES + CONTEXT + 12 * LAYERS * DIM) * DIM]; /* of the matrices */
     char text[1 << 20];                                         /* of a longer file only the beginning */
     size_t size, used;
@@ -91,30 +90,31 @@ static int sample(gpt *m, ml_graph *g, const char *text, ml_error *error) {
 
 int main(int argc, char **argv) {
     static gpt m;
-    int steps = argc > 2 ? atoi(argv[2]) : 600;
-    if (argc < 2 || steps < 1) return fprintf(stderr, "usage: characters TEXT [STEPS [FIRST WORDS]]\n"), 2;
+    char *end = argc > 2 ? argv[2] : "600";
+    long steps = strtol(end, &end, 10);
+    if (argc < 2 || argc > 4 || *end || steps < 1 || steps > INT32_MAX)
+        return fprintf(stderr, "usage: characters TEXT [STEPS [FIRST_WORDS]]\n"), 2;
     FILE *file = fopen(argv[1], "rb");
-    if (!file) return perror(argv[1]), 1;
-    m.size = fread(m.text, 1, sizeof m.text, file), fclose(file);
+    m.size = file ? fread(m.text, 1, sizeof m.text, file) : 0;
+    if (!file || ferror(file)) return perror(argv[1]), 1;
     if (m.size <= CONTEXT) return fprintf(stderr, "%s: too short a text\n", argv[1]), 1;
     ml_optimizer *optimizer = NULL;
     ml_graph *g = NULL;
     ml_error error;
     ml_random_seed(&m.random, 1);
     m.w[EMBEDDING] = random_matrix(&m, BYTES, DIM), m.w[POSITIONS] = random_matrix(&m, CONTEXT, DIM);
-    for (ml_tensor *w = m.w + FIRST; w < m.w + MATRICES; w += PER_LAYER) {
-        w[QKV] = random_matrix(&m, 3 * DIM, DIM), w[OUT] = random_matrix(&m, DIM, DIM);
+    for (ml_tensor *w = m.w + FIRST; w < m.w + MATRICES; w += PER_LAYER)
+        w[QKV] = random_matrix(&m, 3 * DIM, DIM), w[OUT] = random_matrix(&m, DIM, DIM),
         w[UP] = random_matrix(&m, 4 * DIM, DIM), w[DOWN] = random_matrix(&m, DIM, 4 * DIM);
-    }
     ml_parameter learned[MATRICES];
     for (int i = 0; i < MATRICES; i++) learned[i] = (ml_parameter){&m.w[i], 0};
     ml_optimizer_desc how = {.parameters = learned, .n_parameters = MATRICES, .adamw = {.lr = 2e-3f}};
     m.n_rows = ROWS;
     for (int i = 0; i < N; i++) m.positions[i] = i % CONTEXT, m.row_start[i / CONTEXT + 1] = i + 1;
     int ok = !ml_optimizer_new(&how, &optimizer, &error) && !ml_graph_new(NULL, loss_of, &m, &g, &error) &&
-             train(&m, g, optimizer, steps, &error) &&
+             train(&m, g, optimizer, (int)steps, &error) &&
              sample(&m, g, argc > 3 && *argv[3] ? argv[3] : "The ", &error);
     if (!ok) fprintf(stderr, "%s\n", error.text);
-    ml_graph_free(g), ml_optimizer_free(optimizer);
+    ml_graph_free(g), ml_optimizer_free(optimizer), fclose(file);
     return fflush(stdout) || ferror(stdout) ? perror("standard output"), 1 : !ok;
 }

@@ -88,20 +88,29 @@ static ml_result talk(ml_session *session, const settings *s, ml_error *error) {
     return result ? result : error->code;
 }
 
+/* A filter that would change nothing is refused. */
+static int filters_draw(const ml_sampler *p) {
+    return !(p->temperature <= 0) || !(p->top_k > 0 || p->top_p > 0 || p->min_p > 0) ||
+           complain("--temperature: is 0, and then nothing is drawn from what a filter leaves");
+}
+
 /* Samples by default where a model was trained to chat; a story is told with the most likely words. */
-static void set_defaults(settings *s, const ml_model *model, ml_random *random) {
+static int set_defaults(settings *s, const ml_model *model, ml_random *random) {
     ml_chat_format format = ml_chat_format_from_name(s->format);
     if (!format) format = ml_chat_format_of_template(model->chat_template);
     int is_story = format <= ML_CHAT_PLAIN, most = model->config.max_seq_len;
     if (isnan(s->sampler.temperature)) s->sampler.temperature = is_story ? 0 : 0.7f;
+    if (!filters_draw(&s->sampler)) return 0;
+    if (isnan(s->sampler.top_p)) s->sampler.top_p = 0.9f;
     if (!s->max_new_tokens && is_story) s->max_new_tokens = 30;
     if (!s->context) s->context = most < USUAL_CONTEXT ? most : USUAL_CONTEXT;
     if (!s->threads) s->threads = default_threads();
     ml_random_seed(random, (uint64_t)s->seed);
     s->sampler.random = random;
+    return 1;
 }
 
-/* temperature: NAN if it was not given. */
+/* temperature, top_p: NAN if they were not given. */
 static int check_settings(const settings *s) {
     const ml_sampler *p = &s->sampler;
     if (s->format && !ml_chat_format_from_name(s->format))
@@ -111,7 +120,7 @@ static int check_settings(const settings *s) {
     if (p->top_p < 0 || p->top_p > 1 || p->min_p < 0 || p->min_p > 1)
         return complain("--top-p and --min-p are between 0 and 1");
     if (s->max_new_tokens < 0) return complain("--max-new-tokens is not negative");
-    return 1;
+    return filters_draw(p);
 }
 
 static int chat(settings *s) {
@@ -121,7 +130,7 @@ static int chat(settings *s) {
     ml_session_desc desc = {0};
     ml_random random;
     if (!ml_model_load(s->model, NULL, &model, &error)) {
-        set_defaults(s, model, &random);
+        if (!set_defaults(s, model, &random)) return ml_model_free(model), 2;
         desc.max_seq_len = s->context;
         desc.threads.count = s->threads;
         system_on_interrupt(on_interrupt, 0);
@@ -136,7 +145,7 @@ static int chat(settings *s) {
 
 int main(int argc, char **argv) {
     settings s = {0};
-    s.sampler.temperature = NAN, s.sampler.top_p = 0.9f, s.seed = 1;
+    s.sampler.temperature = s.sampler.top_p = NAN, s.seed = 1;
     const option options[] = {
         {"--system", OPTION_TEXT, &s.system, "what the model is told first (nothing)"},
         {"--template", OPTION_TEXT, &s.format,

@@ -14,7 +14,8 @@ int main(int argc, char **argv) {
     ml_model *model = NULL;
     ml_session *session = NULL;
     ml_generate_desc desc = {0};
-    if (argc < 2 || *argv[1] == '-') return fprintf(stderr, "usage: generate MODEL [PROMPT]\n"), 2;
+    if (argc < 2 || argc > 3 || *argv[1] == '-')
+        return fprintf(stderr, "usage: generate MODEL [PROMPT]\n"), 2;
     desc.prompt = argc > 2 ? argv[2] : "Once upon a time";
     desc.on_token = print_token;
     printf("%s", desc.prompt);

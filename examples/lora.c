@@ -11,10 +11,11 @@ static ml_result learn(ml_trainer *trainer, const ml_model *model, char *line, i
                        ml_error *error) {
     static int32_t work[1 << 18]; /* for 29 KB */
     char *bar = strstr(line, " ||| "), *end;
-    int32_t label = (int32_t)strtol(line, &end, 10);
+    const long value = strtol(line, &end, 10);
+    const int32_t label = (int32_t)value;
     ml_tokens tokens;
     float loss;
-    if (!bar || end == line || end != bar) {
+    if (!bar || end == line || end != bar || value < 0 || value > INT16_MAX) {
         const char *what = bar ? "does not begin with a label" : "has no \" ||| \"";
         snprintf(error->text, sizeof error->text, "line %d %s", number, what);
         return error->code = ML_ERROR_ARGUMENT;
@@ -23,9 +24,8 @@ static ml_result learn(ml_trainer *trainer, const ml_model *model, char *line, i
     if (ml_tokenizer_encode(model->tokenizer, &text, &tokens, error)) return error->code;
     const int most = model->config.max_seq_len; /* the end may be cut off */
     ml_batch batch = {tokens.ids, tokens.n < most ? tokens.n : most, NULL, 1, NULL, &label, BATCH};
-    if (ml_trainer_backward(trainer, &batch, NULL, &loss, error)) return error->code;
-    *sum += (double)loss;
-    return ML_OK;
+    if (!ml_trainer_backward(trainer, &batch, NULL, &loss, error)) *sum += (double)loss;
+    return error->code;
 }
 
 /* One epoch, with a step after every BATCH lines. */
@@ -49,7 +49,7 @@ int main(int argc, char **argv) {
     const unsigned long n_classes = strtoul(argv[3], &end, 10);
     if (*end || n_classes > INT16_MAX) return complain("N_CLASSES cannot be \"%s\"", argv[3]), 2;
     const used_file inputs[] = {{"MODEL", argv[1]}, {"TRAINING", argv[2]}}, output = {"ADAPTER", argv[4]};
-    if (!outputs_ready(&output, 1, inputs, 2) || !models_spared(&output, 1, inputs, 1)) return 1;
+    if (!gguf_ready(&output, inputs, 2)) return 1;
     FILE *file = fopen(argv[2], "r");
     if (!file) return perror(argv[2]), 1;
     ml_error error = {ML_OK, ""};

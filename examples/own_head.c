@@ -25,7 +25,7 @@ static int pass(FILE *file, ml_graph *g, ml_optimizer *optimizer, ml_error *erro
     char line[4096];
     int right = 0, n = 0, at = 0; /* where the sentence begins, which may be empty */
     for (rewind(file); fgets(line, sizeof line, file); n++, at = 0) {
-        if (sscanf(line, "%d ||| %n", &label, &at) != 1 || !at) return 0;
+        if (sscanf(line, "%1d ||| %n", &label, &at) != 1 || !at || label >= CLASSES) return 0;
         ml_encode_desc desc = {line + at, strcspn(line + at, "\r\n"), ML_ADD_SPECIAL, work, sizeof work};
         ml_tokens tokens;
         if (ml_tokenizer_encode(model->tokenizer, &desc, &tokens, error)) return 0;
@@ -52,9 +52,9 @@ int main(int argc, char **argv) {
     score.cols = w.cols = (size_t)model->config.dim;
     if (score.cols > DIM) return fprintf(stderr, "%s is wider than %d\n", argv[1], DIM), 1;
     int ok = !ml_optimizer_new(&how, &optimizer, &error) && !ml_graph_new(NULL, loss_of, NULL, &g, &error);
-    for (int epoch = 1; ok && epoch <= 4; epoch++)
-        ok = pass(train, g, optimizer, &error) && pass(dev, g, NULL, &error);
-    if (!ok) fprintf(stderr, "%s\n", *error.text ? error.text : "no line, or one without \"label |||\"");
+    for (int i = 0; ok && i < 4; i++) ok = pass(train, g, optimizer, &error) && pass(dev, g, NULL, &error);
+    if (ferror(train) || ferror(dev)) return perror(argv[ferror(train) ? 2 : 3]), 1;
+    if (!ok) fprintf(stderr, "%s\n", *error.text ? error.text : "no line, or one without \"0 or 1 |||\"");
     ml_graph_free(g), ml_optimizer_free(optimizer), ml_model_free(model), fclose(train), fclose(dev);
     return fflush(stdout) || ferror(stdout) ? perror("standard output"), 1 : !ok;
 }

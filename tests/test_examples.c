@@ -72,6 +72,17 @@ TEST(generate) {
     ml_model_free(model);
 }
 
+/* Words without quotes are not passed over. */
+TEST(words_too_many) {
+    CHECK(run("generate", MODEL " Once upon a time", "") == 2 && strstr(complained, "usage: generate"));
+    static const char *const steps[] = {"3x", "1e3", "99999999999", "0", "''", "1 To be or not"};
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        char arguments[128];
+        snprintf(arguments, sizeof arguments, "examples/data/opinions5-train.txt %s", steps[i]);
+        CHECK(run("characters", arguments, "") == 2 && strstr(complained, "[STEPS [FIRST_WORDS]]") && !*said);
+    }
+}
+
 /* ---- inspect ---- */
 
 static int says(const char *what, const char *file, const char *size) {
@@ -123,6 +134,13 @@ TEST(inspect_folder) {
     CHECK(run("inspect", arguments, "") == 1 && says("weights", "b?[31m.gguf", "1 bytes"));
     CHECK(strstr(said, "k?[32mit:\n") && !strchr(said, 27));
     free_bytes(&small), free_bytes(&pt);
+}
+
+/* Why a model cannot be run is an error where a tokenizer was named for it. */
+TEST(inspect_without_tokenizer) {
+    CHECK(run("inspect", MODEL " --tokenizer absent.model", "") == 1);
+    CHECK(strstr(said, "not a model that can be run: ") && strncmp(complained, "error: ", 7) == 0);
+    CHECK(strstr(complained, "absent.model cannot be opened: No such file"));
 }
 
 /* What a file says of its types and classes reaches no terminal as it is. */
@@ -233,6 +251,9 @@ TEST(chat_options) {
         {"--min-p -0.1", "between 0 and 1"},
         {"--max-new-tokens -5", "--max-new-tokens is not negative"},
         {"--top-p 1e39", "takes a number"},
+        {"--temperature 0 --top-k 3", "--temperature: is 0, and then nothing is drawn from what a filter"},
+        {"--top-p 0.9", "--temperature: is 0"}, /* by default, for a story */
+        {"--min-p 0.1", "--temperature: is 0"},
     };
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         snprintf(arguments, sizeof arguments, MODEL " %s", refused[i][0]);
@@ -403,6 +424,12 @@ TEST(lora_of_few_lines) {
     free_bytes(&longer);
     write_file(in_folder("few.txt"), "one ||| good film\n", 18);
     CHECK(run("lora", arguments, "") == 1 && strstr(complained, "line 1 does not begin with a label"));
+    static const char *const labels[] = {"4294967296 ||| good\n", "-1 ||| good\n",
+                                         "0 ||| bad\n40000 ||| ?\n"};
+    for (int i = 0; i < 3; i++) {
+        write_file(in_folder("few.txt"), labels[i], strlen(labels[i]));
+        CHECK(run("lora", arguments, "") == 1 && strstr(complained, " does not begin with a label"));
+    }
     write_file(in_folder("few.txt"), "", 0);
     CHECK(run("lora", arguments, "") == 1 && strstr(complained, "there are no lines"));
     write_file(in_folder("few.txt"), "1\0 \0|\0", 6);
@@ -483,13 +510,20 @@ TEST(own_head) {
     write_file(in_folder("bad.txt"), "1 ||| good\nbad\n", 15);
     snprintf(arguments, sizeof arguments, MODEL " '%s' examples/data/opinions2-dev.txt",
              in_folder("bad.txt"));
-    CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "one without \"label |||\""));
+    CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "one without \"0 or 1 |||\""));
+    static const char *const labels[] = {"4294967296 ||| good\n", "-1 ||| good\n", "2 ||| good\n"};
+    for (int i = 0; i < 3; i++) {
+        write_file(in_folder("bad.txt"), labels[i], strlen(labels[i]));
+        CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "one without \"0 or 1 |||\""));
+    }
     write_file(in_folder("bad.txt"), "1 ||| good\n1 ||| \n0 ||| bad\n", 28); /* the second one is empty */
     REQUIRE(runs("own_head", arguments, ""));
     CHECK(strstr(said, "of 3, unseen"));
     write_file(in_folder("bad.txt"), "", 0);
     CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "no line, or one") && !*said);
+    CHECK(run("own_head", MODEL " tests tests", "") == 1 && strstr(complained, "tests: Is a directory"));
     CHECK(run("own_head", "", "") == 2 && run("characters", "", "") == 2);
+    CHECK(run("characters", "tests", "") == 1 && strstr(complained, "tests: Is a directory"));
     CHECK(run("characters", "absent.txt", "") == 1 && strstr(complained, "absent.txt"));
 }
 
@@ -600,6 +634,13 @@ TEST(how_to_train) {
         {"--option generate --temperature 0.5", "--temperature goes with --prompt"},
         {"--prompt Once --lora-scale 0.5", "--lora-scale goes with --lora"},
         {"--prompt Once --score pmi", "--score is for --option prompt; this is --option generate"},
+        {"--prompt Once --top_k 3",
+         "--temperature: is 0, and then nothing is drawn from what a filter leaves"},
+        {"--prompt Once --top_p 0.9", "--temperature: is 0"},
+        {"--prompt Once --min_p 0.1 --temperature 0", "--temperature: is 0"},
+        {"--prompt Once --epsilon 0.02", "--temperature: is 0"},
+        {"--prompt Once --generated_sentence_low_temp_out x", "--prompt writes to standard output"},
+        {"--prompt Once --generated_sentence_high_temp_out x", "--prompt writes to standard output"},
         {"--option finetune --mode llama --pooling max", "--pooling is last or mean, not max"},
         {"--option finetune --mode llama --schedule step", "--schedule is none, linear or cosine, not step"},
         {"--option finetune --mode llama --warmup 1", "--warmup is a share of the steps, from 0 to below 1"},
@@ -645,6 +686,24 @@ TEST(unknown_labels_choose_nothing) {
              flag("--dev", "unknown.txt"), flag("--state", "last.gguf"));
     CHECK(runs_llama(arguments, flag("--dev_out", "dev"), flag("--test_out", "test"), "") == 0);
     CHECK(strstr(said, "epoch 1 is kept, the last: the labels of --dev are not known"));
+}
+
+/* Without a label to learn, nothing is trained; only measuring needs none. */
+TEST(nothing_to_learn) {
+    char arguments[2048];
+    write_file(in_folder("unknown.txt"), "-1 ||| once\n-1 ||| twice\n", 25);
+    snprintf(arguments, sizeof arguments, "--option finetune --pretrained-model-path " MODEL SHORT "%s",
+             flag("--train", "unknown.txt"));
+    CHECK(runs_llama(arguments, flag("--dev_out", "dev"), flag("--test_out", "test"),
+                     flag("--state", "no.gguf")) == 1);
+    CHECK(strstr(complained, "unknown.txt: no line has a label to learn") && !exists(in_folder("no.gguf")));
+    for (int epochs = 0; epochs < 2; epochs++) {
+        snprintf(arguments, sizeof arguments,
+                 "--task opinions2 --data examples/data --threads 1 --method head --epochs %d%s", epochs,
+                 flag("--train", "unknown.txt"));
+        CHECK(run("efficient", arguments, "") == epochs);
+        CHECK(!epochs || strstr(complained, "unknown.txt: no line has a label to learn"));
+    }
 }
 
 /* A model writes something else with an adapter. */
@@ -807,7 +866,7 @@ TEST(outputs_are_tried_first) {
     refuses_llama(dev, " --test_out /nowhere/d", "", "/nowhere/d cannot be written: No such file");
     refuses_llama(dev, test, " --state /nowhere/d", "/nowhere/d cannot be written: No such file");
     refuses_llama(dev, test, flag("--state", "."), "cannot be written: Is a directory");
-    refuses_llama(dev, test, " --state /dev/null", "/dev/null cannot be written: File exists");
+    refuses_llama(dev, test, " --state /dev/null", "/dev/null cannot be written: it is not a regular file");
     refuses_llama(flag("--dev_out", "other"), test, "", "--dev_out and --test_out are the same file");
     refuses_llama(flag("--dev_out", "./other"), test, "", "--dev_out and --test_out are the same file");
     static const char *const ways[] = {"old", "./old", "symbolic", "hard"};
@@ -843,6 +902,8 @@ TEST(tools_try_outputs_first) {
     snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("model.gguf"), in_folder("./model.gguf"));
     refuses("draw_curve", arguments, "is also read (CURVE.csv)");
     refuses("draw_curve", "absent.csv new.svg", "absent.csv: No such file");
+    snprintf(arguments, sizeof arguments, "tests '%s'", in_folder("new"));
+    refuses("draw_curve", arguments, "tests: Is a directory");
     write_file(in_folder("flat.csv"), "step,loss,kept_back\n1,2,\n2,2,\n3,nan,\n", 40);
     snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("flat.csv"), in_folder("new"));
     refuses("draw_curve", arguments, "the losses are all the same or no numbers");
@@ -905,6 +966,25 @@ TEST(settings_are_checked_first) {
         refuses("speculate", MODEL " --draft " MODEL " --n_gram 2", "--n_gram: is for drafts from the text");
 }
 
+/* What can save no GGUF under this name says so before it works. */
+TEST(what_saves_is_tried_first) {
+    static const char *const programs[][2] = {{"lora", MODEL " examples/data/opinions2-dev.txt 2 %s"},
+                                              {"train", MODEL " examples/data/opinions2-dev.txt %s"},
+                                              {"random_model", "%s --shape 15M"}};
+    static const char *const names[][2] = {{"/dev/null", "/dev/null cannot be written: it is not a regular"},
+                                           {"/nowhere/m.gguf", "/nowhere/m.gguf cannot be written: No such"},
+                                           {"m.safetensors", "m.safetensors will be a GGUF: call it .gguf"},
+                                           {"m.pt", "m.pt will be a GGUF: call it .gguf"}};
+    for (int i = 0; i < 12; i++) {
+        char arguments[256], name[64];
+        snprintf(name, sizeof name, "%s", names[i / 3][0]);
+        snprintf(arguments, sizeof arguments, programs[i % 3][1], name);
+        refuses(programs[i % 3][0], arguments, names[i / 3][1]);
+    }
+    CHECK(run("train", MODEL " tests x.gguf", "") == 1 && strstr(complained, "tests: Is a directory"));
+    CHECK(!exists("x.gguf") && !exists("m.safetensors") && !exists("m.pt"));
+}
+
 /* The examples that learn replace neither what they learn from, nor the model. */
 TEST(examples_spare_what_they_read) {
     static const char *const cases[][2] = {{"lora", "'%s' '%s' 2 '%s'"}, {"train", "'%s' '%s' '%s'"}};
@@ -918,8 +998,9 @@ TEST(examples_spare_what_they_read) {
     for (int i = 0; i < 4; i++) {
         write_file(name[0], model.data, model.size);
         write_file(name[1], text.data, text.size);
-        snprintf(arguments, sizeof arguments, cases[i / 2][1], name[0], name[1], name[i % 2]);
-        CHECK(run(cases[i / 2][0], arguments, "") != 0 && *complained);
+        snprintf(arguments, sizeof arguments, cases[i / 2][1], name[0], name[1],
+                 in_folder(i % 2 ? "./read.txt" : "./read.gguf"));
+        CHECK(run(cases[i / 2][0], arguments, "") == 1 && strstr(complained, " is also read ("));
         CHECK(same_files("read.gguf", "read.copy") && same_files("read.txt", "text.copy"));
     }
     free_bytes(&model), free_bytes(&text);
@@ -1380,7 +1461,9 @@ int main(int argc, char **argv) {
              slash ? argv[0] : ".");
     if (!folder_begin("examples")) return 1;
     RUN(generate);
+    RUN(words_too_many);
     RUN(inspect_folder);
+    RUN(inspect_without_tokenizer);
     RUN(inspect_prints_no_control_characters);
     RUN(chat);
     RUN(chat_outlives_the_context);
@@ -1397,6 +1480,7 @@ int main(int argc, char **argv) {
     RUN(how_to_train);
     RUN(prompts_have_room);
     RUN(unknown_labels_choose_nothing);
+    RUN(nothing_to_learn);
     RUN(adapter_writes);
     RUN(context_is_full);
     RUN(look);
@@ -1404,6 +1488,7 @@ int main(int argc, char **argv) {
     RUN(outputs_are_tried_first);
     RUN(tools_try_outputs_first);
     RUN(settings_are_checked_first);
+    RUN(what_saves_is_tried_first);
     RUN(examples_spare_what_they_read);
     RUN(whole_files);
     RUN(stories_replace_whole_files);

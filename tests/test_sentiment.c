@@ -310,6 +310,7 @@ TEST(bad_label_names) {
         {"[\"a\", \"\\ud83d\\u0041\"]", "name 1 has a wrong escape"},
         {"[\"a\", \"\\ude00\"]", "name 1 has a wrong escape"},
         {"[\"a\", \"b\nc\"]", "name 1 has a control character"},
+        {"[\"a\", \"b\", \"\\u0062\"]", "name 2 is the same as label name 1"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         label_names names;

@@ -74,6 +74,15 @@ TEST(nothing_wanted) {
     CHECK(strcmp(said, "--only: no row's name contains \"sst fintune\"\n") == 0);
 }
 
+/* The files would be in the root. */
+TEST(folder_without_a_name) {
+    char *args[] = {(char *)"table", (char *)"--model", (char *)"m.pt", (char *)"--out", (char *)""};
+    capture_begin();
+    CHECK(table_main(5, args) == 2);
+    said = capture_end();
+    CHECK(strcmp(said, "error: --out: the folder's name is empty\n") == 0);
+}
+
 /* 10 ways of prompting, once; 8 rows that learn, with two seeds: 26 runs. One that is killed or fails is run again,
    and no other is. */
 TEST(goes_on) {
@@ -174,6 +183,7 @@ int main(void) {
     if (!folder_begin("table")) return 1;
     write_script();
     RUN(nothing_wanted);
+    RUN(folder_without_a_name);
     RUN(goes_on);
     RUN(means);
     RUN(picture);

@@ -242,7 +242,8 @@ static int inspect(const char *path, const char *tokenizer) {
         printf("not a model that can be run: %s\n", error.text);
         if (!ml_tokenizer_load(path, NULL, &alone, NULL)) print_tokenizer(alone);
         ml_tokenizer_free(alone);
-        return !tokenizer; /* an archive of tensors need not be a model, unless a tokenizer was given for it */
+        /* an archive of tensors need not be a model, unless a tokenizer was given for it */
+        return !tokenizer || complain("%s", error.text);
     }
     print_model(model);
     ml_model_free(model);

@@ -16,7 +16,7 @@ static int make(const settings *s) {
     ml_tokenizer *tokenizer = NULL;
     ml_error error;
     const used_file input = {"--tokenizer", s->tokenizer}, output = {"OUT", s->output};
-    if (!outputs_ready(&output, 1, &input, 1) || !file_can_be_saved(s->output)) return 0;
+    if (!gguf_ready(&output, &input, 1)) return 0;
     if (s->tokenizer &&
         !loaded(s->tokenizer, ml_tokenizer_load(s->tokenizer, NULL, &tokenizer, &error), &error))
         return 0;

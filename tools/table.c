@@ -461,6 +461,7 @@ int main(int argc, char **argv) {
     int n_wanted = 0;
     for (int i = 0; i < N_ROWS; i++) n_wanted += wanted(&s, &rows[i]);
     if (!n_wanted) return fprintf(stderr, "--only: no row's name contains \"%s\"\n", s.only), 2;
+    if (!*s.out) return complain("--out: the folder's name is empty"), 2;
     if (!make_folders(s.out) || !files_ready(&s) || !run_all(&s)) return 1;
     print_table(&s, stdout);
     fprintf(stderr, "(also in %s, with a picture of the epochs in accuracy.svg)\n", s.out);

@@ -38,8 +38,9 @@ static inline int curve_read(curve *c, const char *path, double last_step) {
         if (fields == 2) p.valid = NAN;
         if (fields >= 2 && p.step <= last_step && !curve_keep(c, p)) return fclose(csv), 0;
     }
+    int is_read = !csv || !ferror(csv) || complain("%s: %s", path, strerror(errno));
     if (csv) fclose(csv);
-    return 1;
+    return is_read;
 }
 
 /* Begins a CSV with the points so far, in place of what was there. */

@@ -244,8 +244,7 @@ static inline int same_file(const char *a, const char *b) {
 static inline int file_can_be_saved(const char *path) {
     system_file about;
     if (!path || !system_look(path, &about) || about.is_regular || about.is_folder) return 1;
-    errno = EEXIST;
-    return whole_file_failed(path);
+    return complain("%s cannot be written: it is not a regular file", path);
 }
 
 /* Can a whole_file be written there? Leaves an existing file as it is, and no new one. */
@@ -384,6 +383,14 @@ static inline int models_spared(const used_file *outputs, int n_outputs, const u
         for (int k = 0; k < n_models; k++)
             if (!spares_model(&outputs[i], &models[k])) return 0;
     return 1;
+}
+
+/* Tries what a program saves at its end that writes GGUF only. The first of the inputs is its model. */
+static inline int gguf_ready(const used_file *output, const used_file *inputs, int n_inputs) {
+    if (format_of(output->path) != ML_GGUF)
+        return complain("%s: %s will be a GGUF: call it .gguf", output->option, output->path);
+    return outputs_ready(output, 1, inputs, n_inputs) && models_spared(output, 1, inputs, 1) &&
+           file_can_be_saved(output->path);
 }
 
 /* Why a model came without a tokenizer, if there is a file of one: 1, and the reason is in `error`. */

@@ -89,15 +89,17 @@ static const option options[] = {
     {"--state", OPTION_TEXT, &set.sentiment.model_out,
      "the best epoch's model or adapter, with its classifier; a .pt is for PyTorch\n" INDENT
      "(OPTION-EPOCHS-LR.gguf)"},
-    {"--generated_sentence_low_temp_out", OPTION_TEXT, &set.low_out, "file (generated-sentence-temp-0.txt)"},
+    {"--generated_sentence_low_temp_out", OPTION_TEXT, &set.low_out,
+     "file, without --prompt (generated-sentence-temp-0.txt)"},
     {"--generated_sentence_high_temp_out", OPTION_TEXT, &set.high_out,
-     "file (generated-sentence-temp-1.txt)"},
+     "file, without --prompt (generated-sentence-temp-1.txt)"},
     {"--use_gpu", OPTION_FLAG, &set.use_gpu, "accepted, as the assignment has it; the processor is used"},
     {"--prompt", OPTION_TEXT, &set.prompt, "continue this text, on standard output"},
     {"--max_new_tokens", OPTION_INT, &set.max_new_tokens,
      "how many (75; with --prompt until the story or context ends)"},
     {"--slide", OPTION_FLAG, &set.slide, "write on when the context is full: the oldest text is forgotten"},
-    {"--temperature", OPTION_FLOAT, &set.sampler.temperature, "with --prompt: 0 is greedy (0)"},
+    {"--temperature", OPTION_FLOAT, &set.sampler.temperature,
+     "with --prompt: 0 is greedy, without filters (0)"},
     {"--top_k", OPTION_INT, &set.sampler.top_k, "keep the k most likely (0: all)"},
     {"--top_p", OPTION_FLOAT, &set.sampler.top_p, "keep the most likely that reach p together (0: all)"},
     {"--min_p", OPTION_FLOAT, &set.sampler.min_p, "drop what is below min_p of the most likely (0)"},
@@ -291,6 +293,21 @@ static int check_scopes(int argc, char **argv) {
     return 1;
 }
 
+/* The same for a continued prompt. */
+static int check_prompted(int argc, char **argv) {
+    static const char *const unused[] = {"--generated_sentence_low_temp_out",
+                                         "--generated_sentence_high_temp_out"};
+    const ml_sampler *p = &set.sampler;
+    int has_epsilon = p->epsilon > 0 && option_given(argc, argv, options, N_OPTIONS, "--epsilon");
+    if (!set.prompt) return 1;
+    for (int i = 0; i < 2; i++)
+        if (option_given(argc, argv, options, N_OPTIONS, unused[i]))
+            return complain("%s is for the course's two texts; --prompt writes to standard output",
+                            unused[i]);
+    return p->temperature > 0 || !(has_epsilon || p->top_k > 0 || p->top_p > 0 || p->min_p > 0) ||
+           complain("--temperature: is 0, and then nothing is drawn from what a filter leaves");
+}
+
 /* How to train. */
 static int check_training(const settings *s) {
     const sentiment_settings *t = &s->sentiment;
@@ -333,7 +350,8 @@ static int check_settings(int argc, char **argv) {
     if (!is_one_of("--option", set.option, "generate, prompt, finetune, lora or predict") ||
         !is_one_of("--score", set.sentiment.score, "sum, mean, calibrated or pmi") ||
         (set.mode && !is_one_of("--mode", set.mode, "llama or reference")) || !check_scopes(argc, argv) ||
-        !check_sentiment(&set.sentiment) || !check_training(&set) || !check_sampler(&set.sampler))
+        !check_sentiment(&set.sentiment) || !check_training(&set) || !check_sampler(&set.sampler) ||
+        !check_prompted(argc, argv))
         return 0;
     if (!(set.sentiment.lora_scale > 0)) return complain("--lora-scale is above 0");
     if (set.max_new_tokens < 0) return complain("--max_new_tokens must not be negative");

@@ -99,6 +99,9 @@ static int read_name(label_names *names, char **from, const char *path) {
     const char *wrong = read_string(from);
     if (!wrong && !*name) wrong = "is empty";
     if (wrong) return complain("%s: label name %d %s", path, names->n, wrong);
+    for (int i = 0; i < names->n; i++)
+        if (strcmp(names->name[i], name) == 0)
+            return complain("%s: label name %d is the same as label name %d", path, names->n, i);
     names->name[names->n++] = name;
     return 1;
 }
@@ -193,6 +196,10 @@ int reviews_have_labels(const reviews *all) {
     int n = 0;
     for (int i = 0; i < all->n; i++) n += all->rows[i].label >= 0;
     return n > 0;
+}
+
+int reviews_teach(const reviews *all) {
+    return reviews_have_labels(all) || complain("%s: no line has a label to learn", all->path);
 }
 
 int *reviews_read_gold(const reviews *set, const char *path, int n_labels) {

@@ -39,6 +39,9 @@ int reviews_read(reviews *all, const char *path, int n_labels);
 /* Whether any label is known. On a dev set without, the last weights are as good as any. */
 int reviews_have_labels(const reviews *all);
 
+/* Whether there is a label to learn; 0 after saying that there is none. */
+int reviews_teach(const reviews *all);
+
 /* New memory with a label for each row of the set, from a file of one label per line in the same order (-1: unknown);
    NULL after saying why. */
 int *reviews_read_gold(const reviews *set, const char *path, int n_labels);

@@ -74,7 +74,8 @@ static int load_head(sentiment *s) {
 static int read_sets(sentiment *s) {
     const sentiment_settings *set = &s->set;
     if (!(set->predicting ? load_head(s) : label_names_read(&s->labels, set->labels))) return 0;
-    return (!is_training(set) || reviews_read(&s->train, set->train, s->labels.n)) &&
+    return (!is_training(set) ||
+            (reviews_read(&s->train, set->train, s->labels.n) && reviews_teach(&s->train))) &&
            reviews_read(&s->dev, set->dev, s->labels.n) && reviews_read(&s->test, set->test, s->labels.n) &&
            (!set->test_gold || (s->gold = reviews_read_gold(&s->test, set->test_gold, s->labels.n)) != NULL);
 }

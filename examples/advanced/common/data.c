@@ -99,6 +99,7 @@ int tuning_read_data(tuning *t) {
     if (!s->labels && !file_exists(labels)) labels = tuning_path(t, NULL, "label-mapping.json");
     if (!label_names_read(&t->labels, labels)) return 0;
     if (!tuning_read(t, &t->train, tuning_path(t, s->train, "train.txt"), t->labels.n) ||
+        (s->epochs && !reviews_teach(&t->train)) ||
         !tuning_read(t, &t->dev, tuning_path(t, s->dev, "dev.txt"), t->labels.n) ||
         !tuning_read(t, &t->test, tuning_path(t, s->test, "test.txt"), t->labels.n))
         return 0;
