@@ -1,4 +1,4 @@
-/* minillama.h - v0.9.5 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.9.6 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -209,8 +209,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 905 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.9.5"
+#define ML_VERSION 906 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.9.6"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS
