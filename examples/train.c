@@ -1,9 +1,8 @@
 /* Trains a small model from scratch on a text, with the tokenizer of another model. See examples/pretrain for more.
    cc -O3 -march=native -DMINILLAMA_IMPLEMENTATION -I. examples/train.c -o train -lm
    ./train TOKENIZER stories.txt small.gguf */
-#include <stdio.h>
-#include <string.h>
 #include "minillama.h"
+#include "common/file.h"
 
 enum { CONTEXT = 64, ROWS = 8, STEPS = 200, MAX_TEXT = 1 << 17 };
 
@@ -38,8 +37,8 @@ int main(int argc, char **argv) {
     ml_random random;
     ml_trainer_desc how = {0};
     if (argc != 4) return fprintf(stderr, "usage: train TOKENIZER TEXT MODEL.gguf\n"), 2;
-    if (strcmp(argv[1], argv[3]) == 0 || strcmp(argv[2], argv[3]) == 0)
-        return fprintf(stderr, "%s would be replaced\n", argv[3]), 2;
+    const used_file inputs[] = {{"TOKENIZER", argv[1]}, {"TEXT", argv[2]}}, output = {"MODEL", argv[3]};
+    if (!outputs_ready(&output, 1, inputs, 2)) return 1;
     FILE *file = fopen(argv[2], "rb");
     if (!file) return perror(argv[2]), 1;
     ml_encode_desc encode = {text, fread(text, 1, MAX_TEXT, file), ML_ADD_SPECIAL, work, sizeof work};
