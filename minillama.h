@@ -9432,7 +9432,7 @@ typedef struct mli_piece_slot {
 } mli_piece_slot;
 
 typedef struct mli_piece_table {
-    mli_piece_slot *slots; /* (mask + 1) hash table from text to id */
+    mli_piece_slot *places; /* (mask + 1) hash table from text to id */
     uint32_t mask;
 } mli_piece_table;
 
@@ -9809,7 +9809,7 @@ static mli_piece_slot *mli_find_slot(const mli_tokenizer *t, const mli_piece_tab
                                      const unsigned char *text, size_t n, uint32_t hash) {
     uint32_t begin = hash ^ hash >> 15;
     for (uint32_t i = 0; i < MLI_MAX_PROBES; i++) {
-        mli_piece_slot *slot = &table->slots[(begin + i) & table->mask];
+        mli_piece_slot *slot = &table->places[(begin + i) & table->mask];
         if (slot->id < 0) return slot;
         if (slot->hash != hash) continue;
         uint32_t at = t->text_at[slot->id];
@@ -9940,8 +9940,8 @@ static size_t mli_count_slots(size_t n) {
 static void mli_carve_table(mli_piece_table *table, unsigned char *memory, size_t *used, size_t n) {
     size_t n_slots = mli_count_slots(n);
     table->mask = (uint32_t)(n_slots - 1);
-    table->slots = (mli_piece_slot *)mli_carve(memory, used, n_slots, sizeof *table->slots);
-    if (table->slots) memset(table->slots, 0xff, n_slots * sizeof *table->slots); /* ids -1: empty */
+    table->places = (mli_piece_slot *)mli_carve(memory, used, n_slots, sizeof *table->places);
+    if (table->places) memset(table->places, 0xff, n_slots * sizeof *table->places); /* ids -1: empty */
 }
 
 /* The same for a vocabulary that stays in its file. Its strings take as many bytes as the pieces, and 8 for each. */
@@ -12575,29 +12575,38 @@ static const struct mli_magic {
 #ifndef ML_NO_ERROR_TEXT
     {257, 5, "ustar", NULL, "a tar archive: unpack it; if PyTorch 0.1 wrote it, load and save it with a newer one"},
     {0, 4, "lmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
+    {0, 4, "fmgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "tjgg", NULL, "a ggml file from before GGUF: convert it with llama.cpp"},
     {0, 4, "algg", NULL, "an adapter in llama.cpp's format from before GGUF (ggla): convert its PEFT original again"},
-    {0, 23, "version https://git-lfs", NULL, "a Git LFS pointer: the model itself was not downloaded (git lfs pull)"},
+    {0, 23, "version https://git-lfs", NULL, "a Git LFS pointer: the file itself was not downloaded (git lfs pull)"},
     {0, 9, "\x0a\x0e\x0a\x05<unk>", NULL, "a tokenizer (SentencePiece), not a model"},
     {8, 9, "\x05\0\0\0<unk>", NULL, "a tokenizer (llama2.c), not a model"},
     {0, 3, "\xff\xd8\xff", NULL, "a JPEG picture"}, {0, 4, "\x89PNG", NULL, "a PNG picture"},
     {0, 4, "%PDF", NULL, "a PDF document"}, {0, 6, "\x93NUMPY", NULL, "a NumPy array, not a model"},
     {0, 4, "\x89HDF", NULL, "an HDF5 file"}, {0, 2, "\x1f\x8b", NULL, "compressed with gzip: unpack it first"},
     {0, 4, "\x28\xb5\x2f\xfd", NULL, "compressed with zstd: unpack it first"},
+    {0, 6, "\xfd\x37zXZ", NULL, "compressed with xz: unpack it first"}, /* with its zero */
+    {0, 3, "BZh", NULL, "compressed with bzip2: unpack it first"},
+    {0, 6, "7z\xbc\xaf\x27\x1c", NULL, "a 7z archive: unpack it first"},
 #endif
     /* clang-format on */
 };
 
+/* Their row, or NULL. */
+static const struct mli_magic *mli_find_magic(const unsigned char *data, size_t size) {
+    for (const struct mli_magic *magic = mli_magics; magic < mli_magics + MLI_COUNT(mli_magics); magic++)
+        if (size >= magic->at + magic->n && memcmp(data + magic->at, magic->bytes, magic->n) == 0)
+            return magic;
+    return NULL;
+}
+
 static void mli_read_archive(mli_archive *archive) {
-    for (const struct mli_magic *magic = mli_magics; magic < mli_magics + MLI_COUNT(mli_magics); magic++) {
-        if (archive->size < magic->at + magic->n) continue;
-        if (memcmp(archive->data + magic->at, magic->bytes, magic->n) != 0) continue;
-        if (magic->read)
-            magic->read(archive);
-        else
-            mli_stop(archive, ML_ERROR_FORMAT, "not a known model file: it is %s", magic->what);
-        return;
-    }
+    const struct mli_magic *magic = mli_find_magic(archive->data, archive->size);
+    if (magic && magic->read)
+        magic->read(archive);
+    else if (magic)
+        mli_stop(archive, ML_ERROR_FORMAT, "not a known model file: it is %s", magic->what);
+    if (magic) return;
     mli_reader in = mli_reader_at(archive->data, 0, archive->size);
     uint64_t length = mli_read_u64(&in);
     if (mli_read_u8(&in) == '{' && length >= 2 && length < 100000000) /* safetensors' own limit */
@@ -14691,8 +14700,8 @@ static void mli_torch_cut(mli_torch *torch) {
     if (bytes > archive->size)
         mli_format(needs, sizeof needs, " and needs at least %l bytes", (int64_t)bytes);
     mli_stop(archive, ML_ERROR_TRUNCATED,
-             "file is cut short (an incomplete download?): it ends at byte %z inside %s%s", archive->size,
-             mli_show(archive, header.name, header.length), needs);
+             "file is cut short (an incomplete download?), or has more bytes: it ends at byte %z inside %s%s",
+             archive->size, mli_show(archive, header.name, header.length), needs);
 }
 
 /* ---- reading ---- */
@@ -15643,8 +15652,9 @@ static void mli_bin_add(mli_bin *bin) {
     archive->shown.format = "llama2.c";
     if (size > archive->size) mli_cut_short(archive, "the model of its llama2.c header", size);
     if (size < archive->size)
-        mli_stop(archive, ML_ERROR_FORMAT, "llama2.c file: %z bytes, but its header's model has %l",
-                 archive->size, (int64_t)size);
+        mli_stop(archive, ML_ERROR_FORMAT,
+                 "llama2.c file of %z bytes: %l too many for the model of its header", archive->size,
+                 (int64_t)(archive->size - size));
     if (bin->version == 2 && !archive->result) {
         if (!mli_mul_size(archive->size, sizeof(float), &bytes)) bytes = SIZE_MAX; /* which there is not */
         floats = (float *)mli_keep(archive, bytes);
@@ -15674,7 +15684,8 @@ static void mli_read_bin(mli_archive *archive) {
     if (!archive->result) mli_bin_add(&bin);
 }
 
-/* The legacy version is recognized by seven plausible numbers and a size that fits them. Returns 0 if it is none. */
+/* The legacy version is recognized by seven plausible numbers of a model that is not far too small for the file.
+   Returns 0 if it is none. */
 static int mli_read_legacy_bin(mli_archive *archive) {
     mli_reader in = mli_reader_at(archive->data, 0, archive->size);
     mli_bin bin;
@@ -15683,7 +15694,7 @@ static int mli_read_legacy_bin(mli_archive *archive) {
     bin.header_size = 28;
     const ml_config *c = &bin.config;
     if (archive->size < 28 || !mli_bin_header(&bin, &in) || c->dim % 2 || c->hidden_dim < c->dim / 4 ||
-        mli_bin_walk(&bin, NULL) < archive->size)
+        mli_bin_walk(&bin, NULL) < archive->size / 2)
         return 0;
     mli_bin_add(&bin);
     return 1;
@@ -15771,7 +15782,9 @@ static ml_result mli_bin_get(void *context, int32_t id, mli_piece *piece, ml_err
     piece->length = mli_read_u32(&source->in);
     piece->bytes = mli_read_bytes(&source->in, piece->length);
     if (source->in.failed)
-        return mli_fail(error, ML_ERROR_TRUNCATED, "tokenizer .bin: piece %d at byte %z of %z is cut short",
+        return mli_fail(error, ML_ERROR_TRUNCATED,
+                        "tokenizer .bin: after %d pieces, bytes %z to %z are no whole piece: the file is cut "
+                        "short, or has bytes too many",
                         (int)id, at, source->size);
     piece->kind = mli_guess_kind(piece, id == 0, id == 1 || id == 2);
     if (piece->kind == ML_PIECE_CONTROL && piece->length > 2 && piece->bytes[0] == '\n' &&
@@ -16860,6 +16873,7 @@ static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml
     }
     mli_piece_source source;
     mli_vocabulary v = mli_no_vocabulary();
+    const struct mli_magic *magic = NULL;
     memset(&source, 0, sizeof source);
     source.data = p;
     source.size = size;
@@ -16878,6 +16892,8 @@ static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml
         result = mli_fail(error, ML_ERROR_UNSUPPORTED,
                           "a tokenizer.json, or the tokenizer.model of Llama 3: left out by ML_NO_BPE");
 #endif
+    else if ((magic = mli_find_magic(p, size)) != NULL && magic->what)
+        result = mli_fail(error, ML_ERROR_FORMAT, "this is no tokenizer: it is %s", magic->what);
     else
         result = mli_fail(error, ML_ERROR_FORMAT,
                           "this is no tokenizer: neither tokenizer.model, nor tokenizer.json, nor GGUF, nor "
@@ -16965,10 +16981,9 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     {"minillama.mask", MLI_OTHERS(MLI_CONFIG_JSON ".minillama_mask")},
     {"llama.attention.layer_norm_rms_epsilon", MLI_OTHERS(MLI_CONFIG_JSON ".rms_norm_eps", ".norm_eps",
      "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps")},
-    {"llama.rope.freq_base", MLI_OTHERS(MLI_CONFIG_JSON ".rope_theta", MLI_ROPE_JSON_5 ".rope_theta", ".rope_theta",
-     MLI_PARAMS_JSON ".rope_theta", MLI_ROPE_JSON ".rope_theta")},
+    {"llama.rope.freq_base", MLI_OTHERS(MLI_CONFIG_JSON ".rope_theta", ".rope_theta", MLI_PARAMS_JSON ".rope_theta")},
     {"llama.rope.scaling.type", MLI_OTHERS(MLI_ROPE_JSON ".rope_type", MLI_ROPE_JSON ".type",
-     MLI_ROPE_JSON_5 ".rope_type",) "minillama.rope.scaling.type"},
+     MLI_ROPE_JSON_5 ".rope_type", MLI_ROPE_JSON_5 ".type",) "minillama.rope.scaling.type"},
     {"llama.rope.scaling.factor", MLI_OTHERS(MLI_ROPE_JSON ".factor", MLI_ROPE_JSON_5 ".factor",)
      "llama.rope.scale_linear", "minillama.rope.scaling.factor"},
     MLI_STRETCHED("llama.rope.scaling.original_context_length",
@@ -17413,7 +17428,24 @@ static void mli_load_rope(mli_loader *loader) {
                    mli_rope_names[c->rope_kind], mli_field_keys[MLI_FIELD_ROPE_FACTOR][is_gguf ? 0 : 1]);
 }
 
-/* How far a token sees back. Where config.json lists a type for each layer, all must be of one. */
+/* Which layers of a GGUF have the window: as a list says, or all but every so many. Returns the value's name; NULL:
+   there is none. */
+static const char *mli_count_windows(mli_loader *loader, size_t *n_full, size_t *n_sliding) {
+    const ml_value *value = ml_archive_find_value(loader->archive, "llama.attention.sliding_window_pattern");
+    if (!value) return NULL;
+    int is_list = value->kind == ML_VALUE_LIST && value->s && (unsigned)value->list_type < MLI_GGUF_TYPES &&
+                  mli_gguf_types[value->list_type].size;
+    if (!is_list && (value->kind != ML_VALUE_INT || value->i < 0))
+        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither a list nor a whole number", value->name);
+    for (int layer = 0; layer < loader->config.n_layers && !loader->result; layer++) {
+        int is_sliding = is_list ? (size_t)layer < value->length && mli_gguf_element(value, (size_t)layer).i
+                                 : !value->i || layer % value->i < value->i - 1;
+        *(is_sliding ? n_sliding : n_full) += 1;
+    }
+    return value->name;
+}
+
+/* How far a token sees back. Where a type is listed for each layer, all must be of one. */
 static void mli_load_window(mli_loader *loader) {
     const ml_value *window = mli_field_value(loader, MLI_FIELD_WINDOW), *value = loader->archive->values;
     const ml_value *used = mli_find_other(loader, MLI_CONFIG_JSON ".use_sliding_window");
@@ -17426,10 +17458,11 @@ static void mli_load_window(mli_loader *loader) {
     if (!window || (window->kind == ML_VALUE_INT && window->i == 0) ||
         (used && !mli_value_bool(loader, used)))
         return;
+    const char *pattern = mli_count_windows(loader, &n_full, &n_sliding);
     if (n_full && n_sliding)
         mli_refuse(loader, ML_ERROR_UNSUPPORTED,
-                   "values %s: layers that differ are not supported (%z see all, %z a window)",
-                   MLI_CONFIG_JSON ".layer_types", n_full, n_sliding);
+                   "value %s: layers that differ are not supported (%z see all, %z a window)",
+                   pattern ? pattern : MLI_CONFIG_JSON ".layer_types", n_full, n_sliding);
     if (!n_full) mli_load_int(loader, MLI_FIELD_WINDOW, &loader->config.window);
 }
 
@@ -17479,6 +17512,8 @@ static void mli_load_config(mli_loader *loader) {
     if (!config->n_kv_heads) config->n_kv_heads = config->n_heads;
     mli_load_float(loader, MLI_FIELD_NORM_EPS, &config->norm_eps);
     mli_load_float(loader, MLI_FIELD_ROPE_THETA, &config->rope_theta);
+    config->rope_theta = mli_rope_json(loader, MLI_ROPE_JSON ".rope_theta", MLI_ROPE_JSON_5 ".rope_theta",
+                                       config->rope_theta); /* as in their library, before the one on top */
     mli_load_int(loader, MLI_FIELD_HEAD_DIM, &config->head_dim);
     mli_load_rope(loader);
     mli_load_meta_seq_len(loader);
@@ -17567,8 +17602,13 @@ MLI_OPTIONAL void mli_index_plain_names(mli_loader *loader) {
         mli_sort_named(loader->plain, loader->n_plain);
 }
 
+/* Whether it is PEFT's copy of a module that was trained, beside that of the module as it was before. */
+MLI_OPTIONAL int mli_is_trained_copy(const ml_array *array, const ml_array *other) {
+    return strstr(array->name, "modules_to_save.") && strstr(other->name, "original_module.");
+}
+
 /* The array of this name, or else the one whose plain name is that of this name; NULL if there is none. Two are an
-   error, unless they are the same numbers. */
+   error, unless they are the same numbers, or one is PEFT's copy of what was before. */
 static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
 #if MLI_ONLY_GGUF
     return ml_archive_find_array(loader->archive, name);
@@ -17583,7 +17623,10 @@ static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
     array = &loader->archive->arrays[found->index];
     for (end = loader->plain + loader->n_plain; ++found < end && strcmp(found->name, plain) == 0;) {
         other = &loader->archive->arrays[found->index];
-        if (other->data != array->data || other->type != array->type)
+        if (mli_is_trained_copy(array, other)) continue;
+        if (mli_is_trained_copy(other, array))
+            array = other;
+        else if (other->data != array->data || other->type != array->type)
             mli_refuse(loader, ML_ERROR_MISMATCH, "tensors %s and %s are both named like %s", array->name,
                        other->name, plain);
     }
@@ -17945,16 +17988,40 @@ static size_t mli_check_pair(mli_loader *loader, const ml_array *a, const ml_arr
     return loader->result ? 0 : rank;
 }
 
-/* A Llama has no biases but those of attention: a file that has others is of another model. */
+/* A Llama has no biases but those of attention, nor scales: a file that has others is of another model. */
 static void mli_refuse_bias(mli_loader *loader, mli_slot slot, const char *weight) {
     char name[MLI_LONG_NAME_SIZE];
     size_t n = strlen(weight) - strlen(".weight");
     if (mli_params[slot].role != MLI_ROLE_MATRIX) return;
-    if (loader->config.attention_bias && slot >= MLI_WQ && slot <= MLI_WO) return;
     memcpy(name, weight, n);
+    memcpy(name + n, ".scale", sizeof ".scale"); /* by which llama.cpp multiplies the matrix's results */
+    if (loader->naming == MLI_NAMING_GGUF && mli_find_plain(loader, name))
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: a scale beside a matrix is not supported", name);
+    if (loader->config.attention_bias && slot >= MLI_WQ && slot <= MLI_WO) return;
     memcpy(name + n, ".bias", sizeof ".bias");
     const ml_array *bias = mli_find_plain(loader, name);
     if (bias) mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: biases are not supported", bias->name);
+}
+
+/* Nor has it norms of queries and keys, or more than two norms in a layer. `weight` is the name of its WQ. */
+static void mli_refuse_norms(mli_loader *loader, mli_slot slot, const char *weight) {
+    /* clang-format off */
+    static const char *const norms[] = {
+        MLI_OTHERS("attention.q_norm", "attention.k_norm", "self_attn.q_norm", "self_attn.k_norm",
+                   "pre_feedforward_layernorm", "post_feedforward_layernorm",)
+        "attn_q_norm", "attn_k_norm", "attn_sub_norm", "post_attention_norm", "post_ffw_norm"};
+    /* clang-format on */
+    char name[MLI_LONG_NAME_SIZE];
+    size_t n = strlen(weight);
+    if (slot != MLI_WQ) return;
+    /* up to "attn_q.weight", "attention.wq.weight" */
+    for (int dots = loader->naming == MLI_NAMING_GGUF ? 2 : 3; dots;) dots -= weight[--n - 1] == '.';
+    memcpy(name, weight, n);
+    for (size_t i = 0; i < MLI_COUNT(norms); i++) {
+        mli_format(name + n, sizeof name - n, "%s.weight", norms[i]);
+        const ml_array *norm = mli_find_plain(loader, name);
+        if (norm) mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: a Llama has no such norm", norm->name);
+    }
 }
 
 /* PEFT keeps the frozen matrix under "base_layer" and the adapter beside it. Without that the model would be another
@@ -18110,6 +18177,7 @@ MLI_APART void mli_find_sources(mli_loader *loader) {
         if (array) {
             mli_check_source(loader, array, rows, tensor->cols, mli_params[slot].rows == MLI_ONE);
             mli_refuse_bias(loader, slot, name);
+            mli_refuse_norms(loader, slot, name);
         } else if (slot == MLI_OUTPUT) {
             mli_leave_out_output(loader);
         } else if (mli_params[slot].role != MLI_ROLE_BIAS) { /* which may be left out: zeros */
@@ -18660,6 +18728,49 @@ static void mli_join_pieces(mli_loader *loader) { (void)loader; }
 
 /* ---- models ---- */
 
+#ifdef ML_NO_PT
+static void mli_adopt_config(mli_loader *loader) { (void)loader; }
+#else
+/* The first dictionary or object that has a Llama's sizes in Hugging Face's words. Returns the length of its name, with
+   which *name begins; 0: there is none. */
+static size_t mli_find_hf_args(const mli_loader *loader, const char **name) {
+    static const char layers[] = ".num_hidden_layers", size[] = ".hidden_size"; /* the second is shorter */
+    char *other = loader->archive->private_part->path;
+    for (size_t i = 0; i < loader->archive->n_values; i++) {
+        size_t n = strlen(*name = loader->archive->values[i].name);
+        if (n >= MLI_PATH_SIZE || !mli_ends_with(*name, n, layers)) continue;
+        n -= sizeof layers - 1;
+        memcpy(other, *name, n);
+        memcpy(other + n, size, sizeof size);
+        if (ml_archive_find_value(loader->archive, other)) return n;
+    }
+    return 0;
+}
+
+/* torch.save of weights and Hugging Face's configuration: its values are listed once more, as those of config.json. */
+static void mli_adopt_config(mli_loader *loader) {
+    mli_archive *archive = loader->archive->private_part;
+    const char *name = NULL;
+    size_t n_values = archive->values.n, length = mli_find_hf_args(loader, &name);
+    if (!length || loader->desc.config_json || mli_field_value(loader, MLI_FIELD_DIM)) return;
+    archive->error = loader->error;
+    for (size_t i = 0; i < n_values && !archive->result; i++) {
+        ml_value value = ((const ml_value *)archive->values.items)[i];
+        if (strncmp(value.name, name, length) != 0 || value.name[length] != '.') continue;
+        archive->path_length = 0;
+        mli_path_push(archive, MLI_CONFIG_JSON, sizeof MLI_CONFIG_JSON - 1);
+        mli_path_push(archive, value.name + length + 1, strlen(value.name + length + 1));
+        ml_value *copy = mli_add_value(archive, archive->path, archive->path_length, value.kind);
+        value.name = copy->name;
+        *copy = value;
+    }
+    archive->path_length = 0;
+    mli_publish(archive);
+    archive->error = NULL;
+    loader->result = archive->result;
+}
+#endif
+
 /* A configuration that is not in the file is in the JSON beside it: Hugging Face's or Meta's. The demands are checked
    before it is read: a model of another kind need not have it. */
 static void mli_find_config(mli_loader *loader) {
@@ -18691,6 +18802,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
         return mli_fail(loader->error, ML_ERROR_ARGUMENT, "weights cannot be held as %s%s",
                         ml_type_name(loader->desc.type), mli_left_out(loader->desc.type));
     if (mli_loader_open(loader)) return loader->result;
+    mli_adopt_config(loader);
     mli_find_config(loader);
     mli_join_pieces(loader);
     if (mli_is_from_course(loader))
@@ -18855,7 +18967,12 @@ static int mli_is_of_vocabulary(const char *name) {
     return 0;
 }
 
-/* A tensor that is left over would change the results, unless it is a moment of a checkpoint. */
+/* Moments of a checkpoint, and PEFT's copy of what was before, change nothing. */
+static int mli_is_beside_adapter(const char *name) {
+    return mli_begins_with(name, MLI_ADAMW) || strstr(name, "original_module.") != NULL;
+}
+
+/* A tensor that is left over would change the results. */
 static void mli_check_all_used(mli_loader *loader) {
     int n = mli_count_halves(&loader->config) + 2;
     size_t n_used = 0;
@@ -18866,7 +18983,7 @@ static void mli_check_all_used(mli_loader *loader) {
         const ml_array *array = &loader->archive->arrays[k];
         int i = 0;
         while (i < n && loader->sources[i] != array) i++;
-        if (i < n || mli_begins_with(array->name, MLI_ADAMW)) continue;
+        if (i < n || mli_is_beside_adapter(array->name)) continue;
         if (mli_is_of_vocabulary(array->name))
             mli_refuse(loader, ML_ERROR_UNSUPPORTED,
                        "tensor %s: adapters of the embedding and of the output are not supported",

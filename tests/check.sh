@@ -210,6 +210,7 @@ refusals() {
             echo "${cxx%% *}, static declarations alone|echo '#include \"minillama.h\"' | $compile -"
             echo "${cxx%% *}, a static function without a body|$compile $here/left_out.c 2>&1 | \
 grep -q 'ml_trainer_step.* defined'"
+            echo "${cxx%% *}, after macros of other libraries|$cxx $flags -fsyntax-only $here/macros.c"
         done
         unsafe= # of which clang says nothing
         case $cc in *clang*) ;; *) unsafe="-O2 -funsafe-math-optimizations" ;; esac

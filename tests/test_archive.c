@@ -1000,6 +1000,14 @@ TEST(json_errors) {
 
 /* ---- what is no model, and files that cannot be opened ---- */
 
+/* Their zip file's end is then not where it is looked for. */
+TEST(bytes_after_a_pt) {
+    bytes file = small_pt();
+    for (int i = 0; i < 70000; i++) put_u8(&file, 0);
+    CHECK(refused(file.data, file.size, ML_ERROR_TRUNCATED, "or has more bytes: it ends at byte 70945"));
+    free_bytes(&file);
+}
+
 TEST(not_a_model) {
     char tar[512];
     ml_archive *none = NULL;
@@ -1012,6 +1020,12 @@ TEST(not_a_model) {
     CHECK(refused("version https://git-lfs.github.com/spec/v1\noid", 46, ML_ERROR_FORMAT, "git lfs pull"));
     CHECK(refused("\7\0\0\0\0\0\0\0\5\0\0\0<unk>\0\0\0\0", 21, ML_ERROR_FORMAT, "tokenizer"));
     CHECK(refused("\x0a\x0e\x0a\5<unk>\x15\0\0\0\0\x18\2", 16, ML_ERROR_FORMAT, "tokenizer"));
+    CHECK(refused("fmgg\1\0\0\0", 8, ML_ERROR_FORMAT, "a ggml file from before GGUF"));
+    CHECK(refused("\xfd"
+                  "7zXZ\0\0\4",
+                  8, ML_ERROR_FORMAT, "compressed with xz"));
+    CHECK(refused("BZh91AY&SY", 10, ML_ERROR_FORMAT, "compressed with bzip2"));
+    CHECK(refused("7z\xbc\xaf\x27\x1c\0\4", 8, ML_ERROR_FORMAT, "a 7z archive"));
     CHECK(refused("\x80\x02\x8a\x0al\xfc\x9c"
                   "F\xf9 j\xa8P\x19.",
                   15, ML_ERROR_TRUNCATED, "its pickle is cut short"));
@@ -1493,6 +1507,7 @@ int main(void) {
     RUN(json_values);
     RUN(json_of_python);
     RUN(json_errors);
+    RUN(bytes_after_a_pt);
     RUN(not_a_model);
     RUN(files_on_disk);
     RUN(every_allocation_fails_once);

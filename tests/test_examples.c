@@ -1100,6 +1100,26 @@ TEST(other_tokenizers_are_named) {
     strcat(strcat(arguments, " "), in_folder("fast.gguf"));
     CHECK(run("convert", arguments, "") == 0 &&
           strstr(complained, "fast/tokenizer.json: tokenizer.json: only BPE"));
+    remove(in_folder("fast/tokenizer.json"));
+    const char other[] = "\1\0\0\0\0\0\0\0\1\0\0\0a"; /* of one piece */
+    write_file(in_folder("fast/tokenizer.bin"), other, sizeof other - 1);
+    snprintf(arguments, sizeof arguments, "--prompt Hi%s", flag("--pretrained-model-path", "fast"));
+    refuses("run_llama", arguments, "fast/tokenizer.bin: its 1 pieces are not those of the model");
+}
+
+/* Why a tokenizer is not read is said whatever its name is. */
+TEST(inspect_of_tokenizers) {
+    static const struct {
+        const char *text, *words;
+        size_t size;
+    } files[] = {{"{\"model\": {\"type\": \"Unigram\"}}", "only BPE is supported: the model Unigram", 31},
+                 {"\5\0\0\0\0\0\0\0\5\0\0\0<unk>more", "tokenizer .bin: after 1 pieces, bytes 17 to 21", 21}};
+    char arguments[700];
+    for (int i = 0; i < 2; i++) {
+        write_file(in_folder("vocabulary"), files[i].text, files[i].size);
+        snprintf(arguments, sizeof arguments, "'%s'", in_folder("vocabulary"));
+        CHECK(run("inspect", arguments, "") == 1 && strstr(complained, files[i].words));
+    }
 }
 
 /* ---- train_tokenizer ---- */
@@ -1427,6 +1447,7 @@ TEST(errors) {
     write_file(in_folder("short.txt"), "Tom.", 4);
     char arguments[2048];
     snprintf(arguments, sizeof arguments, MODEL " '%s' '%s'", in_folder("short.txt"), in_folder("none.gguf"));
+    CHECK(run("train", MODEL " LICENSE /nowhere/x", "") == 1 && strstr(complained, "/nowhere/x") && !*said);
     CHECK(run("train", arguments, "") == 1 && strstr(complained, "too short") &&
           !exists(in_folder("none.gguf")));
 }
@@ -1494,6 +1515,7 @@ int main(int argc, char **argv) {
     RUN(stories_replace_whole_files);
     RUN(files_of_a_model_are_spared);
     RUN(other_tokenizers_are_named);
+    RUN(inspect_of_tokenizers);
     RUN(tokenizer_of_a_windows_text);
     RUN(settings_of_a_tokenizer);
     RUN(merge_lora);

@@ -381,6 +381,43 @@ TEST(pickled) {
         }
 }
 
+/* PEFT keeps two copies of a module that was trained: that of what was before does not count, for a head and beside the
+   pairs of an adapter. */
+TEST(trained_copies) {
+    static const char header[] =
+        "{\"base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight\":{"
+        "\"dtype\":\"F32\",\"shape\":[2,8],\"data_offsets\":[0,64]},"
+        "\"base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight\":{"
+        "\"dtype\":\"F32\",\"shape\":[8,2],\"data_offsets\":[0,64]},"
+        "\"base_model.model.score.original_module.weight\":{"
+        "\"dtype\":\"F32\",\"shape\":[2,8],\"data_offsets\":[0,64]},"
+        "\"base_model.model.score.original_module.bias\":{"
+        "\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
+        "\"base_model.model.score.modules_to_save.default.weight\":{"
+        "\"dtype\":\"F32\",\"shape\":[2,8],\"data_offsets\":[64,128]},"
+        "\"base_model.model.score.modules_to_save.default.bias\":{"
+        "\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[64,72]}}";
+    ml_load_desc desc = with_json("{\"r\":2,\"lora_alpha\":4}");
+    ml_model *model = some_model(DIM);
+    ml_lora *lora = NULL;
+    ml_head *head = NULL;
+    ml_error error = {ML_OK, ""};
+    bytes data, file;
+    REQUIRE(model && DIM == 8);
+    memset(&data, 0, sizeof data);
+    put_floats(&data, 0, 32);
+    file = safetensors_file(header, data.data, data.size);
+    CHECK(ml_lora_load_memory(file.data, file.size, model, &desc, &lora, &error) == ML_OK);
+    if (!lora) printf("%s\n", error.text);
+    CHECK(ml_head_load_memory(file.data, file.size, model, &desc, &head, &error) == ML_OK);
+    if (!head) printf("%s\n", error.text);
+    CHECK(head && ((float *)head->weight.data)[1] == 17 && ((float *)head->bias.data)[1] == 17);
+    ml_head_free(head);
+    ml_lora_free(lora);
+    ml_model_free(model);
+    free_bytes(&file), free_bytes(&data);
+}
+
 /* ---- the course's files ---- */
 
 /* The file of a model with a head, and of a merged adapter with one, in PyTorch's format. */
@@ -952,6 +989,7 @@ int main(void) {
     RUN(labels_that_are_not_utf8);
     RUN(long_labels);
     RUN(pickled);
+    RUN(trained_copies);
     RUN(torch_round_trips);
     RUN(course_checkpoints);
     RUN(course_adapters);

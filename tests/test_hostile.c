@@ -782,11 +782,17 @@ TEST(bins_that_lie) {
     REFUSE(bin_with(1, 8 + 12, 3), ML_ERROR_FORMAT, "not a model's");   /* 3 heads do not divide 8 */
     REFUSE(bin_with(1, 8 + 16, 3), ML_ERROR_FORMAT, "not a model's");   /* 3 of 4 key heads */
     REFUSE(bin_with(1, 8 + 20, 11), ML_ERROR_TRUNCATED, "needs bytes"); /* a vocabulary of 11 */
-    REFUSE(bin_with(1, 8 + 20, 9), ML_ERROR_FORMAT, "but its header's model has");
+    REFUSE(bin_with(1, 8 + 20, 9), ML_ERROR_FORMAT, "too many for the model of its header");
     REFUSE(bin_with(1, 8 + 20, 1 << 24), ML_ERROR_TRUNCATED, "needs bytes");
     REFUSE(bin_with(1, 8, 1 << 20), ML_ERROR_TRUNCATED, "needs bytes");
     REFUSE(bin_with(0, 20, 1 << 20), ML_ERROR_TRUNCATED, "needs bytes");
-    REFUSE(bin_with(0, 20, 9), ML_ERROR_FORMAT, "not a known model file");
+    REFUSE(bin_with(0, 20, 9), ML_ERROR_FORMAT, "bytes: 352 too many for the model of its header");
+    b = small_bin(0, 0);
+    put_literal(&b, "and more");
+    REFUSE(b, ML_ERROR_FORMAT, "bytes: 8 too many for the model of its header");
+    b = small_bin(0, 0);
+    for (size_t n = b.size + 64; n; n--) put_u8(&b, 1); /* so many that the numbers are another format's */
+    REFUSE(b, ML_ERROR_FORMAT, "not a known model file");
     memset(&b, 0, sizeof b);
     put(&b, pickle, sizeof pickle - 1);
     REFUSE(b, ML_ERROR_FORMAT, "a pickle, but not from torch.save");
@@ -798,7 +804,7 @@ TEST(bins_that_lie) {
     REFUSE(bin_with(2, 37, 0x7fffffff), ML_ERROR_FORMAT, "does not fit groups");
     b = small_bin(1, 1);
     put_u8(&b, 0);
-    REFUSE(b, ML_ERROR_FORMAT, "but its header's model has");
+    REFUSE(b, ML_ERROR_FORMAT, "bytes: 1 too many for the model of its header");
 }
 
 /* ---- numbers ---- */

@@ -284,11 +284,18 @@ TEST(hf_keys) {
     if (model) CHECK(model->config.rope_scale == 1);
     ml_model_free(model);
     model = load_with_key("rope_parameters", "{\"rope_type\": \"default\", \"rope_theta\": 777.0}");
-    if (model) CHECK(model->config.rope_scale == 1 && model->config.rope_theta == 5000);
+    if (model) CHECK(model->config.rope_scale == 1 && model->config.rope_theta == 777);
     ml_model_free(model);
-    model = load_with_key("rope_theta", /* only within; the one on top comes first where there are both */
+    model = load_with_key("rope_theta",
                           "null, \"rope_scaling\": {\"rope_type\": \"default\", \"rope_theta\": 500.0}");
     if (model) CHECK(model->config.rope_theta == 500);
+    ml_model_free(model);
+    model = load_with_key("rope_scaling", "{\"rope_type\": \"default\", \"rope_theta\": 500}");
+    if (model) CHECK(model->config.rope_theta == 500); /* and not 5000, which is on top */
+    ml_model_free(model);
+    model = load_with_key("rope_parameters",
+                          "{\"type\": \"yarn\", \"factor\": 4, \"original_max_position_embeddings\": 4}");
+    if (model) CHECK(model->config.rope_kind == ML_ROPE_YARN && model->config.rope_scale == 4);
     ml_model_free(model);
     model = load_with_key("hidden_size", "8.0");
     if (model) CHECK(model->config.dim == 8);
@@ -319,6 +326,8 @@ TEST(hf_keys) {
 TEST(hf_refused) {
     CHECK_KEY_REFUSED("rope_scaling", "{\"rope_type\": \"longrope\", \"factor\": 4.0}", ML_ERROR_UNSUPPORTED,
                       "rope_scaling.rope_type is longrope");
+    CHECK_KEY_REFUSED("rope_parameters", "{\"type\": \"longrope\", \"factor\": 4.0}", ML_ERROR_UNSUPPORTED,
+                      "rope_parameters.type is longrope");
     CHECK_KEY_REFUSED("rope_scaling", "{\"rope_type\": \"llama3\"}", ML_ERROR_MISMATCH,
                       "rope_scaling.factor");
     CHECK_KEY_REFUSED("rope_scaling", "{\"type\": \"linear\", \"factor\": -1}", ML_ERROR_FORMAT,
@@ -437,6 +446,14 @@ TEST(tensors_refused) {
     current = no_change();
     current.extra = "model.layers.0.mlp.up_proj.bias";
     CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "mlp.up_proj.bias");
+    static const char *const norms[] = {"self_attn.q_norm", "self_attn.k_norm", "pre_feedforward_layernorm",
+                                        "post_feedforward_layernorm"};
+    for (i = 0; i < 4; i++) {
+        char name[100];
+        snprintf(name, sizeof name, "model.layers.0.%s.weight", norms[i]);
+        current.extra = name;
+        CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, name);
+    }
     current.extra = "model.layers.1.self_attn.q_proj.weight";
     CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "layers.1.self_attn.q_proj.weight is there");
     current.extra = "model.layers.0.self_attn.rotary_emb.inv_freq";
@@ -658,6 +675,15 @@ TEST(wrapper_words_twice) {
     CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "tensors model.layers.0._orig_mod.mlp.up_proj.weight and");
     current.extra = "model.layers.0.mlp.up_proj.bias";
     CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "biases");
+    for (int i = 0; i < 2; i++) { /* PEFT's copies: of what was before, and of what was trained */
+        current = no_change();
+        current.in_module = i ? ".modules_to_save.default" : ".original_module";
+        current.extra = i ? "model.layers.0.input_layernorm.original_module.weight"
+                          : "model.layers.0.input_layernorm.modules_to_save.default.weight";
+        REQUIRE(load_current(&model, NULL) == ML_OK);
+        CHECK(element(tensor_named(model, "blk.0.attn_norm.weight"), 0, 1) == (i ? 3001 : 12001));
+        ml_model_free(model);
+    }
     current = no_change();
     current.without = "model.layers.0.self_attn.v_proj.weight";
     current.extra = "model.layers.0.self_attn.v_proj.qweight";
@@ -676,6 +702,7 @@ typedef struct pt_change {
     int n_kv_heads; /* 0: None */
     const char *prefix, *wq;
     int untied;
+    const char *extra; /* this vector of 2 is there, too */
     const char *args;  /* in place of "model_args" */
     const char *count; /* in place of "n_layers" */
     const char *around, *end;
@@ -733,6 +760,7 @@ static bytes build_pt(const pt_change *c) {
     pt_dense(&b, prefix, "layers.0.ffn_norm.weight", 0, 4, 330);
     pt_dense(&b, prefix, "norm.weight", 0, 4, 340);
     pt_dense(&b, prefix, "output.weight", 3, 4, c->untied ? 12 : 0);
+    if (c->extra) pt_dense(&b, prefix, c->extra, 0, 2, 0);
     put_u8(&b, 'u');
     if (!c->around) pk_text(&b, c->args ? c->args : "model_args");
     put_text(&b, "}(");
@@ -889,6 +917,108 @@ TEST(names_of_arguments) {
     }
 }
 
+/* ---- Hugging Face's configuration in a pickle ---- */
+
+static void pk_real(bytes *b, double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    put_u8(b, 'G');
+    for (int i = 7; i >= 0; i--) put_u8(b, (unsigned)(bits >> 8 * i & 255));
+}
+
+/* What config.json has of the model with Hugging Face's names, as the items of a dictionary. */
+static void pk_hf_config(bytes *b) {
+    static const struct {
+        const char *key;
+        int value;
+    } ints[] = {{"hidden_size", 8},         {"intermediate_size", 12},      {"num_hidden_layers", 1},
+                {"num_attention_heads", 2}, {"num_key_value_heads", 1},     {"vocab_size", 5},
+                {"pad_token_id", 0},        {"max_position_embeddings", 64}};
+    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) pk_text(b, ints[i].key), pk_int(b, ints[i].value);
+    pk_text(b, "rms_norm_eps"), pk_real(b, 2e-5);
+    pk_text(b, "hidden_act"), pk_text(b, "silu");
+    pk_text(b, "rope_scaling"), put_text(b, "}(");
+    pk_text(b, "rope_type"), pk_text(b, "default");
+    pk_text(b, "rope_theta"), pk_real(b, 5000);
+    put_u8(b, 'u');
+}
+
+/* torch.save({"model": weights, KEY: configuration}): a dictionary, or an object of a class. */
+static bytes build_hf_pt(const char *key, const char *module, const char *class_name) {
+    bytes b, file;
+    memset(&b, 0, sizeof b);
+    pk_begin(&b);
+    put_text(&b, "}(");
+    pk_text(&b, key);
+    if (class_name) pk_global(&b, module, class_name), put_literal(&b, ")\x81");
+    put_text(&b, "}(");
+    pk_hf_config(&b);
+    put_text(&b, class_name ? "ub" : "u");
+    pk_text(&b, "model");
+    put_text(&b, "}(");
+    for (int i = 0; i < N_PARTS; i++) {
+        pk_tensor_desc t;
+        const part *p = &hf_parts[i];
+        memset(&t, 0, sizeof t);
+        t.storage = "FloatStorage", t.key = "0", t.n_storage = 1000 * N_PARTS, t.offset = 1000 * i;
+        t.n_dims = p->rows ? 2 : 1;
+        t.shape[0] = p->rows ? p->rows : p->cols, t.stride[0] = p->rows ? p->cols : 1;
+        if (p->rows) t.shape[1] = p->cols, t.stride[1] = 1;
+        pk_text(&b, p->name);
+        pk_tensor(&b, &t);
+    }
+    put_text(&b, "uu.");
+    file = pt_file(&b, 1000 * N_PARTS);
+    free_bytes(&b);
+    return file;
+}
+
+/* Its own configuration, whatever it is called, makes the model that the same config.json makes of the folder. */
+TEST(hf_configuration_in_a_pickle) {
+    static const char *const cases[][3] = {
+        {"config", NULL, NULL},
+        {"model_config", NULL, NULL},
+        {"config", "types", "SimpleNamespace"},
+        {"cfg", "transformers.models.llama.configuration_llama", "LlamaConfig"}};
+    ml_model *expected = load_with_key(NULL, NULL);
+    REQUIRE(expected);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        bytes file = build_hf_pt(cases[i][0], cases[i][1], cases[i][2]);
+        ml_model *model = NULL;
+        ml_error error;
+        CHECK(ml_model_load_memory(file.data, file.size, NULL, &model, &error) == ML_OK);
+        if (!model) printf("%s: %s\n", cases[i][0], error.text);
+        CHECK(model && memcmp(&model->config, &expected->config, sizeof model->config) == 0);
+        for (int k = 0; model && k < model->n_tensors; k++) {
+            const ml_tensor *own = &model->tensors[k], *other = &expected->tensors[k];
+            size_t n = ml_type_row_bytes(own->type, own->cols) * own->rows;
+            CHECK(own->type == other->type && !own->data == !other->data);
+            CHECK(!own->data || memcmp(own->data, other->data, n) == 0);
+        }
+        ml_model_free(model);
+        free_bytes(&file);
+    }
+    ml_model_free(expected);
+}
+
+static pt_change pt_current;
+static ml_result load_pt(ml_model **model, ml_error *error) {
+    bytes file = build_pt(&pt_current);
+    ml_result result = ml_model_load_memory(file.data, file.size, NULL, model, error);
+    free_bytes(&file);
+    return result;
+}
+
+/* Weights that would change the results, in Meta's names. */
+TEST(pt_refused) {
+    pt_current = no_pt_change();
+    pt_current.prefix = "_orig_mod.", pt_current.extra = "layers.0.attention.q_norm.weight";
+    CHECK_REFUSED(load_pt, ML_ERROR_UNSUPPORTED,
+                  "layers.0.attention.q_norm.weight: a Llama has no such norm");
+    pt_current.extra = "layers.0.attention.k_norm.weight";
+    CHECK_REFUSED(load_pt, ML_ERROR_UNSUPPORTED, pt_current.extra);
+}
+
 TEST(pt_strides) {
     pt_change c = no_pt_change();
     bytes file;
@@ -939,6 +1069,8 @@ typedef struct gguf_change {
     int no_model;    /* which does not say of which kind it is */
     int n_dims;      /* of all tensors, with extents of 1 in front; 0: as many as are needed */
     unsigned list[2];
+    const char *extra; /* this vector of 8 is there, too, at the first offset */
+    int window;        /* llama.attention.sliding_window, if not 0 */
 } gguf_change;
 
 static const struct {
@@ -973,6 +1105,7 @@ static unsigned gguf_keys(bytes *b, const gguf_change *c) {
         if (c->type == 9) put_u32(b, 4), put_u64(b, 2), put_u32(b, c->list[0]), put_u32(b, c->list[1]);
     }
     if (c->factor != 0) gguf_key(b, "llama.rope.scaling.factor", 6), put_f32(b, c->factor), n++;
+    if (c->window) gguf_key(b, "llama.attention.sliding_window", 4), put_u32(b, (uint64_t)c->window), n++;
     if (c->n_pieces) {
         if (!c->no_model) gguf_key(b, "tokenizer.ggml.model", 8), gguf_text(b, "llama"), n++;
         gguf_key(b, "tokenizer.ggml.tokens", 9), put_u32(b, 8), put_u64(b, (uint64_t)c->n_pieces), n++;
@@ -1013,6 +1146,11 @@ static bytes build_gguf(const gguf_change *c) {
             gguf_tensor_of(&tensors, name, p, c->n_dims, c->all_at_zero ? 0 : offset);
             offset += part_count(p) * 4; /* all of them multiples of 32 bytes */
         }
+    if (c->extra) {
+        static const part few = {NULL, 0, 8};
+        gguf_tensor_of(&tensors, c->extra, &few, 0, 0);
+        n_tensors++;
+    }
     gguf_begin(&file, 3, n_tensors, n_keys);
     put(&file, keys.data, keys.size);
     put(&file, tensors.data, tensors.size);
@@ -1133,6 +1271,38 @@ TEST(gguf_dimensions) {
     }
 }
 
+/* Which of the two layers have the window: every one that is not a multiple of a number, or a list says it. */
+TEST(gguf_windows) {
+    static const struct {
+        unsigned list[2];
+        int64_t period; /* in place of a list */
+        int window;     /* -1: refused */
+    } cases[] = {{{0, 0}, 0, 5},  {{0, 0}, 1, 0},  {{0, 0}, 2, -1},  {{0, 0}, 3, 5},
+                 {{1, 1}, -1, 5}, {{0, 0}, -1, 0}, {{1, 0}, -1, -1}, {{0, 1}, -1, -1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ml_model *model = NULL;
+        ml_error error;
+        gguf_with("llama.attention.sliding_window_pattern", cases[i].period < 0 ? 9 : 11, NULL, 0,
+                  cases[i].period);
+        memcpy(gguf_current.list, cases[i].list, sizeof gguf_current.list);
+        gguf_current.window = 5;
+        ml_result result = load_gguf(&model, &error);
+        CHECK(result == (cases[i].window < 0 ? ML_ERROR_UNSUPPORTED : ML_OK));
+        if (result) CHECK(contains(&error, "sliding_window_pattern: layers that differ are not supported"));
+        if (model && model->config.window != cases[i].window)
+            printf("case %zu: window %d\n", i, model->config.window);
+        CHECK(!model || model->config.window == cases[i].window);
+        ml_model_free(model);
+    }
+    gguf_with("llama.attention.sliding_window_pattern", 8, "LLLG", 0, 0);
+    gguf_current.window = 5;
+    CHECK_REFUSED(load_gguf, ML_ERROR_FORMAT, "sliding_window_pattern");
+    gguf_current.window = 0; /* what it says does not matter then */
+    ml_model *model = NULL;
+    CHECK(load_gguf(&model, NULL) == ML_OK);
+    ml_model_free(model);
+}
+
 TEST(gguf_refused) {
     float nan_value = (float)NAN;
     CHECK_GGUF_REFUSED("general.architecture", 8, "gpt2", 0, 0, ML_ERROR_UNSUPPORTED,
@@ -1157,6 +1327,16 @@ TEST(gguf_refused) {
     gguf_current.list[0] = 48, gguf_current.list[1] = 64;
     CHECK_REFUSED(load_gguf, ML_ERROR_UNSUPPORTED, "layers that differ");
     CHECK_GGUF_REFUSED("llama.attention.causal", 8, "no", 0, 0, ML_ERROR_FORMAT, "attention.causal");
+    static const char *const others[] = {
+        "attn_q_norm.weight",   "attn_k_norm.weight", "attn_sub_norm.weight", "post_attention_norm.weight",
+        "post_ffw_norm.weight", "attn_q.scale",       "ffn_down.scale"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "blk.%d.%s", (int)i % 2, others[i]);
+        gguf_with(NULL, 0, NULL, 0, 0);
+        gguf_current.extra = name;
+        CHECK_REFUSED(load_gguf, ML_ERROR_UNSUPPORTED, name);
+    }
     gguf_with(NULL, 0, NULL, 0, 0);
     gguf_current.n_pieces = 7;
     CHECK_REFUSED(load_gguf, ML_ERROR_MISMATCH, "7 pieces, but the model's vocab_size is 6");
@@ -2056,8 +2236,11 @@ int main(void) {
     RUN(wrapper_words);
     RUN(wrapper_words_twice);
     RUN(pt_defaults);
+    RUN(hf_configuration_in_a_pickle);
+    RUN(pt_refused);
     RUN(pt_strides);
     RUN(gguf_keys_read);
+    RUN(gguf_windows);
     RUN(gguf_refused);
     RUN(overlapping_tensors);
     RUN(type_on_request);

@@ -225,7 +225,7 @@ static void write_stories(const char *path, int n, int kind, const char *line_en
 
 /* What the tests begin with, and a model that was trained on it. */
 static void write_inputs(void) {
-    static const char zeros[4000];
+    static char zeros[4000];
     write_stories("stories.txt", 80, 0, "\n");
     write_stories("others.txt", 60, 1, "\r\n");
     write_text("empty.txt", "");
@@ -234,6 +234,8 @@ static void write_inputs(void) {
     write_text("tight.txt", "One day.\n<|endoftext|>\nTwo.\n<|endoftext|>\nThree.\n");
     write_text("one.txt", "a");
     write_bytes("zeros.bin", zeros, sizeof zeros);
+    memset(zeros, 1, sizeof zeros), memset(zeros + 2000, 0, 20);
+    write_bytes("ones.bin", zeros, sizeof zeros);
     CHECK(trains("stories.txt --output small.gguf" SMALL));
 }
 
@@ -752,7 +754,7 @@ TEST(context_of_the_model) {
 TEST(any_bytes) {
     unsigned char bytes[8192];
     int n_train = 0, n_kept;
-    REQUIRE(trains("zeros.bin --model small.gguf --output bytes.gguf" SMALL " --validation 0"));
+    REQUIRE(trains("ones.bin --model small.gguf --output bytes.gguf" SMALL " --validation 0"));
     CHECK(read_counts(&n_train, &n_kept) && n_train >= 4000);
     for (int i = 0; i < 8192; i++) bytes[i] = (unsigned char)(i * 89 + i / 251);
     write_bytes("noise.bin", bytes, sizeof bytes);
@@ -890,7 +892,17 @@ TEST(wrong_texts) {
     refuses_also("one.txt", "tokenizer: the text fills no vocabulary");
     refuses_also("one.txt --model small.gguf", "training text: fewer than two tokens");
     refuses_also("one.txt --model small.gguf --validation 0", "training text: shorter than one row");
-    refuses_also("zeros.bin", "tokenizer: the text fills no vocabulary");
+    refuses_also("ones.bin", "tokenizer: the text fills no vocabulary");
+    refuses_also("zeros.bin", "zeros.bin: no text: more than one byte in a hundred is zero");
+    static const char *const kinds[][2] = {{"PAR1\x15\4", "Parquet"},
+                                           {"\x1f\x8b\x08\x08", "gzip"},
+                                           {"\x28\xb5\x2f\xfd", "zstd"},
+                                           {"PK\3\4", "zip"},
+                                           {"\x93NUMPY\1", "NumPy"}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        write_text("kind.bin", kinds[i][0]);
+        refuses_also("kind.bin", kinds[i][1]);
+    }
     refuses_also("stories.txt --context 30000", "training text: shorter than one row");
     refuses_also("stories.txt --steps 0 --model small.gguf --validation 0",
                  "--steps 0: no text is kept back");

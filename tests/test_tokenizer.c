@@ -1497,6 +1497,19 @@ TEST(other_tokenizers_are_named) {
     bytes words = {NULL, 0, 0};
     put(&words, "Once upon 1 time", 16);
     CHECK(refused(words, ML_ERROR_FORMAT, "no tokenizer"));
+    static const struct {
+        const char *begin, *word;
+    } kinds[] = {{"version https://git-lfs.github.com/spec/v1\noid", "it is a Git LFS pointer"},
+                 {"\x1f\x8b\x08\x08name", "it is compressed with gzip"},
+                 {"\x89PNG\r\n", "it is a PNG picture"}};
+    for (size_t i = 0; i < COUNT(kinds); i++) {
+        bytes b = {NULL, 0, 0};
+        put(&b, kinds[i].begin, strlen(kinds[i].begin));
+        CHECK(refused(b, ML_ERROR_FORMAT, kinds[i].word) && strstr(failure.text, "this is no tokenizer"));
+    }
+    bytes long_bin = write_bin(&v);
+    put(&long_bin, "more", 4);
+    CHECK(refused(long_bin, ML_ERROR_TRUNCATED, "cut short, or has bytes too many"));
     free(v.pieces);
 }
 

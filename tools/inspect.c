@@ -203,14 +203,15 @@ static void print_model(const ml_model *model) {
         printf("tokenizer: none\n");
 }
 
-/* A file that is not an archive may be a tokenizer; one that is called so is. */
+/* A file that is not an archive may be a tokenizer; one that is called so is, and one of a kind that is not read. */
 static int inspect_tokenizer(const char *path, const ml_error *why) {
     ml_tokenizer *tokenizer;
     ml_error error;
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     int is_called_so = strncmp(name, "tokenizer.", 10) == 0;
     if (ml_tokenizer_load(path, NULL, &tokenizer, &error)) {
-        if (is_called_so) why = &error;
+        if (is_called_so || error.code == ML_ERROR_UNSUPPORTED || strstr(why->text, "a tokenizer"))
+            why = &error;
         return loaded(path, why->code, why);
     }
     print_tokenizer(tokenizer);

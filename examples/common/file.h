@@ -50,15 +50,35 @@ static inline uint64_t file_hash(const char *path) {
     return hash;
 }
 
+/* What a file is that is no text, by its first bytes or its zeros; NULL: it may be one. */
+static inline const char *kind_of_no_text(const char *data, size_t size) {
+    static const struct {
+        const char *begin, *kind;
+    } kinds[] = {{"\xff\xfe", "the text is UTF-16: save it as UTF-8"},
+                 {"\xfe\xff", "the text is UTF-16: save it as UTF-8"},
+                 {"PAR1", "no text, but a Parquet table"},
+                 {"\x1f\x8b", "no text: it is compressed with gzip"},
+                 {"\x28\xb5\x2f\xfd", "no text: it is compressed with zstd"},
+                 {"PK\3\4", "no text, but a zip archive"},
+                 {"\x93NUMPY", "no text, but a NumPy array"}};
+    size_t n_zeros = 0;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (size >= strlen(kinds[i].begin) && memcmp(data, kinds[i].begin, strlen(kinds[i].begin)) == 0)
+            return kinds[i].kind;
+    for (size_t i = 0; i < size; i++) n_zeros += !data[i];
+    return n_zeros > 20 + size / 100 ? "no text: more than one byte in a hundred is zero" : NULL;
+}
+
 /* The same for a text: without the byte order mark that Windows puts in front, and each CR LF or CR is one LF, as in
-   Python's universal newlines. UTF-16 is refused. */
+   Python's universal newlines. What is no text in UTF-8 is refused. */
 static inline char *text_file_read(const char *path, size_t *n) {
     size_t size, from = 0, to = 0;
     char *text = file_read(path, &size);
     if (!text) return NULL;
-    if (size >= 2 && (memcmp(text, "\xff\xfe", 2) == 0 || memcmp(text, "\xfe\xff", 2) == 0)) {
+    const char *kind = kind_of_no_text(text, size);
+    if (kind) {
         free(text);
-        complain("%s: the text is UTF-16: save it as UTF-8", path);
+        complain("%s: %s", path, kind);
         return NULL;
     }
     if (size >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) from = 3;
@@ -395,10 +415,10 @@ static inline int gguf_ready(const used_file *output, const used_file *inputs, i
 
 /* Why a model came without a tokenizer, if there is a file of one: 1, and the reason is in `error`. */
 static inline int has_other_tokenizer(const char *model, ml_error *error) {
-    static const char *const names[] = {"tokenizer.model", "tokenizer.json"};
+    static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin"};
     char directory[4096], path[4096 + 32];
     int is_folder = model_folder(model, directory);
-    for (int i = is_folder ? 1 : 0; i < 3; i++) {
+    for (int i = is_folder ? 1 : 0; i < 4; i++) {
         ml_tokenizer *tokenizer = NULL;
         snprintf(path, sizeof path, "%s%s", i ? directory : model, i ? names[i - 1] : "");
         ml_result result = ml_tokenizer_load(path, NULL, &tokenizer, error);
