@@ -18731,8 +18731,8 @@ static void mli_join_pieces(mli_loader *loader) { (void)loader; }
 #ifdef ML_NO_PT
 static void mli_adopt_config(mli_loader *loader) { (void)loader; }
 #else
-/* The first dictionary or object that has a Llama's sizes in Hugging Face's words. Returns the length of its name, with
-   which *name begins; 0: there is none. */
+/* The first dictionary or object that has a Llama's sizes in Hugging Face's words. Returns the length of its name,
+   with which *name begins; 0: there is none. */
 static size_t mli_find_hf_args(const mli_loader *loader, const char **name) {
     static const char layers[] = ".num_hidden_layers", size[] = ".hidden_size"; /* the second is shorter */
     char *other = loader->archive->private_part->path;
@@ -18747,7 +18747,7 @@ static size_t mli_find_hf_args(const mli_loader *loader, const char **name) {
     return 0;
 }
 
-/* torch.save of weights and Hugging Face's configuration: its values are listed once more, as those of config.json. */
+/* torch.save of weights and Hugging Face's configuration: its values are listed again, as those of config.json. */
 static void mli_adopt_config(mli_loader *loader) {
     mli_archive *archive = loader->archive->private_part;
     const char *name = NULL;

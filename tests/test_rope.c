@@ -760,8 +760,9 @@ TEST(variants_in_files) {
             int has_both = model->config.window && model->config.attention_bias;
             if (format == ML_SAFETENSORS && (has_both || model->config.rope_kind == ML_ROPE_DYNAMIC)) {
                 CHECK(ml_model_save(model, path, &save, &error) == ML_ERROR_UNSUPPORTED);
-                CHECK(strstr(error.text, has_both ? "a window and biases of attention together: save as GGUF"
-                                                  : "a rope_original, 50, that is not max_seq_len, 320") != NULL);
+                CHECK(strstr(error.text, has_both
+                                             ? "a window and biases of attention together: save as GGUF"
+                                             : "a rope_original, 50, that is not max_seq_len, 320") != NULL);
                 ml_model_free(model);
                 continue;
             }
