@@ -441,8 +441,8 @@ typedef struct ml_config {
     float rope_theta; /* base of the rotary frequencies; default 10000 */
     /* How many times longer than trained; ML_ROPE_PLAIN: positions are divided by this; default 1. */
     float rope_scale;
-    int head_dim;       /* hd, even; default D / A. Queries and what attention gives are (n, A * hd) */
-    int window;         /* a token sees itself and the window - 1 before it (mask full: as many after it); 0: all */
+    int head_dim; /* hd, even; default D / A. Queries and what attention gives are (n, A * hd) */
+    int window;   /* a token sees itself and the window - 1 before it (mask full: as many after it); 0: all */
     int attention_bias; /* the four matrices of attention have biases: n_layers * 4 tensors more, the last ones */
     /* The other fields of ml_rope_desc, with their defaults; rope_original's is max_seq_len. */
     ml_rope_kind rope_kind;
@@ -17408,7 +17408,8 @@ static void mli_load_rope(mli_loader *loader) {
     c->rope_kind = mli_load_rope_kind(loader, &is_scaled);
     if (!MLI_ROPE_SCALING && is_scaled) mli_load_float(loader, MLI_FIELD_ROPE_FACTOR, &c->rope_scale);
     if (!MLI_ROPE_SCALING) return; /* and the configuration is refused if it is scaled */
-    if (c->rope_kind != ML_ROPE_DYNAMIC || !mli_is_hugging_face(loader)) /* whose "dynamic" does not read it */
+    /* Hugging Face's "dynamic" does not read it */
+    if (c->rope_kind != ML_ROPE_DYNAMIC || !mli_is_hugging_face(loader))
         mli_load_int(loader, MLI_FIELD_ROPE_ORIGINAL, &c->rope_original);
     if (!is_scaled) return;
     const ml_value *type = mli_field_value(loader, MLI_FIELD_ROPE_TYPE);
@@ -20337,10 +20338,11 @@ static ml_result mli_check_config_json(const mli_saver *saver) {
     int has_place = !factors && (c->rope_kind == ML_ROPE_YARN || c->rope_attention == 1);
     if (!saver->is_hf || saver->lora) return ML_OK;
     if (c->rope_kind == ML_ROPE_DYNAMIC && c->rope_original != c->max_seq_len)
-        return mli_fail(saver->error, ML_ERROR_UNSUPPORTED,
-                        "a config.json has no place for ML_ROPE_DYNAMIC with a rope_original, %d, that is not "
-                        "max_seq_len, %d: save as GGUF",
-                        c->rope_original, c->max_seq_len);
+        return mli_fail(
+            saver->error, ML_ERROR_UNSUPPORTED,
+            "a config.json has no place for ML_ROPE_DYNAMIC with a rope_original, %d, that is not "
+            "max_seq_len, %d: save as GGUF",
+            c->rope_original, c->max_seq_len);
     if (!has_place)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "a config.json has no place for %s: save as GGUF",
                         factors ? "these factors of rotary positions (" MLI_ROPE_TENSOR ")"
@@ -20797,7 +20799,8 @@ static ml_result mli_check_trained_labels(const ml_head *head, const ml_archive 
         const char *s = mli_gguf_string(&in, &length);
         if (!s || !mli_is_text(s, length, head->labels[i]))
             return mli_fail(error, ML_ERROR_MISMATCH,
-                            "label %d of the head is \"%s\", the checkpoint's is another", i, head->labels[i]);
+                            "label %d of the head is \"%s\", the checkpoint's is another", i,
+                            head->labels[i]);
     }
     return ML_OK;
 }
