@@ -12586,8 +12586,6 @@ static const struct mli_magic {
     {0, 4, "\x89HDF", NULL, "an HDF5 file"}, {0, 2, "\x1f\x8b", NULL, "compressed with gzip: unpack it first"},
     {0, 4, "\x28\xb5\x2f\xfd", NULL, "compressed with zstd: unpack it first"},
     {0, 6, "\xfd\x37zXZ", NULL, "compressed with xz: unpack it first"}, /* with its zero */
-    {0, 3, "BZh", NULL, "compressed with bzip2: unpack it first"},
-    {0, 6, "7z\xbc\xaf\x27\x1c", NULL, "a 7z archive: unpack it first"},
 #endif
     /* clang-format on */
 };
@@ -17052,6 +17050,7 @@ static int *mli_field_int(ml_config *c, mli_field field) {
 #define MLI_ROPE_TENSOR "rope_freqs.weight"             /* see ml_model.rope_factors */
 #define MLI_KEY_LABELS "llama.classifier.output_labels" /* of a head */
 #define MLI_KEY_POOLING "llama.pooling_type"
+#define MLI_KEY_PATTERN "llama.attention.sliding_window_pattern"
 #define MLI_ADAMW "adamw." /* begins the names of what a checkpoint has beside the weights */
 
 /* ---- the loader ---- */
@@ -17429,21 +17428,17 @@ static void mli_load_rope(mli_loader *loader) {
                    mli_rope_names[c->rope_kind], mli_field_keys[MLI_FIELD_ROPE_FACTOR][is_gguf ? 0 : 1]);
 }
 
-/* Which layers of a GGUF have the window: as a list says, or all but every so many. Returns the value's name; NULL:
-   there is none. */
-static const char *mli_count_windows(mli_loader *loader, size_t *n_full, size_t *n_sliding) {
-    const ml_value *value = ml_archive_find_value(loader->archive, "llama.attention.sliding_window_pattern");
-    if (!value) return NULL;
-    int is_list = value->kind == ML_VALUE_LIST && value->s && (unsigned)value->list_type < MLI_GGUF_TYPES &&
-                  mli_gguf_types[value->list_type].size;
-    if (!is_list && (value->kind != ML_VALUE_INT || value->i < 0))
-        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither a list nor a whole number", value->name);
-    for (int layer = 0; layer < loader->config.n_layers && !loader->result; layer++) {
-        int is_sliding = is_list ? (size_t)layer < value->length && mli_gguf_element(value, (size_t)layer).i
-                                 : !value->i || layer % value->i < value->i - 1;
-        *(is_sliding ? n_sliding : n_full) += 1;
-    }
-    return value->name;
+/* Whether all layers of a GGUF have the window, 1, or none, 0, or only some, -1: as a list says, or all but every so
+   many. */
+static int mli_layers_with_window(const mli_loader *loader, const ml_value *value) {
+    if (value->kind == ML_VALUE_INT)
+        return value->i == 1 ? 0 : value->i < 1 || value->i > loader->config.n_layers ? 1 : -1;
+    if (value->kind != ML_VALUE_LIST || !value->s || (unsigned)value->list_type >= MLI_GGUF_TYPES ||
+        !mli_gguf_types[value->list_type].size)
+        return -1;
+    for (size_t i = 1; i < value->length; i++)
+        if (!mli_gguf_element(value, i).i != !mli_gguf_element(value, 0).i) return -1;
+    return !value->length || mli_gguf_element(value, 0).i;
 }
 
 /* How far a token sees back. Where a type is listed for each layer, all must be of one. */
@@ -17459,11 +17454,15 @@ static void mli_load_window(mli_loader *loader) {
     if (!window || (window->kind == ML_VALUE_INT && window->i == 0) ||
         (used && !mli_value_bool(loader, used)))
         return;
-    const char *pattern = mli_count_windows(loader, &n_full, &n_sliding);
+    const ml_value *pattern = ml_archive_find_value(loader->archive, MLI_KEY_PATTERN);
+    if (pattern) {
+        int has_window = mli_layers_with_window(loader, pattern);
+        n_full += has_window < 1, n_sliding += has_window != 0;
+    }
     if (n_full && n_sliding)
         mli_refuse(loader, ML_ERROR_UNSUPPORTED,
-                   "value %s: layers that differ are not supported (%z see all, %z a window)",
-                   pattern ? pattern : MLI_CONFIG_JSON ".layer_types", n_full, n_sliding);
+                   "value %s: layers that differ in their window are not supported",
+                   pattern ? MLI_KEY_PATTERN : MLI_CONFIG_JSON ".layer_types");
     if (!n_full) mli_load_int(loader, MLI_FIELD_WINDOW, &loader->config.window);
 }
 
@@ -17989,40 +17988,29 @@ static size_t mli_check_pair(mli_loader *loader, const ml_array *a, const ml_arr
     return loader->result ? 0 : rank;
 }
 
-/* A Llama has no biases but those of attention, nor scales: a file that has others is of another model. */
-static void mli_refuse_bias(mli_loader *loader, mli_slot slot, const char *weight) {
-    char name[MLI_LONG_NAME_SIZE];
-    size_t n = strlen(weight) - strlen(".weight");
-    if (mli_params[slot].role != MLI_ROLE_MATRIX) return;
-    memcpy(name, weight, n);
-    memcpy(name + n, ".scale", sizeof ".scale"); /* by which llama.cpp multiplies the matrix's results */
-    if (loader->naming == MLI_NAMING_GGUF && mli_find_plain(loader, name))
-        mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: a scale beside a matrix is not supported", name);
-    if (loader->config.attention_bias && slot >= MLI_WQ && slot <= MLI_WO) return;
-    memcpy(name + n, ".bias", sizeof ".bias");
-    const ml_array *bias = mli_find_plain(loader, name);
-    if (bias) mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: biases are not supported", bias->name);
+static void mli_refuse_tensor(mli_loader *loader, const char *name, const char *what) {
+    const ml_array *array = mli_find_plain(loader, name);
+    if (array) mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: %s are not supported", array->name, what);
 }
 
-/* Nor has it norms of queries and keys, or more than two norms in a layer. `weight` is the name of its WQ. */
-static void mli_refuse_norms(mli_loader *loader, mli_slot slot, const char *weight) {
-    /* clang-format off */
-    static const char *const norms[] = {
-        MLI_OTHERS("attention.q_norm", "attention.k_norm", "self_attn.q_norm", "self_attn.k_norm",
-                   "pre_feedforward_layernorm", "post_feedforward_layernorm",)
-        "attn_q_norm", "attn_k_norm", "attn_sub_norm", "post_attention_norm", "post_ffw_norm"};
-    /* clang-format on */
+/* A Llama has no biases but those of attention, no scales of matrices (which llama.cpp knows), and no norms of
+   queries and keys: a file that has some is of another model. */
+static void mli_refuse_others(mli_loader *loader, mli_slot slot, const char *weight) {
     char name[MLI_LONG_NAME_SIZE];
-    size_t n = strlen(weight);
-    if (slot != MLI_WQ) return;
-    /* up to "attn_q.weight", "attention.wq.weight" */
-    for (int dots = loader->naming == MLI_NAMING_GGUF ? 2 : 3; dots;) dots -= weight[--n - 1] == '.';
+    size_t n = strlen(weight) - strlen(".weight");
+    int is_gguf = loader->naming == MLI_NAMING_GGUF;
+    if (mli_params[slot].role != MLI_ROLE_MATRIX) return;
     memcpy(name, weight, n);
-    for (size_t i = 0; i < MLI_COUNT(norms); i++) {
-        mli_format(name + n, sizeof name - n, "%s.weight", norms[i]);
-        const ml_array *norm = mli_find_plain(loader, name);
-        if (norm) mli_refuse(loader, ML_ERROR_UNSUPPORTED, "tensor %s: a Llama has no such norm", norm->name);
-    }
+    memcpy(name + n, ".scale", sizeof ".scale");
+    if (is_gguf) mli_refuse_tensor(loader, name, "scales");
+    memcpy(name + n, ".bias", sizeof ".bias");
+    if (!loader->config.attention_bias || slot < MLI_WQ || slot > MLI_WO)
+        mli_refuse_tensor(loader, name, "biases");
+    if (slot != MLI_WQ && slot != MLI_WK) return;
+    while (!is_gguf && name[n - 1] != '.') n--; /* "attn_q_norm", but "q_norm" beside "q_proj" or "wq" */
+    if (!is_gguf) name[n++] = slot == MLI_WQ ? 'q' : 'k';
+    memcpy(name + n, "_norm.weight", sizeof "_norm.weight");
+    mli_refuse_tensor(loader, name, "norms of queries and keys");
 }
 
 /* PEFT keeps the frozen matrix under "base_layer" and the adapter beside it. Without that the model would be another
@@ -18177,8 +18165,7 @@ MLI_APART void mli_find_sources(mli_loader *loader) {
             rows = (size_t)MLI_MAX((int64_t)rows, array->shape[0]); /* the first ones are used */
         if (array) {
             mli_check_source(loader, array, rows, tensor->cols, mli_params[slot].rows == MLI_ONE);
-            mli_refuse_bias(loader, slot, name);
-            mli_refuse_norms(loader, slot, name);
+            mli_refuse_others(loader, slot, name);
         } else if (slot == MLI_OUTPUT) {
             mli_leave_out_output(loader);
         } else if (mli_params[slot].role != MLI_ROLE_BIAS) { /* which may be left out: zeros */
@@ -18732,41 +18719,29 @@ static void mli_join_pieces(mli_loader *loader) { (void)loader; }
 #ifdef ML_NO_PT
 static void mli_adopt_config(mli_loader *loader) { (void)loader; }
 #else
-/* The first dictionary or object that has a Llama's sizes in Hugging Face's words. Returns the length of its name,
-   with which *name begins; 0: there is none. */
-static size_t mli_find_hf_args(const mli_loader *loader, const char **name) {
-    static const char layers[] = ".num_hidden_layers", size[] = ".hidden_size"; /* the second is shorter */
-    char *other = loader->archive->private_part->path;
-    for (size_t i = 0; i < loader->archive->n_values; i++) {
-        size_t n = strlen(*name = loader->archive->values[i].name);
-        if (n >= MLI_PATH_SIZE || !mli_ends_with(*name, n, layers)) continue;
-        n -= sizeof layers - 1;
-        memcpy(other, *name, n);
-        memcpy(other + n, size, sizeof size);
-        if (ml_archive_find_value(loader->archive, other)) return n;
-    }
-    return 0;
-}
-
-/* torch.save of weights and Hugging Face's configuration: its values are listed again, as those of config.json. */
+/* torch.save of weights and Hugging Face's configuration, a dictionary or an object: its values get the names that
+   those of a config.json have. */
 static void mli_adopt_config(mli_loader *loader) {
+    static const char layers[] = ".num_hidden_layers";
     mli_archive *archive = loader->archive->private_part;
-    const char *name = NULL;
-    size_t n_values = archive->values.n, length = mli_find_hf_args(loader, &name);
-    if (!length || loader->desc.config_json || mli_field_value(loader, MLI_FIELD_DIM)) return;
-    archive->error = loader->error;
-    for (size_t i = 0; i < n_values && !archive->result; i++) {
-        ml_value value = ((const ml_value *)archive->values.items)[i];
-        if (strncmp(value.name, name, length) != 0 || value.name[length] != '.') continue;
-        archive->path_length = 0;
-        mli_path_push(archive, MLI_CONFIG_JSON, sizeof MLI_CONFIG_JSON - 1);
-        mli_path_push(archive, value.name + length + 1, strlen(value.name + length + 1));
-        ml_value *copy = mli_add_value(archive, archive->path, archive->path_length, value.kind);
-        value.name = copy->name;
-        *copy = value;
+    ml_value *values = (ml_value *)archive->values.items;
+    const char *found = NULL;
+    size_t length = 0; /* of what the names begin with, and a dot */
+    if (loader->desc.config_json || mli_field_value(loader, MLI_FIELD_DIM)) return;
+    for (size_t i = 0; i < archive->values.n && !found; i++) {
+        size_t n = strlen(values[i].name);
+        if (!mli_ends_with(values[i].name, n, layers)) continue;
+        found = values[i].name, length = n - (sizeof layers - 2);
     }
-    archive->path_length = 0;
-    mli_publish(archive);
+    archive->error = loader->error;
+    for (size_t i = 0; found && i < archive->values.n && !archive->result; i++) {
+        if (strncmp(values[i].name, found, length) != 0) continue;
+        size_t size = strlen(values[i].name) + sizeof MLI_CONFIG_JSON; /* and more */
+        char *name = (char *)mli_keep(archive, size);
+        if (name) mli_format(name, size, MLI_CONFIG_JSON ".%s", values[i].name + length);
+        if (name) values[i].name = name;
+    }
+    if (found) mli_publish(archive);
     archive->error = NULL;
     loader->result = archive->result;
 }

@@ -51,6 +51,5 @@ int main(int argc, char **argv) {
     svg_heat(&s, 80, 90, 40, shown, 6, SHOWN, l, w);
     return svg_end(&s), lesson_end();
 }
-/* EXERCISES  1. Break a backward of plain_llama.h: how far do the gradients move?  2. Take a step w -= 0.002 dw with
-   all weights: predict the new loss from sum[] (the picture lacks the embedding's share), then compute it.
-   3. make exercise-09: two backward passes. */
+/* EXERCISES  1. Break a backward of plain_llama.h: how far do the gradients move?  2. Step w -= 0.002 dw with all
+   weights: predict the new loss from sum[], then compute it.  3. make exercise-09: two backward passes. */
