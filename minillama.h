@@ -17430,7 +17430,7 @@ static void mli_load_rope(mli_loader *loader) {
 
 /* Whether all layers of a GGUF have the window, 1, or none, 0, or only some, -1: as a list says, or all but every so
    many. */
-static int mli_layers_with_window(const mli_loader *loader, const ml_value *value) {
+MLI_APART int mli_layers_with_window(const mli_loader *loader, const ml_value *value) {
     if (value->kind == ML_VALUE_INT)
         return value->i == 1 ? 0 : value->i < 1 || value->i > loader->config.n_layers ? 1 : -1;
     if (value->kind != ML_VALUE_LIST || !value->s || (unsigned)value->list_type >= MLI_GGUF_TYPES ||
@@ -17995,7 +17995,7 @@ static void mli_refuse_tensor(mli_loader *loader, const char *name, const char *
 
 /* A Llama has no biases but those of attention, no scales of matrices (which llama.cpp knows), and no norms of
    queries and keys: a file that has some is of another model. */
-static void mli_refuse_others(mli_loader *loader, mli_slot slot, const char *weight) {
+MLI_APART void mli_refuse_others(mli_loader *loader, mli_slot slot, const char *weight) {
     char name[MLI_LONG_NAME_SIZE];
     size_t n = strlen(weight) - strlen(".weight");
     int is_gguf = loader->naming == MLI_NAMING_GGUF;
