@@ -987,7 +987,9 @@ TEST(what_saves_is_tried_first) {
 
 /* The examples that learn replace neither what they learn from, nor the model. */
 TEST(examples_spare_what_they_read) {
-    static const char *const cases[][2] = {{"lora", "'%s' '%s' 2 '%s'"}, {"train", "'%s' '%s' '%s'"}};
+    static const char *const cases[][2] = {{"lora", "'%s' '%s' 2 '%s'"},
+                                           {"train", "'%s' '%s' '%s'"},
+                                           {"decode_table", "'%s' --judge " MODEL " --texts '%s' --csv '%s'"}};
     bytes model = read_file(MODEL);
     char name[2][600], arguments[2048];
     bytes text = read_file("examples/data/opinions2-dev.txt");
@@ -995,7 +997,7 @@ TEST(examples_spare_what_they_read) {
         snprintf(name[i], sizeof name[i], "%s", in_folder(i ? "read.txt" : "read.gguf"));
     write_file(in_folder("read.copy"), model.data, model.size);
     write_file(in_folder("text.copy"), text.data, text.size);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 6; i++) {
         write_file(name[0], model.data, model.size);
         write_file(name[1], text.data, text.size);
         snprintf(arguments, sizeof arguments, cases[i / 2][1], name[0], name[1],

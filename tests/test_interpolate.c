@@ -83,6 +83,24 @@ TEST(a_run_writes_its_curve) {
     CHECK(count_lines(picture, last) > 10 && strcmp(last, "</svg>\n") == 0);
 }
 
+/* Neither curve nor picture replaces what is read. */
+TEST(what_is_read_is_spared) {
+    static const char *const options[] = {"--curve", "--picture"}, *const read[] = {"--model", "--train"};
+    for (int i = 0; i < 4; i++) {
+        char flags[700], reason[700];
+        int status;
+        const char *path = paths[i / 2];
+        bytes before = read_file(path);
+        snprintf(flags, sizeof flags, "%s %s", options[i % 2], path);
+        snprintf(reason, sizeof reason, "%s is also read (%s)", path, read[i / 2]);
+        const char *said = run_program(interpolate_main, flags, &status);
+        CHECK(status == 1 && strstr(said, reason) && !strstr(said, "epoch"));
+        bytes after = read_file(path);
+        CHECK(after.size == before.size && memcmp(after.data, before.data, before.size) == 0);
+        free_bytes(&before), free_bytes(&after);
+    }
+}
+
 /* Before anything is trained. */
 TEST(wrong_files_are_refused) {
     static const wrong_flags wrong[] = {
@@ -101,6 +119,7 @@ int main(void) {
     RUN(weights_are_between_the_ends);
     RUN(the_ends_of_a_run_are_the_model_and_the_result);
     RUN(a_run_writes_its_curve);
+    RUN(what_is_read_is_spared);
     RUN(wrong_files_are_refused);
     return test_report("test_interpolate");
 }
