@@ -311,7 +311,7 @@ WEB := $(BUILD)/web
 # All kernels, but small otherwise: -Oz would also keep the branch of every loop at its top, which costs a third of the speed.
 # Reading is a quarter slower, too, where loops of more than 100 instructions are unrolled.
 WASM_KERNELS := -Os -U__OPTIMIZE_SIZE__ -fno-vectorize -fno-slp-vectorize -mllvm -inline-threshold=0 -mllvm -disable-lsr \
-                -mllvm -unroll-threshold=100
+                -mllvm -unroll-threshold=100 -mllvm -enable-pre=0 -mllvm -jump-threading-threshold=1
 $(WEB)/minillama.wasm: $(WASM_WITH)
 	@mkdir -p $(@D)
 	$(call short,clang $@)$(WASM) $(WASM_KERNELS) -msimd128 $(call WITHOUT,K_QUANTS BIN) -o $@ examples/web/minillama.c

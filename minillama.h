@@ -1,4 +1,4 @@
-/* minillama.h - v0.9.6 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.9.7 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -209,8 +209,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 906 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.9.6"
+#define ML_VERSION 907 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.9.7"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS
@@ -1009,7 +1009,7 @@ typedef struct ml_check_desc {
    a wrong one. The kinks of ml_relu and ML_POOL_MAX can raise a right one to about 0.1: check with a smooth function
    in their place, or with a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before
    afterwards (they wait in the memory of the gradients), and the gradients those of one pass; other parameters get
-   those of two passes on top of what they had: set all to 0 before you train. */
+   those of n_tensors + 1 passes on top of what they had: set all to 0 before you train. */
 ML_DEF ml_result ml_check_gradient(ml_graph *g, const ml_check_desc *desc, double *worst, ml_error *error);
 
 /* ==== >>training ====
@@ -1084,8 +1084,8 @@ ML_DEF ml_result ml_optimizer_new(const ml_optimizer_desc *desc, ml_optimizer **
 /* Nothing to do after ml_optimizer_init. The tensors' grads point to memory that is gone. */
 ML_DEF void ml_optimizer_free(ml_optimizer *optimizer);
 /* One step with the accumulated gradients, which are 0 afterwards. ML_ERROR_NUMBER, and nothing done, when they are
-   not finite: they stay, so call ml_optimizer_zero_gradients before the next pass. ML_ERROR_ARGUMENT, and nothing
-   done, when the rate of a group is not 0 to 1e6. */
+   not finite or above 1e19: they stay, so call ml_optimizer_zero_gradients before the next pass. ML_ERROR_ARGUMENT,
+   and nothing done, when the rate of a group is not 0 to 1e6. */
 ML_DEF ml_result ml_optimizer_step(ml_optimizer *optimizer, ml_error *error);
 ML_DEF void ml_optimizer_zero_gradients(ml_optimizer *optimizer);
 
@@ -1525,7 +1525,8 @@ ML_DEF ml_result ml_array_read_ints(const ml_array *array, int64_t *dst, size_t 
    left out, as in llama.cpp: texts are taken as they are. A tokenizer.json names no bos and eos: they are those of
    its template; where that has none, those of the config.json of the model that it is loaded with (ml_model_load), or
    spelled as in Llama 2 and 3 or GPT-2. What it says of white space beside special pieces (lstrip, rstrip) is left
-   out: that stays. The bytes need not outlive the call. */
+   out: that stays; and added pieces are found in the text as it is, also `normalized` ones. The bytes need not
+   outlive the call. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_tokenizer_load(const char *path, const ml_load_desc *desc, ml_tokenizer **tokenizer,
                                    ml_error *error);
@@ -1700,7 +1701,7 @@ ML_DEF ml_result ml_archive_save_to(const ml_output *output, const ml_archive_sa
 #ifndef ML_NO_TRAINING
 /* The tensors that an optimizer trains, its moments and its step, in one GGUF file that appears whole or not at all.
    ml_optimizer_restore restores an optimizer over tensors of the same shapes in the same order, and it continues bit
-   for bit; a file of other shapes changes nothing. */
+   for bit; a file of other shapes changes nothing. Save after a step: gradients are not kept. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_optimizer_save(const ml_optimizer *optimizer, const char *path, ml_error *error);
 ML_DEF ml_result ml_optimizer_restore(ml_optimizer *optimizer, const char *path, ml_error *error);
@@ -1714,7 +1715,8 @@ ML_DEF ml_result ml_optimizer_restore_memory(ml_optimizer *optimizer, const void
    appears whole or not at all. ml_trainer_restore restores a trainer of the same description, and it continues bit
    for bit; a checkpoint of another kind (other tensors, another pooling, other labels, other scales of the adapter)
    is ML_ERROR_MISMATCH and changes nothing. A checkpoint of a whole model is a model file, too (with a head, one
-   without the output matrix, unless that is tied), and one of an adapter over a frozen model an adapter's file.
+   without the output matrix, unless that is tied), and one of an adapter over a frozen model an adapter's file, if
+   one alpha gives all its pairs their scales. Save after a step: gradients accumulated since are not kept.
    ML_ERROR_NUMBER if a number is not finite, when it is saved or restored. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_trainer_save(const ml_trainer *trainer, const char *path, ml_error *error);
@@ -6488,11 +6490,16 @@ static ml_tensor mli_result(mli_graph *g, size_t rows, size_t cols, int learns) 
     return mli_tensor_at(mli_new_numbers(g, rows, cols, 0), rows, cols);
 }
 
+/* The record made since `before`, if there is one, is that of the operation whose result is y. */
+static void mli_note_result(mli_graph *g, const mli_taped *before, ml_tensor y) {
+    if (g->newest != before) g->newest->grad = y.grad, g->newest->n = mli_numbers(&y);
+}
+
 /* Records an operation whose result is y. */
 static void mli_record_of(mli_graph *g, ml_tensor y, mli_backward backward, const void *op, size_t size) {
     const mli_taped *before = g->newest;
     if (y.grad) mli_record(g, backward, op, size);
-    if (g->newest != before) g->newest->grad = y.grad, g->newest->n = mli_numbers(&y);
+    mli_note_result(g, before, y);
 }
 
 /* ---- graphs ---- */
@@ -6747,8 +6754,10 @@ ML_DEF ml_tensor ml_linear(ml_graph *graph, ml_tensor x, ml_tensor w, ml_tensor 
     memset(&use, 0, sizeof use);
     use.w = w, use.bias = b;
     use.y = mli_result(g, x.rows, w.rows, learns);
+    const mli_taped *before = g->newest;
     g->taping = taping && learns;
     mli_linears(g, x, &use, 1);
+    mli_note_result(g, before, use.y);
     g->taping = taping;
     return use.y;
 }
@@ -6957,7 +6966,7 @@ ML_DEF ml_tensor ml_sum_rows(ml_graph *graph, ml_tensor x) {
 }
 
 /* ---- functions of single numbers ----
-   y = f(x), dx += f'(x) dy, where f' may be computed from x and y, within a few units in the last place.
+   y = f(x), dx += f'(x) dy, where f' may be computed from x and y: within about 1e-7 of the largest slope.
    NaN stays NaN, so that it shows in the loss. */
 
 static float mli_relu_of(float x) { return x < 0 ? 0 : x; }
@@ -7574,8 +7583,10 @@ ML_DEF ml_tensor ml_attention(ml_graph *graph, const ml_attention_desc *d) {
     if (d->scale > 0) op.scale = d->scale;
     int learns = d->q.grad || d->k.grad || d->v.grad || d->bias.grad;
     ml_tensor out = mli_result(g, d->q.rows, mli_product_or_most(op.hv, (size_t)d->n_heads), learns);
+    const mli_taped *before = g->newest;
     g->taping = taping && learns;
     mli_run_attention(g, &op, out);
+    mli_note_result(g, before, out);
     g->taping = taping;
     return out;
 }
@@ -8181,9 +8192,11 @@ ML_DEF ml_result ml_check_gradient(ml_graph *graph, const ml_check_desc *given, 
     ml_result result = mli_check_check(&desc, error);
     if (!desc.n_directions) desc.n_directions = 8;
     if (!result) result = mli_check_pass(graph, &desc, 1, &loss, error);
-    for (int i = 0; !result && i < desc.n_tensors; i++)
+    for (int i = 0; !result && i < desc.n_tensors; i++) {
         result = mli_check_tensor(graph, &desc, desc.tensors[i], loss, worst, error);
-    if (!result) result = mli_check_pass(graph, &desc, 1, &again, error); /* the gradients again */
+        /* the gradients again: the next tensor may share its numbers with this one */
+        if (!result) result = mli_check_pass(graph, &desc, 1, &again, error);
+    }
     if (!result && loss != again)
         result = mli_fail(error, ML_ERROR_ARGUMENT, "ml_check_gradient: build gave two different losses");
     return result;
@@ -9395,9 +9408,10 @@ typedef struct mli_word_rule {
 /* ==== >>tokenizer ====
    A vocabulary numbers its pieces 0 .. V-1. Encoding cuts text into characters and then merges neighbors, always the
    two whose joint piece has the highest score, the leftmost two on a tie, until no two neighbors make a piece.
-   Whatever is still not a piece is encoded as byte pieces. This is SentencePiece's BPE, id for id, with one
-   difference that makes it lossless: bytes that are not valid UTF-8 become byte pieces, one each, where SentencePiece
-   puts U+FFFD. Only U+2581 in the text is not restored: as in SentencePiece, it is read as a space.
+   Whatever is still not a piece is encoded as byte pieces. This is SentencePiece's BPE, id for id, with two
+   differences that make it lossless: bytes that are not valid UTF-8 become byte pieces, one each, where SentencePiece
+   puts U+FFFD; and so does a space for which there is no piece, where it has the three bytes of its mark. Only U+2581
+   in the text is not restored: as in SentencePiece, it is read as a space.
 
    Merging takes O(n log n), with a priority queue of the pairs that can be merged next. Two things keep the queue
    small and in the cache. No merge ever crosses the boundary between two bytes that are adjacent in no piece; in
@@ -9448,6 +9462,8 @@ typedef struct mli_text_rules {
     int spares_spaces;        /* a text that begins with a space gets none */
     int only_first;           /* only the text's beginning gets a space, not what follows a special piece */
     int cuts_at_spaces;       /* no piece has a space but at its beginning */
+    int splits_unknown;       /* each unknown character is an id of its own */
+    int parts_at_added;       /* a text after a user-defined piece gets a space, too */
     const mli_word_rule *words; /* byte-level: how a text is cut into words; NULL: SentencePiece's */
     int takes_whole_words;      /* a word that is a piece becomes it, whatever its merges */
     int is_ranked;              /* by the list of merges, not by the scores of pieces */
@@ -10342,7 +10358,7 @@ static void mli_emit(mli_encoder *e, const unsigned char *text, size_t n, int32_
     int is_unknown = id < 0 && !t->has_bytes;
     if (is_unknown && t->shown.unknown < 0 && !e->missing) e->missing = 1 + text[0];
     if (id >= 0) e->ids[e->n_ids++] = id;
-    if (is_unknown && !e->was_unknown) e->ids[e->n_ids++] = t->shown.unknown;
+    if (is_unknown && (!e->was_unknown || t->rules.splits_unknown)) e->ids[e->n_ids++] = t->shown.unknown;
     for (size_t i = 0; i < n && id < 0 && t->has_bytes; i++) e->ids[e->n_ids++] = t->byte_ids[text[i]];
     e->was_unknown = is_unknown;
 }
@@ -10408,6 +10424,7 @@ static size_t mli_part_end(const mli_encoder *e, size_t at) {
 static void mli_encode_plain(mli_encoder *e, size_t at) {
     for (size_t end; at < e->end; at = end) {
         end = mli_part_end(e, at);
+        if (e->t->rules.is_ranked) e->was_unknown = 0; /* as in Hugging Face's tokenizers */
         int takes_whole = e->t->rules.takes_whole_words;
         int32_t id = takes_whole ? mli_find_piece(e->t, e->text + at, end - at) : -1;
         if (id >= 0) mli_emit(e, e->text + at, end - at, id);
@@ -10418,16 +10435,20 @@ static void mli_encode_plain(mli_encoder *e, size_t at) {
     }
 }
 
-/* Where to go on after a control piece, or, with `special` 0, where to begin. As in llama.cpp and in Hugging Face's
-   tokenizers, each text between control pieces gets the space that is put before a text, and they themselves none. It
+/* Whether a text after this piece, which was found in a text, gets the space that is put before a text. */
+static int mli_parts_text(const mli_tokenizer *t, int32_t id) {
+    return t->rules.parts_at_added || mli_kind_of(t, id) == ML_PIECE_CONTROL;
+}
+
+/* Where to go on after such a piece, or, with `special` 0, where to begin. As in llama.cpp and in Hugging Face's
+   tokenizers, each text between these pieces gets the space that is put before a text, and they themselves none. It
    takes the place of the last of the `special` bytes of the piece that is done. After a user-defined piece there is
-   none, as in SentencePiece; llama.cpp puts one there, too. */
+   none in SentencePiece; llama.cpp puts one there, too. */
 static size_t mli_begin_part(mli_encoder *e, size_t at, size_t special) {
     const mli_text_rules *rules = &e->t->rules;
     int32_t id;
     if (!special)
-        return e->has_prefix && 1 < e->n && mli_match_special(e, 1, &id) &&
-               mli_kind_of(e->t, id) == ML_PIECE_CONTROL;
+        return e->has_prefix && 1 < e->n && mli_match_special(e, 1, &id) && mli_parts_text(e->t, id);
     if (special < 2 || !rules->adds_space_prefix || rules->only_first || at == e->n) return at;
     if ((rules->spares_spaces && e->text[at] == ' ') || mli_match_special(e, at, &id)) return at;
     e->text[at - 1] = ' ';
@@ -10440,8 +10461,8 @@ static ml_result mli_encode_text(mli_encoder *e, ml_error *error) {
         length = mli_match_special(e, at, &id);
         if (length) {
             mli_emit(e, e->text + at, length, id);
-            int begins = mli_kind_of(e->t, id) == ML_PIECE_CONTROL;
-            e->end = begins ? mli_begin_part(e, at + length, length) : at + length;
+            e->end = at + length;
+            if (mli_parts_text(e->t, id)) e->end = mli_begin_part(e, e->end, length);
             continue;
         }
         e->end = at;
@@ -15994,7 +16015,7 @@ static ml_result mli_spm_open(mli_piece_source *source, mli_vocabulary *v, ml_er
 #define MLI_KEY_CHAT_TEMPLATE "tokenizer.chat_template"
 #define MLI_KEY_PIECES "minillama.pieces" /* how many of the tokens are pieces, if the others only fill up */
 #define MLI_TOKENIZER_IDS 6               /* bos, eos, unknown, padding, end of turn, end of message */
-#define MLI_TOKENIZER_FLAGS 8 /* in the order of mli_flag_keys; what llama.cpp knows comes first */
+#define MLI_TOKENIZER_FLAGS 10 /* in the order of mli_flag_keys; what llama.cpp knows comes first */
 static const char *const mli_id_keys[MLI_TOKENIZER_IDS] = {
     "tokenizer.ggml.bos_token_id",     "tokenizer.ggml.eos_token_id", "tokenizer.ggml.unknown_token_id",
     "tokenizer.ggml.padding_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
@@ -16003,7 +16024,8 @@ static const char *const mli_flag_keys[MLI_TOKENIZER_FLAGS] = {
     "tokenizer.ggml.add_bos_token",       "tokenizer.ggml.add_eos_token",
     "tokenizer.ggml.add_space_prefix",    "tokenizer.ggml.remove_extra_whitespaces",
     "minillama.tokenizer.spares_spaces",  "minillama.tokenizer.only_first",
-    "minillama.tokenizer.cuts_at_spaces", "minillama.tokenizer.takes_whole_words"};
+    "minillama.tokenizer.cuts_at_spaces", "minillama.tokenizer.takes_whole_words",
+    "minillama.tokenizer.splits_unknown", "minillama.tokenizer.parts_at_added"};
 
 /* The nearest float, where C leaves it undefined, too: of a number beyond the largest float. */
 static float mli_to_float(double x) {
@@ -16118,9 +16140,16 @@ static ml_result mli_gguf_ends(const ml_archive *archive, mli_vocabulary *v, ml_
    written. */
 static ml_result mli_gguf_flags(const ml_archive *archive, mli_vocabulary *v, ml_error *error) {
     mli_text_rules *rules = &v->rules;
-    int *const flags[MLI_TOKENIZER_FLAGS] = {
-        &v->adds_bos,          &v->adds_eos,       &rules->adds_space_prefix, &rules->removes_extra_spaces,
-        &rules->spares_spaces, &rules->only_first, &rules->cuts_at_spaces,    &rules->takes_whole_words};
+    int *const flags[MLI_TOKENIZER_FLAGS] = {&v->adds_bos,
+                                             &v->adds_eos,
+                                             &rules->adds_space_prefix,
+                                             &rules->removes_extra_spaces,
+                                             &rules->spares_spaces,
+                                             &rules->only_first,
+                                             &rules->cuts_at_spaces,
+                                             &rules->takes_whole_words,
+                                             &rules->splits_unknown,
+                                             &rules->parts_at_added};
     v->rules.adds_space_prefix = v->adds_bos = !v->rules.words;
 #ifndef ML_NO_BPE
     if (v->rules.words) v->adds_bos = v->rules.words->adds_bos;
@@ -16683,8 +16712,10 @@ static void mli_hf_metaspace(mli_hf *hf, const char *at) {
     rules->cuts_at_spaces = mli_hf_flag(hf, at, "split", 1);
     rules->spares_spaces = !rules->adds_space_prefix;
     rules->only_first = mli_hf_has_text(hf, at, "prepend_scheme", "first");
-    rules->adds_space_prefix |= scheme ? !mli_hf_has_text(hf, at, "prepend_scheme", "never")
-                                       : mli_hf_flag(hf, at, "add_prefix_space", 1);
+    int adds = mli_hf_flag(hf, at, "add_prefix_space", 1);
+    int never = scheme ? mli_hf_has_text(hf, at, "prepend_scheme", "never") : !adds;
+    if (!adds && !never) mli_hf_refuse(hf, "add_prefix_space = false with prepend_scheme", scheme);
+    rules->adds_space_prefix |= !never;
 }
 
 static void mli_hf_pre_tokenizer(mli_hf *hf) {
@@ -16783,13 +16814,15 @@ static void mli_hf_model(mli_hf *hf) {
     if (hf->is_byte_level && (hf->replaces || hf->vocabulary.rules.adds_space_prefix))
         mli_stop(hf->archive, ML_ERROR_UNSUPPORTED,
                  "a normalizer that replaces spaces before ByteLevel is not supported");
-    hf->vocabulary.rules.takes_whole_words =
-        hf->is_byte_level && mli_hf_flag(hf, "model", "ignore_merges", 0);
+    if (!hf->is_byte_level && (hf->has_digits || hf->vocabulary.rules.words))
+        mli_hf_refuse(hf, "pre_tokenizer Digits or Split without ByteLevel", NULL);
+    hf->vocabulary.rules.takes_whole_words = mli_hf_flag(hf, "model", "ignore_merges", 0);
 }
 
 static void mli_hf_unknown(mli_hf *hf) {
     mli_vocabulary *v = &hf->vocabulary;
     v->unknown = mli_hf_id(hf, mli_hf_value(hf, "model", "unk_token"));
+    v->rules.splits_unknown = v->unknown >= 0 && !mli_hf_flag(hf, "model", "fuse_unk", 0);
     if (v->unknown >= 0 && !hf->is_byte_level) hf->pieces[v->unknown].kind = ML_PIECE_UNKNOWN;
 }
 
@@ -16817,6 +16850,7 @@ static ml_result mli_hf_create(mli_hf *hf, ml_tokenizer **tokenizer, ml_error *e
     v->get_merge = mli_hf_get_merge;
     v->n_merges = hf->merges.n;
     v->rules.is_ranked = 1;
+    v->rules.parts_at_added = v->rules.adds_space_prefix;
     return mli_tokenizer_create(v, &hf->archive->allocator, tokenizer, error);
 }
 
@@ -16957,6 +16991,8 @@ typedef enum mli_field {
 #define MLI_PARAMS_JSON "params.json"
 #define MLI_ROPE_JSON MLI_CONFIG_JSON ".rope_scaling" /* or, since version 5 of their library, ... */
 #define MLI_ROPE_JSON_5 MLI_CONFIG_JSON ".rope_parameters"
+#define MLI_KEY_ROPE_TYPE "minillama.rope.scaling.type" /* of kinds that llama.cpp does not have */
+#define MLI_KEY_ROPE_FACTOR "minillama.rope.scaling.factor"
 enum { MLI_FIELD_KEYS = MLI_OTHER_NAMES ? 6 : 3 };
 static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format off */
@@ -16981,9 +17017,9 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
      "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps")},
     {"llama.rope.freq_base", MLI_OTHERS(MLI_CONFIG_JSON ".rope_theta", ".rope_theta", MLI_PARAMS_JSON ".rope_theta")},
     {"llama.rope.scaling.type", MLI_OTHERS(MLI_ROPE_JSON ".rope_type", MLI_ROPE_JSON ".type",
-     MLI_ROPE_JSON_5 ".rope_type", MLI_ROPE_JSON_5 ".type",) "minillama.rope.scaling.type"},
+     MLI_ROPE_JSON_5 ".rope_type", MLI_ROPE_JSON_5 ".type",) MLI_KEY_ROPE_TYPE},
     {"llama.rope.scaling.factor", MLI_OTHERS(MLI_ROPE_JSON ".factor", MLI_ROPE_JSON_5 ".factor",)
-     "llama.rope.scale_linear", "minillama.rope.scaling.factor"},
+     "llama.rope.scale_linear", MLI_KEY_ROPE_FACTOR},
     MLI_STRETCHED("llama.rope.scaling.original_context_length",
      MLI_OTHERS(MLI_ROPE_JSON ".original_max_position_embeddings", MLI_ROPE_JSON_5
        ".original_max_position_embeddings",
@@ -18375,12 +18411,12 @@ static int mli_is_own_key(const ml_model *model, const char *key, size_t n) {
         MLI_KEY_VALUE_LENGTH,      MLI_KEY_YARN_ATTENTION,   "llama.rope.scaling.yarn_ext_factor"};
     static const char *const tokenizer[] = {MLI_KEY_TOKENIZER, MLI_KEY_TOKENS, MLI_KEY_SCORES,
                                             MLI_KEY_KINDS,     MLI_KEY_WORDS,  MLI_KEY_MERGES};
-    static const char *const prefixes[] = {"split.", "minillama.", "tokenizer.ggml."};
+    static const char *const prefixes[] = {"split.", "minillama.", MLI_CONFIG_JSON ".", "tokenizer.ggml."};
     int is_own = 0;
     for (size_t i = 0; i < MLI_COUNT(own); i++) is_own |= mli_is_text(key, n, own[i]);
     for (int i = 0; i < MLI_FIELDS; i++)
         if (mli_field_keys[i][0]) is_own |= mli_is_text(key, n, mli_field_keys[i][0]);
-    for (size_t i = 0; i < (model->private_part->has_other_tokenizer ? 3 : 2); i++)
+    for (size_t i = 0; i < (model->private_part->has_other_tokenizer ? 4 : 3); i++)
         is_own |= n >= strlen(prefixes[i]) && memcmp(key, prefixes[i], strlen(prefixes[i])) == 0;
     if (!model->tokenizer) return is_own;
     size_t n_tokenizer = MLI_COUNT(tokenizer) - (model->tokenizer->private_part->rules.words ? 0 : 2);
@@ -19226,6 +19262,17 @@ static ml_result mli_loader_begin(mli_loader *loader, const ml_model *model, con
     return mli_loader_open(loader);
 }
 
+/* A hash of the adapter's scales, with which a checkpoint's numbers were learned. */
+static const char mli_scales_key[] = "minillama.train.scales";
+
+/* A checkpoint has one alpha; before version 0.9.7 it had none. */
+static void mli_check_scales(mli_loader *loader, const ml_lora *lora) {
+    const ml_value *scales = loader->result ? NULL : ml_archive_find_value(loader->archive, mli_scales_key);
+    if (scales && scales->kind == ML_VALUE_INT && scales->i != mli_hash_scales(0, lora))
+        mli_refuse(loader, ML_ERROR_UNSUPPORTED,
+                   "a checkpoint whose pairs have other scales than its alpha gives them: restore a trainer");
+}
+
 /* An adapter of the pairs found: its numbers and scales. */
 static ml_lora *mli_make_adapter(mli_loader *loader, const mli_lora_shape *shape, float alpha) {
     ml_lora *lora = NULL;
@@ -19259,6 +19306,7 @@ static ml_result mli_load_adapter(mli_loader *loader, const ml_model *model, con
     const mli_lora_shape shape = {&loader->config, rank, alpha > 0 ? alpha : (float)rank, ML_LORA_ALL,
                                   loader->sources};
     ml_lora *loaded = mli_make_adapter(loader, &shape, alpha);
+    if (loaded) mli_check_scales(loader, loaded);
     if (loader->result)
         ml_lora_free(loaded);
     else
@@ -19498,11 +19546,16 @@ static void mli_save_for_course(const mli_saver *saver, mli_slot slot, int layer
     }
 }
 
+/* Whether the file is a model, and not the checkpoint of what was trained over one. */
+static int mli_saves_model(const mli_saver *saver) {
+    return !saver->trained || saver->trained[MLI_TOKEN_EMBEDDING].grad;
+}
+
 /* What llama.cpp divides the frequencies by, if there is such a thing. */
 static int mli_saved_factors(const mli_saver *saver, const ml_model *model, mli_saved *saved) {
     size_t n = (size_t)mli_head_size(&model->config) / 2;
     int has_factors = model->rope_factors || model->config.rope_kind == ML_ROPE_LLAMA3;
-    if (saver->desc.format != ML_GGUF || !has_factors) return 0;
+    if (saver->desc.format != ML_GGUF || !has_factors || !mli_saves_model(saver)) return 0;
     mli_format(saved->name, sizeof saved->name, "%s", MLI_ROPE_TENSOR);
     saved->tensor = mli_tensor_at(model->private_part->rope_factors, 1, n);
     saved->type = ML_F32;
@@ -19574,9 +19627,10 @@ static void mli_append_gguf_rope(mli_writer *writer, ml_config c) {
     mli_append_key_f32(writer, keys[MLI_FIELD_ROPE_THETA][0], c.rope_theta);
     if (!MLI_ROPE_SCALING) return; /* nor has it the names */
     if (c.rope_kind != ML_ROPE_PLAIN || c.rope_scale != 1) {
-        mli_append_key_string(writer, keys[MLI_FIELD_ROPE_TYPE][has_name ? 0 : 4],
+        mli_append_key_string(writer, has_name ? keys[MLI_FIELD_ROPE_TYPE][0] : MLI_KEY_ROPE_TYPE,
                               mli_rope_names[c.rope_kind]);
-        mli_append_key_f32(writer, keys[MLI_FIELD_ROPE_FACTOR][has_name ? 0 : 4], c.rope_scale);
+        mli_append_key_f32(writer, has_name ? keys[MLI_FIELD_ROPE_FACTOR][0] : MLI_KEY_ROPE_FACTOR,
+                           c.rope_scale);
     }
     if (c.rope_attention != usual.attention)
         mli_append_key_f32(writer, keys[MLI_FIELD_ROPE_ATTENTION][0], c.rope_attention / usual.attention);
@@ -19715,8 +19769,9 @@ static void mli_append_gguf_tokenizer(mli_writer *writer, const mli_saver *saver
                                             ends[0], ends[1]};
     const mli_text_rules *rules = &own->rules;
     const int flags[MLI_TOKENIZER_FLAGS] = {
-        t->adds_bos,          t->adds_eos,       rules->adds_space_prefix, rules->removes_extra_spaces,
-        rules->spares_spaces, rules->only_first, rules->cuts_at_spaces,    rules->takes_whole_words};
+        t->adds_bos,           t->adds_eos,          rules->adds_space_prefix, rules->removes_extra_spaces,
+        rules->spares_spaces,  rules->only_first,    rules->cuts_at_spaces,    rules->takes_whole_words,
+        rules->splits_unknown, rules->parts_at_added};
     ml_piece_kind kind = ML_PIECE_NORMAL;
     int n = saver->model->config.vocab_size;
     mli_append_key_string(writer, MLI_KEY_TOKENIZER, own->rules.words ? "gpt2" : "llama");
@@ -19747,7 +19802,7 @@ static void mli_append_model_keys(mli_writer *writer, const mli_saver *saver, co
     (void)object;
     mli_append_gguf_config(writer, saver);
     if (saver->model->tokenizer) mli_append_gguf_tokenizer(writer, saver);
-    mli_append_kept_keys(writer, saver->model, 0);
+    if (mli_saves_model(saver)) mli_append_kept_keys(writer, saver->model, 0);
     if (saver->model->chat_template && !saver->model->private_part->keys) /* of a file that is no GGUF */
         mli_append_key_string(writer, MLI_KEY_CHAT_TEMPLATE, saver->model->chat_template);
 }
@@ -20673,9 +20728,6 @@ static void mli_training_key(int index, char key[ML_NAME_SIZE]) {
     if (index > 1) mli_format(key, ML_NAME_SIZE, "minillama.train.progress.%d", index - 2);
 }
 
-/* A hash of the adapter's scales, with which its numbers were learned. */
-static const char mli_scales_key[] = "minillama.train.scales";
-
 static void mli_append_training_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
     const mli_trainer *t = (const mli_trainer *)object;
     (void)saver;
@@ -20686,7 +20738,9 @@ static void mli_append_training_keys(mli_writer *writer, const mli_saver *saver,
         mli_training_key(i, key);
         mli_append_key_i64(writer, key, state[i]);
     }
-    if (t->desc.lora) mli_append_key_i64(writer, mli_scales_key, mli_hash_scales(0, t->desc.lora));
+    if (!t->desc.lora) return;
+    mli_append_key_f32(writer, MLI_KEY_ALPHA, mli_saved_alpha(t->desc.lora));
+    mli_append_key_i64(writer, mli_scales_key, mli_hash_scales(0, t->desc.lora));
 }
 
 static ml_result mli_save_trainer(const ml_trainer *trainer, mli_destination to, ml_error *error) {

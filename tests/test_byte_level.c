@@ -178,6 +178,12 @@ static void put_format(bytes *b, const char *format, int value) {
 #define SMOLLM                                                                                               \
     "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\", \"individual_digits\": "            \
     "true}, " BYTE_LEVEL "true}]}"
+static bytes text_bytes(const char *text) {
+    bytes b = {NULL, 0, 0};
+    put_text(&b, text);
+    return b;
+}
+
 #define HEAD "{\"pre_tokenizer\": " BYTE_LEVEL "true}, \"model\": {\"type\": \"BPE\", \"vocab\": "
 
 /* A tokenizer.json with that pre-tokenizer and, in front of the closing brace, `more`. */
@@ -688,6 +694,68 @@ TEST(sentencepiece_saved_by_scores) {
     ml_model_free(model);
 }
 
+/* A text that goes on after a user-defined piece gets its space there, as in Hugging Face's tokenizers. */
+TEST(text_after_a_user_defined_piece) {
+    ml_tokenizer *t = load(write_spm(SPM_STEPS));
+    REQUIRE(t);
+    ENCODES(t, "a  ab", 0, 266, 264);
+    ENCODES(t, "aba  ba", 0, 264, 266, 258, 265);
+    ENCODES(t, "aba   ba", 0, 264, 266, 258, 258, 265);
+    ml_model *model = model_for(t), *again = NULL;
+    REQUIRE(ml_model_save(model, in_folder("user.gguf"), NULL, &failure) == ML_OK);
+    REQUIRE(ml_model_load(in_folder("user.gguf"), NULL, &again, &failure) == ML_OK && again->tokenizer);
+    ENCODES(again->tokenizer, "aba  ba", 0, 264, 266, 258, 265);
+    ml_model_free(again);
+    ml_model_free(model);
+    t = load(write_spm("\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\xE2\x96\x81\", "
+                       "\"prepend_scheme\": \"first\", \"split\": false}"));
+    REQUIRE(t);
+    ENCODES(t, "a  ab", 0, 266, 261);
+    ml_tokenizer_free(t);
+}
+
+#define REPLACE                                                                                              \
+    "\"normalizer\": {\"type\": \"Replace\", \"pattern\": {\"String\": \" \"}, \"content\": "                \
+    "\"\xE2\x96\x81\"}"
+#define OF_CHARACTERS "\"model\": {\"type\": \"BPE\", \"byte_fallback\": true, "
+
+/* Without fuse_unk each unknown character, with it those of a word, are an unknown piece. */
+TEST(unknown_characters) {
+    for (int fuses = 0; fuses < 2; fuses++) {
+        bytes b = {NULL, 0, 0};
+        put_text(&b,
+                 HEAD "{\"<unk>\": 0, \"a\": 1, \"b\": 2, \"ab\": 3}, \"merges\": [\"a b\"], \"unk_token\": "
+                      "\"<unk>\"");
+        put_text(&b, fuses ? ", \"fuse_unk\": true}}" : "}}");
+        ml_tokenizer *t = load(b);
+        REQUIRE(t);
+        ml_model *model = model_for(t), *again = NULL;
+        REQUIRE(ml_model_save(model, in_folder("unknown.gguf"), NULL, &failure) == ML_OK);
+        REQUIRE(ml_model_load(in_folder("unknown.gguf"), NULL, &again, &failure) == ML_OK);
+        if (fuses) {
+            ENCODES(t, "abxy z", 0, 3, 0, 0);
+            ENCODES(t, "xa1", 0, 0, 1, 0);
+        } else {
+            ENCODES(t, "abxy z", 0, 3, 0, 0, 0, 0);
+            ENCODES(t, "ab\xE6\x97\xA5", 0, 3, 0, 0, 0);
+        }
+        CHECK(again->tokenizer && same_ids(t, again->tokenizer, "abxy z", 0));
+        ml_model_free(again);
+        ml_model_free(model);
+    }
+}
+
+/* Also where words are not of bytes. */
+TEST(whole_words_of_characters) {
+    ml_tokenizer *t = load(text_bytes("{" REPLACE ", " OF_CHARACTERS
+                                      "\"ignore_merges\": true, \"vocab\": {\"a\": 0, \"b\": 1, \"c\": 2, "
+                                      "\"ab\": 3, \"cab\": 4}, \"merges\": [\"a b\"]}}"));
+    REQUIRE(t);
+    ENCODES(t, "cab", 0, 4);
+    ENCODES(t, "ccab", 0, 2, 2, 3);
+    ml_tokenizer_free(t);
+}
+
 /* ---- files that are wrong ---- */
 
 static int refused(bytes b, ml_result result, const char *word) {
@@ -698,12 +766,6 @@ static int refused(bytes b, ml_result result, const char *word) {
     ml_tokenizer_free(t);
     free(b.data);
     return is_refused;
-}
-
-static bytes text_bytes(const char *text) {
-    bytes b = {NULL, 0, 0};
-    put_text(&b, text);
-    return b;
 }
 
 TEST(wrong_json) {
@@ -736,6 +798,17 @@ TEST(wrong_json) {
         {HEAD "{\"a\": 0}, \"end_of_word_suffix\": \"</w>\"}}", "end_of_word_suffix </w>",
          ML_ERROR_UNSUPPORTED},
         {HEAD "{\"a\": 0}, \"dropout\": 0.5}}", "dropout", ML_ERROR_UNSUPPORTED},
+        {"{" REPLACE
+         ", \"pre_tokenizer\": {\"type\": \"Digits\", \"individual_digits\": true}, " OF_CHARACTERS
+         "\"vocab\": {\"a\": 0}}}",
+         "Digits or Split without ByteLevel", ML_ERROR_UNSUPPORTED},
+        {"{" REPLACE ", \"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"" LLAMA3_PATTERN
+         "\"}, \"behavior\": \"Isolated\"}, " OF_CHARACTERS "\"vocab\": {\"a\": 0}}}",
+         "Digits or Split without ByteLevel", ML_ERROR_UNSUPPORTED},
+        {"{\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\xE2\x96\x81\", "
+         "\"prepend_scheme\": "
+         "\"always\", \"add_prefix_space\": false}, " OF_CHARACTERS "\"vocab\": {\"a\": 0}}}",
+         "add_prefix_space = false with prepend_scheme always", ML_ERROR_UNSUPPORTED},
         {"{\"pre_tokenizer\": {\"type\": \"BertPreTokenizer\"}, \"model\": {\"type\": \"BPE\"}}",
          "pre_tokenizer BertPreTokenizer", ML_ERROR_UNSUPPORTED},
         {"{\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": \"BPE\"}}", "add_prefix_space",
@@ -962,6 +1035,9 @@ int main(void) {
     RUN(meta_lines);
     RUN(sentencepiece_in_json);
     RUN(sentencepiece_saved_by_scores);
+    RUN(text_after_a_user_defined_piece);
+    RUN(unknown_characters);
+    RUN(whole_words_of_characters);
     RUN(wrong_json);
     RUN(merges_of_a_cut_vocabulary);
     RUN(damaged_files);

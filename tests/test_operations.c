@@ -876,6 +876,11 @@ static ml_tensor unused_build(ml_graph *g, const ml_tensor *v, problem *p) {
     ml_sqrt(g, v[0]);
     ml_sum(g, ml_mul(g, v[0], ml_log(g, v[0])));
     ml_div(g, v[0], v[0]);
+    ml_attention_desc attention;
+    memset(&attention, 0, sizeof attention);
+    attention.q = attention.k = v[0], attention.v = ml_log(g, v[0]), attention.n_heads = 1;
+    ml_attention(g, &attention);
+    ml_linear(g, attention.v, v[0], ml_none());
     (void)p;
     return ml_sum(g, v[0]);
 }

@@ -454,6 +454,11 @@ TEST(right_gradients_are_told_from_wrong_ones) {
         n.is_wrong = 1;
         CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_OK && worst > 0.1);
     }
+    tensors[1] = &n.w1; /* one memory twice, as of a tied pair */
+    n.is_wrong = 0;
+    CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_OK);
+    CHECK_NEAR(worst, 0, 0.01, 0);
+    tensors[1] = &n.b1;
     CHECK(memcmp(before, n.numbers, sizeof before) == 0);
     n.drifts = 1;
     CHECK(ml_check_gradient(g, &desc, &worst, &error) == ML_ERROR_ARGUMENT);

@@ -4,7 +4,7 @@
 #include "preamble.h"
 #include <time.h>
 #include "models.h"
-#include "temporary.h"
+#include "folder.h"
 
 enum { ROWS = 3, ROW = 20, LAST_STEP = 40 };
 
@@ -302,27 +302,92 @@ TEST(checkpoint_is_a_model) {
 }
 
 /* The checkpoint of an adapter and a head is an adapter's file and a head's. */
-TEST(checkpoint_is_an_adapter) {
-    training t;
+static void check_adapter_of_checkpoint(training *t) {
     ml_lora *lora = NULL;
     ml_head *head = NULL;
     ml_error error;
-    training_begin(&t, 1);
-    REQUIRE(training_step(&t));
-    REQUIRE(ml_trainer_save(t.trainer, checkpoint_path(), &error) == ML_OK);
-    REQUIRE(ml_lora_load(checkpoint_path(), t.model, NULL, &lora, &error) == ML_OK);
-    REQUIRE(ml_head_load(checkpoint_path(), t.model, NULL, &head, &error) == ML_OK);
-    REQUIRE(lora->n_tensors == t.lora->n_tensors);
+    REQUIRE(training_step(t));
+    REQUIRE(ml_trainer_save(t->trainer, checkpoint_path(), &error) == ML_OK);
+    REQUIRE(ml_lora_load(checkpoint_path(), t->model, NULL, &lora, &error) == ML_OK);
+    REQUIRE(ml_head_load(checkpoint_path(), t->model, NULL, &head, &error) == ML_OK);
+    REQUIRE(lora->n_tensors == t->lora->n_tensors);
     for (int i = 0; i < lora->n_tensors; i++) {
-        const ml_tensor *is = &lora->tensors[i], *was = &t.lora->tensors[i];
-        REQUIRE(mli_numbers(is) == mli_numbers(was) && lora->scales[i / 2] == t.lora->scales[i / 2]);
+        const ml_tensor *is = &lora->tensors[i], *was = &t->lora->tensors[i];
+        REQUIRE(mli_numbers(is) == mli_numbers(was) && lora->scales[i / 2] == t->lora->scales[i / 2]);
         CHECK(!is->data || !memcmp(is->data, was->data, mli_numbers(is) * sizeof(float)));
     }
-    CHECK(!memcmp(head->weight.data, t.head->weight.data, mli_numbers(&head->weight) * sizeof(float)));
+    CHECK(!memcmp(head->weight.data, t->head->weight.data, mli_numbers(&head->weight) * sizeof(float)));
     ml_head_free(head);
+    ml_lora_free(lora);
+}
+
+/* Whatever its alpha, and also of a model whose file has factors of its positions. */
+TEST(checkpoint_is_an_adapter) {
+    training t;
+    training_begin(&t, 1);
+    check_adapter_of_checkpoint(&t);
+    training_end(&t);
+    training_begin(&t, 1);
+    for (int i = 0; i < t.lora->n_tensors / 2; i++) t.lora->private_part->scales[i] *= 4;
+    t.model->config.rope_kind = ML_ROPE_LLAMA3, t.model->config.rope_scale = 8;
+    t.model->config.rope_original = ROW, t.model->config.rope_low = 1, t.model->config.rope_high = 4;
+    check_adapter_of_checkpoint(&t);
+    remove(checkpoint_path());
+    training_end(&t);
+}
+
+/* No alpha gives these pairs their scales: a trainer restores them, and loading an adapter would change them. */
+TEST(checkpoint_of_other_scales) {
+    training t;
+    ml_lora *lora = NULL;
+    ml_error error;
+    training_begin(&t, 1);
+    t.lora->private_part->scales[0] *= 4;
+    REQUIRE(training_step(&t));
+    REQUIRE(ml_trainer_save(t.trainer, checkpoint_path(), &error) == ML_OK);
+    CHECK(ml_lora_load(checkpoint_path(), t.model, NULL, &lora, &error) == ML_ERROR_UNSUPPORTED && !lora);
+    CHECK(strstr(error.text, "other scales") != NULL);
+    CHECK(ml_trainer_restore(t.trainer, checkpoint_path(), &error) == ML_OK);
+    remove(checkpoint_path());
+    training_end(&t);
+}
+
+/* A file that says what it is: "general.type", in place of a name. */
+static void save_with_type(const ml_model *model, const char *path) {
+    static const char name[] = "general.name", type[] = "general.type";
+    ml_save_desc save;
+    ml_error error;
+    memset(&save, 0, sizeof save);
+    save.name = "model";
+    CHECK(ml_model_save(model, path, &save, &error) == ML_OK);
+    bytes b = read_file(path);
+    for (size_t i = 0; i + sizeof name < b.size; i++)
+        if (memcmp(b.data + i, name, sizeof name - 1) == 0) memcpy(b.data + i, type, sizeof name - 1);
+    write_file(path, b.data, b.size);
+    free_bytes(&b);
+}
+
+/* What only the model's file has to say is not in an adapter's checkpoint. */
+TEST(checkpoint_keeps_no_keys_of_the_model) {
+    training t;
+    ml_model *model = NULL;
+    ml_lora *lora = NULL;
+    ml_error error;
+    training_begin(&t, 1);
+    save_with_type(t.model, in_folder("typed.gguf"));
+    REQUIRE(ml_model_load(in_folder("typed.gguf"), NULL, &model, &error) == ML_OK);
+    ml_trainer_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.lora = t.lora, desc.max_tokens = ROWS * ROW;
+    desc.adamw.lr = 1e-3f;
+    ml_trainer_free(t.trainer);
+    REQUIRE(ml_trainer_new(model, &desc, &t.trainer, &error) == ML_OK);
+    REQUIRE(ml_trainer_save(t.trainer, checkpoint_path(), &error) == ML_OK);
+    CHECK(ml_lora_load(checkpoint_path(), model, NULL, &lora, &error) == ML_OK);
     ml_lora_free(lora);
     remove(checkpoint_path());
     training_end(&t);
+    ml_model_free(model);
 }
 
 /* The counts are under the names that earlier versions wrote, so that their checkpoints go on. */
@@ -359,6 +424,8 @@ int main(void) {
     RUN(checkpoints_of_another_head);
     RUN(checkpoint_is_a_model);
     RUN(checkpoint_is_an_adapter);
+    RUN(checkpoint_of_other_scales);
+    RUN(checkpoint_keeps_no_keys_of_the_model);
     RUN(names_of_the_counts);
     return !folder_end() || test_report("test_resume");
 }

