@@ -16412,6 +16412,7 @@ typedef struct mli_hf {
     mli_piece *pieces;      /* (vocabulary.n_pieces) by id */
     mli_vocabulary vocabulary;
     int is_byte_level, has_digits, replaces; /* steps: ByteLevel, Digits, Replace " " by U+2581 */
+    int prepends, adds_normalized; /* a step Prepend; an added piece that is found after that step */
 } mli_hf;
 
 /* Appends to a sentence what a file wrote. */
@@ -16595,6 +16596,7 @@ static int mli_hf_added(mli_hf *hf, int i, int64_t *id) {
     int is_special = mli_hf_flag(hf, prefix, "special", 0);
     int strips = mli_hf_flag(hf, prefix, "lstrip", 0) || mli_hf_flag(hf, prefix, "rstrip", 0) ||
                  mli_hf_flag(hf, prefix, "single_word", 0);
+    hf->adds_normalized |= !is_special && mli_hf_flag(hf, prefix, "normalized", 0);
     if (strips && !is_special) mli_hf_refuse(hf, "lstrip, rstrip or single_word of added token", content);
     mli_hf_set_piece(hf, (int32_t)*id, content->s, content->length,
                      is_special ? ML_PIECE_CONTROL : ML_PIECE_USER_DEFINED);
@@ -16664,7 +16666,7 @@ static void mli_hf_normalizer(mli_hf *hf) {
         if (replaces)
             hf->replaces = 1;
         else if (mli_hf_has_text(hf, at, "type", "Prepend") && mli_hf_has_text(hf, at, "prepend", MLI_MARK))
-            hf->vocabulary.rules.adds_space_prefix = 1;
+            hf->vocabulary.rules.adds_space_prefix = hf->prepends = 1;
         else if (!mli_hf_has_text(hf, at, "type", "NFC")) /* see ml_tokenizer_load */
             mli_hf_refuse(hf, "normalizer", type);
     }
@@ -16815,7 +16817,8 @@ static void mli_hf_model(mli_hf *hf) {
         mli_stop(hf->archive, ML_ERROR_UNSUPPORTED,
                  "a normalizer that replaces spaces before ByteLevel is not supported");
     if (!hf->is_byte_level && (hf->has_digits || hf->vocabulary.rules.words))
-        mli_hf_refuse(hf, "pre_tokenizer Digits or Split without ByteLevel", NULL);
+        mli_stop(hf->archive, ML_ERROR_UNSUPPORTED,
+                 "pre_tokenizer Digits or Split without ByteLevel is not supported");
     hf->vocabulary.rules.takes_whole_words = mli_hf_flag(hf, "model", "ignore_merges", 0);
 }
 
@@ -16850,7 +16853,7 @@ static ml_result mli_hf_create(mli_hf *hf, ml_tokenizer **tokenizer, ml_error *e
     v->get_merge = mli_hf_get_merge;
     v->n_merges = hf->merges.n;
     v->rules.is_ranked = 1;
-    v->rules.parts_at_added = v->rules.adds_space_prefix;
+    v->rules.parts_at_added = v->rules.adds_space_prefix && !(hf->prepends && hf->adds_normalized);
     return mli_tokenizer_create(v, &hf->archive->allocator, tokenizer, error);
 }
 
@@ -17061,6 +17064,9 @@ static const mli_demand mli_demands[] = {
     {MLI_ROPE_JSON_5 ".partial_rotary_factor", "1"},
     {MLI_ROPE_JSON_5 ".full_attention.", "a dictionary for each kind of layer is"},
     {MLI_ROPE_JSON_5 ".sliding_attention.", "a dictionary for each kind of layer is"},
+    {MLI_CONFIG_JSON ".sliding_window.", "a window for each layer is"},
+    {MLI_PARAMS_JSON ".sliding_window.", "a window for each layer is"},
+    {MLI_PARAMS_JSON ".yarn.", "YaRN in Meta's form is"},
     {MLI_CONFIG_JSON ".quantization_config.", MLI_PACKED},
     {MLI_CONFIG_JSON ".compression_config.", MLI_PACKED},
 #endif
@@ -17395,8 +17401,9 @@ static float mli_rope_json(mli_loader *loader, const char *key, const char *key_
     return value ? mli_value_float(loader, value, 0) : otherwise;
 }
 
-/* What YaRN multiplies the table with. A GGUF has a factor of the usual number, Hugging Face the number itself or,
-   for models after DeepSeek's, two scales of the logarithm: (0.1 m ln(scale) + 1) / (0.1 m_all ln(scale) + 1). */
+/* What YaRN multiplies the table with. A GGUF has a factor of the usual number, Hugging Face the number itself (which
+   llama.cpp's converter writes as yarn_attn_factor) or, for models after DeepSeek's, two scales of the logarithm:
+   (0.1 m ln(scale) + 1) / (0.1 m_all ln(scale) + 1). */
 static void mli_load_rope_attention(mli_loader *loader) {
     ml_config *c = &loader->config;
     const ml_value *own = mli_field_value(loader, MLI_FIELD_ROPE_ATTENTION);
@@ -17411,7 +17418,8 @@ static void mli_load_rope_attention(mli_loader *loader) {
         mli_rope_json(loader, MLI_ROPE_JSON ".mscale_all_dim", MLI_ROPE_JSON_5 ".mscale_all_dim", 0);
     if (!own && m > 0 && m_all > 0) c->rope_attention = (m * log_scale + 1) / (m_all * log_scale + 1);
     if (own || yarn)
-        c->rope_attention = is_gguf && c->rope_kind == ML_ROPE_YARN ? scale * (log_scale + 1) : scale;
+        c->rope_attention =
+            is_gguf && !yarn && c->rope_kind == ML_ROPE_YARN ? scale * (log_scale + 1) : scale;
 }
 
 /* Meta's params.json only says that Llama 3.1's positions are scaled: by its code's constants, unless it has others.
@@ -17448,7 +17456,8 @@ static void mli_load_rope(mli_loader *loader) {
         mli_load_int(loader, MLI_FIELD_ROPE_ORIGINAL, &c->rope_original);
     if (!is_scaled) return;
     const ml_value *type = mli_field_value(loader, MLI_FIELD_ROPE_TYPE);
-    int is_gguf = strcmp(loader->archive->format, "GGUF") == 0;
+    int is_json_5 = type && mli_begins_with(type->name, MLI_ROPE_JSON_5);
+    int of = strcmp(loader->archive->format, "GGUF") == 0 ? 0 : is_json_5 ? 2 : 1;
     int is_yarn = c->rope_kind == ML_ROPE_YARN;
     const ml_value *truncate = mli_find_other(loader, MLI_ROPE_JSON ".truncate");
     if (!truncate) truncate = mli_find_other(loader, MLI_ROPE_JSON_5 ".truncate");
@@ -17461,7 +17470,7 @@ static void mli_load_rope(mli_loader *loader) {
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is false: that is not supported", truncate->name);
     if (c->rope_kind != ML_ROPE_PLAIN && factor <= 0)
         mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is %s, but there is no factor (%s)", type->name,
-                   mli_rope_names[c->rope_kind], mli_field_keys[MLI_FIELD_ROPE_FACTOR][is_gguf ? 0 : 1]);
+                   mli_rope_names[c->rope_kind], mli_field_keys[MLI_FIELD_ROPE_FACTOR][of]);
 }
 
 /* Whether all layers of a GGUF have the window, 1, or none, 0, or only some, -1: as a list says, or all but every so
@@ -17541,9 +17550,12 @@ static void mli_load_config(mli_loader *loader) {
         const char *const *keys = mli_field_keys[field];
         int *number = mli_field_int(config, (mli_field)field);
         mli_load_int(loader, (mli_field)field, number);
-        if (field <= MLI_FIELD_HEADS && !*number)
+        if (field > MLI_FIELD_HEADS || *number) continue;
+        if (MLI_OTHER_NAMES)
             mli_refuse(loader, ML_ERROR_MISMATCH, "no configuration: it has none of the values %s, %s, %s",
                        keys[0], keys[1], keys[2]);
+        else
+            mli_refuse(loader, ML_ERROR_MISMATCH, "no configuration: value %s is missing", keys[0]);
     }
     if (!config->n_kv_heads) config->n_kv_heads = config->n_heads;
     mli_load_float(loader, MLI_FIELD_NORM_EPS, &config->norm_eps);
@@ -19265,12 +19277,12 @@ static ml_result mli_loader_begin(mli_loader *loader, const ml_model *model, con
 /* A hash of the adapter's scales, with which a checkpoint's numbers were learned. */
 static const char mli_scales_key[] = "minillama.train.scales";
 
-/* A checkpoint has one alpha; before version 0.9.7 it had none. */
+/* A checkpoint without alpha, whose pairs have several or which is of a version before 0.9.7. */
 static void mli_check_scales(mli_loader *loader, const ml_lora *lora) {
     const ml_value *scales = loader->result ? NULL : ml_archive_find_value(loader->archive, mli_scales_key);
-    if (scales && scales->kind == ML_VALUE_INT && scales->i != mli_hash_scales(0, lora))
+    if (scales && scales->i != mli_hash_scales(0, lora))
         mli_refuse(loader, ML_ERROR_UNSUPPORTED,
-                   "a checkpoint whose pairs have other scales than its alpha gives them: restore a trainer");
+                   "a checkpoint that does not say the scales of its pairs: restore a trainer");
 }
 
 /* An adapter of the pairs found: its numbers and scales. */
@@ -19306,7 +19318,7 @@ static ml_result mli_load_adapter(mli_loader *loader, const ml_model *model, con
     const mli_lora_shape shape = {&loader->config, rank, alpha > 0 ? alpha : (float)rank, ML_LORA_ALL,
                                   loader->sources};
     ml_lora *loaded = mli_make_adapter(loader, &shape, alpha);
-    if (loaded) mli_check_scales(loader, loaded);
+    if (loaded && !(alpha > 0)) mli_check_scales(loader, loaded);
     if (loader->result)
         ml_lora_free(loaded);
     else
@@ -20728,6 +20740,16 @@ static void mli_training_key(int index, char key[ML_NAME_SIZE]) {
     if (index > 1) mli_format(key, ML_NAME_SIZE, "minillama.train.progress.%d", index - 2);
 }
 
+/* Whether the alpha of a saved adapter gives all pairs their scales, but for their last digit. */
+static int mli_has_one_alpha(const ml_lora *lora) {
+    float alpha = mli_saved_alpha(lora);
+    for (int pair = 0; pair < lora->n_tensors / 2; pair++) {
+        const ml_tensor *a = &lora->tensors[2 * pair];
+        if (a->data && fabsf(lora->scales[pair] * (float)a->rows - alpha) > 1e-6f * alpha) return 0;
+    }
+    return 1;
+}
+
 static void mli_append_training_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
     const mli_trainer *t = (const mli_trainer *)object;
     (void)saver;
@@ -20739,7 +20761,8 @@ static void mli_append_training_keys(mli_writer *writer, const mli_saver *saver,
         mli_append_key_i64(writer, key, state[i]);
     }
     if (!t->desc.lora) return;
-    mli_append_key_f32(writer, MLI_KEY_ALPHA, mli_saved_alpha(t->desc.lora));
+    if (mli_has_one_alpha(t->desc.lora))
+        mli_append_key_f32(writer, MLI_KEY_ALPHA, mli_saved_alpha(t->desc.lora));
     mli_append_key_i64(writer, mli_scales_key, mli_hash_scales(0, t->desc.lora));
 }
 

@@ -145,6 +145,7 @@ leave_out() {
             fi # gcc has their text in `symbols`
         done
         job "$cc $std without all of it" $cc $std "$(printf ' -D%s' $switches)" $here/one.c
+        job "$cc $std GGUF only" $cc $std "-DML_NO_PT -DML_NO_JSON -DML_NO_BIN -DML_NO_SAVE" $here/one.c
         [ "$quick" ] && continue # `freestanding` has smaller ones
         job "$cc $std small" $cc $std "-march=native -Os" $here/one.c
         job "$cc $std small, plain" $cc $std "-Os -DML_NO_SIMD" $here/one.c

@@ -624,10 +624,11 @@ TEST(meta_lines) {
     "\"pattern\": {\"String\": \"\xE2\x96\x81\"}, \"content\": \" \"}, {\"type\": \"ByteFallback\"}, "       \
     "{\"type\": \"Fuse\"}, {\"type\": \"Strip\", \"content\": \" \", \"start\": 1, \"stop\": 0}]}"
 
-static bytes write_spm(const char *steps) {
+static bytes write_spm_with(const char *steps, int normalized) {
     bytes b = {NULL, 0, 0};
     put_text(&b, "{\"added_tokens\": [{\"id\": 1, \"content\": \"<s>\", \"special\": true}, "
-                 "{\"id\": 266, \"content\": \"a  \", \"special\": false}], ");
+                 "{\"id\": 266, \"content\": \"a  \", \"special\": false, \"normalized\": ");
+    put_text(&b, normalized ? "true}], " : "false}], ");
     put_text(&b, steps);
     put_text(
         &b,
@@ -644,6 +645,8 @@ static bytes write_spm(const char *steps) {
                  "\"a bb\", \"\xE2\x96\x81 ab\", \"b a\"]}}");
     return b;
 }
+
+static bytes write_spm(const char *steps) { return write_spm_with(steps, 0); }
 
 TEST(sentencepiece_in_json) {
     ml_tokenizer *t = load(write_spm(SPM_STEPS));
@@ -711,6 +714,16 @@ TEST(text_after_a_user_defined_piece) {
                        "\"prepend_scheme\": \"first\", \"split\": false}"));
     REQUIRE(t);
     ENCODES(t, "a  ab", 0, 266, 261);
+    ml_tokenizer_free(t);
+    t = load(write_spm_with(SPM_STEPS, 1)); /* found after the step Prepend, which has been then */
+    REQUIRE(t);
+    ENCODES(t, "aba  ba", 0, 264, 266, 265);
+    ml_tokenizer_free(t);
+    t = load(write_spm_with("\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\xE2\x96\x81\", "
+                            "\"prepend_scheme\": \"always\", \"split\": false}",
+                            1)); /* which comes for each part */
+    REQUIRE(t);
+    ENCODES(t, "aba  ba", 0, 264, 266, 258, 265);
     ml_tokenizer_free(t);
 }
 

@@ -144,6 +144,24 @@ TEST(inspect_without_tokenizer) {
 }
 
 /* What a file says of its types and classes reaches no terminal as it is. */
+/* Texts of up to 100 bytes are printed whole, of longer ones the characters that fit into as many. */
+TEST(inspect_cuts_texts_between_characters) {
+    static const struct {
+        int n;
+        const char *end, *shown;
+    } cases[] = {
+        {100, "", "xx\"\n"}, {99, "\xC3\xA4", "xx\" ...\n"}, {98, "\xC3\xA4z", "xx\xC3\xA4\" ...\n"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char arguments[1024], name[128];
+        memset(name, 'x', sizeof name);
+        strcpy(name + cases[i].n, cases[i].end);
+        snprintf(arguments, sizeof arguments, MODEL " '%s' --name '%s'", in_folder("named.gguf"), name);
+        CHECK(runs("convert", arguments, ""));
+        snprintf(arguments, sizeof arguments, "'%s'", in_folder("named.gguf"));
+        CHECK(run("inspect", arguments, "") == 0 && strstr(said, cases[i].shown) != NULL);
+    }
+}
+
 TEST(inspect_prints_no_control_characters) {
     static const char header[] = "{\"w\":{\"dtype\":\"\\u001b[31mBAD\\u009b]0;owned\\u0007\",\"shape\":[2],"
                                  "\"data_offsets\":[0,8]}}";
@@ -668,11 +686,11 @@ TEST(how_to_train) {
 
 /* A question that is longer than --max_sentence_len does not fit, and nothing is written beyond the rows. */
 TEST(prompts_have_room) {
-    for (int n = 2; n <= 12; n += 5) {
+    for (int i = 0; i < 6; i++) {
         char arguments[512];
         snprintf(arguments, sizeof arguments,
-                 "--option prompt --mode llama --max_sentence_len %d --pretrained-model-path " MODEL SHORT,
-                 n);
+                 "--option prompt --mode %s --max_sentence_len %d --pretrained-model-path " MODEL SHORT,
+                 i % 2 ? "reference" : "llama", 2 + i / 2 * 5);
         CHECK(run("run_llama", arguments, "") == 1 && strstr(complained, ", but there is room for "));
     }
 }
@@ -987,9 +1005,10 @@ TEST(what_saves_is_tried_first) {
 
 /* The examples that learn replace neither what they learn from, nor the model. */
 TEST(examples_spare_what_they_read) {
-    static const char *const cases[][2] = {{"lora", "'%s' '%s' 2 '%s'"},
-                                           {"train", "'%s' '%s' '%s'"},
-                                           {"decode_table", "'%s' --judge " MODEL " --texts '%s' --csv '%s'"}};
+    static const char *const cases[][2] = {
+        {"lora", "'%s' '%s' 2 '%s'"},
+        {"train", "'%s' '%s' '%s'"},
+        {"decode_table", "'%s' --judge " MODEL " --texts '%s' --csv '%s'"}};
     bytes model = read_file(MODEL);
     char name[2][600], arguments[2048];
     bytes text = read_file("examples/data/opinions2-dev.txt");
@@ -1487,6 +1506,7 @@ int main(int argc, char **argv) {
     RUN(words_too_many);
     RUN(inspect_folder);
     RUN(inspect_without_tokenizer);
+    RUN(inspect_cuts_texts_between_characters);
     RUN(inspect_prints_no_control_characters);
     RUN(chat);
     RUN(chat_outlives_the_context);

@@ -535,6 +535,9 @@ TEST(keeps_text_back) {
     REQUIRE(
         trains_anew("spaced.txt --model small.gguf --output kept.gguf" SMALL " --context 4 --validation 0"));
     CHECK(read_counts(&n_train, &n_kept) && n_train == n_tight);
+    REQUIRE(trains_anew("spaced.txt --model small.gguf --output kept.gguf" SMALL
+                        " --context 4 --validation 0 --separator=\t<|endoftext|>\t"));
+    CHECK(read_counts(&n_train, &n_kept) && n_train == n_tight);
 }
 
 /* Of a file that is named twice, the same texts are kept back twice: each choice among six texts of 1, 2, 4 ... words
@@ -554,6 +557,23 @@ TEST(keeps_back_the_same_texts) {
                         " --validation 0.25"));
     CHECK(read_counts(&twice_train, &twice_kept));
     CHECK(twice_kept == 2 * n_kept && twice_train == 2 * n_train);
+    REQUIRE(trains_anew("doubling.txt ./doubling.txt --model small.gguf --output kept.gguf" SMALL
+                        " --validation 0.25"));
+    CHECK(read_counts(&twice_train, &twice_kept));
+    CHECK(twice_kept == 2 * n_kept && twice_train == 2 * n_train);
+}
+
+/* A text that is cut for that is cut between two characters: half a letter would be a piece of its own. */
+TEST(keeps_back_whole_characters) {
+    int n_train = 0, n_kept = 0, all = 0;
+    FILE *file = fopen("letters.txt", "w");
+    REQUIRE(file != NULL);
+    for (int i = 0; i < 301; i++) fprintf(file, "\xD0\xB6");
+    fclose(file);
+    REQUIRE(trains_anew("letters.txt --model small.gguf --output kept.gguf" SMALL " --validation 0"));
+    CHECK(read_counts(&all, &n_kept));
+    REQUIRE(trains_anew("letters.txt --model small.gguf --output kept.gguf" SMALL " --validation 0.5"));
+    CHECK(read_counts(&n_train, &n_kept) && n_train % 2 == all % 2);
 }
 
 /* The curve is drawn of what there is. */
@@ -1097,6 +1117,7 @@ int main(void) {
     RUN(held_out_texts_are_apart);
     RUN(keeps_text_back);
     RUN(keeps_back_the_same_texts);
+    RUN(keeps_back_whole_characters);
     RUN(nothing_kept_back);
     RUN(threads_change_no_bit);
     RUN(interrupted_and_resumed);

@@ -926,6 +926,53 @@ TEST(names_of_config_json_are_not_kept) {
     ml_archive_free(archive);
 }
 
+/* Saves a model as GGUF with one more number. */
+static void save_with(const ml_model *model, const char *key, double number, const char *path) {
+    static char names[64][ML_NAME_SIZE];
+    ml_named_tensor tensors[64];
+    ml_value values[64];
+    ml_archive *archive = NULL;
+    ml_archive_save_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.format = ML_GGUF, desc.values = values, desc.tensors = tensors;
+    REQUIRE(ml_model_save(model, in_folder("without.gguf"), NULL, NULL) == ML_OK);
+    REQUIRE(ml_archive_load(in_folder("without.gguf"), NULL, &archive, NULL) == ML_OK);
+    for (size_t i = 0; i < archive->n_values; i++)
+        if (strcmp(archive->values[i].name, key) != 0) values[desc.n_values++] = archive->values[i];
+    memset(&values[desc.n_values], 0, sizeof *values);
+    values[desc.n_values].name = key, values[desc.n_values].kind = ML_VALUE_FLOAT;
+    values[desc.n_values++].f = number;
+    for (int i = 0; i < model->n_tensors; i++) {
+        if (!model->tensors[i].data) continue;
+        ml_model_tensor_name(model, i, names[desc.n_tensors]);
+        ml_named_tensor named = {names[desc.n_tensors], model->tensors[i], model->tensors[i].rows == 1};
+        tensors[desc.n_tensors++] = named;
+    }
+    CHECK(ml_archive_save(path, &desc, NULL) == ML_OK);
+    ml_archive_free(archive);
+}
+
+/* attn_factor is a factor of YaRN's usual number, 0.1 ln(4) + 1, in llama.cpp; yarn_attn_factor is Hugging Face's
+   attention_factor, the whole number, which llama.cpp's converter copies. */
+TEST(two_attention_factors_of_yarn) {
+    static const struct {
+        const char *key;
+        double number, attention;
+    } cases[] = {{"llama.rope.scaling.attn_factor", 1.5, 1.5 * 1.13862944},
+                 {"llama.rope.scaling.yarn_attn_factor", 1.13862944, 1.13862944},
+                 {"llama.rope.scaling.yarn_attn_factor", 1, 1}};
+    ml_config c = variant(2);
+    c.rope_scale = 4, c.rope_attention = 0;
+    ml_model *model = make(c), *loaded = NULL;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        save_with(model, cases[i].key, cases[i].number, in_folder("attention.gguf"));
+        REQUIRE(ml_model_load(in_folder("attention.gguf"), NULL, &loaded, NULL) == ML_OK);
+        CHECK_NEAR(loaded->config.rope_attention, cases[i].attention, 0, 1e-6);
+        ml_model_free(loaded);
+    }
+    ml_model_free(model);
+}
+
 /* llama.cpp reads 0 as the context's length. */
 TEST(no_original_length) {
     ml_config c = variant(2);
@@ -1036,6 +1083,9 @@ TEST(words_of_config_json) {
         {"\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 4, \"low_freq_factor\": 4,"
          " \"high_freq_factor\": 1}",
          ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, "out of range"},
+        {"\"sliding_window\": [null, 7]", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, "a window for each layer"},
+        {"\"rope_parameters\": {\"rope_type\": \"yarn\", \"factor\": null}", ML_ROPE_PLAIN, 1, 1, 4, 1, 320,
+         0, "no factor (config.json.rope_parameters.factor)"},
         {"\"head_dim\": 7", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, "heads of size 7"},
         {"\"sliding_window\": -3", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, "sliding_window"}};
     ml_model *model = make(base_config());
@@ -1367,6 +1417,7 @@ int main(void) {
     RUN(no_theta_beyond_files);
     RUN(keys_of_other_programs);
     RUN(names_of_config_json_are_not_kept);
+    RUN(two_attention_factors_of_yarn);
     RUN(no_original_length);
     RUN(factors_of_any_kind);
     RUN(words_of_config_json);

@@ -76,7 +76,8 @@ TEST(zero_shot_rms_causal) { zero_shot(ML_NORM_RMS, ML_MASK_CAUSAL, "rms_causal_
    gives. */
 TEST(likelihood_by_the_chain_rule) {
     const char *model_path = shared_path("models/stories260K.pt");
-    static char bad[] = "bad", marvellous[] = "marvellous";
+    static char bad[] = "bad", marvellous[] = "marvellous", both[] = "very bad",
+                begins[] = "very good and new";
     ml_model_load_desc load = {0};
     ml_session_desc desc = {0};
     ml_model *model;
@@ -112,6 +113,12 @@ TEST(likelihood_by_the_chain_rule) {
         CHECK_NEAR(scores[i], sum, 1e-3, 0); /* several log-probabilities, each right to 1e-4 */
     }
     CHECK(rows.n[1] > rows.n[0]);
+    label_rows_free(&rows, 2);
+    int n_text = rows.shared;
+    s.labels.name[0] = both,
+    s.labels.name[1] = begins; /* what both begin with is of the labels, not of the text */
+    REQUIRE(sentiment_label_rows(&s, "The film was long. This movie is", &rows));
+    CHECK(rows.shared == n_text && rows.ids[0][n_text] == rows.ids[1][n_text]);
     label_rows_free(&rows, 2);
     free(logits);
     ml_session_free(s.session);

@@ -29,6 +29,14 @@ static void print_quoted(const char *s, size_t n) {
     putchar('"');
 }
 
+/* At most 100 bytes of a text, whole characters. */
+static void print_text(const char *text, size_t length) {
+    size_t n = length < 100 ? length : 100;
+    while (n < length && n && ((unsigned char)text[n] & 0xC0) == 0x80) n--;
+    print_quoted(text, n);
+    printf("%s\n", n < length ? " ..." : "");
+}
+
 static void print_value(const ml_value *value) {
     printf("  ");
     print_name(value->name, 0);
@@ -43,10 +51,7 @@ static void print_value(const ml_value *value) {
         print_plain(value->s, value->length);
         printf(">\n");
         break;
-    case ML_VALUE_STRING:
-        print_quoted(value->s, value->length < 100 ? value->length : 100);
-        printf("%s\n", value->length < 100 ? "" : " ...");
-        break;
+    case ML_VALUE_STRING: print_text(value->s, value->length); break;
     }
 }
 

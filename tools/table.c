@@ -236,8 +236,7 @@ static int do_run(const settings *s, const row *r, int seed, const command *c) {
         return complain("no process can be started: %s", strerror(errno));
     }
     fseek(log, 0, SEEK_END);
-    if (end.status == 0)
-        fprintf(log, "took %.2f s, %.1f MB\n", seconds_now() - began, end.peak_mb * 1e6 / (1024 * 1024));
+    if (end.status == 0) fprintf(log, "took %.2f s, %.1f MB\n", seconds_now() - began, end.peak_mb);
     if (fclose(log) != 0) return whole_file_failed(part);
     system_remove(path_of(
         s, r, seed, ".gguf")); /* the state of the best epoch: large, and the same seed makes it again */
@@ -284,7 +283,8 @@ static void print_table(const settings *s, FILE *to) {
     fprintf(to,
             "%s: accuracy and macro F1; over several seeds the mean and, in brackets, the standard deviation "
             "(divisor n).\n"
-            "Beside them the assignment's accuracies with stories42M.pt. Time and memory are of one run.\n\n",
+            "Beside them the assignment's accuracies with stories42M.pt. Time is the mean of the runs, "
+            "memory the most of any.\n\n",
             s->model);
     fprintf(to, "| data | setting | mode | seeds | dev | dev F1 | test | assignment: dev | test | s | MB |\n"
                 "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");

@@ -131,7 +131,7 @@ static inline FILE *temporary_create(const char *path, char name[TEMPORARY_SIZE]
 typedef struct whole_file {
     FILE *to;
     const char *path;
-    char replaced[4096];            /* the path, or what it leads to as a link */
+    char replaced[4096];            /* the path, or the file that it leads to as a link */
     char temporary[TEMPORARY_SIZE]; /* empty: written to directly */
 } whole_file;
 

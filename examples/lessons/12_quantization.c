@@ -63,7 +63,7 @@ static double tell(ml_type type) {
     return bytes;
 }
 
-/* Rounds the hidden state x (D) of the story's last token, and computes its logit of token `id` in integers. */
+/* Rounds the hidden state x (D) of the story's token NEW, and computes its logit of token `id` in integers. */
 static void check_rounding(int id) {
     static float hidden[NEW * D], logits[V], *x = hidden + (NEW - 1) * D;
     unsigned char ours[D / BLOCK * BYTES], theirs[D / BLOCK * BYTES];

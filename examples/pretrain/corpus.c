@@ -11,9 +11,11 @@ int text_read(const char *path, bpe_text *text) {
 
 static int is_space(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
 
-/* Where the next line that is the separator, beside white space, begins, or the end. *next: what follows it. */
+/* Where the next line that is the separator, beside white space of either, begins, or the end. *next: what follows. */
 static const char *find_separator(const char *p, const char *end, const char *separator, const char **next) {
+    while (is_space(*separator)) separator++;
     size_t n = strlen(separator);
+    while (n && is_space(separator[n - 1])) n--;
     while (p < end) {
         const char *line_end = (const char *)memchr(p, '\n', (size_t)(end - p));
         size_t length = line_end ? (size_t)(line_end - p) : (size_t)(end - p);
@@ -64,6 +66,7 @@ int corpus_add(corpus *to, corpus *kept, const ml_tokenizer *tokenizer, const bp
     const char *p = file->data, *end = p + file->size, *next = NULL;
     if (share > 0 && find_separator(p, end, separator, &next) == end) {
         const char *cut = p + (size_t)((double)file->size * (1 - share));
+        while (cut > p && ((unsigned char)*cut & 0xC0) == 0x80) cut--; /* not within a character */
         return add_text(to, tokenizer, p, cut) && add_text(kept, tokenizer, cut, end);
     }
     while (p < end) {

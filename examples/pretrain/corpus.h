@@ -19,8 +19,8 @@ typedef struct corpus {
    is skipped, and lines end in LF. */
 int text_read(const char *path, bpe_text *text);
 
-/* Encodes all texts of a file, which are divided by lines that are equal to `separator` (may be ""). A share of the
-   texts goes into `kept` instead: every k-th, k = 1 / share, or the end of a file that is one single text. */
+/* Encodes all texts of a file, which are divided by lines that are equal to `separator`, beside white space ("": there
+   are none). A share of the texts goes into `kept` instead: every k-th, k = 1 / share, or the end of a file that is one single text. */
 int corpus_add(corpus *to, corpus *kept, const ml_tokenizer *tokenizer, const bpe_text *file,
                const char *separator, double share);
 

@@ -59,7 +59,8 @@ static const option options[] = {
     {"--clip", OPTION_FLOAT, &r.set.clip, "largest norm of the gradient (1)"},
     {"--validation", OPTION_FLOAT, &r.set.validation, "share of the texts that is kept back (0.02)"},
     {"--validation_text", OPTION_TEXT, &r.set.validation_text, "or a separate file"},
-    {"--separator", OPTION_TEXT, &r.set.separator, "the line between two texts (<|endoftext|>)"},
+    {"--separator", OPTION_TEXT, &r.set.separator,
+     "the line between two texts (<|endoftext|>); \"\": a file is a text"},
     {"--every", OPTION_INT, &r.set.every, "steps between two lines of progress (100)"},
     {"--sample_every", OPTION_INT, &r.set.sample_every, "steps between two samples (1000)"},
     {"--save_every", OPTION_INT, &r.set.save_every, "steps between two checkpoints (500)"},
@@ -161,7 +162,7 @@ static int encode_files(double share) {
     const settings *set = &r.set;
     double due[MAX_TEXTS];
     for (int i = 0, first = 0; i < r.n_texts; i++, first = 0) {
-        while (strcmp(set->texts[first], set->texts[i]) != 0) first++;
+        while (first < i && !same_file(set->texts[first], set->texts[i])) first++;
         if (first < i) r.valid.due = due[first];
         due[i] = r.valid.due;
         if (!corpus_add(&r.train, &r.valid, r.model->tokenizer, &r.texts[i], set->separator, share)) return 0;

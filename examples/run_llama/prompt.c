@@ -104,16 +104,20 @@ static int prompt_reference(sentiment *s, const reviews *set, const char *what) 
 
 /* ---- mode llama: a text, and each label after it ---- */
 
-/* The ids of text and label, with the bos that the tokenizer asks for; the caller frees them. */
-static int32_t *encode_with_label(const sentiment *s, const char *prompt, int label, int *n) {
+/* The ids of a text that goes on, so without eos, with the bos that the tokenizer asks for; the caller frees them. */
+static int32_t *encode_prompt(const sentiment *s, const char *prompt, int *n) {
     const ml_tokenizer *tokenizer = s->model->tokenizer;
+    return encode(tokenizer, prompt, tokenizer->adds_bos ? ML_ADD_BOS : 0, n);
+}
+
+/* The same of text and label. */
+static int32_t *encode_with_label(const sentiment *s, const char *prompt, int label, int *n) {
     const char *name = s->labels.name[label];
     buffer whole = {0};
     int32_t *ids = NULL;
     if (buffer_append(&whole, prompt, strlen(prompt)) && buffer_append(&whole, " ", 1) &&
         buffer_append(&whole, name, strlen(name)))
-        ids =
-            encode(tokenizer, whole.bytes, tokenizer->adds_bos ? ML_ADD_BOS : 0, n); /* no eos: it goes on */
+        ids = encode_prompt(s, whole.bytes, n);
     else
         no_memory("a text");
     buffer_free(&whole);
@@ -127,6 +131,9 @@ void label_rows_free(label_rows *rows, int n_labels) {
 int sentiment_label_rows(const sentiment *s, const char *prompt, label_rows *rows) {
     int most = s->session->max_seq_len; /* also of a row of s->tokens */
     memset(rows, 0, sizeof *rows);
+    int32_t *alone = encode_prompt(s, prompt, &rows->shared); /* what labels begin with is theirs */
+    if (!alone) return 0;
+    free(alone);
     for (int i = 0; i < s->labels.n; i++) {
         int *n = &rows->n[i];
         rows->ids[i] = encode_with_label(s, prompt, i, n);
@@ -136,7 +143,7 @@ int sentiment_label_rows(const sentiment *s, const char *prompt, label_rows *row
                 "a prompt of %d tokens, but there is room for %d: the context, or --max_sentence_len, "
                 "which counts the question",
                 *n, most);
-        rows->shared = i ? min_int(rows->shared, *n - 1) : *n - 1;
+        rows->shared = min_int(rows->shared, *n - 1);
         while (i && memcmp(rows->ids[0], rows->ids[i], (size_t)rows->shared * sizeof **rows->ids) != 0)
             rows->shared--;
     }

@@ -251,6 +251,10 @@ static int encode_row(review *row, const ml_tokenizer *tokenizer, const char *su
         size_t excess = (size_t)(tokens.n - most); /* each token has at least one byte */
         kept -= excess < kept ? excess : kept;
     }
+    if (suffix_size && tokens.n > most)
+        return complain("the question alone has %d tokens, but there is room for %d: the context, or "
+                        "--max_sentence_len, which counts the question",
+                        tokens.n, most);
     *is_cut = tokens.n > most || kept < length;
     if (tokens.n > most) tokens.n = most;
     free(row->ids);

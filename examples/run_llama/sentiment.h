@@ -90,7 +90,7 @@ typedef struct label_ids {
     int n[REVIEWS_MAX_LABELS];
 } label_ids;
 
-/* A text followed by each label, as tokens; the first `shared` tokens are the same in all of them. */
+/* A text followed by each label, as tokens; the first `shared` tokens are the text's, the same in all of them. */
 typedef struct label_rows {
     int32_t *ids[REVIEWS_MAX_LABELS];
     int n[REVIEWS_MAX_LABELS], shared;

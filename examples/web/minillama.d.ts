@@ -56,6 +56,7 @@ export interface GenerateOptions {
     topK?: number; topP?: number; minP?: number;
     /** of repetitions; 0 or 1: none */
     penalty?: number;
+    /** a whole number from 0 on; default 1 */
     seed?: number;
     /** how many alternatives each token is to come with; default 1 */
     alternatives?: number;

@@ -104,6 +104,11 @@ function int32(ids) {
     return Int32Array.from(ids);
 }
 
+function wholeSeed(seed) {
+    if (!Number.isSafeInteger(seed) || seed < 0) throw new RangeError(`a seed is a whole number from 0 on, not ${seed}`);
+    return seed;
+}
+
 /** What a freed model has in place of its runtime. */
 const freed = new Proxy({}, { get() { throw new Error('this model has been freed'); } });
 
@@ -326,7 +331,7 @@ export class Llama {
         const { run } = this, n = run.call.model_drawn(this.at), k = this.#rows(alternatives);
         const ids = [...typeof prompt === 'string' ? this.encode(prompt, { bos: true }) : int32(prompt)];
         if (ids.length > this.contextLength) throw new RangeError(`a prompt of ${ids.length} tokens does not fit a context of ${this.contextLength}`);
-        const work = run.alloc(12 * n), random = run.check(run.call.random_new(seed)), reader = new TextDecoder();
+        const work = run.alloc(12 * n), random = run.check(run.call.random_new(wholeSeed(seed))), reader = new TextDecoder();
         const state = run.lend([Int32Array.from(ids)], at => run.put(Int32Array.of(run.call.model_has_begun(this.at, at, ids.length), 0)));
         try {
             for (let count = 0; count < maxTokens && ids.length < this.contextLength; count++) {
@@ -377,7 +382,7 @@ export class Llama {
     }
 
     createAdapter({ rank = 8, alpha = 16, targets: which = targets.all, seed = 1 } = {}) {
-        return new Adapter(this, this.run.check(this.#training().lora_new(this.at, rank, alpha, which, seed)));
+        return new Adapter(this, this.run.check(this.#training().lora_new(this.at, rank, alpha, which, wholeSeed(seed))));
     }
 
     /** An adapter from the bytes of its file. */
@@ -391,7 +396,7 @@ export class Llama {
         const kind = ['last', 'mean', 'max'].indexOf(pooling);
         if (kind < 0) throw new RangeError(`pooling is 'last', 'mean' or 'max', not ${pooling}`);
         pointer(adapter, 'adapter', this);
-        return new Head(this, this.run.check(this.#training().head_new(this.at, classes, kind, seed)), classes, adapter);
+        return new Head(this, this.run.check(this.#training().head_new(this.at, classes, kind, wholeSeed(seed))), classes, adapter);
     }
 
     /** Batches have up to maxTokens tokens in up to maxRows rows. With `steps`, the rate falls to 0 along a cosine. */

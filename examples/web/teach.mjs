@@ -49,7 +49,7 @@ async function teach() {
     try {
         learned(await job.done);
         isUnsaved = true;
-        $('teach-status').textContent = `Done: the loss fell from ${losses[0].toFixed(2)} to ${losses.at(-1).toFixed(2)}.${note}`;
+        $('teach-status').textContent = `Done: the loss went from ${losses[0].toFixed(2)} to ${losses.at(-1).toFixed(2)}.${note}`;
     } catch (error) {
         $('teach-status').textContent = error.stopped ? 'Canceled; nothing was kept.' : '';
         $('sample-after').textContent = wasAfter;

@@ -28,11 +28,11 @@ const chunks = (list, n) => Array.from({ length: Math.ceil(list.length / n) }, (
 
 const longest = batches => Math.max(...batches.map(batch => batch.reduce((n, r) => n + r.length, 0))); // in tokens
 
-/** Tokens with their texts; the first has no space before it. */
-const shown = ids => ids.map((id, i) => {
-    const text = id === llama.bos ? '' : llama.show(id);
-    return { id, text: i <= (ids[0] === llama.bos ? 1 : 0) ? text.trimStart() : text };
-});
+/** Tokens with their texts, which make up the whole; of a character of several tokens, the last has it. */
+function shown(ids) {
+    const reader = new TextDecoder();
+    return llama.pieces(ids).map((bytes, i) => ({ id: ids[i], text: reader.decode(bytes, { stream: true }) }));
+}
 
 function greedy(text, maxTokens) {
     let written = '';
@@ -94,8 +94,8 @@ const actions = {
     /** Trains an adapter on lines of text. */
     async teach({ lines, passes, rank, rate, sample }, emit, job) {
         const rows = lines.map(line => [...row(line), ...endOfText < 0 ? [] : [endOfText]]), batches = chunks(rows, 8);
-        const cut = lines.filter((line, i) => llama.encode(line, { bos: true }).length > rows[i].length).length;
-        if (cut) emit({ cut, most: Math.max(...rows.map(row => row.length)) - 1 });
+        const cut = lines.filter(line => llama.encode(line, { bos: true }).length > row(line).length).length;
+        if (cut) emit({ cut, most: Math.max(...lines.map(line => row(line).length)) });
         llama.use(null);
         emit({ before: greedy(sample, 40) });
         const made = llama.createAdapter({ rank, alpha: 2 * rank });

@@ -9,7 +9,7 @@ export const storyText = () => tokens.map(token => token.text).join('').trim();
 export const usesAdapter = () => !$('write-adapter').hidden && $('use-adapter').checked;
 
 const options = () => ({
-    temperature: +$('temperature').value, maxTokens: +$('length').value, seed: +$('seed').value || 0, topP: 0.95, alternatives: 8,
+    temperature: +$('temperature').value, maxTokens: +$('length').value, seed: Math.abs(Math.trunc(+$('seed').value)) || 0, topP: 0.95, alternatives: 8,
 });
 
 /** The rarer a token was, the stronger its color: 1 in 2 is faint, 1 in 100 is full. */

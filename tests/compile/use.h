@@ -31,6 +31,9 @@ static int use_parsers(const ml_allocator *allocator) {
         USE(ml_model_load_memory(wrong[i], strlen(wrong[i]), &desc, &model, &error) < 0);
         USE(error.code < 0 && error.text[0] && !model);
     }
+    static const char empty[25] = "GGUF\3"; /* without keys and tensors */
+    USE(ml_model_load_memory(empty, 24, &desc, &model, &error) == ML_ERROR_MISMATCH);
+    USE(SAYS("llama.embedding_length"));
 #ifdef ML_NO_PT /* a format that is left out is recognized, and the sentence names the switch */
     USE(ml_model_load_memory("PK\3\4", 4, &desc, &model, &error) == ML_ERROR_UNSUPPORTED);
     USE(SAYS("ML_NO_PT"));

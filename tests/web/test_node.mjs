@@ -58,10 +58,12 @@ await test('alternatives are in order, and the greedy token is the first of them
     check(Math.abs(all.reduce((s, a) => s + a.p, 0) - 1) < 1e-4, 'the probabilities do not add up to 1');
 });
 
-await test('the same seed draws the same story', () => {
+await test('the same seed draws the same story', async () => {
     const draw = seed => write(llama, 'Once upon a time', { temperature: 1, maxTokens: 30, seed });
     same(draw(7), draw(7), 'not the same');
     check(draw(7) !== draw(8), 'two seeds draw the same');
+    for (const seed of [-1, 0.5, NaN, 2 ** 60])
+        same(await failure(() => draw(seed)), `a seed is a whole number from 0 on, not ${seed}`, 'seed');
 });
 
 await test('text becomes tokens and text again', () => {
