@@ -1,4 +1,4 @@
-/* minillama.h - v0.9.7 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.9.8 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -180,11 +180,12 @@
    number of threads, in training, too. It holds with -O0 to -O3, -Os, gcc's -ffp-contract in any setting, and OpenMP.
    With ML_NO_SIMD (and where there is none) moreover every compiler and every processor gives the same bits, with
    libm or without: plain C adds in one order, and e^x, logarithms, powers and sines are our own (>>functions), within
-   0.501 units in the last place. What breaks it: clang's -ffp-contract=fast, which disregards pragmas; arithmetic in
-   wider types (FLT_EVAL_METHOD other than 0), as on x87 or with gcc -std=c99 on s390x (-msse2 -mfpmath=sse and
+   0.501 units in the last place. What breaks it: clang's -ffp-contract=fast, which disregards pragmas, and its
+   -fassociative-math and -funsafe-math-optimizations, which no macro shows; arithmetic in wider types
+   (FLT_EVAL_METHOD other than 0), as on x87 or with gcc -std=c99 on s390x (-msse2 -mfpmath=sse and
    -fexcess-precision=fast avoid it); -ffast-math and -Ofast, which reorder sums and assume that there are no
-   infinities, which masks need. The implementation refuses to compile with them, unless ML_ALLOW_FAST_MATH is
-   defined: use -O3.
+   infinities, which masks need, and no NaN. The implementation refuses to compile with them, unless
+   ML_ALLOW_FAST_MATH is defined: use -O3.
    What it does not cover: another instruction set or compiler sums in another order or rounds differently (about 1e-6
    of a logit's size), and so does reading the same tokens one by one, in passes or in a batch (about 1e-5).
    With Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K weights the activations are rounded to 8 bits in blocks of
@@ -209,8 +210,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 907 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.9.7"
+#define ML_VERSION 908 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.9.8"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS
@@ -1435,7 +1436,8 @@ ML_DEF ml_result ml_chat_reply(ml_chat *chat, const char *text, const ml_generat
    the names of its own PyTorch code). Nothing in a file is executed: an object in a .pt is a value that names its
    class, with its attributes under dotted names ("args.lr"; a module's tensors as in its state dict). A key that
    makes no name (a float, a tuple, a very long text) becomes "#" and its position. What cannot be read is an error
-   only if it is needed. */
+   only if it is needed; values of a .pt whose names would together be more than eight times as long as the file are
+   left out. */
 
 #define ML_MAX_DIMS 8
 typedef struct ml_array {
@@ -1483,10 +1485,10 @@ typedef struct ml_load_desc {
 } ml_load_desc;
 
 /* `path` is a file, or leads to several that are opened as one archive: an index (model.safetensors.index.json or
-   pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or a folder, which means
-   the first of these in it: model.safetensors, model.safetensors.index.json, pytorch_model.bin,
-   pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors, adapter_model.safetensors,
-   adapter_model.bin, or (with POSIX or Windows) its only .index.json, .gguf, .safetensors, .pth or .pt, with the
+   pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or (with POSIX or
+   Windows) a folder, which means the first of these in it: model.safetensors, model.safetensors.index.json,
+   pytorch_model.bin, pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors,
+   adapter_model.safetensors, adapter_model.bin, or its only .index.json, .gguf, .safetensors, .pth or .pt, with the
    others if it is NAME-00001-of-00003.safetensors. A model is joined from Meta's consolidated.00.pth,
    consolidated.01.pth, ...; an archive is the one that is named. The values are those of the first file.
    ML_ERROR_MISMATCH where the files do not fit together. Models, adapters and heads are loaded from such paths, too;
@@ -1634,7 +1636,9 @@ ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, m
    it at once. Where PATH.tmp is there already, which another save may be writing, the name is PATH.1.tmp, up to
    PATH.99.tmp. A save that is interrupted leaves its file; a later one removes what is older than an hour. POSIX:
    the new file gets the permissions of the old one, and a symbolic link stays: the file that it leads to is
-   replaced. (An adapter, a head and a trainer are saved in the same way.)
+   replaced. Where there is C alone, neither POSIX nor Windows, only one save may write to a file at a time; if rename
+   does not replace a file there, the old one is removed when PATH.tmp is complete. (An adapter, a head and a trainer
+   are saved in the same way.)
 
    A model from a GGUF, saved as GGUF, keeps the keys of its file that mean nothing here (author, license, chat
    template, ...). A tokenizer of bytes keeps its pre-tokenizer and merges; one of characters that came from a
@@ -1681,8 +1685,9 @@ typedef struct ml_archive_save_desc {
     ml_format format;               /* GGUF or safetensors */
     const ml_named_tensor *tensors; /* (n_tensors) */
     int n_tensors;
-    /* (n_values) named ints, floats, bools and strings (`length` bytes of UTF-8). Safetensors has texts
-       only: there they are read back as such, floats rounded to F32, under "__metadata__." and their name */
+    /* (n_values) named ints, floats, bools and strings (`length` bytes of UTF-8), none of them "general.alignment" or
+       "split.count" in a GGUF. Safetensors has texts only: there they are read back as such, floats rounded to F32,
+       under "__metadata__." and their name */
     const ml_value *values;
     int n_values;
     ml_type type; /* F32, F16 or BF16: of all tensors; default: the one they have */
@@ -1799,7 +1804,8 @@ ML_DEF ml_result ml_trainer_restore_memory(ml_trainer *trainer, const void *data
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
-#if defined(__linux__) && !defined(__ANDROID__) && !defined(__cplusplus)
+#if (defined(__linux__) || defined(__EMSCRIPTEN__) || defined(__CYGWIN__)) && !defined(__ANDROID__) &&       \
+    !defined(__cplusplus)
 extern FILE *fdopen(int file, const char *mode); /* which -std=c99 hides, as the others */
 extern int fileno(FILE *stream);
 extern int fchmod(int file, mode_t mode);
@@ -2110,12 +2116,25 @@ MLI_OPTIONAL int mli_is_finite(double x) {
 /* ==== >>results ====
    An error is a code and one sentence, built piece by piece in a fixed buffer without stdio: it cannot overflow. */
 
+/* Names from files may contain anything, control characters, too, which a terminal may obey: U+0080 to U+009F are
+   two bytes in UTF-8. */
 static void mli_put(char *text, size_t size, size_t *at, const char *s, size_t n) {
     for (size_t i = 0; i < n && *at + 1 < size; i++) {
         unsigned char c = (unsigned char)s[i];
-        text[(*at)++] = c < 32 || c == 127 ? '?' : (char)c; /* names from files may contain anything */
+        if (c >= 0x80 && c < 0xa0 && *at && (unsigned char)text[*at - 1] == 0xc2)
+            text[*at - 1] = '?';
+        else
+            text[(*at)++] = c < 32 || c == 127 ? '?' : (char)c;
     }
     text[*at] = 0;
+}
+
+/* How many bytes of a text %s shows: at most 96, and no part of a character. */
+static size_t mli_shown(const char *s) {
+    size_t n = MLI_MIN(strlen(s), 96);
+    if (n == 96)
+        while (n > 93 && ((unsigned char)s[n] & 0xc0) == 0x80) n--;
+    return n;
 }
 
 static uint64_t mli_high(uint64_t a, uint64_t b); /* the upper half of a product (>>functions) */
@@ -2142,7 +2161,7 @@ MLI_OPTIONAL void mli_format_v(char *text, size_t size, const char *format, va_l
         switch (*p == '%' ? *++p : 0) {
         case 's':
             s = va_arg(args, const char *);
-            mli_put(text, size, &at, s, MLI_MIN(strlen(s), 96));
+            mli_put(text, size, &at, s, mli_shown(s));
             break;
         case 'd': mli_put_int(text, size, &at, va_arg(args, int)); break;
         case 'z': {
@@ -2210,13 +2229,17 @@ static int mli_names_file(const char *text, const char *path) {
     return strncmp(text, "...", 3) == 0 || (n && strncmp(text, path, n) == 0 && strchr(": /.", text[n]));
 }
 
-/* Puts the file's name in front of an error's sentence that does not have it; a long path loses its beginning. */
+/* Puts the file's name in front of an error's sentence that does not have it, or no more than the beginning of it; a
+   long path loses its beginning. */
 static ml_result mli_name_file(ml_error *error, ml_result result, const char *path) {
     const size_t least = 48; /* bytes of the path, even where the end of the sentence does not fit */
     char text[sizeof error->text];
     size_t at = 0;
     if (!result || !error || !path || !*path || mli_names_file(error->text, path)) return result;
-    size_t n = strlen(path), length = strlen(error->text), room = sizeof text - sizeof ": ";
+    size_t n = strlen(path), shown = mli_shown(path);
+    int is_cut = shown < n && strncmp(error->text, path, shown) == 0;
+    const char *rest = error->text + (is_cut ? shown : 0);
+    size_t length = strlen(rest), room = sizeof text - sizeof ": ";
     size_t most = room > length ? room - length : 0;
     if (most < least) most = least;
     if (n > most) {
@@ -2225,8 +2248,8 @@ static ml_result mli_name_file(ml_error *error, ml_result result, const char *pa
         mli_put(text, sizeof text, &at, "...", 3);
     }
     mli_put(text, sizeof text, &at, path, strlen(path));
-    mli_put(text, sizeof text, &at, ": ", 2);
-    mli_put(text, sizeof text, &at, error->text, length);
+    mli_put(text, sizeof text, &at, ": ", is_cut ? 0 : 2);
+    mli_put(text, sizeof text, &at, rest, length);
     memcpy(error->text, text, at + 1);
     return result;
 }
@@ -2384,7 +2407,7 @@ ML_DEF ml_allocator ml_arena_allocator(ml_arena *arena) {
    e^x, logarithms, powers, sines: of our own, in integers. A C library's differ in the last bits from one machine to
    the next, and so, after many steps, would texts and trained weights. Integers are the same everywhere, whatever a
    compiler does with floating point. Results are within 0.501 units in the last place of an F32 (tanh, erfc: 0.51),
-   and of doubles within 5e-16 of the larger of the result and 1 (powers: times the exponent, where that is larger).
+   and of doubles within 6e-16 of the larger of the result and 1 (powers: times the exponent, where that is larger).
 
    Most numbers are fractions of 2^64: with a = 2^64 A and b = 2^64 B, mli_high(a, b) is 2^64 A B. A fraction whose
    first bit is worth 1 instead of 1/2, 2^63 A, is called Q63; the product with a fraction of 2^64 is again Q63. */
@@ -2691,7 +2714,7 @@ MLI_OPTIONAL double mli_sqrt(double x) {
 MLI_OPTIONAL float mli_sqrtf(float x) {
 #if defined(__SSE__) && defined(__GNUC__)
     float root;
-    __asm__("sqrtss %1, %0" : "=x"(root) : "x"(x));
+    __asm__("sqrtss {%1, %0|%0, %1}" : "=x"(root) : "x"(x)); /* also with -masm=intel */
     return root;
 #elif defined(__arm__) && defined(__GNUC__) && defined(__ARM_FP) && (__ARM_FP & 4)
     float root;
@@ -2744,9 +2767,10 @@ MLI_OPTIONAL float mli_tanhf(float x) {
        erfc x = h x e^(-x^2) / pi (1 / x^2 + 2 sum e^(-n^2 h^2) / (n^2 h^2 + x^2)) + 2 / (1 - e^(2 pi x / h)) */
 MLI_OPTIONAL float mli_erfcf(float x) {
     const double pi = 3.14159265358979323846;
-    double z = fabs((double)x), sum = 1 / (z * z);
+    double z = fabs((double)x), sum;
     if (z < 1e-4) return (float)(1 - 1.12837916709551257 * (double)x);
     if (z > 11) return x > 0 ? 0.0f : 2.0f;
+    sum = 1 / (z * z);
     for (int n = 1; n < 14; n++) sum += 2 * mli_exp(-n * n / 4.0) / (n * n / 4.0 + z * z);
     double result = z * mli_exp(-z * z) / (2 * pi) * sum + 2 / (1 - mli_exp(4 * pi * z));
     return (float)(x > 0 ? result : 2 - result);
@@ -11706,7 +11730,8 @@ static const mli_named *mli_find_named(const mli_named *items, size_t n, const c
 /* Counts what it writes; without a file it only counts, so that the same code tells how long a header will be. */
 typedef struct mli_writer {
     void *file;              /* a FILE; NULL: */
-    uint64_t at;             /* bytes written */
+    uint64_t at;             /* bytes written, or that would have been */
+    uint64_t taken;          /* before the first failure */
     size_t n_keys;           /* GGUF keys written */
     int why;                 /* errno of the first failure, or 1; from then on nothing is written */
     uint32_t *crc;           /* mli_crc of the bytes, where it is wanted */
@@ -11749,6 +11774,7 @@ static void mli_append(mli_writer *writer, const void *data, size_t n) {
     if (writer->crc) *writer->crc = mli_crc(*writer->crc, (const unsigned char *)data, n);
     if (writer->why || !n) return;
     if (writer->output) writer->why = !writer->output->write(writer->output->user, data, n);
+    if (!writer->why) writer->taken = writer->at;
 #ifndef ML_NO_STDIO
     if (!writer->file) return;
     errno = 0;
@@ -12029,6 +12055,7 @@ typedef struct mli_target {
     const char *path;
     char *replaced;  /* the path, or what it leads to as a symbolic link */
     char *temporary; /* NULL: nothing to remove */
+    int is_only;     /* the temporary file is what is left: it stays */
     mli_writer writer;
 #ifdef MLI_POSIX
     struct stat written; /* the temporary file, once it is open */
@@ -12123,7 +12150,7 @@ static int mli_target_create(mli_saver *saver, mli_target *target) {
 
 /* target is zero. */
 static void mli_target_open(mli_saver *saver, mli_target *target, const char *path) {
-    int why = mli_cannot_replace(path);
+    int why = *path ? mli_cannot_replace(path) : ENOENT; /* "" would have the temporary name ".tmp" */
     target->path = path;
     if (!why) why = mli_target_follow(saver, target);
     if (!why) why = target->replaced ? mli_target_create(saver, target) : ENOMEM;
@@ -12149,6 +12176,12 @@ static void mli_target_complete(mli_saver *saver, mli_target *target) {
 static void mli_target_publish(mli_saver *saver, mli_target *target) {
     errno = 0;
     int why = mli_target_is_ours(target) ? mli_rename(target->temporary, target->replaced) : EBUSY;
+#if !defined(MLI_POSIX) && !defined(MLI_WINDOWS) /* C leaves open what rename does if there is such a file */
+    if (why && remove(target->replaced) == 0) {
+        why = mli_rename(target->temporary, target->replaced);
+        target->is_only = why != 0;
+    }
+#endif
     if (why) {
         mli_target_failed(saver, target, why);
         return;
@@ -12160,7 +12193,7 @@ static void mli_target_publish(mli_saver *saver, mli_target *target) {
 /* Removes what has not been published. */
 static void mli_target_close(mli_saver *saver, mli_target *target) {
     if (target->writer.file) fclose((FILE *)target->writer.file);
-    if (target->temporary && mli_target_is_ours(target)) mli_remove(target->temporary);
+    if (target->temporary && !target->is_only && mli_target_is_ours(target)) mli_remove(target->temporary);
     mli_free(saver->allocator, target->temporary);
     mli_free(saver->allocator, target->replaced);
 }
@@ -12447,7 +12480,8 @@ static void mli_set_data(mli_archive *archive, ml_array *array, size_t base, uin
                          uint64_t bytes) {
     size_t left = archive->size - base;
     if (offset > left || bytes > left - offset)
-        mli_cut_short(archive, array->name, offset > left ? offset : base + offset + bytes);
+        mli_cut_short(archive, array->name,
+                      MLI_MAX(offset, bytes) > INT64_MAX / 4 ? INT64_MAX : base + offset + bytes);
     else
         array->data = archive->data + base + (size_t)offset;
 }
@@ -12621,15 +12655,14 @@ static const struct mli_magic *mli_find_magic(const unsigned char *data, size_t 
 
 static void mli_read_archive(mli_archive *archive) {
     const struct mli_magic *magic = mli_find_magic(archive->data, archive->size);
-    if (magic && magic->read)
-        magic->read(archive);
-    else if (magic)
-        mli_stop(archive, ML_ERROR_FORMAT, "not a known model file: it is %s", magic->what);
-    if (magic) return;
     mli_reader in = mli_reader_at(archive->data, 0, archive->size);
     uint64_t length = mli_read_u64(&in);
-    if (mli_read_u8(&in) == '{' && length >= 2 && length < 100000000) /* safetensors' own limit */
-        mli_read_safetensors(archive);
+    if (magic && magic->read)
+        magic->read(archive);
+    else if (mli_read_u8(&in) == '{' && length >= 2 && length < 100000000) /* safetensors' own limit */
+        mli_read_safetensors(archive); /* also where the length begins as a gzip, or the header has "ustar" */
+    else if (magic)
+        mli_stop(archive, ML_ERROR_FORMAT, "not a known model file: it is %s", magic->what);
     else if (!mli_read_legacy_bin(archive))
         mli_unknown_file(archive);
 }
@@ -12846,7 +12879,8 @@ static void mli_read_split(mli_archive *archive, int64_t count) {
     const char *path = MLI_FILES ? archive->file_path : NULL;
     if (no || !path) {
         mli_stop(archive, ML_ERROR_UNSUPPORTED,
-                 "this is part %l of %l of a split GGUF: load part 1 by its path", no + 1, count);
+                 "this is part %l of %l of a split GGUF: load part 1 by its path",
+                 MLI_MIN(no, INT64_MAX - 1) + 1, count);
         return;
     }
     if (!mli_open_others(archive, count))
@@ -13620,7 +13654,7 @@ static void mli_zip_entry(mli_torch *torch, mli_reader *directory, size_t index)
         return;
     }
     const char *name = mli_show(archive, entry.name, entry.length);
-    if (entry.method == 0 && entry.size != entry.packed)
+    if (entry.method == 0 && !(entry.flags & 1) && entry.size != entry.packed) /* 1: encrypted */
         mli_stop(archive, ML_ERROR_FORMAT, "zip entry %s: it is stored, but its sizes differ", name);
     if (entry.offset > archive->size) mli_cut_short(archive, name, entry.offset);
     if (archive->result) return;
@@ -14532,9 +14566,15 @@ typedef struct mli_frame {
     int is_again;         /* it was walked before */
 } mli_frame;
 
+/* Whether the names may still be those of values: half of what is allowed is for tensors, which may come later. */
+static int mli_torch_names_value(const mli_archive *archive) {
+    return archive->name_budget / 8 > archive->size;
+}
+
 /* Something that is only named. */
 static void mli_torch_opaque(mli_torch *torch, const mli_node *node) {
     mli_archive *archive = torch->archive;
+    if (!mli_torch_names_value(archive)) return;
     ml_value *value = mli_add_value(archive, archive->path, archive->path_length, ML_VALUE_OPAQUE);
     value->s = node->kind == MLI_NODE_BYTES ? "bytes" : node->as.s;
     value->length = node->kind == MLI_NODE_BYTES ? 5 : node->length;
@@ -14543,6 +14583,7 @@ static void mli_torch_opaque(mli_torch *torch, const mli_node *node) {
 static void mli_torch_scalar(mli_torch *torch, const mli_node *node) {
     static const ml_value_kind kinds[4] = {ML_VALUE_INT, ML_VALUE_BOOL, ML_VALUE_FLOAT, ML_VALUE_STRING};
     mli_archive *archive = torch->archive;
+    if (!mli_torch_names_value(archive)) return;
     ml_value *value =
         mli_add_value(archive, archive->path, archive->path_length, kinds[node->kind - MLI_NODE_INT]);
     value->length = node->length;
@@ -14556,7 +14597,7 @@ static void mli_torch_scalar(mli_torch *torch, const mli_node *node) {
 }
 
 /* Enters a container, unless it is in itself. One that occurs in many places is walked again, but all of these walks
-   together no longer than the first ones: otherwise a small pickle could double at every level. */
+   together take no more steps than the file has bytes: otherwise a small pickle could double at every level. */
 static void mli_torch_enter(mli_torch *torch, mli_node *node, int is_object) {
     if (node->is_in || !node->first || (node->was_in && !torch->visits)) return;
     mli_frame frame = {
@@ -14757,7 +14798,7 @@ static void mli_torch_read(mli_torch *torch) {
         !mli_is_text((const char *)archive->data + order->begin, order->size, "little"))
         mli_stop(archive, ML_ERROR_UNSUPPORTED, "its numbers are big-endian");
     uint32_t root = archive->result ? 0 : mli_pickle_run(torch, archive->data + range->begin, range->size);
-    torch->visits = range->size;
+    torch->visits = archive->size;
     if (root) mli_torch_walk(torch, root);
 }
 
@@ -14775,18 +14816,6 @@ static uint32_t mli_legacy_pickle(mli_torch *torch, size_t *at) {
     uint32_t root = mli_pickle_run(torch, archive->data + *at, size);
     *at = (size_t)(torch->in.p - archive->data);
     return root;
-}
-
-static int mli_is_big_endian(const mli_torch *torch, const mli_node *info) {
-    for (uint32_t child = info->kind == MLI_NODE_DICT ? info->first : 0; child;) {
-        const mli_node *key = mli_node_at(torch, child);
-        child = mli_next_child(torch, child);
-        const mli_node *value = mli_node_at(torch, child);
-        if (key->kind == MLI_NODE_STRING && mli_text_is(key, "little_endian") && value->kind == MLI_NODE_BOOL)
-            return !value->as.i;
-        child = mli_next_child(torch, child);
-    }
-    return 0;
 }
 
 /* The storages of the tree by their keys, sorted; without keys that are longer than any number, which would only take
@@ -14840,16 +14869,13 @@ static void mli_legacy_place(mli_torch *torch, const mli_node *key, const mli_na
 
 static void mli_legacy_read(mli_torch *torch) {
     mli_archive *archive = torch->archive;
-    size_t at = 0, begin, n_keys = 0;
+    size_t at = 0, n_keys = 0;
     mli_named *storages = NULL;
     mli_legacy_pickle(torch, &at); /* the number; */
     mli_legacy_pickle(torch, &at); /* the version, always 1001 */
-    uint32_t info = mli_legacy_pickle(torch, &at);
-    if (info && mli_is_big_endian(torch, mli_node_at(torch, info)))
-        mli_stop(archive, ML_ERROR_UNSUPPORTED, "its numbers are big-endian");
-    begin = at;
+    mli_legacy_pickle(torch, &at); /* the machine; the numbers are little-endian from any */
     uint32_t root = mli_legacy_pickle(torch, &at);
-    torch->visits = at - begin;
+    torch->visits = archive->size;
     size_t n = archive->result ? 0 : mli_legacy_storages(torch, &storages);
     uint32_t keys = mli_legacy_pickle(torch, &at);
     uint32_t first = archive->result ? 0 : mli_node_at(torch, keys)->first;
@@ -15030,7 +15056,7 @@ static void mli_append_zip_header(mli_writer *writer, const mli_zip_record *reco
 static void mli_zip_add(mli_zip *zip, mli_zip_contents contents, const void *what) {
     mli_zip_record *record = &zip->records[zip->n];
     uint32_t crc = 0xffffffffu;
-    mli_writer counter = {NULL, 0, 0, 0, &crc, NULL};
+    mli_writer counter = {NULL, 0, 0, 0, 0, &crc, NULL};
     contents(&counter, zip->saver, what);
     record->offset = zip->writer->at;
     record->size = counter.at;
@@ -15364,7 +15390,7 @@ static int mli_append_gguf_header(mli_writer *writer, const mli_saver *saver) {
 }
 
 static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
-    mli_writer counter = {NULL, 0, 0, 0, NULL, NULL};
+    mli_writer counter = {NULL, 0, 0, 0, 0, NULL, NULL};
     int n_tensors = mli_append_gguf_header(&counter, saver);
     mli_append_text(writer, "GGUF");
     mli_append_uint(writer, MLI_GGUF_VERSION, 4);
@@ -15533,7 +15559,7 @@ static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *s
 }
 
 MLI_OPTIONAL void mli_append_safetensors(mli_writer *writer, const mli_saver *saver) {
-    mli_writer counter = {NULL, 0, 0, 0, NULL, NULL};
+    mli_writer counter = {NULL, 0, 0, 0, 0, NULL, NULL};
     mli_append_safetensors_header(&counter, saver);
     mli_append_uint(writer, counter.at, 8); /* eight bytes, so that the padding comes out the same */
     mli_append_safetensors_header(writer, saver);
@@ -20263,9 +20289,9 @@ static int mli_paths_beside(mli_saver *saver, const char *path, char *paths[MLI_
         else if (strcmp(paths[n], path) == 0)
             saver->result = mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is the name of the %s", path,
                                      n == 1 ? "configuration" : "chat template");
-        else if (mli_is_temporary(path, paths[n]))
-            saver->result =
-                mli_fail(saver->error, ML_ERROR_ARGUMENT, "%s is a temporary name of %s", path, name);
+        else if (mli_is_temporary(path, paths[n]) || mli_is_temporary(paths[n], path))
+            saver->result = mli_fail(saver->error, ML_ERROR_ARGUMENT,
+                                     "%s and %s: one is a temporary name of the other", path, name);
     }
     return n;
 }
@@ -20293,7 +20319,7 @@ static ml_result mli_save_files(mli_saver *saver, const char *path) {
 
 /* A GGUF to the caller's output. */
 static ml_result mli_save_output(mli_saver *saver, const ml_output *output) {
-    mli_writer writer = {NULL, 0, 0, 0, NULL, output};
+    mli_writer writer = {NULL, 0, 0, 0, 0, NULL, output};
     if (saver->desc.format != ML_GGUF)
         return mli_fail(saver->error, ML_ERROR_UNSUPPORTED, "saving: only a GGUF can go to an output");
     if (saver->archive && saver->archive->text_name)
@@ -20303,7 +20329,7 @@ static ml_result mli_save_output(mli_saver *saver, const ml_output *output) {
     if (!saver->result) mli_append_gguf(&writer, saver);
     if (writer.why)
         saver->result = mli_fail(saver->error, ML_ERROR_FILE,
-                                 "saving: the output took no more before byte %l", (int64_t)writer.at);
+                                 "saving: the output took no more after %l bytes", (int64_t)writer.taken);
     mli_free(saver->allocator, saver->is_repeated);
     return saver->result ? saver->result : mli_ok(saver->error);
 }
@@ -20617,7 +20643,8 @@ static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *er
                                 value->name);
         if (desc->format == ML_SAFETENSORS && strcmp(value->name, "format") == 0)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: safetensors has its own \"format\"", i);
-        if (desc->format == ML_GGUF && strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) == 0)
+        if (desc->format == ML_GGUF && (strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) == 0 ||
+                                        strcmp(value->name, MLI_KEY_SPLIT_COUNT) == 0))
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: a GGUF has its own \"%s\"", i, value->name);
         if (value->kind < ML_VALUE_INT || value->kind > ML_VALUE_STRING)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %s is not an int, float, bool or string",

@@ -125,7 +125,11 @@ more() {
         done
         callers="$here/main.c $here/caller_a.c $here/caller_b.c $here/implementation.c"
         accepts $cc -x c -O2 -flto && job "$cc -flto" $cc c99 "-O2 -flto" "$callers"
+        [ "$(uname -m)" != x86_64 ] || job "$cc -masm=intel" $cc c99 "-O3 -march=native -masm=intel" $here/root.c
     done
+    musl=/usr/include/$(uname -m)-linux-musl # of which those of Emscripten are made
+    has clang && [ -d $musl ] &&
+        looks "clang, headers of Emscripten" clang --target=wasm64-unknown-emscripten -isystem $musl -std=c99
     has tcc && job "tcc" tcc c99 "" $here/one.c
     has musl-gcc && job "musl" musl-gcc c99 "-O2 -static" $here/one.c
     has gcc && job "gcc -fshort-enums" gcc c99 "-march=native -fshort-enums" $here/one.c # as on microcontrollers
@@ -160,6 +164,7 @@ units() {
     [ ! "$quick" ] || level=-O0
     for cc in $compilers; do
         job "$cc callers and implementation" $cc c99 $level $callers $here/implementation.c
+        job "$cc without POSIX" $cc c99 $level $here/no_system.c
         for std in c99 c++11; do
             [ "$quick" ] && [ "$cc $std" = "clang c99" ] && continue
             job "$cc $std static in two units" $cc $std "$level -DML_STATIC -DMINILLAMA_IMPLEMENTATION" $callers

@@ -301,9 +301,15 @@ TEST(wrong_tensors_and_values_are_refused) {
     check_refused(&e, ML_ERROR_ARGUMENT, "is the name of the configuration");
     e.desc.text_name = "w"; /* whose text would be lost in the place of the tensors */
     CHECK(ml_archive_save(in_folder("w.tmp"), &e.desc, &error) == ML_ERROR_ARGUMENT);
-    CHECK(strstr(error.text, "w.tmp is a temporary name of w") != NULL && !exists(in_folder("w.tmp")));
+    CHECK(strstr(error.text, "w.tmp and w: one is a temporary name") != NULL && !exists(in_folder("w.tmp")));
     CHECK(ml_archive_save(in_folder("w.7.tmp"), &e.desc, &error) == ML_ERROR_ARGUMENT);
-    CHECK(strstr(error.text, "w.7.tmp is a temporary name of w") != NULL && !exists(in_folder("w.7.tmp")));
+    CHECK(strstr(error.text, "w.7.tmp and w: one is") != NULL && !exists(in_folder("w.7.tmp")));
+    e.desc.text_name = "w.tmp"; /* which could be removed as what an interrupted save left */
+    CHECK(ml_archive_save(in_folder("w"), &e.desc, &error) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(error.text, "w and w.tmp: one is a temporary name") != NULL && !exists(in_folder("w")));
+    make_example(&e, ML_GGUF);
+    e.values[0].name = "split.count"; /* which would make it the first of many files */
+    check_refused(&e, ML_ERROR_ARGUMENT, "value 0: a GGUF has its own \"split.count\"");
 }
 
 TEST(paths_that_cannot_be_written_are_refused) {

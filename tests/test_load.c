@@ -1754,6 +1754,10 @@ TEST(errors_name_the_file) {
     CHECK(strncmp(error.text, "...", 3) == 0 &&
           contains(&error, "78/\xc3\xa4nd.gguf: not a known model file"));
     CHECK(contains(&error, "a text file, not a model") && strlen(error.text) == sizeof error.text - 1);
+    deep[120] = 0; /* once, though no sentence begins with all of it; the 96th byte is within a character */
+    memcpy(deep, "none", 4), memset(deep + 4, 'x', 91), memcpy(deep + 95, "\xc3\xa4", 2);
+    CHECK(ml_model_load(deep, NULL, &model, &error) == ML_ERROR_FILE);
+    CHECK(strncmp(error.text, deep, 120) == 0 && strncmp(error.text + 120, " cannot be opened: ", 19) == 0);
 #endif
     REQUIRE(make_folder(in_folder("broken")));
     static const char index[] = "{\"weight_map\": {\"a\"";

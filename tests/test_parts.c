@@ -359,6 +359,14 @@ TEST(split_gguf) {
     ml_archive_free(archive);
     refused(in_folder("s-00002-of-00004.gguf"), ML_ERROR_UNSUPPORTED,
             "this is part 2 of 4 of a split GGUF: load part 1");
+    bytes b = {NULL, 0, 0};
+    gguf_begin(&b, 3, 0, 2);
+    gguf_int(&b, "split.no", 11, INT64_MAX, 8);
+    gguf_int(&b, "split.count", 2, 2, 2);
+    write_file(in_folder("u-00001-of-00002.gguf"), b.data, b.size);
+    refused(in_folder("u-00001-of-00002.gguf"), ML_ERROR_UNSUPPORTED,
+            "this is part 9223372036854775807 of 2");
+    free_bytes(&b);
 }
 
 TEST(wrong_split) {

@@ -953,6 +953,20 @@ static void set_age(const char *path, int seconds) {
     CHECK(utime(path, &times) == 0);
 }
 
+/* Whose temporary name would be ".tmp". */
+TEST(empty_path) {
+    ml_model *model = tiny();
+    ml_error error;
+    char was[700];
+    REQUIRE(model && getcwd(was, sizeof was) && chdir(in_folder("")) == 0);
+    write_old(".tmp"), set_age(".tmp", 7200);
+    CHECK(ml_model_save(model, "", NULL, &error) == ML_ERROR_FILE && strstr(error.text, strerror(ENOENT)));
+    CHECK(exists(".tmp"));
+    remove(".tmp");
+    CHECK(chdir(was) == 0);
+    ml_model_free(model);
+}
+
 /* A file under a temporary name may be one that another save writes: it stays, until it is too old for that. */
 TEST(temporary_names_are_taken) {
     static const char *const names[] = {"taken.gguf.tmp", "taken.gguf.1.tmp"};
@@ -1613,6 +1627,7 @@ int main(void) {
     RUN(no_room);
     RUN(protected_paths);
     RUN(folder_in_the_way);
+    RUN(empty_path);
     RUN(temporary_names_are_taken);
     RUN(savers_of_one_path);
     RUN(temporary_file_of_another);

