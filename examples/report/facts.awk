@@ -65,6 +65,7 @@ function commands(name, task,    s, model, set) {
     model = model_of[set, task] == "" ? model_of[set, "sst"] : model_of[set, task]
     if (model == "stories.gguf") model = "examples/models/stories.gguf"
     sub(/^[^ ]+ +[^ ]+ +[^ ]+ +/, "", s)
+    sub(/ --save_model [^ ]+/, "", s) # for other rows
     sub(/ |$/, (s ~ / --model / ? "" : " --model " model) " --data DATA --task " task " --seed 1 --threads 2 ", s)
     gsub(/\{OUT\}/, "build/advanced/" base(model), s); gsub(/\{MODEL\}/, model, s); gsub(/\{DATA\}/, "DATA", s)
     gsub(/\{SEED\}/, 1, s); gsub(/\{TASK\}/, task, s)
