@@ -154,7 +154,8 @@ TEST(runs_are_known_by_their_commands) {
 TEST(files_are_made_once) {
     if (WITHOUT_SH) SKIP("Windows has no sh");
     make_table(
-        "made bad.txt false {FILE}\nmade good.txt cp {DATA}/sst-train.txt {FILE}\n"
+        "made bad.txt false {FILE}\nmade unused.gguf false of --save_model {FILE}\nmade good.txt cp "
+        "{DATA}/sst-train.txt {FILE}\n"
         "once copy-{SEED}.csv 2 cp {OUT}/good.txt {FILE}\nonce said.txt 1 echo {TASK}seed {SEED}\n"
         "once rows-copy.csv 1 cp {HERE}/rows.txt {FILE}\n"
         "once small.csv 1 cp {SMALL} {FILE}\nonce broken.csv 3 cp {OUT}/bad.txt {FILE}\n"

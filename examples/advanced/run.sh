@@ -161,7 +161,7 @@ make_needs() ( # command
     done < "$rows"
     while read -r name tasks seeds command; do
         file=${command##* --save_model }
-        [ "$file" != "$command" ] || continue
+        [ "$name" != made ] && [ "$file" != "$command" ] || continue
         file=${file%% *} task=${tasks%%,*}
         case " ${1%% --save_model *} " in *" $file "*) ;; *) continue ;; esac
         [ ! -s "$(filled "$file")" ] || continue
