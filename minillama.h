@@ -1030,7 +1030,7 @@ typedef struct ml_adamw {
     float eps;          /* default 1e-6 */
     float weight_decay; /* default 0 */
     int decay_all;      /* norms and biases decay, too */
-    float clip;         /* the gradient is scaled down to this global norm if it is larger; default: never */
+    float clip; /* gradients are multiplied by clip / (norm of all + 1e-6) if it is below 1; default: never */
     ml_adamw_form form;
 } ml_adamw;
 
@@ -1086,7 +1086,7 @@ ML_DEF ml_result ml_optimizer_new(const ml_optimizer_desc *desc, ml_optimizer **
 ML_DEF void ml_optimizer_free(ml_optimizer *optimizer);
 /* One step with the accumulated gradients, which are 0 afterwards. ML_ERROR_NUMBER, and nothing done, when they are
    not finite or above 1e19: they stay, so call ml_optimizer_zero_gradients before the next pass. ML_ERROR_ARGUMENT,
-   and nothing done, when the rate of a group is not 0 to 1e6. */
+   and nothing done, when the rate or decay of a group is not 0 to 1e6. */
 ML_DEF ml_result ml_optimizer_step(ml_optimizer *optimizer, ml_error *error);
 ML_DEF void ml_optimizer_zero_gradients(ml_optimizer *optimizer);
 
@@ -1143,7 +1143,7 @@ ML_DEF ml_result ml_trainer_backward(ml_trainer *trainer, const ml_batch *batch,
 ML_DEF ml_result ml_trainer_eval(ml_trainer *trainer, const ml_batch *batch, float *log_probs, float *loss,
                                  ml_error *error);
 /* One step of AdamW with the accumulated gradients, which are 0 afterwards. ML_ERROR_NUMBER, and nothing done, when
-   they are not finite: they stay, so call ml_trainer_zero_gradients before the next pass. */
+   they are not finite or above 1e19: they stay, so call ml_trainer_zero_gradients before the next pass. */
 ML_DEF ml_result ml_trainer_step(ml_trainer *trainer, ml_error *error);
 ML_DEF void ml_trainer_zero_gradients(ml_trainer *trainer);
 #endif /* ML_NO_TRAINING */
@@ -1180,8 +1180,8 @@ struct ml_lora {
 };
 
 typedef struct ml_lora_create_desc {
-    int rank;          /* default 4 */
-    float alpha;       /* default rank; 1e-30 to 1e6 */
+    int rank;          /* default 4; 4096 at most */
+    float alpha;       /* default rank; from 1e-30 to below 1e6 */
     unsigned targets;  /* default ML_LORA_ATTENTION */
     float init_sd;     /* standard deviation of A; default 0.02 */
     ml_random *random; /* required */
@@ -4204,13 +4204,15 @@ MLI_OPTIONAL int mli_gradients_meet(ml_tensor a, ml_tensor b) {
            from_b < from_a + mli_numbers(&a) * sizeof(float);
 }
 
-/* One task where the gradients of slices overlap. */
+/* One task where the gradients of slices overlap, or where keys or values are the bias, too: its parts are others. */
 static void mli_attention_backward(mli_graph *g, const void *record) {
     mli_attention_op op = *(const mli_attention_op *)record;
     const ml_tensor parts[4] = {op.q, op.k, op.v, op.bias};
     for (int i = 1; i < 4; i++)
         for (int j = 0; j < i; j++)
-            if (mli_gradients_meet(parts[i], parts[j])) op.n_tasks = 1;
+            if (mli_gradients_meet(parts[i], parts[j]) ||
+                (i == 3 && op.bias.grad && op.bias.grad == parts[j].grad))
+                op.n_tasks = 1;
     mli_parallel(g->threads, op.n_tasks, mli_attention_backward_task, &op);
 }
 
@@ -4871,7 +4873,8 @@ static ml_tensor mli_layer(mli_graph *g, const mli_pass *pass, int layer, ml_ten
     unsigned at_stream = MLI_AT(EMBEDDING) | MLI_AT(BLOCK) | MLI_AT_END;
     int frees = !mli_taping(g) && (g->checkpointing || !mli_wants(pass, ~at_stream));
     x = mli_attention_block(g, pass, layer, x);
-    if (frees) mli_release(g, mark);
+    /* what a place of this half handed out may be read in the other */
+    if (frees && !mli_wants(pass, ~at_stream)) mli_release(g, mark);
     if (mli_is_seen(pass)) mli_look_between(g, pass, x);
     x = mli_ffn_block(g, pass, layer, x);
     if (frees) mli_release(g, mark);
@@ -4905,9 +4908,10 @@ static ml_tensor mli_layer_checkpointed(mli_graph *g, const mli_pass *pass, int 
     y.grad = x.grad;
     if (mli_measuring(g)) { /* what mli_layer_backward takes: not now, but after the forward pass */
         size_t recompute = g->recompute;
-        g->recompute = 0;
+        g->recompute = 0, g->peak = mark;
         mli_layer(g, pass, layer, x);
-        g->recompute = MLI_MAX(recompute, g->recompute + (g->used - mark));
+        g->recompute = MLI_MAX(g->peak - mark, g->recompute + (g->used - mark));
+        g->recompute = MLI_MAX(recompute, g->recompute);
         g->peak = peak;
         mli_release(g, mark);
     } else {

@@ -10,7 +10,7 @@
 static adversarial with_method(const char *name) {
     adversarial a;
     memset(&a, 0, sizeof a);
-    a.method = name, a.lambda = 0.6f, a.noise = 0.05f, a.step = 0.1f;
+    a.method = name, a.lambda = 0.6f, a.noise = 0.05f, a.step = strcmp(name, "smart") == 0 ? 0.1f : NAN;
     return a;
 }
 
@@ -165,6 +165,8 @@ TEST(r3f_leaves_the_noise) {
 TEST(wrong_flags_are_refused) {
     static const wrong_flags wrong[] = {
         {"--method fgsm", "--method is smart or r3f, not fgsm"},
+        {"--method r3f --step 1", "--step is for smart: r3f does not move its noise"},
+        {"--step=-1", "--noise and --step are positive"},
         {"--lambda=-1", "--lambda is not negative, --noise and --step are positive"},
         {"--noise 0", "--noise and --step are positive"},
         {"--step 0", "--noise and --step are positive"},

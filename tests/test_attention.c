@@ -302,6 +302,58 @@ TEST(operands_that_overlap) {
     end_problem(&p);
 }
 
+/* Two tasks, one after the other: the second first if `user` points to 1. */
+static void two_ways(void *user, int n_tasks, ml_task task, void *arg) {
+    for (int i = 0; i < n_tasks; i++) task(arg, *(const int *)user ? n_tasks - 1 - i : i);
+}
+
+typedef struct three {
+    ml_tensor q, k, v;
+    int is_v; /* the bias is v, else k */
+} three;
+
+static ml_tensor three_build(ml_graph *g, void *user) {
+    static const int32_t start[] = {0, 64}, key_start[] = {0, 128};
+    const three *t = (const three *)user;
+    ml_attention_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.q = t->q, desc.k = t->k, desc.v = t->v, desc.bias = t->is_v ? t->v : t->k;
+    desc.n_heads = 2;
+    desc.rows.start = start, desc.key_rows.start = key_start, desc.rows.n_rows = desc.key_rows.n_rows = 1;
+    ml_tensor y = ml_attention(g, &desc);
+    return ml_sum(g, ml_mul(g, y, y));
+}
+
+/* Keys or values that are the bias of the heads, too: their gradients do not depend on who comes first. They add up
+   over passes, since a sum of two has no order. */
+TEST(keys_that_are_the_bias) {
+    enum { N = 128 * 128 };
+    static float q[N / 2], numbers[2][N], gradient[N], first[N];
+    ml_random random;
+    ml_random_seed(&random, 1);
+    for (int i = 0; i < N / 2; i++) q[i] = ml_random_normal(&random);
+    for (int i = 0; i < 2 * N; i++) numbers[i / N][i % N] = ml_random_normal(&random);
+    for (int way = 0; way < 4; way++) {
+        ml_tensor tensors[] = {{ML_F32, 64, 128, q, NULL},
+                               {ML_F32, 128, 128, numbers[0], way / 2 ? NULL : gradient},
+                               {ML_F32, 128, 128, numbers[1], way / 2 ? gradient : NULL}};
+        three t = {tensors[0], tensors[1], tensors[2], way / 2};
+        int is_second_first = way % 2;
+        ml_graph_desc desc;
+        ml_graph *g;
+        memset(&desc, 0, sizeof desc), memset(gradient, 0, sizeof gradient);
+        desc.threads.count = 2, desc.threads.parallel_for = two_ways, desc.threads.user = &is_second_first;
+        REQUIRE(!ml_graph_new(&desc, three_build, &t, &g, NULL));
+        for (int pass = 0; pass < 3; pass++) {
+            ml_graph_begin(g, 1);
+            CHECK(ml_graph_backward(g, three_build(g, &t), NULL) == ML_OK);
+        }
+        if (is_second_first) CHECK(memcmp(first, gradient, sizeof first) == 0);
+        memcpy(first, gradient, sizeof first);
+        ml_graph_free(g);
+    }
+}
+
 /* A number that is not finite shows in all that depends on it, also where some keys are hidden. */
 TEST(a_query_that_is_not_finite) {
     for (int way = 0; way < 4; way++) {
@@ -769,6 +821,7 @@ int main(void) {
     RUN(dropout_is_drawn_by_seed);
     RUN(dropout_while_a_gradient_is_checked);
     RUN(operands_that_overlap);
+    RUN(keys_that_are_the_bias);
     RUN(a_query_that_is_not_finite);
     RUN(a_window_of_all_is_none);
     RUN(block_sparse_by_bias);

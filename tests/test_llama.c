@@ -645,6 +645,64 @@ static ml_llama_desc plain_pass(const setup *s, int text, int checkpointing, ml_
     return desc;
 }
 
+/* Adds, in the second half of a layer, what a place of the first half had. */
+typedef struct halves {
+    setup s;
+    ml_place from, to;
+    int is_y;
+    ml_tensor kept;
+} halves;
+
+static ml_tensor insert_kept(ml_graph *g, const ml_insertion *at, void *user) {
+    halves *h = (halves *)user;
+    if (at->place == h->from) return h->kept = h->is_y ? at->y : at->x, at->y;
+    return ml_add(g, at->y, ml_scale(g, h->kept, .1f));
+}
+
+static ml_tensor build_halves(ml_graph *g, void *user) {
+    halves *h = (halves *)user;
+    ml_batch batch;
+    ml_llama_desc desc = plain_pass(&h->s, 0, h->s.checkpointing, &batch);
+    desc.places = 1u << h->from | 1u << h->to, desc.insert = insert_kept, desc.user = h;
+    return weighted_sum(g, &h->s, 0, ml_llama(g, &desc));
+}
+
+/* The loss and the gradient of the first matrix, with a tape; or the loss alone, without. */
+static float halves_loss(halves *h, int checkpointing, int taping, float *gradient) {
+    ml_tensor *w = &h->s.p[4].t;
+    ml_graph *g;
+    h->s.checkpointing = checkpointing;
+    memset(w->grad, 0, w->rows * w->cols * sizeof(float));
+    set_view(&h->s);
+    if (ml_graph_new(NULL, build_halves, h, &g, NULL)) exit(2);
+    ml_graph_begin(g, taping);
+    ml_tensor y = build_halves(g, h);
+    const float loss = y.data ? *(const float *)y.data : -1;
+    CHECK((taping ? ml_graph_backward(g, y, NULL) : ml_graph_end(g, NULL)) == ML_OK);
+    memcpy(gradient, w->grad, w->rows * w->cols * sizeof(float));
+    ml_graph_free(g);
+    return loss;
+}
+
+/* What a place hands out may be read until its layer is done, also where that is computed without a tape. */
+TEST(the_halves_of_a_layer) {
+    static const ml_place from[] = {ML_PLACE_Q, ML_PLACE_K, ML_PLACE_V, ML_PLACE_ATTENTION},
+                          to[] = {ML_PLACE_W2, ML_PLACE_FFN};
+    float first[DIM * DIM], again[DIM * DIM];
+    for (int i = 0; i < 16; i++) {
+        halves h;
+        setup_begin(&h.s, 408, ML_NORM_RMS, ML_MASK_CAUSAL);
+        h.from = from[i / 4], h.to = to[i % 2],
+        h.is_y = i / 2 % 2 && h.from != ML_PLACE_K && h.from != ML_PLACE_V;
+        const size_t size = h.s.p[4].t.rows * h.s.p[4].t.cols * sizeof(float);
+        REQUIRE(size <= sizeof first);
+        const float loss = halves_loss(&h, 0, 1, first);
+        CHECK(halves_loss(&h, 1, 1, again) == loss && memcmp(first, again, size) == 0);
+        CHECK(halves_loss(&h, 1, 0, again) == loss && halves_loss(&h, 0, 0, again) == loss);
+        setup_end(&h.s);
+    }
+}
+
 /* Adds a tenth of what a second pass gives, over the same weights. */
 static ml_tensor insert_another(ml_graph *g, const ml_insertion *at, void *user) {
     const setup *s = (const setup *)user;
@@ -676,6 +734,67 @@ static float nested_loss(setup *s, int outer, int inner) {
     CHECK(ml_graph_backward(g, y, NULL) == ML_OK);
     ml_graph_free(g);
     return loss;
+}
+
+/* Adds what learns nothing, and takes more memory than a layer: what a frozen model gives, or a cross-entropy. */
+typedef struct constants {
+    setup s;
+    ml_model *other; /* NULL: the cross-entropy */
+    float *head;     /* (MANY, DIM) */
+} constants;
+enum { MANY = 4096 };
+
+static ml_tensor insert_constant(ml_graph *g, const ml_insertion *at, void *user) {
+    constants *c = (constants *)user;
+    ml_tensor w = c->s.view[INSERTED + ML_PLACE_FFN * OF_INSERTION];
+    ml_batch batch;
+    if (c->other) {
+        ml_llama_desc desc = plain_pass(&c->s, 1, 0, &batch);
+        desc.model = c->other, desc.weights = NULL;
+        return ml_add(g, at->y, ml_mul(g, ml_llama(g, &desc), w));
+    }
+    static const int32_t targets[TOKENS] = {0};
+    ml_tensor head = {ML_F32, MANY, DIM, c->head, NULL};
+    ml_loss_desc loss;
+    memset(&loss, 0, sizeof loss);
+    loss.targets = targets;
+    ml_tensor x = ml_linear_cross_entropy(g, ml_stop_gradient(g, at->x), head, ml_none(), &loss);
+    return ml_add(g, at->y, ml_mul(g, w, x));
+}
+
+static ml_tensor build_constant(ml_graph *g, void *user) {
+    constants *c = (constants *)user;
+    ml_batch batch;
+    ml_llama_desc desc = plain_pass(&c->s, 0, c->s.checkpointing, &batch);
+    desc.places = 1u << ML_PLACE_FFN, desc.insert = insert_constant, desc.user = c;
+    return weighted_sum(g, &c->s, 0, ml_llama(g, &desc));
+}
+
+/* What is released within a layer that is computed again was measured, too. */
+TEST(constants_inside_of_a_layer) {
+    constants c;
+    ml_model_create_desc create;
+    ml_model *other;
+    setup_begin(&c.s, 409, ML_NORM_RMS, ML_MASK_CAUSAL);
+    c.s.places = 1u << ML_PLACE_FFN;
+    memset(&create, 0, sizeof create);
+    create.config = c.s.model->config, create.config.hidden_dim = 4096;
+    create.type = ML_F32, create.random = &c.s.random;
+    REQUIRE(!ml_model_create(&create, &other, NULL));
+    c.head = (float *)allocate(MANY * DIM, sizeof *c.head);
+    for (int way = 0; way < 4; way++) {
+        ml_graph *g;
+        c.other = way / 2 ? NULL : other;
+        c.s.checkpointing = way % 2;
+        set_view(&c.s);
+        REQUIRE(!ml_graph_new(NULL, build_constant, &c, &g, NULL));
+        ml_graph_begin(g, 1);
+        CHECK(ml_graph_backward(g, build_constant(g, &c), NULL) == ML_OK);
+        ml_graph_free(g);
+    }
+    free(c.head);
+    ml_model_free(other);
+    setup_end(&c.s);
 }
 
 /* A pass inside of a layer of another one: computing layers again changes no bit, whichever does it. */
@@ -946,6 +1065,8 @@ int main(void) {
     RUN(frozen_parts_need_no_tape);
     RUN(nothing_learns);
     RUN(calls_of_an_insertion);
+    RUN(the_halves_of_a_layer);
+    RUN(constants_inside_of_a_layer);
     RUN(a_pass_inside_of_a_pass);
     RUN(public_check_with_a_window);
     RUN(dropout_has_the_right_gradient);

@@ -327,11 +327,13 @@ TEST(wrong_input_is_refused) {
         check_refused(both[i], "toy", "--mask full",
                       "--mask, --norm, --max_len, --head_hidden and --pooling are for a Llama");
         check_refused(both[i], "toy", "--pooling mean", "are for a Llama");
+        check_refused(both[i], "toy", "--head_lr 1", "--head_lr is of a classifier");
         check_refused(both[i], "toy", "--save x.gguf", "has no model");
         check_refused(both[i], "toy", "--seed many", "--seed takes a whole number, not \"many\"");
         write_text("bad.txt", "1 ||| good\n7 ||| bad\n");
         check_refused(both[i], "toy", "--dev bad.txt", "bad.txt");
     }
+    check_refused(words_main, "toy", "--dropout .5", "--dropout is not for yardstick_words");
     check_refused(words_main, "three", "", "ratios are of two labels, and --task three has 3");
     check_refused(average_main, "toy", "--width 0", "--width is 1 to 4096");
     check_refused(average_main, "toy", "--trees absent.txt", "absent.txt: No such file");

@@ -4,7 +4,8 @@
        build/adversarial --method r3f --noise 1e-5      (Aghajanyan et al. 2021, "Better Fine-Tuning by Reducing
                                                          Representational Collapse")
    r3f takes the noise as it is drawn; smart first moves it to where the classes differ more, by the gradient. Of SMART
-   it is the half that makes the classifier smooth, without its Bregman proximal point. */
+   it is the half that makes the classifier smooth, without its Bregman proximal point; the moved noise is not projected
+   back into a small ball: in each token it ends about --step long. */
 #include <math.h>
 #include "common/tuning.h"
 #include "../common/report.h"
@@ -22,11 +23,14 @@ typedef struct adversarial {
 static adversarial *adversarial_of(tuning *t) { return (adversarial *)t->method.state; }
 
 static int check(tuning *t) {
-    const adversarial *a = adversarial_of(t);
+    adversarial *a = adversarial_of(t);
     if (strcmp(a->method, "smart") != 0 && strcmp(a->method, "r3f") != 0)
         return complain("--method is smart or r3f, not %s", a->method);
-    if (!(a->lambda >= 0) || !(a->noise > 0) || !(a->step > 0))
+    if (!(a->lambda >= 0) || !(a->noise > 0) || a->step <= 0)
         return complain("--lambda is not negative, --noise and --step are positive");
+    if (!isnan(a->step) && strcmp(a->method, "r3f") == 0)
+        return complain("--step is for smart: r3f does not move its noise");
+    if (isnan(a->step)) a->step = 1e-3f;
     t->method.name = a->method;
     return 1;
 }
@@ -143,7 +147,7 @@ static void adversarial_free(adversarial *a) { free(a->delta), free(a->grads); }
 int main(int argc, char **argv) {
     adversarial a;
     memset(&a, 0, sizeof a);
-    a.method = "smart", a.lambda = 1, a.noise = 1e-5f, a.step = 1e-3f;
+    a.method = "smart", a.lambda = 1, a.noise = 1e-5f, a.step = NAN;
     const option own[] = {
         {"--method", OPTION_TEXT, &a.method, "smart (default) or r3f"},
         {"--lambda", OPTION_FLOAT, &a.lambda, "weight of the divergence (1)"},

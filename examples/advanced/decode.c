@@ -59,7 +59,13 @@ static int check(const settings *s) {
 }
 
 /* An option that would change nothing is refused. */
-static int check_uses(const decoding *h, int argc, char **argv, const option *options, int n) {
+static int check_uses(const settings *s, int argc, char **argv, const option *options, int n) {
+    const decoding *h = &s->how, *its = &method_named(s->method)->how;
+    if ((its->beams && !h->beams) || (its->candidates && !h->candidates) || (its->groups && !h->groups))
+        return complain("--method %s: needs --%s of 1 or more", s->method,
+                        its->candidates ? "candidates"
+                        : h->beams == 0 ? "beams"
+                                        : "groups");
     const struct {
         const char *name, *needed;
         int is_used;
@@ -185,5 +191,5 @@ int main(int argc, char **argv) {
     s.how = chosen->how;
     s.how.dry_base = 1.75f, s.how.dry_length = 2, s.how.rate = 0.1f; /* for methods that do not use them */
     if (!options_read(argc, argv, options, n, s.words, 2)) return 2; /* over the method's defaults */
-    return !check_uses(&s.how, argc, argv, options, n) || !run(&s);
+    return !check_uses(&s, argc, argv, options, n) || !run(&s);
 }

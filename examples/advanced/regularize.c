@@ -63,7 +63,8 @@ static void begin(tuning *t, ml_graph *g, ml_llama_desc *llama) {
 }
 
 /* ---- R-drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks") ----
-   Two passes with dropout of their own: (CE1 + CE2) / 2 + alpha (KL(p || q) + KL(q || p)) / 2. */
+   Two passes with dropout of their own: (CE1 + CE2) / 2 + alpha (KL(p || q) + KL(q || p)) / 2, as in the authors' code;
+   the paper adds up both CE, so this alpha is half of the paper's. */
 
 static ml_tensor rdrop_loss(tuning *t, ml_graph *g, const tuning_batch *batch) {
     float divisor = batch->rows.divisor, alpha = regular_of(t)->rdrop;

@@ -3,7 +3,7 @@
 #     awk -f csv.awk -f statistics.awk -f PROGRAM.awk rows.txt results.csv
 #
 # order[1 .. rows]: the names in rows.txt; group[name]: the comment above it, up to a comma; command[name]: its line; names that are
-# only in the results come last. runs[name, task]: how many runs there are. A field is a column of the CSV file, such as "dev".
+# only in the results come last. maker[file]: the program that a "made" line has for it. runs[name, task]: how many runs there are. A field is a column of the CSV file, such as "dev".
 # Columns are found by their names.
 function mean(name, task, field,    k) {
     k = count[name, task, field]
@@ -53,6 +53,7 @@ function read_run(    value, name, task, i) {
 FNR == 1 { is_rows = FILENAME ~ /rows\.txt$/ }
 !is_rows && FNR == 1 { read_head(); next }
 !is_rows { read_run(); next }
+$1 == "made" { maker[$2] = $3 }
 /^# *NAME/ || $1 == "made" || $1 == "once" || !NF { next }
 /^#/ { heading = substr($0, 3); sub(/,.*/, "", heading); next }
 { order[++rows] = $1; group[$1] = heading ""; command[$1] = $0 }

@@ -61,7 +61,8 @@ static void find_ratios(const reviews *set, float *ratios) {
 
 static int linear_check(tuning *t) {
     t->no_head = 1;
-    return 1;
+    return !(t->set.dropout > 0) ||
+           complain("--dropout is not for yardstick_words: words are left out whole, by --word_dropout");
 }
 
 static int linear_setup(tuning *t) {

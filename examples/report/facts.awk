@@ -22,7 +22,8 @@ function goal(name, row, task, field, enough) {
     if (row == "") { fact(name, "not measured"); return }
     fact(name, cell(row, task, field) (mean(row, task, field) >= enough ? ", reached" : ", not reached"))
 }
-# With those of the row whose network it starts from; -1 if that row has not run.
+# With those of the row whose network it starts from; -1 if that row has not run, and where the network learned in
+# another way than by pretraining, whose time is not known.
 function all_seconds(name, task,    file, other, part, before) {
     if (!match(command[plain(name)], / --model [{]OUT[}][^ ]*/)) return seconds(name, task)
     file = " --save_model " substr(command[plain(name)], RSTART + 9, RLENGTH - 9) " "
@@ -33,7 +34,8 @@ function all_seconds(name, task,    file, other, part, before) {
         before = runs[other, part[2]] ? all_seconds(other, part[2]) : -1
         return before < 0 ? before : before + seconds(name, task)
     }
-    return seconds(name, task)
+    match(file, /\/[^ ]*/)
+    return maker[substr(file, RSTART + 1, RLENGTH - 1)] ~ /pretrain$/ ? seconds(name, task) : -1
 }
 # The row that takes the least time among those whose mean on dev is at least that of the assignment's 42M model.
 function fastest(name, task, enough,    i, r, best, its, quickest) {

@@ -37,6 +37,8 @@ static int is_without_model(tuning *t) {
         return complain(
             "--mask, --norm, --max_len, --head_hidden and --pooling are for a Llama, and %s has none",
             t->method.program);
+    if (s->head_lr > 0 && t->no_head)
+        return complain("--head_lr is of a classifier, and %s has none of its own", t->method.program);
     t->set.model = "none";
     return 1;
 }
