@@ -1685,9 +1685,9 @@ typedef struct ml_archive_save_desc {
     ml_format format;               /* GGUF or safetensors */
     const ml_named_tensor *tensors; /* (n_tensors) */
     int n_tensors;
-    /* (n_values) named ints, floats, bools and strings (`length` bytes of UTF-8), none of them "general.alignment" or
-       "split.count" in a GGUF. Safetensors has texts only: there they are read back as such, floats rounded to F32,
-       under "__metadata__." and their name */
+    /* (n_values) named ints, floats, bools and strings (`length` bytes of UTF-8); in a GGUF no "general.alignment",
+       and "split.count" only with "split.no", which make it a part of a split one. Safetensors has texts only: there
+       they are read back as such, floats rounded to F32, under "__metadata__." and their name */
     const ml_value *values;
     int n_values;
     ml_type type; /* F32, F16 or BF16: of all tensors; default: the one they have */
@@ -20635,6 +20635,12 @@ static ml_result mli_check_named(const ml_archive_save_desc *desc, int index, ml
     return ML_OK;
 }
 
+static int mli_has_value(const ml_archive_save_desc *desc, const char *name) {
+    int i = 0;
+    while (i < desc->n_values && strcmp(desc->values[i].name, name) != 0) i++;
+    return i < desc->n_values;
+}
+
 static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *error) {
     const double most = 3.4028234663852886e38; /* F32's */
     for (int i = 0; i < desc->n_values; i++) {
@@ -20647,8 +20653,7 @@ static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *er
                                 value->name);
         if (desc->format == ML_SAFETENSORS && strcmp(value->name, "format") == 0)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: safetensors has its own \"format\"", i);
-        if (desc->format == ML_GGUF && (strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) == 0 ||
-                                        strcmp(value->name, MLI_KEY_SPLIT_COUNT) == 0))
+        if (desc->format == ML_GGUF && strcmp(value->name, MLI_GGUF_ALIGNMENT_KEY) == 0)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %d: a GGUF has its own \"%s\"", i, value->name);
         if (value->kind < ML_VALUE_INT || value->kind > ML_VALUE_STRING)
             return mli_fail(error, ML_ERROR_ARGUMENT, "value %s is not an int, float, bool or string",
@@ -20664,6 +20669,9 @@ static ml_result mli_check_values(const ml_archive_save_desc *desc, ml_error *er
             return mli_fail(error, ML_ERROR_NUMBER, "value %s is too %s: in safetensors it is an F32",
                             value->name, fabs(value->f) > most ? "large" : "small");
     }
+    if (desc->format == ML_GGUF && mli_has_value(desc, MLI_KEY_SPLIT_COUNT) &&
+        !mli_has_value(desc, MLI_KEY_SPLIT_NO)) /* it would be taken for the first of several files */
+        return mli_fail(error, ML_ERROR_ARGUMENT, MLI_KEY_SPLIT_COUNT " without " MLI_KEY_SPLIT_NO);
     return ML_OK;
 }
 

@@ -309,7 +309,10 @@ TEST(wrong_tensors_and_values_are_refused) {
     CHECK(strstr(error.text, "w and w.tmp: one is a temporary name") != NULL && !exists(in_folder("w")));
     make_example(&e, ML_GGUF);
     e.values[0].name = "split.count"; /* which would make it the first of many files */
-    check_refused(&e, ML_ERROR_ARGUMENT, "value 0: a GGUF has its own \"split.count\"");
+    check_refused(&e, ML_ERROR_ARGUMENT, "split.count without split.no");
+    e.values[1].name = "split.no", e.values[1].kind = ML_VALUE_INT; /* a part of a split one, on purpose */
+    CHECK(ml_archive_save(in_folder("part.gguf"), &e.desc, &error) == ML_OK);
+    remove(in_folder("part.gguf"));
 }
 
 TEST(paths_that_cannot_be_written_are_refused) {
