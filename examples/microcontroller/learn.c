@@ -35,7 +35,11 @@ __attribute__((noinline)) static ml_result load(ml_arena *arena, ml_model **mode
     from.allocator = ml_arena_allocator(arena);
     from.scratch = ml_arena_allocator(&meanwhile);
     from.compact = 1;
-    return ml_model_load_memory(model_file, (size_t)(model_file_end - model_file), &from, model, error);
+    arena->size = sizeof buffer / 2;
+    ml_result result =
+        ml_model_load_memory(model_file, (size_t)(model_file_end - model_file), &from, model, error);
+    arena->size = sizeof buffer;
+    return result;
 }
 
 /* ---- what was learned, to be kept: here in RAM, on a device of yours in its flash ---- */

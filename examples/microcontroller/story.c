@@ -14,8 +14,9 @@
 #ifndef CACHE
 #define CACHE ML_Q8_0 /* keys and values: ML_F32 has the same text, and takes four times as much */
 #endif
-#ifndef BUFFER_SIZE
-#define BUFFER_SIZE (17 * 1024 + POSITIONS * 832) /* enough for the model in examples/models and Q8_0 */
+#ifndef BUFFER_SIZE /* enough for the model in examples/models and Q8_0: half of it to load, all of it to write */
+#define WRITING_SIZE (16 * 1024 + POSITIONS * 832 + 64 * sizeof PROMPT)
+#define BUFFER_SIZE (WRITING_SIZE > 41 * 1024 ? WRITING_SIZE : 41 * 1024)
 #endif
 
 extern const unsigned char model_file[], model_file_end[]; /* of model.S */
@@ -35,15 +36,19 @@ static void report(const char *before, uint64_t number, const char *after) {
     board_print(after);
 }
 
-/* The model is loaded into the front half of the buffer. What only loading needs is in the other half, where the
-   session's keys and values are later. (Not inlined: its stack is free again when it returns.) */
+/* The model is loaded into the front half of the buffer, and must not grow beyond it: what only loading needs is in the
+   other half, where the session's keys and values are later. (Not inlined: its stack is free again when it returns.) */
 __attribute__((noinline)) static ml_result load(ml_arena *arena, ml_model **model, ml_error *error) {
     ml_arena meanwhile = {buffer + sizeof buffer / 2, sizeof buffer / 2, 0};
     ml_model_load_desc from = {0};
     from.allocator = ml_arena_allocator(arena);
     from.scratch = ml_arena_allocator(&meanwhile);
     from.compact = 1;
-    return ml_model_load_memory(model_file, (size_t)(model_file_end - model_file), &from, model, error);
+    arena->size = sizeof buffer / 2;
+    ml_result result =
+        ml_model_load_memory(model_file, (size_t)(model_file_end - model_file), &from, model, error);
+    arena->size = sizeof buffer;
+    return result;
 }
 
 int main(void) {
