@@ -1,4 +1,4 @@
-/* minillama.h - v0.9.8 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.9.9 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -210,8 +210,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 908 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.9.8"
+#define ML_VERSION 909 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.9.9"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS
@@ -1243,7 +1243,7 @@ ML_DEF void ml_tokenizer_free(ml_tokenizer *tokenizer);
 
 typedef struct ml_encode_desc {
     /* (n_bytes) UTF-8, but ml_tokenizer_decode restores any bytes for which there are pieces. SentencePiece's sign
-       for a space, U+2581, comes back as a space. */
+       for a space, U+2581, comes back as a space; spaces that the tokenizer's file says to drop do not. */
     const char *text;
     size_t n_bytes;
     int flags;        /* a sum of ML_ADD_BOS, ML_ADD_EOS, ML_ADD_SPECIAL, ML_PARSE_SPECIAL */
@@ -1353,7 +1353,8 @@ ML_DEF ml_result ml_session_generate(ml_session *session, const ml_generate_desc
    A chat model has been trained on conversations that were written as one text in a certain format, and answers well
    only in that. The formats here, with the system text S, what the user says U, and the answers A:
 
-      plain     S U A U A ...: a text that is told in turns, for a model that was never trained to chat
+      plain     SUAUA...: a text that is told in turns, for a model that was never trained to chat; nothing is put
+                between them
       llama2    <s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A</s><s>[INST] U [/INST] A</s>...      (Meta's Llama 2)
       llama3    <|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>         (Meta's Llama 3)
                 <|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>
@@ -1550,16 +1551,17 @@ typedef struct ml_model_load_desc {
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
        Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, or, beside a
-       params.json, tokenizer.model in the folder above. One with more pieces, or over 1024 fewer, is ignored; of
-       the others the first with the most pieces is used, since pieces added later may be in one file only. */
+       params.json, tokenizer.model in the folder above. One with more pieces (special and user-defined ones beyond
+       the rows do not count), or over 1024 fewer, is ignored; of the others the first with the most pieces is used,
+       since pieces added later may be in one file only. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
     const void *config_json; /* for ml_model_load_memory: the config.json (or params.json) of its bytes */
     size_t config_json_size;
     ml_allocator allocator;
-    /* Of ml_model_load_memory, where memory is scarce: what only loading needs (names and shapes of the file's
-       tensors) comes from here, and is given back at its end; the memory may be that of a session to come. */
+    /* Of ml_model_load_memory, where memory is scarce: temporary memory for loading (names and shapes of the file's
+       tensors). It is free again when the call returns, so it may be memory that a session will use later. */
     ml_allocator scratch; /* default: `allocator`, and some of it stays with the model */
     /* The SentencePiece vocabulary of a GGUF is used where it is in `data`: 4 to 8 bytes a piece in place of about
        40, found by binary search. The tokenizer belongs to one thread at a time then, and what
@@ -1571,8 +1573,8 @@ typedef struct ml_model_load_desc {
    the file or in config.json or params.json in the same folder. Of Meta's files in pieces, consolidated.00.pth,
    consolidated.01.pth, ..., the matrices are joined, in the model's memory. Prefixes and words of wrappers in the
    tensors' names ("module.", "_orig_mod.", ...) do not matter. A GGUF, safetensors or .pt file is mapped and its
-   weights used in place; ml_model_load_memory uses them in `data`, which must outlive the model and begin at a
-   multiple of 4 bytes (an array of bytes need not): weights that are not aligned are copied. A classifier that the
+   weights used in place; ml_model_load_memory uses them in `data`, which must outlive the model. It should begin at
+   a multiple of 4 bytes, as an array of bytes may not: weights that are not aligned are copied. A classifier that the
    course's code saved (its adapters merged or not) has no configuration: that is taken from the pretrained model
    it names, or from a config.json, in the same folder; without them its shapes must be those of stories42M. */
 #ifndef ML_NO_STDIO
@@ -1615,7 +1617,7 @@ typedef struct ml_save_desc {
        number is not finite or too large for its new type (F16: above 65504). */
     ml_type type;
     const char *name;    /* general.name; default: that of the model's GGUF, else "minillama" */
-    const ml_head *head; /* saved in the same file, if not ML_POOL_MAX. llama.cpp refuses such a file */
+    const ml_head *head; /* saved in the same file; not one of ML_POOL_MAX. llama.cpp refuses such a file */
 } ml_save_desc;
 
 /* Where saved bytes go that are for no file system: flash, a serial line, a network. Each of the functions
@@ -1636,7 +1638,7 @@ ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, m
    it at once. Where PATH.tmp is there already, which another save may be writing, the name is PATH.1.tmp, up to
    PATH.99.tmp. A save that is interrupted leaves its file; a later one removes what is older than an hour. POSIX:
    the new file gets the permissions of the old one, and a symbolic link stays: the file that it leads to is
-   replaced. Where there is C alone, neither POSIX nor Windows, only one save may write to a file at a time; if rename
+   replaced. With standard C alone (no POSIX, no Windows), only one save may write to a file at a time; if rename
    does not replace a file there, the old one is removed when PATH.tmp is complete. (An adapter, a head and a trainer
    are saved in the same way.)
 
@@ -1651,8 +1653,10 @@ ML_DEF ml_result ml_head_save_to(const ml_head *head, const ml_output *output, m
    its classifier over a pretrained model of the same shape, and a "model_config" that names stories42M.pt as that
    pretrained model. What this code does not compute is ML_ERROR_UNSUPPORTED: an output that is not tied, another
    rope_theta than 10000, rope_scale, a head_dim, window or biases of attention, a head of means or without a bias. A
-   model with a window is saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too: safetensors of a model with
-   rope_factors, for which a config.json has no place. */
+   model with a window is saved as Hugging Face's Mistral. ML_ERROR_UNSUPPORTED, too: what a config.json has no place
+   for, as rope_factors, or a window together with biases of attention. Some of what it has is read by this library
+   only: Hugging Face's computes a classifier from the last token and without a bias (no_bias and ML_POOL_LAST are a
+   head for it), and RMSNorm in place of ML_NORM_LAYER. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_model_save(const ml_model *model, const char *path, const ml_save_desc *desc,
                                ml_error *error);
@@ -9365,7 +9369,7 @@ static const mli_word_rule mli_word_rules[] = {
     {"gpt-2", 1, 0, 0, 0}, {"smollm", 1, 1, 0, 0}, {"phi-2", 1, 0, 0, 0}, {"starcoder", 1, 1, 0, 0},
     {"refact", 1, 1, 0, 0}, {"command-r", 1, 1, 0, 0}, {"qwen2", 0, 1, 0, 0}, {"deepseek-r1-qwen", 0, 1, 0, 0},
     {"llama-bpe", 0, 3, 1, 1}, {"llama3", 0, 3, 1, 1}, {"llama-v3", 0, 3, 1, 1}, {"falcon3", 0, 3, 1, 1},
-    {"pixtral", 0, 3, 1, 1},
+    {"pixtral", 0, 3, 1, 1}, {"midm-2.0", 0, 3, 1, 1}, {"mellum", 1, 0, 0, 0}, {"megrez", 0, 1, 0, 0},
     /* clang-format on */
 };
 
@@ -10485,15 +10489,19 @@ static size_t mli_begin_part(mli_encoder *e, size_t at, size_t special) {
 
 static ml_result mli_encode_text(mli_encoder *e, ml_error *error) {
     int32_t id;
-    for (size_t length, at = mli_begin_part(e, 0, 0); at < e->n; at = e->end) {
-        length = mli_match_special(e, at, &id);
+    size_t length, at = mli_begin_part(e, 0, 0);
+    int has_space =
+        e->t->rules.parts_at_added && e->has_prefix && !at; /* at `at`: no part of a special piece */
+    for (; at < e->n; at = e->end) {
+        length = has_space ? 0 : mli_match_special(e, at, &id);
+        e->end = at + length;
         if (length) {
             mli_emit(e, e->text + at, length, id);
-            e->end = at + length;
             if (mli_parts_text(e->t, id)) e->end = mli_begin_part(e, e->end, length);
+            has_space = e->end < at + length;
             continue;
         }
-        e->end = at;
+        has_space = 0;
         do {
             e->end += (size_t)mli_character_size(e->text + e->end, e->n - e->end);
         } while (e->end < e->n && !mli_match_special(e, e->end, &id));
@@ -15409,6 +15417,11 @@ static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
    Hugging Face's safetensors: the length of a header (8 bytes), the header, data. The header is one JSON object,
    {"__metadata__": {"key": "text"}, "NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}. */
 
+#define MLI_METADATA "__metadata__"
+/* A head's values: in Hugging Face's config.json, or, beside an adapter, in the metadata */
+#define MLI_JSON_POOLING "minillama_pooling"
+#define MLI_PEFT_LABELS "minillama_labels"
+
 #ifdef ML_NO_SAFETENSORS
 
 static void mli_read_safetensors(mli_archive *archive) {
@@ -15495,7 +15508,7 @@ static void mli_read_safetensors(mli_archive *archive) {
     for (int64_t i = 0; mli_json_more(&json, '}', i); i++) {
         size_t length;
         const char *name = mli_json_key(&json, &length);
-        if (strcmp(name, "__metadata__") == 0) {
+        if (strcmp(name, MLI_METADATA) == 0) {
             mli_path_push(archive, name, length);
             mli_json_value(&json, 1);
             archive->path_length = 0;
@@ -15519,6 +15532,15 @@ MLI_OPTIONAL void mli_append_safetensors(mli_writer *writer, mli_saver *saver) {
 }
 
 #else
+
+/* What PEFT's adapter_config.json has no place for: it takes no keys but its own. */
+static void mli_append_head_metadata(mli_writer *writer, const ml_head *head) {
+    if (head->pooling == ML_POOL_MEAN) mli_append_text(writer, ",\"" MLI_JSON_POOLING "\":\"mean\"");
+    for (int i = 0; head->labels && i < head->n_classes; i++) {
+        mli_append_format(writer, ",\"" MLI_PEFT_LABELS ".%d\":", i);
+        mli_append_json_string(writer, head->labels[i]);
+    }
+}
 
 /* A value of the caller's, as a text. */
 static void mli_append_metadata(mli_writer *writer, const ml_value *value) {
@@ -15544,9 +15566,10 @@ static void mli_append_metadata(mli_writer *writer, const ml_value *value) {
 static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *saver) {
     int64_t offset = 0;
     mli_saved saved;
-    mli_append_text(writer, "{\"__metadata__\":{\"format\":\"pt\"");
+    mli_append_text(writer, "{\"" MLI_METADATA "\":{\"format\":\"pt\"");
     for (int i = 0; saver->archive && i < saver->archive->n_values; i++)
         mli_append_metadata(writer, &saver->archive->values[i]);
+    if (saver->lora && saver->desc.head) mli_append_head_metadata(writer, saver->desc.head);
     mli_append_text(writer, "}");
     for (int at = 0; mli_next_saved(saver, &at, &saved);) {
         int64_t end = offset + (int64_t)mli_saved_bytes(&saved);
@@ -16743,7 +16766,7 @@ static void mli_hf_metaspace(mli_hf *hf, const char *at) {
     hf->replaces = 1;
     rules->cuts_at_spaces = mli_hf_flag(hf, at, "split", 1);
     rules->spares_spaces = !rules->adds_space_prefix;
-    rules->only_first = mli_hf_has_text(hf, at, "prepend_scheme", "first");
+    rules->only_first = !rules->adds_space_prefix && mli_hf_has_text(hf, at, "prepend_scheme", "first");
     int adds = mli_hf_flag(hf, at, "add_prefix_space", 1);
     int never = scheme ? mli_hf_has_text(hf, at, "prepend_scheme", "never") : !adds;
     if (!adds && !never) mli_hf_refuse(hf, "add_prefix_space = false with prepend_scheme", scheme);
@@ -17558,7 +17581,9 @@ static void mli_load_meta_seq_len(mli_loader *loader) {
     int is_meta =
         mli_find_other(loader, MLI_PARAMS_JSON ".dim") || mli_find_other(loader, MLI_CONFIG_JSON ".dim");
     if (!is_meta || mli_field_value(loader, MLI_FIELD_SEQ_LEN)) return;
-    if (c->rope_kind == ML_ROPE_LLAMA3)
+    if (mli_field_value(loader, MLI_FIELD_HEAD_DIM))
+        c->max_seq_len = 32768; /* Mistral, whose params.json is like Meta's, but with the size of a head */
+    else if (c->rope_kind == ML_ROPE_LLAMA3)
         c->max_seq_len = 131072; /* Llama 3.1 and later */
     else if (c->rope_theta == 500000)
         c->max_seq_len = 8192; /* Llama 3 */
@@ -17914,12 +17939,13 @@ static void mli_complete_config(mli_loader *loader) {
    is 8 where they are those of stories42M, the default of the course's code. */
 #define MLI_KEY_PRETRAINED "model_config.pretrained_model_path"
 
-static int mli_is_from_course(const mli_loader *loader) {
+/* That path, if the file is of this kind and no configuration has been found. */
+static const ml_value *mli_course_path(const mli_loader *loader) {
 #ifdef ML_NO_PT /* which only a PyTorch file is; what follows from it is then left out */
-    return (void)loader, 0;
+    return (void)loader, (const ml_value *)NULL;
 #else
     const ml_value *path = loader->result ? NULL : ml_archive_find_value(loader->archive, MLI_KEY_PRETRAINED);
-    return path && path->kind == ML_VALUE_STRING && !mli_field_value(loader, MLI_FIELD_DIM);
+    return path && path->kind == ML_VALUE_STRING && !mli_field_value(loader, MLI_FIELD_DIM) ? path : NULL;
 #endif
 }
 
@@ -17933,7 +17959,7 @@ static int mli_load_config_of(mli_loader *loader, const ml_value *path) {
         if (n) name[n - 1] = path->s[i];
     }
     name[n] = 0;
-    int is_file = loader->path && mli_is_plain_name(name, n);
+    int is_file = mli_has_path(loader) && mli_is_plain_name(name, n);
     char *beside = is_file ? mli_path_beside(&loader->allocator, loader->path, name) : NULL;
     mli_loader other = mli_loader_of(beside, NULL, 0, NULL);
     other.desc = loader->desc;
@@ -17979,11 +18005,6 @@ static void mli_load_config_of_shapes(mli_loader *loader, const ml_value *path) 
     if (loader->desc.norm) c.norm = loader->desc.norm;
     if (loader->desc.mask) c.mask = loader->desc.mask;
     loader->config = c;
-}
-
-static void mli_load_course_config(mli_loader *loader) {
-    const ml_value *path = ml_archive_find_value(loader->archive, MLI_KEY_PRETRAINED);
-    if (!mli_load_config_of(loader, path)) mli_load_config_of_shapes(loader, path);
 }
 
 /* Number `index` of the tensor is not finite, or its value too large for the type. */
@@ -18072,7 +18093,7 @@ static void mli_refuse_tensor(mli_loader *loader, const char *name, const char *
 }
 
 /* A Llama has no biases but those of attention, no scales of matrices (which llama.cpp knows), and no norms of
-   queries and keys: a file that has some is of another model. */
+   queries and keys, or before wo and w2 (BitNet): a file that has some is of another model. */
 MLI_APART void mli_refuse_others(mli_loader *loader, mli_slot slot, const char *weight) {
     char name[MLI_LONG_NAME_SIZE];
     size_t n = strlen(weight) - strlen(".weight");
@@ -18084,11 +18105,16 @@ MLI_APART void mli_refuse_others(mli_loader *loader, mli_slot slot, const char *
     memcpy(name + n, ".bias", sizeof ".bias");
     if (!loader->config.attention_bias || slot < MLI_WQ || slot > MLI_WO)
         mli_refuse_tensor(loader, name, "biases");
-    if (slot != MLI_WQ && slot != MLI_WK) return;
-    while (!is_gguf && name[n - 1] != '.') n--; /* "attn_q_norm", but "q_norm" beside "q_proj" or "wq" */
-    if (!is_gguf) name[n++] = slot == MLI_WQ ? 'q' : 'k';
-    memcpy(name + n, "_norm.weight", sizeof "_norm.weight");
-    mli_refuse_tensor(loader, name, "norms of queries and keys");
+    const char *norm = slot == MLI_WQ               ? "q_norm.weight"
+                       : slot == MLI_WK             ? "k_norm.weight"
+                       : slot == MLI_WO && !is_gguf ? "inner_attn_ln.weight"
+                       : slot == MLI_W2 && !is_gguf ? "ffn_layernorm.weight"
+                                                    : NULL;
+    if (!norm) return;
+    while (name[n - 1] != (is_gguf ? '_' : '.'))
+        n--; /* "attn_q_norm", but "q_norm" beside "q_proj" or "wq" */
+    memcpy(name + n, norm, strlen(norm) + 1);
+    mli_refuse_tensor(loader, name, "more norms than a Llama has");
 }
 
 /* PEFT keeps the frozen matrix under "base_layer" and the adapter beside it. Without that the model would be another
@@ -18274,13 +18300,25 @@ static int mli_is_aligned(const ml_array *array) {
     return (uintptr_t)array->data % alignment == 0;
 }
 
+/* Whether the memory of the archive, from `scratch`, is not the model's to keep; that of the file itself is. */
+static int mli_is_lent(const mli_loader *loader) {
+    return !mli_has_path(loader) && loader->desc.scratch.alloc;
+}
+
+/* Whether an array is a part of the file, and not made of it in memory of the archive. */
+static int mli_is_of_file(const mli_loader *loader, const ml_array *array) {
+    const mli_archive *archive = loader->archive->private_part;
+    return (uintptr_t)array->data - (uintptr_t)archive->data < archive->size;
+}
+
 /* A weight is used where it is unless the caller asked for a type or it is of a wrong type, cut out of something
-   larger, permuted, at an odd address, or in another byte order than the machine's. */
+   larger, permuted, at an odd address, or in another byte order than the machine's; or where that is given back. */
 static int mli_is_in_place(const mli_loader *loader, const ml_array *array, const ml_tensor *tensor,
                            mli_slot slot) {
     return !loader->desc.type && array->type == tensor->type && array->is_contiguous &&
            !mli_is_unmerged(array) && !mli_is_turned(array->type) &&
-           !mli_rotary_head(&loader->config, slot, mli_has_hf_names(loader)) && mli_is_aligned(array);
+           !mli_rotary_head(&loader->config, slot, mli_has_hf_names(loader)) && mli_is_aligned(array) &&
+           (!mli_is_lent(loader) || mli_is_of_file(loader, array));
 }
 
 /* Row `row` of an array of one or two dimensions in the machine's byte order, its elements copied together into
@@ -18426,8 +18464,7 @@ static void mli_load_weights(mli_loader *loader) {
     }
     mli_tie_output(model);
     model->private_part->is_in_place = loader->bytes_in_place > 0;
-    int is_mine = mli_has_path(loader) || !loader->desc.scratch.alloc; /* or its memory is only lent */
-    if (!loader->result && loader->bytes_in_place && is_mine) { /* otherwise the file is no longer needed */
+    if (!loader->result && loader->bytes_in_place && !mli_is_lent(loader)) { /* else it is no longer needed */
         model->private_part->archive = loader->archive;
         loader->archive = NULL;
     }
@@ -18841,7 +18878,7 @@ static void mli_find_config(mli_loader *loader) {
         if (i < MLI_COUNT(files)) mli_load_json(loader, files[i], NULL);
     }
     if (archive->values.n == n_values && mli_has_path(loader) && !mli_field_value(loader, MLI_FIELD_DIM) &&
-        !mli_is_from_course(loader))
+        !mli_course_path(loader))
         mli_refuse(loader, ML_ERROR_FILE,
                    "no configuration of a Llama, and neither %s nor %s can be read beside it", files[0],
                    files[1]);
@@ -18857,11 +18894,14 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
                         ml_type_name(loader->desc.type), mli_left_out(loader->desc.type));
     if (mli_loader_open(loader)) return loader->result;
     mli_adopt_config(loader);
-    mli_find_config(loader);
+    const ml_value *path = mli_course_path(loader);
+    int has_config = path && mli_load_config_of(loader, path); /* which counts more than a config.json */
+    if (!has_config) mli_find_config(loader);
     mli_join_pieces(loader);
-    if (mli_is_from_course(loader))
-        mli_load_course_config(loader);
-    else
+    path = has_config ? NULL : mli_course_path(loader);
+    if (path)
+        mli_load_config_of_shapes(loader, path);
+    else if (!has_config)
         mli_load_config(loader);
     mli_drop_ones(loader);
     mli_detect_naming(loader);
@@ -18910,7 +18950,6 @@ static const mli_demand mli_lora_demands[] = {{"general.architecture", "llama"},
                                               {"general.type", "adapter"},
                                               {"adapter.type", "lora"},
                                               {MLI_PEFT_JSON ".peft_type", "LORA"},
-                                              {MLI_PEFT_JSON ".bias", "none"},
                                               {MLI_PEFT_JSON ".use_dora", NULL},
                                               {MLI_PEFT_JSON ".lora_bias", NULL},
                                               {MLI_PEFT_JSON ".use_qalora", NULL},
@@ -19376,9 +19415,7 @@ ML_DEF ml_result ml_lora_load_memory(const void *data, size_t size, const ml_mod
 
 /* llama.cpp's numbers. It has none for the maximum: NONE stands for it, and such a head is refused on loading. */
 enum { MLI_POOLING_NONE = 0, MLI_POOLING_MEAN = 1, MLI_POOLING_LAST = 3 };
-#define MLI_JSON_POOLING "minillama_pooling"
-#define MLI_JSON_LABELS "id2label"              /* of config.json */
-#define MLI_PEFT_JSON_LABELS "minillama_labels" /* of adapter_config.json, which has no place for them */
+#define MLI_JSON_LABELS "id2label" /* of config.json */
 
 /* Finds weight and bias, under any prefix; the shortest name counts, since others have more in front (the moments of
    a checkpoint). Returns who named them: a row of mli_head_names. */
@@ -19491,12 +19528,18 @@ static void mli_check_problem(mli_loader *loader) {
                    made_for->name);
 }
 
-/* Labels and pooling: from the keys of a GGUF, or from the JSON that belongs to tensors of Hugging Face's names. */
+static int mli_has_head_metadata(const mli_loader *loader) {
+    return ml_archive_find_value(loader->archive, MLI_METADATA "." MLI_JSON_POOLING) ||
+           ml_archive_find_value(loader->archive, MLI_METADATA "." MLI_PEFT_LABELS ".0");
+}
+
+/* Labels and pooling: from the keys of a GGUF, or from the JSON that belongs to tensors of Hugging Face's names. An
+   adapter's are in its metadata (before version 0.9.9 in adapter_config.json). */
 static void mli_load_head_values(mli_loader *loader, int naming, mli_head_shape *shape, const char **labels) {
     if (loader->result) return;
     const char *weight = loader->sources[0]->name, *format = loader->archive->format;
     int is_gguf = strcmp(format, "GGUF") == 0, is_peft = strstr(weight, "base_model.") != NULL;
-    const char *json = is_peft ? MLI_PEFT_JSON : MLI_CONFIG_JSON;
+    const char *json = is_peft ? MLI_PEFT_JSON : MLI_CONFIG_JSON, *from = json;
     if (is_gguf) {
         shape->pooling = mli_load_pooling(loader, MLI_KEY_POOLING, 1);
         mli_load_gguf_labels(loader, shape->n_classes, labels);
@@ -19507,9 +19550,10 @@ static void mli_load_head_values(mli_loader *loader, int naming, mli_head_shape 
         int is_needed = is_peft || strcmp(format, "safetensors") == 0;
         mli_load_json(loader, json, is_needed ? "of a head" : NULL);
         mli_check_problem(loader);
-        mli_format(key, sizeof key, "%s." MLI_JSON_POOLING, json);
+        if (is_peft && mli_has_head_metadata(loader)) from = MLI_METADATA;
+        mli_format(key, sizeof key, "%s." MLI_JSON_POOLING, from);
         shape->pooling = mli_load_pooling(loader, key, 0);
-        mli_load_json_labels(loader, json, is_peft ? MLI_PEFT_JSON_LABELS : MLI_JSON_LABELS, shape->n_classes,
+        mli_load_json_labels(loader, from, is_peft ? MLI_PEFT_LABELS : MLI_JSON_LABELS, shape->n_classes,
                              labels);
     }
     if (labels[0]) shape->labels = labels;
@@ -19980,22 +20024,17 @@ static void mli_find_repeated(mli_saver *saver) {
 
 /* ---- the JSON beside a safetensors, in Hugging Face's layout ---- */
 
-/* The head in config.json, or in adapter_config.json under keys of this library, since PEFT has none. label2id is a
-   dictionary: only the first of equal labels can be in it, and no long one. */
+/* The head in config.json. label2id is a dictionary: only the first of equal labels can be in it, and no long one. */
 static void mli_append_json_head(mli_writer *writer, const mli_saver *saver, const ml_head *head) {
-    int is_peft = saver->lora != NULL;
     if (head->pooling == ML_POOL_MEAN) mli_append_text(writer, ",\n  \"" MLI_JSON_POOLING "\": \"mean\"");
-    if (!is_peft) mli_append_format(writer, ",\n  \"num_labels\": %d", head->n_classes);
+    mli_append_format(writer, ",\n  \"num_labels\": %d", head->n_classes);
     if (!head->labels) return;
-    mli_append_format(writer, ",\n  \"%s\": %s", is_peft ? MLI_PEFT_JSON_LABELS : MLI_JSON_LABELS,
-                      is_peft ? "[" : "{");
+    mli_append_text(writer, ",\n  \"" MLI_JSON_LABELS "\": {");
     for (int i = 0; i < head->n_classes; i++) {
-        mli_append_text(writer, i ? ", " : "");
-        if (!is_peft) mli_append_format(writer, "\"%d\": ", i);
+        mli_append_format(writer, "%s\"%d\": ", i ? ", " : "", i);
         mli_append_json_string(writer, head->labels[i]);
     }
-    mli_append_text(writer, is_peft ? "]" : "},\n  \"label2id\": {");
-    if (is_peft) return;
+    mli_append_text(writer, "},\n  \"label2id\": {");
     for (int i = 0, n = 0; i < head->n_classes; i++) {
         if (saver->is_repeated[i] || strlen(head->labels[i]) > MLI_PATH_SIZE / 2) continue;
         mli_append_text(writer, n++ ? ", " : "");
@@ -20171,7 +20210,6 @@ MLI_OPTIONAL void mli_append_adapter_json(mli_writer *writer, const mli_saver *s
     mli_append_modules(writer, lora);
     mli_append_format(writer, "],\n  \"task_type\": \"%s\",\n  \"use_dora\": false,\n  \"use_rslora\": false",
                       head ? "SEQ_CLS" : "CAUSAL_LM");
-    if (head) mli_append_json_head(writer, saver, head);
     mli_append_text(writer, "\n}\n");
 }
 
@@ -20605,7 +20643,7 @@ static void mli_append_values(mli_writer *writer, const mli_saver *saver, const 
 /* Whether text can be a name in any format, without escapes. */
 static ml_result mli_check_name(const char *what, int index, const char *name, ml_error *error) {
     size_t n = name ? strlen(name) : 0;
-    int is_plain = n > 0 && n < MLI_LONG_NAME_SIZE && strcmp(name, "__metadata__") != 0;
+    int is_plain = n > 0 && n < MLI_LONG_NAME_SIZE && strcmp(name, MLI_METADATA) != 0;
     for (size_t i = 0; i < n; i++)
         if ((unsigned char)name[i] < 32 || name[i] == 127 || name[i] == '"' || name[i] == '\\') is_plain = 0;
     if (n && !mli_is_utf8(name, n))

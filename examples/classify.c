@@ -7,7 +7,7 @@
 #include "minillama.h"
 #include "common/file.h"
 
-enum { MAX_CLASSES = 64 };
+enum { MAX_CLASSES = 64, MAX_TOKENS = 4096 }; /* of a sentence; the end of a longer one is cut off */
 
 static ml_result classify(ml_session *session, const ml_head *head, const char *sentence, ml_error *error) {
     float log_probs[MAX_CLASSES];
@@ -17,9 +17,9 @@ static ml_result classify(ml_session *session, const ml_head *head, const char *
     ml_batch batch = {0};
     int best = 0;
     if (ml_tokenizer_encode(session->model->tokenizer, &text, &tokens, error)) return error->code;
+    if (!tokens.n) return puts(""), ML_OK; /* an empty line, without a token that begins it */
     batch.tokens = tokens.ids;
-    batch.n_tokens =
-        tokens.n < session->max_batch ? tokens.n : session->max_batch; /* the end may be cut off */
+    batch.n_tokens = tokens.n < session->max_batch ? tokens.n : session->max_batch;
     if (ml_head_eval(head, session, &batch, log_probs, error)) return error->code;
     for (int i = 1; i < head->n_classes; i++)
         if (log_probs[i] > log_probs[best]) best = i;
@@ -44,6 +44,7 @@ int main(int argc, char **argv) {
              (argc == 2 || !ml_lora_load(argv[2], model, NULL, &lora, &error)) &&
              !ml_head_load(argv[argc - 1], model, NULL, &head, &error);
     desc.lora = lora;
+    if (ok) desc.max_batch = model->config.max_seq_len < MAX_TOKENS ? model->config.max_seq_len : MAX_TOKENS;
     if (ok && head->n_classes > MAX_CLASSES) ok = 0, strcpy(error.text, "too many classes");
     ok = ok && !ml_session_new(model, &desc, &session, &error);
     while (ok && line_read(stdin, "standard input", &line, &error))

@@ -5,7 +5,9 @@
 #include "minillama.h"
 #include "common/file.h"
 
-/* embedding (D) of one sentence. */
+enum { MAX_TOKENS = 4096 }; /* of a sentence; the end of a longer one is cut off */
+
+/* embedding (D) of one sentence; zeros if it has no tokens. */
 static ml_result embed(ml_session *session, const char *sentence, float *embedding, ml_error *error) {
     ml_embed_desc desc = {ML_POOL_MEAN, 1};
     static int32_t work[1 << 18]; /* for 29 KB */
@@ -13,9 +15,10 @@ static ml_result embed(ml_session *session, const char *sentence, float *embeddi
     ml_tokens tokens;
     ml_batch batch = {0};
     if (ml_tokenizer_encode(session->model->tokenizer, &text, &tokens, error)) return error->code;
+    memset(embedding, 0, (size_t)session->model->config.dim * sizeof *embedding);
+    if (!tokens.n) return ML_OK;
     batch.tokens = tokens.ids;
-    batch.n_tokens =
-        tokens.n < session->max_batch ? tokens.n : session->max_batch; /* the end may be cut off */
+    batch.n_tokens = tokens.n < session->max_batch ? tokens.n : session->max_batch;
     return ml_session_embed(session, &batch, &desc, embedding, error);
 }
 
@@ -44,9 +47,12 @@ int main(int argc, char **argv) {
     ml_error error = {ML_OK, ""};
     ml_model *model = NULL;
     ml_session *session = NULL;
+    ml_session_desc how = {0};
     buffer nearest = {NULL, 0, 0};
     if (argc != 3) return fprintf(stderr, "usage: embed MODEL SENTENCE < SENTENCES\n"), 2;
-    int ok = !ml_model_load(argv[1], NULL, &model, &error) && !ml_session_new(model, NULL, &session, &error);
+    int ok = !ml_model_load(argv[1], NULL, &model, &error);
+    if (ok) how.max_batch = model->config.max_seq_len < MAX_TOKENS ? model->config.max_seq_len : MAX_TOKENS;
+    ok = ok && !ml_session_new(model, &how, &session, &error);
     int dim = ok ? model->config.dim : 1;
     float *wanted = (float *)malloc((size_t)dim * 2 * sizeof *wanted), *found = wanted ? wanted + dim : NULL;
     if (!wanted) ok = 0, strcpy(error.text, "not enough memory");

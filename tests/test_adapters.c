@@ -1043,7 +1043,7 @@ TEST(configurations) {
         {"{\"r\":2,\"lora_alpha\":4,\"fan_in_fan_out\":true}", ML_OK, ""}, /* PEFT: not for nn.Linear */
         {"{\"r\":2,\"lora_alpha\":4,\"lora_bias\":true}", ML_ERROR_UNSUPPORTED, "lora_bias"},
         {"{\"r\":2,\"lora_alpha\":4,\"use_qalora\":true}", ML_ERROR_UNSUPPORTED, "use_qalora"},
-        {"{\"r\":2,\"lora_alpha\":4,\"bias\":\"all\"}", ML_ERROR_UNSUPPORTED, "bias is all"},
+        {"{\"r\":2,\"lora_alpha\":4,\"bias\":\"all\"}", ML_OK, ""}, /* a Llama has none */
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\":8}}", ML_OK, ""},
         {"{\"r\":2,\"lora_alpha\":4,\"alpha_pattern\":{\"down_proj\":0}}", ML_ERROR_FORMAT,
          "alpha_pattern.down_proj"},

@@ -40,6 +40,9 @@ static const struct {
     {"smollm", "\360\235\224\230|\360\237\230\200| \360\237\230\200|a| |1|a|1"},
     {"llama-bpe", "I|'ve| seen| it|;| they|'ll| say| we|'RE| done"},
     {"llama-bpe", "x| | y|  | |7| | |123|45| |6"},
+    {"midm-2.0", "x| | y|  | |7| | |123|45| |6"}, /* other names of the same three */
+    {"megrez", "x| | y|  | |7| | |1|2|3|4|5| |6"},
+    {"mellum", "x| | y|  | 7| | 12345| 6"},
     {"llama-bpe", "tab|\tand|\r\n\r\n| | in|\n\n"},
     {"llama-bpe", "don|'t| '|tis| ''|s| '|d"},
     {"llama-bpe", "  \n| | end|  "},
@@ -624,10 +627,12 @@ TEST(meta_lines) {
     "\"pattern\": {\"String\": \"\xE2\x96\x81\"}, \"content\": \" \"}, {\"type\": \"ByteFallback\"}, "       \
     "{\"type\": \"Fuse\"}, {\"type\": \"Strip\", \"content\": \" \", \"start\": 1, \"stop\": 0}]}"
 
-static bytes write_spm_with(const char *steps, int normalized) {
+static bytes write_spm_with(const char *steps, const char *added, int normalized) {
     bytes b = {NULL, 0, 0};
     put_text(&b, "{\"added_tokens\": [{\"id\": 1, \"content\": \"<s>\", \"special\": true}, "
-                 "{\"id\": 266, \"content\": \"a  \", \"special\": false, \"normalized\": ");
+                 "{\"id\": 266, \"content\": \"");
+    put_text(&b, added);
+    put_text(&b, "\", \"special\": false, \"normalized\": ");
     put_text(&b, normalized ? "true}], " : "false}], ");
     put_text(&b, steps);
     put_text(
@@ -646,7 +651,7 @@ static bytes write_spm_with(const char *steps, int normalized) {
     return b;
 }
 
-static bytes write_spm(const char *steps) { return write_spm_with(steps, 0); }
+static bytes write_spm(const char *steps) { return write_spm_with(steps, "a  ", 0); }
 
 TEST(sentencepiece_in_json) {
     ml_tokenizer *t = load(write_spm(SPM_STEPS));
@@ -715,15 +720,36 @@ TEST(text_after_a_user_defined_piece) {
     REQUIRE(t);
     ENCODES(t, "a  ab", 0, 266, 261);
     ml_tokenizer_free(t);
-    t = load(write_spm_with(SPM_STEPS, 1)); /* found after the step Prepend, which has been then */
+    t = load(write_spm_with(SPM_STEPS, "a  ", 1)); /* found after the step Prepend, which has been then */
     REQUIRE(t);
     ENCODES(t, "aba  ba", 0, 264, 266, 265);
     ml_tokenizer_free(t);
     t = load(write_spm_with("\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\xE2\x96\x81\", "
                             "\"prepend_scheme\": \"always\", \"split\": false}",
-                            1)); /* which comes for each part */
+                            "a  ", 1)); /* which comes for each part */
     REQUIRE(t);
     ENCODES(t, "aba  ba", 0, 264, 266, 258, 265);
+    ml_tokenizer_free(t);
+}
+
+/* The space that a text gets is no part of an added piece: these are found first, in Hugging Face's tokenizers. */
+TEST(added_piece_of_spaces) {
+    ml_tokenizer *t = load(write_spm_with(SPM_STEPS, "  ", 0));
+    REQUIRE(t);
+    ENCODES(t, "a   b", 0, 262, 266, 258, 258, 260);
+    ENCODES(t, " ab", 0, 258, 264);
+    ENCODES(t, "<s> ab", ML_PARSE_SPECIAL, 1, 258, 264);
+    ENCODES(t, "  ab", 0, 266, 264);
+    ml_tokenizer_free(t);
+}
+
+/* The normalizer's step, which every text between special pieces gets, counts; the pre-tokenizer adds no other one. */
+TEST(prepended_before_metaspace) {
+    ml_tokenizer *t =
+        load(write_spm(SPM_STEPS ", \"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": "
+                                 "\"\xE2\x96\x81\", \"prepend_scheme\": \"first\", \"split\": false}"));
+    REQUIRE(t);
+    ENCODES(t, "ab<s>ab", ML_PARSE_SPECIAL, 264, 1, 264);
     ml_tokenizer_free(t);
 }
 
@@ -1049,6 +1075,8 @@ int main(void) {
     RUN(sentencepiece_in_json);
     RUN(sentencepiece_saved_by_scores);
     RUN(text_after_a_user_defined_piece);
+    RUN(added_piece_of_spaces);
+    RUN(prepended_before_metaspace);
     RUN(unknown_characters);
     RUN(whole_words_of_characters);
     RUN(wrong_json);

@@ -133,6 +133,10 @@ TEST(inspect_folder) {
     snprintf(arguments, sizeof arguments, "'%s'", in_folder("k\033[32mit"));
     CHECK(run("inspect", arguments, "") == 1 && says("weights", "b?[31m.gguf", "1 bytes"));
     CHECK(strstr(said, "k?[32mit:\n") && !strchr(said, 27));
+    write_file(in_folder("k\033[32mit/a.gguf"), "?",
+               1); /* which of two is the model? No GGUF needs a config.json */
+    CHECK(run("inspect", arguments, "") == 1 && !strstr(said, "missing") &&
+          strstr(complained, "a single .gguf"));
     free_bytes(&small), free_bytes(&pt);
 }
 
@@ -774,7 +778,7 @@ static int lines_with(const char *table, const char *begin, const char **rest) {
 
 TEST(look) {
     static const int32_t ids[] = {1};
-    char arguments[2048], wanted[32];
+    char arguments[2048], dashed[2048], wanted[32];
     const char *rest = NULL;
     const float *logits;
     ml_model *model;
@@ -782,7 +786,9 @@ TEST(look) {
     ml_tokens tokens = {ids, 1};
     snprintf(arguments, sizeof arguments, MODEL " 'The </script> cat'%s --csv '%s' --top 3",
              flag("--out", "page.html"), in_folder("see"));
-    CHECK(runs("look", arguments, ""));
+    CHECK(run("look", MODEL " '-5 degrees'", "") == 2 && strstr(complained, "unknown option -5 degrees"));
+    snprintf(dashed, sizeof dashed, MODEL "%s -- '-5 degrees'", flag("--out", "degrees.html"));
+    CHECK(runs("look", dashed, "") && runs("look", arguments, ""));
     REQUIRE(ml_model_load(MODEL, NULL, &model, NULL) == ML_OK);
     REQUIRE(ml_session_new(model, NULL, &session, NULL) == ML_OK);
     REQUIRE(ml_session_encode(session, "The </script> cat", ML_ADD_SPECIAL, &tokens, NULL) == ML_OK);
@@ -794,12 +800,12 @@ TEST(look) {
     char *norms = text_of(in_folder("see-norms.csv")), *page = text_of(in_folder("page.html"));
     snprintf(wanted, sizeof wanted, "%d,%d,", layers, n - 1); /* the last layer, after the last token */
     CHECK(lines_with(lens, wanted, &rest) == 3);
-    snprintf(wanted, sizeof wanted, "%d,%d,\"\u2581cat\",1,%d,", layers, n - 1, best);
+    snprintf(wanted, sizeof wanted, "%d,%d,\" cat\",1,%d,", layers, n - 1, best);
     CHECK(lines_with(lens, wanted, &rest) == 1);
     CHECK(lines_with(attention, "2,3,4,", &rest) == 5); /* token 4 reads 0 to 4 */
     CHECK(lines_with(attention, "1,1,0,0,", &rest) == 1 && strncmp(rest, "1\n", 2) == 0);
     CHECK(lines_with(norms, "0,embedding,", &rest) == n && lines_with(norms, "6,ffn,", &rest) == n);
-    CHECK(strstr(page, "\u2581cat") && strstr(page, "pieces=[\"\\u003cs>\"") && strstr(page, "</html>"));
+    CHECK(strstr(page, "\" cat\"") && strstr(page, "pieces=[\"\\u003cs>\"") && strstr(page, "</html>"));
     free(attention), free(lens), free(norms), free(page);
     ml_session_free(session);
     ml_model_free(model);
@@ -1393,7 +1399,7 @@ TEST(convert_to_a_mix) {
     char arguments[4096];
     ml_model *model = NULL;
     snprintf(arguments, sizeof arguments, MODEL " '%s' --type q4_k_m", in_folder("mix.gguf"));
-    REQUIRE(runs("convert", arguments, ""));
+    CHECK(run("convert", arguments, "") == 0 && strstr(complained, "their rows are not multiples of 256\n"));
     REQUIRE(ml_model_load(in_folder("mix.gguf"), NULL, &model, NULL) == ML_OK);
     int n_stand_ins = 0; /* for Q4_K, as llama.cpp has it */
     for (int i = 0; i < model->n_tensors; i++) {

@@ -240,14 +240,17 @@ TEST(names_in_files) {
     ml_model_free(model);
 }
 
-static void check_text(const char *path, const char *const *wanted) {
-    bytes json = read_file(path);
-    put_u8(&json, 0);
+/* `begin` bytes from the file's begin on a text, which has all that is wanted, and not `without`. */
+static void check_text(const char *path, size_t begin, const char *const *wanted, const char *without) {
+    bytes file = read_file(path);
+    put_u8(&file, 0);
+    const char *text = (const char *)file.data + begin;
     for (; *wanted; wanted++) {
-        CHECK(strstr((char *)json.data, *wanted) != NULL);
-        if (!strstr((char *)json.data, *wanted)) printf("%s lacks %s:\n%s", path, *wanted, (char *)json.data);
+        CHECK(strstr(text, *wanted) != NULL);
+        if (!strstr(text, *wanted)) printf("%s lacks %s:\n%s", path, *wanted, text);
     }
-    free_bytes(&json);
+    CHECK(!without || !strstr(text, without));
+    free_bytes(&file);
 }
 
 TEST(json) {
@@ -260,10 +263,13 @@ TEST(json) {
         "\"label2id\": {\"very \\\"bad\\\"\": 0, \"so\\\\so\\u000a\\u0009\\u0001\": 1, \"g\xc3\xb6od.1\": 3, "
         "\"same\": 4}",
         NULL};
-    static const char *const peft[] = {
-        "\"modules_to_save\": [\"score\"],", "\"task_type\": \"SEQ_CLS\",", "\"minillama_pooling\": \"mean\"",
-        "\"minillama_labels\": [\"very \\\"bad\\\"\", \"so\\\\so\\u000a\\u0009\\u0001\", \"\", "
-        "\"g\xc3\xb6od.1\", \"same\", \"same\"]",
+    static const char *const peft[] = {"\"modules_to_save\": [\"score\"],", "\"task_type\": \"SEQ_CLS\",",
+                                       NULL};
+    static const char *const metadata[] = {
+        "{\"__metadata__\":{\"format\":\"pt\",\"minillama_pooling\":\"mean\",",
+        "\"minillama_labels.0\":\"very "
+        "\\\"bad\\\"\",\"minillama_labels.1\":\"so\\\\so\\u000a\\u0009\\u0001\","
+        "\"minillama_labels.2\":\"\",\"minillama_labels.3\":\"g\xc3\xb6od.1\"",
         NULL};
     ml_model *model = some_model(DIM);
     ml_head *head;
@@ -271,8 +277,9 @@ TEST(json) {
     head = some_head(model, names, ML_POOL_MEAN, 0);
     REQUIRE(head && save(MODEL_HF, model, head, NULL) == ML_OK &&
             save(LORA_PEFT, model, head, NULL) == ML_OK);
-    check_text(json_of(MODEL_HF), hugging_face);
-    check_text(json_of(LORA_PEFT), peft);
+    check_text(json_of(MODEL_HF), 0, hugging_face, NULL);
+    check_text(json_of(LORA_PEFT), 0, peft, "minillama"); /* older PEFT refuses keys that it does not know */
+    check_text(path_of(LORA_PEFT), 8, metadata, NULL);
     ml_head_free(head);
     ml_model_free(model);
 }
@@ -632,6 +639,15 @@ TEST(course_checkpoints) {
     course_base(4);
     REQUIRE(load_course(&plain, &c, key, &error) == ML_OK);
     CHECK(c.n_heads == 4 && c.n_kv_heads == 2 && c.max_seq_len == 77 && c.norm == ML_NORM_LAYER);
+    const char *const others[] = {
+        "{\"model_type\": \"bert\"}", "{\"port\": 80 ",
+        "{\"hidden_size\": 8, \"num_attention_heads\": 2, \"num_hidden_layers\": 1}"};
+    for (int i = 0; i < 3; i++) { /* the model that the file names counts, whatever else is there */
+        write_file(in_folder("config.json"), (const unsigned char *)others[i], strlen(others[i]));
+        REQUIRE(load_course(&plain, &c, key, &error) == ML_OK);
+        CHECK(c.n_heads == 4 && c.n_kv_heads == 2 && c.max_seq_len == 77);
+    }
+    remove(in_folder("config.json"));
     /* a path to the folder above is none of a file beside it */
     bytes file = course_file(&above);
     ml_model *model = NULL;

@@ -446,8 +446,9 @@ TEST(tensors_refused) {
     current = no_change();
     current.extra = "model.layers.0.mlp.up_proj.bias";
     CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "mlp.up_proj.bias");
-    static const char *const norms[] = {"self_attn.q_norm", "self_attn.k_norm"};
-    for (i = 0; i < 2; i++) {
+    static const char *const norms[] = {"self_attn.q_norm", "self_attn.k_norm", "self_attn.inner_attn_ln",
+                                        "mlp.ffn_layernorm"}; /* the last two of BitNet */
+    for (i = 0; i < 4; i++) {
         char name[100];
         snprintf(name, sizeof name, "model.layers.0.%s.weight", norms[i]);
         current.extra = name;
@@ -831,7 +832,8 @@ TEST(params_json) {
     } known[] = {{"", 4096},
                  {", \"norm_eps\": 1e-06", 2048},
                  {", \"rope_theta\": 500000.0", 8192},
-                 {", \"rope_theta\": 1000000", 16384}};
+                 {", \"rope_theta\": 1000000", 16384},
+                 {", \"rope_theta\": 1000000, \"head_dim\": 2", 32768}}; /* Mistral's */
     pt_change c = no_pt_change();
     ml_model_load_desc desc = no_desc();
     ml_model *model = NULL;
@@ -1013,7 +1015,7 @@ TEST(pt_refused) {
     pt_current = no_pt_change();
     pt_current.prefix = "_orig_mod.", pt_current.extra = "layers.0.attention.q_norm.weight";
     CHECK_REFUSED(load_pt, ML_ERROR_UNSUPPORTED,
-                  "layers.0.attention.q_norm.weight: norms of queries and keys are not supported");
+                  "layers.0.attention.q_norm.weight: more norms than a Llama has are not supported");
     pt_current.extra = "layers.0.attention.k_norm.weight";
     CHECK_REFUSED(load_pt, ML_ERROR_UNSUPPORTED, pt_current.extra);
 }
@@ -2067,6 +2069,29 @@ TEST(stories_weights) {
     compare_stories(shared_path("models/stories260K_v2_q80.bin"), AS_Q80);
 }
 
+/* Of version 2 the weights become floats in memory that is given back: these are copied. */
+TEST(converted_weights_are_not_in_scratch) {
+    static unsigned char lent[4 << 20];
+    ml_arena meanwhile = {lent, sizeof lent, 0};
+    ml_model_load_desc desc;
+    ml_model *model = NULL, *usual = NULL;
+    NEED_SHARED();
+    bytes file = read_file(shared_path("models/stories260K_v2_q80.bin"));
+    memset(&desc, 0, sizeof desc);
+    desc.scratch = ml_arena_allocator(&meanwhile);
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, NULL) == ML_OK);
+    CHECK(ml_model_load_memory(file.data, file.size, NULL, &usual, NULL) == ML_OK);
+    REQUIRE(model && usual);
+    memset(lent, 0x5a, sizeof lent);
+    for (int i = 0; i < model->n_tensors; i++) {
+        const ml_tensor *a = &model->tensors[i], *b = &usual->tensors[i];
+        REQUIRE(a->type == b->type && a->rows == b->rows && a->cols == b->cols && !a->data == !b->data);
+        if (a->data) CHECK(memcmp(a->data, b->data, a->rows * ml_type_row_bytes(a->type, a->cols)) == 0);
+    }
+    ml_model_free(model), ml_model_free(usual);
+    free_bytes(&file);
+}
+
 TEST(stories_configuration) {
     static const struct {
         const char *path;
@@ -2262,6 +2287,7 @@ int main(void) {
     RUN(create_types);
     RUN(create_refused);
     RUN(stories_weights);
+    RUN(converted_weights_are_not_in_scratch);
     RUN(stories_configuration);
     RUN(stories_in_place);
     RUN(llamacpp_tensors);

@@ -9,7 +9,7 @@ static const char usage[] =
     "  IN           PyTorch .pt, GGUF, safetensors (with config.json next to it) or llama2.c's .bin; of a "
     "model in\n"
     "               several files the folder, the .index.json or the first .gguf\n"
-    "  OUT          its ending selects the format: .gguf, .safetensors (writes config.json next to it), or "
+    "  OUT          its ending selects the format: .gguf, .safetensors (replaces config.json next to it), or "
     ".pt\n"
     "               (for the code of the course that run_llama follows)\n";
 

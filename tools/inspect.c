@@ -191,7 +191,9 @@ static void print_model(const ml_model *model) {
     printf("  norm %s, eps %g; mask %s; rope theta %g, scale %g; output %s\n",
            c->norm == ML_NORM_RMS ? "rms" : "layer", (double)c->norm_eps,
            c->mask == ML_MASK_CAUSAL ? "causal" : "full", (double)c->rope_theta, (double)c->rope_scale,
-           c->tied_output ? "tied to the embedding" : "separate");
+           c->tied_output           ? "tied to the embedding"
+           : model->tensors[3].data ? "separate"
+                                    : "none");
     print_attention(model);
     for (int i = 0; i < model->n_tensors; i++)
         if (model->tensors[i].data) counts[model->tensors[i].type]++;

@@ -36,7 +36,7 @@ static inline void print_name(const char *name, int width) {
 
 typedef struct inspected {
     const char *folder;
-    int n_missing, has_shards;
+    int n_missing, has_shards, needs_config;
 } inspected;
 
 /* -1: there is no such file. */
@@ -103,6 +103,7 @@ static inline int print_found(void *inspected_folder, const char *name) {
         is_weights |= n > length && strcmp(name + n - length, ends[i]) == 0;
     }
     if (!is_weights || strcmp(name, "tokenizer.bin") == 0 || (at && in->has_shards)) return 1;
+    in->needs_config |= strstr(name, ".gguf") == NULL;
     if (at)
         print_shards(in, name, at, count), in->has_shards = 1;
     else
@@ -111,7 +112,7 @@ static inline int print_found(void *inspected_folder, const char *name) {
 }
 
 /* Files beside the weights: the first of each that is there, or that there is none. */
-static inline void print_beside(inspected *in, int needs_config) {
+static inline void print_beside(inspected *in) {
     static const struct {
         const char *what, *names[5];
     } files[] = {
@@ -128,7 +129,7 @@ static inline void print_beside(inspected *in, int needs_config) {
             if (is_above && bytes_of(in->folder, "params.json") < 0) continue;
             print_file(in, files[k].what, *name), n++;
         }
-        if (!n && k == 0 && needs_config)
+        if (!n && k == 0 && in->needs_config)
             print_file(in, files[k].what, files[k].names[0]);
         else if (!n)
             printf("  %-14s none\n", files[k].what);
@@ -137,19 +138,22 @@ static inline void print_beside(inspected *in, int needs_config) {
 
 /* archive: what was read of the folder, or NULL. Returns how many files are missing. */
 static inline int print_folder(const char *folder, const ml_archive *archive) {
-    inspected in = {folder, 0, 0};
+    inspected in = {folder, 0, 0, 0};
     const char *name = archive ? ml_archive_file(archive, 0) : NULL;
-    int is_gguf = archive && strcmp(archive->format, "GGUF") == 0;
+    in.needs_config = archive && strcmp(archive->format, "GGUF") != 0;
     printf("files of ");
     print_name(folder, 0);
     printf(":\n");
     for (size_t i = 0; name; name = ml_archive_file(archive, ++i))
         print_file(&in, strstr(name, ".index.json") ? "index" : "weights", name);
-    if (!archive && !print_pieces(&in)) system_list(folder, print_found, &in);
+    if (!archive && print_pieces(&in))
+        in.needs_config = 1;
+    else if (!archive)
+        system_list(folder, print_found, &in);
     if (bytes_of(folder, "adapter_config.json") >= 0)
         print_file(&in, "adapter", "adapter_config.json");
     else
-        print_beside(&in, !is_gguf);
+        print_beside(&in);
     if (in.n_missing) printf("files that are missing: %d\n", in.n_missing);
     return in.n_missing;
 }

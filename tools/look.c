@@ -137,9 +137,19 @@ static void put_text(FILE *to, const char *text, size_t n) {
     fputc('"', to);
 }
 
+/* A token as a part of a text, or where it has no text there, as a control piece or a byte, the name of its piece;
+   NULL: it has none. */
+static const char *shown_piece(const ml_model *model, int32_t id, size_t *n) {
+    int has_begun = 1;
+    ml_piece_kind kind;
+    const char *name = ml_tokenizer_piece(model->tokenizer, id, n, NULL, &kind);
+    if (!name || (kind != ML_PIECE_NORMAL && kind != ML_PIECE_USER_DEFINED)) return name;
+    return ml_tokenizer_decode_token(model->tokenizer, &has_begun, id, n);
+}
+
 static void put_piece(FILE *to, const ml_model *model, int32_t id) {
     size_t n = 0;
-    const char *piece = ml_tokenizer_piece(model->tokenizer, id, &n, NULL, NULL);
+    const char *piece = shown_piece(model, id, &n);
     put_text(to, piece ? piece : "(no piece)", piece ? n : strlen("(no piece)"));
 }
 
@@ -206,14 +216,21 @@ static int write_page(const char *path, const inside *in, const char *model) {
 
 /* ---- CSV ---- */
 
-/* A piece in quotes, with a quote in it doubled; in place of a line's end a space. */
+/* A piece in quotes, with a quote in it doubled; in place of a line's end a space. Bytes that are no character are
+   shown as <0xE2>. */
 static void put_cell(FILE *to, const ml_model *model, int32_t id) {
     size_t n = 0;
-    const char *piece = ml_tokenizer_piece(model->tokenizer, id, &n, NULL, NULL);
+    const char *piece = shown_piece(model, id, &n);
     fputc('"', to);
-    for (size_t i = 0; piece && i < n; i++) {
+    for (size_t i = 0, length; piece && i < n; i += length ? length : 1) {
+        length = character((const unsigned char *)piece + i, n - i);
         if (piece[i] == '"') fputc('"', to);
-        fputc(piece[i] == '\n' || piece[i] == '\r' ? ' ' : piece[i], to);
+        if (!length)
+            fprintf(to, "<0x%02X>", (unsigned char)piece[i]);
+        else if (piece[i] == '\n' || piece[i] == '\r')
+            fputc(' ', to);
+        else
+            fwrite(piece + i, 1, length, to);
     }
     fputc('"', to);
 }

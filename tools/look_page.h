@@ -40,7 +40,7 @@ static const char *const look_body[] = {
     "layer's attention (a) and feed-forward half (f). Black: the chosen token; gray: the others.</p>",
     "<div class='scroll'><svg id='norms' width='960' height='280' font-size='12'></svg></div><script>",
     "'use strict';const n=pieces.length,by=id=>document.getElementById(id),",
-    "show=t=>t.replace(/\\u2581/g,' '),name=i=>'\\u201c'+pieces[i].replace(/\\u2581/g,'\\u00b7')+'\\u201d';",
+    "name=i=>'\\u201c'+pieces[i].replace(/ /g,'\\u00b7')+'\\u201d';",
     "let layer=0,head=0,token=n-1;",
     "/* a head's rows, one after the other: of a causal mask only what a token sees */",
     "const at=(i,j)=>2*(full?i*n+j:i*(i+1)/2+j),sees=i=>full?n:i+1;",
@@ -52,7 +52,7 @@ static const char *const look_body[] = {
     "parent.appendChild(e);return e}",
     "function drawText(){const box=by('text');box.textContent='';pieces.forEach((t,i)=>{",
     "const "
-    "e=make(box,'span',show(t)),p=weight(layer,head,token,i);e.style.background=gray(p);e.style.color=ink(p)"
+    "e=make(box,'span',t),p=weight(layer,head,token,i);e.style.background=gray(p);e.style.color=ink(p)"
     ";",
     "e.title='token '+i+', weight "
     "'+p.toFixed(2);if(i===token)e.className='on';e.onclick=()=>choose(layer,head,i)});",
@@ -76,7 +76,7 @@ static const char *const look_body[] = {
     "by('which').textContent='Layer '+(layer+1)+', head '+(head+1)+' (move over it for the numbers):';",
     "c.font=Math.min(13,cell)+'px Helvetica,Arial,sans-serif';c.textBaseline='middle';",
     "for(let i=0;i<n;i++){const "
-    "label=pieces[i].replace(/\\u2581/g,'\\u00b7').slice(0,14),m=edge+(i+0.5)*cell;",
+    "label=pieces[i].replace(/ /g,'\\u00b7').slice(0,14),m=edge+(i+0.5)*cell;",
     "c.fillStyle='#222';c.textAlign='right';c.fillText(label,edge-5,m);c.save();c.translate(m,edge-5);",
     "c.rotate(-Math.PI/2);c.textAlign='left';c.fillText(label,0,0);c.restore();",
     "for(let j=0;j<n;j++){c.fillStyle=gray(weight(layer,head,i,j));",
@@ -92,14 +92,14 @@ static const char *const look_body[] = {
     "by('head').onclick=e=>{const p=pointed(e);if(p)choose(layer,head,p[0])};",
     "const stage=l=>l?'layer '+l:'embedding';",
     "function makeLens(){const table=by('lens'),top=make(table,'tr');make(top,'th','after the token');",
-    "pieces.forEach((t,i)=>{const e=make(top,'td',show(t).trim());e.onclick=()=>choose(layer,head,i)});",
+    "pieces.forEach((t,i)=>{const e=make(top,'td',t.trim());e.onclick=()=>choose(layer,head,i)});",
     "for(let l=nLayers;l>=0;l--){const row=make(table,'tr');make(row,'th',stage(l));lens[l].forEach((g,i)=>{",
-    "const e=make(row,'td',show(g[0][0]).trim()),p=g[0][1];e.style.background=gray(p);e.style.color=ink(p);",
+    "const e=make(row,'td',g[0][0].trim()),p=g[0][1];e.style.background=gray(p);e.style.color=ink(p);",
     "if(i+1<n&&g[0][0]===pieces[i+1])e.className='hit';",
-    "e.title=g.map(x=>x[1].toFixed(3)+' '+show(x[0])).join('\\n');",
+    "e.title=g.map(x=>x[1].toFixed(3)+' '+x[0]).join('\\n');",
     "e.onclick=()=>{choose(l>0?l-1:0,head,i);by('says').textContent='After '+name(i)+', '+stage(l)+' says: "
     "'+",
-    "g.map(x=>show(x[0]).trim()+' '+x[1].toFixed(3)).join(', ')+'.'}})}}",
+    "g.map(x=>x[0].trim()+' '+x[1].toFixed(3)).join(', ')+'.'}})}}",
     "function drawNorms(){const s=by('norms'),w=880,h=220,x0=50,y0=20,steps=norms.length;s.textContent='';",
     "let most=0;norms.forEach(r=>r.forEach(v=>{if(v>most)most=v}));",
     "const put=(tag,a,text)=>{const e=document.createElementNS('http://www.w3.org/2000/svg',tag);",

@@ -117,7 +117,7 @@ static inline int option_read(int argc, char **argv, int *at, const option *opti
 
 /* Does argv, which options_read has accepted, give the option of this name? */
 static inline int option_given(int argc, char **argv, const option *options, int n, const char *name) {
-    for (int i = 1; i < argc; i++) {
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         const option *o = option_of(argv[i], options, n);
         if (o && strcmp(o->name, name) == 0) return 1;
         if (o && o->kind != OPTION_FLAG && !strchr(argv[i], '=')) i++; /* its value */
@@ -125,14 +125,16 @@ static inline int option_given(int argc, char **argv, const option *options, int
     return 0;
 }
 
-/* Sets what argv, that of main, gives (--name value or --name=value; -h is --help). Words without dashes, and "-" alone, go to
-   `words`, at most max_words. Returns 0 after saying why if something is wrong. */
+/* Sets what argv, that of main, gives (--name value or --name=value; -h is --help). Words without dashes, "-" alone, and
+   all after "--" go to `words`, at most max_words. Returns 0 after saying why if something is wrong. */
 static inline int options_read(int argc, char **argv, const option *options, int n, const char **words,
                                int max_words) {
-    int n_words = 0;
+    int n_words = 0, only_words = 0;
     argv = system_arguments(argc, argv);
     for (int i = 1; i < argc; i++) {
-        if (argv[i][0] == '-' && argv[i][1]) {
+        if (!only_words && strcmp(argv[i], "--") == 0) {
+            only_words = 1;
+        } else if (!only_words && argv[i][0] == '-' && argv[i][1]) {
             if (!option_read(argc, argv, &i, options, n)) return 0;
         } else if (n_words < max_words) {
             words[n_words++] = argv[i];

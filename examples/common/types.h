@@ -43,15 +43,20 @@ static inline const char *saved_types(char list[TYPE_LIST_SIZE]) {
     return list;
 }
 
-/* Says which matrices of a model are not saved as a quantized type: a row is cut into blocks of 32 numbers at least. */
+/* Says how many matrices of a model are not saved as the quantized type that was asked for: a row is cut into its
+   blocks, else into those of a smaller type, of 32 numbers, or is F16. */
 static inline void say_halves(const ml_model *model, ml_type type) {
-    int n = 0, n_halves = 0;
+    int n = 0, n_halves = 0, n_others = 0, block = (int)ml_type_block(type);
     for (int i = 0; i < model->n_tensors && ml_type_block(type) > 1; i++) {
         const ml_tensor *t = &model->tensors[i];
         if (!t->data || t->rows < 2 || (i && t->data == model->tensors[0].data))
             continue; /* a vector, or a tied output */
-        n++, n_halves += t->cols % 32 != 0;
+        n++, n_halves += t->cols % 32 != 0, n_others += t->cols % 32 == 0 && t->cols % (size_t)block != 0;
     }
+    if (n_others)
+        fprintf(stderr,
+                "%d of %d matrices become a type of smaller blocks: their rows are not multiples of %d\n",
+                n_others, n, block);
     if (n_halves)
         fprintf(stderr, "%d of %d matrices become F16: their rows are not multiples of 32\n", n_halves, n);
 }

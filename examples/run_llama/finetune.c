@@ -89,9 +89,12 @@ static int fits_format(const sentiment *s) {
         return complain("%s: a PyTorch file is for the course's code, which reads the last position: name a "
                         ".gguf, or choose --pooling last",
                         s->set.model_out);
-    if (c->tied_output && c->rope_theta == 10000 && c->rope_scale == 1) return 1;
+    int is_plain = c->rope_theta == 10000 && c->rope_scale == 1 && !s->model->rope_factors;
+    if (is_plain && c->tied_output && !c->window && !c->attention_bias && c->head_dim * c->n_heads == c->dim)
+        return 1;
     return complain(
-        "%s: a PyTorch file is for models with a tied output and plain rotary positions; name a .gguf",
+        "%s: a PyTorch file is for models with a tied output, plain rotary positions, no window, and "
+        "attention without biases and a head_dim of its own; name a .gguf",
         s->set.model_out);
 }
 

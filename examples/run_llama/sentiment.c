@@ -175,7 +175,8 @@ static int make_session(sentiment *s) {
     if (adapter && !(s->lora = load_adapter(adapter, s->model, s->set.lora_scale))) return 0;
     desc.lora = s->lora;
     desc.threads.count = s->set.threads;
-    desc.max_seq_len = s->max_row;
+    if (s->model->config.rope_kind != ML_ROPE_DYNAMIC)
+        desc.max_seq_len = s->max_row; /* else as in training */
     desc.max_batch = s->max_row * s->set.batch_size;
     return succeeded(ml_session_new(s->model, &desc, &s->session, &error), &error);
 }

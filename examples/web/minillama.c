@@ -103,10 +103,10 @@ EXPORT("decode") const char *web_decode(const ml_model *model, int32_t id, int32
 /* ---- sessions ---- */
 
 EXPORT("session_new")
-ml_session *web_session_new(const ml_model *model, const ml_lora *lora, int max_seq_len) {
+ml_session *web_session_new(const ml_model *model, const ml_lora *lora, int max_seq_len, int max_batch) {
     ml_session *session;
     ml_session_desc desc = {0};
-    desc.max_seq_len = max_seq_len;
+    desc.max_seq_len = max_seq_len, desc.max_batch = max_batch;
     desc.lora = lora;
     desc.allocator = web_allocator;
     return ml_session_new(model, &desc, &session, &error) ? NULL : session;

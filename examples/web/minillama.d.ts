@@ -124,8 +124,9 @@ export interface Adapter {
 
 export interface Head {
     readonly classes: number;
-    /** the probability of each class */
-    classify(text: string): number[];
+    /** The probability of each class. A text gets the token that begins one; ids are taken as they are. More of them
+     *  than the model's contextLength are an error. */
+    classify(text: string | ArrayLike<number>): number[];
     free(): void;
 }
 

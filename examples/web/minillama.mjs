@@ -109,6 +109,19 @@ function wholeSeed(seed) {
     return seed;
 }
 
+/** The ids of a text, with the token that begins one, or ids as they are: not more than the context has. */
+function fitting(llama, text, what) {
+    const ids = typeof text === 'string' ? llama.encode(text, { bos: true }) : int32(text);
+    if (ids.length <= llama.contextLength) return ids;
+    throw new RangeError(`a ${what} of ${ids.length} tokens does not fit a context of ${llama.contextLength}`);
+}
+
+/** Settings that are numbers from 0 on. */
+function notNegative(settings) {
+    for (const [name, value] of Object.entries(settings))
+        if (!(value >= 0)) throw new RangeError(`${name} is a number from 0 on, not ${value}`);
+}
+
 /** What a freed model has in place of its runtime. */
 const freed = new Proxy({}, { get() { throw new Error('this model has been freed'); } });
 
@@ -162,15 +175,14 @@ class Adapter {
 class Head {
     constructor(llama, at, classes, adapter) {
         Object.assign(this, { llama, at, classes, adapter });
-        this.contextLength = Math.min(256, llama.config.contextLength);
         this.session = 0;
     }
 
-    /** The probability of each class. */
+    /** The probability of each class for a text or ids. */
     classify(text) {
         const { llama } = this, { run } = llama, head = pointer(this, 'head', llama), adapter = pointer(this.adapter, 'adapter', llama);
-        const ids = llama.encode(text, { bos: true }).slice(0, this.contextLength);
-        this.session ||= run.check(run.call.session_new(llama.at, adapter, this.contextLength));
+        const ids = fitting(llama, text, 'text');
+        this.session ||= run.check(run.call.session_new(llama.at, adapter, llama.contextLength, llama.contextLength));
         const out = run.alloc(4 * this.classes);
         try {
             run.lend([ids], at => run.check(run.call.head_eval(head, this.session, at, ids.length, out)));
@@ -252,7 +264,7 @@ export class Llama {
     forget() {
         if (this.session) this.run.call.session_free(this.session);
         this.session = 0;
-        this.session = this.run.check(this.run.call.session_new(this.at, this.adapter?.at ?? 0, this.contextLength));
+        this.session = this.run.check(this.run.call.session_new(this.at, this.adapter?.at ?? 0, this.contextLength, 0));
     }
 
     /** Token ids of a text; with `bos` in front where the model's tokenizer wants it there. */
@@ -329,8 +341,8 @@ export class Llama {
      */
     *generate(prompt, { maxTokens = Infinity, temperature = 0, topK = 0, topP = 0, minP = 0, penalty = 0, seed = 1, alternatives = 1 } = {}) {
         const { run } = this, n = run.call.model_drawn(this.at), k = this.#rows(alternatives);
-        const ids = [...typeof prompt === 'string' ? this.encode(prompt, { bos: true }) : int32(prompt)];
-        if (ids.length > this.contextLength) throw new RangeError(`a prompt of ${ids.length} tokens does not fit a context of ${this.contextLength}`);
+        const ids = [...fitting(this, prompt, 'prompt')];
+        notNegative({ maxTokens, temperature, topK, topP, minP, penalty });
         const work = run.alloc(12 * n), random = run.check(run.call.random_new(wholeSeed(seed))), reader = new TextDecoder();
         const state = run.lend([Int32Array.from(ids)], at => run.put(Int32Array.of(run.call.model_has_begun(this.at, at, ids.length), 0)));
         try {

@@ -17,10 +17,10 @@ async function goesOn(job) {
 }
 
 /** Texts of this model end with its bos or its eos: with the one that it expects at the end of a story. */
-function findEnd() {
-    if (llama.bos < 0 || llama.eos < 0) return Math.max(llama.bos, llama.eos);
-    const ids = llama.encode('Once upon a time there was a cat. The end.', { bos: true });
-    return llama.probability(ids, llama.bos) > llama.probability(ids, llama.eos) ? llama.bos : llama.eos;
+function findEnd(model) {
+    if (model.bos < 0 || model.eos < 0) return Math.max(model.bos, model.eos);
+    const ids = model.encode('Once upon a time there was a cat. The end.', { bos: true }).slice(0, model.contextLength);
+    return model.probability(ids, model.bos) > model.probability(ids, model.eos) ? model.bos : model.eos;
 }
 
 const row = text => [...llama.encode(text, { bos: true })].slice(0, Math.min(256, llama.contextLength) - 1);
@@ -43,10 +43,11 @@ function greedy(text, maxTokens) {
 const actions = {
     async load({ source, tokenizer, config }, emit, job) {
         const order = ++begun;
-        let loaded;
+        let loaded, end;
         try {
             loaded = await load(source, { tokenizer, config });
             loaded.encode(''); // fails without a tokenizer
+            end = findEnd(loaded); // fails without an output layer
             if (newest?.order > order) throw new Error('stopped');
             job.order = order;
             newest = job;
@@ -64,7 +65,7 @@ const actions = {
         llama?.free();
         llama = loaded;
         adapter = classifier = null;
-        endOfText = findEnd();
+        endOfText = end;
         return { ...llama.config, parameters: llama.parameters, type: llama.type };
     },
 
@@ -159,7 +160,7 @@ const actions = {
         classifier = head;
         let right = 0;
         for (const { text, label } of test) {
-            const p = head.head.classify(text);
+            const p = head.head.classify(row(text));
             if (p.indexOf(Math.max(...p)) === label) right++;
             await turn();
         }
@@ -168,7 +169,7 @@ const actions = {
 
     /** With the head if it is for these labels, else by how much likelier the text makes each of the words. */
     async classify({ text, labels }) {
-        if (classifier?.head.classes === labels.length) return { p: classifier.head.classify(text), trained: true };
+        if (classifier?.head.classes === labels.length) return { p: classifier.head.classify(row(text)), trained: true };
         llama.use(null);
         const room = llama.contextLength - 24, ids = llama.encode(text); // for the question and the label
         if (ids.length > room) text = llama.decode(ids.slice(0, room));

@@ -132,8 +132,20 @@ await test('a head learns to tell two kinds of sentences', () => {
     const [good, bad] = texts.map(text => head.classify(text));
     check(Math.abs(good[0] + good[1] - 1) < 1e-5, 'not a distribution');
     check(good[1] > 0.8 && bad[0] > 0.8, `${good} and ${bad}`);
+    same(head.classify(rows[0]).join(), good.join(), 'of ids');
     head.free();
     adapter.free();
+});
+
+await test('a head sees the whole of a text', async () => {
+    const bytes = Buffer.from(readFileSync(file)), key = 'llama.context_length', n = 600;
+    bytes.writeUInt32LE(n, bytes.indexOf(key) + key.length + 4); // behind the type
+    const long = await load(bytes);
+    const head = long.createHead(2), row = Array(n).fill(5);
+    check(head.classify(row).join() !== head.classify([...row.slice(1), 6]).join(), 'the end is not seen');
+    same(await failure(() => head.classify([...row, 6])), `a text of ${n + 1} tokens does not fit a context of ${n}`, 'one more');
+    head.free();
+    long.free();
 });
 
 /** Logits after 20 tokens that are read at once, and after three more, as web_models does it. */
@@ -244,6 +256,8 @@ await test('ids, labels and numbers are checked', async () => {
     same(Array.from(llama.generate({ length: 1, 0: 1 }, { maxTokens: 3 })).length, 3, 'what is like an array');
     same(Array.from(llama.generate(Array(256).fill(5))).length, 0, 'of a full context');
     same(await failure(() => [...llama.generate(Array(257).fill(5))]), 'a prompt of 257 tokens does not fit a context of 256', 'prompt');
+    for (const [name, value] of [['temperature', 'hot'], ['temperature', -1], ['topK', -3], ['topP', NaN], ['minP', -1], ['penalty', -1], ['maxTokens', NaN]])
+        same(await failure(() => [...llama.generate('Once', { [name]: value })]), `${name} is a number from 0 on, not ${value}`, name);
     same(await failure(() => llama.attention(Array(257).fill(5))), '257 tokens do not fit a context of 256', 'attention');
     same(llama.attention(Array(256).fill(5)).n, 256, 'attention of a full context');
     same(await failure(() => llama.createHead(2, { pooling: 'first' })), "pooling is 'last', 'mean' or 'max', not first", 'pooling');

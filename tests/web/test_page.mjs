@@ -255,6 +255,12 @@ await test('a file that is no model is refused with a sentence, and the page goe
     await writeFile(half, (await readFile(model)).subarray(0, 700000));
     await refusal(half);
     check(/tokenizer/.test(await refusal(convert('alone.pt'))), 'the tokenizer is not missed');
+    const body = convert('body.safetensors'), config = path.join(folder, 'config.json'), tokenizer = path.join(folder, 'tokenizer.gguf');
+    await writeFile(tokenizer, await readFile(model));
+    const tied = await readFile(config, 'utf8'), untied = tied.replace(/("tie_word_embeddings": *)true/, '$1false');
+    check(untied !== tied, 'the model that ships has an output layer');
+    await writeFile(config, untied);
+    check(/output layer/.test(await refusal(body, config, tokenizer)), 'the output layer is not missed');
     await page.click('#write');
     await says('write-status', 'a second');
     await page.setInputFiles('#model-file', { name: 'bad.gguf', mimeType: 'x/y', buffer: Buffer.from('GGUF and nothing else') });
