@@ -18097,7 +18097,7 @@ static void mli_refuse_tensor(mli_loader *loader, const char *name, const char *
 MLI_APART void mli_refuse_others(mli_loader *loader, mli_slot slot, const char *weight) {
     char name[MLI_LONG_NAME_SIZE];
     size_t n = strlen(weight) - strlen(".weight");
-    int is_gguf = loader->naming == MLI_NAMING_GGUF;
+    int is_gguf = MLI_ONLY_GGUF || loader->naming == MLI_NAMING_GGUF;
     if (mli_params[slot].role != MLI_ROLE_MATRIX) return;
     memcpy(name, weight, n);
     memcpy(name + n, ".scale", sizeof ".scale");
