@@ -1,4 +1,4 @@
-/* minillama.h - v0.9.9 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.9.10 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -33,11 +33,11 @@
    The path may be a GGUF, safetensors, .pt or llama2.c's .bin, or a Hugging Face folder. desc.sampler takes a
    temperature, top-k and so on; desc.start = ML_START_APPEND continues a text. Models that chat: see ml_chat_reply.
 
-   CLASSIFY with a head that was trained and saved before, packed rows of tokens in, log-probabilities out:
+   CLASSIFY with a model whose head was trained and saved with it, packed rows of tokens in, log-probabilities out:
       ml_head *head;  float log_probs[2 * 5];  // 2 rows, 5 classes
       int32_t tokens[] = {1, 15, 300, 1, 77}, row_start[] = {0, 3, 5};
       ml_batch batch = {tokens, 5, row_start, 2, NULL, NULL, 0};
-      ml_head_load("adapter.gguf", model, NULL, &head, &error);
+      ml_head_load("model.gguf", model, NULL, &head, &error);  // of an adapter: load and use that, too, as below
       ml_head_eval(head, session, &batch, log_probs, &error);  // head->labels[i] names class i
 
    TRAIN WITH LoRA, save adapter and head in one file, load the adapter into a session (a model of any type will do):
@@ -112,7 +112,7 @@
    a state that _restore puts back (a session's is bytes in memory); _eval computes, _free frees (NULL is fine).
    Operations on a graph are named by what they compute (ml_linear, ml_add). Constructors take their inputs, a
    description (a field that is 0 means the default in its comment; NULL means all defaults, if no field is required),
-   the address of the result, set to NULL on failure, and an ml_error.
+   the address of the result, set to NULL on failure, and an ml_error. In C++ write {} for the recipes' {0}.
 
    CONTENTS (search for the words after >>; the implementation follows the same order, with a few internal sections)
       >>results      ml_result, ml_error             >>operations   ml_graph: autograd, ml_llama, losses
@@ -210,8 +210,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 909 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.9.9"
+#define ML_VERSION 910 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.9.10"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS
@@ -292,7 +292,8 @@ typedef struct ml_allocator {
 } ml_allocator; /* give both functions or neither; default malloc and free (none with ML_NO_MALLOC) */
 
 /* An allocator over a buffer of yours, for targets without malloc: takes from the front and gives nothing back. Set
-   memory and size, the rest 0; `used` says how much was needed. */
+   memory and size, the rest 0. When all has been made, `used` says how much of the buffer that took; another one that
+   does not begin at a multiple of 64 may need up to 63 bytes more. */
 typedef struct ml_arena {
     unsigned char *memory;
     size_t size, used;
@@ -350,9 +351,10 @@ ML_DEF size_t ml_type_block(ml_type type); /* numbers per block: 32, 256, or 1 w
 ML_DEF size_t ml_type_row_bytes(ml_type type, size_t cols);
 
 /* Converts n numbers; `to` must be one of the first five types, Q5_0, Q5_1, Q4_K to Q6_K, or equal `from`. Exact
-   where the target can hold the value, otherwise rounded to nearest even (Q4_K to Q6_K: scales are chosen for a small
-   square error); what is too large becomes infinite (in blocks the largest that fits). Fails when n is not a multiple
-   of a block, and with ML_ERROR_UNSUPPORTED for a type that ML_NO_K_QUANTS or ML_NO_F16_WEIGHTS left out. */
+   where the target can hold the value, otherwise rounded to nearest even (blocks: as ggml does; Q4_K to Q6_K: scales
+   are chosen for a small square error); what is too large becomes infinite (in blocks the largest that fits, in Q4_K
+   to Q6_K 4,126,752; NaN there is 0). Fails when n is not a multiple of a block, and with ML_ERROR_UNSUPPORTED for
+   a type that ML_NO_K_QUANTS or ML_NO_F16_WEIGHTS left out. */
 ML_DEF ml_result ml_type_convert(ml_type to, void *dst, ml_type from, const void *src, size_t n);
 
 /* ==== >>tensors ==== */
@@ -603,9 +605,9 @@ typedef struct ml_batch {
     const int32_t *tokens; /* (n_tokens) */
     int n_tokens;
     const int32_t *row_start; /* (n_rows + 1), from 0 to n_tokens; NULL: one row */
-    int n_rows;
-    const int32_t *targets; /* (n_tokens): the token that follows each; -1: not counted */
-    const int32_t *labels;  /* (n_rows): 0 .. C-1; -1: not counted */
+    int n_rows;               /* without row_start: 0 or 1 */
+    const int32_t *targets;   /* (n_tokens): the token that follows each; -1: not counted */
+    const int32_t *labels;    /* (n_rows): 0 .. C-1; -1: not counted */
     /* the loss is the sum of -log p over all that count, divided by this; default their number */
     float divisor;
 } ml_batch;
@@ -653,7 +655,7 @@ ML_DEF ml_result ml_session_embed(ml_session *session, const ml_batch *batch, co
 typedef struct ml_likelihood_desc {
     /* Encoded together, and scored from where the ids of both first differ from those of the context alone. */
     const char *context, *continuation;
-    ml_tokens context_ids, continuation_ids; /* or these, where continuation is NULL */
+    ml_tokens context_ids, continuation_ids; /* or these, where both texts are NULL */
     float *log_probs;  /* out: log p of each token of the continuation; NULL: not wanted */
     int max_log_probs; /* room for this many; ML_ERROR_MEMORY if the continuation has more */
 } ml_likelihood_desc;
@@ -692,8 +694,8 @@ ML_DEF ml_result ml_head_create(const ml_model *model, const ml_head_create_desc
                                 ml_error *error);
 ML_DEF void ml_head_free(ml_head *head);
 
-/* log_probs (n_rows, C) = log-softmax of the head's logits for each row of the batch. ML_ERROR_NUMBER if one is not
-   finite. */
+/* log_probs (n_rows, C) = log-softmax of the head's logits for each row of the batch. A head that was trained with an
+   adapter is right only in a session with that adapter. ML_ERROR_NUMBER if one is not finite. */
 ML_DEF ml_result ml_head_eval(const ml_head *head, ml_session *session, const ml_batch *batch,
                               float *log_probs, ml_error *error);
 
@@ -1041,7 +1043,8 @@ typedef struct ml_schedule {
     float final; /* default 0 */
 } ml_schedule;
 /* The factor of lr for the next step, after `step` steps (1 if schedule is NULL): 1 / warmup_steps, 2 / warmup_steps,
-   ... 1 for the first warmup_steps steps, then 1, or decaying to `final` at total_steps, which a decay needs. */
+   ... 1 for the first warmup_steps steps, then 1, or decaying to `final` at total_steps, which a decay needs (and
+   without which both are ignored). */
 ML_DEF float ml_schedule_factor(const ml_schedule *schedule, int64_t step);
 
 /* ---- AdamW over any list of tensors ---- */
@@ -1211,7 +1214,9 @@ ML_DEF ml_result ml_lora_unmerge(const ml_lora *lora, ml_model *model, ml_error 
 /* Flags of encoding: bos in front, eos at the end (ML_ERROR_ARGUMENT where the tokenizer has none); or whichever of
    them the tokenizer's file asks for, which is what a model has seen in training. With ML_PARSE_SPECIAL, a control
    piece that is written in the text ("<|eot_id|>") is read as that piece: use it for text that you put together
-   yourself, never for text of strangers. (User-defined pieces always are, the unknown piece never.) */
+   yourself, never for text of strangers. (User-defined pieces always are, the unknown piece never.) Models of
+   llama2.c and of examples/pretrain have never seen eos: a bos follows each of their texts. If you train one on
+   answers, end them with tokenizer->bos, which ends what ml_session_generate writes, too. */
 enum { ML_ADD_BOS = 1, ML_ADD_EOS = 2, ML_ADD_SPECIAL = 4, ML_PARSE_SPECIAL = 8 };
 
 /* Numbered as in GGUF. */
@@ -1318,7 +1323,7 @@ typedef enum ml_overflow {
 
 typedef enum ml_stop {
     ML_STOP_LENGTH = 1, /* max_new_tokens reached */
-    ML_STOP_END,        /* the model ended its text: one of ->ends, or the bos of a next one, if no text */
+    ML_STOP_END,        /* the model ended its text, with one of tokenizer->ends or the bos of a next text */
     ML_STOP_CALLER,     /* on_token said so */
     ML_STOP_CONTEXT     /* the context is full */
 } ml_stop;
@@ -1538,12 +1543,15 @@ ML_DEF ml_result ml_tokenizer_load_memory(const void *data, size_t size, const m
                                           ml_tokenizer **tokenizer, ml_error *error);
 
 typedef struct ml_model_load_desc {
-    /* The type of the matrices, F32 to Q4_0, Q5_0, Q5_1 or Q4_K to Q6_K: all weights are converted into the model's
-       own memory, which may be written to (F32: for training), and the file is closed. Default: as in the file, used
-       in place where possible, and read-only; F64 becomes F32. */
+    /* The type of the matrices, F32 to Q4_0, Q5_0, Q5_1 or Q4_K to Q6_K (some get another, as ml_save_desc.type
+       says): all weights are converted into the model's own memory, which may be written to (F32: for training), and
+       the file is closed. Default: as in the file, used in place where possible, and read-only; F64 becomes F32. */
     ml_type type;
     ml_norm norm; /* override what the file says */
     ml_mask mask;
+    /* Path of an adapter that the model is loaded for: what its file says of the norm and mask that it was trained
+       with counts more than what the model's says. */
+    const char *adapter;
     /* Skips the check of all weights for numbers that are not finite (or too large for `type`): ML_ERROR_NUMBER. It
        reads every page of a mapped file; where over 256 MB of weights are used in place, only 4 KB in each 16 MB of a
        matrix, which finds what a diverged training left, but not every damaged number: those show when a token is
@@ -1587,7 +1595,8 @@ ML_DEF ml_result ml_model_load_memory(const void *data, size_t size, const ml_mo
 /* An adapter for this model: llama.cpp's GGUF or PEFT's safetensors (or .bin), with its adapter_config.json in the
    same folder or in desc. Its numbers become F32 in the adapter's own memory. Every pair has its own rank, and its
    scale by PEFT's alpha_pattern (regular expressions for the ends of names) and use_rslora. What else would change
-   the model's results (DoRA, PiSSA, an adapted embedding, ...) is refused: ML_ERROR_UNSUPPORTED. */
+   the model's results (DoRA, PiSSA, an adapted embedding, ...) is refused: ML_ERROR_UNSUPPORTED. An adapter that this
+   library saved says which norm and mask it was trained with; a model with others is ML_ERROR_MISMATCH. */
 #ifndef ML_NO_STDIO
 ML_DEF ml_result ml_lora_load(const char *path, const ml_model *model, const ml_load_desc *desc,
                               ml_lora **lora, ml_error *error);
@@ -1622,7 +1631,7 @@ typedef struct ml_save_desc {
 
 /* Where saved bytes go that are for no file system: flash, a serial line, a network. Each of the functions
    below whose name ends in _to writes the same GGUF as the one without it, front to back, in pieces of any size.
-   (Other formats are ML_ERROR_UNSUPPORTED.) The ..._memory functions read the bytes back. */
+   (Other formats are ML_ERROR_UNSUPPORTED.) The ..._memory functions read the bytes back, from one block of memory. */
 typedef struct ml_output {
     /* Takes n bytes. Return 0 if they could not be taken: the save ends with ML_ERROR_FILE. */
     int (*write)(void *user, const void *bytes, size_t n);
@@ -2858,6 +2867,7 @@ MLI_OPTIONAL int mli_is_quantized(ml_type type);          /* of blocks */
 MLI_OPTIONAL int mli_is_integer(ml_type type);            /* quantized, and multiplied in integers */
 MLI_OPTIONAL uint32_t mli_float_bits(float value);        /* the bits of an F32, and back */
 MLI_OPTIONAL float mli_bits_float(uint32_t bits);
+MLI_OPTIONAL float mli_f16_to_f32(uint16_t half);
 MLI_OPTIONAL int mli_is_readable(ml_type type); /* not if ML_NO_K_QUANTS or ML_NO_F16_WEIGHTS left it out */
 MLI_OPTIONAL const char *mli_left_out(ml_type type); /* for a sentence: ", which ML_NO_... left out", or "" */
 /* dst (n) = the numbers of a row of weights; n is a multiple of the block */
@@ -5343,6 +5353,7 @@ ML_DEF ml_result ml_session_init(const ml_model *model, const ml_session_desc *d
     *s = plan;
     s->graph.threads = &s->threads;
     mli_session_layout(s, base);
+    mli_release(&s->graph, 0);
     if (!s->computed_rope) mli_model_rope(model, s->rope, mli_all_positions(s->shown.max_seq_len));
     s->shown.tokens = s->tokens;
     s->shown.private_part = s;
@@ -5482,10 +5493,13 @@ static void mli_pass_outputs(mli_session *s, ml_tensor hidden, int first, int do
     if (states) memcpy(states, mli_row(hidden, begin), n * hidden.cols * sizeof *states);
     if (out->logits && !out->select)
         mli_session_logits(s, hidden, begin, n, out->logits + (size_t)done * vocab);
-    for (int i = 0; out->logits && out->select && i < out->n_select; i++) {
-        int at = (int)out->select[i] - done;
+    if (!out->logits || !out->select) return;
+    for (int i = 0, run; i < out->n_select; i += run) { /* neighbors together: one product */
+        int at = (int)out->select[i] - done, left = at >= 0 && (size_t)at < n ? (int)n - at : 1;
+        for (run = 1; run < left && i + run < out->n_select && out->select[i + run] - done == at + run;)
+            run++;
         if (at >= 0 && (size_t)at < n)
-            mli_session_logits(s, hidden, begin + (size_t)at, 1, out->logits + (size_t)i * vocab);
+            mli_session_logits(s, hidden, begin + (size_t)at, (size_t)run, out->logits + (size_t)i * vocab);
     }
 }
 
@@ -5616,7 +5630,7 @@ ML_DEF ml_result ml_session_copy(ml_session *session, const ml_session *from, ml
 
 /* What a session or a trainer takes at once; the names are for messages. */
 typedef struct mli_batch_limits {
-    const char *whose, *row_name;
+    const char *whose, *row_name, *sizes;
     int tokens, rows, row;
 } mli_batch_limits;
 
@@ -5629,10 +5643,12 @@ static ml_result mli_check_batch(const ml_model *model, const ml_batch *b, const
         rows->n_rows = b->n_rows;
     }
     int n_rows = rows->n_rows;
-    if (!b->tokens) return mli_fail(error, ML_ERROR_ARGUMENT, "batch: tokens is NULL");
+    if (!b->tokens || (!b->row_start && b->n_rows > 1))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "batch: %s is NULL", b->tokens ? "row_start" : "tokens");
     if (b->n_tokens < 1 || b->n_tokens > most->tokens || n_rows < 1 || n_rows > most->rows)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "batch: %d tokens in %d rows; the %s is for up to %d in %d",
-                        b->n_tokens, n_rows, most->whose, most->tokens, most->rows);
+        return mli_fail(error, ML_ERROR_ARGUMENT,
+                        "batch: %d tokens in %d rows; the %s is for up to %d in %d (see %s)", b->n_tokens,
+                        n_rows, most->whose, most->tokens, most->rows, most->sizes);
     if (rows->start[0] != 0 || rows->start[n_rows] != b->n_tokens)
         return mli_fail(error, ML_ERROR_ARGUMENT, "batch: row_start does not run from 0 to n_tokens");
     for (int r = 0; r < n_rows; r++) {
@@ -5651,7 +5667,7 @@ static ml_result mli_check_batch(const ml_model *model, const ml_batch *b, const
 static ml_result mli_session_hidden(mli_session *s, const ml_batch *batch, ml_tensor *hidden, mli_rows *rows,
                                     ml_error *error) {
     int most = s->shown.max_batch;
-    mli_batch_limits limits = {"session", "max_seq_len", most, most, s->shown.max_seq_len};
+    mli_batch_limits limits = {"session", "max_seq_len", "max_batch", most, most, s->shown.max_seq_len};
     ml_result result = mli_check_batch(s->shown.model, batch, &limits, rows, error);
     if (result) return result;
     mli_release(&s->graph, 0);
@@ -5777,6 +5793,8 @@ static int mli_prompt_flags(const mli_session *s) {
 static ml_result mli_likelihood_ids(mli_session *s, const ml_likelihood_desc *desc, ml_tokens *all,
                                     int *n_context, ml_error *error) {
     const ml_tokens *a = &desc->context_ids, *b = &desc->continuation_ids;
+    if ((desc->context || desc->continuation) && (a->ids || b->ids))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_likelihood: both are texts, or both are ids");
     if (desc->continuation) {
         const char *context = desc->context ? desc->context : "";
         int flags = mli_prompt_flags(s);
@@ -8101,7 +8119,8 @@ ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
     ml_llama_desc desc = *given;
     size_t hd = (size_t)mli_head_size(&desc.model->config);
     int has_table = desc.rope.data && !desc.no_rope;
-    mli_batch_limits most = {"graph", "table of rotations", MLI_MAX_TOKENS, MLI_MAX_TOKENS, MLI_MAX_TOKENS};
+    mli_batch_limits most = {"graph",        "table of rotations", "ml_llama",
+                             MLI_MAX_TOKENS, MLI_MAX_TOKENS,       MLI_MAX_TOKENS};
     if (has_table && (!mli_accepts(graph, "ml_llama: rope", desc.rope) || desc.rope.cols != hd))
         return mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: rope is (%z, %z), not (positions, %z)",
                           desc.rope.rows, desc.rope.cols, hd);
@@ -8623,6 +8642,8 @@ static ml_result mli_check_trainer(const ml_model *model, const ml_trainer_desc 
                         "trainer: a number of AdamW is out of range (lr must be given, and be at most 1e6)");
     if (!(desc->dropout >= 0 && desc->dropout < 1))
         return mli_fail(error, ML_ERROR_ARGUMENT, "trainer: dropout is not at least 0 and below 1");
+    if (desc->dropout > 0 && !desc->head)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "trainer: dropout without a head");
     if (desc->frozen && !desc->head && !desc->lora)
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "trainer: frozen, without adapter or head, it learns nothing");
@@ -8876,7 +8897,8 @@ static ml_result mli_count_targets(const mli_trainer *t, const ml_batch *b, int 
 /* Fills in the job of a batch that is checked, and its divisor. */
 static ml_result mli_trainer_check(mli_trainer_job *job, ml_batch *batch, ml_error *error) {
     mli_trainer *t = job->t;
-    mli_batch_limits most = {"trainer", "max_row", t->desc.max_tokens, t->desc.max_rows, t->desc.max_row};
+    mli_batch_limits most = {"trainer",          "max_row",        "max_tokens, max_rows",
+                             t->desc.max_tokens, t->desc.max_rows, t->desc.max_row};
     int counted;
     ml_result result = mli_check_batch(t->model, batch, &most, &job->rows, error);
     if (!result) result = mli_count_targets(t, batch, job->rows.n_rows, &counted, error);
@@ -10895,9 +10917,10 @@ static ml_result mli_generate_tokens(mli_session *s, const ml_generate_desc *des
 static ml_result mli_check_sampler(const mli_session *s, const ml_sampler *sampler, ml_error *error) {
     float penalty = sampler->repetition_penalty;
     int draws = sampler->temperature > 0, penalizes = penalty > 0 && penalty != 1;
-    if (!(sampler->temperature >= 0 && sampler->top_p >= 0 && sampler->min_p >= 0 && sampler->epsilon >= 0 &&
-          penalty >= 0 && sampler->top_k >= 0 && sampler->repetition_window >= 0))
-        return mli_fail(error, ML_ERROR_ARGUMENT, "a sampler's setting is negative or NaN");
+    float top_p = sampler->top_p, min_p = sampler->min_p, epsilon = sampler->epsilon;
+    if (!(sampler->temperature >= 0 && top_p >= 0 && top_p <= 1 && min_p >= 0 && min_p <= 1 && epsilon >= 0 &&
+          epsilon <= 1 && penalty >= 0 && sampler->top_k >= 0 && sampler->repetition_window >= 0))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "a sampler's setting is negative, NaN, or a p above 1");
     if (penalizes && (penalty < 1e-3f || penalty > 1e3f))
         return mli_fail(error, ML_ERROR_ARGUMENT,
                         "a repetition penalty is between 0.001 and 1000 (0 or 1: none)");
@@ -13963,7 +13986,7 @@ static void mli_numpy_number(const mli_torch *torch, const mli_node *const *arg,
     made->kind = kind == 'f' ? MLI_NODE_FLOAT : kind == 'b' ? MLI_NODE_BOOL : MLI_NODE_INT;
     uint16_t half = (uint16_t)bits;
     float number = mli_bits_float((uint32_t)bits);
-    if (size == 2) mli_dequantize_row(ML_F16, &half, &number, 1);
+    if (size == 2) number = mli_f16_to_f32(half);
     if (kind == 'f')
         made->as.f = size == 8 ? mli_double_from_bits(bits) : (double)number;
     else
@@ -15418,7 +15441,12 @@ static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
    {"__metadata__": {"key": "text"}, "NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}. */
 
 #define MLI_METADATA "__metadata__"
-/* A head's values: in Hugging Face's config.json, or, beside an adapter, in the metadata */
+/* What neither Hugging Face's config.json nor PEFT's adapter_config.json has: a model's are in the former, an
+   adapter's in the metadata */
+#define MLI_JSON_NORM "minillama_norm"
+#define MLI_JSON_MASK "minillama_mask"
+static const char *const mli_norm_words[] = {"", "rms", "layer"}; /* of ml_norm and ml_mask */
+static const char *const mli_mask_words[] = {"", "causal", "full"};
 #define MLI_JSON_POOLING "minillama_pooling"
 #define MLI_PEFT_LABELS "minillama_labels"
 
@@ -15534,7 +15562,10 @@ MLI_OPTIONAL void mli_append_safetensors(mli_writer *writer, mli_saver *saver) {
 #else
 
 /* What PEFT's adapter_config.json has no place for: it takes no keys but its own. */
-static void mli_append_head_metadata(mli_writer *writer, const ml_head *head) {
+static void mli_append_adapter_metadata(mli_writer *writer, const ml_config *c, const ml_head *head) {
+    mli_append_format(writer, ",\"" MLI_JSON_NORM "\":\"%s\",\"" MLI_JSON_MASK "\":\"%s\"",
+                      mli_norm_words[c->norm], mli_mask_words[c->mask]);
+    if (!head) return;
     if (head->pooling == ML_POOL_MEAN) mli_append_text(writer, ",\"" MLI_JSON_POOLING "\":\"mean\"");
     for (int i = 0; head->labels && i < head->n_classes; i++) {
         mli_append_format(writer, ",\"" MLI_PEFT_LABELS ".%d\":", i);
@@ -15569,7 +15600,7 @@ static void mli_append_safetensors_header(mli_writer *writer, const mli_saver *s
     mli_append_text(writer, "{\"" MLI_METADATA "\":{\"format\":\"pt\"");
     for (int i = 0; saver->archive && i < saver->archive->n_values; i++)
         mli_append_metadata(writer, &saver->archive->values[i]);
-    if (saver->lora && saver->desc.head) mli_append_head_metadata(writer, saver->desc.head);
+    if (saver->lora) mli_append_adapter_metadata(writer, &saver->model->config, saver->desc.head);
     mli_append_text(writer, "}");
     for (int at = 0; mli_next_saved(saver, &at, &saved);) {
         int64_t end = offset + (int64_t)mli_saved_bytes(&saved);
@@ -17067,8 +17098,8 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     {"llama.context_length", MLI_OTHERS(MLI_CONFIG_JSON ".max_position_embeddings", ".max_seq_len",
      "model_config.max_seq_len", MLI_PARAMS_JSON ".max_seq_len")},
     {"minillama.tied_output", MLI_OTHERS(MLI_CONFIG_JSON ".tie_word_embeddings")},
-    {"minillama.norm", MLI_OTHERS(MLI_CONFIG_JSON ".minillama_norm")},
-    {"minillama.mask", MLI_OTHERS(MLI_CONFIG_JSON ".minillama_mask")},
+    {"minillama.norm", MLI_OTHERS(MLI_CONFIG_JSON "." MLI_JSON_NORM, MLI_METADATA "." MLI_JSON_NORM)},
+    {"minillama.mask", MLI_OTHERS(MLI_CONFIG_JSON "." MLI_JSON_MASK, MLI_METADATA "." MLI_JSON_MASK)},
     {"llama.attention.layer_norm_rms_epsilon", MLI_OTHERS(MLI_CONFIG_JSON ".rms_norm_eps", ".norm_eps",
      "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps")},
     {"llama.rope.freq_base", MLI_OTHERS(MLI_CONFIG_JSON ".rope_theta", ".rope_theta", MLI_PARAMS_JSON ".rope_theta")},
@@ -17403,10 +17434,10 @@ static void mli_load_float(mli_loader *loader, mli_field field, float *number) {
     if (value) *number = mli_value_float(loader, value, 0);
 }
 
-/* Whether the value is the second of two words; where nothing is said, it is the first. */
-static int mli_load_choice(mli_loader *loader, const ml_value *value, const char *first, const char *second) {
-    if (value) mli_check_word(loader, value, first, second);
-    return value && mli_value_is(value, second);
+/* Which of words 1 and 2 the value is; where nothing is said, it is the first. */
+static int mli_load_choice(mli_loader *loader, const ml_value *value, const char *const *words) {
+    if (value) mli_check_word(loader, value, words[1], words[2]);
+    return value && mli_value_is(value, words[2]) ? 2 : 1;
 }
 
 static void mli_check_demands(mli_loader *loader, const mli_demand *demands, size_t n) {
@@ -17567,7 +17598,7 @@ static void mli_load_window(mli_loader *loader) {
 /* Whether the file says in any of several ways that a token sees its whole row. */
 static ml_mask mli_load_mask(mli_loader *loader) {
     const ml_value *word = mli_field_value(loader, MLI_FIELD_MASK);
-    int is_full = mli_load_choice(loader, word, "causal", "full");
+    int is_full = mli_load_choice(loader, word, mli_mask_words) == ML_MASK_FULL;
     for (size_t i = 0; i < MLI_COUNT(mli_mask_keys); i++) {
         const ml_value *value = ml_archive_find_value(loader->archive, mli_mask_keys[i].key);
         if (value) is_full |= mli_value_bool(loader, value) == mli_mask_keys[i].is_full;
@@ -17623,7 +17654,7 @@ static void mli_load_config(mli_loader *loader) {
     mli_load_window(loader);
     const ml_value *tied = mli_field_value(loader, MLI_FIELD_TIED),
                    *norm = mli_field_value(loader, MLI_FIELD_NORM);
-    config->norm = mli_load_choice(loader, norm, "rms", "layer") ? ML_NORM_LAYER : ML_NORM_RMS;
+    config->norm = (ml_norm)mli_load_choice(loader, norm, mli_norm_words);
     config->mask = mli_load_mask(loader);
     if (loader->desc.norm) config->norm = loader->desc.norm;
     if (loader->desc.mask) config->mask = loader->desc.mask;
@@ -18884,6 +18915,21 @@ static void mli_find_config(mli_loader *loader) {
                    files[1]);
 }
 
+/* Norm and mask of the adapter that the model is loaded for, where the caller leaves them open. */
+static ml_result mli_adopt_adapter(mli_loader *loader) {
+    ml_model_load_desc *desc = &loader->desc;
+    mli_loader adapter = mli_loader_of(desc->adapter, NULL, 0, loader->error);
+    if (!mli_has_path(&adapter)) return ML_OK;
+    adapter.desc.allocator = loader->allocator;
+    if (!mli_loader_open(&adapter)) {
+        const ml_value *norm = mli_field_value(&adapter, MLI_FIELD_NORM),
+                       *mask = mli_field_value(&adapter, MLI_FIELD_MASK);
+        if (norm && !desc->norm) desc->norm = (ml_norm)mli_load_choice(&adapter, norm, mli_norm_words);
+        if (mask && !desc->mask) desc->mask = (ml_mask)mli_load_choice(&adapter, mask, mli_mask_words);
+    }
+    return loader->result = mli_name_file(loader->error, mli_loader_close(&adapter), desc->adapter);
+}
+
 static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml_model **model) {
     if (model) *model = NULL;
     if ((!loader->path && !loader->data) || !model)
@@ -18893,6 +18939,7 @@ static ml_result mli_load(mli_loader *loader, const ml_model_load_desc *desc, ml
         return mli_fail(loader->error, ML_ERROR_ARGUMENT, "weights cannot be held as %s%s",
                         ml_type_name(loader->desc.type), mli_left_out(loader->desc.type));
     if (mli_loader_open(loader)) return loader->result;
+    if (mli_adopt_adapter(loader)) return mli_loader_close(loader);
     mli_adopt_config(loader);
     const ml_value *path = mli_course_path(loader);
     int has_config = path && mli_load_config_of(loader, path); /* which counts more than a config.json */
@@ -19111,12 +19158,23 @@ static int mli_check_pairs(mli_loader *loader) {
     return most;
 }
 
+/* Whether a file says something else of norm or mask than the model has. */
+static int mli_differs(const mli_loader *loader, mli_field field, const char *word) {
+    const ml_value *value = mli_field_value(loader, field);
+    return value && !mli_value_is(value, word);
+}
+
 /* What an adapter's configuration may not say. Some ways to initialize the pairs change the frozen matrices: then
    the pairs do not fit the model as it was. True, false and three words are known not to. */
 static void mli_check_adapter(mli_loader *loader) {
     if (loader->result) return;
     const ml_value *init = ml_archive_find_value(loader->archive, MLI_PEFT_JSON ".init_lora_weights");
     mli_check_demands(loader, mli_lora_demands, MLI_COUNT(mli_lora_demands));
+    const char *norm = mli_norm_words[loader->config.norm], *mask = mli_mask_words[loader->config.mask];
+    if (mli_differs(loader, MLI_FIELD_NORM, norm) || mli_differs(loader, MLI_FIELD_MASK, mask))
+        mli_refuse(loader, ML_ERROR_MISMATCH,
+                   "not for a norm %s and mask %s: load the model with ml_model_load_desc.adapter", norm,
+                   mask);
     if (init && init->kind != ML_VALUE_BOOL && !mli_value_is(init, "orthogonal"))
         mli_check_word(loader, init, "gaussian", "eva");
 }
@@ -19509,7 +19567,8 @@ static void mli_load_json_labels(mli_loader *loader, const char *file, const cha
 static ml_pooling mli_load_pooling(mli_loader *loader, const char *key, int is_gguf) {
     const ml_value *value = loader->result ? NULL : ml_archive_find_value(loader->archive, key);
     if (!value) return ML_POOL_LAST; /* Hugging Face's */
-    if (!is_gguf) return mli_load_choice(loader, value, "last", "mean") ? ML_POOL_MEAN : ML_POOL_LAST;
+    static const char *const words[] = {"", "last", "mean"};
+    if (!is_gguf) return mli_load_choice(loader, value, words) == 2 ? ML_POOL_MEAN : ML_POOL_LAST;
     if (value->kind != ML_VALUE_INT || (value->i != MLI_POOLING_MEAN && value->i != MLI_POOLING_LAST))
         mli_refuse(loader, ML_ERROR_UNSUPPORTED, "value %s is not %d (mean) or %d (last)", key,
                    MLI_POOLING_MEAN, MLI_POOLING_LAST);
@@ -19755,8 +19814,10 @@ static void mli_append_gguf_config(mli_writer *writer, const mli_saver *saver) {
     mli_append_key_u32(writer, "llama.rope.dimension_count", mli_head_size(&c));
     mli_append_gguf_rope(writer, c);
     mli_append_key_u32(writer, keys[MLI_FIELD_VOCAB][0], c.vocab_size);
-    if (c.norm == ML_NORM_LAYER) mli_append_key_string(writer, keys[MLI_FIELD_NORM][0], "layer");
-    if (c.mask == ML_MASK_FULL) mli_append_key_string(writer, keys[MLI_FIELD_MASK][0], "full");
+    if (c.norm == ML_NORM_LAYER)
+        mli_append_key_string(writer, keys[MLI_FIELD_NORM][0], mli_norm_words[c.norm]);
+    if (c.mask == ML_MASK_FULL)
+        mli_append_key_string(writer, keys[MLI_FIELD_MASK][0], mli_mask_words[c.mask]);
     if (c.mask == ML_MASK_FULL) mli_append_key(writer, mli_mask_keys[0].key, MLI_GGUF_BOOL, 0);
     if (!c.tied_output && !mli_saved_weight(saver, saver->model, (int)MLI_OUTPUT, &saved))
         mli_append_key(writer, keys[MLI_FIELD_TIED][0], MLI_GGUF_BOOL, 0); /* there is no output layer */
@@ -19946,11 +20007,14 @@ static int mli_saved_half(const mli_saver *saver, const void *object, int index,
 
 /* What llama.cpp wants to find in an adapter. */
 static void mli_append_lora_keys(mli_writer *writer, const mli_saver *saver, const void *object) {
+    const ml_config *c = &saver->model->config;
     mli_append_key_string(writer, "general.architecture", "llama");
     mli_append_key_string(writer, "general.type", "adapter");
     mli_append_key_string(writer, MLI_KEY_NAME, saver->desc.name);
     mli_append_key_string(writer, "adapter.type", "lora");
     mli_append_key_f32(writer, MLI_KEY_ALPHA, mli_saved_alpha((const ml_lora *)object));
+    mli_append_key_string(writer, mli_field_keys[MLI_FIELD_NORM][0], mli_norm_words[c->norm]);
+    mli_append_key_string(writer, mli_field_keys[MLI_FIELD_MASK][0], mli_mask_words[c->mask]);
 }
 
 static mli_part mli_lora_part(const ml_lora *lora) {
@@ -21411,7 +21475,6 @@ typedef struct mli_v {
     float lane[MLI_LANES];
 } mli_v;
 
-static float mli_f16_to_f32(uint16_t half); /* in >>numbers, as is the next */
 static float mli_bf16_to_f32(uint16_t half);
 
 #if defined(MLI_LOOPS) && defined(__GNUC__) /* where a call would be longer than the operation */
@@ -24272,7 +24335,7 @@ typedef struct mli_wide_sums {
     __m512 sum[2], less;
 } mli_wide_sums;
 
-MLI_INLINE int mli_has_parts(ml_type type) { return mli_types[type].block == MLI_LARGEST_BLOCK; }
+MLI_INLINE int mli_has_parts(ml_type type) { return mli_types[type].block > MLI_BLOCK; }
 
 /* Two blocks of 32 weights, or one and zeros, as mli_bytes_of makes them. */
 MLI_INLINE __m512i mli_pair_of_blocks(ml_type type, const uint8_t *w, int count) {

@@ -36,11 +36,13 @@ int main(int argc, char **argv) {
     ml_lora *lora = NULL;
     ml_head *head = NULL;
     ml_session *session = NULL;
+    ml_model_load_desc load = {0};
     ml_session_desc desc = {0};
     buffer line = {NULL, 0, 0};
     if (argc < 2 || argc > 3 || *argv[1] == '-')
         return fprintf(stderr, "usage: classify MODEL [ADAPTER] < SENTENCES\n"), 2;
-    int ok = !ml_model_load(argv[1], NULL, &model, &error) &&
+    load.adapter = argc == 3 ? argv[2] : NULL;
+    int ok = !ml_model_load(argv[1], &load, &model, &error) &&
              (argc == 2 || !ml_lora_load(argv[2], model, NULL, &lora, &error)) &&
              !ml_head_load(argv[argc - 1], model, NULL, &head, &error);
     desc.lora = lora;

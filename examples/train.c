@@ -27,8 +27,8 @@ static ml_result train(ml_trainer *trainer, const ml_tokens *text, ml_random *ra
 }
 
 int main(int argc, char **argv) {
-    static char text[MAX_TEXT];         /* of a longer file only the beginning is used */
     static int32_t work[MAX_TEXT * 10]; /* ml_tokenizer_encode_size takes 37 bytes for each of the text */
+    size_t n_text;
     ml_error error = {ML_OK, ""};
     ml_model *model = NULL;
     ml_tokenizer *tokenizer = NULL;
@@ -39,10 +39,10 @@ int main(int argc, char **argv) {
     if (argc != 4) return fprintf(stderr, "usage: train TOKENIZER TEXT MODEL.gguf\n"), 2;
     const used_file inputs[] = {{"TOKENIZER", argv[1]}, {"TEXT", argv[2]}}, output = {"MODEL", argv[3]};
     if (!gguf_ready(&output, inputs, 2)) return 1;
-    FILE *file = fopen(argv[2], "rb");
-    if (!file) return perror(argv[2]), 1;
-    ml_encode_desc encode = {text, fread(text, 1, MAX_TEXT, file), ML_ADD_SPECIAL, work, sizeof work};
-    if (ferror(file)) return perror(argv[2]), 1;
+    char *text = text_file_read(argv[2], &n_text);
+    if (!text) return 1;
+    if (n_text > MAX_TEXT) n_text = MAX_TEXT; /* of a longer file only the beginning is used */
+    ml_encode_desc encode = {text, n_text, ML_ADD_SPECIAL, work, sizeof work};
     ml_random_seed(&random, 1);
     how.max_tokens = ROWS * LENGTH;
     how.adamw.lr = 3e-3f;
@@ -56,7 +56,7 @@ int main(int argc, char **argv) {
          !ml_model_save(model, argv[3], NULL, &error);
     if (!ok) fprintf(stderr, "%s\n", error.text);
     if (!model) ml_tokenizer_free(tokenizer); /* otherwise the model owns it */
-    fclose(file);
+    free(text);
     ml_trainer_free(trainer);
     ml_model_free(model);
     if (fflush(stdout) || ferror(stdout)) return perror("standard output"), 1;

@@ -167,6 +167,45 @@ TEST(round_trips) {
     ml_model_free(model);
 }
 
+/* An adapter says how the model computed that it was trained over; another model is refused. */
+TEST(norm_and_mask) {
+    ml_model *model = some_model(), *reference = NULL, *adopting = NULL;
+    ml_lora *lora = some_lora(model, 3, 6, ML_LORA_ALL), *loaded = NULL;
+    ml_model_load_desc desc;
+    ml_error error;
+    int format;
+    REQUIRE(lora);
+    memset(&desc, 0, sizeof desc);
+    desc.norm = ML_NORM_LAYER, desc.mask = ML_MASK_FULL;
+    REQUIRE(ml_model_save(model, in_folder("whole.gguf"), NULL, NULL) == ML_OK);
+    REQUIRE(ml_model_load(in_folder("whole.gguf"), &desc, &reference, NULL) == ML_OK);
+    for (format = ML_GGUF; format <= ML_SAFETENSORS; format++) {
+        ml_save_desc how = save_as((ml_format)format, ML_F32);
+        REQUIRE(ml_lora_save(lora, reference, in_folder("l"), &how, NULL) == ML_OK);
+        CHECK(ml_lora_load(in_folder("l"), model, NULL, &loaded, &error) == ML_ERROR_MISMATCH && !loaded);
+        CHECK(strstr(error.text, "not for a norm rms and mask causal: load the model with") != NULL);
+        memset(&desc, 0, sizeof desc);
+        desc.adapter = in_folder("l");
+        REQUIRE(ml_model_load(in_folder("whole.gguf"), &desc, &adopting, NULL) == ML_OK);
+        CHECK(adopting->config.norm == ML_NORM_LAYER && adopting->config.mask == ML_MASK_FULL);
+        CHECK(ml_lora_load(in_folder("l"), adopting, NULL, &loaded, NULL) == ML_OK && loaded);
+        ml_lora_free(loaded), ml_model_free(adopting);
+        desc.mask = ML_MASK_CAUSAL; /* what the caller says counts more */
+        REQUIRE(ml_model_load(in_folder("whole.gguf"), &desc, &adopting, NULL) == ML_OK);
+        CHECK(adopting->config.norm == ML_NORM_LAYER && adopting->config.mask == ML_MASK_CAUSAL);
+        CHECK(ml_lora_load(in_folder("l"), adopting, NULL, &loaded, &error) == ML_ERROR_MISMATCH);
+        CHECK(strstr(error.text, "not for a norm layer and mask causal") != NULL);
+        ml_model_free(adopting);
+        REQUIRE(ml_lora_save(lora, model, in_folder("l"), &how, NULL) == ML_OK);
+        CHECK(ml_lora_load(in_folder("l"), reference, NULL, &loaded, &error) == ML_ERROR_MISMATCH);
+    }
+    desc.adapter = in_folder("none");
+    CHECK(ml_model_load(in_folder("whole.gguf"), &desc, &adopting, &error) == ML_ERROR_FILE && !adopting);
+    CHECK(strstr(error.text, "none cannot be opened") != NULL);
+    ml_lora_free(lora);
+    ml_model_free(reference), ml_model_free(model);
+}
+
 /* Only some layers are adapted: nothing is written for the others, and nothing appears there. */
 TEST(some_layers) {
     ml_model *model = some_model();
@@ -229,12 +268,14 @@ TEST(gguf_layout) {
     REQUIRE(lora);
     desc.name = "a name";
     memset(&expected, 0, sizeof expected);
-    gguf_begin(&expected, 3, 8, 5);
+    gguf_begin(&expected, 3, 8, 7);
     gguf_key(&expected, "general.architecture", 8), gguf_text(&expected, "llama");
     gguf_key(&expected, "general.type", 8), gguf_text(&expected, "adapter");
     gguf_key(&expected, "general.name", 8), gguf_text(&expected, "a name");
     gguf_key(&expected, "adapter.type", 8), gguf_text(&expected, "lora");
     gguf_key(&expected, "adapter.lora.alpha", 6), put_f32(&expected, 1.5f);
+    gguf_key(&expected, "minillama.norm", 8), gguf_text(&expected, "rms");
+    gguf_key(&expected, "minillama.mask", 8), gguf_text(&expected, "causal");
     for (layer = 0; layer < LAYERS; layer++)
         for (t = 0; t < 2; t++)
             for (half = 0; half < 2; half++) {
@@ -277,7 +318,9 @@ TEST(safetensors_layout) {
     REQUIRE(lora);
     memset(&header, 0, sizeof header);
     memset(&data, 0, sizeof data);
-    put_text(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
+    put_text(
+        &header,
+        "{\"__metadata__\":{\"format\":\"pt\",\"minillama_norm\":\"rms\",\"minillama_mask\":\"causal\"}");
     for (layer = 0; layer < LAYERS; layer++)
         for (t = 0; t < 7; t++)
             for (half = 0; half < 2; half++) {
@@ -1505,6 +1548,7 @@ TEST(out_of_memory) {
 int main(void) {
     if (!folder_begin("adapters")) return 1;
     RUN(round_trips);
+    RUN(norm_and_mask);
     RUN(some_layers);
     RUN(same_logits);
     RUN(gguf_layout);

@@ -67,6 +67,9 @@ TEST(generate) {
     REQUIRE(runs("generate", MODEL " 'The cat'", ""));
     CHECK(strcmp(said, (const char *)expected.data) == 0);
     CHECK(strlen(said) > 100);
+    REQUIRE(
+        runs("generate_few", MODEL " 'The cat'", "")); /* where types are left out, the others are the same */
+    CHECK(strcmp(said, (const char *)expected.data) == 0);
     free_bytes(&expected);
     ml_session_free(session);
     ml_model_free(model);
@@ -620,11 +623,14 @@ TEST(predict) {
     trains_and_predicts("--option finetune --lr 5e-4 --mode llama", "tuned.gguf",
                         flag("--pretrained-model-path", "tuned.gguf"));
     char model[1024];
-    snprintf(model, sizeof model, "--mode llama --pretrained-model-path " MODEL "%s",
-             flag("--lora", "thin.gguf"));
+    snprintf(model, sizeof model, "--pretrained-model-path " MODEL "%s", flag("--lora", "thin.gguf"));
+    trains_and_predicts("--option lora --lr 3e-3", "thin.gguf", model);
     trains_and_predicts("--option lora --lr 3e-3 --mode llama", "thin.gguf", model);
-    snprintf(model, sizeof model, "--option predict --pretrained-model-path " MODEL "%s" OPINIONS(2),
-             flag("--lora", "thin.gguf"));
+    snprintf(model, sizeof model, "--tokenizer " MODEL " --mode llama%s",
+             flag("--pretrained-model-path", "tuned.pt"));
+    trains_and_predicts("--option finetune --lr 5e-4 --mode llama --pooling last", "tuned.pt", model);
+    snprintf(model, sizeof model, "--option predict --tokenizer " MODEL "%s" OPINIONS(2),
+             flag("--pretrained-model-path", "tuned.pt"));
     CHECK(runs_llama(model, flag("--dev_out", "dev2"), flag("--test_out", "test2"), "") == 0);
     CHECK(strstr(complained, "no file says the mode: reference, or --mode llama if that was trained"));
     CHECK(run("run_llama", "--option predict --pretrained-model-path " MODEL OPINIONS(2), "") == 1);
@@ -955,6 +961,11 @@ TEST(tools_try_outputs_first) {
     snprintf(arguments, sizeof arguments, "'%s' '%s'", in_folder("a.safetensors"),
              in_folder("b.safetensors"));
     refuses("convert", arguments, "config.json is also read (next to IN)");
+    snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("b.safetensors"));
+    refuses("convert", arguments,
+            "b.safetensors: name a file in another folder"); /* the config.json is a's */
+    snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("a.safetensors"));
+    CHECK(run("convert", arguments, "") == 0);
     snprintf(arguments, sizeof arguments,
              OPINIONS_OF_EFFICIENT "--method full --tokenizer " MODEL " --model '%s'%s",
              in_folder("a.safetensors"), flag("--save_model", "b.safetensors"));
@@ -1103,6 +1114,8 @@ TEST(files_of_a_model_are_spared) {
         refuses_llama(flag("--dev_out", "new"), flag(i == 2 ? "--state" : "--test_out", outputs[i]),
                       arguments, "also read (next to --pretrained-model-path)");
     }
+    refuses_llama(flag("--dev_out", "new"), flag("--test_out", "newer"), flag("--state", "hf/s.safetensors"),
+                  "hf/config.json would be lost, which is not of");
     refuses_llama(flag("--dev_out", "config.json"), flag("--test_out", "new"),
                   flag("--state", "s.safetensors"), "--dev_out and next to --state are the same file");
     snprintf(arguments, sizeof arguments, "'%s'", in_folder("hf")); /* what is not read may be replaced */

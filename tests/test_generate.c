@@ -583,12 +583,15 @@ TEST(wrong_settings_are_refused) {
     ml_random_seed(&random, 1);
     usual.prompt_ids.ids = prompt, usual.prompt_ids.n = 2, usual.max_new_tokens = 3;
     usual.sampler.random = &random, usual.sampler.temperature = 1;
-    for (int i = 0; i < 10; i++) {
-        float value = i % 2 ? NAN : -1;
+    for (int i = 0; i < 15; i++) {
+        static const float values[3] = {-1, NAN, 90}; /* no percents */
+        int is_p = floats[i / 3] != offsetof(ml_sampler, temperature) &&
+                   floats[i / 3] != offsetof(ml_sampler, repetition_penalty);
         desc = usual;
-        memcpy((char *)&desc.sampler + floats[i / 2], &value, sizeof value);
+        memcpy((char *)&desc.sampler + floats[i / 3], &values[i % 3], sizeof *values);
+        if (i % 3 == 2 && !is_p) continue;
         CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_ARGUMENT);
-        CHECK(strstr(error.text, "negative or NaN"));
+        CHECK(strstr(error.text, "negative, NaN, or a p above 1"));
     }
     desc = usual, desc.sampler.top_k = -1;
     CHECK(ml_session_generate(session, &desc, NULL, &error) == ML_ERROR_ARGUMENT);

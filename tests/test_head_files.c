@@ -266,7 +266,7 @@ TEST(json) {
     static const char *const peft[] = {"\"modules_to_save\": [\"score\"],", "\"task_type\": \"SEQ_CLS\",",
                                        NULL};
     static const char *const metadata[] = {
-        "{\"__metadata__\":{\"format\":\"pt\",\"minillama_pooling\":\"mean\",",
+        "\"minillama_mask\":\"causal\",\"minillama_pooling\":\"mean\",",
         "\"minillama_labels.0\":\"very "
         "\\\"bad\\\"\",\"minillama_labels.1\":\"so\\\\so\\u000a\\u0009\\u0001\","
         "\"minillama_labels.2\":\"\",\"minillama_labels.3\":\"g\xc3\xb6od.1\"",

@@ -254,7 +254,7 @@ TEST(embeddings_pool_hidden_states) {
                     CHECK_NEAR(made[r * D + j], expected[j] / (mode >> 1 ? sqrt(norm) : 1), 1e-6, 1e-5);
             }
         }
-        batch.row_start = NULL; /* one row */
+        batch.row_start = NULL, batch.n_rows = 0; /* one row */
         CHECK(ml_session_embed(session, &batch, NULL, made, &failure) == ML_OK);
         REQUIRE(!ml_session_eval_batch(session, &batch, &outputs, NULL));
         CHECK(memcmp(made, hidden + (N - 1) * D, D * sizeof *made) == 0);
@@ -420,6 +420,10 @@ TEST(likelihood_of_text) {
     CHECK(strstr(failure.text, "5 tokens"));
     desc.continuation = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     CHECK(ml_session_likelihood(session, &desc, &got, &failure) == ML_ERROR_CONTEXT);
+    desc.context_ids.ids = two, desc.context_ids.n = 3; /* not after these ids: they would not count */
+    desc.context = NULL, desc.continuation = "c";
+    CHECK(ml_session_likelihood(session, &desc, &got, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(strstr(failure.text, "both are texts, or both are ids"));
     memset(&desc, 0, sizeof desc);
     CHECK(ml_session_likelihood(session, &desc, &got, &failure) == ML_ERROR_ARGUMENT);
     desc.context_ids.ids = desc.continuation_ids.ids = two;
@@ -491,15 +495,15 @@ TEST(outputs_of_new_tokens) {
         ml_model *model = letter_model(full ? ML_MASK_FULL : ML_MASK_CAUSAL, 21);
         ml_session *session = new_session(model, 30, 4), *whole = new_session(model, 30, 30);
         ml_random random;
-        const int32_t select[4] = {9, 0, 5, 5}, wrong[1] = {10};
-        static float all_logits[16 * V], all_hidden[16 * 32], logits[10 * V], hidden[10 * 32], some[4 * V];
+        const int32_t select[9] = {9, 0, 5, 5, 1, 2, 3, 4, 6}, wrong[1] = {10}; /* also neighbors */
+        static float all_logits[16 * V], all_hidden[16 * 32], logits[10 * V], hidden[10 * 32], some[9 * V];
         int32_t ids[16];
         const float *last;
         ml_random_seed(&random, 22);
         random_ids(&random, ids, 16);
         ml_batch batch = {ids, 16, NULL, 0, NULL, NULL, 0};
         ml_outputs all = {NULL, 0, all_hidden, all_logits}, every = {NULL, 0, hidden, logits};
-        ml_outputs selected = {select, 4, NULL, some}, outside = {wrong, 1, NULL, some},
+        ml_outputs selected = {select, 9, NULL, some}, outside = {wrong, 1, NULL, some},
                    nothing = {NULL, 0, NULL, NULL};
         REQUIRE(!ml_session_eval_batch(whole, &batch, &all, NULL));
         REQUIRE(!ml_session_eval(session, ids, 6, NULL, NULL));
@@ -512,7 +516,7 @@ TEST(outputs_of_new_tokens) {
         CHECK(max_difference(hidden, all_hidden + 6 * 32, 10 * 32) < 1e-4);
         REQUIRE(!ml_session_truncate(session, 6, NULL));
         CHECK(ml_session_eval_outputs(session, ids + 6, 10, &selected, &failure) == ML_OK);
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 9; i++)
             CHECK(memcmp(some + i * V, logits + select[i] * V, V * sizeof *some) == 0);
         REQUIRE(!ml_session_truncate(session, 6, NULL));
         REQUIRE(!ml_session_eval(session, ids + 6, 10, &last, NULL));
@@ -524,6 +528,48 @@ TEST(outputs_of_new_tokens) {
         ml_session_free(session), ml_session_free(whole);
         ml_model_free(model);
     }
+}
+
+/* The lens of a session that has computed nothing, and holds no logits, as that of another. */
+TEST(a_lens_may_come_first) {
+    const ml_config config = {.dim = 48,
+                              .hidden_dim = 128,
+                              .n_layers = 2,
+                              .n_heads = 8,
+                              .n_kv_heads = 4,
+                              .vocab_size = 512,
+                              .max_seq_len = 32,
+                              .tied_output = 1};
+    ml_model *model = random_model(&config, 23);
+    ml_session *usual = new_session(model, 16, 1), *without = NULL;
+    float stream[48], logits[512], expected[512];
+    ml_session_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.no_logits = 1, desc.max_batch = 1, desc.max_seq_len = 16;
+    REQUIRE(ml_session_new(model, &desc, &without, &failure) == ML_OK);
+    for (int i = 0; i < 48; i++) stream[i] = (float)(i % 7) - 3;
+    CHECK(ml_session_lens(without, stream, 1, logits, &failure) == ML_OK);
+    REQUIRE(ml_session_eval(usual, (const int32_t[]){1, 2}, 2, NULL, NULL) == ML_OK);
+    CHECK(ml_session_lens(usual, stream, 1, expected, &failure) == ML_OK);
+    CHECK(memcmp(logits, expected, sizeof logits) == 0);
+    ml_session_free(usual), ml_session_free(without);
+    ml_model_free(model);
+}
+
+/* A batch of rows says where they begin. */
+TEST(rows_without_row_start_are_refused) {
+    ml_model *model = letter_model(ML_MASK_CAUSAL, 24);
+    ml_session *session = new_session(model, 30, 30);
+    int32_t ids[4] = {1, 2, 3, 4};
+    float hidden[4 * 32];
+    ml_batch batch = {ids, 4, NULL, 2, NULL, NULL, 0};
+    ml_outputs out = {NULL, 0, hidden, NULL};
+    CHECK(ml_session_eval_batch(session, &batch, &out, &failure) == ML_ERROR_ARGUMENT);
+    CHECK(strcmp(failure.text, "batch: row_start is NULL") == 0);
+    batch.n_rows = 1;
+    CHECK(ml_session_eval_batch(session, &batch, &out, &failure) == ML_OK);
+    ml_session_free(session);
+    ml_model_free(model);
 }
 
 TEST(restored_sessions_continue) {
@@ -1000,6 +1046,8 @@ int main(void) {
     RUN(likelihood_of_text);
     RUN(copies_continue);
     RUN(outputs_of_new_tokens);
+    RUN(a_lens_may_come_first);
+    RUN(rows_without_row_start_are_refused);
     RUN(restored_sessions_continue);
     RUN(window_without_end);
     RUN(sessions_with_windows_fit_smaller_ones);

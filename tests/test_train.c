@@ -626,7 +626,7 @@ static numbers train_made(int kind, ml_threads threads, int checkpointing) {
     for (step = 0; step < MADE_STEPS; step++) {
         float loss;
         make_batch(&b, 10 + (uint64_t)step);
-        if (step == 2) b.batch.n_tokens = 2, b.batch.row_start = NULL;
+        if (step == 2) b.batch.n_tokens = 2, b.batch.row_start = NULL, b.batch.n_rows = 1;
         CHECK(ml_trainer_backward(trainer, &b.batch, NULL, &loss, &error) == ML_OK);
         put(&out, &loss, 1);
         for (i = 0; i < trainer->private_part->optimizer.n_trained; i++) {
@@ -1127,7 +1127,7 @@ TEST(frozen_costs_nothing) {
         for (step = 0; step < 3; step++) {
             made_batch b;
             make_batch(&b, 20 + (uint64_t)step);
-            b.batch.row_start = NULL;
+            b.batch.row_start = NULL, b.batch.n_rows = 1;
             b.batch.n_tokens = 8;
             CHECK(ml_trainer_backward(trainer, &b.batch, NULL, NULL, &error) == ML_OK);
             CHECK(ml_trainer_step(trainer, &error) == ML_OK);
@@ -1272,7 +1272,7 @@ TEST(head_as_described) {
 static void pooled_batch(made_batch *b, int single) {
     make_batch(b, 7);
     b->batch.labels = NULL; /* a session needs none */
-    if (single) b->batch.row_start = NULL;
+    if (single) b->batch.row_start = NULL, b->batch.n_rows = 1;
 }
 
 /* A head over a session and over a trainer. Log-probabilities: 1e-6, for they are below 4, and the logits' sums of 64
@@ -1515,7 +1515,7 @@ TEST(wrong_heads) {
     desc.n_classes = 1 << 17;
     REFUSED(ml_head_create(model, &desc, &none, &error), ML_ERROR_ARGUMENT, "131072 classes");
     make_batch(&b, 3);
-    b.batch.row_start = NULL;
+    b.batch.row_start = NULL, b.batch.n_rows = 1;
     b.batch.n_tokens = 40;
     CHECK(ml_head_eval(head, session, &b.batch, log_probs, &error) == ML_OK);
     REFUSED(ml_head_eval(NULL, session, &b.batch, log_probs, &error), ML_ERROR_ARGUMENT, "NULL");
@@ -1762,6 +1762,7 @@ TEST(wrong_descriptions) {
     WRONG(adamw.weight_decay, -1, "AdamW");
     WRONG(adamw.clip, NAN, "AdamW");
     WRONG(dropout, 1, "dropout");
+    WRONG(dropout, 0.3f, "dropout without a head");
     WRONG(threads.count, -1, "threads.count is -1");
     WRONG(max_rows, 9, "max_tokens 8, max_rows 9");
     WRONG(max_row, 9, "do not go together");

@@ -40,7 +40,7 @@ static int files_ready(const settings *s) {
         {"IN", s->files[0]}, {"--merge-lora", s->adapter}, {"--tokenizer", s->tokenizer}};
     const used_file outputs[] = {{"OUT", out}, {"next to OUT", config_beside(out, 0, config)}};
     return outputs_ready(outputs, 2, inputs, 3) && models_spared(outputs, 2, inputs, 2) &&
-           file_can_be_saved(out);
+           config_spared(&outputs[0], outputs[1].path) && file_can_be_saved(out);
 }
 
 /* Adds --merge-lora's adapter to the weights. */
@@ -95,6 +95,7 @@ static int convert(const settings *s) {
     ml_model *model;
     ml_error error;
     load.tokenizer = s->tokenizer;
+    load.adapter = s->adapter;
     if (s->adapter) load.type = ML_F32;
     if (!loaded(in, ml_model_load(in, &load, &model, &error), &error)) return 0;
     ml_type type = s->type ? saved_type(s->type) : ML_TYPE_NONE;

@@ -296,6 +296,7 @@ static ml_model *open_model(const settings *s) {
     ml_model_load_desc load = {0};
     ml_model *model = NULL;
     ml_error error;
+    load.adapter = s->lora;
     load.tokenizer = s->tokenizer;
     if (!loaded(s->words[0], ml_model_load(s->words[0], &load, &model, &error), &error)) return NULL;
     if (model->tokenizer) return model;

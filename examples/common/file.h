@@ -330,6 +330,17 @@ static inline const char *config_beside(const char *output, int is_adapter, char
     return path;
 }
 
+/* Is that file not another model's, which would then be read with this one's? It is this one's where `output` is there. */
+static inline int config_spared(const used_file *output, const char *config) {
+    FILE *there = config ? system_open(config, "rb") : NULL;
+    FILE *own = there ? system_open(output->path, "rb") : NULL;
+    int is_spared = !there || own;
+    if (there) fclose(there);
+    if (own) fclose(own);
+    return is_spared || complain("%s: %s would be lost, which is not of %s: name a file in another folder",
+                                 output->option, config, output->path);
+}
+
 /* Does a folder stand for the one .gguf in it? */
 static inline int is_folder_of_gguf(const char *path) {
     ml_archive *archive = NULL;

@@ -51,8 +51,8 @@ static const option options[] = {
     {"--lora-scale", OPTION_FLOAT, &set.sentiment.lora_scale, "how much of it is added (1)"},
     {"--mode", OPTION_TEXT, &set.mode,
      "llama (RMSNorm, causal; default to generate) or reference\n" INDENT
-     "(LayerNorm, full attention; default else; predict: as the model's\n" INDENT
-     "file says, but a .pt and an adapter do not say it)"},
+     "(LayerNorm, full attention; default else; predict and --lora: as the file\n" INDENT
+     "says, but the course's .pt and adapters of other programs do not say it)"},
     {"--seed", OPTION_INT, &set.seed, "seed of the random choices (1337)"},
     {"--train", OPTION_TEXT, &set.sentiment.train, "lines of \"label ||| sentence\" (data/cfimdb-train.txt)"},
     {"--dev", OPTION_TEXT, &set.sentiment.dev, "(data/cfimdb-dev.txt)"},
@@ -123,6 +123,7 @@ ml_model *load_model(const settings *s, ml_type type) {
         load.norm = reference ? ML_NORM_LAYER : ML_NORM_RMS;
         load.mask = reference ? ML_MASK_FULL : ML_MASK_CAUSAL;
     }
+    load.adapter = s->adapter;
     load.tokenizer = s->tokenizer;
     load.type = type;
     if (!loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error)) return NULL;
@@ -144,20 +145,27 @@ static void print_mean(const char *what, const double *x, int n) {
     printf("%s acc over %d seeds :: %.3f (%.3f)\n", what, n, mean, sqrt(square));
 }
 
-/* Does the file of a classifier say by itself how it computes? PyTorch's files do not: they are the course's. */
-static int says_its_mode(const char *path) {
+/* Does the file of a classifier, or of its adapter, say by itself how it computes? The course's do not, nor do adapters
+   of other programs. */
+static int says_its_mode(const char *path, int is_adapter) {
     ml_archive *archive = NULL;
-    int says =
-        ml_archive_load(path, NULL, &archive, NULL) == ML_OK && strcmp(archive->format, "PyTorch") != 0;
+    int is_open = ml_archive_load(path, NULL, &archive, NULL) == ML_OK;
+    int says = is_open && !is_adapter && strcmp(archive->format, "PyTorch") != 0;
+    for (size_t i = 0; is_open && !is_adapter && i < archive->n_arrays; i++)
+        says |= strstr(archive->arrays[i].name, "score.weight") != NULL; /* Hugging Face's */
+    if (is_open && is_adapter)
+        says = ml_archive_find_value(archive, "minillama.mask") ||
+               ml_archive_find_value(archive, "__metadata__.minillama_mask");
     ml_archive_free(archive);
     return says;
 }
 
 /* The mode, where none is given; NULL is that of the file. Is it one that a file should have said? */
 static int choose_mode(settings *s) {
-    int predicts = s->sentiment.predicting;
-    if (s->mode || (predicts && !s->adapter && says_its_mode(s->model))) return 0;
-    s->mode = strcmp(s->option, "generate") == 0 ? "llama" : "reference";
+    int predicts = s->sentiment.predicting, generates = strcmp(s->option, "generate") == 0;
+    const char *file = generates ? NULL : s->adapter ? s->adapter : predicts ? s->model : NULL;
+    if (s->mode || (file && says_its_mode(file, file == s->adapter))) return 0;
+    s->mode = generates ? "llama" : "reference";
     return predicts;
 }
 
@@ -179,7 +187,7 @@ static int files_ready(const settings *s, const char *state) {
                                  {"--state", trains ? state : NULL},
                                  {"next to --state", config_beside(trains ? state : NULL, t->lora, config)}};
     return outputs_ready(outputs, 4, inputs, 8) && models_spared(outputs, 4, inputs, 2) &&
-           file_can_be_saved(outputs[2].path);
+           config_spared(&outputs[2], outputs[3].path) && file_can_be_saved(outputs[2].path);
 }
 
 /* Prompting, fine-tuning or LoRA, once for each seed, each time from the file's weights; or predicting. The exit
