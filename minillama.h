@@ -1,4 +1,4 @@
-/* minillama.h - v0.9.10 - a whole small Llama in one C header: load, generate, classify, train, save - no dependencies
+/* minillama.h - v0.9.10 - a whole small Llama in one C header: load, generate, classify, train, save; no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -143,7 +143,9 @@
       ML_NO_MALLOC     no malloc: every constructor needs an allocator (see ml_arena)
       ML_NO_MMAP       read files into memory instead of mapping them
       ML_NO_SIMD, ML_NO_AVX512, ML_NO_AVX2, ML_NO_NEON, ML_NO_SIMD128, ML_NO_MVE, ML_NO_DSP   step down to simpler
-                       instruction sets; the last two are those of microcontrollers, for Q8_0 and Q4_0
+                       instruction sets; the last two are those of microcontrollers, for Q8_0 and Q4_0. (gcc for
+                       Windows aligns its stack too little for AVX, its bug 54412: if yours is not patched, use
+                       clang, or -Wa,-muse-unaligned-vector-move, or ML_NO_AVX512 and ML_NO_AVX2)
       ML_NO_TRAINING   no trainer, no graph, no optimizer: no gradients
       ML_NO_SAVE       no writing of files, and no checkpoints, written or read (ml_session_save needs no file)
       ML_NO_PT         no PyTorch files
@@ -1631,7 +1633,7 @@ typedef struct ml_save_desc {
 
 /* Where saved bytes go that are for no file system: flash, a serial line, a network. Each of the functions
    below whose name ends in _to writes the same GGUF as the one without it, front to back, in pieces of any size.
-   (Other formats are ML_ERROR_UNSUPPORTED.) The ..._memory functions read the bytes back, from one block of memory. */
+   (Other formats are ML_ERROR_UNSUPPORTED.) The ..._memory functions read the bytes back from one block of memory. */
 typedef struct ml_output {
     /* Takes n bytes. Return 0 if they could not be taken: the save ends with ML_ERROR_FILE. */
     int (*write)(void *user, const void *bytes, size_t n);

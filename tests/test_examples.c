@@ -75,6 +75,24 @@ TEST(generate) {
     ml_model_free(model);
 }
 
+/* A number of NumPy of two bytes, read by a build without weights of two bytes. */
+TEST(small_numbers_of_numpy) {
+    bytes pickle = {NULL, 0, 0};
+    put_literal(&pickle, "\x80\3}(");
+    pk_text(&pickle, "best_acc");
+    put_literal(&pickle, "cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(");
+    pk_text(&pickle, "f2");
+    put_literal(&pickle, "\x89\x88tR(K\3");
+    pk_text(&pickle, "<");
+    put_literal(&pickle, "NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tbC\2\0\x3ctRu.");
+    bytes file = pt_file(&pickle, 6);
+    write_file(in_folder("best.pt"), file.data, file.size);
+    char arguments[1024];
+    snprintf(arguments, sizeof arguments, "'%s' x", in_folder("best.pt"));
+    CHECK(run("generate_few", arguments, "") == 1 && strstr(complained, "no configuration"));
+    free_bytes(&pickle), free_bytes(&file);
+}
+
 /* Words without quotes are not passed over. */
 TEST(words_too_many) {
     CHECK(run("generate", MODEL " Once upon a time", "") == 2 && strstr(complained, "usage: generate"));
@@ -1521,6 +1539,7 @@ int main(int argc, char **argv) {
              slash ? argv[0] : ".");
     if (!folder_begin("examples")) return 1;
     RUN(generate);
+    RUN(small_numbers_of_numpy);
     RUN(words_too_many);
     RUN(inspect_folder);
     RUN(inspect_without_tokenizer);
