@@ -15447,10 +15447,11 @@ static void mli_append_gguf(mli_writer *writer, const mli_saver *saver) {
    adapter's in the metadata */
 #define MLI_JSON_NORM "minillama_norm"
 #define MLI_JSON_MASK "minillama_mask"
-static const char *const mli_norm_words[] = {"", "rms", "layer"}; /* of ml_norm and ml_mask */
-static const char *const mli_mask_words[] = {"", "causal", "full"};
 #define MLI_JSON_POOLING "minillama_pooling"
 #define MLI_PEFT_LABELS "minillama_labels"
+/* What files call the values of ml_norm and ml_mask */
+static const char *const mli_norm_words[] = {"", "rms", "layer"};
+static const char *const mli_mask_words[] = {"", "causal", "full"};
 
 #ifdef ML_NO_SAFETENSORS
 
