@@ -98,6 +98,7 @@
       where.allocator = ml_arena_allocator(&arena);  // where.unchecked = 1 would save a pass over all weights
       small.max_seq_len = 64;  small.cache_type = ML_Q8_0;  // a quarter of the cache
       small.no_logits = 1;  // greedy: no memory for logits or a sampler
+      small.max_batch = 1;  // a prompt is read a token at a time: the least memory
       ml_model_load_memory(gguf, gguf_size, &where, &model, &error);  // gguf aligned to 4 bytes: else copied
       ml_session_init(model, &small, buffer, sizeof buffer, &session, &error);
    examples/microcontroller goes further: 70 KB for a model of 1.3 million parameters and 64 tokens.
@@ -1334,7 +1335,7 @@ typedef struct ml_generate_desc {
     /* Text, zero-terminated. Needs the model's tokenizer, which puts bos in front if tokenizer->adds_bos says so. It
        is encoded by itself: SentencePiece puts a space before it, also where it is appended. */
     const char *prompt;
-    ml_tokens prompt_ids; /* or token ids (bos included) */
+    ml_tokens prompt_ids; /* or token ids (bos included); not both */
     ml_start start;
     int max_new_tokens; /* default: until the context is full; never more than fit, unless it slides */
     ml_sampler sampler; /* default greedy */
@@ -1560,10 +1561,11 @@ typedef struct ml_model_load_desc {
        drawn, or in another result that is checked. */
     int unchecked;
     /* Path of a tokenizer of at most vocab_size pieces: the vocabulary may have rows that no piece belongs to.
-       Default: the file's own; else tokenizer.model, tokenizer.json or tokenizer.bin in the same folder, or, beside a
+       Default: the file's own; else tokenizer.json, tokenizer.model or tokenizer.bin in the same folder, or, beside a
        params.json, tokenizer.model in the folder above. One with more pieces (special and user-defined ones beyond
        the rows do not count), or over 1024 fewer, is ignored; of the others the first with the most pieces is used,
-       since pieces added later may be in one file only. */
+       since pieces added later may be in one file only. Those that only tokenizer_config.json has
+       (added_tokens_decoder) are added to a tokenizer.model. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
@@ -10785,6 +10787,8 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
 /* The prompt's ids, in the session's scratch, where the tokens that it holds do not overlap them. */
 static ml_result mli_prompt_ids(mli_session *s, const ml_generate_desc *desc, int held, ml_tokens *ids,
                                 ml_error *error) {
+    if (desc->prompt && desc->prompt_ids.n)
+        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_generate: a prompt and prompt_ids");
     if (desc->prompt) {
         ml_result result =
             mli_session_ids(s, 0, desc->prompt, "", held ? 0 : mli_prompt_flags(s), ids, error);
@@ -16964,6 +16968,54 @@ static ml_result mli_tokenizer_from_json(const void *data, size_t size, const ml
 #endif /* ML_NO_JSON */
 #endif /* ML_NO_BPE */
 
+/* ---- pieces added to a tokenizer.model ----
+   Hugging Face's tokenizer_config.json has them under "added_tokens_decoder", by their ids. */
+
+typedef struct mli_added {
+    const ml_archive *archive; /* has the values of tokenizer_config.json */
+    mli_vocabulary file;       /* without them */
+} mli_added;
+
+#define MLI_TOKENIZER_JSON "tokenizer_config.json"
+
+/* Most rows that a vocabulary has beyond the pieces of a tokenizer that is only found beside it. */
+#define MLI_MAX_EXTRA_ROWS 1024
+
+static const ml_value *mli_added_value(const mli_added *added, size_t id, const char *key) {
+    char name[ML_NAME_SIZE];
+    mli_format(name, sizeof name, "%s.added_tokens_decoder.%z.%s", MLI_TOKENIZER_JSON, id, key);
+    return ml_archive_find_value(added->archive, name);
+}
+
+static ml_result mli_added_get(void *context, int32_t id, mli_piece *piece, ml_error *error) {
+    const mli_added *added = (const mli_added *)context;
+    if ((size_t)id < added->file.n_pieces) return added->file.get(added->file.context, id, piece, error);
+    const ml_value *text = mli_added_value(added, (size_t)id, "content");
+    const ml_value *special = mli_added_value(added, (size_t)id, "special");
+    memset(piece, 0, sizeof *piece);
+    piece->bytes = (const unsigned char *)text->s;
+    piece->length = text->length;
+    piece->kind = special && special->i ? ML_PIECE_CONTROL : ML_PIECE_USER_DEFINED;
+    return ML_OK;
+}
+
+/* Adds those that follow the file's own, without a gap. A text is cut at each, and what follows gets a space. */
+static ml_result mli_tokenizer_model_open(mli_piece_source *source, mli_vocabulary *v, mli_added *added,
+                                          ml_error *error) {
+    ml_result result = mli_spm_open(source, v, error);
+    size_t n = v->n_pieces;
+    if (result || !added) return result;
+    for (const ml_value *text; n - v->n_pieces < MLI_MAX_EXTRA_ROWS; n++)
+        if (!(text = mli_added_value(added, n, "content")) || text->kind != ML_VALUE_STRING) break;
+    if (n == v->n_pieces) return ML_OK;
+    added->file = *v;
+    v->get = mli_added_get;
+    v->context = added;
+    v->n_pieces = n;
+    v->rules.parts_at_added = 1;
+    return ML_OK;
+}
+
 /* ---- any of them ---- */
 
 /* Whether a file is JSON, or has lines of base64 and a rank. */
@@ -16980,8 +17032,9 @@ static int mli_is_tiktoken(const unsigned char *p, size_t size) {
 }
 
 /* A .bin begins with the length of its longest piece, below 2^16; a .model with the tag of its first piece. */
-static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml_allocator *allocator,
-                                         ml_tokenizer **tokenizer, ml_error *error) {
+static ml_result mli_tokenizer_from_data(const void *data, size_t size, mli_added *added,
+                                         const ml_allocator *allocator, ml_tokenizer **tokenizer,
+                                         ml_error *error) {
     const unsigned char *p = (const unsigned char *)data;
     if (size < 4) return mli_fail(error, ML_ERROR_TRUNCATED, "a tokenizer of %z bytes is cut short", size);
     ml_result result;
@@ -17003,7 +17056,7 @@ static ml_result mli_tokenizer_from_data(const void *data, size_t size, const ml
     if (p[2] == 0 && p[3] == 0)
         result = mli_bin_open(&source, &v, error);
     else if (p[0] == MLI_PB(1, MLI_PB_BYTES) && !mli_is_json(p, size))
-        result = mli_spm_open(&source, &v, error);
+        result = mli_tokenizer_model_open(&source, &v, added, error);
 #ifndef ML_NO_BPE
     else if (mli_is_json(p, size))
         return mli_tokenizer_from_json(data, size, allocator, tokenizer, error);
@@ -17029,10 +17082,10 @@ static ml_result mli_tokenizer_from(const char *path, const void *data, size_t s
     ml_allocator allocator;
     mli_file file;
     ml_result result = mli_resolve_allocator(given, &allocator, error);
-    if (!result && !path) return mli_tokenizer_from_data(data, size, &allocator, tokenizer, error);
+    if (!result && !path) return mli_tokenizer_from_data(data, size, NULL, &allocator, tokenizer, error);
     if (!result) result = mli_map_file(path, &allocator, &file, error);
     if (result) return result;
-    result = mli_tokenizer_from_data(file.data, file.size, &allocator, tokenizer, error);
+    result = mli_tokenizer_from_data(file.data, file.size, NULL, &allocator, tokenizer, error);
     mli_unmap_file(&allocator, &file);
     return mli_name_file(error, result, path);
 }
@@ -17776,8 +17829,8 @@ static const ml_array *mli_find_plain(mli_loader *loader, const char *name) {
 /* The name of a weight is searched after the loader's prefix. Hugging Face's base models have no "model." in front,
    so that is part of the prefix. The output matrix may be outside of what is named by the prefix ("lm_head.weight"
    beside "model.embed_tokens.weight"): it is searched there, too. */
-static const ml_array *mli_find_weight(mli_loader *loader, mli_slot slot, int layer,
-                                       char name[MLI_LONG_NAME_SIZE]) {
+static const ml_array *mli_find_named_weight(mli_loader *loader, mli_slot slot, int layer,
+                                             char name[MLI_LONG_NAME_SIZE]) {
     char own[ML_NAME_SIZE];
     size_t n = strlen(loader->prefix);
     mli_param_name(loader->naming, slot, layer, own);
@@ -17790,6 +17843,16 @@ static const ml_array *mli_find_weight(mli_loader *loader, mli_slot slot, int la
         if (array || slot != MLI_OUTPUT || !n) return array;
         while (--n && loader->prefix[n - 1] != '.') continue;
     }
+}
+
+/* Of a matrix that is embedding and output in one, a file may have the other name only: programs that write shared
+   tensors once often keep the first name of the alphabet, "lm_head.weight". */
+static const ml_array *mli_find_weight(mli_loader *loader, mli_slot slot, int layer,
+                                       char name[MLI_LONG_NAME_SIZE]) {
+    char other[MLI_LONG_NAME_SIZE];
+    const ml_array *array = mli_find_named_weight(loader, slot, layer, name);
+    int may_be_output = slot == MLI_TOKEN_EMBEDDING && mli_has_hf_names(loader) && loader->config.tied_output;
+    return array || !may_be_output ? array : mli_find_named_weight(loader, MLI_OUTPUT, 0, other);
 }
 
 /* Whether the array is called `name`, after a prefix that ends with a dot or is empty; then the loader gets it. */
@@ -17860,6 +17923,21 @@ static void mli_refuse_names(mli_loader *loader) {
                archive->n_arrays);
 }
 
+/* Finds Hugging Face's prefix where the embedding has the output's name: see mli_find_weight. */
+static int mli_detect_tied(mli_loader *loader) {
+    char output[ML_NAME_SIZE], name[MLI_LONG_NAME_SIZE];
+    if (!loader->config.tied_output) return 0;
+    loader->naming = MLI_NAMING_HF;
+    mli_param_name(MLI_NAMING_HF, MLI_OUTPUT, 0, output);
+    for (size_t k = 0; k < loader->archive->n_arrays && !loader->result; k++) {
+        if (!mli_take_prefix(loader, loader->archive->arrays[k].name, output)) continue;
+        size_t n = strlen(loader->prefix);
+        mli_format(loader->prefix + n, MLI_PREFIX_SIZE - n, "model.");
+        if (mli_find_weight(loader, MLI_WQ, 0, name)) return 1;
+    }
+    return 0;
+}
+
 /* Detects whose names the tensors have. Whatever is in front of the embedding's name is the prefix ("module.", a
    dictionary's key): of several, the first that ranks highest. Names as they are in the file come first, then those
    without the words of wrappers. If the projection is nowhere, the error names what is missing from there. */
@@ -17881,6 +17959,7 @@ static void mli_detect_naming(mli_loader *loader) {
             memcpy(prefix, loader->prefix, sizeof prefix);
         }
     }
+    if (!rank && mli_detect_tied(loader)) return;
     if (!rank) mli_refuse_names(loader);
     loader->naming = (mli_naming)naming;
     memcpy(loader->prefix, prefix, sizeof prefix);
@@ -17938,6 +18017,24 @@ static void mli_find_biases(mli_loader *loader) {
                    found->name);
 }
 
+/* Whether two matrices are the same numbers in the same type; those that are not contiguous only if they are one. */
+static int mli_are_same(const ml_array *a, const ml_array *b) {
+    if (a->type != b->type || a->data == b->data) return a->type == b->type;
+    if (a->n_dims != b->n_dims || memcmp(a->shape, b->shape, (size_t)a->n_dims * sizeof *a->shape) != 0)
+        return 0;
+    size_t bytes = (size_t)ml_type_row_bytes(a->type, ml_array_count(a));
+    return a->is_contiguous && b->is_contiguous && memcmp(a->data, b->data, bytes) == 0;
+}
+
+/* Whether the output is the embedding. A file that says so may have an output of its own nevertheless, after training
+   or merging by a program that did not tie them: it counts, as in llama.cpp and since version 5 of Hugging Face's
+   library. */
+static int mli_is_tied(int said, const ml_array *output, const ml_array *embedding) {
+    if (!output || said == 0) return said != 0;
+    if (output->data == embedding->data) return output->type == embedding->type;
+    return said > 0 && mli_are_same(output, embedding);
+}
+
 /* Completes the configuration from the tensors' shapes. vocab_size: embedding and output may have more rows than the
    file says, for tokens that were added or to make their number round; all rows that both have count. hidden_dim:
    where Meta's code computes it from dim and multiple_of, w1 shows the result. */
@@ -17953,8 +18050,7 @@ static void mli_complete_config(mli_loader *loader) {
         config->norm = ML_NORM_LAYER; /* an rms norm has no bias */
     const ml_array *output = mli_find_weight(loader, MLI_OUTPUT, 0, name);
     const ml_array *embedding = mli_find_weight(loader, MLI_TOKEN_EMBEDDING, 0, name);
-    if (config->tied_output < 0)
-        config->tied_output = !output || (output->data == embedding->data && output->type == embedding->type);
+    config->tied_output = mli_is_tied(config->tied_output, output, embedding);
     if (output && !config->tied_output && output->n_dims == 2 && output->shape[0] < rows)
         rows = (int)output->shape[0];
     config->vocab_size = MLI_MAX(config->vocab_size, rows);
@@ -18579,11 +18675,7 @@ MLI_OPTIONAL void mli_keep_keys(mli_loader *loader) {
 /* ---- the tokenizer ---- */
 
 #define MLI_GENERATION_JSON "generation_config.json"
-#define MLI_TOKENIZER_JSON "tokenizer_config.json"
 #define MLI_TEMPLATE_JINJA "chat_template.jinja"
-
-/* Most rows that a vocabulary has beyond the pieces of a tokenizer that is only found beside it. */
-#define MLI_MAX_EXTRA_ROWS 1024
 
 /* Leaves out special pieces for which the model has no rows: added, as "[PAD]" often is, without resizing it. */
 static ml_result mli_fit_tokenizer(ml_tokenizer *t, int vocab_size, ml_error *error) {
@@ -18612,7 +18704,8 @@ static ml_tokenizer *mli_try_tokenizer(mli_loader *loader, const char *name) {
     ml_tokenizer *tokenizer = NULL;
     mli_file file = {NULL, 0, 0};
     if (!mli_map_beside(loader, name, &file)) return NULL;
-    ml_result result = mli_tokenizer_from_data(file.data, file.size, allocator, &tokenizer, NULL);
+    mli_added added = {loader->archive, mli_no_vocabulary()};
+    ml_result result = mli_tokenizer_from_data(file.data, file.size, &added, allocator, &tokenizer, NULL);
     mli_unmap_file(allocator, &file);
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
     if (result) return NULL;
@@ -18670,7 +18763,6 @@ static void mli_load_special(mli_loader *loader, ml_tokenizer *t) {
     int *const set[] = {&t->adds_bos, &t->adds_eos, &t->private_part->rules.adds_space_prefix};
     if (!mli_is_hugging_face(loader)) return;
     mli_try_json(loader, MLI_GENERATION_JSON);
-    mli_try_json(loader, MLI_TOKENIZER_JSON);
     if (t->private_part->rules.is_ranked) mli_load_bos_eos(loader, t);
     mli_json_ends(loader, MLI_CONFIG_JSON, t->n_pieces, t->ends, &t->n_ends);
     mli_json_ends(loader, MLI_GENERATION_JSON, t->n_pieces, t->ends, &t->n_ends);
@@ -18690,6 +18782,8 @@ static void mli_load_tokenizer(mli_loader *loader) {
     const ml_allocator *allocator = &loader->allocator;
     ml_error *error = loader->error;
     ml_tokenizer *tokenizer = NULL;
+    if (mli_is_hugging_face(loader)) mli_try_json(loader, MLI_TOKENIZER_JSON);
+    if (loader->result) return;
     if (d->tokenizer || d->tokenizer_data) {
         loader->result = mli_tokenizer_from(d->tokenizer, d->tokenizer_data, d->tokenizer_size, allocator,
                                             &tokenizer, error);
@@ -18698,7 +18792,7 @@ static void mli_load_tokenizer(mli_loader *loader) {
         ml_result result = mli_tokenizer_from_archive(loader->archive, compact, allocator, &tokenizer, error);
         if (result != ML_ERROR_UNSUPPORTED) loader->result = result;
     } else if (mli_has_path(loader)) {
-        static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin",
+        static const char *const names[] = {"tokenizer.json", "tokenizer.model", "tokenizer.bin",
                                             "../tokenizer.model"}; /* where Meta puts it: one for all sizes */
         size_t n_names = MLI_COUNT(names) - !mli_find_other(loader, MLI_PARAMS_JSON ".dim");
         for (size_t i = 0; i < n_names && !loader->result; i++) {
@@ -18747,7 +18841,6 @@ static void mli_keep_template(mli_loader *loader) {
     if (loader->result) return;
     struct ml_model_private *own = loader->model->private_part;
     int is_hf = mli_is_hugging_face(loader);
-    if (is_hf && !own->tokenizer) mli_try_json(loader, MLI_TOKENIZER_JSON); /* which has read it otherwise */
     int is_file = is_hf && mli_map_beside(loader, MLI_TEMPLATE_JINJA, &file);
     const ml_value *value =
         is_hf ? mli_find_template(loader) : ml_archive_find_value(loader->archive, MLI_KEY_CHAT_TEMPLATE);
@@ -19093,10 +19186,11 @@ static void mli_find_pairs(mli_loader *loader) {
         loader->sources[i] = mli_find_plain(loader, name);
         n_found += i < n && loader->sources[i];
     }
-    if (!n_found)
-        mli_refuse(loader, ML_ERROR_MISMATCH,
-                   "no adapter for this model: none of %z tensors is half of a pair",
-                   loader->archive->n_arrays);
+    if (n_found) return;
+    if (!is_gguf) mli_load_json(loader, MLI_PEFT_JSON, NULL); /* which may say that it is of another kind */
+    mli_check_demands(loader, mli_lora_demands, MLI_COUNT(mli_lora_demands));
+    mli_refuse(loader, ML_ERROR_MISMATCH, "no adapter for this model: none of %z tensors is half of a pair",
+               loader->archive->n_arrays);
 }
 
 /* Whether a tensor of an adapter is for the embedding or the output, which no pair adapts here: a pair of PEFT or
@@ -19168,7 +19262,7 @@ static int mli_differs(const mli_loader *loader, mli_field field, const char *wo
 }
 
 /* What an adapter's configuration may not say. Some ways to initialize the pairs change the frozen matrices: then
-   the pairs do not fit the model as it was. True, false and three words are known not to. */
+   the pairs do not fit the model as it was. True, false and four words are known not to. */
 static void mli_check_adapter(mli_loader *loader) {
     if (loader->result) return;
     const ml_value *init = ml_archive_find_value(loader->archive, MLI_PEFT_JSON ".init_lora_weights");
@@ -19178,7 +19272,8 @@ static void mli_check_adapter(mli_loader *loader) {
         mli_refuse(loader, ML_ERROR_MISMATCH,
                    "not for a norm %s and mask %s: load the model with ml_model_load_desc.adapter", norm,
                    mask);
-    if (init && init->kind != ML_VALUE_BOOL && !mli_value_is(init, "orthogonal"))
+    if (init && init->kind != ML_VALUE_BOOL && !mli_value_is(init, "orthogonal") &&
+        !mli_value_is(init, "mica"))
         mli_check_word(loader, init, "gaussian", "eva");
 }
 

@@ -1067,6 +1067,23 @@ TEST(pickled) {
     free_bytes(&pickle);
 }
 
+/* Adapters of another kind, whose tensors are no halves of pairs: the sentence names the kind, if a file does. */
+TEST(other_kinds) {
+    static const char *const vectors[] = {"base_model.model.model.layers.1.mlp.down_proj.ia3_l 1 12", NULL};
+    static const char *const json[] = {"{\"peft_type\": \"IA3\"}", plain_json, NULL};
+    static const char *const texts[] = {"adapter_config.json.peft_type is IA3; supported: LORA",
+                                        "none of 1 tensors is half of a pair",
+                                        "none of 1 tensors is half of a pair"};
+    for (size_t i = 0; i < sizeof json / sizeof *json; i++) {
+        bytes file = tensors_file("", vectors);
+        ml_lora *lora = NULL;
+        ml_error error;
+        CHECK(load_text(&file, json[i], &lora, &error) == (i ? ML_ERROR_MISMATCH : ML_ERROR_UNSUPPORTED));
+        CHECK(strstr(error.text, texts[i]) != NULL);
+        free_bytes(&file);
+    }
+}
+
 /* What PEFT's configuration may say. */
 TEST(configurations) {
     static const struct {
@@ -1106,6 +1123,7 @@ TEST(configurations) {
         {"{\"r\":2,\"lora_alpha\":4,\"arrow_config\":{\"top_k\":3}}", ML_ERROR_UNSUPPORTED, "arrow_config"},
         {"{\"r\":2,\"lora_alpha\":4,\"init_lora_weights\":\"pissa_niter_4\"}", ML_ERROR_UNSUPPORTED,
          "pissa_niter_4"},
+        {"{\"r\":2,\"lora_alpha\":4,\"init_lora_weights\":\"mica\"}", ML_OK, ""}, /* the model is as it was */
         {"{\"r\":3,\"lora_alpha\":4}", ML_ERROR_MISMATCH, "r is not 2"},
         {"{\"r\":2}", ML_ERROR_MISMATCH, "lora_alpha"},
         {NULL, ML_ERROR_MISMATCH, "lora_alpha"},

@@ -474,11 +474,11 @@ TEST(stops_where_it_should) {
     desc.sampler.temperature = 1;
     CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT); /* no ml_random */
     desc.sampler.temperature = 0;
-    desc.prompt = "text";
+    desc.prompt = "text", desc.prompt_ids.n = 0;
     CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT); /* no tokenizer */
     CHECK(strstr(error.text, "tokenizer") != NULL);
     /* the same seed gives the same text */
-    desc.prompt = NULL;
+    desc.prompt = NULL, desc.prompt_ids.n = 3;
     desc.sampler.temperature = 1;
     desc.sampler.random = &random;
     c.stop_after = 0;
@@ -677,6 +677,10 @@ TEST(bos_is_added_only_where_it_is_wanted) {
         CHECK(ml_session_generate(session, &desc, &made, &error) == ML_OK);
         CHECK(made.n_prompt == 3 + adds && session->tokens[0] == (adds ? 1 : 3));
         CHECK(session->tokens[made.n_prompt - 1] == 5); /* b */
+        desc.prompt_ids.ids = session->tokens, desc.prompt_ids.n = 1;
+        CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT);
+        CHECK(strstr(error.text, "a prompt and prompt_ids"));
+        desc.prompt_ids.n = 0;
         desc.prompt = "";
         CHECK(ml_session_generate(session, &desc, &made, &error) == (adds ? ML_OK : ML_ERROR_ARGUMENT));
         if (!adds) CHECK(strstr(error.text, "an empty prompt needs a bos"));

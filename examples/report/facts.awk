@@ -51,7 +51,7 @@ function fastest(name, task, enough,    i, r, best, its, quickest) {
 }
 function count_verdicts(task,    i, says, n) {
     for (i = 1; i <= rows; i++) {
-        if (is_second(order[i])) continue
+        if (is_second(order[i]) || group[order[i]] ~ /^without/) continue
         says = verdict(order[i], task, "dev")
         n[says]++
         if (says == "better" || says == "worse") names[task, says] = names[task, says] (names[task, says] == "" ? "" : ", ") "`" order[i] "`"
