@@ -10,6 +10,8 @@ static int load_model(tuning *t) {
     ml_error error;
     desc.type = ML_F32;
     desc.tokenizer = s->tokenizer;
+    desc.adapter = t->adapter;
+    if (s->mode) desc.mask = ML_MASK_CAUSAL, desc.norm = ML_NORM_RMS; /* llama */
     if (s->mask) desc.mask = strcmp(s->mask, "full") == 0 ? ML_MASK_FULL : ML_MASK_CAUSAL;
     if (s->norm) desc.norm = strcmp(s->norm, "layer") == 0 ? ML_NORM_LAYER : ML_NORM_RMS;
     if (!loaded(s->model, ml_model_load(s->model, &desc, &t->model, &error), &error)) return 0;
@@ -33,9 +35,9 @@ static int load_model(tuning *t) {
 /* A method of its own ids: what is for a Llama only is refused. */
 static int is_without_model(tuning *t) {
     const tuning_settings *s = &t->set;
-    if (s->mask || s->norm || s->max_len || s->head_hidden || strcmp(s->pooling, "last") != 0)
+    if (s->mask || s->norm || s->mode || s->max_len || s->head_hidden || strcmp(s->pooling, "last") != 0)
         return complain(
-            "--mask, --norm, --max_len, --head_hidden and --pooling are for a Llama, and %s has none",
+            "--mask, --norm, --mode, --max_len, --head_hidden and --pooling are for a Llama, and %s has none",
             t->method.program);
     if (s->head_lr > 0 && t->no_head)
         return complain("--head_lr is of a classifier, and %s has none of its own", t->method.program);
@@ -186,6 +188,11 @@ static int run(tuning *t, const tuning_settings *set, const tuning_method *metho
            output_written();
 }
 
+int tuning_given(const tuning *t, const char *name) {
+    const tuning_command *c = t->set.command;
+    return c && option_given(c->argc, c->argv, c->options, c->n_options, name);
+}
+
 int tuning_main(int argc, char **argv, const tuning_method *method, const option *own, int n_own) {
     tuning_settings set;
     option table[TUNING_OPTIONS + MAX_OWN + 4], *options = table;
@@ -208,6 +215,8 @@ int tuning_main(int argc, char **argv, const tuning_method *method, const option
         return 0;
     }
     if (!tuning_check_settings(&set)) return 2;
+    const tuning_command command = {argc, argv, options, n};
+    set.command = &command;
     write_line(line, sizeof line, argc, argv);
     int ok = run(&t, &set, method, line);
     tuning_close(&t);
