@@ -172,13 +172,14 @@ static const char *run(const char *flags, int *status) {
         {"--method", OPTION_TEXT, &e.set.method, ""},   {"--rank", OPTION_INT, &e.set.rank, ""},
         {"--targets", OPTION_TEXT, &e.set.targets, ""}, {"--length", OPTION_INT, &e.set.length, ""},
         {"--layers", OPTION_INT, &e.set.layers, ""},    {"--load", OPTION_TEXT, &e.set.load, ""},
-        {"--alpha", OPTION_FLOAT, &e.set.alpha, ""}};
+        {"--alpha", OPTION_FLOAT, &e.set.alpha, ""},    {"--ratio", OPTION_FLOAT, &e.set.ratio, ""},
+        {"--scale", OPTION_FLOAT, &e.set.scale, ""},    {"--bottleneck", OPTION_INT, &e.set.bottleneck, ""}};
     snprintf(line, sizeof line, "--model %s --train %s --dev %s --test %s --label-names %s --threads 1 %s",
              paths[0], paths[1], paths[1], paths[1], paths[2], flags);
     argv[0] = program;
     for (char *word = strtok(line, " "); word && argc < 64; word = strtok(NULL, " ")) argv[argc++] = word;
     capture_begin();
-    *status = tuning_main(argc, argv, &method, own, 7);
+    *status = tuning_main(argc, argv, &method, own, (int)(sizeof own / sizeof *own));
     efficient_free(&e);
     return capture_end();
 }
@@ -272,6 +273,10 @@ TEST(a_file_must_fit_the_method) {
     CHECK(strstr(run(flags, &status), "q_proj.lora_A.weight is (2, 16), not (3, 16)") && status == 1);
     snprintf(flags, sizeof flags, "--method lora --rank 2 --load %s", adapter_path());
     CHECK(strstr(run(flags, &status), "the adapter's file says its --rank") && status == 1);
+    snprintf(flags, sizeof flags, "--method dora --rank 2 --alpha 6 --targets q,v --load %s", adapter_path());
+    const char *said = run(flags, &status); /* it has w2, too */
+    CHECK(strstr(said, "it has base_model.model.model.layers.") && strstr(said, ".mlp.down_proj.lora_") &&
+          strstr(said, ", too, which --method dora with these --targets has no place for") && status == 1);
     save_and_load("prompt", NULL); /* three tokens */
     snprintf(flags, sizeof flags, "--method prompt --length 4 --load %s", adapter_path());
     CHECK(strstr(run(flags, &status), "prompt_embeddings is (3, 16), not (4, 16)") && status == 1);
@@ -294,6 +299,96 @@ TEST(other_scales_of_dora_are_refused) {
         int is_refused = strstr(run(flags, &status), "is not known to --method dora") != NULL;
         CHECK(is_refused == (i < 3) && status == is_refused);
     }
+}
+
+/* The configuration of another adapter stays. */
+TEST(configurations_of_other_adapters_are_spared) {
+    char flags[2048];
+    int status;
+    save_and_load("ia3", NULL);
+    snprintf(flags, sizeof flags, "--method ia3 --epochs 0 --save %s", in_folder("new.safetensors"));
+    const char *said = run(flags, &status);
+    CHECK(status == 1 && strstr(said, "adapter_config.json would be lost, which is not of") &&
+          strstr(said, "--save") && !exists(in_folder("new.safetensors")));
+    snprintf(flags, sizeof flags, "--method ia3 --epochs 0 --save %s", adapter_path());
+    CHECK(run(flags, &status) && status == 0);
+}
+
+/* What a model's file says of mask and norm counts as what the options say. */
+TEST(models_that_peft_does_not_know_are_refused) {
+    static const char *const words[2] = {"Hugging Face's Llama is causal",
+                                         "Hugging Face's Llama has RMS norms"};
+    for (int i = 0; i < 2; i++) {
+        ml_model_load_desc load = {0};
+        ml_model *model = NULL;
+        char flags[2048];
+        int status, n;
+        if (i == 0) load.mask = ML_MASK_FULL;
+        if (i == 1) load.norm = ML_NORM_LAYER;
+        REQUIRE(ml_model_load(paths[0], &load, &model, NULL) == ML_OK);
+        CHECK(ml_model_save(model, in_folder("other.gguf"), NULL, NULL) == ML_OK);
+        ml_model_free(model);
+        n = snprintf(flags, sizeof flags, "--epochs 0 --method ia3 --model %s", in_folder("other.gguf"));
+        snprintf(flags + n, sizeof flags - (size_t)n, " --save %s", adapter_path());
+        CHECK(strstr(run(flags, &status), words[i]) && status == 1);
+        strcat(flags, " --mode llama");
+        CHECK(run(flags, &status) && status == 0);
+    }
+}
+
+/* An adapter and its classifier, in the library's own format. */
+static void save_adapter(const char *path, const char *pooling, const char *mask, const char *norm) {
+    efficient e = of_kind("lora");
+    tuning_settings set = settings();
+    tuning t;
+    ml_error error;
+    set.pooling = pooling;
+    set.mask = mask;
+    set.norm = norm;
+    REQUIRE(open_method(&t, &e, &set));
+    ml_save_desc desc = {ML_GGUF, ML_TYPE_NONE, NULL, tuning_head_object(&t)};
+    CHECK(desc.head && ml_lora_save(e.lora, t.model, path, &desc, &error) == ML_OK);
+    ml_head_free((ml_head *)desc.head);
+    close_method(&t, &e);
+}
+
+TEST(a_loaded_classifier_reads_what_it_was_trained_to) {
+    static const char *const names[2] = {"mean", "last"};
+    char flags[2048];
+    int status;
+    for (int i = 0; i < 4; i++) {
+        const char *saved_as = names[i / 2], *loaded_as = names[i % 2];
+        save_adapter(in_folder("head.gguf"), saved_as, NULL, NULL);
+        snprintf(flags, sizeof flags, "--method lora --epochs 0 --pooling %s --load %s", loaded_as,
+                 in_folder("head.gguf"));
+        const char *said = run(flags, &status);
+        CHECK(status == (i % 3 != 0));
+        if (i == 1) CHECK(strstr(said, "head.gguf: its classifier has --pooling mean, not last"));
+        if (i == 2) CHECK(strstr(said, "head.gguf: its classifier has --pooling last, not mean"));
+    }
+}
+
+/* The model computes as the adapter's file says, unless the options say something else. */
+TEST(an_adapter_says_its_mask_and_norm) {
+    efficient e = of_kind("lora");
+    tuning_settings set = settings();
+    tuning t;
+    char flags[2048], path[600];
+    int status;
+    snprintf(path, sizeof path, "%s", in_folder("other_way.gguf"));
+    save_adapter(path, "last", "full", "layer");
+    e.set.load = path;
+    REQUIRE(open_method(&t, &e, &set));
+    CHECK(t.model->config.mask == ML_MASK_FULL && t.model->config.norm == ML_NORM_LAYER);
+    close_method(&t, &e);
+    snprintf(flags, sizeof flags, "--method lora --mask causal --load %s", path);
+    const char *said = run(flags, &status);
+    CHECK(status == 1 && strstr(said, "other_way.gguf: not for this model and --norm layer, --mask causal"));
+    snprintf(flags, sizeof flags, "--method lora --mode llama --load %s", path);
+    said = run(flags, &status);
+    CHECK(status == 1 && strstr(said, "other_way.gguf: not for this model and --norm rms, --mask causal"));
+    said = run("--method lora --load missing.gguf", &status);
+    CHECK(status == 1 && strstr(said, "missing.gguf"));
 }
 
 /* With positions that are stretched, a prefix has no file. */
@@ -417,7 +512,19 @@ TEST(wrong_combinations_are_refused_with_the_reason) {
         {"--method prefix_mlp --load x.safetensors", "use --method prefix"},
         {"--method adapter --load x.safetensors", "not for --method adapter"},
         {"--method ia3 --load missing.safetensors", "missing.safetensors"},
-        {"--method ia3 --mode reference", "unknown option --mode"},
+        {"--method ia3 --pooling mean --load x.safetensors",
+         "--load: PEFT's classifier reads the last token"},
+        {"--method prefix --mode reference", "--mode reference: pads its rows"},
+        {"--method ia3 --mode llama --norm layer", "--mode llama is --norm rms --mask causal"},
+        {"--method ia3 --mode plain", "--mode is llama or reference, not plain"},
+        {"--method lora --rank 0", "--rank must be positive"},
+        {"--method lora --alpha 0", "--alpha must be positive"},
+        {"--method prefix --length=0", "--length must be positive"},
+        {"--method last --layers 0", "--layers must be positive"},
+        {"--method adapter --bottleneck 0", "--bottleneck must be positive"},
+        {"--method parallel --scale 0", "--scale must be positive"},
+        {"--method loraplus --ratio 0", "--ratio must be positive"},
+        {"--method ia3 --rank 0", "--rank means nothing to --method ia3"},
         {"--method lora --save_model x.gguf", "lora leaves the model's own weights as they are"},
         {"--method head --save_model x.gguf", "head leaves the model's own weights as they are"},
     };
@@ -470,6 +577,10 @@ int main(void) {
     RUN(files_have_pefts_names_and_load_again);
     RUN(a_file_must_fit_the_method);
     RUN(other_scales_of_dora_are_refused);
+    RUN(configurations_of_other_adapters_are_spared);
+    RUN(models_that_peft_does_not_know_are_refused);
+    RUN(a_loaded_classifier_reads_what_it_was_trained_to);
+    RUN(an_adapter_says_its_mask_and_norm);
     RUN(prefixes_need_plain_positions);
     RUN(vectors_do_not_decay);
     RUN(rows_of_q_and_k_are_in_hugging_faces_order);

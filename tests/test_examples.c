@@ -768,6 +768,27 @@ TEST(adapter_writes) {
     CHECK(strstr(complained, in_folder("no")) != NULL);
 }
 
+/* Without --mode it writes as the adapter's file says. */
+TEST(adapter_writes_as_it_was_trained) {
+    static const char *const modes[] = {"llama", "reference"};
+    for (int i = 0; i < 2; i++) {
+        char train[1024], once[1024], in_mode[1100];
+        snprintf(train, sizeof train,
+                 "--option lora --mode %s --lr 3e-3 --seed 1 --pretrained-model-path " MODEL SHORT, modes[i]);
+        REQUIRE(runs_llama(train, flag("--dev_out", "dev"), flag("--test_out", "test"),
+                           flag("--state", "thin.gguf")) == 0);
+        snprintf(once, sizeof once, "--prompt Once --max_new_tokens 20 --pretrained-model-path " MODEL "%s",
+                 flag("--lora", "thin.gguf"));
+        snprintf(in_mode, sizeof in_mode, "%s --mode %s", once, modes[i]);
+        REQUIRE(run("run_llama", in_mode, "") == 0);
+        char *expected = said;
+        said = NULL;
+        CHECK(run("run_llama", once, "") == 0);
+        CHECK(strlen(said) > 20 && strcmp(said, expected) == 0);
+        free(expected);
+    }
+}
+
 /* What does not fit into the context is said, and --slide writes on. */
 TEST(context_is_full) {
     static const char *const full = "(the context of 256 tokens is full";
@@ -1562,6 +1583,7 @@ int main(int argc, char **argv) {
     RUN(unknown_labels_choose_nothing);
     RUN(nothing_to_learn);
     RUN(adapter_writes);
+    RUN(adapter_writes_as_it_was_trained);
     RUN(context_is_full);
     RUN(look);
     RUN(output_is_full);

@@ -278,6 +278,99 @@ TEST(a_run_learns_measures_and_saves) {
     ml_model_free(model);
 }
 
+/* What a file has no place for is said before the training. */
+TEST(formats_are_tried_first) {
+    static const struct {
+        const char *path, *reason; /* NULL: there is a place */
+    } cases[] = {{"x.gguf", NULL},
+                 {"x.pt", "rotary positions"},
+                 {"x.safetensors", NULL},
+                 {"x.safetensors", "a config.json has no place for"}};
+    char flags[1024];
+    int status;
+    tuning_settings set = settings();
+    tuning t;
+    REQUIRE(open_plain(&t, &set));
+    CHECK(fits_format("x.pt", t.model, ML_POOL_LAST, 0));
+    t.model->config.rope_theta = 5000;
+    CHECK(ml_model_save(t.model, in_folder("other.gguf"), NULL, NULL) == ML_OK);
+    for (int i = 0; i < 4; i++) {
+        if (i == 3) t.model->config.window = 8, t.model->config.attention_bias = 1;
+        capture_begin();
+        int fits = fits_format(cases[i].path, t.model, ML_POOL_LAST, 0);
+        const char *said = capture_end();
+        CHECK(fits == !cases[i].reason && (fits || strstr(said, cases[i].reason)));
+    }
+    CHECK(fits_format("x.safetensors", t.model, ML_POOL_LAST, 1));
+    tuning_close(&t);
+    snprintf(flags, sizeof flags, "--pooling mean --save %s", in_folder("x.pt"));
+    const char *said = run(flags, &status);
+    CHECK(status == 1 && strstr(said, "reads the last position: name a .gguf") && !strstr(said, "epoch 1"));
+    for (int i = 0; i < 2; i++) {
+        snprintf(flags, sizeof flags, "--model %s --save%s %s", in_folder("other.gguf"), i ? "_model" : "",
+                 in_folder("x.pt"));
+        said = run(flags, &status);
+        CHECK(status == 1 && strstr(said, "plain rotary positions") && !strstr(said, "epoch 1"));
+    }
+    CHECK(!exists(in_folder("x.pt")));
+}
+
+/* The config.json of another model stays: that of this one would be read with the other's weights. */
+TEST(configurations_of_other_models_are_spared) {
+    static const char *const names[] = {"--save", "--save_model"};
+    char flags[2048], file[600];
+    int status;
+    snprintf(file, sizeof file, "%s", in_folder("new.safetensors"));
+    for (int i = 0; i < 2; i++) {
+        write_file(in_folder("config.json"), "{}", 2);
+        snprintf(flags, sizeof flags, "--epochs 0 %s %s", names[i], file);
+        const char *said = run(flags, &status);
+        CHECK(status == 1 && strstr(said, names[i]) &&
+              strstr(said, "config.json would be lost, which is not of"));
+        CHECK(!exists(file));
+        bytes config = read_file(in_folder("config.json"));
+        CHECK(config.size == 2);
+        free_bytes(&config);
+        remove(in_folder("config.json"));
+        for (int again = 0; again < 2; again++) CHECK(run(flags, &status) && status == 0); /* its own */
+        remove(in_folder("config.json"));
+        remove(file);
+    }
+}
+
+static int n_finished;
+
+static int save_nothing(tuning *t, const char *path) {
+    (void)t;
+    fprintf(stderr, "error: %s: no room\n", path);
+    return 0;
+}
+
+static int count_finish(tuning *t) { return (void)t, ++n_finished; }
+
+static int run_that_cannot_save(int argc, char **argv) {
+    tuning_method method = {0};
+    method.program = method.name = "test";
+    method.save = save_nothing;
+    method.finish = count_finish;
+    return tuning_main(argc, argv, &method, NULL, 0);
+}
+
+/* A save that fails loses no result. */
+TEST(a_result_is_kept_before_the_files) {
+    char flags[2048];
+    int status;
+    snprintf(flags, sizeof flags, "--epochs 1 --csv %s --save %s", in_folder("kept.csv"),
+             in_folder("x.gguf"));
+    const char *said = run_program(run_that_cannot_save, flags, &status),
+               *result = strstr(said, "test test: dev ");
+    CHECK(status == 1 && result && strstr(said, "x.gguf: no room") && n_finished == 1);
+    bytes csv = read_file(in_folder("kept.csv"));
+    put_u8(&csv, 0);
+    CHECK(strstr((const char *)csv.data, "\ntest,test,model.gguf,sst,1,") != NULL);
+    free_bytes(&csv);
+}
+
 /* Spoils the classifier in the last steps. */
 static int spoil(tuning *t) {
     tuning_weight *head = tuning_find(t, "head.weight");
@@ -324,6 +417,9 @@ int main(void) {
     RUN(a_batch_may_take_several_passes);
     RUN(wrong_options_are_refused);
     RUN(a_run_learns_measures_and_saves);
+    RUN(formats_are_tried_first);
+    RUN(configurations_of_other_models_are_spared);
+    RUN(a_result_is_kept_before_the_files);
     RUN(the_best_weights_are_kept);
     RUN(patience_ends_a_run);
     return test_report("test_tuning");

@@ -325,7 +325,7 @@ TEST(wrong_input_is_refused) {
         check_refused(both[i], "absent", "", "absent-label-mapping.json: No such file");
         check_refused(both[i], "toy", "--model x.gguf", "unknown option --model");
         check_refused(both[i], "toy", "--mask full",
-                      "--mask, --norm, --max_len, --head_hidden and --pooling are for a Llama");
+                      "--mask, --norm, --mode, --max_len, --head_hidden and --pooling are for a Llama");
         check_refused(both[i], "toy", "--pooling mean", "are for a Llama");
         check_refused(both[i], "toy", "--head_lr 1", "--head_lr is of a classifier");
         check_refused(both[i], "toy", "--save x.gguf", "has no model");

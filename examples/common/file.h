@@ -322,6 +322,33 @@ static inline int outputs_ready(const used_file *outputs, int n_outputs, const u
 
 /* ---- the files of a model ---- */
 
+/* Whether the format that a path names has room for a model and a classifier on top, which reads what `pooling` says.
+   Said before the training, as the library would only after it. */
+static inline int fits_format(const char *path, const ml_model *model, ml_pooling pooling, int is_adapter) {
+    const ml_config *c = &model->config;
+    const ml_format format = format_of(path);
+    int is_plain = c->rope_kind == ML_ROPE_PLAIN && c->rope_theta == 10000 && c->rope_scale == 1 &&
+                   c->rope_attention == 1 && !model->rope_factors;
+    int has_json = !model->rope_factors && (c->rope_attention == 1 || c->rope_kind == ML_ROPE_YARN) &&
+                   (c->rope_kind != ML_ROPE_DYNAMIC || c->rope_original == c->max_seq_len) &&
+                   !(c->window && c->attention_bias);
+    if (format == ML_SAFETENSORS && !has_json && !is_adapter)
+        return complain("%s: a config.json has no place for such rotary positions, or a window together with "
+                        "biases of attention; name a .gguf",
+                        path);
+    if (format != ML_PYTORCH) return 1;
+    if (pooling != ML_POOL_LAST)
+        return complain("%s: a PyTorch file is for the course's code, which reads the last position: name a "
+                        ".gguf, or choose --pooling last",
+                        path);
+    if (is_plain && c->tied_output && !c->window && !c->attention_bias && c->head_dim * c->n_heads == c->dim)
+        return 1;
+    return complain(
+        "%s: a PyTorch file is for models with a tied output, plain rotary positions, no window, and "
+        "attention without biases and a head_dim of its own; name a .gguf",
+        path);
+}
+
 /* The file that the library writes next to a safetensors; NULL for another format, or without a path. */
 static inline const char *config_beside(const char *output, int is_adapter, char path[4096]) {
     if (!output || format_of(output) != ML_SAFETENSORS) return NULL;

@@ -81,23 +81,6 @@ static int make_lora(sentiment *s, ml_random *random) {
     return succeeded(ml_lora_create(s->model, &desc, &s->lora, &error), &error);
 }
 
-/* Said before the training, as the library would only after it. */
-static int fits_format(const sentiment *s) {
-    const ml_config *c = &s->model->config;
-    if (format_of(s->set.model_out) != ML_PYTORCH) return 1;
-    if (s->set.pooling != ML_POOL_LAST)
-        return complain("%s: a PyTorch file is for the course's code, which reads the last position: name a "
-                        ".gguf, or choose --pooling last",
-                        s->set.model_out);
-    int is_plain = c->rope_theta == 10000 && c->rope_scale == 1 && !s->model->rope_factors;
-    if (is_plain && c->tied_output && !c->window && !c->attention_bias && c->head_dim * c->n_heads == c->dim)
-        return 1;
-    return complain(
-        "%s: a PyTorch file is for models with a tied output, plain rotary positions, no window, and "
-        "attention without biases and a head_dim of its own; name a .gguf",
-        s->set.model_out);
-}
-
 static ml_schedule schedule_of(const sentiment *s) {
     ml_schedule schedule = {0};
     double batches = ceil((double)s->train.n / s->set.batch_size);
@@ -186,7 +169,8 @@ int sentiment_finetune(sentiment *s) {
     int *order = (int *)malloc((size_t)s->train.n * sizeof *order);
     best_epoch best = {0, -1, {0, 0, 0}};
     ml_random random;
-    int ok = order ? fits_format(s) && make_trainer(s) : no_memory("an epoch");
+    int ok = order ? fits_format(s->set.model_out, s->model, s->set.pooling, s->set.lora) && make_trainer(s)
+                   : no_memory("an epoch");
     for (int i = 0; ok && i < s->train.n; i++) order[i] = i;
     ml_random_seed(&random, (uint64_t)s->set.seed + 1);
     for (int epoch = 0; ok && epoch < s->set.epochs; epoch++) ok = do_epoch(s, &random, order, epoch, &best);

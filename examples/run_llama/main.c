@@ -163,7 +163,7 @@ static int says_its_mode(const char *path, int is_adapter) {
 /* The mode, where none is given; NULL is that of the file. Is it one that a file should have said? */
 static int choose_mode(settings *s) {
     int predicts = s->sentiment.predicting, generates = strcmp(s->option, "generate") == 0;
-    const char *file = generates ? NULL : s->adapter ? s->adapter : predicts ? s->model : NULL;
+    const char *file = s->adapter ? s->adapter : predicts ? s->model : NULL;
     if (s->mode || (file && says_its_mode(file, file == s->adapter))) return 0;
     s->mode = generates ? "llama" : "reference";
     return predicts;

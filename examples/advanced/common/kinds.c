@@ -54,7 +54,8 @@ const efficient_kind *efficient_kinds(int *n) {
 /* ---- options ---- */
 
 /* An option that the method does not have is refused. */
-static int check_uses(const efficient *e) {
+static int check_uses(const tuning *t) {
+    const efficient *e = efficient_of(t);
     const efficient_settings *s = &e->set;
     const struct {
         const char *name;
@@ -70,7 +71,7 @@ static int check_uses(const efficient *e) {
         {"--scale", USES_SCALE, s->scale != 0, s->scale > 0},
         {"--ratio", USES_RATIO, s->ratio != 0, s->ratio > 0}};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++) {
-        if (!given[i].is_given) continue;
+        if (!given[i].is_given && !tuning_given(t, given[i].name)) continue;
         if (!(e->kind->uses & given[i].use))
             return complain("%s means nothing to --method %s", given[i].name, s->method);
         if (!given[i].is_right) return complain("%s must be positive, and not huge", given[i].name);
@@ -114,7 +115,6 @@ static int find_kind(efficient *e) {
     return 0;
 }
 
-/* PEFT's files are for Hugging Face's Llama, which knows one mask and one kind of norm. */
 static int check_save(const tuning *t) {
     const efficient *e = efficient_of(t);
     const char *path = t->set.save;
@@ -124,18 +124,12 @@ static int check_save(const tuning *t) {
         return complain("--save: PEFT's format is a .safetensors (adapter_model.safetensors), not %s", path);
     if (strcmp(t->set.pooling, "last") != 0)
         return complain("--save: PEFT's classifier reads the last token, not --pooling %s", t->set.pooling);
-    if (t->set.mask && strcmp(t->set.mask, "full") == 0)
-        return complain(
-            "--save: with --mask full there is no file of PEFT's: Hugging Face's Llama is causal");
-    if (t->set.norm && strcmp(t->set.norm, "layer") == 0)
-        return complain(
-            "--save: with --norm layer there is no file of PEFT's: Hugging Face's Llama has RMS norms");
     return 1;
 }
 
 int efficient_check(tuning *t) {
     efficient *e = efficient_of(t);
-    if (!find_kind(e) || !check_uses(e) || !read_targets(e) || !check_save(t)) return 0;
+    if (!find_kind(e) || !check_uses(t) || !read_targets(e) || !check_save(t)) return 0;
     t->method.name = e->kind->name;
     if (!e->kind->peft) t->method.save = NULL; /* the model's own file, if it has room */
     t->method.insert = e->kind->insert;
@@ -147,6 +141,10 @@ int efficient_check(tuning *t) {
     if (!e->set.load) return 1;
     if (e->kind->setup == lora_setup && (e->set.rank || e->set.alpha != 0 || e->set.targets))
         return complain("--load: the adapter's file says its --rank, --alpha and --targets");
+    if (e->kind->setup == lora_setup)
+        t->adapter = e->set.load;
+    else if (e->kind->peft && strcmp(t->set.pooling, "last") != 0)
+        return complain("--load: PEFT's classifier reads the last token, not --pooling %s", t->set.pooling);
     t->method.ready = efficient_load;
     tuning_path(t, e->set.load, "--load");
     if (e->kind->setup == prefix_mlp_setup)
@@ -165,9 +163,23 @@ static int check_positions(const tuning *t) {
                     t->set.model);
 }
 
+/* PEFT's files are for Hugging Face's Llama, which knows one mask and one kind of norm. */
+static int check_model(const tuning *t) {
+    const ml_config *c = &t->model->config;
+    if (!t->set.save || !efficient_of(t)->kind->peft) return 1;
+    if (c->mask == ML_MASK_FULL)
+        return complain("--save: with a full mask there is no file of PEFT's: Hugging Face's Llama is causal "
+                        "(--mask causal)");
+    if (c->norm == ML_NORM_LAYER)
+        return complain(
+            "--save: with LayerNorm there is no file of PEFT's: Hugging Face's Llama has RMS norms "
+            "(--norm rms)");
+    return 1;
+}
+
 int efficient_setup(tuning *t) {
     efficient *e = efficient_of(t);
-    if (!check_positions(t)) return 0;
+    if (!check_model(t) || !check_positions(t)) return 0;
     e->at =
         (ml_tensor **)calloc((size_t)t->model->config.n_layers * ML_PLACES * EFFICIENT_PARTS, sizeof *e->at);
     return (e->at || no_memory("parameters")) && e->kind->setup(t);

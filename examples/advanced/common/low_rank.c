@@ -31,6 +31,11 @@ int lora_setup(tuning *t) {
     const char *path = e->set.load;
     ml_result result = path ? ml_lora_load(path, t->model, NULL, &e->lora, &error)
                             : ml_lora_create(t->model, &desc, &e->lora, &error);
+    if (result == ML_ERROR_MISMATCH && path && (t->set.mask || t->set.norm || t->set.mode))
+        return complain(
+            "%s: not for this model and --norm %s, --mask %s: without these flags it is as the file says",
+            path, t->model->config.norm == ML_NORM_LAYER ? "layer" : "rms",
+            t->model->config.mask == ML_MASK_FULL ? "full" : "causal");
     if (!(path ? loaded(path, result, &error) : succeeded(result, &error))) return 0;
     e->lora_weights = (ml_tensor *)malloc((size_t)e->lora->n_tensors * sizeof *e->lora_weights);
     if (!e->lora_weights) return no_memory("an adapter");

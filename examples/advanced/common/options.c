@@ -47,6 +47,7 @@ int tuning_options(tuning_settings *set, option *to) {
          "width of a hidden layer of the classifier (0: none)"},
         {"--mask", OPTION_TEXT, &set->mask, "causal or full (as the model)"},
         {"--norm", OPTION_TEXT, &set->norm, "rms or layer (as the model)"},
+        {"--mode", OPTION_TEXT, &set->mode, "llama: --norm rms --mask causal (as the model)"},
         {"--lower", OPTION_FLAG, &set->lower, "letters A to Z of the sentences as a to z"},
         {"--plain", OPTION_FLAG, &set->plain, "the treebank's \\/, \\*, -LRB- and -RRB- as /, *, ( and )"},
         {"--max_len", OPTION_INT, &set->max_len, "tokens of a sentence, the rest is cut off (the context)"},
@@ -73,7 +74,18 @@ static int is_one_of(const char *name, const char *value, const char *words) {
 
 static int is_share(float x) { return x >= 0 && x < 1; }
 
-/* Whether the numbers make sense. */
+/* The modes of run_llama. The reference is more than a norm and a mask: its padding is attended to, too. */
+static int check_mode(const tuning_settings *s) {
+    if (!s->mode) return 1;
+    if (!is_one_of("--mode", s->mode, "llama or reference")) return 0;
+    if (strcmp(s->mode, "reference") == 0)
+        return complain(
+            "--mode reference: pads its rows with tokens that are attended to, which is for run_llama; "
+            "here rows are never padded. Its norm and mask are --norm layer --mask full");
+    return !(s->mask || s->norm) || complain("--mode llama is --norm rms --mask causal: leave those two out");
+}
+
+/* Whether the settings make sense. */
 int tuning_check_settings(const tuning_settings *s) {
     if (s->epochs < 0 || s->batch < 1 || s->batch > 65536 || s->max_tokens < 1 || s->max_tokens > 1 << 24)
         return complain("--batch is 1 to 65536, --max_tokens is positive, --epochs is not negative");
@@ -89,5 +101,5 @@ int tuning_check_settings(const tuning_settings *s) {
     return is_one_of("--schedule", s->schedule, "linear, cosine or constant") &&
            is_one_of("--pooling", s->pooling, "last, mean, max, attention or layers") &&
            (!s->mask || is_one_of("--mask", s->mask, "causal or full")) &&
-           (!s->norm || is_one_of("--norm", s->norm, "rms or layer"));
+           (!s->norm || is_one_of("--norm", s->norm, "rms or layer")) && check_mode(s);
 }

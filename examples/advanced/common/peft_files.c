@@ -99,6 +99,20 @@ static int read_tensor(const tuning *t, const ml_archive *archive, const peft_te
     return ok;
 }
 
+/* Whether the method has a place for all that the file holds: what is left out would be lost in silence. */
+static int uses_all(const tuning *t, const ml_archive *archive, const peft_list *list) {
+    const efficient *e = efficient_of(t);
+    for (size_t i = 0; i < archive->n_arrays; i++) {
+        int k = 0;
+        while (k < list->n && strcmp(list->tensors[k].name, archive->arrays[i].name) != 0) k++;
+        if (k == list->n)
+            return complain("%s: it has %s, too, which --method %s%s has no place for", e->set.load,
+                            archive->arrays[i].name, e->kind->name,
+                            e->kind->uses & USES_TARGETS ? " with these --targets" : "");
+    }
+    return 1;
+}
+
 /* A prefix into the keys and values of each layer. */
 static int place_prefix(tuning *t, peft_list *list) {
     peft_turn_keys(&t->model->config, &list->prefix, -(double)list->prefix.rows);
@@ -120,6 +134,9 @@ static int load_head(tuning *t, const char *path) {
     if (!loaded(path, ml_head_load(path, t->model, NULL, &head, &error), &error)) return 0;
     int ok = (head->n_classes == t->labels.n && head->bias.data && head->weight.cols == p->head->cols) ||
              complain("%s: its classifier has %d classes, not %d", path, head->n_classes, t->labels.n);
+    const char *pooling = head->pooling == ML_POOL_MEAN ? "mean" : "last";
+    if (ok && strcmp(t->set.pooling, pooling) != 0)
+        ok = complain("%s: its classifier has --pooling %s, not %s", path, pooling, t->set.pooling);
     if (ok) memcpy(p->head->data, head->weight.data, p->head->rows * p->head->cols * sizeof(float));
     if (ok) memcpy(p->head_bias->data, head->bias.data, p->head_bias->cols * sizeof(float));
     ml_head_free(head);
@@ -175,6 +192,7 @@ int efficient_load(tuning *t) {
     if (!loaded(path, ml_archive_load(path, NULL, &archive, &error), &error)) return 0;
     int ok = check_config(t) && peft_list_tensors(t, &list);
     for (int i = 0; i < list.n && ok; i++) ok = read_tensor(t, archive, &list.tensors[i]);
+    ok = ok && uses_all(t, archive, &list);
     if (ok && peft_is_prefix(efficient_of(t))) ok = place_prefix(t, &list);
     peft_list_free(&list);
     ml_archive_free(archive);

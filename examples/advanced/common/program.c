@@ -10,6 +10,8 @@ static int load_model(tuning *t) {
     ml_error error;
     desc.type = ML_F32;
     desc.tokenizer = s->tokenizer;
+    desc.adapter = t->adapter;
+    if (s->mode) desc.mask = ML_MASK_CAUSAL, desc.norm = ML_NORM_RMS; /* llama */
     if (s->mask) desc.mask = strcmp(s->mask, "full") == 0 ? ML_MASK_FULL : ML_MASK_CAUSAL;
     if (s->norm) desc.norm = strcmp(s->norm, "layer") == 0 ? ML_NORM_LAYER : ML_NORM_RMS;
     if (!loaded(s->model, ml_model_load(s->model, &desc, &t->model, &error), &error)) return 0;
@@ -33,9 +35,9 @@ static int load_model(tuning *t) {
 /* A method of its own ids: what is for a Llama only is refused. */
 static int is_without_model(tuning *t) {
     const tuning_settings *s = &t->set;
-    if (s->mask || s->norm || s->max_len || s->head_hidden || strcmp(s->pooling, "last") != 0)
+    if (s->mask || s->norm || s->mode || s->max_len || s->head_hidden || strcmp(s->pooling, "last") != 0)
         return complain(
-            "--mask, --norm, --max_len, --head_hidden and --pooling are for a Llama, and %s has none",
+            "--mask, --norm, --mode, --max_len, --head_hidden and --pooling are for a Llama, and %s has none",
             t->method.program);
     if (s->head_lr > 0 && t->no_head)
         return complain("--head_lr is of a classifier, and %s has none of its own", t->method.program);
@@ -151,23 +153,44 @@ static int can_write(const tuning *t, const tuning_settings *set, int is_adapter
                                  {"--csv", set->csv},
                                  {"next to --save", config_beside(set->save, is_adapter, configs[0])},
                                  {"next to --save_model", config_beside(set->save_model, 0, configs[1])}};
-    return tuning_spares_inputs(t, outputs, 5) && file_can_be_saved(set->save) &&
+    return tuning_spares_inputs(t, outputs, 5) && config_spared(&outputs[0], outputs[3].path) &&
+           config_spared(&outputs[1], outputs[4].path) && file_can_be_saved(set->save) &&
            file_can_be_saved(set->save_model);
 }
 
-static int run(tuning *t, const tuning_settings *set, const tuning_method *method, const char *line) {
-    if (!tuning_open(t, set, method) || !can_write(t, set, t->method.save != NULL) ||
-        (set->save && !tuning_can_save(t)))
+/* Whether what is to be saved has a place in its file. A method that saves by itself has its own format. */
+static int can_save(const tuning *t) {
+    const tuning_settings *set = &t->set;
+    if (set->save &&
+        (!tuning_can_save(t) || (!t->method.save && !fits_format(set->save, t->model, tuning_pooling(t), 0))))
         return 0;
-    if (set->save_model && !t->model) return complain("--save_model: %s has no model", method->program);
-    if (set->save_model && !model_learns(t))
+    if (!set->save_model) return 1;
+    if (!t->model) return complain("--save_model: %s has no model", t->method.program);
+    if (!model_learns(t))
         return complain("--save_model: %s leaves the model's own weights as they are", t->method.name);
+    return fits_format(set->save_model, t->model, ML_POOL_LAST, 0);
+}
+
+/* Each step even where another fails: a file that cannot be saved loses no result, and the other way round. */
+static int keep_result(tuning *t) {
+    const tuning_settings *set = &t->set;
+    int ok = tuning_report(t, t->method.name, &t->result);
+    if (set->save) ok &= t->method.save ? t->method.save(t, set->save) : tuning_save(t, set->save);
+    if (set->save_model) ok &= save_model(t, set->save_model);
+    if (t->method.finish) ok &= t->method.finish(t);
+    return ok;
+}
+
+static int run(tuning *t, const tuning_settings *set, const tuning_method *method, const char *line) {
+    if (!tuning_open(t, set, method) || !can_write(t, set, t->method.save != NULL) || !can_save(t)) return 0;
     strcpy(t->line, line);
-    int ok = tuning_train(t) && (!t->method.trained || t->method.trained(t));
-    ok = ok && (!set->save || (t->method.save ? t->method.save(t, set->save) : tuning_save(t, set->save)));
-    ok = ok && (!set->save_model || save_model(t, set->save_model));
-    return ok && tuning_report(t, t->method.name, &t->result) && (!t->method.finish || t->method.finish(t)) &&
+    return tuning_train(t) && (!t->method.trained || t->method.trained(t)) && keep_result(t) &&
            output_written();
+}
+
+int tuning_given(const tuning *t, const char *name) {
+    const tuning_command *c = t->set.command;
+    return c && option_given(c->argc, c->argv, c->options, c->n_options, name);
 }
 
 int tuning_main(int argc, char **argv, const tuning_method *method, const option *own, int n_own) {
@@ -192,6 +215,8 @@ int tuning_main(int argc, char **argv, const tuning_method *method, const option
         return 0;
     }
     if (!tuning_check_settings(&set)) return 2;
+    const tuning_command command = {argc, argv, options, n};
+    set.command = &command;
     write_line(line, sizeof line, argc, argv);
     int ok = run(&t, &set, method, line);
     tuning_close(&t);

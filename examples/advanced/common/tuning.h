@@ -20,13 +20,22 @@
 
 typedef struct tuning tuning;
 
+/* What main was called with, and the options that it was read by. */
+typedef struct tuning_command {
+    int argc;
+    char **argv;
+    const option *options;
+    int n_options;
+} tuning_command;
+
 /* What the options say. 0 and NULL are the defaults that tuning_options names. */
 typedef struct tuning_settings {
     const char *model, *tokenizer, *data, *task, *train, *dev, *test, *test_gold, *labels;
-    const char *mask, *norm, *pooling, *schedule, *csv, *save, *save_model;
+    const char *mask, *norm, *mode, *pooling, *schedule, *csv, *save, *save_model;
     int epochs, batch, seed, threads, max_len, max_tokens, eval_every, patience, head_hidden;
     int lower, plain, help;
     float lr, head_lr, warmup, clip, weight_decay, dropout, word_dropout, smoothing;
+    const tuning_command *command; /* NULL: the settings are of no command line */
 } tuning_settings;
 
 /* Sentences that go through the network together. */
@@ -103,9 +112,10 @@ struct tuning {
     ml_tensor *weights;  /* (model->n_tensors): as model->tensors, with gradients where they learn */
     ml_llama_desc llama; /* of every pass; begin may change a copy */
     int front; /* so many placeholders (token 0) are put in front of each row; pooling leaves them out */
-    const char *suffix; /* appended to each sentence, which is cut in its stead; NULL: nothing */
-    int no_head;        /* the method's logits need no classifier: none is made */
-    label_names labels; /* labels.n is C */
+    const char *adapter; /* set by `check`: a file whose norm and mask the model is loaded with; NULL: none */
+    const char *suffix;  /* appended to each sentence, which is cut in its stead; NULL: nothing */
+    int no_head;         /* the method's logits need no classifier: none is made */
+    label_names labels;  /* labels.n is C */
     reviews train, dev, test;
     int *gold; /* (test.n), or NULL */
     tuning_weight **parameters;
@@ -126,6 +136,8 @@ struct tuning {
 
 /* Reads the options (the frame's and the program's own), runs, reports. The exit status of main. */
 int tuning_main(int argc, char **argv, const tuning_method *method, const option *own, int n_own);
+
+int tuning_given(const tuning *t, const char *name); /* does the command line give this option? */
 
 /* Its steps. tuning_open checks t->set, loads model and data, and calls check and setup; tuning_train trains,
    restores the best weights and measures them on test. */
@@ -231,7 +243,7 @@ typedef struct tuning_private {
     float *best;                      /* (tuning_count) */
 } tuning_private;
 
-enum { TUNING_OPTIONS = 32, TUNING_MODEL_OPTIONS = 2 }; /* the first two are for a model */
+enum { TUNING_OPTIONS = 33, TUNING_MODEL_OPTIONS = 2 }; /* the first two are for a model */
 int tuning_options(tuning_settings *set, option *to);   /* fills in the table of the shared ones; how many */
 int tuning_check_settings(const tuning_settings *set);
 int tuning_make_batches(tuning *t);
