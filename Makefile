@@ -130,7 +130,7 @@ $(foreach file,$(wildcard tests/fuzz_*.c),$(eval $(call program,test_$(notdir $(
 $(foreach file,$(LESSONS),$(eval $(call program,$(notdir $(call lesson,$(file))),$(file))))
 $(foreach file,$(SOLUTIONS),$(eval $(call program,solution_$(notdir $(file:.c=)),$(file))))
 $(BUILD)/test_examples: | $(addprefix $(BUILD)/,generate classify lora train chat embed xor characters own_head run_llama convert \
-                            inspect train_tokenizer write_stories draw_curve look array random_model bench efficient positions attention speculate \
+                            inspect train_tokenizer write_stories draw_curve look array random_model bench efficient positions attention speculate decode_table \
                             generate_few) # which it runs
 
 # The programs for a microcontroller, where their compiler and the emulator are.

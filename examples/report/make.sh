@@ -111,7 +111,9 @@ if [ -n "$missing" ]; then
 fi
 {
     echo '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Report</title></head><body>'
-    pandoc --from markdown-smart+markdown_in_html_blocks --to html5 --columns=10000 "$here/report.md"
+    # .386 is not divided after its point: a word joiner, but not in commands
+    pandoc --from markdown-smart+markdown_in_html_blocks --to html5 --columns=10000 "$here/report.md" |
+        sed '/<pre/,/<\/pre>/!s/\([ (>]\)\.\([0-9]\)/\1.\&#8288;\2/g'
     echo '</body></html>'
 } > "$parts/report.html"
 SOURCE_DATE_EPOCH=0 weasyprint --base-url "$here/" --stylesheet "$here/report.css" "$parts/report.html" "$parts/report.pdf"
