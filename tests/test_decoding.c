@@ -650,6 +650,22 @@ TEST(columns_of_the_table) {
     scores_free(&s);
 }
 
+/* Errors of .03 and .04 make one of .05 of the difference, .05 and .12 one of .13: a star needs more than twice that
+   of both, against greedy in repetition and against plain sampling in likelihood, the first two methods. */
+TEST(stars_of_the_table) {
+    static const struct {
+        double rep, log_ppl;
+        int is_better;
+    } cases[] = {{.39, 2.73, 1}, {.41, 2.73, 0}, {.39, 2.75, 0}, {.61, 2.73, 0}, {.39, 3.27, 0}, {.2, 1, 1}};
+    table_row greedy = {.rep = .5, .rep_error = .03, .ppl = 1.5, .log_error = 9};
+    table_row sample = {.rep = .1, .rep_error = 9, .ppl = exp(3.), .log_error = .05};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        table_row r = {.rep = cases[i].rep, .rep_error = .04, .ppl = exp(cases[i].log_ppl), .log_error = .12};
+        CHECK(is_better_than_both(&r, &greedy, &sample) == cases[i].is_better);
+    }
+    CHECK(strcmp(methods[0].name, "greedy") == 0 && strcmp(methods[1].name, "sample") == 0);
+}
+
 /* ---- the program ---- */
 
 /* Flags that make no sense, or would change nothing. */
@@ -706,6 +722,7 @@ int main(void) {
     RUN(looking_up);
     RUN(counts_of_ngrams);
     RUN(columns_of_the_table);
+    RUN(stars_of_the_table);
     RUN(wrong_flags_are_refused);
     return test_report("test_decoding");
 }

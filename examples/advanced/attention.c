@@ -6,7 +6,8 @@
 
    standard; window: the last --window keys; sinks: these and the first 4 (Xiao et al. 2023); block: the blocks of
    --window keys that hold the query, and the first block, by a bias of -infinity; differential (Ye et al. 2024): the
-   difference of two attentions, each with half of the heads. */
+   difference of two attentions, each with half of the heads; it has 4 vectors as long as a head more in each layer,
+   less than a thousandth of the parameters by default, and the norm of its heads has no weights. */
 #include "small_lm.h"
 
 enum { KINDS = 5, TEXTS = 64, SINKS = 4, BUCKETS = 8 };
@@ -19,7 +20,7 @@ typedef struct run {
     float *hidden;   /* (rows * context, context): the bias of `block` */
 } run;
 
-/* lambda = exp(a . b) - exp(c . d) + 0.8 - 0.6 exp(-0.3 layer), (1, 1); a, b, c, d are the layer's extras */
+/* lambda = exp(a . b) - exp(c . d) + initial, (1, 1); a, b, c, d are the layer's extras */
 static ml_tensor make_lambda(ml_graph *g, const small_layer *l, float initial) {
     ml_tensor first = ml_exp(g, ml_sum(g, ml_mul(g, l->extra[0], l->extra[1])));
     ml_tensor second = ml_exp(g, ml_sum(g, ml_mul(g, l->extra[2], l->extra[3])));
@@ -29,7 +30,7 @@ static ml_tensor make_lambda(ml_graph *g, const small_layer *l, float initial) {
 /* Heads / 2 pairs of attentions over values that are twice as wide; each head's difference is normalized. */
 static ml_tensor differential(ml_graph *g, small_lm *lm, int layer, ml_attention_desc desc) {
     size_t D = (size_t)lm->dim, half = D / 2, n = desc.q.rows, heads = (size_t)lm->n_heads / 2;
-    float initial = 0.8f - 0.6f * expf(-0.3f * (float)layer);
+    float initial = 0.8f - 0.6f * expf(-0.3f * (float)layer); /* the paper has layer - 1, from 1 on */
     ml_tensor q = desc.q, k = desc.k;
     desc.n_heads = lm->n_heads / 2;
     desc.q = ml_slice(g, q, ML_COLS, 0, half), desc.k = ml_slice(g, k, ML_COLS, 0, half);
@@ -40,7 +41,7 @@ static ml_tensor differential(ml_graph *g, small_lm *lm, int layer, ml_attention
     return ml_reshape(g, ml_scale(g, ml_rms_norm(g, y, ml_none(), 1e-5f), 1 - initial), n, D);
 }
 
-static ml_tensor attend(ml_graph *g, small_lm *lm, int layer, ml_tensor q, ml_tensor k, ml_tensor v) {
+static ml_tensor attend_kind(ml_graph *g, small_lm *lm, int layer, ml_tensor q, ml_tensor k, ml_tensor v) {
     const run *now = (const run *)lm->user;
     ml_attention_desc desc = {0};
     desc.q = ml_rotate(g, q, now->table, small_rows(lm));
@@ -135,7 +136,7 @@ static int run_all(small_lm *lm, const char *attention, int window) {
     if (ok) ml_rope_table(&rope, table, lm->context);
     if (ok && has_blocks) fill_blocks(lm, &now);
     lm->user = &now;
-    lm->attend = attend;
+    lm->attend = attend_kind;
     printf("attention    parameters    loss  tokens/s of processor time\n");
     for (int kind = 0; kind < KINDS && ok; kind++) {
         if (!is_wanted(attention, kind)) continue;
