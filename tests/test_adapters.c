@@ -1587,6 +1587,7 @@ int main(void) {
     RUN(sessions_know_scales);
     RUN(ggla);
     RUN(pickled);
+    RUN(other_kinds);
     RUN(configurations);
     RUN(wrong_tensors);
     RUN(wrong_numbers);

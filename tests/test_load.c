@@ -2276,6 +2276,7 @@ int main(void) {
     RUN(hf_json);
     RUN(masks);
     RUN(no_output);
+    RUN(tied_in_configuration);
     RUN(no_output_calls);
     RUN(more_rows);
     RUN(params_json);

@@ -1845,6 +1845,7 @@ int main(void) {
     RUN(user_defined_pieces_are_saved_as_text);
     RUN(saving_invents_nothing);
     RUN(hugging_faces_files);
+    RUN(pieces_of_tokenizer_config);
     RUN(damaged_files);
     RUN(wrong_vocabularies);
     RUN(infinite_scores);
