@@ -1348,6 +1348,18 @@ TEST(merge_lora) {
     CHECK(run("convert", arguments, "") == 2 && strstr(complained, "--name is for a GGUF"));
 }
 
+/* What has no room for a tokenizer needs it later, and by which words that is said depends on where it comes from. */
+TEST(convert_without_the_tokenizer) {
+    char arguments[2048];
+    snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("bare.pt"));
+    CHECK(
+        run("convert", arguments, "") == 0 &&
+        strstr(complained, "bare.pt: copy its file there, or give --tokenizer FILE wherever that is used\n"));
+    strcat(arguments, " --tokenizer " MODEL);
+    CHECK(run("convert", arguments, "") == 0 &&
+          strstr(complained, "bare.pt: give --tokenizer " MODEL " wherever that is used\n"));
+}
+
 /* A folder with MODEL as safetensors, to which score.weight (n_classes, D) of one number is added; and to its
    config.json the text `more`. */
 static void write_classifier(const char *name, int dim, int n_classes, float number, const char *more) {
@@ -1602,6 +1614,7 @@ int main(int argc, char **argv) {
     RUN(settings_of_a_tokenizer);
     RUN(merge_lora);
     RUN(classifiers_are_not_dropped);
+    RUN(convert_without_the_tokenizer);
     RUN(convert_to_a_mix);
     RUN(convert_what_has_no_blocks);
     RUN(array_of_a_file);
