@@ -1177,10 +1177,18 @@ TEST(other_tokenizers_are_named) {
     refuses("run_llama", arguments,
             "fast/tokenizer.json: tokenizer.json: only BPE is supported: the model Unigram");
     snprintf(arguments, sizeof arguments, "'%s' ", in_folder("fast/model.safetensors"));
+    CHECK(run("chat", arguments, "") == 1 &&
+          strstr(complained, "fast/tokenizer.json: tokenizer.json: only BPE"));
+    REQUIRE(runs("inspect", arguments, ""));
+    const char *line = strstr(said, "tokenizer: none; ");
+    CHECK(line && strstr(line, "fast/tokenizer.json: tokenizer.json: only BPE"));
     strcat(strcat(arguments, " "), in_folder("fast.gguf"));
     CHECK(run("convert", arguments, "") == 0 &&
           strstr(complained, "fast/tokenizer.json: tokenizer.json: only BPE"));
     remove(in_folder("fast/tokenizer.json"));
+    snprintf(arguments, sizeof arguments, "'%s' ", in_folder("fast/model.safetensors"));
+    CHECK(run("chat", arguments, "") == 1 && strstr(complained, "a tokenizer, and the model has none"));
+    CHECK(runs("inspect", arguments, "") && strstr(said, "tokenizer: none\n"));
     const char other[] = "\1\0\0\0\0\0\0\0\1\0\0\0a"; /* of one piece */
     write_file(in_folder("fast/tokenizer.bin"), other, sizeof other - 1);
     snprintf(arguments, sizeof arguments, "--prompt Hi%s", flag("--pretrained-model-path", "fast"));
