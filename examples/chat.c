@@ -134,7 +134,10 @@ static int chat(settings *s) {
         desc.max_seq_len = s->context;
         desc.threads.count = s->threads;
         system_on_interrupt(on_interrupt, 0);
-        if (!ml_session_new(model, &desc, &session, &error)) talk(session, s, &error);
+        if (!model->tokenizer && has_other_tokenizer(s->model, &error))
+            error.code = ML_ERROR_UNSUPPORTED;
+        else if (!ml_session_new(model, &desc, &session, &error))
+            talk(session, s, &error);
     }
     if (error.code) fprintf(stderr, "\n%s\n", error.text);
     int is_written = output_written();

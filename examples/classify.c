@@ -11,8 +11,9 @@ enum { MAX_CLASSES = 64, MAX_TOKENS = 4096 }; /* of a sentence; the end of a lon
 
 static ml_result classify(ml_session *session, const ml_head *head, const char *sentence, ml_error *error) {
     float log_probs[MAX_CLASSES];
-    static int32_t work[1 << 18]; /* for 29 KB */
-    ml_encode_desc text = {sentence, strlen(sentence), ML_ADD_SPECIAL, work, sizeof work};
+    static int32_t work[1 << 18]; /* for 28 KB */
+    const size_t n_bytes = bytes_with_room(sentence, sizeof work);
+    ml_encode_desc text = {sentence, n_bytes, ML_ADD_SPECIAL, work, sizeof work};
     ml_tokens tokens;
     ml_batch batch = {0};
     int best = 0;

@@ -10,8 +10,9 @@ enum { MAX_TOKENS = 4096 }; /* of a sentence; the end of a longer one is cut off
 /* embedding (D) of one sentence; zeros if it has no tokens. */
 static ml_result embed(ml_session *session, const char *sentence, float *embedding, ml_error *error) {
     ml_embed_desc desc = {ML_POOL_MEAN, 1};
-    static int32_t work[1 << 18]; /* for 29 KB */
-    ml_encode_desc text = {sentence, strlen(sentence), ML_ADD_SPECIAL, work, sizeof work};
+    static int32_t work[1 << 18]; /* for 28 KB */
+    const size_t n_bytes = bytes_with_room(sentence, sizeof work);
+    ml_encode_desc text = {sentence, n_bytes, ML_ADD_SPECIAL, work, sizeof work};
     ml_tokens tokens;
     ml_batch batch = {0};
     if (ml_tokenizer_encode(session->model->tokenizer, &text, &tokens, error)) return error->code;

@@ -9,7 +9,7 @@ enum { EPOCHS = 6, BATCH = 10 };
 /* Adds the gradients of "label ||| sentence", the line of this number, and its share of the batch's loss to *sum. */
 static ml_result learn(ml_trainer *trainer, const ml_model *model, char *line, int number, double *sum,
                        ml_error *error) {
-    static int32_t work[1 << 18]; /* for 29 KB */
+    static int32_t work[1 << 18]; /* for 28 KB; the end of what is longer is cut off */
     char *bar = strstr(line, " ||| "), *end;
     const long value = strtol(line, &end, 10);
     const int32_t label = (int32_t)value;
@@ -20,7 +20,8 @@ static ml_result learn(ml_trainer *trainer, const ml_model *model, char *line, i
         snprintf(error->text, sizeof error->text, "line %d %s", number, what);
         return error->code = ML_ERROR_ARGUMENT;
     }
-    ml_encode_desc text = {bar + 5, strlen(bar + 5), ML_ADD_SPECIAL, work, sizeof work};
+    const size_t n_bytes = bytes_with_room(bar + 5, sizeof work);
+    ml_encode_desc text = {bar + 5, n_bytes, ML_ADD_SPECIAL, work, sizeof work};
     if (ml_tokenizer_encode(model->tokenizer, &text, &tokens, error)) return error->code;
     const int most = model->config.max_seq_len; /* the end may be cut off */
     ml_batch batch = {tokens.ids, tokens.n < most ? tokens.n : most, NULL, 1, NULL, &label, BATCH};

@@ -24,7 +24,7 @@ static ml_tensor loss_of(ml_graph *g, void *user) {
 static int pass(FILE *file, ml_graph *g, ml_optimizer *optimizer, ml_error *error) {
     char line[4096];
     int right = 0, n = 0, at = 0; /* where the sentence begins, which may be empty */
-    for (rewind(file); fgets(line, sizeof line, file); n++, at = 0) {
+    for (rewind(file); fscanf(file, " %4095[^\n]%*[^\n]", line) == 1; n++, at = 0) { /* the rest is cut off */
         if (sscanf(line, "%1d ||| %n", &label, &at) != 1 || !at || label >= CLASSES) return 0;
         ml_encode_desc desc = {line + at, strcspn(line + at, "\r\n"), ML_ADD_SPECIAL, work, sizeof work};
         ml_tokens tokens;

@@ -24,6 +24,12 @@ static void check_refused(int (*program)(int, char **), const char *flags, const
     if (!strstr(said, reason)) printf("%s: %s", flags, said);
 }
 
+/* Without run_program's --train, its second flag: phrases come from --trees alone. */
+static int phrases_alone(int argc, char **argv) {
+    memmove(argv + 3, argv + 5, (size_t)(argc - 5) * sizeof *argv);
+    return phrases_main(argc - 2, argv);
+}
+
 static void write_text(const char *name, const char *text) {
     write_file(in_folder(name), text, strlen(text));
 }
@@ -171,10 +177,11 @@ static phrases new_phrases(const char *method, int min_words) {
     return s;
 }
 
-static int open_phrases(tuning *t, phrases *s, const tuning_settings *set) {
+static int open_phrases(tuning *t, phrases *s, tuning_settings *set) {
     tuning_method method = {0};
+    set->train = NULL;
     method.program = "test", method.state = s;
-    method.check = phrases_check, method.setup = phrases_setup;
+    method.check = phrases_check, method.make_train = phrases_train;
     capture_begin();
     int ok = tuning_open(t, set, &method);
     capture_end();
@@ -293,7 +300,7 @@ TEST(phrases_are_learned) {
         int status;
         snprintf(flags, sizeof flags, "%s --pooling mean --mask full --trees %s", runs[i].flags,
                  in_folder("stories.txt"));
-        const char *said = run_program(phrases_main, flags, &status);
+        const char *said = run_program(phrases_alone, flags, &status);
         CHECK(status == 0 && strstr(said, runs[i].result));
         if (!strstr(said, runs[i].result)) printf("%s: %s", flags, said);
         CHECK(strstr(said, i ? "35 of 35 phrases in 3 rows" : "32 of 35 phrases in 32 rows"));
@@ -312,7 +319,7 @@ TEST(a_model_is_saved_without_its_classifier) {
     snprintf(alone, sizeof alone, "%s", in_folder("alone.gguf"));
     snprintf(flags, sizeof flags, "--pooling mean --epochs 1 --trees %s --save %s --save_model %s",
              in_folder("stories.txt"), both, alone);
-    run_program(phrases_main, flags, &status);
+    run_program(phrases_alone, flags, &status);
     REQUIRE(status == 0 && !ml_model_load(both, NULL, &with, &error));
     REQUIRE(!ml_model_load(alone, NULL, &without, &error));
     CHECK(with->n_tensors == without->n_tensors);
@@ -326,11 +333,11 @@ TEST(a_model_is_saved_without_its_classifier) {
     ml_model_free(without);
     snprintf(flags, sizeof flags, "--pooling max --epochs 1 --trees %s --save_model %s",
              in_folder("stories.txt"), alone);
-    run_program(phrases_main, flags, &status);
+    run_program(phrases_alone, flags, &status);
     CHECK(status == 0);
     snprintf(flags, sizeof flags, "--trees %s --save %s --save_model %s", in_folder("stories.txt"), alone,
              alone);
-    check_refused(phrases_main, flags, "--save and --save_model are the same file");
+    check_refused(phrases_alone, flags, "--save and --save_model are the same file");
 }
 
 /* A step may hold nothing but a sentence that counts where it occurs first. */
@@ -340,7 +347,7 @@ TEST(a_step_without_phrases) {
     write_text("twice.txt", "(0 (1 the) (0 cat))\n(0 (1 the) (0 cat))\n");
     snprintf(flags, sizeof flags, "--method spans --duplicates once --batch 1 --epochs 1 --trees %s",
              in_folder("twice.txt"));
-    const char *said = run_program(phrases_main, flags, &status);
+    const char *said = run_program(phrases_alone, flags, &status);
     CHECK(status == 0 && !strstr(said, "there are no spans"));
 }
 
@@ -672,13 +679,14 @@ TEST(label_words_are_learned) {
 TEST(wrong_options_are_refused) {
     char flags[1024];
     write_many();
-    check_refused(phrases_main, "--method words", "--method is rows or spans, not words");
-    check_refused(phrases_main, "--min_words 0", "--min_words is at least 1");
-    check_refused(phrases_main, "--ema 1", "--ema is 0 to less than 1");
-    check_refused(phrases_main, "--duplicates twice", "--duplicates is once, share or all, not twice");
-    check_refused(phrases_main, "--duplicates share", "gives spans a weight, and rows have none");
-    check_refused(phrases_main, "--method spans --pooling attention", "not --pooling attention");
-    check_refused(phrases_main, "--trees missing.txt", "missing.txt");
+    check_refused(phrases_main, "", "--train is not for phrases, which are those of --trees");
+    check_refused(phrases_alone, "--method words", "--method is rows or spans, not words");
+    check_refused(phrases_alone, "--min_words 0", "--min_words is at least 1");
+    check_refused(phrases_alone, "--ema 1", "--ema is 0 to less than 1");
+    check_refused(phrases_alone, "--duplicates twice", "--duplicates is once, share or all, not twice");
+    check_refused(phrases_alone, "--duplicates share", "gives spans a weight, and rows have none");
+    check_refused(phrases_alone, "--method spans --pooling attention", "not --pooling attention");
+    check_refused(phrases_alone, "--trees missing.txt", "missing.txt");
     check_refused(components_main, "--method middle", "or multitask, not middle");
     check_refused(components_main, "--method mean --pooling max", "--method mean and --pooling max exclude");
     check_refused(components_main, "--method mean --with sst", "are for --method multitask, not for mean");

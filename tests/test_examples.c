@@ -398,6 +398,22 @@ static int n_lines(const char *text) {
     return n;
 }
 
+/* Of a line that is too long even to be encoded, the end is cut off, too, and all are labeled. */
+static void long_lines(const char *classifier) {
+    bytes lines = {NULL, 0, 0};
+    for (int line = 0; line < 3; line++) {
+        put_text(&lines, &"good"[line]);
+        for (int i = 0; i < 20000; i++) put_text(&lines, "\xc3\xa9");
+        put_text(&lines, "\n");
+    }
+    put_literal(&lines, "bad film\n\0");
+    REQUIRE(runs("classify", classifier, (const char *)lines.data));
+    CHECK(n_lines(said) == 4 && strstr(said, " bad film\n"));
+    REQUIRE(runs("embed", MODEL " 'a film'", (const char *)lines.data));
+    CHECK(n_lines(said) == 5 && strstr(said, " bad film\n"));
+    free_bytes(&lines);
+}
+
 /* One process trains and saves, another loads and labels opinions that the first has not seen. Of 60, chance finds
    half, give or take 4. */
 TEST(lora_and_classify) {
@@ -424,6 +440,7 @@ TEST(lora_and_classify) {
     CHECK(strchr(said, '\n') && strstr(strchr(said, '\n'), " bad film\n") && n_lines(said) == 2);
     REQUIRE(runs("embed", MODEL " 'a film'", (const char *)sentences.data));
     CHECK(strstr(said, " bad film\n") && n_lines(said) == 3);
+    long_lines(arguments);
     REQUIRE(runs("classify", arguments, "\xef\xbb\xbfgood film\ngood film\n")); /* as Windows begins a text */
     CHECK(n_lines(said) == 2 && strncmp(said, strchr(said, '\n') + 1, strcspn(said, "\n") + 1) == 0);
     strcat(arguments, " <.");
@@ -457,9 +474,9 @@ TEST(lora_of_few_lines) {
         if (!first) first = text_of(in_folder("said"));
     }
     free(first);
-    bytes longer = {NULL, 0, 0}; /* than the context */
+    bytes longer = {NULL, 0, 0}; /* than the context, and than what can be encoded */
     put_text(&longer, "1 |||");
-    for (int i = 0; i < 1000; i++) put_text(&longer, " good film");
+    for (int i = 0; i < 4000; i++) put_text(&longer, " good film");
     put_text(&longer, "\n0 ||| bad film\n");
     write_file(in_folder("few.txt"), longer.data, longer.size);
     CHECK(runs("lora", arguments, "") && strstr(said, "epoch 5:"));
@@ -561,6 +578,12 @@ TEST(own_head) {
     write_file(in_folder("bad.txt"), "1 ||| good\n1 ||| \n0 ||| bad\n", 28); /* the second one is empty */
     REQUIRE(runs("own_head", arguments, ""));
     CHECK(strstr(said, "of 3, unseen"));
+    char longer[3 * 4096];
+    memset(longer, 'x', sizeof longer);
+    memcpy(longer, "1 ||| ", 6), memcpy(longer + sizeof longer - 12, "\n0 ||| bad\n\n", 12);
+    write_file(in_folder("bad.txt"), longer, sizeof longer);
+    REQUIRE(runs("own_head", arguments, ""));
+    CHECK(strstr(said, "of 2, unseen"));
     write_file(in_folder("bad.txt"), "", 0);
     CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "no line, or one") && !*said);
     CHECK(run("own_head", MODEL " tests tests", "") == 1 && strstr(complained, "tests: Is a directory"));
@@ -1175,10 +1198,18 @@ TEST(other_tokenizers_are_named) {
     refuses("run_llama", arguments,
             "fast/tokenizer.json: tokenizer.json: only BPE is supported: the model Unigram");
     snprintf(arguments, sizeof arguments, "'%s' ", in_folder("fast/model.safetensors"));
+    CHECK(run("chat", arguments, "") == 1 &&
+          strstr(complained, "fast/tokenizer.json: tokenizer.json: only BPE"));
+    REQUIRE(runs("inspect", arguments, ""));
+    const char *line = strstr(said, "tokenizer: none; ");
+    CHECK(line && strstr(line, "fast/tokenizer.json: tokenizer.json: only BPE"));
     strcat(strcat(arguments, " "), in_folder("fast.gguf"));
     CHECK(run("convert", arguments, "") == 0 &&
           strstr(complained, "fast/tokenizer.json: tokenizer.json: only BPE"));
     remove(in_folder("fast/tokenizer.json"));
+    snprintf(arguments, sizeof arguments, "'%s' ", in_folder("fast/model.safetensors"));
+    CHECK(run("chat", arguments, "") == 1 && strstr(complained, "a tokenizer, and the model has none"));
+    CHECK(runs("inspect", arguments, "") && strstr(said, "tokenizer: none\n"));
     const char other[] = "\1\0\0\0\0\0\0\0\1\0\0\0a"; /* of one piece */
     write_file(in_folder("fast/tokenizer.bin"), other, sizeof other - 1);
     snprintf(arguments, sizeof arguments, "--prompt Hi%s", flag("--pretrained-model-path", "fast"));
@@ -1344,6 +1375,18 @@ TEST(merge_lora) {
     CHECK(run("convert", arguments, "") == 2 && strstr(complained, "--lora-scale is for --merge-lora"));
     snprintf(arguments, sizeof arguments, MODEL " '%s' --name x", in_folder("named.safetensors"));
     CHECK(run("convert", arguments, "") == 2 && strstr(complained, "--name is for a GGUF"));
+}
+
+/* What has no room for a tokenizer needs it later, and by which words that is said depends on where it comes from. */
+TEST(convert_without_the_tokenizer) {
+    char arguments[2048];
+    snprintf(arguments, sizeof arguments, MODEL " '%s'", in_folder("bare.pt"));
+    CHECK(
+        run("convert", arguments, "") == 0 &&
+        strstr(complained, "bare.pt: copy its file there, or give --tokenizer FILE wherever that is used\n"));
+    strcat(arguments, " --tokenizer " MODEL);
+    CHECK(run("convert", arguments, "") == 0 &&
+          strstr(complained, "bare.pt: give --tokenizer " MODEL " wherever that is used\n"));
 }
 
 /* A folder with MODEL as safetensors, to which score.weight (n_classes, D) of one number is added; and to its
@@ -1601,6 +1644,7 @@ int main(int argc, char **argv) {
     RUN(settings_of_a_tokenizer);
     RUN(merge_lora);
     RUN(classifiers_are_not_dropped);
+    RUN(convert_without_the_tokenizer);
     RUN(convert_to_a_mix);
     RUN(convert_what_has_no_blocks);
     RUN(array_of_a_file);

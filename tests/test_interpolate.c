@@ -83,6 +83,39 @@ TEST(a_run_writes_its_curve) {
     CHECK(count_lines(picture, last) > 10 && strcmp(last, "</svg>\n") == 0);
 }
 
+/* The file of a run before is replaced, not written over: who reads it goes on reading it. */
+TEST(a_curve_is_replaced) {
+    char flags[4096], curve[600], line[100] = "";
+    int status;
+#ifdef _WIN32
+    SKIP("what is open is not replaced here");
+#endif
+    snprintf(curve, sizeof curve, "%s", in_folder("old.csv"));
+    write_file(curve, "old\n", 4);
+    FILE *old = fopen(curve, "r");
+    REQUIRE(old != NULL);
+    snprintf(flags, sizeof flags, "--epochs 1 --curve %s", curve);
+    run_program(interpolate_main, flags, &status);
+    CHECK(status == 0 && fgets(line, sizeof line, old) && strcmp(line, "old\n") == 0);
+    fclose(old);
+    CHECK(count_lines(curve, flags) == 12);
+}
+
+/* What cannot be written is known after all: the result is there, the other file, too, and the status says it. */
+TEST(a_full_disk) {
+    char flags[700], picture[600], last[4096];
+    int status;
+    FILE *full = fopen("/dev/full", "w");
+    if (!full) SKIP("no /dev/full");
+    fclose(full);
+    snprintf(picture, sizeof picture, "%s", in_folder("kept.svg"));
+    snprintf(flags, sizeof flags, "--epochs 1 --curve /dev/full --picture %s", picture);
+    const char *said = run_program(interpolate_main, flags, &status);
+    CHECK(status == 1 && strstr(said, "interpolate wise-ft: dev ") &&
+          strstr(said, "/dev/full cannot be written"));
+    CHECK(count_lines(picture, last) > 10 && strcmp(last, "</svg>\n") == 0);
+}
+
 /* Neither curve nor picture replaces what is read. */
 TEST(what_is_read_is_spared) {
     static const char *const options[] = {"--curve", "--picture"}, *const read[] = {"--model", "--train"};
@@ -119,6 +152,8 @@ int main(void) {
     RUN(weights_are_between_the_ends);
     RUN(the_ends_of_a_run_are_the_model_and_the_result);
     RUN(a_run_writes_its_curve);
+    RUN(a_curve_is_replaced);
+    RUN(a_full_disk);
     RUN(what_is_read_is_spared);
     RUN(wrong_files_are_refused);
     return test_report("test_interpolate");

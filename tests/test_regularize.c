@@ -337,6 +337,9 @@ TEST(runs_learn) {
           strstr(said, "regularize dropout+mixout+rdrop+ema+layer_decay: dev 1.000, test 1.000; 36739 of"));
     said = run_program(regularize_main, "--epochs 30 --lr 1e-2 --swa 5", &status);
     CHECK(status == 0 && strstr(said, "regularize swa: dev 1.000, test 1.000"));
+    said =
+        run_program(regularize_main, "--help", &status); /* the averages compete with what was before them */
+    CHECK(status == 0 && strstr(said, "unless an earlier one is as good on dev"));
 }
 
 int main(void) {

@@ -229,6 +229,29 @@ TEST(texts_are_complete) {
     CHECK(strcmp(printed("cat '{}/half/reviews.txt'"), "good .\n<|endoftext|>\nbad .\n") == 0);
 }
 
+/* The stories that are read are not written over, under whatever name; lines may end as on Windows. */
+TEST(stories_are_divided) {
+    static const char *const names[] = {"stories", "held", "prompts"};
+    printed("mkdir -p '{}/told' && awk 'BEGIN { for (i = 1; i < 1618; i++) "
+            "printf \"a b %d\\r\\nc d e f\\r\\n<|endoftext|>\\r\\n\", i }' > '{}/told/all'");
+    CHECK(!*printed("sh " ADVANCED "stories.sh '{}/told/all' '{}/told'"));
+    CHECK(strcmp(printed("head -n 4 '{}/told/stories.txt'"), "a b 1\nc d e f\n<|endoftext|>\na b 2\n") == 0);
+    CHECK(strcmp(printed("tail -n 1 '{}/told/stories.txt'"), "c d e f\n") == 0);
+    CHECK(strcmp(printed("head -n 1 '{}/told/held.txt'"), "a b 1556 c d e f\n") == 0);
+    CHECK(strcmp(printed("tail -n 1 '{}/told/prompts.txt'"), "a b 1615 c d e\n") == 0);
+    CHECK(strcmp(printed("tail -n 1 '{}/told/held.txt'"), "a b 1617 c d e f\n") == 0);
+    for (int i = 0; i < 3; i++) {
+        char command[300], refusal[100];
+        snprintf(command, sizeof command,
+                 "cd '{}/told' && rm -f link && ln -s %s.txt link && cp all %s.txt && "
+                 "sh \"$OLDPWD/" ADVANCED "stories.sh\" link .; echo status $?; cmp all %s.txt",
+                 names[i], names[i], names[i]);
+        snprintf(refusal, sizeof refusal, "./%s.txt is also read, and would be lost", names[i]);
+        const char *all = printed(command);
+        CHECK(strstr(all, refusal) && strstr(all, "status 1\n") && !strstr(all, "differ"));
+    }
+}
+
 /* Made again in a copy, it is the same, with its pictures. Otherwise: make report. */
 TEST(report_is_up_to_date) {
     const char *all =
@@ -260,6 +283,7 @@ int main(void) {
     RUN(picture_of_differences);
     RUN(runs_are_collected);
     RUN(texts_are_complete);
+    RUN(stories_are_divided);
     RUN(report_is_up_to_date);
     RUN(results_are_complete);
     return !folder_end() || test_report("test_report");

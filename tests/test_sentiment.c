@@ -750,6 +750,16 @@ TEST(gold_labels_of_a_run) {
     remove(set.test_out), remove(set.model_out);
 }
 
+/* A text is cut before a character that has no room, and only then. */
+TEST(cut_to_the_room) {
+    static const char text[] = "a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80z"; /* of 1 to 4 bytes, and 1 */
+    static const size_t left[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 11, 11};
+    for (size_t n = 0; n < sizeof left / sizeof *left; n++)
+        CHECK(bytes_with_room(text, ml_tokenizer_encode_size(n)) == left[n]);
+    CHECK(bytes_with_room("\xa9\xa9\xa9\xa9\xa9\xa9", ml_tokenizer_encode_size(5)) == 2); /* no UTF-8 */
+    CHECK(bytes_with_room("a", 0) == 0);
+}
+
 int main(void) {
     if (!folder_begin("sentiment")) return 1;
     RUN(zero_shot_layer_full);
@@ -764,6 +774,7 @@ int main(void) {
     RUN(label_names_of_python);
     RUN(bad_label_names);
     RUN(cut_to_the_context);
+    RUN(cut_to_the_room);
     RUN(logits_that_are_not_finite);
     RUN(sentence_length_in_mode_reference);
     RUN(sentence_length_in_mode_llama);

@@ -163,7 +163,7 @@ static int open_average(tuning *t, tuning_settings *set) {
     tuning_method method = {0};
     method.program = "test", method.name = "average", method.state = &s;
     method.encode = averaging_encode, method.setup = averaging_setup, method.logits = averaging_logits;
-    method.check = averaging_check;
+    method.check = averaging_check, method.make_train = averaging_train;
     memset(&s, 0, sizeof s);
     s.width = 3;
     return opened(t, set, &method);
@@ -258,6 +258,15 @@ TEST(the_average_is_learned) {
     if (!strstr(said, "dev 1.000")) printf("%s", said);
 }
 
+/* A word that no phrase has is not among them. */
+TEST(words_are_of_the_trees) {
+    char flags[700];
+    int status;
+    write_text("few.txt", "(1 (1 good) (0 film))\n(0 bad)\n");
+    snprintf(flags, sizeof flags, "%s --epochs 1 --trees %s", average_flags, in_folder("few.txt"));
+    CHECK(strstr(run_on(average_main, "toy", flags, &status), "4 phrases of 3 words") && status == 0);
+}
+
 /* The same seed gives the same row, but for time and memory, under the columns of all experiments. */
 TEST(rows_of_csv) {
     char flags[700], said[2][600], head[600];
@@ -335,6 +344,8 @@ TEST(wrong_input_is_refused) {
     }
     check_refused(words_main, "toy", "--dropout .5", "--dropout is not for yardstick_words");
     check_refused(words_main, "three", "", "ratios are of two labels, and --task three has 3");
+    check_refused(average_main, "toy", "--train bad.txt",
+                  "--train is not for yardstick_average: its phrases");
     check_refused(average_main, "toy", "--width 0", "--width is 1 to 4096");
     check_refused(average_main, "toy", "--trees absent.txt", "absent.txt: No such file");
     check_refused(average_main, "three", "", "three-trees-train.txt:1: the tree ends with 1 open brackets");
@@ -351,6 +362,7 @@ int main(void) {
     RUN(scores_of_the_average);
     RUN(dropouts_are_for_training);
     RUN(the_average_is_learned);
+    RUN(words_are_of_the_trees);
     RUN(rows_of_csv);
     RUN(inputs_are_spared);
     RUN(dev_without_labels);

@@ -105,7 +105,8 @@ static int convert(const settings *s) {
     ok = ok && merge(s, model) && loaded(out, ml_model_save(model, out, &save, &error), &error);
     if (ok) say_halves(model, type);
     if (ok && save.format != ML_GGUF && model->tokenizer)
-        fprintf(stderr, "the tokenizer is not in %s: copy its file there, or use --tokenizer\n", out);
+        fprintf(stderr, "the tokenizer is not in %s: %sgive --tokenizer %s wherever that is used\n", out,
+                s->tokenizer ? "" : "copy its file there, or ", s->tokenizer ? s->tokenizer : "FILE");
     if (ok && save.format == ML_GGUF && !model->tokenizer && has_other_tokenizer(in, &error))
         fprintf(stderr, "%s (--tokenizer FILE)\n", error.text);
     else if (ok && save.format == ML_GGUF && !model->tokenizer)
@@ -122,7 +123,7 @@ int main(int argc, char **argv) {
     const option options[] = {
         {"--type", OPTION_TEXT, &s.type, types},
         {"--tokenizer", OPTION_TEXT, &s.tokenizer,
-         "tokenizer.model, tokenizer.json, llama2.c's .bin or a GGUF; goes into a GGUF"},
+         "tokenizer.model, tokenizer.json, llama2.c's .bin or a GGUF; goes into a GGUF only"},
         {"--name", OPTION_TEXT, &s.name, "general.name of a GGUF (that of IN)"},
         {"--merge-lora", OPTION_TEXT, &s.adapter, "adds this adapter to the weights (F32 unless --type)"},
         {"--lora-scale", OPTION_FLOAT, &s.scale, "how much of it (1)"},

@@ -182,9 +182,10 @@ static void print_attention(const ml_model *model) {
     if (model->rope_factors) printf("  rope factors of its own\n");
 }
 
-static void print_model(const ml_model *model) {
+static void print_model(const char *path, const ml_model *model) {
     const ml_config *c = &model->config;
     int counts[ML_TYPE_COUNT] = {0};
+    ml_error error;
     printf("model: %lld parameters\n", (long long)model->n_parameters);
     printf("  dim %d, hidden_dim %d, n_layers %d, n_heads %d, n_kv_heads %d, vocab_size %d, max_seq_len %d\n",
            c->dim, c->hidden_dim, c->n_layers, c->n_heads, c->n_kv_heads, c->vocab_size, c->max_seq_len);
@@ -206,6 +207,8 @@ static void print_model(const ml_model *model) {
                ml_chat_format_name(ml_chat_format_of_template(model->chat_template)));
     if (model->tokenizer)
         print_tokenizer(model->tokenizer);
+    else if (has_other_tokenizer(path, &error))
+        printf("tokenizer: none; %s\n", error.text);
     else
         printf("tokenizer: none\n");
 }
@@ -253,7 +256,7 @@ static int inspect(const char *path, const char *tokenizer) {
         /* an archive of tensors need not be a model, unless a tokenizer was given for it */
         return !tokenizer || complain("%s", error.text);
     }
-    print_model(model);
+    print_model(path, model);
     ml_model_free(model);
     return 1;
 }

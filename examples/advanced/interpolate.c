@@ -69,15 +69,14 @@ static int measure(tuning *t, float *mixed, int *best) {
 }
 
 static int write_curve(const interpolation *s) {
-    FILE *file = system_open(s->curve, "w");
-    if (!file) return whole_file_failed(s->curve);
-    fprintf(file, "a,dev,test,gold\n");
+    whole_file file;
+    if (!whole_file_begin(&file, s->curve)) return 0;
+    fprintf(file.to, "a,dev,test,gold\n");
     for (int i = 0; i <= TENTHS; i++) {
-        fprintf(file, "%.1f,%.4f,%.4f,", (double)i / TENTHS, s->at[i].dev, s->at[i].test);
-        fprintf(file, s->at[i].gold >= 0 ? "%.4f\n" : "\n", s->at[i].gold);
+        fprintf(file.to, "%.1f,%.4f,%.4f,", (double)i / TENTHS, s->at[i].dev, s->at[i].test);
+        fprintf(file.to, s->at[i].gold >= 0 ? "%.4f\n" : "\n", s->at[i].gold);
     }
-    int bad = ferror(file);
-    return (fclose(file) == 0 && !bad) || whole_file_failed(s->curve);
+    return whole_file_end(&file);
 }
 
 /* Accuracy on dev and test over a. */
@@ -112,12 +111,18 @@ static int interpolate(tuning *t) {
     tuning_copy(t, s->after);
     int ok = measure(t, mixed, &best);
     double seconds = seconds_now() - began, cpu_seconds = cpu_seconds_now() - cpu_began;
-    ok = ok && (!s->curve || write_curve(s)) && (!s->picture || draw_curve(s));
     if (ok) printf("fine-tuned: dev %.3f; kept: a = %.1f\n", t->result.dev, (double)best / TENTHS);
     if (ok) t->result = s->at[best];
     t->result.seconds += seconds, t->result.cpu_seconds += cpu_seconds; /* the choice is part of the method */
     free(mixed);
     return ok;
+}
+
+/* After the report: the result is known, even where these cannot be written. */
+static int write_files(tuning *t) {
+    const interpolation *s = interpolation_of(t);
+    int is_written = !s->curve || write_curve(s);
+    return (!s->picture || draw_curve(s)) && is_written;
 }
 
 static tuning_method method_of(interpolation *state) {
@@ -128,6 +133,7 @@ static tuning_method method_of(interpolation *state) {
     method.ready = ready;
     method.setup = setup;
     method.trained = interpolate;
+    method.finish = write_files;
     return method;
 }
 

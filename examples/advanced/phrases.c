@@ -28,7 +28,6 @@ typedef struct phrases {
 static phrases *phrases_of(const tuning *t) { return (phrases *)t->method.state; }
 
 static int make_rows(tuning *t) {
-    reviews_free(&t->train);
     return trees_rows(&phrases_of(t)->trees, &t->train) && tuning_encode(t, &t->train);
 }
 
@@ -50,7 +49,6 @@ static int make_spans(tuning *t) {
     }
     for (size_t i = 0; i < all->n_phrases; i++) sum += (double)all->phrases[i].weight;
     s->per_row = (float)(sum / all->set.n);
-    reviews_free(&t->train);
     t->train = all->set; /* which frees it, too */
     memset(&s->trees.set, 0, sizeof s->trees.set);
     return 1;
@@ -122,6 +120,7 @@ static int phrases_check(tuning *t) {
     phrases *s = phrases_of(t);
     const char *pooling = t->set.pooling;
     int is_spans = strcmp(s->method, "spans") == 0;
+    if (t->set.train) return complain("--train is not for phrases, which are those of --trees");
     if (!is_spans && strcmp(s->method, "rows") != 0)
         return complain("--method is rows or spans, not %s", s->method);
     if (s->min_words < 1) return complain("--min_words is at least 1");
@@ -142,7 +141,7 @@ static int phrases_check(tuning *t) {
     return 1;
 }
 
-static int phrases_setup(tuning *t) {
+static int phrases_train(tuning *t) {
     phrases *s = phrases_of(t);
     s->path = tuning_path(t, s->path, "trees-train.txt");
     if (!trees_read(&s->trees, s->path, t->labels.n)) return 0;
@@ -154,7 +153,7 @@ static int phrases_setup(tuning *t) {
     size_t n = 0;
     for (size_t i = 0; i < s->trees.n_phrases; i++) n += s->trees.phrases[i].weight > 0;
     printf("%s: %zu of %zu phrases in %d rows\n", s->path, n, s->trees.n_phrases, t->train.n);
-    return tuning_train_model(t, 0);
+    return 1;
 }
 
 static void phrases_free(phrases *s) {
@@ -183,7 +182,7 @@ int main(int argc, char **argv) {
     method.program = "phrases";
     method.state = &s;
     method.check = phrases_check;
-    method.setup = phrases_setup;
+    method.make_train = phrases_train;
     method.after_step = phrases_step;
     method.measuring = phrases_measuring;
     int status = tuning_main(argc, argv, &method, own, (int)(sizeof own / sizeof *own));

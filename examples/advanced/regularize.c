@@ -35,13 +35,13 @@ static const char *name_of(tuning *t) {
     regular *r = regular_of(t);
     const char *const names[] = {"dropout", "word_dropout", "smoothing", "mixout",
                                  "rdrop",   "ema",          "swa",       "layer_decay"};
-    const int used[] = {has_dropout(t),       t->set.word_dropout > 0,
-                        t->set.smoothing > 0, r->mixout > 0,
-                        r->rdrop > 0,         r->ema > 0,
-                        r->swa > 0,           r->layer_decay < 1};
+    const float used[] = {
+        (float)has_dropout(t), t->set.word_dropout, t->set.smoothing, r->mixout, r->rdrop, r->ema,
+        (float)r->swa,         1 - r->layer_decay};
     size_t n = 0;
     for (size_t i = 0; i < sizeof used / sizeof *used; i++)
-        if (used[i]) n += (size_t)snprintf(r->name + n, sizeof r->name - n, "%s%s", n ? "+" : "", names[i]);
+        if (used[i] > 0)
+            n += (size_t)snprintf(r->name + n, sizeof r->name - n, "%s%s", n ? "+" : "", names[i]);
     return n ? r->name : "plain";
 }
 
@@ -176,10 +176,7 @@ static tuning_method method_of(regular *state) {
                            .measuring = measuring};
 }
 
-static void regular_free(regular *r) {
-    free(r->pretrained), free(r->held);
-    average_free(&r->average);
-}
+static void regular_free(regular *r) { free(r->pretrained), free(r->held), average_free(&r->average); }
 
 int main(int argc, char **argv) {
     regular r = {.layer_decay = 1};
@@ -192,7 +189,8 @@ int main(int argc, char **argv) {
         {"--rdrop", OPTION_FLOAT, &r.rdrop, "weight of the divergence of two passes (0)"},
         {"--ema", OPTION_FLOAT, &r.ema,
          "decay d of the weights' average, from step 9/(1-d) - 10 on (0: none)"},
-        {"--swa", OPTION_INT, &r.swa, "average over the ends of so many last epochs (0)"},
+        {"--swa", OPTION_INT, &r.swa,
+         "average of the ends of so many last epochs, unless an earlier one is as good on dev (0)"},
         {"--layer_decay", OPTION_FLOAT, &r.layer_decay, "of the rate, from a layer to the one below (1)"},
     };
     const tuning_method method = method_of(&r);

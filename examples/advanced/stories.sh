@@ -9,9 +9,13 @@
 set -e
 [ $# = 2 ] || { echo "usage: sh stories.sh STORIES FOLDER" >&2; exit 2; }
 [ -f "$1" ] || { echo "$1: there is no such file" >&2; exit 1; }
+for name in stories held prompts; do
+    [ ! "$1" -ef "$2/$name.txt" ] ||
+        { echo "$2/$name.txt is also read, and would be lost: name another FOLDER" >&2; exit 1; }
+done
 trap 'rm -f "$2"/*.part.$$' EXIT # where another of these may write, too
 awk -v folder="$2" -v pid=$$ 'BEGIN { RS = "<[|]endoftext[|]>" }
-    { gsub(/^[ \n]+|[ \n]+$/, "") }
+    { gsub(/\r/, ""); gsub(/^[ \n]+|[ \n]+$/, "") }
     $0 == "" { next }
     ++n <= 1555 { printf "%s%s\n", (n > 1 ? "<|endoftext|>\n" : ""), $0 > (folder "/stories.part." pid); next }
     { gsub(/[ \n]+/, " "); print > (folder "/held.part." pid) }

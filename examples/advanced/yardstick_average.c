@@ -53,22 +53,29 @@ static int averaging_encode(tuning *t, reviews *set) {
 static int averaging_check(tuning *t) {
     averaging *s = averaging_of(t);
     t->no_head = 1;
+    if (t->set.train)
+        return complain("--train is not for yardstick_average: its phrases are those of --trees");
     s->n_words = 1;
     return (s->width > 0 && s->width <= 4096) || complain("--width is 1 to 4096");
 }
 
-/* The phrases in place of the sentences, and the network. */
-static int averaging_setup(tuning *t) {
+/* The phrases in place of sentences. */
+static int averaging_train(tuning *t) {
     averaging *s = averaging_of(t);
-    size_t d = (size_t)s->width, n_classes = (size_t)t->labels.n;
-    float sd = sqrtf(2 / (float)d); /* He et al. 2015, "Delving Deep into Rectifiers" */
     s->path = tuning_path(t, s->path, "trees-train.txt");
     if (!trees_read(&s->trees, s->path, t->labels.n)) return 0;
     tuning_tidy(t, &s->trees.set);
     if (!trees_weigh(&s->trees, 1, 'o')) return 0;
-    reviews_free(&t->train);
     if (!trees_rows(&s->trees, &t->train) || !tuning_encode(t, &t->train)) return 0;
     printf("%s: %d phrases of %d words\n", s->path, t->train.n, s->n_words - 1);
+    return 1;
+}
+
+/* The network. */
+static int averaging_setup(tuning *t) {
+    averaging *s = averaging_of(t);
+    size_t d = (size_t)s->width, n_classes = (size_t)t->labels.n;
+    float sd = sqrtf(2 / (float)d); /* He et al. 2015, "Delving Deep into Rectifiers" */
     return (s->table = tuning_parameter(t, "words", (size_t)s->n_words, d, 0.1f)) &&
            (s->w1 = tuning_parameter(t, "w1", d, d, sd)) && (s->b1 = tuning_parameter(t, "b1", 1, d, 0)) &&
            (s->w2 = tuning_parameter(t, "w2", d, d, sd)) && (s->b2 = tuning_parameter(t, "b2", 1, d, 0)) &&
@@ -100,6 +107,7 @@ int main(int argc, char **argv) {
     };
     s->width = 300;
     method.encode = averaging_encode, method.check = averaging_check;
+    method.make_train = averaging_train;
     method.setup = averaging_setup, method.logits = averaging_logits;
     int status = tuning_main(argc, argv, &method, own, 2);
     trees_free(&s->trees);

@@ -208,6 +208,15 @@ static inline int line_read(FILE *file, const char *name, buffer *line, ml_error
     return 1;
 }
 
+/* How many bytes of a text can be encoded in `work_size` bytes: all, or those before a character that has no room. */
+static inline size_t bytes_with_room(const char *text, size_t work_size) {
+    size_t n = strlen(text);
+    int is_cut = 0;
+    while (n && ml_tokenizer_encode_size(n) > work_size) n--, is_cut = 1;
+    for (int i = 0; is_cut && i < 3 && n && ((unsigned char)text[n] & 0xc0) == 0x80; i++) n--;
+    return n;
+}
+
 /* n bytes as a whole file. */
 static inline int file_write(const char *path, const void *data, size_t n) {
     whole_file file;

@@ -98,7 +98,8 @@ int tuning_read_data(tuning *t) {
     const char *labels = tuning_path(t, s->labels, "labels.json");
     if (!s->labels && !file_exists(labels)) labels = tuning_path(t, NULL, "label-mapping.json");
     if (!label_names_read(&t->labels, labels)) return 0;
-    if (!tuning_read(t, &t->train, tuning_path(t, s->train, "train.txt"), t->labels.n) ||
+    const char *train = tuning_path(t, s->train, "train.txt"); /* no output may be it, read or not */
+    if (!(t->method.make_train ? t->method.make_train(t) : tuning_read(t, &t->train, train, t->labels.n)) ||
         (s->epochs && !reviews_teach(&t->train)) ||
         !tuning_read(t, &t->dev, tuning_path(t, s->dev, "dev.txt"), t->labels.n) ||
         !tuning_read(t, &t->test, tuning_path(t, s->test, "test.txt"), t->labels.n))

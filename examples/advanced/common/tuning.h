@@ -55,6 +55,8 @@ typedef struct tuning_method {
     /* In place of a model and its tokenizer, of which none is loaded: gives every row its ids, one at least; called
        for train, dev and test, in this order. Such a method has `setup` and `logits`, too. */
     int (*encode)(tuning *t, reviews *set);
+    /* In place of reading --train, which `check` then refuses: makes t->train, of encoded rows. */
+    int (*make_train)(tuning *t);
     /* Called after the options were read, before anything is loaded: whether they fit together. May set t->front. */
     int (*check)(tuning *t);
     /* Called when model and data are there: adds parameters. NULL: the whole model learns. The head always does. */
