@@ -1,6 +1,6 @@
 /* The page of the lessons stays true: it has a part for each lesson, with its picture; each lesson is as short as it
    promises and has an exercise that can be taken out of its solution; the functions that the page names are in the
-   sections of minillama.h that it names. (make lessons runs the programs.) */
+   sections of minillama.h that it names; a copy of an exercise is never lost. (make lessons runs the programs.) */
 #include "preamble.h"
 #include "folder.h"
 #include <dirent.h>
@@ -148,6 +148,59 @@ TEST(the_walk_names_what_the_header_uses) {
     free(page), free(header);
 }
 
+/* ---- a student's copy ---- */
+
+/* What make prints in the folder, where it finds no more than is there; NULL: it failed. */
+static const char *made(const char *what) {
+    char here[512], command[2000];
+    if (!getcwd(here, sizeof here)) return NULL;
+    snprintf(command, sizeof command,
+             "MAKEFLAGS= ${MAKE:-make} -s --no-print-directory -C '%s' -f '%s/Makefile' BUILD=build %s",
+             folder, here, what);
+    capture_begin();
+    int status = system(command);
+    const char *said = capture_end();
+    return status == 0 ? said : NULL;
+}
+
+/* A folder with a copy in build/exercises, beside what is only built; 0: without make nothing can be tested. */
+static int has_copy(void) {
+    if (WITHOUT_SH || !folder_begin("lessons")) return 0;
+    const char *said = made("--version");
+    if (!said || strncmp(said, "GNU Make", 8) != 0) return folder_end(), 0;
+    CHECK(make_folder(in_folder("build")) && make_folder(in_folder("build/exercises")) &&
+          make_folder(in_folder("build/.hidden")));
+    write_file(in_folder("build/exercises/07.c"), "mine", 4);
+    write_file(in_folder("build/minillama.o"), "", 0);
+    return 1;
+}
+
+TEST(make_clean_keeps_a_copy) {
+    if (!has_copy()) SKIP("no GNU make");
+    const char *said = made("clean");
+    CHECK(said && strstr(said, "kept: ") && strstr(said, "build/exercises"));
+    bytes copy = read_file(in_folder("build/exercises/07.c"));
+    CHECK(copy.size == 4 && memcmp(copy.data, "mine", 4) == 0);
+    free_bytes(&copy);
+    CHECK(!exists(in_folder("build/minillama.o")) && !exists(in_folder("build/.hidden")));
+    remove(in_folder("build/exercises/07.c"));
+    said = made("clean");
+    CHECK(said && !*said && !exists(in_folder("build")));
+    folder_end();
+}
+
+/* What make would run where a teacher has taken the solutions away. */
+TEST(a_copy_works_without_its_solution) {
+    if (!has_copy()) SKIP("no GNU make");
+    CHECK(make_folder(in_folder("examples")) && make_folder(in_folder(LESSONS)));
+    write_file(in_folder(LESSONS "/lesson.h"), "", 0);
+    const char *said = made("-n -o build/minillama.o exercise-07");
+    CHECK(said && strstr(said, "-o build/exercises/07 build/exercises/07.c build/minillama.o") &&
+          strstr(said, "run.sh exercise build/exercises/07 build/exercises/07.c"));
+    CHECK(!made("-n exercise-08")); /* there is no copy */
+    folder_end();
+}
+
 int main(void) {
     if (access(LESSONS "/README.md", R_OK) != 0) return printf("run from the top folder\n"), 1;
     RUN(lessons_are_as_short_as_they_promise);
@@ -155,5 +208,7 @@ int main(void) {
     RUN(the_page_has_a_part_and_a_picture_for_each_lesson);
     RUN(the_functions_that_the_page_names_are_where_it_says);
     RUN(the_walk_names_what_the_header_uses);
+    RUN(make_clean_keeps_a_copy);
+    RUN(a_copy_works_without_its_solution);
     return test_report("test_lessons");
 }
