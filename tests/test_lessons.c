@@ -148,26 +148,32 @@ TEST(the_walk_names_what_the_header_uses) {
     free(page), free(header);
 }
 
-/* ---- a student's copy ---- */
-
-/* What make prints in the folder, where it finds no more than is there; NULL: it failed. */
-static const char *made(const char *what) {
-    char here[512], command[2000];
-    if (!getcwd(here, sizeof here)) return NULL;
-    snprintf(command, sizeof command,
-             "MAKEFLAGS= ${MAKE:-make} -s --no-print-directory -C '%s' -f '%s/Makefile' BUILD=build %s",
-             folder, here, what);
+TEST(contributing_names_who_uses_private_names) {
+    char *page = text_of("CONTRIBUTING.md"), named[300];
+    int n_files = 0;
+    if (WITHOUT_SH) SKIP("no shell");
+    REQUIRE(folder_begin("lessons"));
     capture_begin();
-    int status = system(command);
-    const char *said = capture_end();
-    return status == 0 ? said : NULL;
+    int status =
+        system("grep -l -i mli_ examples/*.c examples/*/*.[ch] examples/*/*/*.[ch] tools/*.c tools/*/*.[ch]");
+    const char *said = capture_end(), *rule = strstr(page, "use no private name");
+    CHECK(status == 0 && rule);
+    for (const char *end; rule && (end = strchr(said, '\n')) != NULL; said = end + 1, n_files++) {
+        snprintf(named, sizeof named, "`%.*s`", (int)(end - said), said);
+        const char *at = strstr(rule, named);
+        CHECK(at && at < strstr(rule, "\n\n"));
+        if (!at) printf("%s is not in CONTRIBUTING.md\n", named);
+    }
+    CHECK(n_files > 0);
+    folder_end(), free(page);
 }
+
+/* ---- a student's copy ---- */
 
 /* A folder with a copy in build/exercises, beside what is only built; 0: without make nothing can be tested. */
 static int has_copy(void) {
-    if (WITHOUT_SH || !folder_begin("lessons")) return 0;
-    const char *said = made("--version");
-    if (!said || strncmp(said, "GNU Make", 8) != 0) return folder_end(), 0;
+    if (!folder_begin("lessons")) return 0;
+    if (!has_make()) return folder_end(), 0;
     CHECK(make_folder(in_folder("build")) && make_folder(in_folder("build/exercises")) &&
           make_folder(in_folder("build/.hidden")));
     write_file(in_folder("build/exercises/07.c"), "mine", 4);
@@ -177,14 +183,14 @@ static int has_copy(void) {
 
 TEST(make_clean_keeps_a_copy) {
     if (!has_copy()) SKIP("no GNU make");
-    const char *said = made("clean");
+    const char *said = made("", "Makefile", "clean");
     CHECK(said && strstr(said, "kept: ") && strstr(said, "build/exercises"));
     bytes copy = read_file(in_folder("build/exercises/07.c"));
     CHECK(copy.size == 4 && memcmp(copy.data, "mine", 4) == 0);
     free_bytes(&copy);
     CHECK(!exists(in_folder("build/minillama.o")) && !exists(in_folder("build/.hidden")));
     remove(in_folder("build/exercises/07.c"));
-    said = made("clean");
+    said = made("", "Makefile", "clean");
     CHECK(said && !*said && !exists(in_folder("build")));
     folder_end();
 }
@@ -194,10 +200,10 @@ TEST(a_copy_works_without_its_solution) {
     if (!has_copy()) SKIP("no GNU make");
     CHECK(make_folder(in_folder("examples")) && make_folder(in_folder(LESSONS)));
     write_file(in_folder(LESSONS "/lesson.h"), "", 0);
-    const char *said = made("-n -o build/minillama.o exercise-07");
+    const char *said = made("", "Makefile", "-n -o build/minillama.o exercise-07");
     CHECK(said && strstr(said, "-o build/exercises/07 build/exercises/07.c build/minillama.o") &&
           strstr(said, "run.sh exercise build/exercises/07 build/exercises/07.c"));
-    CHECK(!made("-n exercise-08")); /* there is no copy */
+    CHECK(!made("", "Makefile", "-n exercise-08")); /* there is no copy */
     folder_end();
 }
 
@@ -208,6 +214,7 @@ int main(void) {
     RUN(the_page_has_a_part_and_a_picture_for_each_lesson);
     RUN(the_functions_that_the_page_names_are_where_it_says);
     RUN(the_walk_names_what_the_header_uses);
+    RUN(contributing_names_who_uses_private_names);
     RUN(make_clean_keeps_a_copy);
     RUN(a_copy_works_without_its_solution);
     return test_report("test_lessons");
