@@ -165,7 +165,7 @@ static int settings_change(const char *model) {
     return !same;
 }
 
-/* The model is in the programs, and no prerequisite: the assembler also looks for it from the top of the repository. */
+/* The model is in the programs, and is no prerequisite; the assembler also looks from the top of the repository. */
 TEST(another_model_of_the_same_name) {
     static const char *const paths[] = {"model", "../../model", "its model"};
     REQUIRE(folder_begin("board"));
