@@ -35,7 +35,7 @@ static inline int exists(const char *path) {
 
 /* What GNU make prints in a folder within the temporary one, by a Makefile of this repository, which there finds no
    more than the test has put there; NULL: it failed. */
-static inline const char *made(const char *where, const char *makefile, const char *what) {
+static inline const char *make_says(const char *where, const char *makefile, const char *what) {
     char here[512], command[2500];
     if (!getcwd(here, sizeof here)) return NULL;
     snprintf(command, sizeof command,
@@ -48,7 +48,7 @@ static inline const char *made(const char *where, const char *makefile, const ch
 }
 
 static inline int has_make(void) {
-    const char *said = WITHOUT_SH ? NULL : made("", "Makefile", "--version");
+    const char *said = WITHOUT_SH ? NULL : make_says("", "Makefile", "--version");
     return said && strncmp(said, "GNU Make", 8) == 0;
 }
 

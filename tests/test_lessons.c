@@ -183,14 +183,14 @@ static int has_copy(void) {
 
 TEST(make_clean_keeps_a_copy) {
     if (!has_copy()) SKIP("no GNU make");
-    const char *said = made("", "Makefile", "clean");
+    const char *said = make_says("", "Makefile", "clean");
     CHECK(said && strstr(said, "kept: ") && strstr(said, "build/exercises"));
     bytes copy = read_file(in_folder("build/exercises/07.c"));
     CHECK(copy.size == 4 && memcmp(copy.data, "mine", 4) == 0);
     free_bytes(&copy);
     CHECK(!exists(in_folder("build/minillama.o")) && !exists(in_folder("build/.hidden")));
     remove(in_folder("build/exercises/07.c"));
-    said = made("", "Makefile", "clean");
+    said = make_says("", "Makefile", "clean");
     CHECK(said && !*said && !exists(in_folder("build")));
     folder_end();
 }
@@ -200,10 +200,10 @@ TEST(a_copy_works_without_its_solution) {
     if (!has_copy()) SKIP("no GNU make");
     CHECK(make_folder(in_folder("examples")) && make_folder(in_folder(LESSONS)));
     write_file(in_folder(LESSONS "/lesson.h"), "", 0);
-    const char *said = made("", "Makefile", "-n -o build/minillama.o exercise-07");
+    const char *said = make_says("", "Makefile", "-n -o build/minillama.o exercise-07");
     CHECK(said && strstr(said, "-o build/exercises/07 build/exercises/07.c build/minillama.o") &&
           strstr(said, "run.sh exercise build/exercises/07 build/exercises/07.c"));
-    CHECK(!made("", "Makefile", "-n exercise-08")); /* there is no copy */
+    CHECK(!make_says("", "Makefile", "-n exercise-08")); /* there is no copy */
     folder_end();
 }
 

@@ -157,7 +157,7 @@ static int settings_change(const char *model) {
     static bytes last; /* of the call before */
     char what[100];
     snprintf(what, sizeof what, "MODEL='%s' build/settings", model);
-    CHECK(made("a/b", "examples/microcontroller/Makefile", what));
+    CHECK(make_says("a/b", "examples/microcontroller/Makefile", what));
     bytes now = read_file(in_folder("a/b/build/settings"));
     int same = now.size == last.size && now.size > 0 && memcmp(now.data, last.data, now.size) == 0;
     free_bytes(&last);
