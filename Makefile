@@ -26,7 +26,7 @@
 #                   ESP-IDF, into build/packages
 #   make bench      this machine's peaks, and how much of them the kernels and models reach
 #   make format     clang-format; check-format only reports
-#   make clean      removes build/
+#   make clean      removes build/, except your copies of exercises
 #   make help       this list
 #
 # CFLAGS=... is appended to the flags below, ARCH=... chooses the instructions, OPENMP= leaves threads out, CC=... is
@@ -369,7 +369,11 @@ format:
 check-format:
 	$(CLANG_FORMAT) --dry-run -Werror $(SOURCES)
 
+# Copies of exercises are somebody's work: where there are any, all else goes.
 clean:
-	rm -rf $(BUILD)
+	@if [ -z "$$(ls -A $(BUILD)/exercises 2>/dev/null)" ]; then rm -rf $(BUILD); \
+	elif [ -e $(BUILD)/Makefile ]; then echo 'BUILD=$(BUILD) is no folder of its own: nothing is removed' && exit 1; \
+	else find $(BUILD)/. ! -name . -prune ! -name exercises -exec rm -rf {} + && \
+	    echo 'kept: $(BUILD)/exercises, with what you wrote (rm -r $(BUILD)/exercises removes it)'; fi
 
 .PHONY: all help run board microcontroller manifests lessons grade test check cross windows sanitize fuzz size bench web web-test web-bench demo table advanced report format check-format clean FORCE

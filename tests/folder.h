@@ -1,4 +1,4 @@
-/* A temporary folder for one test program (temporary.h), and whole files in and out. */
+/* A temporary folder for one test program (temporary.h), whole files in and out, and make in that folder. */
 #ifndef FOLDER_H
 #define FOLDER_H
 
@@ -31,6 +31,25 @@ static inline int exists(const char *path) {
 #else
     return lstat(path, &status) == 0;
 #endif
+}
+
+/* What GNU make prints in a folder within the temporary one, by a Makefile of this repository, which there finds no
+   more than the test has put there; NULL: it failed. */
+static inline const char *make_says(const char *where, const char *makefile, const char *what) {
+    char here[512], command[2500];
+    if (!getcwd(here, sizeof here)) return NULL;
+    snprintf(command, sizeof command,
+             "MAKEFLAGS= ${MAKE:-make} -s --no-print-directory -C '%s' -f '%s/%s' BUILD=build %s",
+             in_folder(where), here, makefile, what);
+    capture_begin();
+    int status = system(command);
+    const char *said = capture_end();
+    return status == 0 ? said : NULL;
+}
+
+static inline int has_make(void) {
+    const char *said = WITHOUT_SH ? NULL : make_says("", "Makefile", "--version");
+    return said && strncmp(said, "GNU Make", 8) == 0;
 }
 
 #endif

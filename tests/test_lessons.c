@@ -1,6 +1,6 @@
 /* The page of the lessons stays true: it has a part for each lesson, with its picture; each lesson is as short as it
    promises and has an exercise that can be taken out of its solution; the functions that the page names are in the
-   sections of minillama.h that it names. (make lessons runs the programs.) */
+   sections of minillama.h that it names; a copy of an exercise is never lost. (make lessons runs the programs.) */
 #include "preamble.h"
 #include "folder.h"
 #include <dirent.h>
@@ -148,6 +148,65 @@ TEST(the_walk_names_what_the_header_uses) {
     free(page), free(header);
 }
 
+TEST(contributing_names_who_uses_private_names) {
+    char *page = text_of("CONTRIBUTING.md"), named[300];
+    int n_files = 0;
+    if (WITHOUT_SH) SKIP("no shell");
+    REQUIRE(folder_begin("lessons"));
+    capture_begin();
+    int status =
+        system("grep -l -i mli_ examples/*.c examples/*/*.[ch] examples/*/*/*.[ch] tools/*.c tools/*/*.[ch]");
+    const char *said = capture_end(), *rule = strstr(page, "use no private name");
+    CHECK(status == 0 && rule);
+    for (const char *end; rule && (end = strchr(said, '\n')) != NULL; said = end + 1, n_files++) {
+        snprintf(named, sizeof named, "`%.*s`", (int)(end - said), said);
+        const char *at = strstr(rule, named);
+        CHECK(at && at < strstr(rule, "\n\n"));
+        if (!at) printf("%s is not in CONTRIBUTING.md\n", named);
+    }
+    CHECK(n_files > 0);
+    folder_end(), free(page);
+}
+
+/* ---- a student's copy ---- */
+
+/* A folder with a copy in build/exercises, beside what is only built; 0: without make nothing can be tested. */
+static int has_copy(void) {
+    if (!folder_begin("lessons")) return 0;
+    if (!has_make()) return folder_end(), 0;
+    CHECK(make_folder(in_folder("build")) && make_folder(in_folder("build/exercises")) &&
+          make_folder(in_folder("build/.hidden")));
+    write_file(in_folder("build/exercises/07.c"), "mine", 4);
+    write_file(in_folder("build/minillama.o"), "", 0);
+    return 1;
+}
+
+TEST(make_clean_keeps_a_copy) {
+    if (!has_copy()) SKIP("no GNU make");
+    const char *said = make_says("", "Makefile", "clean");
+    CHECK(said && strstr(said, "kept: ") && strstr(said, "build/exercises"));
+    bytes copy = read_file(in_folder("build/exercises/07.c"));
+    CHECK(copy.size == 4 && memcmp(copy.data, "mine", 4) == 0);
+    free_bytes(&copy);
+    CHECK(!exists(in_folder("build/minillama.o")) && !exists(in_folder("build/.hidden")));
+    remove(in_folder("build/exercises/07.c"));
+    said = make_says("", "Makefile", "clean");
+    CHECK(said && !*said && !exists(in_folder("build")));
+    folder_end();
+}
+
+/* What make would run where a teacher has taken the solutions away. */
+TEST(a_copy_works_without_its_solution) {
+    if (!has_copy()) SKIP("no GNU make");
+    CHECK(make_folder(in_folder("examples")) && make_folder(in_folder(LESSONS)));
+    write_file(in_folder(LESSONS "/lesson.h"), "", 0);
+    const char *said = make_says("", "Makefile", "-n -o build/minillama.o exercise-07");
+    CHECK(said && strstr(said, "-o build/exercises/07 build/exercises/07.c build/minillama.o") &&
+          strstr(said, "run.sh exercise build/exercises/07 build/exercises/07.c"));
+    CHECK(!make_says("", "Makefile", "-n exercise-08")); /* there is no copy */
+    folder_end();
+}
+
 int main(void) {
     if (access(LESSONS "/README.md", R_OK) != 0) return printf("run from the top folder\n"), 1;
     RUN(lessons_are_as_short_as_they_promise);
@@ -155,5 +214,8 @@ int main(void) {
     RUN(the_page_has_a_part_and_a_picture_for_each_lesson);
     RUN(the_functions_that_the_page_names_are_where_it_says);
     RUN(the_walk_names_what_the_header_uses);
+    RUN(contributing_names_who_uses_private_names);
+    RUN(make_clean_keeps_a_copy);
+    RUN(a_copy_works_without_its_solution);
     return test_report("test_lessons");
 }

@@ -1,9 +1,10 @@
 /* examples/microcontroller on a board that qemu-system-arm emulates: the story that it prints, what it learns, the
    memory that it takes, and its integer dot products. Skipped where the compiler or the emulator is not installed:
-   then the Makefile has not built the programs. */
+   then the Makefile has not built the programs. And what its Makefile builds anew. */
 #define MINILLAMA_IMPLEMENTATION
 #define ML_NO_SIMD /* the sums of a machine without vectors */
 #include "preamble.h"
+#include "folder.h"
 #include "../examples/microcontroller/learning.h"
 
 #define MODEL "examples/models/stories.gguf"
@@ -12,13 +13,13 @@
     "-icount shift=0 </dev/null 2>&1"
 
 static const char *no_board = "arm-none-eabi-gcc and qemu-system-arm are not both installed";
-static char folder[512]; /* of the programs */
-static char said[65536]; /* what the last one printed */
+static char programs[512]; /* their folder */
+static char said[65536];   /* what the last one printed */
 
 /* Runs a program on a board; -1: it has not been built, else its exit status. */
 static int run_on(const char *board, const char *program) {
     char path[600], command[1200];
-    snprintf(path, sizeof path, "%s/%s.elf", folder, program);
+    snprintf(path, sizeof path, "%s/%s.elf", programs, program);
     if (access(path, R_OK) != 0) return -1;
     snprintf(command, sizeof command, "timeout 300 " QEMU " -M %s -kernel '%s'", board, path);
     FILE *pipe = popen(command, "r");
@@ -139,8 +140,8 @@ TEST(learning) {
     CHECK(strstr(said, "kept: ") && number_after("kept: ") > 3 * 2 * 129 * 4 &&
           number_after("kept: ") < 65536);
     CHECK(strstr(said, "adapter: ") && number_after("; ") > 0 && number_after("; ") <= 184 * 1024);
-    const char *adapter = strstr(said, "adapter: "), *bytes = adapter ? strstr(adapter, "; ") : NULL;
-    CHECK(bytes && strtod(bytes + 2, NULL) <= 840 * 1024);
+    const char *adapter = strstr(said, "adapter: "), *memory = adapter ? strstr(adapter, "; ") : NULL;
+    CHECK(memory && strtod(memory + 2, NULL) <= 840 * 1024);
     CHECK(number_after("stack ") > 0 && number_after("stack ") <= 10 * 1024);
     if (test_current_failed)
         printf("%s%.7f %.7f %.7f, %.7f %.7f %.7f\n", said, (double)head_losses[0], (double)head_losses[1],
@@ -149,14 +150,46 @@ TEST(learning) {
     ml_model_free(model);
 }
 
+/* ---- what is built anew ---- */
+
+/* Whether the settings, with which programs are built anew when they change, are others now. */
+static int settings_change(const char *model) {
+    static bytes last; /* of the call before */
+    char what[100];
+    snprintf(what, sizeof what, "MODEL='%s' build/settings", model);
+    CHECK(make_says("a/b", "examples/microcontroller/Makefile", what));
+    bytes now = read_file(in_folder("a/b/build/settings"));
+    int same = now.size == last.size && now.size > 0 && memcmp(now.data, last.data, now.size) == 0;
+    free_bytes(&last);
+    last = now;
+    return !same;
+}
+
+/* The model is in the programs, and is no prerequisite; the assembler also looks from the top of the repository. */
+TEST(another_model_of_the_same_name) {
+    static const char *const paths[] = {"model", "../../model", "its model"};
+    REQUIRE(folder_begin("board"));
+    if (!has_make()) SKIP("no GNU make");
+    CHECK(make_folder(in_folder("a")) && make_folder(in_folder("a/b")));
+    for (int i = 0; i < 3; i++) {
+        const char *file = i == 2 ? in_folder("a/b/its model") : in_folder("model");
+        write_file(file, "one", 3);
+        CHECK(settings_change(paths[i]) && !settings_change(paths[i]));
+        write_file(file, "two", 3);
+        CHECK(settings_change(paths[i]) && !settings_change(paths[i]));
+    }
+    folder_end();
+}
+
 int main(int argc, char **argv) {
     const char *end = argc ? strrchr(argv[0], '/') : NULL;
-    snprintf(folder, sizeof folder, "%.*s/microcontroller", end ? (int)(end - argv[0]) : 1,
+    snprintf(programs, sizeof programs, "%.*s/microcontroller", end ? (int)(end - argv[0]) : 1,
              end ? argv[0] : ".");
     RUN(a_story);
     RUN(a_long_story);
     RUN(integer_products);
     RUN(integer_products_of_helium);
     RUN(learning);
+    RUN(another_model_of_the_same_name);
     return test_report("test_microcontroller");
 }

@@ -53,8 +53,9 @@ export interface GenerateOptions {
     maxTokens?: number;
     /** 0, the default: always the most likely token */
     temperature?: number;
+    /** topK is whole; topP and minP are at most 1 */
     topK?: number; topP?: number; minP?: number;
-    /** of repetitions; 0 or 1: none */
+    /** of repetitions: 0.001 to 1000; 0 or 1: none */
     penalty?: number;
     /** a whole number from 0 on; default 1 */
     seed?: number;
@@ -70,6 +71,7 @@ export interface Attention {
 
 export interface AdapterOptions { rank?: number; alpha?: number; targets?: number; seed?: number }
 export interface TrainerOptions {
+    /** a head learns with the adapter that it was created with, or both without one: anything else is an error */
     adapter?: Adapter | null; head?: Head | null;
     maxTokens?: number; maxRows?: number; learningRate?: number; dropout?: number;
     /** the rate falls to 0 over so many along a cosine; 0: it stays */
@@ -104,6 +106,7 @@ export class Llama {
     probability(ids: ArrayLike<number>, id: number): number;
     /** of at most as many ids as the model's context has */
     attention(ids: ArrayLike<number>): Attention;
+    /** of a continuation that is empty: 0, and 0 tokens */
     likelihood(context: string, continuation: string): { logProbability: number; tokens: number };
     /** null: without an adapter */
     use(adapter: Adapter | null): void;
@@ -132,7 +135,8 @@ export interface Head {
 
 export interface Trainer {
     readonly parameters: number;
-    /** One step on rows of token ids, with a head on their labels. Returns the loss before it. */
+    /** One step on rows of token ids, with a head on their labels: the numbers of their classes, from 0 on; without a
+     *  head there are none. Returns the loss before it. */
     step(rows: ArrayLike<number>[], labels?: ArrayLike<number>): number;
     loss(rows: ArrayLike<number>[], labels?: ArrayLike<number>): number;
     free(): void;

@@ -97,11 +97,27 @@ class Runtime {
     }
 }
 
-/** Ids as the module takes them. The characters of a text would silently become zeros. */
-function int32(ids) {
+/** A number as the module takes it: any other would silently become one, often 0. */
+function whole(value, what) {
+    if (Number.isInteger(value) && value === (value | 0)) return value;
+    throw new RangeError(`${what} is a whole number of 32 bits, not ${String(value)}`);
+}
+
+/** Ids as the module takes them. */
+function int32(ids, what = 'a token id', lacking = 'token ids are expected: encode() gives those of a text') {
     if (ids instanceof Int32Array) return ids;
-    if (typeof ids !== 'object' || !(ids?.length >= 0)) throw new TypeError('token ids are expected: encode() gives those of a text');
-    return Int32Array.from(ids);
+    if (typeof ids !== 'object' || !(ids?.length >= 0)) throw new TypeError(lacking);
+    return Int32Array.from(ids, id => whole(id, what));
+}
+
+/** Labels of rows, which a trainer with a head needs, and no other has a use for. */
+function classesOf(rows, labels, head) {
+    const missing = labels === null || labels === undefined;
+    if (missing !== !head) throw new TypeError(head ? 'there are no labels: with a head each row has one' : 'labels are for a trainer with a head');
+    if (missing) return null;
+    const ids = int32(labels, 'a label', 'labels are a list: a whole number for each row');
+    if (ids.length !== rows) throw new RangeError(`${rows} rows have ${ids.length} labels`);
+    return ids;
 }
 
 function wholeSeed(seed) {
@@ -116,10 +132,15 @@ function fitting(llama, text, what) {
     throw new RangeError(`a ${what} of ${ids.length} tokens does not fit a context of ${llama.contextLength}`);
 }
 
-/** Settings that are numbers from 0 on. */
-function notNegative(settings) {
+/** How tokens are drawn; refuses what ml_session_generate would. */
+function checkSampler(settings) {
     for (const [name, value] of Object.entries(settings))
         if (!(value >= 0)) throw new RangeError(`${name} is a number from 0 on, not ${value}`);
+    const { topK, topP, minP, penalty } = settings;
+    whole(topK, 'topK');
+    for (const [name, value] of Object.entries({ topP, minP }))
+        if (value > 1) throw new RangeError(`${name} is a number from 0 to 1, not ${value}`);
+    if (penalty > 1000 || (penalty > 0 && penalty < 0.001)) throw new RangeError(`penalty is a number from 0.001 to 1000 (0 or 1: none), not ${penalty}`);
 }
 
 /** What a freed model has in place of its runtime. */
@@ -209,12 +230,12 @@ class Trainer {
     }
 
     #run(rows, labels, step) {
-        const { run } = this.llama, trainer = pointer(this, 'trainer', this.llama), all = Array.from(rows, int32), { tokens, start } = packed(all);
+        const { run } = this.llama, trainer = pointer(this, 'trainer', this.llama), all = Array.from(rows, row => int32(row)), { tokens, start } = packed(all);
         pointer(this.adapter, 'adapter', this.llama);
         pointer(this.head, 'head', this.llama);
-        if (labels && labels.length !== all.length) throw new RangeError(`${all.length} rows have ${labels.length} labels`);
+        const classes = classesOf(all.length, labels, this.head);
         const targets = this.head ? null : packed(all.map(row => [...row.slice(1), -1])).tokens;
-        const loss = run.lend([tokens, start, targets, labels ? int32(labels) : null], (tokensAt, startAt, targetsAt, labelsAt) =>
+        const loss = run.lend([tokens, start, targets, classes], (tokensAt, startAt, targetsAt, labelsAt) =>
             run.call.trainer_step(trainer, tokensAt, tokens.length, startAt, all.length, targetsAt, labelsAt, step));
         if (Number.isNaN(loss)) run.fail();
         return loss;
@@ -281,8 +302,8 @@ export class Llama {
 
     /** The bytes that each token adds to the text. */
     pieces(ids) {
-        const { run } = this, state = run.put(new Int32Array(2));
-        const all = Array.from(ids, id => {
+        const row = int32(ids), { run } = this, state = run.put(new Int32Array(2));
+        const all = Array.from(row, id => {
             const at = run.call.decode(this.at, id, state) >>> 0;
             return run.u8.slice(at, at + run.ints(state, 2)[1]);
         });
@@ -298,6 +319,7 @@ export class Llama {
 
     /** How a token looks when it stands alone, with the space that it may begin with. */
     show(id) {
+        whole(id, 'a token id');
         const { run } = this, state = run.put(Int32Array.of(1, 0)); // a text has begun: the space stays
         const at = run.call.decode(this.at, id, state) >>> 0, text = run.text(at, run.ints(state, 2)[1]);
         run.call.free(state);
@@ -331,7 +353,7 @@ export class Llama {
 
     /** The probability that token `id` follows these ids. */
     probability(ids, id) {
-        if (!(id >= 0 && id < this.config.vocabSize)) throw new RangeError(`token ${id} is outside the vocabulary of ${this.config.vocabSize}`);
+        if (!(Number.isInteger(id) && id >= 0 && id < this.config.vocabSize)) throw new RangeError(`token ${id} is outside the vocabulary of ${this.config.vocabSize}`);
         return this.#read(ids, logits => this.#ranked(logits, 1, id).p);
     }
 
@@ -342,7 +364,7 @@ export class Llama {
     *generate(prompt, { maxTokens = Infinity, temperature = 0, topK = 0, topP = 0, minP = 0, penalty = 0, seed = 1, alternatives = 1 } = {}) {
         const { run } = this, n = run.call.model_drawn(this.at), k = this.#rows(alternatives);
         const ids = [...fitting(this, prompt, 'prompt')];
-        notNegative({ maxTokens, temperature, topK, topP, minP, penalty });
+        checkSampler({ maxTokens, temperature, topK, topP, minP, penalty });
         const work = run.alloc(12 * n), random = run.check(run.call.random_new(wholeSeed(seed))), reader = new TextDecoder();
         const state = run.lend([Int32Array.from(ids)], at => run.put(Int32Array.of(run.call.model_has_begun(this.at, at, ids.length), 0)));
         try {
@@ -381,7 +403,7 @@ export class Llama {
     likelihood(context, continuation) {
         const before = this.encode(context, { bos: true }), all = this.encode(context + continuation, { bos: true });
         let first = 0;
-        while (first < before.length && first < all.length - 1 && before[first] === all[first]) first++;
+        while (first < before.length && before[first] === all[first]) first++; // to the end: an empty continuation
         const sum = this.run.lend([all], at => this.run.call.likelihood(this.session, at, first, all.length));
         if (Number.isNaN(sum)) this.run.fail();
         return { logProbability: sum, tokens: all.length - first };
@@ -413,7 +435,10 @@ export class Llama {
 
     /** Batches have up to maxTokens tokens in up to maxRows rows. With `steps`, the rate falls to 0 along a cosine. */
     createTrainer({ adapter = null, head = null, maxTokens = 1024, maxRows = Math.min(64, maxTokens), learningRate = 1e-3, dropout = 0, steps = 0 } = {}) {
-        const at = this.#training().trainer_new(this.at, pointer(adapter, 'adapter', this), pointer(head, 'head', this), maxTokens, maxRows, learningRate, dropout, steps);
+        const adapterAt = pointer(adapter, 'adapter', this), headAt = pointer(head, 'head', this);
+        if (head && (head.adapter || null) !== (adapter || null)) // it would learn with one model, and classify with another
+            throw new Error('this head belongs to another adapter, or to none: createHead(classes, { adapter }) and createTrainer({ adapter, head }) take the same');
+        const at = this.#training().trainer_new(this.at, adapterAt, headAt, maxTokens, maxRows, learningRate, dropout, steps);
         return new Trainer(this, this.run.check(at), adapter, head);
     }
 

@@ -97,6 +97,12 @@ await test('the likelihood of a text is the product of the probabilities of its 
     check(Math.abs(logProbability - expected) < 1e-3, `${logProbability}, not ${expected}`);
 });
 
+await test('the likelihood of nothing is 1', () => {
+    for (const context of ['Once upon', ''])
+        same(JSON.stringify(llama.likelihood(context, '')), '{"logProbability":0,"tokens":0}', `after "${context}"`);
+    same(llama.likelihood('', 'Once').tokens, llama.encode('Once').length, 'tokens');
+});
+
 await test('an adapter learns, is saved, loaded, and works natively', () => {
     const rows = ['Zip is a robot. He lives on the moon.', 'Zip likes oil. He drinks a cup of it.']
         .map(text => [...llama.encode(text, { bos: true }), llama.bos]);
@@ -135,6 +141,15 @@ await test('a head learns to tell two kinds of sentences', () => {
     same(head.classify(rows[0]).join(), good.join(), 'of ids');
     head.free();
     adapter.free();
+});
+
+await test('a head and an adapter that do not belong together are refused', async () => {
+    const [adapter, other] = [1, 2].map(() => llama.createAdapter({ rank: 2 })), head = llama.createHead(2), both = llama.createHead(2, { adapter });
+    const said = 'this head belongs to another adapter, or to none: createHead(classes, { adapter }) and createTrainer({ adapter, head }) take the same';
+    for (const options of [{ adapter, head }, { adapter: other, head: both }, { head: both }])
+        same(await failure(() => llama.createTrainer({ ...options, maxTokens: 8 })), said, Object.keys(options).join());
+    for (const options of [{ head }, { adapter, head: both }]) llama.createTrainer({ ...options, maxTokens: 8 }).free();
+    [head, both, adapter, other].forEach(thing => thing.free());
 });
 
 await test('a head sees the whole of a text', async () => {
@@ -258,14 +273,40 @@ await test('ids, labels and numbers are checked', async () => {
     same(await failure(() => [...llama.generate(Array(257).fill(5))]), 'a prompt of 257 tokens does not fit a context of 256', 'prompt');
     for (const [name, value] of [['temperature', 'hot'], ['temperature', -1], ['topK', -3], ['topP', NaN], ['minP', -1], ['penalty', -1], ['maxTokens', NaN]])
         same(await failure(() => [...llama.generate('Once', { [name]: value })]), `${name} is a number from 0 on, not ${value}`, name);
+    for (const [name, value, of] of [['topP', 90, '0 to 1'], ['minP', 5, '0 to 1'], ['penalty', 5000, '0.001 to 1000 (0 or 1: none)'],
+        ['penalty', 1e-9, '0.001 to 1000 (0 or 1: none)']])
+        same(await failure(() => [...llama.generate('Once', { [name]: value })]), `${name} is a number from ${of}, not ${value}`, name);
+    for (const topK of [2 ** 31, 0.5])
+        same(await failure(() => [...llama.generate('Once', { topK })]), `topK is a whole number of 32 bits, not ${topK}`, 'topK');
+    for (const settings of [{ topP: 1 }, { minP: 1 }, { penalty: 1000 }, { penalty: 0.001 }, { topK: 2 ** 31 - 1 }])
+        same([...llama.generate('Once', { temperature: 1, maxTokens: 2, ...settings })].length, 2, JSON.stringify(settings));
     same(await failure(() => llama.attention(Array(257).fill(5))), '257 tokens do not fit a context of 256', 'attention');
     same(llama.attention(Array(256).fill(5)).n, 256, 'attention of a full context');
     same(await failure(() => llama.createHead(2, { pooling: 'first' })), "pooling is 'last', 'mean' or 'max', not first", 'pooling');
     const head = llama.createHead(2), trainer = llama.createTrainer({ head, maxTokens: 8 });
     same(await failure(() => trainer.step([[1, 2], [1, 3]], [1])), '2 rows have 1 labels', 'labels');
     same(await failure(() => trainer.step(['Once'], [1])), ids, 'a row of text');
+    for (const label of ['bad', undefined, 0.5, NaN, 2 ** 32])
+        same(await failure(() => trainer.step([[1, 2]], [label])), `a label is a whole number of 32 bits, not ${label}`, 'label');
+    for (const labels of ['0', 0])
+        same(await failure(() => trainer.loss([[1, 2]], labels)), 'labels are a list: a whole number for each row', 'labels');
+    for (const what of ['step', 'loss'])
+        same(await failure(() => trainer[what]([[1, 2]])), 'there are no labels: with a head each row has one', what);
     trainer.free();
     head.free();
+    const adapter = llama.createAdapter({ rank: 2 }), plain = llama.createTrainer({ adapter, maxTokens: 8 });
+    for (const what of ['step', 'loss'])
+        same(await failure(() => plain[what]([[1, 2]], [0])), 'labels are for a trainer with a head', what);
+    check(plain.loss([[1, 2]], null) > 0, 'no labels');
+    for (const id of ['x', NaN, 1.5, 2 ** 32]) {
+        const said = `a token id is a whole number of 32 bits, not ${id}`, row = [1, id];
+        for (const call of [() => [...llama.generate(row)], () => llama.alternatives(row), () => llama.probability(row, 1), () => llama.attention(row),
+            () => llama.decode(row), () => llama.pieces(row), () => llama.show(id), () => plain.step([row])])
+            same(await failure(call), said, call);
+    }
+    same(await failure(() => llama.probability([1], 0.5)), 'token 0.5 is outside the vocabulary of 2048', 'probability');
+    plain.free();
+    adapter.free();
     const small = await load(file, { wasm: path.join(web, 'minillama-small.wasm') });
     for (const call of [() => small.createAdapter(), () => small.createHead(2), () => small.createTrainer()])
         check(/^this module does not train/.test(await failure(call)), await failure(call));
