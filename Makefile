@@ -300,9 +300,13 @@ report:
 
 # WebAssembly. Kernels are inlined and unrolled, all else is small: with __OPTIMIZE_SIZE__ the kernels would be, too.
 WASM_CC ?= clang
-WASM := $(WASM_CC) --target=wasm32 -std=c99 $(WARNINGS) -Wno-pass-failed -mbulk-memory -mnontrapping-fptoint -msign-ext -nostdlib \
+WASM_TOOLS := $(abspath $(BUILD))/obj/tools
+WASM := $(WASM_CC) --target=wasm32 -B$(WASM_TOOLS) -std=c99 $(WARNINGS) -Wno-pass-failed -mbulk-memory -mnontrapping-fptoint -msign-ext -nostdlib \
         -isystem examples/web/libc -I. -fvisibility=hidden -Wl,--no-entry -Wl,--strip-all -Wl,--compress-relocations -Wl,--stack-first -Wl,-z,stack-size=262144 $(WASM_FLAGS)
-WASM_WITH := minillama.h examples/web/minillama.c examples/web/memory.h examples/web/libc/string.h Makefile
+WASM_WITH := minillama.h examples/web/minillama.c examples/web/memory.h examples/web/libc/string.h Makefile $(WASM_TOOLS)/wasm-opt
+# clang runs binaryen's wasm-opt where that is installed, with flags by which it refuses SIMD: one that does nothing is found first.
+$(WASM_TOOLS)/wasm-opt:
+	@mkdir -p $(@D) && echo '#!/bin/sh' > $@ && chmod +x $@
 WITHOUT = $(addprefix -DML_NO_,$(1))
 WEB_FILES := $(wildcard examples/web/*.mjs examples/web/*.d.ts examples/web/*.json examples/web/*.html examples/web/*.css \
                         examples/models/stories.gguf) $(wildcard examples/data/opinions*) \
@@ -313,7 +317,7 @@ WEB := $(BUILD)/web
 # Reading is a quarter slower, too, where loops of more than 100 instructions are unrolled; 80 in place of 100 takes half a percent
 # of the size and 2 % of the speed. The last two flags leave out copies of code that only save a jump: 1 % of the size, at the same
 # speed.
-WASM_KERNELS := -Os -U__OPTIMIZE_SIZE__ -fno-vectorize -fno-slp-vectorize -mllvm -inline-threshold=0 -mllvm -disable-lsr \
+WASM_KERNELS := -Os -U__OPTIMIZE_SIZE__ -fno-vectorize -fno-slp-vectorize -mllvm -inline-threshold=-5 -mllvm -disable-lsr \
                 -mllvm -unroll-threshold=80 -mllvm -enable-pre=0 -mllvm -jump-threading-threshold=1
 $(WEB)/minillama.wasm: $(WASM_WITH)
 	@mkdir -p $(@D)

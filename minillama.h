@@ -1,4 +1,4 @@
-/* minillama.h - v0.9.10 - a whole small Llama in one C header: load, generate, classify, train, save; no dependencies
+/* minillama.h - v0.9.11 - a whole small Llama in one C header: load, generate, classify, train, save; no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -213,8 +213,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 910 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.9.10"
+#define ML_VERSION 911 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.9.11"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS
