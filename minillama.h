@@ -10787,8 +10787,9 @@ ML_DEF int32_t ml_sampler_sample(const ml_sampler *sampler, float *logits, int n
 /* The prompt's ids, in the session's scratch, where the tokens that it holds do not overlap them. */
 static ml_result mli_prompt_ids(mli_session *s, const ml_generate_desc *desc, int held, ml_tokens *ids,
                                 ml_error *error) {
-    if (desc->prompt && desc->prompt_ids.n)
-        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_generate: a prompt and prompt_ids");
+    *ids = desc->prompt_ids;
+    if (desc->prompt ? ids->n != 0 : ids->n < 0 || (!ids->ids && ids->n) || (!ids->n && !held))
+        return mli_fail(error, ML_ERROR_ARGUMENT, "no prompt, or both text and ids");
     if (desc->prompt) {
         ml_result result =
             mli_session_ids(s, 0, desc->prompt, "", held ? 0 : mli_prompt_flags(s), ids, error);
@@ -10797,9 +10798,6 @@ static ml_result mli_prompt_ids(mli_session *s, const ml_generate_desc *desc, in
                         s->shown.model->tokenizer->bos < 0 ? "the tokenizer has none"
                                                            : "the tokenizer's file says not to add it");
     }
-    *ids = desc->prompt_ids;
-    if (ids->n < 0 || (!ids->ids && ids->n) || (!ids->n && !held))
-        return mli_fail(error, ML_ERROR_ARGUMENT, "ml_session_generate: no prompt");
     ml_result result = mli_check_fit(s, 0, ids->n, error);
     if (result) return result;
     if (ids->n) memcpy(s->graph.memory, ids->ids, (size_t)ids->n * sizeof *ids->ids);
@@ -18019,7 +18017,8 @@ static void mli_find_biases(mli_loader *loader) {
 
 /* Whether two matrices are the same numbers in the same type; those that are not contiguous only if they are one. */
 static int mli_are_same(const ml_array *a, const ml_array *b) {
-    if (a->type != b->type || a->data == b->data) return a->type == b->type;
+    if (a->type != b->type) return 0;
+    if (a->data == b->data) return 1;
     if (a->n_dims != b->n_dims || memcmp(a->shape, b->shape, (size_t)a->n_dims * sizeof *a->shape) != 0)
         return 0;
     size_t bytes = (size_t)ml_type_row_bytes(a->type, ml_array_count(a));
@@ -18031,8 +18030,8 @@ static int mli_are_same(const ml_array *a, const ml_array *b) {
    library. */
 static int mli_is_tied(int said, const ml_array *output, const ml_array *embedding) {
     if (!output || said == 0) return said != 0;
-    if (output->data == embedding->data) return output->type == embedding->type;
-    return said > 0 && mli_are_same(output, embedding);
+    if (said > 0) return mli_are_same(output, embedding);
+    return output->data == embedding->data && output->type == embedding->type;
 }
 
 /* Completes the configuration from the tensors' shapes. vocab_size: embedding and output may have more rows than the

@@ -679,7 +679,7 @@ TEST(bos_is_added_only_where_it_is_wanted) {
         CHECK(session->tokens[made.n_prompt - 1] == 5); /* b */
         desc.prompt_ids.ids = session->tokens, desc.prompt_ids.n = 1;
         CHECK(ml_session_generate(session, &desc, &made, &error) == ML_ERROR_ARGUMENT);
-        CHECK(strstr(error.text, "a prompt and prompt_ids"));
+        CHECK(strstr(error.text, "no prompt, or both text and ids"));
         desc.prompt_ids.n = 0;
         desc.prompt = "";
         CHECK(ml_session_generate(session, &desc, &made, &error) == (adds ? ML_OK : ML_ERROR_ARGUMENT));
