@@ -14,17 +14,19 @@ function line(i,    k, name) {
     for (k = 1; k <= points[name]; k++) printf "%.1f,%.1f ", ax(xs[name, k]), ay(ys[name, k])
     print "'/>"
 }
-# Highest end first; a name goes lower where another one stands.
-function labels(    i, best, last, done) {
+# Highest end first; a name goes lower where another one stands, and all of them higher where the last would leave the axes.
+function labels(    i, k, best, last, done, place, y) {
     last = -100
-    for (;;) {
+    for (k = 1; k <= n; k++) {
         best = 0
         for (i = 1; i <= n; i++) if (!(i in done) && (!best || end_of(i) > end_of(best))) best = i
-        if (!best) return
         done[best] = 1
-        last = most(ay(end_of(best)) + 3, last + 10)
-        text(right + 4, last, "start", names[best])
-        rule(right + 54, last - 3, right + 76, last - 3, "stroke='" grays[best] "' stroke-width='1.3' stroke-dasharray='" dashes[best] "'")
+        place[best] = last = most(ay(end_of(best)) + 3, last + 10)
+    }
+    for (i = 1; i <= n; i++) {
+        y = place[i] - most(0, last - bottom)
+        text(right + 4, y, "start", names[i])
+        rule(right + 54, y - 3, right + 76, y - 3, "stroke='" grays[i] "' stroke-width='1.3' stroke-dasharray='" dashes[i] "'")
     }
 }
 function end_of(i) { return ys[names[i], points[names[i]]] }
