@@ -33,8 +33,8 @@ function end_of(i) { return ys[names[i], points[names[i]]] }
 END {
     if (x1 > x0) {
         y0 -= (y1 - y0) * .03; y1 += (y1 - y0) * .03
-        sheet(310, 112)
-        left = 26; right = 230; top = 16; bottom = 86
+        sheet(310, 104)
+        left = 26; right = 230; top = 16; bottom = 78
         x_axis(x_name, 5); y_axis(5)
         text(left, top - 5, "start", y_name)
         if (at != "") rule(ax(at), top, ax(at), bottom, "stroke='#222'")
