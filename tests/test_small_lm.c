@@ -29,7 +29,7 @@
 #include "../examples/advanced/positions.c"
 #undef main
 
-enum { CONTEXT = 8, LONGEST = LONGER * CONTEXT, WIDEST = 256, KEYS = 3 };
+enum { TRAINED = 8, LONGEST = LONGER * TRAINED, WIDEST = 256, KEYS = 3 };
 
 static char text_path[600];
 
@@ -332,22 +332,22 @@ TEST(differential_attention_of_a_layer) {
     small_lm lm;
     attention_run now;
     attended a;
-    static double in[3][CONTEXT * 24], y[CONTEXT * 24];
+    static double in[3][TRAINED * 24], y[TRAINED * 24];
     double *qkv[3] = {in[0], in[1], in[2]};
-    REQUIRE(begin_model(&lm, CONTEXT, 24, 6));
+    REQUIRE(begin_model(&lm, TRAINED, 24, 6));
     begin_attention(&lm, &now, DIFFERENTIAL);
     REQUIRE(small_create(&lm));
     for (int l = 0; l < lm.n_layers; l++) /* wider, so that lambda is */
         for (int e = 0; e < SMALL_EXTRAS; e++)
             for (int i = 0; i < 4; i++) ((float *)lm.layers[l].extra[e].data)[i] *= 2;
-    begin_attended(&a, &lm, 1, CONTEXT, 0);
+    begin_attended(&a, &lm, 1, TRAINED, 0);
     for (int c = 0; c < 3; c++)
-        for (int i = 0; i < CONTEXT * 24; i++) in[c][i] = (double)a.qkv[c][i];
+        for (int i = 0; i < TRAINED * 24; i++) in[c][i] = (double)a.qkv[c][i];
     plain_model m = plain_attention_model(&lm, DIFFERENTIAL);
     for (a.layer = 0; a.layer < lm.n_layers; a.layer++) {
         float *found = attended_numbers(&a);
-        plain_attention(&m, a.layer, qkv, CONTEXT, y);
-        for (int i = 0; i < CONTEXT * 24; i++) CHECK_NEAR(found[i], y[i], 5e-6, 0);
+        plain_attention(&m, a.layer, qkv, TRAINED, y);
+        for (int i = 0; i < TRAINED * 24; i++) CHECK_NEAR(found[i], y[i], 5e-6, 0);
         free(found);
     }
     end_attended(&a);
@@ -400,9 +400,9 @@ static int with_gradients(small_lm *lm, const ml_tensor **tensors, float **grads
 }
 
 static double plain_loss(const plain_model *m) {
-    double losses[CONTEXT] = {0}, sum = 0;
-    for (int r = 0; r < 2; r++) add_plain_losses(m, m->lm->tokens + 100 * r, CONTEXT, .5 / CONTEXT, losses);
-    for (int i = 0; i < CONTEXT; i++) sum += losses[i];
+    double losses[TRAINED] = {0}, sum = 0;
+    for (int r = 0; r < 2; r++) add_plain_losses(m, m->lm->tokens + 100 * r, TRAINED, .5 / TRAINED, losses);
+    for (int i = 0; i < TRAINED; i++) sum += losses[i];
     return sum;
 }
 
@@ -438,7 +438,7 @@ static void check_model_gradients(small_lm *lm, const plain_model *m) {
     ml_error error;
     double worst = 1;
     int n = with_gradients(lm, tensors, &grads);
-    REQUIRE(grads && small_graph(lm, 2, CONTEXT, 1, &g));
+    REQUIRE(grads && small_graph(lm, 2, TRAINED, 1, &g));
     for (int r = 0; r < 2; r++) small_fill(lm, r, (size_t)(100 * r));
     ml_graph_begin(g, 1);
     ml_tensor loss = small_build(g, lm);
@@ -457,7 +457,7 @@ TEST(gradients_of_the_whole_model) {
     small_lm lm;
     attention_run now;
     for (int i = 0; i < 2; i++) {
-        REQUIRE(begin_model(&lm, CONTEXT, 24, 6));
+        REQUIRE(begin_model(&lm, TRAINED, 24, 6));
         begin_attention(&lm, &now, attentions[i]);
         REQUIRE(small_create(&lm));
         plain_model m = plain_attention_model(&lm, attentions[i]);
@@ -474,10 +474,10 @@ TEST(gradients_of_the_whole_model) {
 TEST(parameters_are_equal) {
     small_lm lm;
     size_t D = 96, H = 256, n[2];
-    REQUIRE(begin_model(&lm, CONTEXT, 96, 4));
+    REQUIRE(begin_model(&lm, TRAINED, 96, 4));
     for (int is_differential = 0; is_differential < 2; is_differential++) {
         attention_run now;
-        double losses[CONTEXT], speed;
+        double losses[TRAINED], speed;
         begin_attention(&lm, &now, is_differential ? DIFFERENTIAL : STANDARD);
         lm.extra_cols = 7, lm.steps = 1; /* the program knows better */
         capture_begin();
@@ -554,11 +554,11 @@ TEST(weights_by_position) {
     double weights[LONGEST];
     small_lm lm;
     attended a;
-    REQUIRE(begin_model(&lm, CONTEXT, 128, 4));
+    REQUIRE(begin_model(&lm, TRAINED, 128, 4));
     run now = {NULL, (float *)malloc(LONGEST * 32 * sizeof(float))};
     lm.user = &now, lm.attend = attend, lm.prepare = prepare;
     for (int i = 0; i < KINDS; i++)
-        for (int n = CONTEXT; n <= LONGEST; n *= 2) {
+        for (int n = TRAINED; n <= LONGEST; n *= 2) {
             now.kind = &kinds[i];
             make_table(&lm, &now, n);
             positions_of(&p, &lm, &kinds[i], n);
@@ -584,7 +584,7 @@ TEST(slopes_of_alibi) {
     static const double slopes[4] = {1 / 4., 1 / 16., 1 / 64., 1 / 256.};
     small_lm lm;
     attended a;
-    REQUIRE(begin_model(&lm, CONTEXT, 128, 4));
+    REQUIRE(begin_model(&lm, TRAINED, 128, 4));
     run now = {NULL, NULL};
     lm.user = &now, lm.attend = attend, lm.prepare = prepare;
     for (int i = KINDS - 2; i < KINDS; i++) {
@@ -642,16 +642,16 @@ static const double as_written = 5e-5 + 1e-5;
 TEST(losses_of_attention) {
     small_lm lm;
     attention_run now;
-    double losses[CONTEXT];
+    double losses[TRAINED];
     char begin[64];
     CHECK(run_program(attention_main, "--window 3", "attention.csv") == 0);
-    REQUIRE(begin_model(&lm, CONTEXT, 24, 4));
+    REQUIRE(begin_model(&lm, TRAINED, 24, 4));
     for (int i = 0; i < ATTENTION_KINDS; i++) {
         begin_attention(&lm, &now, i);
         REQUIRE(small_train(&lm, "", NULL));
         plain_model m = plain_attention_model(&lm, i);
-        plain_evaluate(&m, CONTEXT, ATTENTION_TEXTS, losses);
-        for (int t = 0; t < CONTEXT; t++) {
+        plain_evaluate(&m, TRAINED, ATTENTION_TEXTS, losses);
+        for (int t = 0; t < TRAINED; t++) {
             snprintf(begin, sizeof begin, "%s,%d,", names[i], t);
             CHECK_NEAR(number_after("attention.csv", begin), losses[t], as_written, 0);
         }
@@ -667,14 +667,14 @@ TEST(losses_of_positions) {
     double losses[LONGEST];
     char begin[64];
     CHECK(run_program(positions_main, "--threads 1", "positions.csv") == 0);
-    REQUIRE(begin_model(&lm, CONTEXT, 24, 4));
+    REQUIRE(begin_model(&lm, TRAINED, 24, 4));
     run now = {NULL, (float *)malloc(LONGEST * 6 * sizeof(float))};
     lm.user = &now, lm.attend = attend, lm.prepare = prepare;
     for (int i = 0; i < KINDS; i++) {
         now.kind = &kinds[i];
-        make_table(&lm, &now, CONTEXT);
+        make_table(&lm, &now, TRAINED);
         if (i == 0 || i > 3) REQUIRE(small_train(&lm, "", NULL));
-        for (int n = CONTEXT; n <= LONGEST; n *= 2) {
+        for (int n = TRAINED; n <= LONGEST; n *= 2) {
             positions_of(&p, &lm, &kinds[i], n);
             plain_evaluate(&p.model, n, TEXTS, losses);
             for (int t = 0; t < n; t += 2) {
