@@ -145,9 +145,9 @@ TEST(both_tasks) {
     CHECK(strstr(all, "<td>baseline</td>") && strstr(all, "<td>1.30 M</td><td>40/80</td>"));
     CHECK(strstr(all, "<th colspan=\"10\">tricks</th>") && times(all, "<tr>") == 2 + 2 + 6);
     all = printed_by("-f " REPORT "table.awk -v short=1");
-    CHECK(strstr(all, "<th>real test</th><th>seeds</th></tr>") &&
-          strstr(all, "<th colspan=\"6\">tricks</th>"));
-    CHECK(strstr(all, "<td>.900 (.100)</td><td>3</td></tr>") && strstr(all, "<td></td><td>1</td></tr>"));
+    CHECK(strstr(all, "<th>real test</th><th>CPU s</th><th>MB</th><th>seeds</th></tr>") &&
+          strstr(all, "<th colspan=\"8\">tricks</th>"));
+    CHECK(strstr(all, "<td>.900 (.100)</td><td>60/30</td><td>50</td><td>3</td></tr>"));
 }
 
 TEST(facts) {
@@ -163,6 +163,14 @@ TEST(facts) {
              "--ema .9 --with build/advanced/m/thing\n"));
     CHECK(strstr(all, "command_cfimdb_one\tbuild/regularize --data DATA --task cfimdb --seed 1 --threads 2 "
                       "--model build/advanced/m/sst-1.gguf\n"));
+    all = printed("sed '2,$s/,/+,/' '{}/results.csv' > '{}/second.csv'; "
+                  "awk -f " ADVANCED "csv.awk -f " ADVANCED "statistics.awk -f " REPORT
+                  "facts.awk '{}/rows.txt' '{}/second.csv'");
+    CHECK(strstr(all, "second_trained\t258 to 1.30 M\n"));
+    all = printed("grep -v '^better' '{}/second.csv' > '{}/wide.csv'; "
+                  "awk -f " ADVANCED "csv.awk -f " ADVANCED "statistics.awk -f " REPORT
+                  "facts.awk '{}/rows.txt' '{}/wide.csv'");
+    CHECK(strstr(all, "second_trained\t1.30 M\n"));
 }
 
 static void add_runs(const char *name, const char *task, double dev, int n) {

@@ -24,6 +24,7 @@ function rival(name, task) {
     if (command[name] ~ / --patience /) return "baseline-long"
     return cost(name, task) > 1.5 * cost("baseline", task) ? "baseline-long" : "baseline"
 }
+# Processor seconds of the fastest run, and wall seconds where a file has no other.
 function cost(name, task) { return least_of(name, task, count[name, task, "cpu_seconds"] ? "cpu_seconds" : "seconds") }
 # The deviation of one run, of this row's and its baseline's: the root of the mean of both squares.
 function spread(name, task, field) {
@@ -37,6 +38,10 @@ function verdict(name, task, field,    d) {
     d = difference(name, task, field)
     if (d * d < 4 * spread(name, task, field) ^ 2) return "noise"
     return d > 0 ? "better" : d < 0 ? "worse" : "noise"
+}
+# 1.30 M, 108 k, 645
+function number(x) {
+    return x >= 1e6 ? sprintf("%.2f M", x / 1e6) : x >= 1e4 ? sprintf("%.0f k", x / 1e3) : sprintf("%.0f", x)
 }
 # .386, 1.000, -.012
 function points(x) { x = sprintf("%.3f", x); sub(/^0\./, ".", x); sub(/^-0\./, "-.", x); return x }

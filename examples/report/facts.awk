@@ -14,9 +14,6 @@ function best_of(task,    i, r, best) {
     }
     return best
 }
-function seconds(name, task) {
-    return least_of(name, task, count[name, task, "cpu_seconds"] ? "cpu_seconds" : "seconds")
-}
 function fact(name, value) { print name "\t" value }
 function goal(name, row, task, field, enough) {
     if (row == "") { fact(name, "not measured"); return }
@@ -25,17 +22,17 @@ function goal(name, row, task, field, enough) {
 # With those of the row whose network it starts from; -1 if that row has not run, and where the network learned in
 # another way than by pretraining, whose time is not known.
 function all_seconds(name, task,    file, other, part, before) {
-    if (!match(command[plain(name)], / --model [{]OUT[}][^ ]*/)) return seconds(name, task)
+    if (!match(command[plain(name)], / --model [{]OUT[}][^ ]*/)) return cost(name, task)
     file = " --save_model " substr(command[plain(name)], RSTART + 9, RLENGTH - 9) " "
     for (other in command) {
         if (!index(command[other] " ", file)) continue
         split(command[other], part, " "); sub(/,.*/, "", part[2])
         if (is_second(name)) other = other "+"
         before = runs[other, part[2]] ? all_seconds(other, part[2]) : -1
-        return before < 0 ? before : before + seconds(name, task)
+        return before < 0 ? before : before + cost(name, task)
     }
     match(file, /\/[^ ]*/)
-    return maker[substr(file, RSTART + 1, RLENGTH - 1)] ~ /pretrain$/ ? seconds(name, task) : -1
+    return maker[substr(file, RSTART + 1, RLENGTH - 1)] ~ /pretrain$/ ? cost(name, task) : -1
 }
 # The row that takes the least time among those whose mean on dev is at least that of the assignment's 42M model.
 function fastest(name, task, enough,    i, r, best, its, quickest) {
@@ -78,11 +75,22 @@ function base(path) { sub(/.*\//, "", path); sub(/\.[^.]*$/, "", path); return p
 function put_best(task,    r) {
     r = best_of(task)
     fact("best_" task, r == "" ? "none" : shown(r))
-    fact("best_seconds_" task, r == "" ? "none" : sprintf("%.0f", seconds(r, task)))
+    fact("best_seconds_" task, r == "" ? "none" : sprintf("%.0f", cost(r, task)))
     if (r != "") commands(r, task)
     return r
 }
 function accuracy(name, row, task, field) { fact(name, count[row, task, field] ? points(mean(row, task, field)) : "(not measured)") }
+# How many numbers the rows of the second base model train: one text, or the least and the most.
+function second_trained(    i, r, t, n, low, high) {
+    for (i = 1; i <= rows; i++)
+        for (t = 1; t <= 2; t++) {
+            r = order[i]
+            n = is_second(r) ? mean(r, t == 1 ? "sst" : "cfimdb", "trained") : 0
+            if (n && (!low || n < low)) low = n
+            if (n > high) high = n
+        }
+    return number(low) (number(low) == number(high) ? "" : " to " number(high))
+}
 function total(    key, n) { for (key in runs) n += runs[key]; return n }
 END {
     for (key in runs) {
@@ -100,6 +108,7 @@ END {
     accuracy("words_dev", "yardstick-words", "cfimdb", "dev"); accuracy("words_gold", "yardstick-words", "cfimdb", "gold")
     twice = count["baseline+", "sst", "dev"] > 1 || count["baseline+", "cfimdb", "dev"] > 1
     fact("second_verdicts", twice ? "▲ and ▼: against its own baseline" : "without verdicts: its baseline has not run with two seeds")
+    fact("second_trained", second_trained())
     fact("long_note", runs["baseline-long", "sst"] ? "" : " (not run yet)")
     fastest("fastest_sst", "sst", .411); fastest("fastest_cfimdb", "cfimdb", .833)
     count_verdicts("sst"); count_verdicts("cfimdb")
