@@ -207,6 +207,21 @@ TEST(a_copy_works_without_its_solution) {
     folder_end();
 }
 
+/* A copy that was deleted, or never made where the solutions are not there, is no fault of what is written in it. */
+TEST(grade_tells_a_missing_copy_from_a_wrong_one) {
+    char command[1200];
+    if (!has_copy()) SKIP("no GNU make");
+    snprintf(command, sizeof command, "sh " LESSONS "/run.sh grade '%s' rope:06 model:07",
+             in_folder("build/exercises"));
+    capture_begin();
+    int status = system(command);
+    const char *said = capture_end();
+    CHECK(status != 0 && strstr(said, "0 of 2 parts passed"));
+    CHECK(strstr(said, "06             there is no copy ") && strstr(said, "build/exercises/06.c\n"));
+    CHECK(strstr(said, "07             does not compile: make exercise-07 says why\n"));
+    folder_end();
+}
+
 int main(void) {
     if (access(LESSONS "/README.md", R_OK) != 0) return printf("run from the top folder\n"), 1;
     RUN(lessons_are_as_short_as_they_promise);
@@ -217,5 +232,6 @@ int main(void) {
     RUN(contributing_names_who_uses_private_names);
     RUN(make_clean_keeps_a_copy);
     RUN(a_copy_works_without_its_solution);
+    RUN(grade_tells_a_missing_copy_from_a_wrong_one);
     return test_report("test_lessons");
 }

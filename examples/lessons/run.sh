@@ -46,7 +46,9 @@ grade() {
     printf '%-11s %-14s %s\n' part exercise result
     for entry; do
         program=$folder/${entry#*:}
-        if [ ! -x "$program" ] || [ "$program.c" -nt "$program" ]; then
+        if [ ! -f "$program.c" ]; then
+            result="there is no copy $program.c"
+        elif [ ! -x "$program" ] || [ "$program.c" -nt "$program" ]; then
             result="does not compile: make exercise-${entry#*:} says why"
         elif output=$($RUNNER "$program" 2>&1); then
             result=passed passed=$((passed + 1))

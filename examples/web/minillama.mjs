@@ -416,7 +416,7 @@ export class Llama {
     }
 
     createAdapter({ rank = 8, alpha = 16, targets: which = targets.all, seed = 1 } = {}) {
-        return new Adapter(this, this.run.check(this.#training().lora_new(this.at, rank, alpha, which, wholeSeed(seed))));
+        return new Adapter(this, this.run.check(this.#training().lora_new(this.at, whole(rank, 'rank'), alpha, which, wholeSeed(seed))));
     }
 
     /** An adapter from the bytes of its file. */
@@ -430,11 +430,12 @@ export class Llama {
         const kind = ['last', 'mean', 'max'].indexOf(pooling);
         if (kind < 0) throw new RangeError(`pooling is 'last', 'mean' or 'max', not ${pooling}`);
         pointer(adapter, 'adapter', this);
-        return new Head(this, this.run.check(this.#training().head_new(this.at, classes, kind, wholeSeed(seed))), classes, adapter);
+        return new Head(this, this.run.check(this.#training().head_new(this.at, whole(classes, 'the number of classes'), kind, wholeSeed(seed))), classes, adapter);
     }
 
     /** Batches have up to maxTokens tokens in up to maxRows rows. With `steps`, the rate falls to 0 along a cosine. */
     createTrainer({ adapter = null, head = null, maxTokens = 1024, maxRows = Math.min(64, maxTokens), learningRate = 1e-3, dropout = 0, steps = 0 } = {}) {
+        for (const [name, value] of Object.entries({ maxTokens, maxRows, steps })) whole(value, name);
         const adapterAt = pointer(adapter, 'adapter', this), headAt = pointer(head, 'head', this);
         if (head && (head.adapter || null) !== (adapter || null)) // it would learn with one model, and classify with another
             throw new Error('this head belongs to another adapter, or to none: createHead(classes, { adapter }) and createTrainer({ adapter, head }) take the same');

@@ -283,6 +283,13 @@ await test('ids, labels and numbers are checked', async () => {
     same(await failure(() => llama.attention(Array(257).fill(5))), '257 tokens do not fit a context of 256', 'attention');
     same(llama.attention(Array(256).fill(5)).n, 256, 'attention of a full context');
     same(await failure(() => llama.createHead(2, { pooling: 'first' })), "pooling is 'last', 'mean' or 'max', not first", 'pooling');
+    for (const [call, said] of [[() => llama.createHead(2.5), 'the number of classes is a whole number of 32 bits, not 2.5'],
+        [() => llama.createHead(), 'the number of classes is a whole number of 32 bits, not undefined'],
+        [() => llama.createAdapter({ rank: '4' }), 'rank is a whole number of 32 bits, not 4'],
+        [() => llama.createTrainer({ maxTokens: 8.5 }), 'maxTokens is a whole number of 32 bits, not 8.5'],
+        [() => llama.createTrainer({ maxRows: NaN }), 'maxRows is a whole number of 32 bits, not NaN'],
+        [() => llama.createTrainer({ steps: 0.5 }), 'steps is a whole number of 32 bits, not 0.5']])
+        same(await failure(call), said, 'a whole number');
     const head = llama.createHead(2), trainer = llama.createTrainer({ head, maxTokens: 8 });
     same(await failure(() => trainer.step([[1, 2], [1, 3]], [1])), '2 rows have 1 labels', 'labels');
     same(await failure(() => trainer.step(['Once'], [1])), ids, 'a row of text');
