@@ -1,4 +1,4 @@
-/* minillama.h - v0.9.11 - a whole small Llama in one C header: load, generate, classify, train, save; no dependencies
+/* minillama.h - v0.9.12 - a whole small Llama in one C header: load, generate, classify, train, save; no dependencies
    Public domain or MIT-0, whichever you prefer; see the end of this file.
 
    DO THIS
@@ -195,9 +195,10 @@
    32, much as in llama.cpp: logits move by 1 to 3 %. The other quantized types (Q2_K, Q3_K, IQ4_NL, IQ4_XS) become
    floats a block at a time, exact but slower.
    A number that is not finite is ML_ERROR_NUMBER wherever it shows: in weights when they are loaded (over 256 MB in
-   place: in a sample of them), saved, or converted to a type that cannot hold them; in a loss or a gradient; in
-   logits from which a token is drawn; in a likelihood, an embedding or a head's result. The test is one of bits,
-   which no compiler option can remove.
+   place: in a sample of them), saved, or converted to a type that cannot hold them; in a trainer's loss or gradient;
+   in a graph's loss that is run backward, and in what ml_optimizer_step is given; in logits from which a token is
+   drawn; in a likelihood, an embedding or a head's result. The test is one of bits, which no compiler option can
+   remove.
 
    BYTE ORDER  Files, and what ml_session_save gives, are little-endian. A big-endian machine reads and writes the
    same ones. It cannot use weights of F32, F16 and BF16 in place, and copies them (ML_ERROR_MEMORY if the allocator
@@ -213,8 +214,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ML_VERSION 911 /* 10000 * major + 100 * minor + patch */
-#define ML_VERSION_STRING "0.9.11"
+#define ML_VERSION 912 /* 10000 * major + 100 * minor + patch */
+#define ML_VERSION_STRING "0.9.12"
 
 #if defined(ML_NO_JSON) && !defined(ML_NO_SAFETENSORS)
 #define ML_NO_SAFETENSORS
@@ -462,9 +463,12 @@ typedef struct ml_model {
     ml_config config;
     const ml_tokenizer *tokenizer; /* NULL when none was found */
     int n_tensors;
-    /* in the order of the parameter table; names by ml_model_tensor_name. A tied output shows the embedding's data.
-       A model without output layer (a file of Hugging Face's LlamaModel or LlamaForSequenceClassification) has no
-       data there: it computes hidden states, and a head works; calls that need logits are ML_ERROR_UNSUPPORTED */
+    /* first the embedding, the last norm's weight and bias, the output; then of each layer the weight and bias of the
+       norm before attention, Wq, Wk, Wv, Wo, the same of the norm before the feed-forward network, W1 (gate), W2
+       (down), W3 (up); last, with attention_bias, bq, bk, bv, bo of each layer. Without data: what the model does not
+       have. Names by ml_model_tensor_name. A tied output shows the embedding's data. A model without output layer (a
+       file of Hugging Face's LlamaModel or LlamaForSequenceClassification) has no data there: it computes hidden
+       states, and a head works; calls that need logits are ML_ERROR_UNSUPPORTED */
     const ml_tensor *tensors;
     int64_t n_parameters; /* numbers in all tensors, a tied output counted once */
     /* (hd / 2) as in ml_rope_desc, from a GGUF's rope_freqs.weight that is not ML_ROPE_LLAMA3; NULL: none */
@@ -748,7 +752,7 @@ typedef struct ml_graph_desc {
 } ml_graph_desc;
 
 /* Yours: computes a pass on the graph and returns its result, usually the loss (1, 1). Called with the largest sizes
-   that will occur to find the size of the graph, and again for each pass if you like. */
+   that will occur (all tokens in one row) to find the size of the graph, and again for each pass if you like. */
 typedef ml_tensor (*ml_build)(ml_graph *graph, void *user);
 
 /* desc NULL: all defaults. _size and _new call build(graph, user) once, taping; its error is theirs. _init takes any
@@ -868,7 +872,8 @@ typedef struct ml_attention_desc {
     int n_heads;    /* required */
     int n_kv_heads; /* default n_heads; divides it */
     ml_rows rows;   /* of q */
-    /* of k and v; default rows. Where a row has more keys than queries, the queries are its last positions */
+    /* of k and v; default rows. Where a row has more keys than queries, the queries are its last positions; fewer
+       keys only with ML_MASK_FULL and no window */
     ml_rows key_rows;
     ml_mask mask; /* default causal */
     /* a query sees its own key and the window - 1 before it (with mask full, as many after it, too); 0: all */
@@ -968,8 +973,9 @@ typedef ml_tensor (*ml_insert)(ml_graph *g, const ml_insertion *at, void *user);
 
 typedef struct ml_llama_desc {
     const ml_model *model; /* required */
-    /* (model->n_tensors), with gradients where they learn, F32 or of the model's types; default the
-       model's, frozen */
+    /* (model->n_tensors) in the order of model->tensors, with gradients where they learn, F32 or of the model's
+       types; default the model's, frozen. To train the model's own numbers, load it with ml_model_load_desc.type =
+       ML_F32: otherwise they may be quantized, or in a file that is not written to */
     const ml_tensor *weights;
     const ml_lora *lora;           /* an adapter over the model; default none */
     const ml_tensor *lora_weights; /* (lora->n_tensors), with gradients; default the adapter's, frozen */
@@ -1011,9 +1017,11 @@ typedef struct ml_check_desc {
 /* Compares the derivative of the loss along random directions d, of numbers 1 and -1, as backward gives it, with the
    fourth-order central difference (8 (L(w + h d) - L(w - h d)) - (L(w + 2 h d) - L(w - 2 h d))) / 12 h, taken in
    double from losses that are F32. *worst is the largest difference, relative to the length of the tensor's gradient
-   (of 2e-5 L / h if that is more: less cannot be told from rounding): below 0.01 for a right gradient, above 0.1 for
-   a wrong one. The kinks of ml_relu and ML_POOL_MAX can raise a right one to about 0.1: check with a smooth function
-   in their place, or with a smaller step. ml_dropout drops in all passes. The tensors' numbers are as before
+   (of 2e-5 L / h if that is more: less cannot be told from rounding): below 0.01 for a right gradient, about 1 for a
+   wrong one, but sqrt(s) where only a share s of its numbers is wrong, so check with few numbers. The kinks of
+   ml_relu and ML_POOL_MAX can raise a right one to about 0.1: check with a smooth function in their place, or with a
+   smaller step. So do quantized weights, whose activations are rounded, and a loss that training has brought near 0:
+   check with F32 and fresh ones. ml_dropout drops in all passes. The tensors' numbers are as before
    afterwards (they wait in the memory of the gradients), and the gradients those of one pass; other parameters get
    those of n_tensors + 1 passes on top of what they had: set all to 0 before you train. */
 ML_DEF ml_result ml_check_gradient(ml_graph *g, const ml_check_desc *desc, double *worst, ml_error *error);
@@ -3875,7 +3883,7 @@ static mli_tile mli_tile_at(const mli_attention_op *op, int row, size_t first, i
     size_t end = mli_row_start(op->rows, row + 1), key = mli_key_begin(op, row),
            n_row_keys = mli_key_count(op, row);
     size_t kv_head = (size_t)(head / op->group), n_queries = MLI_MIN(end - first, MLI_QUERY_BLOCK);
-    size_t position = n_row_keys - (end - first);
+    size_t position = MLI_MAX(n_row_keys, end - first) - (end - first); /* with fewer keys none is needed */
     size_t n_keys = op->causal ? position + n_queries : n_row_keys;
     int is_narrow = op->k.type != ML_F32; /* then mli_read_keys finds them */
     mli_tile tile = {mli_row(op->q, first) + (size_t)head * op->hd,
@@ -4595,9 +4603,14 @@ ML_DEF void ml_model_free(ml_model *model) {
     mli_free(&own->allocator, own);
 }
 
+/* Whether none are where they are in a file, which must not be written to. */
+static int mli_owns_weights(const ml_model *model) {
+    return model->private_part->weights && !model->private_part->is_in_place;
+}
+
 /* Weights can be changed if the model owns them and all are F32. */
 static ml_result mli_check_writable(const ml_model *model, ml_error *error) {
-    int writable = model->private_part->weights && !model->private_part->is_in_place;
+    int writable = mli_owns_weights(model);
     for (int i = 0; i < model->n_tensors; i++)
         if (model->tensors[i].data && model->tensors[i].type != ML_F32) writable = 0;
     if (writable) return ML_OK;
@@ -6796,7 +6809,10 @@ static int mli_accepts_linear(ml_graph *graph, const char *name, const ml_tensor
     if (x->cols != w->cols) return mli_cannot_fit(graph, name, *x, *w), 0;
     if (!b->data) return 1;
     if (!mli_accepts(graph, name, *b)) return 0;
-    if (b->cols != w->rows || b->rows != 1) return mli_cannot_fit(graph, name, *w, *b), 0;
+    if (b->cols != w->rows || b->rows != 1)
+        return mli_cannot(graph, ML_ERROR_MISMATCH, "%s: the bias is (%z, %z), not (1, %z)", name, b->rows,
+                          b->cols, w->rows),
+               0;
     return 1;
 }
 
@@ -7390,7 +7406,9 @@ static int mli_read_rows(ml_graph *graph, const char *name, ml_rows given, size_
     if (n > INT32_MAX / 2) mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: %z tokens are too many", name, n);
     if (graph->result) return 0;
     mli_one_row(rows, (int)n, 0);
-    if (!given.start) return 1;
+    if (!given.start && given.n_rows > 1)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "%s: %d rows, and start is NULL", name, given.n_rows);
+    if (!given.start) return !graph->result;
     rows->start = given.start;
     rows->n_rows = given.n_rows;
     if (given.n_rows < 1 || (size_t)given.n_rows > n || given.start[0] != 0 ||
@@ -7601,9 +7619,11 @@ static int mli_accepts_keys(ml_graph *graph, const ml_attention_desc *d, const m
     for (int r = 0; !graph->result && r < rows->n_rows; r++) {
         size_t n = mli_row_start(rows, r + 1) - mli_row_start(rows, r);
         size_t n_keys = mli_row_start(keys, r + 1) - mli_row_start(keys, r);
-        if (n_keys < n)
-            mli_cannot(graph, ML_ERROR_MISMATCH, "%s: row %d has %z queries and only %z keys", name, r, n,
-                       n_keys);
+        if (n_keys < n && (d->mask != ML_MASK_FULL || d->window))
+            mli_cannot(graph, ML_ERROR_MISMATCH,
+                       "%s: row %d has %z queries and only %z keys, which only ML_MASK_FULL without a window "
+                       "allows",
+                       name, r, n, n_keys);
     }
     if (graph->result || !d->bias.data) return !graph->result;
     if (!mli_accepts(graph, name, d->bias)) return 0;
@@ -8037,7 +8057,7 @@ static ml_tensor mli_llama_pass(ml_graph *graph, const ml_llama_desc *desc, cons
 
 /* Whether `weights`, the caller's, have the shapes of `own`, those of the model or the adapter. */
 static int mli_accepts_weights(ml_graph *graph, const char *name, const ml_tensor *weights,
-                               const ml_tensor *own, int n) {
+                               const ml_tensor *own, int n, int is_writable) {
     for (int i = 0; weights && i < n && !graph->result; i++) {
         const ml_tensor *a = &weights[i], *b = &own[i];
         if (!a->data != !b->data)
@@ -8047,8 +8067,16 @@ static int mli_accepts_weights(ml_graph *graph, const char *name, const ml_tenso
             mli_cannot(graph, ML_ERROR_MISMATCH, "ml_llama: %s[%d] is (%z, %z), not (%z, %z)", name, i,
                        a->rows, a->cols, b->rows, b->cols);
         else if (a->data && a->grad && a->type != ML_F32)
-            mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] has a gradient and is %s, not F32", name,
-                       i, ml_type_name(a->type));
+            mli_cannot(
+                graph, ML_ERROR_ARGUMENT,
+                "ml_llama: %s[%d] has a gradient and is %s: load with ml_model_load_desc.type = ML_F32", name,
+                i, ml_type_name(a->type));
+        else if (a->data && a->grad && a->data == b->data && !is_writable)
+            mli_cannot(
+                graph, ML_ERROR_ARGUMENT,
+                "ml_llama: %s[%d] has a gradient, but is read-only, where it is in its file: load with "
+                "ml_model_load_desc.type = ML_F32",
+                name, i);
         else if (a->data && a->type != ML_F32 && a->type != b->type)
             mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: %s[%d] is %s; it may be F32 or stay %s", name, i,
                        ml_type_name(a->type), ml_type_name(b->type));
@@ -8070,13 +8098,16 @@ static int mli_accepts_llama(ml_graph *graph, const ml_llama_desc *desc) {
                    "ml_llama: places is not a sum of 1u << ML_PLACE_..., or insert is NULL");
     else if (desc->lora_weights && !desc->lora)
         mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: lora_weights without lora");
+    else if (desc->no_rope && desc->rope.data)
+        mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: rope with no_rope, which turns nothing");
     else if (!desc->prefix_keys != !desc->prefix_values)
         mli_cannot(graph, ML_ERROR_ARGUMENT, "ml_llama: prefix_keys and prefix_values go together");
     else if (desc->lora && mli_lora_check(model, desc->lora, &error))
         mli_cannot(graph, error.code, "%s", error.text);
-    return mli_accepts_weights(graph, "weights", desc->weights, model->tensors, model->n_tensors) &&
+    return mli_accepts_weights(graph, "weights", desc->weights, model->tensors, model->n_tensors,
+                               mli_owns_weights(model)) &&
            (!desc->lora || mli_accepts_weights(graph, "lora_weights", desc->lora_weights, desc->lora->tensors,
-                                               desc->lora->n_tensors));
+                                               desc->lora->n_tensors, 1));
 }
 
 /* Whether prefixes and bias have the shapes of the layers' keys and values, and of the batch. */
@@ -8122,7 +8153,7 @@ ML_DEF ml_tensor ml_llama(ml_graph *graph, const ml_llama_desc *given) {
     if (mli_failed(graph) || !mli_accepts_llama(graph, given)) return ml_none();
     ml_llama_desc desc = *given;
     size_t hd = (size_t)mli_head_size(&desc.model->config);
-    int has_table = desc.rope.data && !desc.no_rope;
+    int has_table = desc.rope.data != NULL;
     mli_batch_limits most = {"graph",        "table of rotations", "ml_llama",
                              MLI_MAX_TOKENS, MLI_MAX_TOKENS,       MLI_MAX_TOKENS};
     if (has_table && (!mli_accepts(graph, "ml_llama: rope", desc.rope) || desc.rope.cols != hd))

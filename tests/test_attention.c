@@ -147,6 +147,17 @@ TEST(attention_of_groups_rows_and_masks) {
     check_attention(s, long_rows, 12);
 }
 
+/* As of a longer text over a shorter one: who sees what does not depend on positions. */
+TEST(attention_over_fewer_keys) {
+    static const int short_rows[] = {5, 17, 4, 0}, rows[] = {70, 130, 0};
+    for (int bias = 0; bias <= 2; bias++) {
+        setting s = {ML_MASK_FULL, 4, 2, 6, 6, -3, 0, 0, bias, 0};
+        check_attention(s, short_rows, 40);
+        s.n_prefix = -66;
+        check_attention(s, rows, 8);
+    }
+}
+
 TEST(attention_with_bias) {
     for (int bias = 1; bias <= 2; bias++)
         for (int full = 0; full < 2; full++) {
@@ -741,7 +752,9 @@ enum {
     ROWS,
     EMPTY_ROW,
     KEY_ROWS,
+    NO_START,
     FEW_KEYS,
+    FEW_KEYS_NEAR,
     BIAS_SHAPE,
     WINDOW,
     DROPOUT,
@@ -762,7 +775,9 @@ static const struct {
                     {ML_ERROR_ARGUMENT, "from 0 to the 6 tokens"},
                     {ML_ERROR_ARGUMENT, "row 1 is empty"},
                     {ML_ERROR_MISMATCH, "2 rows of queries, 1 of keys"},
+                    {ML_ERROR_ARGUMENT, "ml_attention: 2 rows, and start is NULL"},
                     {ML_ERROR_MISMATCH, "row 1 has 3 queries and only 2 keys"},
+                    {ML_ERROR_MISMATCH, "only ML_MASK_FULL without a window"},
                     {ML_ERROR_MISMATCH, "the bias is (6, 2), not (6, 3) or (24, 3)"},
                     {ML_ERROR_ARGUMENT, "window"},
                     {ML_ERROR_ARGUMENT, "dropout"},
@@ -790,6 +805,8 @@ static ml_tensor wrong_build(ml_graph *g, void *user) {
     case ROWS: d.rows.start = short_rows; break;
     case EMPTY_ROW: d.rows.start = empty, d.rows.n_rows = 3; break;
     case KEY_ROWS: d.key_rows.start = halves + 0, d.key_rows.n_rows = 1, d.k.rows = d.v.rows = 3; break;
+    case NO_START: d.rows.start = NULL; break;
+    case FEW_KEYS_NEAR: d.mask = ML_MASK_FULL, d.window = 2; /* fall through */
     case FEW_KEYS: d.key_rows.start = fewer, d.key_rows.n_rows = 2; break;
     case BIAS_SHAPE: d.bias = matrix(numbers, 6, 2, NULL); break;
     case WINDOW: d.window = -1; break;
@@ -815,6 +832,7 @@ TEST(what_does_not_fit) {
 
 int main(void) {
     RUN(attention_of_groups_rows_and_masks);
+    RUN(attention_over_fewer_keys);
     RUN(attention_with_bias);
     RUN(attention_with_window_and_sinks);
     RUN(attention_with_dropout);

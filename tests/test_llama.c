@@ -5,6 +5,7 @@
    What remains is the error of F32: about 1e-7 for each rounding, and a few dozen of them one after another. */
 #include "models.h"
 #include "preamble.h"
+#include "build_files.h"
 
 /* Of the largest number of a gradient, or along a direction of its length: over six seeds F32 was off by 5e-5 at most,
    where several layers amplify its rounding; usually by 1e-5. */
@@ -965,6 +966,52 @@ TEST(a_session_gives_the_same_hidden_states) {
     setup_end(&s);
 }
 
+static ml_tensor llama_loss(ml_graph *g, void *user) {
+    return ml_sum(g, ml_llama(g, (const ml_llama_desc *)user));
+}
+
+static int put_into(void *user, const void *data, size_t n) {
+    put((bytes *)user, data, n);
+    return 1;
+}
+
+/* What is read in place must not be written to: an optimizer would end the program. */
+TEST(weights_in_a_file_do_not_learn) {
+    setup s;
+    static const int32_t tokens[] = {1, 2, 3};
+    static float grad[16 * VOCAB];
+    ml_batch batch;
+    ml_llama_desc desc;
+    ml_error error;
+    size_t size;
+    bytes file;
+    ml_output output = {put_into, &file};
+    ml_save_desc save = save_as(ML_GGUF, ML_F32);
+    setup_begin(&s, 404, ML_NORM_RMS, ML_MASK_CAUSAL);
+    memset(&file, 0, sizeof file);
+    REQUIRE(ml_model_save_to(s.model, &output, &save, &error) == ML_OK);
+    for (int type = 0; type < 2; type++) {
+        ml_model_load_desc load;
+        ml_model *model;
+        ml_tensor weights[MODEL];
+        memset(&load, 0, sizeof load), memset(&desc, 0, sizeof desc), memset(&batch, 0, sizeof batch);
+        load.type = type ? ML_F32 : ML_TYPE_NONE;
+        REQUIRE(ml_model_load_memory(file.data, file.size, &load, &model, &error) == ML_OK);
+        memcpy(weights, model->tensors, sizeof weights);
+        batch.tokens = tokens, batch.n_tokens = 3;
+        desc.model = model, desc.batch = &batch, desc.weights = weights;
+        CHECK(ml_graph_size(NULL, llama_loss, &desc, &size, &error) == ML_OK); /* frozen */
+        weights[0].grad = grad;
+        CHECK(ml_graph_size(NULL, llama_loss, &desc, &size, &error) == (type ? ML_OK : ML_ERROR_ARGUMENT));
+        CHECK(type || strstr(error.text, "weights[0] has a gradient, but is read-only"));
+        weights[0].data = grad; /* a copy of one's own */
+        CHECK(ml_graph_size(NULL, llama_loss, &desc, &size, &error) == ML_OK);
+        ml_model_free(model);
+    }
+    free_bytes(&file);
+    setup_end(&s);
+}
+
 typedef struct refusal {
     setup *s;
     ml_llama_desc desc;
@@ -1048,6 +1095,9 @@ TEST(what_does_not_fit_is_refused) {
     r.desc.rope.type = ML_F32, r.desc.rope.data = r.desc.rope.grad = table, r.desc.rope.rows = 1;
     r.desc.rope.cols = SIZE;
     check_refused(&r, ML_ERROR_ARGUMENT, "rope is a constant (see ml_stop_gradient)");
+    r.desc.rope.type = ML_F32, r.desc.rope.data = table, r.desc.rope.rows = 1, r.desc.rope.cols = SIZE;
+    r.desc.no_rope = 1;
+    check_refused(&r, ML_ERROR_ARGUMENT, "rope with no_rope");
     r.desc.places = 1u << ML_PLACE_W2, r.wrong_place = ML_PLACE_W2;
     check_refused(&r, ML_ERROR_MISMATCH, "ML_PLACE_W2 of layer 1 is (13, 17), not (13, 16)");
     r.desc.places = 1u << ML_PLACE_BLOCK, r.wrong_place = ML_PLACE_BLOCK;
@@ -1072,6 +1122,7 @@ int main(void) {
     RUN(dropout_has_the_right_gradient);
     RUN(each_layer_drops_other_weights);
     RUN(a_session_gives_the_same_hidden_states);
+    RUN(weights_in_a_file_do_not_learn);
     RUN(what_does_not_fit_is_refused);
     return test_report("test_llama");
 }

@@ -1314,7 +1314,7 @@ static const struct {
     {wrong_repeat, ML_ERROR_MISMATCH, "ml_mul: shapes (1, 3) and (2, 3) do not fit"},
     {wrong_sub, ML_ERROR_MISMATCH, "ml_sub: shapes (2, 3) and (2, 2) do not fit"},
     {wrong_linear, ML_ERROR_MISMATCH, "ml_linear: shapes (2, 3) and (3, 2) do not fit"},
-    {wrong_bias, ML_ERROR_MISMATCH, "ml_linear: shapes (4, 3) and (1, 3) do not fit"},
+    {wrong_bias, ML_ERROR_MISMATCH, "ml_linear: the bias is (1, 3), not (1, 4)"},
     {wrong_swiglu, ML_ERROR_MISMATCH, "ml_swiglu: shapes (2, 3) and (1, 3) do not fit"},
     {wrong_rms, ML_ERROR_MISMATCH, "ml_rms_norm: shapes (2, 3) and (1, 2) do not fit"},
     {wrong_layer, ML_ERROR_MISMATCH, "ml_layer_norm: shapes (2, 3) and (2, 3) do not fit"},
