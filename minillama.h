@@ -18277,16 +18277,25 @@ MLI_APART void mli_refuse_others(mli_loader *loader, mli_slot slot, const char *
     mli_refuse_tensor(loader, name, "more norms than a Llama has");
 }
 
-/* PEFT keeps the frozen matrix under "base_layer" and the adapter beside it. Without that the model would be another
-   one. */
+/* Whether a weight is X.weight or, as PEFT renames it, X.base_layer.weight; X are the first n bytes of a name. */
+static int mli_is_weight_of(const ml_array *weight, const char *name, size_t n) {
+    if (!weight || strncmp(weight->name, name, n) != 0) return 0;
+    return strcmp(weight->name + n, ".weight") == 0 || mli_begins_with(weight->name + n, ".base_layer.");
+}
+
+/* An adapter's X.lora_A beside X.weight (loralib, PEFT): without it the model would be another one. */
 static void mli_refuse_unmerged(mli_loader *loader) {
-    int n = loader->result || MLI_ONLY_GGUF ? 0 : loader->model->n_tensors, i = 0;
-    while (i < n && !(loader->sources[i] && strstr(loader->sources[i]->name, "base_layer."))) i++;
-    for (size_t k = 0; i < n && k < loader->archive->n_arrays && !loader->result; k++)
-        if (strstr(loader->archive->arrays[k].name, ".lora_"))
-            mli_refuse(loader, ML_ERROR_UNSUPPORTED,
-                       "tensor %s is of an adapter that is not merged into the weights: merge it first",
-                       loader->archive->arrays[k].name);
+    int n_weights = loader->result || MLI_ONLY_GGUF ? 0 : loader->model->n_tensors;
+    for (size_t k = 0; n_weights && k < loader->archive->n_arrays; k++) {
+        const char *name = loader->archive->arrays[k].name, *half = strstr(name, ".lora_");
+        for (int i = 0; half && i < n_weights && !loader->result; i++)
+            if (mli_is_weight_of(loader->sources[i], name, (size_t)(half - name)))
+                mli_refuse(
+                    loader, ML_ERROR_UNSUPPORTED,
+                    "tensor %s is of an adapter that may not be merged into the weights: merge it, and "
+                    "save the model without it",
+                    name);
+    }
 }
 
 static void mli_new_sources(mli_loader *loader, int n) {
@@ -19252,9 +19261,11 @@ static void mli_check_all_used(mli_loader *loader) {
         while (i < n && loader->sources[i] != array) i++;
         if (i < n || mli_is_beside_adapter(array->name)) continue;
         if (mli_is_of_vocabulary(array->name))
-            mli_refuse(loader, ML_ERROR_UNSUPPORTED,
-                       "tensor %s: adapters of the embedding and of the output are not supported",
-                       array->name);
+            mli_refuse(
+                loader, ML_ERROR_UNSUPPORTED,
+                "tensor %s: adapters and copies of the embedding and of the output are not supported: merge "
+                "them into the model",
+                array->name);
         mli_refuse(loader, ML_ERROR_UNSUPPORTED,
                    "tensor %s is not part of an adapter that can be used: pairs for matrices of %d layers",
                    array->name, loader->config.n_layers);
@@ -21989,10 +22000,16 @@ static void mli_swiglu_gradient(float *d_gate, float *d_up, const float *dy, con
 /* ---- norms: LayerNorm (Ba, Kiros and Hinton 2016, "Layer Normalization") and RMSNorm (Zhang and Sennrich 2019,
    "Root Mean Square Layer Normalization") ---- */
 
+/* 1 / sqrt(mean square + eps). Where the squares overflow, NaN: the row would become 0, which nobody notices. */
+static float mli_norm_scale(float squares, size_t n, float eps) {
+    float mean = squares / (float)n + eps;
+    return 1.0f / sqrtf(mean) + (mean - mean);
+}
+
 static mli_moments mli_norm_moments(const float *x, size_t n, float eps, int is_layer_norm) {
     mli_moments of = {0.0f, 0.0f};
     if (!is_layer_norm) {
-        of.scale = 1.0f / sqrtf(mli_dot(x, x, n) / (float)n + eps);
+        of.scale = mli_norm_scale(mli_dot(x, x, n), n, eps);
         return of;
     }
     mli_row_sum sum = mli_row_sum_zero(), squares = sum;
@@ -22006,7 +22023,7 @@ static mli_moments mli_norm_moments(const float *x, size_t n, float eps, int is_
         mli_v *to = mli_row_sum_at(&squares, i);
         *to = mli_v_fma(d, d, *to);
     }
-    of.scale = 1.0f / sqrtf(mli_row_total(&squares) / (float)n + eps);
+    of.scale = mli_norm_scale(mli_row_total(&squares), n, eps);
     return of;
 }
 

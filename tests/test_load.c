@@ -520,6 +520,15 @@ TEST(tied_in_configuration) {
     CHECK_REFUSED(load_current, ML_ERROR_MISMATCH, "none of 11 tensors is named like a token embedding");
 }
 
+/* Numbers that depend on the tensor and not on its place in the file, and whose squares do not overflow. */
+static void set_weights(const ml_model *model) {
+    for (int i = 0; i < model->n_tensors; i++) {
+        float *x = (float *)model->tensors[i].data;
+        size_t n = x ? model->tensors[i].rows * model->tensors[i].cols : 0;
+        for (size_t k = 0; k < n; k++) x[k] = (float)((11 * (size_t)i + 13 * k) % 29) / 29 - .4f;
+    }
+}
+
 /* Hidden states, embeddings and heads are those of the same model with an output layer; nothing gives logits. */
 TEST(no_output_calls) {
     static const int32_t ids[] = {1, 4, 2, 3};
@@ -547,6 +556,7 @@ TEST(no_output_calls) {
         current.desc = &how;
         if (pass) current.without = "lm_head.weight";
         REQUIRE(load_current(&model, &error) == ML_OK);
+        set_weights(model);
         REQUIRE(ml_session_new(model, NULL, &session, &error) == ML_OK);
         REQUIRE(ml_head_create(model, &top, &head, &error) == ML_OK);
         out.hidden = hidden[pass];
@@ -714,7 +724,15 @@ TEST(wrapper_words_twice) {
     current = no_change();
     current.in_module = ".base_layer";
     current.extra = "model.layers.0.self_attn.q_proj.lora_A.default.weight";
-    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "not merged");
+    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "may not be merged");
+    current = no_change(); /* PEFT before base_layer, and loralib */
+    current.extra = "model.layers.0.self_attn.q_proj.lora_B.default.weight";
+    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "lora_B.default.weight is of an adapter that may not");
+    current.extra = "model.layers.0.self_attn.q_proj.lora_A";
+    CHECK_REFUSED(load_current, ML_ERROR_UNSUPPORTED, "may not be merged");
+    current.extra = "other.layers.0.self_attn.q_proj.lora_A"; /* of something else */
+    REQUIRE(load_current(&model, NULL) == ML_OK);
+    ml_model_free(model);
 }
 
 /* ---- a synthetic .pt: strides, None, -1 ---- */

@@ -240,6 +240,31 @@ TEST(largest_of_what_is_no_number) {
     }
 }
 
+/* Squares of 3e19 overflow, those of 1e18 do not. A norm of 0, which also PyTorch gives, would hide damaged weights. */
+static ml_tensor norms_build(ml_graph *g, void *user) {
+    static float ones[3] = {1, 1, 1}, zeros[3];
+    const ml_tensor *x = (const ml_tensor *)user;
+    ml_tensor w = {ML_F32, 1, 3, ones, NULL}, b = {ML_F32, 1, 3, zeros, NULL};
+    return ml_add(g, ml_rms_norm(g, *x, w, 1e-5f), ml_layer_norm(g, *x, w, b, 1e-5f));
+}
+
+TEST(norms_of_what_is_too_large) {
+    ml_graph *g = NULL;
+    ml_error error;
+    ml_tensor x = {ML_F32, 1, 3, three, NULL};
+    REQUIRE(!ml_graph_new(NULL, norms_build, &x, &g, &error));
+    for (int large = 0; large < 2; large++) {
+        three[0] = large ? 3e19f : 1e18f, three[1] = -three[0], three[2] = 0;
+        ml_graph_begin(g, 0);
+        const float *y = (const float *)norms_build(g, &x).data;
+        if (large)
+            CHECK(isnan(y[0]) && isnan(y[1]) && isnan(y[2]));
+        else
+            CHECK(fabsf(y[0] - 2 * sqrtf(1.5f)) < 1e-5f && y[1] == -y[0] && y[2] == 0);
+    }
+    ml_graph_free(g);
+}
+
 static ml_tensor dropout_build(ml_graph *g, const ml_tensor *v, problem *p) {
     return ml_dropout(g, v[0], p->own.number, 42);
 }
@@ -1656,6 +1681,7 @@ int main(void) {
     RUN(functions_by_pytorch);
     RUN(functions_at_the_ends);
     RUN(largest_of_what_is_no_number);
+    RUN(norms_of_what_is_too_large);
     RUN(dropout);
     RUN(dropout_off_and_seeds);
     RUN(cross_entropy);
