@@ -127,13 +127,7 @@ ml_model *load_model(const settings *s, ml_type type) {
     load.tokenizer = s->tokenizer;
     load.type = type;
     if (!loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error)) return NULL;
-    if (model->tokenizer) return model;
-    if (has_other_tokenizer(s->model, &error))
-        complain("%s (--tokenizer FILE)", error.text);
-    else
-        complain(
-            "no tokenizer in or next to %s; name one with --tokenizer FILE (a GGUF that has it is one, too)",
-            s->model);
+    if (tokenizer_ready(model, s->model, "--tokenizer")) return model;
     ml_model_free(model);
     return NULL;
 }
