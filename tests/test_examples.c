@@ -791,7 +791,17 @@ TEST(adapter_writes) {
     CHECK(strstr(complained, in_folder("no")) != NULL);
 }
 
-/* Without --mode it writes as the adapter's file says. */
+static void refuses_mode(const char *arguments, const char *mode, const char *advice, const char *other) {
+    char words[128];
+    CHECK(run("run_llama", arguments, "") == 1 && !*said);
+    snprintf(words, sizeof words, "error: --mode %s: ", mode);
+    CHECK(strncmp(complained, words, strlen(words)) == 0);
+    snprintf(words, sizeof words, " was trained otherwise; %s%s%s\n", advice, *other ? " --mode " : "",
+             other);
+    CHECK(strstr(complained, words));
+}
+
+/* Without --mode it writes as the adapter's file says, and in no other. */
 TEST(adapter_writes_as_it_was_trained) {
     static const char *const modes[] = {"llama", "reference"};
     for (int i = 0; i < 2; i++) {
@@ -809,6 +819,18 @@ TEST(adapter_writes_as_it_was_trained) {
         CHECK(run("run_llama", once, "") == 0);
         CHECK(strlen(said) > 20 && strcmp(said, expected) == 0);
         free(expected);
+        snprintf(in_mode, sizeof in_mode, "%s --mode %s", once, modes[!i]);
+        refuses_mode(in_mode, modes[!i], "give", modes[i]);
+    }
+    const char half[] = "{\"__metadata__\": {\"minillama_norm\": \"layer\", \"minillama_mask\": \"causal\"}}";
+    char file[8 + sizeof half] = {(char)(sizeof half - 1)};
+    memcpy(file + 8, half, sizeof half - 1);
+    write_file(in_folder("half.safetensors"), file, 8 + sizeof half - 1);
+    for (int i = 0; i < 2; i++) {
+        char in_mode[1024];
+        snprintf(in_mode, sizeof in_mode, "--prompt Once --mode %s --pretrained-model-path " MODEL "%s",
+                 modes[i], flag("--lora", "half.safetensors"));
+        refuses_mode(in_mode, modes[i], "leave --mode out", "");
     }
 }
 
