@@ -134,9 +134,7 @@ static int chat(settings *s) {
         desc.max_seq_len = s->context;
         desc.threads.count = s->threads;
         system_on_interrupt(on_interrupt, 0);
-        if (!model->tokenizer && has_other_tokenizer(s->model, &error))
-            error.code = ML_ERROR_UNSUPPORTED;
-        else if (!ml_session_new(model, &desc, &session, &error))
+        if (has_tokenizer(model, s->model, &error) && !ml_session_new(model, &desc, &session, &error))
             talk(session, s, &error);
     }
     if (error.code) fprintf(stderr, "\n%s\n", error.text);

@@ -43,7 +43,7 @@ int main(int argc, char **argv) {
     if (argc < 2 || argc > 3 || *argv[1] == '-')
         return fprintf(stderr, "usage: classify MODEL [ADAPTER] < SENTENCES\n"), 2;
     load.adapter = argc == 3 ? argv[2] : NULL;
-    int ok = !ml_model_load(argv[1], &load, &model, &error) &&
+    int ok = !ml_model_load(argv[1], &load, &model, &error) && has_tokenizer(model, argv[1], &error) &&
              (argc == 2 || !ml_lora_load(argv[2], model, NULL, &lora, &error)) &&
              !ml_head_load(argv[argc - 1], model, NULL, &head, &error);
     desc.lora = lora;

@@ -51,7 +51,7 @@ int main(int argc, char **argv) {
     ml_session_desc how = {0};
     buffer nearest = {NULL, 0, 0};
     if (argc != 3) return fprintf(stderr, "usage: embed MODEL SENTENCE < SENTENCES\n"), 2;
-    int ok = !ml_model_load(argv[1], NULL, &model, &error);
+    int ok = !ml_model_load(argv[1], NULL, &model, &error) && has_tokenizer(model, argv[1], &error);
     if (ok) how.max_batch = model->config.max_seq_len < MAX_TOKENS ? model->config.max_seq_len : MAX_TOKENS;
     ok = ok && !ml_session_new(model, &how, &session, &error);
     int dim = ok ? model->config.dim : 1;

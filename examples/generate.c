@@ -21,7 +21,8 @@ int main(int argc, char **argv) {
     printf("%s", desc.prompt);
     if (ml_model_load(argv[1], NULL, &model, &error) || ml_session_new(model, NULL, &session, &error) ||
         ml_session_generate(session, &desc, NULL, &error))
-        fprintf(stderr, "\n%s\n", error.text);
+        fprintf(stderr, "\n%s%s\n", error.text,
+                model && !model->tokenizer ? " (inspect MODEL says why)" : "");
     printf("\n");
     ml_session_free(session);
     ml_model_free(model);

@@ -62,15 +62,14 @@ int main(int argc, char **argv) {
     ml_model *model = NULL;
     ml_random_seed(&random, 1);
     desc.adamw.lr = 3e-3f;
-    int ok =
-        !ml_model_load(argv[1], NULL, &model, &error) && !ml_head_create(model, &head, &desc.head, &error) &&
-        !ml_lora_create(model, &lora, &desc.lora, &error) && !ml_trainer_new(model, &desc, &trainer, &error);
+    int ok = !ml_model_load(argv[1], NULL, &model, &error) && has_tokenizer(model, argv[1], &error) &&
+             !ml_head_create(model, &head, &desc.head, &error) &&
+             !ml_lora_create(model, &lora, &desc.lora, &error) &&
+             !ml_trainer_new(model, &desc, &trainer, &error);
     for (int epoch = 0; ok && epoch < EPOCHS; epoch++) ok = !train(trainer, model, file, epoch, &error);
     ml_save_desc save = {ML_GGUF, ML_TYPE_NONE, NULL, desc.head};
     if (!ok || ml_lora_save(desc.lora, model, argv[4], &save, &error)) fprintf(stderr, "%s\n", error.text);
-    fclose(file);
-    ml_trainer_free(trainer);
-    ml_lora_free(desc.lora), ml_head_free(desc.head);
-    ml_model_free(model);
+    fclose(file), ml_trainer_free(trainer);
+    ml_lora_free(desc.lora), ml_head_free(desc.head), ml_model_free(model);
     return error.code || !output_written();
 }

@@ -49,6 +49,7 @@ int main(int argc, char **argv) {
     FILE *train = fopen(argv[2], "r"), *dev = fopen(argv[3], "r");
     if (!train || !dev) return perror(argv[train ? 3 : 2]), 1;
     if (ml_model_load(argv[1], NULL, &model, &error)) return fprintf(stderr, "%s\n", error.text), 1;
+    if (!model->tokenizer) return fprintf(stderr, "no tokenizer was read: inspect %s says why\n", argv[1]), 1;
     score.cols = w.cols = (size_t)model->config.dim;
     if (score.cols > DIM) return fprintf(stderr, "%s is wider than %d\n", argv[1], DIM), 1;
     int ok = !ml_optimizer_new(&how, &optimizer, &error) && !ml_graph_new(NULL, loss_of, NULL, &g, &error);

@@ -791,7 +791,17 @@ TEST(adapter_writes) {
     CHECK(strstr(complained, in_folder("no")) != NULL);
 }
 
-/* Without --mode it writes as the adapter's file says. */
+static void refuses_mode(const char *arguments, const char *mode, const char *advice, const char *other) {
+    char words[128];
+    CHECK(run("run_llama", arguments, "") == 1 && !*said);
+    snprintf(words, sizeof words, "error: --mode %s: ", mode);
+    CHECK(strncmp(complained, words, strlen(words)) == 0);
+    snprintf(words, sizeof words, " was trained otherwise; %s%s%s\n", advice, *other ? " --mode " : "",
+             other);
+    CHECK(strstr(complained, words));
+}
+
+/* Without --mode it writes as the adapter's file says, and in no other. */
 TEST(adapter_writes_as_it_was_trained) {
     static const char *const modes[] = {"llama", "reference"};
     for (int i = 0; i < 2; i++) {
@@ -809,6 +819,18 @@ TEST(adapter_writes_as_it_was_trained) {
         CHECK(run("run_llama", once, "") == 0);
         CHECK(strlen(said) > 20 && strcmp(said, expected) == 0);
         free(expected);
+        snprintf(in_mode, sizeof in_mode, "%s --mode %s", once, modes[!i]);
+        refuses_mode(in_mode, modes[!i], "give", modes[i]);
+    }
+    const char half[] = "{\"__metadata__\": {\"minillama_norm\": \"layer\", \"minillama_mask\": \"causal\"}}";
+    char file[8 + sizeof half] = {(char)(sizeof half - 1)};
+    memcpy(file + 8, half, sizeof half - 1);
+    write_file(in_folder("half.safetensors"), file, 8 + sizeof half - 1);
+    for (int i = 0; i < 2; i++) {
+        char in_mode[1024];
+        snprintf(in_mode, sizeof in_mode, "--prompt Once --mode %s --pretrained-model-path " MODEL "%s",
+                 modes[i], flag("--lora", "half.safetensors"));
+        refuses_mode(in_mode, modes[i], "leave --mode out", "");
     }
 }
 
@@ -1208,12 +1230,47 @@ TEST(other_tokenizers_are_named) {
           strstr(complained, "fast/tokenizer.json: tokenizer.json: only BPE"));
     remove(in_folder("fast/tokenizer.json"));
     snprintf(arguments, sizeof arguments, "'%s' ", in_folder("fast/model.safetensors"));
-    CHECK(run("chat", arguments, "") == 1 && strstr(complained, "a tokenizer, and the model has none"));
+    CHECK(run("chat", arguments, "") == 1 && strstr(complained, "no tokenizer in or next to"));
     CHECK(runs("inspect", arguments, "") && strstr(said, "tokenizer: none\n"));
     const char other[] = "\1\0\0\0\0\0\0\0\1\0\0\0a"; /* of one piece */
     write_file(in_folder("fast/tokenizer.bin"), other, sizeof other - 1);
     snprintf(arguments, sizeof arguments, "--prompt Hi%s", flag("--pretrained-model-path", "fast"));
     refuses("run_llama", arguments, "fast/tokenizer.bin: its 1 pieces are not those of the model");
+}
+
+/* Every program says so: of a tokenizer.json that cannot be read as of none, with the flag that names another. */
+TEST(unread_tokenizers_are_explained) {
+    static const struct {
+        const char *program, *before, *after, *flag;
+    } cases[] = {{"classify", "", "", ""},
+                 {"embed", "", " Hi", ""},
+                 {"look", "", " Hi", "(--tokenizer FILE)"},
+                 {"write_stories", "", "", "(--tokenizer FILE)"},
+                 {"speculate", "", " Hi", "(--tokenizer FILE)"},
+                 {"speculate", MODEL " Hi --draft ", "", "(--draft_tokenizer FILE)"},
+                 {"run_llama", "--prompt Hi --pretrained-model-path ", "", "(--tokenizer FILE)"},
+                 {"efficient", OPINIONS_OF_EFFICIENT "--model ", "", "(--tokenizer FILE)"}};
+    static const char *const reasons[] = {"no tokenizer in or next to ", "tokenizer.json: only BPE"};
+    const char json[] = "{\"model\": {\"type\": \"Unigram\"}}";
+    char model[700], arguments[2048];
+    CHECK(mkdir(in_folder("unread"), 0777) == 0);
+    snprintf(model, sizeof model, "'%s'", in_folder("unread/model.safetensors"));
+    snprintf(arguments, sizeof arguments, MODEL " %s", model);
+    CHECK(run("convert", arguments, "") == 0);
+    for (int k = 0; k < 2; k++) {
+        if (k) write_file(in_folder("unread/tokenizer.json"), json, sizeof json - 1);
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            snprintf(arguments, sizeof arguments, "%s%s%s", cases[i].before, model, cases[i].after);
+            CHECK(run(cases[i].program, arguments, "") == 1 && !*said && strstr(complained, cases[i].flag));
+            CHECK(strstr(complained, reasons[k]));
+        }
+        snprintf(arguments, sizeof arguments, "%s examples/data/opinions2-dev.txt 2 '%s'", model,
+                 in_folder("unread.gguf"));
+        CHECK(run("lora", arguments, "") == 1 && strstr(complained, reasons[k]) && !*said);
+    }
+    CHECK(run("generate", model, "") == 1 && strstr(complained, "(inspect MODEL says why)"));
+    snprintf(arguments, sizeof arguments, "%s examples/data/opinions2-dev.txt LICENSE", model);
+    CHECK(run("own_head", arguments, "") == 1 && strstr(complained, "no tokenizer was read: inspect "));
 }
 
 /* Why a tokenizer is not read is said whatever its name is. */
@@ -1639,6 +1696,7 @@ int main(int argc, char **argv) {
     RUN(stories_replace_whole_files);
     RUN(files_of_a_model_are_spared);
     RUN(other_tokenizers_are_named);
+    RUN(unread_tokenizers_are_explained);
     RUN(inspect_of_tokenizers);
     RUN(tokenizer_of_a_windows_text);
     RUN(settings_of_a_tokenizer);

@@ -299,8 +299,7 @@ static ml_model *open_model(const settings *s) {
     load.adapter = s->lora;
     load.tokenizer = s->tokenizer;
     if (!loaded(s->words[0], ml_model_load(s->words[0], &load, &model, &error), &error)) return NULL;
-    if (model->tokenizer) return model;
-    complain("no tokenizer in or next to %s; name one with --tokenizer FILE", s->words[0]);
+    if (tokenizer_ready(model, s->words[0], "--tokenizer")) return model;
     ml_model_free(model);
     return NULL;
 }

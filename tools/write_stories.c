@@ -83,7 +83,7 @@ static int write_stories(const settings *s) {
     desc.sampler.random = &random;
     desc.on_token = write_token;
     int ok = loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error) &&
-             (model->tokenizer || complain("%s has no tokenizer; see --tokenizer", s->model)) &&
+             tokenizer_ready(model, s->model, "--tokenizer") &&
              succeeded(ml_session_new(model, NULL, &session, &error), &error) && write_out(s, session, &desc);
     ml_session_free(session);
     ml_model_free(model);

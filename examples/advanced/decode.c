@@ -134,7 +134,7 @@ static int run(settings *s) {
     ml_error error;
     if (!check(s)) return 0;
     if (s->prompts && s->words[1]) return complain("--prompts: there is a prompt on the command line, too");
-    ml_model *model = load_with_tokenizer(s->words[0], s->tokenizer, ML_TYPE_NONE);
+    ml_model *model = load_with_tokenizer(s->words[0], "--tokenizer", s->tokenizer, ML_TYPE_NONE);
     if (!model) return 0;
     ml_random_seed(&random, (uint64_t)s->seed);
     s->how.sampler.random = &random;

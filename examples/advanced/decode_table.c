@@ -148,12 +148,14 @@ static int run(table *t, const settings *s) {
     if (s->n_words < 1 || s->n_texts < 1 || s->max_new_tokens < 1 || s->n_texts > INT_MAX / s->max_new_tokens)
         return complain("--words, --n_texts and --max_new_tokens: are above 0");
     t->set = s;
-    int ok = outputs_ready(&output, 1, inputs, 5) && models_spared(&output, 1, inputs, 2) &&
-             (t->text = text_file_read(s->texts, NULL)) != NULL && find_lines(t) &&
-             scores_new(&t->scores, t->n_lines, s->max_new_tokens) &&
-             (t->model = load_with_tokenizer(s->words[0], s->tokenizer, ML_TYPE_NONE)) != NULL &&
-             (t->other = load_with_tokenizer(s->judge, s->judge_tokenizer, ML_TYPE_NONE)) != NULL &&
-             succeeded(ml_session_new(t->other, NULL, &t->judge, &error), &error) && measure(t, NULL);
+    int ok =
+        outputs_ready(&output, 1, inputs, 5) && models_spared(&output, 1, inputs, 2) &&
+        (t->text = text_file_read(s->texts, NULL)) != NULL && find_lines(t) &&
+        scores_new(&t->scores, t->n_lines, s->max_new_tokens) &&
+        (t->model = load_with_tokenizer(s->words[0], "--tokenizer", s->tokenizer, ML_TYPE_NONE)) != NULL &&
+        (t->other = load_with_tokenizer(s->judge, "--judge_tokenizer", s->judge_tokenizer, ML_TYPE_NONE)) !=
+            NULL &&
+        succeeded(ml_session_new(t->other, NULL, &t->judge, &error), &error) && measure(t, NULL);
     for (int i = 0; ok && i < N_METHODS; i++) {
         ok = measure(t, &methods[i]);
         progress_bar("methods", i + 1, N_METHODS, began);

@@ -46,8 +46,9 @@ static inline const method *method_named(const char *name) {
     return NULL;
 }
 
-/* A model with a tokenizer: its own, or that of a file. NULL after saying why not. */
-static inline ml_model *load_with_tokenizer(const char *path, const char *tokenizer, ml_type type) {
+/* A model with a tokenizer: its own, or that of a file, which `flag` names. NULL after saying why not. */
+static inline ml_model *load_with_tokenizer(const char *path, const char *flag, const char *tokenizer,
+                                            ml_type type) {
     ml_model_load_desc desc;
     ml_model *model = NULL;
     ml_error error;
@@ -55,8 +56,7 @@ static inline ml_model *load_with_tokenizer(const char *path, const char *tokeni
     desc.tokenizer = tokenizer;
     desc.type = type;
     if (!loaded(path, ml_model_load(path, &desc, &model, &error), &error)) return NULL;
-    if (model->tokenizer) return model;
-    complain("%s has no tokenizer, and there is none beside it: give one", path);
+    if (tokenizer_ready(model, path, flag)) return model;
     ml_model_free(model);
     return NULL;
 }

@@ -143,9 +143,9 @@ static int run(writer *w, const settings *s) {
     ml_error error;
     if (!check(s)) return 0;
     w->set = s;
-    w->model = load_with_tokenizer(s->words[0], s->tokenizer, s->f32 ? ML_F32 : ML_TYPE_NONE);
+    w->model = load_with_tokenizer(s->words[0], "--tokenizer", s->tokenizer, s->f32 ? ML_F32 : ML_TYPE_NONE);
     if (w->model && s->draft)
-        w->draft_model = load_with_tokenizer(s->draft, s->draft_tokenizer, ML_TYPE_NONE);
+        w->draft_model = load_with_tokenizer(s->draft, "--draft_tokenizer", s->draft_tokenizer, ML_TYPE_NONE);
     if (!w->model || (s->draft && !w->draft_model)) return 0;
     ml_random_seed(&w->random, (uint64_t)s->seed);
     ml_result result = speculation_open(&w->fast, w->model, w->draft_model, s->threads, &error);

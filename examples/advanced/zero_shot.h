@@ -18,9 +18,10 @@ static inline ml_model *load_as(const char *path, const char *tokenizer, int ref
     desc.norm = reference ? ML_NORM_LAYER : ML_NORM_RMS;
     desc.mask = reference ? ML_MASK_FULL : ML_MASK_CAUSAL;
     if (!loaded(path, ml_model_load(path, &desc, &model, &error), &error) || model->tokenizer) return model;
+    int is_named = tokenizer || tokenizer_ready(model, path, "--tokenizer");
     ml_model_free(model);
+    if (!is_named) return NULL;
     desc.tokenizer = tokenizer;
-    if (!tokenizer) return complain("%s: no tokenizer in or next to it (--tokenizer FILE)", path), NULL;
     return loaded(path, ml_model_load(path, &desc, &model, &error), &error) ? model : NULL;
 }
 

@@ -478,4 +478,20 @@ static inline int has_other_tokenizer(const char *model, ml_error *error) {
     return 0;
 }
 
+/* Whether a model came with a tokenizer from `path`; if not, `error` says why: the file of one that cannot be read, or
+   that there is none. */
+static inline int has_tokenizer(const ml_model *model, const char *path, ml_error *error) {
+    if (model->tokenizer) return 1;
+    if (!has_other_tokenizer(path, error))
+        snprintf(error->text, sizeof error->text, "no tokenizer in or next to %.200s", path);
+    error->code = ML_ERROR_UNSUPPORTED;
+    return 0;
+}
+
+/* The same in a program whose flag names a tokenizer. */
+static inline int tokenizer_ready(const ml_model *model, const char *path, const char *flag) {
+    ml_error error;
+    return has_tokenizer(model, path, &error) || complain("%s (%s FILE)", error.text, flag);
+}
+
 #endif

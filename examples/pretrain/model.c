@@ -56,7 +56,7 @@ static int load_model(run *r, const char *path) {
     desc.type = ML_F32;
     desc.tokenizer = r->set.resume ? NULL : r->set.tokenizer;
     return loaded(path, ml_model_load(path, &desc, &r->model, &error), &error) &&
-           (r->model->tokenizer || complain("%s: has no tokenizer; give one with --tokenizer", path));
+           tokenizer_ready(r->model, path, "--tokenizer");
 }
 
 int make_model(run *r) {

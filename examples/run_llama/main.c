@@ -127,13 +127,7 @@ ml_model *load_model(const settings *s, ml_type type) {
     load.tokenizer = s->tokenizer;
     load.type = type;
     if (!loaded(s->model, ml_model_load(s->model, &load, &model, &error), &error)) return NULL;
-    if (model->tokenizer) return model;
-    if (has_other_tokenizer(s->model, &error))
-        complain("%s (--tokenizer FILE)", error.text);
-    else
-        complain(
-            "no tokenizer in or next to %s; name one with --tokenizer FILE (a GGUF that has it is one, too)",
-            s->model);
+    if (tokenizer_ready(model, s->model, "--tokenizer")) return model;
     ml_model_free(model);
     return NULL;
 }
@@ -145,6 +139,14 @@ static void print_mean(const char *what, const double *x, int n) {
     printf("%s acc over %d seeds :: %.3f (%.3f)\n", what, n, mean, sqrt(square));
 }
 
+/* The norm (0) or mask (1) that an adapter was trained with, as its file says; NULL if it does not. */
+static const ml_value *adapter_value(const ml_archive *archive, int i) {
+    static const char *const keys[2][2] = {{"minillama.norm", "__metadata__.minillama_norm"},
+                                           {"minillama.mask", "__metadata__.minillama_mask"}};
+    const ml_value *value = ml_archive_find_value(archive, keys[i][0]);
+    return value ? value : ml_archive_find_value(archive, keys[i][1]);
+}
+
 /* Does the file of a classifier, or of its adapter, say by itself how it computes? The course's do not, nor do adapters
    of other programs. */
 static int says_its_mode(const char *path, int is_adapter) {
@@ -153,9 +155,7 @@ static int says_its_mode(const char *path, int is_adapter) {
     int says = is_open && !is_adapter && strcmp(archive->format, "PyTorch") != 0;
     for (size_t i = 0; is_open && !is_adapter && i < archive->n_arrays; i++)
         says |= strstr(archive->arrays[i].name, "score.weight") != NULL; /* Hugging Face's */
-    if (is_open && is_adapter)
-        says = ml_archive_find_value(archive, "minillama.mask") ||
-               ml_archive_find_value(archive, "__metadata__.minillama_mask");
+    if (is_open && is_adapter) says = adapter_value(archive, 1) != NULL;
     ml_archive_free(archive);
     return says;
 }
@@ -167,6 +167,26 @@ static int choose_mode(settings *s) {
     if (s->mode || (file && says_its_mode(file, file == s->adapter))) return 0;
     s->mode = generates ? "llama" : "reference";
     return predicts;
+}
+
+/* Refuses a mode in which the adapter was not trained. One of another program may have the norm of one mode and the
+   mask of the other. */
+static int mode_fits(const settings *s) {
+    static const char *const words[2][2] = {{"rms", "causal"}, {"layer", "full"}};
+    int reference = s->sentiment.reference, n_others = 0;
+    ml_archive *archive = NULL;
+    int is_open = s->mode && s->adapter && ml_archive_load(s->adapter, NULL, &archive, NULL) == ML_OK;
+    for (int i = 0; is_open && i < 2; i++) {
+        const ml_value *value = adapter_value(archive, i);
+        const char *word = words[!reference][i];
+        n_others += value && value->kind == ML_VALUE_STRING && value->length == strlen(word) &&
+                    memcmp(value->s, word, value->length) == 0;
+    }
+    ml_archive_free(archive);
+    return !n_others || complain("--mode %s: %s was trained otherwise; %s", s->mode, s->adapter,
+                                 n_others < 2 ? "leave --mode out"
+                                 : reference  ? "give --mode llama"
+                                              : "give --mode reference");
 }
 
 /* All files of --option OPTION, tried before the work. */
@@ -386,6 +406,7 @@ int main(int argc, char **argv) {
     set.sentiment.reference = set.mode && strcmp(set.mode, "reference") == 0;
     set.sentiment.threads = set.threads ? set.threads : default_threads();
     if (!check_settings(argc, argv)) return 2;
+    if (!mode_fits(&set)) return 1;
     fill_training(&set);
     if (is_guess) fprintf(stderr, "no file says the mode: reference, or --mode llama if that was trained\n");
     if (set.use_gpu) fprintf(stderr, "--use_gpu: there is no GPU code here; the processor is used\n");

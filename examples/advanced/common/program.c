@@ -15,8 +15,7 @@ static int load_model(tuning *t) {
     if (s->mask) desc.mask = strcmp(s->mask, "full") == 0 ? ML_MASK_FULL : ML_MASK_CAUSAL;
     if (s->norm) desc.norm = strcmp(s->norm, "layer") == 0 ? ML_NORM_LAYER : ML_NORM_RMS;
     if (!loaded(s->model, ml_model_load(s->model, &desc, &t->model, &error), &error)) return 0;
-    if (!t->model->tokenizer)
-        return complain("no tokenizer in or next to %s; name one with --tokenizer FILE", s->model);
+    if (!tokenizer_ready(t->model, s->model, "--tokenizer")) return 0;
     size_t n = (size_t)t->model->n_tensors;
     t->weights = (ml_tensor *)malloc(n * sizeof *t->weights);
     t->private_part->states =
