@@ -1505,8 +1505,9 @@ typedef struct ml_load_desc {
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or (with POSIX or
    Windows) a folder, which means the first of these in it: model.safetensors, model.safetensors.index.json,
    pytorch_model.bin, pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors,
-   adapter_model.safetensors, adapter_model.bin, or its only .index.json, .gguf, .safetensors, .pth or .pt, with the
-   others if it is NAME-00001-of-00003.safetensors. A model is joined from Meta's consolidated.00.pth,
+   adapter_model.safetensors, adapter_model.bin, or its only .index.json, .gguf, .safetensors, .pth, .pt, .ckpt or
+   .bin (what training leaves beside them, optimizer.pt, scheduler.pt, ..., and tokenizer.bin are none), with the
+   others if it is NAME-00001-of-00003.safetensors or .bin. A model is joined from Meta's consolidated.00.pth,
    consolidated.01.pth, ...; an archive is the one that is named. The values are those of the first file.
    ML_ERROR_MISMATCH where the files do not fit together. Models, adapters and heads are loaded from such paths, too;
    bytes in memory are always one file. */
@@ -12991,15 +12992,20 @@ static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
     return n;
 }
 
-/* "/NAME.gguf" for the folder's only file with that ending; later parts of a split one do not count. NULL: there is
-   none, or more than one. */
+/* "/NAME.gguf" for the folder's only file with that ending; later parts of a split one do not count, nor does what is
+   beside a model: what training goes on from, and tokenizers. NULL: there is none, or more than one. */
 static const char *mli_only_file(mli_archive *archive, const char *folder, const char *ending) {
+    static const char *const others[] = {".", /* "._m.gguf": macOS */
+                                         "optimizer", "scheduler",     "scaler",   "sampler",
+                                         "rng_state", "training_args", "tokenizer"};
     const char *only = NULL;
     mli_listing listing;
     int n = 0, number = 1, count;
     mli_folder_open(&listing, folder);
     for (const char *name; (name = mli_folder_next(&listing)) != NULL;) {
-        if (name[0] == '.' || !mli_ends_with(name, strlen(name), ending)) continue; /* "._m.gguf": macOS */
+        int is_other = !mli_ends_with(name, strlen(name), ending);
+        for (size_t i = 0; i < MLI_COUNT(others); i++) is_other |= mli_begins_with(name, others[i]);
+        if (is_other) continue;
         if (mli_shard_number(name, &number, &count) && number > 1) continue;
         if (n++) continue;
         char *path = mli_join_path(&archive->allocator, "/", 1, name);
@@ -13025,7 +13031,8 @@ static int mli_has_entry(const char *folder, const char *name) {
 /* Maps that file of the folder at archive->file_path, which becomes its path. */
 static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     const ml_allocator *allocator = &archive->allocator;
-    static const char *const endings[] = {".index.json", ".gguf", ".safetensors", ".pth", ".pt"};
+    static const char *const endings[] = {".index.json", ".gguf", ".safetensors", ".pth",
+                                          ".pt",         ".ckpt", ".bin"};
     const char *folder = archive->file_path, *only = NULL;
     ml_result result = ML_ERROR_FILE;
     for (size_t i = 0; i < MLI_COUNT(endings) && !only; i++)
@@ -13044,11 +13051,11 @@ static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     }
     if (result == ML_ERROR_MEMORY) mli_no_memory(archive);
     if (result)
-        mli_stop(
-            archive, result,
-            "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
-            "consolidated.00.pth, adapter_model.safetensors or a single .gguf, .safetensors, .pth or .pt",
-            folder);
+        mli_stop(archive, result,
+                 "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
+                 "consolidated.00.pth, adapter_model.safetensors or a single .gguf, .safetensors, .pth, .pt, "
+                 ".ckpt or .bin",
+                 folder);
 }
 
 /* Maps what the path leads to, and reads it or the shards that it names. */
