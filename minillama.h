@@ -1505,8 +1505,9 @@ typedef struct ml_load_desc {
    pytorch_model.bin.index.json), the first part of a split GGUF (NAME-00001-of-00003.gguf), or (with POSIX or
    Windows) a folder, which means the first of these in it: model.safetensors, model.safetensors.index.json,
    pytorch_model.bin, pytorch_model.bin.index.json, consolidated.00.pth, consolidated.safetensors,
-   adapter_model.safetensors, adapter_model.bin, or its only .index.json, .gguf, .safetensors, .pth or .pt, with the
-   others if it is NAME-00001-of-00003.safetensors. A model is joined from Meta's consolidated.00.pth,
+   adapter_model.safetensors, adapter_model.bin, or its only .index.json, .gguf, .safetensors, .pth, .pt, .ckpt or
+   .bin (what training leaves beside them, optimizer.pt, scheduler.pt, ..., and tokenizer.bin are none), with the
+   others if it is NAME-00001-of-00003.safetensors or .bin. A model is joined from Meta's consolidated.00.pth,
    consolidated.01.pth, ...; an archive is the one that is named. The values are those of the first file.
    ML_ERROR_MISMATCH where the files do not fit together. Models, adapters and heads are loaded from such paths, too;
    bytes in memory are always one file. */
@@ -12991,15 +12992,20 @@ static int mli_count_pieces(const ml_allocator *allocator, const char *path) {
     return n;
 }
 
-/* "/NAME.gguf" for the folder's only file with that ending; later parts of a split one do not count. NULL: there is
-   none, or more than one. */
+/* "/NAME.gguf" for the folder's only file with that ending; later parts of a split one do not count, nor does what is
+   beside a model: what training goes on from, and tokenizers. NULL: there is none, or more than one. */
 static const char *mli_only_file(mli_archive *archive, const char *folder, const char *ending) {
+    static const char *const others[] = {".", /* "._m.gguf": macOS */
+                                         "optimizer", "scheduler",     "scaler",   "sampler",
+                                         "rng_state", "training_args", "tokenizer"};
     const char *only = NULL;
     mli_listing listing;
     int n = 0, number = 1, count;
     mli_folder_open(&listing, folder);
     for (const char *name; (name = mli_folder_next(&listing)) != NULL;) {
-        if (name[0] == '.' || !mli_ends_with(name, strlen(name), ending)) continue; /* "._m.gguf": macOS */
+        int is_other = !mli_ends_with(name, strlen(name), ending);
+        for (size_t i = 0; i < MLI_COUNT(others); i++) is_other |= mli_begins_with(name, others[i]);
+        if (is_other) continue;
         if (mli_shard_number(name, &number, &count) && number > 1) continue;
         if (n++) continue;
         char *path = mli_join_path(&archive->allocator, "/", 1, name);
@@ -13025,7 +13031,8 @@ static int mli_has_entry(const char *folder, const char *name) {
 /* Maps that file of the folder at archive->file_path, which becomes its path. */
 static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     const ml_allocator *allocator = &archive->allocator;
-    static const char *const endings[] = {".index.json", ".gguf", ".safetensors", ".pth", ".pt"};
+    static const char *const endings[] = {".index.json", ".gguf", ".safetensors", ".pth",
+                                          ".pt",         ".ckpt", ".bin"};
     const char *folder = archive->file_path, *only = NULL;
     ml_result result = ML_ERROR_FILE;
     for (size_t i = 0; i < MLI_COUNT(endings) && !only; i++)
@@ -13044,11 +13051,11 @@ static void mli_map_in_folder(mli_archive *archive, mli_file *file) {
     }
     if (result == ML_ERROR_MEMORY) mli_no_memory(archive);
     if (result)
-        mli_stop(
-            archive, result,
-            "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
-            "consolidated.00.pth, adapter_model.safetensors or a single .gguf, .safetensors, .pth or .pt",
-            folder);
+        mli_stop(archive, result,
+                 "%s is a folder without model.safetensors, pytorch_model.bin, the .index.json of either, "
+                 "consolidated.00.pth, adapter_model.safetensors or a single .gguf, .safetensors, .pth, .pt, "
+                 ".ckpt or .bin",
+                 folder);
 }
 
 /* Maps what the path leads to, and reads it or the shards that it names. */
@@ -17168,25 +17175,23 @@ typedef enum mli_field {
 enum { MLI_FIELD_KEYS = MLI_OTHER_NAMES ? 6 : 3 };
 static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     /* clang-format off */
-    {"llama.embedding_length", MLI_OTHERS(MLI_CONFIG_JSON ".hidden_size", ".dim", "model_config.dim",
-     MLI_PARAMS_JSON ".dim")},
-    {"llama.block_count", MLI_OTHERS(MLI_CONFIG_JSON ".num_hidden_layers", ".n_layers", "model_config.n_layers",
+    {"llama.embedding_length", MLI_OTHERS(MLI_CONFIG_JSON ".hidden_size", ".dim", MLI_PARAMS_JSON ".dim")},
+    {"llama.block_count", MLI_OTHERS(MLI_CONFIG_JSON ".num_hidden_layers", ".n_layers",
      MLI_PARAMS_JSON ".n_layers")},
     {"llama.attention.head_count", MLI_OTHERS(MLI_CONFIG_JSON ".num_attention_heads", ".n_heads",
      "model_config.n_heads", MLI_PARAMS_JSON ".n_heads")},
     {"llama.attention.head_count_kv", MLI_OTHERS(MLI_CONFIG_JSON ".num_key_value_heads", ".n_kv_heads",
-     "model_config.n_kv_heads", MLI_PARAMS_JSON ".n_kv_heads")},
-    {"llama.feed_forward_length", MLI_OTHERS(MLI_CONFIG_JSON ".intermediate_size", ".hidden_dim",
-     "model_config.hidden_dim")},
-    {"llama.vocab_size", MLI_OTHERS(MLI_CONFIG_JSON ".vocab_size", ".vocab_size", "model_config.vocab_size",
+     MLI_PARAMS_JSON ".n_kv_heads")},
+    {"llama.feed_forward_length", MLI_OTHERS(MLI_CONFIG_JSON ".intermediate_size", ".hidden_dim")},
+    {"llama.vocab_size", MLI_OTHERS(MLI_CONFIG_JSON ".vocab_size", ".vocab_size",
      MLI_PARAMS_JSON ".vocab_size")},
     {"llama.context_length", MLI_OTHERS(MLI_CONFIG_JSON ".max_position_embeddings", ".max_seq_len",
-     "model_config.max_seq_len", MLI_PARAMS_JSON ".max_seq_len")},
+     MLI_PARAMS_JSON ".max_seq_len")},
     {"minillama.tied_output", MLI_OTHERS(MLI_CONFIG_JSON ".tie_word_embeddings")},
     {"minillama.norm", MLI_OTHERS(MLI_CONFIG_JSON "." MLI_JSON_NORM, MLI_METADATA "." MLI_JSON_NORM)},
     {"minillama.mask", MLI_OTHERS(MLI_CONFIG_JSON "." MLI_JSON_MASK, MLI_METADATA "." MLI_JSON_MASK)},
     {"llama.attention.layer_norm_rms_epsilon", MLI_OTHERS(MLI_CONFIG_JSON ".rms_norm_eps", ".norm_eps",
-     "model_config.layer_norm_eps", MLI_PARAMS_JSON ".norm_eps")},
+     ".layer_norm_eps", MLI_PARAMS_JSON ".norm_eps")},
     {"llama.rope.freq_base", MLI_OTHERS(MLI_CONFIG_JSON ".rope_theta", ".rope_theta", MLI_PARAMS_JSON ".rope_theta")},
     {"llama.rope.scaling.type", MLI_OTHERS(MLI_ROPE_JSON ".rope_type", MLI_ROPE_JSON ".type",
      MLI_ROPE_JSON_5 ".rope_type", MLI_ROPE_JSON_5 ".type",) MLI_KEY_ROPE_TYPE},
@@ -17405,37 +17410,55 @@ static int mli_has_hf_names(const mli_loader *loader) {
     return !MLI_ONLY_GGUF && loader->naming == MLI_NAMING_HF;
 }
 
-/* The first dictionary or object that has a Llama's number of layers, whatever it is called: "1" of
-   torch.save((weights, args)). Writes its name and returns the length; 0: there is none. */
-static size_t mli_find_args(const mli_loader *loader, char name[MLI_PREFIX_SIZE]) {
-    static const char key[] = ".n_layers";
-    for (size_t i = 0; i < loader->archive->n_values; i++) {
-        const char *found = loader->archive->values[i].name;
+/* The value `key` of the dictionary or object of that name. OmegaConf has every value in an object. */
+static const ml_value *mli_find_in(const mli_loader *loader, const char *dictionary, const char *key) {
+    static const char *const ends[] = {"", "._val"}, wrapper[] = "omegaconf.";
+    const ml_value *value = NULL;
+    for (size_t i = 0; i < MLI_COUNT(ends); i++) {
+        char name[MLI_PREFIX_SIZE + 32];
+        size_t at = 0;
+        mli_put(name, sizeof name, &at, dictionary, strlen(dictionary));
+        mli_put(name, sizeof name, &at, key, strlen(key));
+        mli_put(name, sizeof name, &at, ends[i], strlen(ends[i]));
+        value = ml_archive_find_value(loader->archive, name);
+        if (!value || value->kind != ML_VALUE_OPAQUE || value->length < sizeof wrapper ||
+            memcmp(value->s, wrapper, sizeof wrapper - 1) != 0)
+            break;
+    }
+    return value;
+}
+
+/* The dictionary or object that is a configuration: it has numbers of all three keys, the second of which is that of
+   layers. One of the names that programs give it comes first, then whatever it is called: "1" of
+   torch.save((weights, args)). Writes its name; returns 0 if there is none. */
+static int mli_find_dictionary(const mli_loader *loader, const char *const keys[3],
+                               char name[MLI_PREFIX_SIZE]) {
+    static const char *const names[] = {"model_args", "params",  "model.params",     "args",
+                                        "config",     "hparams", "hyper_parameters", "model_config"};
+    for (size_t i = 0; i < MLI_COUNT(names) + loader->archive->n_values; i++) {
+        int is_named = i < MLI_COUNT(names), n_found = 0;
+        const char *found = is_named ? names[i] : loader->archive->values[i - MLI_COUNT(names)].name;
         size_t n = strlen(found), at = 0;
-        if (n >= MLI_PREFIX_SIZE || !mli_ends_with(found, n, key)) continue;
-        mli_put(name, MLI_PREFIX_SIZE, &at, found, n - (sizeof key - 1));
-        return at;
+        if (!is_named && !mli_ends_with(found, n, keys[1])) continue;
+        if (!is_named) n -= strlen(keys[1]);
+        if (n >= MLI_PREFIX_SIZE) continue;
+        mli_put(name, MLI_PREFIX_SIZE, &at, found, n);
+        for (int k = 0; k < 3 && n_found == k; k++) {
+            const ml_value *value = mli_find_in(loader, name, keys[k]);
+            n_found += value && (value->kind == ML_VALUE_INT || value->kind == ML_VALUE_FLOAT);
+        }
+        if (n_found == 3) return 1;
     }
     return 0;
 }
 
-/* A key of the table. ".dim" is what llama2.c calls "model_args.dim", and other programs keep under other names. */
+/* A key of the table. ".dim" is what llama2.c calls "model_args.dim", and other programs keep under other names: all
+   such keys are of one dictionary, as those beside it may have the same words for something else. */
 static const ml_value *mli_find_key(const mli_loader *loader, const char *key) {
-    if (MLI_ONLY_GGUF) return ml_archive_find_value(loader->archive, key);
-    static const char *const names[] = {"model_args", "params",  "model.params",    "args",
-                                        "config",     "hparams", "hyper_parameters"};
-    const ml_value *value = *key == '.' ? NULL : ml_archive_find_value(loader->archive, key);
-    for (size_t i = 0; i <= MLI_COUNT(names) && *key == '.' && !value; i++) {
-        char name[MLI_PREFIX_SIZE + 32];
-        size_t at = 0;
-        if (i < MLI_COUNT(names))
-            mli_put(name, sizeof name, &at, names[i], strlen(names[i]));
-        else if (!(at = mli_find_args(loader, name)))
-            break;
-        mli_put(name, sizeof name, &at, key, strlen(key));
-        value = ml_archive_find_value(loader->archive, name);
-    }
-    return value;
+    static const char *const sizes[] = {".dim", ".n_layers", ".n_heads"};
+    char name[MLI_PREFIX_SIZE];
+    if (MLI_ONLY_GGUF || *key != '.') return ml_archive_find_value(loader->archive, key);
+    return mli_find_dictionary(loader, sizes, name) ? mli_find_in(loader, name, key) : NULL;
 }
 
 static const ml_value *mli_field_value(const mli_loader *loader, mli_field field) {
@@ -17665,7 +17688,7 @@ static void mli_load_window(mli_loader *loader) {
         n_full += (size_t)mli_value_is(value, "full_attention");
         n_sliding += (size_t)mli_value_is(value, "sliding_attention");
     }
-    if (!window || (window->kind == ML_VALUE_INT && window->i == 0) ||
+    if (!window || ((window->kind == ML_VALUE_INT || window->kind == ML_VALUE_BOOL) && window->i == 0) ||
         (used && !mli_value_bool(loader, used)))
         return;
     const ml_value *pattern = ml_archive_find_value(loader->archive, MLI_KEY_PATTERN);
@@ -19003,26 +19026,23 @@ static void mli_adopt_config(mli_loader *loader) { (void)loader; }
 /* torch.save of weights and Hugging Face's configuration, a dictionary or an object: its values get the names that
    those of a config.json have. */
 static void mli_adopt_config(mli_loader *loader) {
-    static const char layers[] = ".num_hidden_layers";
+    static const char *const sizes[] = {".hidden_size", ".num_hidden_layers", ".num_attention_heads"};
     mli_archive *archive = loader->archive->private_part;
     ml_value *values = (ml_value *)archive->values.items;
-    const char *found = NULL;
-    size_t length = 0; /* of what the names begin with, and a dot */
+    char found[MLI_PREFIX_SIZE];
     if (loader->desc.config_json || mli_field_value(loader, MLI_FIELD_DIM)) return;
-    for (size_t i = 0; i < archive->values.n && !found; i++) {
-        size_t n = strlen(values[i].name);
-        if (!mli_ends_with(values[i].name, n, layers)) continue;
-        found = values[i].name, length = n - (sizeof layers - 2);
-    }
+    if (!mli_find_dictionary(loader, sizes, found)) return;
+    size_t length = strlen(found);
+    if (mli_ends_with(found, length, "._content")) return; /* OmegaConf's, whose values are not as in JSON */
     archive->error = loader->error;
-    for (size_t i = 0; found && i < archive->values.n && !archive->result; i++) {
-        if (strncmp(values[i].name, found, length) != 0) continue;
+    for (size_t i = 0; i < archive->values.n && !archive->result; i++) {
+        if (strncmp(values[i].name, found, length) != 0 || values[i].name[length] != '.') continue;
         size_t size = strlen(values[i].name) + sizeof MLI_CONFIG_JSON; /* and more */
         char *name = (char *)mli_keep(archive, size);
-        if (name) mli_format(name, size, MLI_CONFIG_JSON ".%s", values[i].name + length);
+        if (name) mli_format(name, size, MLI_CONFIG_JSON "%s", values[i].name + length);
         if (name) values[i].name = name;
     }
-    if (found) mli_publish(archive);
+    mli_publish(archive);
     archive->error = NULL;
     loader->result = archive->result;
 }

@@ -747,6 +747,7 @@ typedef struct pt_change {
     const char *args;  /* in place of "model_args" */
     const char *count; /* in place of "n_layers" */
     const char *around, *end;
+    const bytes *others, *more; /* opcodes: other dictionaries in front of the arguments, and more of these */
 } pt_change;
 
 static void pt_entry(bytes *b, const char *prefix, const char *name, const int64_t *shape,
@@ -803,6 +804,7 @@ static bytes build_pt(const pt_change *c) {
     pt_dense(&b, prefix, "output.weight", 3, 4, c->untied ? 12 : 0);
     if (c->extra) pt_dense(&b, prefix, c->extra, 0, 2, 0);
     put_u8(&b, 'u');
+    if (c->others) put(&b, c->others->data, c->others->size);
     if (!c->around) pk_text(&b, c->args ? c->args : "model_args");
     put_text(&b, "}(");
     pk_text(&b, "dim"), pk_int(&b, 4);
@@ -815,6 +817,7 @@ static bytes build_pt(const pt_change *c) {
         put_u8(&b, 'N');
     pk_text(&b, "vocab_size"), pk_int(&b, -1);
     pk_text(&b, "multiple_of"), pk_int(&b, 2);
+    if (c->more) put(&b, c->more->data, c->more->size);
     put_text(&b, c->around ? "u" : "uu.");
     if (c->around) put_text(&b, c->end);
     file = pt_file(&b, 400);
@@ -959,6 +962,101 @@ TEST(names_of_arguments) {
     }
 }
 
+/* An item of a dictionary: a dictionary of up to four numbers. */
+static bytes pk_numbers(const char *name, const char *const keys[4], const int values[4]) {
+    bytes b = {NULL, 0, 0};
+    pk_text(&b, name), put_text(&b, "}(");
+    for (int i = 0; i < 4 && keys[i]; i++) pk_text(&b, keys[i]), pk_int(&b, values[i]);
+    put_text(&b, "u");
+    return b;
+}
+
+/* An item of a dictionary, {"model": {"dim": 4, "n_layers": 1, "n_heads": 2, "max_seq_len": 33}}, as OmegaConf has
+   it. */
+static bytes pk_omegaconf(const char *name) {
+    static const char *const keys[] = {"dim", "n_layers", "n_heads", "max_seq_len"};
+    static const int values[] = {4, 1, 2, 33};
+    bytes b = {NULL, 0, 0};
+    pk_text(&b, name);
+    for (int level = 0; level < 2; level++) {
+        pk_global(&b, "omegaconf.dictconfig", "DictConfig"), put_literal(&b, ")\x81}(");
+        pk_text(&b, "_content"), put_text(&b, "}(");
+        if (!level) pk_text(&b, "model");
+    }
+    for (int i = 0; i < 4; i++) {
+        pk_text(&b, keys[i]);
+        pk_global(&b, "omegaconf.nodes", "AnyNode"), put_literal(&b, ")\x81}(");
+        pk_text(&b, "_val"), pk_int(&b, values[i]), put_text(&b, "ub");
+    }
+    put_text(&b, "uubuub");
+    return b;
+}
+
+/* Loads it; json: beside it. */
+static ml_model *load_around(pt_change *c, bytes others, const char *json) {
+    ml_model_load_desc desc = no_desc();
+    ml_model *model = NULL;
+    ml_error error;
+    c->others = &others;
+    bytes file = build_pt(c);
+    desc.config_json = json, desc.config_json_size = json ? strlen(json) : 0;
+    CHECK(ml_model_load_memory(file.data, file.size, &desc, &model, &error) == ML_OK);
+    if (!model) printf("%s\n", error.text);
+    c->others = NULL;
+    free_bytes(&others), free_bytes(&file);
+    return model;
+}
+
+/* A configuration is one dictionary, that with all sizes: what others have is not of the model. */
+TEST(other_dictionaries) {
+    static const char *const width[4] = {"dim", "lr"}, *const sizes[4] = {"dim", "n_layers"};
+    static const char *const others[4] = {"hidden_dim", "max_seq_len", "rope_theta"};
+    static const char *const heads[4] = {"dim", "n_heads", "n_layers"};
+    static const char params[] = "{\"dim\": 4, \"n_heads\": 2, \"n_layers\": 1, \"max_seq_len\": 55}";
+    const int values[4] = {128, 99, 99, 99};
+    pt_change c = no_pt_change();
+    ml_model *model = load_around(&c, pk_numbers("args", others, values), NULL);
+    CHECK(model && model->config.hidden_dim == 6 && model->config.max_seq_len == 2048);
+    CHECK(model && model->config.rope_theta == 10000);
+    ml_model_free(model);
+    c.args = "more"; /* the first by its names has not all sizes */
+    ml_model_free(load_around(&c, pk_numbers("config", sizes, values), NULL));
+    ml_model_free(load_around(&c, pk_numbers("a", sizes, values), NULL));
+    c.args = NULL; /* what usually is a model's counts more than what has no known name */
+    ml_model_free(load_around(&c, pk_numbers("a", heads, values), NULL));
+    c.args = "more", c.count = "blocks"; /* none has all: that beside it counts */
+    model = load_around(&c, pk_numbers("args", width, values), params);
+    CHECK(model && model->config.dim == 4 && model->config.max_seq_len == 55);
+    ml_model_free(model);
+    model = load_around(&c, pk_numbers("model_config", width, values), params);
+    CHECK(model && model->config.dim == 4 && model->config.max_seq_len == 55);
+    ml_model_free(model);
+}
+
+/* A model may be loaded by a configuration of OmegaConf, but it hides no other. */
+TEST(omegaconf) {
+    pt_change c = no_pt_change();
+    ml_model *model = load_around(&c, pk_omegaconf("config"), NULL);
+    CHECK(model && model->config.max_seq_len == 2048);
+    ml_model_free(model);
+    c.count = "blocks";
+    model = load_around(&c, pk_omegaconf("config"), NULL);
+    CHECK(model && model->config.dim == 4 && model->config.max_seq_len == 33);
+    ml_model_free(model);
+}
+
+/* A window that is False is none. */
+TEST(no_window) {
+    pt_change c = no_pt_change();
+    bytes more = {NULL, 0, 0}, none = {NULL, 0, 0};
+    pk_text(&more, "sliding_window"), put_literal(&more, "\x89");
+    c.more = &more;
+    ml_model *model = load_around(&c, none, NULL);
+    CHECK(model && model->config.window == 0);
+    ml_model_free(model);
+    free_bytes(&more);
+}
+
 /* ---- Hugging Face's configuration in a pickle ---- */
 
 static void pk_real(bytes *b, double value) {
@@ -985,12 +1083,15 @@ static void pk_hf_config(bytes *b) {
     put_u8(b, 'u');
 }
 
-/* torch.save({"model": weights, KEY: configuration}): a dictionary, or an object of a class. */
+/* torch.save({"args": {"num_hidden_layers": 9}, KEY: configuration, "model": weights}): a dictionary, or an object of
+   a class. */
 static bytes build_hf_pt(const char *key, const char *module, const char *class_name) {
     bytes b, file;
     memset(&b, 0, sizeof b);
     pk_begin(&b);
     put_text(&b, "}(");
+    pk_text(&b, "args"), put_text(&b, "}"), pk_text(&b, "num_hidden_layers"), pk_int(&b, 9),
+        put_text(&b, "s");
     pk_text(&b, key);
     if (class_name) pk_global(&b, module, class_name), put_literal(&b, ")\x81");
     put_text(&b, "}(");
@@ -2300,6 +2401,9 @@ int main(void) {
     RUN(params_json);
     RUN(weights_and_arguments_in_a_row);
     RUN(names_of_arguments);
+    RUN(other_dictionaries);
+    RUN(omegaconf);
+    RUN(no_window);
     RUN(gguf_dimensions);
     RUN(tensors_refused);
     RUN(doubles_become_floats);

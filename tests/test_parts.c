@@ -526,7 +526,7 @@ TEST(folder_of_any_name) {
     write_file(in_folder("any/best model.safetensors"), b.data, b.size);
     loads(in_folder("any"));
     write_file(in_folder("any/other.safetensors"), "", 0);
-    refused(in_folder("any"), ML_ERROR_FILE, "a single .gguf, .safetensors, .pth or .pt");
+    refused(in_folder("any"), ML_ERROR_FILE, "a single .gguf, .safetensors, .pth, .pt, .ckpt or .bin");
     write_file(in_folder("any/consolidated.safetensors"), b.data, b.size);
     loads(in_folder("any"));
     write_sharded("named"); /* an index of another name, and none */
@@ -539,6 +539,55 @@ TEST(folder_of_any_name) {
     refused(in_folder("named"), ML_ERROR_FILE, SECOND " cannot be opened");
     free_bytes(&index);
     free_bytes(&b), free_bytes(&config);
+}
+
+/* Files that are named in the folder, each a copy of the whole model or of what is no model; the first is read. */
+TEST(folder_of_training) {
+    static const char *const folders[][4] = {
+        {"last.ckpt"},
+        {"pytorch_model_fsdp.bin", "optimizer.bin", "training_args.bin", "tokenizer.bin"},
+        {"model.pt", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"},
+        {"epoch 3.safetensors", "optimizer.safetensors", "scaler.pt", "sampler.bin"}};
+    bytes b = read_file(in_folder("whole.safetensors")), config = read_file(in_folder("config.json"));
+    for (int i = 0; i < 4; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "training %d", i);
+        CHECK(make_folder(in_folder(path)));
+        snprintf(path, sizeof path, "training %d/config.json", i);
+        write_file(in_folder(path), config.data, config.size);
+        for (int k = 0; k < 4 && folders[i][k]; k++) {
+            snprintf(path, sizeof path, "training %d/%s", i, folders[i][k]);
+            write_file(in_folder(path), b.data, k ? 0 : b.size);
+        }
+        snprintf(path, sizeof path, "training %d", i);
+        loads(in_folder(path));
+    }
+    free_bytes(&b), free_bytes(&config);
+}
+
+/* Shards of PyTorch, which have no index. */
+TEST(folder_of_bins) {
+    static const char *const names[] = {"bins/pytorch_model-00001-of-00002.bin",
+                                        "bins/pytorch_model-00002-of-00002.bin"};
+    ml_archive *archive;
+    CHECK(make_folder(in_folder("bins")));
+    for (uint32_t i = 0; i < 2; i++) {
+        bytes p = {NULL, 0, 0};
+        pk_tensor_desc t;
+        memset(&t, 0, sizeof t);
+        t.storage = "FloatStorage", t.key = "0", t.n_storage = 4, t.n_dims = 1, t.shape[0] = 4,
+        t.stride[0] = 1;
+        pk_begin(&p);
+        put_text(&p, "}("), pk_text(&p, i ? "second" : "first"), pk_tensor(&p, &t), put_text(&p, "u.");
+        bytes file = pt_file(&p, 4);
+        write_file(in_folder(names[i]), file.data, file.size);
+        free_bytes(&p), free_bytes(&file);
+    }
+    REQUIRE(ml_archive_load(in_folder("bins"), NULL, &archive, &error) == ML_OK);
+    CHECK(archive->n_arrays == 2 && ml_archive_find_array(archive, "second"));
+    ml_archive_free(archive);
+    remove(in_folder(names[1]));
+    refused(in_folder("bins"), ML_ERROR_FILE, "pytorch_model-00002-of-00002.bin cannot be opened");
 }
 
 /* ---- memory ---- */
@@ -586,6 +635,8 @@ int main(void) {
     RUN(saved_over_its_shards);
     RUN(shards_are_not_copied);
     RUN(folder_of_any_name);
+    RUN(folder_of_training);
+    RUN(folder_of_bins);
     RUN(out_of_memory);
     ml_model_free(whole);
     ml_archive_free(hf);

@@ -94,7 +94,8 @@ static inline int print_pieces(inspected *in) {
 
 /* Where weights cannot be read: a file, if it has some, and with the first that is one of several all of these. */
 static inline int print_found(void *inspected_folder, const char *name) {
-    static const char *const ends[] = {".index.json", ".safetensors", ".bin", ".gguf", ".pth", ".pt"};
+    static const char *const ends[] = {".index.json", ".safetensors", ".bin", ".gguf",
+                                       ".pth",        ".pt",          ".ckpt"};
     inspected *in = (inspected *)inspected_folder;
     int is_weights = 0, count = 0;
     const char *at = shard_number(name, &count);
