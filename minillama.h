@@ -1573,7 +1573,7 @@ typedef struct ml_model_load_desc {
        params.json, tokenizer.model in the folder above. One with more pieces (special and user-defined ones beyond
        the rows do not count), or over 1024 fewer, is ignored; of the others the first with the most pieces is used,
        since pieces added later may be in one file only. Those that only tokenizer_config.json has
-       (added_tokens_decoder) are added to a tokenizer.model. */
+       (added_tokens_decoder; without it added_tokens.json) are added to a tokenizer.model. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
@@ -16998,14 +16998,17 @@ static ml_result mli_tokenizer_from_json(const void *data, size_t size, const ml
 #endif /* ML_NO_BPE */
 
 /* ---- pieces added to a tokenizer.model ----
-   Hugging Face's tokenizer_config.json has them under "added_tokens_decoder", by their ids. */
+   Hugging Face's tokenizer_config.json has them under "added_tokens_decoder", by their ids. Before version 4.34 of
+   transformers, added_tokens.json had the id of each text, and two other files named those that are special. */
 
 typedef struct mli_added {
-    const ml_archive *archive; /* has the values of tokenizer_config.json */
+    const ml_archive *archive; /* has the values of these files */
     mli_vocabulary file;       /* without them */
 } mli_added;
 
 #define MLI_TOKENIZER_JSON "tokenizer_config.json"
+#define MLI_ADDED_JSON "added_tokens.json"
+#define MLI_SPECIAL_JSON "special_tokens_map.json"
 
 /* Most rows that a vocabulary has beyond the pieces of a tokenizer that is only found beside it. */
 #define MLI_MAX_EXTRA_ROWS 1024
@@ -17016,15 +17019,39 @@ static const ml_value *mli_added_value(const mli_added *added, size_t id, const 
     return ml_archive_find_value(added->archive, name);
 }
 
+/* The text that added_tokens.json has for the id; NULL: none. It is special if it is also a value of the others. */
+static const char *mli_added_before(const ml_archive *archive, size_t id, int *is_special) {
+    const ml_value *value = archive->values, *end = value + archive->n_values;
+    const char *text = NULL;
+    for (size_t i = 0; i < archive->n_values && !text; i++, value++)
+        if (value->kind == ML_VALUE_INT && (uint64_t)value->i == id &&
+            mli_begins_with(value->name, MLI_ADDED_JSON "."))
+            text = value->name + sizeof MLI_ADDED_JSON;
+    for (value = archive->values; text && value < end; value++)
+        *is_special |= value->kind == ML_VALUE_STRING && mli_is_text(value->s, value->length, text) &&
+                       (mli_begins_with(value->name, MLI_SPECIAL_JSON ".") ||
+                        mli_begins_with(value->name, MLI_TOKENIZER_JSON "."));
+    return text;
+}
+
+/* Returns 0 if there is no added piece of that id. */
+static int mli_find_added(const mli_added *added, size_t id, mli_piece *piece) {
+    const ml_value *text = mli_added_value(added, id, "content");
+    const ml_value *special = mli_added_value(added, id, "special");
+    int is_special = special && special->i;
+    const char *bytes = text ? text->s : mli_added_before(added->archive, id, &is_special);
+    if (!bytes || (text && text->kind != ML_VALUE_STRING)) return 0;
+    memset(piece, 0, sizeof *piece);
+    piece->bytes = (const unsigned char *)bytes;
+    piece->length = text ? text->length : strlen(bytes);
+    piece->kind = is_special ? ML_PIECE_CONTROL : ML_PIECE_USER_DEFINED;
+    return 1;
+}
+
 static ml_result mli_added_get(void *context, int32_t id, mli_piece *piece, ml_error *error) {
     const mli_added *added = (const mli_added *)context;
     if ((size_t)id < added->file.n_pieces) return added->file.get(added->file.context, id, piece, error);
-    const ml_value *text = mli_added_value(added, (size_t)id, "content");
-    const ml_value *special = mli_added_value(added, (size_t)id, "special");
-    memset(piece, 0, sizeof *piece);
-    piece->bytes = (const unsigned char *)text->s;
-    piece->length = text->length;
-    piece->kind = special && special->i ? ML_PIECE_CONTROL : ML_PIECE_USER_DEFINED;
+    mli_find_added(added, (size_t)id, piece);
     return ML_OK;
 }
 
@@ -17034,8 +17061,7 @@ static ml_result mli_tokenizer_model_open(mli_piece_source *source, mli_vocabula
     ml_result result = mli_spm_open(source, v, error);
     size_t n = v->n_pieces;
     if (result || !added) return result;
-    for (const ml_value *text; n - v->n_pieces < MLI_MAX_EXTRA_ROWS; n++)
-        if (!(text = mli_added_value(added, n, "content")) || text->kind != ML_VALUE_STRING) break;
+    for (mli_piece piece; n - v->n_pieces < MLI_MAX_EXTRA_ROWS && mli_find_added(added, n, &piece);) n++;
     if (n == v->n_pieces) return ML_OK;
     added->file = *v;
     v->get = mli_added_get;
@@ -18757,6 +18783,19 @@ static void mli_try_json(mli_loader *loader, const char *name) {
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
 }
 
+/* Reads what Hugging Face says of a tokenizer.model beside it. The older files count where the newer one has no added
+   pieces. */
+static void mli_load_added(mli_loader *loader) {
+    static const char *const files[] = {MLI_TOKENIZER_JSON, MLI_ADDED_JSON, MLI_SPECIAL_JSON};
+    size_t n = MLI_COUNT(files);
+    for (size_t i = 0; i < n; i++) {
+        mli_try_json(loader, files[i]);
+        for (size_t k = 0; i == 0 && k < loader->archive->n_values; k++)
+            if (mli_begins_with(loader->archive->values[k].name, MLI_TOKENIZER_JSON ".added_tokens_decoder."))
+                n = 1;
+    }
+}
+
 /* An id below `most` in one of the JSON files; -1: there is none. */
 static int32_t mli_json_id(const mli_loader *loader, const char *name, int most) {
     const ml_value *id = ml_archive_find_value(loader->archive, name);
@@ -18812,7 +18851,7 @@ static void mli_load_tokenizer(mli_loader *loader) {
     const ml_allocator *allocator = &loader->allocator;
     ml_error *error = loader->error;
     ml_tokenizer *tokenizer = NULL;
-    if (mli_is_hugging_face(loader)) mli_try_json(loader, MLI_TOKENIZER_JSON);
+    if (mli_is_hugging_face(loader)) mli_load_added(loader);
     if (loader->result) return;
     if (d->tokenizer || d->tokenizer_data) {
         loader->result = mli_tokenizer_from(d->tokenizer, d->tokenizer_data, d->tokenizer_size, allocator,
