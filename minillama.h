@@ -19713,6 +19713,23 @@ static void mli_load_gguf_labels(mli_loader *loader, int n, const char **labels)
     }
 }
 
+/* The same of a JSON value: some files have numbers in place of names. */
+static void mli_take_json_label(mli_loader *loader, const char **label, const ml_value *value) {
+    char text[24];
+    int64_t number;
+    if (value->kind == ML_VALUE_STRING) {
+        mli_take_label(loader, label, value->s, value->length);
+    } else if (value->kind == ML_VALUE_BOOL || mli_value_int(value, &number)) {
+        if (value->kind == ML_VALUE_BOOL)
+            mli_format(text, sizeof text, "%s", value->i ? "true" : "false");
+        else
+            mli_format(text, sizeof text, "%l", number);
+        mli_take_label(loader, label, text, strlen(text));
+    } else {
+        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither a text nor a whole number", value->name);
+    }
+}
+
 /* labels (n) = the values FILE.KEY.0, FILE.KEY.1, ...; nothing where there are none. */
 static void mli_load_json_labels(mli_loader *loader, const char *file, const char *key, int n,
                                  const char **labels) {
@@ -19724,10 +19741,8 @@ static void mli_load_json_labels(mli_loader *loader, const char *file, const cha
         if ((i < n) != (value != NULL))
             mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is %s, but the head has %d classes", name,
                        value ? "there" : "missing", n);
-        else if (value && value->kind != ML_VALUE_STRING)
-            mli_refuse(loader, ML_ERROR_FORMAT, "value %s is no text", name);
         else if (value)
-            mli_take_label(loader, &labels[i], value->s, value->length);
+            mli_take_json_label(loader, &labels[i], value);
     }
 }
 
