@@ -17504,9 +17504,9 @@ static int mli_value_int(const ml_value *value, int64_t *n) {
     return value->kind == ML_VALUE_FLOAT && mli_is_finite(value->f) && mli_is_whole(value->f, n);
 }
 
-/* Whether a value is true, which may be absent. */
+/* Whether a value is true, or 1; it may be absent. */
 static int mli_value_bool(mli_loader *loader, const ml_value *value) {
-    if (value && value->kind != ML_VALUE_BOOL)
+    if (value && value->kind != ML_VALUE_BOOL && (value->kind != ML_VALUE_INT || (uint64_t)value->i > 1))
         mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", value->name);
     return value && value->i != 0;
 }
@@ -17681,19 +17681,23 @@ MLI_APART int mli_layers_with_window(const mli_loader *loader, const ml_value *v
     return !value->length || mli_gguf_element(value, 0).i;
 }
 
-/* How far a token sees back. Where a type is listed for each layer, all must be of one. */
+/* How far a token sees back. Where a type is listed for each layer, all must be of one. Hugging Face's Llama has no
+   window, whatever was left in its config.json when a Mistral was made one. */
 static void mli_load_window(mli_loader *loader) {
     const ml_value *window = mli_field_value(loader, MLI_FIELD_WINDOW), *value = loader->archive->values;
     const ml_value *used = mli_find_other(loader, MLI_CONFIG_JSON ".use_sliding_window");
+    const ml_value *model_type = mli_find_other(loader, MLI_CONFIG_JSON ".model_type");
     size_t n_full = 0, n_sliding = 0, n_values = MLI_ONLY_GGUF ? 0 : loader->archive->n_values;
     for (size_t i = 0; i < n_values; i++, value++) {
         if (!mli_begins_with(value->name, MLI_CONFIG_JSON ".layer_types.")) continue;
         n_full += (size_t)mli_value_is(value, "full_attention");
         n_sliding += (size_t)mli_value_is(value, "sliding_attention");
     }
-    if (!window || (window->kind == ML_VALUE_INT && window->i == 0) ||
-        (used && !mli_value_bool(loader, used)))
+    if (!window || (used && !mli_value_bool(loader, used)) ||
+        (model_type && mli_value_is(model_type, "llama")))
         return;
+    int is_number = window->kind == ML_VALUE_INT || window->kind == ML_VALUE_BOOL;
+    if (is_number && (window->i == 0 || window->i == -1)) return; /* or false: none */
     const ml_value *pattern = ml_archive_find_value(loader->archive, MLI_KEY_PATTERN);
     if (pattern) {
         int has_window = mli_layers_with_window(loader, pattern);
