@@ -16195,7 +16195,7 @@ MLI_OPTIONAL ml_result mli_gguf_get_merge(void *context, size_t rank, mli_piece 
 }
 
 /* The list under a key, of that type and, unless n is 0, length; *list is NULL when there is no such key. For F32 any
-   numbers will do, for I32 integers of any size. */
+   numbers will do, for I32 integers of any size, and of either more than n. */
 static ml_result mli_gguf_find_list(const ml_archive *archive, const char *key, int type, size_t n,
                                     const ml_value **list, ml_error *error) {
     const ml_value *value = *list = ml_archive_find_value(archive, key);
@@ -16207,7 +16207,7 @@ static ml_result mli_gguf_find_list(const ml_archive *archive, const char *key, 
                         type == MLI_GGUF_STRING ? "strings"
                         : type == MLI_GGUF_F32  ? "numbers"
                                                 : "integers");
-    if (n && value->length != n)
+    if (n && (type == MLI_GGUF_STRING ? value->length != n : value->length < n))
         return mli_fail(error, ML_ERROR_MISMATCH, "key %s has %z elements, not %z", key, value->length, n);
     return ML_OK;
 }

@@ -1513,7 +1513,7 @@ TEST(colliding_pieces) {
     free(v.pieces);
 }
 
-/* Lists of numbers of any size are read, as are files without scores. */
+/* Lists of numbers of any size are read, as are longer ones and files without scores. */
 TEST(lists_of_other_types) {
     static const struct {
         int type, size, is_float; /* GGUF's number */
@@ -1523,16 +1523,18 @@ TEST(lists_of_other_types) {
         bytes more = {NULL, 0, 0};
         ml_tokenizer *t;
         if (!types[k].is_float) {
-            put_list(&more, "tokenizer.ggml.token_type", (uint32_t)types[k].type, (uint64_t)v.n);
+            put_list(&more, "tokenizer.ggml.token_type", (uint32_t)types[k].type, (uint64_t)v.n + k);
             for (int i = 0; i < v.n; i++) put_uint(&more, (uint64_t)v.pieces[i].kind, types[k].size);
+            for (size_t i = 0; i < k; i++) put_uint(&more, 1, types[k].size);
         }
-        put_list(&more, "tokenizer.ggml.scores", (uint32_t)types[k].type, (uint64_t)v.n);
+        put_list(&more, "tokenizer.ggml.scores", (uint32_t)types[k].type, (uint64_t)v.n + k);
         for (int i = 0; i < v.n; i++) {
             double score = (double)v.pieces[i].score;
             uint64_t bits = (uint64_t)i % 100;
             if (types[k].is_float) memcpy(&bits, &score, 8);
             put_uint(&more, bits, types[k].size);
         }
+        for (size_t i = 0; i < k; i++) put_uint(&more, 0, types[k].size);
         t = load_and_free(write_gguf_with(&v, types[k].is_float ? NO_SCORES : NO_SCORES | NO_KINDS,
                                           types[k].is_float ? 1 : 2, more));
         REQUIRE(t);
