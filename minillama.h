@@ -1574,7 +1574,7 @@ typedef struct ml_model_load_desc {
        params.json, tokenizer.model in the folder above. One with more pieces (special and user-defined ones beyond
        the rows do not count), or over 1024 fewer, is ignored; of the others the first with the most pieces is used,
        since pieces added later may be in one file only. Those that only tokenizer_config.json has
-       (added_tokens_decoder) are added to a tokenizer.model. */
+       (added_tokens_decoder; without it added_tokens.json) are added to a tokenizer.model. */
     const char *tokenizer;
     const void *tokenizer_data; /* or its bytes */
     size_t tokenizer_size;
@@ -16202,7 +16202,7 @@ MLI_OPTIONAL ml_result mli_gguf_get_merge(void *context, size_t rank, mli_piece 
 }
 
 /* The list under a key, of that type and, unless n is 0, length; *list is NULL when there is no such key. For F32 any
-   numbers will do, for I32 integers of any size. */
+   numbers will do, for I32 integers of any size, and of either more than n. */
 static ml_result mli_gguf_find_list(const ml_archive *archive, const char *key, int type, size_t n,
                                     const ml_value **list, ml_error *error) {
     const ml_value *value = *list = ml_archive_find_value(archive, key);
@@ -16214,7 +16214,7 @@ static ml_result mli_gguf_find_list(const ml_archive *archive, const char *key, 
                         type == MLI_GGUF_STRING ? "strings"
                         : type == MLI_GGUF_F32  ? "numbers"
                                                 : "integers");
-    if (n && value->length != n)
+    if (n && (type == MLI_GGUF_STRING ? value->length != n : value->length < n))
         return mli_fail(error, ML_ERROR_MISMATCH, "key %s has %z elements, not %z", key, value->length, n);
     return ML_OK;
 }
@@ -17005,14 +17005,17 @@ static ml_result mli_tokenizer_from_json(const void *data, size_t size, const ml
 #endif /* ML_NO_BPE */
 
 /* ---- pieces added to a tokenizer.model ----
-   Hugging Face's tokenizer_config.json has them under "added_tokens_decoder", by their ids. */
+   Hugging Face's tokenizer_config.json has them under "added_tokens_decoder", by their ids. Before version 4.34 of
+   transformers, added_tokens.json had the id of each text, and two other files named those that are special. */
 
 typedef struct mli_added {
-    const ml_archive *archive; /* has the values of tokenizer_config.json */
+    const ml_archive *archive; /* has the values of these files */
     mli_vocabulary file;       /* without them */
 } mli_added;
 
 #define MLI_TOKENIZER_JSON "tokenizer_config.json"
+#define MLI_ADDED_JSON "added_tokens.json"
+#define MLI_SPECIAL_JSON "special_tokens_map.json"
 
 /* Most rows that a vocabulary has beyond the pieces of a tokenizer that is only found beside it. */
 #define MLI_MAX_EXTRA_ROWS 1024
@@ -17023,15 +17026,39 @@ static const ml_value *mli_added_value(const mli_added *added, size_t id, const 
     return ml_archive_find_value(added->archive, name);
 }
 
+/* The text that added_tokens.json has for the id; NULL: none. It is special if it is also a value of the others. */
+static const char *mli_added_before(const ml_archive *archive, size_t id, int *is_special) {
+    const ml_value *value = archive->values, *end = value + archive->n_values;
+    const char *text = NULL;
+    for (size_t i = 0; i < archive->n_values && !text; i++, value++)
+        if (value->kind == ML_VALUE_INT && (uint64_t)value->i == id &&
+            mli_begins_with(value->name, MLI_ADDED_JSON "."))
+            text = value->name + sizeof MLI_ADDED_JSON;
+    for (value = archive->values; text && value < end; value++)
+        *is_special |= value->kind == ML_VALUE_STRING && mli_is_text(value->s, value->length, text) &&
+                       (mli_begins_with(value->name, MLI_SPECIAL_JSON ".") ||
+                        mli_begins_with(value->name, MLI_TOKENIZER_JSON "."));
+    return text;
+}
+
+/* Returns 0 if there is no added piece of that id. */
+static int mli_find_added(const mli_added *added, size_t id, mli_piece *piece) {
+    const ml_value *text = mli_added_value(added, id, "content");
+    const ml_value *special = mli_added_value(added, id, "special");
+    int is_special = special && special->i;
+    const char *bytes = text ? text->s : mli_added_before(added->archive, id, &is_special);
+    if (!bytes || (text && text->kind != ML_VALUE_STRING)) return 0;
+    memset(piece, 0, sizeof *piece);
+    piece->bytes = (const unsigned char *)bytes;
+    piece->length = text ? text->length : strlen(bytes);
+    piece->kind = is_special ? ML_PIECE_CONTROL : ML_PIECE_USER_DEFINED;
+    return 1;
+}
+
 static ml_result mli_added_get(void *context, int32_t id, mli_piece *piece, ml_error *error) {
     const mli_added *added = (const mli_added *)context;
     if ((size_t)id < added->file.n_pieces) return added->file.get(added->file.context, id, piece, error);
-    const ml_value *text = mli_added_value(added, (size_t)id, "content");
-    const ml_value *special = mli_added_value(added, (size_t)id, "special");
-    memset(piece, 0, sizeof *piece);
-    piece->bytes = (const unsigned char *)text->s;
-    piece->length = text->length;
-    piece->kind = special && special->i ? ML_PIECE_CONTROL : ML_PIECE_USER_DEFINED;
+    mli_find_added(added, (size_t)id, piece);
     return ML_OK;
 }
 
@@ -17041,8 +17068,7 @@ static ml_result mli_tokenizer_model_open(mli_piece_source *source, mli_vocabula
     ml_result result = mli_spm_open(source, v, error);
     size_t n = v->n_pieces;
     if (result || !added) return result;
-    for (const ml_value *text; n - v->n_pieces < MLI_MAX_EXTRA_ROWS; n++)
-        if (!(text = mli_added_value(added, n, "content")) || text->kind != ML_VALUE_STRING) break;
+    for (mli_piece piece; n - v->n_pieces < MLI_MAX_EXTRA_ROWS && mli_find_added(added, n, &piece);) n++;
     if (n == v->n_pieces) return ML_OK;
     added->file = *v;
     v->get = mli_added_get;
@@ -17501,9 +17527,9 @@ static int mli_value_int(const ml_value *value, int64_t *n) {
     return value->kind == ML_VALUE_FLOAT && mli_is_finite(value->f) && mli_is_whole(value->f, n);
 }
 
-/* Whether a value is true, which may be absent. */
+/* Whether a value is true, or 1; it may be absent. */
 static int mli_value_bool(mli_loader *loader, const ml_value *value) {
-    if (value && value->kind != ML_VALUE_BOOL)
+    if (value && value->kind != ML_VALUE_BOOL && (value->kind != ML_VALUE_INT || (uint64_t)value->i > 1))
         mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither true nor false", value->name);
     return value && value->i != 0;
 }
@@ -17678,19 +17704,23 @@ MLI_APART int mli_layers_with_window(const mli_loader *loader, const ml_value *v
     return !value->length || mli_gguf_element(value, 0).i;
 }
 
-/* How far a token sees back. Where a type is listed for each layer, all must be of one. */
+/* How far a token sees back. Where a type is listed for each layer, all must be of one. Hugging Face's Llama has no
+   window, whatever was left in its config.json when a Mistral was made one. */
 static void mli_load_window(mli_loader *loader) {
     const ml_value *window = mli_field_value(loader, MLI_FIELD_WINDOW), *value = loader->archive->values;
     const ml_value *used = mli_find_other(loader, MLI_CONFIG_JSON ".use_sliding_window");
+    const ml_value *model_type = mli_find_other(loader, MLI_CONFIG_JSON ".model_type");
     size_t n_full = 0, n_sliding = 0, n_values = MLI_ONLY_GGUF ? 0 : loader->archive->n_values;
     for (size_t i = 0; i < n_values; i++, value++) {
         if (!mli_begins_with(value->name, MLI_CONFIG_JSON ".layer_types.")) continue;
         n_full += (size_t)mli_value_is(value, "full_attention");
         n_sliding += (size_t)mli_value_is(value, "sliding_attention");
     }
-    if (!window || ((window->kind == ML_VALUE_INT || window->kind == ML_VALUE_BOOL) && window->i == 0) ||
-        (used && !mli_value_bool(loader, used)))
+    if (!window || (used && !mli_value_bool(loader, used)) ||
+        (model_type && mli_value_is(model_type, "llama")))
         return;
+    int is_number = window->kind == ML_VALUE_INT || window->kind == ML_VALUE_BOOL;
+    if (is_number && (window->i == 0 || window->i == -1)) return; /* or false: none */
     const ml_value *pattern = ml_archive_find_value(loader->archive, MLI_KEY_PATTERN);
     if (pattern) {
         int has_window = mli_layers_with_window(loader, pattern);
@@ -18789,6 +18819,19 @@ static void mli_try_json(mli_loader *loader, const char *name) {
     if (result == ML_ERROR_MEMORY) mli_refuse(loader, result, "out of memory for %s", name);
 }
 
+/* Reads what Hugging Face says of a tokenizer.model beside it. The older files count where the newer one has no added
+   pieces. */
+static void mli_load_added(mli_loader *loader) {
+    static const char *const files[] = {MLI_TOKENIZER_JSON, MLI_ADDED_JSON, MLI_SPECIAL_JSON};
+    size_t n = MLI_COUNT(files);
+    for (size_t i = 0; i < n; i++) {
+        mli_try_json(loader, files[i]);
+        for (size_t k = 0; i == 0 && k < loader->archive->n_values; k++)
+            if (mli_begins_with(loader->archive->values[k].name, MLI_TOKENIZER_JSON ".added_tokens_decoder."))
+                n = 1;
+    }
+}
+
 /* An id below `most` in one of the JSON files; -1: there is none. */
 static int32_t mli_json_id(const mli_loader *loader, const char *name, int most) {
     const ml_value *id = ml_archive_find_value(loader->archive, name);
@@ -18844,7 +18887,7 @@ static void mli_load_tokenizer(mli_loader *loader) {
     const ml_allocator *allocator = &loader->allocator;
     ml_error *error = loader->error;
     ml_tokenizer *tokenizer = NULL;
-    if (mli_is_hugging_face(loader)) mli_try_json(loader, MLI_TOKENIZER_JSON);
+    if (mli_is_hugging_face(loader)) mli_load_added(loader);
     if (loader->result) return;
     if (d->tokenizer || d->tokenizer_data) {
         loader->result = mli_tokenizer_from(d->tokenizer, d->tokenizer_data, d->tokenizer_size, allocator,
@@ -19705,6 +19748,23 @@ static void mli_load_gguf_labels(mli_loader *loader, int n, const char **labels)
     }
 }
 
+/* The same of a JSON value: some files have numbers in place of names. */
+static void mli_take_json_label(mli_loader *loader, const char **label, const ml_value *value) {
+    char text[24];
+    int64_t number;
+    if (value->kind == ML_VALUE_STRING) {
+        mli_take_label(loader, label, value->s, value->length);
+    } else if (value->kind == ML_VALUE_BOOL || mli_value_int(value, &number)) {
+        if (value->kind == ML_VALUE_BOOL)
+            mli_format(text, sizeof text, "%s", value->i ? "true" : "false");
+        else
+            mli_format(text, sizeof text, "%l", number);
+        mli_take_label(loader, label, text, strlen(text));
+    } else {
+        mli_refuse(loader, ML_ERROR_FORMAT, "value %s is neither a text nor a whole number", value->name);
+    }
+}
+
 /* labels (n) = the values FILE.KEY.0, FILE.KEY.1, ...; nothing where there are none. */
 static void mli_load_json_labels(mli_loader *loader, const char *file, const char *key, int n,
                                  const char **labels) {
@@ -19716,10 +19776,8 @@ static void mli_load_json_labels(mli_loader *loader, const char *file, const cha
         if ((i < n) != (value != NULL))
             mli_refuse(loader, ML_ERROR_MISMATCH, "value %s is %s, but the head has %d classes", name,
                        value ? "there" : "missing", n);
-        else if (value && value->kind != ML_VALUE_STRING)
-            mli_refuse(loader, ML_ERROR_FORMAT, "value %s is no text", name);
         else if (value)
-            mli_take_label(loader, &labels[i], value->s, value->length);
+            mli_take_json_label(loader, &labels[i], value);
     }
 }
 

@@ -803,8 +803,9 @@ TEST(wrong_json) {
         {0, "{\"id2label\":{\"0\":\"a\",\"1\":\"b\"}}", ML_ERROR_MISMATCH, "id2label.2 is missing"},
         {0, "{\"id2label\":{\"0\":\"a\",\"1\":\"b\",\"2\":\"c\",\"3\":\"d\"}}", ML_ERROR_MISMATCH,
          "id2label.3 is there"},
-        {0, "{\"id2label\":{\"0\":\"a\",\"1\":2,\"2\":\"c\"}}", ML_ERROR_FORMAT, "id2label.1 is no text"},
-        {0, "{\"id2label\":[0,1,2]}", ML_ERROR_FORMAT, "id2label.0 is no text"},
+        {0, "{\"id2label\":{\"0\":\"a\",\"1\":0.5,\"2\":\"c\"}}", ML_ERROR_FORMAT,
+         "id2label.1 is neither a text nor"},
+        {0, "{\"id2label\":[NaN,1,2]}", ML_ERROR_FORMAT, "id2label.0 is neither a text nor"},
         {0, "{\"id2label\":{\"0\":\"a\",\"1\":\"b\\u0000\",\"2\":\"c\"}}", ML_ERROR_FORMAT, "zero byte"},
         {0, "{\"minillama_pooling\":\"cls\"}", ML_ERROR_UNSUPPORTED, "minillama_pooling is cls"},
         {0, "{\"minillama_pooling\":7}", ML_ERROR_UNSUPPORTED, "minillama_pooling is a number"},
@@ -820,7 +821,7 @@ TEST(wrong_json) {
         {1, "{\"minillama_labels\":[\"a\",\"b\",\"c\"],\"minillama_pooling\":\"mean\"}", ML_OK, ""},
         {1, "{\"minillama_labels\":[\"a\",\"b\",\"c\",\"d\"]}", ML_ERROR_MISMATCH, "labels.3 is there"},
         {1, "{\"minillama_labels\":[\"a\"]}", ML_ERROR_MISMATCH, "labels.1 is missing"},
-        {1, "{\"minillama_labels\":[1,2,3]}", ML_ERROR_FORMAT, "labels.0 is no text"},
+        {1, "{\"minillama_labels\":[1e99,2,3]}", ML_ERROR_FORMAT, "labels.0 is neither a text nor"},
     };
     size_t i;
     for (i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -833,6 +834,25 @@ TEST(wrong_json) {
             printf("case %d: %s\n", (int)i, error.text);
         if (head) CHECK(!head->labels == !strstr(cases[i].json, "\"a\"") && head->n_classes == 3);
         if (head) CHECK((head->pooling == ML_POOL_MEAN) == (strstr(cases[i].json, "mean") != NULL));
+        ml_head_free(head);
+        free_bytes(&file);
+    }
+}
+
+/* As Hugging Face's programs write them for classes that are numbers or truth values themselves. */
+TEST(labels_that_are_no_texts) {
+    static const struct {
+        const char *json, *labels[3];
+    } cases[] = {{"{\"id2label\":{\"0\":0,\"1\":\"b\",\"2\":-20}}", {"0", "b", "-20"}},
+                 {"{\"id2label\":{\"0\":false,\"1\":true,\"2\":\"c\"}}", {"false", "true", "c"}},
+                 {"{\"id2label\":[1.0,2.0,9000000000]}", {"1", "2", "9000000000"}}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        bytes file = hf_head("score.weight");
+        ml_head *head = NULL;
+        ml_error error;
+        CHECK(load_memory(&file, cases[i].json, &head, &error) == ML_OK);
+        REQUIRE(head && head->labels);
+        for (int k = 0; k < 3; k++) CHECK(strcmp(head->labels[k], cases[i].labels[k]) == 0);
         ml_head_free(head);
         free_bytes(&file);
     }
@@ -1011,6 +1031,7 @@ int main(void) {
     RUN(course_adapters);
     RUN(wrong_gguf);
     RUN(wrong_json);
+    RUN(labels_that_are_no_texts);
     RUN(refused);
     RUN(damaged);
     RUN(nothing_else_in_an_adapter);

@@ -362,6 +362,9 @@ TEST(hf_refused) {
     CHECK_KEY_REFUSED("quantization", "{\"group_size\": 64, \"bits\": 4}", ML_ERROR_UNSUPPORTED, /* MLX's */
                       "quantization.group_size is set: weights quantized by other programs");
     CHECK_KEY_REFUSED("is_causal", "\"no\"", ML_ERROR_FORMAT, "is_causal");
+    CHECK_KEY_REFUSED("is_causal", "2", ML_ERROR_FORMAT, "is_causal is neither true nor false");
+    CHECK_KEY_REFUSED("is_causal", "-1", ML_ERROR_FORMAT, "is_causal is neither true nor false");
+    CHECK_KEY_REFUSED("attention_bias", "1", ML_ERROR_MISMATCH, "self_attn.q_proj.bias is missing");
     CHECK_KEY_REFUSED("rms_norm_eps", "\"small\"", ML_ERROR_FORMAT, "rms_norm_eps");
     CHECK_KEY_REFUSED("rope_theta", "-1", ML_ERROR_FORMAT, "rope_theta");
     CHECK_KEY_REFUSED("rope_theta", "0", ML_ERROR_FORMAT, "rope_theta");
@@ -379,6 +382,7 @@ TEST(hf_json) {
                                           {"rope_theta", "5000"},
                                           {"x\\u0000y", "[1, {\"z\": 2}]"},
                                           {"partial_rotary_factor", "1.0"},
+                                          {"attention_bias", "0"},
                                           {"quantization_config", "null"},
                                           {"vocab_size", "-1"},
                                           {"vocab_size", "3"}};
@@ -418,6 +422,12 @@ TEST(masks) {
     ml_model_free(model);
     model = load_with_key("is_causal", "true");
     if (model) CHECK(model->config.mask == ML_MASK_CAUSAL);
+    ml_model_free(model);
+    model = load_with_key("is_causal", "0"); /* numbers that count as such in Python */
+    CHECK(model && model->config.mask == ML_MASK_FULL);
+    ml_model_free(model);
+    model = load_with_key("is_causal", "1");
+    CHECK(model && model->config.mask == ML_MASK_CAUSAL);
     ml_model_free(model);
     model = load_with_key("use_bidirectional_attention", "true");
     if (model) CHECK(model->config.mask == ML_MASK_FULL);

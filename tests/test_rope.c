@@ -1043,6 +1043,8 @@ static ml_result load_with(const char *from, const char *to, ml_model **model, m
     return result;
 }
 
+#define MISTRAL "\"model_type\": \"mistral\", "
+
 TEST(words_of_config_json) {
     static const struct {
         const char *words;
@@ -1066,16 +1068,21 @@ TEST(words_of_config_json) {
         {"\"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 2,"
          " \"high_freq_factor\": 5, \"original_max_position_embeddings\": 64, \"rope_theta\": 300}",
          ML_ROPE_LLAMA3, 8, 2, 5, 1, 64, 0, NULL},
-        {"\"rope_scaling\": {\"rope_type\": \"default\", \"factor\": 8}, \"sliding_window\": 7",
+        {MISTRAL "\"rope_scaling\": {\"rope_type\": \"default\", \"factor\": 8}, \"sliding_window\": 7",
          ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 7, NULL},
-        {"\"sliding_window\": 7, \"use_sliding_window\": false", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, NULL},
-        {"\"sliding_window\": null", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, NULL},
-        {"\"sliding_window\": 7, \"layer_types\": [\"full_attention\", \"full_attention\"]", ML_ROPE_PLAIN, 1,
-         1, 4, 1, 320, 0, NULL},
-        {"\"sliding_window\": 7, \"layer_types\": [\"sliding_attention\", \"sliding_attention\"]",
+        {"\"sliding_window\": 7", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, NULL}, /* a Llama has none */
+        {MISTRAL "\"sliding_window\": 7, \"use_sliding_window\": false", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0,
+         NULL},
+        {MISTRAL "\"sliding_window\": false", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, NULL},
+        {MISTRAL "\"sliding_window\": -1", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, NULL},
+        {MISTRAL "\"sliding_window\": 7, \"use_sliding_window\": 1", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 7, NULL},
+        {MISTRAL "\"sliding_window\": null", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, NULL},
+        {MISTRAL "\"sliding_window\": 7, \"layer_types\": [\"full_attention\", \"full_attention\"]",
+         ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, NULL},
+        {MISTRAL "\"sliding_window\": 7, \"layer_types\": [\"sliding_attention\", \"sliding_attention\"]",
          ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 7, NULL},
-        {"\"sliding_window\": 7, \"layer_types\": [\"sliding_attention\", \"full_attention\"]", ML_ROPE_PLAIN,
-         1, 1, 4, 1, 320, 0, "layer_types"},
+        {MISTRAL "\"sliding_window\": 7, \"layer_types\": [\"sliding_attention\", \"full_attention\"]",
+         ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, "layer_types"},
         {"\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4, \"truncate\": false}", ML_ROPE_PLAIN, 1,
          1, 4, 1, 320, 0, "truncate"},
         {"\"rope_scaling\": {\"rope_type\": \"su\", \"factor\": 4}", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0,
@@ -1087,7 +1094,7 @@ TEST(words_of_config_json) {
         {"\"rope_parameters\": {\"rope_type\": \"yarn\", \"factor\": null}", ML_ROPE_PLAIN, 1, 1, 4, 1, 320,
          0, "no factor (config.json.rope_parameters.factor)"},
         {"\"head_dim\": 7", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, "heads of size 7"},
-        {"\"sliding_window\": -3", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, "sliding_window"}};
+        {MISTRAL "\"sliding_window\": -3", ML_ROPE_PLAIN, 1, 1, 4, 1, 320, 0, "sliding_window"}};
     ml_model *model = make(base_config());
     ml_save_desc save = save_as(ML_SAFETENSORS, ML_F32);
     CHECK(ml_model_save(model, in_folder("words.safetensors"), &save, NULL) == ML_OK);
@@ -1131,6 +1138,9 @@ TEST(biases_and_mistral) {
     save = save_as(ML_SAFETENSORS, ML_F32);
     CHECK(ml_model_save(model, in_folder("words.safetensors"), &save, NULL) == ML_OK);
     CHECK(load_with("\"model_type\": \"mistral\"", "\"model_type\": \"llama\"", &loaded, &error) == ML_OK);
+    CHECK(loaded && loaded->config.window == 0); /* as Hugging Face and llama.cpp read it */
+    ml_model_free(loaded);
+    CHECK(load_with("\"model_type\": \"mistral\"", "\"x\": 0", &loaded, &error) == ML_OK);
     CHECK(loaded && loaded->config.window == 9);
     ml_model_free(loaded);
     ml_model_free(model);

@@ -1235,6 +1235,56 @@ TEST(pieces_of_tokenizer_config) {
     free(v.pieces);
 }
 
+/* Before version 4.34 of transformers these were in added_tokens.json: in any order, by their texts, the special ones
+   named in special_tokens_map.json or tokenizer_config.json. Beside added_tokens_decoder it does not count. */
+TEST(pieces_of_added_tokens) {
+    static const char *const names[] = {"tokenizer_config.json", "added_tokens.json",
+                                        "special_tokens_map.json"};
+    static const char *const newer = "{\"added_tokens_decoder\": {\"%d\": {\"content\": \"<new>\"}}}";
+    static const char *const before[] = {"{\"eos_token\": \"<|im.end|>\", \"add_bos_token\": true}",
+                                         "{\"<|user|>\": %d, \"</s>\": 2, \"[PAD]\": %d, \"<|im.end|>\": %d}",
+                                         "{\"pad_token\": {\"content\": \"[PAD]\"}, \"x\": [\"no\"]}"};
+    static const char *const texts[] = {"<|im.end|>", "<|user|>", "[PAD]"};
+    vocabulary all = small_vocabulary(), v = make_vocabulary(small_pieces, COUNT(small_pieces) - 4, 1);
+    const int n = v.n;
+    ml_save_desc save;
+    bytes file = write_model(&v);
+    ml_model *loaded = NULL, *model = model_for(load_vocabulary(&all));
+    char text[128];
+    memset(&save, 0, sizeof save);
+    save.format = ML_SAFETENSORS;
+    REQUIRE(ml_model_save(model, in_folder("model.safetensors"), &save, &failure) == ML_OK);
+    ml_model_free(model);
+    write_file(in_folder("tokenizer.model"), file.data, file.size);
+    snprintf(text, sizeof text, "{\"eos_token_id\": %d}", n);
+    write_file(in_folder("generation_config.json"), text, strlen(text));
+    for (int i = 0; i < 3; i++) {
+        snprintf(text, sizeof text, before[i], n + 1, n + 2, n);
+        write_file(in_folder(names[i]), text, strlen(text));
+    }
+    REQUIRE(ml_model_load(in_folder("model.safetensors"), NULL, &loaded, &failure) == ML_OK);
+    const ml_tokenizer *t = loaded->tokenizer;
+    REQUIRE(t && t->n_pieces == n + 3 && t->ends[t->n_ends - 1] == n);
+    for (int i = 0; i < 3; i++) {
+        size_t length;
+        ml_piece_kind kind;
+        const char *piece = ml_tokenizer_piece(t, n + i, &length, NULL, &kind);
+        CHECK(length == strlen(texts[i]) && memcmp(piece, texts[i], length) == 0);
+        CHECK(kind == (i == 1 ? ML_PIECE_USER_DEFINED : ML_PIECE_CONTROL));
+    }
+    ml_model_free(loaded);
+    snprintf(text, sizeof text, newer, n);
+    write_file(in_folder(names[0]), text, strlen(text));
+    REQUIRE(ml_model_load(in_folder("model.safetensors"), NULL, &loaded, &failure) == ML_OK);
+    CHECK(loaded->tokenizer && loaded->tokenizer->n_pieces == n + 1);
+    ml_model_free(loaded);
+    for (int i = 0; i < 3; i++) remove(in_folder(names[i]));
+    remove(in_folder("generation_config.json"));
+    free(file.data);
+    free(all.pieces);
+    free(v.pieces);
+}
+
 /* ---- hostile files ---- */
 
 /* Whatever was loaded must work. */
@@ -1463,7 +1513,7 @@ TEST(colliding_pieces) {
     free(v.pieces);
 }
 
-/* Lists of numbers of any size are read, as are files without scores. */
+/* Lists of numbers of any size are read, as are longer ones and files without scores. */
 TEST(lists_of_other_types) {
     static const struct {
         int type, size, is_float; /* GGUF's number */
@@ -1473,16 +1523,18 @@ TEST(lists_of_other_types) {
         bytes more = {NULL, 0, 0};
         ml_tokenizer *t;
         if (!types[k].is_float) {
-            put_list(&more, "tokenizer.ggml.token_type", (uint32_t)types[k].type, (uint64_t)v.n);
+            put_list(&more, "tokenizer.ggml.token_type", (uint32_t)types[k].type, (uint64_t)v.n + k);
             for (int i = 0; i < v.n; i++) put_uint(&more, (uint64_t)v.pieces[i].kind, types[k].size);
+            for (size_t i = 0; i < k; i++) put_uint(&more, 1, types[k].size);
         }
-        put_list(&more, "tokenizer.ggml.scores", (uint32_t)types[k].type, (uint64_t)v.n);
+        put_list(&more, "tokenizer.ggml.scores", (uint32_t)types[k].type, (uint64_t)v.n + k);
         for (int i = 0; i < v.n; i++) {
             double score = (double)v.pieces[i].score;
             uint64_t bits = (uint64_t)i % 100;
             if (types[k].is_float) memcpy(&bits, &score, 8);
             put_uint(&more, bits, types[k].size);
         }
+        for (size_t i = 0; i < k; i++) put_uint(&more, 0, types[k].size);
         t = load_and_free(write_gguf_with(&v, types[k].is_float ? NO_SCORES : NO_SCORES | NO_KINDS,
                                           types[k].is_float ? 1 : 2, more));
         REQUIRE(t);
@@ -1846,6 +1898,7 @@ int main(void) {
     RUN(saving_invents_nothing);
     RUN(hugging_faces_files);
     RUN(pieces_of_tokenizer_config);
+    RUN(pieces_of_added_tokens);
     RUN(damaged_files);
     RUN(wrong_vocabularies);
     RUN(infinite_scores);
