@@ -1041,6 +1041,13 @@ TEST(other_dictionaries) {
     model = load_around(&c, pk_numbers("model_config", width, values), params);
     CHECK(model && model->config.dim == 4 && model->config.max_seq_len == 55);
     ml_model_free(model);
+    bytes words = {NULL, 0, 0}; /* a size that is no number is none */
+    pk_text(&words, "args"), put_text(&words, "}("), pk_text(&words, "dim"), pk_text(&words, "auto");
+    pk_text(&words, "n_layers"), pk_int(&words, 9), pk_text(&words, "n_heads"), pk_int(&words, 9);
+    put_text(&words, "u");
+    model = load_around(&c, words, params);
+    CHECK(model && model->config.dim == 4 && model->config.max_seq_len == 55);
+    ml_model_free(model);
 }
 
 /* A model may be loaded by a configuration of OmegaConf, but it hides no other. */
