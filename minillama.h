@@ -17026,11 +17026,14 @@ static const ml_value *mli_added_value(const mli_added *added, size_t id, const 
     return ml_archive_find_value(added->archive, name);
 }
 
-/* The text that added_tokens.json has for the id; NULL: none. It is special if it is also a value of the others. */
-static const char *mli_added_before(const ml_archive *archive, size_t id, int *is_special) {
+/* The text that added_tokens.json has for the id; NULL: none. It is special if it is also a value of the others. All
+   values are looked through for each: of a file that has a great many, only the first pieces count. */
+static const char *mli_added_before(const mli_added *added, size_t id, int *is_special) {
+    const ml_archive *archive = added->archive;
     const ml_value *value = archive->values, *end = value + archive->n_values;
     const char *text = NULL;
-    for (size_t i = 0; i < archive->n_values && !text; i++, value++)
+    if ((id - added->file.n_pieces) * archive->n_values > (size_t)1 << 24) return NULL;
+    for (; value < end && !text; value++)
         if (value->kind == ML_VALUE_INT && (uint64_t)value->i == id &&
             mli_begins_with(value->name, MLI_ADDED_JSON "."))
             text = value->name + sizeof MLI_ADDED_JSON;
@@ -17046,7 +17049,7 @@ static int mli_find_added(const mli_added *added, size_t id, mli_piece *piece) {
     const ml_value *text = mli_added_value(added, id, "content");
     const ml_value *special = mli_added_value(added, id, "special");
     int is_special = special && special->i;
-    const char *bytes = text ? text->s : mli_added_before(added->archive, id, &is_special);
+    const char *bytes = text ? text->s : mli_added_before(added, id, &is_special);
     if (!bytes || (text && text->kind != ML_VALUE_STRING)) return 0;
     memset(piece, 0, sizeof *piece);
     piece->bytes = (const unsigned char *)bytes;
@@ -17068,9 +17071,9 @@ static ml_result mli_tokenizer_model_open(mli_piece_source *source, mli_vocabula
     ml_result result = mli_spm_open(source, v, error);
     size_t n = v->n_pieces;
     if (result || !added) return result;
+    added->file = *v;
     for (mli_piece piece; n - v->n_pieces < MLI_MAX_EXTRA_ROWS && mli_find_added(added, n, &piece);) n++;
     if (n == v->n_pieces) return ML_OK;
-    added->file = *v;
     v->get = mli_added_get;
     v->context = added;
     v->n_pieces = n;
