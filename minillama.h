@@ -17208,7 +17208,7 @@ static const char *const mli_field_keys[MLI_FIELDS][MLI_FIELD_KEYS] = {
     {"llama.block_count", MLI_OTHERS(MLI_CONFIG_JSON ".num_hidden_layers", ".n_layers",
      MLI_PARAMS_JSON ".n_layers")},
     {"llama.attention.head_count", MLI_OTHERS(MLI_CONFIG_JSON ".num_attention_heads", ".n_heads",
-     MLI_PARAMS_JSON ".n_heads")},
+     "model_config.n_heads", MLI_PARAMS_JSON ".n_heads")}, /* the course's, with no other size */
     {"llama.attention.head_count_kv", MLI_OTHERS(MLI_CONFIG_JSON ".num_key_value_heads", ".n_kv_heads",
      MLI_PARAMS_JSON ".n_kv_heads")},
     {"llama.feed_forward_length", MLI_OTHERS(MLI_CONFIG_JSON ".intermediate_size", ".hidden_dim")},

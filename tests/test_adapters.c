@@ -1099,7 +1099,8 @@ TEST(configurations) {
         {"{\"r\":2,\"lora_alpha\":4,\"peft_type\":\"IA3\"}", ML_ERROR_UNSUPPORTED, "peft_type is IA3"},
         {"{\"r\":2,\"lora_alpha\":4,\"use_dora\":true}", ML_ERROR_UNSUPPORTED, "use_dora"},
         {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":true}", ML_OK, ""},
-        {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":1}", ML_ERROR_FORMAT, "use_rslora"},
+        {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":1}", ML_OK, ""},
+        {"{\"r\":2,\"lora_alpha\":4,\"use_rslora\":2}", ML_ERROR_FORMAT, "use_rslora"},
         {"{\"r\":2,\"lora_alpha\":4,\"fan_in_fan_out\":true}", ML_OK, ""}, /* PEFT: not for nn.Linear */
         {"{\"r\":2,\"lora_alpha\":4,\"lora_bias\":true}", ML_ERROR_UNSUPPORTED, "lora_bias"},
         {"{\"r\":2,\"lora_alpha\":4,\"use_qalora\":true}", ML_ERROR_UNSUPPORTED, "use_qalora"},
