@@ -101,19 +101,13 @@ TEST(a_curve_is_replaced) {
     CHECK(count_lines(curve, flags) == 12);
 }
 
-/* Windows makes a file of that name. */
-static int has_full_disk(void) {
-    FILE *full = fopen("/dev/full", "w");
-    int has = full && fputs("x", full) >= 0 && fflush(full) != 0;
-    if (full) fclose(full);
-    return has;
-}
-
 /* What cannot be written is known after all: the result is there, the other file, too, and the status says it. */
 TEST(a_full_disk) {
     char flags[700], picture[600], last[4096];
     int status;
-    if (!has_full_disk()) SKIP("no /dev/full");
+    FILE *full = fopen("/dev/full", "w");
+    if (full) fclose(full);
+    if (!full || WITHOUT_SH) SKIP("no /dev/full"); /* Windows, and wine has it */
     snprintf(picture, sizeof picture, "%s", in_folder("kept.svg"));
     snprintf(flags, sizeof flags, "--epochs 1 --curve /dev/full --picture %s", picture);
     const char *said = run_program(interpolate_main, flags, &status);
