@@ -150,6 +150,10 @@ TEST(both_tasks) {
     CHECK(strstr(all, "<td>.900 (.100)</td><td>60/30</td><td>50</td><td>3</td></tr>"));
 }
 
+#define FACTS_OF(csv)                                                                                        \
+    "awk -f " ADVANCED "csv.awk -f " ADVANCED "statistics.awk -f " REPORT "facts.awk '{}/rows.txt' '{}/" csv \
+    "'"
+
 TEST(facts) {
     const char *all = printed_by("-f " REPORT "facts.awk");
     CHECK(strstr(all, "runs\t22\n") && strstr(all, "best_sst\t`better`\n"));
@@ -163,13 +167,9 @@ TEST(facts) {
              "--ema .9 --with build/advanced/m/thing\n"));
     CHECK(strstr(all, "command_cfimdb_one\tbuild/regularize --data DATA --task cfimdb --seed 1 --threads 2 "
                       "--model build/advanced/m/sst-1.gguf\n"));
-    all = printed("sed '2,$s/,/+,/' '{}/results.csv' > '{}/second.csv'; "
-                  "awk -f " ADVANCED "csv.awk -f " ADVANCED "statistics.awk -f " REPORT
-                  "facts.awk '{}/rows.txt' '{}/second.csv'");
+    all = printed("sed '2,$s/,/+,/' '{}/results.csv' > '{}/second.csv'; " FACTS_OF("second.csv"));
     CHECK(strstr(all, "second_trained\t258 to 1.30 M\n"));
-    all = printed("grep -v '^better' '{}/second.csv' > '{}/wide.csv'; "
-                  "awk -f " ADVANCED "csv.awk -f " ADVANCED "statistics.awk -f " REPORT
-                  "facts.awk '{}/rows.txt' '{}/wide.csv'");
+    all = printed("grep -v '^better' '{}/second.csv' > '{}/wide.csv'; " FACTS_OF("wide.csv"));
     CHECK(strstr(all, "second_trained\t1.30 M\n"));
 }
 
